@@ -1,0 +1,1 @@
+"""Everything that knows a file format: reading data sets, reading images, writing labels."""

@@ -1,0 +1,20 @@
+"""Errors that are the user's to mend: the command line prints their message, without a traceback, and exits with 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can put right; the message says what came, what was wanted, what to do."""
+
+
+class TrainingDiverged(UserError):
+    """The loss stopped being a finite number."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """An error for a name nobody knows, with the nearest known one and the whole list."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")

@@ -1,0 +1,256 @@
+"""The data that everything passes around. Shapes are checked once, on construction; functions then trust them.
+
+Boxes are ``float32`` rows ``x1, y1, x2, y2`` in 0-based pixels of the *original* image. Labels are ``int64`` in
+``[0, K)``; background is never a label. Scores are in ``[0, 1]``. N, T, G count rows; K counts classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
+    """Anything that is N boxes -> (N, 4) ``float32``, every one finite and with a positive area."""
+    array = np.asarray(boxes, dtype=np.float32)
+    if array.size == 0:
+        return array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"boxes must have shape (N, 4), got {array.shape}; wrap a single box in a list")
+    good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
+    if not good.all():
+        raise ValueError(f"boxes must be finite with x2 > x1 and y2 > y1, got {array[~good][0].tolist()}")
+    return array
+
+
+class Rows:
+    """A table of equally long columns: ``len``, indexing and concatenation act on all of them at once."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
+
+    def __getitem__(self, rows: Any) -> Self:
+        """The chosen rows (a mask, indices or a slice) as a table of the same type."""
+        return type(self)(*(_pick(getattr(self, f.name), rows) for f in fields(self)))  # type: ignore[arg-type]
+
+    def _column(self, name: str, dtype: Any, width: tuple[int | None, ...] = ()) -> None:
+        """Convert one column and check that it is (length, *width), where None stands for any width."""
+        array = np.asarray(getattr(self, name), dtype=dtype)
+        wanted = (len(self), *width)
+        if array.ndim != len(wanted) or any(w is not None and w != s for w, s in zip(wanted, array.shape, strict=True)):
+            raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
+        object.__setattr__(self, name, array)
+
+
+def _pick(column: Any, rows: Any) -> Any:
+    return None if column is None else column[rows]
+
+
+R = TypeVar("R", bound="Rows")
+
+
+def concatenate(tables: Sequence[R]) -> R:
+    """Several tables of one type, one after the other; an optional column stays only where all have it."""
+    columns = [[getattr(t, f.name) for t in tables] for f in fields(tables[0])]  # type: ignore[arg-type]
+    return type(tables[0])(*(None if any(c is None for c in col) else np.concatenate(col) for col in columns))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image at working size, which knows how large the original is.
+
+    ``pixels`` is (h, w, 3) ``uint8`` RGB; ``width`` and ``height`` are those of the original image, in whose pixels
+    all boxes are given.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be (h, w, 3) uint8, got {self.pixels.shape} {self.pixels.dtype}")
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(Rows):
+    """What a detector says about one picture.
+
+    ``class_probs`` is the whole class vector of each box: (N, K) sigmoids (RetinaNet), or (N, K + 1) softmax with
+    background first (Faster R-CNN). ``features`` (N, D) is there on request.
+    """
+
+    boxes: Floats
+    labels: Ints
+    scores: Floats
+    class_probs: Floats
+    features: Floats | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", as_boxes(self.boxes))
+        self._column("labels", np.int64)
+        self._column("scores", np.float32)
+        self._column("class_probs", np.float32, (None,))
+        if self.features is not None:
+            self._column("features", np.float32, (None,))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates(Rows):
+    """One row per box of the pool that could be asked about or become a pseudo label.
+
+    ``uncertainty`` is u(b) of Eq. 3 in [0, c_m]; ``box_consistency`` is cons(b) of Eq. 4 in [0, 1]. ``box_index``
+    counts the boxes of one image; (image_id, box_index) names a candidate within a cycle.
+    """
+
+    image_id: Ints
+    box_index: Ints
+    boxes: Floats
+    labels: Ints
+    scores: Floats
+    uncertainty: Floats
+    box_consistency: Floats
+    class_probs: Floats
+    features: Floats | None = None
+
+    def __post_init__(self) -> None:
+        self._column("image_id", np.int64)
+        self._column("box_index", np.int64)
+        object.__setattr__(self, "boxes", as_boxes(self.boxes))
+        self._column("boxes", np.float32, (4,))
+        self._column("labels", np.int64)
+        for name in ("scores", "uncertainty", "box_consistency"):
+            self._column(name, np.float32)
+        self._column("class_probs", np.float32, (None,))
+        if self.features is not None:
+            self._column("features", np.float32, (None,))
+
+
+class Verdict(StrEnum):
+    """What an answer says: the object with its true box and class, nothing there, or nobody can tell."""
+
+    OBJECT = "object"
+    NOT_AN_OBJECT = "not_an_object"
+    CANNOT_TELL = "cannot_tell"
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A question: "what is in this box?", or, with ``box`` None, "what is in this whole image?".
+
+    ``id`` is given by the store (0 before that). ``guess`` is the predicted label, ``utility`` what the strategy
+    ranked by, ``why`` further numbers to show a person.
+    """
+
+    image_id: int
+    box: Floats | None = None
+    guess: int | None = None
+    utility: float = 0.0
+    why: dict[str, float] | None = None
+    id: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What came back: the objects' boxes (G, 4) and labels (G,). A box query that hit nothing has no boxes."""
+
+    query_id: int
+    boxes: Floats
+    labels: Ints
+    verdict: Verdict
+    by: str = "oracle"
+    milliseconds: int = 0
+
+    def __post_init__(self) -> None:
+        boxes, labels = as_boxes(self.boxes), np.asarray(self.labels, dtype=np.int64)
+        if labels.shape != (len(boxes),):
+            raise ValueError(f"labels must have shape ({len(boxes)},), got {labels.shape}")
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "labels", labels)
+
+
+class Source(StrEnum):
+    """Where a target box comes from."""
+
+    HUMAN = "human"
+    PSEUDO = "pseudo"
+    REJECTED = "rejected"
+    DIFFICULT = "difficult"
+
+
+@dataclass(frozen=True, eq=False)
+class Targets(Rows):
+    """Training truth of one image.
+
+    ``class_weight`` and ``box_weight`` (G,) in [0, 1] multiply the losses of the anchors and proposals matched to a
+    box (Eq. 7); with weight 0 that branch *ignores* the box's region. Where ``background`` (G,) is True the class
+    branch is taught background there (a rejected box, or a box that only the box branch trusts).
+    """
+
+    boxes: Floats
+    labels: Ints
+    class_weight: Floats
+    box_weight: Floats
+    background: Bools
+    source: NDArray[np.str_]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", as_boxes(self.boxes))
+        self._column("labels", np.int64)
+        for name in ("class_weight", "box_weight"):
+            self._column(name, np.float32)
+            weight = getattr(self, name)
+            if not ((weight >= 0) & (weight <= 1)).all():
+                raise ValueError(f"{name} must be in [0, 1], got {weight.min()} to {weight.max()}")
+        self._column("background", np.bool_)
+        self._column("source", np.str_)
+
+    @classmethod
+    def of(cls, boxes: ArrayLike, labels: ArrayLike, source: Source = Source.HUMAN, class_weight: ArrayLike = 1.0,
+           box_weight: ArrayLike = 1.0, background: ArrayLike = False) -> Self:  # fmt: skip
+        """Boxes of one source; the weights and the flag may be one number for all of them."""
+        boxes = as_boxes(boxes)
+        columns = (np.broadcast_to(c, len(boxes)) for c in (class_weight, box_weight, background, str(source)))
+        return cls(boxes, np.asarray(labels, dtype=np.int64).reshape(-1), *columns)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelState:
+    """All that a strategy may know of the labels so far.
+
+    ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the human boxes of each class.
+    """
+
+    class_frequency: Floats
+    class_counts: Ints
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a data set: a number that names it for good, where it lies, and its size (EXIF rotation undone)."""
+
+    id: int
+    path: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth(Rows):
+    """All objects of one image; only the oracle, the evaluation and the data readers may see it."""
+
+    boxes: Floats
+    labels: Ints
+    difficult: Bools
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", as_boxes(self.boxes))
+        self._column("labels", np.int64)
+        self._column("difficult", np.bool_)
