@@ -1,0 +1,240 @@
+"""Every setting of a run, in one place: two presets, a YAML file, and ``--set a.b=value`` on top of each other.
+
+The numbers in square brackets are rows of ``docs/decisions.md``. The resolved settings are saved with each run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rarebox.errors import UserError, unknown_name
+
+Share = float
+"""A number in [0, 1]."""
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DetectorSettings(Section):
+    """Which network."""
+
+    name: Literal["retinanet", "faster_rcnn"] = Field("retinanet", description="the detector")
+    backbone: Literal["resnet50", "efficientnet_lite0"] = Field("efficientnet_lite0", description="its backbone")
+    image_size: int = Field(320, ge=64, description="short side of the network's input, in pixels")
+    long_side: int | None = Field(None, description="its long side at most; none: 5/3 of the short side (1000x600)")
+    weights: str = Field("imagenet", description="imagenet, coco, none, or a file to start from")
+    score_threshold: Share = Field(0.05, ge=0, le=1, description="detections below this score are not looked at")
+    nms_iou: Share = Field(0.5, ge=0, le=1, description="per-class non-maximum suppression")
+    normaliser: Literal["own", "batch", "paper"] = Field("own", description="what divides the sums of Eq. 7 [19]")
+    weighted_stages: Literal["both", "roi_only"] = Field("both", description="Faster R-CNN: where weights act [20]")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Short and long side of the network's input at most."""
+        return self.image_size, self.long_side or round(self.image_size * 5 / 3)
+
+
+class TrainingSettings(Section):
+    """How a detector is fitted [26]."""
+
+    steps: int | None = Field(600, ge=1, description="optimiser steps per cycle; none: count epochs instead")
+    epochs: int = Field(26, ge=1, description="passes over the images, where steps is none")
+    batch_size: int = Field(8, ge=1, description="images a step, over all processes together")
+    optimiser: Literal["sgd", "adamw"] = Field("adamw", description="the optimiser")
+    lr: float = Field(5e-4, gt=0, description="highest learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    momentum: Share = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    schedule: Literal["cosine", "step"] = Field("cosine", description="step: divided by 10 after drop_at of the way")
+    drop_at: Share = Field(20 / 26, gt=0, le=1, description="where the step schedule drops")
+    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
+    clip_norm: float = Field(10.0, gt=0, description="largest gradient norm")
+    flip: Share = Field(0.5, ge=0, le=1, description="share of images mirrored")
+    scale_jitter: Share = Field(0.0, ge=0, lt=1, description="images scaled by 1 ± this, drawn anew each time")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it pays")
+    start: Literal["pretrained", "warm"] = Field("pretrained", description="each cycle from: pretrained weights, or the last model [22]")  # fmt: skip  # noqa: E501
+    checkpoint_seconds: float = Field(60, ge=0, description="how often a fit is saved, to go on from after a kill")
+
+
+class ScoringSettings(Section):
+    """How the pool becomes candidates."""
+
+    views: tuple[str, ...] = Field(("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
+    beta: float = Field(1.3, description="beta of Eq. 2")
+    unmatched: Literal["formula", "skip", "most_uncertain"] = Field("formula", description="a box lost on a view [3]")
+    js_base: float = Field(2.0, gt=1, description="base of the logarithm in JS [4]")
+    candidate_threshold: Share = Field(0.1, ge=0, le=1, description="lowest score of a candidate [7]")
+    candidate_nms: Share = Field(0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
+    per_image: int = Field(100, ge=1, description="candidates kept per image [8]")
+    batch_size: int = Field(4, ge=1, description="images a batch; each comes with all its views")
+    shard_size: int = Field(2000, ge=1, description="images per candidates file, the unit of resuming")
+
+
+class SelectionSettings(Section):
+    """Which candidates are asked about."""
+
+    strategy: str = Field("class_balanced", description="how candidates are ranked")
+    sigma: float = Field(1.0, gt=0, description="sigma of Eq. 1")
+    class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field("hard", description="p(l) of Eq. 1 [10]")  # fmt: skip  # noqa: E501
+    answered_iou: Share = Field(0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]")
+    exploration: Share = Field(0.0, ge=0, le=1, description="share of the budget for classes without candidates [29]")
+
+
+class PseudoSettings(Section):
+    """Which predictions train the next model, and with which weight."""
+
+    method: Literal["none", "hard", "task_hard", "soft", "ignore_only"] = Field("soft", description="pseudo labels [17]")  # fmt: skip  # noqa: E501
+    class_high: Share = Field(0.8, ge=0, le=1, description="tau_0^cls of Eq. 5")
+    class_low: Share = Field(0.1, ge=0, le=1, description="tau_1^cls of Eq. 5")
+    box_high: Share = Field(0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
+    box_low: Share = Field(0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
+    zero_weight: Literal["ignore", "drop"] = Field("ignore", description="a box of weight 0: ignored, or background [17]")  # fmt: skip  # noqa: E501
+    human_iou: Share = Field(0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
+    rejected_iou: Share = Field(0.5, ge=0, le=1, description="a pseudo box this close to a rejected box is dropped")
+    rejected: Literal["background", "forget"] = Field("background", description="what a rejected box teaches [14]")
+    images: Literal["labelled", "pool"] = Field("labelled", description="images trained on [21]")
+    difficult: Literal["ignore", "background"] = Field("ignore", description="difficult objects in training [25]")
+
+
+class OracleSettings(Section):
+    """The simulated annotator."""
+
+    iou: Share = Field(0.5, gt=0, le=1, description="overlap from which a shown box means an object [13]")
+
+
+class Settings(Section):
+    """One run."""
+
+    data: str = Field("scenes", description="a data set folder, or scenes, voc0712, voc2007")
+    seed: int = Field(0, ge=0, description="root seed")
+    initial_images: int = Field(60, ge=1, description="images of the pool labelled completely at the start")
+    budget: tuple[int, ...] = Field((150, 300), description="what each further cycle may spend")
+    budget_unit: Literal["labels", "looks"] = Field("labels", description="what a budget counts [12]")
+    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    detector: DetectorSettings = DetectorSettings()
+    training: TrainingSettings = TrainingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    selection: SelectionSettings = SelectionSettings()
+    pseudo: PseudoSettings = PseudoSettings()
+    oracle: OracleSettings = OracleSettings()
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> Self:
+        for branch in ("class", "box"):
+            low, high = getattr(self.pseudo, f"{branch}_low"), getattr(self.pseudo, f"{branch}_high")
+            if low > high:
+                raise ValueError(f"pseudo.{branch}_low ({low}) must not be above pseudo.{branch}_high ({high})")
+        if any(spend < 0 for spend in self.budget):
+            raise ValueError("budget must not be negative")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {},
+    "paper": {
+        "initial_images": 1000,
+        "budget": [2000, 4000, 8000],
+        "detector": {"backbone": "resnet50", "image_size": 600, "long_side": 1000, "normaliser": "batch"},
+        "training": {
+            "steps": None, "epochs": 26, "batch_size": 2, "optimiser": "sgd", "lr": 1e-3, "schedule": "step",
+            "warmup_steps": 500, "clip_norm": 35.0,
+        },
+        "pseudo": {"rejected": "forget", "difficult": "background"},
+    },
+}  # fmt: skip
+
+PAPER_LR = {"retinanet": 1e-3, "faster_rcnn": 5e-3}
+"""§4.1: the preset's learning rate depends on the detector."""
+
+
+def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Settings:
+    """A preset, then a YAML file, then single changes (``{"pseudo.method": "hard"}``), each over the one before.
+
+    UserError names an unknown preset or setting with the nearest known one, or what is wrong with a value.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    values: dict[str, Any] = {}
+    for path, value in (*_flatten(PRESETS[preset]), *_flatten(_read(file)), *(changes or {}).items()):
+        _put(values, path, value)
+    if preset == "paper" and "training.lr" not in {p for p, _ in (*_flatten(_read(file)), *(changes or {}).items())}:
+        _put(values, "training.lr", PAPER_LR.get(values["detector"].get("name", "retinanet"), 1e-3))
+    return check(values)
+
+
+def check(values: dict[str, Any]) -> Settings:
+    """Nested plain values -> Settings, or a UserError that names the setting."""
+    for path, _ in _flatten(values):
+        if path not in NAMES:
+            raise unknown_name("setting", path, NAMES)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"setting {where}: {reason}" + (f", got {first['input']!r}" if where else "")) from None
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """``["a.b=1", …]`` as given to ``--set`` -> values, read as YAML."""
+    parsed = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set wants name=value, got {change!r}")
+        parsed[name.strip()] = yaml.safe_load(value)
+    return parsed
+
+
+def dump(settings: Settings) -> str:
+    """The settings as YAML text that :func:`resolve` reads back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def difference(one: Settings, other: Settings) -> list[str]:
+    """What two settings disagree on, a line each: ``name: one -> other``."""
+    left, right = dict(_flatten(one.model_dump(mode="json"))), dict(_flatten(other.model_dump(mode="json")))
+    return [f"{name}: {left[name]} -> {right[name]}" for name in left if left[name] != right[name]]
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the settings file {file} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the settings file {file} is not valid YAML: {error}") from error
+    if not isinstance(values or {}, dict):
+        raise UserError(f"the settings file {file} must hold names and values, got {type(values).__name__}")
+    return values or {}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` -> ``("a.b", 1)``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    *sections, name = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise unknown_name("setting", path, NAMES)
+    values[name] = value
+
+
+NAMES = frozenset(name for name, _ in _flatten(Settings().model_dump()))
+"""Every setting, in dotted form."""

@@ -1,0 +1,182 @@
+"""RetinaNet and Faster R-CNN that learn from weighted boxes. ``build`` makes one; nothing else needs torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn,
+    retinanet_resnet50_fpn,
+)
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors.backbones import BACKBONES, BackboneSpec, faster_rcnn_pyramid, fetch, fold_batch_norms, retinanet_pyramid
+from rarebox.detectors.detector import Network, TorchDetector
+from rarebox.detectors.faster_rcnn import WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
+from rarebox.detectors.inputs import InputTransform
+from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet, light_head
+from rarebox.errors import UserError, unknown_name
+from rarebox.types import Detections, Picture, Targets
+
+
+class Detector(Protocol):
+    """What the loop wants of a detector."""
+
+    def fit(self, images: Sequence[Picture], targets: Sequence[Targets], *, seed: int) -> float: ...
+    def predict(self, images: Sequence[Picture]) -> list[Detections]: ...
+    def save(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None: ...
+
+
+def build(
+    name: str, num_classes: int, backbone: str = "efficientnet_lite0", image_size: int = 320,
+    weights: str = "imagenet", device: str = "auto", training: TrainingSettings | None = None, **settings: Any,
+) -> TorchDetector:  # fmt: skip
+    """A detector for ``num_classes`` classes, its new parts initialised from torch's global seed.
+
+    ``name``: ``retinanet`` or ``faster_rcnn``. ``weights``: ``imagenet`` (backbone), ``coco`` (all but the class
+    head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) of either kind. Further ``settings`` are
+    those of :class:`~rarebox.config.DetectorSettings`. Raises UserError for names nobody knows and for weights that
+    cannot be had, saying where to put the file.
+    """
+    if name not in NETWORKS:
+        raise unknown_name("detector", name, NETWORKS)
+    if backbone not in BACKBONES:
+        raise unknown_name("backbone", backbone, BACKBONES)
+    given = DetectorSettings.model_validate(
+        {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
+    )
+    spec = BACKBONES[backbone]
+    body = spec.body()
+    if weights == "imagenet":
+        _load(body, spec.imagenet())
+    fold_batch_norms(body)
+    network = NETWORKS[name](spec, body, num_classes, given)
+    if weights == "coco":
+        _load(network, _coco(name, backbone))
+    elif weights not in ("imagenet", "none"):
+        _load_file(network, Path(weights))
+    return TorchDetector(network, num_classes, given, training or TrainingSettings(), choose_device(device))
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` -> the accelerator if there is one, else the CPU; any other name as torch knows it."""
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"the device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+PAPER_SHORT_SIDE = 600
+"""Anchors and RoI levels have torchvision's sizes at the paper's input size, and shrink with a smaller input."""
+
+
+def _retinanet(spec: BackboneSpec, body: nn.Module, classes: int, settings: DetectorSettings) -> Network:
+    unit = _unit(spec, settings)
+    sizes = tuple(tuple(2 ** (5 + level + octave / 3) * unit for octave in range(3)) for level in range(5))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)  # type: ignore[arg-type]
+    head = (light_head if spec.light else WeightedHead)(spec.width, 9, classes)
+    head.normaliser = settings.normaliser
+    network = WeightedRetinaNet(
+        retinanet_pyramid(spec, body, p6_from_p5=settings.weights == "coco"), classes, anchor_generator=anchors,
+        head=head, score_thresh=settings.score_threshold, nms_thresh=settings.nms_iou,
+    )  # fmt: skip
+    network.transform = InputTransform(spec.mean, spec.std)  # type: ignore[assignment]
+    return network
+
+
+def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: DetectorSettings) -> Network:
+    unit = _unit(spec, settings)
+    pyramid = faster_rcnn_pyramid(spec, body)
+    levels = len(pyramid.strides) + 1
+    scales = (1.0, 2**0.5) if spec.light else (1.0,)  # fewer levels, so two sizes on each
+    sizes = tuple(tuple(2 ** (5 + level) * unit * scale for scale in scales) for level in range(levels))
+    proposals = WeightedProposals(
+        AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
+        RPNHead(spec.width, 3 * len(scales)), 0.7, 0.3, 256, 0.5,
+        {"training": 1000 if spec.light else 2000, "testing": 500 if spec.light else 1000},
+        {"training": 500 if spec.light else 2000, "testing": 200 if spec.light else 1000}, 0.7,
+    )  # fmt: skip
+    pool = MultiScaleRoIAlign(
+        [str(level) for level in range(levels - 1)], 7, 2, canonical_scale=round(224 * unit), canonical_level=4
+    )
+    hidden = 256 if spec.light else 1024
+    heads = WeightedRoIHeads(
+        pool, TwoMLPHead(spec.width * 49, hidden), FastRCNNPredictor(hidden, classes + 1), 0.5, 0.5,
+        128 if spec.light else 512, 0.25, None, settings.score_threshold, settings.nms_iou, 100,
+    )  # fmt: skip
+    proposals.normaliser = heads.normaliser = settings.normaliser
+    proposals.weighted = settings.weighted_stages == "both"
+    return WeightedFasterRCNN(pyramid, proposals, heads, InputTransform(spec.mean, spec.std))
+
+
+def _unit(spec: BackboneSpec, settings: DetectorSettings) -> float:
+    """How much smaller than at the paper's input size things are; 1 for the paper's own backbone."""
+    return settings.image_size / PAPER_SHORT_SIDE if spec.light else 1.0
+
+
+NETWORKS = {"retinanet": _retinanet, "faster_rcnn": _faster_rcnn}
+
+
+def _coco(name: str, backbone: str) -> dict[str, Tensor]:
+    """torchvision's COCO detector of the same shape; it goes through the stock network, which renames old tensors."""
+    if backbone != "resnet50":
+        raise UserError("coco weights exist for resnet50 only; use --backbone resnet50, or --weights imagenet")
+    make, weights = {
+        "retinanet": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
+        "faster_rcnn": (fasterrcnn_resnet50_fpn, FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
+    }[name]
+    saved = fetch(weights.url)
+    stock = make(weights=None, weights_backbone=None)
+    stock.load_state_dict(saved)
+    return stock.state_dict()
+
+
+def _load_file(network: Network, file: Path) -> None:
+    """Weights of a whole detector or of a backbone alone."""
+    try:
+        saved = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user
+        raise UserError(f"the weights file {file} cannot be read: {error}") from error
+    _load(network, saved)
+
+
+def _load(module: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Copy every saved tensor that has a place of the same shape; UserError unless the whole backbone is there.
+
+    Our networks name their parts as torchvision's do, so a whole detector fits by name; the tensors of a bare backbone
+    belong under ``backbone.body``.
+    """
+    own = module.state_dict()
+    fitting = {
+        place: tensor
+        for name, tensor in saved.items()
+        for place in (name, f"backbone.body.{name}")
+        if place in own and own[place].shape == tensor.shape
+    }
+    body = [name for name in own if name.startswith("backbone.body.")] or list(own)
+    missing = [name for name in body if name not in fitting]
+    if missing:
+        raise UserError(
+            f"these weights do not fit the backbone: {len(missing)} of its {len(body)} tensors are missing or have "
+            f"another shape, {missing[0]} among them"
+        )
+    module.load_state_dict({**own, **fitting})

@@ -1,0 +1,144 @@
+"""What the rest of rarebox sees of a network: pictures and targets in, losses or detections out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
+from rarebox.detectors.inputs import as_input, as_target, augment, scale_of
+from rarebox.detectors.retinanet import WeightedRetinaNet
+from rarebox.detectors.training import Progress, autocast, train
+from rarebox.errors import UserError
+from rarebox.types import Detections, Floats, Picture, Targets
+from rarebox.views import View
+
+Network = WeightedRetinaNet | WeightedFasterRCNN
+
+
+class TorchDetector:
+    """A weighted network on a device. Boxes are in pixels of the original images, on the way in and out."""
+
+    def __init__(
+        self, network: Network, num_classes: int, settings: DetectorSettings, training: TrainingSettings,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
+        self.network.eval()
+
+    def losses(self, images: Sequence[Picture], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The loss terms of one batch, with gradients; linear in each positive weight of the targets."""
+        self.network.train()
+        tensors, truths = self._prepare(images, targets)
+        with autocast(self.device, self.training.precision):
+            return self.network(tensors, truths)
+
+    def fit(
+        self, images: Sequence[Picture], targets: Sequence[Targets], *, seed: int, checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> float:  # fmt: skip
+        """Train on images and their targets, as ``training`` says; the smoothed loss at the end.
+
+        ``images`` may decode them on access. With ``checkpoint`` a killed fit goes on where it was.
+        """
+        if not len(images):
+            raise UserError("there is no image to train on; label some first")
+
+        def prepare(
+            pictures: Sequence[Picture], truths: Sequence[Targets], rng: np.random.Generator
+        ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+            return augment(*self._prepare(pictures, truths), rng, self.training.flip, self.training.scale_jitter)
+
+        return train(
+            self.network, prepare, images, targets, self.training, seed=seed, device=self.device,
+            checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+
+    def predict(self, images: Sequence[Picture], *, features: bool = False) -> list[Detections]:
+        """Detections of each image, best score first; with ``features``, a feature vector for each box."""
+        if not len(images):
+            return []
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
+        found = self._run(tensors, features)
+        return [_detections(f, 1 / scale_of(p, t)) for f, p, t in zip(found, images, tensors, strict=True)]
+
+    def predict_views(
+        self, images: Sequence[Picture], views: Sequence[Sequence[View]], *, features: bool = False
+    ) -> list[list[Detections]]:
+        """Each image and all its views through the network in one batch: [image, view 1, … view M] of each image.
+
+        ``views[i]`` are made for the input of image i (see :meth:`input_size`). All boxes come back in the original
+        image's pixels, those of the views undone.
+        """
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
+        batch = [
+            t for image, plan in zip(tensors, views, strict=True) for t in (image, *(v.apply(image) for v in plan))
+        ]
+        found = iter(self._run(batch, features))
+        result = []
+        for picture, image, plan in zip(images, tensors, views, strict=True):
+            back = 1 / scale_of(picture, image)
+            original = _detections(next(found), back)
+            result.append([original, *(_detections(next(found), back, view) for view in plan)])
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and how to rebuild the network; whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "model.safetensors.part"
+        save_file({name: t.contiguous() for name, t in self.network.state_dict().items()}, part)
+        about = {"num_classes": self.num_classes, "detector": self.settings.model_dump()}
+        (folder / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        part.replace(folder / "model.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read weights that :meth:`save` wrote for a network of the same shape."""
+        try:
+            about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            weights = load_file(folder / "model.safetensors", device=str(self.device))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no readable model: {error}") from error
+        if about["num_classes"] != self.num_classes:
+            raise UserError(
+                f"the model in {folder} knows {about['num_classes']} classes, {self.num_classes} are wanted"
+            )
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as error:
+            kind = f"{about['detector']['name']} on {about['detector']['backbone']}"
+            raise UserError(f"the model in {folder} is a {kind}, not the network it is loaded into") from error
+        self.network.eval()
+
+    def _prepare(
+        self, images: Sequence[Picture], targets: Sequence[Targets]
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
+        truths = [
+            as_target(target, scale_of(picture, tensor), self.device)
+            for target, picture, tensor in zip(targets, images, tensors, strict=True)
+        ]
+        return tensors, truths
+
+    @torch.inference_mode()
+    def _run(self, tensors: list[Tensor], features: bool) -> list[dict[str, Tensor]]:
+        self.network.eval()
+        part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
+        part.with_features = features
+        with autocast(self.device, self.training.precision):
+            return self.network(tensors)
+
+
+def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None) -> Detections:
+    """The network's output in the input's frame -> Detections in the original image's."""
+    columns = {name: column.float().cpu().numpy() for name, column in found.items()}
+    boxes = view.undo(columns["boxes"]) if view else columns["boxes"]
+    boxes = boxes * back
+    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    rest = (columns[n] for n in ("labels", "scores", "class_probs"))
+    return Detections(boxes, *rest, columns.get("features"))[good]

@@ -1,0 +1,163 @@
+"""Faster R-CNN with a weight on every target box, in both stages, and with the whole class vector of detections."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from rarebox.detectors.losses import Normaliser, assign, reduce
+
+
+class WeightedProposals(RegionProposalNetwork):
+    """torchvision's proposal network; the class weight acts on objectness, the box weight on its regression.
+
+    ``assign_targets_to_anchors`` packs what ``compute_loss`` needs into the labels that torchvision hands from one to
+    the other untouched: columns *sampled as* (1, 0, -1 never), *objectness wanted*, class weight, box weight.
+    """
+
+    normaliser: Normaliser = "own"
+    weighted = True
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's; the first result holds (A, 4) columns instead of (A,) labels."""
+        packed, boxes = [], []
+        for image_anchors, target in zip(anchors, targets, strict=True):
+            if not len(target["boxes"]):
+                nothing = image_anchors.new_tensor([0.0, 0.0, 1.0, 0.0]).expand(len(image_anchors), 4)
+                packed.append(nothing)
+                boxes.append(torch.zeros_like(image_anchors))
+                continue
+            matched = self.proposal_matcher(self.box_similarity(target["boxes"], image_anchors))
+            given = assign(matched, target if self.weighted else _all_ones(target))
+            taught = given.positive | (given.box_weight > 0)
+            sampled_as = taught.float().masked_fill((given.class_weight == 0) & (given.box_weight == 0), -1.0)
+            columns = (sampled_as, given.positive.float(), given.class_weight, given.box_weight)
+            packed.append(torch.stack(columns, dim=1))
+            boxes.append(target["boxes"][given.index])
+        return packed, boxes
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy and smooth L1 of the sampled anchors, divided as torchvision does."""
+        positives, negatives = self.fg_bg_sampler([columns[:, 0] for columns in labels])
+        positives = torch.cat(positives).nonzero()[:, 0]
+        sampled = torch.cat([positives, torch.cat(negatives).nonzero()[:, 0]])
+        _, wanted, class_weight, box_weight = torch.cat(labels).unbind(dim=1)
+        deltas = torch.cat(regression_targets)
+
+        in_class = sampled[class_weight[sampled] > 0]
+        in_box = positives[box_weight[positives] > 0]
+        class_loss = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[in_class].float(), wanted[in_class], reduction="none"
+        )
+        box_loss = smooth_l1(pred_bbox_deltas[in_box], deltas[in_box])
+        return reduce(
+            class_loss, wanted[in_class] > 0, class_weight[in_class], box_loss, box_weight[in_box],
+            by=len(in_class), boxes_by=len(sampled), normaliser=self.normaliser,
+        )  # fmt: skip
+
+
+def _all_ones(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same target with every weight 1, but ignored and background boxes left as they are (``roi_only``)."""
+    taught = ((target["class_weight"] > 0) | (target["box_weight"] > 0)).float()
+    return {**target, "class_weight": taught, "box_weight": taught * ~target["background"]}
+
+
+def smooth_l1(deltas: Tensor, wanted: Tensor) -> Tensor:
+    """Smooth L1 (beta 1/9) of each row, summed over its four numbers: (S, 4), (S, 4) -> (S,)."""
+    return F.smooth_l1_loss(deltas.float(), wanted.float(), beta=1 / 9, reduction="none").sum(dim=1)
+
+
+class WeightedRoIHeads(RoIHeads):
+    """torchvision's box head with weighted losses; detections keep their class vector and, on request, features."""
+
+    normaliser: Normaliser = "own"
+    with_features = False
+
+    def forward(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:  # fmt: skip
+        """Training: no detections and the two losses. Otherwise: detections and no losses."""
+        if not self.training:
+            pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+            logits, deltas = self.box_predictor(pooled)
+            return self._detect(logits.float(), deltas.float(), pooled, proposals, image_shapes), {}
+        assert targets is not None
+        sampled, rows, labels, wanted = self.select_training_samples(proposals, [_sampling(t) for t in targets])
+        pooled = self.box_head(self.box_roi_pool(features, sampled, image_shapes))
+        logits, deltas = self.box_predictor(pooled)
+        return [], self._losses(logits, deltas, labels, rows, torch.cat(wanted), targets)
+
+    def _losses(
+        self, logits: Tensor, deltas: Tensor, labels: list[Tensor], rows: list[Tensor], wanted: Tensor,
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Cross entropy over the sampled proposals with weight, smooth L1 over all sampled, as torchvision divides."""
+        given = [
+            assign(torch.where(image_labels > 0, image_rows, -1), target)
+            for image_labels, image_rows, target in zip(labels, rows, targets, strict=True)
+        ]
+        positive, class_weight, box_weight = (
+            torch.cat([getattr(g, name) for g in given]) for name in ("positive", "class_weight", "box_weight")
+        )
+        label = torch.cat(labels)
+        in_class, in_box = class_weight > 0, (box_weight > 0).nonzero()[:, 0]
+        class_loss = F.cross_entropy(logits[in_class].float(), (label * positive)[in_class], reduction="none")
+        by_class = deltas.reshape(len(deltas), -1, 4)
+        box_loss = smooth_l1(by_class[in_box, label[in_box]], wanted[in_box])
+        classes, boxes = reduce(
+            class_loss, positive[in_class], class_weight[in_class], box_loss, box_weight[in_box],
+            by=int(in_class.sum()), boxes_by=len(label), normaliser=self.normaliser,
+        )  # fmt: skip
+        return {"loss_classifier": classes, "loss_box_reg": boxes}
+
+    def _detect(
+        self, logits: Tensor, deltas: Tensor, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """torchvision's post-processing, with the source proposal carried through every filter."""
+        counts = [len(p) for p in proposals]
+        boxes = self.box_coder.decode(deltas, proposals).split(counts)
+        probs = logits.softmax(dim=-1).split(counts)
+        return [
+            self._detect_one(*image)
+            for image in zip(boxes, probs, pooled.split(counts), sizes, strict=True)
+        ]  # fmt: skip
+
+    def _detect_one(self, boxes: Tensor, probs: Tensor, pooled: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        classes = probs.shape[1] - 1
+        scores, flat = probs[:, 1:].flatten(), clip_boxes_to_image(boxes, size)[:, 1:].reshape(-1, 4)
+        kept = (scores > self.score_thresh).nonzero()[:, 0]
+        kept = kept[remove_small_boxes(flat[kept], min_size=1e-2)]
+        keep = batched_nms(flat[kept], scores[kept], kept % classes, self.nms_thresh)[: self.detections_per_img]
+        kept = kept[keep]
+        source = kept // classes
+        found = {"boxes": flat[kept], "scores": scores[kept], "labels": kept % classes, "class_probs": probs[source]}
+        return {**found, "features": pooled[source]} if self.with_features else found
+
+
+def _sampling(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The target as torchvision's sampler should see it: labels from 1, ignored boxes -1, rejected ones background."""
+    ignored = (target["class_weight"] == 0) & (target["box_weight"] == 0)
+    rejected = target["background"] & (target["box_weight"] == 0)
+    labels = (target["labels"] + 1).masked_fill(rejected, 0).masked_fill(ignored, -1)
+    return {"boxes": target["boxes"], "labels": labels}
+
+
+class WeightedFasterRCNN(GeneralizedRCNN):
+    """The two weighted stages on one backbone; labels are 0-based outside, as everywhere in rarebox."""
+
+    rpn: WeightedProposals
+    roi_heads: WeightedRoIHeads
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Training: the four losses. Otherwise: one dict of detections per image."""
+        return super().forward(images, targets)

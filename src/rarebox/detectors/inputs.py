@@ -1,0 +1,108 @@
+"""From pictures to the network's input, on the device, and from its frame back to the original image's pixels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from rarebox.types import Floats, Picture, Targets
+
+STRIDE = 32
+"""Inputs are padded to a multiple of this, the coarsest stride of the body."""
+
+
+class InputTransform(nn.Module):
+    """Normalises and pads a batch; takes the place of torchvision's transform, whose resizing is done before."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch."""
+        height, width = (-(-max(i.shape[d] for i in images) // STRIDE) * STRIDE for d in (1, 2))
+        batch = self.mean.new_empty(len(images), 3, height, width).to(memory_format=torch.channels_last)
+        batch[:] = self.mean  # the padding is 0 after normalising
+        for row, image in zip(batch, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = image
+        batch = (batch - self.mean) / self.std
+        return ImageList(batch, [(i.shape[1], i.shape[2]) for i in images]), targets
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], image_shapes: object, original_image_sizes: object
+    ) -> list[dict[str, Tensor]]:
+        """Detections stay in the input's frame; the detector itself maps them back."""
+        return result
+
+
+def input_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width at which an image goes in: short side ``size[0]``, unless the long side then exceeds
+    ``size[1]``."""
+    scale = min(size[0] / min(height, width), size[1] / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def as_input(picture: Picture, size: tuple[int, int], device: torch.device) -> Tensor:
+    """A picture -> (3, h, w) on the device, values in [0, 255], resized unless it has the input's size already."""
+    pixels = torch.from_numpy(picture.pixels).to(device, non_blocking=True).permute(2, 0, 1).float()
+    wanted = input_size(*pixels.shape[1:], size)
+    if tuple(pixels.shape[1:]) == wanted:
+        return pixels
+    return resize(pixels, wanted)
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, h, w) -> (3, *size), antialiased bilinear."""
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def scale_of(picture: Picture, image: Tensor) -> Floats:
+    """What boxes of the original image are multiplied by in the input's frame: (4,)."""
+    return np.tile([image.shape[2] / picture.width, image.shape[1] / picture.height], 2).astype(np.float32)
+
+
+def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str, Tensor]:
+    """Targets -> torchvision's dict, boxes in the input's frame."""
+    return {
+        "boxes": torch.from_numpy(targets.boxes * scale).to(device),
+        "labels": torch.from_numpy(targets.labels).to(device),
+        "class_weight": torch.from_numpy(targets.class_weight).to(device),
+        "box_weight": torch.from_numpy(targets.box_weight).to(device),
+        "background": torch.from_numpy(targets.background).to(device),
+    }
+
+
+def augment(
+    images: Sequence[Tensor], truths: Sequence[dict[str, Tensor]], rng: np.random.Generator, flip: float, jitter: float
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Mirror a share ``flip`` of the images and scale each by 1 ± ``jitter``, boxes along with them."""
+    done = [
+        _augment_one(image, truth, rng.random() < flip, 1 + jitter * rng.uniform(-1, 1))
+        for image, truth in zip(images, truths, strict=True)
+    ]
+    return [image for image, _ in done], [truth for _, truth in done]
+
+
+def _augment_one(
+    image: Tensor, truth: dict[str, Tensor], mirrored: bool, scale: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    boxes = truth["boxes"]
+    if mirrored:
+        image = image.flip(2)
+        boxes = (
+            boxes[:, [2, 1, 0, 3]] * boxes.new_tensor([-1, 1, -1, 1]) + boxes.new_tensor([1, 0, 1, 0]) * image.shape[2]
+        )
+    if scale != 1:
+        height, width = (round(side * scale) for side in image.shape[1:])
+        boxes = boxes * boxes.new_tensor([width / image.shape[2], height / image.shape[1]] * 2)
+        image = resize(image, (height, width))
+    return image, {**truth, "boxes": boxes}

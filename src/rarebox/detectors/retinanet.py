@@ -1,0 +1,121 @@
+"""RetinaNet with a weight on every target box, and with the whole class vector of every detection."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import batched_nms, clip_boxes_to_image, sigmoid_focal_loss
+
+from rarebox.detectors.losses import Normaliser, assign, reduce
+
+
+class WeightedHead(RetinaNetHead):
+    """torchvision's head; only its loss differs: Eq. 7, in one place for both branches."""
+
+    normaliser: Normaliser = "own"
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Focal loss and L1 of each image, weighted per target box; the mean over images.
+
+        Both are divided by the image's positives, counted whatever their weight unless it is 0.
+        """
+        logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
+        per_image = [
+            self._samples(*image) for image in zip(targets, logits, deltas, anchors, matched_idxs, strict=True)
+        ]
+        if self.normaliser != "own":
+            per_image = [tuple(torch.cat(column) for column in zip(*per_image, strict=True))]
+        terms = [
+            reduce(*image, by=int(image[1].sum()), boxes_by=len(image[4]), normaliser=self.normaliser)
+            for image in per_image
+        ]
+        classes, boxes = (torch.stack(term).sum() / len(per_image) for term in zip(*terms, strict=True))
+        return {"classification": classes, "bbox_regression": boxes}
+
+    def _samples(
+        self, target: dict[str, Tensor], logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tensor
+    ) -> tuple[Tensor, ...]:
+        """One image's anchors that take part: class loss, positive?, class weight; box loss, box weight."""
+        given = assign(matched, target)
+        in_class, in_box = given.class_weight > 0, given.box_weight > 0
+        rows = in_class.nonzero()[:, 0]
+        positive = given.positive[rows]
+        wanted = torch.zeros_like(logits[rows])
+        wanted[positive, target["labels"][given.index[rows[positive]]]] = 1.0
+        class_loss = sigmoid_focal_loss(logits[rows].float(), wanted.float()).sum(dim=1)
+
+        boxes = target["boxes"][given.index[in_box]]
+        coder = self.regression_head.box_coder
+        box_loss = (deltas[in_box] - coder.encode_single(boxes, anchors[in_box])).abs().sum(dim=1)
+        return class_loss, positive, given.class_weight[rows], box_loss, given.box_weight[in_box]
+
+    def with_tower(self, features: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The head's outputs and, for each level, the class tower's last feature map (B, C, h, w)."""
+        return self(features), [self.classification_head.conv(level) for level in features]
+
+
+class WeightedRetinaNet(RetinaNet):
+    """torchvision's RetinaNet whose detections keep their class vector and, on request, a feature vector."""
+
+    head: WeightedHead
+    with_features = False
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Training: the losses, by torchvision's own path. Otherwise: one dict of detections per image."""
+        if self.training:
+            return super().forward(images, targets)
+        batch, _ = self.transform(images, None)
+        features = list(self.backbone(batch.tensors).values())
+        outputs, towers = self.head.with_tower(features) if self.with_features else (self.head(features), [])
+        anchors = self.anchor_generator(batch, features)
+        per_place = self.anchor_generator.num_anchors_per_location()[0]
+        sizes = [f.shape[2] * f.shape[3] * per_place for f in features]
+        flat = [t.flatten(2).transpose(1, 2) for t in towers]
+        return [
+            self._detect(
+                outputs["cls_logits"][i].float().split(sizes),
+                outputs["bbox_regression"][i].float().split(sizes),
+                anchors[i].split(sizes),
+                size,
+                [t[i] for t in flat],
+                per_place,
+            )
+            for i, size in enumerate(batch.image_sizes)
+        ]
+
+    def _detect(
+        self, logits: Any, deltas: Any, anchors: Any, size: tuple[int, int], tower: list[Tensor], per_place: int
+    ) -> dict[str, Tensor]:
+        """torchvision's post-processing of one image, with the source anchor carried through every filter."""
+        columns: list[tuple[Tensor, ...]] = []
+        for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            probs = level_logits.sigmoid()
+            scores = probs.flatten()
+            kept = (scores > self.score_thresh).nonzero()[:, 0]
+            kept = kept[scores[kept].topk(min(len(kept), self.topk_candidates)).indices]
+            source = kept // probs.shape[1]
+            boxes = self.box_coder.decode_single(level_deltas[source], level_anchors[source])
+            row = (clip_boxes_to_image(boxes, size), scores[kept], kept % probs.shape[1], probs[source])
+            columns.append((*row, tower[level][source // per_place]) if tower else row)
+        found = dict(
+            zip(
+                ("boxes", "scores", "labels", "class_probs", "features"),
+                (torch.cat(column) for column in zip(*columns, strict=True)),
+                strict=False,
+            )
+        )
+        keep = batched_nms(found["boxes"], found["scores"], found["labels"], self.nms_thresh)[: self.detections_per_img]
+        return {name: column[keep] for name, column in found.items()}
+
+
+def light_head(channels: int, anchors: int, classes: int, convs: int = 2) -> WeightedHead:
+    """A head for laptops: ``convs`` convolutions a tower instead of four, with group normalisation."""
+    head = WeightedHead(channels, anchors, classes, norm_layer=lambda width: nn.GroupNorm(width // 8, width))
+    head.classification_head.conv = head.classification_head.conv[:convs]
+    head.regression_head.conv = head.regression_head.conv[:convs]
+    return head

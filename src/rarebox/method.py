@@ -1,0 +1,96 @@
+"""Equations (1) to (7) of the paper, in order of use: arrays in, arrays out.
+
+Liao, Xu, Foo, Cai, "Box-Level Class-Balanced Sampling for Active Object Detection". N boxes, M views, K classes.
+Every function works on NumPy arrays; :func:`weighted_loss` uses nothing but arithmetic and ``sum`` and so takes
+anything that has them, which is how the detectors train on it.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def js_divergence(p: Floats, q: Floats, base: float = 2.0) -> Floats:
+    """Jensen-Shannon divergence of class vectors, each normalised to sum 1 first: (..., K), (..., K) -> (...).
+
+    In [0, log_base(2)], so in [0, 1] for base 2. A vector of zeros counts as uniform.
+    """
+    p, q = _normalise(p), _normalise(q)
+    mean = (p + q) / 2
+    return np.clip((_relative_entropy(p, mean) + _relative_entropy(q, mean)) / (2 * np.log(base)), 0, None)
+
+
+def _normalise(p: Floats) -> Floats:
+    p = np.asarray(p, dtype=np.float64)
+    total = p.sum(axis=-1, keepdims=True)
+    return np.divide(p, total, out=np.full_like(p, 1 / p.shape[-1]), where=total > 0)
+
+
+def _relative_entropy(p: Floats, q: Floats) -> Floats:
+    """Sum of p ln(p / q) with 0 ln 0 = 0: (..., K), (..., K) -> (...), in nats."""
+    ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0)
+    return (p * np.log(ratio)).sum(axis=-1)
+
+
+def consistency(score: Floats, view_score: Floats, js: Floats, iou: Floats, beta: float = 1.3) -> Floats:
+    """Eq. (2): c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |.
+
+    (N,), (M, N), (M, N), (M, N) -> (N,) in [0, max(beta, 2 - beta)]. A view whose ``iou`` is NaN does not count for
+    that box; a box that no view counts for gets the value of a box lost in every view, c(b) = beta.
+    """
+    return _mean_over_views(np.abs((score + view_score) / 2 * (1 - js) + iou - beta), none=beta)
+
+
+def uncertainty(consistency: Floats, beta: float = 1.3) -> Floats:
+    """Eq. (3): u(b) = c_m - c(b) with c_m = max(beta, 2 - beta).  (N,) -> (N,) in [0, c_m]."""
+    return max(beta, 2 - beta) - consistency
+
+
+def box_consistency(iou: Floats) -> Floats:
+    """Eq. (4): cons(b) = E_m IoU(b, b_m).  (M, N) -> (N,) in [0, 1]; NaN marks a view that does not count."""
+    return _mean_over_views(iou, none=0.0)
+
+
+def _mean_over_views(value: Floats, none: float) -> Floats:
+    """Mean of (M, N) over the M views, NaNs left out: (N,), ``none`` where all are NaN."""
+    counts = ~np.isnan(value)
+    views = counts.sum(axis=0)
+    return np.where(views > 0, np.where(counts, value, 0).sum(axis=0) / np.maximum(views, 1), none)
+
+
+def class_balanced_utility(uncertainty: Floats, class_frequency: Floats, sigma: float = 1.0) -> Floats:
+    """Eq. (1): a(b) = u(b) exp(-p(l_b) / sigma).  (N,), p of each box's class (N,) in [0, 1] -> (N,)."""
+    return uncertainty * np.exp(-class_frequency / sigma)
+
+
+def soft_weight(value: Floats, high: float, low: float) -> Floats:
+    """Eq. (5) and (6), for pseudo boxes: 1 from ``high`` up, the value itself in between, 0 up to ``low``.
+
+    (N,) -> (N,) in [0, 1]. ``value`` is conf(b) for the class branch and cons(b) for the box branch.
+    """
+    return np.where(value >= high, 1.0, np.where(value <= low, 0.0, value))
+
+
+def weighted_loss(
+    positive: Any,
+    class_weight: Any,
+    negative: Any,
+    box: Any,
+    box_weight: Any,
+    normalisers: tuple[float, float, float] | None = None,
+) -> tuple[Any, Any, Any]:
+    """Eq. (7), its three terms: class loss of positives, class loss of negatives, box loss. L is their sum.
+
+    ``positive`` (P,) and ``negative`` (N,) are per-sample class losses, ``box`` (R,) per-sample box losses;
+    ``class_weight`` (P,) and ``box_weight`` (R,) are the weights of the boxes they are matched to. ``normalisers``
+    divide the terms; None is the equation to the letter, (|P_cls|, |N_cls|, |P_reg|). Each is at least 1.
+    """
+    by_positives, by_negatives, by_boxes = normalisers or (len(positive), len(negative), len(box))
+    return (
+        (class_weight * positive).sum() / max(1, by_positives),
+        negative.sum() / max(1, by_negatives),
+        (box_weight * box).sum() / max(1, by_boxes),
+    )

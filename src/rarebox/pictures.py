@@ -1,0 +1,57 @@
+"""Images at working size, decoded once and kept in memory as far as it goes."""
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import overload
+
+import numpy as np
+
+from rarebox.data.images import read_picture
+from rarebox.types import Bools, ImageRecord, Picture
+
+
+class Pictures(Sequence[Picture]):
+    """A list of pictures that are decoded on access; those that fit into ``keep_bytes`` stay decoded.
+
+    Safe to read from several threads. ``tall`` (n,) says which images are higher than wide: batches of one shape
+    waste no padding.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
+        self.records = tuple(records)
+        self.size = size
+        self._kept: dict[int, Picture] = {}
+        self._room = keep_bytes
+        self._lock = Lock()
+
+    @property
+    def tall(self) -> Bools:
+        return np.array([r.height > r.width for r in self.records], dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Picture]: ...
+
+    def __getitem__(self, index: int | slice) -> Picture | list[Picture]:
+        """The picture at a place. Raises UnreadableImage if the file cannot be decoded."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        record = self.records[index]
+        if record.id in self._kept:
+            return self._kept[record.id]
+        picture = read_picture(record, *self.size)
+        with self._lock:
+            if picture.pixels.nbytes <= self._room and record.id not in self._kept:
+                self._room -= picture.pixels.nbytes
+                self._kept[record.id] = picture
+        return picture
+
+    def of(self, records: Sequence[ImageRecord]) -> "Pictures":
+        """The same pictures, in memory or not, in another order or fewer of them."""
+        part = Pictures(records, self.size)
+        part._kept, part._lock, part._room = self._kept, self._lock, self._room
+        return part

@@ -1,0 +1,109 @@
+"""From answers and the remaining candidates to weighted training targets (section 3.2 of the paper)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rarebox.boxes import iou_matrix
+from rarebox.config import PseudoSettings
+from rarebox.method import soft_weight
+from rarebox.store import ImageLabels
+from rarebox.types import Bools, Candidates, Floats, Source, Targets, concatenate
+
+
+def make_targets(
+    human: ImageLabels, candidates: Candidates | None, difficult: Floats, settings: PseudoSettings
+) -> Targets:
+    """Training truth of one image.
+
+    ``candidates``: those of this image, from the model before retraining; a completely labelled image needs none.
+    ``difficult`` (D, 4): objects that training ignores, or takes for background.
+    """
+    parts = [Targets.of(human.boxes, human.labels)]
+    if settings.difficult == "ignore":
+        parts.append(Targets.of(difficult, np.zeros(len(difficult)), Source.DIFFICULT, 0.0, 0.0))
+    if settings.rejected == "background":
+        parts.append(
+            Targets.of(human.rejected, np.zeros(len(human.rejected)), Source.REJECTED, 1.0, 0.0, background=True)
+        )
+    if candidates is not None and not human.complete:
+        parts.append(pseudo_labels(candidates[remaining(candidates, human, settings)], settings))
+    return concatenate(parts)
+
+
+def remaining(candidates: Candidates, human: ImageLabels, settings: PseudoSettings) -> Bools:
+    """Candidates of one image that no answer has settled, so that they may become pseudo labels: (T,)."""
+    return far_from(candidates.boxes, human.boxes, settings.human_iou, strict=True) & far_from(
+        candidates.boxes, human.rejected, settings.rejected_iou
+    )
+
+
+def far_from(boxes: Floats, others: Floats, iou: float, strict: bool = False) -> Bools:
+    """Boxes whose IoU with every other box is below ``iou``, or (``strict``) not above it: (N, 4), (M, 4) -> (N,)."""
+    overlap = iou_matrix(boxes, others).max(axis=1, initial=0)
+    return overlap <= iou if strict else overlap < iou
+
+
+def pseudo_labels(candidates: Candidates, settings: PseudoSettings) -> Targets:
+    """Candidates of one image -> pseudo labels by the chosen method; boxes that would teach nothing are left out."""
+    class_weight, box_weight, background = METHODS[settings.method](candidates, settings)
+    if settings.zero_weight == "drop":
+        background = background | (class_weight == 0)
+        class_weight = np.where(background, 1.0, class_weight)
+    taught = ~background | (box_weight > 0)
+    targets = Targets.of(candidates.boxes, candidates.labels, Source.PSEUDO, class_weight, box_weight, background)
+    return targets[taught]
+
+
+Weights = tuple[Floats, Floats, Bools]
+"""Class weights (T,), box weights (T,), and where the class branch is taught background (T,)."""
+
+
+def _none(candidates: Candidates, settings: PseudoSettings) -> Weights:
+    """No pseudo labels: whatever has no human box is background."""
+    nothing = np.zeros(len(candidates))
+    return nothing, nothing, np.ones(len(candidates), dtype=bool)
+
+
+def _hard(candidates: Candidates, settings: PseudoSettings) -> Weights:
+    """HPL: boxes with conf >= tau_0^cls teach both branches; the others are background."""
+    sure = candidates.scores >= settings.class_high
+    return np.ones(len(sure)), sure.astype(float), ~sure
+
+
+def _task_hard(candidates: Candidates, settings: PseudoSettings) -> Weights:
+    """THPL: the class branch takes conf >= tau_0^cls, the box branch cons >= tau_0^box, each for itself."""
+    sure = candidates.scores >= settings.class_high
+    steady = candidates.box_consistency >= settings.box_high
+    return np.ones(len(sure)), steady.astype(float), ~sure
+
+
+def _soft(candidates: Candidates, settings: PseudoSettings) -> Weights:
+    """TSPL: Eq. 5 for the class branch, Eq. 6 for the box branch."""
+    class_weight = soft_weight(candidates.scores, settings.class_high, settings.class_low)
+    box_weight = soft_weight(candidates.box_consistency, settings.box_high, settings.box_low)
+    return class_weight, box_weight, np.zeros(len(candidates), dtype=bool)
+
+
+def _ignore_only(candidates: Candidates, settings: PseudoSettings) -> Weights:
+    """As HPL, but what lies between the thresholds is ignored instead of background."""
+    sure = (candidates.scores >= settings.class_high).astype(float)
+    return sure, sure, candidates.scores <= settings.class_low
+
+
+METHODS = {"none": _none, "hard": _hard, "task_hard": _task_hard, "soft": _soft, "ignore_only": _ignore_only}
+"""Every way to make pseudo labels, by its name in the settings."""
+
+
+def by_image(candidates: Candidates) -> dict[int, Candidates]:
+    """Candidates grouped by image id."""
+    order = np.argsort(candidates.image_id, kind="stable")
+    ids, starts = np.unique(candidates.image_id[order], return_index=True)
+    pieces = np.split(order, starts[1:])
+    return {int(image_id): candidates[rows] for image_id, rows in zip(ids, pieces, strict=True)}
+
+
+def count_pseudo_labels(targets: Mapping[int, Targets], num_classes: int, above: float) -> np.ndarray:
+    """Pseudo labels of each class that the class branch trusts with at least this weight: (K,)."""
+    labels = [t.labels[(t.source == Source.PSEUDO) & ~t.background & (t.class_weight >= above)] for t in targets.values()]
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=num_classes)
