@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ def _is_made(folder: Path, wanted: dict[str, Any]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / "scenes.json").read_text())
-    except (OSError, ValueError):
+        found = dict(json.loads((folder / "scenes.json").read_text()))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{folder} exists and was not made by `scenes`; name another folder") from None
     if found != wanted:
         differing = [k for k in wanted if found.get(k) != wanted[k]]
@@ -122,8 +123,9 @@ def _draft_prefix(folder: Path) -> str:
 def _sweep(folder: Path, older_than_seconds: float = 3600) -> None:
     """Remove what a killed run left beside the folder; younger drafts may belong to somebody still drawing."""
     for draft in folder.parent.glob(_draft_prefix(folder) + "*"):
-        if time.time() - draft.stat().st_mtime > older_than_seconds:
-            shutil.rmtree(draft, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its owner may finish it meanwhile
+            if time.time() - draft.stat().st_mtime > older_than_seconds:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _publish(draft: Path, folder: Path, wanted: dict[str, Any]) -> None:
@@ -274,10 +276,10 @@ def _stamp(rng: np.random.Generator, ink: Floats, side: float, look: Look) -> Fl
     offset = np.array([30, 30]) - matrix @ np.array([30, 30])
     affine = (*matrix[0], offset[0], *matrix[1], offset[1])
     turned = Image.fromarray(big).transform((60, 60), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    core = _crop(np.asarray(turned), above=0.4)
+    edge = rng.uniform(0.1, 0.3)  # how soft the pen is
+    core = _crop(np.asarray(turned), above=0.4 - edge / 2)  # where a quarter is covered
     scale = side / max(core.shape)
     shape = tuple(max(2, round(s * scale)) for s in core.shape)
-    edge = rng.uniform(0.1, 0.3)  # how soft the pen is
     return _crop(np.clip((_resized(core, shape) - 0.4 + edge) / (2 * edge), 0, 1), above=0.25)
 
 

@@ -1,0 +1,281 @@
+"""How good a detector is: VOC AP by the devkit's rules (our own), COCO AP (by a library), and how long a tail is.
+
+The three numbers differ on the same detections; docs/evaluation.md says why. Ground truth and detections come as one
+table per image, keyed by image id. The images of the truth are the test set: one without detections counts with what
+it misses, and detections on any other image are an error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rarebox.boxes import paired_iou
+from rarebox.types import Bools, Detections, Floats, GroundTruth, Ints
+
+# ---------------------------------------------------------------------------------------------- VOC
+
+
+@dataclass(frozen=True, eq=False)
+class VocResult:
+    """AP of each class: ``ap`` by area and ``ap11`` by 11 points, both (K,) in [0, 1], NaN without counted truth.
+
+    ``recall`` and ``precision`` hold the curve of each class, one point per counted detection, best score first;
+    ``truth`` (K,) counts the boxes to be found (those not difficult).
+    """
+
+    ap: Floats
+    ap11: Floats
+    truth: Ints
+    recall: tuple[Floats, ...]
+    precision: tuple[Floats, ...]
+
+    @property
+    def mean_ap(self) -> float:
+        """Mean area AP of the classes that have truth, in [0, 1]; NaN if none has."""
+        return _mean(self.ap)
+
+    @property
+    def mean_ap11(self) -> float:
+        """Mean 11-point AP of the classes that have truth, in [0, 1]; NaN if none has."""
+        return _mean(self.ap11)
+
+
+def voc_ap(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int, iou: float = 0.5,
+           *, legacy_pixels: bool = False) -> VocResult:  # fmt: skip
+    """Average precision by the rules of the PASCAL VOC devkit (VOCevaldet.m, release of 2010 on).
+
+    The detections of a class, over all images, come in order of their score; equal scores in order of image id and
+    row. Each goes to the truth box of its class and image with the largest IoU (the first of equals). If that IoU is
+    at least ``iou`` (the devkit's ``ovmax >= MINOVERLAP``), the first detection of the box is right and any further
+    one wrong; a difficult box makes it neither. A detection whose largest IoU is smaller is wrong.
+
+    ``iou`` is in (0, 1]. ``legacy_pixels`` measures boxes as the devkit does, whose x2 and y2 name the last pixel
+    *inside*: one pixel wider and higher. Raises ValueError for detections on images without truth and for labels
+    outside [0, num_classes).
+    """
+    found, true = _flatten(detections, truth, num_classes)
+    order = np.lexsort((-found.scores, found.labels))  # stable: ties stay in order of image and row
+    found = _Found(found.image[order], found.labels[order], found.boxes[order], found.scores[order])
+    nearest = _nearest(found, true, num_classes, iou, legacy_pixels)
+    counted = ~np.append(true.difficult, False)[nearest]  # -1, no box, is the last and not difficult
+    right = counted & _first_of_its_kind(nearest)
+    sizes = np.bincount(true.labels[~true.difficult], minlength=num_classes)
+    curves = [_curve(right[mine], size) for mine, size in _by_class(found.labels, counted, sizes)]
+    recall, precision = tuple(zip(*curves, strict=True)) if curves else ((), ())
+    ap = [_area_ap(*curve) if size else np.nan for curve, size in zip(curves, sizes, strict=True)]
+    ap11 = [_eleven_point_ap(*curve) if size else np.nan for curve, size in zip(curves, sizes, strict=True)]
+    return VocResult(np.array(ap), np.array(ap11), sizes.astype(np.int64), recall, precision)
+
+
+class _Found(NamedTuple):
+    """All detections, N rows; ``image`` counts the test images in order of their ids."""
+
+    image: Ints
+    labels: Ints
+    boxes: Floats
+    scores: Floats
+
+
+class _True(NamedTuple):
+    """All truth, G rows, sorted by image."""
+
+    image: Ints
+    labels: Ints
+    boxes: Floats
+    difficult: Bools
+
+
+def _flatten(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth],
+             num_classes: int) -> tuple[_Found, _True]:  # fmt: skip
+    """One table of all detections and one of all truth, in order of the image ids."""
+    strange = sorted(set(detections) - set(truth))
+    if strange:
+        raise ValueError(f"detections on images that have no truth: {strange[:5]}; give those an empty GroundTruth")
+    ids = sorted(truth)
+    found = [detections[i] for i in ids if i in detections]
+    images = np.flatnonzero([i in detections for i in ids])
+    true = [truth[i] for i in ids]
+    tables = (
+        _Found(_owners(images, found), _column(found, "labels"), _boxes(found), _column(found, "scores")),
+        _True(_owners(np.arange(len(ids)), true), _column(true, "labels"), _boxes(true), _column(true, "difficult")),
+    )
+    for labels in (tables[0].labels, tables[1].labels):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(f"labels must be in [0, {num_classes}), got {labels.min()} to {labels.max()}")
+    return tables
+
+
+_DTYPES = {"labels": np.int64, "scores": np.float64, "difficult": np.bool_}
+
+
+def _column(tables: list[Detections] | list[GroundTruth], name: str) -> NDArray:
+    return np.concatenate([np.zeros(0, _DTYPES[name]), *(getattr(t, name) for t in tables)], dtype=_DTYPES[name])
+
+
+def _boxes(tables: list[Detections] | list[GroundTruth]) -> Floats:
+    """All boxes (N, 4) in double precision, so that an IoU of exactly one half is one half."""
+    return np.concatenate([np.zeros((0, 4)), *(t.boxes for t in tables)])
+
+
+def _owners(images: Ints, tables: list[Detections] | list[GroundTruth]) -> Ints:
+    return np.repeat(images, [len(t) for t in tables])
+
+
+def _nearest(found: _Found, true: _True, num_classes: int, iou: float, legacy_pixels: bool) -> Ints:
+    """(N,): the row in ``true`` of the box with the largest IoU with each detection; -1 if that is below ``iou``.
+
+    Every detection is paired with every truth box of its image and class, all at once: pairs are few, as objects of
+    one class in one image are.
+    """
+    groups = true.image * num_classes + true.labels
+    by_group = np.argsort(groups, kind="stable")
+    wanted = found.image * num_classes + found.labels
+    first, last = (np.searchsorted(groups[by_group], wanted, side=side) for side in ("left", "right"))
+    rivals = last - first
+    ends = np.cumsum(rivals)
+    left = np.repeat(np.arange(len(wanted)), rivals)
+    right = by_group[np.arange(len(left)) + np.repeat(first - ends + rivals, rivals)]
+    wider = np.array([0, 0, 1, 1]) if legacy_pixels else 0
+    overlap = paired_iou(found.boxes[left] + wider, true.boxes[right] + wider)
+    best = np.zeros(len(wanted))
+    np.maximum.at(best, left, overlap)
+    hits = np.flatnonzero((overlap == best[left]) & (overlap >= iou))[::-1]  # backwards: the first of equals stays
+    nearest = np.full(len(wanted), -1)
+    nearest[left[hits]] = right[hits]
+    return nearest
+
+
+def _first_of_its_kind(values: Ints) -> Bools:
+    """(N,) -> (N,): True where a value >= 0 appears for the first time."""
+    first = np.zeros(len(values), dtype=bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first & (values >= 0)
+
+
+def _by_class(labels: Ints, counted: Bools, sizes: Ints) -> list[tuple[Ints, int]]:
+    """The counted rows of each class, in their order, and how many boxes that class has to find."""
+    rows = np.flatnonzero(counted)
+    cuts = np.searchsorted(labels[rows], np.arange(1, len(sizes)))  # labels are sorted
+    return list(zip(np.split(rows, cuts), sizes.tolist(), strict=True)) if len(sizes) else []
+
+
+def _curve(right: Bools, size: int) -> tuple[Floats, Floats]:
+    """Recall and precision (N,) after each detection; the recall of nothing to find is NaN."""
+    hits = np.cumsum(right)
+    recall = hits / size if size else np.full(len(hits), np.nan)
+    return recall, hits / np.arange(1, len(hits) + 1)
+
+
+def _envelope(precision: Floats) -> Floats:
+    """(N,) -> (N,): the best precision at this recall or any larger one."""
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def _area_ap(recall: Floats, precision: Floats) -> float:
+    """The area under the envelope of the curve."""
+    return float(np.sum(np.diff(recall, prepend=0) * _envelope(precision)))
+
+
+def _eleven_point_ap(recall: Floats, precision: Floats) -> float:
+    """The mean of the best precision at recall >= t, for t = 0, 0.1, ..., 1; nothing there counts as 0.
+
+    t is k / 10, rounded once, so that a recall of 3 out of 10 reaches 0.3; in the devkit's ``0:0.1:1``, as in
+    ``3 * 0.1``, it falls short by a rounding error.
+    """
+    at = np.searchsorted(recall, np.arange(11) / 10, side="left")
+    return float(np.append(_envelope(precision), 0)[at].mean())
+
+
+def _mean(values: Floats) -> float:
+    """The mean of what is not NaN; NaN if all is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+# ---------------------------------------------------------------------------------------------- COCO
+
+
+class CocoResult(TypedDict):
+    """AP in [0, 1] over IoU 0.5 to 0.95, at 0.5 and at 0.75; NaN without truth. (K,) arrays for each class."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    per_class: Floats
+    per_class_ap50: Floats
+    per_class_ap75: Floats
+
+
+class CocoTables(NamedTuple):
+    """What a COCO evaluator needs: image and category ids start at 1, boxes are x, y, width, height."""
+
+    images: int
+    categories: int
+    truth_image: Ints  # (G,)
+    truth_category: Ints  # (G,)
+    truth_boxes: Floats  # (G, 4)
+    truth_crowd: Bools  # (G,)
+    results: Floats  # (N, 7): image, x, y, width, height, score, category
+
+
+CocoEngine = Callable[[CocoTables], Floats]
+
+
+def coco_ap(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int,
+            engine: CocoEngine | None = None) -> CocoResult:  # fmt: skip
+    """COCO's average precision: 101 points of recall, all object sizes, at most 100 detections per image and class.
+
+    COCO knows no difficult objects; they become ``iscrowd``, which is not the same: a detection that lies on one is
+    ignored if the *detection* is covered by it (the share of the detection's area, not the IoU), and as many as
+    please may lie there. ``engine`` computes the table of precisions; the default is the library hotcoco. Raises
+    ValueError as ``voc_ap`` does.
+    """
+    found, true = _flatten(detections, truth, num_classes)
+    columns = [found.image + 1, _corner_and_size(found.boxes), found.scores, found.labels + 1]
+    results = np.column_stack(columns).astype(np.float64)
+    tables = CocoTables(len(truth), num_classes, true.image + 1, true.labels + 1, _corner_and_size(true.boxes),
+                        true.difficult, results)  # fmt: skip
+    if len(truth) == 0 or num_classes == 0:
+        precision = np.full((10, 101, num_classes), -1.0)
+    else:
+        precision = (engine or hotcoco_precision)(tables)
+    ap = np.where((precision > -1).all(axis=1), precision.mean(axis=1), np.nan)  # (10, K)
+    whole, ap50, ap75 = ap.mean(axis=0), ap[0], ap[5]
+    return CocoResult(ap=_mean(whole), ap50=_mean(ap50), ap75=_mean(ap75), per_class=whole, per_class_ap50=ap50,
+                      per_class_ap75=ap75)  # fmt: skip
+
+
+def hotcoco_precision(tables: CocoTables) -> Floats:
+    """The precision (10, 101, K) at each IoU (0.5, 0.55, ..., 0.95), recall and class; -1 for a class without truth."""
+    import hotcoco  # here, as only this function may know the library
+
+    images = [{"id": i + 1} for i in range(tables.images)]
+    categories = [{"id": i + 1, "name": str(i)} for i in range(tables.categories)]
+    truth = hotcoco.COCO.from_arrays(images, categories, tables.truth_image, tables.truth_category, tables.truth_boxes,
+                                     iscrowd=tables.truth_crowd)  # fmt: skip
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(tables.results), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    assert evaluator.eval is not None
+    return np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # all sizes, 100 detections
+
+
+def _corner_and_size(boxes: Floats) -> Floats:
+    """(N, 4) x1, y1, x2, y2 -> (N, 4) x, y, width, height."""
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+
+
+# ---------------------------------------------------------------------------------------------- the tail
+
+
+def imbalance_factor(counts: ArrayLike) -> float:
+    """The largest class count over the smallest, >= 1, among the classes that have any; NaN if none has.
+
+    (K,) -> one number. Classes with no box at all are left out: they would make it infinite, and say nothing of how
+    uneven the others are.
+    """
+    present = np.asarray(counts)[np.asarray(counts) > 0]
+    return float(present.max() / present.min()) if len(present) else float("nan")
