@@ -1,1 +1,280 @@
-"""Everything that knows a file format: reading data sets, reading images, writing labels."""
+"""Everything that knows a file format: reading data sets, reading images, writing labels.
+
+A reader (``coco``, ``voc``, ``yolo``) only parses: it hands over what the label files *say*, as `Listing`s. What of it
+can be used is decided here, once for all formats, and everything else is listed as a `Problem`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rarebox.boxes import clip
+from rarebox.data.images import UnreadableImage, image_files, image_size, read_image
+from rarebox.errors import UserError
+from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
+
+__all__ = ["EXPORT_MARK", "Dataset", "ListedBox", "ListedImage", "Listing", "Problem", "Split", "assemble", "load"]
+
+EXPORT_MARK = "rarebox.json"  # lies in every folder that rarebox has exported
+
+_LAYOUTS = """Understood are:
+  COCO   train.json and test.json (or valid.json), train/_annotations.coco.json, or one JSON file
+  VOC    VOCdevkit/VOC2007 and VOC2012, or a folder with Annotations/ and JPEGImages/
+  YOLO   data.yaml with images/ and labels/"""
+_LARGEST_ID = 2**53  # what every JSON reader holds exactly
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing in the data that was skipped, clipped, dropped or is worth a look.
+
+    ``kind`` is a short name to count by, such as "box clipped"; ``where`` is the file and the line or entry in it;
+    ``what`` says what was found there and what became of it.
+    """
+
+    kind: str
+    where: str
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Readable images in the order in which they are listed, and for every image id its objects (none: 0 rows)."""
+
+    images: tuple[ImageRecord, ...]
+    truth: Mapping[int, GroundTruth]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set as it can be used, and the ``problems`` met on the way.
+
+    Image ids are unique across both splits; labels are indices into ``classes``.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    train: Split
+    test: Split | None
+    problems: tuple[Problem, ...]
+
+
+class ListedBox(NamedTuple):
+    """A box as a label file gives it: x1, y1, x2, y2 that may be anything, and where it is written."""
+
+    box: tuple[float, float, float, float]
+    name: str
+    difficult: bool
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class ListedImage:
+    """An image as a label file lists it.
+
+    ``size`` is the (width, height) written there, if any. With ``relative`` the boxes are in shares of the image's
+    sides, otherwise in 0-based pixels.
+    """
+
+    path: Path
+    boxes: Sequence[ListedBox] = ()
+    id: int | None = None
+    size: tuple[int, int] | None = None
+    relative: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a reader found for one split; ``source`` is the file or folder that lists it."""
+
+    source: Path
+    classes: Sequence[str]
+    images: Sequence[ListedImage]
+    problems: list[Problem] = field(default_factory=list)
+
+
+Reader = Callable[[], tuple[Listing, Listing | None]]
+
+
+def load(path: str | Path, *, check_pixels: bool = False) -> Dataset:
+    """Read a data set whose format is told by the folder's content: COCO, VOC or YOLO.
+
+    The headers of all images are read, their pixels only with ``check_pixels``. What cannot be used is left out and
+    listed in ``problems``. A folder ``voc0712``, ``voc2007`` or ``voc2012`` is downloaded when it is not there.
+    Raises `UserError` when nothing is left to go on with.
+    """
+    from rarebox.data import voc  # not at the top, here and in `_reader`, because the readers import this module
+
+    path = Path(path).expanduser()
+    if voc.wants_download(path):
+        voc.download(path)
+    if not path.exists():
+        raise _missing(path)
+    reader = _reader(path)
+    if reader is None:
+        raise _not_understood(path)
+    train, test = reader()
+    return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels)
+
+
+def assemble(root: Path, train: Listing, test: Listing | None = None, *, check_pixels: bool = False) -> Dataset:
+    """Number the images and classes of what a reader found, and keep what the image files bear out."""
+    splits = [train, test] if test else [train]
+    for listing in splits:
+        if not listing.images:
+            which = "training" if listing is train else "test"
+            raise UserError(f"{listing.source} lists no {which} images; add some, or name another data set")
+    problems = [problem for listing in splits for problem in listing.problems]
+    classes = tuple(dict.fromkeys(name for listing in splits for name in listing.classes))
+    if not classes:
+        raise UserError(f"{train.source} names no class; label at least one object")
+    for name in classes:
+        if name not in train.classes:
+            problems.append(Problem("class only in test", str(splits[-1].source), f"{name!r} has no training label"))
+    problems += _listed_twice([image for listing in splits for image in listing.images])
+    train_ids, test_ids = _numbers(train.images, test.images if test else ())
+    for_training = _split(train, train_ids, classes, problems, check_pixels)
+    for_test = _split(test, test_ids, classes, problems, check_pixels) if test else None
+    name = root.stem if root.is_file() else root.name
+    return Dataset(name, root, classes, for_training, for_test, tuple(problems))
+
+
+def _reader(path: Path) -> Reader | None:
+    """What reads this path: the first format that recognises it."""
+    from rarebox.data import coco, voc, yolo
+
+    finders = (coco.find, voc.find, yolo.find, coco.find_single)
+    return next((reader for find in finders if (reader := find(path)) is not None), None)
+
+
+def _missing(path: Path) -> UserError:
+    if not path.parent.is_dir():
+        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+        return UserError(f"{path} does not exist (there is only {there}); name a folder with images and labels")
+    near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1, cutoff=0.5)
+    hint = f"did you mean {path.parent / near[0]}?" if near else "name a folder with images and labels"
+    return UserError(f"{path} does not exist; {hint}")
+
+
+def _not_understood(path: Path) -> UserError:
+    if path.is_file():
+        return UserError(f"{path} is neither a COCO JSON nor a YOLO data.yaml. {_LAYOUTS}")
+    entries = sorted(path.iterdir())
+    if not entries:
+        return UserError(f"{path} is empty; put images and labels there. {_LAYOUTS}")
+    images = len(image_files(path))
+    holds = f"holds {images} images and no labels" if images else "holds no data set"
+    shown = ", ".join(p.name + "/" * p.is_dir() for p in entries[:6]) + ", ..." * (len(entries) > 6)
+    inside = next((f"; did you mean {p}?" for p in entries if p.is_dir() and _reader(p)), "")
+    return UserError(f"{path} {holds} that rarebox understands (found {shown}){inside}. {_LAYOUTS}")
+
+
+def _listed_twice(images: Sequence[ListedImage]) -> list[Problem]:
+    times = Counter(os.path.normpath(image.path) for image in images)
+    return [
+        Problem(
+            "image listed twice", path, f"it is listed {n} times, which is kept; in both splits it flatters the test"
+        )
+        for path, n in times.items()
+        if n > 1
+    ]
+
+
+def _numbers(train: Sequence[ListedImage], test: Sequence[ListedImage]) -> tuple[Sequence[int], Sequence[int]]:
+    """Ids of all listed images: the file's own where possible; those of test follow train's where they would clash.
+
+    Images that are dropped later count, so that an id does not depend on which files can be read today.
+    """
+    first, second = _own_numbers(train), _own_numbers(test)
+    if set(first) & set(second):
+        shift = max(first) + 1 - min(second)
+        second = [number + shift for number in second]
+    return first, second
+
+
+def _own_numbers(images: Sequence[ListedImage]) -> Sequence[int]:
+    own = [image.id for image in images if image.id is not None and 0 <= image.id < _LARGEST_ID]
+    return own if len(set(own)) == len(images) else range(1, len(images) + 1)
+
+
+def _split(
+    listing: Listing, ids: Sequence[int], classes: Sequence[str], problems: list[Problem], check_pixels: bool
+) -> Split:
+    """The images of a listing that can be read, with their boxes cleaned; the rest goes to ``problems``."""
+    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+        sizes = list(pool.map(partial(_probe, check_pixels=check_pixels), (image.path for image in listing.images)))
+    number = {name: label for label, name in enumerate(classes)}
+    images: list[ImageRecord] = []
+    truth: dict[int, GroundTruth] = {}
+    for image, id, size in zip(listing.images, ids, sizes, strict=True):
+        if isinstance(size, UnreadableImage):
+            kind = "unreadable image" if image.path.is_file() else "missing image file"
+            problems.append(Problem(kind, str(image.path), f"{size.reason}; the image is left out"))
+            continue
+        problems += _check_size(image, *size)
+        record = ImageRecord(id, os.path.abspath(image.path), size[0], size[1])
+        images.append(record)
+        truth[id] = _truth(image, record, number, problems)
+    if not images:
+        last = problems[-1]
+        raise UserError(
+            f"{listing.source}: none of its {len(listing.images)} images can be read, for example {last.where} "
+            f"({last.kind}: {last.what}); put the image files where the labels expect them"
+        )
+    return Split(tuple(images), truth)
+
+
+def _probe(path: Path, check_pixels: bool) -> tuple[int, int, bool] | UnreadableImage:
+    try:
+        if check_pixels:
+            read_image(path)
+        return image_size(path)
+    except UnreadableImage as error:
+        return error
+
+
+def _check_size(image: ListedImage, width: int, height: int, turned: bool) -> list[Problem]:
+    """Whether the labels were made for this image; nothing is rescaled, but a person should know."""
+    if image.size is None or image.size == (width, height):
+        return []
+    listed, real = "{} x {}".format(*image.size), f"{width} x {height}"
+    if turned and image.size == (height, width):
+        what = f"the labels say {listed}, upright it is {real}; its boxes are taken as drawn on the upright image"
+        return [Problem("image turned by EXIF", str(image.path), what)]
+    what = f"the labels say {listed}, the file has {real} pixels; the boxes are used as they are"
+    return [Problem("image size differs", str(image.path), what)]
+
+
+def _truth(image: ListedImage, record: ImageRecord, number: Mapping[str, int], problems: list[Problem]) -> GroundTruth:
+    """The usable boxes of one image, in pixels, cut at its borders."""
+    sides = np.tile([record.width, record.height], 2) if image.relative else np.ones(4)
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite and is dropped as such
+        boxes = (np.array([b.box for b in image.boxes], dtype=np.float64).reshape(-1, 4) * sides).astype(np.float32)
+    inside = clip(boxes, record.width, record.height)
+    faults = {
+        "it is not made of finite numbers": ~np.isfinite(boxes).all(axis=1),
+        "its right or bottom edge is not beyond its left or top edge": ~_has_area(boxes),
+        f"it lies outside the {record.width} x {record.height} image": ~_has_area(inside),
+    }
+    bad = np.any(list(faults.values()), axis=0)
+    for row in np.flatnonzero(bad).tolist():
+        fault = next(fault for fault, rows in faults.items() if rows[row])
+        problems.append(Problem("box dropped", image.boxes[row].where, f"{boxes[row].tolist()}: {fault}"))
+    for row in np.flatnonzero(~bad & (np.abs(boxes - inside) >= 1).any(axis=1)).tolist():  # less is mere rounding
+        what = f"{boxes[row].tolist()} reaches out of the {record.width} x {record.height} image and was cut there"
+        problems.append(Problem("box clipped", image.boxes[row].where, what))
+    kept = [b for b, dropped in zip(image.boxes, bad, strict=True) if not dropped]
+    return GroundTruth(inside[~bad], np.array([number[b.name] for b in kept]), np.array([b.difficult for b in kept]))
+
+
+def _has_area(boxes: Floats) -> Bools:
+    return np.all(boxes[:, 2:] > boxes[:, :2], axis=1)

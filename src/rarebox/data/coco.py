@@ -1,0 +1,210 @@
+"""COCO JSON: ``images``, ``annotations`` with ``bbox`` = x, y, width, height in 0-based pixels, ``categories``."""
+
+import json
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
+from rarebox.errors import UserError
+
+_TEST_NAMES = ("test", "valid", "val")
+_ROBOFLOW = "_annotations.coco.json"
+_TRUE = (1, True, "1", "true", "True")
+
+
+def find(path: Path) -> Reader | None:
+    """Recognises train.json beside test.json (or valid.json, val.json), and Roboflow's one folder for each split."""
+    for pattern in ("{}.json", "{}/" + _ROBOFLOW):
+        train = path / pattern.format("train")
+        if train.is_file():
+            tests = [path / pattern.format(name) for name in _TEST_NAMES]
+            return partial(read, train, *(test for test in tests if test.is_file()))
+    return None
+
+
+def find_single(path: Path) -> Reader | None:
+    """Recognises a JSON file, and a folder that holds exactly one that looks like COCO."""
+    if path.is_file():
+        return partial(read, path) if path.suffix.lower() == ".json" else None
+    candidates = [p for p in sorted(path.glob("*.json")) if _looks_like_coco(p)]
+    return partial(read, candidates[0]) if len(candidates) == 1 else None
+
+
+def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing, Listing | None]:
+    """Both files; a further split is not used, which is listed. Raises `UserError` for a file that is not COCO."""
+    listing = _listing(train)
+    for path in unused:
+        listing.problems.append(Problem("split not used", str(path), f"{test} is the test split"))
+    return listing, _listing(test) if test else None
+
+
+def _looks_like_coco(path: Path) -> bool:
+    """By its words only, so that a broken file is recognised too and its reader can say what is wrong."""
+    text = path.read_bytes() if path.name != EXPORT_MARK else b""
+    return b'"images"' in text or b'"annotations"' in text
+
+
+def _listing(path: Path) -> Listing:
+    content = _parse(path)
+    problems: list[Problem] = []
+    names = _names(path, content, problems)
+    boxes = _boxes(path, content, names, problems)
+    images = _images(path, content, boxes, problems)
+    return Listing(path, list(dict.fromkeys(names.values())), images, problems)
+
+
+def _parse(path: Path) -> dict[str, list[Any]]:
+    """The file's content, with its three lists present. Raises `UserError`, naming the line of a syntax error."""
+    repair = "repair the file or export it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}, {where}: this is not valid JSON ({error.msg}); {repair}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: this is not UTF-8 text ({error.reason} at byte {error.start}); {repair}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {repair}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a COCO file is an object with 'images', 'annotations' and 'categories'; {repair}")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(f"{path}: there is no list '{key}', so this is not a COCO label file; {repair}")
+    return content
+
+
+def _names(path: Path, content: dict[str, list[Any]], problems: list[Problem]) -> dict[Any, str]:
+    """Category id -> class name, by rising id, without a placeholder that only names the others' supercategory."""
+    categories: dict[Any, dict[str, Any]] = {}
+    for index, category in enumerate(content["categories"]):
+        where = f"{path}: category {index + 1} in the list"
+        if not isinstance(category, dict) or "id" not in category or not str(category.get("name") or "").strip():
+            problems.append(Problem("unknown category", where, "it has no id or no name; it is left out"))
+        elif _key(category["id"]) in categories:
+            problems.append(Problem("duplicate id", where, f"id {category['id']} is taken; the first one is used"))
+        else:
+            categories[_key(category["id"])] = category
+    for key in _placeholders(categories, content["annotations"]):
+        del categories[key]
+    by_id = sorted(categories, key=lambda key: (isinstance(key, str), key))
+    return {key: str(categories[key]["name"]).strip() for key in by_id}
+
+
+def _placeholders(categories: dict[Any, dict[str, Any]], annotations: list[Any]) -> list[Any]:
+    """Categories without a box, named like the supercategory of all the others (Roboflow writes one, with id 0)."""
+    used = {_key(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+    idle = [key for key in categories if key not in used]
+    return [k for k in idle if _is_above(categories[k], [c for key, c in categories.items() if key != k])]
+
+
+def _is_above(category: dict[str, Any], others: list[dict[str, Any]]) -> bool:
+    return bool(others) and all(other.get("supercategory") == category["name"] for other in others)
+
+
+def _boxes(
+    path: Path, content: dict[str, list[Any]], names: dict[Any, str], problems: list[Problem]
+) -> dict[Any, list[ListedBox]]:
+    """Image id -> its boxes."""
+    boxes: dict[Any, list[ListedBox]] = defaultdict(list)
+    seen: dict[Any, Any] = {}
+    for index, annotation in enumerate(content["annotations"]):
+        if not isinstance(annotation, dict):
+            where = f"{path}: annotation {index + 1} in the list"
+            problems.append(Problem("box dropped", where, f"{annotation!r:.60} is not an annotation"))
+            continue
+        where = f"{path}: annotation {annotation.get('id', f'{index + 1} in the list')}"
+        box, name = _corners(annotation.get("bbox")), names.get(_key(annotation.get("category_id")))
+        if "id" in annotation and _is_repeated(annotation, seen, where, problems):
+            continue
+        if name is None:
+            what = f"category_id {annotation.get('category_id')!r} is not among the categories; the box is dropped"
+            problems.append(Problem("unknown category", where, what))
+        elif box is None:
+            what = f"bbox is {annotation.get('bbox')!r:.60}, not four numbers x, y, width, height"
+            problems.append(Problem("box dropped", where, what))
+        else:
+            boxes[_key(annotation.get("image_id"))].append(ListedBox(box, name, _difficult(annotation), where))
+    return boxes
+
+
+def _is_repeated(annotation: dict[str, Any], seen: dict[Any, Any], where: str, problems: list[Problem]) -> bool:
+    """Whether the very same annotation came before; an id that merely occurs twice is only listed."""
+    first = seen.setdefault(_key(annotation["id"]), annotation)
+    if first is annotation:
+        return False
+    repeated = first == annotation
+    what = "the same annotation came before, it is dropped" if repeated else "the id is taken, both boxes are kept"
+    problems.append(Problem("duplicate id", where, what))
+    return repeated
+
+
+def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
+    try:
+        x, y, width, height = (float(value) for value in (bbox if isinstance(bbox, list) else ()))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return x, y, x + width, y + height
+
+
+def _difficult(annotation: dict[str, Any]) -> bool:
+    """COCO's crowds, and the flag ``difficult`` where converters put it."""
+    places = [annotation, annotation.get("attributes"), annotation.get("extra")]
+    flags = [place.get("difficult") for place in places if isinstance(place, dict)]
+    return any(flag in _TRUE for flag in (annotation.get("iscrowd"), *flags))
+
+
+def _images(
+    path: Path, content: dict[str, list[Any]], boxes: dict[Any, list[ListedBox]], problems: list[Problem]
+) -> list[ListedImage]:
+    entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for index, entry in enumerate(content["images"]):
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and "id" in entry:
+            entries[_key(entry["id"])].append(entry)
+        else:
+            where = f"{path}: image {index + 1} in the list"
+            problems.append(Problem("unreadable image", where, "it has no id or no file_name; it is left out"))
+    images = []
+    for key, same in entries.items():
+        if len(same) > 1:
+            problems += _duplicates(path, same)
+        if len({entry["file_name"] for entry in same}) == 1:
+            images.append(_image(path, same[0], boxes.get(key, [])))
+            if key not in boxes:
+                what = "it has no boxes and counts as showing no object"
+                problems.append(Problem("image without annotation", f"{path}: {same[0]['file_name']}", what))
+    for key in (key for key in boxes if key not in entries):
+        for box in boxes[key]:
+            what = f"image_id {key!r} is not among the images; the box is dropped"
+            problems.append(Problem("annotation without image", box.where, what))
+    return images
+
+
+def _duplicates(path: Path, same: list[dict[str, Any]]) -> list[Problem]:
+    """Entries with one id: of one file, the first is used; of several files none, as the boxes could be of any."""
+    where, files = f"{path}: image id {same[0]['id']}", sorted({entry["file_name"] for entry in same})
+    if len(files) == 1:
+        return [Problem("duplicate id", where, f"{files[0]} is listed {len(same)} times; one entry is used")]
+    what = f"it names {', '.join(files)}; all are left out, since whose boxes these are cannot be told"
+    return [Problem("duplicate id", where, what)]
+
+
+def _image(path: Path, entry: dict[str, Any], boxes: list[ListedBox]) -> ListedImage:
+    size = (entry.get("width"), entry.get("height"))
+    known = all(isinstance(side, int | float) and side > 0 for side in size)
+    own = entry["id"] if type(entry["id"]) is int else None
+    return ListedImage(_locate(path, entry["file_name"]), boxes, own, size if known else None)  # type: ignore[arg-type]
+
+
+def _locate(path: Path, name: str) -> Path:
+    """The image file: relative to the JSON's folder, or in ``images/`` or a folder named like the split."""
+    name = name.replace("\\", "/")
+    folder = path.parent
+    places = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
+    return next((place / name for place in places if (place / name).is_file()), folder / name)
+
+
+def _key(value: Any) -> Any:
+    """An id as something to look up by, whatever the file holds."""
+    return value if isinstance(value, int | float | str) else repr(value)

@@ -1,0 +1,342 @@
+"""Writing labels as COCO, VOC or YOLO, without losing whose they are and which images are labelled as a whole.
+
+Every export is a folder of its own: the labels, the images (links, or copies), and ``rarebox.json``, which lists the
+provenance of every box in the order in which the label files have them.
+"""
+
+import json
+import os
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from rarebox.data import EXPORT_MARK
+from rarebox.data.voc import to_one_based
+from rarebox.data.yolo import label_file
+from rarebox.errors import UserError, unknown_name
+from rarebox.types import Floats, ImageRecord, Ints, Source, as_boxes
+
+_COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """What is known of one image: N boxes, where each comes from (`Source`) and how far it is trusted.
+
+    ``boxes`` (N, 4) in pixels of the original image, ``labels`` (N,) in [0, K), ``source`` (N,) strings, ``scores``,
+    ``class_weight`` and ``box_weight`` (N,) in [0, 1]. ``complete`` says that a person has labelled every object.
+    """
+
+    image_id: int
+    boxes: Floats
+    labels: Ints
+    source: NDArray[np.str_]
+    scores: Floats
+    class_weight: Floats
+    box_weight: Floats
+    complete: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", as_boxes(self.boxes))
+        for name, dtype in zip(_COLUMNS[1:], (np.int64, np.str_, np.float32, np.float32, np.float32), strict=True):
+            column = np.asarray(getattr(self, name), dtype=dtype)
+            if column.shape != (len(self.boxes),):
+                raise ValueError(f"{name} must have shape ({len(self.boxes)},), got {column.shape}")
+            object.__setattr__(self, name, column)
+        unknown = set(self.source.tolist()) - set(Source)
+        if unknown:
+            raise ValueError(f"source must be one of {', '.join(Source)}, got {', '.join(sorted(unknown))}")
+
+    def only(self, rows: NDArray[np.bool_]) -> "Annotations":
+        """The chosen boxes."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What has been written: the folder, and the numbers of images, of boxes and of partly labelled images."""
+
+    folder: Path
+    images: int
+    boxes: int
+    partly_labelled: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """An image, its file's name in the export, and the boxes that go there."""
+
+    record: ImageRecord
+    file: str
+    labels: Annotations
+
+
+def export(
+    folder: str | Path,
+    format: str,
+    classes: Sequence[str],
+    images: Sequence[ImageRecord],
+    annotations: Sequence[Annotations],
+    *,
+    allow_partial: bool = False,
+    complete_only: bool = False,
+    include_pseudo: bool = False,
+    copy_images: bool = False,
+) -> Exported:
+    """Write the labels of ``images`` to a new folder, as ``coco``, ``voc`` or ``yolo``.
+
+    Human boxes and difficult ones are written, rejected ones never, pseudo boxes only with ``include_pseudo``. An image
+    without annotations counts as partly labelled; with ``complete_only`` all such are left out. Images are linked
+    unless ``copy_images``. The folder appears as a whole or not at all, and replaces an earlier export only. Raises
+    `UserError` if there is something else, if there is nothing to write, and if YOLO, which cannot say that an image is
+    partly labelled, would have to (see ``allow_partial``).
+    """
+    if format not in _WRITERS:
+        raise unknown_name("export format", format, _WRITERS)
+    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    if any(a.labels.max(initial=0) >= len(classes) or a.labels.min(initial=0) < 0 for a in annotations):
+        raise ValueError(f"labels must be in [0, {len(classes)})")
+    items = _items(images, annotations, include_pseudo)
+    items = [item for item in items if item.labels.complete or not complete_only]
+    if not items:
+        raise UserError(f"nothing to export to {folder}: no image is labelled as a whole; drop --complete-only")
+    partly = [item for item in items if not item.labels.complete]
+    if format == "yolo" and partly and not (allow_partial or include_pseudo):
+        raise _partly_labelled(partly, len(items))
+    _check_free(folder)
+    with _staged(folder) as stage:
+        image_folder = stage / _WRITERS[format](stage, classes, items)
+        _place_images(image_folder, items, copy_images, folder)
+        if partly:
+            _write(stage / "incomplete.txt", "".join(f"{item.file}\n" for item in partly))
+        _write_mark(stage, format, classes, items)
+    return Exported(folder, len(items), sum(len(item.labels.boxes) for item in items), len(partly))
+
+
+def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], include_pseudo: bool) -> list[_Item]:
+    wanted = [Source.HUMAN, Source.DIFFICULT, *([Source.PSEUDO] if include_pseudo else [])]
+    known = {a.image_id: a.only(np.isin(a.source, wanted)) for a in annotations}
+    if len(known) < len(annotations) or known.keys() - {record.id for record in images}:
+        raise ValueError("annotations must be of different images, all of them among those to export")
+    return [
+        _Item(record, file, known.get(record.id) or _nothing(record.id))
+        for record, file in zip(images, _file_names(images), strict=True)
+    ]
+
+
+def _nothing(image_id: int) -> Annotations:
+    none = np.zeros(0)
+    return Annotations(image_id, none, none, none, none, none, none, complete=False)  # type: ignore[arg-type]
+
+
+def _file_names(images: Sequence[ImageRecord]) -> list[str]:
+    """The images' own names, told apart by their ids where two would share a label file."""
+    taken: set[str] = set()
+    names = []
+    for record in images:
+        path = Path(record.path)
+        stem = path.stem.strip(". ") or "image"  # a leading dot would hide the file
+        while stem.casefold() in taken:
+            stem += f"-{record.id}"
+        taken.add(stem.casefold())
+        names.append(stem + path.suffix)
+    return names
+
+
+def _partly_labelled(partly: Sequence[_Item], total: int) -> UserError:
+    return UserError(
+        f"{len(partly)} of {total} images are only partly labelled (for example {partly[0].file}). YOLO files cannot "
+        "say so: every object without a box there would be taught as background. Choose --complete-only to leave these "
+        "images out, --include-pseudo to add the model's own boxes, or --allow-partial to write them all the same and "
+        "list them in incomplete.txt; the formats coco and voc carry the information"
+    )
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that holds anything which a new export would not replace."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder to export to")
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    foreign = sorted(there - _written_before(folder))
+    if foreign:
+        raise UserError(
+            f"{folder} holds files that are not from a rarebox export, such as {foreign[0]}; "
+            "choose another folder or move them away"
+        )
+
+
+def _written_before(folder: Path) -> set[str]:
+    try:
+        return {EXPORT_MARK, *json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to write to, which takes its place at the end, or vanishes on an error."""
+    stage, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("new", "old"))
+    try:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        yield stage
+        if folder.exists():
+            folder.rename(old)
+        stage.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); free some space or choose another folder") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Path) -> None:
+    """Link or copy the images; those that lie in the export about to be replaced are copied in any case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in items:
+        source = Path(item.record.path).resolve()
+        if not source.is_file():
+            raise UserError(f"{item.record.path} is gone since the data set was read; put it back to export it")
+        if copy or source.is_relative_to(replaced.resolve()) or not _linked(source, folder / item.file):
+            shutil.copyfile(source, folder / item.file)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        target.symlink_to(source)
+    except (OSError, NotImplementedError):  # not every system lets everybody make links
+        return False
+    return True
+
+
+def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequence[_Item]) -> None:
+    """``rarebox.json``: what the formats themselves cannot hold, and the list of all files that were written."""
+    content = {
+        "format": format,
+        "classes": list(classes),
+        "images": {
+            item.file: {
+                "id": item.record.id,
+                "complete": item.labels.complete,
+                "objects": [_provenance(item.labels, row) for row in range(len(item.labels.boxes))],
+            }
+            for item in items
+        },
+        "files": sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if not p.is_dir()),
+    }
+    _write(stage / EXPORT_MARK, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _provenance(labels: Annotations, row: int) -> dict[str, Any]:
+    """Of a difficult box the source is a person: difficult is a property of the object."""
+    difficult = labels.source[row] == Source.DIFFICULT
+    return {
+        "source": str(Source.HUMAN if difficult else labels.source[row]),
+        "score": _short(labels.scores[row]),
+        "class_weight": _short(labels.class_weight[row]),
+        "box_weight": _short(labels.box_weight[row]),
+        "difficult": int(difficult),
+    }
+
+
+def _short(number: np.floating) -> float | None:
+    """The shortest decimal number that gives the same ``float32``; None for NaN, which JSON lacks."""
+    return None if np.isnan(number) else float(str(number))
+
+
+def _coco(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
+    annotations = [
+        {
+            "image_id": item.record.id,
+            "category_id": int(item.labels.labels[row]) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+            "attributes": _provenance(item.labels, row),
+        }
+        for item in items
+        for row, (x1, y1, x2, y2) in enumerate(item.labels.boxes.astype(np.float64).tolist())
+    ]
+    content = {
+        "info": {"description": "exported by rarebox"},
+        "licenses": [],
+        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
+        "images": [
+            {
+                "id": item.record.id,
+                "file_name": f"images/{item.file}",
+                "width": item.record.width,
+                "height": item.record.height,
+                "attributes": {"complete": item.labels.complete},
+            }
+            for item in items
+        ],
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+    }
+    _write(stage / "annotations.json", json.dumps(content, ensure_ascii=False))
+    return "images"
+
+
+def _voc(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
+    for item in items:
+        root = ET.Element("annotation")
+        ET.SubElement(root, "folder").text = "JPEGImages"
+        ET.SubElement(root, "filename").text = item.file
+        ET.SubElement(ET.SubElement(root, "source"), "database").text = "rarebox"
+        sides = {"width": item.record.width, "height": item.record.height, "depth": 3}
+        _add(ET.SubElement(root, "size"), sides)
+        _add(root, {"segmented": 0})
+        for row, box in enumerate(to_one_based(item.labels.boxes.astype(np.float64)).tolist()):
+            _add_object(root, classes[int(item.labels.labels[row])], box, _provenance(item.labels, row))
+        ET.indent(root)
+        _write(stage / "Annotations" / f"{Path(item.file).stem}.xml", ET.tostring(root, encoding="unicode") + "\n")
+    _write(stage / "ImageSets" / "Main" / "trainval.txt", "".join(f"{Path(item.file).stem}\n" for item in items))
+    return "JPEGImages"
+
+
+def _add_object(root: ET.Element, name: str, box: Sequence[float], provenance: dict[str, Any]) -> None:
+    """A VOC object; its provenance goes to an element of its own, which other readers pass over."""
+    element = ET.SubElement(root, "object")
+    _add(element, {"name": name, "pose": "Unspecified", "truncated": 0, "difficult": provenance.pop("difficult")})
+    edges = (int(edge) if edge.is_integer() else edge for edge in box)
+    _add(ET.SubElement(element, "bndbox"), dict(zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True)))
+    _add(ET.SubElement(element, "rarebox"), provenance)
+
+
+def _add(element: ET.Element, values: dict[str, Any]) -> None:
+    for tag, value in values.items():
+        ET.SubElement(element, tag).text = str(value)
+
+
+def _yolo(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
+    """Difficult boxes are written like others, since leaving them out would teach them as background."""
+    for item in items:
+        sides = np.tile([item.record.width, item.record.height], 2).astype(np.float64)
+        x1, y1, x2, y2 = (item.labels.boxes / sides).T
+        rows = zip(item.labels.labels, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, strict=True)
+        lines = ("{} {:.9f} {:.9f} {:.9f} {:.9f}\n".format(*row) for row in rows)
+        _write(label_file(stage / "images" / item.file), "".join(lines))
+    names = yaml.safe_dump({"names": dict(enumerate(classes))}, sort_keys=False, allow_unicode=True)
+    remark = "# Name your validation images as 'val:' before you train; these here are the labelled ones.\n"
+    _write(stage / "data.yaml", f"{remark}train: images\n{names}")
+    return "images"
+
+
+_WRITERS = {"coco": _coco, "voc": _voc, "yolo": _yolo}

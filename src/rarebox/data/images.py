@@ -1,0 +1,175 @@
+"""Reading image files of every common kind as upright 8-bit RGB; whatever cannot be read says why."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rarebox.errors import UserError
+from rarebox.types import ImageRecord, Picture
+
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".webp",
+        ".avif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".mpo",
+    ]
+)
+
+# EXIF orientation -> what makes the picture upright (EXIF 2.32, tag 0x0112)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+
+
+class UnreadableImage(UserError):
+    """One image file that cannot be used. ``path`` names it, ``reason`` says why."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(str(path), reason)  # both stay in ``args``, so that it can cross a process border
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"cannot read the image {self.path}: {self.reason}; replace the file or remove it"
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """All image files below a folder, by their suffix, sorted by path; hidden files are left out."""
+    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in files if p.is_file())
+
+
+def image_size(path: str | Path) -> tuple[int, int, bool]:
+    """Width and height of the upright image, and whether EXIF lays it on its side in the file.
+
+    Reads the header only. Raises `UnreadableImage`.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        return *_swapped(image.size, orientation), orientation in _SIDEWAYS
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """The whole image, upright: (H, W, 3) ``uint8`` RGB.
+
+    Grey, palette, CMYK and 1-bit images become RGB. Transparent pixels are shown on white, as a person labelling them
+    on a page sees them (what lies under full transparency is often arbitrary). 16-bit grey is scaled from its full
+    range, not cut off. Of an animation this is the first frame. Raises `UnreadableImage`.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        return np.array(_upright(_rgb(image), orientation))
+
+
+def read_picture(record: ImageRecord, short_side: int, long_side: int) -> Picture:
+    """The image at working size: as large as ``short_side`` allows, but no side longer than ``long_side`` pixels.
+
+    Decoded and resized once, with antialiasing. A JPEG that shrinks to half or less is decoded at a fraction of its
+    size, which is several times faster. Raises `UnreadableImage`, also when the file has another size than when the
+    data set was read, since then no box would fit.
+    """
+    with _opened(record.path) as image:
+        orientation = _orientation(image)
+        size = _swapped(image.size, orientation)
+        if size != (record.width, record.height):
+            was, now = f"{record.width} x {record.height}", f"{size[0]} x {size[1]}"
+            raise UnreadableImage(record.path, f"it is {now} pixels now, but was {was} when the data set was read")
+        working = _swapped(working_size(record.width, record.height, short_side, long_side), orientation)
+        image.draft(None, working)
+        small = _rgb(image).resize(working, Image.Resampling.BILINEAR)
+        return Picture(np.array(_upright(small, orientation)), record.width, record.height)
+
+
+def working_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """Width and height after scaling by min(short_side / shorter side, long_side / longer side), at least 1 pixel."""
+    scale = min(short_side / min(width, height), long_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The open image file; whatever goes wrong while it is open becomes an `UnreadableImage`."""
+    try:
+        with Image.open(path) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice this
+                raise Image.DecompressionBombError
+            yield image
+    except (UserError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels; scale it down"
+        raise UnreadableImage(path, reason) from None
+    except FileNotFoundError:
+        raise UnreadableImage(path, "there is no such file") from None
+    except Image.UnidentifiedImageError:
+        reason = "the file is empty" if Path(path).stat().st_size == 0 else "it is not an image of a known kind"
+        raise UnreadableImage(path, reason) from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
+        raise UnreadableImage(path, str(error) or type(error).__name__) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) if there is none; to be asked before the pixels are loaded."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these by itself
+    try:  # the base class's method, because that of PNG files decodes all pixels in search of a late EXIF block
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block raises anything; the pixels are as good as ever
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """A size in the file as that of the upright image, and the other way round."""
+    return (size[1], size[0]) if orientation in _SIDEWAYS else size
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Deep grey -> 8 bits: 16-bit values by their full range; anything else (32-bit, float) from its min to its max."""
+    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
+    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    if not np.isfinite([low, high]).all():
+        raise ValueError("it holds values that are not finite numbers")
+    return np.round((values.astype(np.float64) - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
