@@ -1,0 +1,181 @@
+"""Images of every kind come out upright, 8-bit and RGB, or say why they cannot."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rarebox.data.images import UnreadableImage, image_files, image_size, read_image, read_picture, working_size
+from rarebox.types import ImageRecord
+
+RED, WHITE = [255, 0, 0], [255, 255, 255]
+
+
+def corners(size: tuple[int, int] = (40, 20)) -> Image.Image:
+    """Black, with the upper left quarter red."""
+    image = Image.new("RGB", size)
+    image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1] // 2))
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_colour_modes_come_out_as_the_same_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    corners().convert(mode).save(path)
+    assert np.array_equal(read_image(path), np.asarray(corners()))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey_modes_have_three_equal_channels(tmp_path: Path, mode: str) -> None:
+    grey = Image.new("L", (6, 4))
+    grey.paste(255, (0, 0, 3, 4))
+    grey.convert(mode).save(tmp_path / "image.png")
+    expected = np.zeros((4, 6, 3), dtype=np.uint8)
+    expected[:, :3] = 255
+    assert np.array_equal(read_image(tmp_path / "image.png"), expected)
+
+
+def test_a_cmyk_jpeg_keeps_its_colour(tmp_path: Path) -> None:
+    corners().convert("CMYK").save(tmp_path / "image.jpg", quality=100)
+    pixels = read_image(tmp_path / "image.jpg")
+    assert np.abs(pixels[5, 5].astype(int) - RED).max() < 12
+    assert pixels[15, 35].max() < 12
+
+
+def test_transparency_shows_white(tmp_path: Path) -> None:
+    image = corners().convert("RGBA")
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    image.save(tmp_path / "image.png")
+    pixels = read_image(tmp_path / "image.png")
+    assert pixels[0, 0].tolist() == WHITE
+    assert pixels[0, 1].tolist() == RED
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_scaled_over_its_full_range(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(tmp_path / f"image.{suffix}")
+    assert read_image(tmp_path / f"image.{suffix}")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_float_grey_is_stretched(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-1.0, 0.0, 1.0]], dtype=np.float32)).save(tmp_path / "image.tif")
+    assert read_image(tmp_path / "image.tif")[0, :, 2].tolist() == [0, 128, 255]
+    Image.fromarray(np.full((2, 2), 7, dtype=np.float32)).save(tmp_path / "flat.tif")
+    assert not read_image(tmp_path / "flat.tif").any()
+
+
+STORED_TO_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", list(STORED_TO_UPRIGHT))
+def test_exif_rotation_is_undone(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif, path = Image.Exif(), tmp_path / f"image.{suffix}"
+    exif[0x0112] = orientation
+    corners().save(path, exif=exif, lossless=True)  # which only WebP heeds
+    upright = STORED_TO_UPRIGHT[orientation](np.asarray(corners()))
+    assert np.array_equal(read_image(path), upright)
+    width, height, turned = image_size(path)
+    assert (height, width) == upright.shape[:2]
+    if suffix != "tif":  # Pillow turns TIFF files by itself and does not tell
+        assert turned == (orientation >= 5)
+    picture = read_picture(ImageRecord(1, str(path), width, height), min(width, height), max(width, height))
+    assert np.array_equal(picture.pixels, upright)
+
+
+def test_a_broken_exif_block_does_not_spoil_the_pixels(tmp_path: Path) -> None:
+    corners().save(tmp_path / "image.png", exif=b"Exif\x00\x00nonsense")
+    assert np.array_equal(read_image(tmp_path / "image.png"), np.asarray(corners()))
+
+
+def test_working_size() -> None:
+    assert working_size(1000, 500, 250, 10_000) == (500, 250)
+    assert working_size(1000, 500, 250, 400) == (400, 200)
+    assert working_size(500, 1000, 250, 400) == (200, 400)
+    assert working_size(10, 5, 50, 100) == (100, 50)
+    assert working_size(1000, 1, 10, 100) == (100, 1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_has_working_size_and_knows_the_original(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif, path = Image.Exif(), tmp_path / f"image.{suffix}"
+    exif[0x0112] = orientation
+    corners((400, 200)).save(path, exif=exif, quality=95)
+    width, height, _ = image_size(path)
+    picture = read_picture(ImageRecord(1, str(path), width, height), 50, 1000)
+    assert picture.pixels.shape == ((50, 100, 3) if orientation == 1 else (100, 50, 3))
+    assert (picture.width, picture.height) == (width, height)
+    red = picture.pixels[10, 10] if orientation == 1 else picture.pixels[10, 40]
+    assert np.abs(red.astype(int) - RED).max() < 12
+
+
+def test_shrinking_averages_instead_of_skipping_pixels(tmp_path: Path) -> None:
+    checks = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    Image.fromarray(checks.astype(np.uint8)).save(tmp_path / "image.png")
+    picture = read_picture(ImageRecord(1, str(tmp_path / "image.png"), 64, 64), 16, 16)
+    assert np.abs(picture.pixels.astype(int) - 128).max() < 20
+
+
+def test_a_file_that_changed_its_size_is_refused(tmp_path: Path) -> None:
+    corners().save(tmp_path / "image.png")
+    with pytest.raises(UnreadableImage, match=r"image.png: it is 40 x 20 pixels now, but was 80 x 40"):
+        read_picture(ImageRecord(1, str(tmp_path / "image.png"), 80, 40), 10, 10)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
+def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UnreadableImage, match=rf"cut\.{suffix}: .*; replace the file or remove it"):
+        read_image(path)
+    with pytest.raises(UnreadableImage, match=rf"cut\.{suffix}"):
+        read_picture(ImageRecord(1, str(path), 60, 60), 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image of a known kind")]
+)
+def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "text.jpg").write_bytes(content)
+    with pytest.raises(UnreadableImage, match=rf"text\.jpg: .*{reason}"):
+        image_size(tmp_path / "text.jpg")
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg: there is no such file"):
+        read_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("limit", [500, 300])  # 800 pixels: above the limit, and above twice the limit
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    corners().save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UnreadableImage, match=rf"huge\.png: it has more than {limit} pixels; scale it down"):
+        image_size(tmp_path / "huge.png")
+
+
+def test_the_error_crosses_a_process_border() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "cut off")))
+    assert (str(error), error.path, error.reason) == (str(UnreadableImage("a.jpg", "cut off")), "a.jpg", "cut off")
+
+
+def test_image_files_are_found_below_the_folder_in_order(tmp_path: Path) -> None:
+    for name in ("b/z.JPG", "b/a.png", "c.jpeg", "notes.txt", "._c.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [p.relative_to(tmp_path).as_posix() for p in image_files(tmp_path)] == ["b/a.png", "b/z.JPG", "c.jpeg"]

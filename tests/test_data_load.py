@@ -1,0 +1,61 @@
+"""Paths that hold no data set, as a new user would name them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rarebox.data import load
+from rarebox.errors import UserError
+
+
+def test_a_missing_folder_suggests_its_nearest_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "aquarium").mkdir()
+    with pytest.raises(UserError, match=r"aquariun does not exist; did you mean .*/aquarium\?"):
+        load(tmp_path / "aquariun")
+    with pytest.raises(UserError, match="xyz does not exist; name a folder with images and labels"):
+        load(tmp_path / "xyz")
+
+
+def test_a_missing_path_says_how_far_it_is_right(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"there is only {tmp_path}\)"):
+        load(tmp_path / "no" / "such" / "folder")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)is empty; put images and labels there.*COCO.*VOC.*YOLO"):
+        load(tmp_path)
+
+
+def test_images_without_labels_are_counted(tmp_path: Path) -> None:
+    for name in "abc":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match=r"(?s)holds 3 images and no labels.*COCO.*VOC.*YOLO"):
+        load(tmp_path)
+
+
+def test_a_folder_of_something_else_shows_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match=r"holds no data set .*found notes\.txt, papers/"):
+        load(tmp_path)
+
+
+def test_a_data_set_one_folder_deeper_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "fish").mkdir()
+    (tmp_path / "fish" / "train.json").write_text("{}")
+    with pytest.raises(UserError, match=r"did you mean .*/fish\?"):
+        load(tmp_path)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"labels\.csv is neither a COCO JSON nor a YOLO data\.yaml"):
+        load(tmp_path / "labels.csv")
+
+
+def test_several_label_files_without_the_known_names(tmp_path: Path) -> None:
+    for name in ("one.json", "two.json"):
+        (tmp_path / name).write_text('{"images": []}')
+    with pytest.raises(UserError, match=r"found one\.json, two\.json"):
+        load(tmp_path)
