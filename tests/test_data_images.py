@@ -57,6 +57,8 @@ def test_transparency_shows_white(tmp_path: Path) -> None:
 def test_sixteen_bit_grey_is_scaled_over_its_full_range(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(tmp_path / f"image.{suffix}")
     assert read_image(tmp_path / f"image.{suffix}")[0, :, 0].tolist() == [0, 1, 128, 255]
+    Image.fromarray(np.array([[257, 514]], dtype=np.uint16)).save(tmp_path / f"dark.{suffix}")
+    assert read_image(tmp_path / f"dark.{suffix}")[0, :, 0].tolist() == [1, 2]
 
 
 def test_float_grey_is_stretched(tmp_path: Path) -> None:
@@ -126,6 +128,14 @@ def test_shrinking_averages_instead_of_skipping_pixels(tmp_path: Path) -> None:
     Image.fromarray(checks.astype(np.uint8)).save(tmp_path / "image.png")
     picture = read_picture(ImageRecord(1, str(tmp_path / "image.png"), 64, 64), 16, 16)
     assert np.abs(picture.pixels.astype(int) - 128).max() < 20
+
+
+def test_a_jpeg_is_never_decoded_smaller_than_it_is_needed(tmp_path: Path) -> None:
+    """At half size the edge between red and black stays within one pixel."""
+    corners((400, 200)).save(tmp_path / "image.jpg", quality=95)
+    row = read_picture(ImageRecord(1, str(tmp_path / "image.jpg"), 400, 200), 100, 200).pixels[20, :, 0]
+    assert row[98] > 240
+    assert row[101] < 15
 
 
 def test_a_file_that_changed_its_size_is_refused(tmp_path: Path) -> None:
