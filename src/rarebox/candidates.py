@@ -1,21 +1,18 @@
 """Detections on an image and on its views -> candidates: scored boxes of the pool; and p(l), and their files."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rarebox import method
+from rarebox import method, tables
 from rarebox.boxes import iou_matrix, suppress
 from rarebox.config import ScoringSettings
 from rarebox.types import Bools, Candidates, Detections, Floats, Ints, concatenate
 
 
-def score_image(
-    image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings
-) -> Candidates:
+def score_image(image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings) -> Candidates:
     """The candidates of one image, best score first.
 
     ``found``: detections on the image, then on each of its M views, all in the original image's pixels. ``hidden``
@@ -69,9 +66,7 @@ def match_views(boxes: Detections, views: Sequence[Detections], js_base: float) 
     return view_score, js, iou
 
 
-def class_frequency(
-    candidates: Candidates, human_counts: Ints, threshold: float, reading: str = "hard"
-) -> Floats:
+def class_frequency(candidates: Candidates, human_counts: Ints, threshold: float, reading: str = "hard") -> Floats:
     """p(l) of Eq. 1 for each class, from the candidates that are not yet answered: (K,) (decisions row 10).
 
     ``hard``: shares among those with score >= ``threshold``; ``soft``: shares of the summed scores; ``with_labels``:
@@ -89,55 +84,22 @@ def class_frequency(
 
 def write(file: Path, candidates: Candidates) -> None:
     """Write candidates as Parquet; class vectors and features as float16. Whole or not at all."""
-    columns = {
-        "image_id": candidates.image_id,
-        "box_index": candidates.box_index,
-        **{name: candidates.boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))},
-        "label": candidates.labels,
-        "score": candidates.scores,
-        "uncertainty": candidates.uncertainty,
-        "box_consistency": candidates.box_consistency,
-        "class_probs": _vectors(candidates.class_probs),
-    }
-    if candidates.features is not None:
-        columns["features"] = _vectors(candidates.features)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    pq.write_table(pa.table(columns), part)
-    part.replace(file)
-
-
-def read(file: Path) -> Candidates:
-    """Read what :func:`write` wrote."""
-    table = pq.read_table(file)
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
-    plain = {name: c.to_numpy(zero_copy_only=False) for name, c in columns.items() if not _is_vector(c)}
-    vectors = {name: _matrix(c) for name, c in columns.items() if _is_vector(c)}
-    return Candidates(
-        plain["image_id"],
-        plain["box_index"],
-        np.stack([plain[name] for name in ("x1", "y1", "x2", "y2")], axis=1),
-        plain["label"],
-        plain["score"],
-        plain["uncertainty"],
-        plain["box_consistency"],
-        vectors["class_probs"],
-        vectors.get("features"),
-    )
+    columns = {f.name: getattr(candidates, f.name) for f in fields(candidates)}
+    columns["class_probs"] = columns["class_probs"].astype(np.float16)
+    if columns["features"] is None:
+        del columns["features"]
+    else:
+        columns["features"] = columns["features"].astype(np.float16)
+    tables.write(file, columns)
 
 
 def read_all(folder: Path) -> Candidates:
     """All shards of a folder, in the order of their names."""
-    return concatenate([read(file) for file in sorted(folder.glob("*.parquet"))])
+    return concatenate([Candidates(**tables.read(file)) for file in sorted(folder.glob("*.parquet"))])
 
 
-def _vectors(rows: Floats) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float16).ravel()), rows.shape[1])
-
-
-def _is_vector(column: pa.Array) -> bool:
-    return pa.types.is_fixed_size_list(column.type)
-
-
-def _matrix(column: pa.FixedSizeListArray) -> Floats:
-    return column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+def rows_by_image(candidates: Candidates) -> dict[int, Ints]:
+    """Row numbers of each image's candidates, by image id."""
+    order = np.argsort(candidates.image_id, kind="stable")
+    ids, starts = np.unique(candidates.image_id[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}

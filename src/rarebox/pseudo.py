@@ -1,14 +1,17 @@
 """From answers and the remaining candidates to weighted training targets (section 3.2 of the paper)."""
 
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 
+from rarebox import tables
 from rarebox.boxes import iou_matrix
 from rarebox.config import PseudoSettings
 from rarebox.method import soft_weight
 from rarebox.store import ImageLabels
-from rarebox.types import Bools, Candidates, Floats, Source, Targets, concatenate
+from rarebox.types import Bools, Candidates, Floats, Ints, Source, Targets, concatenate
 
 
 def make_targets(
@@ -95,15 +98,25 @@ METHODS = {"none": _none, "hard": _hard, "task_hard": _task_hard, "soft": _soft,
 """Every way to make pseudo labels, by its name in the settings."""
 
 
-def by_image(candidates: Candidates) -> dict[int, Candidates]:
-    """Candidates grouped by image id."""
-    order = np.argsort(candidates.image_id, kind="stable")
-    ids, starts = np.unique(candidates.image_id[order], return_index=True)
-    pieces = np.split(order, starts[1:])
-    return {int(image_id): candidates[rows] for image_id, rows in zip(ids, pieces, strict=True)}
-
-
-def count_pseudo_labels(targets: Mapping[int, Targets], num_classes: int, above: float) -> np.ndarray:
+def count_sure(targets: Mapping[int, Targets], num_classes: int, above: float) -> Ints:
     """Pseudo labels of each class that the class branch trusts with at least this weight: (K,)."""
-    labels = [t.labels[(t.source == Source.PSEUDO) & ~t.background & (t.class_weight >= above)] for t in targets.values()]
+    labels = [
+        t.labels[(t.source == Source.PSEUDO) & ~t.background & (t.class_weight >= above)] for t in targets.values()
+    ]
     return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=num_classes)
+
+
+def write_targets(file: Path, targets: Mapping[int, Targets]) -> None:
+    """Keep the targets of a cycle as one Parquet table, a row per box (decisions row 16)."""
+    together = concatenate(list(targets.values()))
+    image_id = np.repeat(list(targets), [len(t) for t in targets.values()])
+    columns = {f.name: getattr(together, f.name) for f in fields(together)}
+    tables.write(file, {"image_id": image_id, **columns, "source": together.source.astype(object)})
+
+
+def read_targets(file: Path) -> dict[int, Targets]:
+    """Read what :func:`write_targets` wrote; images without a box are not in it."""
+    columns = tables.read(file)
+    image_id = columns.pop("image_id")
+    together = Targets(**columns)
+    return {int(i): together[image_id == i] for i in np.unique(image_id)}

@@ -132,13 +132,21 @@ class Candidates(Rows):
         if self.features is not None:
             self._column("features", np.float32, (None,))
 
+    @classmethod
+    def none(cls, num_classes: int) -> Self:
+        """No candidates."""
+        nothing = np.zeros(0)
+        return cls(nothing, nothing, np.zeros((0, 4)), *[nothing] * 4, np.zeros((0, num_classes)))
+
 
 class Verdict(StrEnum):
-    """What an answer says: the object with its true box and class, nothing there, or nobody can tell."""
+    """What an answer says: the object with its true box and class; nothing there; nobody can tell; or an object that
+    has its label already, so that a second look at it brings no box and must not teach background either."""
 
     OBJECT = "object"
     NOT_AN_OBJECT = "not_an_object"
     CANNOT_TELL = "cannot_tell"
+    ALREADY_LABELLED = "already_labelled"
 
 
 @dataclass(frozen=True, eq=False)

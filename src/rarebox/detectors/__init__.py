@@ -19,8 +19,15 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from rarebox.config import DetectorSettings, TrainingSettings
-from rarebox.detectors.backbones import BACKBONES, BackboneSpec, faster_rcnn_pyramid, fetch, fold_batch_norms, retinanet_pyramid
-from rarebox.detectors.detector import Network, TorchDetector
+from rarebox.detectors.backbones import (
+    BACKBONES,
+    BackboneSpec,
+    faster_rcnn_pyramid,
+    fetch,
+    fold_batch_norms,
+    retinanet_pyramid,
+)
+from rarebox.detectors.detector import Network, TorchDetector, read_about
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
 from rarebox.detectors.inputs import InputTransform
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet, light_head
@@ -39,14 +46,15 @@ class Detector(Protocol):
 
 def build(
     name: str, num_classes: int, backbone: str = "efficientnet_lite0", image_size: int = 320,
-    weights: str = "imagenet", device: str = "auto", training: TrainingSettings | None = None, **settings: Any,
+    weights: str = "imagenet", device: str = "auto", training: TrainingSettings | None = None, seed: int | None = None,
+    **settings: Any,
 ) -> TorchDetector:  # fmt: skip
-    """A detector for ``num_classes`` classes, its new parts initialised from torch's global seed.
+    """A detector for ``num_classes`` classes, ready to fit.
 
     ``name``: ``retinanet`` or ``faster_rcnn``. ``weights``: ``imagenet`` (backbone), ``coco`` (all but the class
-    head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) of either kind. Further ``settings`` are
-    those of :class:`~rarebox.config.DetectorSettings`. Raises UserError for names nobody knows and for weights that
-    cannot be had, saying where to put the file.
+    head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) of either kind. What is not pretrained is
+    drawn from ``seed``. Further ``settings`` are those of :class:`~rarebox.config.DetectorSettings`. Raises UserError
+    for names nobody knows and for weights that cannot be had, saying where to put the file.
     """
     if name not in NETWORKS:
         raise unknown_name("detector", name, NETWORKS)
@@ -55,17 +63,40 @@ def build(
     given = DetectorSettings.model_validate(
         {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
     )
-    spec = BACKBONES[backbone]
-    body = spec.body()
-    if weights == "imagenet":
-        _load(body, spec.imagenet())
-    fold_batch_norms(body)
-    network = NETWORKS[name](spec, body, num_classes, given)
+    if seed is not None:
+        torch.manual_seed(seed)
+    network = _assemble(given, num_classes, pretrained=weights == "imagenet")
     if weights == "coco":
         _load(network, _coco(name, backbone))
     elif weights not in ("imagenet", "none"):
         _load_file(network, Path(weights))
     return TorchDetector(network, num_classes, given, training or TrainingSettings(), choose_device(device))
+
+
+def load(folder: Path, device: str = "auto", training: TrainingSettings | None = None) -> TorchDetector:
+    """The detector that :meth:`TorchDetector.save` wrote into a folder. UserError if there is none."""
+    num_classes, settings = read_about(folder)
+    network = _assemble(settings, num_classes, pretrained=False)
+    detector = TorchDetector(network, num_classes, settings, training or TrainingSettings(), choose_device(device))
+    detector.load(folder)
+    return detector
+
+
+def fetch_weights(settings: DetectorSettings) -> None:
+    """Bring the pretrained weights to this machine; WeightsUnavailable says where to put the file if it cannot."""
+    if settings.weights == "imagenet":
+        BACKBONES[settings.backbone].imagenet()
+    elif settings.weights == "coco":
+        _coco(settings.name, settings.backbone)
+
+
+def _assemble(settings: DetectorSettings, num_classes: int, pretrained: bool) -> Network:
+    spec = BACKBONES[settings.backbone]
+    body = spec.body()
+    if pretrained:
+        _load(body, spec.imagenet())
+    fold_batch_norms(body)
+    return NETWORKS[settings.name](spec, body, num_classes, settings)
 
 
 def choose_device(device: str) -> torch.device:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
-from rarebox.detectors.inputs import as_input, as_target, augment, scale_of
+from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
@@ -19,6 +20,9 @@ from rarebox.types import Detections, Floats, Picture, Targets
 from rarebox.views import View
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
+
+ABOUT, WEIGHTS = "model.json", "model.safetensors"
+"""The two files of a saved model."""
 
 
 class TorchDetector:
@@ -66,7 +70,7 @@ class TorchDetector:
             return []
         tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
         found = self._run(tensors, features)
-        return [_detections(f, 1 / scale_of(p, t)) for f, p, t in zip(found, images, tensors, strict=True)]
+        return [_detections(f, 1 / scale_of(p, *t.shape[1:])) for f, p, t in zip(found, images, tensors, strict=True)]
 
     def predict_views(
         self, images: Sequence[Picture], views: Sequence[Sequence[View]], *, features: bool = False
@@ -83,35 +87,40 @@ class TorchDetector:
         found = iter(self._run(batch, features))
         result = []
         for picture, image, plan in zip(images, tensors, views, strict=True):
-            back = 1 / scale_of(picture, image)
+            back = 1 / scale_of(picture, *image.shape[1:])
             original = _detections(next(found), back)
             result.append([original, *(_detections(next(found), back, view) for view in plan)])
         return result
 
+    def input_size(self, picture: Picture) -> tuple[int, int]:
+        """Height and width of the network's input for a picture."""
+        return input_size(*picture.pixels.shape[:2], self.settings.size)
+
+    def scale_of(self, picture: Picture) -> Floats:
+        """What boxes in the original image's pixels are multiplied by in the network's input: (4,)."""
+        height, width = self.input_size(picture)
+        return scale_of(picture, height, width)
+
     def save(self, folder: Path) -> None:
-        """Write the weights and how to rebuild the network; whole or not at all."""
+        """Write the weights and how to rebuild the network; the weights come last, and whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "model.safetensors.part"
-        save_file({name: t.contiguous() for name, t in self.network.state_dict().items()}, part)
         about = {"num_classes": self.num_classes, "detector": self.settings.model_dump()}
-        (folder / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        part.replace(folder / "model.safetensors")
+        (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        part = folder / f"{WEIGHTS}.part"
+        save_file({name: t.contiguous() for name, t in self.network.state_dict().items()}, part)
+        part.replace(folder / WEIGHTS)
 
     def load(self, folder: Path) -> None:
         """Read weights that :meth:`save` wrote for a network of the same shape."""
+        num_classes, settings = read_about(folder)
+        if num_classes != self.num_classes:
+            raise UserError(f"the model in {folder} knows {num_classes} classes, {self.num_classes} are wanted")
         try:
-            about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            weights = load_file(folder / "model.safetensors", device=str(self.device))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no readable model: {error}") from error
-        if about["num_classes"] != self.num_classes:
-            raise UserError(
-                f"the model in {folder} knows {about['num_classes']} classes, {self.num_classes} are wanted"
-            )
-        try:
-            self.network.load_state_dict(weights)
+            self.network.load_state_dict(load_file(folder / WEIGHTS, device=str(self.device)))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the model in {folder} cannot be read: {error}") from error
         except RuntimeError as error:
-            kind = f"{about['detector']['name']} on {about['detector']['backbone']}"
+            kind = f"{settings.name} on {settings.backbone}"
             raise UserError(f"the model in {folder} is a {kind}, not the network it is loaded into") from error
         self.network.eval()
 
@@ -120,7 +129,7 @@ class TorchDetector:
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
         truths = [
-            as_target(target, scale_of(picture, tensor), self.device)
+            as_target(target, scale_of(picture, *tensor.shape[1:]), self.device)
             for target, picture, tensor in zip(targets, images, tensors, strict=True)
         ]
         return tensors, truths
@@ -139,6 +148,14 @@ def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None
     columns = {name: column.float().cpu().numpy() for name, column in found.items()}
     boxes = view.undo(columns["boxes"]) if view else columns["boxes"]
     boxes = boxes * back
-    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    rest = (columns[n] for n in ("labels", "scores", "class_probs"))
-    return Detections(boxes, *rest, columns.get("features"))[good]
+    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a box clipped to nothing at the border is none
+    return Detections(boxes[good], **{name: column[good] for name, column in columns.items() if name != "boxes"})
+
+
+def read_about(folder: Path) -> tuple[int, DetectorSettings]:
+    """Number of classes and settings of a saved model; UserError if there is none."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return about["num_classes"], DetectorSettings.model_validate(about["detector"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no model of rarebox: {error}") from error

@@ -65,9 +65,9 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def scale_of(picture: Picture, image: Tensor) -> Floats:
-    """What boxes of the original image are multiplied by in the input's frame: (4,)."""
-    return np.tile([image.shape[2] / picture.width, image.shape[1] / picture.height], 2).astype(np.float32)
+def scale_of(picture: Picture, height: int, width: int) -> Floats:
+    """What boxes of the original image are multiplied by in an input of that size: (4,)."""
+    return np.tile([width / picture.width, height / picture.height], 2).astype(np.float32)
 
 
 def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,500 @@
+"""Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
+
+import numpy as np
+
+from rarebox import candidates as pool_file
+from rarebox import data, detectors, pseudo, seeds, strategies
+from rarebox.candidates import rows_by_image
+from rarebox.config import Settings
+from rarebox.data import scenes
+from rarebox.detectors import TorchDetector
+from rarebox.detectors.environment import describe
+from rarebox.errors import UserError
+from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
+from rarebox.oracle import SimulatedOracle
+from rarebox.pictures import Pictures
+from rarebox.run_folder import RunFolder, read_json, write_json
+from rarebox.store import ImageLabels, Store
+from rarebox.types import Candidates, Detections, GroundTruth, ImageRecord, LabelState, Query, Targets, concatenate
+from rarebox.views import View, make_views
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (stage, done, in all, a note), often."""
+
+HELD_OUT = 0.2
+"""Share of the pool kept for evaluation where a data set has no test split."""
+
+TEST_BATCH = 8
+
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
+
+
+@dataclass
+class Run:
+    """Everything one run works with."""
+
+    folder: RunFolder
+    settings: Settings
+    dataset: data.Dataset
+    pool: Pictures
+    test: Pictures
+    test_truth: Mapping[int, GroundTruth]
+    store: Store
+    oracle: SimulatedOracle
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.dataset.classes
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Time a stage, and report its progress under its name."""
+        start = time.perf_counter()
+        yield lambda done, of, note="": self.progress(name, done, of, note)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]:
+    """One cycle of the paper's Fig. 2; cycle 1 labels random images completely. Its record comes back.
+
+    Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
+    """
+    run.store.open_cycle(cycle)
+    candidates, picked = None, {}
+    if cycle == 1:
+        label_initial_pool(run)
+    else:
+        candidates = score_pool(run, cycle)
+        picked = ask(run, cycle, candidates)
+    targets = training_targets(run, candidates)
+    detector = retrain(run, cycle, targets, share)
+    result = evaluate(run, cycle, detector)
+    return record(run, cycle, candidates, picked, targets, result)
+
+
+# ------------------------------------------------------------------------------------------- the whole run
+
+
+def run(
+    folder: Path, settings: Settings, *, share: Path | None = None, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
+
+    ``share`` names the folder of another run with the same seed, data, detector and training, whose cycle-1 model is
+    taken over. Raises UserError for anything the user can mend.
+    """
+    place = RunFolder(folder)
+    with place.locked(), _disk_full_is_an_error(folder):
+        strategies.choose(settings.selection.strategy)
+        make_views(settings.scoring.views, 64, 64, np.random.default_rng(0))
+        place.claim(settings)
+        if not place.environment.exists():
+            write_json(place.environment, describe())
+        dataset = load_data(settings)
+        with Store(place.store, classes=dataset.classes, flush=False) as store:
+            now = _open(place, settings, dataset, store, progress or (lambda *_: None))
+            for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
+                now.seconds, now.notes = {}, []
+                done = run_cycle(now, cycle, share)
+                write_json(place.metrics, [*place.records(), done])
+    return place.records()
+
+
+def load_data(settings: Settings) -> data.Dataset:
+    """The data set of a run; ``scenes`` is made on the spot."""
+    if settings.data != "scenes":
+        return data.load(settings.data)
+    return data.load(scenes.make(cache_folder() / "scenes"))
+
+
+def cache_folder() -> Path:
+    """Where made and fetched data sets are kept: ``$RAREBOX_CACHE``, or the user's cache folder."""
+    return Path(os.environ.get("RAREBOX_CACHE") or Path.home() / ".cache" / "rarebox")
+
+
+def _open(folder: RunFolder, settings: Settings, dataset: data.Dataset, store: Store, progress: Progress) -> Run:
+    images, test = dataset.train.images, dataset.test
+    if test is None:
+        held_out = _held_out(images, settings.seed)
+        test = data.Split(held_out, {i.id: dataset.train.truth[i.id] for i in held_out})
+        images = tuple(i for i in images if i.id not in test.truth)
+    size = settings.detector.size
+    pool = Pictures(images, size)
+    store.add_images(images)
+    oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
+    oracle.remember(store.answered())
+    return Run(folder, settings, dataset, pool, Pictures(test.images, size), test.truth, store, oracle, progress)
+
+
+def _held_out(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
+    """A random share of the pool's images, at least one, in their order."""
+    if len(images) < 2:
+        raise UserError("the data set has no test split and a single image; there is nothing to hold out for testing")
+    count = max(1, round(HELD_OUT * len(images)))
+    chosen = seeds.stream(seed, "held out").permutation(len(images))[:count]
+    return tuple(images[i] for i in sorted(chosen))
+
+
+@contextmanager
+def _disk_full_is_an_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}. Nothing that was finished is lost; mend this and repeat "
+            "the command to go on"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- the steps of a cycle
+
+
+def label_initial_pool(run: Run) -> None:
+    """Random images of the pool, labelled completely; the same for every strategy of a seed."""
+    wanted, images = run.settings.initial_images, run.pool.records
+    if wanted > len(images):
+        run.notes.append(f"initial_images is {wanted}, the pool has {len(images)} images: all are labelled")
+    by_id = sorted(image.id for image in images)
+    order = seeds.stream(run.settings.seed, "initial pool").permutation(len(by_id))[:wanted]
+    asked = run.store.queries(1) or run.store.ask(1, [Query(by_id[i]) for i in order])
+    unanswered = {q.id for q in run.store.unanswered(1)}
+    run.store.record([run.oracle.answer(q) for q in asked if q.id in unanswered])
+
+
+def score_pool(run: Run, cycle: int) -> Candidates:
+    """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
+
+    The pool goes in shards; a finished shard's file is not made again.
+    """
+    labels = run.store.labels(up_to_cycle=cycle - 1)
+    images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
+    if not images:
+        return Candidates.none(len(run.classes))
+    folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
+    shards = [images[i : i + size] for i in range(0, len(images), size)]
+    missing = [s for s in range(len(shards)) if not _shard(folder, s).exists()]
+    with run.stage("score") as report:
+        detector = load_detector(run, cycle - 1) if missing else None
+        for shard in missing:
+            assert detector is not None
+            done = shard * size
+            scored = score_images(
+                detector, run.pool.of(shards[shard]), run.settings, cycle,
+                lambda n, done=done: report(done + n, len(images), "images"),
+            )  # fmt: skip
+            pool_file.write(_shard(folder, shard), scored)
+    return pool_file.read_all(folder)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard_{number:05d}.parquet"
+
+
+def score_images(
+    detector: TorchDetector, pictures: Pictures, settings: Settings, cycle: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> Candidates:  # fmt: skip
+    """Candidates of the pictures, by image id. Images of one shape go together; each comes with all its views."""
+    found: list[Candidates] = []
+    for rows in _batches(pictures, settings.scoring.batch_size):
+        ids = [pictures.records[i].id for i in rows]
+        batch = [pictures[int(i)] for i in rows]
+        views = [
+            make_views(
+                settings.scoring.views, *detector.input_size(p), seeds.stream(settings.seed, "views", cycle, image_id)
+            )
+            for p, image_id in zip(batch, ids, strict=True)
+        ]
+        for image_id, picture, plan, boxes in zip(ids, batch, views, detector.predict_views(batch, views), strict=True):
+            hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
+            found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring))
+        report(len(found))
+    return concatenate(sorted(found, key=lambda c: c.image_id[0] if len(c) else -1))
+
+
+def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) -> np.ndarray:
+    """Which detections each view hides too much to judge: (M, N)."""
+    return np.stack([view.hides(found.boxes * scale) for view in views])
+
+
+def _batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
+    """Places of the pictures in batches of one orientation, so that little is padding."""
+    for tall in (False, True):
+        places = np.flatnonzero(pictures.tall == tall)
+        yield from (places[i : i + size] for i in range(0, len(places), size))
+
+
+def ask(run: Run, cycle: int, candidates: Candidates) -> dict[str, np.ndarray]:
+    """Rank what may be asked, and ask from the top until the budget is spent. Counts per guessed class come back.
+
+    A box that an answer of this very cycle has settled is passed over. Batches hold one box per image at most, so
+    that this is the same as asking one by one.
+    """
+    settings, store = run.settings, run.store
+    before = store.labels(up_to_cycle=cycle - 1)
+    open_ones = candidates[unanswered(candidates, before, settings.selection.answered_iou)]
+    state = label_state(run, before, candidates)
+    rng = seeds.stream(settings.seed, "strategy", cycle)
+    choose = strategies.choose(settings.selection.strategy, settings.selection.sigma)
+    utility = choose(open_ones, state, rng)
+    order = strategies.rank(open_ones, utility)
+    budget = settings.budget[cycle - 2]
+    answer_all(run, store.unanswered(cycle))
+    place = max((int((q.why or {})["rank"]) + 1 for q in store.queries(cycle)), default=0)
+    with run.stage("ask") as report:
+        while (left := budget - getattr(store.spent(cycle), settings.budget_unit)) > 0 and place < len(order):
+            report(budget - left, budget, settings.budget_unit)
+            batch, place = _next_batch(open_ones, order, place, left, store, settings.selection.answered_iou)
+            queries = [_query(open_ones, int(order[p]), p, float(utility[order[p]]), cycle) for p in batch]
+            answer_all(run, store.ask(cycle, queries))
+    if left > 0:
+        run.notes.append(
+            f"no candidates are left: {budget - left} of the budget of {budget} {settings.budget_unit} were spent"
+        )
+    by_uncertainty = np.argsort(-open_ones.uncertainty, kind="stable")[: store.spent(cycle).looks]
+    return {
+        "candidates": np.bincount(open_ones.labels, minlength=len(run.classes)),
+        "by_uncertainty": np.bincount(open_ones.labels[by_uncertainty], minlength=len(run.classes)),
+        "class_frequency": state.class_frequency,
+    }
+
+
+def _next_batch(
+    candidates: Candidates, order: np.ndarray, place: int, left: int, store: Store, iou: float
+) -> tuple[list[int], int]:
+    """Ranks to ask next, from ``place`` on: unsettled boxes, no two of one image; and the place after them."""
+    batch: list[int] = []
+    images: set[int] = set()
+    while place < len(order) and len(batch) < min(left, 500):
+        row = int(order[place])
+        image_id = int(candidates.image_id[row])
+        if image_id in images:
+            break
+        if pseudo.far_from(candidates.boxes[[row]], store.labels_of(image_id).settled, iou)[0]:
+            batch.append(place)
+            images.add(image_id)
+        place += 1
+    return batch, place
+
+
+def _query(candidates: Candidates, row: int, rank: int, utility: float, cycle: int) -> Query:
+    why = {
+        "rank": rank,
+        "cycle": cycle,
+        "score": float(candidates.scores[row]),
+        "uncertainty": float(candidates.uncertainty[row]),
+        "box_consistency": float(candidates.box_consistency[row]),
+    }
+    return Query(int(candidates.image_id[row]), candidates.boxes[row], int(candidates.labels[row]), utility, why)
+
+
+def answer_all(run: Run, queries: Sequence[Query]) -> None:
+    """Let the oracle answer queries, and keep the answers."""
+    run.store.record([run.oracle.answer(query) for query in queries])
+
+
+def unanswered(candidates: Candidates, labels: Mapping[int, ImageLabels], iou: float) -> np.ndarray:
+    """Candidates that no answer has settled (decisions row 9): (T,)."""
+    free = np.ones(len(candidates), dtype=bool)
+    for image_id, rows in rows_by_image(candidates).items():
+        if image_id in labels:
+            free[rows] = pseudo.far_from(candidates.boxes[rows], labels[image_id].settled, iou)
+            free[rows] &= not labels[image_id].complete
+    return free
+
+
+def label_state(run: Run, labels: Mapping[int, ImageLabels], candidates: Candidates) -> LabelState:
+    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, and the human boxes."""
+    settings = run.settings
+    counts = np.bincount(_joined([found.labels for found in labels.values()]), minlength=len(run.classes))
+    loose = np.ones(len(candidates), dtype=bool)
+    for image_id, rows in rows_by_image(candidates).items():
+        if image_id in labels:
+            loose[rows] = pseudo.remaining(candidates[rows], labels[image_id], settings.pseudo)
+    frequency = pool_file.class_frequency(
+        candidates[loose], counts, settings.pseudo.class_high, settings.selection.class_frequency
+    )
+    return LabelState(frequency, counts)
+
+
+def training_targets(run: Run, candidates: Candidates | None) -> dict[int, Targets]:
+    """Targets of every image that is trained on (decisions row 21), by image id."""
+    settings = run.settings.pseudo
+    labels = run.store.labels()
+    found = {} if candidates is None else {i: candidates[rows] for i, rows in rows_by_image(candidates).items()}
+    chosen = {i: said for i, said in labels.items() if said.complete or len(said.boxes)}
+    if settings.images == "pool":
+        chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
+    truth = run.dataset.train.truth
+    # A difficult object is part of what a person says of a complete image, and unknown on every other image.
+    difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete}
+    return {
+        i: pseudo.make_targets(said, found.get(i), difficult.get(i, NO_BOXES), settings)
+        for i, said in sorted(chosen.items())
+    }
+
+
+def retrain(run: Run, cycle: int, targets: Mapping[int, Targets], share: Path | None) -> TorchDetector:
+    """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
+    folder = run.folder.cycle(cycle)
+    if not (folder / "model.safetensors").exists():
+        if cycle == 1 and share is not None:
+            take_first_model(run, share)
+        else:
+            fit(run, cycle, targets)
+    return load_detector(run, cycle)
+
+
+def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
+    """Train on the targets, and keep them and the model; a fit that was cut short goes on from its checkpoint."""
+    folder = run.folder.cycle(cycle)
+    pseudo.write_targets(folder / "targets.parquet", targets)
+    records = {record.id: record for record in run.pool.records}
+    pictures = run.pool.of([records[i] for i in targets])
+    with run.stage("fit") as report:
+        if run.settings.training.start == "warm" and cycle > 1:
+            detector = load_detector(run, cycle - 1)
+        else:
+            detector = new_detector(run)
+        checkpoint = folder / "fit.checkpoint"
+        detector.fit(
+            pictures, list(targets.values()), seed=seeds.number(run.settings.seed, "fit", cycle),
+            checkpoint=checkpoint, progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),
+        )  # fmt: skip
+        if cycle == 1:
+            write_json(folder / "shared.json", first_cycle(run))
+        detector.save(folder)
+        checkpoint.unlink(missing_ok=True)
+
+
+def new_detector(run: Run) -> TorchDetector:
+    """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
+    settings = run.settings
+    return detectors.build(
+        **settings.detector.model_dump(), num_classes=len(run.classes), device=settings.device,
+        training=settings.training, seed=seeds.number(settings.seed, "model"),
+    )  # fmt: skip
+
+
+def load_detector(run: Run, cycle: int) -> TorchDetector:
+    """The model of a finished cycle."""
+    return detectors.load(run.folder.cycle(cycle), run.settings.device, run.settings.training)
+
+
+def first_cycle(run: Run) -> dict[str, Any]:
+    """All that the model of cycle 1 depends on, to tell whether two runs may share it."""
+    settings = run.settings
+    pool = sha256(repr([(i.id, Path(i.path).name, i.width, i.height) for i in run.pool.records]).encode()).hexdigest()
+    return {
+        "seed": settings.seed,
+        "initial_images": settings.initial_images,
+        "detector": settings.detector.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+        "difficult": settings.pseudo.difficult,
+        "classes": list(run.classes),
+        "pool": pool,
+    }
+
+
+def take_first_model(run: Run, share: Path) -> None:
+    """Copy the cycle-1 model of another run; UserError if it has none, or one that this run would not have made."""
+    theirs, ours = RunFolder(share).cycle(1), first_cycle(run)
+    if not (theirs / "model.safetensors").exists():
+        raise UserError(
+            f"--share {share}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
+        )
+    told = read_json(theirs / "shared.json")
+    different = [f"{name}: {told.get(name)} there, {ours[name]} here" for name in ours if told.get(name) != ours[name]]
+    if different:
+        raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))
+    part = run.folder.cycle(1).with_name("cycle_01.part")
+    rmtree(part, ignore_errors=True)
+    copytree(theirs, part)
+    rmtree(run.folder.cycle(1), ignore_errors=True)
+    part.replace(run.folder.cycle(1))
+    run.notes.append(f"the cycle-1 model was taken from {share}")
+
+
+def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
+    """AP of the model on the test images, by VOC's and by COCO's rules."""
+    found: dict[int, Detections] = {}
+    with run.stage("evaluate") as report:
+        for places in _batches(run.test, TEST_BATCH):
+            ids = [run.test.records[i].id for i in places]
+            found |= zip(ids, detector.predict([run.test[int(i)] for i in places]), strict=True)
+            report(len(found), len(run.test), "images")
+        voc = voc_ap(found, run.test_truth, len(run.classes))
+        coco = coco_ap(found, run.test_truth, len(run.classes))
+    return {
+        "ap50": voc.mean_ap,
+        "ap50_11": voc.mean_ap11,
+        "per_class_ap50": _named(run, voc.ap),
+        "coco_ap": coco["ap"],
+        "coco_ap50": coco["ap50"],
+        "coco_ap75": coco["ap75"],
+    }
+
+
+def record(
+    run: Run, cycle: int, candidates: Candidates | None, picked: Mapping[str, np.ndarray],
+    targets: Mapping[int, Targets], result: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What one cycle spent, chose and reached, as it stands in ``metrics.json``."""
+    store, classes = run.store, len(run.classes)
+    labels, answered = store.labels(), store.answered(cycle)
+    boxes = [(q, a) for q, a in answered if q.box is not None]
+    spent, total = store.spent(cycle), store.spent()
+    human = np.bincount(_joined([said.labels for said in labels.values()]), minlength=classes)
+    hits = [q.guess for q, a in boxes if len(a.boxes)]
+    pseudo_above = run.settings.pseudo.class_high
+    counts = {
+        "selected_per_class": [q.guess for q, _ in boxes],
+        "hits_per_class": hits,
+        "labels_per_class": _joined([a.labels for _, a in answered]),
+    }
+    return {
+        "cycle": cycle,
+        "labels": total.labels,
+        "looks": total.looks,
+        "labels_this_cycle": spent.labels,
+        "looks_this_cycle": spent.looks,
+        "hits": len(hits),
+        "images_full": sum(said.complete for said in labels.values()),
+        "images_partial": sum(not said.complete and len(said.boxes) > 0 for said in labels.values()),
+        **result,
+        **{name: _named(run, np.bincount(np.array(c, np.int64), minlength=classes)) for name, c in counts.items()},
+        "human_per_class": _named(run, human),
+        "pseudo_per_class": _named(run, pseudo.count_sure(targets, classes, pseudo_above)),
+        "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
+        "candidates_per_class": _named(run, picked.get("candidates", np.zeros(classes, int))),
+        "uncertainty_would_select": _named(run, picked.get("by_uncertainty", np.zeros(classes, int))),
+        "class_frequency": _named(run, picked.get("class_frequency", np.zeros(classes))),
+        "imbalance_factor": imbalance_factor(human),
+        "notes": list(run.notes),
+        "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
+    }
+
+
+def _named(run: Run, values: np.ndarray) -> dict[str, Any]:
+    """Values by class name; NaN, which JSON lacks, becomes null."""
+    return {name: None if value != value else value for name, value in zip(run.classes, values.tolist(), strict=True)}
+
+
+def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *labels])

@@ -1,0 +1,104 @@
+"""Where a run keeps its state on disk, and how a file gets there whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rarebox import config
+from rarebox.config import Settings
+from rarebox.errors import UserError
+
+if os.name == "nt":
+    import msvcrt
+
+    def _try_lock(handle: int) -> None:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+else:
+    import fcntl
+
+    def _try_lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class RunFolder:
+    """The files of one run; every one is written whole or not at all, and what is there is never written again.
+
+    ``settings.yaml``, ``environment.json``, ``labels.sqlite`` (the store), ``metrics.json`` (one record a cycle), and
+    for each cycle a folder: the model, the candidates it was chosen from, the targets it was trained on.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings, self.environment = root / "settings.yaml", root / "environment.json"
+        self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
+
+    def cycle(self, cycle: int) -> Path:
+        """The folder of one cycle, counted from 1."""
+        return self.root / f"cycle_{cycle:02d}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The finished cycles' records."""
+        return read_json(self.metrics) if self.metrics.exists() else []
+
+    def read_settings(self) -> Settings:
+        """The settings this run was started with; UserError where no run has been."""
+        if not self.settings.exists():
+            raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
+        return config.check(yaml.safe_load(self.settings.read_text(encoding="utf-8")))
+
+    def claim(self, settings: Settings) -> None:
+        """Make the folder this run's, or check that it is; UserError shows what another run's settings differ in."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the output folder {self.root} cannot be made: {error.strerror}") from error
+        if self.settings.exists():
+            changed = config.difference(self.read_settings(), settings)
+            if changed:
+                raise UserError(
+                    f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
+                    "started with:\n  " + "\n  ".join(changed)
+                )
+        elif any(p.name != "lock" for p in self.root.iterdir()):
+            raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
+        else:
+            write_text(self.settings, config.dump(settings))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process; the lock goes with the process, however it ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as handle:
+            try:
+                _try_lock(handle.fileno())
+            except OSError:
+                raise UserError(f"another rarebox is at work in {self.root}; wait for it, or stop it") from None
+            yield
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file by write, flush and rename."""
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    part.replace(file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON by write, flush and rename."""
+    write_text(file, json.dumps(value, indent=1))
+
+
+def read_json(file: Path) -> Any:
+    """Read JSON; UserError names a file that is broken."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error

@@ -1,0 +1,36 @@
+"""Tables of NumPy columns as Parquet files, written whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+def write(file: Path, columns: Mapping[str, NDArray]) -> None:
+    """Columns (T,) or (T, width) -> one Parquet file; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    pq.write_table(pa.table({name: _to_arrow(column) for name, column in columns.items()}), part)
+    part.replace(file)
+
+
+def read(file: Path) -> dict[str, NDArray]:
+    """Read what :func:`write` wrote, by column name."""
+    table = pq.read_table(file)
+    return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
+
+
+def _to_arrow(column: NDArray) -> pa.Array:
+    if column.ndim == 1:
+        return pa.array(column)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(column).ravel()), column.shape[1])
+
+
+def _to_numpy(column: pa.Array) -> NDArray:
+    if pa.types.is_fixed_size_list(column.type):
+        values = column.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(len(column), column.type.list_size)
+    return column.to_numpy(zero_copy_only=False)
