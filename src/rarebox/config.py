@@ -25,15 +25,25 @@ class Section(BaseModel):
 class DetectorSettings(Section):
     """Which network."""
 
-    name: Literal["retinanet", "faster_rcnn"] = Field("retinanet", description="the detector")
-    backbone: Literal["resnet50", "efficientnet_lite0"] = Field("efficientnet_lite0", description="its backbone")
-    image_size: int = Field(320, ge=64, description="short side of the network's input, in pixels")
-    long_side: int | None = Field(None, description="its long side at most; none: 5/3 of the short side (1000x600)")
-    weights: str = Field("imagenet", description="imagenet, coco, none, or a file to start from")
-    score_threshold: Share = Field(0.05, ge=0, le=1, description="detections below this score are not looked at")
-    nms_iou: Share = Field(0.5, ge=0, le=1, description="per-class non-maximum suppression")
-    normaliser: Literal["own", "batch", "paper"] = Field("own", description="what divides the sums of Eq. 7 [19]")
-    weighted_stages: Literal["both", "roi_only"] = Field("both", description="Faster R-CNN: where weights act [20]")
+    name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="the detector")
+    backbone: Literal["resnet50", "efficientnet_lite0"] = Field(
+        default="efficientnet_lite0", description="its backbone"
+    )
+    image_size: int = Field(default=320, ge=64, description="short side of the network's input, in pixels")
+    long_side: int | None = Field(
+        default=None, description="its long side at most; none: 5/3 of the short side (1000x600)"
+    )
+    weights: str = Field(default="imagenet", description="imagenet, coco, none, or a file to start from")
+    score_threshold: Share = Field(
+        default=0.05, ge=0, le=1, description="detections below this score are not looked at"
+    )
+    nms_iou: Share = Field(default=0.5, ge=0, le=1, description="per-class non-maximum suppression")
+    normaliser: Literal["own", "batch", "paper"] = Field(
+        default="own", description="what divides the sums of Eq. 7 [19]"
+    )
+    weighted_stages: Literal["both", "roi_only"] = Field(
+        default="both", description="Faster R-CNN: where weights act [20]"
+    )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,79 +54,97 @@ class DetectorSettings(Section):
 class TrainingSettings(Section):
     """How a detector is fitted [26]."""
 
-    steps: int | None = Field(600, ge=1, description="optimiser steps per cycle; none: count epochs instead")
-    epochs: int = Field(26, ge=1, description="passes over the images, where steps is none")
-    batch_size: int = Field(8, ge=1, description="images a step, over all processes together")
-    optimiser: Literal["sgd", "adamw"] = Field("adamw", description="the optimiser")
-    lr: float = Field(5e-4, gt=0, description="highest learning rate")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
-    momentum: Share = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    schedule: Literal["cosine", "step"] = Field("cosine", description="step: divided by 10 after drop_at of the way")
-    drop_at: Share = Field(20 / 26, gt=0, le=1, description="where the step schedule drops")
-    warmup_steps: int = Field(50, ge=0, description="linear warm-up")
-    clip_norm: float = Field(10.0, gt=0, description="largest gradient norm")
-    flip: Share = Field(0.5, ge=0, le=1, description="share of images mirrored")
-    scale_jitter: Share = Field(0.0, ge=0, lt=1, description="images scaled by 1 ± this, drawn anew each time")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it pays")
-    start: Literal["pretrained", "warm"] = Field("pretrained", description="each cycle from: pretrained weights, or the last model [22]")  # fmt: skip  # noqa: E501
-    checkpoint_seconds: float = Field(60, ge=0, description="how often a fit is saved, to go on from after a kill")
+    steps: int | None = Field(default=600, ge=1, description="optimiser steps per cycle; none: count epochs instead")
+    epochs: int = Field(default=26, ge=1, description="passes over the images, where steps is none")
+    batch_size: int = Field(default=8, ge=1, description="images a step, over all processes together")
+    optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="the optimiser")
+    lr: float = Field(default=5e-4, gt=0, description="highest learning rate")
+    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay")
+    momentum: Share = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
+    schedule: Literal["cosine", "step"] = Field(
+        default="cosine", description="step: divided by 10 after drop_at of the way"
+    )
+    drop_at: Share = Field(default=20 / 26, gt=0, le=1, description="where the step schedule drops")
+    warmup_steps: int = Field(default=50, ge=0, description="linear warm-up")
+    clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
+    flip: Share = Field(default=0.5, ge=0, le=1, description="share of images mirrored")
+    scale_jitter: Share = Field(default=0.0, ge=0, lt=1, description="images scaled by 1 ± this, drawn anew each time")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="auto: bfloat16 where it pays"
+    )
+    start: Literal["pretrained", "warm"] = Field(default="pretrained", description="each cycle from: pretrained weights, or the last model [22]")  # fmt: skip  # noqa: E501
+    checkpoint_seconds: float = Field(
+        default=60, ge=0, description="how often a fit is saved, to go on from after a kill"
+    )
 
 
 class ScoringSettings(Section):
     """How the pool becomes candidates."""
 
-    views: tuple[str, ...] = Field(("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
-    beta: float = Field(1.3, description="beta of Eq. 2")
-    unmatched: Literal["formula", "skip", "most_uncertain"] = Field("formula", description="a box lost on a view [3]")
-    js_base: float = Field(2.0, gt=1, description="base of the logarithm in JS [4]")
-    candidate_threshold: Share = Field(0.1, ge=0, le=1, description="lowest score of a candidate [7]")
-    candidate_nms: Share = Field(0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
-    per_image: int = Field(100, ge=1, description="candidates kept per image [8]")
-    batch_size: int = Field(4, ge=1, description="images a batch; each comes with all its views")
-    shard_size: int = Field(2000, ge=1, description="images per candidates file, the unit of resuming")
+    views: tuple[str, ...] = Field(default=("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
+    beta: float = Field(default=1.3, description="beta of Eq. 2")
+    unmatched: Literal["formula", "skip", "most_uncertain"] = Field(
+        default="formula", description="a box lost on a view [3]"
+    )
+    js_base: float = Field(default=2.0, gt=1, description="base of the logarithm in JS [4]")
+    candidate_threshold: Share = Field(default=0.1, ge=0, le=1, description="lowest score of a candidate [7]")
+    candidate_nms: Share = Field(default=0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
+    per_image: int = Field(default=100, ge=1, description="candidates kept per image [8]")
+    batch_size: int = Field(default=4, ge=1, description="images a batch; each comes with all its views")
+    shard_size: int = Field(default=2000, ge=1, description="images per candidates file, the unit of resuming")
 
 
 class SelectionSettings(Section):
     """Which candidates are asked about."""
 
-    strategy: str = Field("class_balanced", description="how candidates are ranked")
-    sigma: float = Field(1.0, gt=0, description="sigma of Eq. 1")
-    class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field("hard", description="p(l) of Eq. 1 [10]")  # fmt: skip  # noqa: E501
-    answered_iou: Share = Field(0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]")
-    exploration: Share = Field(0.0, ge=0, le=1, description="share of the budget for classes without candidates [29]")
+    strategy: str = Field(default="class_balanced", description="how candidates are ranked")
+    sigma: float = Field(default=1.0, gt=0, description="sigma of Eq. 1")
+    class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field(default="hard", description="p(l) of Eq. 1 [10]")  # fmt: skip  # noqa: E501
+    answered_iou: Share = Field(
+        default=0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]"
+    )
+    exploration: Share = Field(
+        default=0.0, ge=0, le=1, description="share of the budget for classes without candidates [29]"
+    )
 
 
 class PseudoSettings(Section):
     """Which predictions train the next model, and with which weight."""
 
-    method: Literal["none", "hard", "task_hard", "soft", "ignore_only"] = Field("soft", description="pseudo labels [17]")  # fmt: skip  # noqa: E501
-    class_high: Share = Field(0.8, ge=0, le=1, description="tau_0^cls of Eq. 5")
-    class_low: Share = Field(0.1, ge=0, le=1, description="tau_1^cls of Eq. 5")
-    box_high: Share = Field(0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
-    box_low: Share = Field(0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
-    zero_weight: Literal["ignore", "drop"] = Field("ignore", description="a box of weight 0: ignored, or background [17]")  # fmt: skip  # noqa: E501
-    human_iou: Share = Field(0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
-    rejected_iou: Share = Field(0.5, ge=0, le=1, description="a pseudo box this close to a rejected box is dropped")
-    rejected: Literal["background", "forget"] = Field("background", description="what a rejected box teaches [14]")
-    images: Literal["labelled", "pool"] = Field("labelled", description="images trained on [21]")
-    difficult: Literal["ignore", "background"] = Field("ignore", description="difficult objects in training [25]")
+    method: Literal["none", "hard", "task_hard", "soft", "ignore_only"] = Field(default="soft", description="pseudo labels [17]")  # fmt: skip  # noqa: E501
+    class_high: Share = Field(default=0.8, ge=0, le=1, description="tau_0^cls of Eq. 5")
+    class_low: Share = Field(default=0.1, ge=0, le=1, description="tau_1^cls of Eq. 5")
+    box_high: Share = Field(default=0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
+    box_low: Share = Field(default=0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
+    zero_weight: Literal["ignore", "drop"] = Field(default="ignore", description="a box of weight 0: ignored, or background [17]")  # fmt: skip  # noqa: E501
+    human_iou: Share = Field(default=0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
+    rejected_iou: Share = Field(
+        default=0.5, ge=0, le=1, description="a pseudo box this close to a rejected box is dropped"
+    )
+    rejected: Literal["background", "forget"] = Field(
+        default="background", description="what a rejected box teaches [14]"
+    )
+    images: Literal["labelled", "pool"] = Field(default="labelled", description="images trained on [21]")
+    difficult: Literal["ignore", "background"] = Field(
+        default="ignore", description="difficult objects in training [25]"
+    )
 
 
 class OracleSettings(Section):
     """The simulated annotator."""
 
-    iou: Share = Field(0.5, gt=0, le=1, description="overlap from which a shown box means an object [13]")
+    iou: Share = Field(default=0.5, gt=0, le=1, description="overlap from which a shown box means an object [13]")
 
 
 class Settings(Section):
     """One run."""
 
-    data: str = Field("scenes", description="a data set folder, or scenes, voc0712, voc2007")
-    seed: int = Field(0, ge=0, description="root seed")
-    initial_images: int = Field(60, ge=1, description="images of the pool labelled completely at the start")
-    budget: tuple[int, ...] = Field((150, 300), description="what each further cycle may spend")
-    budget_unit: Literal["labels", "looks"] = Field("labels", description="what a budget counts [12]")
-    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    data: str = Field(default="scenes", description="a data set folder, or scenes, voc0712, voc2007")
+    seed: int = Field(default=0, ge=0, description="root seed")
+    initial_images: int = Field(default=60, ge=1, description="images of the pool labelled completely at the start")
+    budget: tuple[int, ...] = Field(default=(150, 300), description="what each further cycle may spend")
+    budget_unit: Literal["labels", "looks"] = Field(default="labels", description="what a budget counts [12]")
+    device: str = Field(default="auto", description="auto, cpu, cuda, mps")
     detector: DetectorSettings = DetectorSettings()
     training: TrainingSettings = TrainingSettings()
     scoring: ScoringSettings = ScoringSettings()
@@ -196,6 +224,22 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
 def dump(settings: Settings) -> str:
     """The settings as YAML text that :func:`resolve` reads back."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def commented(settings: Settings) -> str:
+    """The settings as YAML text with a comment on each, to edit."""
+    return "\n".join(_commented(settings, "")) + "\n"
+
+
+def _commented(section: Section, indent: str) -> Iterator[str]:
+    for name, about in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield f"\n{indent}{name}:  # {(type(value).__doc__ or '').splitlines()[0]}"
+            yield from _commented(value, indent + "  ")
+        else:
+            text = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True).split("\n")[0]
+            yield f"{indent}{name}: {text}  # {about.description}"
 
 
 def difference(one: Settings, other: Settings) -> list[str]:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -16,7 +16,7 @@ from rarebox import candidates as pool_file
 from rarebox import data, detectors, pseudo, seeds, strategies
 from rarebox.candidates import rows_by_image
 from rarebox.config import Settings
-from rarebox.data import scenes
+from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
@@ -53,6 +53,7 @@ class Run:
     store: Store
     oracle: SimulatedOracle
     progress: Progress
+    cycle: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -64,7 +65,8 @@ class Run:
     def stage(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
         """Time a stage, and report its progress under its name."""
         start = time.perf_counter()
-        yield lambda done, of, note="": self.progress(name, done, of, note)
+        title = f"cycle {self.cycle}/{len(self.settings.budget) + 1}: {name}"
+        yield lambda done, of, note="": self.progress(title, done, of, note)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
@@ -90,35 +92,47 @@ def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]
 
 
 def run(
-    folder: Path, settings: Settings, *, share: Path | None = None, progress: Progress | None = None
+    folder: Path,
+    settings: Settings,
+    dataset: data.Dataset | None = None,
+    *,
+    share: Path | None = None,
+    progress: Progress = lambda *_: None,
+    finished: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
 
-    ``share`` names the folder of another run with the same seed, data, detector and training, whose cycle-1 model is
-    taken over. Raises UserError for anything the user can mend.
+    ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run
+    with the same seed, data, detector and training, whose cycle-1 model is taken over. ``finished`` is called with
+    each new record. Raises UserError for anything the user can mend.
     """
     place = RunFolder(folder)
+    strategies.choose(settings.selection.strategy)
+    make_views(settings.scoring.views, 64, 64, np.random.default_rng(0))
+    dataset = dataset or load_data(settings.data)
     with place.locked(), _disk_full_is_an_error(folder):
-        strategies.choose(settings.selection.strategy)
-        make_views(settings.scoring.views, 64, 64, np.random.default_rng(0))
         place.claim(settings)
         if not place.environment.exists():
             write_json(place.environment, describe())
-        dataset = load_data(settings)
+            write_json(place.problems, [asdict(problem) for problem in dataset.problems])
         with Store(place.store, classes=dataset.classes, flush=False) as store:
-            now = _open(place, settings, dataset, store, progress or (lambda *_: None))
+            now = _open(place, settings, dataset, store, progress)
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
-                now.seconds, now.notes = {}, []
+                now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle, share)
                 write_json(place.metrics, [*place.records(), done])
+                finished(done)
     return place.records()
 
 
-def load_data(settings: Settings) -> data.Dataset:
-    """The data set of a run; ``scenes`` is made on the spot."""
-    if settings.data != "scenes":
-        return data.load(settings.data)
-    return data.load(scenes.make(cache_folder() / "scenes"))
+def load_data(name: str) -> data.Dataset:
+    """A data set by its folder or name; ``scenes`` is made on the spot, VOC fetched where it is not there yet."""
+    if name == "scenes":
+        return data.load(scenes.make(cache_folder() / "scenes"))
+    if name in voc.ARCHIVES and not Path(name).exists():
+        voc.download(cache_folder() / name)
+        return data.load(cache_folder() / name)
+    return data.load(name, check_pixels=True)
 
 
 def cache_folder() -> Path:
@@ -498,3 +512,8 @@ def _named(run: Run, values: np.ndarray) -> dict[str, Any]:
 
 def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype=np.int64), *labels])
+
+
+def count_classes(split: data.Split, num_classes: int) -> list[int]:
+    """Objects of each class in a split, difficult ones included: (K,)."""
+    return np.bincount(_joined([t.labels for t in split.truth.values()]), minlength=num_classes).tolist()

@@ -26,16 +26,18 @@ else:
 
 
 class RunFolder:
-    """The files of one run; every one is written whole or not at all, and what is there is never written again.
+    """The files of one run; every one is written whole or not at all.
 
-    ``settings.yaml``, ``environment.json``, ``labels.sqlite`` (the store), ``metrics.json`` (one record a cycle), and
-    for each cycle a folder: the model, the candidates it was chosen from, the targets it was trained on.
+    ``settings.yaml``, ``environment.json``, ``problems.json`` (of the data), ``labels.sqlite`` (the store),
+    ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
+    the targets it was trained on.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.settings, self.environment = root / "settings.yaml", root / "environment.json"
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
+        self.problems = root / "problems.json"
 
     def cycle(self, cycle: int) -> Path:
         """The folder of one cycle, counted from 1."""

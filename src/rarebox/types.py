@@ -135,8 +135,8 @@ class Candidates(Rows):
     @classmethod
     def none(cls, num_classes: int) -> Self:
         """No candidates."""
-        nothing = np.zeros(0)
-        return cls(nothing, nothing, np.zeros((0, 4)), *[nothing] * 4, np.zeros((0, num_classes)))
+        nothing: Any = np.zeros(0)
+        return cls(nothing, nothing, np.zeros((0, 4)), nothing, nothing, nothing, nothing, np.zeros((0, num_classes)))
 
 
 class Verdict(StrEnum):

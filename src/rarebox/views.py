@@ -54,7 +54,7 @@ class View:
 
     def hides(self, boxes: Floats) -> Bools:
         """Which boxes of the input are hidden too much to be judged in this view: (N, 4) -> (N,)."""
-        return (cover(boxes, self.patches) > MAX_COVER).any(axis=1)
+        return np.any(cover(boxes, self.patches) > MAX_COVER, axis=1)
 
 
 def make_views(names: Sequence[str], height: int, width: int, rng: np.random.Generator) -> tuple[View, ...]:
@@ -156,7 +156,7 @@ def _square(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.vstack([matrix, [0, 0, 1]])
 
 
-def _hull(boxes: Floats, matrix: NDArray[np.float64]) -> Floats:
+def _hull(boxes: Floats, matrix: Floats) -> Floats:
     """Upright boxes around the mapped corners of boxes: (N, 4), (2, 3) -> (N, 4)."""
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)

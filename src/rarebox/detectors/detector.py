@@ -32,7 +32,7 @@ class TorchDetector:
         self, network: Network, num_classes: int, settings: DetectorSettings, training: TrainingSettings,
         device: torch.device,
     ) -> None:  # fmt: skip
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
         self.network.eval()
 
@@ -94,7 +94,7 @@ class TorchDetector:
 
     def input_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the network's input for a picture."""
-        return input_size(*picture.pixels.shape[:2], self.settings.size)
+        return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
 
     def scale_of(self, picture: Picture) -> Floats:
         """What boxes in the original image's pixels are multiplied by in the network's input: (4,)."""

@@ -54,7 +54,7 @@ def input_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int
 def as_input(picture: Picture, size: tuple[int, int], device: torch.device) -> Tensor:
     """A picture -> (3, h, w) on the device, values in [0, 255], resized unless it has the input's size already."""
     pixels = torch.from_numpy(picture.pixels).to(device, non_blocking=True).permute(2, 0, 1).float()
-    wanted = input_size(*pixels.shape[1:], size)
+    wanted = input_size(pixels.shape[1], pixels.shape[2], size)
     if tuple(pixels.shape[1:]) == wanted:
         return pixels
     return resize(pixels, wanted)

@@ -1,0 +1,312 @@
+"""The command ``rarebox``. Mistakes of the user end in one message and exit status 2, never in a traceback."""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rarebox import __version__, config
+from rarebox.errors import UserError
+
+app = typer.Typer(
+    help="Decides which boxes a person should label next, so that an object detector learns most per label.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(stderr=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    try:
+        app()
+    except UserError as error:
+        console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("rarebox: stopped; repeat the command to go on")
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Where to put the runs and the report.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Root seed.")] = 0,
+) -> None:
+    """Run the method on the embedded data set, next to random boxes, and write a report to look at."""
+    from rarebox.report import write_report
+
+    console.print("[bold]rarebox demo[/bold]: handwritten digits in busy pictures, ten classes with a long tail")
+    runs = []
+    for strategy, method in DEMO_RUNS:
+        changes = {**DEMO, "seed": seed, "selection.strategy": strategy, "pseudo.method": method}
+        run_to_end(out / strategy, config.resolve("laptop", None, changes), share=runs[0] if runs else None)
+        runs.append(out / strategy)
+    report = write_report(out, runs)
+    console.print(f"\nThe report is ready: [bold]{report.resolve()}[/bold]", soft_wrap=True)
+
+
+DEMO: dict[str, Any] = {
+    "data": "scenes",
+    "initial_images": 30,
+    "budget": [60, 120],
+    "detector.image_size": 192,
+    "training.steps": 250,
+}
+DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Argument(help="Folder of the run; an unfinished run there is continued.")],
+    data: Annotated[str | None, typer.Option(help="Data set folder (COCO, VOC, YOLO), scenes, or voc0712.")] = None,
+    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="random, uncertainty or class_balanced.")] = None,
+    pseudo: Annotated[str | None, typer.Option(help="none, hard, task_hard, soft or ignore_only.")] = None,
+    initial_images: Annotated[int | None, typer.Option(help="Images labelled completely at the start.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Labels bought in each further cycle, such as 150,300.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    share: Annotated[Path | None, typer.Option(help="A run whose initial pool and cycle-1 model to share.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate active learning on a labelled data set: select, label, train, evaluate, again and again."""
+    given = {
+        "data": data, "detector.name": detector, "detector.backbone": backbone, "detector.weights": weights,
+        "selection.strategy": strategy, "pseudo.method": pseudo, "initial_images": initial_images,
+        "budget": parse_budget(budget), "seed": seed, "device": device,
+    }  # fmt: skip
+    named = {name: value for name, value in given.items() if value is not None}
+    settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
+    if preset == "laptop":
+        settings = with_weights_at_hand(settings)
+    run_to_end(out, settings, share=share, as_json=as_json)
+    if not as_json:
+        from rarebox.report import write_report
+
+        console.print(f"report: {write_report(out, [out]).resolve()}", soft_wrap=True)
+
+
+def parse_budget(text: str | None) -> list[int] | None:
+    """``"150,300"`` -> [150, 300]; UserError for anything else."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(
+            f"--budget wants whole numbers with commas between them, such as 150,300; got {text!r}"
+        ) from None
+
+
+def with_weights_at_hand(settings: config.Settings) -> config.Settings:
+    """The settings, or, where their weights cannot be had, the same with the backbone that comes along, saying so."""
+    from rarebox import detectors
+    from rarebox.detectors.backbones import WeightsUnavailable
+
+    try:
+        detectors.fetch_weights(settings.detector)
+    except WeightsUnavailable as error:
+        console.print(f"{error}\nGoing on with --backbone efficientnet_lite0 instead.", markup=False, soft_wrap=True)
+        changed = {"backbone": "efficientnet_lite0", "weights": "imagenet"}
+        return settings.model_copy(update={"detector": settings.detector.model_copy(update=changed)})
+    return settings
+
+
+def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = None, as_json: bool = False) -> None:
+    """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
+    from rarebox import loop
+
+    started, first = time.monotonic(), []
+
+    def finished(record: dict[str, Any]) -> None:
+        first.append(record["cycle"])
+        done, cycles = record["cycle"], len(settings.budget) + 1
+        left = (time.monotonic() - started) / (done - first[0] + 1) * (cycles - done)
+        if as_json:
+            print(json.dumps({"event": "cycle", **record}), flush=True)
+            return
+        rest = f"; about {_minutes(left)} left" if done < cycles else ""
+        console.print(
+            f"{out.name}, cycle {done} of {cycles}: AP50 [bold]{record['ap50']:.3f}[/bold] with {record['labels']} "
+            f"labels and {record['looks']} looks{rest}"
+        )
+        for note in record["notes"]:
+            console.print(f"  note: {note}", markup=False)
+
+    with progress_bars(as_json) as progress:
+        dataset = loop.load_data(settings.data)
+        if dataset.problems and not as_json:
+            kinds = Counter(p.kind for p in dataset.problems)
+            counts = ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common())
+            console.print(f"{dataset.name}: {counts} (listed in {out / 'problems.json'})", markup=False)
+        records = loop.run(out, settings, dataset, share=share, progress=progress, finished=finished)
+    if as_json:
+        print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
+    elif not first:
+        console.print(f"{out} is finished already: {len(records)} cycles, AP50 {records[-1]['ap50']:.3f}", markup=False)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def progress_bars(as_json: bool) -> Iterator[Any]:
+    """A callback for the loop's progress: bars with the time left, or JSON lines at most twice a second."""
+    if as_json:
+        last = 0.0
+
+        def tell(stage: str, done: int, of: int, note: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.5 or done == of:
+                last = time.monotonic()
+                print(
+                    json.dumps({"event": "progress", "stage": stage, "done": done, "of": of, "note": note}), flush=True
+                )
+
+        yield tell
+        return
+    columns = (
+        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, of: int, note: str) -> None:
+            if stage not in shown:
+                for task in shown.values():
+                    bars.remove_task(task)
+                shown.clear()
+                shown[stage] = bars.add_task(stage, total=of, note=note)
+                if not console.is_terminal:
+                    console.print(f"  {stage} …", markup=False)
+            bars.update(shown[stage], completed=done, total=of, note=note)
+
+        yield show
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of one or more runs.")],
+    to: Annotated[Path | None, typer.Option(help="Folder for the report; the first run's by default.")] = None,
+) -> None:
+    """Write one HTML page (and its figures as PNG and SVG) about one run, or several side by side."""
+    from rarebox.report import write_report
+
+    print(write_report(to or runs[0], runs).resolve())
+
+
+class Format(StrEnum):
+    """Label formats that can be written."""
+
+    COCO = "coco"
+    VOC = "voc"
+    YOLO = "yolo"
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path, typer.Argument(help="New folder for the labels.")],
+    format: Annotated[Format, typer.Option(help="Format of the labels.")] = Format.COCO,
+    include_pseudo: Annotated[bool, typer.Option(help="Also the last cycle's pseudo labels.")] = False,
+    complete_only: Annotated[bool, typer.Option(help="Only images that are labelled completely.")] = False,
+    allow_partial: Annotated[bool, typer.Option(help="YOLO: also partly labelled images, unsafe as that is.")] = False,
+    copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the labels of a run as COCO, VOC or YOLO, with where each box comes from."""
+    from rarebox.data.export import export as write
+    from rarebox.labels import collect
+
+    images, classes, annotations = collect(run)
+    done = write(
+        to, format, classes, images, annotations, allow_partial=allow_partial, complete_only=complete_only,
+        include_pseudo=include_pseudo, copy_images=copy_images,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"folder": str(done.folder), "images": done.images, "boxes": done.boxes}))
+    else:
+        print(f"{done.folder}: {done.boxes} boxes on {done.images} images, {done.partly_labelled} partly labelled")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
+    data: Annotated[str, typer.Option(help="Data set folder (COCO, VOC, YOLO), or scenes.")],
+    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+) -> None:
+    """Look at a data set, and write a commented settings file for it, to edit and to run."""
+    from rarebox import loop
+
+    settings = config.resolve(preset, None, {"data": data if data == "scenes" else str(Path(data).resolve())})
+    file = folder / "rarebox.yaml"
+    if file.exists():
+        raise UserError(f"{file} is there already; edit it, or name another folder")
+    dataset = loop.load_data(settings.data)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(config.commented(settings), encoding="utf-8")
+    print_summary(dataset)
+    console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
+
+
+def print_summary(dataset: Any) -> None:
+    """Images, objects per class and problems of a data set, as a table."""
+    from rarebox.evaluate import imbalance_factor
+    from rarebox.loop import count_classes
+
+    table = Table(title=f"{dataset.name}: {len(dataset.train.images)} training images")
+    for column in ("class", "training", "test"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    train = count_classes(dataset.train, len(dataset.classes))
+    test = count_classes(dataset.test, len(dataset.classes)) if dataset.test else [""] * len(dataset.classes)
+    for name, *counts in zip(dataset.classes, train, test, strict=True):
+        table.add_row(name, *(str(c) for c in counts))
+    console.print(table)
+    console.print(f"imbalance factor {imbalance_factor(train):.1f} (largest class over smallest)")
+    for kind, count in Counter(p.kind for p in dataset.problems).most_common():
+        console.print(f"{count} x {kind}, the first: {next(str(p.where) + ': ' + p.what for p in dataset.problems if p.kind == kind)}", markup=False)  # fmt: skip  # noqa: E501
+
+
+@app.command()
+def doctor(
+    data: Annotated[str | None, typer.Option(help="Also look at this data set.")] = None, as_json: AsJson = False
+) -> None:
+    """Say what is installed, what was found, and what to do about what is missing."""
+    from rarebox.doctor import examine
+
+    found = examine(data)
+    if as_json:
+        print(json.dumps([check._asdict() for check in found]))
+    else:
+        for check in found:
+            mark = "[green]ok  [/green]" if check.ok else "[yellow]todo[/yellow]"
+            console.print(mark, end=" ")
+            console.print(f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""), markup=False)  # fmt: skip  # noqa: E501
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,50 @@
+"""The labels of a run, gathered from its store and its last targets, for export."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rarebox.data.export import Annotations
+from rarebox.pseudo import read_targets
+from rarebox.run_folder import RunFolder
+from rarebox.store import ImageLabels, Store
+from rarebox.types import ImageRecord, Source, Targets
+
+
+def collect(run: Path) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
+    """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
+
+    Raises UserError where no run has been.
+    """
+    folder = RunFolder(run)
+    folder.read_settings()
+    with Store(folder.store) as store:
+        said, images, classes = store.labels(), store.images(), store.classes()
+    targets = read_targets(last) if (last := _last_targets(folder)) else {}
+    annotations = [_annotations(i, labels, targets.get(i)) for i, labels in said.items()]
+    return list(images.values()), classes, annotations
+
+
+def _last_targets(folder: RunFolder) -> Path | None:
+    files = [folder.cycle(r["cycle"]) / "targets.parquet" for r in folder.records()]
+    return next((file for file in reversed(files) if file.exists()), None)
+
+
+def _annotations(image_id: int, said: ImageLabels, targets: Targets | None) -> Annotations:
+    """Human boxes as they stand in the store, and the pseudo labels that went into training beside them."""
+    human = np.ones(len(said.boxes))
+    if targets is None:
+        source = np.array([Source.HUMAN] * len(human), dtype=object)
+        return Annotations(image_id, said.boxes, said.labels, source, human, human, human, said.complete)
+    guessed = targets[(targets.source == Source.PSEUDO) & ~targets.background]
+    source = [Source.HUMAN] * len(human) + [Source.PSEUDO] * len(guessed)
+    return Annotations(
+        image_id,
+        np.concatenate([said.boxes, guessed.boxes]),
+        np.concatenate([said.labels, guessed.labels]),
+        np.array(source, dtype=object),
+        np.concatenate([human, guessed.class_weight]),
+        np.concatenate([human, guessed.class_weight]),
+        np.concatenate([human, guessed.box_weight]),
+        said.complete,
+    )
