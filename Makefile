@@ -1,0 +1,33 @@
+# Everything a newcomer needs: make demo, make test. Both set up .venv from pinned, hashed packages first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types lock clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/ready
+	$(BIN)/rarebox demo
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+.venv/ready: requirements.lock bootstrap.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rarebox needs Python 3.11 or later; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Pin anew: versions and hashes, no address of an index.
+lock:
+	$(BIN)/uv pip compile --universal --python-version 3.11 --group dev --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url pyproject.toml -o requirements.lock
+	echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url - -o bootstrap.lock
+
+clean:
+	rm -rf .venv demo-out
