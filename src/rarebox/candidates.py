@@ -73,7 +73,7 @@ def class_frequency(candidates: Candidates, human_counts: Ints, threshold: float
     hard, human boxes counted too; ``max_normalised``: hard, divided by the largest. All 0 when there are none.
     """
     sure = candidates.scores >= threshold
-    counts = np.bincount(candidates.labels[sure], minlength=len(human_counts)).astype(float)
+    counts: Floats = np.bincount(candidates.labels[sure], minlength=len(human_counts)).astype(float)
     if reading == "soft":
         counts = np.bincount(candidates.labels, weights=candidates.scores, minlength=len(human_counts))
     if reading == "with_labels":

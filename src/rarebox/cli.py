@@ -98,7 +98,12 @@ def run(
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
     if preset == "laptop":
         settings = with_weights_at_hand(settings)
-    run_to_end(out, settings, share=share, as_json=as_json)
+    from rarebox import detectors
+
+    with detectors.distributed.ranks(lambda job: detectors.help_train(job, settings.device)) as leading:
+        if not leading:
+            return
+        run_to_end(out, settings, share=share, as_json=as_json)
     if not as_json:
         from rarebox.report import write_report
 

@@ -59,6 +59,7 @@ class TrainingSettings(Section):
     batch_size: int = Field(default=8, ge=1, description="images a step, over all processes together")
     optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="the optimiser")
     lr: float = Field(default=5e-4, gt=0, description="highest learning rate")
+    backbone_lr: float = Field(default=0.1, ge=0, description="what the backbone's learning rate is multiplied by")
     weight_decay: float = Field(default=1e-4, ge=0, description="weight decay")
     momentum: Share = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
     schedule: Literal["cosine", "step"] = Field(
@@ -170,8 +171,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "budget": [2000, 4000, 8000],
         "detector": {"backbone": "resnet50", "image_size": 600, "long_side": 1000, "normaliser": "batch"},
         "training": {
-            "steps": None, "epochs": 26, "batch_size": 2, "optimiser": "sgd", "lr": 1e-3, "schedule": "step",
-            "warmup_steps": 500, "clip_norm": 35.0,
+            "steps": None, "epochs": 26, "batch_size": 2, "optimiser": "sgd", "lr": 1e-3, "backbone_lr": 1.0,
+            "schedule": "step", "warmup_steps": 500, "clip_norm": 35.0,
         },
         "pseudo": {"rejected": "forget", "difficult": "background"},
     },

@@ -24,6 +24,10 @@ class Pictures(Sequence[Picture]):
         self._room = keep_bytes
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type["Pictures"], tuple[tuple[ImageRecord, ...], tuple[int, int]]]:
+        """Sent to another process, the list goes without what was decoded here."""
+        return Pictures, (self.records, self.size)
+
     @property
     def tall(self) -> Bools:
         return np.array([r.height > r.width for r in self.records], dtype=bool)
@@ -55,3 +59,10 @@ class Pictures(Sequence[Picture]):
         part = Pictures(records, self.size)
         part._kept, part._lock, part._room = self._kept, self._lock, self._room
         return part
+
+
+def which_are_tall(images: Sequence[Picture]) -> Bools:
+    """Which pictures are higher than wide: (n,). Nothing is decoded for it."""
+    if isinstance(images, Pictures):
+        return images.tall
+    return np.array([picture.height > picture.width for picture in images], dtype=bool)

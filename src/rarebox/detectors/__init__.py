@@ -19,6 +19,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors import distributed
 from rarebox.detectors.backbones import (
     BACKBONES,
     BackboneSpec,
@@ -82,6 +83,13 @@ def load(folder: Path, device: str = "auto", training: TrainingSettings | None =
     return detector
 
 
+def help_train(job: distributed.Job, device: str) -> None:
+    """A helper's part of a training under torchrun: the leader's weights, this process's share of each batch."""
+    network = _assemble(job.detector, job.num_classes, pretrained=False)
+    detector = TorchDetector(network, job.num_classes, job.detector, job.training, choose_device(device))
+    detector.fit(job.images, job.targets, seed=job.seed)
+
+
 def fetch_weights(settings: DetectorSettings) -> None:
     """Bring the pretrained weights to this machine; WeightsUnavailable says where to put the file if it cannot."""
     if settings.weights == "imagenet":
@@ -108,7 +116,7 @@ def choose_device(device: str) -> torch.device:
             raise UserError(f"the device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
         return torch.device(device)
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", distributed.local_rank())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

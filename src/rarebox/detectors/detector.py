@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of
 from rarebox.detectors.retinanet import WeightedRetinaNet
@@ -53,6 +54,8 @@ class TorchDetector:
         """
         if not len(images):
             raise UserError("there is no image to train on; label some first")
+
+        call_helpers(Job(self.settings, self.training, self.num_classes, images, targets, seed))
 
         def prepare(
             pictures: Sequence[Picture], truths: Sequence[Targets], rng: np.random.Generator
@@ -139,7 +142,7 @@ class TorchDetector:
         self.network.eval()
         part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
         part.with_features = features
-        with autocast(self.device, self.training.precision):
+        with autocast(self.device, self.training.precision, inference=True):
             return self.network(tensors)
 
 

@@ -53,7 +53,7 @@ def input_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int
 
 def as_input(picture: Picture, size: tuple[int, int], device: torch.device) -> Tensor:
     """A picture -> (3, h, w) on the device, values in [0, 255], resized unless it has the input's size already."""
-    pixels = torch.from_numpy(picture.pixels).to(device, non_blocking=True).permute(2, 0, 1).float()
+    pixels = torch.tensor(picture.pixels).to(device, non_blocking=True).permute(2, 0, 1).float()
     wanted = input_size(pixels.shape[1], pixels.shape[2], size)
     if tuple(pixels.shape[1:]) == wanted:
         return pixels
@@ -73,11 +73,11 @@ def scale_of(picture: Picture, height: int, width: int) -> Floats:
 def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str, Tensor]:
     """Targets -> torchvision's dict, boxes in the input's frame."""
     return {
-        "boxes": torch.from_numpy(targets.boxes * scale).to(device),
-        "labels": torch.from_numpy(targets.labels).to(device),
-        "class_weight": torch.from_numpy(targets.class_weight).to(device),
-        "box_weight": torch.from_numpy(targets.box_weight).to(device),
-        "background": torch.from_numpy(targets.background).to(device),
+        "boxes": torch.tensor(targets.boxes * scale, device=device),
+        "labels": torch.tensor(targets.labels, device=device),
+        "class_weight": torch.tensor(targets.class_weight, device=device),
+        "box_weight": torch.tensor(targets.box_weight, device=device),
+        "background": torch.tensor(targets.background, device=device),
     }
 
 
