@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types lock clean
+.PHONY: demo test docs lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready
@@ -21,6 +21,10 @@ test: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+# The pages that are made from the code.
+docs: .venv/ready
+	$(BIN)/python -c 'from rarebox import config; print(config.reference(), end="")' > docs/settings.md
 
 # Pin anew: versions and hashes, no address of an index.
 lock:

@@ -48,10 +48,10 @@ def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool
     longest chain of boxes that suppress each other; the fixed point is the greedy answer.
     """
     order = np.argsort(-scores, kind="stable")
-    rivals = np.tril(iou_matrix(boxes[order], boxes[order]) > threshold, k=-1)
+    rivals = np.tril(np.greater(iou_matrix(boxes[order], boxes[order]), threshold), k=-1)
     stays = np.ones(len(order), dtype=bool)
     while True:
-        again = ~(rivals & stays[None]).any(axis=1)
+        again = ~np.any(rivals & stays[None], axis=1)
         if (again == stays).all():
             break
         stays = again

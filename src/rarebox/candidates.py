@@ -73,13 +73,12 @@ def class_frequency(candidates: Candidates, human_counts: Ints, threshold: float
     hard, human boxes counted too; ``max_normalised``: hard, divided by the largest. All 0 when there are none.
     """
     sure = candidates.scores >= threshold
-    counts: Floats = np.bincount(candidates.labels[sure], minlength=len(human_counts)).astype(float)
-    if reading == "soft":
-        counts = np.bincount(candidates.labels, weights=candidates.scores, minlength=len(human_counts))
+    weights = candidates.scores if reading == "soft" else sure.astype(float)
+    counts = np.bincount(candidates.labels, weights, minlength=len(human_counts)).astype(float)
     if reading == "with_labels":
         counts = counts + human_counts
     total = counts.max() if reading == "max_normalised" else counts.sum()
-    return counts / total if total > 0 else counts
+    return np.asarray(counts / max(float(total), 1e-12))
 
 
 def write(file: Path, candidates: Candidates) -> None:

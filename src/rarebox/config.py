@@ -3,6 +3,7 @@
 The numbers in square brackets are rows of ``docs/decisions.md``. The resolved settings are saved with each run.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -105,7 +106,10 @@ class SelectionSettings(Section):
         default=0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]"
     )
     exploration: Share = Field(
-        default=0.0, ge=0, le=1, description="share of the budget for classes without candidates [29]"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the budget for random whole images while a class has no candidate [29]",
     )
 
 
@@ -241,6 +245,35 @@ def _commented(section: Section, indent: str) -> Iterator[str]:
         else:
             text = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True).split("\n")[0]
             yield f"{indent}{name}: {text}  # {about.description}"
+
+
+def reference() -> str:
+    """Every setting, what it means and its default, as the Markdown of ``docs/settings.md``."""
+    head = (
+        "# Settings\n\nNumbers in square brackets: rows of [decisions](decisions.md). `make docs` writes this page.\n"
+    )
+    return head + "".join(_reference(Settings(), "", "A run")) + _reference_of_presets()
+
+
+def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
+    yield f"\n## {title}\n\n{(type(section).__doc__ or '').splitlines()[0]}\n\n"
+    yield "| setting | default | meaning |\n|---|---|---|\n"
+    inner = []
+    for name, about in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            inner.append((value, name))
+        else:
+            default = json.dumps(section.model_dump(mode="json")[name])
+            yield f"| `{prefix}{name}` | `{default}` | {about.description} |\n"
+    for value, name in inner:
+        yield from _reference(value, f"{prefix}{name}.", f"`{name}`")
+
+
+def _reference_of_presets() -> str:
+    rows = [f"| `{name}` | `{json.dumps(value)}` |\n" for name, value in _flatten(PRESETS["paper"])]
+    text = "The defaults are the preset `laptop`. The preset `paper` (section 4.1) differs in:"
+    return f"\n## Presets\n\n{text}\n\n| setting | `paper` |\n|---|---|\n{''.join(rows)}"
 
 
 def difference(one: Settings, other: Settings) -> list[str]:

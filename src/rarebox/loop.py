@@ -270,7 +270,8 @@ def ask(run: Run, cycle: int, candidates: Candidates) -> dict[str, np.ndarray]:
     order = strategies.rank(open_ones, utility)
     budget = settings.budget[cycle - 2]
     answer_all(run, store.unanswered(cycle))
-    place = max((int((q.why or {})["rank"]) + 1 for q in store.queries(cycle)), default=0)
+    explore(run, cycle, open_ones, before)
+    place = max((int(q.why["rank"]) + 1 for q in store.queries(cycle) if q.why), default=0)
     with run.stage("ask") as report:
         while (left := budget - getattr(store.spent(cycle), settings.budget_unit)) > 0 and place < len(order):
             report(budget - left, budget, settings.budget_unit)
@@ -289,6 +290,23 @@ def ask(run: Run, cycle: int, candidates: Candidates) -> dict[str, np.ndarray]:
     }
 
 
+def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, ImageLabels]) -> None:
+    """Spend a share of the budget on random whole images while some class has no candidate (decisions row 29).
+
+    The detector cannot ask about what it never predicts. The last image may take the share over its bound.
+    """
+    share = run.settings.selection.exploration * run.settings.budget[cycle - 2]
+    if not share or len(np.unique(candidates.labels)) == len(run.classes):
+        return
+    open_ids = sorted(i.id for i in run.pool.records if i.id not in before or not before[i.id].complete)
+    order = seeds.stream(run.settings.seed, "explore", cycle).permutation(open_ids)
+    done = sum(query.box is None for query in run.store.queries(cycle))
+    for image_id in order[done:]:
+        if getattr(run.store.spent(cycle), run.settings.budget_unit) >= share:
+            break
+        answer_all(run, run.store.ask(cycle, [Query(int(image_id))]))
+
+
 def _next_batch(
     candidates: Candidates, order: np.ndarray, place: int, left: int, store: Store, iou: float
 ) -> tuple[list[int], int]:
@@ -300,7 +318,8 @@ def _next_batch(
         image_id = int(candidates.image_id[row])
         if image_id in images:
             break
-        if pseudo.far_from(candidates.boxes[[row]], store.labels_of(image_id).settled, iou)[0]:
+        said = store.labels_of(image_id)
+        if not said.complete and pseudo.far_from(candidates.boxes[[row]], said.settled, iou)[0]:
             batch.append(place)
             images.add(image_id)
         place += 1

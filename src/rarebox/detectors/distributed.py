@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -69,12 +70,12 @@ def call_helpers(job: Job) -> None:
         _broadcast(job)
 
 
-def from_leader(value: object) -> object:
+def from_leader(value: Any) -> Any:
     """The leader's value, on every rank."""
     return _broadcast(value) if distributed.is_initialized() else value
 
 
-def _broadcast(value: object) -> object:
+def _broadcast(value: Any) -> Any:
     parcel = [value]
     distributed.broadcast_object_list(parcel, src=0, device=torch.device("cpu"))
     return parcel[0]

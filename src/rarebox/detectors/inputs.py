@@ -71,7 +71,7 @@ def scale_of(picture: Picture, height: int, width: int) -> Floats:
 
 
 def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str, Tensor]:
-    """Targets -> torchvision's dict, boxes in the input's frame."""
+    """Targets -> torchvision's dict, boxes in the input's frame; all copied, since arrays may be read-only."""
     return {
         "boxes": torch.tensor(targets.boxes * scale, device=device),
         "labels": torch.tensor(targets.labels, device=device),

@@ -201,8 +201,10 @@ class _Keeper:
 
 def _restore(checkpoint: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
     """Load rank 0's checkpoint if there is one, on every rank; the steps done and the smoothed loss."""
-    found = checkpoint is not None and checkpoint.exists()
-    state: Any = from_leader(torch.load(checkpoint, map_location="cpu", weights_only=True) if found else None)
+    state = None
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = from_leader(state)
     if state is None:
         return 0, 0.0
     network.load_state_dict(state["network"])
