@@ -55,11 +55,11 @@ class DetectorSettings(Section):
 class TrainingSettings(Section):
     """How a detector is fitted [26]."""
 
-    steps: int | None = Field(default=600, ge=1, description="optimiser steps per cycle; none: count epochs instead")
+    steps: int | None = Field(default=400, ge=1, description="optimiser steps per cycle; none: count epochs instead")
     epochs: int = Field(default=26, ge=1, description="passes over the images, where steps is none")
-    batch_size: int = Field(default=8, ge=1, description="images a step, over all processes together")
+    batch_size: int = Field(default=4, ge=1, description="images a step, over all processes together")
     optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="the optimiser")
-    lr: float = Field(default=5e-4, gt=0, description="highest learning rate")
+    lr: float = Field(default=1e-3, gt=0, description="highest learning rate")
     backbone_lr: float = Field(default=0.1, ge=0, description="what the backbone's learning rate is multiplied by")
     weight_decay: float = Field(default=1e-4, ge=0, description="weight decay")
     momentum: Share = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")

@@ -226,7 +226,7 @@ def score_images(
 ) -> Candidates:  # fmt: skip
     """Candidates of the pictures, by image id. Images of one shape go together; each comes with all its views."""
     found: list[Candidates] = []
-    for rows in _batches(pictures, settings.scoring.batch_size):
+    for rows in batches(pictures, settings.scoring.batch_size):
         ids = [pictures.records[i].id for i in rows]
         batch = [pictures[int(i)] for i in rows]
         views = [
@@ -247,7 +247,7 @@ def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) ->
     return np.stack([view.hides(found.boxes * scale) for view in views])
 
 
-def _batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
+def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
     """Places of the pictures in batches of one orientation, so that little is padding."""
     for tall in (False, True):
         places = np.flatnonzero(pictures.tall == tall)
@@ -468,7 +468,7 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     """AP of the model on the test images, by VOC's and by COCO's rules."""
     found: dict[int, Detections] = {}
     with run.stage("evaluate") as report:
-        for places in _batches(run.test, TEST_BATCH):
+        for places in batches(run.test, TEST_BATCH):
             ids = [run.test.records[i].id for i in places]
             found |= zip(ids, detector.predict([run.test[int(i)] for i in places]), strict=True)
             report(len(found), len(run.test), "images")

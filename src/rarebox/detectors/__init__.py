@@ -132,7 +132,7 @@ def _retinanet(spec: BackboneSpec, body: nn.Module, classes: int, settings: Dete
     head.normaliser = settings.normaliser
     network = WeightedRetinaNet(
         retinanet_pyramid(spec, body, p6_from_p5=settings.weights == "coco"), classes, anchor_generator=anchors,
-        head=head, score_thresh=settings.score_threshold, nms_thresh=settings.nms_iou,
+        head=head, score_thresh=settings.score_threshold, nms_thresh=settings.nms_iou, detections_per_img=100,
     )  # fmt: skip
     network.transform = InputTransform(spec.mean, spec.std)  # type: ignore[assignment]
     return network

@@ -1,0 +1,345 @@
+"""The loop as a whole: what a run leaves behind, that it repeats itself, and that nothing can make it lose its way."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rarebox import data, loop, tables
+from rarebox.candidates import read_all
+from rarebox.errors import TrainingDiverged, UserError
+from rarebox.pseudo import METHODS, read_targets
+from rarebox.run_folder import RunFolder
+from rarebox.store import Store
+from rarebox.types import GroundTruth
+from tests.tiny import as_options, make_data, settings
+
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run, to look into."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    loop.run(out, settings(pictures))
+    return out
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def outcome(out: Path) -> tuple[list[Record], list[Any]]:
+    """Everything a run decided: its records, and every question with its answer, in order."""
+    with Store(RunFolder(out).store) as store:
+        said = [
+            (q.image_id, None if q.box is None else q.box.tolist(), a.verdict, a.boxes.tolist(), a.labels.tolist())
+            for q, a in store.answered()
+        ]
+    return timeless(RunFolder(out).records()), said
+
+
+def test_record_holds_what_the_page_promises(finished: Path) -> None:
+    records = json.loads((finished / "metrics.json").read_text())
+    assert [r["cycle"] for r in records] == [1, 2, 3]
+    wanted = {
+        "cycle", "labels", "looks", "images_full", "images_partial", "ap50", "ap50_11", "per_class_ap50",
+        "selected_per_class", "hits", "class_frequency", "seconds",
+    }  # fmt: skip
+    assert all(wanted <= set(record) for record in records)
+    assert set(records[1]["seconds"]) == {"score", "ask", "fit", "evaluate"}
+
+
+def test_meters_add_up_from_the_stores_events(finished: Path) -> None:
+    with Store(RunFolder(finished).store) as store:
+        for record in RunFolder(finished).records():
+            answered = [(q, a) for c in range(1, record["cycle"] + 1) for q, a in store.answered(c)]
+            assert record["labels"] == sum(len(a.boxes) for _, a in answered)
+            assert record["looks"] == sum(1 if q.box is not None else len(a.boxes) for q, a in answered)
+            this = [(q, a) for q, a in store.answered(record["cycle"]) if q.box is not None]
+            assert record["hits"] == sum(len(a.boxes) > 0 for _, a in this)
+            assert sum(record["selected_per_class"].values()) == len(this)
+
+
+def test_budget_is_spent_and_never_exceeded(pictures: Path, tmp_path: Path) -> None:
+    for unit in ("labels", "looks"):
+        records = loop.run(tmp_path / unit, settings(pictures, budget_unit=unit, budget=[5, 3]))
+        spent = [r[f"{unit}_this_cycle"] for r in records[1:]]
+        assert spent == [5, 3] or any("no candidates are left" in n for r in records for n in r["notes"])
+        assert all(s <= b for s, b in zip(spent, (5, 3), strict=True))
+        assert spent[0] > 0
+
+
+def test_nothing_is_asked_twice_nor_near_what_is_settled(finished: Path) -> None:
+    with Store(RunFolder(finished).store) as store:
+        settled: dict[int, list[np.ndarray]] = {}
+        complete = {q.image_id for q, _ in store.answered(1)}
+        for query, answer in store.answered():
+            if query.box is None:
+                continue
+            assert query.image_id not in complete
+            for other in settled.setdefault(query.image_id, []):
+                assert float(loop.pseudo.iou_matrix(query.box[None], other[None])[0, 0]) < 0.5
+            settled[query.image_id] += [query.box, *answer.boxes] if not len(answer.boxes) else [*answer.boxes]
+
+
+def test_same_seed_same_everything(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    loop.run(tmp_path / "again", settings(pictures))
+    assert outcome(tmp_path / "again") == outcome(finished)
+    loop.run(tmp_path / "other", settings(pictures, seed=1))
+    assert outcome(tmp_path / "other") != outcome(finished)
+
+
+def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.*") if "labels.sqlite" not in p.name}
+    assert timeless(loop.run(finished, settings(pictures))) == timeless(RunFolder(finished).records())
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [("random", "none"), ("uncertainty", "hard"), ("class_balanced", "task_hard"), ("class_balanced", "ignore_only")],
+)
+def test_every_row_of_the_table_runs(pictures: Path, tmp_path: Path, detector: str, strategy: str, method: str) -> None:
+    chosen = settings(
+        pictures, detector__name=detector, selection__strategy=strategy, pseudo__method=method, budget=[6],
+        detector__score_threshold=0.001, scoring__candidate_threshold=0.001,
+    )  # fmt: skip
+    records = loop.run(tmp_path / "run", chosen)
+    assert records[-1]["looks_this_cycle"] > 0
+    targets = read_targets(tmp_path / "run" / "cycle_02" / "targets.parquet")
+    sources = {str(source) for target in targets.values() for source in target.source}
+    assert ("pseudo" in sources) == (method == "ignore_only" or records[-1]["pseudo_boxes"] > 0)
+    assert set(METHODS) == {"none", "hard", "task_hard", "soft", "ignore_only"}
+
+
+def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    other = settings(pictures, selection__strategy="random")
+    shared = loop.run(tmp_path / "shared", other, share=finished)
+    alone = loop.run(tmp_path / "alone", other)
+    assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
+    assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
+    assert "fit" not in shared[0]["seconds"]
+    assert shared[0]["notes"]
+    assert not alone[0]["notes"]
+
+
+def test_sharing_with_a_run_of_another_kind_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)not this run's.*seed: 0 there, 5 here"):
+        loop.run(tmp_path / "seed", settings(pictures, seed=5), share=finished)
+    with pytest.raises(UserError, match="no cycle-1 model"):
+        loop.run(tmp_path / "nothing", settings(pictures), share=tmp_path)
+
+
+def test_other_settings_in_the_folder_are_refused_with_the_difference(pictures: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)other settings.*pseudo\.method: soft -> hard"):
+        loop.run(finished, settings(pictures, pseudo__method="hard"))
+
+
+def test_a_folder_of_something_else_is_refused(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not empty"):
+        loop.run(tmp_path, settings(pictures))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_two_processes_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox is at work"):
+        loop.run(tmp_path / "run", settings(pictures))
+
+
+def test_strategy_never_sees_the_truth(pictures: Path, tmp_path: Path) -> None:
+    """With every label and box outside the initial pool scrambled, the ranking of cycle 2 stays the same."""
+    honest = data.load(pictures)
+    loop.run(tmp_path / "honest", settings(pictures, budget=[8]), honest)
+    with Store(tmp_path / "honest" / "labels.sqlite") as store:
+        initial = {query.image_id for query, _ in store.answered(1)}
+        ranking = {q.why["rank"]: (q.image_id, q.box.tolist()) for q in store.queries(2) if q.why and q.box is not None}
+    rng = np.random.default_rng(0)
+
+    def scrambled(image_id: int, truth: GroundTruth) -> GroundTruth:
+        if image_id in initial:
+            return truth
+        corner = rng.uniform(0, 60, (len(truth), 2))
+        labels = rng.integers(0, len(honest.classes), len(truth))
+        return GroundTruth(np.hstack([corner, corner + 30]), labels, truth.difficult)
+
+    truth = {i: scrambled(i, t) for i, t in honest.train.truth.items()}
+    liar = replace(honest, train=data.Split(honest.train.images, truth))
+    loop.run(tmp_path / "liar", settings(pictures, budget=[8]), liar)
+    with Store(tmp_path / "liar" / "labels.sqlite") as store:
+        other = {q.why["rank"]: (q.image_id, q.box.tolist()) for q in store.queries(2) if q.why and q.box is not None}
+    common = ranking.keys() & other.keys()
+    assert len(common) >= 2
+    assert all(ranking[rank] == other[rank] for rank in common)
+    assert len({i for i in truth if i not in initial and len(truth[i])}) > 3
+
+
+def test_budget_larger_than_the_pool_uses_all_and_says_so(pictures: Path, tmp_path: Path) -> None:
+    records = loop.run(tmp_path / "run", settings(pictures, budget=[10_000]))
+    assert any("no candidates are left" in note for note in records[1]["notes"])
+    records = loop.run(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]))
+    assert records[0]["images_full"] == 14
+    assert "99" in records[0]["notes"][0]
+    assert records[1]["looks_this_cycle"] == 0
+
+
+def test_no_candidates_ends_in_a_note(pictures: Path, tmp_path: Path) -> None:
+    records = loop.run(tmp_path / "run", settings(pictures, scoring__candidate_threshold=0.999, budget=[5]))
+    assert records[1]["labels_this_cycle"] == 0
+    assert records[1]["notes"] == ["no candidates are left: 0 of the budget of 5 labels were spent"]
+
+
+def test_exploration_labels_whole_images_when_a_class_has_no_candidate(pictures: Path, tmp_path: Path) -> None:
+    chosen = settings(pictures, selection__exploration=0.5, budget=[8], scoring__candidate_threshold=0.999)
+    record = loop.run(tmp_path / "run", chosen)[1]
+    assert record["images_full"] > 4
+    assert record["labels_this_cycle"] >= 4
+
+
+def test_without_a_test_split_a_fifth_of_the_pool_is_held_out(pictures: Path, tmp_path: Path) -> None:
+    whole = data.load(pictures)
+    records = loop.run(tmp_path / "run", settings(pictures, budget=[3]), replace(whole, test=None))
+    with Store(tmp_path / "run" / "labels.sqlite") as store:
+        assert len(store.images()) == 11
+    assert len(records) == 2
+
+
+def test_an_unreadable_image_is_left_out_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "data")
+    broken = Path(data.load(tmp_path / "data").train.images[0].path)
+    broken.write_bytes(broken.read_bytes()[:400])
+    records = loop.run(tmp_path / "run", settings(tmp_path / "data", initial_images=20, budget=[2]))
+    problems = json.loads((tmp_path / "run" / "problems.json").read_text())
+    assert [p["kind"] for p in problems if broken.name in p["where"]] == ["unreadable image"]
+    assert records[0]["images_full"] == 13
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from rarebox.detectors.retinanet import WeightedHead
+
+    calls = iter(range(100))
+    honest = WeightedHead.compute_loss
+
+    def sick(self: Any, *args: Any) -> Any:
+        losses = honest(self, *args)
+        return {k: v * torch.nan for k, v in losses.items()} if next(calls) == 3 else losses
+
+    monkeypatch.setattr(WeightedHead, "compute_loss", sick)
+    chosen = settings(pictures, training__checkpoint_seconds=0)
+    with pytest.raises(TrainingDiverged, match=r"step 4 of 6.*state before it is kept in .*fit\.checkpoint"):
+        loop.run(tmp_path / "run", chosen)
+    monkeypatch.undo()
+    assert len(loop.run(tmp_path / "run", chosen)) == 3  # the same command goes on
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "shard_00000.part")
+
+    monkeypatch.setattr(tables.pq, "write_table", full)
+    with pytest.raises(UserError, match=r"shard_00000\.part: No space left on device.*repeat the command"):
+        loop.run(tmp_path / "run", settings(pictures))
+    monkeypatch.undo()
+    loop.run(tmp_path / "run", settings(pictures))
+    assert outcome(tmp_path / "run") == outcome(finished)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours may catch it."""
+
+
+@contextmanager
+def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Die just before the n-th thing that changes the disk: a rename of a file, or a transaction of the store."""
+    count = 0
+
+    def counted(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            if count == write:
+                raise Killed
+            count += 1
+            return honest(*args, **kwargs)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", counted(Path.replace))
+        patch.setattr(Store, "ask", counted(Store.ask))
+        patch.setattr(Store, "record", counted(Store.record))
+        yield lambda: count
+
+
+def test_death_before_any_write_changes_nothing_in_the_end(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every single point at which the state on disk changes, one after the other within one run."""
+    out, chosen, deaths = tmp_path / "run", settings(pictures), 0
+    while True:
+        try:
+            with killed_at(deaths % 5 + 1, monkeypatch):  # each life makes one to five changes, then dies
+                loop.run(out, chosen)
+            break
+        except Killed:
+            deaths += 1
+            assert deaths < 100
+    assert deaths > 10
+    assert outcome(out) == outcome(finished)
+
+
+def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    """A real process, killed for real; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
+    out, moments = tmp_path / "run", random.Random(0)
+    command = [sys.executable, "-m", "rarebox", "run", str(out), "--data", str(pictures), "--json", *as_options()]
+    kills = 0
+    while kills < 3:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert child.stdout is not None
+        for _ in range(moments.randrange(2, 9)):  # so many lines of progress, then a moment more
+            if not child.stdout.readline():
+                break
+        time.sleep(moments.random() * 0.3)
+        child.send_signal(signal.SIGKILL)
+        child.stdout.close()
+        if child.wait() == 0:
+            break
+        kills += 1
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert kills
+    assert [r["labels"] for r in RunFolder(out).records()] == [r["labels"] for r in RunFolder(finished).records()]
+    assert outcome(out)[1] == outcome(finished)[1]
+
+
+def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    loop.run(tmp_path / "run", settings(pictures, scoring__shard_size=1000))
+    one, many = read_all(tmp_path / "run/cycle_02/candidates"), read_all(finished / "cycle_02/candidates")
+    assert len(list((finished / "cycle_02/candidates").iterdir())) == 2
+    assert (one.image_id == many.image_id).all()
+    np.testing.assert_allclose(one.boxes, many.boxes, atol=0.5)
