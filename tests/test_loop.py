@@ -154,6 +154,14 @@ def test_other_settings_in_the_folder_are_refused_with_the_difference(pictures: 
         loop.run(finished, settings(pictures, pseudo__method="hard"))
 
 
+def test_a_run_that_failed_before_training_takes_other_settings(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        loop.run(tmp_path / "run", settings(pictures, detector__weights="nowhere.pth"))
+    assert len(loop.run(tmp_path / "run", settings(pictures, budget=[], seed=4))) == 1
+    with Store(tmp_path / "run" / "labels.sqlite") as store:
+        assert store.spent().labels == RunFolder(tmp_path / "run").records()[0]["labels"]
+
+
 def test_a_folder_of_something_else_is_refused(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="not empty"):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import yaml
@@ -61,7 +62,9 @@ class RunFolder:
             raise UserError(f"the output folder {self.root} cannot be made: {error.strerror}") from error
         if self.settings.exists():
             changed = config.difference(self.read_settings(), settings)
-            if changed:
+            if changed and not self._has_trained():
+                self._begin_anew(settings)
+            elif changed:
                 raise UserError(
                     f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
                     "started with:\n  " + "\n  ".join(changed)
@@ -70,6 +73,16 @@ class RunFolder:
             raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
         else:
             write_text(self.settings, config.dump(settings))
+
+    def _has_trained(self) -> bool:
+        return any((self.cycle(1) / name).exists() for name in ("model.safetensors", "fit.checkpoint"))
+
+    def _begin_anew(self, settings: Settings) -> None:
+        """A run that stopped before it trained anything (a mistyped option, say) may be started with other settings."""
+        for file in (*self.root.glob(f"{self.store.name}*"), self.environment, self.problems):
+            file.unlink(missing_ok=True)
+        rmtree(self.cycle(1), ignore_errors=True)
+        write_text(self.settings, config.dump(settings))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,0 +1,211 @@
+"""The command line as a person meets it: one message, status 2, no traceback; and the ways that work."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from rarebox import cli, config
+from rarebox.run_folder import RunFolder
+from tests.tiny import as_options, make_data
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data") / "scenes")
+
+
+@pytest.fixture(scope="module")
+def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rarebox", "run", str(out), "--data", str(pictures), *as_options(budget=[4])])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    assert left.value.code == 0
+    return out
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    """Exit status of ``rarebox words…``."""
+    monkeypatch.setattr(sys, "argv", ["rarebox", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """What a mistake is answered with, on one line of spaces; it must exit with 2 and show no traceback."""
+    status = call(monkeypatch, *words)
+    said = capsys.readouterr()
+    assert status == 2, said
+    assert "Traceback" not in said.err + said.out
+    return " ".join(said.err.split())
+
+
+def test_missing_folder(monkeypatch, capsys, tmp_path, pictures) -> None:
+    wrong = pictures.with_name("scene")
+    said = complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", wrong)
+    assert str(wrong) in said
+    assert "scenes" in said  # the nearest that is there
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_folder_and_folder_without_labels(monkeypatch, capsys, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty" in complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", tmp_path / "empty")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (80, 60)).save(tmp_path / "photos" / "a.jpg")
+    said = complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", tmp_path / "photos")
+    assert "1 image" in said
+    assert "COCO" in said
+
+
+@pytest.mark.parametrize(("name", "text"), [("train.json", '{"images": [,'), ("data.yaml", "names: [a, b\ntrain: x")])
+def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert name in complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--preset", "laptpo"], "'laptop'"),
+        (["--strategy", "class_balance"], "did you mean 'class_balanced'"),
+        (["--set", "training.stepz=3"], "did you mean 'training.steps'"),
+        (["--set", "training.steps"], "--set wants name=value"),
+        (["--set", "training.steps=many"], "training.steps"),
+        (["--set", "scoring.views=[flop]"], "did you mean 'flip'"),
+        (["--set", "pseudo.class_low=0.9"], "must not be above"),
+        (["--detector", "retina"], "retinanet"),
+        (["--pseudo", "sfot"], "soft"),
+        (["--budget", "lots"], "whole numbers"),
+        (["--set", "budget=[-5]"], "must not be negative"),
+        (["--set", "device=gpu"], "'gpu' is not to be had"),
+    ],
+)
+def test_unknown_names_and_values(monkeypatch, capsys, tmp_path, pictures, options: list[str], wanted: str) -> None:
+    said = complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), *options)
+    assert wanted in said
+
+
+def test_broken_settings_file(monkeypatch, capsys, tmp_path) -> None:
+    (tmp_path / "s.yaml").write_text("training: [")
+    assert "s.yaml is not valid YAML" in complaint(
+        monkeypatch, capsys, "run", tmp_path / "o", "--config", tmp_path / "s.yaml"
+    )
+    assert "cannot be read" in complaint(monkeypatch, capsys, "run", tmp_path / "o", "--config", tmp_path / "none.yaml")
+
+
+def test_weights_that_are_not_there(monkeypatch, capsys, tmp_path, pictures) -> None:
+    said = complaint(
+        monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), "--weights", tmp_path / "w.pth"
+    )
+    assert "w.pth cannot be read" in said
+
+
+def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_path, pictures) -> None:
+    from urllib.error import URLError
+
+    import torch
+
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    options = ["--data", str(pictures), *as_options(budget=[]), "--backbone", "resnet50", "--json"]
+    assert call(monkeypatch, "run", tmp_path / "out", *options) == 0
+    assert "Going on with --backbone efficientnet_lite0" in " ".join(capsys.readouterr().err.split())
+    assert RunFolder(tmp_path / "out").read_settings().detector.backbone == "efficientnet_lite0"
+    said = complaint(monkeypatch, capsys, "run", tmp_path / "p", "--preset", "paper", "--data", pictures)
+    assert "put the file at" in said
+    assert "resnet50" in said
+
+
+def test_output_folder_of_another_run(monkeypatch, capsys, finished, pictures) -> None:
+    said = complaint(monkeypatch, capsys, "run", finished, "--data", pictures, *as_options(budget=[5]))
+    assert "budget: [4] -> [5]" in said
+
+
+def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pictures) -> None:
+    said = complaint(
+        monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), "--share", tmp_path
+    )
+    assert "no cycle-1 model" in said
+
+
+def test_report_and_export_want_a_run(monkeypatch, capsys, tmp_path) -> None:
+    assert "holds no run" in complaint(monkeypatch, capsys, "report", tmp_path)
+    assert "holds no run" in complaint(monkeypatch, capsys, "export", tmp_path, tmp_path / "labels")
+
+
+def test_run_leaves_a_report(finished: Path) -> None:
+    assert "<html" in (finished / "report.html").read_text(encoding="utf-8")
+    assert list((finished / "figures").glob("*.png"))
+
+
+def test_run_again_says_that_it_is_finished(monkeypatch, capsys, finished, pictures) -> None:
+    assert call(monkeypatch, "run", finished, "--data", pictures, *as_options(budget=[4])) == 0
+    assert "is finished already: 2 cycles" in " ".join(capsys.readouterr().err.split())
+
+
+def test_json_output_is_one_value_a_line(monkeypatch, capsys, tmp_path, pictures) -> None:
+    words = ["run", tmp_path / "out", "--data", pictures, "--json", *as_options(budget=[3])]
+    assert call(monkeypatch, *words) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {e["event"] for e in events} == {"progress", "cycle", "done"}
+    assert [e["cycle"] for e in events if e["event"] == "cycle"] == [1, 2]
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_export_of_partly_labelled_images(monkeypatch, capsys, tmp_path, finished, format: str) -> None:
+    out = tmp_path / "labels"
+    if format == "yolo":
+        said = complaint(monkeypatch, capsys, "export", finished, out, "--format", "yolo")
+        assert "background" in said
+        assert "--complete-only" in said
+        assert not out.exists()
+    extra = ["--complete-only"] if format == "yolo" else []
+    assert call(monkeypatch, "export", finished, out, "--format", format, "--json", *extra) == 0
+    assert json.loads(capsys.readouterr().out)["boxes"] > 0
+    if format == "coco":
+        labels = json.loads(next(out.glob("*.json")).read_text())
+        assert {a["attributes"]["source"] for a in labels.get("annotations", [])} <= {"human"}
+
+
+def test_init_writes_settings_that_run_reads(monkeypatch, capsys, tmp_path, pictures) -> None:
+    assert call(monkeypatch, "init", tmp_path / "project", "--data", pictures) == 0
+    shown = capsys.readouterr().err
+    assert "nine" in shown
+    assert "imbalance factor" in shown
+    file = tmp_path / "project" / "rarebox.yaml"
+    assert config.resolve("laptop", file) == config.resolve("laptop", None, {"data": str(pictures.resolve())})
+    assert yaml.safe_load(file.read_text())["training"]["steps"] == config.Settings().training.steps
+    assert "is there already" in complaint(monkeypatch, capsys, "init", tmp_path / "project", "--data", pictures)
+
+
+def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures, tmp_path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert call(monkeypatch, "doctor", "--json", "--data", pictures) == 0
+    checks = {c["name"]: c for c in json.loads(capsys.readouterr().out)}
+    assert checks["weights of efficientnet_lite0"]["ok"]
+    assert not checks["weights of resnet50"]["ok"]
+    assert "put the file at" in checks["weights of resnet50"]["advice"]
+    assert "14 training and 5 test images" in checks["data"]["found"]
+    assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
+    assert "todo data" in " ".join(capsys.readouterr().err.split())
+
+
+def test_usage_mistakes_exit_with_2(monkeypatch, capsys) -> None:
+    assert call(monkeypatch, "run") == 2
+    assert call(monkeypatch, "dance") == 2
+    assert call(monkeypatch, "--version") == 0
+
+
+def test_demo_settings_are_settings() -> None:
+    assert config.resolve("laptop", None, cli.DEMO).data == "scenes"
+    assert shutil.which("rarebox") or Path(sys.executable).with_name("rarebox").exists()
