@@ -199,7 +199,8 @@ class Targets(Rows):
 
     ``class_weight`` and ``box_weight`` (G,) in [0, 1] multiply the losses of the anchors and proposals matched to a
     box (Eq. 7); with weight 0 that branch *ignores* the box's region. Where ``background`` (G,) is True the class
-    branch is taught background there (a rejected box, or a box that only the box branch trusts).
+    branch is taught background there (a rejected box, or a box that only the box branch trusts); Eq. 7 has no weight
+    on negatives, so such a box's class weight is either 0 or as good as 1.
     """
 
     boxes: Floats

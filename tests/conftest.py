@@ -1,0 +1,99 @@
+"""What several test files share: one thread for torch, and small detectors whose outputs are not all alike."""
+
+from collections.abc import Callable
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from rarebox import detectors
+from rarebox.config import TrainingSettings
+from rarebox.detectors import TorchDetector
+from rarebox.detectors.retinanet import WeightedRetinaNet
+from rarebox.types import Picture, Targets
+
+torch.set_num_threads(1)
+
+SIZE, CLASSES = 64, 3
+
+
+def enliven(detector: TorchDetector) -> TorchDetector:
+    """Spread the outputs of fresh heads, which otherwise give every place the same scores and deltas."""
+    network, dice = detector.network, torch.Generator().manual_seed(5)
+    if isinstance(network, WeightedRetinaNet):
+        layers = {network.head.classification_head.cls_logits: 0.05, network.head.regression_head.bbox_reg: 0.1}
+    else:
+        box, objectness = network.roi_heads.box_predictor, network.rpn.head
+        layers = {box.cls_score: 0.3, box.bbox_pred: 0.3, objectness.cls_logits: 0.1, objectness.bbox_pred: 0.05}
+    with torch.no_grad():
+        for layer, spread in layers.items():
+            layer.weight.normal_(0, spread, generator=dice)
+            if isinstance(network, WeightedRetinaNet) and spread == 0.05:
+                layer.bias.fill_(-1.0)
+    return detector
+
+
+def make(name: str, **settings: object) -> TorchDetector:
+    """A small detector for three classes on a 64-pixel input, with random weights that are always the same."""
+    exact = TrainingSettings(precision="float32")
+    given = {"image_size": SIZE, "weights": "none", "device": "cpu", "seed": 3, "training": exact, **settings}
+    return enliven(detectors.build(name, CLASSES, **given))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def retinanet() -> TorchDetector:
+    """A small RetinaNet that no test may change."""
+    return make("retinanet")
+
+
+@pytest.fixture(scope="session")
+def faster_rcnn() -> TorchDetector:
+    """A small Faster R-CNN that no test may change."""
+    return make("faster_rcnn")
+
+
+@pytest.fixture(params=["retinanet", "faster_rcnn"])
+def detector(request: pytest.FixtureRequest) -> TorchDetector:
+    """Each of the two small detectors in turn; no test may change them."""
+    found: TorchDetector = request.getfixturevalue(request.param)
+    found.network.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.fixture(scope="session")
+def make_detector() -> Callable[..., TorchDetector]:
+    """A function that makes a small detector which a test may change."""
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Picture]:
+    """Three noisy pictures: one wide, one tall, and one that is half as large as its original."""
+    dice = np.random.default_rng(1)
+
+    def noise(height: int, width: int) -> np.ndarray:
+        coarse = dice.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+        return coarse.repeat(8, axis=0).repeat(8, axis=1)
+
+    return [Picture(noise(64, 96), 96, 64), Picture(noise(80, 64), 64, 80), Picture(noise(64, 64), 128, 128)]
+
+
+@pytest.fixture(scope="session")
+def targets() -> list[Targets]:
+    """Objects of those pictures: two boxes, one box, none."""
+    return [
+        Targets.of([[4, 6, 40, 50], [50, 20, 90, 44]], [2, 0]),
+        Targets.of([[10, 10, 50, 70]], [1]),
+        Targets.of([], []),
+    ]
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt to fetch a file fails at once, as on a machine without a network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
