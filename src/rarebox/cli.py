@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -32,11 +33,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine t
 def main() -> None:
     """Entry point of the command line."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except click.ClickException as error:  # a wrong option or argument
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
         console.print("rarebox: stopped; repeat the command to go on")
         sys.exit(130)
 

@@ -113,8 +113,8 @@ def run(
     with place.locked(), _disk_full_is_an_error(folder):
         place.claim(settings)
         if not place.environment.exists():
-            write_json(place.environment, describe())
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
+            write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
             now = _open(place, settings, dataset, store, progress)
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
@@ -128,7 +128,7 @@ def run(
 def load_data(name: str) -> data.Dataset:
     """A data set by its folder or name; ``scenes`` is made on the spot, VOC fetched where it is not there yet."""
     if name == "scenes":
-        return data.load(scenes.make(cache_folder() / "scenes"))
+        return data.load(scenes.make(cache_folder() / f"scenes-{scenes.RECIPE}"))
     if name in voc.ARCHIVES and not Path(name).exists():
         voc.download(cache_folder() / name)
         return data.load(cache_folder() / name)
@@ -385,12 +385,13 @@ def training_targets(run: Run, candidates: Candidates | None) -> dict[int, Targe
 
 def retrain(run: Run, cycle: int, targets: Mapping[int, Targets], share: Path | None) -> TorchDetector:
     """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
-    folder = run.folder.cycle(cycle)
-    if not (folder / "model.safetensors").exists():
-        if cycle == 1 and share is not None:
+    there = (run.folder.cycle(cycle) / "model.safetensors").exists()
+    if cycle == 1 and share is not None:
+        run.notes.append(f"the cycle-1 model was taken from {share}")
+        if not there:
             take_first_model(run, share)
-        else:
-            fit(run, cycle, targets)
+    elif not there:
+        fit(run, cycle, targets)
     return load_detector(run, cycle)
 
 
@@ -461,7 +462,6 @@ def take_first_model(run: Run, share: Path) -> None:
     copytree(theirs, part)
     rmtree(run.folder.cycle(1), ignore_errors=True)
     part.replace(run.folder.cycle(1))
-    run.notes.append(f"the cycle-1 model was taken from {share}")
 
 
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:

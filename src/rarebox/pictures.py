@@ -10,6 +10,19 @@ from rarebox.data.images import read_picture
 from rarebox.types import Bools, ImageRecord, Picture
 
 
+class _Memory:
+    """Decoded pictures by image id, up to so many bytes; shared by all lists over the same images."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.kept, self.lock = room, dict[int, Picture](), Lock()
+
+    def keep(self, image_id: int, picture: Picture) -> None:
+        with self.lock:
+            if image_id not in self.kept and picture.pixels.nbytes <= self.room:
+                self.room -= picture.pixels.nbytes
+                self.kept[image_id] = picture
+
+
 class Pictures(Sequence[Picture]):
     """A list of pictures that are decoded on access; those that fit into ``keep_bytes`` stay decoded.
 
@@ -20,9 +33,7 @@ class Pictures(Sequence[Picture]):
     def __init__(self, records: Sequence[ImageRecord], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
         self.records = tuple(records)
         self.size = size
-        self._kept: dict[int, Picture] = {}
-        self._room = keep_bytes
-        self._lock = Lock()
+        self._memory = _Memory(keep_bytes)
 
     def __reduce__(self) -> tuple[type["Pictures"], tuple[tuple[ImageRecord, ...], tuple[int, int]]]:
         """Sent to another process, the list goes without what was decoded here."""
@@ -45,19 +56,16 @@ class Pictures(Sequence[Picture]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         record = self.records[index]
-        if record.id in self._kept:
-            return self._kept[record.id]
-        picture = read_picture(record, *self.size)
-        with self._lock:
-            if picture.pixels.nbytes <= self._room and record.id not in self._kept:
-                self._room -= picture.pixels.nbytes
-                self._kept[record.id] = picture
+        picture = self._memory.kept.get(record.id)
+        if picture is None:
+            picture = read_picture(record, *self.size)
+            self._memory.keep(record.id, picture)
         return picture
 
     def of(self, records: Sequence[ImageRecord]) -> "Pictures":
-        """The same pictures, in memory or not, in another order or fewer of them."""
+        """The same pictures, decoded or not, in another order or fewer of them."""
         part = Pictures(records, self.size)
-        part._kept, part._lock, part._room = self._kept, self._lock, self._room
+        part._memory = self._memory
         return part
 
 

@@ -96,14 +96,19 @@ class RunFolder:
             yield
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file by write, flush and rename."""
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file by write, flush and rename."""
     part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as handle:
-        handle.write(text)
+    with part.open("wb") as handle:
+        handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
     part.replace(file)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file by write, flush and rename."""
+    write_bytes(file, text.encode())
 
 
 def write_json(file: Path, value: Any) -> None:

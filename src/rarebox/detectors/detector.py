@@ -1,13 +1,14 @@
 """What the rest of rarebox sees of a network: pictures and targets in, losses or detections out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rarebox.config import DetectorSettings, TrainingSettings
@@ -17,6 +18,7 @@ from rarebox.detectors.inputs import as_input, as_target, augment, input_size, s
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
+from rarebox.run_folder import write_bytes, write_json
 from rarebox.types import Detections, Floats, Picture, Targets
 from rarebox.views import View
 
@@ -62,7 +64,8 @@ class TorchDetector:
         ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
             return augment(*self._prepare(pictures, truths), rng, self.training.flip, self.training.scale_jitter)
 
-        return train(
+        with _memory_errors_explained():
+            return train(
             self.network, prepare, images, targets, self.training, seed=seed, device=self.device,
             checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
@@ -108,10 +111,9 @@ class TorchDetector:
         """Write the weights and how to rebuild the network; the weights come last, and whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         about = {"num_classes": self.num_classes, "detector": self.settings.model_dump()}
-        (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        part = folder / f"{WEIGHTS}.part"
-        save_file({name: t.contiguous() for name, t in self.network.state_dict().items()}, part)
-        part.replace(folder / WEIGHTS)
+        write_json(folder / ABOUT, about)
+        # Through bytes of our own: the library reports a full disk as an error of another kind.
+        write_bytes(folder / WEIGHTS, save({n: t.contiguous() for n, t in self.network.state_dict().items()}))
 
     def load(self, folder: Path) -> None:
         """Read weights that :meth:`save` wrote for a network of the same shape."""
@@ -142,8 +144,19 @@ class TorchDetector:
         self.network.eval()
         part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
         part.with_features = features
-        with autocast(self.device, self.training.precision, inference=True):
+        with _memory_errors_explained(), autocast(self.device, self.training.precision, inference=True):
             return self.network(tensors)
+
+
+@contextmanager
+def _memory_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the accelerator has too little memory; lower training.batch_size (in training), scoring.batch_size (in "
+            "scoring) or detector.image_size, and repeat the command to go on"
+        ) from error
 
 
 def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None) -> Detections:

@@ -45,18 +45,15 @@ def ranks(help_with: Callable[[Job], None]) -> Iterator[bool]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     distributed.init_process_group("cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    try:
-        if distributed.get_rank() == 0:
-            try:
-                yield True
-            finally:
-                _broadcast(None)
-        else:
-            while (job := _broadcast(None)) is not None:
-                help_with(job)
-            yield False
-    finally:
-        distributed.destroy_process_group()
+    # No tidying up after an error: the others wait inside a training step, and torchrun ends them with this process.
+    if distributed.get_rank() == 0:
+        yield True
+        _broadcast(None)
+    else:
+        while (job := _broadcast(None)) is not None:
+            help_with(job)
+        yield False
+    distributed.destroy_process_group()
 
 
 def local_rank() -> int:
@@ -73,6 +70,15 @@ def call_helpers(job: Job) -> None:
 def from_leader(value: Any) -> Any:
     """The leader's value, on every rank."""
     return _broadcast(value) if distributed.is_initialized() else value
+
+
+def mean_over_ranks(loss: torch.Tensor) -> float:
+    """The mean of a number over all ranks, so that all of them see a loss that is not finite."""
+    if distributed.is_initialized():
+        loss = loss.clone()
+        distributed.all_reduce(loss)
+        loss /= distributed.get_world_size()
+    return float(loss)
 
 
 def _broadcast(value: Any) -> Any:

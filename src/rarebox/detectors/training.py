@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rarebox import seeds
 from rarebox.config import TrainingSettings
-from rarebox.detectors.distributed import from_leader
+from rarebox.detectors.distributed import from_leader, mean_over_ranks
 from rarebox.errors import TrainingDiverged
 from rarebox.pictures import which_are_tall
+from rarebox.run_folder import write_bytes
 from rarebox.types import Bools, Picture, Targets
 
 Progress = Callable[[int, int, float], None]
@@ -143,7 +145,7 @@ def train(
                 group["lr"] = group["scale"] * learning_rate(step, steps, settings)
             with autocast(device, settings.precision):
                 loss = torch.stack(list(model(pictures, truths).values())).sum()
-            value = float(loss.detach())
+            value = mean_over_ranks(loss.detach())
             if not math.isfinite(value):
                 raise TrainingDiverged(
                     f"the loss became {value} at step {step + 1} of {steps}; the state before it is kept"
@@ -193,9 +195,9 @@ class _Keeper:
         if self.file is None or time.monotonic() - self.last < self.seconds:
             return
         state = {"step": step, "smooth": smooth, "network": network.state_dict(), "optimiser": optimiser.state_dict()}
-        part = self.file.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.file)
+        content = BytesIO()
+        torch.save(state, content)
+        write_bytes(self.file, content.getvalue())
         self.last = time.monotonic()
 
 
