@@ -26,7 +26,7 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(sys, "argv", ["rarebox", "run", str(out), "--data", str(pictures), *as_options(budget=[4])])
         with pytest.raises(SystemExit) as left:
             cli.main()
-    assert left.value.code == 0
+    assert not left.value.code
     return out
 
 

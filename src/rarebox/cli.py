@@ -10,7 +10,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -27,6 +26,9 @@ app = typer.Typer(
 )
 console = Console(stderr=True, highlight=False)
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""Click's base class of wrong options and arguments, which typer brings along under a name of its own."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
 
 
@@ -37,12 +39,14 @@ def main() -> None:
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
-    except click.ClickException as error:  # a wrong option or argument
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         console.print("rarebox: stopped; repeat the command to go on")
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, USAGE_ERROR):
+            raise
+        error.show()  # a wrong option or argument
+        sys.exit(error.exit_code)
 
 
 @app.command()
