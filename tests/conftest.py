@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from urllib.error import URLError
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,10 @@ from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.types import Picture, Targets
 
 torch.set_num_threads(1)
+
+# The same examples every time, however slow the machine is just now.
+hypothesis.settings.register_profile("rarebox", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("rarebox")
 
 SIZE, CLASSES = 64, 3
 
@@ -30,7 +35,7 @@ def enliven(detector: TorchDetector) -> TorchDetector:
         for layer, spread in layers.items():
             layer.weight.normal_(0, spread, generator=dice)
             if isinstance(network, WeightedRetinaNet) and spread == 0.05:
-                layer.bias.fill_(-1.0)
+                torch.nn.init.constant_(layer.get_parameter("bias"), -1.0)
     return detector
 
 

@@ -48,7 +48,7 @@ def weighted(targets: Targets, *, cls: list[float] | None = None, box: list[floa
 # ------------------------------------------------------------------------------------------- all weights 1
 
 
-def stock_of(detector: TorchDetector) -> nn.Module:
+def stock_of(detector: TorchDetector) -> Any:
     """torchvision's own network of the same shape with the same weights, built from torchvision's classes alone."""
     ours = detector.network
     light = detector.settings.backbone == "efficientnet_lite0"
@@ -59,7 +59,7 @@ def stock_of(detector: TorchDetector) -> nn.Module:
         if light:
             head.classification_head.conv = head.classification_head.conv[:2]
             head.regression_head.conv = head.regression_head.conv[:2]
-        stock: nn.Module = RetinaNet(ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head)
+        stock: Any = RetinaNet(ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head)
     else:
         levels, hidden = (3, 256) if light else (4, 1024)
         top = (1000, 500, 500, 200) if light else (2000, 1000, 2000, 1000)
@@ -157,7 +157,7 @@ class Seen:
         self.anchors: list[Tensor] = []
         network = detector.network
         generator = network.anchor_generator if isinstance(network, WeightedRetinaNet) else network.rpn.anchor_generator
-        self.handle = generator.register_forward_hook(lambda m, a, out: self.anchors.extend(out))
+        self.handle = generator.register_forward_hook(self.add_anchors)
         if isinstance(network, WeightedRetinaNet):
             compute = network.head.compute_loss
 
@@ -174,6 +174,9 @@ class Seen:
                 return compute_rpn(objectness, deltas, *rest)
 
             monkeypatch.setattr(network.rpn, "compute_loss", rpn)
+
+    def add_anchors(self, module: nn.Module, given: Any, anchors: list[Tensor]) -> None:
+        self.anchors += anchors
 
     def keep(self, logits: Tensor, deltas: Tensor) -> None:
         self.logits, self.deltas = logits, deltas
@@ -510,7 +513,8 @@ def test_the_proposal_networks_normalisers_by_hand(
 def test_the_box_heads_normalisers_by_hand(
     make_detector: Make, monkeypatch: pytest.MonkeyPatch, normaliser: str, classes: float, boxes: float
 ) -> None:
-    heads: Any = make_detector("faster_rcnn", normaliser=normaliser).network.roi_heads.train()
+    network: Any = make_detector("faster_rcnn", normaliser=normaliser).network.train()
+    heads = network.roi_heads
     target = {
         "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(3, 1),
         "labels": torch.tensor([0, 1, 2]),

@@ -6,7 +6,10 @@ import numpy as np
 
 
 def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
-    """The generator of one named stream of a root seed; further ``keys`` (a cycle, an image id) split it again."""
+    """The generator of one named stream of a root seed; further ``keys`` (a cycle, an image id) split it again.
+
+    One name takes the same number of keys wherever it is used: NumPy's seeds do not see trailing zeros.
+    """
     return np.random.default_rng(np.random.SeedSequence([seed, crc32(name.encode()), *keys]))
 
 
