@@ -26,7 +26,9 @@ from rarebox.evaluate import imbalance_factor
 from rarebox.seeds import stream
 
 SMALL: dict[str, Any] = {"train": 10, "test": 5, "size": (112, 144)}
-PLAIN = Look(contrast=(150, 150), strangers=(0, 0), occluded=0, texture=0, clutter=(0, 0), grain=0)
+PLAIN = Look(
+    object_size=(14, 56), turn=25, contrast=(150, 150), strangers=(0, 0), occluded=0, texture=0, clutter=(0, 0), grain=0
+)
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def demo(
 
 DEMO: dict[str, Any] = {
     "data": "scenes",
+    "detector.name": "faster_rcnn",
     "initial_images": 30,
     "budget": [60, 120],
     "detector.image_size": 192,
