@@ -78,6 +78,11 @@ class Picture:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
             raise ValueError(f"pixels must be (h, w, 3) uint8, got {self.pixels.shape} {self.pixels.dtype}")
 
+    @classmethod
+    def of(cls, image: "Picture | NDArray[np.uint8]") -> "Picture":
+        """A picture as it is, or pixels (h, w, 3) ``uint8`` as a picture of that very size."""
+        return image if isinstance(image, Picture) else cls(image, image.shape[1], image.shape[0])
+
 
 @dataclass(frozen=True, eq=False)
 class Detections(Rows):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -18,11 +19,15 @@ from rarebox.detectors.inputs import as_input, as_target, augment, input_size, s
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
+from rarebox.pictures import Pictures
 from rarebox.run_folder import write_bytes, write_json
 from rarebox.types import Detections, Floats, Picture, Targets
 from rarebox.views import View
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
+
+Image = Picture | NDArray[np.uint8]
+"""A picture that knows the size of its original, or bare pixels (h, w, 3), RGB."""
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
@@ -39,7 +44,7 @@ class TorchDetector:
         self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
         self.network.eval()
 
-    def losses(self, images: Sequence[Picture], targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def losses(self, images: Sequence[Image], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The loss terms of one batch, with gradients; linear in each positive weight of the targets."""
         self.network.train()
         tensors, truths = self._prepare(images, targets)
@@ -47,7 +52,7 @@ class TorchDetector:
             return self.network(tensors, truths)
 
     def fit(
-        self, images: Sequence[Picture], targets: Sequence[Targets], *, seed: int, checkpoint: Path | None = None,
+        self, images: Sequence[Image], targets: Sequence[Targets], *, seed: int, checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> float:  # fmt: skip
         """Train on images and their targets, as ``training`` says; the smoothed loss at the end.
@@ -57,7 +62,10 @@ class TorchDetector:
         if not len(images):
             raise UserError("there is no image to train on; label some first")
 
-        call_helpers(Job(self.settings, self.training, self.num_classes, images, targets, seed))
+        pictures: Sequence[Picture] = (
+            images if isinstance(images, Pictures) else [Picture.of(image) for image in images]
+        )
+        call_helpers(Job(self.settings, self.training, self.num_classes, pictures, targets, seed))
 
         def prepare(
             pictures: Sequence[Picture], truths: Sequence[Targets], rng: np.random.Generator
@@ -66,33 +74,35 @@ class TorchDetector:
 
         with _memory_errors_explained():
             return train(
-            self.network, prepare, images, targets, self.training, seed=seed, device=self.device,
-            checkpoint=checkpoint, progress=progress,
-        )  # fmt: skip
+                self.network, prepare, pictures, targets, self.training, seed=seed, device=self.device,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
 
-    def predict(self, images: Sequence[Picture], *, features: bool = False) -> list[Detections]:
+    def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:
         """Detections of each image, best score first; with ``features``, a feature vector for each box."""
         if not len(images):
             return []
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
+        pictures = [Picture.of(image) for image in images]
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         found = self._run(tensors, features)
-        return [_detections(f, 1 / scale_of(p, *t.shape[1:])) for f, p, t in zip(found, images, tensors, strict=True)]
+        return [_detections(f, 1 / scale_of(p, *t.shape[1:])) for f, p, t in zip(found, pictures, tensors, strict=True)]
 
     def predict_views(
-        self, images: Sequence[Picture], views: Sequence[Sequence[View]], *, features: bool = False
+        self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
     ) -> list[list[Detections]]:
         """Each image and all its views through the network in one batch: [image, view 1, … view M] of each image.
 
         ``views[i]`` are made for the input of image i (see :meth:`input_size`). All boxes come back in the original
         image's pixels, those of the views undone.
         """
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
+        pictures = [Picture.of(image) for image in images]
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         batch = [
             t for image, plan in zip(tensors, views, strict=True) for t in (image, *(v.apply(image) for v in plan))
         ]
         found = iter(self._run(batch, features))
         result = []
-        for picture, image, plan in zip(images, tensors, views, strict=True):
+        for picture, image, plan in zip(pictures, tensors, views, strict=True):
             back = 1 / scale_of(picture, *image.shape[1:])
             original = _detections(next(found), back)
             result.append([original, *(_detections(next(found), back, view) for view in plan)])
@@ -130,12 +140,13 @@ class TorchDetector:
         self.network.eval()
 
     def _prepare(
-        self, images: Sequence[Picture], targets: Sequence[Targets]
+        self, images: Sequence[Image], targets: Sequence[Targets]
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in images]
+        pictures = [Picture.of(image) for image in images]
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         truths = [
             as_target(target, scale_of(picture, *tensor.shape[1:]), self.device)
-            for target, picture, tensor in zip(targets, images, tensors, strict=True)
+            for target, picture, tensor in zip(targets, pictures, tensors, strict=True)
         ]
         return tensors, truths
 
