@@ -88,7 +88,7 @@ def test_pixels_must_be_rgb_bytes() -> None:
 
 def table(labels: list[int], features: bool = True) -> Detections:
     n = len(labels)
-    corner = np.arange(n)[:, None] + np.array([0.0, 0, 1, 1])
+    corner = np.arange(n, dtype=float)[:, None] + np.array([0, 0, 1, 1])
     return Detections(
         corner, np.array(labels), np.arange(n) / 10, np.ones((n, 2)), np.full((n, 5), 7.0) if features else None
     )

@@ -25,6 +25,8 @@ def score_image(image_id: int, found: Sequence[Detections], hidden: Bools, setti
     instead = {"formula": 0.0, "skip": np.nan, "most_uncertain": settings.beta}[settings.unmatched]
     iou_seen = np.where(hidden[:, chosen], np.nan, np.where(lost, instead, iou))
     iou_kept = np.where(hidden[:, chosen] | (lost & (settings.unmatched == "skip")), np.nan, iou)
+    if settings.unmatched == "most_uncertain":
+        js = np.where(lost, 1.0, js)  # so that c(b) is 0 in any base
     consistency = method.consistency(boxes.scores, view_score, js, iou_seen, settings.beta)
     return Candidates(
         np.full(len(boxes), image_id),
