@@ -29,10 +29,10 @@ from rarebox.types import Picture, Targets
 def make_stock(detector: TorchDetector, stock: bool) -> None:
     """Give the network torchvision's own loss code, or ours back."""
     if isinstance(detector.network, WeightedFasterRCNN):
-        detector.network.rpn.__class__ = RegionProposalNetwork if stock else WeightedProposals
-        detector.network.roi_heads.__class__ = RoIHeads if stock else WeightedRoIHeads
+        detector.network.rpn.__class__ = RegionProposalNetwork if stock else WeightedProposals  # type: ignore[assignment]
+        detector.network.roi_heads.__class__ = RoIHeads if stock else WeightedRoIHeads  # type: ignore[assignment]
     else:
-        detector.network.head.__class__ = RetinaNetHead if stock else WeightedHead
+        detector.network.head.__class__ = RetinaNetHead if stock else WeightedHead  # type: ignore[assignment]
 
 
 def batch(images: int, classes: int, stock_labels: bool) -> tuple[list[Picture], list[Targets]]:
