@@ -45,8 +45,9 @@ def main() -> None:
     except Exception as error:
         if not isinstance(error, USAGE_ERROR):
             raise
-        error.show()  # a wrong option or argument
-        sys.exit(error.exit_code)
+        usage: Any = error  # a wrong option or argument
+        usage.show()
+        sys.exit(usage.exit_code)
 
 
 @app.command()

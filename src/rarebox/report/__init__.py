@@ -1,0 +1,141 @@
+"""A run, or several side by side, as one HTML page that works offline, and its figures as SVG and PNG files.
+
+``reading`` knows what a run folder holds, ``words`` what to say of it, ``figures`` and ``gallery`` what to draw;
+``template.html.j2`` puts it on the page.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rarebox.report import figures, gallery, words
+from rarebox.report.figures import Panel
+from rarebox.report.gallery import Gallery
+from rarebox.report.reading import ReportedRun, read_runs, settings_of
+from rarebox.run_folder import write_text
+
+__all__ = ["write_report"]
+
+PROBLEMS_SHOWN = 5
+"""Problems of each kind that are listed."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A key figure: its name, its value, and a few words more."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True, eq=False)
+class RunPart:
+    """The part of the page about one run."""
+
+    run: ReportedRun
+    anchor: str
+    headline: str
+    findings: list[str]
+    tiles: list[Tile]
+    panels: dict[str, list[Panel]]
+    gallery: Gallery
+    problems: list[tuple[str, int, list[dict[str, str]]]]
+
+
+def write_report(out: Path, runs: Sequence[Path]) -> Path:
+    """Write ``report.html`` and ``figures/`` into the folder ``out``, about the run folders ``runs``; the page's path.
+
+    A run need not be finished, but one cycle of it must be: UserError says so, or that a folder holds no run.
+    """
+    found = read_runs(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    several = len(found) > 1
+    with figures.style():
+        parts = [_part(run, out / "figures", f"run{i}_" if several else "") for i, run in enumerate(found, start=1)]
+        compared = _published(figures.of_comparison(found), out / "figures") if several else {}
+    page = _template().render(
+        parts=parts,
+        compared=compared,
+        headline=words.comparison(found) if several else parts[0].headline,
+        findings=words.comparison_findings(found) if several else parts[0].findings,
+        settings=settings_of(found),
+        light=figures.LIGHT,
+        dark=figures.DARK,
+    )
+    write_text(out / "report.html", page)
+    return out / "report.html"
+
+
+def _part(run: ReportedRun, folder: Path, prefix: str) -> RunPart:
+    return RunPart(
+        run,
+        anchor=prefix.rstrip("_") or "run",
+        headline=words.headline(run),
+        findings=words.findings(run),
+        tiles=_tiles(run),
+        panels=_published(figures.of_run(run), folder, prefix),
+        gallery=gallery.of_run(run),
+        problems=_problems(run),
+    )
+
+
+def _published(panels: dict[str, list[Panel]], folder: Path, prefix: str = "") -> dict[str, list[Panel]]:
+    return {section: [figures.publish(panel, folder, prefix) for panel in group] for section, group in panels.items()}
+
+
+def _tiles(run: ReportedRun) -> list[Tile]:
+    """The key figures, the same ones for every run."""
+    first, last = run.first, run.last
+    tail = run.tail_ap(last)
+    longest = max(run.seconds, key=run.seconds.__getitem__, default="")
+
+    def since(now: float, before: float) -> str:
+        return f"{words.change(now, before)} since cycle 1" if len(run.records) > 1 else ""
+
+    return [
+        Tile("AP50", words.number(last["ap50"]), since(last["ap50"], first["ap50"])),
+        Tile("AP50, rarest third", words.number(tail), since(tail, run.tail_ap(first))),
+        Tile("Labels", words.count(last["labels"]), f"{words.count(first['labels'])} of them in the first images"),
+        Tile("Looks", words.count(last["looks"]), "boxes that people were shown"),
+        Tile("Hit rate", words.share(run.hit_rate), "of the boxes asked about held something new"),
+        Tile(
+            "Images", words.count(last["images_full"] + last["images_partial"]),
+            f"{words.count(last['images_full'])} complete, {words.count(last['images_partial'])} partly labelled",
+        ),
+        Tile("Time", words.duration(sum(run.seconds.values())), f"most of it: {longest}" if longest else ""),
+    ]  # fmt: skip
+
+
+def _problems(run: ReportedRun) -> list[tuple[str, int, list[dict[str, str]]]]:
+    """Each kind of problem in the data with how many there are and the first few, the most frequent kind first."""
+    counts = Counter(problem["kind"] for problem in run.problems)
+    return [
+        (kind, n, [problem for problem in run.problems if problem["kind"] == kind][:PROBLEMS_SHOWN])
+        for kind, n in counts.most_common()
+    ]
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        f.__name__: f for f in (words.number, words.count, words.share, words.factor, words.duration)
+    }
+    environment.filters |= {"setting": _setting, "tail": lambda path: Path(path).name}
+    return environment.get_template("template.html.j2")
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or words.DASH
+    return words.DASH if value is None else str(value)

@@ -1,0 +1,261 @@
+"""The paper's Fig. 4 for a run: images of its last cycle, with what was asked about and what the detector filled in."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rarebox import pseudo, tables
+from rarebox.data.images import UnreadableImage, read_picture, working_size
+from rarebox.errors import UserError
+from rarebox.report.reading import ReportedRun
+from rarebox.report.words import number, plural, short
+from rarebox.store import ImageLabels, Store
+from rarebox.types import Answer, Floats, ImageRecord, Query, Source, Targets, Verdict
+
+SIDE = 480  # pixels of the longer side
+MOST = 8
+LONGEST_LABEL = 24
+SPOKEN_WEIGHT = 0.3  # a pseudo box that weighs less has its class in the tooltip only
+
+Asked = tuple[Query, Answer]
+Name = Callable[[int | None], str]
+
+MISSES = {
+    Verdict.NOT_AN_OBJECT: "nothing there",
+    Verdict.CANNOT_TELL: "nobody could tell",
+    Verdict.ALREADY_LABELLED: "it had its label already",
+    Verdict.OBJECT: "nothing there",
+}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of the overlay, in pixels of the image as shown. ``kind``: hit, miss, pseudo or human.
+
+    ``label`` begins at ``text_x``, its base line is at ``text_y``; it is empty where it would only be in the way.
+    """
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    tooltip: str
+    opacity: float = 1.0
+    text_x: float = 0.0
+    text_y: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image of the gallery; where the file cannot be read, ``problem`` says why and ``source`` is empty."""
+
+    name: str
+    caption: str
+    source: str
+    problem: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images, and the cycle they are of; without images, ``missing`` says why there are none."""
+
+    shots: tuple[Shot, ...] = ()
+    cycle: int = 0
+    missing: str = ""
+
+
+def of_run(run: ReportedRun) -> Gallery:
+    """The gallery of the last finished cycle in which boxes were asked about."""
+    chosen = [record["cycle"] for record in run.choosing if sum(record["selected_per_class"].values())]
+    if not chosen:
+        return Gallery(missing="No boxes have been selected yet, so there is nothing to show.")
+    try:
+        return _gallery(run, chosen[-1])
+    except (UserError, OSError) as error:
+        return Gallery(missing=f"The gallery cannot be made: {error}")
+
+
+def _gallery(run: ReportedRun, cycle: int) -> Gallery:
+    with Store(run.folder.store) as store:
+        images, classes = store.images(), store.classes()
+        before = store.labels(up_to_cycle=cycle - 1)
+        asked = [(query, answer) for query, answer in store.answered(cycle) if query.box is not None]
+    by_image: dict[int, list[Asked]] = {}
+    for query, answer in asked:
+        by_image.setdefault(query.image_id, []).append((query, answer))
+    ids = choose(by_image, MOST)
+    folder = run.folder.cycle(cycle)
+
+    def name(label: int | None) -> str:
+        return "something" if label is None else classes[label]
+
+    targets = pseudo.read_targets(folder / "targets.parquet") if (folder / "targets.parquet").exists() else {}
+    scores = _scores(folder / "candidates", ids)
+    shots = [_shot(images[i], by_image[i], targets.get(i), before.get(i), name, scores) for i in ids]
+    return Gallery(tuple(shots), cycle)
+
+
+def choose(asked: Mapping[int, Sequence[Asked]], most: int) -> list[int]:
+    """Images that show as many different classes as they can, found objects first: always the same ones."""
+    left, seen, chosen = dict(asked), set[int](), list[int]()
+    while left and len(chosen) < most:
+        best = min(left, key=lambda i: (*_novelty(left[i], seen), i))
+        if _novelty(left[best], seen)[:2] == (0, 0) and seen:
+            seen = set()  # every class has been shown: begin a second round
+            continue
+        seen |= {_class(pair) for pair in left.pop(best)}
+        chosen.append(best)
+    return chosen
+
+
+def _novelty(asked: Sequence[Asked], seen: set[int]) -> tuple[int, int, int]:
+    """How much an image adds, best first when sorted: new classes found, new classes guessed, boxes in all."""
+    found = {_class(pair) for pair in asked if len(pair[1].labels)} - seen
+    return -len(found), -len({_class(pair) for pair in asked} - seen), -len(asked)
+
+
+def _class(asked: Asked) -> int:
+    """The true class where there is one, otherwise what the box was taken for."""
+    query, answer = asked
+    return int(answer.labels[0]) if len(answer.labels) else -1 if query.guess is None else query.guess
+
+
+# ------------------------------------------------------------------------------------------- one image
+
+
+def _shot(
+    record: ImageRecord, asked: Sequence[Asked], targets: Targets | None, before: ImageLabels | None, name: Name,
+    scores: Mapping[tuple[int, bytes], float],
+) -> Shot:  # fmt: skip
+    width, height = working_size(record.width, record.height, SIDE, SIDE)
+    scale = np.array([width / record.width, height / record.height] * 2)
+    boxes = [
+        *_human_boxes(before, name, scale),
+        *_pseudo_boxes(record.id, targets, name, scores, scale),
+        *sorted((_asked_box(pair, name, scale) for pair in asked), key=lambda box: box.kind == "hit"),
+    ]
+    source, problem = _picture(record)
+    kinds = [box.kind for box in boxes]
+    caption = _caption(asked, name, kinds.count("pseudo"), kinds.count("human"))
+    return Shot(Path(record.path).name, caption, source, problem, width, height, _with_labels(boxes, width, height))
+
+
+def _asked_box(asked: Asked, name: Name, scale: Floats) -> Box:
+    query, answer = asked
+    assert query.box is not None
+    why = query.why or {}
+    figures = [f"{word.replace('_', ' ')} {number(why[word])}" for word in ("score", "uncertainty") if word in why]
+    guess = name(query.guess)
+    if len(answer.labels):
+        truth = name(int(answer.labels[0]))
+        said = f"taken for {guess}; it is {truth}" if truth != guess else f"taken for {guess}, rightly"
+        return _box("hit", query.box, scale, truth, "; ".join(["asked", said, *figures]))
+    said = f"taken for {guess}; {MISSES[answer.verdict]}"
+    return _box("miss", query.box, scale, f"{guess}?", "; ".join(["asked", said, *figures]))
+
+
+def _pseudo_boxes(
+    image_id: int, targets: Targets | None, name: Name, scores: Mapping[tuple[int, bytes], float], scale: Floats
+) -> list[Box]:
+    """The pseudo boxes that teach anything, the weightiest last, so that it lies on top."""
+    if targets is None:
+        return []
+    taught = (targets.class_weight > 0) | (targets.box_weight > 0)
+    shown = targets[(targets.source == Source.PSEUDO) & taught]
+    # Where the class branch is told that nothing is there, the box counts for its place only.
+    weights = np.where(shown.background, 0.0, shown.class_weight)
+    boxes = []
+    for i in np.argsort(weights, kind="stable"):
+        label, weight = name(int(shown.labels[i])), float(weights[i])
+        score = scores.get((image_id, shown.boxes[i].tobytes()))
+        told = [f"score {number(score)}"] if score is not None else []
+        told += [f"class weight {number(weight)}", f"box weight {number(float(shown.box_weight[i]))}"]
+        text = f"{label} {number(weight)}" if weight >= SPOKEN_WEIGHT else ""
+        boxes.append(_box("pseudo", shown.boxes[i], scale, text, f"pseudo label {label}; {', '.join(told)}", weight))
+    return boxes
+
+
+def _human_boxes(labels: ImageLabels | None, name: Name, scale: Floats) -> list[Box]:
+    if labels is None:
+        return []
+    pairs = zip(labels.boxes, labels.labels, strict=True)
+    return [_box("human", box, scale, "", f"labelled earlier: {name(int(label))}") for box, label in pairs]
+
+
+def _box(kind: str, box: Floats, scale: Floats, label: str, tooltip: str, weight: float = 1.0) -> Box:
+    x1, y1, x2, y2 = (round(float(value), 1) for value in box * scale)
+    return Box(
+        kind,
+        x1,
+        y1,
+        round(x2 - x1, 1),
+        round(y2 - y1, 1),
+        short(label, LONGEST_LABEL),
+        tooltip,
+        round(0.15 + 0.85 * weight, 2),
+    )
+
+
+def _with_labels(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
+    """The boxes with their labels set apart: the uppermost box first, above it, below it or in it, else nowhere."""
+    taken: list[tuple[float, float, float, float]] = []
+    placed = []
+    for box in reversed(boxes):
+        long = len(box.label) * (6.8 if box.kind == "pseudo" else 8.2)
+        x = max(0.0, min(box.x, width - long))
+        for y in (box.y - 5, box.y + box.height + 13, box.y + 15):
+            spot = (x, y - 11, x + long, y + 3)
+            free = not any(_overlap(spot, other) for other in taken)
+            if box.label and spot[1] >= 0 and spot[3] <= height and free:
+                taken.append(spot)
+                placed.append(replace(box, text_x=round(x, 1), text_y=round(y, 1)))
+                break
+        else:
+            placed.append(replace(box, label=""))
+    return tuple(reversed(placed))
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _caption(asked: Sequence[Asked], name: Name, pseudo_boxes: int, human_boxes: int) -> str:
+    found = Counter(name(int(answer.labels[0])) for _, answer in asked if len(answer.labels))
+    hits = f"found {', '.join(f'{n} {c}' for c, n in found.most_common())}" if found else "found nothing"
+    parts = [f"{plural(len(asked), 'box')} asked about, {hits}", plural(pseudo_boxes, "pseudo box")]
+    if human_boxes:
+        parts.append(f"{human_boxes} labelled earlier")
+    return " · ".join(parts)
+
+
+def _picture(record: ImageRecord) -> tuple[str, str]:
+    """The image as a data URI, or nothing and the reason."""
+    try:
+        pixels = read_picture(record, SIDE, SIDE).pixels
+    except UnreadableImage as error:
+        return "", error.reason
+    handle = io.BytesIO()
+    Image.fromarray(pixels).save(handle, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(handle.getvalue()).decode("ascii"), ""
+
+
+def _scores(folder: Path, images: Sequence[int]) -> dict[tuple[int, bytes], float]:
+    """Scores of the candidates of some images, by image and box; none where the run's candidates were removed."""
+    scores: dict[tuple[int, bytes], float] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        columns = tables.read(file)
+        mine = np.isin(columns["image_id"], images)
+        for image_id, box, score in zip(*(columns[c][mine] for c in ("image_id", "boxes", "scores")), strict=True):
+            scores[int(image_id), box.astype(np.float32).tobytes()] = float(score)
+    return scores

@@ -1,0 +1,178 @@
+"""A run as the report sees it: what its folder holds, and the few numbers that are worked out from that."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rarebox.config import Section, Settings
+from rarebox.errors import UserError
+from rarebox.run_folder import RunFolder, read_json
+
+Record = dict[str, Any]
+"""One cycle of ``metrics.json``."""
+
+Problem = dict[str, str]
+"""One entry of ``problems.json``: ``kind``, ``where``, ``what``."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReportedRun:
+    """One run with at least one finished cycle. ``name`` tells it from the other runs of the report."""
+
+    folder: RunFolder
+    settings: Settings
+    records: Sequence[Record]
+    environment: Mapping[str, Any]
+    problems: Sequence[Problem]
+    name: str
+
+    @property
+    def first(self) -> Record:
+        return self.records[0]
+
+    @property
+    def last(self) -> Record:
+        return self.records[-1]
+
+    @property
+    def choosing(self) -> Sequence[Record]:
+        """The cycles in which a strategy chose: all but the first."""
+        return self.records[1:]
+
+    @property
+    def cycles_left(self) -> int:
+        return len(self.settings.budget) + 1 - len(self.records)
+
+    @property
+    def classes(self) -> list[str]:
+        """The K class names in the order of their labels."""
+        return list(self.last["human_per_class"])
+
+    @property
+    def rare_first(self) -> list[str]:
+        """The classes from rare to frequent, by the boxes of the first images: those were drawn at random."""
+        return sorted(self.classes, key=self.first["human_per_class"].__getitem__)
+
+    @property
+    def rarest(self) -> list[str]:
+        """The rarest third of the classes, at least one."""
+        return self.rare_first[: max(1, round(len(self.classes) / 3))]
+
+    def tail_ap(self, record: Record) -> float:
+        """Mean AP50 of the rarest third, of those classes that have truth; NaN if none has."""
+        known = [ap for name in self.rarest if (ap := record["per_class_ap50"][name]) is not None]
+        return float(np.mean(known)) if known else float("nan")
+
+    def summed(self, counts: str) -> dict[str, int]:
+        """A count per class, such as ``selected_per_class``, over all cycles in which a strategy chose."""
+        return {name: sum(record[counts][name] for record in self.choosing) for name in self.classes}
+
+    @property
+    def asked(self) -> int:
+        """Boxes asked about in all."""
+        return sum(self.summed("selected_per_class").values())
+
+    @property
+    def hits(self) -> int:
+        """How many of those held an object that had no label yet."""
+        return sum(self.summed("hits_per_class").values())
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / self.asked if self.asked else float("nan")
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of each stage over all cycles."""
+        stages = dict.fromkeys(stage for record in self.records for stage in record["seconds"])
+        return {stage: sum(record["seconds"].get(stage, 0.0) for record in self.records) for stage in stages}
+
+
+def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
+    """The runs of some folders, each named by what sets it apart. UserError for a folder without a finished cycle."""
+    if not folders:
+        raise UserError("there is no run to report; name the folder of at least one")
+    runs = [_read(RunFolder(folder)) for folder in folders]
+    names = _names(runs)
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _read(folder: RunFolder) -> ReportedRun:
+    settings = folder.read_settings()
+    records = folder.records()
+    if not records:
+        raise UserError(
+            f"{folder.root} has no finished cycle yet, so there is nothing to report; wait for cycle 1, or repeat the "
+            "command of the run, which goes on where it stopped"
+        )
+    problems = folder.root / "problems.json"
+    return ReportedRun(
+        folder,
+        settings,
+        records,
+        environment=read_json(folder.environment) if folder.environment.exists() else {},
+        problems=read_json(problems) if problems.exists() else [],
+        name=folder.root.resolve().name,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a run by its dotted name; ``values`` holds one value for each run."""
+
+    name: str
+    description: str
+    default: Any
+    values: tuple[Any, ...]
+
+    @property
+    def changed(self) -> bool:
+        return any(value != self.default for value in self.values)
+
+    @property
+    def differs(self) -> bool:
+        return any(value != self.values[0] for value in self.values)
+
+
+def settings_of(runs: Sequence[ReportedRun]) -> list[Setting]:
+    """All settings of the runs, in the order of ``config.Settings``."""
+    columns = [list(_walk(run.settings)) for run in runs]
+    return [
+        Setting(name, description, default, tuple(column[i][3] for column in columns))
+        for i, (name, description, default, _) in enumerate(_walk(Settings()))
+    ]
+
+
+def _walk(section: Section, prefix: str = "") -> Iterator[tuple[str, str, Any, Any]]:
+    """Dotted name, description, default and value of every setting; the defaults are those of the class."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _walk(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.description or "", field.default, value
+
+
+def _names(runs: Sequence[ReportedRun]) -> list[str]:
+    """What the settings of the runs differ in, or the folder where that tells nothing."""
+    differing = [setting for setting in settings_of(runs) if setting.differs]
+    names = [", ".join(_say(s.name, s.values[i]) for s in differing[:3]) for i in range(len(runs))]
+    if len(set(names)) == len(runs) > 1:
+        return names
+    return [", ".join(filter(None, (name, run.name))) for name, run in zip(names, runs, strict=True)]
+
+
+def _say(setting: str, value: Any) -> str:
+    if setting in ("selection.strategy", "detector.name", "detector.backbone"):
+        return str(value)
+    if setting == "pseudo.method":
+        return "no pseudo labels" if value == "none" else f"{value} pseudo labels"
+    if setting == "data":
+        return Path(value).name
+    return f"{setting.rpartition('.')[2]} {value}"

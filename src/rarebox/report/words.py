@@ -1,0 +1,157 @@
+"""Numbers as a person reads them, and the sentences that the page says of a run. No number: a dash."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rarebox.report.reading import ReportedRun
+
+DASH = "–"
+
+
+def is_number(value: Any) -> bool:
+    """Whether there is a number: neither None nor NaN."""
+    return value is not None and value == value
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """``0.4271`` -> ``0.43``."""
+    return f"{value:.{digits}f}" if is_number(value) else DASH
+
+
+def share(value: float | None) -> str:
+    """``0.4271`` -> ``43 %``, which no line break parts."""
+    return f"{value:.0%}".replace("%", "\u00a0%") if is_number(value) else DASH
+
+
+def factor(value: float | None) -> str:
+    """``28.5`` -> ``28.5``, ``31.0`` -> ``31``."""
+    return f"{value:.3g}" if is_number(value) else DASH
+
+
+def count(value: float | None) -> str:
+    """``12000`` -> ``12 000``, with a thin space."""
+    return f"{value:,.0f}".replace(",", "\u202f") if is_number(value) else DASH
+
+
+def duration(seconds: float) -> str:
+    """``54 s``, ``12 min``, ``1 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def change(now: float, before: float) -> str:
+    """``+0.12``, ``−0.03``, ``±0.00``; a dash if either is unknown."""
+    if not (is_number(now) and is_number(before)):
+        return DASH
+    step = round(now, 2) - round(before, 2)
+    return f"{'±' if abs(step) < 0.005 else '+' if step > 0 else '−'}{abs(step):.2f}"
+
+
+def plural(n: int, noun: str) -> str:
+    """``1 cycle``, ``3 cycles``, ``2 classes``."""
+    return f"{count(n)} {noun}{'' if n == 1 else 'es' if noun.endswith(('s', 'x')) else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """``a, b and c``; ``a, b, c, d and 3 more``."""
+    shown = list(names[:most])
+    if len(names) > most:
+        return f"{', '.join(shown)} and {len(names) - most} more"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
+
+
+def short(name: str, most: int) -> str:
+    """A name cut to a length, without what cannot be printed."""
+    name = "".join(c if c.isprintable() else " " for c in name)
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def headline(run: ReportedRun) -> str:
+    """What a run reached, in one sentence."""
+    labels, ap, start = count(run.last["labels"]), run.last["ap50"], run.first["ap50"]
+    if len(run.records) == 1:
+        return f"After the first {labels} labels the detector finds objects with AP50\u00a0{number(ap)}."
+    reached = (
+        f"After {labels} labels in {len(run.records)} cycles the detector finds objects with AP50\u00a0{number(ap)}"
+    )
+    return f"{reached}, {_compared(ap, start)}."
+
+
+def _compared(now: float, before: float) -> str:
+    step = change(now, before)
+    if step == DASH:
+        return "which cannot be compared with the start"
+    if step.startswith("±"):
+        return "the same as at the start"
+    return f"{'up' if step.startswith('+') else 'down'} from {number(before)}"
+
+
+def findings(run: ReportedRun) -> list[str]:
+    """A few sentences below the headline: the rare classes, the looks, what is still to come."""
+    return [s for s in (_tail(run), _attention(run), _looks(run), _left(run)) if s]
+
+
+def _tail(run: ReportedRun) -> str:
+    now, before = run.tail_ap(run.last), run.tail_ap(run.first)
+    who = f"The rarest third of the classes ({listed(run.rarest)})"
+    if len(run.records) == 1 or not (is_number(now) and is_number(before)):
+        return f"{who} is at {number(now)}."
+    step = change(now, before)
+    if step.startswith("±"):
+        return f"{who} stayed at {number(now)}."
+    return f"{who} {'rose' if step.startswith('+') else 'fell'} from {number(before)} to {number(now)}."
+
+
+def _attention(run: ReportedRun) -> str:
+    """How much of the asking went to the rare classes, compared with how much of the first labels they were."""
+    first = run.first["human_per_class"]
+    if not run.asked or not sum(first.values()):
+        return ""
+    was = sum(first[name] for name in run.rarest) / sum(first.values())
+    got = sum(run.summed("selected_per_class")[name] for name in run.rarest) / run.asked
+    return f"They were {share(was)} of the first labels, and {share(got)} of the boxes asked about were taken for them."
+
+
+def _looks(run: ReportedRun) -> str:
+    if not run.asked:
+        return "No box has been selected yet: that begins with cycle 2." if run.cycles_left else ""
+    return f"Of {plural(run.asked, 'box')} asked about, {count(run.hits)} held an object that had no label yet."
+
+
+def _left(run: ReportedRun) -> str:
+    if run.cycles_left <= 0:
+        return ""
+    is_are = "is" if run.cycles_left == 1 else "are"
+    return (
+        f"{plural(run.cycles_left, 'cycle')} {is_are} still to come; the command of the run, repeated, goes on where "
+        "it stopped."
+    )
+
+
+def comparison(runs: Sequence[ReportedRun]) -> str:
+    """Which of several runs is ahead after the last cycle that all of them have finished, in one sentence."""
+    place = min(len(run.records) for run in runs) - 1
+    ranked = sorted(runs, key=lambda run: -run.records[place]["ap50"] if is_number(run.records[place]["ap50"]) else 1)
+    best, next_best = ranked[0], ranked[1]
+    reached = [number(run.records[place]["ap50"]) for run in (best, next_best)]
+    when = f"After {plural(place + 1, 'cycle')}"
+    if reached[0] == reached[1]:
+        return f"{when} the best of the {len(runs)} runs are level, at AP50\u00a0{reached[0]}."
+    labels = count(best.records[place]["labels"])
+    ahead = f"“{best.name}” is ahead: AP50\u00a0{reached[0]} with {labels} labels"
+    return f"{when} {ahead}; “{next_best.name}” has {reached[1]}."
+
+
+def comparison_findings(runs: Sequence[ReportedRun]) -> list[str]:
+    """What to bear in mind when runs are compared."""
+    said = ["Each curve is one run. A few hundredths can be chance: repeat with other seeds before you rely on them."]
+    if len({tuple(run.classes) for run in runs}) > 1:
+        said.append("The runs know different classes, so their numbers must not be compared.")
+    elif len({run.settings.data for run in runs}) > 1:
+        said.append("The runs are on different data, so their numbers must not be compared.")
+    unfinished = sum(run.cycles_left > 0 for run in runs)
+    if unfinished:
+        said.append(f"{plural(unfinished, 'run')} {'is' if unfinished == 1 else 'are'} not finished yet.")
+    return said
