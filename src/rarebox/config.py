@@ -88,7 +88,7 @@ class ScoringSettings(Section):
     unmatched: Literal["formula", "skip", "most_uncertain"] = Field(
         default="formula", description="a box lost on a view [3]"
     )
-    js_base: float = Field(default=2.0, gt=1, description="base of the logarithm in JS [4]")
+    js_base: float = Field(default=2.0, ge=2, description="base of the logarithm in JS [4]")
     candidate_threshold: Share = Field(default=0.1, ge=0, le=1, description="lowest score of a candidate [7]")
     candidate_nms: Share = Field(default=0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
     per_image: int = Field(default=100, ge=1, description="candidates kept per image [8]")
@@ -194,10 +194,11 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[s
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     values: dict[str, Any] = {}
-    for path, value in (*_flatten(PRESETS[preset]), *_flatten(_read(file)), *(changes or {}).items()):
+    given = [*_flatten(_read(file)), *_flatten(changes or {})]
+    for path, value in (*_flatten(PRESETS[preset]), *given):
         _put(values, path, value)
-    if preset == "paper" and "training.lr" not in {p for p, _ in (*_flatten(_read(file)), *(changes or {}).items())}:
-        _put(values, "training.lr", PAPER_LR.get(values["detector"].get("name", "retinanet"), 1e-3))
+    if preset == "paper" and "training.lr" not in dict(given):
+        _put(values, "training.lr", PAPER_LR[check(values).detector.name])
     return check(values)
 
 
@@ -212,7 +213,7 @@ def check(values: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"setting {where}: {reason}" + (f", got {first['input']!r}" if where else "")) from None
+        raise UserError(f"setting {where}: {reason}, got {first['input']!r}" if where else reason) from None
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
@@ -222,7 +223,10 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         name, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"--set wants name=value, got {change!r}")
-        parsed[name.strip()] = yaml.safe_load(value)
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {change}: the value is not valid YAML: {error}") from error
     return parsed
 
 
@@ -243,7 +247,9 @@ def _commented(section: Section, indent: str) -> Iterator[str]:
             yield f"\n{indent}{name}:  # {(type(value).__doc__ or '').splitlines()[0]}"
             yield from _commented(value, indent + "  ")
         else:
-            text = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True).split("\n")[0]
+            text = yaml.safe_dump(
+                section.model_dump(mode="json")[name], default_flow_style=True, width=float("inf")
+            ).split("\n")[0]
             yield f"{indent}{name}: {text}  # {about.description}"
 
 
