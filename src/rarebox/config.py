@@ -169,7 +169,7 @@ class Settings(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {},
+    "laptop": {"detector": {"normaliser": "batch"}},
     "paper": {
         "initial_images": 1000,
         "budget": [2000, 4000, 8000],
@@ -277,9 +277,11 @@ def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
 
 
 def _reference_of_presets() -> str:
-    rows = [f"| `{name}` | `{json.dumps(value)}` |\n" for name, value in _flatten(PRESETS["paper"])]
-    text = "The defaults are the preset `laptop`. The preset `paper` (section 4.1) differs in:"
-    return f"\n## Presets\n\n{text}\n\n| setting | `paper` |\n|---|---|\n{''.join(rows)}"
+    text = "\n## Presets\n\nWhat they change of the defaults; `paper` is section 4.1 of the paper.\n"
+    for preset, changes in PRESETS.items():
+        rows = "".join(f"| `{name}` | `{json.dumps(value)}` |\n" for name, value in _flatten(changes))
+        text += f"\n| setting | `{preset}` |\n|---|---|\n{rows}"
+    return text
 
 
 def difference(one: Settings, other: Settings) -> list[str]:
