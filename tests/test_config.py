@@ -20,8 +20,15 @@ def write(folder: Path, text: str) -> Path:
 # ------------------------------------------------------------------------------------------- presets
 
 
-def test_the_laptop_preset_is_the_defaults() -> None:
-    assert config.resolve("laptop") == config.resolve() == Settings()
+def test_the_laptop_preset_is_the_default_and_changes_the_normaliser_alone() -> None:
+    assert config.resolve() == config.resolve("laptop")
+    assert config.difference(Settings(), config.resolve()) == ["detector.normaliser: own -> batch"]
+
+
+def test_the_settings_page_is_up_to_date() -> None:
+    page = Path(__file__).parent.parent / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == config.reference(), "make docs writes it anew"
+    assert all(f"`{name}`" in page.read_text(encoding="utf-8") for name in config.NAMES)
 
 
 def test_the_paper_preset_is_section_4_1() -> None:
@@ -69,7 +76,7 @@ def test_a_file_goes_over_the_preset_and_single_changes_over_the_file(tmp_path: 
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
-    assert config.resolve(file=write(tmp_path, "# nothing\n")) == Settings()
+    assert config.resolve(file=write(tmp_path, "# nothing\n")) == config.resolve()
 
 
 def test_changes_are_read_as_yaml() -> None:
