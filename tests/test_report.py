@@ -1,5 +1,7 @@
 """The report: what is on the page, that it stands alone, and that it takes what runs and people leave behind."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -308,6 +310,17 @@ def test_embedded_images_are_the_images(tmp_path: Path) -> None:
     assert shot.caption == "2 boxes asked about, found 1 dog · 1 pseudo box · 1 labelled earlier"
 
 
+def test_tall_images_keep_their_shape(tmp_path: Path) -> None:
+    Image.new("RGB", (600, 1600)).save(tmp_path / "tall.png")
+    record = ImageRecord(1, str(tmp_path / "tall.png"), 600, 1600)
+    asked = (Query(1, np.array([0, 800, 600, 1600]), 0), said(0))
+    shot = gallery._shot(record, [asked], None, None, lambda label: CLASSES[label or 0], {})
+    assert (shot.width, shot.height) == (240, 640)
+    assert (shot.boxes[0].y, shot.boxes[0].width, shot.boxes[0].height) == (320, 240, 320)
+    data = base64.b64decode(shot.source.partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (240, 640)
+
+
 def test_scores_come_from_the_candidates(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     columns = {"image_id": np.array([3]), "boxes": np.array([[400, 100, 500, 300]], np.float32), "scores": [0.5217]}
@@ -472,6 +485,13 @@ def test_no_run(tmp_path: Path) -> None:
         write_report(tmp_path / "out", [tmp_path])
     with pytest.raises(UserError, match="name the folder"):
         write_report(tmp_path / "out", [])
+
+
+def test_no_place_for_the_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cycles=1)
+    write_text(tmp_path / "file", "")
+    with pytest.raises(UserError, match=r"cannot be written to .*file: "):
+        write_report(tmp_path / "file", [run])
 
 
 def test_broken_metrics(tmp_path: Path) -> None:

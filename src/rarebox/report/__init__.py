@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rarebox.errors import UserError
 from rarebox.report import figures, gallery, words
 from rarebox.report.figures import Panel
 from rarebox.report.gallery import Gallery
@@ -50,10 +51,18 @@ class RunPart:
 def write_report(out: Path, runs: Sequence[Path]) -> Path:
     """Write ``report.html`` and ``figures/`` into the folder ``out``, about the run folders ``runs``; the page's path.
 
-    A run need not be finished, but one cycle of it must be: UserError says so, or that a folder holds no run.
+    A run need not be finished, but one cycle of it must be: UserError says so, or that a folder holds no run, or that
+    the report cannot be written there.
     """
     found = read_runs(runs)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return _write(out, found)
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {out}: {error.strerror or error}") from error
+
+
+def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
     several = len(found) > 1
     with figures.style():
         parts = [_part(run, out / "figures", f"run{i}_" if several else "") for i, run in enumerate(found, start=1)]

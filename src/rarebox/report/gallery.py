@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from rarebox import pseudo, tables
-from rarebox.data.images import UnreadableImage, read_picture, working_size
+from rarebox.data.images import UnreadableImage, read_picture
 from rarebox.errors import UserError
 from rarebox.report.reading import ReportedRun
 from rarebox.report.words import number, plural, short
 from rarebox.store import ImageLabels, Store
 from rarebox.types import Answer, Floats, ImageRecord, Query, Source, Targets, Verdict
 
-SIDE = 480  # pixels of the longer side
+WIDTH, HEIGHT = 480, 640  # an image is shown 480 pixels wide, or narrower where it would be higher than 640
 MOST = 8
 LONGEST_LABEL = 24
 SPOKEN_WEIGHT = 0.3  # a pseudo box that weighs less has its class in the tooltip only
@@ -138,14 +138,15 @@ def _shot(
     record: ImageRecord, asked: Sequence[Asked], targets: Targets | None, before: ImageLabels | None, name: Name,
     scores: Mapping[tuple[int, bytes], float],
 ) -> Shot:  # fmt: skip
-    width, height = working_size(record.width, record.height, SIDE, SIDE)
+    shrink = min(WIDTH / record.width, HEIGHT / record.height)
+    width, height = max(1, round(record.width * shrink)), max(1, round(record.height * shrink))
     scale = np.array([width / record.width, height / record.height] * 2)
     boxes = [
         *_human_boxes(before, name, scale),
         *_pseudo_boxes(record.id, targets, name, scores, scale),
         *sorted((_asked_box(pair, name, scale) for pair in asked), key=lambda box: box.kind == "hit"),
     ]
-    source, problem = _picture(record)
+    source, problem = _picture(record, width, height)
     kinds = [box.kind for box in boxes]
     caption = _caption(asked, name, kinds.count("pseudo"), kinds.count("human"))
     return Shot(Path(record.path).name, caption, source, problem, width, height, _with_labels(boxes, width, height))
@@ -239,10 +240,10 @@ def _caption(asked: Sequence[Asked], name: Name, pseudo_boxes: int, human_boxes:
     return " · ".join(parts)
 
 
-def _picture(record: ImageRecord) -> tuple[str, str]:
+def _picture(record: ImageRecord, width: int, height: int) -> tuple[str, str]:
     """The image as a data URI, or nothing and the reason."""
     try:
-        pixels = read_picture(record, SIDE, SIDE).pixels
+        pixels = read_picture(record, min(width, height), max(width, height)).pixels
     except UnreadableImage as error:
         return "", error.reason
     handle = io.BytesIO()
