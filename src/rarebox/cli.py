@@ -161,7 +161,7 @@ def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = Non
             return
         rest = f"; about {_minutes(left)} left" if done < cycles else ""
         console.print(
-            f"{out.name}, cycle {done} of {cycles}: AP50 [bold]{record['ap50']:.3f}[/bold] with {record['labels']} "
+            f"{out.name}, cycle {done} of {cycles}: AP50 [bold]{_shown(record['ap50'])}[/bold] with {record['labels']} "
             f"labels and {record['looks']} looks{rest}"
         )
         for note in record["notes"]:
@@ -177,7 +177,13 @@ def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = Non
     if as_json:
         print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
     elif not first:
-        console.print(f"{out} is finished already: {len(records)} cycles, AP50 {records[-1]['ap50']:.3f}", markup=False)
+        console.print(
+            f"{out} is finished already: {len(records)} cycles, AP50 {_shown(records[-1]['ap50'])}", markup=False
+        )
+
+
+def _shown(ap: float | None) -> str:
+    return "–" if ap is None else f"{ap:.3f}"
 
 
 def _minutes(seconds: float) -> str:

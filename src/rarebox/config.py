@@ -194,7 +194,7 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[s
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     values: dict[str, Any] = {}
-    given = [*_flatten(_read(file)), *_flatten(changes or {})]
+    given = [*_flatten(read_file(file) if file else {}), *_flatten(changes or {})]
     for path, value in (*_flatten(PRESETS[preset]), *given):
         _put(values, path, value)
     if preset == "paper" and "training.lr" not in dict(given):
@@ -290,9 +290,8 @@ def difference(one: Settings, other: Settings) -> list[str]:
     return [f"{name}: {left[name]} -> {right[name]}" for name in left if left[name] != right[name]]
 
 
-def _read(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def read_file(file: Path) -> dict[str, Any]:
+    """The nested plain values of a YAML file; UserError if it cannot be read or holds something else."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

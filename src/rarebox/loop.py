@@ -475,12 +475,12 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))
     return {
-        "ap50": voc.mean_ap,
-        "ap50_11": voc.mean_ap11,
+        "ap50": _or_null(voc.mean_ap),
+        "ap50_11": _or_null(voc.mean_ap11),
         "per_class_ap50": _named(run, voc.ap),
-        "coco_ap": coco["ap"],
-        "coco_ap50": coco["ap50"],
-        "coco_ap75": coco["ap75"],
+        "coco_ap": _or_null(coco["ap"]),
+        "coco_ap50": _or_null(coco["ap50"]),
+        "coco_ap75": _or_null(coco["ap75"]),
     }
 
 
@@ -518,15 +518,20 @@ def record(
         "candidates_per_class": _named(run, picked.get("candidates", np.zeros(classes, int))),
         "uncertainty_would_select": _named(run, picked.get("by_uncertainty", np.zeros(classes, int))),
         "class_frequency": _named(run, picked.get("class_frequency", np.zeros(classes))),
-        "imbalance_factor": imbalance_factor(human),
+        "imbalance_factor": _or_null(imbalance_factor(human)),
         "notes": list(run.notes),
         "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
     }
 
 
 def _named(run: Run, values: np.ndarray) -> dict[str, Any]:
-    """Values by class name; NaN, which JSON lacks, becomes null."""
-    return {name: None if value != value else value for name, value in zip(run.classes, values.tolist(), strict=True)}
+    """Values by class name."""
+    return {name: _or_null(value) for name, value in zip(run.classes, values.tolist(), strict=True)}
+
+
+def _or_null(value: float) -> float | None:
+    """NaN, which stands for "no truth to measure on" and which JSON lacks, becomes null."""
+    return None if value != value else value
 
 
 def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:

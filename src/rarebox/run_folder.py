@@ -8,8 +8,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import yaml
-
 from rarebox import config
 from rarebox.config import Settings
 from rarebox.errors import UserError
@@ -52,7 +50,7 @@ class RunFolder:
         """The settings this run was started with; UserError where no run has been."""
         if not self.settings.exists():
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
-        return config.check(yaml.safe_load(self.settings.read_text(encoding="utf-8")))
+        return config.check(config.read_file(self.settings))
 
     def claim(self, settings: Settings) -> None:
         """Make the folder this run's, or check that it is; UserError shows what another run's settings differ in."""
