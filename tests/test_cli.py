@@ -82,7 +82,8 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--set", "scoring.views=[flop]"], "did you mean 'flip'"),
         (["--set", "pseudo.class_low=0.9"], "must not be above"),
         (["--detector", "retina"], "retinanet"),
-        (["--pseudo", "sfot"], "soft"),
+        (["--pseudo", "sfot"], "did you mean 'soft'"),
+        (["--set", "scoring.beta=.nan"], "scoring.beta"),
         (["--budget", "lots"], "whole numbers"),
         (["--set", "budget=[-5]"], "must not be negative"),
         (["--set", "device=gpu"], "'gpu' is not to be had"),
@@ -129,6 +130,28 @@ def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_p
 def test_output_folder_of_another_run(monkeypatch, capsys, finished, pictures) -> None:
     said = complaint(monkeypatch, capsys, "run", finished, "--data", pictures, *as_options(budget=[5]))
     assert "budget: [4] -> [5]" in said
+
+
+def test_output_that_cannot_be_written(monkeypatch, capsys, tmp_path, pictures) -> None:
+    (tmp_path / "file").write_text("mine")
+    said = complaint(monkeypatch, capsys, "run", tmp_path / "file", "--data", pictures, *as_options())
+    assert "file" in said
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    said = complaint(monkeypatch, capsys, "run", tmp_path / "full", "--data", pictures, *as_options())
+    assert "not empty" in said
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_settings_of_a_run(monkeypatch, capsys, tmp_path, pictures) -> None:
+    (tmp_path / "settings.yaml").write_text("a: [1")
+    assert "not valid YAML" in complaint(monkeypatch, capsys, "report", tmp_path)
+
+
+def test_names_that_look_like_markup(monkeypatch, capsys, tmp_path, pictures) -> None:
+    out = tmp_path / "run[" / "x]"
+    assert call(monkeypatch, "run", out.parent, "--data", pictures, *as_options(budget=[])) == 0
+    assert "run[, cycle 1 of 1" in capsys.readouterr().err
 
 
 def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pictures) -> None:

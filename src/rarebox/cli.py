@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -39,6 +40,9 @@ def main() -> None:
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        console.print(f"rarebox: {error.filename or 'the disk'}: {error.strerror}", markup=False, soft_wrap=True)
+        sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         console.print("rarebox: stopped; repeat the command to go on")
         sys.exit(130)
@@ -65,7 +69,7 @@ def demo(
         run_to_end(out / strategy, config.resolve("laptop", None, changes), share=runs[0] if runs else None)
         runs.append(out / strategy)
     report = write_report(out, runs)
-    console.print(f"\nThe report is ready: [bold]{report.resolve()}[/bold]", soft_wrap=True)
+    console.print(f"\nThe report is ready: {report.resolve()}", markup=False, style="bold", soft_wrap=True)
 
 
 DEMO: dict[str, Any] = {
@@ -117,7 +121,7 @@ def run(
     if not as_json:
         from rarebox.report import write_report
 
-        console.print(f"report: {write_report(out, [out]).resolve()}", soft_wrap=True)
+        console.print(f"report: {write_report(out, [out]).resolve()}", markup=False, soft_wrap=True)
 
 
 def parse_budget(text: str | None) -> list[int] | None:
@@ -161,8 +165,8 @@ def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = Non
             return
         rest = f"; about {_minutes(left)} left" if done < cycles else ""
         console.print(
-            f"{out.name}, cycle {done} of {cycles}: AP50 [bold]{_shown(record['ap50'])}[/bold] with {record['labels']} "
-            f"labels and {record['looks']} looks{rest}"
+            f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{_shown(record['ap50'])}[/bold] with "
+            f"{record['labels']} labels and {record['looks']} looks{rest}"
         )
         for note in record["notes"]:
             console.print(f"  note: {note}", markup=False)
@@ -296,13 +300,13 @@ def print_summary(dataset: Any) -> None:
     from rarebox.evaluate import imbalance_factor
     from rarebox.loop import count_classes
 
-    table = Table(title=f"{dataset.name}: {len(dataset.train.images)} training images")
+    table = Table(title=f"{escape(dataset.name)}: {len(dataset.train.images)} training images")
     for column in ("class", "training", "test"):
         table.add_column(column, justify="left" if column == "class" else "right")
     train = count_classes(dataset.train, len(dataset.classes))
     test = count_classes(dataset.test, len(dataset.classes)) if dataset.test else [""] * len(dataset.classes)
     for name, *counts in zip(dataset.classes, train, test, strict=True):
-        table.add_row(name, *(str(c) for c in counts))
+        table.add_row(escape(name), *(str(c) for c in counts))
     console.print(table)
     console.print(f"imbalance factor {imbalance_factor(train):.1f} (largest class over smallest)")
     for kind, count in Counter(p.kind for p in dataset.problems).most_common():

@@ -20,7 +20,7 @@ Share = float
 class Section(BaseModel):
     """A group of settings: frozen, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DetectorSettings(Section):
@@ -84,7 +84,7 @@ class ScoringSettings(Section):
     """How the pool becomes candidates."""
 
     views: tuple[str, ...] = Field(default=("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
-    beta: float = Field(default=1.3, description="beta of Eq. 2")
+    beta: float = Field(default=1.3, ge=0, le=2, description="beta of Eq. 2")
     unmatched: Literal["formula", "skip", "most_uncertain"] = Field(
         default="formula", description="a box lost on a view [3]"
     )
@@ -212,6 +212,9 @@ def check(values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "literal_error":
+            expected = str(first.get("ctx", {}).get("expected")).replace(" or ", ", ").replace("'", "")
+            raise unknown_name(where, str(first["input"]), expected.split(", ")) from None
         reason = first["msg"].removeprefix("Value error, ")
         raise UserError(f"setting {where}: {reason}, got {first['input']!r}" if where else reason) from None
 
@@ -308,6 +311,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
+        elif value is None and f"{prefix}{name}" in SECTIONS:
+            continue  # a section with nothing in it
         else:
             yield f"{prefix}{name}", value
 
@@ -320,6 +325,9 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
             raise unknown_name("setting", path, NAMES)
     values[name] = value
 
+
+SECTIONS = frozenset(name for name in Settings.model_fields if isinstance(getattr(Settings(), name), Section))
+"""The groups of settings."""
 
 NAMES = frozenset(name for name, _ in _flatten(Settings().model_dump()))
 """Every setting, in dotted form."""

@@ -82,7 +82,7 @@ def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]
     else:
         candidates = score_pool(run, cycle)
         picked = ask(run, cycle, candidates)
-    targets = training_targets(run, candidates)
+    targets = training_targets(run, cycle, candidates)
     detector = retrain(run, cycle, targets, share)
     result = evaluate(run, cycle, detector)
     return record(run, cycle, candidates, picked, targets, result)
@@ -110,7 +110,7 @@ def run(
     strategies.choose(settings.selection.strategy)
     make_views(settings.scoring.views, 64, 64, np.random.default_rng(0))
     dataset = dataset or load_data(settings.data)
-    with place.locked(), _disk_full_is_an_error(folder):
+    with _disk_errors_explained(folder), place.locked():
         place.claim(settings)
         if not place.environment.exists():
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
@@ -148,10 +148,21 @@ def _open(folder: RunFolder, settings: Settings, dataset: data.Dataset, store: S
         images = tuple(i for i in images if i.id not in test.truth)
     size = settings.detector.size
     pool = Pictures(images, size)
+    _same_pool_as_before(store.images(), images)
     store.add_images(images)
     oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
     oracle.remember(store.answered())
     return Run(folder, settings, dataset, pool, Pictures(test.images, size), test.truth, store, oracle, progress)
+
+
+def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
+    """UserError if a run is continued on other images than it began with."""
+    changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set()
+    if changed:
+        raise UserError(
+            f"the data set has changed since this run began: {len(changed)} images are new, gone or other than before, "
+            f"{min(changed)} among them. Restore them, or start again in a new folder"
+        )
 
 
 def _held_out(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
@@ -164,15 +175,14 @@ def _held_out(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ..
 
 
 @contextmanager
-def _disk_full_is_an_error(folder: Path) -> Iterator[None]:
+def _disk_errors_explained(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno is None:
-            raise
+    except OSError as error:  # a copy of a folder collects its errors in `shutil.Error`, which has no number
+        reason = error.strerror or error.args[0][0][2]
         raise UserError(
-            f"{error.filename or folder}: {error.strerror}. Nothing that was finished is lost; mend this and repeat "
-            "the command to go on"
+            f"{error.filename or folder}: {reason}. Nothing that was finished is lost; mend this and repeat the "
+            "command to go on"
         ) from error
 
 
@@ -298,8 +308,9 @@ def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, I
     share = run.settings.selection.exploration * run.settings.budget[cycle - 2]
     if not share or len(np.unique(candidates.labels)) == len(run.classes):
         return
-    open_ids = sorted(i.id for i in run.pool.records if i.id not in before or not before[i.id].complete)
-    order = seeds.stream(run.settings.seed, "explore", cycle).permutation(open_ids)
+    # Images that nobody has looked into: no object of theirs was paid before.
+    untouched = sorted(i.id for i in run.pool.records if i.id not in before)
+    order = seeds.stream(run.settings.seed, "explore", cycle).permutation(untouched)
     done = sum(query.box is None for query in run.store.queries(cycle))
     for image_id in order[done:]:
         if getattr(run.store.spent(cycle), run.settings.budget_unit) >= share:
@@ -359,17 +370,19 @@ def label_state(run: Run, labels: Mapping[int, ImageLabels], candidates: Candida
     loose = np.ones(len(candidates), dtype=bool)
     for image_id, rows in rows_by_image(candidates).items():
         if image_id in labels:
-            loose[rows] = pseudo.remaining(candidates[rows], labels[image_id], settings.pseudo)
+            boxes, said = candidates[rows], labels[image_id]
+            loose[rows] = pseudo.remaining(boxes, said, settings.pseudo)
+            loose[rows] &= pseudo.far_from(boxes.boxes, said.settled, settings.selection.answered_iou)
     frequency = pool_file.class_frequency(
         candidates[loose], counts, settings.pseudo.class_high, settings.selection.class_frequency
     )
     return LabelState(frequency, counts)
 
 
-def training_targets(run: Run, candidates: Candidates | None) -> dict[int, Targets]:
+def training_targets(run: Run, cycle: int, candidates: Candidates | None) -> dict[int, Targets]:
     """Targets of every image that is trained on (decisions row 21), by image id."""
     settings = run.settings.pseudo
-    labels = run.store.labels()
+    labels = run.store.labels(up_to_cycle=cycle)
     found = {} if candidates is None else {i: candidates[rows] for i, rows in rows_by_image(candidates).items()}
     chosen = {i: said for i, said in labels.items() if said.complete or len(said.boxes)}
     if settings.images == "pool":
@@ -490,7 +503,7 @@ def record(
 ) -> dict[str, Any]:  # fmt: skip
     """What one cycle spent, chose and reached, as it stands in ``metrics.json``."""
     store, classes = run.store, len(run.classes)
-    labels, answered = store.labels(), store.answered(cycle)
+    labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
     boxes = [(q, a) for q, a in answered if q.box is not None]
     spent, total = store.spent(cycle), store.spent()
     human = np.bincount(_joined([said.labels for said in labels.values()]), minlength=classes)

@@ -44,7 +44,10 @@ class RunFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """The finished cycles' records."""
-        return read_json(self.metrics) if self.metrics.exists() else []
+        records = read_json(self.metrics) if self.metrics.exists() else []
+        if not isinstance(records, list):
+            raise UserError(f"{self.metrics} is damaged: it should hold a list; restore it, or name a new folder")
+        return records
 
     def read_settings(self) -> Settings:
         """The settings this run was started with; UserError where no run has been."""
@@ -54,10 +57,6 @@ class RunFolder:
 
     def claim(self, settings: Settings) -> None:
         """Make the folder this run's, or check that it is; UserError shows what another run's settings differ in."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the output folder {self.root} cannot be made: {error.strerror}") from error
         if self.settings.exists():
             changed = config.difference(self.read_settings(), settings)
             if changed and not self._has_trained():
@@ -67,10 +66,12 @@ class RunFolder:
                     f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
                     "started with:\n  " + "\n  ".join(changed)
                 )
-        elif any(p.name != "lock" for p in self.root.iterdir()):
-            raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
         else:
             write_text(self.settings, config.dump(settings))
+
+    def _holds_something_else(self) -> bool:
+        ours = {"lock", f"{self.settings.name}.part"}  # a first start that was cut short
+        return any(file.name not in ours for file in self.root.iterdir())
 
     def _has_trained(self) -> bool:
         return any((self.cycle(1) / name).exists() for name in ("model.safetensors", "fit.checkpoint"))
@@ -86,6 +87,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second process; the lock goes with the process, however it ends."""
         self.root.mkdir(parents=True, exist_ok=True)
+        if not self.settings.exists() and self._holds_something_else():
+            raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
         with (self.root / "lock").open("w") as handle:
             try:
                 _try_lock(handle.fileno())
@@ -111,7 +114,7 @@ def write_text(file: Path, text: str) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON by write, flush and rename."""
-    write_text(file, json.dumps(value, indent=1))
+    write_text(file, json.dumps(value, indent=1, allow_nan=False))
 
 
 def read_json(file: Path) -> Any:
@@ -119,4 +122,4 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        raise UserError(f"{file} is damaged ({error}); restore it, or start again in a new folder") from error

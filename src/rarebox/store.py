@@ -403,6 +403,7 @@ def _reason(error: DatabaseError) -> str:
     """What went wrong in the database, and what to do."""
     said = str(error.orig)
     advice = {
+        "disk I/O error": "the disk may be full; free some space and go on; nothing recorded before is lost",
         "is full": "free some space and go on; nothing recorded before is lost",
         "is locked": f"another program kept it busy for {BUSY_SECONDS} s; nothing recorded before is lost, try again",
         "not a database": "this is not a rarebox label store; choose another path",

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rarebox.errors import UserError
+
 
 def write(file: Path, columns: Mapping[str, NDArray]) -> None:
     """Columns (T,) or (T, width) -> one Parquet file; its folder is made."""
@@ -18,8 +20,11 @@ def write(file: Path, columns: Mapping[str, NDArray]) -> None:
 
 
 def read(file: Path) -> dict[str, NDArray]:
-    """Read what :func:`write` wrote, by column name."""
-    table = pq.read_table(file)
+    """Read what :func:`write` wrote, by column name; UserError for a damaged file."""
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} is damaged ({error}); delete it and repeat the command to make it anew") from error
     return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
 
 

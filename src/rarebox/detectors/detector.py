@@ -166,7 +166,7 @@ def _memory_errors_explained() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the accelerator has too little memory; lower training.batch_size (in training), scoring.batch_size (in "
-            "scoring) or detector.image_size, and repeat the command to go on"
+            "scoring) or detector.image_size, and start again in a new folder"
         ) from error
 
 

@@ -10,6 +10,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from rarebox.types import Floats, Picture, Targets
 
+SMALLEST = 0.1
+"""Pixels of the input below which a box's side is nothing: mirrored in float32 it could lose its area."""
+
 STRIDE = 32
 """Inputs are padded to a multiple of this, the coarsest stride of the body."""
 
@@ -71,9 +74,15 @@ def scale_of(picture: Picture, height: int, width: int) -> Floats:
 
 
 def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str, Tensor]:
-    """Targets -> torchvision's dict, boxes in the input's frame; all copied, since arrays may be read-only."""
+    """Targets -> torchvision's dict, boxes in the input's frame; all copied, since arrays may be read-only.
+
+    Boxes that shrink to a point in the input are left out.
+    """
+    boxes = targets.boxes * scale
+    seen = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST).all(axis=1)
+    targets, boxes = targets[seen], boxes[seen]
     return {
-        "boxes": torch.tensor(targets.boxes * scale, device=device),
+        "boxes": torch.tensor(boxes, device=device),
         "labels": torch.tensor(targets.labels, device=device),
         "class_weight": torch.tensor(targets.class_weight, device=device),
         "box_weight": torch.tensor(targets.box_weight, device=device),

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,12 @@ def train(
                 loss = torch.stack(list(model(pictures, truths).values())).sum()
             value = mean_over_ranks(loss.detach())
             if not math.isfinite(value):
+                keep(step, smooth, network, optimiser, now=True)
                 raise TrainingDiverged(
-                    f"the loss became {value} at step {step + 1} of {steps}; the state before it is kept"
-                    + (f" in {checkpoint}" if checkpoint and checkpoint.exists() else "")
-                    + f". Lower training.lr (now {settings.lr}) or training.clip_norm (now {settings.clip_norm})"
+                    f"the loss became {value} at step {step + 1} of {steps}"
+                    + (f"; the state before it is kept in {checkpoint}" if checkpoint else "")
+                    + f". Start again in a new folder, with training.lr below {settings.lr} or training.clip_norm "
+                    f"below {settings.clip_norm}"
                 )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -191,8 +193,10 @@ class _Keeper:
     def __init__(self, file: Path | None, seconds: float) -> None:
         self.file, self.seconds, self.last = file, seconds, time.monotonic()
 
-    def __call__(self, step: int, smooth: float, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        if self.file is None or time.monotonic() - self.last < self.seconds:
+    def __call__(
+        self, step: int, smooth: float, network: nn.Module, optimiser: torch.optim.Optimizer, now: bool = False
+    ) -> None:
+        if self.file is None or not (now or time.monotonic() - self.last >= self.seconds):
             return
         state = {"step": step, "smooth": smooth, "network": network.state_dict(), "optimiser": optimiser.state_dict()}
         content = BytesIO()
@@ -205,7 +209,8 @@ def _restore(checkpoint: Path | None, network: nn.Module, optimiser: torch.optim
     """Load rank 0's checkpoint if there is one, on every rank; the steps done and the smoothed loss."""
     state = None
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        with suppress(Exception):  # torch raises many kinds; a damaged one is as good as none
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = from_leader(state)
     if state is None:
         return 0, 0.0
