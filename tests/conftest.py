@@ -1,12 +1,19 @@
 """What several test files share: one thread for torch, and small detectors whose outputs are not all alike."""
 
 from collections.abc import Callable
+from typing import Any
 from urllib.error import URLError
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
 
 from rarebox import detectors
 from rarebox.config import TrainingSettings
@@ -102,3 +109,45 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no route to host")
 
     monkeypatch.setattr("torch.hub.urlopen", refuse)
+
+
+def torchvisions_own(detector: TorchDetector) -> Any:
+    """torchvision's own network of the same shape with the same weights, built from torchvision's classes alone."""
+    ours = detector.network
+    light = detector.settings.backbone == "efficientnet_lite0"
+    width = 96 if light else 256
+    if isinstance(ours, WeightedRetinaNet):
+        norm = (lambda channels: nn.GroupNorm(channels // 8, channels)) if light else None
+        head = RetinaNetHead(width, 9, CLASSES, norm_layer=norm)
+        if light:
+            head.classification_head.conv = head.classification_head.conv[:2]
+            head.regression_head.conv = head.regression_head.conv[:2]
+        stock: Any = RetinaNet(ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head)
+    else:
+        levels, hidden = (3, 256) if light else (4, 1024)
+        top = (1000, 500, 500, 200) if light else (2000, 1000, 2000, 1000)
+        unit = detector.settings.image_size / 600 if light else 1
+        stock = FasterRCNN(
+            ours.backbone,
+            rpn_anchor_generator=ours.rpn.anchor_generator,
+            rpn_head=RPNHead(width, 6 if light else 3),
+            rpn_pre_nms_top_n_train=top[0],
+            rpn_pre_nms_top_n_test=top[1],
+            rpn_post_nms_top_n_train=top[2],
+            rpn_post_nms_top_n_test=top[3],
+            box_roi_pool=MultiScaleRoIAlign(
+                [str(level) for level in range(levels)], 7, 2, canonical_scale=round(224 * unit)
+            ),
+            box_head=TwoMLPHead(width * 49, hidden),
+            box_predictor=FastRCNNPredictor(hidden, CLASSES + 1),
+            box_batch_size_per_image=128 if light else 512,
+        )
+    stock.load_state_dict(ours.state_dict())
+    stock.transform = ours.transform
+    return stock.train(ours.training)
+
+
+@pytest.fixture(scope="session")
+def stock_of() -> Callable[[TorchDetector], Any]:
+    """A function that makes torchvision's own network of a detector."""
+    return torchvisions_own

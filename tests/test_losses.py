@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import box_iou
 
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.losses import reduce
@@ -24,6 +20,7 @@ from rarebox.types import Picture, Source, Targets
 CLASSES = 3
 Losses = dict[str, Tensor]
 Make = Callable[..., TorchDetector]
+StockOf = Callable[[TorchDetector], Any]
 
 
 def losses_of(detector: TorchDetector, pictures: list[Picture], targets: list[Targets]) -> Losses:
@@ -46,42 +43,6 @@ def weighted(targets: Targets, *, cls: list[float] | None = None, box: list[floa
 
 
 # ------------------------------------------------------------------------------------------- all weights 1
-
-
-def stock_of(detector: TorchDetector) -> Any:
-    """torchvision's own network of the same shape with the same weights, built from torchvision's classes alone."""
-    ours = detector.network
-    light = detector.settings.backbone == "efficientnet_lite0"
-    width = 96 if light else 256
-    if isinstance(ours, WeightedRetinaNet):
-        norm = (lambda channels: nn.GroupNorm(channels // 8, channels)) if light else None
-        head = RetinaNetHead(width, 9, CLASSES, norm_layer=norm)
-        if light:
-            head.classification_head.conv = head.classification_head.conv[:2]
-            head.regression_head.conv = head.regression_head.conv[:2]
-        stock: Any = RetinaNet(ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head)
-    else:
-        levels, hidden = (3, 256) if light else (4, 1024)
-        top = (1000, 500, 500, 200) if light else (2000, 1000, 2000, 1000)
-        unit = detector.settings.image_size / 600 if light else 1
-        stock = FasterRCNN(
-            ours.backbone,
-            rpn_anchor_generator=ours.rpn.anchor_generator,
-            rpn_head=RPNHead(width, 6 if light else 3),
-            rpn_pre_nms_top_n_train=top[0],
-            rpn_pre_nms_top_n_test=top[1],
-            rpn_post_nms_top_n_train=top[2],
-            rpn_post_nms_top_n_test=top[3],
-            box_roi_pool=MultiScaleRoIAlign(
-                [str(level) for level in range(levels)], 7, 2, canonical_scale=round(224 * unit)
-            ),
-            box_head=TwoMLPHead(width * 49, hidden),
-            box_predictor=FastRCNNPredictor(hidden, CLASSES + 1),
-            box_batch_size_per_image=128 if light else 512,
-        )
-    stock.load_state_dict(ours.state_dict())
-    stock.transform = ours.transform
-    return stock.train(ours.training)
 
 
 def stock_input(
@@ -121,14 +82,14 @@ def same_losses_and_gradients(
 
 @pytest.mark.parametrize("chosen", [[0, 1, 2], [2], [0]], ids=["with an empty image", "only empty", "one image"])
 def test_all_weights_1_give_torchvisions_own_losses_and_gradients(
-    detector: TorchDetector, pictures: list[Picture], targets: list[Targets], chosen: list[int]
+    detector: TorchDetector, stock_of: StockOf, pictures: list[Picture], targets: list[Targets], chosen: list[int]
 ) -> None:
     same_losses_and_gradients(detector, stock_of(detector), [pictures[i] for i in chosen], [targets[i] for i in chosen])
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 def test_so_they_do_on_the_papers_backbone(
-    name: str, make_detector: Make, pictures: list[Picture], targets: list[Targets]
+    name: str, make_detector: Make, stock_of: StockOf, pictures: list[Picture], targets: list[Targets]
 ) -> None:
     large = make_detector(name, backbone="resnet50")
     same_losses_and_gradients(large, stock_of(large), pictures[:1], targets[:1])

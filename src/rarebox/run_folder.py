@@ -57,6 +57,7 @@ class RunFolder:
 
     def claim(self, settings: Settings) -> None:
         """Make the folder this run's, or check that it is; UserError shows what another run's settings differ in."""
+        self.root.mkdir(parents=True, exist_ok=True)
         if self.settings.exists():
             changed = config.difference(self.read_settings(), settings)
             if changed and not self._has_trained():
