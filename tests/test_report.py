@@ -391,7 +391,7 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     records = json.loads((run / "metrics.json").read_text())
     for each in records:
-        each |= {"ap50": float("nan"), "coco_ap": float("nan"), "imbalance_factor": float("nan")}
+        each |= {"ap50": None, "coco_ap": None, "imbalance_factor": None}
         each["per_class_ap50"] = dict.fromkeys(CLASSES)
     write_json(run / "metrics.json", records)
     page = report(tmp_path, run)
@@ -497,7 +497,7 @@ def test_no_place_for_the_report(tmp_path: Path) -> None:
 def test_broken_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cycles=1)
     write_text(run / "metrics.json", "[{")
-    with pytest.raises(UserError, match=r"metrics\.json cannot be read"):
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
         write_report(tmp_path / "out", [run])
 
 
