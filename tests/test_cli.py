@@ -151,7 +151,9 @@ def test_damaged_settings_of_a_run(monkeypatch, capsys, tmp_path, pictures) -> N
 def test_names_that_look_like_markup(monkeypatch, capsys, tmp_path, pictures) -> None:
     out = tmp_path / "run[" / "x]"
     assert call(monkeypatch, "run", out.parent, "--data", pictures, *as_options(budget=[])) == 0
-    assert "run[, cycle 1 of 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "run[, cycle 1 of 1" in said
+    assert "cycle 1/1: fit: 6 of 6 loss" in said  # progress, where there is no terminal for a bar
 
 
 def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pictures) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rarebox import __version__, config
@@ -29,6 +29,9 @@ console = Console(stderr=True, highlight=False)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """Click's base class of wrong options and arguments, which typer brings along under a name of its own."""
+
+LOG_SECONDS = 15
+"""How often progress is written where there is no terminal to draw a bar on."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
 
@@ -216,6 +219,15 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bars:
         shown: dict[str, TaskID] = {}
+        said = 0.0
+
+        def say(task: Task) -> None:
+            nonlocal said
+            if time.monotonic() - said > LOG_SECONDS or task.finished:
+                said = time.monotonic()
+                left = f", about {_minutes(task.time_remaining)} left" if task.time_remaining else ""
+                counts = f"{task.completed:.0f} of {task.total:.0f} {task.fields['note']}"
+                console.print(f"  {task.description}: {counts}{left}", markup=False)
 
         def show(stage: str, done: int, of: int, note: str) -> None:
             if stage not in shown:
@@ -223,9 +235,9 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
                     bars.remove_task(task)
                 shown.clear()
                 shown[stage] = bars.add_task(stage, total=of, note=note)
-                if not console.is_terminal:
-                    console.print(f"  {stage} …", markup=False)
             bars.update(shown[stage], completed=done, total=of, note=note)
+            if not console.is_terminal:  # a log file: a line now and then instead of a bar
+                say(bars.tasks[0])
 
         yield show
 

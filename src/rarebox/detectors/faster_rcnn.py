@@ -1,15 +1,17 @@
 """Faster R-CNN with a weight on every target box, in both stages, and with the whole class vector of detections."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops.poolers import LevelMapper
 
+from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
 
 
@@ -157,6 +159,16 @@ class WeightedFasterRCNN(GeneralizedRCNN):
 
     rpn: WeightedProposals
     roi_heads: WeightedRoIHeads
+
+    def __init__(
+        self, backbone: Pyramid, rpn: WeightedProposals, roi_heads: WeightedRoIHeads, transform: nn.Module
+    ) -> None:
+        super().__init__(backbone, rpn, roi_heads, transform)
+        # torchvision guesses the maps' scales from the first batch, wrongly if its images are small, for good.
+        pool, strides = cast(MultiScaleRoIAlign, roi_heads.box_roi_pool), backbone.strides
+        first, last = strides[0].bit_length() - 1, strides[-1].bit_length() - 1
+        pool.scales = [1 / stride for stride in strides]
+        pool.map_levels = LevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Training: the four losses. Otherwise: one dict of detections per image."""
