@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
 console = Console(stderr=True, highlight=False)
@@ -155,6 +156,10 @@ def with_weights_at_hand(settings: config.Settings) -> config.Settings:
 
 def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = None, as_json: bool = False) -> None:
     """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
+    if not as_json:  # before the imports, which take some seconds
+        network = f"{settings.detector.name} on {settings.detector.backbone}"
+        method = f"{settings.selection.strategy}, {settings.pseudo.method} pseudo labels, seed {settings.seed}"
+        console.print(f"{out}: {settings.data}, {network}, {method}", markup=False, soft_wrap=True)
     from rarebox import loop
 
     started, first = time.monotonic(), []
@@ -321,6 +326,8 @@ def print_summary(dataset: Any) -> None:
         table.add_row(escape(name), *(str(c) for c in counts))
     console.print(table)
     console.print(f"imbalance factor {imbalance_factor(train):.1f} (largest class over smallest)")
+    if not dataset.problems:
+        console.print("no problems found in the data")
     for kind, count in Counter(p.kind for p in dataset.problems).most_common():
         console.print(f"{count} x {kind}, the first: {next(str(p.where) + ': ' + p.what for p in dataset.problems if p.kind == kind)}", markup=False)  # fmt: skip  # noqa: E501
 
@@ -337,9 +344,9 @@ def doctor(
         print(json.dumps([check._asdict() for check in found]))
     else:
         for check in found:
-            mark = "[green]ok  [/green]" if check.ok else "[yellow]todo[/yellow]"
+            mark = "[green]ok  [/green]" if check.ok else "[yellow]miss[/yellow]"
             console.print(mark, end=" ")
-            console.print(f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""), markup=False)  # fmt: skip  # noqa: E501
+            console.print(f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""), markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
 
 
 @app.callback(invoke_without_command=True)

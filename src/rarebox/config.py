@@ -6,7 +6,7 @@ The numbers in square brackets are rows of ``docs/decisions.md``. The resolved s
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -274,7 +274,9 @@ def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
             inner.append((value, name))
         else:
             default = json.dumps(section.model_dump(mode="json")[name])
-            yield f"| `{prefix}{name}` | `{default}` | {about.description} |\n"
+            choices = ", ".join(f"`{choice}`" for choice in get_args(about.annotation) if isinstance(choice, str))
+            meaning = f"{about.description}; one of {choices}" if choices else about.description
+            yield f"| `{prefix}{name}` | `{default}` | {meaning} |\n"
     for value, name in inner:
         yield from _reference(value, f"{prefix}{name}.", f"`{name}`")
 

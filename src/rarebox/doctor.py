@@ -63,7 +63,7 @@ def _voc() -> Check:
     root = loop.cache_folder() / "voc0712"
     if root.exists():
         return Check("PASCAL VOC", True, str(root))
-    return Check("PASCAL VOC", False, "not on this machine", "--data voc0712 fetches it where the network allows, or says where to put it")  # fmt: skip  # noqa: E501
+    return Check("PASCAL VOC", False, "not on this machine", "only needed to reproduce the paper: --data voc0712 fetches it where the network allows, or says where to put it")  # fmt: skip  # noqa: E501
 
 
 def _data(path: str) -> Check:

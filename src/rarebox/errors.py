@@ -13,8 +13,9 @@ class TrainingDiverged(UserError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name nobody knows, with the nearest known one and the whole list."""
+    """An error for a name nobody knows, with the nearest known one, and the list unless that is long."""
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+    listed = "" if near and len(known) > 20 else f" (known: {', '.join(known)})"
+    return UserError(f"unknown {kind} {name!r}{hint}{listed}")

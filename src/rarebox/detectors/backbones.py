@@ -160,7 +160,7 @@ class WeightsUnavailable(UserError):
 def _unavailable(url: str, reason: str) -> WeightsUnavailable:
     place = cached(url)
     return WeightsUnavailable(
-        f"the weights {place.name} are not to be had ({reason}). Download {url} on a machine that can and put the file "
-        f"at {place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights come with "
+        f"the weights {place.name} are not on this machine ({reason}). Download {url} elsewhere and put the file at "
+        f"{place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights come with "
         "the installation"
     )
