@@ -34,7 +34,7 @@ def enliven(detector: TorchDetector) -> TorchDetector:
     """Spread the outputs of fresh heads, which otherwise give every place the same scores and deltas."""
     network, dice = detector.network, torch.Generator().manual_seed(5)
     if isinstance(network, WeightedRetinaNet):
-        layers = {network.head.classification_head.cls_logits: 0.05, network.head.regression_head.bbox_reg: 0.1}
+        layers = {network.head.classification_head.cls_logits: 0.05, network.head.regression_head.bbox_reg: 0.005}
     else:
         box, objectness = network.roi_heads.box_predictor, network.rpn.head
         layers = {box.cls_score: 0.3, box.bbox_pred: 0.3, objectness.cls_logits: 0.1, objectness.bbox_pred: 0.05}
@@ -122,7 +122,9 @@ def torchvisions_own(detector: TorchDetector) -> Any:
         if light:
             head.classification_head.conv = head.classification_head.conv[:2]
             head.regression_head.conv = head.regression_head.conv[:2]
-        stock: Any = RetinaNet(ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head)
+        stock: Any = RetinaNet(
+            ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head, detections_per_img=100
+        )
     else:
         levels, hidden = (3, 256) if light else (4, 1024)
         top = (1000, 500, 500, 200) if light else (2000, 1000, 2000, 1000)
