@@ -82,7 +82,7 @@ DEMO: dict[str, Any] = {
     "initial_images": 30,
     "budget": [60, 120],
     "detector.image_size": 192,
-    "training.steps": 200,
+    "training.steps": 160,
 }
 DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
 
