@@ -222,7 +222,7 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert "put the file at" in checks["weights of resnet50"]["advice"]
     assert "14 training and 5 test images" in checks["data"]["found"]
     assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
-    assert "todo data" in " ".join(capsys.readouterr().err.split())
+    assert "miss data" in " ".join(capsys.readouterr().err.split())
 
 
 def test_usage_mistakes_exit_with_2(monkeypatch, capsys) -> None:

@@ -32,7 +32,7 @@ OBJECT, NOT_AN_OBJECT, CANNOT_TELL, ALREADY_LABELLED = Verdict
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "labels.db"
+    return tmp_path / "labels.sqlite"
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_whatever_is_answered_the_last_word_counts(
 ) -> None:
     """Four boxes of one image, answered and corrected in any order, beside a plain dictionary."""
     shown = [A, B, C, D]
-    with Store(tmp_path_factory.mktemp("store") / "labels.db", classes=CLASSES, flush=False) as store:
+    with Store(tmp_path_factory.mktemp("store") / "labels.sqlite", classes=CLASSES, flush=False) as store:
         store.add_images([image(1)])
         store.open_cycle(0)
         asked = store.ask(0, [query(1, box) for box in shown])
@@ -402,7 +402,7 @@ def test_files_that_are_no_store_are_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(UserError, match="this is not a rarebox label store"):
         Store(path)
     with pytest.raises(UserError, match=r"unable to open database file: check that the folder exists"):
-        Store(path.parent / "missing" / "labels.db", classes=CLASSES)
+        Store(path.parent / "missing" / "labels.sqlite", classes=CLASSES)
 
 
 def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
@@ -417,9 +417,9 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
 
 
 def test_urls(tmp_path: Path) -> None:
-    with Store(f"sqlite:///{tmp_path}/labels.db", classes=CLASSES):
+    with Store(f"sqlite:///{tmp_path}/labels.sqlite", classes=CLASSES):
         pass
-    with Store(tmp_path / "labels.db") as store:
+    with Store(tmp_path / "labels.sqlite") as store:
         assert store.classes() == CLASSES
     for url, message in [("nonsense://x", "no driver"), ("://", "not a database URL")]:
         with pytest.raises(UserError, match=message):
