@@ -119,14 +119,12 @@ def test_a_view_that_hides_the_box_does_not_count_whatever_it_found() -> None:
 def test_hidden_columns_follow_the_boxes_they_belong_to() -> None:
     # The first row falls below the threshold and the others are sorted: the mask's columns must go along.
     image = detections((box(0), 0, 0.05, SURE), (box(30), 0, 0.5, SURE), (box(60), 0, 0.9, SURE))
-    found = score([image, NOTHING], [[False, True, False]])
-    assert found.boxes[:, 0].tolist() == [60, 30]
-    # lost: c = 1.3, u = 0;  hidden by the only view: c = beta = 1.3, u = 0 as well. So add a view that sees both:
     view = detections((box(30), 0, 0.5, SURE), (box(60), 0, 0.9, SURE))
-    found = score([image, view, NOTHING], [[False] * 3, [False, True, False]])
-    # 60: views |0.9 + 1 - 1.3| = 0.6 and 1.3, u = 1.3 - 0.95;  30: only |0.5 + 1 - 1.3| = 0.2, u = 1.1
-    assert found.uncertainty == pytest.approx([0.35, 1.1], abs=1e-6)
-    assert found.box_consistency == pytest.approx([0.5, 1], abs=1e-6)
+    found = score([image, view, NOTHING], [[False] * 3, [False, False, True]])
+    assert found.boxes[:, 0].tolist() == [60, 30]
+    # 60: hidden on the second view, |0.9 + 1 - 1.3| = 0.6, u = 0.7;  30: 0.2 and, lost, 1.3: u = 1.3 - 0.75
+    assert found.uncertainty == pytest.approx([0.7, 0.55], abs=1e-6)
+    assert found.box_consistency == pytest.approx([1, 0.5], abs=1e-6)
 
 
 def test_beta_and_the_base_of_the_logarithm_come_from_the_settings() -> None:

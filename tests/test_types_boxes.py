@@ -198,6 +198,11 @@ def test_suppression_equals_the_plain_greedy_loop(found: np.ndarray, data: st.Da
     assert boxes.suppress(found, scores, threshold).tolist() == greedy(found, scores, threshold)
 
 
+def test_of_many_equally_good_boxes_the_first_stays() -> None:
+    found, scores = as_boxes([[0, 0, 9, 9]] * 500), np.tile([0.5, 0.9], 250)
+    assert np.flatnonzero(boxes.suppress(found, scores, 0.5)).tolist() == [1]
+
+
 def test_a_box_that_was_suppressed_suppresses_nothing() -> None:
     # a chain: each overlaps the next by 6 / 14 > 0.4, the first and the third by 2 / 18 only
     chain = as_boxes([[0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
