@@ -276,6 +276,7 @@ class Sampled:
             handle.remove()
         (losses["loss_classifier"] + losses["loss_box_reg"]).backward()
         self.logits, self.deltas = (t.grad for t in kept["out"])
+        self.labels = kept["samples"][2][0]
         overlap, self.row = box_iou(kept["samples"][0][0], torch.tensor(target.boxes)).max(dim=1)
         self.row[overlap < 0.5] = -1
 
@@ -323,6 +324,8 @@ def test_the_box_head_learns_background_on_a_background_box(
     assert (found.logits[background, 1:] > 0).all()
     assert (found.logits[found.row == 1, 1] < 0).all()  # label 0 is column 1
     assert moved(found.deltas).equal(found.row >= 0 if box_weight else found.row == 1)
+    if not box_weight:  # it is sampled among the negatives, and takes no positive's place
+        assert (found.labels[background] == 0).all()
 
 
 # ------------------------------------------------------------------------------------------- linear in each weight
@@ -444,11 +447,11 @@ SMOOTH = 0.2 - 0.5 / 9
 @pytest.mark.parametrize(
     ("normaliser", "objectness", "boxes"),
     [
-        # class branch: weights 1 and 1/2, one positive ignored by it, 2 negatives: over the 4 that take part;
-        # box branch: weights 1, 1/4 and 1 over the 5 anchors sampled
-        ("own", (1.5 + 2) * LN2 / 4, 2.25 * SMOOTH / 5),
-        ("batch", (1.5 + 2) * LN2 / 4, 2.25 * SMOOTH / 5),
-        ("paper", 1.5 * LN2 / 2 + 2 * LN2 / 2, 2.25 * SMOOTH / 3),
+        # class branch: weights 1, 1/2 and 1, one positive ignored by it, 2 negatives: over the 5 that take part;
+        # box branch: weights 1, 1/4 and 1, one positive ignored by it, over the 6 anchors sampled
+        ("own", (2.5 + 2) * LN2 / 5, 2.25 * SMOOTH / 6),
+        ("batch", (2.5 + 2) * LN2 / 5, 2.25 * SMOOTH / 6),
+        ("paper", 2.5 * LN2 / 3 + 2 * LN2 / 2, 2.25 * SMOOTH / 3),
     ],
 )
 def test_the_proposal_networks_normalisers_by_hand(
@@ -456,9 +459,11 @@ def test_the_proposal_networks_normalisers_by_hand(
 ) -> None:
     network: Any = make_detector("faster_rcnn", normaliser=normaliser).network
     # columns: sampled as, objectness wanted, class weight, box weight; the last anchor lies between the thresholds
-    packed = torch.tensor([[1, 1, 1, 1], [1, 1, 0.5, 0.25], [1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 1, 0], [-1, 0, 0, 0]])
-    wanted = torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1)
-    losses = network.rpn.compute_loss(torch.zeros(6, 1), torch.zeros(6, 4), [packed], [wanted])
+    packed = torch.tensor(
+        [[1, 1, 1, 1], [1, 1, 0.5, 0.25], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0], [-1, 0, 0, 0]]
+    )
+    wanted = torch.tensor([[0.2, 0, 0, 0]]).repeat(7, 1)
+    losses = network.rpn.compute_loss(torch.zeros(7, 1), torch.zeros(7, 4), [packed], [wanted])
     assert [float(loss) for loss in losses] == pytest.approx([objectness, boxes])
 
 
@@ -466,9 +471,9 @@ def test_the_proposal_networks_normalisers_by_hand(
     ("normaliser", "classes", "boxes"),
     [
         # as above, with ln 4 for a flat softmax over background and three classes
-        ("own", (1.5 + 2) * 2 * LN2 / 4, 2.25 * SMOOTH / 5),
-        ("batch", (1.5 + 2) * 2 * LN2 / 4, 2.25 * SMOOTH / 5),
-        ("paper", 1.5 * 2 * LN2 / 2 + 2 * 2 * LN2 / 2, 2.25 * SMOOTH / 3),
+        ("own", (2.5 + 2) * 2 * LN2 / 5, 2.25 * SMOOTH / 6),
+        ("batch", (2.5 + 2) * 2 * LN2 / 5, 2.25 * SMOOTH / 6),
+        ("paper", 2.5 * 2 * LN2 / 3 + 2 * 2 * LN2 / 2, 2.25 * SMOOTH / 3),
     ],
 )
 def test_the_box_heads_normalisers_by_hand(
@@ -477,27 +482,27 @@ def test_the_box_heads_normalisers_by_hand(
     network: Any = make_detector("faster_rcnn", normaliser=normaliser).network.train()
     heads = network.roi_heads
     target = {
-        "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(3, 1),
-        "labels": torch.tensor([0, 1, 2]),
-        "class_weight": torch.tensor([1.0, 0.5, 0.0]),
-        "box_weight": torch.tensor([1.0, 0.25, 1.0]),
-        "background": torch.zeros(3, dtype=torch.bool),
+        "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(4, 1),
+        "labels": torch.tensor([0, 1, 2, 0]),
+        "class_weight": torch.tensor([1.0, 0.5, 0.0, 1.0]),
+        "box_weight": torch.tensor([1.0, 0.25, 1.0, 0.0]),
+        "background": torch.zeros(4, dtype=torch.bool),
     }
-    # five proposals: one on each target, then two on none
+    # six proposals: one on each target, then two on none
     samples = (
-        [torch.zeros(5, 4)],
-        [torch.tensor([0, 1, 2, -1, -1])],
-        [torch.tensor([1, 2, 3, 0, 0])],
-        [torch.tensor([[0.2, 0, 0, 0]]).repeat(5, 1)],
+        [torch.zeros(6, 4)],
+        [torch.tensor([0, 1, 2, 3, -1, -1])],
+        [torch.tensor([1, 2, 3, 1, 0, 0])],
+        [torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1)],
     )
     monkeypatch.setattr(heads, "select_training_samples", lambda *_: samples)
     monkeypatch.setattr(heads, "box_roi_pool", nn.Identity())
     monkeypatch.setattr(heads, "box_head", nn.Identity())
-    monkeypatch.setattr(heads.box_roi_pool, "forward", lambda *_: torch.zeros(5, 1))
+    monkeypatch.setattr(heads.box_roi_pool, "forward", lambda *_: torch.zeros(6, 1))
     flat = nn.Identity()
-    monkeypatch.setattr(flat, "forward", lambda pooled: (torch.zeros(5, 4), torch.zeros(5, 16)))
+    monkeypatch.setattr(flat, "forward", lambda pooled: (torch.zeros(6, 4), torch.zeros(6, 16)))
     monkeypatch.setattr(heads, "box_predictor", flat)
-    _, losses = heads({}, [torch.zeros(5, 4)], [(9, 9)], [target])
+    _, losses = heads({}, [torch.zeros(6, 4)], [(9, 9)], [target])
     assert numbers(losses) == pytest.approx({"loss_classifier": classes, "loss_box_reg": boxes})
 
 
