@@ -22,8 +22,8 @@ ROWS = (
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder"},
     {"strategies", "pseudo"},
     {"detectors"},
-    {"loop", "labels"},
-    {"report", "doctor"},
+    {"loop", "labels", "compare"},
+    {"report", "doctor", "bench"},
     {"cli"},
     {"__main__"},
 )
@@ -110,7 +110,7 @@ def test_only_the_oracle_the_evaluation_the_readers_and_the_loop_see_the_truth()
 
 def test_strategies_see_candidates_and_the_method_only() -> None:
     for file in where("strategies"):
-        assert parts_of_rarebox(file) <= {"method", "types", "boxes", "errors"}
+        assert parts_of_rarebox(file) <= {"method", "types", "boxes", "errors", "config"}
 
 
 def test_the_method_sees_arrays_only() -> None:
@@ -147,7 +147,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
 QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
-    "run_folder", "labels", "cli",
+    "run_folder", "labels", "compare", "cli",
 )  # fmt: skip
 
 

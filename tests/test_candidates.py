@@ -1,6 +1,7 @@
 """From detections on an image and its views to candidates, and p(l). Boxes lie on a line: IoU of two boxes of width
 10, d apart, is (10 - d) / (10 + d)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from rarebox import candidates
 from rarebox.config import ScoringSettings
-from rarebox.types import Candidates, Detections
+from rarebox.types import Candidates, Detections, Floats, ImageScores
 
 SURE, SPLIT = [1.0, 0.0], [0.5, 0.5]
 
@@ -35,7 +36,13 @@ NOTHING = detections()
 def score(found: list[Detections], hidden: list[list[bool]] | None = None, **settings: object) -> Candidates:
     shape = (len(found) - 1, len(found[0]))
     masks = np.zeros(shape, dtype=bool) if hidden is None else np.array(hidden, dtype=bool).reshape(shape)
-    return candidates.score_image(7, found, masks, ScoringSettings.model_validate(settings))
+    return candidates.score_image(7, found, masks, ScoringSettings.model_validate(settings), 2)[0]
+
+
+def match(image: Detections, views: list[Detections], base: float) -> tuple[Floats, Floats, Floats]:
+    """Score of b_m, JS and IoU."""
+    partner, iou = candidates.find_partners(image, views)
+    return *candidates.compare(image, views, partner, base), iou
 
 
 # ------------------------------------------------------------------------------------------- matching
@@ -44,7 +51,7 @@ def score(found: list[Detections], hidden: list[list[bool]] | None = None, **set
 def test_the_partner_is_the_box_of_largest_iou_whatever_its_class_and_score() -> None:
     image = detections((box(0), 0, 0.9, SURE))
     view = detections((box(4), 0, 0.95, SURE), (box(2), 1, 0.3, [0.0, 1.0]), (box(50), 0, 0.9, SURE))
-    view_score, js, iou = candidates.match_views(image, [view], 2.0)
+    view_score, js, iou = match(image, [view], 2.0)
     # the second box, 2 apart: IoU 8 / 12; its class vector is disjoint from ours: JS 1
     assert (view_score.tolist(), js.tolist()) == ([[pytest.approx(0.3)]], [[pytest.approx(1)]])
     assert iou == pytest.approx(np.array([[8 / 12]]))
@@ -53,7 +60,7 @@ def test_the_partner_is_the_box_of_largest_iou_whatever_its_class_and_score() ->
 def test_each_box_finds_its_own_partner_on_each_view_and_two_may_share_one() -> None:
     image = detections((box(0), 0, 0.9, SURE), (box(2), 0, 0.8, SPLIT))
     views = [detections((box(1), 0, 0.7, SURE)), detections((box(2), 0, 0.6, SPLIT), (box(0), 0, 0.5, SURE))]
-    view_score, js, iou = candidates.match_views(image, views, 2.0)
+    view_score, js, iou = match(image, views, 2.0)
     assert view_score == pytest.approx(np.array([[0.7, 0.7], [0.5, 0.6]]))
     # JS of (1, 0) and (1/2, 1/2) is 0.3112781 (see test_method.py)
     assert js == pytest.approx(np.array([[0, 0.3112781], [0, 0]]), abs=1e-6)
@@ -64,14 +71,14 @@ def test_each_box_finds_its_own_partner_on_each_view_and_two_may_share_one() -> 
 def test_where_nothing_overlaps_the_numbers_are_the_formulas_own_limit(base: float, most: float) -> None:
     image = detections((box(0), 0, 0.9, SURE))
     for view in (NOTHING, detections((box(10), 0, 0.9, SURE))):  # 10 apart: they only touch
-        view_score, js, iou = candidates.match_views(image, [view], base)
+        view_score, js, iou = match(image, [view], base)
         assert (view_score.tolist(), iou.tolist()) == ([[0]], [[0]])
         assert js == pytest.approx(np.array([[most]]))
 
 
 def test_no_boxes_and_no_views_match_to_empty_tables() -> None:
-    assert [a.shape for a in candidates.match_views(NOTHING, [NOTHING, NOTHING], 2.0)] == [(2, 0)] * 3
-    assert [a.shape for a in candidates.match_views(detections((box(0), 0, 0.9, SURE)), [], 2.0)] == [(0, 1)] * 3
+    assert [a.shape for a in match(NOTHING, [NOTHING, NOTHING], 2.0)] == [(2, 0)] * 3
+    assert [a.shape for a in match(detections((box(0), 0, 0.9, SURE)), [], 2.0)] == [(0, 1)] * 3
 
 
 # ------------------------------------------------------------------------------------------- scoring
@@ -235,6 +242,69 @@ def test_a_shard_without_candidates_is_written_and_read_too(tmp_path: Path) -> N
     assert len(candidates.read_all(tmp_path)) == 0
     candidates.write(tmp_path / "shard_00001.parquet", score([IMAGE, SEEN]))
     same(candidates.read_all(tmp_path), score([IMAGE, SEEN]))
+
+
+# ------------------------------------------------------------------------------------------- what rivals rank by
+
+
+def of_image(found: list[Detections], hidden: list[list[bool]] | None = None) -> ImageScores:
+    masks = np.zeros((len(found) - 1, len(found[0])), bool) if hidden is None else np.array(hidden)
+    return candidates.score_image(7, found, masks, ScoringSettings(), 2)[1]
+
+
+def test_cald_takes_the_least_consistent_detection_of_each_view_and_the_mean_over_the_views() -> None:
+    image = detections((box(0), 0, 0.9, SURE), (box(30), 0, 0.06, SURE))  # 0.06: no candidate, but a detection
+    same_again = detections((box(0), 0, 0.9, SURE), (box(30), 0, 0.06, SURE))
+    # |0.9 + 1 - 1.3| = 0.6 and |0.06 + 1 - 1.3| = 0.24
+    assert of_image([image, same_again]).consistency == pytest.approx([0.24])
+    # second view: the first box only: 0.6, the other lost: 1.3
+    assert of_image([image, same_again, same_again[:1]]).consistency == pytest.approx([(0.24 + 0.6) / 2])
+    # a view without detections is the most informative, 0; and so is an image without any
+    assert of_image([image, same_again, NOTHING]).consistency == pytest.approx([0.12])
+    assert of_image([NOTHING, same_again]).consistency == pytest.approx([0.0])
+    # a detection that the view hides does not count
+    assert of_image([image, same_again], [[False, True]]).consistency == pytest.approx([0.6])
+
+
+def test_class_scores_of_an_image_are_the_best_ones_averaged_over_it_and_its_views() -> None:
+    image = detections((box(0), 0, 0.9, SURE), (box(30), 0, 0.5, SURE))
+    view = detections((box(0), 1, 0.4, SPLIT))
+    assert of_image([image, view]).class_scores == pytest.approx(np.array([[0.45, 0.2]]))
+    assert of_image([NOTHING, NOTHING]).class_scores == pytest.approx(np.zeros((1, 2)))
+
+
+def test_the_committee_disagrees_on_the_class_by_its_loss_against_the_label() -> None:
+    image = detections((box(0), 0, 0.9, SURE), (box(30), 1, 0.8, SPLIT))
+    views = [detections((box(0), 0, 0.9, [0.5, 0.5])), detections((box(0), 1, 0.9, [0.25, 0.75]))]
+    # -ln 0.5 and -ln 0.25, the mean; the second box is lost in every view
+    found = score([image, *views])
+    assert found.class_disagreement == pytest.approx([1.0397208, np.nan], nan_ok=True)
+    hidden = score([image, *views], [[False, False], [True, True]])
+    assert hidden.class_disagreement == pytest.approx([0.6931472, np.nan], nan_ok=True)
+
+
+def test_a_background_column_is_passed_over_when_the_class_is_looked_up() -> None:
+    image = replace(detections((box(0), 1, 0.9, SURE)), class_probs=np.array([[0.1, 0.0, 0.9]]))
+    view = replace(detections((box(0), 1, 0.5, SURE)), class_probs=np.array([[0.3, 0.2, 0.5]]))
+    assert score([image, view]).class_disagreement == pytest.approx([0.6931472])
+
+
+def test_the_committee_disagrees_on_the_place_by_the_spread_of_the_corners() -> None:
+    image = detections((box(0), 0, 0.9, SURE))
+    views = [detections((box(2), 0, 0.9, SURE)), detections((box(4), 0, 0.9, SURE)), NOTHING]
+    # x1 and x2: 0, 2, 4 apart, standard deviation 1.633 of a width of 10; y1 and y2 agree: (0.1633 x 2) / 4
+    assert score([image, *views]).box_disagreement == pytest.approx([0.0816497])
+    assert score([image, NOTHING]).box_disagreement == pytest.approx([np.nan], nan_ok=True)
+
+
+def test_image_scores_come_back_from_their_files(tmp_path: Path) -> None:
+    one, two = of_image([IMAGE, SEEN]), of_image([NOTHING, NOTHING])
+    candidates.write(tmp_path / "images_00001.parquet", two)
+    candidates.write(tmp_path / "images_00000.parquet", one)
+    back = candidates.read_images(tmp_path)
+    assert back.image_id.tolist() == [7, 7]
+    assert back.consistency.tolist() == [*one.consistency, *two.consistency]
+    assert back.class_scores.tolist() == [*one.class_scores.tolist(), *two.class_scores.tolist()]
 
 
 def test_rows_by_image_finds_each_images_rows_also_where_they_are_scattered() -> None:

@@ -127,6 +127,42 @@ def test_below_the_score_threshold_there_is_nothing(make_detector: Make, picture
 # ------------------------------------------------------------------------------------------- features
 
 
+def test_features_of_given_boxes_are_those_that_detections_there_would_have(
+    detector: TorchDetector, pictures: list[Picture]
+) -> None:
+    """RetinaNet: a box that is an anchor has the tower's vector at that anchor. Faster R-CNN: the box head's."""
+    network = detector.network
+    batch, _ = network.transform([as_tensor(p) for p in pictures], None)
+    with torch.inference_mode():
+        features = list(network.eval().backbone(batch.tensors).values())
+        if isinstance(network, WeightedRetinaNet):
+            anchors = network.anchor_generator(batch, features)[0]
+            rows = [40, 1500]
+            towers = torch.cat([t.flatten(2).transpose(1, 2) for t in network.head.with_tower(features)[1]], dim=1)
+            boxes, wanted = anchors[rows], towers[:, [row // 9 for row in rows]]
+        else:
+            boxes = torch.tensor([[5.0, 6, 30, 40], [50, 5, 90, 60]])
+            maps = {str(i): level for i, level in enumerate(features[:-1])} | {"pool": features[-1]}
+            pooled = network.roi_heads.box_roi_pool(maps, [boxes] * len(pictures), batch.image_sizes)
+            wanted = network.roi_heads.box_head(pooled).reshape(len(pictures), 2, -1)
+    found = detector.box_features(pictures, [boxes.numpy() / detector.scale_of(p) for p in pictures])
+    assert len(found) == len(pictures)
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other.numpy(), abs=1e-4)
+    assert [len(f) for f in detector.box_features(pictures[:1], [np.zeros((0, 4))])] == [0]
+
+
+def test_image_features_are_the_pyramids_maps_averaged(detector: TorchDetector, pictures: list[Picture]) -> None:
+    found = detector.image_features(pictures)
+    assert found.shape == (len(pictures), 4 * detector.network.backbone.out_channels)
+    assert len(np.unique(found, axis=0)) == len(pictures)
+    batch, _ = detector.network.transform([as_tensor(pictures[1])], None)
+    with torch.inference_mode():
+        finest = next(iter(detector.network.backbone(batch.tensors).values()))
+    width = detector.network.backbone.out_channels
+    assert detector.image_features(pictures[1:2])[0, :width] == pytest.approx(finest.mean(dim=(0, 2, 3)), abs=1e-5)
+
+
 def test_features_come_on_request_and_change_nothing_else(detector: TorchDetector, pictures: list[Picture]) -> None:
     plain, full = detector.predict(pictures)[0], detector.predict(pictures, features=True)[0]
     width = 96 if isinstance(detector.network, WeightedRetinaNet) else 256
@@ -513,6 +549,7 @@ def learner(make_detector: Make, name: str, **settings: object) -> TorchDetector
     """A small detector that fits in a few steps, with every kind of randomness on."""
     given = {
         "steps": STEPS,
+        "epochs": 0,
         "batch_size": 2,
         "lr": 1e-3,
         "warmup_steps": 1,
@@ -630,8 +667,11 @@ def test_the_learning_rate_warms_up_and_falls_by_hand() -> None:
     assert [learning_rate(step, 260, drop) for step in (0, 199, 200, 259)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
-def test_steps_or_epochs_say_how_long_a_fit_is() -> None:
-    assert steps_in_all(TrainingSettings(steps=70), 1000) == 70
+def test_a_fit_has_at_least_the_steps_and_at_least_the_epochs() -> None:
+    assert steps_in_all(TrainingSettings(steps=70, epochs=0), 1000) == 70
+    assert steps_in_all(TrainingSettings(steps=70, epochs=10, batch_size=4), 28) == 70
+    assert steps_in_all(TrainingSettings(steps=70, epochs=10, batch_size=4), 29) == 80
+    assert steps_in_all(TrainingSettings(steps=None, epochs=0), 29) == 1
     # ceil(1000 / 16) = 63 steps an epoch
     assert steps_in_all(TrainingSettings(steps=None, epochs=2, batch_size=16), 1000) == 126
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rarebox import config, data, loop, tables
+from rarebox import config, data, loop, strategies, tables
 from rarebox.candidates import read_all
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.pseudo import METHODS, read_targets
@@ -86,6 +86,73 @@ def test_budget_is_spent_and_never_exceeded(pictures: Path, tmp_path: Path) -> N
         assert spent == [5, 3] or any("no candidates are left" in n for r in records for n in r["notes"])
         assert all(s <= b for s, b in zip(spent, (5, 3), strict=True))
         assert spent[0] > 0
+
+
+@pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
+def test_image_level_methods_pay_for_every_object_of_their_images(
+    pictures: Path, finished: Path, tmp_path: Path, strategy: str
+) -> None:
+    changes: dict[str, Any] = {"selection__strategy": strategy, "budget": [25, 30]}
+    records = loop.run(tmp_path / "run", settings(pictures, **changes), share=finished)
+    truth = data.load(pictures).train.truth
+    prices = {i: int((~t.difficult).sum()) for i, t in truth.items()}
+    with Store(RunFolder(tmp_path / "run").store) as store:
+        for record, budget in zip(records[1:], (25, 30), strict=True):
+            asked = store.answered(record["cycle"])
+            assert asked
+            assert all(q.box is None and len(a.boxes) == prices[q.image_id] for q, a in asked)
+            spent = sum(prices[q.image_id] for q, _ in asked)
+            assert record["labels_this_cycle"] == record["looks_this_cycle"] == spent <= budget
+            # Whatever else was open would have overshot the budget.
+            labelled = store.labels(up_to_cycle=record["cycle"])
+            assert all(spent + prices[i] > budget for i in prices if i not in labelled)
+            assert record["images_partial"] == record["hits"] == record["pseudo_boxes"] == 0
+        images = [q.image_id for q in store.queries()]
+        assert len(images) == len(set(images))
+
+
+def test_image_level_method_says_when_the_images_run_out(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"selection__strategy": "image_random", "budget": [10_000, 5]}
+    records = loop.run(tmp_path / "run", settings(pictures, **changes), share=finished)
+    assert [record["images_full"] for record in records] == [4, 14, 14]
+    assert "no candidates are left" in records[1]["notes"][-1]
+
+
+@pytest.mark.parametrize("strategy", ["image_random", "coreset"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_asking_that_was_cut_short_goes_on_where_it_was(
+    pictures: Path, finished: Path, tmp_path: Path, strategy: str, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(pictures, selection__strategy=strategy, budget=[25])
+    loop.run(tmp_path / "whole", chosen, share=finished)
+    answer_all, calls = loop.answer_all, []
+
+    def cut(run: loop.Run, queries: Any) -> None:
+        calls.append(queries)
+        if len(calls) < 5:
+            return answer_all(run, queries)
+        if recorded:
+            answer_all(run, queries)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "answer_all", cut)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(tmp_path / "cut", chosen, share=finished)
+    monkeypatch.undo()
+    loop.run(tmp_path / "cut", chosen, share=finished)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+    coreset = strategies.BOX["coreset"]
+    monkeypatch.setitem(strategies.BOX, "coreset", lambda c, s, rng: seen.append((c, s)) or coreset(c, s, rng))
+    loop.run(tmp_path / "run", settings(pictures, selection__strategy="coreset", budget=[6]), share=finished)
+    candidates, state = seen[0]
+    assert candidates.features.shape == (len(candidates), state.box_features.shape[1])
+    assert len(state.box_features) == state.class_counts.sum() > 0
 
 
 def test_nothing_is_asked_twice_nor_near_what_is_settled(finished: Path) -> None:
@@ -445,6 +512,6 @@ def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates(
 ) -> None:
     loop.run(tmp_path / "run", settings(pictures, scoring__shard_size=1000))
     one, many = read_all(tmp_path / "run/cycle_02/candidates"), read_all(finished / "cycle_02/candidates")
-    assert len(list((finished / "cycle_02/candidates").iterdir())) == 2
+    assert len(list((finished / "cycle_02/candidates").glob("shard_*"))) == 2
     assert (one.image_id == many.image_id).all()
     np.testing.assert_allclose(one.boxes, many.boxes, atol=0.5)

@@ -1,7 +1,9 @@
 """What every strategy must keep to, and one case each where only that method ranks so."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +12,17 @@ import numpy as np
 import pytest
 
 from rarebox import config, loop, seeds, strategies
+from rarebox.config import SelectionSettings
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
-from rarebox.types import Candidates, GroundTruth, ImageRecord, LabelState
+from rarebox.strategies import image
+from rarebox.strategies.greedy import k_center
+from rarebox.types import Candidates, GroundTruth, ImageRecord, ImageScores, LabelState
 
-NAMES = sorted(strategies.strategies(sigma=1.0))
+BOX, IMAGE = sorted(strategies.BOX), sorted(strategies.IMAGE)
+NAMES = [*BOX, *IMAGE]
 
 
 def pool(count: int = 40, seed: int = 0) -> Candidates:
@@ -34,63 +40,114 @@ def pool(count: int = 40, seed: int = 0) -> Candidates:
         dice.random(count),
         probs,
         dice.random((count, 4)),
+        dice.integers(0, 9, count) / 4,
+        dice.integers(0, 9, count) / 8,
     )
 
 
-STATE = LabelState(np.array([0.7, 0.3, 0.0]), np.array([20, 5, 0]))
+DICE = np.random.default_rng(5)
+IMAGES = ImageScores(np.arange(8), DICE.integers(0, 4, 8) / 4, DICE.random((8, 3)))
+STATE = LabelState(
+    np.array([0.7, 0.3, 0.0]), np.array([20, 5, 0]), IMAGES, images_labelled=5, budget=20,
+    box_features=DICE.random((6, 4)), image_features=DICE.random((8, 12)), labelled_image_features=DICE.random((3, 12)),
+)  # fmt: skip
 
 
-def ranking(name: str, candidates: Candidates, state: LabelState = STATE, seed: int = 0) -> list[tuple[int, int]]:
-    """(image id, box index) of the candidates, first asked first."""
-    utility = strategies.choose(name)(candidates, state, seeds.stream(seed, "strategy", 2))
-    assert utility.shape == (len(candidates),)
-    order = strategies.rank(candidates, utility)
-    return [(int(candidates.image_id[i]), int(candidates.box_index[i])) for i in order]
+def of(name: str, **changes: Any) -> strategies.Strategy:
+    return strategies.choose(SelectionSettings(strategy=name, **changes))
+
+
+def ranking(
+    name: str, candidates: Candidates, state: LabelState = STATE, seed: int = 0, **changes: Any
+) -> list[tuple[int, int]] | list[int]:
+    """What is asked about, first asked first: (image id, box index) of candidates, or image ids."""
+    found = list(of(name, **changes)(candidates, state, seeds.stream(seed, "strategy", 2)))
+    if name in IMAGE:
+        return [image_id for image_id, _ in found]
+    return [(int(candidates.image_id[i]), int(candidates.box_index[i])) for i, _ in found]
 
 
 # ------------------------------------------------------------------------------------------- the contract
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_strategy_names_each_candidate_once_and_repeats_with_its_seed(name: str) -> None:
+def test_a_strategy_names_each_candidate_or_image_once_and_repeats_with_its_seed(name: str) -> None:
     first = ranking(name, pool())
-    assert sorted(first) == [(i // 5, i % 5) for i in range(40)]
+    assert sorted(first) == (list(range(8)) if name in IMAGE else [(i // 5, i % 5) for i in range(40)])
     assert ranking(name, pool()) == first
+
+
+@pytest.mark.parametrize("name", BOX)
+def test_the_utility_of_a_box_strategy_falls_but_where_classes_take_turns(name: str) -> None:
+    utility = [u for _, u in of(name)(pool(), STATE, np.random.default_rng(0))]
+    assert np.isfinite(utility).all()
+    assert name == "quota" or (np.diff(utility) <= 1e-6).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_the_pool_changes_no_ranking(name: str) -> None:
+    mixed = np.random.default_rng(3).permutation(8)
+    assert STATE.image_features is not None
+    state = replace(STATE, images=IMAGES[mixed], image_features=STATE.image_features[mixed])
     shuffled = pool()[np.random.default_rng(3).permutation(40)]
-    assert ranking(name, shuffled) == ranking(name, pool())
+    assert ranking(name, shuffled, state) == ranking(name, pool())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_pool_has_an_empty_ranking(name: str) -> None:
-    assert ranking(name, Candidates.none(3)) == []
+    nothing = replace(Candidates.none(3), features=np.zeros((0, 4)), class_disagreement=[], box_disagreement=[])
+    state = replace(STATE, images=ImageScores.none(3), image_features=np.zeros((0, 12)))
+    assert ranking(name, nothing, state) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_first_cycle_without_any_label_is_ranked_too(name: str) -> None:
+    state = LabelState(
+        np.zeros(3), np.zeros(3, dtype=np.int64), IMAGES, box_features=np.zeros((0, 4)),
+        image_features=STATE.image_features, labelled_image_features=np.zeros((0, 0)),
+    )  # fmt: skip
+    assert len(ranking(name, pool(), state)) == (8 if name in IMAGE else 40)
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_an_image_without_any_candidate_can_be_asked_about(name: str) -> None:
+    kept = pool()[np.arange(40) >= 5]
+    assert sorted(ranking(name, kept)) == list(range(8))
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_an_image_that_somebody_labelled_is_never_asked_about_again(name: str) -> None:
+    assert STATE.image_features is not None
+    state = replace(STATE, images=IMAGES[2:], image_features=STATE.image_features[2:])
+    assert sorted(ranking(name, pool(), state)) == list(range(2, 8))  # images 0 and 1 still have candidates
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strategy_changes_nothing_that_it_is_given(name: str) -> None:
-    candidates, state = pool(), LabelState(STATE.class_frequency.copy(), STATE.class_counts.copy())
-    for table in (candidates, state):
+    candidates, state = pool(), replace(STATE, images=replace(IMAGES))
+    for table in (candidates, state, state.images):
         for f in fields(table):
-            getattr(table, f.name).flags.writeable = False
+            if isinstance(column := getattr(table, f.name), np.ndarray):
+                column = column.copy()
+                column.flags.writeable = False
+                object.__setattr__(table, f.name, column)
     ranking(name, candidates, state)  # writing into any of it would raise
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strategy_is_handed_candidates_the_label_state_and_randomness_only(name: str) -> None:
-    free = [
-        p
-        for p in inspect.signature(strategies.choose(name)).parameters.values()
-        if p.kind is not inspect.Parameter.KEYWORD_ONLY
-    ]
+    free = [p for p in inspect.signature(of(name)).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert [p.name for p in free] == ["candidates", "state", "rng"]
-    assert [f.name for f in fields(LabelState)] == ["class_frequency", "class_counts"]
+    assert [f.name for f in fields(LabelState)] == [
+        "class_frequency", "class_counts", "images", "images_labelled", "budget", "box_features", "image_features",
+        "labelled_image_features",
+    ]  # fmt: skip
 
 
-def asked(name: str, labels: np.ndarray, folder: Path) -> list[tuple[int, list[float]]]:
-    """The boxes that a cycle asks about, in order, when the objects of the pool have these labels (8, 5)."""
+def asked(
+    name: str, labels: np.ndarray, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, list[float] | None]]:
+    """What a cycle asks about, in order, when the objects of the pool have these labels (8, 5)."""
     candidates = pool()
     truth = {
         i: GroundTruth(candidates.boxes[candidates.image_id == i], labels[i], np.zeros(5, dtype=bool)) for i in range(8)
@@ -99,6 +156,13 @@ def asked(name: str, labels: np.ndarray, folder: Path) -> list[tuple[int, list[f
     settings = config.resolve(changes={"selection.strategy": name, "budget": [20], "initial_images": 2})
     data: Any = SimpleNamespace(classes=("a", "b", "c"))
     pictures: Any = SimpleNamespace(records=records)
+    rows = {"box_features": STATE.box_features, "labelled_image_features": STATE.labelled_image_features}
+
+    def features(run: object, cycle: int, before: object, untouched: list[int], complete: object) -> dict[str, Any]:
+        assert STATE.image_features is not None
+        return {**rows, "image_features": STATE.image_features[untouched]}
+
+    monkeypatch.setattr(loop, "_features", features)
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = loop.Run(
@@ -107,30 +171,38 @@ def asked(name: str, labels: np.ndarray, folder: Path) -> list[tuple[int, list[f
         store.open_cycle(1)
         loop.label_initial_pool(run)
         store.open_cycle(2)
-        loop.ask(run, 2, candidates)
+        loop.ask(run, 2, candidates, IMAGES)
         assert sum(len(answer.boxes) for _, answer in store.answered(2)) == 20
-        return [(q.image_id, q.box.tolist()) for q in store.queries(2) if q.box is not None]
+        questions = [(q.image_id, None if q.box is None else q.box.tolist()) for q in store.queries(2)]
+        assert all((box is None) == (name in IMAGE) for _, box in questions)
+        return questions
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_is_asked_when_every_label_of_the_truth_is_scrambled(name: str, tmp_path: Path) -> None:
+def test_the_same_is_asked_when_every_label_of_the_truth_is_scrambled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = np.random.default_rng(8).integers(0, 3, (8, 5))
-    folders = [tmp_path / "true", tmp_path / "scrambled"]
-    for folder in folders:
-        folder.mkdir()
-    assert asked(name, labels, folders[0]) == asked(name, (labels + 1) % 3, folders[1])
+    scrambled = (labels + 1) % 3
+    told = seeds.stream(0, "initial pool").permutation(8)[:2]  # answers of cycle 1, which every strategy may count
+    scrambled[told] = labels[told]
+    found = []
+    for truth in (labels, scrambled):
+        (folder := tmp_path / str(len(found))).mkdir()
+        found.append(asked(name, truth, folder, monkeypatch))
+    assert found[0] == found[1]
 
 
 def test_equal_utilities_are_asked_by_image_and_box_index() -> None:
-    candidates = pool()[np.random.default_rng(3).permutation(40)]
-    order = strategies.rank(candidates, np.zeros(40))
-    assert candidates.image_id[order].tolist() == [i // 5 for i in range(40)]
-    assert candidates.box_index[order].tolist() == [i % 5 for i in range(40)]
+    candidates = replace(pool(), uncertainty=np.zeros(40))[np.random.default_rng(3).permutation(40)]
+    assert ranking("uncertainty", candidates) == [(i // 5, i % 5) for i in range(40)]
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown strategy 'class_balance'; did you mean 'class_balanced'"):
-        strategies.choose("class_balance")
+        of("class_balance")
+    with pytest.raises(UserError, match="unknown strategy 'image_cold'; did you mean 'image_cald'"):
+        of("image_cold")
 
 
 # ------------------------------------------------------------------------------------------- by hand
@@ -149,16 +221,187 @@ def test_class_balanced_weighs_the_uncertainty_by_how_rare_the_class_is() -> Non
     candidates = three([1.0, 0.8, 0.55], [0, 1, 2])
     assert ranking("class_balanced", candidates) == [(0, 1), (0, 2), (0, 0)]
     assert ranking("uncertainty", candidates) == [(0, 0), (0, 1), (0, 2)]
-    utility = strategies.choose("class_balanced")(candidates, STATE, np.random.default_rng(0))
-    assert utility == pytest.approx([0.4965853, 0.5926546, 0.55])
+    utility = [u for _, u in of("class_balanced")(candidates, STATE, np.random.default_rng(0))]
+    assert utility == pytest.approx([0.5926546, 0.55, 0.4965853])
 
 
 def test_sigma_says_how_much_rare_classes_are_favoured() -> None:
     # sigma 0.1: e^-7 and e^-3 leave next to nothing;  sigma 100: hardly a difference to plain uncertainty
     candidates = three([1.0, 0.8, 0.55], [0, 1, 2])
     for sigma, wanted in ((0.1, [2, 1, 0]), (100.0, [0, 1, 2])):
-        utility = strategies.choose("class_balanced", sigma)(candidates, STATE, np.random.default_rng(0))
-        assert np.argsort(-utility).tolist() == wanted
+        assert [box for _, box in ranking("class_balanced", candidates, sigma=sigma)] == wanted
+
+
+def test_entropy_asks_first_where_the_score_is_nearest_to_a_half_or_the_vector_flattest() -> None:
+    sigmoids = replace(three([0, 0, 0], [0, 1, 2]), scores=np.array([0.9, 0.4, 0.2]))
+    assert ranking("entropy", sigmoids) == [(0, 1), (0, 2), (0, 0)]
+    # entropy of (0.4, 0.6) in nats: 0.673
+    assert next(of("entropy")(sigmoids, STATE, np.random.default_rng(0)))[1] == pytest.approx(0.6730117)
+    with_background = replace(
+        sigmoids, class_probs=np.array([[0.05, 0.9, 0.03, 0.02], [0.6, 0.0, 0.4, 0.0], [0.3, 0.25, 0.25, 0.2]])
+    )
+    assert ranking("entropy", with_background) == [(0, 2), (0, 1), (0, 0)]  # 1.38, 0.67, 0.43 nats
+
+
+def test_coreset_goes_where_no_labelled_or_chosen_box_is_near() -> None:
+    line = replace(pool()[:4], features=np.array([[0.0], [1.0], [2.0], [10.0]]))
+    state = replace(STATE, box_features=np.array([[0.0]]))
+    # the farthest from 0 is 10; then 2 (2 from 0); then 1 (1 from both); then 0 itself
+    assert list(of("coreset")(line, state, np.random.default_rng(0))) == [(3, 10), (2, 2), (1, 1), (0, 0)]
+    shifted = replace(STATE, box_features=np.array([[0.0], [9.0]]))
+    assert [row for row, _ in of("coreset")(line, shifted, np.random.default_rng(0))] == [2, 1, 3, 0]
+
+
+def test_coreset_without_a_labelled_box_opens_with_a_random_one() -> None:
+    line = replace(pool()[:4], features=np.array([[0.0], [1.0], [2.0], [10.0]]))
+    state = replace(STATE, box_features=np.zeros((0, 1)))
+    firsts = {next(of("coreset")(line, state, np.random.default_rng(seed)))[0] for seed in range(40)}
+    assert firsts == {0, 1, 2, 3}
+    for seed in range(4):
+        first, second, *_ = (row for row, _ in of("coreset")(line, state, np.random.default_rng(seed)))
+        assert second == (0 if first == 3 else 3)
+
+
+def test_inverse_frequency_divides_by_the_human_boxes_of_the_class() -> None:
+    # 25 boxes, 3 classes: 28 / 21, 28 / 6, 28 / 1;  times u: 1.33, 3.73, 2.80 (Eq. 1: 0.50, 0.59, 0.10)
+    candidates = three([1.0, 0.8, 0.1], [0, 1, 2])
+    assert ranking("inverse_frequency", candidates) == [(0, 1), (0, 2), (0, 0)]
+    assert ranking("class_balanced", candidates) == [(0, 1), (0, 0), (0, 2)]
+
+
+def test_quota_lets_each_class_fill_its_share_before_the_others_go_on() -> None:
+    # softmax(1 - (20, 5, 0) / 25) = 0.198, 0.361, 0.441; of a budget of 3, rounded up: 1, 2, 2 looks
+    candidates = replace(
+        pool()[:6], uncertainty=np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), labels=np.array([0, 0, 0, 1, 1, 1])
+    )
+    asked = [row for row, _ in of("quota")(candidates, replace(STATE, budget=3), np.random.default_rng(0))]
+    assert asked == [0, 3, 4, 1, 2, 5]
+
+
+def test_compas_multiplies_the_scaled_disagreements_on_class_and_place() -> None:
+    candidates = replace(
+        pool()[:5],
+        scores=np.array([0.9, 0.8, 0.7, 0.45, 0.6]),
+        class_disagreement=np.array([1.0, 2.0, 0.0, 9.0, np.nan]),
+        box_disagreement=np.array([1.0, 0.5, 2.0, 9.0, np.nan]),
+    )
+    # scaled over those asked: 1/2, 1, 0 and 1/3, 0, 1: products 1/6, 0, 0.  Below a score of 0.5 or never seen: last
+    found = list(of("compas")(candidates, STATE, np.random.default_rng(0)))
+    assert [row for row, _ in found] == [0, 1, 2, 4, 3]
+    assert found[0][1] == pytest.approx(1 / 6)
+
+
+def images_of(counts: list[int], scores: list[float], **columns: Any) -> Candidates:
+    """Candidates of images 0, 1, …, so many each, with these scores one after the other."""
+    return replace(
+        pool()[: len(scores)],
+        image_id=np.repeat(np.arange(len(counts)), counts),
+        box_index=np.concatenate([np.arange(n) for n in counts]),
+        scores=np.array(scores),
+        **columns,
+    )
+
+
+def test_image_entropy_takes_the_mean_the_largest_or_the_sum_of_the_boxes() -> None:
+    # nats: 0.5 -> 0.693, 0.6 -> 0.673, 0.9 -> 0.325, 0.99 -> 0.056;  image 3 has no candidate
+    candidates = images_of([2, 1, 4], [0.5, 0.99, 0.6, 0.9, 0.9, 0.9, 0.9])
+    state = replace(STATE, images=IMAGES[:4])
+    assert ranking("image_entropy", candidates, state) == [1, 0, 2, 3]
+    assert ranking("image_entropy", candidates, state, image_entropy="max") == [0, 1, 2, 3]
+    assert ranking("image_entropy", candidates, state, image_entropy="sum") == [2, 0, 1, 3]
+
+
+def test_image_coreset_goes_where_no_labelled_image_is_near() -> None:
+    state = replace(
+        STATE, images=IMAGES[:4], image_features=np.array([[1.0], [5.0], [6.0], [3.0]]),
+        labelled_image_features=np.array([[1.0]]),
+    )  # fmt: skip
+    assert list(of("image_coreset")(pool(), state, np.random.default_rng(0))) == [(2, 5), (3, 2), (1, 1), (0, 0)]
+
+
+def test_cald_takes_the_least_consistent_and_of_those_first_the_ones_unlike_the_labelled() -> None:
+    # Labelled: class 0 mostly (4 boxes an image, 20 of 25 of class 0). Budget 8: two images, so 2.4, three are mixed.
+    images = ImageScores(
+        np.arange(5),
+        np.array([0.1, 0.2, 0.3, 0.4, 0.0]),
+        np.array([[0.9, 0.0, 0.0], [0.0, 0.0, 0.9], [0.0, 0.9, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+    )
+    state = replace(STATE, images=images, class_counts=np.array([16, 4, 0]), images_labelled=5, budget=8)
+    # in: 4 (nothing detected, so first), 0 and 1; 1 shows a class never labelled, 0 the common one. Then 2 and 3.
+    assert ranking("image_cald", pool(), state) == [4, 1, 0, 2, 3]
+
+
+def test_enms_divproto_passes_over_what_repeats_and_takes_minorities_first() -> None:
+    # Class 0 is common (20 boxes), the rarest half of two classes is class 1. Five boxes an image: a budget of 10 is
+    # two images, of which 0.75 x 2 = 1.5, so 2, for class 1.
+    left, right = [1.0, 0.0], [0.0, 1.0]
+    candidates = images_of(
+        [2, 1, 1, 1],
+        [0.5, 0.5, 0.5, 0.4, 0.8],
+        labels=np.array([0, 0, 1, 1, 1]),
+        class_probs=np.full((5, 2), 0.5),
+        features=np.array([left, left, left, left, right]),
+    )
+    state = LabelState(
+        np.zeros(2), np.array([20, 5]), ImageScores(np.arange(4), np.zeros(4), np.zeros((4, 2))), 5, budget=10
+    )
+    # By entropy: 0 (0.69, its second box repeats the first), 1 (0.69), 2 (0.67), 3 (0.50). 0 shows no minority; 2 is
+    # like 1 (cosine 1); 3 is not. So 1 and 3 first, then the rest by entropy. Plain entropy: 0, 1, 2, 3.
+    found = list(of("enms_divproto")(candidates, state, np.random.default_rng(0)))
+    assert [image for image, _ in found] == [1, 3, 0, 2]
+    assert dict(found)[0] == pytest.approx(0.6931472)  # one box of the two
+
+
+def test_enms_divproto_closes_a_minority_whose_quota_is_full() -> None:
+    candidates = images_of(
+        [1, 1, 1], [0.5, 0.6, 0.55], labels=np.array([0, 1, 1]), class_probs=np.full((3, 2), 0.5),
+        features=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+    )  # fmt: skip
+    state = LabelState(
+        np.zeros(2), np.array([20, 5]), ImageScores(np.arange(3), np.zeros(3), np.zeros((3, 2))), 5, budget=5
+    )
+    # By entropy 0, 2, 1; 2 and 1 show the minority. A budget of one image opens one place for it, of two images two.
+    assert ranking("enms_divproto", candidates, state) == [2, 0, 1]
+    assert ranking("enms_divproto", candidates, replace(state, budget=10)) == [2, 1, 0]
+    assert ranking("enms_divproto", candidates, replace(state, budget=0)) == [0, 2, 1]
+    unsure = replace(candidates, scores=np.array([0.5, 0.6, 0.29]))
+    assert ranking("enms_divproto", unsure, state) == [1, 0, 2]  # a score of 0.29 shows nothing
+
+
+def test_entropy_nms_keeps_boxes_of_another_class_or_another_look() -> None:
+    unit = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
+    kept = image.entropy_nms(np.array([0.5, 0.6, 0.3, 0.1]), np.array([0, 0, 1, 0]), unit)
+    # 1 first; 0 is like it (cosine 0.8) and falls; 3 is like it too (0.6); 2 is of another class
+    assert kept.tolist() == [1, 2]
+
+
+def test_a_queue_makes_a_ranking_no_further_than_it_is_looked_at() -> None:
+    made = []
+
+    def numbers() -> Iterator[tuple[int, float]]:
+        for i in range(3):
+            made.append(i)
+            yield i, 0.5
+
+    queue = strategies.Queue(numbers())
+    assert queue(1) == (1, 0.5)
+    assert made == [0, 1]
+    assert (queue(0), queue(2), queue(3), queue(3)) == ((0, 0.5), (2, 0.5), None, None)
+
+
+@pytest.mark.parametrize("seeded", [0, 5, 300])
+def test_k_center_picks_what_the_full_matrix_of_distances_would(seeded: int) -> None:
+    dice = np.random.default_rng(1)
+    points, centres = dice.normal(size=(60, 8)), dice.normal(size=(seeded, 8))
+    nearest = np.full(60, np.inf)
+    if seeded:
+        nearest = np.linalg.norm(points[:, None] - centres[None], axis=2).min(axis=1)
+    for row, far in islice(k_center(points, centres, first=7), 40):
+        assert row == (7 if np.isinf(nearest).all() else nearest.argmax())
+        if not np.isinf(nearest[row]):
+            assert far == pytest.approx(nearest[row], abs=1e-3)
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[row], axis=1))
+        nearest[row] = -1
 
 
 def test_random_follows_its_seed_and_nothing_else() -> None:

@@ -9,35 +9,50 @@ import numpy as np
 from rarebox import method, tables
 from rarebox.boxes import iou_matrix, suppress
 from rarebox.config import ScoringSettings
-from rarebox.types import Bools, Candidates, Detections, Floats, Ints, concatenate
+from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores, Ints, concatenate
 
 
-def score_image(image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings) -> Candidates:
-    """The candidates of one image, best score first.
+def score_image(
+    image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings, num_classes: int
+) -> tuple[Candidates, ImageScores]:
+    """The candidates of one image, best score first, and what CALD says of the image as a whole (one row).
 
     ``found``: detections on the image, then on each of its M views, all in the original image's pixels. ``hidden``
     (M, N): which of the N detections on the image a view hides too much to judge (it then does not count for them).
     """
-    chosen = _choose(found[0], settings)
-    boxes = found[0][chosen]
-    view_score, js, iou = match_views(boxes, found[1:], settings.js_base)
+    detections, views = found[0], found[1:]
+    partner, iou = find_partners(detections, views)
+    view_score, js = compare(detections, views, partner, settings.js_base)
     lost = iou == 0
     instead = {"formula": 0.0, "skip": np.nan, "most_uncertain": settings.beta}[settings.unmatched]
-    iou_seen = np.where(hidden[:, chosen], np.nan, np.where(lost, instead, iou))
-    iou_kept = np.where(hidden[:, chosen] | (lost & (settings.unmatched == "skip")), np.nan, iou)
-    if settings.unmatched == "most_uncertain":
-        js = np.where(lost, 1.0, js)  # so that c(b) is 0 in any base
-    consistency = method.consistency(boxes.scores, view_score, js, iou_seen, settings.beta)
-    return Candidates(
+    iou_seen = np.where(hidden, np.nan, np.where(lost, instead, iou))
+    iou_kept = np.where(hidden | (lost & (settings.unmatched == "skip")), np.nan, iou)
+    js_seen = np.where(lost, 1.0, js) if settings.unmatched == "most_uncertain" else js  # c(b) is 0 in any base
+
+    rows = _choose(detections, settings)
+    boxes = detections[rows]
+    consistency = method.consistency(
+        boxes.scores, view_score[:, rows], js_seen[:, rows], iou_seen[:, rows], settings.beta
+    )
+    seen = (partner >= 0) & ~hidden
+    candidates = Candidates(
         np.full(len(boxes), image_id),
         np.arange(len(boxes)),
         boxes.boxes,
         boxes.labels,
         boxes.scores,
         method.uncertainty(consistency, settings.beta),
-        method.box_consistency(iou_kept),
+        method.box_consistency(iou_kept[:, rows]),
         boxes.class_probs,
         boxes.features,
+        class_disagreement(boxes, views, partner[:, rows], seen[:, rows], num_classes),
+        box_disagreement(boxes, views, partner[:, rows], seen[:, rows]),
+    )
+    iou_counted = np.where(hidden, np.nan, iou)
+    return candidates, ImageScores(
+        np.array([image_id]),
+        np.array([_least_consistency(detections, views, view_score, js, iou_counted, settings.beta)]),
+        _best_scores(found, num_classes)[None],
     )
 
 
@@ -48,24 +63,95 @@ def _choose(found: Detections, settings: ScoringSettings) -> Ints:
     return rows[np.argsort(-found.scores[rows], kind="stable")][: settings.per_image]
 
 
-def match_views(boxes: Detections, views: Sequence[Detections], js_base: float) -> tuple[Floats, Floats, Floats]:
-    """b_m of Eq. 2: on each view the detection of largest IoU with b, whatever its class.
+def find_partners(boxes: Detections, views: Sequence[Detections]) -> tuple[Ints, Floats]:
+    """b_m of Eq. 2: on each view the detection of largest IoU with b, whatever its class (decisions row 2).
 
-    N boxes, M views -> score of b_m, JS(b, b_m), IoU(b, b_m), each (M, N). Where nothing overlaps: 0, 1 (the
-    logarithm's bound in other bases), 0.
+    N boxes, M views -> its row, or -1 where nothing overlaps, and IoU(b, b_m), 0 there: (M, N) each.
     """
-    shape = (len(views), len(boxes))
-    view_score, js, iou = np.zeros(shape), np.full(shape, np.log(2) / np.log(js_base)), np.zeros(shape)
+    partner, iou = np.full((len(views), len(boxes)), -1), np.zeros((len(views), len(boxes)))
     for m, view in enumerate(views):
-        if not len(view) or not len(boxes):
-            continue
-        overlap = iou_matrix(boxes.boxes, view.boxes)
-        partner = overlap.argmax(axis=1)
-        iou[m] = overlap[np.arange(len(boxes)), partner]
-        met = iou[m] > 0
-        view_score[m, met] = view.scores[partner[met]]
-        js[m, met] = method.js_divergence(boxes.class_probs[met], view.class_probs[partner[met]], js_base)
-    return view_score, js, iou
+        if len(view) and len(boxes):
+            overlap = iou_matrix(boxes.boxes, view.boxes)
+            iou[m] = overlap.max(axis=1)
+            partner[m] = np.where(iou[m] > 0, overlap.argmax(axis=1), -1)
+    return partner, iou
+
+
+def compare(
+    boxes: Detections, views: Sequence[Detections], partner: Ints, js_base: float
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """Score of b_m, and JS(b, b_m): (M, N) each; 0 and 1 (the logarithm's bound in other bases) where there is none."""
+    view_score, js = np.zeros(partner.shape), np.full(partner.shape, np.log(2) / np.log(js_base))
+    for m, view in enumerate(views):
+        met = partner[m] >= 0
+        view_score[m, met] = view.scores[partner[m, met]]
+        js[m, met] = method.js_divergence(boxes.class_probs[met], view.class_probs[partner[m, met]], js_base)
+    return view_score, js
+
+
+def class_disagreement(
+    boxes: Detections, views: Sequence[Detections], partner: Ints, seen: Bools, num_classes: int
+) -> Floats:
+    """ComPAS: the loss of each b_m's class vector against b's label, -ln p, mean over the views that saw it.
+
+    ``partner`` and ``seen`` are (M, N) -> (N,) from 0 up, NaN where no view saw the box.
+    """
+    loss = np.full(partner.shape, np.nan)
+    for m, view in enumerate(views):
+        at = seen[m].nonzero()[0]
+        column = boxes.labels[at] + view.class_probs.shape[1] - num_classes  # background, where there is, comes first
+        loss[m, at] = -np.log(np.maximum(view.class_probs[partner[m, at], column], 1e-12))
+    return _mean_where(seen, loss)
+
+
+def box_disagreement(boxes: Detections, views: Sequence[Detections], partner: Ints, seen: Bools) -> Floats:
+    """ComPAS: how far b and its b_m lie apart: the standard deviation of each coordinate over b's width or height,
+    mean over the four: (N,) from 0 up, NaN where no view saw the box."""
+    places = np.full((len(views) + 1, len(boxes), 4), np.nan)
+    places[0] = boxes.boxes
+    for m, view in enumerate(views):
+        at = seen[m].nonzero()[0]
+        places[m + 1, at] = view.boxes[partner[m, at]]
+    with_self = np.concatenate([np.ones((1, len(boxes)), dtype=bool), seen])[..., None]
+    spread = np.sqrt(_mean_where(with_self, (places - _mean_where(with_self, places)) ** 2))
+    size = np.tile(boxes.boxes[:, 2:] - boxes.boxes[:, :2], 2)
+    return np.where(seen.any(axis=0), (spread / size).mean(axis=1), np.nan)
+
+
+def _mean_where(counts: Bools, value: Floats) -> Floats:
+    """Mean over the first axis of what counts; NaN where nothing does."""
+    number = counts.sum(axis=0)
+    return np.divide(np.where(counts, value, 0).sum(axis=0), number, out=np.full(value.shape[1:], np.nan), where=number > 0)  # fmt: skip  # noqa: E501
+
+
+MOST_REFERENCES, REFERENCES = 40, 50
+"""CALD: of more than 40 detections, 50 evenly spaced ranks are looked at."""
+
+
+def _least_consistency(
+    boxes: Detections, views: Sequence[Detections], view_score: Floats, js: Floats, iou: Floats, beta: float
+) -> float:
+    """CALD's image score: the least |IoU + (s + s_m) / 2 (1 - JS) - beta| of any detection, mean over the views.
+
+    0, the most informative, for an image without detections and for a view without any.
+    """
+    if not len(boxes):
+        return 0.0
+    ranks = np.argsort(-boxes.scores, kind="stable")
+    if len(ranks) > MOST_REFERENCES:
+        ranks = ranks[np.linspace(0, len(ranks) - 1, REFERENCES).astype(int)]
+    value = np.abs((boxes.scores + view_score) / 2 * (1 - js) + iou - beta)[:, ranks]
+    least = np.where(np.isnan(value), np.inf, value).min(axis=1)
+    least[[not len(view) for view in views]] = 0.0
+    return float(np.where(np.isfinite(least), least, beta).mean())
+
+
+def _best_scores(found: Sequence[Detections], num_classes: int) -> Floats:
+    """The best score of each class, mean over the image and its views: (K,)."""
+    best = np.zeros((len(found), num_classes))
+    for row, detections in zip(best, found, strict=True):
+        np.maximum.at(row, detections.labels, detections.scores)
+    return best.mean(axis=0)
 
 
 def class_frequency(candidates: Candidates, human_counts: Ints, threshold: float, reading: str = "hard") -> Floats:
@@ -83,20 +169,27 @@ def class_frequency(candidates: Candidates, human_counts: Ints, threshold: float
     return np.asarray(counts / max(float(total), 1e-12))
 
 
-def write(file: Path, candidates: Candidates) -> None:
-    """Write candidates as Parquet; class vectors and features as float16. Whole or not at all."""
-    columns = {f.name: getattr(candidates, f.name) for f in fields(candidates)}
-    columns["class_probs"] = columns["class_probs"].astype(np.float16)
-    if columns["features"] is None:
-        del columns["features"]
-    else:
-        columns["features"] = columns["features"].astype(np.float16)
-    tables.write(file, columns)
+NARROW = ("class_probs", "features")
+"""Columns kept as float16."""
+
+
+def write(file: Path, rows: Candidates | ImageScores) -> None:
+    """Write a table as Parquet, without the columns it lacks; wide ones as float16. Whole or not at all."""
+    columns = {f.name: getattr(rows, f.name) for f in fields(rows)}
+    tables.write(
+        file,
+        {n: c.astype(np.float16) if n in NARROW else c for n, c in columns.items() if c is not None},
+    )
 
 
 def read_all(folder: Path) -> Candidates:
-    """All shards of a folder, in the order of their names."""
-    return concatenate([Candidates(**tables.read(file)) for file in sorted(folder.glob("*.parquet"))])
+    """The candidates of all shards of a folder, in the order of their names."""
+    return concatenate([Candidates(**tables.read(file)) for file in sorted(folder.glob("shard_*.parquet"))])
+
+
+def read_images(folder: Path) -> ImageScores:
+    """The image scores of all shards of a folder, in the order of their names."""
+    return concatenate([ImageScores(**tables.read(file)) for file in sorted(folder.glob("images_*.parquet"))])
 
 
 def rows_by_image(candidates: Candidates) -> dict[int, Ints]:

@@ -83,6 +83,7 @@ DEMO: dict[str, Any] = {
     "budget": [60, 120],
     "detector.image_size": 192,
     "training.steps": 160,
+    "training.epochs": 0,
 }
 DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
 
@@ -96,7 +97,7 @@ def run(
     detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
     backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="random, uncertainty or class_balanced.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="How boxes or images are chosen, such as class_balanced.")] = None,
     pseudo: Annotated[str | None, typer.Option(help="none, hard, task_hard, soft or ignore_only.")] = None,
     initial_images: Annotated[int | None, typer.Option(help="Images labelled completely at the start.")] = None,
     budget: Annotated[str | None, typer.Option(help="Labels bought in each further cycle, such as 150,300.")] = None,
@@ -249,13 +250,13 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of one or more runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a grid, or its results.jsonl.")],
     to: Annotated[Path | None, typer.Option(help="Folder for the report; the first run's by default.")] = None,
 ) -> None:
-    """Write one HTML page (and its figures as PNG and SVG) about one run, or several side by side."""
+    """Write one HTML page (and its figures as PNG and SVG) about one run, several side by side, or a whole grid."""
     from rarebox.report import write_report
 
-    print(write_report(to or runs[0], runs).resolve())
+    print(write_report(to or (runs[0].parent if runs[0].is_file() else runs[0]), runs).resolve())
 
 
 class Format(StrEnum):

@@ -55,8 +55,8 @@ class DetectorSettings(Section):
 class TrainingSettings(Section):
     """How a detector is fitted [26]."""
 
-    steps: int | None = Field(default=400, ge=1, description="optimiser steps per cycle; none: count epochs instead")
-    epochs: int = Field(default=26, ge=1, description="passes over the images, where steps is none")
+    steps: int | None = Field(default=400, ge=1, description="optimiser steps per cycle, at least; none: epochs alone")
+    epochs: int = Field(default=10, ge=0, description="passes over the images, at least")
     batch_size: int = Field(default=4, ge=1, description="images a step, over all processes together")
     optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="the optimiser")
     lr: float = Field(default=1e-3, gt=0, description="highest learning rate")
@@ -101,6 +101,9 @@ class SelectionSettings(Section):
 
     strategy: str = Field(default="class_balanced", description="how candidates are ranked")
     sigma: float = Field(default=1.0, gt=0, description="sigma of Eq. 1")
+    image_entropy: Literal["mean", "max", "sum"] = Field(
+        default="mean", description="image_entropy: what becomes of the entropies of an image's boxes"
+    )
     class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field(default="hard", description="p(l) of Eq. 1 [10]")  # fmt: skip  # noqa: E501
     answered_iou: Share = Field(
         default=0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]"

@@ -25,7 +25,17 @@ from rarebox.oracle import SimulatedOracle
 from rarebox.pictures import Pictures
 from rarebox.run_folder import RunFolder, read_json, write_json
 from rarebox.store import ImageLabels, Store
-from rarebox.types import Candidates, Detections, GroundTruth, ImageRecord, LabelState, Query, Targets, concatenate
+from rarebox.types import (
+    Candidates,
+    Detections,
+    GroundTruth,
+    ImageRecord,
+    ImageScores,
+    LabelState,
+    Query,
+    Targets,
+    concatenate,
+)
 from rarebox.views import View, make_views
 
 Progress = Callable[[str, int, int, str], None]
@@ -80,8 +90,8 @@ def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]
     if cycle == 1:
         label_initial_pool(run)
     else:
-        candidates = score_pool(run, cycle)
-        picked = ask(run, cycle, candidates)
+        candidates, images = score_pool(run, cycle)
+        picked = ask(run, cycle, candidates, images)
     targets = training_targets(run, cycle, candidates)
     detector = retrain(run, cycle, targets, share)
     result = evaluate(run, cycle, detector)
@@ -107,7 +117,7 @@ def run(
     each new record. Raises UserError for anything the user can mend.
     """
     place = RunFolder(folder)
-    strategies.choose(settings.selection.strategy)
+    strategies.choose(settings.selection)
     make_views(settings.scoring.views, 64, 64, np.random.default_rng(0))
     dataset = dataset or load_data(settings.data)
     with _disk_errors_explained(folder), place.locked():
@@ -201,41 +211,46 @@ def label_initial_pool(run: Run) -> None:
     run.store.record([run.oracle.answer(q) for q in asked if q.id in unanswered])
 
 
-def score_pool(run: Run, cycle: int) -> Candidates:
+def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
     """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
 
-    The pool goes in shards; a finished shard's file is not made again.
+    The pool goes in shards; a finished shard's files are not made again.
     """
     labels = run.store.labels(up_to_cycle=cycle - 1)
     images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
     if not images:
-        return Candidates.none(len(run.classes))
+        return Candidates.none(len(run.classes)), ImageScores.none(len(run.classes))
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     shards = [images[i : i + size] for i in range(0, len(images), size)]
-    missing = [s for s in range(len(shards)) if not _shard(folder, s).exists()]
+    missing = [s for s in range(len(shards)) if not _shard(folder, "shard", s).exists()]
     with run.stage("score") as report:
         detector = load_detector(run, cycle - 1) if missing else None
         for shard in missing:
             assert detector is not None
             done = shard * size
-            scored = score_images(
+            scored, of_images = score_images(
                 detector, run.pool.of(shards[shard]), run.settings, cycle,
                 lambda n, done=done: report(done + n, len(images), "images"),
             )  # fmt: skip
-            pool_file.write(_shard(folder, shard), scored)
-    return pool_file.read_all(folder)
+            pool_file.write(_shard(folder, "images", shard), of_images)
+            pool_file.write(_shard(folder, "shard", shard), scored)
+    return pool_file.read_all(folder), pool_file.read_images(folder)
 
 
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f"shard_{number:05d}.parquet"
+def _shard(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{kind}_{number:05d}.parquet"
 
 
 def score_images(
     detector: TorchDetector, pictures: Pictures, settings: Settings, cycle: int,
     report: Callable[[int], None] = lambda done: None,
-) -> Candidates:  # fmt: skip
-    """Candidates of the pictures, by image id. Images of one shape go together; each comes with all its views."""
-    found: list[Candidates] = []
+) -> tuple[Candidates, ImageScores]:  # fmt: skip
+    """Candidates of the pictures and a row for each picture, by image id.
+
+    Images of one shape go together; each comes with all its views.
+    """
+    found: list[tuple[Candidates, ImageScores]] = []
+    features = "features" in strategies.NEEDS.get(settings.selection.strategy, ())
     for rows in batches(pictures, settings.scoring.batch_size):
         ids = [pictures.records[i].id for i in rows]
         batch = [pictures[int(i)] for i in rows]
@@ -245,11 +260,13 @@ def score_images(
             )
             for p, image_id in zip(batch, ids, strict=True)
         ]
-        for image_id, picture, plan, boxes in zip(ids, batch, views, detector.predict_views(batch, views), strict=True):
+        together = detector.predict_views(batch, views, features=features)
+        for image_id, picture, plan, boxes in zip(ids, batch, views, together, strict=True):
             hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
-            found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring))
+            found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes))
         report(len(found))
-    return concatenate(sorted(found, key=lambda c: c.image_id[0] if len(c) else -1))
+    found.sort(key=lambda one: one[1].image_id[0])
+    return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
 
 
 def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) -> np.ndarray:
@@ -264,40 +281,70 @@ def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
         yield from (places[i : i + size] for i in range(0, len(places), size))
 
 
-def ask(run: Run, cycle: int, candidates: Candidates) -> dict[str, np.ndarray]:
-    """Rank what may be asked, and ask from the top until the budget is spent. Counts per guessed class come back.
-
-    A box that an answer of this very cycle has settled is passed over. Batches hold one box per image at most, so
-    that this is the same as asking one by one.
-    """
+def ask(run: Run, cycle: int, candidates: Candidates, images: ImageScores) -> dict[str, np.ndarray]:
+    """Ask what the strategy puts first, until the budget is spent. Counts per guessed class come back."""
     settings, store = run.settings, run.store
     before = store.labels(up_to_cycle=cycle - 1)
     open_ones = candidates[unanswered(candidates, before, settings.selection.answered_iou)]
-    state = label_state(run, before, candidates)
-    rng = seeds.stream(settings.seed, "strategy", cycle)
-    choose = strategies.choose(settings.selection.strategy, settings.selection.sigma)
-    utility = choose(open_ones, state, rng)
-    order = strategies.rank(open_ones, utility)
-    budget = settings.budget[cycle - 2]
+    state = label_state(run, cycle, before, candidates, images)
+    ranking = strategies.choose(settings.selection)(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
+    queue = strategies.Queue(ranking)
     answer_all(run, store.unanswered(cycle))
-    explore(run, cycle, open_ones, before)
-    place = max((int(q.why["rank"]) + 1 for q in store.queries(cycle) if q.why), default=0)
-    with run.stage("ask") as report:
-        while (left := budget - getattr(store.spent(cycle), settings.budget_unit)) > 0 and place < len(order):
-            report(budget - left, budget, settings.budget_unit)
-            batch, place = _next_batch(open_ones, order, place, left, store, settings.selection.answered_iou)
-            queries = [_query(open_ones, int(order[p]), p, float(utility[order[p]]), cycle) for p in batch]
-            answer_all(run, store.ask(cycle, queries))
+    with run.stage("ask"):
+        if settings.selection.strategy in strategies.IMAGE:
+            left = ask_about_images(run, cycle, queue)
+        else:
+            explore(run, cycle, open_ones, before)
+            left = ask_about_boxes(run, cycle, queue, open_ones)
     if left > 0:
-        run.notes.append(
-            f"no candidates are left: {budget - left} of the budget of {budget} {settings.budget_unit} were spent"
-        )
+        budget, unit = settings.budget[cycle - 2], settings.budget_unit
+        run.notes.append(f"no candidates are left: {budget - left} of the budget of {budget} {unit} were spent")
     by_uncertainty = np.argsort(-open_ones.uncertainty, kind="stable")[: store.spent(cycle).looks]
     return {
         "candidates": np.bincount(open_ones.labels, minlength=len(run.classes)),
         "by_uncertainty": np.bincount(open_ones.labels[by_uncertainty], minlength=len(run.classes)),
         "class_frequency": state.class_frequency,
     }
+
+
+def left_to_spend(run: Run, cycle: int) -> int:
+    """What of this cycle's budget is not spent yet."""
+    return run.settings.budget[cycle - 2] - getattr(run.store.spent(cycle), run.settings.budget_unit)
+
+
+def next_place(run: Run, cycle: int) -> int:
+    """The place in the ranking behind the last one that was asked about."""
+    return max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
+
+
+def ask_about_boxes(run: Run, cycle: int, queue: strategies.Queue, candidates: Candidates) -> int:
+    """Ask about candidates from the top of the queue; what is left of the budget.
+
+    A box that an answer of this very cycle has settled is passed over. Batches hold one box per image at most, so
+    that this is the same as asking one by one.
+    """
+    place = next_place(run, cycle)
+    while (left := left_to_spend(run, cycle)) > 0 and queue(place):
+        batch, place = _next_batch(run, candidates, queue, place, left)
+        answer_all(run, run.store.ask(cycle, [_query(candidates, *queue(p), p, cycle) for p in batch]))  # type: ignore[misc]
+    return left
+
+
+def ask_about_images(run: Run, cycle: int, queue: strategies.Queue) -> int:
+    """Have whole images labelled from the top of the queue; what is left of the budget, if anything could be bought.
+
+    An image that would overshoot the budget is left out (decisions row 15), be it for its price alone: the oracle
+    tells it, for nobody could know before. 0 comes back unless the images ran out.
+    """
+    place = next_place(run, cycle)
+    while (left := left_to_spend(run, cycle)) > 0 and (item := queue(place)):
+        image_id, utility = item
+        if run.oracle.objects(image_id) <= left:
+            query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
+            answer_all(run, run.store.ask(cycle, [query]))
+        place += 1
+    labelled = run.store.labels()
+    return left if all(i.id in labelled for i in run.pool.records) else 0
 
 
 def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, ImageLabels]) -> None:
@@ -319,17 +366,18 @@ def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, I
 
 
 def _next_batch(
-    candidates: Candidates, order: np.ndarray, place: int, left: int, store: Store, iou: float
+    run: Run, candidates: Candidates, queue: strategies.Queue, place: int, left: int
 ) -> tuple[list[int], int]:
-    """Ranks to ask next, from ``place`` on: unsettled boxes, no two of one image; and the place after them."""
+    """Places to ask about next, from ``place`` on: unsettled boxes, no two of one image; and the place after them."""
     batch: list[int] = []
     images: set[int] = set()
-    while place < len(order) and len(batch) < min(left, 500):
-        row = int(order[place])
+    iou = run.settings.selection.answered_iou
+    while len(batch) < min(left, 500) and (item := queue(place)):
+        row = item[0]
         image_id = int(candidates.image_id[row])
         if image_id in images:
             break
-        said = store.labels_of(image_id)
+        said = run.store.labels_of(image_id)
         if not said.complete and pseudo.far_from(candidates.boxes[[row]], said.settled, iou)[0]:
             batch.append(place)
             images.add(image_id)
@@ -337,9 +385,9 @@ def _next_batch(
     return batch, place
 
 
-def _query(candidates: Candidates, row: int, rank: int, utility: float, cycle: int) -> Query:
+def _query(candidates: Candidates, row: int, utility: float, place: int, cycle: int) -> Query:
     why = {
-        "rank": rank,
+        "rank": place,
         "cycle": cycle,
         "score": float(candidates.scores[row]),
         "uncertainty": float(candidates.uncertainty[row]),
@@ -363,8 +411,11 @@ def unanswered(candidates: Candidates, labels: Mapping[int, ImageLabels], iou: f
     return free
 
 
-def label_state(run: Run, labels: Mapping[int, ImageLabels], candidates: Candidates) -> LabelState:
-    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, and the human boxes."""
+def label_state(
+    run: Run, cycle: int, labels: Mapping[int, ImageLabels], candidates: Candidates, images: ImageScores
+) -> LabelState:
+    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, the images
+    that nobody has labelled, and the features that it needs."""
     settings = run.settings
     counts = np.bincount(_joined([found.labels for found in labels.values()]), minlength=len(run.classes))
     loose = np.ones(len(candidates), dtype=bool)
@@ -376,7 +427,47 @@ def label_state(run: Run, labels: Mapping[int, ImageLabels], candidates: Candida
     frequency = pool_file.class_frequency(
         candidates[loose], counts, settings.pseudo.class_high, settings.selection.class_frequency
     )
-    return LabelState(frequency, counts)
+    untouched = images[[int(i) not in labels for i in images.image_id]]
+    complete = [i for i, said in labels.items() if said.complete]
+    return LabelState(
+        frequency, counts, untouched, len(complete), settings.budget[cycle - 2],
+        **_features(run, cycle, labels, untouched.image_id.tolist(), complete),
+    )  # fmt: skip
+
+
+def _features(
+    run: Run, cycle: int, labels: Mapping[int, ImageLabels], untouched: Sequence[int], complete: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """The features that the strategy needs, by the model of the cycle before, as arguments of LabelState."""
+    needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
+    if not needs:
+        return {}
+    detector = load_detector(run, cycle - 1)
+    records = {record.id: record for record in run.pool.records}
+
+    def image_features(ids: Sequence[int]) -> np.ndarray:
+        """Of the pictures of those ids, in their order; a batch holds one orientation."""
+        pictures = run.pool.of([records[i] for i in ids])
+        rows = list(batches(pictures, run.settings.scoring.batch_size))
+        found = [detector.image_features([pictures[int(i)] for i in batch]) for batch in rows]
+        return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
+
+    def box_features() -> np.ndarray:
+        """Of all labelled boxes."""
+        pictures = run.pool.of([records[i] for i in labels if len(labels[i].boxes)])
+        found: list[np.ndarray] = []
+        for batch in batches(pictures, run.settings.scoring.batch_size):
+            boxes = [labels[pictures.records[i].id].boxes for i in batch]
+            found += detector.box_features([pictures[int(i)] for i in batch], boxes)
+        return np.concatenate(found)
+
+    with run.stage("features"):
+        if "box_features" in needs:
+            return {"box_features": box_features()}
+        return {
+            "image_features": image_features(untouched),
+            "labelled_image_features": image_features(sorted(complete)),
+        }
 
 
 def training_targets(run: Run, cycle: int, candidates: Candidates | None) -> dict[int, Targets]:

@@ -112,7 +112,9 @@ class Candidates(Rows):
     """One row per box of the pool that could be asked about or become a pseudo label.
 
     ``uncertainty`` is u(b) of Eq. 3 in [0, c_m]; ``box_consistency`` is cons(b) of Eq. 4 in [0, 1]. ``box_index``
-    counts the boxes of one image; (image_id, box_index) names a candidate within a cycle.
+    counts the boxes of one image; (image_id, box_index) names a candidate within a cycle. ``class_disagreement`` and
+    ``box_disagreement`` say how much the views, taken as a committee, differ on the class and on the place of the box
+    (ComPAS; NaN where no view saw it).
     """
 
     image_id: Ints
@@ -124,6 +126,8 @@ class Candidates(Rows):
     box_consistency: Floats
     class_probs: Floats
     features: Floats | None = None
+    class_disagreement: Floats | None = None
+    box_disagreement: Floats | None = None
 
     def __post_init__(self) -> None:
         self._column("image_id", np.int64)
@@ -136,12 +140,38 @@ class Candidates(Rows):
         self._column("class_probs", np.float32, (None,))
         if self.features is not None:
             self._column("features", np.float32, (None,))
+        for name in ("class_disagreement", "box_disagreement"):
+            if getattr(self, name) is not None:
+                self._column(name, np.float32)
 
     @classmethod
     def none(cls, num_classes: int) -> Self:
         """No candidates."""
         nothing: Any = np.zeros(0)
         return cls(nothing, nothing, np.zeros((0, 4)), nothing, nothing, nothing, nothing, np.zeros((0, num_classes)))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores(Rows):
+    """One row per scored image of the pool, also of those without a candidate: what CALD ranks images by.
+
+    ``consistency`` (I,) is the least consistency of any detection, the mean over views, in [0, beta]; 0 where nothing
+    was detected. ``class_scores`` (I, K) is the best score of each class, the mean over the image and its views.
+    """
+
+    image_id: Ints
+    consistency: Floats
+    class_scores: Floats
+
+    def __post_init__(self) -> None:
+        self._column("image_id", np.int64)
+        self._column("consistency", np.float32)
+        self._column("class_scores", np.float32, (None,))
+
+    @classmethod
+    def none(cls, num_classes: int) -> Self:
+        """No images."""
+        return cls(np.zeros(0), np.zeros(0), np.zeros((0, num_classes)))  # type: ignore[arg-type]
 
 
 class Verdict(StrEnum):
@@ -239,11 +269,20 @@ class Targets(Rows):
 class LabelState:
     """All that a strategy may know of the labels so far.
 
-    ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the human boxes of each class.
+    ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the human boxes of each class, ``images_labelled``
+    the number of complete images, ``budget`` what this cycle may spend. ``images`` are the pool's images that nobody
+    has labelled. ``box_features`` (L, D), ``image_features`` (I, F) of those images and ``labelled_image_features``
+    (J, F) are there for the strategies that name them (``strategies.NEEDS``).
     """
 
     class_frequency: Floats
     class_counts: Ints
+    images: ImageScores
+    images_labelled: int = 0
+    budget: int = 0
+    box_features: Floats | None = None
+    image_features: Floats | None = None
+    labelled_image_features: Floats | None = None
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,28 @@ class TorchDetector:
             result.append([original, *(_detections(next(found), back, view) for view in plan)])
         return result
 
+    @torch.inference_mode()
+    def box_features(self, images: Sequence[Image], boxes: Sequence[Floats]) -> list[Floats]:
+        """A feature vector of each given box, comparable with those of detections: (G, 4) -> (G, D) of each image."""
+        pictures = [Picture.of(image) for image in images]
+        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
+        scaled = [
+            torch.tensor(b * scale_of(p, *t.shape[1:]), dtype=torch.float32, device=self.device)
+            for b, p, t in zip(boxes, pictures, tensors, strict=True)
+        ]
+        with self._inference():
+            return [f.float().cpu().numpy() for f in self.network.box_features(tensors, scaled)]
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[Image]) -> Floats:
+        """One vector of each image: the pyramid's four finest maps, averaged over the image (as BLAD's CoreSet does):
+        (B, 4 C)."""
+        pictures = [Picture.of(image) for image in images]
+        batch, _ = self.network.transform([as_input(p, self.settings.size, self.device) for p in pictures], None)
+        with self._inference():
+            maps = list(self.network.backbone(batch.tensors).values())[:4]
+        return torch.cat([level.float().mean(dim=(2, 3)) for level in maps], dim=1).cpu().numpy()
+
     def input_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the network's input for a picture."""
         return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
@@ -152,11 +174,16 @@ class TorchDetector:
 
     @torch.inference_mode()
     def _run(self, tensors: list[Tensor], features: bool) -> list[dict[str, Tensor]]:
-        self.network.eval()
         part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
         part.with_features = features
-        with _memory_errors_explained(), autocast(self.device, self.training.precision, inference=True):
+        with self._inference():
             return self.network(tensors)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        self.network.eval()
+        with _memory_errors_explained(), autocast(self.device, self.training.precision, inference=True):
+            yield
 
 
 @contextmanager

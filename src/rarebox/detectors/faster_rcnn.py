@@ -173,3 +173,9 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Training: the four losses. Otherwise: one dict of detections per image."""
         return super().forward(images, targets)
+
+    def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
+        """The box head's vector of each given box, as if it had been proposed: (G, 4) -> (G, D) of each image."""
+        batch, _ = self.transform(images, None)
+        pooled = self.roi_heads.box_roi_pool(self.backbone(batch.tensors), boxes, batch.image_sizes)
+        return list(self.roi_heads.box_head(pooled).split([len(b) for b in boxes]))

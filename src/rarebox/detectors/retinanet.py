@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import batched_nms, clip_boxes_to_image, sigmoid_focal_loss
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
 from rarebox.detectors.losses import Normaliser, assign, reduce
 
@@ -87,6 +87,18 @@ class WeightedRetinaNet(RetinaNet):
             )
             for i, size in enumerate(batch.image_sizes)
         ]
+
+    def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
+        """The class tower's vector at the anchor that overlaps each box most: (G, 4) -> (G, C) of each image."""
+        batch, _ = self.transform(images, None)
+        features = list(self.backbone(batch.tensors).values())
+        towers = torch.cat([t.flatten(2).transpose(1, 2) for t in self.head.with_tower(features)[1]], dim=1)
+        per_place = self.anchor_generator.num_anchors_per_location()[0]
+        best = [
+            box_iou(wanted, anchors).argmax(dim=1)
+            for wanted, anchors in zip(boxes, self.anchor_generator(batch, features), strict=True)
+        ]
+        return [tower[row // per_place] for tower, row in zip(towers, best, strict=True)]
 
     def _detect(
         self, logits: Any, deltas: Any, anchors: Any, size: tuple[int, int], tower: list[Tensor], per_place: int

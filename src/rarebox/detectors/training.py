@@ -35,8 +35,8 @@ READERS = 8
 
 
 def steps_in_all(settings: TrainingSettings, images: int) -> int:
-    """Optimiser steps of one fit on that many images."""
-    return settings.steps or settings.epochs * math.ceil(images / settings.batch_size)
+    """Optimiser steps of one fit on that many images: few images need the steps, many the epochs."""
+    return max(settings.steps or 1, settings.epochs * math.ceil(images / settings.batch_size))
 
 
 def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:

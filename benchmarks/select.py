@@ -1,0 +1,107 @@
+"""Selection at scale, each beside a plain version, in one run: k-center, EnmsDivproto, and VOC AP beside pycocotools.
+
+    OMP_NUM_THREADS=2 python benchmarks/select.py
+
+The plain k-center holds the whole matrix of distances, as published code does; it is timed at a size that both can
+hold. Peak memory is that of a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from rarebox.strategies import image
+from rarebox.strategies.greedy import k_center
+
+
+def ours(points: np.ndarray, picks: int) -> list[int]:
+    return [row for row, _ in islice(k_center(points, points[:1], 0), picks)]
+
+
+def full_matrix(points: np.ndarray, picks: int) -> list[int]:
+    """k-center with every distance computed first."""
+    squares = (points**2).sum(axis=1)
+    distance = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * points @ points.T, 0))
+    nearest, chosen = distance[:, 0].copy(), []
+    for _ in range(picks):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, distance[:, chosen[-1]])
+    return chosen
+
+
+def entropy_nms_loop(entropy: np.ndarray, labels: np.ndarray, features: np.ndarray) -> list[int]:
+    """Entropy-NMS box by box."""
+    kept: list[int] = []
+    for i in np.argsort(-entropy, kind="stable"):
+        same = [j for j in kept if labels[j] == labels[i]]
+        if all(float(features[i] @ features[j]) <= image.ENMS for j in same):
+            kept.append(int(i))
+    return sorted(kept)
+
+
+def clocked(work: Callable[[], object]) -> tuple[float, object]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def measure_k_center(which: str, size: int, picks: int, width: int) -> dict[str, object]:
+    points = np.random.default_rng(0).normal(size=(size, width)).astype(np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, chosen = clocked(lambda: {"ours": ours, "full": full_matrix}[which](points, picks))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "extra_mib": (peak - before) / 1024, "chosen": chosen}
+
+
+def in_a_process(*arguments: object) -> dict[str, object]:
+    done = subprocess.run([sys.executable, __file__, "--one", *map(str, arguments)], capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+def measure_enms(images: int, boxes: int) -> tuple[float, float]:
+    dice = np.random.default_rng(0)
+    tables = []
+    for _ in range(images):
+        middle = dice.normal(size=(8, 256))
+        features = middle[dice.integers(0, 8, boxes)] + 0.5 * dice.normal(size=(boxes, 256))
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        tables.append((dice.random(boxes), dice.integers(0, 20, boxes), features.astype(np.float32)))
+    fast, a = clocked(lambda: [image.entropy_nms(*table).tolist() for table in tables])
+    slow, b = clocked(lambda: [entropy_nms_loop(*table) for table in tables])
+    assert a == b, "both must keep the same boxes"
+    return fast, slow
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/select.jsonl"))
+    given = parser.parse_args()
+    if given.one:
+        which, *numbers = given.one
+        print(json.dumps(measure_k_center(which, *map(int, numbers))))
+        return
+    lines: list[dict[str, object]] = []
+    both = {which: in_a_process(which, 20_000, 800, 256) for which in ("ours", "full")}
+    same = both["ours"].pop("chosen") == both["full"].pop("chosen")
+    lines.append({"what": "k-center, 20,000 x 256, 800 picks", **both, "same picks": same})
+    large = in_a_process("ours", 100_000, 8_000, 256)
+    large.pop("chosen")
+    lines.append({"what": "k-center, 100,000 x 256, 8,000 picks", "ours": large})
+    fast, slow = measure_enms(images=500, boxes=100)
+    lines.append({"what": "entropy-NMS, 500 images of 100 boxes", "seconds": fast, "loop": slow, "ratio": slow / fast})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    given.out.write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
