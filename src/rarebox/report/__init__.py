@@ -1,21 +1,20 @@
-"""A run, or several side by side, as one HTML page that works offline, and its figures as SVG and PNG files.
+"""A run, several side by side, or a whole grid, as one HTML page that works offline, with its figures as SVG and PNG.
 
 ``reading`` knows what a run folder holds, ``words`` what to say of it, ``figures`` and ``gallery`` what to draw;
-``template.html.j2`` puts it on the page.
+``page`` and the templates put it together. ``grid`` and ``grid_figures`` do the same for what ``compare`` worked out.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from rarebox import compare
 from rarebox.errors import UserError
-from rarebox.report import figures, gallery, words
+from rarebox.report import figures, gallery, grid, words
 from rarebox.report.figures import Panel
 from rarebox.report.gallery import Gallery
+from rarebox.report.page import render
 from rarebox.report.reading import ReportedRun, read_runs, settings_of
 from rarebox.run_folder import write_text
 
@@ -52,12 +51,13 @@ def write_report(out: Path, runs: Sequence[Path]) -> Path:
     """Write ``report.html`` and ``figures/`` into the folder ``out``, about the run folders ``runs``; the page's path.
 
     A run need not be finished, but one cycle of it must be: UserError says so, or that a folder holds no run, or that
-    the report cannot be written there.
+    the report cannot be written there. The folders of grids, or their ``results.jsonl``, make a comparison instead.
     """
-    found = read_runs(runs)
+    groups = compare.read(runs) if any(map(compare.is_grid, runs)) else []
+    found = [] if groups else read_runs(runs)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return _write(out, found)
+        return grid.write(out, groups) if groups else _write(out, found)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror or error}") from error
 
@@ -67,14 +67,13 @@ def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
     with figures.style():
         parts = [_part(run, out / "figures", f"run{i}_" if several else "") for i, run in enumerate(found, start=1)]
         compared = _published(figures.of_comparison(found), out / "figures") if several else {}
-    page = _template().render(
+    page = render(
+        "run.html.j2",
         parts=parts,
         compared=compared,
         headline=words.comparison(found) if several else parts[0].headline,
         findings=words.comparison_findings(found) if several else parts[0].findings,
         settings=settings_of(found),
-        light=figures.LIGHT,
-        dark=figures.DARK,
     )
     write_text(out / "report.html", page)
     return out / "report.html"
@@ -127,24 +126,3 @@ def _problems(run: ReportedRun) -> list[tuple[str, int, list[dict[str, str]]]]:
         (kind, n, [problem for problem in run.problems if problem["kind"] == kind][:PROBLEMS_SHOWN])
         for kind, n in counts.most_common()
     ]
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        f.__name__: f for f in (words.number, words.count, words.share, words.factor, words.duration)
-    }
-    environment.filters |= {"setting": _setting, "tail": lambda path: Path(path).name}
-    return environment.get_template("template.html.j2")
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return ", ".join(map(str, value)) or words.DASH
-    return words.DASH if value is None else str(value)

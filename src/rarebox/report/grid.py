@@ -1,0 +1,135 @@
+"""The page of a grid: what the differences say in words, curves, differences, classes and tables of each group."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rarebox import compare
+from rarebox.compare import Group, Table
+from rarebox.report import figures, grid_figures
+from rarebox.report.figures import Panel
+from rarebox.report.page import render
+from rarebox.report.words import listed, number, plural
+from rarebox.run_folder import write_text
+
+MOST_NAMED = 5
+"""Methods that a sentence names; the figures have them all."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPart:
+    """The part of the page about one group."""
+
+    group: Group
+    anchor: str
+    findings: list[str]
+    panels: dict[str, list[Panel]]
+    tables: list[Table]
+
+
+def write(out: Path, groups: Sequence[Group]) -> Path:
+    """Write ``report.html``, ``tables.md`` and ``figures/`` into a folder that is there; the page's path."""
+    looks = grid_figures.looks_of(groups)
+    parts = []
+    with figures.style():
+        for i, group in enumerate(groups, start=1):
+            prefix = f"group{i}_" if len(groups) > 1 else ""
+            drawn = grid_figures.of_group(group, looks) if group.methods else {}
+            panels = {
+                section: [figures.publish(panel, out / "figures", prefix) for panel in some]
+                for section, some in drawn.items()
+            }
+            parts.append(GroupPart(group, f"group{i}", findings(group), panels, compare.tables(group)))
+    page = render(
+        "grid.html.j2", parts=parts, headline=headline(groups), about=about(groups), caution=compare.CAUTION,
+        paper=compare.paper_table(groups), failed=[run for group in groups for run in group.failed],
+    )  # fmt: skip
+    write_text(out / "tables.md", compare.markdown(groups))
+    write_text(out / "report.html", page)
+    return out / "report.html"
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def headline(groups: Sequence[Group]) -> str:
+    """Whether the paper's whole method is ahead of plain uncertainty, if both are there; else what is compared."""
+    steps = []
+    for group in groups:
+        whole, plain = (compare.ablation(group).get(row) for row in ("+ TSPL", "U"))
+        if whole and plain:
+            values = compare.measures(group)["AP50"]
+            steps.append(compare.paired(values[whole], values[plain]))
+    known = [step for step in steps if step.n]
+    if not known:
+        names = {name for group in groups for name in group.methods}
+        return f"{plural(len(names), 'method')} compared in {plural(len(groups), 'setting')}."
+    who = "The paper’s whole method ends"
+    if len(known) > 1:
+        above, below = sum(step.low > 0 for step in known), sum(step.high < 0 for step in known)
+        rest = len(known) - above - below
+        return (
+            f"{who} above plain uncertainty in {above} of {len(known)} settings, below it in {below}; in {rest} the "
+            "seeds cannot tell."
+        )
+    step = known[0]
+    where = f"{number(abs(step.mean), 3)} AP50 {'above' if step.mean >= 0 else 'below'} plain uncertainty"
+    if step.n == 1:
+        return f"{who} {where}, with a single seed."
+    verdict = "" if step.excludes_zero else ", which may be chance"
+    return f"{who} {where}{verdict}."
+
+
+def about(groups: Sequence[Group]) -> str:
+    """How much was run."""
+    runs = [run for group in groups for run in (*group.finished, *group.failed)]
+    failed = sum(run.reason is not None for run in runs)
+    text = f"{plural(len(runs) - failed, 'run')} finished"
+    return f"{text}, {failed} failed." if failed else f"{text}, none failed."
+
+
+def findings(group: Group) -> list[str]:
+    """What the numbers of a group say, in plain words; only intervals decide what is called a difference."""
+    if not group.methods:
+        return ["No run has finished here."]
+    best = compare.ranked(group)[0]
+    reached = compare.spread(compare.ap50(run.cycles[-1]) for run in group.methods[best].values())
+    said = [
+        f"{plural(len(group.methods), 'method')} with {_seeds(group)}.",
+        f"The highest final AP50 is that of “{best}”, {number(reached.mean, 3)}"
+        + (f"; training on all labels reaches {number(group.ceiling, 3)}." if group.full else "."),
+        *(_against(group, label, reference) for label, reference in compare.references(group).items()),
+    ]
+    missing = [label for label in compare.REFERENCES if label not in compare.references(group)]
+    if missing:
+        said.append(f"The grid has no {' and no '.join(missing)} to compare with.")
+    if group.failed:
+        said.append(
+            f"{plural(len(group.failed), 'run')} failed and {'is' if len(group.failed) == 1 else 'are'} left out."
+        )
+    return said
+
+
+def _seeds(group: Group) -> str:
+    numbers = sorted({len(runs) for runs in group.methods.values()})
+    if len(numbers) == 1:
+        return f"{plural(numbers[0], 'seed')} each"
+    return f"{numbers[0]} to {numbers[-1]} seeds each"
+
+
+def _against(group: Group, label: str, reference: str) -> str:
+    """Which methods' intervals lie above, below or across 0."""
+    values = compare.measures(group)["AP50"]
+    steps = {name: compare.paired(values[name], values[reference]) for name in compare.ranked(group)}
+    steps = {name: step for name, step in steps.items() if name != reference and step.n > 1}
+    who = f"Against {label} (“{reference}”)"
+    if not steps:
+        return f"{who} there are not two common seeds, so no difference can be told from chance."
+    named = {name: f"{name} ({compare.signed(step.mean)})" for name, step in steps.items()}
+    places = {
+        "above 0 for": [named[name] for name, step in steps.items() if step.low > 0],
+        "below 0 for": [named[name] for name, step in steps.items() if step.high < 0],
+        "across 0 for": [named[name] for name, step in steps.items() if not step.excludes_zero],
+    }
+    said = "; ".join(f"{where} {listed(names, MOST_NAMED)}" for where, names in places.items() if names)
+    return f"{who} the interval of the final AP50 lies {said}."

@@ -1,0 +1,255 @@
+"""The figures of a grid. Sixteen methods in one of them stay readable: eight have a colour, the others are grey, and
+each method has a small picture of its own, with all others behind it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from rarebox import compare
+from rarebox.compare import Group, Point, Value
+from rarebox.report.figures import (
+    LIGHT,
+    MARKERS,
+    PALETTE,
+    ROW,
+    Panel,
+    _below,
+    _canvas,
+    _curve_axes,
+    _nothing,
+    _row_axes,
+)  # fmt: skip
+from rarebox.report.words import number, plural, short
+
+MOST_BANDS = 4
+"""Up to so many methods have their standard deviation in the figure that holds all of them."""
+
+MOST_CLASSES = 20
+LONGEST_METHOD = 24
+
+Look = tuple[str, str]
+"""Colour and marker of a method."""
+
+
+def looks_of(groups: Sequence[Group]) -> dict[str, Look]:
+    """The look of each method, the same in all figures: the references and the ablation come first and get a colour."""
+    first = [
+        name for group in groups for name in (*compare.ablation(group).values(), *compare.references(group).values())
+    ]
+    names = list(dict.fromkeys([*first, *(name for group in groups for name in group.methods)]))
+    plain = (LIGHT["muted"], "")
+    return {name: (PALETTE[i], MARKERS[i]) if i < len(PALETTE) else plain for i, name in enumerate(names)}
+
+
+def of_group(group: Group, looks: Mapping[str, Look]) -> dict[str, list[Panel]]:
+    """All panels of a group, by section of the page."""
+    rare = compare.mean_ap(compare.rarest(group))
+    values = {"all classes": compare.ap50, "the rarest third": rare}
+    many = len(group.methods) > MOST_BANDS
+    return {
+        "learning": [_overview(group, looks, m, which, v) for which, v in values.items() for m in ("labels", "looks")],
+        "each": [_each(group, looks, meter) for meter in ("labels", "looks")] if many else [],
+        "differences": [_differences(group, looks, *pair) for pair in compare.references(group).items()],
+        "classes": _classes(group),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ curves
+
+
+def _overview(group: Group, looks: Mapping[str, Look], meter: str, which: str, value: Value) -> Panel:
+    """All mean curves in one panel, as the paper's Fig. 3; names stand at the end of the coloured ones."""
+    figure, axes = _canvas(330)
+    ends, said = [], []
+    for name, runs in group.methods.items():
+        points = compare.curve(runs.values(), meter, value)
+        colour, marker = looks[name]
+        if marker:
+            _line(axes, points, colour, marker, band=len(group.methods) <= MOST_BANDS)
+            ends.append((points[-1], name, colour))
+        else:
+            _line(axes, points, LIGHT["quiet"], "", width=1.2)
+        said.append(f"{name}: {', '.join(number(point.value.mean, 3) for point in points)}")
+    ceiling = compare.spread(value(run.cycles[-1]) for run in group.full).mean
+    _ceiling(axes, ceiling)
+    _curve_axes(axes, meter)
+    _name_ends(axes, [end for end in ends if end[0].value.n])
+    look_for = {
+        "labels": "The higher of two lines at the same number of labels learned more from what was paid.",
+        "looks": "The same against every box that a person had to look at, whether there was an object or not.",
+    }[meter]
+    if grey := sum(not looks[name][1] for name in group.methods):
+        look_for += f" Grey: {plural(grey, 'other method')}, shown one by one below."
+    if ceiling == ceiling:
+        look_for += " Dashed: training on all labels."
+    title = f"AP50 of {which} against {meter}"
+    return Panel(f"{'ap50' if which == 'all classes' else 'rare'}_{meter}", title, look_for,
+                 f"{title}. {'; '.join(said)}", figure)  # fmt: skip
+
+
+def _line(
+    axes: Axes, points: Sequence[Point], colour: str, marker: str, *, band: bool = False, width: float = 2
+) -> None:
+    x, mean, sd = np.array([(point.paid, *point.value[:2]) for point in points], dtype=float).T
+    axes.plot(x, mean, color=colour, marker=marker, linewidth=width, markersize=5.5, zorder=3 if marker or band else 2)
+    if band:
+        axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+
+
+def _ceiling(axes: Axes, height: float) -> None:
+    if height == height:
+        axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 4)))
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[Point, str, str]]) -> None:
+    """Names right of the axes, in the order of the lines' ends and never over each other, each tied to its end."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, key=lambda end: end[0].value.mean)
+    places = _apart([end.value.mean for end, _, _ in ordered], gap=(high - low) * 13.5 / 250, low=low, high=high)
+    for (end, name, colour), place in zip(ordered, places, strict=True):
+        axes.annotate(
+            short(name, LONGEST_METHOD), (end.paid, end.value.mean), (1.04, place), fontsize=9.5, va="center",
+            textcoords=("axes fraction", "data"), annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 5,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Rising heights -> the nearest ones (least squares) that are a gap apart and, if they fit, within the bounds.
+
+    Without the gaps that is isotonic regression, which pools neighbours in the wrong order into their mean.
+    """
+    pools: list[tuple[float, int]] = []
+    for i, height in enumerate(heights):
+        pool = (height - i * gap, 1)
+        while pools and pools[-1][0] > pool[0]:
+            mean, n = pools.pop()
+            pool = ((mean * n + pool[0] * pool[1]) / (n + pool[1]), n + pool[1])
+        pools.append(pool)
+    top = high - (len(heights) - 1) * gap
+    level = [min(max(mean, low), top) for mean, n in pools for _ in range(n)]
+    return [place + i * gap for i, place in enumerate(level)]
+
+
+def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
+    """A small panel for each method: its mean and standard deviation, all others in grey behind it."""
+    names = compare.ranked(group)
+    curves = {name: compare.curve(group.methods[name].values(), meter) for name in names}
+    rows = -(-len(names) // 2)
+    figure, _ = _canvas(30 + 98 * rows)
+    figure.clear()
+    grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, name in zip(grid, names, strict=False):
+        for other in names:
+            _line(axes, curves[other], LIGHT["line"], "", width=1)
+        _line(axes, curves[name], looks[name][0], looks[name][1] or "o", band=True)
+        _ceiling(axes, group.ceiling)
+        axes.set_title(short(name, 28), fontsize=10, loc="left", color=LIGHT["ink"], pad=3)
+        axes.tick_params(labelsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="y", nbins=4)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    figure.supxlabel(f"{meter}, and AP50 of all classes", x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
+    said = "; ".join(
+        f"{name}: {', '.join(f'{number(p.value.mean, 3)} ± {number(p.value.sd, 3)}' for p in curves[name])}"
+        for name in names
+    )
+    return Panel(
+        f"each_{meter}", f"Each method by itself against {meter}",
+        "The band is one standard deviation over seeds; grey are all others. Bands that overlap widely say that a few "
+        "seeds cannot tell two methods apart; the paired differences below can often do more.",
+        f"AP50 by {meter}, best first. {said}", figure,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ differences
+
+
+def _differences(group: Group, looks: Mapping[str, Look], label: str, reference: str) -> Panel:
+    """Mean paired difference of the final AP50 and its interval, a row for each method."""
+    values = compare.measures(group)["AP50"]
+    names = [name for name in compare.ranked(group) if name != reference]
+    figure, axes = _canvas(64 + ROW * max(1, len(names)))
+    title = f"Final AP50 minus {label}"
+    steps = {name: compare.paired(values[name], values[reference]) for name in names}
+    if not names:
+        _nothing(axes, "there is no other method")
+    for row, (name, step) in enumerate(steps.items()):
+        colour = looks[name][0]
+        if step.low == step.low:
+            axes.plot([step.low, step.high], [row, row], color=colour, linewidth=2.2)
+        axes.plot(step.mean, row, color=colour, marker="o", markeredgewidth=1.8,
+                  markerfacecolor=colour if step.excludes_zero else LIGHT["card"])  # fmt: skip
+        axes.annotate(compare.signed(step.mean) if step.n else compare.DASH, (1.02, row), fontsize=10, va="center",
+                      xycoords=("axes fraction", "data"), color=LIGHT["muted"], annotation_clip=False)  # fmt: skip
+    if names:
+        _row_axes(axes, [short(name, LONGEST_METHOD) for name in names])
+        axes.axvline(0, color=LIGHT["ink"], linewidth=1)
+        axes.locator_params(axis="x", nbins=5)
+        _below(axes, f"AP50 minus that of {short(reference, 30)}, paired by seed")
+    said = "; ".join(f"{name} {compare.signed(step.mean)}" for name, step in steps.items())
+    return Panel(
+        f"minus_{label.replace(' ', '_')}", title,
+        "Right of the line: better. The bar is the 95 % interval over seeds; a full dot says that it excludes 0.",
+        f"{title}: {said}", figure,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ classes
+
+
+def _classes(group: Group) -> list[Panel]:
+    order = compare.rare_first(group)
+    hits = {name: compare.hit_rates(group.methods[name].values()) for name in compare.ranked(group)}
+    hits = {name: rates for name, rates in hits.items() if rates[""] == rates[""]}
+    heights = {
+        name: {c: compare.spread(compare.mean_ap([c])(run.cycles[-1]) for run in runs.values()).mean for c in order}
+        for name, runs in ((name, group.methods[name]) for name in compare.ranked(group))
+    }
+    ap = _heat(
+        heights, order, "ap_of_classes", "Final AP50 of each class",
+        "Columns go from rare to frequent: which method serves the columns on the left?",
+    )  # fmt: skip
+    rates = _heat(
+        hits, order, "hits_of_classes", "Hit rate of each class",
+        "Of the boxes shown that were taken for the class, how many held an object without a label. Methods that ask "
+        "for whole images are not here.",
+    )  # fmt: skip
+    return [ap, rates]
+
+
+def _heat(
+    values: Mapping[str, Mapping[str, float]], order: Sequence[str], name: str, title: str, look_for: str
+) -> Panel:
+    """A cell for each method and class, in per cent; of very many classes the rarest and the most frequent."""
+    if len(order) > MOST_CLASSES:
+        half = MOST_CLASSES // 2
+        look_for += f" Of {len(order)} classes the {half} rarest and the {half} most frequent."
+        order = [*order[:half], *order[-half:]]
+    figure, axes = _canvas(110 + 20 * max(1, len(values)))
+    known = [of[c] for of in values.values() for c in order if of[c] == of[c]]
+    if not known:
+        _nothing(axes, "no box has been shown")
+        return Panel(name, title, look_for, f"{title}: none", figure)
+    for row, of in enumerate(values.values()):
+        for column, c in enumerate(order):
+            if of[c] == of[c]:
+                shade = 0.04 + 0.5 * of[c] / (max(known) or 1)
+                axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, color=PALETTE[0], alpha=shade, lw=0))
+                axes.text(column, row, f"{100 * of[c]:.0f}", ha="center", va="center",
+                          fontsize=9 if len(order) <= 12 else 7)  # fmt: skip
+    _row_axes(axes, [short(method, LONGEST_METHOD) for method in values])
+    axes.set_xlim(-0.6, len(order) - 0.4)
+    axes.set_xticks(range(len(order)), [short(c, 16) for c in order], rotation=90)
+    axes.tick_params(axis="x", length=0, labelsize=10)
+    axes.xaxis.tick_top()
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    _below(axes, "per cent; classes from rare to frequent")
+    said = ". ".join(f"{method}: {'; '.join(f'{c} {number(of[c])}' for c in order)}" for method, of in values.items())
+    return Panel(name, title, look_for, f"{title}. {said}", figure)

@@ -1,0 +1,439 @@
+"""The statistics of a grid, on numbers that were worked out by hand, and the page and tables they make."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rarebox import compare
+from rarebox.cli import app
+from rarebox.compare import Group, Point, Spread
+from rarebox.config import Settings
+from rarebox.errors import UserError
+from rarebox.report import figures, grid, grid_figures, write_report
+
+from .test_report import Page
+
+CLASSES = ("cat", "dog", "yak")
+SETTINGS = {
+    "plain": {"selection.strategy": "uncertainty", "pseudo.method": "none"},
+    "whole": {"selection.strategy": "class_balanced", "pseudo.method": "soft"},
+    "dice": {"selection.strategy": "random", "pseudo.method": "none"},
+}
+FINAL = {"plain": (0.40, 0.44, 0.48), "whole": (0.46, 0.48, 0.50), "dice": (0.30, 0.50, 0.40)}
+"""The final AP50 with seeds 0, 1, 2. Differences to ``plain``: whole +6, +4, +2, dice -10, +6, -8 hundredths."""
+
+
+def record(
+    cycle: int, labels: int, ap: float | None, *, looks: int = 0, shown: int = 0, hits: int = 0
+) -> dict[str, Any]:
+    """A record; the yak is the rarest and a tenth worse, all that is shown is taken for the dog."""
+    return {
+        "cycle": cycle, "labels": labels, "looks": looks or labels, "hits": hits, "ap50": ap,
+        "ap50_11": None if ap is None else ap + 0.01,
+        "per_class_ap50": {"cat": ap, "dog": None, "yak": None if ap is None else ap - 0.1},
+        "human_per_class": {"cat": labels - 6, "dog": 4, "yak": 2},
+        "selected_per_class": {"cat": 0, "dog": shown, "yak": 0}, "hits_per_class": {"cat": 0, "dog": hits, "yak": 0},
+    }  # fmt: skip
+
+
+def line(method: str, seed: int, cycles: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "run": f"{method}-{seed}", "data": "zoo", "detector": "retinanet", "method": method, "seed": seed,
+        "budget": [50], "status": "done", "reason": None, "settings": SETTINGS.get(method, {}), "cycles": list(cycles),
+        "seconds": 1.0, **more,
+    }  # fmt: skip
+
+
+def two_cycles(method: str, seed: int, **more: Any) -> dict[str, Any]:
+    """100 labels and AP50 0.3, then 150 labels (one more each seed), 100 looks, of which half hit."""
+    last = record(2, 150 + seed, FINAL[method][seed], looks=200, shown=100, hits=50)
+    return line(method, seed, [record(1, 100, 0.3), last], **more)
+
+
+def standard() -> list[dict[str, Any]]:
+    return [two_cycles(method, seed) for seed in range(3) for method in FINAL]
+
+
+FAILED = line("dice", 3, [], status="failed", reason="the disk | is full\nreally")
+FULL = line("full", 0, [record(1, 1000, 0.5)], budget=[])
+
+
+def write(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(json.dumps(value) + "\n" for value in lines), encoding="utf-8")
+    return folder
+
+
+def group_of(tmp_path: Path, lines: Sequence[Mapping[str, Any]]) -> Group:
+    (group,) = compare.read([write(tmp_path / "grid", lines)])
+    return group
+
+
+def finals(group: Group) -> compare.Values:
+    return compare.measures(group)["AP50"]
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_runs_of_one_data_set_detector_and_budget_make_a_group(tmp_path: Path) -> None:
+    other = [two_cycles("plain", 0, data="farm"), two_cycles("plain", 0, budget=[60])]
+    looks = two_cycles("plain", 0, settings={**SETTINGS["plain"], "budget_unit": "looks"})
+    groups = compare.read([write(tmp_path / "grid", [*standard(), FAILED, FULL, *other, looks])])
+    assert [g.title for g in groups] == [
+        "zoo · retinanet · +50 labels", "farm · retinanet · +50 labels", "zoo · retinanet · +60 labels",
+        "zoo · retinanet · +50 looks",
+    ]  # fmt: skip
+    assert list(groups[0].methods) == ["plain", "whole", "dice"]
+    assert groups[0].seeds == [0, 1, 2]
+    assert [run.reason for run in groups[0].failed] == ["the disk | is full\nreally"]
+    assert [len(g.full) for g in groups] == [1, 0, 1, 1]  # the ceiling does not depend on the budget
+
+
+def test_the_last_line_about_a_run_holds(tmp_path: Path) -> None:
+    again = line("dice", 3, [record(1, 100, 0.3), record(2, 150, 0.37)])
+    group = group_of(tmp_path, [*standard(), FAILED, again])
+    assert not group.failed
+    assert finals(group)["dice"][3] == 0.37
+
+
+def test_several_files_make_one_comparison(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a", standard()[:3]), write(tmp_path / "b", standard()[3:])
+    (group,) = compare.read([one, two / "results.jsonl"])
+    assert group.seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "holds no run yet"),
+        ("\n\n", "holds no run yet"),
+        (json.dumps(FULL) + '\n{"run": "a', r"results\.jsonl, line 2 is not JSON"),
+        ("[1]", r"results\.jsonl, line 1 is not a run: data, detector, .* missing"),
+        (json.dumps({**FULL, "status": "going"}), "line 1: the status must be done or failed, got 'going'"),
+        (json.dumps({**FULL, "cycles": []}), "line 1: a run that is done has cycles"),
+        (json.dumps({**FULL, "cycles": [{"cycle": 1}]}), "line 1: a run that is done has cycles"),
+    ],
+)
+def test_a_file_that_is_no_results_file_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "results.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=expected):
+        compare.read([tmp_path])
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"results\.jsonl cannot be read \(No such file"):
+        compare.read([tmp_path])
+    (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="holds no text"):
+        compare.read([tmp_path])
+
+
+def test_what_is_a_grid(tmp_path: Path) -> None:
+    assert compare.is_grid(write(tmp_path / "grid", [FULL]))
+    assert compare.is_grid(tmp_path / "somewhere.jsonl")
+    assert not compare.is_grid(tmp_path)
+    (tmp_path / "grid" / "settings.yaml").touch()  # a run's folder, whatever else lies in it
+    assert not compare.is_grid(tmp_path / "grid")
+
+
+# ------------------------------------------------------------------------------------------------ over the seeds
+
+
+def test_mean_and_standard_deviation_over_seeds(tmp_path: Path) -> None:
+    first, last = compare.curve(group_of(tmp_path, standard()).methods["plain"].values())
+    assert (first.cycle, first.paid, first.value) == (1, 100, (pytest.approx(0.3), pytest.approx(0), 3))
+    assert (last.cycle, last.paid) == (2, 151)  # 150, 151, 152
+    assert last.value == (pytest.approx(0.44), pytest.approx(0.04), 3)  # 0.40, 0.44, 0.48, divisor 2
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert compare.spread([1.0, float("nan"), 3.0]) == (2.0, pytest.approx(2**0.5), 2)
+    mean, sd, n = compare.spread([5.0])
+    assert (mean, np.isnan(sd), n) == (5.0, True, 1)
+    assert np.isnan(compare.spread([]).mean)
+
+
+def test_paired_difference_by_hand(tmp_path: Path) -> None:
+    values = finals(group_of(tmp_path, standard()))
+    step = compare.paired(values["whole"], values["plain"])
+    # Of the 27 draws of 3 seeds from +6, +4, +2 one is all +2: 3.7 %, more than 2.5 %, so the bounds are the extremes.
+    assert step == (pytest.approx(0.04), pytest.approx(0.02), pytest.approx(0.06), 3)
+    assert step.excludes_zero
+    assert compare.paired(values["whole"], values["plain"]) == step  # the same draws each time
+    noisy = compare.paired(values["dice"], values["plain"])
+    assert noisy == (pytest.approx(-0.04), pytest.approx(-0.10), pytest.approx(0.06), 3)
+    assert not noisy.excludes_zero
+
+
+def test_differences_use_common_seeds_only() -> None:
+    step = compare.paired({0: 0.5, 1: 0.9, 2: float("nan")}, {0: 0.4, 2: 0.1, 3: 0.2})
+    assert (step.mean, step.n) == (pytest.approx(0.1), 1)
+    assert np.isnan([step.low, step.high]).all()
+    assert not step.excludes_zero
+    assert compare.paired({0: 1.0}, {1: 1.0}).n == 0
+
+
+@pytest.mark.parametrize(("seeds", "coverage"), [(3, 0.74), (5, 0.84), (10, 0.89)])
+def test_the_caution_about_few_seeds(seeds: int, coverage: float) -> None:
+    assert f"{coverage:.0%}".replace("%", " %") in compare.CAUTION
+    draws = np.random.default_rng(1).normal(size=(400, seeds))
+    nothing = dict.fromkeys(range(seeds), 0.0)
+    held = [not compare.paired(dict(enumerate(row)), nothing, resamples=1000).excludes_zero for row in draws]
+    assert np.mean(held) == pytest.approx(coverage, abs=0.06)
+
+
+def test_area_by_hand() -> None:
+    x, y = np.array([0.0, 10.0, 30.0]), np.array([0.0, 1.0, 1.0])
+    assert compare.area(x, y, 0, 30) == pytest.approx((5 + 20) / 30)
+    assert compare.area(x, y, 5, 20) == pytest.approx((5 * 0.75 + 10) / 15)  # from 0.5 to 1, then flat
+    assert np.isnan(compare.area(x, y, 10, 10))
+
+
+def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
+    """One method overshoots to 200 labels; over 100 to 150 its line rises from 0.3 to 0.5 only."""
+    over = line("over", 0, [record(1, 100, 0.3), record(2, 200, 0.7)])
+    group = group_of(tmp_path, [two_cycles("plain", 0), over])
+    assert compare.areas(group) == {"plain": {0: pytest.approx(0.35)}, "over": {0: pytest.approx(0.4)}}
+    by_looks = compare.areas(group, "looks")
+    assert by_looks["over"][0] == pytest.approx(0.5)
+
+
+def test_labels_to_reach_a_height() -> None:
+    points = [
+        Point(i, x, Spread(y, 0.0, 1)) for i, (x, y) in enumerate([(100, 0.2), (200, 0.4), (400, 0.3), (500, 0.6)])
+    ]
+    assert compare.labels_to_reach(points, 0.3) == pytest.approx(150)
+    assert compare.labels_to_reach(points, 0.45) == pytest.approx(450)
+    assert compare.labels_to_reach(points, 0.1) == 100
+    assert compare.labels_to_reach(points, 0.61) is None
+    assert compare.labels_to_reach(points, float("nan")) is None  # no run on all labels
+    assert compare.labels_to_reach([], 0.1) is None
+
+
+# ------------------------------------------------------------------------------------------------ classes
+
+
+def test_rare_classes_come_from_the_full_run_or_the_first_images(tmp_path: Path) -> None:
+    group = group_of(tmp_path, standard())
+    assert compare.rare_first(group) == ["yak", "dog", "cat"]
+    assert compare.rarest(group) == ["yak"]
+    assert compare.mean_ap(["yak", "dog"])(record(1, 100, 0.3)) == pytest.approx(0.2)  # no dog to find
+    assert np.isnan(compare.mean_ap(["dog"])(record(1, 100, 0.3)))
+    counted = {**record(1, 1000, 0.5), "human_per_class": {"cat": 5, "dog": 400, "yak": 900}}
+    group = group_of(tmp_path, [*standard(), line("full", 0, [counted])])
+    assert compare.rare_first(group) == ["cat", "dog", "yak"]
+
+
+def test_first_images_are_counted_once_a_seed(tmp_path: Path) -> None:
+    """Two methods of seed 0 share a first cycle with 10 dogs and 11 yaks; seed 1 alone has 3 and 0: 13 and 11."""
+    lines = [two_cycles("plain", 0), two_cycles("whole", 0), two_cycles("plain", 1)]
+    for value, (dogs, yaks) in zip(lines, [(10, 11), (10, 11), (3, 0)], strict=True):
+        value["cycles"][0]["human_per_class"] = {"cat": 99, "dog": dogs, "yak": yaks}
+    assert compare.rare_first(group_of(tmp_path, lines)) == ["yak", "dog", "cat"]
+
+
+def test_hit_rate_pools_the_choosing_cycles(tmp_path: Path) -> None:
+    cycles = [record(1, 100, 0.3, shown=7, hits=7), record(2, 150, 0.4, shown=100, hits=50), record(3, 150, 0.4, shown=20, hits=4)]  # fmt: skip  # noqa: E501
+    group = group_of(tmp_path, [line("plain", 0, cycles), line("image", 0, [record(1, 100, 0.3), record(2, 150, 0.3)])])
+    rates = compare.hit_rates(group.methods["plain"].values())
+    assert (rates["dog"], rates[""]) == (54 / 120, 54 / 120)
+    assert np.isnan(rates["cat"])
+    assert np.isnan(compare.hit_rates(group.methods["image"].values())[""])  # whole images: no box is shown
+
+
+# ------------------------------------------------------------------------------------------------ which method is what
+
+
+def test_references_and_ablation_are_recognised_by_settings(tmp_path: Path) -> None:
+    group = group_of(tmp_path, standard())
+    assert compare.references(group) == {"U": "plain", "box random": "dice"}
+    assert compare.ablation(group) == {"U": "plain", "+ TSPL": "whole"}
+    assert group.methods["whole"][0].setting("selection.sigma") == Settings().selection.sigma  # not in the line
+
+
+def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
+    chosen = {
+        "random soft": {"selection.strategy": "random", "pseudo.method": "soft"},
+        "random hard": {"selection.strategy": "random", "pseudo.method": "none", "pseudo.human_iou": 0.3},
+        "random": {"selection.strategy": "random", "pseudo.method": "none"},
+        "U soft": {"selection.strategy": "uncertainty", "pseudo.method": "soft"},
+        "sigma": {"selection.strategy": "class_balanced", "pseudo.method": "none", "selection.sigma": 2.0},
+        "U+CB": {"selection.strategy": "class_balanced", "pseudo.method": "none"},
+    }
+    group = group_of(tmp_path, [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in chosen.items()])
+    assert compare.references(group) == {"box random": "random"}  # U has no pseudo labels
+    assert compare.ablation(group) == {"U+CB": "U+CB"}
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def cells(tables: Sequence[compare.Table], title: str) -> dict[str, tuple[str, ...]]:
+    return {row[0]: row[1:] for table in tables if table.title == title for row in table.rows}
+
+
+def test_the_table_of_methods(tmp_path: Path) -> None:
+    rows = cells(compare.tables(group_of(tmp_path, [*standard(), FULL])), "All methods")
+    assert list(rows) == ["whole", "plain", "dice", "all labels"]
+    seeds, ap, area, _, rare, hit, labels, looks, at_90, at_95 = rows["whole"]
+    assert (seeds, ap, rare, hit, labels, looks) == ("3", "0.480 ± 0.020", "0.380 ± 0.020", "50\u00a0%", "151", "200")
+    # Seed by seed (0.3 + the end) / 2 = 0.38, 0.39, 0.40.
+    assert area == "0.390 ± 0.010"
+    # The mean curve goes from (100, 0.30) to (151, 0.48); 0.45 and 0.475 are 15/18 and 17.5/18 of the way.
+    assert (at_90, at_95) == ("142", "150")
+    assert rows["dice"][8:] == ("–", "–")
+    assert rows["all labels"][:2] == ("1", "0.500")
+
+
+def test_the_table_of_differences(tmp_path: Path) -> None:
+    rows = cells(compare.tables(group_of(tmp_path, standard())), "Differences: AP50")
+    assert rows["whole"][0] == "+0.040 (+0.020 to +0.060) *"
+    assert rows["dice"] == ("−0.040 (−0.100 to +0.060)", "–")
+    assert rows["plain"][0] == "–"
+
+
+def test_the_ablation_in_another_setting_stands_apart_from_the_paper(tmp_path: Path) -> None:
+    group = group_of(tmp_path, standard())
+    rows = cells(compare.tables(group), "Ablation")
+    assert rows["U"] == ("✓", "", "", "", "", "44.00 (4.00)", "plain")
+    assert rows["+ TSPL"] == ("✓", "✓", "", "", "✓", "48.00 (2.00)", "whole")
+    (theirs,) = compare.paper_table([group])
+    assert "another setting, not comparable in height" in theirs.note
+    assert cells([theirs], theirs.title)["+ TSPL"][-3:] == ("61.90 (0.88)", "67.92 (1.87)", "73.56 (0.32)")
+
+
+def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
+    papers = {
+        "detector.backbone": "resnet50", "detector.image_size": 600, "initial_images": 1000, "training.steps": None,
+        "training.epochs": 26, "detector.name": "retinanet", **SETTINGS["whole"],
+        "budget": [2000, 4000, 8000], "data": "voc0712",
+    }  # fmt: skip
+    cycles = [record(i, n, ap) for i, n, ap in ((1, 3000, 0.4), (2, 5000, 0.5), (3, 9000, 0.6), (4, 17000, 0.7))]
+    runs = [line("whole", seed, cycles, data="voc0712", budget=papers["budget"], settings=papers) for seed in range(2)]
+    group = group_of(tmp_path, runs)
+    assert compare.is_papers(group)
+    assert compare.paper_table([group]) == []
+    rows = cells(compare.tables(group), "Ablation")
+    assert rows["+ TSPL"][5:9] == ("51.00 (0.00)", "61.90 (0.88)", "61.00 (0.00)", "67.92 (1.87)")  # by 11 points
+    smaller = {**runs[0], "settings": papers | {"detector.image_size": 320}}
+    assert not compare.is_papers(group_of(tmp_path, [smaller]))
+
+
+def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
+    group = group_of(tmp_path, standard()[:3])
+    tables = compare.tables(group)
+    assert cells(tables, "All methods")["whole"][1] == "0.460"
+    assert cells(tables, "Differences: AP50")["whole"][0] == "+0.060"
+    assert "not two common seeds" in " ".join(grid.findings(group))
+    assert (
+        grid.headline([group])
+        == "The paper’s whole method ends 0.060 AP50 above plain uncertainty, with a single seed."
+    )
+
+
+def test_no_reference_no_difference(tmp_path: Path) -> None:
+    group = group_of(tmp_path, [run for run in standard() if run["method"] == "whole"])
+    assert [table.title for table in compare.tables(group)] == ["All methods", "Ablation"]
+    assert "The grid has no U and no box random and no image random to compare with." in grid.findings(group)
+
+
+def test_markdown(tmp_path: Path) -> None:
+    text = compare.markdown([group_of(tmp_path, [*standard(), FAILED])])
+    assert text.startswith("## zoo · retinanet · +50 labels\n\n### All methods\n\n")
+    assert "| whole | +0.040 (+0.020 to +0.060) \\* | +0.080 (−0.020 to +0.160) |\n" in text
+    assert "- dice, seed 3: the disk \\| is full really\n" in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def test_the_page_of_a_grid(tmp_path: Path) -> None:
+    page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", [*standard(), FAILED, FULL])]))
+    assert "The paper’s whole method ends 0.040 AP50 above plain uncertainty." in page.text
+    assert "9 runs finished, 1 failed." in page.text
+    against = "Against U (“plain”) the interval of the final AP50 lies above 0 for whole (+0.040); across 0 for dice"
+    assert against in page.text
+    assert "The grid has no image random to compare with." in page.text
+    for said in ("the disk | is full", "0.480 ± 0.020", "73.56 (0.32)", "training on all labels reaches 0.500"):
+        assert said in page.text
+    assert not re.search(r"https?://|url\((?!#)|@import", page.source)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    body = page.source.partition("</style>")[2]
+    assert not [colour for colour in figures.LIGHT.values() if colour in body]
+    assert str(tmp_path) not in page.source
+    stems = {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")}
+    assert stems == {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert {"ap50_labels", "ap50_looks", "rare_labels", "minus_U", "minus_box_random", "hits_of_classes"} <= stems
+    assert (tmp_path / "out" / "tables.md").read_text(encoding="utf-8").startswith("## zoo")
+
+
+def test_the_same_grid_gives_the_same_bytes(tmp_path: Path) -> None:
+    grid_out = write(tmp_path / "grid", standard())
+    for name in ("a", "b"):
+        write_report(tmp_path / name, [grid_out])
+    for file in (path for path in (tmp_path / "a").rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_several_groups_and_one_with_nothing_finished(tmp_path: Path) -> None:
+    lines = [*standard(), *({**run, "data": "farm"} for run in standard()), {**FAILED, "data": "moon"}]
+    page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", lines)]))
+    assert "above plain uncertainty in 2 of 2 settings, below it in 0" in page.text
+    assert "No run has finished here." in page.text
+    assert (tmp_path / "out" / "figures" / "group2_ap50_labels.png").exists()
+
+
+def test_unknown_numbers_do_not_break_the_page(tmp_path: Path) -> None:
+    lines = [line("whole", seed, [record(1, 100, None), record(2, 150, None)]) for seed in range(2)]
+    lines += [line("plain", 0, [record(1, 100, 0.3)])]
+    page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", lines)]))
+    assert "2 methods compared in 1 setting." in page.text
+
+
+def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_path: Path) -> None:
+    classes = [f"kind {i}" for i in range(80)]
+    lines = []
+    for i in range(13):
+        value = line(f"other {i}", 0, [record(1, 100, 0.3), record(2, 150, 0.3 + i / 100, shown=9, hits=3)])
+        value["settings"] = {"selection.strategy": f"strategy_{i}"}
+        lines.append(value)
+    lines += [two_cycles(method, 0) for method in FINAL]
+    for value in lines:
+        for cycle in value["cycles"]:
+            for key in ("per_class_ap50", "human_per_class", "selected_per_class", "hits_per_class"):
+                cycle[key] = {name: next(v for v in cycle[key].values() if v is not None) for name in classes}
+    group = group_of(tmp_path, lines)
+    looks = grid_figures.looks_of([group])
+    assert [looks[name] for name in ("plain", "whole", "dice")] == [*zip(figures.PALETTE, "osD", strict=False)]
+    assert sum(colour != figures.LIGHT["muted"] for colour, _ in looks.values()) == 8
+    with figures.style():
+        panels = grid_figures.of_group(group, looks)
+    assert [panel.name for panel in panels["each"]] == ["each_labels", "each_looks"]
+    assert all("Grey: 8 other methods" in panel.look_for for panel in panels["learning"])
+    assert all("Of 80 classes the 10 rarest and the 10 most frequent." in panel.look_for for panel in panels["classes"])
+
+
+def test_names_at_the_ends_of_lines_stay_apart() -> None:
+    assert grid_figures._apart([1, 2, 3], gap=0.5, low=0, high=4) == [1, 2, 3]
+    assert grid_figures._apart([1, 1, 3], gap=0.5, low=0, high=4) == [0.75, 1.25, 3]
+    assert grid_figures._apart([4, 4, 4], gap=0.5, low=0, high=4) == [3, 3.5, 4]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = write(tmp_path / "grid", standard())
+    done = CliRunner().invoke(app, ["report", str(folder)])
+    assert done.output.strip() == str((folder / "report.html").resolve())
+    CliRunner().invoke(app, ["report", str(folder / "results.jsonl"), "--to", str(tmp_path / "to")])
+    assert (tmp_path / "to" / "tables.md").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty/results\.jsonl cannot be read"):  # a grid, and something else
+        CliRunner().invoke(app, ["report", str(folder), str(tmp_path / "empty")], catch_exceptions=False)
