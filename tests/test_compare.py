@@ -359,7 +359,7 @@ def test_markdown(tmp_path: Path) -> None:
 def test_the_page_of_a_grid(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", [*standard(), FAILED, FULL])]))
     assert "The paper’s whole method ends 0.040 AP50 above plain uncertainty." in page.text
-    assert "9 runs finished, 1 failed." in page.text
+    assert "10 runs finished, 1 failed." in page.text
     against = "Against U (“plain”) the interval of the final AP50 lies above 0 for whole (+0.040); across 0 for dice"
     assert against in page.text
     assert "The grid has no image random to compare with." in page.text
@@ -386,9 +386,12 @@ def test_the_same_grid_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_several_groups_and_one_with_nothing_finished(tmp_path: Path) -> None:
     lines = [*standard(), *({**run, "data": "farm"} for run in standard()), {**FAILED, "data": "moon"}]
+    lines += [two_cycles("plain", 0, budget=[60]), {**FULL, "status": "failed"}]  # a ceiling of two groups
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", lines)]))
     assert "above plain uncertainty in 2 of 2 settings, below it in 0" in page.text
     assert "No run has finished here." in page.text
+    assert "19 runs finished, 2 failed." in page.text
+    assert page.text.count("no reason was given") == 1
     assert (tmp_path / "out" / "figures" / "group2_ap50_labels.png").exists()
 
 

@@ -42,7 +42,7 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
             parts.append(GroupPart(group, f"group{i}", findings(group), panels, compare.tables(group)))
     page = render(
         "grid.html.j2", parts=parts, headline=headline(groups), about=about(groups), caution=compare.CAUTION,
-        paper=compare.paper_table(groups), failed=[run for group in groups for run in group.failed],
+        paper=compare.paper_table(groups), failed=list(dict.fromkeys(run for group in groups for run in group.failed)),
     )  # fmt: skip
     write_text(out / "tables.md", compare.markdown(groups))
     write_text(out / "report.html", page)
@@ -82,7 +82,7 @@ def headline(groups: Sequence[Group]) -> str:
 
 def about(groups: Sequence[Group]) -> str:
     """How much was run."""
-    runs = [run for group in groups for run in (*group.finished, *group.failed)]
+    runs = dict.fromkeys(run for group in groups for run in group.runs)  # a ceiling may be in several groups
     failed = sum(run.reason is not None for run in runs)
     text = f"{plural(len(runs) - failed, 'run')} finished"
     return f"{text}, {failed} failed." if failed else f"{text}, none failed."
