@@ -155,6 +155,29 @@ def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
     assert len(state.box_features) == state.class_counts.sum() > 0
 
 
+def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"pseudo__calibrated": True, "budget": [6], "pseudo__class_low": 0.0}
+    loop.run(tmp_path / "run", settings(pictures, **changes), share=finished)
+    with Store(RunFolder(tmp_path / "run").store) as store:
+        told = [(q, a) for q, a in store.answered(2) if a.verdict in loop.TELLING]
+    shown = np.array([q.why["score"] for q, _ in told])
+    right = np.array([q.guess in a.labels for q, a in told])
+    found = read_all(tmp_path / "run/cycle_02/candidates")
+    worth = loop.pseudo.calibrate(found.scores, shown, right)
+    by_box = {tuple(b): w for b, w in zip(found.boxes.tolist(), worth, strict=True)}
+    targets = read_targets(tmp_path / "run/cycle_02/targets.parquet")
+    pairs = [
+        (by_box[tuple(b)], w)
+        for t in targets.values()
+        for b, w, s in zip(t.boxes.tolist(), t.class_weight, t.source, strict=True)
+        if s == "pseudo"
+    ]
+    assert pairs
+    assert all(w == pytest.approx(1 if value >= 0.8 else value, abs=1e-6) for value, w in pairs)
+
+
 def test_nothing_is_asked_twice_nor_near_what_is_settled(finished: Path) -> None:
     with Store(RunFolder(finished).store) as store:
         settled: dict[int, list[np.ndarray]] = {}

@@ -224,3 +224,14 @@ def test_targets_come_back_from_their_file(tmp_path: Path) -> None:
 def test_targets_without_any_box_are_written_and_read_too(tmp_path: Path) -> None:
     pseudo.write_targets(tmp_path / "targets.parquet", {1: Targets.of([], [])})
     assert pseudo.read_targets(tmp_path / "targets.parquet") == {}
+
+
+def test_calibrated_scores_are_the_share_of_right_answers_and_never_fall() -> None:
+    shown = np.array([0.2, 0.2, 0.2, 0.2, 0.6, 0.6])
+    right = np.array([True, False, False, False, True, False])
+    scores = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    # a quarter of those at 0.2, half of those at 0.6; in between, and towards the made-up ends, on the line
+    assert pseudo.calibrate(scores, shown, right) == pytest.approx([0, 0.25, 0.375, 0.5, 0.75, 1])
+    # more right ones at the lower score than at the higher: taken together, 4 of 6
+    assert pseudo.calibrate(np.array([0.2, 0.4, 0.6]), shown, ~right) == pytest.approx([4 / 6] * 3)
+    assert pseudo.calibrate(scores, np.zeros(0), np.zeros(0, dtype=bool)) == pytest.approx(scores)

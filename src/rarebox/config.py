@@ -125,6 +125,9 @@ class PseudoSettings(Section):
     box_high: Share = Field(default=0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
     box_low: Share = Field(default=0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
     zero_weight: Literal["ignore", "drop"] = Field(default="ignore", description="a box of weight 0: ignored, or background [17]")  # fmt: skip  # noqa: E501
+    calibrated: bool = Field(
+        default=False, description="conf(b) of Eq. 5: what the answers of the cycle say of a score, not the score itself"
+    )
     human_iou: Share = Field(default=0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
     rejected_iou: Share = Field(
         default=0.5, ge=0, le=1, description="a pseudo box this close to a rejected box is dropped"

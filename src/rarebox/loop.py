@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -34,6 +34,7 @@ from rarebox.types import (
     LabelState,
     Query,
     Targets,
+    Verdict,
     concatenate,
 )
 from rarebox.views import View, make_views
@@ -45,6 +46,9 @@ HELD_OUT = 0.2
 """Share of the pool kept for evaluation where a data set has no test split."""
 
 TEST_BATCH = 8
+
+TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
+"""Answers that say whether a guess was right."""
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
@@ -474,6 +478,11 @@ def training_targets(run: Run, cycle: int, candidates: Candidates | None) -> dic
     """Targets of every image that is trained on (decisions row 21), by image id."""
     settings = run.settings.pseudo
     labels = run.store.labels(up_to_cycle=cycle)
+    if candidates is not None and settings.calibrated:
+        asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in TELLING]
+        shown = np.array([q.why["score"] for q, _ in asked if q.why])
+        right = np.array([q.guess in a.labels for q, a in asked], dtype=bool)
+        candidates = replace(candidates, scores=pseudo.calibrate(candidates.scores, shown, right))
     found = {} if candidates is None else {i: candidates[rows] for i, rows in rows_by_image(candidates).items()}
     chosen = {i: said for i, said in labels.items() if said.complete or len(said.boxes)}
     if settings.images == "pool":

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+from sklearn.isotonic import IsotonicRegression
 
 from rarebox import tables
 from rarebox.boxes import iou_matrix
@@ -32,6 +33,19 @@ def make_targets(
     if candidates is not None and not human.complete:
         parts.append(pseudo_labels(candidates[remaining(candidates, human, settings)], settings))
     return concatenate(parts)
+
+
+def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
+    """What scores are worth by the answers: (T,) -> (T,) in [0, 1], monotone.
+
+    ``shown`` (Q,) are the scores of the boxes that were asked about, ``right`` (Q,) whether the answer confirmed the
+    class. Isotonic regression, with one made-up answer at either end (a score of 0 is wrong, of 1 right), so that a few
+    answers do not say too much.
+    """
+    known = np.concatenate([[0.0], shown, [1.0]])
+    truth = np.concatenate([[0.0], right.astype(float), [1.0]])
+    fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)
+    return np.interp(scores, fitted.X_thresholds_, fitted.y_thresholds_)
 
 
 def remaining(candidates: Candidates, human: ImageLabels, settings: PseudoSettings) -> Bools:
