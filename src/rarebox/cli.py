@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from rarebox import __version__, config
 from rarebox.errors import UserError
@@ -97,7 +98,7 @@ def run(
     detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
     backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="How boxes or images are chosen, such as class_balanced.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="How boxes or images are chosen: class_balanced, …")] = None,
     pseudo: Annotated[str | None, typer.Option(help="none, hard, task_hard, soft or ignore_only.")] = None,
     initial_images: Annotated[int | None, typer.Option(help="Images labelled completely at the start.")] = None,
     budget: Annotated[str | None, typer.Option(help="Labels bought in each further cycle, such as 150,300.")] = None,
@@ -203,6 +204,92 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+@app.command()
+def bench(
+    grid: Annotated[Path, typer.Argument(help="YAML file of the grid; docs/bench.md says what is in it.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder of all its runs; bench-out/NAME by default.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Where a data set lies, NAME=FOLDER; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Runs whose name holds or fits this; repeatable.")] = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
+    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and how they stand, and do none.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of data, detectors, methods, budgets and seeds; any number of processes may work on it at once."""
+    from rarebox import bench
+
+    runs = bench.read(grid, dict(split_place(text) for text in data or []))
+    work = bench.Bench(out or Path("bench-out") / grid.stem, runs, bench.choose(runs, only or []), keep_models)
+    if just_list:
+        for run in work.wanted:
+            about = {**run.about, "state": work.state(run), "reason": work.reason(run)}
+            why = f": {about['reason']}" if about["reason"] else ""
+            print(json.dumps(about) if as_json else f"{about['state']:<8}{run.name}{why}")
+        return
+    with progress_bars(as_json) as work.progress:
+        work.tell = bench_events(work.progress, as_json)
+        failed = work.work(grid)
+    done = len(work.wanted) - len(failed)
+    if as_json:
+        told = {"event": "end", "results": str(work.results), "done": done, "failed": [run.folder for run in failed]}
+        print(json.dumps(told), flush=True)
+    else:
+        console.print(f"{done} of {len(work.wanted)} runs are done: {work.results}", markup=False, soft_wrap=True)
+        for run in failed:
+            console.print(f"failed: {run.name}: {work.reason(run)}", markup=False, soft_wrap=True)
+        if failed:
+            console.print("repeat the command to try again what failed")
+        if done:
+            console.print(f"next: rarebox report {work.out}", markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def split_place(text: str) -> tuple[str, str]:
+    """``"NAME=FOLDER"`` -> its two parts."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"--data wants NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
+def bench_events(progress: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
+    """What is shown of a grid's events: the overall bar, and a line for each run that ended."""
+
+    def tell(event: dict[str, Any]) -> None:
+        kind, run = event["event"], str(event.get("run")).removeprefix("runs/")
+        if as_json:
+            print(json.dumps(event), flush=True)
+            return
+        if kind == "waiting":
+            console.print(f"{len(event['runs'])} runs are up to another process; waiting for it", markup=False)
+            return
+        if kind == "dropped":
+            console.print(
+                f"{len(event['runs'])} runs are not in the grid any more: their folders stay, their lines in "
+                f"results.jsonl go; the first is {event['runs'][0]}", markup=False,
+            )  # fmt: skip
+            return
+        left = f", about {_minutes(event['left'])} left" if event["left"] else ""
+        progress(OVERALL, event["finished"], event["of"], run + left)
+        if kind in ("done", "failed"):
+            outcome = event["reason"] if kind == "failed" else "AP50 " + " → ".join(_shown(ap) for ap in event["ap50"])
+            counts = f"[{event['finished']}/{event['of']}]"
+            console.print(f"{counts} {run} {kind}: {outcome}{left}", markup=False, soft_wrap=True)
+
+    return tell
+
+
+OVERALL = "all runs"
+"""The bar that stays while those of the stages come and go; its note says how much time is left."""
+
+
+class StageTime(TimeRemainingColumn):
+    """The time left of a stage."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.description == OVERALL else super().render(task)
+
+
 @contextmanager
 def progress_bars(as_json: bool) -> Iterator[Any]:
     """A callback for the loop's progress: bars with the time left, or JSON lines at most twice a second."""
@@ -221,7 +308,7 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
         return
     columns = (
         TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
+        StageTime(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bars:
         shown: dict[str, TaskID] = {}
@@ -237,13 +324,12 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
 
         def show(stage: str, done: int, of: int, note: str) -> None:
             if stage not in shown:
-                for task in shown.values():
-                    bars.remove_task(task)
-                shown.clear()
+                for old in shown.keys() - {OVERALL}:
+                    bars.remove_task(shown.pop(old))
                 shown[stage] = bars.add_task(stage, total=of, note=note)
             bars.update(shown[stage], completed=done, total=of, note=note)
-            if not console.is_terminal:  # a log file: a line now and then instead of a bar
-                say(bars.tasks[0])
+            if not console.is_terminal and stage != OVERALL:  # a log file: a line now and then instead of a bar
+                say(bars.tasks[-1])
 
         yield show
 

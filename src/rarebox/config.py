@@ -200,8 +200,8 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[s
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     values: dict[str, Any] = {}
-    given = [*_flatten(read_file(file) if file else {}), *_flatten(changes or {})]
-    for path, value in (*_flatten(PRESETS[preset]), *given):
+    given = [*flatten(read_file(file) if file else {}), *flatten(changes or {})]
+    for path, value in (*flatten(PRESETS[preset]), *given):
         _put(values, path, value)
     if preset == "paper" and "training.lr" not in dict(given):
         _put(values, "training.lr", PAPER_LR[check(values).detector.name])
@@ -210,7 +210,7 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[s
 
 def check(values: dict[str, Any]) -> Settings:
     """Nested plain values -> Settings, or a UserError that names the setting."""
-    for path, _ in _flatten(values):
+    for path, _ in flatten(values):
         if path not in NAMES:
             raise unknown_name("setting", path, NAMES)
     try:
@@ -290,14 +290,14 @@ def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
 def _reference_of_presets() -> str:
     text = "\n## Presets\n\nWhat they change of the defaults; `paper` is section 4.1 of the paper.\n"
     for preset, changes in PRESETS.items():
-        rows = "".join(f"| `{name}` | `{json.dumps(value)}` |\n" for name, value in _flatten(changes))
+        rows = "".join(f"| `{name}` | `{json.dumps(value)}` |\n" for name, value in flatten(changes))
         text += f"\n| setting | `{preset}` |\n|---|---|\n{rows}"
     return text
 
 
 def difference(one: Settings, other: Settings) -> list[str]:
     """What two settings disagree on, a line each: ``name: one -> other``."""
-    left, right = dict(_flatten(one.model_dump(mode="json"))), dict(_flatten(other.model_dump(mode="json")))
+    left, right = dict(flatten(one.model_dump(mode="json"))), dict(flatten(other.model_dump(mode="json")))
     return [f"{name}: {left[name]} -> {right[name]}" for name in left if left[name] != right[name]]
 
 
@@ -314,11 +314,11 @@ def read_file(file: Path) -> dict[str, Any]:
     return values or {}
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """``{"a": {"b": 1}}`` -> ``("a.b", 1)``."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         elif value is None and f"{prefix}{name}" in SECTIONS:
             continue  # a section with nothing in it
         else:
@@ -337,5 +337,5 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
 SECTIONS = frozenset(name for name in Settings.model_fields if isinstance(getattr(Settings(), name), Section))
 """The groups of settings."""
 
-NAMES = frozenset(name for name, _ in _flatten(Settings().model_dump()))
+NAMES = frozenset(name for name, _ in flatten(Settings().model_dump()))
 """Every setting, in dotted form."""

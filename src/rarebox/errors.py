@@ -8,6 +8,10 @@ class UserError(Exception):
     """Something the person at the keyboard can put right; the message says what came, what was wanted, what to do."""
 
 
+class Busy(UserError):
+    """Another process is at work there."""
+
+
 class TrainingDiverged(UserError):
     """The loss stopped being a finite number."""
 

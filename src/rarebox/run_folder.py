@@ -10,7 +10,7 @@ from typing import Any
 
 from rarebox import config
 from rarebox.config import Settings
-from rarebox.errors import UserError
+from rarebox.errors import Busy, UserError
 
 if os.name == "nt":
     import msvcrt
@@ -29,14 +29,14 @@ class RunFolder:
 
     ``settings.yaml``, ``environment.json``, ``problems.json`` (of the data), ``labels.sqlite`` (the store),
     ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
-    the targets it was trained on.
+    the targets it was trained on. A run of a grid that failed has ``failed.json``, with the reason.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.settings, self.environment = root / "settings.yaml", root / "environment.json"
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
-        self.problems = root / "problems.json"
+        self.problems, self.failed = root / "problems.json", root / "failed.json"
 
     def cycle(self, cycle: int) -> Path:
         """The folder of one cycle, counted from 1."""
@@ -55,27 +55,32 @@ class RunFolder:
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
         return config.check(config.read_file(self.settings))
 
+    def check(self, settings: Settings) -> None:
+        """UserError shows what the settings differ in from those of a run that has trained something here."""
+        changed = config.difference(self.read_settings(), settings) if self._has_trained() else []
+        if changed:
+            raise UserError(
+                f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
+                "started with:\n  " + "\n  ".join(changed)
+            )
+
     def claim(self, settings: Settings) -> None:
-        """Make the folder this run's, or check that it is; UserError shows what another run's settings differ in."""
+        """Make the folder this run's, or check that it is."""
         self.root.mkdir(parents=True, exist_ok=True)
-        if self.settings.exists():
-            changed = config.difference(self.read_settings(), settings)
-            if changed and not self._has_trained():
-                self._begin_anew(settings)
-            elif changed:
-                raise UserError(
-                    f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
-                    "started with:\n  " + "\n  ".join(changed)
-                )
-        else:
+        self.check(settings)
+        if not self.settings.exists():
             write_text(self.settings, config.dump(settings))
+        elif self.read_settings() != settings:
+            self._begin_anew(settings)
 
     def _holds_something_else(self) -> bool:
-        ours = {"lock", f"{self.settings.name}.part"}  # a first start that was cut short
+        # A first start that was cut short, or failed before it began.
+        ours = {"lock", f"{self.settings.name}.part", self.failed.name, f"{self.failed.name}.part"}
         return any(file.name not in ours for file in self.root.iterdir())
 
     def _has_trained(self) -> bool:
-        return any((self.cycle(1) / name).exists() for name in ("model.safetensors", "fit.checkpoint"))
+        trained = (self.cycle(1) / "model.safetensors", self.cycle(1) / "fit.checkpoint", self.metrics)
+        return self.settings.exists() and any(file.exists() for file in trained)
 
     def _begin_anew(self, settings: Settings) -> None:
         """A run that stopped before it trained anything (a mistyped option, say) may be started with other settings."""
@@ -90,12 +95,19 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         if not self.settings.exists() and self._holds_something_else():
             raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
-        with (self.root / "lock").open("w") as handle:
-            try:
-                _try_lock(handle.fileno())
-            except OSError:
-                raise UserError(f"another rarebox is at work in {self.root}; wait for it, or stop it") from None
+        with hold(self.root / "lock"):
             yield
+
+
+@contextmanager
+def hold(lock: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of the lock file; Busy where one is in. The lock ends with the process."""
+    with lock.open("w") as handle:
+        try:
+            _try_lock(handle.fileno())
+        except OSError:
+            raise Busy(f"another rarebox is at work in {lock.parent}; wait for it, or stop it") from None
+        yield
 
 
 def write_bytes(file: Path, content: bytes) -> None:
