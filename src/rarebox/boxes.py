@@ -41,17 +41,25 @@ def clip(boxes: Floats, width: float, height: float) -> Floats:
 
 
 def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool_]:
-    """Greedy non-maximum suppression without a loop over boxes: (N, 4), (N,) -> (N,), True where a box stays.
+    """Greedy non-maximum suppression: (N, 4), (N,) -> (N,), True where a box stays.
 
     A box falls if its IoU with a *staying* box of higher score exceeds ``threshold`` (equal scores: the earlier row
-    wins). The rule is iterated on all boxes at once until nothing changes, which it does after as many rounds as the
-    longest chain of boxes that suppress each other; the fixed point is the greedy answer.
+    wins).
+    """
+    return keep_best(iou_matrix(boxes, boxes) > threshold, scores)
+
+
+def keep_best(rivals: NDArray[np.bool_], scores: Floats) -> NDArray[np.bool_]:
+    """Which rows stay if each falls to a staying rival of higher score: (N, N) symmetric, (N,) -> (N,).
+
+    Without a loop over rows: the rule is iterated on all at once until nothing changes, which it does after as many
+    rounds as the longest chain of rows that suppress each other; the fixed point is the greedy answer.
     """
     order = np.argsort(-scores, kind="stable")
-    rivals = np.tril(np.greater(iou_matrix(boxes[order], boxes[order]), threshold), k=-1)
+    better = np.tril(rivals[order][:, order], k=-1)
     stays = np.ones(len(order), dtype=bool)
     while True:
-        again = ~np.any(rivals & stays[None], axis=1)
+        again = ~np.any(better & stays[None], axis=1)
         if (again == stays).all():
             break
         stays = again

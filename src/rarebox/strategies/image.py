@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from rarebox.boxes import keep_best
 from rarebox.method import js_divergence
 from rarebox.strategies.box import Ranking, entropies
 from rarebox.strategies.greedy import k_center
@@ -145,12 +146,7 @@ def _describe(candidates: Candidates, state: LabelState) -> tuple[Floats, list[d
 def entropy_nms(entropy: Floats, labels: Ints, unit_features: Floats) -> Ints:
     """Rows that stay when, from the highest entropy down, boxes of the same class with a cosine above T_enms fall."""
     like = (unit_features @ unit_features.T > ENMS) & (labels[:, None] == labels[None])
-    stays = np.ones(len(entropy), dtype=bool)
-    for row in np.argsort(-entropy, kind="stable"):
-        if stays[row]:
-            stays &= ~like[row]
-            stays[row] = True
-    return np.flatnonzero(stays)
+    return np.flatnonzero(keep_best(like, entropy))
 
 
 def _alike(prototypes: dict[int, Floats], chosen: dict[int, list[Floats]]) -> float:
