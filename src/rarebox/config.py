@@ -126,7 +126,8 @@ class PseudoSettings(Section):
     box_low: Share = Field(default=0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
     zero_weight: Literal["ignore", "drop"] = Field(default="ignore", description="a box of weight 0: ignored, or background [17]")  # fmt: skip  # noqa: E501
     calibrated: bool = Field(
-        default=False, description="conf(b) of Eq. 5: what the answers of the cycle say of a score, not the score itself"
+        default=False,
+        description="conf(b) of Eq. 5: what the answers of the cycle say of a score, not the score itself",
     )
     human_iou: Share = Field(default=0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
     rejected_iou: Share = Field(
@@ -175,7 +176,7 @@ class Settings(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {"detector": {"normaliser": "batch"}},
+    "laptop": {"detector": {"normaliser": "batch"}, "pseudo": {"calibrated": True}},
     "paper": {
         "initial_images": 1000,
         "budget": [2000, 4000, 8000],

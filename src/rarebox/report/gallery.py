@@ -254,7 +254,7 @@ def _picture(record: ImageRecord, width: int, height: int) -> tuple[str, str]:
 def _scores(folder: Path, images: Sequence[int]) -> dict[tuple[int, bytes], float]:
     """Scores of the candidates of some images, by image and box; none where the run's candidates were removed."""
     scores: dict[tuple[int, bytes], float] = {}
-    for file in sorted(folder.glob("*.parquet")):
+    for file in sorted(folder.glob("shard_*.parquet")):
         columns = tables.read(file)
         mine = np.isin(columns["image_id"], images)
         for image_id, box, score in zip(*(columns[c][mine] for c in ("image_id", "boxes", "scores")), strict=True):
