@@ -20,9 +20,12 @@ def write(folder: Path, text: str) -> Path:
 # ------------------------------------------------------------------------------------------- presets
 
 
-def test_the_laptop_preset_is_the_default_and_changes_the_normaliser_alone() -> None:
+def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work() -> None:
     assert config.resolve() == config.resolve("laptop")
-    assert config.difference(Settings(), config.resolve()) == ["detector.normaliser: own -> batch"]
+    assert config.difference(Settings(), config.resolve()) == [
+        "detector.normaliser: own -> batch",
+        "pseudo.calibrated: False -> True",
+    ]
 
 
 def test_the_settings_page_is_up_to_date() -> None:
