@@ -43,8 +43,8 @@ POLL_SECONDS = 2.0
 Changes = dict[str, Any]
 """Dotted names of settings -> values."""
 
-USUAL = dict(config.flatten(Settings().model_dump(mode="json")))
-"""Every setting's default."""
+HERE = ("data", "device")
+"""Settings that say something of the machine, not of the method; a line of the results leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ class Bench:
             "status": self.state(run),
             "reason": self.reason(run),
             # The folder of the data is this machine's; what it is called stands above.
-            "settings": {name: value for name, value in chosen if value != USUAL[name] and name != "data"},
+            "settings": {name: value for name, value in chosen if name not in HERE},
             "cycles": records,
             "seconds": sum(second for record in records for second in record["seconds"].values()),
         }
