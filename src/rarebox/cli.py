@@ -404,7 +404,8 @@ def print_summary(dataset: Any) -> None:
     from rarebox.evaluate import imbalance_factor
     from rarebox.loop import count_classes
 
-    table = Table(title=f"{escape(dataset.name)}: {len(dataset.train.images)} training images")
+    held = f", {len(dataset.test.images)} test images" if dataset.test else ", no test images"
+    table = Table(title=f"{escape(dataset.name)}: {len(dataset.train.images)} training images{held}")
     for column in ("class", "training", "test"):
         table.add_column(column, justify="left" if column == "class" else "right")
     train = count_classes(dataset.train, len(dataset.classes))

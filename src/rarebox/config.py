@@ -222,8 +222,19 @@ def check(values: dict[str, Any]) -> Settings:
         if first["type"] == "literal_error":
             expected = str(first.get("ctx", {}).get("expected")).replace(" or ", ", ").replace("'", "")
             raise unknown_name(where, str(first["input"]), expected.split(", ")) from None
-        reason = first["msg"].removeprefix("Value error, ")
+        plain = next((words for kind, words in PLAIN.items() if first["type"].startswith(kind)), first["msg"])
+        reason = plain.removeprefix("Value error, ").replace("Input should be", "must be")
         raise UserError(f"setting {where}: {reason}, got {first['input']!r}" if where else reason) from None
+
+
+PLAIN = {
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "bool_": "must be true or false",
+    "tuple_": "must be a list, such as [150, 300]",
+    "string_": "must be text",
+}
+"""What is wrong with a value, by the beginning of pydantic's name for it."""
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def run(
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
-            now = _open(place, settings, dataset, store, progress)
+            now = open_run(place, settings, dataset, store, progress)
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle, share)
@@ -159,7 +159,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAREBOX_CACHE") or Path.home() / ".cache" / "rarebox")
 
 
-def _open(folder: RunFolder, settings: Settings, dataset: data.Dataset, store: Store, progress: Progress) -> Run:
+def open_run(folder: RunFolder, settings: Settings, dataset: data.Dataset, store: Store, progress: Progress) -> Run:
+    """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:
         held_out = _held_out(images, settings.seed)

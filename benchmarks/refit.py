@@ -1,0 +1,58 @@
+"""Train one cycle of a finished run again with other settings, everything else equal: what did it, and what not?
+
+    python benchmarks/refit.py RUN CYCLE --set pseudo.method=ignore_only --set training.steps=1000
+
+The run's answers and candidates are taken as they are; only the targets and the fit are made anew, in a folder that is
+thrown away. One JSON line comes out: settings, images, boxes, AP50.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from rarebox import candidates, config, loop
+from rarebox.run_folder import RunFolder
+from rarebox.store import Store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("cycle", type=int)
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    given = parser.parse_args()
+    before = RunFolder(given.run)
+    told = before.read_settings().model_dump(mode="json")
+    for name, value in config.parse_changes(given.changes).items():
+        *sections, last = name.split(".")
+        place = told
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    settings = config.check(told)
+    dataset = loop.load_data(settings.data)
+    with tempfile.TemporaryDirectory() as folder:
+        here = RunFolder(Path(folder))
+        shutil.copy(before.store, here.store)
+        with Store(here.store, classes=dataset.classes, flush=False) as store:
+            run = loop.open_run(here, settings, dataset, store, tell)
+            run.cycle = given.cycle
+            found = candidates.read_all(before.cycle(given.cycle) / "candidates") if given.cycle > 1 else None
+            targets = loop.training_targets(run, given.cycle, found)
+            result = loop.evaluate(run, given.cycle, loop.retrain(run, given.cycle, targets, None))
+    counts = {"images": len(targets), "boxes": sum(len(t) for t in targets.values())}
+    line = {"run": given.run.name, "cycle": given.cycle, "set": given.changes, **counts, "ap50": result["ap50"]}
+    print(json.dumps({**line, "per_class_ap50": result["per_class_ap50"]}))
+
+
+def tell(stage: str, done: int, of: int, note: str) -> None:
+    """A line now and then on what is done."""
+    if done % 50 == 0:
+        print(f"{stage}: {done} of {of} {note}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
