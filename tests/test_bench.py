@@ -328,6 +328,42 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+@pytest.mark.parametrize("damage", ['{"run"', "[1]", "{}", '"x"'])
+def test_damaged_results_are_made_anew(grid, pictures: Path, tmp_path: Path, pretended: list[str], damage: str) -> None:
+    file, out = grid(data=[str(pictures)]), tmp_path / "out"
+    work(file, out)
+    good = (out / "results.jsonl").read_text()
+    (out / "results.jsonl").write_text(good + damage + "\n")
+    assert work(file, out)[0] == []
+    assert (out / "results.jsonl").read_text() == good
+
+
+def test_models_that_a_kill_left_behind_are_removed_later(
+    grid, pictures: Path, tmp_path: Path, pretended: list[str]
+) -> None:
+    file, out = grid(data=[str(pictures)]), tmp_path / "out"
+    work(file, out)
+    left = out / "runs/tiny/retinanet/U/seed_0/cycle_01/model.safetensors"
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("large")
+    runs = bench.read(file)
+    Bench(out, runs, runs, keep_models=True).work(file)
+    assert left.exists()
+    work(file, out)
+    assert not left.exists()
+
+
+def test_a_finished_grid_does_not_mind_where_its_data_lie_now(
+    grid, pictures: Path, tmp_path: Path, pretended: list[str]
+) -> None:
+    shutil.copytree(pictures, tmp_path / "moved" / "tiny")
+    out = tmp_path / "out"
+    work(grid(data={"tiny": {"data": str(pictures)}}), out)
+    before = len(pretended)
+    assert work(grid(data={"tiny": {"data": str(tmp_path / "moved/tiny")}}), out)[0] == []
+    assert len(pretended) == before
+
+
 def test_a_failed_run_is_recorded_and_tried_again(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: list[str]
 ) -> None:

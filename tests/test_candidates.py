@@ -264,6 +264,11 @@ def test_cald_takes_the_least_consistent_detection_of_each_view_and_the_mean_ove
     assert of_image([NOTHING, same_again]).consistency == pytest.approx([0.0])
     # a detection that the view hides does not count
     assert of_image([image, same_again], [[False, True]]).consistency == pytest.approx([0.6])
+    # and a view that hides all of them counts for nothing
+    assert of_image([image, same_again, same_again], [[False, False], [True, True]]).consistency == pytest.approx(
+        [0.24]
+    )
+    assert of_image([image, same_again], [[True, True]]).consistency == pytest.approx([1.3])
 
 
 def test_class_scores_of_an_image_are_the_best_ones_averaged_over_it_and_its_views() -> None:

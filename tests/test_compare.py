@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from rarebox import compare
 from rarebox.cli import app
 from rarebox.compare import Group, Point, Spread
-from rarebox.config import Settings
+from rarebox.config import Settings, flatten
 from rarebox.errors import UserError
 from rarebox.report import figures, grid, grid_figures, write_report
 
@@ -114,11 +114,11 @@ def test_several_files_make_one_comparison(tmp_path: Path) -> None:
     [
         ("", "holds no run yet"),
         ("\n\n", "holds no run yet"),
-        (json.dumps(FULL) + '\n{"run": "a', r"results\.jsonl, line 2 is not JSON"),
-        ("[1]", r"results\.jsonl, line 1 is not a run: data, detector, .* missing"),
-        (json.dumps({**FULL, "status": "going"}), "line 1: the status must be done or failed, got 'going'"),
-        (json.dumps({**FULL, "cycles": []}), "line 1: a run that is done has cycles"),
-        (json.dumps({**FULL, "cycles": [{"cycle": 1}]}), "line 1: a run that is done has cycles"),
+        (json.dumps(FULL) + '\n{"run": "a', r"results\.jsonl, line 2 is not a run of a grid \(Invalid JSON"),
+        ("[1]", r"results\.jsonl, line 1 is not a run of a grid"),
+        (json.dumps({**FULL, "status": "going"}), "line 1 .*status: Input should be 'done' or 'failed'"),
+        (json.dumps({**FULL, "cycles": []}), "line 1 .*a run that is done has cycles"),
+        (json.dumps({**FULL, "cycles": [{"cycle": 1}]}), r"line 1 .*cycles\.0\.labels: Field required"),
     ],
 )
 def test_a_file_that_is_no_results_file_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -203,6 +203,12 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     assert compare.areas(group) == {"plain": {0: pytest.approx(0.35)}, "over": {0: pytest.approx(0.4)}}
     by_looks = compare.areas(group, "looks")
     assert by_looks["over"][0] == pytest.approx(0.5)
+    # One that bought nothing has no area, and takes the others' from nobody.
+    idle = line("idle", 0, [record(1, 100, 0.3), record(2, 100, 0.3)])
+    assert compare.areas(group_of(tmp_path, [two_cycles("plain", 0), over, idle])) == {
+        **compare.areas(group),
+        "idle": {},
+    }
 
 
 def test_labels_to_reach_a_height() -> None:
@@ -215,6 +221,35 @@ def test_labels_to_reach_a_height() -> None:
     assert compare.labels_to_reach(points, 0.61) is None
     assert compare.labels_to_reach(points, float("nan")) is None  # no run on all labels
     assert compare.labels_to_reach([], 0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"cycles": [1]}, "cycles"),
+        ({"budget": 5}, "budget"),
+        ({"settings": None}, "settings"),
+        ({"seed": "x"}, "seed"),
+        ({"data": None}, "data"),
+        ({"method": ["U"]}, "method"),
+        ({"cycles": [{**record(1, 100, 0.3), "ap50": "x"}]}, r"cycles\.0\.ap50"),
+        ({"cycles": [{**record(1, 100, 0.3), "labels": None}]}, r"cycles\.0\.labels"),
+        ({"cycles": [{**record(1, 100, 0.3), "human_per_class": None}]}, r"cycles\.0\.human_per_class"),
+        ({"status": "failed", "cycles": [], "reason": {"a": 1}}, "reason"),
+    ],
+)
+def test_a_line_with_a_value_of_another_kind_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    lines = [two_cycles("plain", 0), {**two_cycles("plain", 1), **changes}]
+    with pytest.raises(UserError, match=rf"line 2.*{told}"):
+        group_of(tmp_path, lines)
+
+
+def test_runs_with_other_classes_are_not_compared(tmp_path: Path) -> None:
+    other = {**record(1, 100, 0.3), "per_class_ap50": {"boat": 0.3}}
+    with pytest.raises(UserError, match="do not have the same classes"):
+        group_of(tmp_path, [two_cycles("plain", 0), line("V", 0, [other])])
 
 
 # ------------------------------------------------------------------------------------------------ classes
@@ -268,7 +303,14 @@ def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
         "U+CB": {"selection.strategy": "class_balanced", "pseudo.method": "none"},
     }
     group = group_of(tmp_path, [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in chosen.items()])
-    assert compare.references(group) == {"box random": "random"}  # U has no pseudo labels
+    wanted = {"U": "U soft", "box random": "random"}
+    assert compare.references(group) == wanted
+    # The same when every line holds every setting, as those of `rarebox bench` do, and in whatever order.
+    usual = dict(flatten(Settings().model_dump(mode="json")))
+    full = {m: {**usual, **s} for m, s in reversed(chosen.items())}
+    lines = [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in full.items()]
+    assert compare.references(group_of(tmp_path, lines)) == wanted
+    assert compare.ablation(group_of(tmp_path, lines))["U+CB"] == "U+CB"
     assert compare.ablation(group) == {"U+CB": "U+CB"}
 
 

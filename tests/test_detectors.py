@@ -152,6 +152,20 @@ def test_features_of_given_boxes_are_those_that_detections_there_would_have(
     assert [len(f) for f in detector.box_features(pictures[:1], [np.zeros((0, 4))])] == [0]
 
 
+def test_image_features_leave_the_padding_out(detector: TorchDetector, pictures: list[Picture]) -> None:
+    flat = Picture(np.full((64, 96, 3), 90, dtype=np.uint8), 96, 64)
+    wide = Picture(np.full((64, 107, 3), 90, dtype=np.uint8), 107, 64)
+    beside = detector.image_features([flat, wide])
+    assert beside[0] == pytest.approx(detector.image_features([flat])[0], rel=0.5, abs=0.3)
+    width = detector.network.backbone.out_channels
+    batch, _ = detector.network.transform([as_tensor(flat), as_tensor(wide)], None)
+    with torch.inference_mode():
+        finest = next(iter(detector.network.eval().backbone(batch.tensors).values()))
+    stride = batch.tensors.shape[3] // finest.shape[3]
+    shown = finest[0, :, :, : 96 // stride]
+    assert beside[0, :width] == pytest.approx(shown.mean(dim=(1, 2)), abs=1e-5)
+
+
 def test_image_features_are_the_pyramids_maps_averaged(detector: TorchDetector, pictures: list[Picture]) -> None:
     found = detector.image_features(pictures)
     assert found.shape == (len(pictures), 4 * detector.network.backbone.out_channels)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from rarebox import config, data, loop, strategies, tables
@@ -24,7 +25,7 @@ from rarebox.errors import TrainingDiverged, UserError
 from rarebox.pseudo import METHODS, read_targets
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
-from rarebox.types import GroundTruth
+from rarebox.types import Answer, GroundTruth, Verdict
 from tests.tiny import as_options, make_data, settings
 
 Record = dict[str, Any]
@@ -111,11 +112,80 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
         assert len(images) == len(set(images))
 
 
-def test_image_level_method_says_when_the_images_run_out(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"selection__strategy": "image_random", "budget": [10_000, 5]}
+@pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
+def test_image_level_method_says_when_the_images_run_out(
+    pictures: Path, finished: Path, tmp_path: Path, strategy: str
+) -> None:
+    changes: dict[str, Any] = {"selection__strategy": strategy, "budget": [10_000, 5]}
     records = loop.run(tmp_path / "run", settings(pictures, **changes), share=finished)
     assert [record["images_full"] for record in records] == [4, 14, 14]
-    assert "no candidates are left" in records[1]["notes"][-1]
+    assert all("no candidates are left" in record["notes"][-1] for record in records[1:])
+
+
+@pytest.fixture(scope="module")
+def all_labelled(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose first cycle has labelled every image of the pool."""
+    out = tmp_path_factory.mktemp("all") / "run"
+    loop.run(out, settings(pictures, initial_images=99, budget=[]))
+    return out
+
+
+@pytest.mark.parametrize("strategy", sorted(strategies.BOX))
+def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
+    pictures: Path, all_labelled: Path, tmp_path: Path, strategy: str
+) -> None:
+    chosen = settings(pictures, selection__strategy=strategy, initial_images=99, budget=[5])
+    record = loop.run(tmp_path / "run", chosen, share=all_labelled)[1]
+    assert (record["looks_this_cycle"], record["images_full"]) == (0, 14)
+    assert "no candidates are left: 0 of the budget of 5 labels were spent" in record["notes"]
+
+
+def test_coreset_starts_where_no_labelled_image_has_a_box(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        loop.SimulatedOracle, "answer",
+        lambda self, q: Answer(q.id, np.zeros((0, 4)), np.zeros(0, int), VERDICTS[q.box is None]),
+    )  # fmt: skip
+    chosen = settings(pictures, selection__strategy="coreset", budget_unit="looks", budget=[3])
+    assert loop.run(tmp_path / "run", chosen)[1]["looks_this_cycle"] == 3
+
+
+VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_exploring_keeps_within_the_budget(
+    pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_pool = loop.score_pool
+
+    def one_class(run: loop.Run, cycle: int) -> Any:
+        found, images = score_pool(run, cycle)
+        return replace(found, labels=np.zeros(len(found), dtype=np.int64)), images
+
+    monkeypatch.setattr(loop, "score_pool", one_class)
+    for budget in (3, 11):
+        chosen = settings(pictures, selection__exploration=share, budget=[budget])
+        record = loop.run(tmp_path / f"{budget}", chosen, share=finished)[1]
+        assert record["labels_this_cycle"] <= budget
+
+
+def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    detector = loop.detectors.load(finished / "cycle_01", "cpu")
+    records = data.load(pictures).train.images
+    odd = []
+    for i, record in enumerate(records[:6]):  # three shapes
+        file = tmp_path / f"{i}.png"
+        with Image.open(record.path) as image:
+            image.resize(((96, 128, 96)[i % 3], (96, 96, 144)[i % 3])).save(file)
+            odd.append(replace(record, path=str(file), width=(96, 128, 96)[i % 3], height=(96, 96, 144)[i % 3]))
+    together, alone = (
+        loop.score_images(detector, loop.Pictures(odd, (64, 107)), settings(pictures, scoring__batch_size=n), 2)[0]
+        for n in (4, 1)
+    )
+    assert together.image_id.tolist() == alone.image_id.tolist()
+    np.testing.assert_allclose(together.scores, alone.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["image_random", "coreset"])
@@ -162,7 +232,7 @@ def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
     loop.run(tmp_path / "run", settings(pictures, **changes), share=finished)
     with Store(RunFolder(tmp_path / "run").store) as store:
         told = [(q, a) for q, a in store.answered(2) if a.verdict in loop.TELLING]
-    shown = np.array([q.why["score"] for q, _ in told])
+    shown = np.array([q.why["score"] for q, _ in told if q.why])
     right = np.array([q.guess in a.labels for q, a in told])
     found = read_all(tmp_path / "run/cycle_02/candidates")
     worth = loop.pseudo.calibrate(found.scores, shown, right)

@@ -57,9 +57,7 @@ def of(name: str, **changes: Any) -> strategies.Strategy:
     return strategies.choose(SelectionSettings(strategy=name, **changes))
 
 
-def ranking(
-    name: str, candidates: Candidates, state: LabelState = STATE, seed: int = 0, **changes: Any
-) -> list[tuple[int, int]] | list[int]:
+def ranking(name: str, candidates: Candidates, state: LabelState = STATE, seed: int = 0, **changes: Any) -> list[Any]:
     """What is asked about, first asked first: (image id, box index) of candidates, or image ids."""
     found = list(of(name, **changes)(candidates, state, seeds.stream(seed, "strategy", 2)))
     if name in IMAGE:
@@ -158,11 +156,11 @@ def asked(
     pictures: Any = SimpleNamespace(records=records)
     rows = {"box_features": STATE.box_features, "labelled_image_features": STATE.labelled_image_features}
 
-    def features(run: object, cycle: int, before: object, untouched: list[int], complete: object) -> dict[str, Any]:
+    def features(run: object, cycle: int, before: object, untouched: list[int]) -> dict[str, Any]:
         assert STATE.image_features is not None
         return {**rows, "image_features": STATE.image_features[untouched]}
 
-    monkeypatch.setattr(loop, "_features", features)
+    monkeypatch.setattr(loop, "features", features)
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = loop.Run(
@@ -311,6 +309,12 @@ def test_image_entropy_takes_the_mean_the_largest_or_the_sum_of_the_boxes() -> N
     assert ranking("image_entropy", candidates, state, image_entropy="sum") == [2, 0, 1, 3]
 
 
+def test_image_entropy_passes_over_candidates_of_images_that_are_not_open() -> None:
+    candidates = images_of([2, 1, 4], [0.5, 0.99, 0.6, 0.9, 0.9, 0.9, 0.9])
+    assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[1:3])) == [1, 2]
+    assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[:2]), image_entropy="sum") == [0, 1]
+
+
 def test_image_coreset_goes_where_no_labelled_image_is_near() -> None:
     state = replace(
         STATE, images=IMAGES[:4], image_features=np.array([[1.0], [5.0], [6.0], [3.0]]),
@@ -366,6 +370,80 @@ def test_enms_divproto_closes_a_minority_whose_quota_is_full() -> None:
     assert ranking("enms_divproto", candidates, replace(state, budget=0)) == [0, 2, 1]
     unsure = replace(candidates, scores=np.array([0.5, 0.6, 0.29]))
     assert ranking("enms_divproto", unsure, state) == [1, 0, 2]  # a score of 0.29 shows nothing
+
+
+def two_class_state(images: int, budget: float, counts: tuple[int, ...] = (20, 5)) -> LabelState:
+    """Five boxes an image in five labelled images."""
+    scores = ImageScores(np.arange(images), np.zeros(images), np.zeros((images, len(counts))))
+    return LabelState(np.zeros(len(counts)), np.array(counts), scores, 5, budget=int(budget))
+
+
+def test_enms_divproto_adds_up_the_entropies_that_stay_and_weighs_prototypes_by_them() -> None:
+    # Image 0: two unlike boxes of class 1, of scores 0.5 and 0.95 (0.693 and 0.199 nats); image 1: one like their
+    # weighted mean, (0.693, 0.199) / 0.721 = (0.961, 0.276), and far (cosine 0.7) from a plain sum's (0.707, 0.707).
+    candidates = images_of(
+        [2, 1], [0.5, 0.95, 0.5], labels=np.array([1, 1, 1]), class_probs=np.full((3, 2), 0.5),
+        features=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -0.01]]),
+    )  # fmt: skip
+    found = list(of("enms_divproto")(candidates, two_class_state(2, 50), np.random.default_rng(0)))
+    assert found[0] == (0, pytest.approx(0.6931472 + 0.1985152))
+    score, prototypes, confidence = image._describe(candidates, two_class_state(2, 50))
+    assert prototypes[0][1] == pytest.approx([0.9614, 0.2753], abs=1e-3)
+    assert confidence.tolist() == [[0, pytest.approx(0.95)], [0, pytest.approx(0.5)]]
+    assert score[1] == pytest.approx(0.6931472)
+
+
+def test_enms_divproto_takes_an_image_that_is_new_in_one_of_its_classes_and_compares_with_all_before() -> None:
+    x, y, z = np.eye(3)
+    candidates = images_of(
+        [1, 1, 2, 1], [0.5, 0.52, 0.53, 0.4, 0.6],
+        labels=np.array([1, 1, 1, 0, 1]), class_probs=np.full((5, 2), 0.5), features=np.array([x, y, x, z, x]),
+    )  # fmt: skip
+    # By entropy 2 (two boxes), 0, 1, 3. Image 2 opens with classes 0 and 1; 0 is like it in its only class; 1 is not;
+    # 3 is like image 2, though not like the last one chosen. 0 and 3 come at the end, by entropy.
+    assert ranking("enms_divproto", candidates, two_class_state(4, 50)) == [2, 1, 0, 3]
+    # Image 0 first now (a higher entropy than 2's boxes alone): 2 repeats its class 1 but is new in class 0.
+    sure = replace(candidates, scores=np.array([0.5, 0.52, 0.98, 0.97, 0.6]))
+    assert ranking("enms_divproto", sure, two_class_state(4, 50)) == [0, 1, 2, 3]
+
+
+def test_enms_divproto_charges_an_image_to_every_open_minority_that_it_shows() -> None:
+    # Four classes, the rarest two (2 and 3) have one place each: 0.75 x 2 images / 2, rounded up.
+    candidates = images_of(
+        [2, 1, 1], [0.5, 0.5, 0.55, 0.6], labels=np.array([2, 3, 0, 3]), class_probs=np.full((4, 4), 0.5),
+        features=np.eye(4),
+    )  # fmt: skip
+    state = two_class_state(3, 10, (20, 20, 5, 5))
+    state = replace(state, images_labelled=10)  # five boxes an image
+    # Image 0 takes both places, so the rest goes by entropy: 1 before 2, which shows class 3 too.
+    assert ranking("enms_divproto", candidates, state) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("cosine", "stays"), [(0.49, True), (0.51, False)])
+def test_t_enms_is_a_half(cosine: float, stays: bool) -> None:
+    unit = np.array([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)]])
+    assert (1 in image.entropy_nms(np.array([0.5, 0.4]), np.zeros(2, dtype=np.int64), unit)) == stays
+
+
+@pytest.mark.parametrize(("cosine", "taken"), [(0.69, True), (0.71, False)])
+def test_t_intra_is_seven_tenths(cosine: float, taken: bool) -> None:
+    candidates = images_of(
+        [1, 1, 1], [0.5, 0.55, 0.51], labels=np.array([1, 1, 0]), class_probs=np.full((3, 2), 0.5),
+        features=np.array([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)], [0.0, 1.0]]),
+    )  # fmt: skip
+    # 0 first; then 1, if it is unlike enough; 2 shows no minority but has more entropy than 1.
+    assert ranking("enms_divproto", candidates, two_class_state(3, 50)) == ([0, 1, 2] if taken else [0, 2, 1])
+
+
+@pytest.mark.parametrize(("wanted", "places"), [(4, 3), (5, 4)])
+def test_beta_of_the_picks_go_to_the_rarest_alpha_of_the_classes(wanted: int, places: int) -> None:
+    # Two classes, one of them rare: 0.75 x 4 = 3 and 0.75 x 5 = 3.75, rounded up, images for it; then by entropy, where
+    # image 5 comes first with the common class.
+    candidates = images_of(
+        [1] * 6, [0.6, 0.61, 0.62, 0.63, 0.64, 0.5], labels=np.array([1, 1, 1, 1, 1, 0]),
+        class_probs=np.full((6, 2), 0.5), features=np.eye(6),
+    )  # fmt: skip
+    assert ranking("enms_divproto", candidates, two_class_state(6, 5 * wanted)).index(5) == places
 
 
 def test_entropy_nms_keeps_boxes_of_another_class_or_another_look() -> None:

@@ -5,7 +5,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -85,6 +85,8 @@ def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
         return list(_expand(_load(file), places or {}))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    except RecursionError:
+        raise UserError(f"{file}: something in it holds itself (an alias, *, inside its own anchor, &)") from None
 
 
 def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
@@ -324,7 +326,7 @@ class Bench:
 
     def reason(self, run: Planned) -> str | None:
         """Why a run failed."""
-        return read_json(self.place(run).failed)["reason"] if self.state(run) == "failed" else None
+        return read_json(self.place(run).failed).get("reason", "unknown") if self.state(run) == "failed" else None
 
     def work(self, file: Path) -> list[Planned]:
         """Do what is wanted and not done yet; the runs that failed come back. ``file`` is the grid's.
@@ -338,6 +340,8 @@ class Bench:
         self._claim(file)
         self._earlier = {run.folder: self._failure(run) for run in with_shares(self.wanted)}
         self._since, self._trained = time.monotonic(), self._cycles(self.wanted)[0]
+        if not self.keep_models:
+            self._clear()
         self.write_results()
         waited = False
         while todo := self._todo():
@@ -349,6 +353,13 @@ class Bench:
                 waited = True
                 time.sleep(POLL_SECONDS)
         return [run for run in self.wanted if self.state(run) == "failed"]
+
+    def _clear(self) -> None:
+        """Remove the models of runs that finished just when their process was killed."""
+        for run in self.wanted:
+            if self.state(run) == "done":
+                with suppress(Busy), self.place(run).locked():
+                    remove_models(self.place(run))
 
     def write_results(self) -> None:
         """A line for each run of the grid that is done or has failed, from what the run folders hold now."""
@@ -376,12 +387,16 @@ class Bench:
             raise UserError(f"{self.out} is not empty and holds no grid of rarebox; name a new or empty folder")
         self.out.mkdir(parents=True, exist_ok=True)
         for run in with_shares(self.runs):
-            self.place(run).check(run.settings)
+            # Where the data of a finished run lay, and on what it ran, does not matter any more.
+            self.place(run).check(run.settings, but=HERE if self.state(run) == "done" else ())
         with _alone(self.out):
             write_text(self.out / "grid.yaml", file.read_text(encoding="utf-8"))
-        told = self.results.read_text(encoding="utf-8").splitlines() if self.results.exists() else []
-        dropped = {json.loads(line)["run"] for line in told} - {run.folder for run in self.runs}
-        if dropped:
+        told = self.results.read_text(encoding="utf-8", errors="replace").splitlines() if self.results.exists() else []
+        before = set[str]()
+        for line in told:
+            with suppress(ValueError, TypeError, KeyError):  # a damaged line: the file is made anew anyway
+                before.add(json.loads(line)["run"])
+        if dropped := before - {run.folder for run in self.runs}:
             self.tell({"event": "dropped", "runs": sorted(dropped)})
 
     def _todo(self) -> list[Planned]:

@@ -143,7 +143,8 @@ def _least_consistency(
     value = np.abs((boxes.scores + view_score) / 2 * (1 - js) + iou - beta)[:, ranks]
     least = np.where(np.isnan(value), np.inf, value).min(axis=1)
     least[[not len(view) for view in views]] = 0.0
-    return float(np.where(np.isfinite(least), least, beta).mean())
+    judging = np.isfinite(least)  # the other views hide every detection
+    return float(least[judging].mean()) if judging.any() else beta
 
 
 def _best_scores(found: Sequence[Detections], num_classes: int) -> Floats:

@@ -6,14 +6,16 @@ same budgets. A number that is not known is NaN here and a dash in a table; a st
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from rarebox.config import Settings
 from rarebox.errors import UserError
@@ -149,6 +151,13 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
     places = {(run.data, run.detector) for run in compared}
     lonely = [run for run in runs if run.method == FULL and (run.data, run.detector) not in places]
     keys = dict.fromkeys((run.data, run.detector, run.budget, _unit(run)) for run in [*compared, *lonely])
+    for data in {run.data for run in runs}:
+        named = {tuple(cycle["per_class_ap50"]) for run in runs if run.data == data for cycle in run.cycles}
+        if len(named) > 1:
+            raise UserError(
+                f"the runs on {data} do not have the same classes, so they are not of one data set; compare them "
+                "apart, or name the data sets differently"
+            )
     return [
         Group(*key, [run for run in runs if (run.data, run.detector) == key[:2]
                      and (run.method == FULL or (run.budget, _unit(run)) == key[2:])])
@@ -175,29 +184,47 @@ def _read_file(file: Path) -> list[GridRun]:
     return runs
 
 
-KEYS = ("data", "detector", "method", "seed", "budget", "status", "settings", "cycles")
-RECORD_KEYS = (
-    "cycle", "labels", "looks", "ap50", "ap50_11", "per_class_ap50", "human_per_class", "selected_per_class",
-    "hits_per_class",
-)  # fmt: skip
+class _Cycle(BaseModel):
+    """What is read of a record; it may hold more."""
+
+    cycle: int
+    labels: float
+    looks: float
+    ap50: float | None
+    ap50_11: float | None
+    per_class_ap50: dict[str, float | None]
+    human_per_class: dict[str, float]
+    selected_per_class: dict[str, float]
+    hits_per_class: dict[str, float]
+
+
+class _Line(BaseModel):
+    """What is read of a line."""
+
+    data: str
+    detector: str
+    method: str
+    seed: int
+    budget: tuple[int, ...]
+    status: Literal["done", "failed"]
+    settings: dict[str, Any]
+    reason: str | None = None
+    cycles: list[_Cycle]
 
 
 def _read_line(file: Path, number: int, line: str) -> GridRun:
-    where = f"{file}, line {number}"
     try:
-        value = json.loads(line)
+        told = _Line.model_validate_json(line)
+        if told.status == "done" and not told.cycles:
+            raise ValueError("a run that is done has cycles")
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}); mend or delete the line") from error
-    if missing := [key for key in KEYS if not isinstance(value, dict) or key not in value]:
-        raise UserError(f"{where} is not a run: {', '.join(missing)} missing; mend or delete the line")
-    if value["status"] not in ("done", "failed"):
-        raise UserError(f"{where}: the status must be done or failed, got {value['status']!r}")
-    done = value["status"] == "done"
-    if done and (not value["cycles"] or any(key not in record for record in value["cycles"] for key in RECORD_KEYS)):
-        raise UserError(f"{where}: a run that is done has cycles, and each of them {', '.join(RECORD_KEYS)}")
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            error = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+        raise UserError(f"{file}, line {number} is not a run of a grid ({error}); mend or delete the line") from None
     return GridRun(
-        *(value[key] for key in KEYS[:4]), budget=tuple(value["budget"]), settings=value["settings"],
-        cycles=value["cycles"], reason=None if done else value.get("reason") or "no reason was given",
+        told.data, told.detector, told.method, told.seed, told.budget, told.settings, json.loads(line)["cycles"],
+        reason=None if told.status == "done" else told.reason or "no reason was given",
     )  # fmt: skip
 
 
@@ -287,12 +314,13 @@ def area(x: np.ndarray, y: np.ndarray, low: float, high: float) -> float:
 def areas(group: Group, meter: str = "labels", value: Value = ap50) -> Values:
     """The area under each run's curve, over the range that all methods of its seed have in common.
 
-    Image-level methods overshoot their budget and box-level ones need more looks; a common range is fair to both.
+    Image-level methods spend a little less than their budget, and box-level ones need more looks; a common range is
+    fair to both.
     """
     found: Values = {name: {} for name in group.methods}
     for seed in group.seeds:
         curves = {name: runs[seed].curve(meter, value) for name, runs in group.methods.items() if seed in runs}
-        curves = {name: (x, y) for name, (x, y) in curves.items() if len(x)}
+        curves = {name: (x, y) for name, (x, y) in curves.items() if len(x) and x[-1] > x[0]}
         low = max((x[0] for x, _ in curves.values()), default=NAN)
         high = min((x[-1] for x, _ in curves.values()), default=NAN)
         for name, (x, y) in curves.items():
@@ -361,7 +389,7 @@ def hit_rates(runs: Iterable[GridRun]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ which method is what
 
 REFERENCES = {
-    "U": ("uncertainty", ("none",)),
+    "U": ("uncertainty", ()),
     "box random": ("random", ()),
     "image random": ("image_random", ()),
 }
@@ -395,15 +423,23 @@ PAPER_SETTING = {
 def _find(group: Group, strategy: str, pseudo: Sequence[str] = ()) -> str | None:
     """The method with this strategy and one of these kinds of pseudo labels, by its settings and not by its name.
 
-    Of several the one without pseudo labels, then the one with fewest other settings, then the first.
+    Of several the one without pseudo labels, then the one most like the rest of the grid, then the first.
     """
     fitting = []
     for name, runs in group.methods.items():
         run = next(iter(runs.values()))
         kind = run.setting("pseudo.method")
         if run.setting("selection.strategy") == strategy and (not pseudo or kind in pseudo):
-            fitting.append((kind != "none", len(run.settings), len(fitting), name))
+            fitting.append((kind != "none", _unusual(group, run), len(fitting), name))
     return min(fitting)[-1] if fitting else None
+
+
+def _unusual(group: Group, run: GridRun) -> int:
+    """How many settings of a run are not those of most of the group's methods."""
+    firsts = [next(iter(runs.values())) for runs in group.methods.values()]
+    names = {name for one in firsts for name in one.settings} - {"selection.strategy", "pseudo.method"}
+    usual = {name: Counter(repr(one.setting(name)) for one in firsts).most_common(1)[0][0] for name in names}
+    return sum(repr(run.setting(name)) != value for name, value in usual.items())
 
 
 def references(group: Group) -> dict[str, str]:

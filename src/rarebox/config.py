@@ -4,7 +4,7 @@ The numbers in square brackets are rows of ``docs/decisions.md``. The resolved s
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -307,10 +307,10 @@ def _reference_of_presets() -> str:
     return text
 
 
-def difference(one: Settings, other: Settings) -> list[str]:
-    """What two settings disagree on, a line each: ``name: one -> other``."""
+def difference(one: Settings, other: Settings, but: Collection[str] = ()) -> list[str]:
+    """What two settings disagree on, ``but`` for those names, a line each: ``name: one -> other``."""
     left, right = dict(flatten(one.model_dump(mode="json"))), dict(flatten(other.model_dump(mode="json")))
-    return [f"{name}: {left[name]} -> {right[name]}" for name in left if left[name] != right[name]]
+    return [f"{name}: {left[name]} -> {right[name]}" for name in left if left[name] != right[name] and name not in but]
 
 
 def read_file(file: Path) -> dict[str, Any]:

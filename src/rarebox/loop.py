@@ -260,7 +260,7 @@ def score_images(
     Images of one shape go together; each comes with all its views.
     """
     found: list[tuple[Candidates, ImageScores]] = []
-    features = "features" in strategies.NEEDS.get(settings.selection.strategy, ())
+    with_features = "features" in strategies.NEEDS.get(settings.selection.strategy, ())
     for rows in batches(pictures, settings.scoring.batch_size):
         ids = [pictures.records[i].id for i in rows]
         batch = [pictures[int(i)] for i in rows]
@@ -270,7 +270,7 @@ def score_images(
             )
             for p, image_id in zip(batch, ids, strict=True)
         ]
-        together = detector.predict_views(batch, views, features=features)
+        together = detector.predict_views(batch, views, features=with_features)
         for image_id, picture, plan, boxes in zip(ids, batch, views, together, strict=True):
             hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
             found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes))
@@ -285,10 +285,15 @@ def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) ->
 
 
 def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
-    """Places of the pictures in batches of one orientation, so that little is padding."""
-    for tall in (False, True):
-        places = np.flatnonzero(pictures.tall == tall)
-        yield from (places[i : i + size] for i in range(0, len(places), size))
+    """Places of the pictures in batches of one shape.
+
+    Nothing is padded but to the network's stride, so what an image gets does not depend on what else is in its batch.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for place, shape in enumerate(pictures.sizes):
+        by_shape.setdefault(shape, []).append(place)
+    for places in by_shape.values():
+        yield from (np.array(places[i : i + size]) for i in range(0, len(places), size))
 
 
 def ask(run: Run, cycle: int, candidates: Candidates, images: ImageScores) -> dict[str, np.ndarray]:
@@ -297,11 +302,16 @@ def ask(run: Run, cycle: int, candidates: Candidates, images: ImageScores) -> di
     before = store.labels(up_to_cycle=cycle - 1)
     open_ones = candidates[unanswered(candidates, before, settings.selection.answered_iou)]
     state = label_state(run, cycle, before, candidates, images)
-    ranking = strategies.choose(settings.selection)(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
+    whole_images = settings.selection.strategy in strategies.IMAGE
+    ranking = iter(())
+    if len(state.images if whole_images else open_ones):
+        state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
+        choose = strategies.choose(settings.selection)
+        ranking = choose(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
     queue = strategies.Queue(ranking)
     answer_all(run, store.unanswered(cycle))
     with run.stage("ask"):
-        if settings.selection.strategy in strategies.IMAGE:
+        if whole_images:
             left = ask_about_images(run, cycle, queue)
         else:
             explore(run, cycle, open_ones, before)
@@ -360,7 +370,8 @@ def ask_about_images(run: Run, cycle: int, queue: strategies.Queue) -> int:
 def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, ImageLabels]) -> None:
     """Spend a share of the budget on random whole images while some class has no candidate (decisions row 29).
 
-    The detector cannot ask about what it never predicts. The last image may take the share over its bound.
+    The detector cannot ask about what it never predicts. The last image may take the share over its bound, but not
+    the budget.
     """
     share = run.settings.selection.exploration * run.settings.budget[cycle - 2]
     if not share or len(np.unique(candidates.labels)) == len(run.classes):
@@ -372,6 +383,8 @@ def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, I
     for image_id in order[done:]:
         if getattr(run.store.spent(cycle), run.settings.budget_unit) >= share:
             break
+        if run.oracle.objects(int(image_id)) > left_to_spend(run, cycle):
+            continue  # as with the image-level methods: it would overshoot the budget
         answer_all(run, run.store.ask(cycle, [Query(int(image_id))]))
 
 
@@ -437,18 +450,15 @@ def label_state(
     frequency = pool_file.class_frequency(
         candidates[loose], counts, settings.pseudo.class_high, settings.selection.class_frequency
     )
-    untouched = images[[int(i) not in labels for i in images.image_id]]
-    complete = [i for i, said in labels.items() if said.complete]
-    return LabelState(
-        frequency, counts, untouched, len(complete), settings.budget[cycle - 2],
-        **_features(run, cycle, labels, untouched.image_id.tolist(), complete),
-    )  # fmt: skip
+    untouched = images[np.array([int(i) not in labels for i in images.image_id], dtype=bool)]
+    complete = sum(said.complete for said in labels.values())
+    return LabelState(frequency, counts, untouched, complete, settings.budget[cycle - 2])
 
 
-def _features(
-    run: Run, cycle: int, labels: Mapping[int, ImageLabels], untouched: Sequence[int], complete: Sequence[int]
+def features(
+    run: Run, cycle: int, labels: Mapping[int, ImageLabels], untouched: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """The features that the strategy needs, by the model of the cycle before, as arguments of LabelState."""
+    """The features that the strategy needs, by the model of the cycle before, as fields of LabelState."""
     needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
     if not needs:
         return {}
@@ -456,7 +466,7 @@ def _features(
     records = {record.id: record for record in run.pool.records}
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
-        """Of the pictures of those ids, in their order; a batch holds one orientation."""
+        """Of the pictures of those ids, in their order; a batch holds one shape."""
         pictures = run.pool.of([records[i] for i in ids])
         rows = list(batches(pictures, run.settings.scoring.batch_size))
         found = [detector.image_features([pictures[int(i)] for i in batch]) for batch in rows]
@@ -469,14 +479,14 @@ def _features(
         for batch in batches(pictures, run.settings.scoring.batch_size):
             boxes = [labels[pictures.records[i].id].boxes for i in batch]
             found += detector.box_features([pictures[int(i)] for i in batch], boxes)
-        return np.concatenate(found)
+        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
     with run.stage("features"):
         if "box_features" in needs:
             return {"box_features": box_features()}
         return {
             "image_features": image_features(untouched),
-            "labelled_image_features": image_features(sorted(complete)),
+            "labelled_image_features": image_features(sorted(i for i, said in labels.items() if said.complete)),
         }
 
 

@@ -6,7 +6,7 @@ from typing import overload
 
 import numpy as np
 
-from rarebox.data.images import read_picture
+from rarebox.data.images import read_picture, working_size
 from rarebox.types import Bools, ImageRecord, Picture
 
 
@@ -38,6 +38,11 @@ class Pictures(Sequence[Picture]):
     def __reduce__(self) -> tuple[type["Pictures"], tuple[tuple[ImageRecord, ...], tuple[int, int]]]:
         """Sent to another process, the list goes without what was decoded here."""
         return Pictures, (self.records, self.size)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height at working size of each picture; nothing is decoded for it."""
+        return [working_size(r.width, r.height, *self.size) for r in self.records]
 
     @property
     def tall(self) -> Bools:

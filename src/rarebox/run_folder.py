@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
@@ -55,9 +55,9 @@ class RunFolder:
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
         return config.check(config.read_file(self.settings))
 
-    def check(self, settings: Settings) -> None:
-        """UserError shows what the settings differ in from those of a run that has trained something here."""
-        changed = config.difference(self.read_settings(), settings) if self._has_trained() else []
+    def check(self, settings: Settings, but: Collection[str] = ()) -> None:
+        """UserError shows in what else than ``but`` the settings differ from a run that has trained something here."""
+        changed = config.difference(self.read_settings(), settings, but) if self._has_trained() else []
         if changed:
             raise UserError(
                 f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "

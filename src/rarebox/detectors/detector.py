@@ -1,6 +1,7 @@
 """What the rest of rarebox sees of a network: pictures and targets in, losses or detections out."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,16 @@ class TorchDetector:
         batch, _ = self.network.transform([as_input(p, self.settings.size, self.device) for p in pictures], None)
         with self._inference():
             maps = list(self.network.backbone(batch.tensors).values())[:4]
-        return torch.cat([level.float().mean(dim=(2, 3)) for level in maps], dim=1).cpu().numpy()
+        rows = []
+        for i, size in enumerate(batch.image_sizes):
+            # Of each map the part that shows the image, not the padding.
+            parts = [
+                level[i, :, : math.ceil(size[0] * level.shape[2] / batch.tensors.shape[2]),
+                      : math.ceil(size[1] * level.shape[3] / batch.tensors.shape[3])]
+                for level in maps
+            ]  # fmt: skip
+            rows.append(torch.cat([part.float().mean(dim=(1, 2)) for part in parts]))
+        return torch.stack(rows).cpu().numpy()
 
     def input_size(self, picture: Picture) -> tuple[int, int]:
         """Height and width of the network's input for a picture."""

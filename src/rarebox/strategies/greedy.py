@@ -14,7 +14,8 @@ def k_center(points: Floats, centres: Floats, first: int) -> Iterator[tuple[int,
     """k-center greedy (Sener and Savarese, "CoreSet"): always the point farthest from all centres so far.
 
     ``points`` (N, D), ``centres`` (L, D) that are taken already; without any, ``first`` opens. Yields (row, Euclidean
-    distance to the nearest centre), every row once. Only the running minimum is kept: O(N) memory, O(N D) a pick.
+    distance to the nearest centre), every row once; what the caller then passes over counts as a centre all the same.
+    Only the running minimum is kept: O(N) memory, O(N D) a pick.
     """
     points = np.ascontiguousarray(points, dtype=np.float32)
     squares = np.einsum("nd,nd->n", points, points)
