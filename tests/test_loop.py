@@ -141,14 +141,14 @@ def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
 
 
 def test_coreset_starts_where_no_labelled_image_has_a_box(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         loop.SimulatedOracle, "answer",
         lambda self, q: Answer(q.id, np.zeros((0, 4)), np.zeros(0, int), VERDICTS[q.box is None]),
     )  # fmt: skip
     chosen = settings(pictures, selection__strategy="coreset", budget_unit="looks", budget=[3])
-    assert loop.run(tmp_path / "run", chosen)[1]["looks_this_cycle"] == 3
+    assert loop.run(tmp_path / "run", chosen, share=finished)[1]["looks_this_cycle"] == 3
 
 
 VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
