@@ -167,7 +167,7 @@ def test_image_features_are_the_pyramids_maps_averaged_without_the_padding(detec
 
 def test_image_features_are_one_vector_an_image(detector: TorchDetector, pictures: list[Picture]) -> None:
     found = detector.image_features(pictures)
-    assert found.shape == (len(pictures), 4 * detector.network.backbone.out_channels)
+    assert found.shape == (len(pictures), 4 * 96)
     assert len(np.unique(found, axis=0)) == len(pictures)
 
 
