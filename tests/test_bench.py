@@ -540,6 +540,7 @@ def test_many_at_once_do_each_run_once(grid, pictures: Path, tmp_path: Path, pre
         one.start()
     for one in several:
         one.join(120)
+    assert [run.folder for run in runs if Bench(out, runs, runs).state(run) != "done"] == []
     assert len(pretended) == len(set(pretended)) == 18
     assert [line["run"] for line in lines(out)] == [run.folder for run in runs]
 

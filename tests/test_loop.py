@@ -282,7 +282,7 @@ def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
 def test_every_row_of_the_table_runs(pictures: Path, tmp_path: Path, detector: str, strategy: str, method: str) -> None:
     chosen = settings(
         pictures, detector__name=detector, selection__strategy=strategy, pseudo__method=method, budget=[6],
-        detector__score_threshold=0.001, scoring__candidate_threshold=0.001,
+        detector__score_threshold=0.001, scoring__candidate_threshold=0.001, pseudo__calibrated=False,
     )  # fmt: skip
     records = loop.run(tmp_path / "run", chosen)
     assert records[-1]["looks_this_cycle"] > 0
