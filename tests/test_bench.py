@@ -531,6 +531,20 @@ def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     assert len({line["cycles"][0]["ap50"] for line in lines(out)}) == 1
 
 
+def test_a_folder_that_becomes_a_run_while_it_is_looked_at_is_no_foreign_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RunFolder(tmp_path / "run")
+
+    def looked(self: RunFolder) -> bool:
+        self.claim(Settings())  # the other process, between the look at the folder and what follows from it
+        return any(self.root.iterdir())
+
+    monkeypatch.setattr(RunFolder, "_holds_something_else", looked)
+    with place.locked():
+        pass
+
+
 def test_many_at_once_do_each_run_once(grid, pictures: Path, tmp_path: Path, pretended: list[str]) -> None:
     """Locks hold between threads as they do between processes."""
     file, out = grid(data=[str(pictures)], seeds=6), tmp_path / "out"

@@ -93,7 +93,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second process; the lock goes with the process, however it ends."""
         self.root.mkdir(parents=True, exist_ok=True)
-        if not self.settings.exists() and self._holds_something_else():
+        # In this order: another process may be making the folder its run just now.
+        if self._holds_something_else() and not self.settings.exists():
             raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
         with hold(self.root / "lock"):
             yield
