@@ -23,7 +23,7 @@ from rarebox.errors import Busy, UserError
 from rarebox.run_folder import RunFolder, write_json
 from tests.tiny import CHANGES, make_data
 
-COMMON = {name: value for name, value in CHANGES.items() if name != "budget"}
+COMMON = {name: value for name, value in CHANGES.items() if name not in ("budget", "pseudo.method")}
 METHODS = {
     "U": {"selection.strategy": "uncertainty", "pseudo": {"method": "none"}},
     "R": {"selection.strategy": "random", "pseudo.method": "none"},

@@ -24,6 +24,7 @@ def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work(
     assert config.resolve() == config.resolve("laptop")
     assert config.difference(Settings(), config.resolve()) == [
         "detector.normaliser: own -> batch",
+        "pseudo.method: soft -> ignore_only",
         "pseudo.calibrated: False -> True",
     ]
 
@@ -192,7 +193,7 @@ def test_the_difference_names_what_changed_and_nothing_else() -> None:
     assert config.difference(one, other) == [
         "seed: 0 -> 4",
         f"budget: {list(one.budget)} -> [1]",
-        "pseudo.method: soft -> hard",
+        "pseudo.method: ignore_only -> hard",
     ]
     assert config.difference(one, one) == []
 

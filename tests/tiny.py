@@ -14,6 +14,7 @@ CHANGES: dict[str, Any] = {
     "detector.score_threshold": 0.01,
     "training.steps": 6,
     "training.epochs": 0,
+    "pseudo.method": "soft",
     "training.batch_size": 2,
     "training.warmup_steps": 0,
     "training.lr": 3e-3,

@@ -176,7 +176,7 @@ class Settings(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {"detector": {"normaliser": "batch"}, "pseudo": {"calibrated": True}},
+    "laptop": {"detector": {"normaliser": "batch"}, "pseudo": {"method": "ignore_only", "calibrated": True}},
     "paper": {
         "initial_images": 1000,
         "budget": [2000, 4000, 8000],
