@@ -136,7 +136,7 @@ def test_lists_mappings_and_products(grid) -> None:
 
 def test_a_small_grid_is_a_run_of_the_defaults(grid) -> None:
     (run,) = bench.read(grid(settings=None, data=None, methods=None, budgets=None, seeds=None))
-    assert run.name == "scenes/retinanet/class_balanced+soft/seed_0"
+    assert run.name == "scenes/retinanet/class_balanced+ignore_only/seed_0"
 
 
 def test_data_may_lie_elsewhere(grid) -> None:

@@ -86,7 +86,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--set", "scoring.views=[flop]"], "did you mean 'flip'"),
         (["--set", "pseudo.class_low=0.9"], "must not be above"),
         (["--detector", "retina"], "retinanet"),
-        (["--pseudo", "sfot"], "did you mean 'soft'"),
+        (["--set", "pseudo.method=sfot"], "did you mean 'soft'"),
         (["--set", "scoring.beta=.nan"], "scoring.beta"),
         (["--budget", "lots"], "whole numbers"),
         (["--set", "budget=[-5]"], "must not be negative"),

@@ -440,8 +440,11 @@ def test_runs_side_by_side_are_named_by_what_sets_them_apart(tmp_path: Path) -> 
         ),
     ]
     page = report(tmp_path, *runs)
-    assert [run.name for run in read_runs(runs)] == ["class_balanced, soft pseudo labels", "random, no pseudo labels"]
-    assert "“class_balanced, soft pseudo labels” is ahead: AP50\u00a00.43 with 160 labels" in page.text
+    assert [run.name for run in read_runs(runs)] == [
+        "class_balanced, ignore_only pseudo labels",
+        "random, no pseudo labels",
+    ]
+    assert "“class_balanced, ignore_only pseudo labels” is ahead: AP50\u00a00.43 with 160 labels" in page.text
     names = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
     assert {"compare_ap50_labels", "compare_tail_looks", "compare_ap_per_class", "run1_fig1_a", "run2_fig1_d"} <= names
     curve = (tmp_path / "out" / "figures" / "compare_ap50_labels.svg").read_text(encoding="utf-8")
