@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -238,3 +239,18 @@ def test_usage_mistakes_exit_with_2(monkeypatch, capsys) -> None:
 def test_demo_settings_are_settings() -> None:
     assert config.resolve("laptop", None, cli.DEMO).data == "scenes"
     assert shutil.which("rarebox") or Path(sys.executable).with_name("rarebox").exists()
+
+
+def test_ctrl_c_says_that_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rarebox.loop.run", stopped)
+    monkeypatch.setattr(sys, "argv", ["rarebox", "run", str(tmp_path / "out")])
+    monkeypatch.setattr("rarebox.loop.load_data", lambda name: SimpleNamespace(problems=()))
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 130
+    assert "stopped; repeat the command to go on" in capsys.readouterr().err

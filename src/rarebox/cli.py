@@ -32,6 +32,9 @@ console = Console(stderr=True, highlight=False)
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """Click's base class of wrong options and arguments, which typer brings along under a name of its own."""
 
+STOPPED = 130
+"""Exit status after Ctrl-C."""
+
 LOG_SECONDS = 15
 """How often progress is written where there is no terminal to draw a bar on."""
 
@@ -41,7 +44,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine t
 def main() -> None:
     """Entry point of the command line."""
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        if status == STOPPED:  # typer makes Ctrl-C an exit status
+            raise KeyboardInterrupt
+        sys.exit(status)
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
@@ -50,7 +56,7 @@ def main() -> None:
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         console.print("rarebox: stopped; repeat the command to go on")
-        sys.exit(130)
+        sys.exit(STOPPED)
     except Exception as error:
         if not isinstance(error, USAGE_ERROR):
             raise
