@@ -353,15 +353,16 @@ def ask_about_boxes(run: Run, cycle: int, queue: strategies.Queue, candidates: C
 def ask_about_images(run: Run, cycle: int, queue: strategies.Queue) -> int:
     """Have whole images labelled from the top of the queue; what is left of the budget, if anything could be bought.
 
-    An image that would overshoot the budget is left out (decisions row 15), be it for its price alone: the oracle
-    tells it, for nobody could know before. 0 comes back unless the images ran out.
+    An image that would overshoot the budget is left out (decisions row 15); only the oracle knows its price. What is
+    left is 0 unless every image of the pool is labelled: the rest then was too little for any image.
     """
-    place = next_place(run, cycle)
-    while (left := left_to_spend(run, cycle)) > 0 and (item := queue(place)):
+    place, left = next_place(run, cycle), left_to_spend(run, cycle)
+    while left > 0 and (item := queue(place)):
         image_id, utility = item
         if run.oracle.objects(image_id) <= left:
             query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
             answer_all(run, run.store.ask(cycle, [query]))
+            left = left_to_spend(run, cycle)
         place += 1
     labelled = run.store.labels()
     return left if all(i.id in labelled for i in run.pool.records) else 0
@@ -379,8 +380,8 @@ def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, I
     # Images that nobody has looked into: no object of theirs was paid before.
     untouched = sorted(i.id for i in run.pool.records if i.id not in before)
     order = seeds.stream(run.settings.seed, "explore", cycle).permutation(untouched)
-    done = sum(query.box is None for query in run.store.queries(cycle))
-    for image_id in order[done:]:
+    asked = {query.image_id for query in run.store.queries(cycle) if query.box is None}
+    for image_id in order[~np.isin(order, list(asked))]:
         if getattr(run.store.spent(cycle), run.settings.budget_unit) >= share:
             break
         if run.oracle.objects(int(image_id)) > left_to_spend(run, cycle):
@@ -437,8 +438,8 @@ def unanswered(candidates: Candidates, labels: Mapping[int, ImageLabels], iou: f
 def label_state(
     run: Run, cycle: int, labels: Mapping[int, ImageLabels], candidates: Candidates, images: ImageScores
 ) -> LabelState:
-    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, the images
-    that nobody has labelled, and the features that it needs."""
+    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, and the
+    images that nobody has labelled. :func:`features` adds the rest."""
     settings = run.settings
     counts = np.bincount(_joined([found.labels for found in labels.values()]), minlength=len(run.classes))
     loose = np.ones(len(candidates), dtype=bool)
