@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
 
+from rarebox import schema
 from rarebox import store as store_module
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
@@ -27,7 +28,7 @@ from rarebox.types import Answer, GroundTruth, ImageRecord, Query, Verdict
 
 CLASSES = ("fish", "jellyfish", "penguin")
 A, B, C, D = ([x, 0.0, x + 10, 10.0] for x in (0.0, 100.0, 200.0, 300.0))
-OBJECT, NOT_AN_OBJECT, CANNOT_TELL, ALREADY_LABELLED = Verdict
+OBJECT, NOT_AN_OBJECT, CANNOT_TELL, ALREADY_LABELLED, _ = Verdict
 
 
 @pytest.fixture
@@ -411,7 +412,7 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
     connection.execute("UPDATE rarebox SET schema = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 1\); install"):
+    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 2\); install"):
         Store(path)
     assert list(path.parent.iterdir()) == [path]
 
@@ -427,7 +428,7 @@ def test_urls(tmp_path: Path) -> None:
 
 
 def test_the_tables_can_be_made_in_postgresql() -> None:
-    tables = store_module._tables.sorted_tables
+    tables = schema.tables.sorted_tables
     sql = "".join(str(CreateTable(table).compile(dialect=postgresql.dialect())) for table in tables)
     assert sql.count("CREATE TABLE") == 6
     assert "DOUBLE PRECISION" in sql

@@ -1,114 +1,48 @@
 """The label store: images, questions and answers as append-only events, in SQLite or, by URL, in PostgreSQL.
 
-No row is ever changed or removed: who corrects an answer adds another to the same query, and the latest one counts.
+No row of these is ever changed or removed: who corrects an answer adds another to the same query, and the latest one
+counts; who takes one back adds that it is withdrawn. :mod:`rarebox.people` has what is special to people.
 A method that writes does so in one transaction; when it returns, the rows are there for good, also after ``kill -9``.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from json import JSONDecoder
 from pathlib import Path
+from threading import local
 from typing import Any, Self
 
 import numpy as np
 from sqlalchemy import (
-    JSON,
-    Column,
     ColumnElement,
     Connection,
-    DateTime,
-    Double,
     Engine,
-    ForeignKey,
-    Integer,
-    MetaData,
     Row,
-    String,
     Table,
-    UniqueConstraint,
     create_engine,
     event,
-    exists,
     func,
     insert,
     inspect,
     select,
+    text,
+    update,
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.schema import CreateColumn
 
+from rarebox import schema
 from rarebox.boxes import iou_matrix
 from rarebox.errors import UserError
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
-SCHEMA = 1  # goes up whenever an older rarebox could no longer read the tables below
 BUSY_SECONDS = 30
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
 
 _json = JSONDecoder()
-
-
-def _now() -> datetime:
-    """UTC without a zone: SQLite keeps none, and so both databases read the same."""
-    return datetime.now(UTC).replace(tzinfo=None)
-
-
-_tables = MetaData()
-_rarebox = Table("rarebox", _tables, Column("schema", Integer, primary_key=True))
-_classes = Table(
-    "classes",
-    _tables,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("name", String, nullable=False, unique=True),
-)
-_images = Table(
-    "images",
-    _tables,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("path", String, nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-)
-_cycles = Table(
-    "cycles",
-    _tables,
-    Column("cycle", Integer, primary_key=True, autoincrement=False),
-    Column("opened_at", DateTime, nullable=False, default=_now),
-)
-_queries = Table(
-    "queries",
-    _tables,
-    Column("id", Integer, primary_key=True),
-    Column("cycle", ForeignKey(_cycles.c.cycle), nullable=False),
-    Column("position", Integer, nullable=False),
-    Column("image_id", ForeignKey(_images.c.id), nullable=False, index=True),
-    Column("box", JSON(none_as_null=True)),
-    Column("guess", Integer),
-    Column("utility", Double, nullable=False),
-    Column("why", JSON(none_as_null=True)),
-    Column("asked_at", DateTime, nullable=False, default=_now),
-    UniqueConstraint("cycle", "position"),
-)
-_answers = Table(
-    "answers",
-    _tables,
-    Column("id", Integer, primary_key=True),
-    Column("query_id", ForeignKey(_queries.c.id), nullable=False, index=True),
-    Column("verdict", String, nullable=False),
-    Column("boxes", JSON, nullable=False),
-    Column("labels", JSON, nullable=False),
-    Column("by", String, nullable=False),
-    Column("milliseconds", Integer, nullable=False),
-    Column("answered_at", DateTime, nullable=False, default=_now),
-)
-
-_later = _answers.alias()
-_is_latest = ~exists().where(_later.c.query_id == _answers.c.query_id, _later.c.id > _answers.c.id)
-_is_unanswered = ~exists().where(_answers.c.query_id == _queries.c.id)
-_in_order = (_queries.c.cycle, _queries.c.position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +97,7 @@ class Store:
         if in_file and classes is None and not Path(self._where).exists():
             raise UserError(f"{self._where}: there is no label store here; start a project, or mend the path")
         self._engine = _engine(url, flush)
+        self._thread = local()
         try:
             self._prepare(classes)
         except BaseException:
@@ -183,7 +118,7 @@ class Store:
 
     def add_images(self, records: Iterable[ImageRecord]) -> None:
         """Add those that are not there yet. ``UserError`` if an id already names another path or size."""
-        with self._transaction(writes=True) as connection:
+        with self.transaction(writes=True) as connection:
             known = _read_images(connection)
             new: dict[int, ImageRecord] = {}
             for record in records:
@@ -194,28 +129,38 @@ class Store:
                         "now; put the images back as they were, or start a new project"
                     )
             if new:
-                connection.execute(insert(_images), [vars(record) for record in new.values()])
+                connection.execute(insert(schema.images), [vars(record) for record in new.values()])
 
     def images(self) -> dict[int, ImageRecord]:
         """Every image, by its id."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return _read_images(connection)
 
     def classes(self) -> tuple[str, ...]:
-        """The K class names; a label is an index into them."""
-        with self._transaction() as connection:
-            return tuple(connection.scalars(select(_classes.c.name).order_by(_classes.c.id)))
+        """The K class names; a label is an index into them. Classes merged into another keep their place."""
+        with self.transaction() as connection:
+            names: dict[int, str] = dict(map(tuple, connection.execute(select(schema.classes))))
+            changes = select(schema.class_changes.c.label, schema.class_changes.c.name).order_by(
+                schema.class_changes.c.id
+            )
+            names |= {label: name for label, name in connection.execute(changes) if name is not None}
+        return tuple(names[label] for label in sorted(names))
+
+    def counts_as(self) -> Ints:
+        """(K,): the label that each label counts as; its own unless the class was merged into another."""
+        with self.transaction() as connection:
+            return _counts_as(connection)
 
     def open_cycle(self, cycle: int) -> None:
         """Make the cycle known; one that is known stays as it is. The highest one is the latest."""
-        with self._transaction(writes=True) as connection:
-            if connection.scalar(select(_cycles).where(_cycles.c.cycle == cycle)) is None:
-                connection.execute(insert(_cycles), {"cycle": cycle})
+        with self.transaction(writes=True) as connection:
+            if connection.scalar(select(schema.cycles).where(schema.cycles.c.cycle == cycle)) is None:
+                connection.execute(insert(schema.cycles), {"cycle": cycle})
 
     def cycles(self) -> list[int]:
         """The opened cycles, ascending."""
-        with self._transaction() as connection:
-            return list(connection.scalars(select(_cycles.c.cycle).order_by(_cycles.c.cycle)))
+        with self.transaction() as connection:
+            return list(connection.scalars(select(schema.cycles.c.cycle).order_by(schema.cycles.c.cycle)))
 
     # Questions
 
@@ -227,12 +172,12 @@ class Store:
         queries = [q if q.box is None else replace(q, box=as_boxes([q.box])[0]) for q in queries]
         if not queries:
             return []
-        returning_ids = insert(_queries).returning(_queries.c.id, sort_by_parameter_order=True)
-        opened = select(_cycles.c.cycle).where(_cycles.c.cycle == cycle).with_for_update()  # one asks at a time
-        with self._transaction(writes=True) as connection:
+        returning_ids = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
+        opened = select(schema.cycles).where(schema.cycles.c.cycle == cycle).with_for_update()  # one asks at a time
+        with self.transaction(writes=True) as connection:
             if connection.scalar(opened) is None:
                 raise ValueError(f"cycle {cycle} is not open; call open_cycle({cycle}) before asking in it")
-            asked = connection.scalar(select(func.count()).where(_queries.c.cycle == cycle)) or 0
+            asked = connection.scalar(select(func.count()).where(schema.queries.c.cycle == cycle)) or 0
             rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=asked)]
             try:
                 ids = connection.scalars(returning_ids, rows).all()
@@ -245,49 +190,56 @@ class Store:
         return self._asked(*_of(cycle))
 
     def unanswered(self, cycle: int) -> list[Query]:
-        """The queries of a cycle that still have no answer, in the order asked."""
-        return self._asked(_queries.c.cycle == cycle, _is_unanswered)
+        """What a strategy asks in a cycle and nobody has answered, in the order asked."""
+        return self._asked(schema.queries.c.cycle == cycle, schema.is_unanswered)
 
     def next_query(self) -> Query | None:
         """The first unanswered query of the latest cycle, or None when all are answered."""
-        latest = select(func.max(_cycles.c.cycle)).scalar_subquery()
-        return next(iter(self._asked(_queries.c.cycle == latest, _is_unanswered, limit=1)), None)
+        latest = select(func.max(schema.cycles.c.cycle)).scalar_subquery()
+        return next(iter(self._asked(schema.queries.c.cycle == latest, schema.is_unanswered, limit=1)), None)
 
     # Answers
 
-    def record(self, answers: Sequence[Answer]) -> None:
-        """Append answers, all or none. A query answered before is thereby corrected: its latest answer counts.
+    def record(self, answers: Sequence[Answer], keys: Sequence[str] | None = None) -> list[int]:
+        """Append answers, all or none; their numbers come back. A query answered before is thereby corrected: its
+        latest answer counts. ``keys`` are their senders' own names for them, unique in the store.
 
         ``ValueError`` if a query was never asked, a label is no class, or an answer other than OBJECT has boxes.
         """
         if not answers:
-            return
-        with self._transaction(writes=True) as connection:
-            classes = connection.scalar(select(func.count()).select_from(_classes)) or 0
+            return []
+        with self.transaction(writes=True) as connection:
+            classes = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
             rows = [_answer_row(answer, classes) for answer in answers]
+            rows = [{**row, "key": key} for row, key in zip(rows, keys, strict=True)] if keys else rows
+            returning_ids = insert(schema.answers).returning(schema.answers.c.id, sort_by_parameter_order=True)
             try:
-                connection.execute(insert(_answers), rows)
+                return list(connection.scalars(returning_ids, rows))
             except IntegrityError as error:
                 raise ValueError("every answer must name a query that was asked, by the id ask() gave it") from error
 
     def answered(self, cycle: int | None = None) -> list[tuple[Query, Answer]]:
         """Each answered query of one cycle, or of all, with its latest answer, in the order asked."""
-        columns = (_queries, *(column for column in _answers.c if column.name != "id"))
-        return [(_query(row), _answer(row)) for row in self._latest(columns, *_of(cycle))]
+        columns = (schema.queries, *(column for column in schema.answers.c if column.name not in ("id", "key")))
+        rows, counts_as = self._latest(columns, *_of(cycle))
+        return [(as_query(row), as_answer(row, counts_as)) for row in rows]
 
     def labels(self, up_to_cycle: int | None = None) -> dict[int, ImageLabels]:
         """What is known of each image with an answer, by image id; on request only from cycles up to that one."""
-        return self._labels(*(() if up_to_cycle is None else (_queries.c.cycle <= up_to_cycle,)))
+        return self._labels(*(() if up_to_cycle is None else (schema.queries.c.cycle <= up_to_cycle,)))
 
     def labels_of(self, image_id: int) -> ImageLabels:
         """What is known of one image; without answers, empty."""
-        return self._labels(_queries.c.image_id == image_id).get(image_id) or _image_labels([])
+        return self._labels(schema.queries.c.image_id == image_id).get(image_id) or _image_labels(
+            [], np.zeros(0, dtype=np.int64)
+        )
 
     def spent(self, cycle: int | None = None) -> Spent:
         """What the answers of one cycle, or of all, cost on each meter."""
-        flags = (_queries.c.box.is_(None).label("whole"), _is_latest.label("latest"))
-        statement = select(_answers.c.labels, _answers.c.milliseconds, *flags).join_from(_queries, _answers)
-        with self._transaction() as connection:
+        flags = (schema.queries.c.box.is_(None).label("whole"), schema.is_latest.label("latest"))
+        columns = (schema.answers.c.labels, schema.answers.c.milliseconds, *flags)
+        statement = select(*columns).join_from(schema.queries, schema.answers)
+        with self.transaction() as connection:
             rows = connection.execute(statement.where(*_of(cycle))).all()
         latest = [row for row in rows if row.latest]
         return Spent(
@@ -300,18 +252,21 @@ class Store:
 
     def _prepare(self, classes: Sequence[str] | None) -> None:
         """Check that the database is a store which we can read, having made one if it is empty."""
-        with self._transaction(writes=classes is not None) as connection:
-            tables = inspect(connection).get_table_names()
-            if not tables and classes is not None:
+        with self.transaction(writes=classes is not None) as connection:
+            there = inspect(connection).get_table_names()
+            if not there and classes is not None:
                 _create(connection, classes)
-            elif _rarebox.name not in tables:
+            elif schema.rarebox.name not in there:
                 raise UserError(f"{self._where}: this is not a rarebox label store; choose another path")
-            schema = connection.scalar(select(_rarebox.c.schema)) or 0
-        if schema > SCHEMA:
+            version = connection.scalar(select(schema.rarebox.c.schema)) or 0
+        if version > schema.SCHEMA:
             raise UserError(
-                f"{self._where}: written by a newer rarebox (schema {schema}, this one reads up to {SCHEMA}); "
+                f"{self._where}: written by a newer rarebox (schema {version}, this one reads up to {schema.SCHEMA}); "
                 "install a newer rarebox"
             )
+        if version < schema.SCHEMA:
+            with self.transaction(writes=True) as connection:
+                _bring_up_to_date(connection)
         if classes is not None and self.classes() != tuple(classes):
             raise UserError(
                 f"{self._where}: the store has the classes {', '.join(self.classes())}, but these were given: "
@@ -319,32 +274,48 @@ class Store:
             )
 
     @contextmanager
-    def _transaction(self, writes: bool = False) -> Iterator[Connection]:
+    def transaction(self, writes: bool = False) -> Iterator[Connection]:
+        """All that this thread reads and writes inside is one transaction: durable at the end, all of it, or none.
+
+        A transaction inside another is part of it, but all or nothing by itself: where it raises, the rest stays.
+        """
+        outer: Connection | None = getattr(self._thread, "connection", None)
         try:
-            with self._engine.execution_options(writes=writes).begin() as connection:
-                yield connection
+            if outer is not None:
+                with outer.begin_nested() if writes else nullcontext():
+                    yield outer
+                return
+            with self._engine.execution_options(writes=writes).begin() as self._thread.connection:
+                try:
+                    yield self._thread.connection
+                finally:
+                    del self._thread.connection
         except DatabaseError as error:
             if type(error) not in (DatabaseError, OperationalError):
                 raise
             raise UserError(f"{self._where}: {_reason(error)}") from error
 
     def _asked(self, *where: ColumnElement[bool], limit: int | None = None) -> list[Query]:
-        statement = select(_queries).where(*where).order_by(*_in_order).limit(limit)
-        with self._transaction() as connection:
-            return [_query(row) for row in connection.execute(statement)]
+        statement = select(schema.queries).where(*where).order_by(*schema.in_order).limit(limit)
+        with self.transaction() as connection:
+            return [as_query(row) for row in connection.execute(statement)]
 
-    def _latest(self, columns: Iterable[ColumnElement[Any] | Table], *where: ColumnElement[bool]) -> Sequence[Row[Any]]:
-        """Columns of the answered queries and their latest answers, in the order asked."""
-        statement = select(*columns).join_from(_queries, _answers).where(_is_latest, *where).order_by(*_in_order)
-        with self._transaction() as connection:
-            return connection.execute(statement).all()
+    def _latest(
+        self, columns: Iterable[ColumnElement[Any] | Table], *where: ColumnElement[bool]
+    ) -> tuple[Sequence[Row[Any]], Ints]:
+        """Columns of the answered queries and their latest answers, in the order asked; and what labels count as."""
+        statement = select(*columns).join_from(schema.queries, schema.answers).where(schema.is_latest, *where)
+        with self.transaction() as connection:
+            return connection.execute(statement.order_by(*schema.in_order)).all(), _counts_as(connection)
 
     def _labels(self, *where: ColumnElement[bool]) -> dict[int, ImageLabels]:
-        columns = (_queries.c.image_id, _queries.c.box, _answers.c.verdict, _answers.c.boxes, _answers.c.labels)
+        asked, answered = schema.queries.c, schema.answers.c
+        columns = (asked.image_id, asked.box, answered.verdict, answered.boxes, answered.labels)
         rows_of: dict[int, list[Row[Any]]] = defaultdict(list)
-        for row in self._latest(columns, *where):
+        rows, counts_as = self._latest(columns, *where)
+        for row in rows:
             rows_of[row.image_id].append(row)
-        return {image_id: _image_labels(rows) for image_id, rows in rows_of.items()}
+        return {image_id: _image_labels(rows, counts_as) for image_id, rows in rows_of.items()}
 
 
 def _url(path_or_url: str | Path) -> URL:
@@ -372,7 +343,7 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         connection.isolation_level = None  # the driver opens no transactions behind our back; `begin` below does
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not tables or _rarebox.name in tables:  # it is written into the file: never into somebody else's
+        if not tables or schema.rarebox.name in tables:  # it is written into the file: never into somebody else's
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -393,10 +364,35 @@ def _read_json(text: str) -> Any:
 def _create(connection: Connection, classes: Sequence[str]) -> None:
     if len(set(classes)) < len(classes):
         raise UserError(f"each class needs its own name, got {', '.join(classes)}")
-    _tables.create_all(connection)
-    connection.execute(insert(_rarebox), {"schema": SCHEMA})
+    schema.tables.create_all(connection)
+    connection.execute(insert(schema.rarebox), {"schema": schema.SCHEMA})
     if classes:
-        connection.execute(insert(_classes), [{"id": label, "name": name} for label, name in enumerate(classes)])
+        connection.execute(insert(schema.classes), [{"id": label, "name": name} for label, name in enumerate(classes)])
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    """From schema 1: tables and columns that it lacks."""
+    schema.tables.create_all(connection)
+    there = {t: {c["name"] for c in inspect(connection).get_columns(t)} for t in ("queries", "answers")}
+    for column in (schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key):
+        if column.name not in there[column.table.name]:
+            added = CreateColumn(column).compile(connection)
+            connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {added}"))
+    for index in schema.answers.indexes:
+        index.create(connection, checkfirst=True)
+    connection.execute(update(schema.rarebox).values(schema=schema.SCHEMA))
+
+
+def _counts_as(connection: Connection) -> Ints:
+    """(K,): the label that each label counts as."""
+    found = np.arange(connection.scalar(select(func.count()).select_from(schema.classes)) or 0)
+    changes = select(schema.class_changes.c.label, schema.class_changes.c.merged_into).order_by(
+        schema.class_changes.c.id
+    )
+    for label, into in connection.execute(changes):
+        if into is not None:
+            found[found == label] = into
+    return found
 
 
 def _reason(error: DatabaseError) -> str:
@@ -415,11 +411,12 @@ def _reason(error: DatabaseError) -> str:
 
 
 def _of(cycle: int | None) -> tuple[ColumnElement[bool], ...]:
-    return () if cycle is None else (_queries.c.cycle == cycle,)
+    return () if cycle is None else (schema.queries.c.cycle == cycle,)
 
 
 def _read_images(connection: Connection) -> dict[int, ImageRecord]:
-    return {row.id: ImageRecord(*row) for row in connection.execute(select(_images).order_by(_images.c.id))}
+    everything = select(schema.images).order_by(schema.images.c.id)
+    return {row.id: ImageRecord(*row) for row in connection.execute(everything)}
 
 
 def _describe(image: ImageRecord) -> str:
@@ -435,12 +432,15 @@ def _query_row(query: Query, cycle: int, position: int) -> dict[str, Any]:
         "guess": None if query.guess is None else int(query.guess),
         "utility": float(query.utility),
         "why": None if query.why is None else {name: float(value) for name, value in query.why.items()},
+        "wanted": query.wanted,
+        "asked_by": query.asked_by,
     }
 
 
-def _query(row: Row[Any]) -> Query:
+def as_query(row: Row[Any]) -> Query:
+    """A row of the queries."""
     box = None if row.box is None else np.array(row.box, dtype=np.float32)
-    return Query(row.image_id, box, row.guess, row.utility, row.why, row.id)
+    return Query(row.image_id, box, row.guess, row.utility, row.why, row.id, row.wanted, row.asked_by)
 
 
 def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
@@ -458,15 +458,16 @@ def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
     }
 
 
-def _answer(row: Row[Any]) -> Answer:
-    labels = np.array(row.labels, dtype=np.int64)
+def as_answer(row: Row[Any], counts_as: Ints) -> Answer:
+    """A row of the answers, its labels as what they count as by now."""
+    labels = counts_as[np.array(row.labels, dtype=np.int64)]
     return Answer(row.query_id, row.boxes, labels, Verdict(row.verdict), row.by, row.milliseconds)
 
 
-def _image_labels(rows: Sequence[Row[Any]]) -> ImageLabels:
+def _image_labels(rows: Sequence[Row[Any]], counts_as: Ints) -> ImageLabels:
     """Put together the latest answers of one image: rows with box, verdict, boxes and labels."""
     boxes = as_boxes([box for row in rows for box in row.boxes])
-    labels = np.array([label for row in rows for label in row.labels], dtype=np.int64)
+    labels = counts_as[np.array([label for row in rows for label in row.labels], dtype=np.int64)]
     once = _first_of_each(boxes, labels)
     fruitless = [row for row in rows if row.box is not None and not row.boxes]
     return ImageLabels(

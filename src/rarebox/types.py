@@ -176,12 +176,14 @@ class ImageScores(Rows):
 
 class Verdict(StrEnum):
     """What an answer says: the object with its true box and class; nothing there; nobody can tell; or an object that
-    has its label already, so that a second look at it brings no box and must not teach background either."""
+    has its label already, so that a second look at it brings no box and must not teach background either.
+    WITHDRAWN takes its author's answer back."""
 
     OBJECT = "object"
     NOT_AN_OBJECT = "not_an_object"
     CANNOT_TELL = "cannot_tell"
     ALREADY_LABELLED = "already_labelled"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +191,8 @@ class Query:
     """A question: "what is in this box?", or, with ``box`` None, "what is in this whole image?".
 
     ``id`` is given by the store (0 before that). ``guess`` is the predicted label, ``utility`` what the strategy
-    ranked by, ``why`` further numbers to show a person.
+    ranked by, ``why`` further numbers to show a person. ``wanted`` people are to answer it. ``asked_by`` names who
+    drew the box (or called the image complete) unasked; None if a strategy asks.
     """
 
     image_id: int
@@ -198,6 +201,8 @@ class Query:
     utility: float = 0.0
     why: dict[str, float] | None = None
     id: int = 0
+    wanted: int = 1
+    asked_by: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
