@@ -23,7 +23,8 @@ from rarebox.errors import Busy, UserError
 from rarebox.run_folder import RunFolder, write_json
 from tests.tiny import CHANGES, make_data
 
-COMMON = {name: value for name, value in CHANGES.items() if name not in ("budget", "pseudo.method")}
+AXES = ("budget", "pseudo.method", "detector.name")
+COMMON = {name: value for name, value in CHANGES.items() if name not in AXES}
 METHODS = {
     "U": {"selection.strategy": "uncertainty", "pseudo": {"method": "none"}},
     "R": {"selection.strategy": "random", "pseudo.method": "none"},
@@ -41,7 +42,10 @@ def grid(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a grid file; ``key=None`` leaves a key out."""
 
     def write(**changes: Any) -> Path:
-        keys = {"settings": COMMON, "data": ["scenes"], "methods": METHODS, "budgets": [[6]], "seeds": 1, **changes}
+        keys = {
+            "settings": COMMON, "data": ["scenes"], "detector": ["retinanet"], "methods": METHODS, "budgets": [[6]],
+            "seeds": 1, **changes,
+        }  # fmt: skip
         file = tmp_path / "grid.yaml"
         file.write_text(yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, sort_keys=False))
         return file
@@ -135,8 +139,8 @@ def test_lists_mappings_and_products(grid) -> None:
 
 
 def test_a_small_grid_is_a_run_of_the_defaults(grid) -> None:
-    (run,) = bench.read(grid(settings=None, data=None, methods=None, budgets=None, seeds=None))
-    assert run.name == "scenes/retinanet/class_balanced+ignore_only/seed_0"
+    (run,) = bench.read(grid(settings=None, data=None, detector=None, methods=None, budgets=None, seeds=None))
+    assert run.name == "scenes/faster_rcnn/class_balanced+ignore_only/seed_0"
 
 
 def test_data_may_lie_elsewhere(grid) -> None:
@@ -221,7 +225,10 @@ def test_only_takes_texts_and_patterns(grid) -> None:
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int, list[Event]]:
     """A finished grid: its file, its folder, how often a detector was trained, and what was told."""
     folder = tmp_path_factory.mktemp("grid")
-    keys = {"settings": COMMON, "data": [str(pictures)], "methods": METHODS, "budgets": [[6]], "seeds": 1, "full": 1}
+    keys = {
+        "settings": COMMON, "data": [str(pictures)], "detector": ["retinanet"], "methods": METHODS, "budgets": [[6]],
+        "seeds": 1, "full": 1,
+    }  # fmt: skip
     (folder / "grid.yaml").write_text(yaml.safe_dump(keys))
     calls: list[int] = []
     honest = TorchDetector.fit

@@ -42,7 +42,7 @@ def score(found: list[Detections], hidden: list[list[bool]] | None = None, **set
 def match(image: Detections, views: list[Detections], base: float) -> tuple[Floats, Floats, Floats]:
     """Score of b_m, JS and IoU."""
     partner, iou = candidates.find_partners(image, views)
-    return *candidates.compare(image, views, partner, base), iou
+    return *candidates.compare_views(image, views, partner, base), iou
 
 
 # ------------------------------------------------------------------------------------------- matching

@@ -23,7 +23,9 @@ def write(folder: Path, text: str) -> Path:
 def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work() -> None:
     assert config.resolve() == config.resolve("laptop")
     assert config.difference(Settings(), config.resolve()) == [
+        "detector.name: retinanet -> faster_rcnn",
         "detector.normaliser: own -> batch",
+        "scoring.shard_size: 2000 -> 100",
         "pseudo.method: soft -> ignore_only",
         "pseudo.calibrated: False -> True",
     ]
@@ -186,6 +188,15 @@ def test_settings_written_and_read_again_are_the_same(tmp_path: Path, text: Call
         written = text(settings)
         assert config.resolve(file=write(tmp_path, written)) == settings
         assert config.check(yaml.safe_load(written)) == settings
+
+
+def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
+    lines = [line.strip() for line in config.commented(Settings()).splitlines()]
+    assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, looks" in lines
+    assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
+    assert "name: retinanet  # the detector; one of retinanet, faster_rcnn" in lines
+    assert "seed: 0  # root seed" in lines
+    assert not [line for line in lines if "[" in line.partition("#")[2]]
 
 
 def test_the_difference_names_what_changed_and_nothing_else() -> None:

@@ -106,6 +106,9 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
             assert record["labels_this_cycle"] == record["looks_this_cycle"] == spent <= budget
             # Whatever else was open would have overshot the budget.
             labelled = store.labels(up_to_cycle=record["cycle"])
+            why = "no image left fits what is left" if prices.keys() - labelled.keys() else "no candidates are left"
+            short = f"{why}: {spent} of the budget of {budget} labels were spent"
+            assert (short in record["notes"]) == (spent < budget)
             assert all(spent + prices[i] > budget for i in prices if i not in labelled)
             assert record["images_partial"] == record["hits"] == record["pseudo_boxes"] == 0
         images = [q.image_id for q in store.queries()]
@@ -436,6 +439,76 @@ def test_exploration_goes_on_where_it_was_killed(
     assert len(images) == len(set(images))
 
 
+@pytest.mark.parametrize("answers", [2, 6])
+def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many_places(
+    pictures: Path, finished: Path, tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With this budget two images of the order are too dear and passed over, and one behind them is asked about."""
+    chosen = settings(pictures, selection__exploration=1.0, budget=[23], scoring__candidate_threshold=0.999)
+    loop.run(tmp_path / "whole", chosen, share=finished)
+    answer_all, calls = loop.answer_all, []
+
+    def cut(run: loop.Run, queries: Any) -> None:
+        answer_all(run, queries)
+        calls.extend(queries)
+        if len(calls) == answers:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "answer_all", cut)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(tmp_path / "cut", chosen, share=finished)
+    monkeypatch.undo()
+    loop.run(tmp_path / "cut", chosen, share=finished)
+    with Store(tmp_path / "cut" / "labels.sqlite") as store:
+        asked = [query.image_id for query in store.queries(2)]
+        order = loop.seeds.stream(0, "explore", 2).permutation(sorted(store.images().keys() - complete_in(store, 1)))
+    assert len(asked) == len(set(asked)) == 6
+    assert order.tolist().index(asked[-1]) == 7
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def complete_in(store: Store, cycle: int) -> set[int]:
+    """Images that were labelled as a whole in a cycle."""
+    return {query.image_id for query in store.queries(cycle) if query.box is None}
+
+
+def test_asking_and_exploring_report_how_far_the_budget_is_spent(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    for name, changes in {
+        "boxes": {"budget_unit": "looks"},
+        "images": {"selection__strategy": "image_random"},
+        "explored": {"selection__exploration": 1.0, "scoring__candidate_threshold": 0.999},
+    }.items():
+        told: list[tuple[int, int, str]] = []
+        record = loop.run(
+            tmp_path / name, settings(pictures, budget=[6], **changes), share=finished,
+            progress=lambda stage, *rest, told=told: told.append(rest) if stage == "cycle 2/2: ask" else None,
+        )[1]  # fmt: skip
+        unit = "looks" if name == "boxes" else "labels"
+        spent = [done for done, _, _ in told]
+        assert spent == sorted(spent)
+        assert spent[-1] == record[f"{unit}_this_cycle"] > 0
+        assert {(of, note) for _, of, note in told} == {(6, unit)}
+
+
+@pytest.mark.parametrize("strategy", sorted(strategies.BLIND))
+def test_a_strategy_that_looks_at_no_score_needs_none(
+    pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(name: str, **changes: Any) -> tuple[list[int], bool]:
+        chosen = settings(pictures, selection__strategy=strategy, budget=[20], **changes)
+        record = loop.run(tmp_path / name, chosen, share=finished)[1]
+        with Store(tmp_path / name / "labels.sqlite") as store:
+            return [query.image_id for query in store.queries(2)], "score" in record["seconds"]
+
+    images, scored = asked("blind")
+    assert not scored
+    assert asked("pool", pseudo__images="pool")[1]  # pseudo labels on every image want candidates
+    monkeypatch.setattr(strategies, "BLIND", set())
+    assert asked("scored") == (images, True)
+
+
 def test_a_start_that_was_killed_while_writing_its_settings_goes_on(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
@@ -600,11 +673,35 @@ def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Pat
     assert outcome(out) == outcome(finished)
 
 
-def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates(
+def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates_and_questions(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     loop.run(tmp_path / "run", settings(pictures, scoring__shard_size=1000))
+    assert [asked[:1] + asked[2:3] for asked in outcome(tmp_path / "run")[1]] == [
+        asked[:1] + asked[2:3] for asked in outcome(finished)[1]
+    ]
     one, many = read_all(tmp_path / "run/cycle_02/candidates"), read_all(finished / "cycle_02/candidates")
     assert len(list((finished / "cycle_02/candidates").glob("shard_*"))) == 2
     assert (one.image_id == many.image_id).all()
     np.testing.assert_allclose(one.boxes, many.boxes, atol=0.5)
+
+
+def test_a_run_goes_on_with_the_shards_it_began_with(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default size may change between two versions, in the middle of scoring."""
+    honest, shards = loop.score_images, []
+
+    def cut(*args: Any) -> Any:
+        if shards:
+            raise KeyboardInterrupt
+        shards.append(1)
+        return honest(*args)
+
+    monkeypatch.setattr(loop, "score_images", cut)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(tmp_path / "run", settings(pictures))
+    monkeypatch.undo()
+    loop.run(tmp_path / "run", settings(pictures, scoring__shard_size=3))
+    assert outcome(tmp_path / "run") == outcome(finished)
+    assert RunFolder(tmp_path / "run").read_settings() == settings(pictures)

@@ -10,6 +10,7 @@ CHANGES: dict[str, Any] = {
     "initial_images": 4,
     "budget": [6, 6],
     "device": "cpu",
+    "detector.name": "retinanet",
     "detector.image_size": 64,
     "detector.score_threshold": 0.01,
     "training.steps": 6,

@@ -22,7 +22,7 @@ def score_image(
     """
     detections, views = found[0], found[1:]
     partner, iou = find_partners(detections, views)
-    view_score, js = compare(detections, views, partner, settings.js_base)
+    view_score, js = compare_views(detections, views, partner, settings.js_base)
     lost = iou == 0
     instead = {"formula": 0.0, "skip": np.nan, "most_uncertain": settings.beta}[settings.unmatched]
     iou_seen = np.where(hidden, np.nan, np.where(lost, instead, iou))
@@ -77,9 +77,9 @@ def find_partners(boxes: Detections, views: Sequence[Detections]) -> tuple[Ints,
     return partner, iou
 
 
-def compare(
+def compare_views(
     boxes: Detections, views: Sequence[Detections], partner: Ints, js_base: float
-) -> tuple[Floats, Floats]:  # fmt: skip
+) -> tuple[Floats, Floats]:
     """Score of b_m, and JS(b, b_m): (M, N) each; 0 and 1 (the logarithm's bound in other bases) where there is none."""
     view_score, js = np.zeros(partner.shape), np.full(partner.shape, np.log(2) / np.log(js_base))
     for m, view in enumerate(views):

@@ -4,6 +4,7 @@ The numbers in square brackets are rows of ``docs/decisions.md``. The resolved s
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -93,13 +94,19 @@ class ScoringSettings(Section):
     candidate_nms: Share = Field(default=0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
     per_image: int = Field(default=100, ge=1, description="candidates kept per image [8]")
     batch_size: int = Field(default=4, ge=1, description="images a batch; each comes with all its views")
-    shard_size: int = Field(default=2000, ge=1, description="images per candidates file, the unit of resuming")
+    shard_size: int = Field(
+        default=2000,
+        ge=1,
+        description="images per candidates file: what a kill may lose of scoring; a run keeps the size it began with",
+    )
 
 
 class SelectionSettings(Section):
     """Which candidates are asked about."""
 
-    strategy: str = Field(default="class_balanced", description="how candidates are ranked")
+    strategy: str = Field(
+        default="class_balanced", description="how candidates are ranked; docs/strategies.md has the names"
+    )
     sigma: float = Field(default=1.0, gt=0, description="sigma of Eq. 1")
     image_entropy: Literal["mean", "max", "sum"] = Field(
         default="mean", description="image_entropy: what becomes of the entropies of an image's boxes"
@@ -176,7 +183,11 @@ class Settings(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {"detector": {"normaliser": "batch"}, "pseudo": {"method": "ignore_only", "calibrated": True}},
+    "laptop": {
+        "detector": {"name": "faster_rcnn", "normaliser": "batch"},
+        "scoring": {"shard_size": 100},  # a minute's work, as 2000 images are on a GPU
+        "pseudo": {"method": "ignore_only", "calibrated": True},
+    },
     "paper": {
         "initial_images": 1000,
         "budget": [2000, 4000, 8000],
@@ -265,13 +276,25 @@ def _commented(section: Section, indent: str) -> Iterator[str]:
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
-            yield f"\n{indent}{name}:  # {(type(value).__doc__ or '').splitlines()[0]}"
+            yield f"\n{indent}{name}:  # {_with_page((type(value).__doc__ or '').splitlines()[0])}"
             yield from _commented(value, indent + "  ")
         else:
             text = yaml.safe_dump(
                 section.model_dump(mode="json")[name], default_flow_style=True, width=float("inf")
             ).split("\n")[0]
-            yield f"{indent}{name}: {text}  # {about.description}"
+            choices = _choices(about.annotation)
+            meaning = _with_page(about.description or "") + (f"; one of {', '.join(choices)}" if choices else "")
+            yield f"{indent}{name}: {text}  # {meaning}"
+
+
+def _with_page(text: str) -> str:
+    """``"beta [2]"`` -> ``"beta (docs/decisions.md, row 2)"``, for where there is no page around it to explain."""
+    return re.sub(r"\[(\d+)\]", r"(docs/decisions.md, row \1)", text)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The names that a setting of this kind may have, if they are listed."""
+    return [choice for choice in get_args(annotation) if isinstance(choice, str)]
 
 
 def reference() -> str:
@@ -292,7 +315,7 @@ def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
             inner.append((value, name))
         else:
             default = json.dumps(section.model_dump(mode="json")[name])
-            choices = ", ".join(f"`{choice}`" for choice in get_args(about.annotation) if isinstance(choice, str))
+            choices = ", ".join(f"`{choice}`" for choice in _choices(about.annotation))
             meaning = f"{about.description}; one of {choices}" if choices else about.description
             yield f"| `{prefix}{name}` | `{default}` | {meaning} |\n"
     for value, name in inner:

@@ -42,6 +42,9 @@ from rarebox.views import View, make_views
 Progress = Callable[[str, int, int, str], None]
 """Called with (stage, done, in all, a note), often."""
 
+StageProgress = Callable[[int, int, str], None]
+"""The same within a stage: (done, in all, a note)."""
+
 HELD_OUT = 0.2
 """Share of the pool kept for evaluation where a data set has no test split."""
 
@@ -76,7 +79,7 @@ class Run:
         return self.dataset.classes
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
+    def stage(self, name: str) -> Iterator[StageProgress]:
         """Time a stage, and report its progress under its name."""
         start = time.perf_counter()
         title = f"cycle {self.cycle}/{len(self.settings.budget) + 1}: {name}"
@@ -124,7 +127,7 @@ def run(
     check(settings)
     dataset = dataset or load_data(settings.data)
     with _disk_errors_explained(folder), place.locked():
-        place.claim(settings)
+        settings = place.claim(settings)
         if not place.environment.exists():
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, describe())
@@ -224,12 +227,17 @@ def label_initial_pool(run: Run) -> None:
 def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
     """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
 
-    The pool goes in shards; a finished shard's files are not made again.
+    The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
+    candidates, and the images have none.
     """
     labels = run.store.labels(up_to_cycle=cycle - 1)
     images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
     if not images:
         return Candidates.none(len(run.classes)), ImageScores.none(len(run.classes))
+    if run.settings.selection.strategy in strategies.BLIND and run.settings.pseudo.images == "labelled":
+        ids = np.array([image.id for image in images])
+        no_scores = np.zeros((len(images), len(run.classes)))
+        return Candidates.none(len(run.classes)), ImageScores(ids, no_scores[:, 0], no_scores)
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     shards = [images[i : i + size] for i in range(0, len(images), size)]
     missing = [s for s in range(len(shards)) if not _shard(folder, "shard", s).exists()]
@@ -310,15 +318,17 @@ def ask(run: Run, cycle: int, candidates: Candidates, images: ImageScores) -> di
         ranking = choose(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
     queue = strategies.Queue(ranking)
     answer_all(run, store.unanswered(cycle))
-    with run.stage("ask"):
+    with run.stage("ask") as report:
         if whole_images:
-            left = ask_about_images(run, cycle, queue)
+            left = ask_about_images(run, cycle, queue, report)
         else:
-            explore(run, cycle, open_ones, before)
-            left = ask_about_boxes(run, cycle, queue, open_ones)
+            explore(run, cycle, open_ones, before, report)
+            left = ask_about_boxes(run, cycle, queue, open_ones, report)
     if left > 0:
-        budget, unit = settings.budget[cycle - 2], settings.budget_unit
-        run.notes.append(f"no candidates are left: {budget - left} of the budget of {budget} {unit} were spent")
+        budget, unit, labelled = settings.budget[cycle - 2], settings.budget_unit, store.labels()
+        too_dear = whole_images and any(i.id not in labelled for i in run.pool.records)
+        reason = "no image left fits what is left" if too_dear else "no candidates are left"
+        run.notes.append(f"{reason}: {budget - left} of the budget of {budget} {unit} were spent")
     by_uncertainty = np.argsort(-open_ones.uncertainty, kind="stable")[: store.spent(cycle).looks]
     return {
         "candidates": np.bincount(open_ones.labels, minlength=len(run.classes)),
@@ -332,49 +342,59 @@ def left_to_spend(run: Run, cycle: int) -> int:
     return run.settings.budget[cycle - 2] - getattr(run.store.spent(cycle), run.settings.budget_unit)
 
 
+def spend(run: Run, cycle: int, queries: Sequence[Query], report: StageProgress) -> int:
+    """Ask, let the oracle answer, and report how far the budget is spent; what is left of it."""
+    answer_all(run, run.store.ask(cycle, queries))
+    budget, left = run.settings.budget[cycle - 2], left_to_spend(run, cycle)
+    report(budget - left, budget, run.settings.budget_unit)
+    return left
+
+
 def next_place(run: Run, cycle: int) -> int:
     """The place in the ranking behind the last one that was asked about."""
     return max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
 
 
-def ask_about_boxes(run: Run, cycle: int, queue: strategies.Queue, candidates: Candidates) -> int:
+def ask_about_boxes(
+    run: Run, cycle: int, queue: strategies.Queue, candidates: Candidates, report: StageProgress
+) -> int:
     """Ask about candidates from the top of the queue; what is left of the budget.
 
     A box that an answer of this very cycle has settled is passed over. Batches hold one box per image at most, so
     that this is the same as asking one by one.
     """
-    place = next_place(run, cycle)
-    while (left := left_to_spend(run, cycle)) > 0 and queue(place):
+    place, left = next_place(run, cycle), left_to_spend(run, cycle)
+    while left > 0 and queue(place):
         batch, place = _next_batch(run, candidates, queue, place, left)
-        answer_all(run, run.store.ask(cycle, [_query(candidates, *queue(p), p, cycle) for p in batch]))  # type: ignore[misc]
+        left = spend(run, cycle, [_query(candidates, *queue(p), p, cycle) for p in batch], report)  # type: ignore[misc]
     return left
 
 
-def ask_about_images(run: Run, cycle: int, queue: strategies.Queue) -> int:
-    """Have whole images labelled from the top of the queue; what is left of the budget, if anything could be bought.
+def ask_about_images(run: Run, cycle: int, queue: strategies.Queue, report: StageProgress) -> int:
+    """Have whole images labelled from the top of the queue; what is left of the budget.
 
-    An image that would overshoot the budget is left out (decisions row 15); only the oracle knows its price. What is
-    left is 0 unless every image of the pool is labelled: the rest then was too little for any image.
+    An image that would overshoot the budget is left out (decisions row 15); only the oracle knows its price.
     """
     place, left = next_place(run, cycle), left_to_spend(run, cycle)
     while left > 0 and (item := queue(place)):
         image_id, utility = item
         if run.oracle.objects(image_id) <= left:
             query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
-            answer_all(run, run.store.ask(cycle, [query]))
-            left = left_to_spend(run, cycle)
+            left = spend(run, cycle, [query], report)
         place += 1
-    labelled = run.store.labels()
-    return left if all(i.id in labelled for i in run.pool.records) else 0
+    return left
 
 
-def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, ImageLabels]) -> None:
+def explore(
+    run: Run, cycle: int, candidates: Candidates, before: Mapping[int, ImageLabels], report: StageProgress
+) -> None:
     """Spend a share of the budget on random whole images while some class has no candidate (decisions row 29).
 
     The detector cannot ask about what it never predicts. The last image may take the share over its bound, but not
     the budget.
     """
-    share = run.settings.selection.exploration * run.settings.budget[cycle - 2]
+    budget, left = run.settings.budget[cycle - 2], left_to_spend(run, cycle)
+    share = run.settings.selection.exploration * budget
     if not share or len(np.unique(candidates.labels)) == len(run.classes):
         return
     # Images that nobody has looked into: no object of theirs was paid before.
@@ -382,11 +402,11 @@ def explore(run: Run, cycle: int, candidates: Candidates, before: Mapping[int, I
     order = seeds.stream(run.settings.seed, "explore", cycle).permutation(untouched)
     asked = {query.image_id for query in run.store.queries(cycle) if query.box is None}
     for image_id in order[~np.isin(order, list(asked))]:
-        if getattr(run.store.spent(cycle), run.settings.budget_unit) >= share:
+        if budget - left >= share:
             break
-        if run.oracle.objects(int(image_id)) > left_to_spend(run, cycle):
+        if run.oracle.objects(int(image_id)) > left:
             continue  # as with the image-level methods: it would overshoot the budget
-        answer_all(run, run.store.ask(cycle, [Query(int(image_id))]))
+        left = spend(run, cycle, [Query(int(image_id))], report)
 
 
 def _next_batch(

@@ -24,6 +24,10 @@ else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+KEPT = ("scoring.shard_size",)
+"""Settings that change nothing in what comes out; a run goes on with those it began with."""
+
+
 class RunFolder:
     """The files of one run; every one is written whole or not at all.
 
@@ -57,21 +61,22 @@ class RunFolder:
 
     def check(self, settings: Settings, but: Collection[str] = ()) -> None:
         """UserError shows in what else than ``but`` the settings differ from a run that has trained something here."""
-        changed = config.difference(self.read_settings(), settings, but) if self._has_trained() else []
+        changed = config.difference(self.read_settings(), settings, (*KEPT, *but)) if self._has_trained() else []
         if changed:
             raise UserError(
                 f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
                 "started with:\n  " + "\n  ".join(changed)
             )
 
-    def claim(self, settings: Settings) -> None:
-        """Make the folder this run's, or check that it is."""
+    def claim(self, settings: Settings) -> Settings:
+        """Make the folder this run's, or check that it is; the settings to go on with."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.check(settings)
         if not self.settings.exists():
             write_text(self.settings, config.dump(settings))
-        elif self.read_settings() != settings:
+        elif not self._has_trained() and self.read_settings() != settings:
             self._begin_anew(settings)
+        return self.read_settings()
 
     def _holds_something_else(self) -> bool:
         # A first start that was cut short, or failed before it began.

@@ -45,6 +45,9 @@ NEEDS = {
 """What must be computed for a strategy besides the rest: ``features`` of the candidates, ``box_features`` of the
 labelled boxes, ``image_features`` of labelled and open images."""
 
+BLIND = frozenset({"image_random", "image_coreset"})
+"""Strategies that look at no candidate and no score: the pool is not scored for their sake."""
+
 
 def choose(settings: SelectionSettings) -> Strategy:
     """The strategy that the settings name, or a UserError with the nearest one."""
