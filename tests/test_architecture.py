@@ -19,10 +19,10 @@ ROWS = (
     {"__init__", "errors", "seeds"},
     {"types", "boxes", "tables"},
     {"schema"},
-    {"method", "config", "store", "data"},
+    {"method", "config", "store", "data", "frames"},
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people"},
     {"strategies", "pseudo"},
-    {"detectors"},
+    {"detectors", "ranking"},
     {"loop", "labels", "compare"},
     {"report", "doctor", "bench"},
     {"cli"},
@@ -148,7 +148,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
 QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
-    "run_folder", "labels", "compare", "cli",
+    "frames", "ranking", "run_folder", "labels", "compare", "cli",
 )  # fmt: skip
 
 

@@ -258,7 +258,7 @@ def test_predicting_views_of_several_images_keeps_them_apart(detector: TorchDete
 
 
 def test_a_view_that_changes_nothing_finds_the_same(detector: TorchDetector, pictures: list[Picture]) -> None:
-    still = View("still", np.eye(2, 3), lambda image: image)
+    still = View("still", np.eye(2, 3), pixels=lambda image: image)
     plain, seen = detector.predict_views(pictures[:1], [[still]])[0]
     same(plain, seen)
 

@@ -430,7 +430,7 @@ def test_urls(tmp_path: Path) -> None:
 def test_the_tables_can_be_made_in_postgresql() -> None:
     tables = schema.tables.sorted_tables
     sql = "".join(str(CreateTable(table).compile(dialect=postgresql.dialect())) for table in tables)
-    assert sql.count("CREATE TABLE") == 6
+    assert sql.count("CREATE TABLE") == 8
     assert "DOUBLE PRECISION" in sql
 
 
@@ -473,7 +473,7 @@ def test_a_store_that_stays_locked_is_said(store: Store, path: Path, monkeypatch
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0)
     with (
         Store(path) as other,
-        store._transaction(writes=True),
+        store.transaction(writes=True),
         pytest.raises(UserError, match="another program kept it busy"),
     ):
         other.open_cycle(5)
@@ -481,7 +481,7 @@ def test_a_store_that_stays_locked_is_said(store: Store, path: Path, monkeypatch
 
 
 def test_readers_do_not_wait_for_a_writer(store: Store, path: Path) -> None:
-    with Store(path) as reader, store._transaction(writes=True) as connection:
+    with Store(path) as reader, store.transaction(writes=True) as connection:
         connection.exec_driver_sql("INSERT INTO cycles VALUES (5, '2026-01-01')")
         assert reader.cycles() == [0]
 

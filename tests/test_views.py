@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rarebox.errors import UserError
+from rarebox.frames import MAPS, MAX_COVER, Frame
 from rarebox.types import as_boxes
-from rarebox.views import CUTOUT_PATCHES, CUTOUT_SIDES, GREY, MAX_COVER, VIEWS, View, make_views
+from rarebox.views import CUTOUT_PATCHES, CUTOUT_SIDES, GREY, VIEWS, View, make_views
 
 EXACT = sorted(set(VIEWS) - {"rotate_5"})
 """All views but the one whose boxes grow."""
@@ -164,7 +165,7 @@ def test_cutout_greys_its_patches_and_nothing_else() -> None:
 def test_a_patch_hides_a_box_when_it_covers_more_than_two_fifths_of_it() -> None:
     assert MAX_COVER == 0.4
     patches = as_boxes([[0, 0, 4, 10], [50, 50, 60, 60]])
-    seen = View("cutout", np.eye(2, 3), lambda image: image, patches)
+    seen = Frame("cutout", np.eye(2, 3), patches)
     boxes = as_boxes([[0, 0, 10, 10], [0, 0, 9.9, 10], [51, 51, 59, 59], [20, 20, 30, 30]])
     # 40 of 100; 40 of 99; all; nothing
     assert seen.hides(boxes).tolist() == [False, True, True, False]
@@ -172,9 +173,7 @@ def test_a_patch_hides_a_box_when_it_covers_more_than_two_fifths_of_it() -> None
 
 def test_two_patches_count_each_by_itself() -> None:
     patches = as_boxes([[0, 0, 4, 10], [6, 0, 10, 10]])  # 40 % each, 80 % together (decisions row 1: each patch)
-    assert View("cutout", np.eye(2, 3), lambda image: image, patches).hides(as_boxes([[0, 0, 10, 10]])).tolist() == [
-        False
-    ]
+    assert Frame("cutout", np.eye(2, 3), patches).hides(as_boxes([[0, 0, 10, 10]])).tolist() == [False]
 
 
 def test_views_without_patches_hide_nothing() -> None:
@@ -194,3 +193,10 @@ def test_views_come_in_the_order_asked_for_and_each_draws_anew() -> None:
 def test_an_unknown_view_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown view 'rotate5'; did you mean 'rotate_5'"):
         make_views(["flip", "rotate5"], 64, 64, np.random.default_rng(0))
+
+
+def test_maps_by_name_are_those_of_the_views() -> None:
+    assert MAPS.keys() == VIEWS.keys() - {"cutout"}  # what it hides is drawn at random
+    for name, matrix in MAPS.items():
+        assert matrix(80, 100).tolist() == view(name, 80, 100).matrix.tolist()
+        assert len(view(name, 80, 100).patches) == 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rarebox import candidates as pool_file
-from rarebox import data, detectors, pseudo, seeds, strategies
+from rarebox import data, detectors, pseudo, ranking, seeds, strategies
 from rarebox.candidates import rows_by_image
 from rarebox.config import Settings
 from rarebox.data import scenes, voc
@@ -31,7 +31,6 @@ from rarebox.types import (
     GroundTruth,
     ImageRecord,
     ImageScores,
-    LabelState,
     Query,
     Targets,
     Verdict,
@@ -308,15 +307,15 @@ def ask(run: Run, cycle: int, candidates: Candidates, images: ImageScores) -> di
     """Ask what the strategy puts first, until the budget is spent. Counts per guessed class come back."""
     settings, store = run.settings, run.store
     before = store.labels(up_to_cycle=cycle - 1)
-    open_ones = candidates[unanswered(candidates, before, settings.selection.answered_iou)]
-    state = label_state(run, cycle, before, candidates, images)
+    open_ones = candidates[ranking.unanswered(candidates, before, settings.selection.answered_iou)]
+    state = ranking.label_state(settings, settings.budget[cycle - 2], before, candidates, images)
     whole_images = settings.selection.strategy in strategies.IMAGE
-    ranking = iter(())
+    order = iter(())
     if len(state.images if whole_images else open_ones):
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
         choose = strategies.choose(settings.selection)
-        ranking = choose(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
-    queue = strategies.Queue(ranking)
+        order = choose(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
+    queue = strategies.Queue(order)
     answer_all(run, store.unanswered(cycle))
     with run.stage("ask") as report:
         if whole_images:
@@ -422,7 +421,7 @@ def _next_batch(
         if image_id in images:
             break
         said = run.store.labels_of(image_id)
-        if not said.complete and pseudo.far_from(candidates.boxes[[row]], said.settled, iou)[0]:
+        if ranking.still_open(candidates.boxes[[row]], said, iou)[0]:
             batch.append(place)
             images.add(image_id)
         place += 1
@@ -443,37 +442,6 @@ def _query(candidates: Candidates, row: int, utility: float, place: int, cycle: 
 def answer_all(run: Run, queries: Sequence[Query]) -> None:
     """Let the oracle answer queries, and keep the answers."""
     run.store.record([run.oracle.answer(query) for query in queries])
-
-
-def unanswered(candidates: Candidates, labels: Mapping[int, ImageLabels], iou: float) -> np.ndarray:
-    """Candidates that no answer has settled (decisions row 9): (T,)."""
-    free = np.ones(len(candidates), dtype=bool)
-    for image_id, rows in rows_by_image(candidates).items():
-        if image_id in labels:
-            free[rows] = pseudo.far_from(candidates.boxes[rows], labels[image_id].settled, iou)
-            free[rows] &= not labels[image_id].complete
-    return free
-
-
-def label_state(
-    run: Run, cycle: int, labels: Mapping[int, ImageLabels], candidates: Candidates, images: ImageScores
-) -> LabelState:
-    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, and the
-    images that nobody has labelled. :func:`features` adds the rest."""
-    settings = run.settings
-    counts = np.bincount(_joined([found.labels for found in labels.values()]), minlength=len(run.classes))
-    loose = np.ones(len(candidates), dtype=bool)
-    for image_id, rows in rows_by_image(candidates).items():
-        if image_id in labels:
-            boxes, said = candidates[rows], labels[image_id]
-            loose[rows] = pseudo.remaining(boxes, said, settings.pseudo)
-            loose[rows] &= pseudo.far_from(boxes.boxes, said.settled, settings.selection.answered_iou)
-    frequency = pool_file.class_frequency(
-        candidates[loose], counts, settings.pseudo.class_high, settings.selection.class_frequency
-    )
-    untouched = images[np.array([int(i) not in labels for i in images.image_id], dtype=bool)]
-    complete = sum(said.complete for said in labels.values())
-    return LabelState(frequency, counts, untouched, complete, settings.budget[cycle - 2])
 
 
 def features(
@@ -643,13 +611,13 @@ def record(
     labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
     boxes = [(q, a) for q, a in answered if q.box is not None]
     spent, total = store.spent(cycle), store.spent()
-    human = np.bincount(_joined([said.labels for said in labels.values()]), minlength=classes)
+    human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
     counts = {
         "selected_per_class": [q.guess for q, _ in boxes],
         "hits_per_class": hits,
-        "labels_per_class": _joined([a.labels for _, a in answered]),
+        "labels_per_class": ranking.joined([a.labels for _, a in answered]),
     }
     return {
         "cycle": cycle,
@@ -684,10 +652,6 @@ def _or_null(value: float) -> float | None:
     return None if value != value else value
 
 
-def _joined(labels: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *labels])
-
-
 def count_classes(split: data.Split, num_classes: int) -> list[int]:
     """Objects of each class in a split, difficult ones included: (K,)."""
-    return np.bincount(_joined([t.labels for t in split.truth.values()]), minlength=num_classes).tolist()
+    return np.bincount(ranking.joined([t.labels for t in split.truth.values()]), minlength=num_classes).tolist()

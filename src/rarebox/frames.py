@@ -1,0 +1,101 @@
+"""Where a box lies on an augmented copy of its image, and back: the geometry of views, without their pixels.
+
+A view's geometry is one affine map, so boxes need no code per view: the hull of their mapped corners, forwards with
+the matrix, backwards with its inverse. Mirroring and scaling return a box exactly; rotation returns a box that
+contains it. Coordinates are continuous: x runs from 0 at the left edge to the width at the right edge.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarebox.boxes import cover
+from rarebox.types import Bools, Floats
+
+MAX_COVER = 0.4
+"""A patch that hides more of a detection than this makes the view not count for it (decisions row 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The place of one augmented copy relative to its image.
+
+    ``matrix`` (2, 3) maps a point of the image into the copy, ``patches`` (P, 4) are the places of the image that the
+    copy hides.
+    """
+
+    name: str
+    matrix: NDArray[np.float64]
+    patches: Floats = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
+
+    def to_view(self, boxes: Floats) -> Floats:
+        """Boxes of the image -> boxes in the copy: (N, 4) -> (N, 4)."""
+        return _hull(boxes, self.matrix)
+
+    def undo(self, view_boxes: Floats) -> Floats:
+        """Boxes in the copy -> boxes of the image: (N, 4) -> (N, 4)."""
+        return _hull(view_boxes, self.inverse)
+
+    @property
+    def inverse(self) -> Floats:
+        """(2, 3), from a point of the copy to a point of the image."""
+        return np.linalg.inv(_square(self.matrix))[:2]
+
+    def hides(self, boxes: Floats) -> Bools:
+        """Which boxes of the image are hidden too much to be judged in this copy: (N, 4) -> (N,)."""
+        return np.any(cover(boxes, self.patches) > MAX_COVER, axis=1)
+
+
+def still(height: int, width: int) -> NDArray[np.float64]:
+    """The map of a copy in which nothing moves: (2, 3)."""
+    return np.eye(2, 3)
+
+
+def mirrored(height: int, width: int) -> NDArray[np.float64]:
+    """The map that swaps left and right: (2, 3)."""
+    return np.array([[-1.0, 0, width], [0, 1, 0]])
+
+
+def scaled_size(factor: float, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a copy ``factor`` times as large, in whole pixels."""
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def scaled(factor: float, height: int, width: int) -> NDArray[np.float64]:
+    """The map into that copy: (2, 3)."""
+    new_height, new_width = scaled_size(factor, height, width)
+    return np.diag([new_width / width, new_height / height, 1])[:2]
+
+
+def rotated(degrees: float, height: int, width: int) -> NDArray[np.float64]:
+    """The map of a turn about the centre, canvas grown to hold all, then shrunk to the size it had: (2, 3)."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    centre = np.array([width / 2, height / 2])
+    grown = np.array([width * abs(cos) + height * abs(sin), width * abs(sin) + height * abs(cos)])
+    turn = np.diag(2 * centre / grown) @ np.array([[cos, -sin], [sin, cos]])
+    return np.column_stack([turn, centre - turn @ centre])
+
+
+MAPS: dict[str, Callable[[int, int], NDArray[np.float64]]] = {
+    "flip": mirrored,
+    "scale_0.8": partial(scaled, 0.8),
+    "rotate_5": partial(rotated, 5.0),
+    "scale_1.2": partial(scaled, 1.2),
+    "colour": still,
+    "noise": still,
+}
+"""Height and width of an image -> the map of a view, for the views whose map follows from their name alone."""
+
+
+def _square(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.vstack([matrix, [0, 0, 1]])
+
+
+def _hull(boxes: Floats, matrix: Floats) -> Floats:
+    """Upright boxes around the mapped corners of boxes: (N, 4), (2, 3) -> (N, 4)."""
+    corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
