@@ -23,6 +23,7 @@ ROWS = (
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people"},
     {"strategies", "pseudo"},
     {"detectors", "ranking"},
+    {"asking"},
     {"loop", "labels", "compare"},
     {"report", "doctor", "bench"},
     {"cli"},

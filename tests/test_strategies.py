@@ -161,6 +161,7 @@ def asked(
         return {**rows, "image_features": STATE.image_features[untouched]}
 
     monkeypatch.setattr(loop, "features", features)
+    monkeypatch.setattr(loop, "score_pool", lambda run, cycle: (candidates, IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = loop.Run(
@@ -169,7 +170,7 @@ def asked(
         store.open_cycle(1)
         loop.label_initial_pool(run)
         store.open_cycle(2)
-        loop.ask(run, 2, candidates, IMAGES)
+        loop.ask(run, 2, loop.rank_pool(run, 2))
         assert sum(len(answer.boxes) for _, answer in store.answered(2)) == 20
         questions = [(q.image_id, None if q.box is None else q.box.tolist()) for q in store.queries(2)]
         assert all((box is None) == (name in IMAGE) for _, box in questions)

@@ -14,6 +14,7 @@ import numpy as np
 
 from rarebox import candidates as pool_file
 from rarebox import data, detectors, pseudo, ranking, seeds, strategies
+from rarebox.asking import Asker
 from rarebox.candidates import rows_by_image
 from rarebox.config import Settings
 from rarebox.data import scenes, voc
@@ -31,6 +32,7 @@ from rarebox.types import (
     GroundTruth,
     ImageRecord,
     ImageScores,
+    LabelState,
     Query,
     Targets,
     Verdict,
@@ -77,6 +79,10 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         return self.dataset.classes
 
+    def budget(self, cycle: int) -> int:
+        """What a cycle after the first may spend."""
+        return self.settings.budget[cycle - 2]
+
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
         """Time a stage, and report its progress under its name."""
@@ -92,16 +98,34 @@ def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]
     Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
     """
     run.store.open_cycle(cycle)
-    candidates, picked = None, {}
     if cycle == 1:
         label_initial_pool(run)
-    else:
-        candidates, images = score_pool(run, cycle)
-        picked = ask(run, cycle, candidates, images)
-    targets = training_targets(run, cycle, candidates)
+        return train_cycle(run, cycle, None, share)
+    ranked = rank_pool(run, cycle)
+    ask(run, cycle, ranked)
+    return train_cycle(run, cycle, ranked)
+
+
+def train_cycle(run: Run, cycle: int, ranked: "Ranked | None", share: Path | None = None) -> dict[str, Any]:
+    """The second half of a cycle: what was answered trains the next model. Its record comes back."""
+    targets = training_targets(run, cycle, ranked.everything if ranked else None)
     detector = retrain(run, cycle, targets, share)
     result = evaluate(run, cycle, detector)
-    return record(run, cycle, candidates, picked, targets, result)
+    return record(run, cycle, ranked, targets, result)
+
+
+@dataclass
+class Ranked:
+    """The pool of a cycle, scored and ranked.
+
+    ``everything`` are all its candidates, ``open_ones`` those that may be asked about, ``queue`` their order (rows of
+    ``open_ones``, or image ids), ``state`` what the strategy knew.
+    """
+
+    everything: Candidates
+    open_ones: Candidates
+    queue: strategies.Queue
+    state: LabelState
 
 
 # ------------------------------------------------------------------------------------------- the whole run
@@ -303,69 +327,57 @@ def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
         yield from (np.array(places[i : i + size]) for i in range(0, len(places), size))
 
 
-def ask(run: Run, cycle: int, candidates: Candidates, images: ImageScores) -> dict[str, np.ndarray]:
-    """Ask what the strategy puts first, until the budget is spent. Counts per guessed class come back."""
-    settings, store = run.settings, run.store
-    before = store.labels(up_to_cycle=cycle - 1)
+def rank_pool(run: Run, cycle: int) -> Ranked:
+    """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
+    settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
+    candidates, images = score_pool(run, cycle)
     open_ones = candidates[ranking.unanswered(candidates, before, settings.selection.answered_iou)]
-    state = ranking.label_state(settings, settings.budget[cycle - 2], before, candidates, images)
-    whole_images = settings.selection.strategy in strategies.IMAGE
+    state = ranking.label_state(settings, run.budget(cycle), before, candidates, images)
     order = iter(())
-    if len(state.images if whole_images else open_ones):
+    if len(state.images if settings.selection.strategy in strategies.IMAGE else open_ones):
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
         choose = strategies.choose(settings.selection)
         order = choose(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
-    queue = strategies.Queue(order)
+    return Ranked(candidates, open_ones, strategies.Queue(order), state)
+
+
+def ask(run: Run, cycle: int, ranked: Ranked) -> None:
+    """Ask what the strategy puts first, and let the oracle answer, until the budget is spent."""
+    settings, store = run.settings, run.store
     answer_all(run, store.unanswered(cycle))
+    whole_images = settings.selection.strategy in strategies.IMAGE
     with run.stage("ask") as report:
         if whole_images:
-            left = ask_about_images(run, cycle, queue, report)
+            left = ask_about_images(run, cycle, ranked.queue, report)
         else:
-            explore(run, cycle, open_ones, before, report)
-            left = ask_about_boxes(run, cycle, queue, open_ones, report)
+            explore(run, cycle, ranked.open_ones, report)
+            left = ask_about_boxes(run, cycle, ranked, report)
     if left > 0:
-        budget, unit, labelled = settings.budget[cycle - 2], settings.budget_unit, store.labels()
+        budget, unit, labelled = run.budget(cycle), settings.budget_unit, store.labels()
         too_dear = whole_images and any(i.id not in labelled for i in run.pool.records)
         reason = "no image left fits what is left" if too_dear else "no candidates are left"
         run.notes.append(f"{reason}: {budget - left} of the budget of {budget} {unit} were spent")
-    by_uncertainty = np.argsort(-open_ones.uncertainty, kind="stable")[: store.spent(cycle).looks]
-    return {
-        "candidates": np.bincount(open_ones.labels, minlength=len(run.classes)),
-        "by_uncertainty": np.bincount(open_ones.labels[by_uncertainty], minlength=len(run.classes)),
-        "class_frequency": state.class_frequency,
-    }
 
 
 def left_to_spend(run: Run, cycle: int) -> int:
     """What of this cycle's budget is not spent yet."""
-    return run.settings.budget[cycle - 2] - getattr(run.store.spent(cycle), run.settings.budget_unit)
+    return run.budget(cycle) - getattr(run.store.spent(cycle), run.settings.budget_unit)
 
 
-def spend(run: Run, cycle: int, queries: Sequence[Query], report: StageProgress) -> int:
-    """Ask, let the oracle answer, and report how far the budget is spent; what is left of it."""
-    answer_all(run, run.store.ask(cycle, queries))
-    budget, left = run.settings.budget[cycle - 2], left_to_spend(run, cycle)
+def answer_and_report(run: Run, cycle: int, asked: Sequence[Query], report: StageProgress) -> int:
+    """Let the oracle answer, and report how far the budget is spent; what is left of it."""
+    answer_all(run, asked)
+    budget, left = run.budget(cycle), left_to_spend(run, cycle)
     report(budget - left, budget, run.settings.budget_unit)
     return left
 
 
-def next_place(run: Run, cycle: int) -> int:
-    """The place in the ranking behind the last one that was asked about."""
-    return max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
-
-
-def ask_about_boxes(
-    run: Run, cycle: int, queue: strategies.Queue, candidates: Candidates, report: StageProgress
-) -> int:
-    """Ask about candidates from the top of the queue; what is left of the budget.
-
-    A box that an answer of this very cycle has settled is passed over. Batches hold one box per image at most, so
-    that this is the same as asking one by one.
-    """
-    place, left = next_place(run, cycle), left_to_spend(run, cycle)
-    while left > 0 and queue(place):
-        batch, place = _next_batch(run, candidates, queue, place, left)
-        left = spend(run, cycle, [_query(candidates, *queue(p), p, cycle) for p in batch], report)  # type: ignore[misc]
+def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress) -> int:
+    """Ask about candidates from the top of the queue; what is left of the budget."""
+    asker = Asker(run.store, cycle, ranked.queue, ranked.open_ones, run.settings.selection.answered_iou)
+    left = left_to_spend(run, cycle)
+    while left > 0 and (asked := asker.ask(left)):
+        left = answer_and_report(run, cycle, asked, report)
     return left
 
 
@@ -374,29 +386,29 @@ def ask_about_images(run: Run, cycle: int, queue: strategies.Queue, report: Stag
 
     An image that would overshoot the budget is left out (decisions row 15); only the oracle knows its price.
     """
-    place, left = next_place(run, cycle), left_to_spend(run, cycle)
+    place = max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
+    left = left_to_spend(run, cycle)
     while left > 0 and (item := queue(place)):
         image_id, utility = item
         if run.oracle.objects(image_id) <= left:
             query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
-            left = spend(run, cycle, [query], report)
+            left = answer_and_report(run, cycle, run.store.ask(cycle, [query]), report)
         place += 1
     return left
 
 
-def explore(
-    run: Run, cycle: int, candidates: Candidates, before: Mapping[int, ImageLabels], report: StageProgress
-) -> None:
+def explore(run: Run, cycle: int, candidates: Candidates, report: StageProgress) -> None:
     """Spend a share of the budget on random whole images while some class has no candidate (decisions row 29).
 
     The detector cannot ask about what it never predicts. The last image may take the share over its bound, but not
     the budget.
     """
-    budget, left = run.settings.budget[cycle - 2], left_to_spend(run, cycle)
+    budget, left = run.budget(cycle), left_to_spend(run, cycle)
     share = run.settings.selection.exploration * budget
     if not share or len(np.unique(candidates.labels)) == len(run.classes):
         return
     # Images that nobody has looked into: no object of theirs was paid before.
+    before = run.store.labels(up_to_cycle=cycle - 1)
     untouched = sorted(i.id for i in run.pool.records if i.id not in before)
     order = seeds.stream(run.settings.seed, "explore", cycle).permutation(untouched)
     asked = {query.image_id for query in run.store.queries(cycle) if query.box is None}
@@ -405,38 +417,7 @@ def explore(
             break
         if run.oracle.objects(int(image_id)) > left:
             continue  # as with the image-level methods: it would overshoot the budget
-        left = spend(run, cycle, [Query(int(image_id))], report)
-
-
-def _next_batch(
-    run: Run, candidates: Candidates, queue: strategies.Queue, place: int, left: int
-) -> tuple[list[int], int]:
-    """Places to ask about next, from ``place`` on: unsettled boxes, no two of one image; and the place after them."""
-    batch: list[int] = []
-    images: set[int] = set()
-    iou = run.settings.selection.answered_iou
-    while len(batch) < min(left, 500) and (item := queue(place)):
-        row = item[0]
-        image_id = int(candidates.image_id[row])
-        if image_id in images:
-            break
-        said = run.store.labels_of(image_id)
-        if ranking.still_open(candidates.boxes[[row]], said, iou)[0]:
-            batch.append(place)
-            images.add(image_id)
-        place += 1
-    return batch, place
-
-
-def _query(candidates: Candidates, row: int, utility: float, place: int, cycle: int) -> Query:
-    why = {
-        "rank": place,
-        "cycle": cycle,
-        "score": float(candidates.scores[row]),
-        "uncertainty": float(candidates.uncertainty[row]),
-        "box_consistency": float(candidates.box_consistency[row]),
-    }
-    return Query(int(candidates.image_id[row]), candidates.boxes[row], int(candidates.labels[row]), utility, why)
+        left = answer_and_report(run, cycle, run.store.ask(cycle, [Query(int(image_id))]), report)
 
 
 def answer_all(run: Run, queries: Sequence[Query]) -> None:
@@ -603,9 +584,8 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
 
 
 def record(
-    run: Run, cycle: int, candidates: Candidates | None, picked: Mapping[str, np.ndarray],
-    targets: Mapping[int, Targets], result: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+    run: Run, cycle: int, ranked: Ranked | None, targets: Mapping[int, Targets], result: dict[str, Any]
+) -> dict[str, Any]:
     """What one cycle spent, chose and reached, as it stands in ``metrics.json``."""
     store, classes = run.store, len(run.classes)
     labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
@@ -614,7 +594,11 @@ def record(
     human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
+    open_ones = ranked.open_ones if ranked else Candidates.none(classes)
+    by_uncertainty = np.argsort(-open_ones.uncertainty, kind="stable")[: spent.looks]
     counts = {
+        "candidates_per_class": open_ones.labels,
+        "uncertainty_would_select": open_ones.labels[by_uncertainty],
         "selected_per_class": [q.guess for q, _ in boxes],
         "hits_per_class": hits,
         "labels_per_class": ranking.joined([a.labels for _, a in answered]),
@@ -633,9 +617,7 @@ def record(
         "human_per_class": _named(run, human),
         "pseudo_per_class": _named(run, pseudo.count_sure(targets, classes, pseudo_above)),
         "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
-        "candidates_per_class": _named(run, picked.get("candidates", np.zeros(classes, int))),
-        "uncertainty_would_select": _named(run, picked.get("by_uncertainty", np.zeros(classes, int))),
-        "class_frequency": _named(run, picked.get("class_frequency", np.zeros(classes))),
+        "class_frequency": _named(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
         "imbalance_factor": _or_null(imbalance_factor(human)),
         "notes": list(run.notes),
         "seconds": {name: round(value, 2) for name, value in run.seconds.items()},

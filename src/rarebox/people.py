@@ -75,7 +75,7 @@ class Outcome:
 
 
 class People:
-    """Leases, answers and classes of one store. Every method is one transaction, or part of a ``store.transaction()``."""
+    """Leases, answers and classes of one store. Every method is one transaction, or part of the one around it."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
