@@ -507,6 +507,15 @@ def test_names_at_the_ends_of_lines_stay_apart() -> None:
     assert grid_figures._apart([4, 4, 4], gap=0.5, low=0, high=4) == [3, 3.5, 4]
 
 
+def test_a_report_on_several_grids_is_none_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [write(tmp_path / name, [two_cycles("plain", seed)]) for seed, name in enumerate("ab")]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["report", "a", "b/results.jsonl"])
+    assert done.output.strip() == str(tmp_path / "rarebox-report" / "report.html")
+    assert (tmp_path / "rarebox-report" / "tables.md").exists()
+    assert not [path for folder in folders for path in folder.glob("report.html")]
+
+
 def test_the_command(tmp_path: Path) -> None:
     folder = write(tmp_path / "grid", standard())
     done = CliRunner().invoke(app, ["report", str(folder)])
