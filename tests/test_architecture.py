@@ -149,7 +149,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
 QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
-    "frames", "ranking", "run_folder", "labels", "compare", "cli",
+    "frames", "ranking", "run_folder", "labels", "compare", "bench", "cli",
 )  # fmt: skip
 
 

@@ -327,7 +327,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if place.records():
                 return place.records()
             time.sleep(0.02)
-            write_json(place.metrics, [{"ap50": 0.5, "cycle": 1, "seconds": {"fit": 1.0}}] * (len(settings.budget) + 1))
+            cycles = range(1, len(settings.budget) + 2)
+            paid = [{"cycle": c, "labels": 6 * c, "looks": 6 * c, "ap50": 0.5, "seconds": {"fit": 1.0}} for c in cycles]
+            write_json(place.metrics, paid)
             done.append(folder.as_posix().split("/tiny")[1])
         return place.records()
 
@@ -611,6 +613,44 @@ def test_command_names_what_failed(monkeypatch, capsys, grid, tmp_path: Path, pi
     assert f"0 of 1 runs are done: {Path('bench-out/grid/results.jsonl')}" in said
     assert "failed: tiny/retinanet/full/seed_0: RuntimeError: [no luck]" in said
     assert "repeat the command" in said
+
+
+def test_command_in_a_log_names_the_grid_the_runs_and_what_ended_short(
+    monkeypatch, capsys, grid, tmp_path: Path, pictures: Path
+) -> None:
+    method = {"image": {"selection.strategy": "image_random"}}
+    file = grid(data={"tiny": {"data": str(pictures)}}, methods=method, budgets=[[6, 25]])
+    assert call(monkeypatch, file, tmp_path / "out") == 0
+    said = [line.strip() for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert said[0] == f"{file}: 1 run, 0 done; results in {tmp_path / 'out'}"
+    assert any(line.startswith("tiny/retinanet/image/seed_0, cycle 2/3: ask: 6 of 6 labels") for line in said)
+    ended = [line for line in said if line.startswith("[")]  # of the run, and not of the first cycle that it shares
+    assert len(ended) == 1
+    assert ended[0].startswith("[1/1] tiny/retinanet/image/seed_0 done: AP50 ")
+    assert ended[0].endswith("; cycle 3 spent 23 of 25")
+    other = {**COMMON, "scoring.beta": 1}
+    file = grid(data={"tiny": {"data": str(pictures)}}, methods=method, budgets=[[6, 25]], settings=other)
+    assert call(monkeypatch, file, tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("rarebox: ")  # refused before it is announced
+    assert "scoring.beta: 1.3 -> 1" in said
+
+
+def test_a_mistake_in_a_grid_is_refused_before_torch_is_loaded(grid, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from rarebox import cli\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit as left:\n"
+        "    print(left.code, 'torch' in sys.modules)\n"
+    )
+    file = grid(methods={"U": {"selection.strategy": "uncertanty"}})
+    for words in (["bench", str(file)], ["run", str(tmp_path / "run"), "--strategy", "uncertanty"]):
+        command = [sys.executable, "-c", script, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert "did you mean 'uncertainty'" in done.stderr
+        assert done.stdout == "2 False\n"
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--set", "pseudo.calibrated=maybe"], "setting pseudo.calibrated: must be true or false, got 'maybe'"),
         (["--set", "scoring.views=[flop]"], "did you mean 'flip'"),
         (["--set", "pseudo.class_low=0.9"], "must not be above"),
-        (["--detector", "retina"], "retinanet"),
+        (["--set", "detector.name=retina"], "did you mean 'retinanet'"),
         (["--set", "pseudo.method=sfot"], "did you mean 'soft'"),
         (["--set", "scoring.beta=.nan"], "scoring.beta"),
         (["--budget", "lots"], "whole numbers"),
@@ -183,6 +183,29 @@ def test_run_again_says_that_it_is_finished(monkeypatch, capsys, finished, pictu
     assert "is finished already: 2 cycles" in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_time_left_is_said_once_a_cycle_that_scores_is_done(monkeypatch, capsys, tmp_path, pictures) -> None:
+    """Cycle 1 scores no pool, so it tells nothing of the others; after the last one nothing is left."""
+    assert call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3])) == 0
+    said = {line.split(":")[0][-6:]: line for line in capsys.readouterr().err.splitlines() if " looks" in line}
+    assert ["left" in said[cycle] for cycle in ("1 of 3", "2 of 3", "3 of 3")] == [False, True, False]
+
+
+def test_a_refused_run_is_not_announced(monkeypatch, capsys, finished, pictures) -> None:
+    complaint_only = complaint(monkeypatch, capsys, "run", finished, "--data", pictures, *as_options(budget=[5]))
+    assert complaint_only.startswith("rarebox: ")
+
+
+def test_a_report_on_several_runs_is_none_of_theirs(monkeypatch, capsys, tmp_path, finished) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (finished / "report.html").read_bytes()
+    other = shutil.copytree(finished, tmp_path / "other")
+    assert call(monkeypatch, "report", finished, other) == 0
+    page = tmp_path / "rarebox-report" / "report.html"
+    assert capsys.readouterr().out.strip() == str(page)
+    assert page.exists()
+    assert (finished / "report.html").read_bytes() == before == (other / "report.html").read_bytes()
+
+
 def test_json_output_is_one_value_a_line(monkeypatch, capsys, tmp_path, pictures) -> None:
     words = ["run", tmp_path / "out", "--data", pictures, "--json", *as_options(budget=[3])]
     assert call(monkeypatch, *words) == 0
@@ -201,7 +224,12 @@ def test_export_of_partly_labelled_images(monkeypatch, capsys, tmp_path, finishe
         assert not out.exists()
     extra = ["--complete-only"] if format == "yolo" else []
     assert call(monkeypatch, "export", finished, out, "--format", format, "--json", *extra) == 0
-    assert json.loads(capsys.readouterr().out)["boxes"] > 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["boxes"] > 0
+    assert (told["unlabelled"] == 0) == (format == "yolo")
+    assert call(monkeypatch, "export", finished, out, "--format", format, *extra) == 0
+    warning = f"{told['partly_labelled']} of the images are labelled in part and {told['unlabelled']} not at all"
+    assert (warning in capsys.readouterr().err) == (format != "yolo")
     if format == "coco":
         labels = json.loads(next(out.glob("*.json")).read_text())
         assert {a["attributes"]["source"] for a in labels.get("annotations", [])} <= {"human"}
@@ -210,6 +238,7 @@ def test_export_of_partly_labelled_images(monkeypatch, capsys, tmp_path, finishe
 def test_init_writes_settings_that_run_reads(monkeypatch, capsys, tmp_path, pictures) -> None:
     assert call(monkeypatch, "init", tmp_path / "project", "--data", pictures) == 0
     shown = capsys.readouterr().err
+    assert f"{pictures.name}: 14 training images, 5 test images\n" in shown  # on one line
     assert "nine" in shown
     assert "imbalance factor" in shown
     file = tmp_path / "project" / "rarebox.yaml"
@@ -227,7 +256,9 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert "put the file at" in checks["weights of resnet50"]["advice"]
     assert "14 training and 5 test images" in checks["data"]["found"]
     assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
-    assert "miss data" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "miss data" in said
+    assert "– weights of resnet50: not here yet; fetched when first used" in said
 
 
 def test_usage_mistakes_exit_with_2(monkeypatch, capsys) -> None:

@@ -371,6 +371,9 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
 def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard()[:3])
     tables = compare.tables(group)
+    ours, _, _ = compare.markdown([group]).partition("## What the paper reports")
+    assert not re.search("±|deviation|interval", ours)
+    assert compare.CAUTION not in compare.markdown([group])
     assert cells(tables, "All methods")["whole"][1] == "0.460"
     assert cells(tables, "Differences: AP50")["whole"][0] == "+0.060"
     assert "not two common seeds" in " ".join(grid.findings(group))
@@ -378,6 +381,37 @@ def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
         grid.headline([group])
         == "The paper’s whole method ends 0.060 AP50 above plain uncertainty, with a single seed."
     )
+
+
+def test_a_reference_of_that_name_is_named_once_and_has_no_row_of_its_own(tmp_path: Path) -> None:
+    told = [{**run, "method": "U" if run["method"] == "plain" else "whole"} for run in standard()[:2]]
+    told[1]["cycles"] = told[0]["cycles"]
+    table = next(t for t in compare.tables(group_of(tmp_path, told)) if t.title == "Differences: AP50")
+    assert table.columns == ("method", "minus U")
+    assert table.rows == (("whole", "0.000"),)
+    alone = compare.tables(group_of(tmp_path, told[:1]))
+    assert "Differences: AP50" not in [t.title for t in alone]
+
+
+def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path) -> None:
+    columns = [compare.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
+    assert len(columns[0]) == 9
+    assert [column[:2] for column in columns[1][9:]] == ["to", "to"]
+
+
+def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
+    """Of 50 labels plain spends 50, 44 and 52, whole 30 of 50 looks."""
+    cycles = [[record(1, 100, 0.3), record(2, 100 + spent, 0.4)] for spent in (50, 44, 52)]
+    runs = [line("plain", seed, told) for seed, told in enumerate(cycles)]
+    assert "ended short" not in compare.markdown([group_of(tmp_path, [runs[0], runs[2]])])
+    rows = cells(compare.tables(group_of(tmp_path, runs)), "Batches that ended short of their budget")
+    assert rows == {"plain": ("1 of 3", "44 of 50 (seed 1, cycle 2)")}
+    looks = {**SETTINGS["whole"], "budget_unit": "looks"}
+    told = [record(1, 100, 0.3, looks=100), record(2, 190, 0.4, looks=130)]
+    text = compare.markdown([group_of(tmp_path, [line("whole", 0, told, settings=looks)])])
+    assert "The budget counts looks.\n" in text
+    assert "| whole | 1 of 1 | 30 of 50 (seed 0, cycle 2) |" in text
+    assert compare.short(told[:1], [50, 60], "looks") == []
 
 
 def test_no_reference_no_difference(tmp_path: Path) -> None:
@@ -471,6 +505,15 @@ def test_names_at_the_ends_of_lines_stay_apart() -> None:
     assert grid_figures._apart([1, 2, 3], gap=0.5, low=0, high=4) == [1, 2, 3]
     assert grid_figures._apart([1, 1, 3], gap=0.5, low=0, high=4) == [0.75, 1.25, 3]
     assert grid_figures._apart([4, 4, 4], gap=0.5, low=0, high=4) == [3, 3.5, 4]
+
+
+def test_a_report_on_several_grids_is_none_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [write(tmp_path / name, [two_cycles("plain", seed)]) for seed, name in enumerate("ab")]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["report", "a", "b/results.jsonl"])
+    assert done.output.strip() == str(tmp_path / "rarebox-report" / "report.html")
+    assert (tmp_path / "rarebox-report" / "tables.md").exists()
+    assert not [path for folder in folders for path in folder.glob("report.html")]
 
 
 def test_the_command(tmp_path: Path) -> None:

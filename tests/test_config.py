@@ -9,6 +9,7 @@ import yaml
 from rarebox import config
 from rarebox.config import PseudoSettings, Section, Settings
 from rarebox.errors import UserError
+from rarebox.views import VIEWS
 
 
 def write(folder: Path, text: str) -> Path:
@@ -196,6 +197,7 @@ def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
     assert "name: retinanet  # the detector; one of retinanet, faster_rcnn" in lines
     assert "seed: 0  # root seed" in lines
+    assert any(line.startswith("views: ") and line.endswith("any of " + ", ".join(VIEWS)) for line in lines)
     assert not [line for line in lines if "[" in line.partition("#")[2]]
 
 

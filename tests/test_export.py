@@ -17,7 +17,7 @@ from PIL import Image
 
 from rarebox.data import export as export_module
 from rarebox.data import load
-from rarebox.data.export import Annotations, export
+from rarebox.data.export import Annotations, Exported, export
 from rarebox.errors import UserError
 from rarebox.types import ImageRecord, Source
 
@@ -93,7 +93,7 @@ def test_images_come_along_under_names_of_their_own(
 ) -> None:
     done = export(tmp_path / "out", format, CLASSES, images, [annotations(i.id, [[1, 2, 3, 4]], [1]) for i in images],
                   copy_images=copy)  # fmt: skip
-    assert (done.folder, done.images, done.boxes, done.partly_labelled) == (tmp_path / "out", 3, 3, 0)
+    assert done == Exported(tmp_path / "out", images=3, boxes=3, partly_labelled=0, unlabelled=0)
     data = load(tmp_path / "out")
     assert sorted(Path(i.path).name for i in data.train.images) == ["a-12.jpg", "a.png", "b.png"]
     assert all(Path(i.path).is_symlink() != copy for i in data.train.images)
@@ -161,7 +161,7 @@ def test_yolo_refuses_partly_labelled_images_and_names_the_ways_out(tmp_path: Pa
     with pytest.raises(UserError) as caught:
         export(tmp_path / "out", "yolo", CLASSES, images, labels)
     message = str(caught.value)
-    assert message.startswith("2 of 3 images are only partly labelled (for example a.png)")
+    assert message.startswith("2 of 3 images are labelled in part or not at all (for example a.png)")
     for word in ("taught as background", "--complete-only", "--include-pseudo", "--allow-partial", "incomplete.txt"):
         assert word in message
     assert not (tmp_path / "out").exists()
@@ -179,6 +179,21 @@ def test_the_ways_out(
     assert len(list((tmp_path / "out" / "labels").iterdir())) == files
     listed = tmp_path / "out" / "incomplete.txt"
     assert (len(listed.read_text().splitlines()) if listed.exists() else None) == incomplete
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_image_without_any_box_is_not_partly_labelled(
+    tmp_path: Path, images: list[ImageRecord], format: str
+) -> None:
+    """One as a whole, without objects; one in part; one that nobody has labelled, though a box there was rejected."""
+    labels = [
+        annotations(7, [], []),
+        annotations(3, [[1, 2, 3, 4]], [1], complete=False),
+        annotations(12, [[1, 2, 3, 4]], [1], Source.REJECTED, complete=False),
+    ]
+    done = export(tmp_path / "out", format, CLASSES, images, labels, allow_partial=True)
+    assert done == Exported(tmp_path / "out", images=3, boxes=1, partly_labelled=1, unlabelled=1)
+    assert (tmp_path / "out" / "incomplete.txt").read_text() == "a.png\na-12.jpg\n"
 
 
 def test_nothing_complete_is_nothing_to_export(tmp_path: Path, images: list[ImageRecord]) -> None:

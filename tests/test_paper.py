@@ -15,7 +15,7 @@ GRIDS = sorted(PAPER.glob("*.yaml"))
 VOC = [grid for grid in GRIDS if "voc0712" in grid.read_text(encoding="utf-8")]
 
 SMALLER: dict[str, Any] = {
-    **CHANGES,
+    **{name: value for name, value in CHANGES.items() if name != "detector.name"},  # the grid has it
     "detector.backbone": "efficientnet_lite0",
     "detector.long_side": None,
     "training.optimiser": "adamw",

@@ -1,4 +1,7 @@
-"""A grid of runs: data × detector × method × budget × seed. Read :meth:`Bench.work` first."""
+"""A grid of runs: data × detector × method × budget × seed. Read :meth:`Bench.work` first.
+
+The loop is imported where a run begins: a mistake in a grid is refused before torch is loaded.
+"""
 
 import json
 import re
@@ -14,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from rarebox import config, loop
+from rarebox import compare, config, strategies
 from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
 from rarebox.data import Dataset, voc
@@ -146,7 +149,7 @@ def _expand(grid: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Plan
         layers = [common, axes["data"][data], axes["detector"][detector], *changes]
         try:
             settings = config.resolve(str(preset), None, {n: value for layer in layers for n, value in layer.items()})
-            loop.check(settings)
+            strategies.choose(settings.selection)
         except UserError as error:
             raise UserError(f"{data}/{detector}/{method}: {error}") from error
         place = f"{folder}/seed_{settings.seed}"
@@ -286,14 +289,14 @@ class Bench:
     """A grid in its folder.
 
     ``runs`` are all of the grid, ``wanted`` those to be done now. ``tell`` is called with what happens: ``event`` is
-    ``dropped``, ``begin``, ``cycle``, ``done``, ``failed`` or ``waiting``.
+    ``dropped``, ``begin``, ``cycle``, ``done`` (with ``short``, if a batch ended short), ``failed`` or ``waiting``.
     """
 
     out: Path
     runs: Sequence[Planned]
     wanted: Sequence[Planned]
     keep_models: bool = False
-    progress: loop.Progress = lambda *_: None
+    progress: Callable[[str, int, int, str], None] = lambda *_: None
     tell: Callable[[dict[str, Any]], None] = lambda _: None
     _datasets: dict[str, Dataset] = field(default_factory=dict, init=False)
     _done: dict[str, list[dict[str, Any]]] = field(default_factory=dict, init=False)
@@ -415,6 +418,8 @@ class Bench:
 
     def _attempt(self, run: Planned) -> bool:
         """Do a run, or record why it failed; False if that is up to another process just now."""
+        from rarebox import loop
+
         place = self.place(run)
         try:
             if run.share and self.state(run.share) != "done":
@@ -426,14 +431,16 @@ class Bench:
             self._say("begin", run)
             records = loop.run(
                 place.root, run.settings, self._dataset(run.settings.data),
-                share=self.place(run.share).root if run.share else None, progress=self.progress,
+                share=self.place(run.share).root if run.share else None,
+                progress=lambda stage, *rest: self.progress(f"{run.name}, {stage}", *rest),
                 finished=lambda record: self._say("cycle", run, **record),
             )  # fmt: skip
             with _alone(self.out):  # nobody is reading it for the results
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
                 remove_models(place)
-            told = {"ap50": [record["ap50"] for record in records]}
+            short = compare.short(records, run.settings.budget, run.settings.budget_unit)
+            told = {"ap50": [record["ap50"] for record in records], **({"short": short} if short else {})}
         except Busy:
             return False
         except Exception as error:
@@ -446,6 +453,8 @@ class Bench:
         return True
 
     def _dataset(self, name: str) -> Dataset:
+        from rarebox import loop
+
         if name not in self._datasets:
             self._datasets[name] = loop.load_data(name)
         return self._datasets[name]

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,9 @@ STOPPED = 130
 
 LOG_SECONDS = 15
 """How often progress is written where there is no terminal to draw a bar on."""
+
+SEVERAL = Path("rarebox-report")
+"""Where the report on several runs goes, which belongs to none of them."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
 
@@ -122,6 +126,7 @@ def run(
     }  # fmt: skip
     named = {name: value for name, value in given.items() if value is not None}
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
+    refuse_early(out, settings)
     if preset == "laptop":
         settings = with_weights_at_hand(settings)
     from rarebox import detectors
@@ -134,6 +139,19 @@ def run(
         from rarebox.report import write_report
 
         console.print(f"report: {write_report(out, [out]).resolve()}", markup=False, soft_wrap=True)
+
+
+def refuse_early(out: Path, settings: config.Settings) -> None:
+    """UserError for what can be told without torch, which takes some seconds to load."""
+    from rarebox import data, strategies
+    from rarebox.data import voc
+    from rarebox.run_folder import RunFolder
+
+    strategies.choose(settings.selection)
+    if settings.data != "scenes" and settings.data not in voc.ARCHIVES and not Path(settings.data).exists():
+        data.load(settings.data)  # it says what is there instead
+    # Weights that cannot be had may still change these two.
+    RunFolder(out).check(settings, but=("detector.backbone", "detector.weights"))
 
 
 def parse_budget(text: str | None) -> list[int] | None:
@@ -170,16 +188,19 @@ def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = Non
         console.print(f"{out}: {settings.data}, {network}, {method}", markup=False, soft_wrap=True)
     from rarebox import loop
 
-    started, first = time.monotonic(), []
+    ends: list[float] = []
 
     def finished(record: dict[str, Any]) -> None:
-        first.append(record["cycle"])
+        ends.append(time.monotonic())
         done, cycles = record["cycle"], len(settings.budget) + 1
-        left = (time.monotonic() - started) / (done - first[0] + 1) * (cycles - done)
         if as_json:
             print(json.dumps({"event": "cycle", **record}), flush=True)
             return
-        rest = f"; about {_minutes(left)} left" if done < cycles else ""
+        rest = ""
+        if done < cycles and len(ends) > 1:
+            # The first to end says nothing: it is cycle 1, which scores no pool, or was begun before a stop.
+            left = (ends[-1] - ends[0]) / (len(ends) - 1) * (cycles - done)
+            rest = f"; about {_minutes(left)} left"
         console.print(
             f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{_shown(record['ap50'])}[/bold] with "
             f"{record['labels']} labels and {record['looks']} looks{rest}"
@@ -196,7 +217,7 @@ def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = Non
         records = loop.run(out, settings, dataset, share=share, progress=progress, finished=finished)
     if as_json:
         print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
-    elif not first:
+    elif not ends:
         console.print(
             f"{out} is finished already: {len(records)} cycles, AP50 {_shown(records[-1]['ap50'])}", markup=False
         )
@@ -232,7 +253,7 @@ def bench(
             print(json.dumps(about) if as_json else f"{about['state']:<8}{run.name}{why}")
         return
     with progress_bars(as_json) as work.progress:
-        work.tell = bench_events(work.progress, as_json)
+        work.tell = bench_events(grid, work, as_json)
         failed = work.work(grid)
     done = len(work.wanted) - len(failed)
     if as_json:
@@ -258,8 +279,9 @@ def split_place(text: str) -> tuple[str, str]:
     return name, folder
 
 
-def bench_events(progress: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
-    """What is shown of a grid's events: the overall bar, and a line for each run that ended."""
+def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
+    """What is shown of a grid's events: a line when it begins, the overall bar, and a line for each run that ended."""
+    begun = False
 
     def tell(event: dict[str, Any]) -> None:
         kind, run = event["event"], str(event.get("run")).removeprefix("runs/")
@@ -275,10 +297,17 @@ def bench_events(progress: Any, as_json: bool) -> Callable[[dict[str, Any]], Non
                 f"results.jsonl go; the first is {event['runs'][0]}", markup=False,
             )  # fmt: skip
             return
+        nonlocal begun
+        if not begun:  # the grid was not refused
+            begun = True
+            how_many = f"{event['of']} run{'s' * (event['of'] != 1)}, {event['finished']} done"
+            console.print(f"{grid}: {how_many}; results in {work.out}", markup=False, soft_wrap=True)
         left = f", about {_minutes(event['left'])} left" if event["left"] else ""
-        progress(OVERALL, event["finished"], event["of"], run + left)
-        if kind in ("done", "failed"):
+        work.progress(OVERALL, event["finished"], event["of"], run + left)
+        if kind == "failed" or (kind == "done" and run != event["run"]):  # not a shared first cycle that is done
             outcome = event["reason"] if kind == "failed" else "AP50 " + " → ".join(_shown(ap) for ap in event["ap50"])
+            for cycle, spent, budget in event.get("short", ()):
+                outcome += f"; cycle {cycle} spent {spent} of {budget}"
             counts = f"[{event['finished']}/{event['of']}]"
             console.print(f"{counts} {run} {kind}: {outcome}{left}", markup=False, soft_wrap=True)
 
@@ -320,22 +349,23 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
         shown: dict[str, TaskID] = {}
         said = 0.0
 
-        def say(task: Task) -> None:
+        def say(stage: str, task: Task) -> None:
             nonlocal said
             if time.monotonic() - said > LOG_SECONDS or task.finished:
                 said = time.monotonic()
                 left = f", about {_minutes(task.time_remaining)} left" if task.time_remaining else ""
                 counts = f"{task.completed:.0f} of {task.total:.0f} {task.fields['note']}"
-                console.print(f"  {task.description}: {counts}{left}", markup=False)
+                console.print(f"  {stage}: {counts}{left}", markup=False, soft_wrap=True)
 
         def show(stage: str, done: int, of: int, note: str) -> None:
             if stage not in shown:
                 for old in shown.keys() - {OVERALL}:
                     bars.remove_task(shown.pop(old))
-                shown[stage] = bars.add_task(stage, total=of, note=note)
+                # The overall bar names the run already.
+                shown[stage] = bars.add_task(stage.rpartition(", ")[2], total=of, note=note)
             bars.update(shown[stage], completed=done, total=of, note=note)
             if not console.is_terminal and stage != OVERALL:  # a log file: a line now and then instead of a bar
-                say(bars.tasks[-1])
+                say(stage, bars.tasks[-1])
 
         yield show
 
@@ -343,12 +373,13 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a grid, or its results.jsonl.")],
-    to: Annotated[Path | None, typer.Option(help="Folder for the report; the first run's by default.")] = None,
+    to: Annotated[Path | None, typer.Option(help=f"Folder for the report; one run's own, or {SEVERAL}.")] = None,
 ) -> None:
     """Write one HTML page (and its figures as PNG and SVG) about one run, several side by side, or a whole grid."""
     from rarebox.report import write_report
 
-    print(write_report(to or (runs[0].parent if runs[0].is_file() else runs[0]), runs).resolve())
+    own = runs[0].parent if runs[0].is_file() else runs[0]
+    print(write_report(to or (own if len(runs) == 1 else SEVERAL), runs).resolve())
 
 
 class Format(StrEnum):
@@ -380,9 +411,15 @@ def export(
         include_pseudo=include_pseudo, copy_images=copy_images,
     )  # fmt: skip
     if as_json:
-        print(json.dumps({"folder": str(done.folder), "images": done.images, "boxes": done.boxes}))
-    else:
-        print(f"{done.folder}: {done.boxes} boxes on {done.images} images, {done.partly_labelled} partly labelled")
+        print(json.dumps({**asdict(done), "folder": str(done.folder)}))
+        return
+    print(f"{done.folder}: {done.boxes} boxes on {done.images} images")
+    if done.partly_labelled or done.unlabelled:
+        console.print(
+            f"careful: {done.partly_labelled} of the images are labelled in part and {done.unlabelled} not at all "
+            "(incomplete.txt lists them). To most trainers what has no box there is background; --complete-only "
+            "leaves these images out", soft_wrap=True,
+        )  # fmt: skip
 
 
 @app.command()
@@ -411,7 +448,8 @@ def print_summary(dataset: Any) -> None:
     from rarebox.loop import count_classes
 
     held = f", {len(dataset.test.images)} test images" if dataset.test else ", no test images"
-    table = Table(title=f"{escape(dataset.name)}: {len(dataset.train.images)} training images{held}")
+    console.print(f"{dataset.name}: {len(dataset.train.images)} training images{held}", markup=False, soft_wrap=True)
+    table = Table()
     for column in ("class", "training", "test"):
         table.add_column(column, justify="left" if column == "class" else "right")
     train = count_classes(dataset.train, len(dataset.classes))
@@ -438,7 +476,7 @@ def doctor(
         print(json.dumps([check._asdict() for check in found]))
     else:
         for check in found:
-            mark = "[green]ok  [/green]" if check.ok else "[yellow]miss[/yellow]"
+            mark = "[green]ok  [/green]" if check.ok else "[yellow]miss[/yellow]" if check.needed else "–   "
             console.print(mark, end=" ")
             console.print(f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""), markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
 

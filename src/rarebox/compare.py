@@ -228,6 +228,23 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
     )  # fmt: skip
 
 
+class Short(NamedTuple):
+    """A batch that ended short of its budget: nothing was left to ask about, or no image fitted the rest."""
+
+    cycle: int
+    spent: int
+    budget: int
+
+
+def short(cycles: Sequence[Record], budget: Sequence[int], unit: str) -> list[Short]:
+    """The batches of a run that ended short; ``unit`` says whether labels or looks were to be spent."""
+    batches = [
+        Short(after["cycle"], after[unit] - before[unit], wanted)
+        for (before, after), wanted in zip(pairwise(cycles), budget, strict=False)  # a run may have failed on the way
+    ]
+    return [batch for batch in batches if batch.spent < batch.budget]
+
+
 # ------------------------------------------------------------------------------------------------ over the seeds
 
 
@@ -494,12 +511,17 @@ def ranked(group: Group) -> list[str]:
 
 
 def tables(group: Group) -> list[Table]:
-    """All tables of a group: the methods, the differences, Table 1. None where no run has finished."""
+    """All tables of a group: the methods, short batches, the differences, Table 1. None where no run has finished."""
     if not group.methods:
         return []
     found = measures(group)
     by = [_differences(group, name, values) for name, values in found.items()] if references(group) else []
-    return [_methods(group, found), *by, *_ablation(group)]
+    return [_methods(group, found), *_short(group), *(table for table in by if table.rows), *_ablation(group)]
+
+
+def several_seeds(group: Group) -> bool:
+    """Whether there is a method with a second seed; deviations and intervals want one."""
+    return any(len(runs) > 1 for runs in group.methods.values())
 
 
 def _methods(group: Group, found: Mapping[str, Values]) -> Table:
@@ -508,7 +530,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
         runs = group.methods[name].values()
         points = curve(runs)
         paid = [spread(run.cycles[-1][meter] for run in runs).mean for meter in ("labels", "looks")]
-        reach = [labels_to_reach(points, part * group.ceiling) for part in (0.90, 0.95)]
+        reach = [labels_to_reach(points, part * group.ceiling) for part in (0.90, 0.95) if group.full]
         rows.append((
             name, str(len(runs)), *(_spread(spread(values[name].values())) for values in found.values()),
             _per_cent(hit_rates(runs)[""]), *map(_count, (*paid, *reach)),
@@ -521,18 +543,36 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
             "all labels", str(len(group.full)), height, DASH, DASH, rare, DASH, _count(labels), *(DASH,) * 3
         ))  # fmt: skip
     counted = "a run on all labels" if group.full else "the first images"
+    over = "Mean ± standard deviation over seeds" if several_seeds(group) else "One seed"
     note = (
-        "Mean ± standard deviation over seeds, after the last cycle. Area: the mean height of the AP50 curve over the "
-        "range of labels (looks) that all methods of a seed have. "
-        f"Rarest third: {', '.join(rarest(group))}, by the boxes of {counted}. Hit rate: boxes shown that held "
-        "something new. The last two columns: labels at which the mean curve reaches that share of the AP50 of all "
-        "labels."
+        f"{over}, after the last cycle. Area: the mean height of the AP50 curve over the range of labels (looks) that "
+        f"all methods of a seed have. Rarest third: {', '.join(rarest(group))}, by the boxes of {counted}. Hit rate: "
+        "boxes shown that held something new."
     )
     columns = (
         "method", "seeds", "AP50", "area, labels", "area, looks", "rarest third", "hit rate", "labels", "looks",
-        "to 90\u00a0%", "to 95\u00a0%",
     )  # fmt: skip
+    if group.full:
+        columns += ("to 90\u00a0%", "to 95\u00a0%")
+        note += " The last two columns: labels at which the mean curve reaches that share of the AP50 of all labels."
     return Table("All methods", note, columns, tuple(rows))
+
+
+def _short(group: Group) -> list[Table]:
+    rows = []
+    for name in ranked(group):
+        runs = group.methods[name]
+        found = [(batch, seed) for seed, run in runs.items() for batch in short(run.cycles, group.budget, group.unit)]
+        if found:
+            least, seed = min(found, key=lambda one: one[0].spent / one[0].budget)
+            where = f"{_count(least.spent)} of {_count(least.budget)} (seed {seed}, cycle {least.cycle})"
+            rows.append((name, f"{len(found)} of {len(runs) * len(group.budget)}", where))
+    note = (
+        f"Nothing was left to ask about, or no image that was left fitted the rest of the budget. The budget counts "
+        f"{group.unit}."
+    )
+    columns = ("method", "batches", "the shortest")
+    return [Table("Batches that ended short of their budget", note, columns, tuple(rows))] if rows else []
 
 
 def _differences(group: Group, measure: str, values: Values) -> Table:
@@ -542,8 +582,10 @@ def _differences(group: Group, measure: str, values: Values) -> Table:
         return DASH if name == other else _difference(paired(values[name], values[other]))
 
     rows = [(name, *(cell(name, other) for other in others.values())) for name in ranked(group)]
-    note = "Paired by seed; in brackets the bootstrap 95 % interval over seeds, * where it excludes 0."
-    columns = ("method", *(f"minus {label} ({name})" for label, name in others.items()))
+    rows = [row for row in rows if set(row[1:]) != {DASH}]
+    interval = "; in brackets the bootstrap 95 % interval over seeds, * where it excludes 0"
+    note = f"Paired by seed{interval if several_seeds(group) else ''}."
+    columns = ("method", *(f"minus {label}" + f" ({name})" * (name != label) for label, name in others.items()))
     return Table(f"Differences: {measure}", note, columns, tuple(rows))
 
 
@@ -567,7 +609,7 @@ def _ablation(group: Group) -> list[Table]:
     ]
     columns = ("", *MARKS, *_with_papers(header, papers), "method")
     how = "11-point AP50" if papers else "AP50"
-    note = f"The paper's Table 1: {how} in per cent, mean (standard deviation over seeds)."
+    note = f"The paper's Table 1: {how} in per cent{', mean (standard deviation over seeds)' * several_seeds(group)}."
     if papers:
         note += " Beside it the paper's own numbers, in the same setting."
     return [Table("Ablation", note, columns, tuple(cells))]
@@ -616,7 +658,13 @@ def markdown(groups: Sequence[Group], level: int = 2) -> str:
                 "\n".join(f"- {run.method}, seed {run.seed}: {_flat(run.reason or '')}" for run in group.failed)
             )
     parts += [_markdown(table, level) for table in paper_table(groups)]
-    return "\n\n".join([*parts, CAUTION]) + "\n"
+    parts += [caution(groups)] if caution(groups) else []
+    return "\n\n".join(parts) + "\n"
+
+
+def caution(groups: Sequence[Group]) -> str:
+    """What to keep in mind about the intervals, where there are any."""
+    return CAUTION if any(map(several_seeds, groups)) else ""
 
 
 def _markdown(table: Table, level: int) -> str:
@@ -652,9 +700,9 @@ def _difference(value: Difference) -> str:
 
 
 def signed(value: float) -> str:
-    """``0.0214`` -> ``+0.021``, ``-0.003`` -> ``−0.003``."""
+    """``0.0214`` -> ``+0.021``, ``-0.003`` -> ``−0.003``, and ``0.000``."""
     text = f"{abs(value):.3f}"
-    return f"{'±' if float(text) == 0 else '+' if value > 0 else '−'}{text}"
+    return f"{'' if float(text) == 0 else '+' if value > 0 else '−'}{text}"
 
 
 def _per_cent(value: float) -> str:

@@ -17,6 +17,8 @@ from rarebox.errors import UserError, unknown_name
 Share = float
 """A number in [0, 1]."""
 
+ViewName = Literal["flip", "cutout", "scale_0.8", "rotate_5", "scale_1.2", "colour", "noise"]
+
 
 class Section(BaseModel):
     """A group of settings: frozen, and strict about names."""
@@ -84,7 +86,7 @@ class TrainingSettings(Section):
 class ScoringSettings(Section):
     """How the pool becomes candidates."""
 
-    views: tuple[str, ...] = Field(default=("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
+    views: tuple[ViewName, ...] = Field(default=("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
     beta: float = Field(default=1.3, ge=0, le=2, description="beta of Eq. 2")
     unmatched: Literal["formula", "skip", "most_uncertain"] = Field(
         default="formula", description="a box lost on a view [3]"
@@ -282,9 +284,7 @@ def _commented(section: Section, indent: str) -> Iterator[str]:
             text = yaml.safe_dump(
                 section.model_dump(mode="json")[name], default_flow_style=True, width=float("inf")
             ).split("\n")[0]
-            choices = _choices(about.annotation)
-            meaning = _with_page(about.description or "") + (f"; one of {', '.join(choices)}" if choices else "")
-            yield f"{indent}{name}: {text}  # {meaning}"
+            yield f"{indent}{name}: {text}  # {_with_page(about.description or '')}{_choices(about.annotation)}"
 
 
 def _with_page(text: str) -> str:
@@ -292,9 +292,13 @@ def _with_page(text: str) -> str:
     return re.sub(r"\[(\d+)\]", r"(docs/decisions.md, row \1)", text)
 
 
-def _choices(annotation: Any) -> list[str]:
-    """The names that a setting of this kind may have, if they are listed."""
-    return [choice for choice in get_args(annotation) if isinstance(choice, str)]
+def _choices(annotation: Any, mark: str = "") -> str:
+    """``"; one of a, b"`` for a setting that may have those names, each between marks; nothing for any other."""
+    parts = get_args(annotation)
+    if parts[1:] == (...,):
+        return _choices(parts[0], mark).replace("one of", "any of")
+    names = [f"{mark}{choice}{mark}" for choice in parts if isinstance(choice, str)]
+    return f"; one of {', '.join(names)}" if names else ""
 
 
 def reference() -> str:
@@ -315,8 +319,7 @@ def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
             inner.append((value, name))
         else:
             default = json.dumps(section.model_dump(mode="json")[name])
-            choices = ", ".join(f"`{choice}`" for choice in _choices(about.annotation))
-            meaning = f"{about.description}; one of {choices}" if choices else about.description
+            meaning = f"{about.description}{_choices(about.annotation, '`')}"
             yield f"| `{prefix}{name}` | `{default}` | {meaning} |\n"
     for value, name in inner:
         yield from _reference(value, f"{prefix}{name}.", f"`{name}`")

@@ -14,12 +14,13 @@ from rarebox.errors import UserError
 
 
 class Check(NamedTuple):
-    """One thing looked at: is it well, what was found, and what to do if not."""
+    """One thing looked at: is it well, what was found, what to do if not, and whether a run would miss it."""
 
     name: str
     ok: bool
     found: str
     advice: str = ""
+    needed: bool = True
 
 
 def examine(path: str | None) -> list[Check]:
@@ -55,7 +56,7 @@ def _weights(backbone: str) -> Check:
     try:
         where = BACKBONES[backbone].at_hand()
     except WeightsUnavailable as error:
-        return Check(f"weights of {backbone}", False, "not on this machine", str(error))
+        return Check(f"weights of {backbone}", False, "not here yet; fetched when first used", str(error), needed=False)
     return Check(f"weights of {backbone}", True, str(where))
 
 
@@ -63,7 +64,10 @@ def _voc() -> Check:
     root = loop.cache_folder() / "voc0712"
     if root.exists():
         return Check("PASCAL VOC", True, str(root))
-    return Check("PASCAL VOC", False, "not on this machine", "only needed to reproduce the paper: --data voc0712 fetches it where the network allows, or says where to put it")  # fmt: skip  # noqa: E501
+    return Check(
+        "PASCAL VOC", False, "not here yet; fetched when first used",
+        "only to reproduce the paper: --data voc0712 fetches it, or says where to put it", needed=False,
+    )  # fmt: skip
 
 
 def _data(path: str) -> Check:

@@ -147,7 +147,7 @@ def run(
     each new record. Raises UserError for anything the user can mend.
     """
     place = RunFolder(folder)
-    check(settings)
+    strategies.choose(settings.selection)
     dataset = dataset or load_data(settings.data)
     with _disk_errors_explained(folder), place.locked():
         settings = place.claim(settings)
@@ -162,12 +162,6 @@ def run(
                 write_json(place.metrics, [*place.records(), done])
                 finished(done)
     return place.records()
-
-
-def check(settings: Settings) -> None:
-    """UserError if the settings name a strategy or a view that there is not."""
-    strategies.choose(settings.selection)
-    make_views(settings.scoring.views, 64, 64, np.random.default_rng(0))
 
 
 def load_data(name: str) -> data.Dataset:

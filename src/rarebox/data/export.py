@@ -62,12 +62,14 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Exported:
-    """What has been written: the folder, and the numbers of images, of boxes and of partly labelled images."""
+    """What has been written: the folder, and the numbers of images, of boxes, and of images that are not labelled as
+    a whole, with some box and without any."""
 
     folder: Path
     images: int
     boxes: int
     partly_labelled: int
+    unlabelled: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +95,11 @@ def export(
 ) -> Exported:
     """Write the labels of ``images`` to a new folder, as ``coco``, ``voc`` or ``yolo``.
 
-    Human boxes and difficult ones are written, rejected ones never, pseudo boxes only with ``include_pseudo``. An image
-    without annotations counts as partly labelled; with ``complete_only`` all such are left out. Images are linked
-    unless ``copy_images``. The folder appears as a whole or not at all, and replaces an earlier export only. Raises
+    Human boxes and difficult ones are written, rejected ones never, pseudo boxes only with ``include_pseudo``. With
+    ``complete_only`` images that are labelled in part or not at all are left out. Images are linked unless
+    ``copy_images``. The folder appears as a whole or not at all, and replaces an earlier export only. Raises
     `UserError` if there is something else, if there is nothing to write, and if YOLO, which cannot say that an image is
-    partly labelled, would have to (see ``allow_partial``).
+    not labelled as a whole, would have to (see ``allow_partial``).
     """
     if format not in _WRITERS:
         raise unknown_name("export format", format, _WRITERS)
@@ -108,17 +110,19 @@ def export(
     items = [item for item in items if item.labels.complete or not complete_only]
     if not items:
         raise UserError(f"nothing to export to {folder}: no image is labelled as a whole; drop --complete-only")
-    partly = [item for item in items if not item.labels.complete]
-    if format == "yolo" and partly and not (allow_partial or include_pseudo):
-        raise _partly_labelled(partly, len(items))
+    incomplete = [item for item in items if not item.labels.complete]
+    if format == "yolo" and incomplete and not (allow_partial or include_pseudo):
+        raise _incomplete(incomplete, len(items))
     _check_free(folder)
     with _staged(folder) as stage:
         image_folder = stage / _WRITERS[format](stage, classes, items)
         _place_images(image_folder, items, copy_images, folder)
-        if partly:
-            _write(stage / "incomplete.txt", "".join(f"{item.file}\n" for item in partly))
+        if incomplete:
+            _write(stage / "incomplete.txt", "".join(f"{item.file}\n" for item in incomplete))
         _write_mark(stage, format, classes, items)
-    return Exported(folder, len(items), sum(len(item.labels.boxes) for item in items), len(partly))
+    boxes = sum(len(item.labels.boxes) for item in items)
+    partly = sum(len(item.labels.boxes) > 0 for item in incomplete)
+    return Exported(folder, len(items), boxes, partly, len(incomplete) - partly)
 
 
 def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], include_pseudo: bool) -> list[_Item]:
@@ -151,12 +155,12 @@ def _file_names(images: Sequence[ImageRecord]) -> list[str]:
     return names
 
 
-def _partly_labelled(partly: Sequence[_Item], total: int) -> UserError:
+def _incomplete(incomplete: Sequence[_Item], total: int) -> UserError:
     return UserError(
-        f"{len(partly)} of {total} images are only partly labelled (for example {partly[0].file}). YOLO files cannot "
-        "say so: every object without a box there would be taught as background. Choose --complete-only to leave these "
-        "images out, --include-pseudo to add the model's own boxes, or --allow-partial to write them all the same and "
-        "list them in incomplete.txt; the formats coco and voc carry the information"
+        f"{len(incomplete)} of {total} images are labelled in part or not at all (for example {incomplete[0].file}). "
+        "YOLO files cannot say so: every object without a box there would be taught as background. Choose "
+        "--complete-only to leave these images out, --include-pseudo to add the model's own boxes, or --allow-partial "
+        "to write them all the same and list them in incomplete.txt; the formats coco and voc carry the information"
     )
 
 

@@ -41,7 +41,7 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
             }
             parts.append(GroupPart(group, f"group{i}", findings(group), panels, compare.tables(group)))
     page = render(
-        "grid.html.j2", parts=parts, headline=headline(groups), about=about(groups), caution=compare.CAUTION,
+        "grid.html.j2", parts=parts, headline=headline(groups), about=about(groups), caution=compare.caution(groups),
         paper=compare.paper_table(groups), failed=list(dict.fromkeys(run for group in groups for run in group.failed)),
     )  # fmt: skip
     write_text(out / "tables.md", compare.markdown(groups))
