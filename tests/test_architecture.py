@@ -23,7 +23,7 @@ ROWS = (
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people"},
     {"strategies", "pseudo"},
     {"detectors", "ranking"},
-    {"loop", "labels", "compare"},
+    {"loop", "labels", "compare", "outside"},
     {"report", "doctor", "bench"},
     {"cli"},
     {"__main__"},
@@ -148,7 +148,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
 QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
-    "frames", "ranking", "run_folder", "labels", "compare", "cli",
+    "data.detections", "frames", "ranking", "outside", "run_folder", "labels", "compare", "cli",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rarebox import __version__, config
 from rarebox.errors import UserError
+from rarebox.run_folder import write_text
 
 app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
@@ -383,6 +384,65 @@ def export(
         print(json.dumps({"folder": str(done.folder), "images": done.images, "boxes": done.boxes}))
     else:
         print(f"{done.folder}: {done.boxes} boxes on {done.images} images, {done.partly_labelled} partly labelled")
+
+
+class ListFormat(StrEnum):
+    """How a ranked list of boxes can be written."""
+
+    CSV = "csv"
+    JSON = "json"
+    COCO = "coco"
+
+
+@app.command()
+def rank(
+    detections: Annotated[Path, typer.Option(help="What a detector found: COCO results, or JSON lines.")],
+    budget: Annotated[int, typer.Option(help="How many boxes to list.")],
+    views: Annotated[Path | None, typer.Option(help="What it found on augmented copies, as JSON lines.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="What is labelled: COCO, or the folder of a run.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Which images there are: a folder, or a COCO file.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="How boxes are ranked: class_balanced, uncertainty, entropy, …")
+    ] = "class_balanced",
+    to: Annotated[Path | None, typer.Option(help="File for the list; standard output if none is named.")] = None,
+    format: Annotated[ListFormat, typer.Option(help="Format of the list.")] = ListFormat.CSV,
+    views_map: Annotated[Path | None, typer.Option(help="The views.jsonl that `rarebox views` wrote.")] = None,
+    classes: Annotated[str | None, typer.Option(help="The detector's classes in their order, such as cat,dog.")] = None,
+    labels_complete: Annotated[bool, typer.Option(help="All images of --labels are labelled completely.")] = False,
+    seed: Annotated[int, typer.Option(help="Root seed, for the strategy random.")] = 0,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+) -> None:
+    """List the boxes to label next, from the detections of any detector."""
+    from rarebox import outside
+    from rarebox.data import ranked
+
+    given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
+    names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
+    with progress_bars(False) as progress:
+        found = outside.rank(
+            detections, views, labels, images, config.resolve("laptop", None, given), budget, classes=names,
+            views_map=views_map, labels_complete=labels_complete,
+            report=lambda done, of: progress("score", done, of, "images"),
+        )  # fmt: skip
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    about = {
+        "strategy": found.strategy, "uncertainty": "views" if found.from_views else "class entropy", "budget": budget,
+        "candidates": found.candidates,
+    }  # fmt: skip
+    match format:
+        case ListFormat.CSV:
+            text = ranked.as_csv(found.images, found.classes, found.queries)
+        case ListFormat.JSON:
+            text = ranked.as_json(found.images, found.classes, found.queries, found.class_frequency, about)
+        case ListFormat.COCO:
+            text = ranked.as_coco(found.images, found.classes, found.queries)
+    if to:
+        write_text(to, text)
+    else:
+        print(text, end="")
+    listed = f"{len(found.queries)} of {found.candidates} open boxes by {found.strategy}"
+    console.print(f"{listed}{f': {to}' if to else ''}", markup=False, soft_wrap=True)
 
 
 @app.command()
