@@ -446,6 +446,25 @@ def rank(
 
 
 @app.command()
+def views(
+    images: Annotated[Path, typer.Option(help="A folder of images, or a COCO file.")],
+    to: Annotated[Path, typer.Option(help="Folder for the copies and their map, views.jsonl.")],
+    views: Annotated[str | None, typer.Option(help="Which views, such as flip,cutout; four by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Root seed of what is drawn at random.")] = 0,
+) -> None:
+    """Write augmented copies of images, for `rarebox rank` to compare what a detector says of them."""
+    from rarebox.copying import write_copies
+
+    names = [n.strip() for n in views.split(",") if n.strip()] if views else config.Settings().scoring.views
+    with progress_bars(False) as progress:
+        done = write_copies(images, to, names, seed, lambda n, of: progress("copy", n, of, "images"))
+    if done.unreadable:
+        left_out = f"{len(done.unreadable)} images cannot be read and are left out, the first: {done.unreadable[0]}"
+        console.print(f"note: {left_out}", markup=False, soft_wrap=True)
+    print(f"{done.map}: {done.copies} copies of {done.images} images")
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
     data: Annotated[str, typer.Option(help="Data set folder (COCO, VOC, YOLO), or scenes.")],

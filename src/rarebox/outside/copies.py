@@ -9,7 +9,7 @@ import numpy as np
 from rarebox.data.detections import DetectionFile, Image, Line
 from rarebox.errors import UserError
 from rarebox.frames import MAPS, Frame
-from rarebox.outside.pool import Pool, file_name
+from rarebox.outside.pool import ByName, Pool
 from rarebox.outside.words import Understanding
 from rarebox.types import Detections
 
@@ -25,16 +25,17 @@ class Copies:
         self, file: DetectionFile, copies: Mapping[str, Mapping[str, Any]], pool: Pool, order: Sequence[str]
     ) -> None:
         self._file, self._pool, self._order = file, pool, order
-        self._entry = {file_name(name): entry for name, entry in copies.items()}
+        self._entries = ByName[Mapping[str, Any]]()
         self._of_view: dict[tuple[int, str], Mapping[str, Any]] = {}
-        for entry in copies.values():
+        for copy, entry in copies.items():
+            self._entries.add(copy, entry)
             image_id = pool.find(entry["image"])
             if image_id is not None:
                 self._of_view[image_id, entry["view"]] = entry
         self._named: dict[int, list[Image]] = {}
         self.elsewhere = 0
         for name in file.images():
-            entry = self._entry.get(file_name(name)) if isinstance(name, str) else None
+            entry = self._entry(name)
             image_id = pool.find(entry["image"] if entry else name)
             if image_id is None:
                 self.elsewhere += 1
@@ -49,7 +50,7 @@ class Copies:
         """
         lines: dict[str, Line] = {}
         for line in (line for name in self._named.get(image_id, ()) for line in self._file.read(name)):
-            entry = self._entry.get(file_name(line.image)) if isinstance(line.image, str) else None
+            entry = self._entry(line.image)
             view = line.view or (str(entry["view"]) if entry else "")
             if not view:
                 raise UserError(f'{line.where}: there is no "view"; name it, or the copy\'s file and give --views-map')
@@ -67,6 +68,10 @@ class Copies:
             )
         frames = [self._frame(image_id, view, lines[view]) for view in self._views]
         return [_undone(understand(lines[f.name]), f) for f in frames], frames
+
+    def _entry(self, image: Image) -> Mapping[str, Any] | None:
+        """What the map says of a copy, if a line names one."""
+        return self._entries.find(image) if isinstance(image, str) else None
 
     def _frame(self, image_id: int, view: str, line: Line) -> Frame:
         record, entry = self._pool.records[image_id], self._of_view.get((image_id, view))

@@ -1,9 +1,9 @@
 """The images that detections from outside are about: their ids, how files name them, what is labelled of them."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,43 @@ class Said:
     complete: bool
 
 
+T = TypeVar("T")
+
+
+class ByName(Generic[T]):
+    """Things by a path, found again by as much of its end as tells them apart."""
+
+    def __init__(self) -> None:
+        self._alike: dict[str, list[tuple[str, T]]] = {}
+
+    def add(self, path: str, value: T) -> None:
+        """Make a thing known by its path."""
+        self._alike.setdefault(_file_name(path), []).append((f"/{_slashes(path)}", value))
+
+    def find(self, name: str) -> T | None:
+        """What has that path, or one that ends so; None if nothing has. UserError where several end alike."""
+        wanted = f"/{_slashes(name)}"
+        alike = [(path, value) for path, value in self._alike.get(_file_name(name), ()) if _ends_alike(path, wanted)]
+        if len({path for path, _ in alike}) > 1:
+            raise UserError(
+                f"{name!r} may be {alike[0][0][1:]} or {alike[1][0][1:]}; write as much of the path as tells them apart"
+            )
+        return alike[0][1] if alike else None
+
+
+def _slashes(path: str) -> str:
+    return path.replace("\\", "/").removeprefix("./")
+
+
+def _file_name(path: str) -> str:
+    return _slashes(path).rsplit("/", 1)[-1]
+
+
+def _ends_alike(path: str, wanted: str) -> bool:
+    """Whether a path ends as is wanted; or, if it is not from the root, is itself the end of what is wanted."""
+    return path.endswith(wanted) or (not path.startswith("//") and wanted.endswith(path))
+
+
 class Pool:
     """The images, by id, and how files name them; the classes that files name, and by which numbers."""
 
@@ -34,12 +71,12 @@ class Pool:
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
-        self._by_file_name: dict[str, list[int]] = {}
+        self._by_name = ByName[int]()
 
     def add(self, record: ImageRecord) -> None:
         """Make an image known, or know its size now."""
         if record.id not in self.records:
-            self._by_file_name.setdefault(file_name(record.path), []).append(record.id)
+            self._by_name.add(record.path, record.id)
         self.records[record.id] = record
 
     def find(self, image: Image) -> int | None:
@@ -49,14 +86,7 @@ class Pool:
         """
         if isinstance(image, int):
             return image if image in self.records else None
-        wanted = f"/{_slashes(image)}"
-        alike = [i for i in self._by_file_name.get(file_name(image), ()) if _ends_alike(self.records[i].path, wanted)]
-        if len(alike) > 1:
-            raise UserError(
-                f"the image {image!r} may be {self.records[alike[0]].path} or {self.records[alike[1]].path}; write as "
-                "much of the path as tells them apart"
-            )
-        return alike[0] if alike else None
+        return self._by_name.find(image)
 
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
         """The id of every image of a file, with the names that the file has for it.
@@ -176,17 +206,3 @@ def image_labels(said: Said, classes: Sequence[str]) -> ImageLabels:
     number = {name: label for label, name in enumerate(classes)}
     labels = np.array([number[name] for name in said.names], dtype=np.int64)
     return ImageLabels(said.boxes, labels, said.rejected, said.skipped, said.complete)
-
-
-def _slashes(path: str) -> str:
-    return path.replace("\\", "/").removeprefix("./")
-
-
-def file_name(path: str) -> str:
-    return _slashes(path).rsplit("/", 1)[-1]
-
-
-def _ends_alike(path: str, wanted: str) -> bool:
-    """Whether one of two paths, both with a slash in front, is the end of the other."""
-    path = f"/{_slashes(path)}"
-    return path.endswith(wanted) or (not os.path.isabs(path[1:]) and wanted.endswith(path))
