@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
 
 from rarebox import tables
 from rarebox.boxes import iou_matrix
@@ -42,6 +41,8 @@ def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
     class. Isotonic regression, with one made-up answer at either end (a score of 0 is wrong, of 1 right), so that a few
     answers do not say too much.
     """
+    from sklearn.isotonic import IsotonicRegression  # here, for it takes two seconds and ranking does without
+
     known = np.concatenate([[0.0], shown, [1.0]])
     truth = np.concatenate([[0.0], right.astype(float), [1.0]])
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)

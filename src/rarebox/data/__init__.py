@@ -69,12 +69,16 @@ class Dataset:
 
 
 class ListedBox(NamedTuple):
-    """A box as a label file gives it: x1, y1, x2, y2 that may be anything, and where it is written."""
+    """A box as a label file gives it: x1, y1, x2, y2 that may be anything, and where it is written.
+
+    ``source`` is what the file says of where the box comes from (a `Source`), empty where it says nothing.
+    """
 
     box: tuple[float, float, float, float]
     name: str
     difficult: bool
     where: str
+    source: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class ListedImage:
     """An image as a label file lists it.
 
     ``size`` is the (width, height) written there, if any. With ``relative`` the boxes are in shares of the image's
-    sides, otherwise in 0-based pixels.
+    sides, otherwise in 0-based pixels. ``complete``: whether all its objects have a box; None where nobody says.
     """
 
     path: Path
@@ -90,6 +94,7 @@ class ListedImage:
     id: int | None = None
     size: tuple[int, int] | None = None
     relative: bool = False
+    complete: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)

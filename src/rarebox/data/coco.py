@@ -40,6 +40,12 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     return listing, _listing(test) if test else None
 
 
+def categories(path: Path) -> dict[int, str]:
+    """The numbers of the categories of a file and the classes that they stand for, those of :func:`read`."""
+    names = _names(path, _parse(path), [])
+    return {key: name for key, name in names.items() if isinstance(key, int)}
+
+
 def _looks_like_coco(path: Path) -> bool:
     """By its words only, so that a broken file is recognised too and its reader can say what is wrong."""
     text = path.read_bytes() if path.name != EXPORT_MARK else b""
@@ -125,7 +131,8 @@ def _boxes(
             what = f"bbox is {annotation.get('bbox')!r:.60}, not four numbers x, y, width, height"
             problems.append(Problem("box dropped", where, what))
         else:
-            boxes[_key(annotation.get("image_id"))].append(ListedBox(box, name, _difficult(annotation), where))
+            listed = ListedBox(box, name, _difficult(annotation), where, str(_said(annotation).get("source", "")))
+            boxes[_key(annotation.get("image_id"))].append(listed)
     return boxes
 
 
@@ -146,6 +153,12 @@ def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return x, y, x + width, y + height
+
+
+def _said(entry: dict[str, Any]) -> dict[str, Any]:
+    """What rarebox's own export says beside the format."""
+    attributes = entry.get("attributes")
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def _difficult(annotation: dict[str, Any]) -> bool:
@@ -194,7 +207,9 @@ def _image(path: Path, entry: dict[str, Any], boxes: list[ListedBox]) -> ListedI
     size = (entry.get("width"), entry.get("height"))
     known = all(isinstance(side, int | float) and side > 0 for side in size)
     own = entry["id"] if type(entry["id"]) is int else None
-    return ListedImage(_locate(path, entry["file_name"]), boxes, own, size if known else None)  # type: ignore[arg-type]
+    complete = _said(entry)["complete"] in _TRUE if "complete" in _said(entry) else None
+    place = _locate(path, entry["file_name"])
+    return ListedImage(place, boxes, own, size if known else None, complete=complete)  # type: ignore[arg-type]
 
 
 def _locate(path: Path, name: str) -> Path:
