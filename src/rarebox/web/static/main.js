@@ -1,0 +1,416 @@
+/** Where everything meets: the question's words, the buttons, the keys, the news from the server. */
+
+import { get, listen, post, SignedOut } from "./api.js";
+import { Asking } from "./asking.js";
+import { openClasses } from "./classes.js";
+import { colour } from "./colours.js";
+import { nameForm, openDialog } from "./dialogs.js";
+import { byId, counted, el, icon, percent, replace } from "./dom.js";
+import { findClass } from "./finder.js";
+import { openDisagreements, openGallery } from "./gallery.js";
+import { hint, listenToKeys } from "./keys.js";
+import { Line } from "./line.js";
+import { tabId } from "./local.js";
+import { say } from "./notices.js";
+import { makePanel } from "./panel.js";
+import { Pictures } from "./pictures.js";
+import { openSheet } from "./sheet.js";
+import { accept, className, classOf, expectAnything, inWords, offered, onState, state } from "./state.js";
+import { View } from "./view.js";
+import { showWaiting } from "./waiting.js";
+
+/** @typedef {import("./types.js").State} State */
+/** @typedef {import("./types.js").Answer} Answer */
+
+const stage = byId("stage");
+let status = "saved";
+let waiting = 0;
+
+/* ---- starting ---- */
+
+const tab = tabId();
+
+async function start() {
+  try {
+    accept(await get("/api/state"));
+  } catch (error) {
+    status = error instanceof SignedOut ? "signed-out" : "offline";
+    byId("question").textContent = "rarebox";
+    byId("waiting").hidden = false;
+    showWaiting(byId("waiting"), null, status, 0);
+    if (status === "offline") setTimeout(start, 2000);
+    return;
+  }
+  if (!state()?.you) await askName(true);
+  run(/** @type {State} */ (state()));
+}
+
+/** @param {boolean} first @returns {Promise<void>} */
+function askName(first) {
+  return new Promise((done) => {
+    openDialog(first ? "What is your name?" : "Change your name", (body, close) => {
+      body.append(
+        el("p", { text: "It is kept with each of your answers, so that people working together can tell who said what." }),
+        nameForm({ label: "Your name", value: state()?.you ?? "", button: first ? "Start" : "Change", testid: "name", done: async (name) => {
+          accept(await post("/api/me", { name }));
+          close();
+        } }));
+    }, { fixed: first, testid: "name-dialog", closed: done });
+  });
+}
+
+/** @param {State} first */
+function run(first) {
+  const line = new Line(first.project, tab, {
+    state: accept,
+    queries: (queries) => asking.receive(queries),
+    results: (pairs) => {
+      asking.settle(pairs);
+      panel.refreshRecent(900);
+    },
+    status: (now, count) => {
+      status = now;
+      waiting = count;
+      showSaveState();
+      if (!asking.task) update();
+      const known = state();
+      if (known) panel.update(known, spentOnTheWay());
+    },
+    problem: (sentence) => say(sentence, "bad"),
+  });
+  const spentOnTheWay = () => line.waiting.filter((record) => record.base.startsWith("q") && !record.item.after && !record.parent && record.item.verdict === "object").length;
+
+  const keys = listenToKeys({
+    yes: () => asking.yes(),
+    find: () => pickClass(),
+    not_object: () => asking.notAnObject(),
+    cannot_tell: () => asking.cannotTell(),
+    complete: () => asking.complete(),
+    undo: () => asking.undo(),
+    redo: () => asking.redo(),
+    draw: () => asking.drawNext("draw"),
+    redraw: () => asking.drawNext("redraw"),
+    next_box: () => asking.cycle(1),
+    previous_box: () => asking.cycle(-1),
+    remove: () => asking.remove(),
+    take_all: () => asking.takeAll(),
+    hide: () => asking.toggleHidden(),
+    fit: () => asking.fit(),
+    zoom_in: () => view.zoom(1.25),
+    zoom_out: () => view.zoom(1 / 1.25),
+    gallery: () => openGallery(edit),
+    panel: () => panel.toggle(),
+    help: () => openSheet(redraw),
+    digit: (/** @type {number} */ n) => asking.digit(n),
+    arrow: (/** @type {number} */ dx, /** @type {number} */ dy) => asking.nudge(dx, dy),
+    tab: (/** @type {number} */ step, /** @type {KeyboardEvent} */ event) => event.target === stage && asking.tab(step),
+    escape: () => asking.escape(),
+  });
+
+  const view = new View(stage, (mark) => (mark.kind === "asked" && mark.label === null ? "?" : className(mark.label)), {
+    select: (id) => asking.select(id),
+    draw: (box, again) => asking.draw(box, again),
+    change: (id, box, phase) => asking.change(id, box, phase),
+    panning: keys.panning,
+    panned: keys.panned,
+  });
+
+  let returnTo = /** @type {(() => void) | null} */ (null);
+  const asking = new Asking(line, view, new Pictures(), {
+    changed: () => update(),
+    say,
+    findClass: (done) => findClass(done),
+    left: (saved) => {
+      if (saved) say("Changed.", "good");
+      returnTo?.();
+      returnTo = null;
+    },
+  });
+
+  /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] */
+  async function edit(answer, back = null) {
+    try {
+      const around = await get(`/api/image/${answer.image.id}`);
+      returnTo = back;
+      asking.edit(answer, around);
+      if (matchMedia("(max-width: 860px)").matches) panel.show(false);
+      stage.focus({ preventScroll: true });
+    } catch (error) {
+      say(/** @type {Error} */ (error).message, "bad");
+    }
+  }
+  const gallery = () => openGallery((answer) => edit(answer, gallery));
+  const pickClass = () => asking.task && findClass((label) => asking.choose(label));
+  const disagreements = () => openDisagreements(
+    (query, answers, chosen) => {
+      const after = Math.max(...answers.map((one) => one.answer));
+      line.send({ query: query.id, after, verdict: chosen.verdict, boxes: chosen.boxes, labels: chosen.labels, milliseconds: 0 }, { image: query.image.id, base: `q${query.id}`, what: inWords(chosen) });
+    },
+    (answer) => edit(answer, disagreements));
+
+  const panel = makePanel({
+    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false),
+    threshold: (value) => asking.setThreshold(value), thresholdNow: () => asking.threshold,
+  });
+
+  /* ---- buttons ---- */
+
+  /** @param {string} id @param {string} text @param {any} glyph @param {() => void} act @param {string} [kind] */
+  const button = (id, text, glyph, act, kind = "") =>
+    el("button", {
+      class: kind, "data-testid": id, "data-action": id, onclick: (/** @type {PointerEvent} */ event) => {
+        if (event.detail > 0) stage.focus({ preventScroll: true }); // pressed by hand: the keys go back to the picture
+        act();
+      },
+    }, glyph && icon(glyph), el("span", { class: "text", text }), el("kbd"));
+
+  const buttons = {
+    yes: button("yes", "Yes", "check", () => (asking.whole && asking.active?.kind !== "other" ? asking.complete(true) : asking.yes()), "primary"),
+    not_object: button("not_object", "Not an object", "cross", () => asking.notAnObject()),
+    cannot_tell: button("cannot_tell", "Can't tell", "unsure", () => asking.cannotTell()),
+    draw: button("draw", "Add box", "draw", () => asking.drawNext("draw"), "minor"),
+    remove: button("remove", "Remove", "trash", () => asking.remove(), "minor"),
+    take_all: button("take_all", "Take all", "check", () => asking.takeAll(), "minor"),
+    redraw: button("redraw", "Redraw", "redraw", () => asking.drawNext("redraw"), "minor"),
+    complete: button("complete", "Image complete", "done", () => asking.complete(true), "minor"),
+    withdraw: button("withdraw", "Withdraw", "trash", () => asking.withdraw(), "minor"),
+    leave: button("leave", "Back", "close", () => asking.leave(false), "minor"),
+    undo: button("undo", "Undo", "undo", () => asking.undo(), "minor"),
+  };
+  byId("answers").append(el("div", { class: "main-answers" }, buttons.yes, buttons.not_object, buttons.cannot_tell),
+    el("div", { class: "minor-answers" }, buttons.draw, buttons.redraw, buttons.remove, buttons.take_all, buttons.complete, buttons.withdraw, buttons.leave, buttons.undo));
+  const quiet = (/** @type {string} */ id, /** @type {any} */ glyph, /** @type {string} */ title, /** @type {() => void} */ act) =>
+    el("button", { class: "bare", "data-testid": id, "data-title": title, "data-action": id, "aria-label": title, onclick: (/** @type {PointerEvent} */ event) => {
+      if (event.detail > 0) stage.focus({ preventScroll: true });
+      act();
+    } }, icon(glyph));
+  byId("tools").append(
+    quiet("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)), quiet("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
+    quiet("fit", "fit", "Fit the box or the image", () => asking.fit()), quiet("hide", "eye", "Hide or show all boxes", () => asking.toggleHidden()));
+  byId("top-buttons").append(
+    quiet("gallery", "grid", "Look back at all answers", gallery), quiet("classes-editor", "tag", "Edit classes", openClasses),
+    quiet("help", "keys", "Keys", () => openSheet(redraw)), quiet("panel", "panel", "Side panel", () => panel.toggle()));
+
+  const redraw = () => {
+    for (const one of document.querySelectorAll("[data-action]")) {
+      const key = hint(/** @type {HTMLElement} */ (one).dataset.action ?? "");
+      const kbd = one.querySelector("kbd");
+      if (kbd) kbd.textContent = key;
+      else /** @type {HTMLElement} */ (one).title = `${/** @type {HTMLElement} */ (one).dataset.title}${key ? ` (${key})` : ""}`;
+    }
+    classesShown = "";
+    update();
+  };
+
+  /* ---- the page as it should look now ---- */
+
+  function update() {
+    const task = asking.task;
+    const now = state();
+    const place = byId("waiting");
+    document.body.dataset.task = !task ? "none" : task.kind === "edit" ? "edit" : task.query.box ? "box" : "image";
+    place.hidden = task !== null && asking.pictureStatus === "ready";
+    if (!task) {
+      showWaiting(place, now, status, waiting);
+      setText("question", "");
+      setText("reason", "");
+      replace(byId("facts"));
+    } else {
+      if (!place.hidden) showPicture(place);
+      showQuestion();
+    }
+    byId("question-bar").hidden = !task;
+    byId("tools").hidden = !task;
+    showButtons();
+    showClasses();
+    showProgress();
+  }
+
+  /** The picture is on its way, or did not come. @param {HTMLElement} place */
+  function showPicture(place) {
+    const name = asking.task?.query.image.name ?? "";
+    if (asking.pictureStatus === "loading") return replace(place, el("p", { class: "loading", text: "Loading the picture …" }));
+    replace(place, el("div", { class: "waiting-text", "data-testid": "picture-failed" }, el("h2", { text: "The picture cannot be shown" }), el("p", { text: name }),
+      el("p", { text: "Try again, or say that you can't tell and go on." }),
+      el("button", { text: "Try again", onclick: () => asking.showPicture() })));
+  }
+
+  function showQuestion() {
+    const task = asking.task;
+    if (!task) return;
+    const { query } = task;
+    const active = asking.active;
+    const guess = asking.marks().find((mark) => mark.kind === "asked")?.label ?? null;
+    const named = (/** @type {string} */ before, /** @type {number | null} */ label, /** @type {string} */ after) =>
+      setQuestion(before, label, after);
+    let reason = query.reason;
+    if (asking.view.mode === "draw") {
+      named("Draw a box with one drag", null, "");
+      reason = "Esc leaves it.";
+    } else if (asking.view.mode === "redraw") {
+      named("Redraw the box with one drag", null, "");
+      reason = "Esc leaves it.";
+    } else if (active?.kind === "label") {
+      named(asking.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
+      reason = `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
+    } else if (active?.kind === "other") {
+      named("Unanswered box: ", active.label, "?");
+      reason = `${hint("yes")} or a digit makes it a label. Esc leaves it.`;
+    } else if (task.kind === "edit" && task.answer) {
+      named(query.box ? "You are changing an answer: " : "You are changing a whole image", query.box && task.answer.verdict === "object" ? guess : null, query.box && task.answer.verdict !== "object" ? inWords(task.answer) : "");
+      reason = `By ${task.answer.by}. Esc leaves it as it is.`;
+    } else if (query.box) {
+      if (guess === null) named("What is in this box?", null, "");
+      else named("Is this ", guess, "?");
+    } else {
+      named("Box everything in this image", null, "");
+      const pen = classOf(asking.pen);
+      reason = `${reason ? `${reason} ` : ""}Drag to draw${pen ? `; new boxes are “${pen.name}”` : ""}.`;
+    }
+    setText("reason", reason);
+    const facts = [];
+    if (task.kind === "ask" && query.box) {
+      if (query.score !== null) facts.push(["score", percent(query.score)]);
+      if (query.uncertainty !== null) facts.push(["uncertainty", query.uncertainty.toFixed(2)]);
+    }
+    if (task.kind === "ask" && now_phase() !== "first_images") facts.push(["cycle", String(query.cycle)]);
+    facts.push(["photo", query.image.name]);
+    replace(byId("facts"), ...facts.map(([name, value]) => el("span", { title: `${name} ${value}`, "data-fact": name }, el("small", { text: name }), el("b", { text: value }))));
+  }
+  const now_phase = () => state()?.phase;
+
+  function showButtons() {
+    const task = asking.task;
+    const active = asking.active;
+    const whole = asking.whole;
+    const failed = asking.pictureStatus === "failed";
+    const loading = asking.pictureStatus !== "ready";
+    const drafts = task?.sketch.drafts.length ?? 0;
+    const guess = asking.marks().find((mark) => mark.kind === "asked")?.label ?? null;
+    const aside = active?.kind === "label";
+    const yes = !task ? "Yes" : active?.kind === "other" ? "Make it a label" : aside ? "Back to the question"
+      : whole ? (drafts ? `Complete: ${counted(drafts, "box", "boxes")}` : task.armed ? "Sure? Nothing to label here" : "Nothing to label here")
+      : task.kind === "edit" && task.answer?.verdict === "object" ? "Save" : guess === null || task.answer ? "Choose a class" : `Yes, ${className(guess)}`;
+    setButton(buttons.yes, yes, !task || loading);
+    buttons.yes.classList.toggle("armed", Boolean(task?.armed));
+    setButton(buttons.not_object, "Not an object", !task || loading);
+    buttons.not_object.hidden = whole || aside || active?.kind === "other";
+    setButton(buttons.cannot_tell, whole ? "Skip this image" : "Can't tell", !task || (loading && !failed));
+    buttons.cannot_tell.hidden = aside || active?.kind === "other";
+    setButton(buttons.draw, "Add box", !task || loading);
+    buttons.draw.setAttribute("aria-pressed", String(asking.view.mode === "draw"));
+    buttons.redraw.setAttribute("aria-pressed", String(asking.view.mode === "redraw"));
+    buttons.redraw.hidden = whole;
+    setButton(buttons.redraw, "Redraw", !task || loading);
+    buttons.remove.hidden = !active || active.kind === "asked";
+    buttons.take_all.hidden = !whole || !asking.marks().some((mark) => mark.kind === "other");
+    buttons.complete.hidden = whole || !task || aside;
+    buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
+    setButton(buttons.complete, "Image complete", loading);
+    buttons.withdraw.hidden = task?.kind !== "edit";
+    buttons.leave.hidden = task?.kind !== "edit";
+    setButton(buttons.undo, "Undo", !asking.canUndo);
+    byId("answers").classList.toggle("idle", !task);
+    document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(asking.hidden));
+  }
+
+  let classesShown = "";
+  function showClasses() {
+    const active = asking.active;
+    const label = active ? active.label : asking.pen;
+    const key = JSON.stringify([offered().map((one) => [one.label, one.name]), label, asking.task !== null]);
+    if (key === classesShown) return;
+    classesShown = key;
+    const place = byId("classes");
+    const shown = offered().filter((one) => one.label < 20 || one.label === label);
+    replace(place,
+      el("button", { class: "chip find", "data-testid": "find", "data-action": "find", disabled: !asking.task, onclick: pickClass }, icon("search"), el("span", { text: "Find" }), el("kbd", { text: hint("find") })),
+      ...shown.map((one) => el("button", { class: "chip", "data-testid": `class-${one.label}`, title: one.name, disabled: !asking.task, "aria-pressed": String(one.label === label), onclick: (/** @type {PointerEvent} */ event) => {
+        if (event.detail > 0) stage.focus({ preventScroll: true });
+        asking.choose(one.label);
+      } }, el("i", { class: "swatch", style: { background: colour(one.label) } }), el("span", { text: one.name }), one.label < 20 && el("kbd", { text: `${one.label > 9 ? "⇧" : ""}${(one.label + 1) % 10}` }))));
+    place.querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+
+  function showProgress() {
+    const now = state();
+    if (!now) return;
+    const { spent, of, unit } = now.budget;
+    const done = Math.min(of, spent + spentOnTheWay());
+    const text = now.phase === "first_images" ? `image ${Math.min(of, done + 1)} of ${of}` : now.phase === "preparing" ? "" : `${done} of ${of} ${unit}`;
+    setText("progress-text", text);
+    byId("progress-bar").style.width = `${of ? (100 * done) / of : 0}%`;
+    byId("progress-bar").parentNode.hidden = !text;
+    setText("project", now.project);
+  }
+
+  function showSaveState() {
+    const node = byId("save-state");
+    const words = { saved: "saved", saving: "saving", offline: waiting ? `offline (${waiting} waiting)` : "offline", "signed-out": "signed out" }[status] ?? status;
+    if (node.dataset.state === status && node.textContent === words) return;
+    node.dataset.state = status;
+    node.textContent = words;
+    node.title = status === "offline" ? "The answers are kept in this browser and are sent when the server is back." : "Every answer is saved at once.";
+  }
+
+  /* ---- news ---- */
+
+  onState((now, before) => {
+    document.title = `${now.project} · rarebox`;
+    panel.update(now, spentOnTheWay());
+    if (before && now.cycle > before.cycle && before.version >= 0) {
+      const last = now.records.at(-1);
+      say(`Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`, "news");
+    }
+    update();
+  });
+  let broken = false;
+  listen({
+    state: accept,
+    queries: () => line.ask(),
+    opened: () => {
+      expectAnything();
+      if (broken) line.wake();
+      if (broken || !asking.held.length) line.ask();
+      broken = false;
+    },
+    broken: () => {
+      if (!broken) line.ask(); // finds out whether the server is there
+      broken = true;
+    },
+  });
+  // Keeps the leases of a person who thinks for long.
+  setInterval(() => !document.hidden && asking.held.length && line.ask(), Math.max(20, (asking.held[0]?.lease_seconds ?? 300) / 3) * 1000);
+
+  panel.update(first, 0);
+  panel.refreshRecent();
+  redraw();
+  showSaveState();
+  line.open();
+  stage.focus({ preventScroll: true });
+}
+
+/** @param {string} id @param {string} text */
+function setText(id, text) {
+  const node = byId(id);
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** The question, with a class named in its colour. @param {string} before @param {number | null} label @param {string} after */
+function setQuestion(before, label, after) {
+  const node = byId("question");
+  const name = label === null ? "" : className(label);
+  const whole = before + name + after;
+  if (node.textContent === whole && node.dataset.label === String(label)) return;
+  node.dataset.label = String(label);
+  replace(node, before, label !== null && el("em", { "data-testid": "guess" }, el("i", { class: "swatch", style: { background: colour(label) } }), name), after);
+}
+
+/** @param {any} node @param {string} text @param {boolean} disabled */
+function setButton(node, text, disabled) {
+  const words = node.querySelector(".text");
+  if (words.textContent !== text) words.textContent = text;
+  node.disabled = disabled;
+}
+
+start();

@@ -1,0 +1,52 @@
+/** The newest State of the server, and everybody who wants to know when it changes. */
+
+/** @typedef {import("./types.js").State} State */
+
+/** @type {State | null} */
+let newest = null;
+/** @type {Set<(state: State, before: State | null) => void>} */
+const listeners = new Set();
+
+export const state = () => newest;
+
+/** @param {(state: State, before: State | null) => void} listener */
+export const onState = (listener) => void listeners.add(listener);
+
+/** States can overtake each other on the way; an older one changes nothing. @param {State} next */
+export function accept(next) {
+  if (newest && next.version < newest.version) return;
+  const before = newest;
+  newest = next;
+  for (const listener of listeners) listener(next, before);
+}
+
+/** After a restart the server may count its versions from the beginning. */
+export function expectAnything() {
+  if (newest) newest = { ...newest, version: -1 };
+}
+
+/** The classes that can be chosen. */
+export const offered = () => (newest?.classes ?? []).filter((one) => one.merged_into === null);
+
+/** The class a label stands for today, after merges. @param {number | null} label */
+export function classOf(label) {
+  let found = newest?.classes.find((one) => one.label === label) ?? null;
+  for (let hops = 0; found && found.merged_into !== null && hops < 100; hops++) {
+    const into = found.merged_into;
+    found = newest?.classes.find((one) => one.label === into) ?? null;
+  }
+  return found;
+}
+
+/** @param {number | null} label */
+export const className = (label) => classOf(label)?.name ?? (label === null ? "no guess" : `class ${label}`);
+
+/** An answer in words. @param {{verdict: string, labels: number[], boxes: any[]}} answer */
+export function inWords(answer) {
+  if (answer.verdict === "not_an_object") return "not an object";
+  if (answer.verdict === "cannot_tell") return "can't tell";
+  if (answer.verdict === "withdrawn") return "withdrawn";
+  if (answer.labels.length === 0) return "nothing in the image";
+  if (answer.labels.length === 1) return className(answer.labels[0]);
+  return `${answer.labels.length} boxes`;
+}

@@ -1,0 +1,78 @@
+/**
+ * The words of the page: what the server sends and what the page keeps. Types only, no code.
+ * All boxes are [x1, y1, x2, y2] in pixels of the original image.
+ *
+ * @typedef {[number, number, number, number]} Box
+ * @typedef {{id: number, name: string, width: number, height: number, url: string}} Image
+ * @typedef {"object" | "not_an_object" | "cannot_tell" | "withdrawn"} Verdict
+ *
+ * @typedef {{box: Box, label: number, query: number, answer: number, by: string}} Label   an answered box
+ * @typedef {{box: Box, label: number, score: number | null}} Other                        a detection nobody has answered
+ *
+ * @typedef {object} Query  A question: what is in this box, or (box null) what is in this whole image?
+ * @property {number} id
+ * @property {number} cycle
+ * @property {number} position
+ * @property {Image} image
+ * @property {Box | null} box
+ * @property {number | null} guess
+ * @property {number | null} score
+ * @property {number | null} uncertainty
+ * @property {string} reason
+ * @property {Label[]} labels
+ * @property {Other[]} others
+ * @property {boolean} complete
+ * @property {number} lease_seconds
+ *
+ * @typedef {object} Item  An answer on its way to the server.
+ * @property {string} [key]
+ * @property {number} milliseconds
+ * @property {number} [query]
+ * @property {number} [image]
+ * @property {Verdict} verdict
+ * @property {Box[]} boxes
+ * @property {number[]} labels
+ * @property {number | null} after
+ * @property {boolean} [complete]
+ *
+ * @typedef {{by: string, verdict: Verdict, boxes: Box[], labels: number[], answer: number}} Standing
+ * @typedef {{key: string, status: "saved" | "conflict" | "refused", query: number | null, answer: number | null,
+ *   reason: string | null, current: Standing | null}} Result
+ *
+ * @typedef {{answer: number, query: number, by: string, verdict: Verdict, boxes: Box[], labels: number[], milliseconds: number,
+ *   at: string, image: Image, box: Box | null, guess: number | null, cycle: number}} Answer
+ *
+ * @typedef {{label: number, name: string, merged_into: number | null, count: number}} Class
+ * @typedef {{cycle: number, labels: number, looks: number, ap50: number | null}} CycleRecord
+ *
+ * @typedef {object} State
+ * @property {string} project
+ * @property {string | null} you
+ * @property {boolean} fixed_name
+ * @property {Class[]} classes
+ * @property {"preparing" | "first_images" | "asking" | "finished"} phase
+ * @property {number} cycle
+ * @property {{spent: number, of: number, unit: string}} budget
+ * @property {{state: "idle" | "working" | "failed", stage: string, done: number, of: number, seconds_left: number | null, reason: string | null}} trainer
+ * @property {CycleRecord[]} records
+ * @property {{images: number, boxes: number, note: string} | null} held_out
+ * @property {{per_minute: number | null, minutes_left: number | null}} speed
+ * @property {{with_guesses: number | null, between_people: number | null, disagreements: number}} agreement
+ * @property {string | null} advice
+ * @property {{name: string, answers: number}[]} people
+ * @property {boolean} can_train
+ * @property {number} version
+ *
+ * @typedef {object} Mark  One box drawn over the picture.
+ * @property {string} id      unique on the picture
+ * @property {string} base    the answer it belongs to; several boxes of one whole-image answer share it
+ * @property {"asked" | "label" | "other" | "draft"} kind
+ * @property {Box} box
+ * @property {number | null} label
+ * @property {number | null} [score]
+ * @property {number | null} [query]
+ * @property {number | null} [answer]
+ * @property {string} [key]   the answer is still on its way under this key
+ * @property {string} [by]
+ */
+export {};
