@@ -24,8 +24,9 @@ ROWS = (
     {"strategies", "pseudo"},
     {"detectors", "ranking"},
     {"asking"},
+    {"project"},
     {"loop", "labels", "compare", "outside", "copying"},
-    {"report", "doctor", "bench", "web"},
+    {"report", "doctor", "bench", "web", "trainer"},
     {"cli"},
     {"__main__"},
 )
@@ -151,7 +152,8 @@ def test_only_the_data_readers_know_label_formats() -> None:
 QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
-    "data.detections", "frames", "ranking", "outside", "run_folder", "labels", "compare", "bench", "people", "asking",
+    "data.detections", "frames", "ranking", "outside", "run_folder", "labels", "compare", "bench",
+    "people", "asking", "project",
     "cli",
 )  # fmt: skip
 

@@ -157,6 +157,16 @@ class OracleSettings(Section):
     iou: Share = Field(default=0.5, gt=0, le=1, description="overlap from which a shown box means an object [13]")
 
 
+class PeopleSettings(Section):
+    """Where people answer instead of the oracle."""
+
+    store: str | None = Field(
+        default=None, description="URL of a database for the answers, such as postgresql+psycopg://…; none: a file"
+    )
+    overlap: Share = Field(default=0.1, ge=0, le=1, description="share of the questions asked of two people")
+    lease_seconds: float = Field(default=600, gt=0, description="how long a question is kept for the one who has it")
+
+
 class Settings(Section):
     """One run."""
 
@@ -172,6 +182,7 @@ class Settings(Section):
     selection: SelectionSettings = SelectionSettings()
     pseudo: PseudoSettings = PseudoSettings()
     oracle: OracleSettings = OracleSettings()
+    people: PeopleSettings = PeopleSettings()
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> Self:
@@ -201,6 +212,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pseudo": {"rejected": "forget", "difficult": "background"},
     },
 }  # fmt: skip
+
+PROJECT: dict[str, Any] = {"initial_images": 8, "budget": [50], "budget_unit": "looks"}
+"""What a project of people starts with over its preset; the last budget holds for all cycles after it too."""
 
 PAPER_LR = {"retinanet": 1e-3, "faster_rcnn": 5e-3}
 """§4.1: the preset's learning rate depends on the detector."""

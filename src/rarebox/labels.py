@@ -17,8 +17,7 @@ def collect(run: Path) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotat
     Raises UserError where no run has been.
     """
     folder = RunFolder(run)
-    folder.read_settings()
-    with Store(folder.store) as store:
+    with Store(folder.labels(folder.read_settings())) as store:
         said, images, classes = store.labels(), store.images(), store.classes()
     targets = read_targets(last) if (last := _last_targets(folder)) else {}
     annotations = [_annotations(i, labels, targets.get(i)) for i, labels in said.items()]

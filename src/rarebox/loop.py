@@ -24,6 +24,7 @@ from rarebox.errors import UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
 from rarebox.oracle import SimulatedOracle
 from rarebox.pictures import Pictures
+from rarebox.project import HELD_BACK
 from rarebox.run_folder import RunFolder, read_json, write_json
 from rarebox.store import ImageLabels, Store
 from rarebox.types import (
@@ -60,7 +61,7 @@ NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_B
 
 @dataclass
 class Run:
-    """Everything one run works with."""
+    """Everything one run works with. ``open_ended``: people answer, for as many cycles as they like."""
 
     folder: RunFolder
     settings: Settings
@@ -71,6 +72,7 @@ class Run:
     store: Store
     oracle: SimulatedOracle
     progress: Progress
+    open_ended: bool = False
     cycle: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -80,14 +82,15 @@ class Run:
         return self.dataset.classes
 
     def budget(self, cycle: int) -> int:
-        """What a cycle after the first may spend."""
-        return self.settings.budget[cycle - 2]
+        """What a cycle after the first may spend; the last number holds on where people answer."""
+        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
         """Time a stage, and report its progress under its name."""
         start = time.perf_counter()
-        title = f"cycle {self.cycle}/{len(self.settings.budget) + 1}: {name}"
+        of = "" if self.open_ended else f"/{len(self.settings.budget) + 1}"
+        title = f"cycle {self.cycle}{of}: {name}"
         yield lambda done, of, note="": self.progress(title, done, of, note)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
@@ -195,6 +198,24 @@ def open_run(folder: RunFolder, settings: Settings, dataset: data.Dataset, store
     return Run(folder, settings, dataset, pool, Pictures(test.images, size), test.truth, store, oracle, progress)
 
 
+def open_project(folder: RunFolder, settings: Settings, store: Store, progress: Progress) -> Run:
+    """The same where people answer: the images are those of the store, the test images those held out (`HELD_BACK`),
+    their truth is what people said of them."""
+    said, classes = store.labels(), store.classes()
+    held = {q.image_id for q in store.queries(1) if q.why and q.why.get(HELD_BACK)}
+    truth = {i: GroundTruth(said[i].boxes, said[i].labels, np.zeros(len(said[i].boxes), dtype=bool))
+             for i in sorted(held) if i in said and said[i].complete}  # fmt: skip
+    images = store.images()
+    pool = data.Split(tuple(image for i, image in images.items() if i not in held), {})
+    test = data.Split(tuple(images[i] for i in truth), truth)
+    dataset = data.Dataset(folder.root.name, folder.root, classes, pool, test, ())
+    size = settings.detector.size
+    return Run(
+        folder, settings, dataset, Pictures(pool.images, size), Pictures(test.images, size), truth, store,
+        SimulatedOracle({}), progress, open_ended=True,
+    )  # fmt: skip
+
+
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
     """UserError if a run is continued on other images than it began with."""
     changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set()
@@ -269,7 +290,13 @@ def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
             )  # fmt: skip
             pool_file.write(_shard(folder, "images", shard), of_images)
             pool_file.write(_shard(folder, "shard", shard), scored)
-    return pool_file.read_all(folder), pool_file.read_images(folder)
+    found, scores = pool_file.read_all(folder), pool_file.read_images(folder)
+    # Where people answer, classes may have been merged or added since the model was trained.
+    lacking = len(run.classes) - scores.class_scores.shape[1]
+    return (
+        replace(found, labels=run.store.counts_as()[found.labels]),
+        replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking)))),
+    )
 
 
 def _shard(folder: Path, kind: str, number: int) -> Path:
@@ -464,12 +491,13 @@ def training_targets(run: Run, cycle: int, candidates: Candidates | None) -> dic
         right = np.array([q.guess in a.labels for q, a in asked], dtype=bool)
         candidates = replace(candidates, scores=pseudo.calibrate(candidates.scores, shown, right))
     found = {} if candidates is None else {i: candidates[rows] for i, rows in rows_by_image(candidates).items()}
-    chosen = {i: said for i, said in labels.items() if said.complete or len(said.boxes)}
+    pool = {record.id for record in run.pool.records}
+    chosen = {i: said for i, said in labels.items() if i in pool and (said.complete or len(said.boxes))}
     if settings.images == "pool":
         chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
     truth = run.dataset.train.truth
     # A difficult object is part of what a person says of a complete image, and unknown on every other image.
-    difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete}
+    difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete and i in truth}
     return {
         i: pseudo.make_targets(said, found.get(i), difficult.get(i, NO_BOXES), settings)
         for i, said in sorted(chosen.items())
@@ -492,14 +520,14 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
     """Train on the targets, and keep them and the model; a fit that was cut short goes on from its checkpoint."""
     folder = run.folder.cycle(cycle)
     pseudo.write_targets(folder / "targets.parquet", targets)
+    # People may add a class before a fit that was cut short goes on: then it starts afresh.
+    checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
     records = {record.id: record for record in run.pool.records}
     pictures = run.pool.of([records[i] for i in targets])
     with run.stage("fit") as report:
-        if run.settings.training.start == "warm" and cycle > 1:
-            detector = load_detector(run, cycle - 1)
-        else:
+        detector = load_detector(run, cycle - 1) if run.settings.training.start == "warm" and cycle > 1 else None
+        if detector is None or detector.num_classes != len(run.classes):  # people may add classes
             detector = new_detector(run)
-        checkpoint = folder / "fit.checkpoint"
         detector.fit(
             pictures, list(targets.values()), seed=seeds.number(run.settings.seed, "fit", cycle),
             checkpoint=checkpoint, progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),

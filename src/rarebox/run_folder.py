@@ -42,6 +42,10 @@ class RunFolder:
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
         self.problems, self.failed = root / "problems.json", root / "failed.json"
 
+    def labels(self, settings: Settings) -> Path | str:
+        """Where the store of a run with those settings is: a file, or a database's URL."""
+        return settings.people.store or self.store
+
     def cycle(self, cycle: int) -> Path:
         """The folder of one cycle, counted from 1."""
         return self.root / f"cycle_{cycle:02d}"

@@ -1,0 +1,215 @@
+"""A project: a folder in which people answer. What it holds, and how it begins; see :mod:`rarebox.trainer` for more."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rarebox import config, data, seeds, tables
+from rarebox.asking import Asker
+from rarebox.data.images import UnreadableImage, image_files, image_size, read_picture
+from rarebox.errors import UserError
+from rarebox.people import clean_name
+from rarebox.run_folder import RunFolder, read_json, write_json, write_text
+from rarebox.store import Store
+from rarebox.strategies import IMAGE, Queue
+from rarebox.types import Answer, Candidates, ImageRecord, LabelState, Query, Verdict
+
+HELD_BACK = "held_out"
+"""Mark, among the reasons of a question, of a first image that is kept for evaluation."""
+
+HELD_BACK_EVERY = 5
+"""Every so manieth of the first images is kept for evaluation."""
+
+IMPORTED = "import"
+"""Who has answered what was labelled before."""
+
+MOST_RANKED = 50_000
+"""Candidates of a cycle that stay in its ranking."""
+
+
+class Project:
+    """An open project. ``folder`` is laid out as a run's; ``settings.yaml`` may be edited between two starts."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = RunFolder(root)
+        if not self.folder.settings.exists():
+            raise UserError(f"{root} holds no project; start one: rarebox init {root} --images FOLDER")
+        self.settings = self.folder.read_settings()
+        if self.settings.selection.strategy in IMAGE:
+            raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
+        if not self.settings.budget:
+            raise UserError("budget is empty; give at least one number, such as [50]")
+        self.store = Store(self.folder.labels(self.settings))
+
+    @property
+    def cycle(self) -> int:
+        """The cycle that people answer now; 0 before the first question."""
+        return max(self.store.cycles(), default=0)
+
+    def budget(self, cycle: int) -> int:
+        """What a cycle may spend: the first one is as many images as were asked for."""
+        if cycle == 1:
+            return sum(query.asked_by is None for query in self.store.queries(1))
+        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+
+    def spent(self, cycle: int) -> int:
+        """What of the budget of a cycle is spent."""
+        if cycle == 1:
+            return self.budget(1) - len(self.store.unanswered(1))
+        return getattr(self.store.spent(cycle), self.settings.budget_unit)
+
+    # The ranking of a cycle, which the trainer makes and the server asks from
+
+    def write_ranking(self, cycle: int, candidates: Candidates, queue: Queue, frequency: np.ndarray) -> None:
+        """Keep a cycle's ranking: its rows in their order, and p(l) of each class, in two files."""
+        order = [item for place in range(min(len(candidates), MOST_RANKED)) if (item := queue(place))]
+        rows = candidates[np.array([row for row, _ in order], dtype=np.int64)]
+        columns = {name: getattr(rows, name) for name in RANKED}
+        write_json(self._ranking(cycle, "json"), {"class_frequency": frequency.tolist()})
+        utility = np.array([utility for _, utility in order], dtype=np.float64)
+        tables.write(self._ranking(cycle, "parquet"), {**columns, "utility": utility})
+
+    def read_ranking(self, cycle: int) -> tuple[Candidates, Queue, LabelState]:
+        """The candidates in the order in which they are asked about (labels as what they count as by now)."""
+        columns = tables.read(self._ranking(cycle, "parquet"))
+        utility = columns.pop("utility")
+        counts_as = self.store.counts_as()
+        candidates = Candidates(**{**columns, "labels": counts_as[columns["labels"]]}, class_probs=np.zeros((len(utility), 0)))  # fmt: skip  # noqa: E501
+        frequency = np.array(read_json(self._ranking(cycle, "json"))["class_frequency"])
+        frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
+        return candidates, Queue(enumerate(utility.tolist())), LabelState(frequency, np.zeros(0, np.int64), None)  # type: ignore[arg-type]
+
+    def has_ranking(self, cycle: int) -> bool:
+        """Whether the ranking of a cycle is there."""
+        return self._ranking(cycle, "parquet").exists()
+
+    def _ranking(self, cycle: int, suffix: str) -> Path:
+        return self.folder.cycle(cycle) / f"ranking.{suffix}"
+
+    def asker(self, cycle: int) -> Asker | None:
+        """What asks the questions of a cycle; None where there is no ranking."""
+        if not self.has_ranking(cycle):
+            return None
+        candidates, queue, _ = self.read_ranking(cycle)
+        overlap, seed = self.settings.people.overlap, self.settings.seed
+
+        def wanted(place: int) -> int:
+            return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
+
+        return Asker(self.store, cycle, queue, candidates, self.settings.selection.answered_iou, wanted)
+
+
+RANKED = tuple(f.name for f in fields(Candidates) if f.name in (
+    "image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency"
+))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- how it begins
+
+Progress = Callable[[str, int, int, str], None]
+
+
+def create(
+    root: Path, images: Path, classes: Sequence[str] = (), labels: Path | None = None, *, partial: bool = False,
+    preset: str = "laptop", changes: Mapping[str, Any] | None = None, progress: Progress = lambda *_: None,
+) -> list[data.Problem]:  # fmt: skip
+    """Make a project of the images below a folder; the problems met come back.
+
+    ``labels`` is a data set that :func:`rarebox.data.load` reads: what it says of images of that name is taken in,
+    as complete, unless ``partial``. UserError where there is a project already, or no image.
+    """
+    settings = config.resolve(preset, None, {**config.PROJECT, "data": str(images.resolve()), **(changes or {})})
+    folder = RunFolder(root)
+    if folder.settings.exists():
+        raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
+    leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")] + [folder.problems.name]
+    if root.exists() and any(file.name not in leftovers for file in root.iterdir()):
+        raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
+    if not images.is_dir():
+        raise UserError(f"{images} is no folder; name the one with your images")
+    known = data.load(labels) if labels else None
+    names = _class_names([*(known.classes if known else ()), *classes])
+    records, problems = find_images(images, settings.detector.size, root, progress)
+    if not records:
+        found = f"none of its {len(problems)} images can be read ({problems[0].what})" if problems else "no image in it"
+        raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
+    root.mkdir(parents=True, exist_ok=True)
+    for name in leftovers:  # of a start that was cut short
+        (root / name).unlink(missing_ok=True)
+    with Store(folder.labels(settings), classes=names) as store:
+        store.add_images(records)
+        if known:
+            problems += _take_in(store, known, records, partial, settings.seed)
+    write_json(folder.problems, [asdict(problem) for problem in problems])
+    write_text(folder.settings, config.commented(settings))
+    return problems
+
+
+def _class_names(names: Sequence[str]) -> list[str]:
+    """Cleaned, each once whatever its capitals."""
+    once: dict[str, str] = {}
+    for name in names:
+        once.setdefault(clean_name(name, "class").casefold(), clean_name(name, "class"))
+    return list(once.values())
+
+
+def find_images(
+    folder: Path, size: tuple[int, int], but: Path, progress: Progress = lambda *_: None, first_id: int = 1
+) -> tuple[list[ImageRecord], list[data.Problem]]:
+    """Every image below a folder that can be decoded, numbered by its path; the others are problems."""
+    files = [file for file in image_files(folder) if but.resolve() not in file.resolve().parents]
+    records: list[ImageRecord] = []
+    problems: list[data.Problem] = []
+
+    def probe(file: Path) -> ImageRecord | UnreadableImage:
+        try:
+            width, height, _ = image_size(file)
+            record = ImageRecord(0, os.path.abspath(file), width, height)
+            read_picture(record, *size)
+            return record
+        except UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+        for done, (file, found) in enumerate(zip(files, pool.map(probe, files), strict=True), start=1):
+            progress("looking at the images", done, len(files), "")
+            if isinstance(found, UnreadableImage):
+                problems.append(data.Problem("unreadable image", str(file), f"{found.reason}; the image is left out"))
+            else:
+                records.append(replace(found, id=first_id + len(records)))
+    return records, problems
+
+
+def _take_in(
+    store: Store, known: data.Dataset, records: Sequence[ImageRecord], partial: bool, seed: int
+) -> list[data.Problem]:
+    """Answers from labels that were there before: whole images, or, if ``partial``, single boxes."""
+    by_path = {record.path: record for record in records}
+    by_name = {Path(record.path).name: record for record in records}
+    problems = []
+    store.open_cycle(1)
+    asked, said = [], []
+    for split in filter(None, (known.train, known.test)):
+        for image in split.images:
+            truth, record = split.truth[image.id], by_path.get(image.path) or by_name.get(Path(image.path).name)
+            if record is None:
+                problems.append(data.Problem("labels of no image", image.path, "no image of that name; left out"))
+            elif partial:
+                for box, label in zip(truth.boxes, truth.labels, strict=True):
+                    asked.append(Query(record.id, box, int(label), asked_by=IMPORTED))
+                    said.append((box[None], [int(label)]))
+            else:
+                kept = seeds.stream(seed, "held out", record.id).random() < 1 / HELD_BACK_EVERY
+                asked.append(Query(record.id, why={HELD_BACK: 1.0} if kept else None, asked_by=IMPORTED))
+                said.append((truth.boxes, truth.labels))
+    queries = store.ask(1, asked)
+    store.record([
+        Answer(query.id, boxes, np.asarray(labels), Verdict.OBJECT, IMPORTED)
+        for query, (boxes, labels) in zip(queries, said, strict=True)
+    ])  # fmt: skip
+    return problems

@@ -1,0 +1,177 @@
+"""The other half of ``rarebox serve``: a process of its own that trains and scores while people answer.
+
+Read :func:`advance` first. It takes commands as JSON lines on its input, ``{"do": "go on"}`` or ``{"do": "train"}``
+(without waiting for the budget), and tells as JSON lines what it does. Every step leaves its result on disk, so one
+that was killed goes on where it was. It ends with whoever started it.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from queue import Queue as Mailbox
+from typing import Any
+
+import numpy as np
+
+from rarebox import candidates as pool_file
+from rarebox import detectors, loop, seeds
+from rarebox.errors import UserError
+from rarebox.pictures import Pictures
+from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
+from rarebox.run_folder import write_json
+from rarebox.strategies.greedy import k_center
+from rarebox.types import Query
+
+MOST_LOOKED_AT = 1000
+"""Images among which the first, most different ones are looked for."""
+
+
+def advance(now: Project, tell: loop.Progress, train: bool = False) -> str | None:
+    """Do the next thing that is due, and name it; None when people have the word.
+
+    Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
+    scored, ranked and opened.
+    """
+    cycle = now.cycle
+    if not now.store.queries(1) or (cycle == 1 and not asked_first(now) and not is_due(now, 1, train)):
+        ask_first_images(now, tell)
+        return "questions"
+    run = loop.open_project(now.folder, now.settings, now.store, tell)
+    records = now.folder.records()
+    if len(records) >= cycle:
+        run.cycle = cycle + 1
+        return "questions" if prepare(now, run, cycle + 1) else None
+    if is_due(now, cycle, train):
+        run.cycle = cycle
+        write_json(now.folder.metrics, [*records, loop.train_cycle(run, cycle, ranked_before(now, cycle))])
+        return "trained"
+    return None
+
+
+def asked_first(now: Project) -> bool:
+    """Whether cycle 1 has asked for images; what was labelled before the project began does not count."""
+    return any(query.asked_by is None for query in now.store.queries(1))
+
+
+def is_due(now: Project, cycle: int, train: bool) -> bool:
+    """Whether a cycle's model should be trained: its budget is spent, somebody wants it, or it was cut short."""
+    said = now.store.labels().values()
+    learnt = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
+    if not any(len(labels.boxes) for labels in said) or not now.store.classes():
+        return False
+    if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
+        return True
+    if cycle == 1:
+        imported_enough = not asked_first(now) and learnt >= now.settings.initial_images
+        return imported_enough or (asked_first(now) and not now.store.unanswered(1))
+    return now.spent(cycle) >= now.budget(cycle)
+
+
+def ask_first_images(now: Project, tell: loop.Progress) -> None:
+    """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back."""
+    store, settings = now.store, now.settings
+    records = list(store.images().values())
+    chance = seeds.stream(settings.seed, "first images").permutation(len(records))
+    looked_at = [records[i] for i in sorted(chance[:MOST_LOOKED_AT])]
+    detector = detectors.build(
+        **settings.detector.model_dump(), num_classes=max(1, len(store.classes())), device=settings.device,
+        training=settings.training, seed=settings.seed,
+    )  # fmt: skip
+    pictures = Pictures(looked_at, settings.detector.size)
+    features: dict[int, np.ndarray] = {}
+    for rows in loop.batches(pictures, settings.scoring.batch_size):
+        features |= zip(rows.tolist(), detector.image_features([pictures[int(i)] for i in rows]), strict=True)
+        tell("looking for the most different photos", len(features), len(looked_at), "images")
+    points = np.stack([features[i] for i in range(len(looked_at))])
+    typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
+    known = store.labels()
+    order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
+    store.open_cycle(1)
+    store.ask(1, [
+        # Not the first ones: training needs those more.
+        Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
+        for place, image_id in enumerate(order[: settings.initial_images])
+    ])  # fmt: skip
+
+
+def prepare(now: Project, run: loop.Run, cycle: int) -> bool:
+    """Score and rank the pool for a cycle, and open it; False when nothing is left to ask about.
+
+    Where no candidate is left, or (with ``selection.exploration``) a class has none, whole images are asked for.
+    """
+    store, settings = now.store, now.settings
+    if not now.has_ranking(cycle):
+        ranked = loop.rank_pool(run, cycle)
+        now.write_ranking(cycle, ranked.open_ones, ranked.queue, ranked.state.class_frequency)
+    candidates, _, _ = now.read_ranking(cycle)
+    counts_as = store.counts_as()
+    offered = int((counts_as == np.arange(len(counts_as))).sum())
+    missing = len(np.unique(candidates.labels)) < offered
+    said = store.labels()
+    untouched = sorted(record.id for record in run.pool.records if record.id not in said)
+    chance = seeds.stream(settings.seed, "explore", cycle).permutation(untouched)
+    wanted = settings.initial_images if not len(candidates) else int(missing and settings.selection.exploration > 0)
+    if not len(candidates) and not len(untouched):
+        return False
+    with store.transaction(writes=True):
+        store.open_cycle(cycle)
+        store.ask(cycle, [Query(int(image_id)) for image_id in chance[:wanted]])
+    return True
+
+
+def ranked_before(now: Project, cycle: int) -> loop.Ranked | None:
+    """What was scored and ranked for a cycle, from disk."""
+    if cycle == 1:
+        return None
+    open_ones, queue, state = now.read_ranking(cycle)
+    everything = pool_file.read_all(now.folder.cycle(cycle) / "candidates")
+    everything = replace(everything, labels=now.store.counts_as()[everything.labels])
+    return loop.Ranked(everything, open_ones, queue, state)
+
+
+# ------------------------------------------------------------------------------------------- the process
+
+
+def main(root: str) -> None:
+    """Take commands until the input ends, and then stop at once, in the middle of whatever is going on."""
+    mailbox: Mailbox[dict[str, Any]] = Mailbox()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            mailbox.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    now = Project(Path(root))
+    last = 0.0
+
+    def progress(stage: str, done: int, of: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.3 or done == of:
+            last = time.monotonic()
+            say(event="progress", stage=stage, done=done, of=of, note=note)
+
+    say(event="ready")
+    while True:
+        train = mailbox.get()["do"] == "train"
+        try:
+            while step := advance(now, progress, train):
+                train = False
+                say(event=step)
+            say(event="idle")
+        except (UserError, OSError, MemoryError) as error:
+            reason = str(error) or "the memory of this machine is full; lower training.batch_size in settings.yaml"
+            say(event="failed", reason=reason)
+
+
+def say(**what: Any) -> None:
+    """One JSON line to whoever started this process."""
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,237 @@
+"""A project of people, without a server: how it begins, and that its loop is the simulation's."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rarebox import loop, project, trainer
+from rarebox.data import load
+from rarebox.errors import UserError
+from rarebox.oracle import SimulatedOracle
+from rarebox.people import People
+from rarebox.project import Project, create
+from rarebox.store import Store
+from rarebox.types import Answer, Query, Verdict
+from tests import tiny
+
+CHANGES = {name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")}
+CHANGES |= {"initial_images": 5, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_data(tmp_path_factory.mktemp("pictures") / "scenes")
+
+
+def photos(pictures: Path, folder: Path) -> Path:
+    """The training pictures alone, without any label."""
+    folder.mkdir()
+    for image in load(pictures).train.images:
+        shutil.copy(image.path, folder)
+    return folder
+
+
+def start(pictures: Path, folder: Path, **changes: Any) -> Project:
+    classes = load(pictures).classes
+    create(folder / "project", photos(pictures, folder / "photos"), classes, changes={**CHANGES, **changes})
+    return Project(folder / "project")
+
+
+def oracle_of(pictures: Path, now: Project) -> SimulatedOracle:
+    """Answers from the truth, for the images as the project numbers them."""
+    truth = load(pictures).train
+    by_name = {Path(image.path).name: truth.truth[image.id] for image in truth.images}
+    return SimulatedOracle({i: by_name[Path(image.path).name] for i, image in now.store.images().items()}, iou=0.1)
+
+
+def answer_cycle(now: Project, oracle: SimulatedOracle) -> None:
+    """What the server does for one person: ask as long as the budget lasts, and record."""
+    cycle, asker = now.cycle, now.asker(now.cycle)
+    while True:
+        if asker and (left := now.budget(cycle) - now.spent(cycle)) > 0:
+            asker.ask(left - len(now.store.unanswered(cycle)))
+        if not (queries := now.store.unanswered(cycle)):
+            return
+        now.store.record([oracle.answer(queries[0])])
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+    assert (now.cycle, now.store.queries()) == (0, [])
+    assert trainer.advance(now, quiet) == "questions"
+    first = now.store.queries(1)
+    assert len(first) == 5
+    assert len({q.image_id for q in first}) == 5
+    assert [bool(q.why and q.why[project.HELD_BACK]) for q in first] == [False] * 4 + [True]
+    assert trainer.advance(now, quiet) is None  # people have the word
+    oracle = oracle_of(pictures, now)
+    for cycle in (1, 2, 3):
+        assert now.cycle == cycle
+        answer_cycle(now, oracle)
+        assert now.spent(cycle) == now.budget(cycle) == (5 if cycle == 1 else 6)
+        assert trainer.advance(now, quiet) == "trained"
+        assert trainer.advance(now, quiet) == "questions"
+        assert trainer.advance(now, quiet) is None
+    records = now.folder.records()
+    assert [r["cycle"] for r in records] == [1, 2, 3]
+    assert all(r["ap50"] is not None for r in records)  # on the image that was held back
+    held = first[-1].image_id
+    assert held not in _trained_on(now, 3)
+    assert {q.image_id for q in first[:-1]} <= set(_trained_on(now, 3))
+
+
+def _trained_on(now: Project, cycle: int) -> list[int]:
+    from rarebox.pseudo import read_targets
+
+    return list(read_targets(now.folder.cycle(cycle) / "targets.parquet"))
+
+
+def test_people_and_the_simulation_ask_the_same(pictures: Path, tmp_path: Path) -> None:
+    """One loop, not two: with the same first images and the same answers, the same boxes are asked about."""
+    now = start(pictures, tmp_path)
+    trainer.advance(now, quiet)
+    oracle = oracle_of(pictures, now)
+    answer_cycle(now, oracle)
+    for _ in range(2):
+        trainer.advance(now, quiet)
+    answer_cycle(now, oracle)
+    asked = [(q.image_id, q.box.tolist() if q.box is not None else None, q.utility) for q in now.store.queries(2)]
+
+    # The simulation, from a copy of the project's state after cycle 1.
+    run = loop.open_project(now.folder, now.settings, now.store, quiet)
+    with Store(tmp_path / "again.sqlite", classes=now.store.classes(), flush=False) as store:
+        store.add_images(now.store.images().values())
+        store.open_cycle(1)
+        store.ask(1, [Query(q.image_id, why=q.why) for q in now.store.queries(1)])
+        run.store, run.oracle = store, oracle_of(pictures, now)
+        loop.answer_all(run, store.unanswered(1))
+        store.open_cycle(2)
+        loop.ask(run, 2, loop.rank_pool(run, 2))
+        again = [(q.image_id, q.box.tolist() if q.box is not None else None, q.utility) for q in store.queries(2)]
+        assert again == asked
+        assert len(again) == 6
+        ours, theirs = now.store.labels(), store.labels()
+        assert {i: (x.boxes.tolist(), x.labels.tolist()) for i, x in ours.items()} == {
+            i: (x.boxes.tolist(), x.labels.tolist()) for i, x in theirs.items()
+        }
+
+
+def test_train_now_and_a_class_added_and_merged_between_cycles(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+    trainer.advance(now, quiet)
+    oracle, people = oracle_of(pictures, now), People(now.store)
+    now.store.record([oracle.answer(q) for q in now.store.unanswered(1)[:3]])
+    assert trainer.advance(now, quiet) is None
+    assert trainer.advance(now, quiet, train=True) == "trained"
+    assert trainer.advance(now, quiet) == "questions"
+    new = people.add_class("smudge")
+    people.merge_class(0, 1, "anna")
+    query = now.asker(2).ask(1)[0]  # type: ignore[union-attr]
+    assert query.guess != 0
+    now.store.record([Answer(query.id, np.array([query.box]), np.array([new]), Verdict.OBJECT, "anna")])
+    assert trainer.advance(now, quiet, train=True) == "trained"
+    assert trainer.advance(now, quiet) == "questions"
+    record = now.folder.records()[-1]
+    assert record["human_per_class"]["smudge"] == 1
+    candidates, _, state = now.read_ranking(3)
+    assert len(state.class_frequency) == new + 1
+    assert 0 not in candidates.labels
+
+
+def test_a_step_that_was_cut_short_is_done_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = start(pictures, tmp_path)
+    trainer.advance(now, quiet)
+    answer_cycle(now, oracle_of(pictures, now))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.advance(now, quiet)
+    assert now.folder.records() == []
+    assert trainer.advance(Project(now.folder.root), quiet) == "trained"
+    with monkeypatch.context() as patch:
+        patch.setattr(Project, "write_ranking", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.advance(now, quiet)
+    assert now.cycle == 1
+    assert trainer.advance(Project(now.folder.root), quiet) == "questions"
+    assert now.cycle == 2
+
+
+def test_where_no_candidate_is_left_whole_images_are_asked_for(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path, **{"scoring.candidate_threshold": 1.0})
+    trainer.advance(now, quiet)
+    answer_cycle(now, oracle_of(pictures, now))
+    assert [trainer.advance(now, quiet) for _ in range(3)] == ["trained", "questions", None]
+    assert [q.box for q in now.store.queries(2)] == [None] * 5
+
+
+def test_labels_that_are_there_already_are_taken_in(pictures: Path, tmp_path: Path) -> None:
+    images = photos(pictures, tmp_path / "photos")
+    create(tmp_path / "whole", images, ["extra"], pictures, changes=CHANGES)
+    now = Project(tmp_path / "whole")
+    truth = load(pictures)
+    assert now.store.classes() == (*truth.classes, "extra")
+    labels = now.store.labels()
+    assert len(labels) == 14
+    assert all(said.complete for said in labels.values())
+    assert sum(len(said.boxes) for said in labels.values()) == sum(len(t) for t in truth.train.truth.values())
+    assert trainer.advance(now, quiet) == "trained"  # no need to draw boxes first
+    create(tmp_path / "part", images, [], pictures, partial=True, changes=CHANGES)
+    part = Project(tmp_path / "part").store.labels()
+    assert not any(said.complete for said in part.values())
+
+
+def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
+    images = photos(pictures, tmp_path / "photos")
+    with pytest.raises(UserError, match="is no folder"):
+        create(tmp_path / "p", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no image in it"):
+        create(tmp_path / "p", tmp_path / "empty")
+    (tmp_path / "empty" / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="none of its 1 images can be read"):
+        create(tmp_path / "p", tmp_path / "empty")
+    with pytest.raises(UserError, match="is not empty and holds no project"):
+        create(images, images)
+    with pytest.raises(UserError, match="holds no project; start one: rarebox init"):
+        Project(tmp_path / "p")
+    Image.new("RGB", (30, 20)).save(tmp_path / "empty" / "fine.png")
+    (problem,) = create(tmp_path / "p", tmp_path / "empty", ["Fish", "fish", " fish "])
+    assert problem.where.endswith("broken.jpg")
+    assert Project(tmp_path / "p").store.classes() == ("fish",) or Project(tmp_path / "p").store.classes() == ("Fish",)
+    with pytest.raises(UserError, match="go on with it: rarebox serve"):
+        create(tmp_path / "p", images)
+
+
+def test_the_process_takes_commands_and_ends_with_its_starter(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+    command = [sys.executable, "-m", "rarebox.trainer", str(now.folder.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write('{"do": "go on"}\n')
+        process.stdin.flush()
+        told: list[str] = []
+        while not told or '"idle"' not in told[-1]:
+            told.append(process.stdout.readline())
+        assert '"ready"' in told[0]
+        assert any('"progress"' in line for line in told)
+        assert len(now.store.unanswered(1)) == 5
+        process.stdin.close()
+        assert process.wait(10) == 0
