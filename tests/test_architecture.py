@@ -153,7 +153,7 @@ QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
     "data.detections", "frames", "ranking", "outside", "run_folder", "labels", "compare", "bench",
-    "people", "asking", "project",
+    "people", "asking", "project", "web", "web.app", "web.desk", "web.serve", "web.security",
     "cli",
 )  # fmt: skip
 

@@ -504,13 +504,28 @@ def views(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
-    data: Annotated[str, typer.Option(help="Data set folder (COCO, VOC, YOLO), or scenes.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of photos that people are to label.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Names of the classes, a,b,c; more can be added later.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels that are there already (COCO, VOC, YOLO).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Those labels leave objects out.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Or a labelled data set (COCO, VOC, YOLO), or scenes, to simulate on.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
 ) -> None:
-    """Look at a data set, and write a commented settings file for it, to edit and to run."""
+    """Begin: a project of your own photos, to label in the browser, or settings for a simulation on a data set."""
+    if (images is None) == (data is None):
+        raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
+    given = config.parse_changes(changes or [])
+    if images is not None:
+        init_project(folder, images, classes, labels, partial, preset, given)
+        return
     from rarebox import loop
 
-    settings = config.resolve(preset, None, {"data": data if data == "scenes" else str(Path(data).resolve())})
+    settings = config.resolve(
+        preset, None, {"data": data if data == "scenes" else str(Path(data or "").resolve()), **given}
+    )
     file = folder / "rarebox.yaml"
     if file.exists():
         raise UserError(f"{file} is there already; edit it, or name another folder")
@@ -519,6 +534,54 @@ def init(
     file.write_text(config.commented(settings), encoding="utf-8")
     print_summary(dataset)
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
+
+
+def init_project(
+    folder: Path, images: Path, classes: str | None, labels: Path | None, partial: bool, preset: str,
+    changes: dict[str, Any],
+) -> None:  # fmt: skip
+    """A project of photos."""
+    from rarebox.project import Project, create
+
+    names = [name for name in (classes or "").split(",") if name.strip()]
+    with progress_bars(as_json=False) as progress:
+        problems = create(
+            folder, images, names, labels, partial=partial, preset=preset, changes=changes, progress=progress
+        )
+    for problem in problems[:5]:
+        console.print(f"{problem.where}: {problem.what}", markup=False, soft_wrap=True)
+    if len(problems) > 5:
+        console.print(f"and {len(problems) - 5} more: {folder / 'problems.json'}", markup=False, soft_wrap=True)
+    store = Project(folder).store
+    said, kind = store.labels(), "as labelled in part" if partial else "as labelled completely (--partial if not)"
+    known = f"; {len(said)} of them taken {kind}" if said else ""
+    shown = ", ".join(store.classes()) or "none yet: the page asks for them"
+    console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
+    console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
+    store.close()
+
+
+@app.command()
+def serve(
+    project: Annotated[Path, typer.Argument(help="Folder of the project (`rarebox init` makes it).")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port; by default 8765 or the next that is free.", min=0, max=65535)
+    ] = None,
+    people: Annotated[str | None, typer.Option(help="Who may come in, anna,ben: a link for each of them.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--name", help="Another host name the server goes by; repeatable.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Ask people in the browser, and train and choose the next questions meanwhile."""
+    from rarebox.web.serve import serve as serve_project
+
+    names = [name for name in (people or "").split(",") if name.strip()]
+    serve_project(
+        project, host, port, names, browser=browser, also=also or [],
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )  # fmt: skip
 
 
 def print_summary(dataset: Any) -> None:
@@ -540,7 +603,8 @@ def print_summary(dataset: Any) -> None:
     if not dataset.problems:
         console.print("no problems found in the data")
     for kind, count in Counter(p.kind for p in dataset.problems).most_common():
-        console.print(f"{count} x {kind}, the first: {next(str(p.where) + ': ' + p.what for p in dataset.problems if p.kind == kind)}", markup=False)  # fmt: skip  # noqa: E501
+        first = next(p for p in dataset.problems if p.kind == kind)
+        console.print(f"{count} x {kind}, the first: {first.where}: {first.what}", markup=False)
 
 
 @app.command()
@@ -557,7 +621,11 @@ def doctor(
         for check in found:
             mark = "[green]ok  [/green]" if check.ok else "[yellow]miss[/yellow]" if check.needed else "–   "
             console.print(mark, end=" ")
-            console.print(f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""), markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
+            console.print(
+                f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""),
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 @app.callback(invoke_without_command=True)

@@ -53,13 +53,13 @@ class Project:
 
     def budget(self, cycle: int) -> int:
         """What a cycle may spend: the first one is as many images as were asked for."""
-        if cycle == 1:
+        if cycle <= 1:
             return sum(query.asked_by is None for query in self.store.queries(1))
         return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
 
     def spent(self, cycle: int) -> int:
         """What of the budget of a cycle is spent."""
-        if cycle == 1:
+        if cycle <= 1:
             return self.budget(1) - len(self.store.unanswered(1))
         return getattr(self.store.spent(cycle), self.settings.budget_unit)
 

@@ -1,0 +1,429 @@
+"""The HTTP side of ``rarebox serve``: routes, what they take, and who may use them. Docs: ``docs/serve.md``."""
+
+import asyncio
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException as StarletteError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rarebox.boxes import clip
+from rarebox.data.images import UnreadableImage, read_image
+from rarebox.errors import UserError
+from rarebox.people import Submission, clean_name
+from rarebox.types import ImageRecord, Verdict
+from rarebox.web.desk import Desk
+from rarebox.web.security import HEADERS, LARGEST_BODY, Door, Visitor, good_host, good_origin
+
+STATIC = Path(__file__).parent / "static"
+
+LARGEST_SIDE = 4096
+"""Pixels of a picture's longer side that the page is sent at most."""
+
+LOOK_SECONDS = 0.25
+"""How often an open page is looked after for news."""
+
+Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Identifier = Annotated[int, Field(ge=0, lt=2**53)]
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """What a request may hold, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Item(Body):
+    """One answer."""
+
+    key: str = Field(min_length=1, max_length=64)
+    milliseconds: int = Field(default=0, ge=0, le=10**9)
+    query: Identifier | None = None
+    image: Identifier | None = None
+    verdict: Literal["object", "not_an_object", "cannot_tell", "withdrawn"]
+    boxes: list[tuple[Coordinate, Coordinate, Coordinate, Coordinate]] = Field(default=[], max_length=2000)
+    labels: list[Identifier] = Field(default=[], max_length=2000)
+    after: Identifier | None = None
+    complete: bool = False
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Item":
+        if (self.query is None) == (self.image is None):
+            raise ValueError("an answer is about either a query or an image")
+        if len(self.boxes) != len(self.labels):
+            raise ValueError("every box needs one label")
+        return self
+
+
+class Next(Body):
+    """Asking for questions."""
+
+    client: str = Field(min_length=1, max_length=64)
+    want: int = Field(default=3, ge=0, le=10)
+
+
+class Answers(Next):
+    """Answers, and asking for questions."""
+
+    answers: list[Item] = Field(max_length=200)
+
+
+class Rename(Body):
+    label: Identifier
+    name: str = Field(max_length=200)
+
+
+class Merge(Body):
+    label: Identifier
+    into: Identifier
+
+
+class ClassChange(Body):
+    """One of the three."""
+
+    add: str | None = Field(default=None, max_length=200)
+    rename: Rename | None = None
+    merge: Merge | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "ClassChange":
+        if sum(part is not None for part in (self.add, self.rename, self.merge)) != 1:
+            raise ValueError("give one of add, rename and merge")
+        return self
+
+
+class Me(Body):
+    name: str = Field(max_length=200)
+
+
+def visitor(request: Request) -> Visitor:
+    """Whoever has one of our cookies."""
+    door: Door = request.app.state.door
+    found = door.recognise(request.cookies.get(door.cookie))
+    if found is None:
+        raise HTTPException(401, "sign in first: open the link that `rarebox serve` printed")
+    return found
+
+
+Anybody = Annotated[Visitor, Depends(visitor)]
+
+
+def person(found: Anybody) -> str:
+    """Whoever has said their name."""
+    if found.name is None:
+        raise HTTPException(403, "say who you are first")
+    return found.name
+
+
+Somebody = Annotated[str, Depends(person)]
+
+
+def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str] = ()) -> FastAPI:
+    """The application for one project. ``host`` is the address listened on, ``also`` further names it goes by."""
+    app = FastAPI(title="rarebox", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app.state.door = door
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    _explain_errors(app)
+
+    def sign_in(response: Response, found: Visitor) -> None:
+        year = 365 * 24 * 3600
+        response.set_cookie(door.cookie, door.cookie_of(found), max_age=year, httponly=True, samesite="strict")
+
+    def state_of(found: Visitor) -> dict[str, Any]:
+        return desk.state(found.name, found.fixed)
+
+    # The page
+
+    @app.get("/", include_in_schema=False)
+    def page(request: Request, token: str | None = None) -> Response:
+        if token is not None and (found := door.enter(token)):
+            response: Response = RedirectResponse("/", status_code=303)
+            sign_in(response, found)
+            return response
+        if token is not None and door.recognise(request.cookies.get(door.cookie)):
+            return RedirectResponse("/", status_code=303)
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/api/state")
+    def state(found: Anybody) -> dict[str, Any]:
+        """How things stand."""
+        return state_of(found)
+
+    @app.get("/api/events")
+    async def events(request: Request, found: Anybody) -> EventSourceResponse:
+        """The same, pushed whenever something changes; ``queries`` when a new cycle has questions."""
+
+        async def news() -> AsyncIterator[ServerSentEvent]:
+            version, questions = -1, desk.questions
+            while not await request.is_disconnected():
+                if desk.questions != questions:
+                    questions = desk.questions
+                    yield ServerSentEvent(data="{}", event="queries")
+                if desk.version != version:
+                    version = desk.version
+                    yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
+                await asyncio.sleep(LOOK_SECONDS)
+
+        return EventSourceResponse(news(), ping=20)
+
+    # Questions and answers
+
+    @app.post("/api/next")
+    async def following(body: Next, found: Anybody, by: Somebody) -> dict[str, Any]:
+        """Questions for one tab of a browser."""
+        _, queries = await _done(desk.answer(f"{by}/{body.client}", by, [], body.want))
+        return {"queries": [desk.query(query) for query in queries], "state": state_of(found)}
+
+    @app.post("/api/answers")
+    async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
+        """Answers, durable when this returns; with the questions that come next."""
+        said = [_submission(item, desk.images) for item in body.answers]
+        outcomes, queries = await _done(desk.answer(f"{by}/{body.client}", by, said, body.want))
+        return {
+            "results": [desk.outcome(outcome) for outcome in outcomes],
+            "queries": [desk.query(query) for query in queries],
+            "state": state_of(found),
+        }
+
+    @app.get("/api/answers")
+    def answers(
+        found: Anybody, limit: Annotated[int, Query(ge=1, le=200)] = 10, before: Identifier | None = None,
+        by: Annotated[str | None, Query(max_length=200)] = None, label: Identifier | None = None,
+        verdict: Verdict | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Answers that count, newest first."""
+        who = found.name if by == "me" else by
+        return {"answers": desk.answers(limit, before, who, label, verdict and verdict.value)}
+
+    @app.get("/api/disagreements", dependencies=[Depends(visitor)])
+    def disagreements() -> dict[str, Any]:
+        """Questions that two people answered differently."""
+        return {"disagreements": desk.disagreements()}
+
+    # Pictures
+
+    def record(image_id: int) -> ImageRecord:
+        if image_id not in desk.images:
+            raise HTTPException(404, "there is no such image")
+        return desk.images[image_id]
+
+    @app.get("/api/image/{image_id}", dependencies=[Depends(visitor)])
+    def about_image(image_id: Identifier) -> dict[str, Any]:
+        """One image with its boxes."""
+        return desk.image(record(image_id).id)
+
+    @app.get("/api/images/{image_id}", dependencies=[Depends(visitor)], response_class=Response)
+    def picture(image_id: Identifier, size: Annotated[int | None, Query(ge=16, le=LARGEST_SIDE)] = None) -> Response:
+        """The picture itself, upright, for a browser."""
+        try:
+            return _picture(record(image_id), size)
+        except UnreadableImage as error:
+            raise HTTPException(404, f"this picture cannot be shown: {error.reason}") from error
+
+    # The rest
+
+    @app.post("/api/classes")
+    async def classes(body: ClassChange, found: Anybody, by: Somebody) -> dict[str, Any]:
+        """Add, rename or merge a class."""
+        people = desk.people
+        if body.add is not None:
+            job: Callable[[], object] = partial(people.add_class, body.add)
+        elif body.rename is not None:
+            job = partial(people.rename_class, body.rename.label, body.rename.name, by)
+        else:
+            assert body.merge is not None
+            job = partial(people.merge_class, body.merge.label, body.merge.into, by)
+        await _done(desk.change_classes(job))
+        return state_of(found)
+
+    @app.post("/api/me")
+    def me(body: Me, found: Anybody) -> Response:
+        """Say who you are."""
+        if found.fixed:
+            raise HTTPException(403, f"this link is {found.name}'s; ask for one of your own")
+        named = replace(found, name=clean_name(body.name, "person"))
+        response = JSONResponse(state_of(named))
+        sign_in(response, named)
+        return response
+
+    @app.post("/api/train")
+    def train(found: Anybody, by: Somebody) -> dict[str, Any]:
+        """Train now, whatever is left of the budget."""
+        desk.train()
+        return state_of(found)
+
+    @app.post("/api/retry")
+    def retry(found: Anybody, by: Somebody) -> dict[str, Any]:
+        """Go on after the trainer failed."""
+        desk.retry()
+        return state_of(found)
+
+    @app.post("/api/invite", dependencies=[Depends(person)])
+    def invite(request: Request) -> dict[str, str]:
+        """A link for another browser, good once."""
+        return {"url": f"{request.base_url}?token={door.one_time_link(Visitor())}"}
+
+    @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
+    def export(format: Literal["coco", "voc", "yolo"] = "coco") -> Response:
+        """All labels as a zip file."""
+        name = f"{desk.project.folder.root.resolve().name}-{format}.zip"
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
+        headers = {"Content-Disposition": f'attachment; filename="{safe}"'}
+        return Response(_zipped(desk.project.folder.root, format), media_type="application/zip", headers=headers)
+
+    app.add_middleware(Guard, host=host, also=tuple(also))
+    return app
+
+
+async def _done(future: Future[T]) -> T:
+    return await asyncio.wrap_future(future)
+
+
+def _submission(item: Item, images: dict[int, ImageRecord]) -> Submission:
+    """An item of a request, its boxes cut at the image's border."""
+    boxes = np.array(item.boxes, dtype=np.float32).reshape(-1, 4)
+    if item.image is not None and item.image in images:
+        image = images[item.image]
+        boxes = clip(boxes, image.width, image.height)
+    return Submission(
+        item.key, Verdict(item.verdict), boxes, np.array(item.labels, dtype=np.int64), item.milliseconds,
+        item.query, item.image, item.after, item.complete,
+    )  # fmt: skip
+
+
+def _picture(record: ImageRecord, size: int | None) -> Response:
+    """A file as it is where a browser can show it; otherwise upright, in RGB, not too large, as JPEG."""
+    cached = {"Cache-Control": "private, max-age=86400, immutable"}
+    side = max(record.width, record.height)
+    plain = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+    media_type = plain.get(Path(record.path).suffix.lower())
+    wanted = min(size or LARGEST_SIDE, LARGEST_SIDE)
+    if media_type and side <= wanted and Path(record.path).is_file() and not _unusual(record.path):
+        return FileResponse(record.path, media_type=media_type, headers=cached)
+    image = Image.fromarray(read_image(record.path))
+    image.thumbnail((wanted, wanted))
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=90)
+    return Response(content.getvalue(), media_type="image/jpeg", headers=cached)
+
+
+def _unusual(path: str) -> bool:
+    """Whether a browser may show the file otherwise than we read it: CMYK, 16 bits, not what its name says."""
+    try:
+        with Image.open(path) as image:
+            return image.mode not in ("RGB", "L") or image.format not in ("JPEG", "PNG", "WEBP")
+    except Exception:  # whatever is wrong with it, reading it properly will say so
+        return True
+
+
+def _zipped(root: Path, format: str) -> bytes:
+    """The labels of a project as files in a zip, without the images."""
+    from rarebox.data.export import export
+    from rarebox.labels import collect
+
+    images, classes, annotations = collect(root)
+    content = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        to = Path(folder) / "labels"
+        export(to, format, classes, images, annotations, complete_only=format == "yolo")
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(to.rglob("*")):
+                if file.is_file() and not file.is_symlink():
+                    archive.write(file, file.relative_to(to))
+    return content.getvalue()
+
+
+def _explain_errors(app: FastAPI) -> None:
+    """Every refusal is ``{"error": "a sentence"}``."""
+
+    @app.exception_handler(UserError)
+    def of_the_user(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    def of_the_request(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+
+    @app.exception_handler(StarletteError)
+    def of_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, StarletteError)
+        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+
+
+class Guard:
+    """Before anything else: the Host we go by, no foreign page behind a change, no endless body; and headers after."""
+
+    def __init__(self, app: ASGIApp, host: str, also: tuple[str, ...]) -> None:
+        self.app, self.host, self.also = app, host, also
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        header = request.headers.get
+        refusal = None
+        if not good_host(header("host", ""), self.host, self.also):
+            refusal = (421, "this server does not go by that name; open the link that `rarebox serve` printed")
+        elif request.method not in ("GET", "HEAD"):
+            length = header("content-length", "0")
+            if not good_origin(header("origin"), header("sec-fetch-site"), header("host", "")):
+                refusal = (403, "another site's page may not do this")
+            elif not length.isdigit() or int(length) > LARGEST_BODY:
+                refusal = (413, f"a request may have {LARGEST_BODY:,} bytes at most")
+            elif header("content-type", "").partition(";")[0].strip().lower() != "application/json":
+                refusal = (415, "only application/json is taken")
+        if refusal:
+            await JSONResponse({"error": refusal[1]}, refusal[0], headers=HEADERS)(scope, receive, send)
+            return
+        await self.app(scope, _bounded(receive), _with_headers(send))
+
+
+class TooLarge(StarletteError):
+    """A body without a stated length that does not end."""
+
+
+def _bounded(receive: Receive) -> Receive:
+    """A body that grows beyond its bound is broken off."""
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > LARGEST_BODY:
+            raise TooLarge(413, f"a request may have {LARGEST_BODY:,} bytes at most")
+        return message
+
+    return bounded
+
+
+def _with_headers(send: Send) -> Callable[[Message], Awaitable[None]]:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            there = {name.lower() for name, _ in message["headers"]}
+            extra = [(n.lower().encode(), v.encode()) for n, v in HEADERS.items() if n.lower().encode() not in there]
+            message = {**message, "headers": [*message["headers"], *extra]}
+        await send(message)
+
+    return sending

@@ -1,0 +1,398 @@
+"""Where questions are handed out and answers come in. Read :meth:`Desk.answer` first."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rarebox.asking import Asker
+from rarebox.candidates import rows_by_image
+from rarebox.people import Given, Outcome, People, Submission
+from rarebox.project import HELD_BACK, Project
+from rarebox.pseudo import far_from
+from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query
+from rarebox.web.ledger import Ledger
+from rarebox.web.supervisor import Supervisor
+
+MOST_TOGETHER = 100
+"""Jobs that share one commit."""
+
+MOST_QUESTIONS = 10
+"""Questions that one browser may hold."""
+
+FEW_IMAGES = 20
+"""Held-out images below which AP is called a rough trend."""
+
+T = TypeVar("T")
+
+
+class Desk:
+    """One project being worked on by people.
+
+    All writing is done by one thread, which takes together what has piled up: a hundred people's answers cost one
+    commit, and each is told "saved" only when the disk has it.
+    """
+
+    def __init__(self, project: Project, train: bool = True) -> None:
+        self.project, self.people = project, People(project.store)
+        self.images: dict[int, ImageRecord] = project.store.images()
+        self.version, self.questions = 0, 0
+        self.trainer = Supervisor(project.folder.root, self._hear) if train else None
+        self._ledger, self._lock = Ledger(), Lock()
+        self._asker: Asker | None = None
+        self._cycle = -1
+        self._shown: Candidates | None = None
+        self._rows: dict[int, Ints] = {}
+        self._frequency: Floats = np.zeros(0)
+        self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1)
+        self._exhausted = False
+        self._counts: Ints = np.zeros(0, dtype=np.int64)
+        self._common: tuple[int, dict[str, Any]] = (-1, {})
+        self._classes: tuple[str, ...] = ()
+        self._counts_as: Ints = np.zeros(0, dtype=np.int64)
+        self._records: list[dict[str, Any]] = []
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._writer = Thread(target=self._write, daemon=True)
+        self.refresh()
+        self._writer.start()
+        self.retry()
+
+    def close(self) -> None:
+        """Finish what is being written, and end the trainer."""
+        if self.trainer:
+            self.trainer.close()
+        self._jobs.put(None)
+        self._writer.join()
+        self.project.store.close()
+
+    # What people do
+
+    def answer(self, holder: str, by: str, said: Sequence[Submission], want: int) -> Future[tuple[list[Outcome], list[Query]]]:  # fmt: skip  # noqa: E501
+        """Record answers and hand out questions, in one transaction; done when it is on the disk."""
+        seconds = self.project.settings.people.lease_seconds
+
+        def job() -> tuple[list[Outcome], list[Query]]:
+            outcomes = [self.people.submit(holder, by, one, seconds) for one in said]
+            return outcomes, self._hand_out(holder, by, min(want, MOST_QUESTIONS))
+
+        return self.do(job)
+
+    def do(self, job: Callable[[], T]) -> "Future[T]":
+        """Have something done by the thread that writes, as part of a transaction."""
+        future: Future[T] = Future()
+        self._jobs.put((job, future))
+        return future
+
+    def change_classes(self, job: Callable[[], object]) -> "Future[None]":
+        """Add, rename or merge classes, and see all answers in their light."""
+
+        def work() -> None:
+            job()
+            self._ledger = Ledger()
+            self._cycle = -1
+
+        return self.do(work)
+
+    def train(self) -> None:
+        """Train now, whatever is left of the budget."""
+        if self.trainer:
+            self.trainer.send("train")
+
+    def retry(self) -> None:
+        """Go on with what is due, also after the trainer has failed."""
+        if self.trainer:
+            self.trainer.send("go on")
+
+    def _hand_out(self, holder: str, by: str, want: int) -> list[Query]:
+        """Questions for one holder: those at hand, and, if that is too few, more from the ranking.
+
+        When the budget is spent people go on with the ranking until the next cycle's questions are there.
+        """
+        seconds, cycle = self.project.settings.people.lease_seconds, self._cycle
+        queries = self.people.claim(holder, by, want, seconds)
+        if len(queries) >= want or not self._asker:
+            return queries
+        open_ones = len(self.project.store.unanswered(cycle))
+        left = self.project.budget(cycle) - self.project.spent(cycle)
+        over = left <= 0 and self.trainer is not None and self.trainer.working
+        most = want - len(queries) if over else min(want - len(queries), left - open_ones)
+        if most <= 0:
+            return queries
+        if self._asker.ask(most) or (not queries and self._asker.ask(1, anyhow=True)):
+            return self.people.claim(holder, by, want, seconds)
+        self._exhausted = not open_ones and left > 0 and not self._asker.ask(1)
+        return queries
+
+    # The thread that writes
+
+    def _write(self) -> None:
+        while job := self._jobs.get():
+            jobs = [job]
+            try:
+                while len(jobs) < MOST_TOGETHER and (more := self._jobs.get_nowait()):
+                    jobs.append(more)
+            except Empty:
+                pass
+            store, done = self.project.store, list[tuple[Future[Any], Any, BaseException | None]]()
+            try:
+                with store.transaction(writes=True):
+                    for work, future in jobs:
+                        try:
+                            with store.transaction(writes=True):
+                                done.append((future, work(), None))
+                        except Exception as error:
+                            done.append((future, None, error))
+            except Exception as error:  # the disk is full, say: nothing of it all was written
+                done = [(future, None, error) for _, future in jobs]
+                self._cycle = -1
+            try:
+                self.refresh()
+            except Exception as error:
+                done = [(future, result, problem or error) for future, result, problem in done]
+            for future, result, problem in done:
+                if problem:
+                    future.set_exception(problem)
+                else:
+                    future.set_result(result)
+            self._go_on()
+
+    def refresh(self) -> None:
+        """Bring what is kept in memory up to date with the store."""
+        project = self.project
+        with self._lock:
+            self._ledger.take_in(self.people.given(after=self._ledger.last))
+            if (cycle := project.cycle) != self._cycle:
+                self._open(cycle)
+            self._budget, self._spent = project.budget(cycle), project.spent(cycle)
+            self._counts = self._ledger.counts(len(self._classes))
+            self.version += 1
+
+    def _open(self, cycle: int) -> None:
+        """A cycle's questions begin (or its classes have changed)."""
+        project = self.project
+        self._cycle = cycle
+        self._classes, self._counts_as = project.store.classes(), project.store.counts_as()
+        self._asker = project.asker(cycle) if cycle > 1 else None
+        self._shown, self._rows, self._frequency = None, {}, np.zeros(0)
+        if project.has_ranking(cycle):
+            self._shown, _, state = project.read_ranking(cycle)
+            self._rows, self._frequency = rows_by_image(self._shown), state.class_frequency
+        self._records = project.folder.records()
+        self._exhausted = False
+        self.questions += 1
+
+    def _hear(self, event: str) -> None:
+        """The trainer tells something."""
+        if event in ("questions", "trained", "idle"):
+            self.do(lambda: setattr(self, "_records", self.project.folder.records())).add_done_callback(lambda _: None)
+        else:
+            self.version += 1
+
+    def _go_on(self) -> None:
+        """Have the trainer work if something is due that needs no word of a person."""
+        if not self.trainer or self.trainer.status["state"] != "idle":
+            return
+        here = (self._cycle, self._spent, len(self._records))
+        ready = self._exhausted or len(self._records) >= self._cycle or self._spent >= self._budget
+        if ready and here != self._went_on:
+            self._went_on = here
+            self.trainer.send("train" if self._exhausted and self._spent else "go on")
+
+    # What people see
+
+    def query(self, query: Query) -> dict[str, Any]:
+        """A question as the page wants it."""
+        image, why = self.images[query.image_id], query.why or {}
+        with self._lock:
+            return {
+                "id": query.id,
+                "cycle": int(why.get("cycle", 1)),
+                "position": int(why.get("rank", 0)),
+                **self._image(image),
+                "box": None if query.box is None else _rounded(query.box),
+                "guess": query.guess if query.guess is None else int(self._counts_as[query.guess]),
+                "score": why.get("score"),
+                "uncertainty": why.get("uncertainty"),
+                "reason": self._reason(query),
+                "lease_seconds": self.project.settings.people.lease_seconds,
+            }
+
+    def image(self, image_id: int) -> dict[str, Any]:
+        """One image with what is known of it."""
+        with self._lock:
+            return self._image(self.images[image_id])
+
+    def given(self, one: Given) -> dict[str, Any]:
+        """An answer as the page wants it."""
+        image = self.images[one.query.image_id]
+        return {
+            "answer": one.id, "query": one.query.id, "by": one.answer.by, "verdict": one.answer.verdict.value,
+            "boxes": [_rounded(box) for box in one.answer.boxes], "labels": one.answer.labels.tolist(),
+            "milliseconds": one.answer.milliseconds, "at": f"{one.at.isoformat(timespec='seconds')}Z",
+            "image": _about(image), "box": None if one.query.box is None else _rounded(one.query.box),
+            "guess": one.query.guess, "cycle": one.cycle,
+        }  # fmt: skip
+
+    def answers(
+        self, limit: int, before: int | None, by: str | None, label: int | None, verdict: str | None
+    ) -> list[dict[str, Any]]:
+        """Answers that count, newest first."""
+        with self._lock:
+            found = [
+                one for one in self._ledger.standing()
+                if (before is None or one.id < before) and by in (None, one.answer.by)
+                and (label is None or label in one.answer.labels) and verdict in (None, one.answer.verdict.value)
+            ]  # fmt: skip
+            return [self.given(one) for one in found[:limit]]
+
+    def disagreements(self) -> list[dict[str, Any]]:
+        """Questions that people answered differently, with their answers."""
+        with self._lock:
+            found = [sorted(h.standing.values(), key=lambda one: one.id) for h in self._ledger.disagreements()]
+        return [{"query": self.query(all[0].query), "answers": [self.given(one) for one in all]} for all in found]
+
+    def outcome(self, outcome: Outcome) -> dict[str, Any]:
+        """What became of an answer, as the page wants it."""
+        current = self.given(outcome.current) if outcome.current else None
+        return {
+            "key": outcome.key, "status": outcome.status.value, "query": outcome.query_id,
+            "answer": outcome.answer_id, "reason": outcome.reason, "current": current,
+        }  # fmt: skip
+
+    def state(self, person: str | None, fixed: bool) -> dict[str, Any]:
+        """Everything around the question: progress, balance, cycles, people."""
+        with self._lock:
+            if self._common[0] != self.version:
+                self._common = (self.version, self._state_for_all())
+            per_minute = self._ledger.per_minute(person) if person else None
+            left = max(self._budget - self._spent, 0)
+            minutes = round(left / per_minute, 1) if per_minute and self._cycle > 1 else None
+            speed = {"per_minute": per_minute and round(per_minute, 1), "minutes_left": minutes}
+            return {**self._common[1], "you": person, "fixed_name": fixed, "speed": speed}
+
+    def _state_for_all(self) -> dict[str, Any]:
+        ledger, settings = self._ledger, self.project.settings
+        pairs = [agree for _, agree in ledger.second_opinions()]
+        trainer = self.trainer.status if self.trainer else {"state": "idle"}
+        return {
+            "project": self.project.folder.root.resolve().name,
+            "classes": [
+                {"label": label, "name": name, "count": int(self._counts[label]),
+                 "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label])}
+                for label, name in enumerate(self._classes)
+            ],
+            "phase": self._phase(),
+            "cycle": self._cycle,
+            "budget": {
+                "spent": self._spent, "of": self._budget,
+                "unit": "images" if self._cycle <= 1 else settings.budget_unit,
+            },
+            "trainer": trainer,
+            "records": [
+                {name: record[name] for name in ("cycle", "labels", "looks", "ap50", "seconds")}
+                for record in self._records
+            ],
+            "held_out": self._held_out(),
+            "agreement": {
+                "with_guesses": _share(ledger.agreement_with_guesses(self._cycle)),
+                "between_people": _share(sum(pairs) / len(pairs)) if pairs else None,
+                "disagreements": len(ledger.disagreements()),
+            },
+            "advice": self._advice(),
+            "people": [{"name": name, "answers": len(all)} for name, all in sorted(ledger.of_person.items())],
+            "can_train": trainer["state"] != "working" and bool(self._counts.sum())
+            and len(self._records) < self._cycle,
+            "version": self.version,
+        }  # fmt: skip
+
+    def _phase(self) -> str:
+        if self._cycle == 0:
+            return "preparing"
+        idle = not self.trainer or self.trainer.status["state"] == "idle"
+        if idle and len(self._records) >= self._cycle:
+            return "finished"
+        return "first_images" if self._cycle == 1 else "asking"
+
+    def _held_out(self) -> dict[str, Any]:
+        kept = [one for one in self._ledger.standing() if one.query.why and one.query.why.get(HELD_BACK)]
+        images, boxes = len(kept), sum(len(one.answer.boxes) for one in kept)
+        note = (
+            "no image is kept for measuring AP" if not images
+            else f"AP is measured on {images} images ({boxes} boxes) that are not trained on"
+            + ("; read it as a rough trend" if images < FEW_IMAGES else "")
+        )  # fmt: skip
+        return {"images": images, "boxes": boxes, "note": note}
+
+    def _advice(self) -> str | None:
+        """The stop signal: what the last answers brought, and how often the guesses are right by now."""
+        measured = [record for record in self._records if record["ap50"] is not None]
+        right = self._ledger.agreement_with_guesses(self._cycle)
+        agreed = f" People confirm {right:.0%} of the guesses." if right is not None else ""
+        if len(measured) < 2 or (looks := measured[-1]["looks"] - measured[-2]["looks"]) < 1:
+            return agreed.strip() or None
+        gain = (measured[-1]["ap50"] - measured[-2]["ap50"]) / looks * 100
+        if gain >= 0.01:
+            return f"AP50 rose by {gain:.2f} per 100 answers in the last cycle: going on pays.{agreed}"
+        if right is not None and right >= 0.9:
+            return f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle: this may be enough.{agreed}"
+        return f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle; one more cycle will tell.{agreed}"
+
+    def _image(self, image: ImageRecord) -> dict[str, Any]:
+        given = self._ledger.image(image.id)
+        labels = [
+            {"box": _rounded(box), "label": int(label), "query": one.query.id, "answer": one.id, "by": one.answer.by}
+            for one in given
+            for box, label in zip(one.answer.boxes, one.answer.labels, strict=True)
+        ]
+        rows = self._rows.get(image.id, np.zeros(0, dtype=np.int64))
+        others = []
+        if self._shown is not None and len(rows):
+            boxes = self._shown.boxes[rows]
+            settled = [one.query.box for one in given if one.query.box is not None]
+            known = np.array([*settled, *(label["box"] for label in labels)], dtype=np.float32).reshape(-1, 4)
+            free = far_from(boxes, known, self.project.settings.selection.answered_iou)
+            others = [
+                {"box": _rounded(self._shown.boxes[row]), "label": int(self._shown.labels[row]),
+                 "score": round(float(self._shown.scores[row]), 3)}
+                for row in rows[free]
+            ]  # fmt: skip
+        complete = any(one.query.box is None and one.answer.verdict.value != "cannot_tell" for one in given)
+        return {"image": _about(image), "labels": labels, "others": others, "complete": complete}
+
+    def _reason(self, query: Query) -> str:
+        if query.box is None:
+            return "Draw a box round every object: the detector learns from whole images first."
+        counts, guess = self._counts, query.guess
+        if guess is None:
+            return "Somebody drew this box."
+        guess = int(self._counts_as[guess])
+        name, total = self._classes[guess], int(counts.sum())
+        share = counts[guess] / total if total else 0
+        rare = share < 0.5 / max(int((self._counts_as == np.arange(len(self._counts_as))).sum()), 1)
+        words = [
+            f"It looks like {name}" + (f", a rare class ({counts[guess]} of {total} labels so far)" if rare else "")
+        ]
+        why = query.why or {}
+        if why.get("uncertainty", 0) > 0.5:
+            words.append("the guess changes when the picture is turned or cropped")
+        elif "score" in why:
+            words.append(f"the detector is {why['score']:.0%} sure")
+        return "; ".join(words) + "."
+
+
+def _about(image: ImageRecord) -> dict[str, Any]:
+    name = image.path.replace("\\", "/").rsplit("/", 1)[-1]
+    return {
+        "id": image.id, "name": name, "width": image.width, "height": image.height, "url": f"/api/images/{image.id}",
+    }  # fmt: skip
+
+
+def _rounded(box: Floats) -> list[float]:
+    return [round(float(side), 2) for side in box]
+
+
+def _share(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -1,0 +1,128 @@
+"""Who may talk to the server: one-time links, signed cookies, and checks of Host and Origin."""
+
+import base64
+import hmac
+import ipaddress
+import json
+import os
+import secrets
+import socket
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rarebox.errors import UserError
+from rarebox.people import clean_name
+
+LARGEST_BODY = 1 << 20
+"""Bytes of a request."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""What every response carries."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Somebody who may come in. ``fixed``: the link was made for this name."""
+
+    name: str | None = None
+    fixed: bool = False
+
+
+class Door:
+    """Lets people in by link, and knows them again by cookie, also after the server was started anew."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._links: dict[str, Visitor] = {}
+        self.cookie = f"rarebox-{sha256(secret).hexdigest()[:8]}"
+
+    def one_time_link(self, visitor: Visitor) -> str:
+        """A token that lets one browser in, once."""
+        token = secrets.token_urlsafe(24)
+        self._links[_fingerprint(token)] = visitor
+        return token
+
+    def personal_link(self, name: str) -> str:
+        """A token for one person, good for all their devices until the project's secret is changed."""
+        name = clean_name(name, "person")
+        return f"{base64.urlsafe_b64encode(name.encode()).decode()}.{self._sign('person:' + name)}"
+
+    def enter(self, token: str) -> Visitor | None:
+        """Who comes with a token; None if it is wrong or used up."""
+        if visitor := self._links.pop(_fingerprint(token), None):
+            return visitor
+        try:
+            name = base64.urlsafe_b64decode(token.partition(".")[0]).decode()
+            good = hmac.compare_digest(token.encode(), self.personal_link(name).encode())
+        except (ValueError, UserError):
+            return None
+        return Visitor(name, fixed=True) if good else None
+
+    def cookie_of(self, visitor: Visitor) -> str:
+        """A cookie's value: who it is, signed."""
+        text = base64.urlsafe_b64encode(json.dumps(asdict(visitor)).encode()).decode()
+        return f"{text}.{self._sign(text)}"
+
+    def recognise(self, cookie: str | None) -> Visitor | None:
+        """Who has that cookie; None if it is not one of ours."""
+        text, _, signature = (cookie or "").partition(".")
+        if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
+            return None
+        return Visitor(**json.loads(base64.urlsafe_b64decode(text)))
+
+    def _sign(self, text: str) -> str:
+        return hmac.new(self._secret, text.encode(), sha256).hexdigest()
+
+
+def _fingerprint(token: str) -> str:
+    return sha256(token.encode()).hexdigest()
+
+
+def read_secret(file: Path) -> bytes:
+    """The project's secret, made on first use and readable by its owner only. Without it everybody signs in again."""
+    secret = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if len(secret) != 64:
+        secret, part = secrets.token_hex(32), file.with_name(f"{file.name}.part")
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secret)
+        part.replace(file)
+    return secret.encode()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def good_host(header: str, listening_on: str, also: Collection[str] = ()) -> bool:
+    """Whether a request's Host is one under which we mean to be known: not one that a foreign name server made up."""
+    name = (urlsplit(f"//{header}").hostname or "") if header else ""
+    if name in {"localhost", "127.0.0.1", "::1", listening_on, *also}:
+        return True
+    if is_loopback(listening_on):
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in {socket.gethostname(), socket.getfqdn()}
+    return True
+
+
+def good_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
+    """Whether a request that changes something comes from our own page (or from no page at all)."""
+    if origin is not None:
+        return urlsplit(origin).netloc == host
+    return fetch_site in (None, "same-origin", "none")
