@@ -69,6 +69,7 @@ function run(first) {
       panel.refreshRecent(900);
     },
     status: (now, count) => {
+      if (status === "offline" && now !== "offline" && asking.pictureStatus === "failed") asking.showPicture();
       status = now;
       waiting = count;
       showSaveState();
