@@ -741,6 +741,11 @@ export class Asking {
     else if (this.task) this.page.say(`There is no class ${digit}. Press / to find or add one.`);
   }
 
+  /** Something outside changed: draw again. */
+  refresh() {
+    this.#changed();
+  }
+
   #changed() {
     if (this.selected && this.task && !this.hidden && this.pictureStatus === "ready") {
       const marks = this.marks();

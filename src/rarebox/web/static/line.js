@@ -148,8 +148,8 @@ export class Line {
       this.#failures = 0;
       this.#oneByOne = false;
       const pairs = this.#receive(batch, reply.results ?? []);
+      if (own) this.heard.queries(reply.queries); // first: the boxes just saved are in there
       this.heard.state(reply.state);
-      if (own) this.heard.queries(reply.queries);
       if (pairs.length) this.heard.results(pairs);
       this.#say(this.#waiting.length ? "saving" : "saved");
       return true;

@@ -99,7 +99,7 @@ function run(first) {
     fit: () => asking.fit(),
     zoom_in: () => view.zoom(1.25),
     zoom_out: () => view.zoom(1 / 1.25),
-    gallery: () => openGallery(edit),
+    gallery: () => gallery(),
     panel: () => panel.toggle(),
     help: () => openSheet(redraw),
     digit: (/** @type {number} */ n) => asking.digit(n),
@@ -108,7 +108,7 @@ function run(first) {
     escape: () => asking.escape(),
   });
 
-  const view = new View(stage, (mark) => (mark.kind === "asked" && mark.label === null ? "?" : className(mark.label)), {
+  const view = new View(stage, (mark) => (mark.label === null ? "?" : className(mark.label)), {
     select: (id) => asking.select(id),
     draw: (box, again) => asking.draw(box, again),
     change: (id, box, phase) => asking.change(id, box, phase),
@@ -298,14 +298,15 @@ function run(first) {
     buttons.not_object.hidden = whole || aside || active?.kind === "other";
     setButton(buttons.cannot_tell, whole ? "Skip this image" : "Can't tell", !task || (loading && !failed));
     buttons.cannot_tell.hidden = aside || active?.kind === "other";
-    setButton(buttons.draw, "Add box", !task || loading);
     buttons.draw.setAttribute("aria-pressed", String(asking.view.mode === "draw"));
     buttons.redraw.setAttribute("aria-pressed", String(asking.view.mode === "redraw"));
-    buttons.redraw.hidden = whole;
+    buttons.redraw.hidden = !task || whole || task?.kind === "edit";
     setButton(buttons.redraw, "Redraw", !task || loading);
+    setButton(buttons.draw, "Add box", !task || loading);
+    buttons.draw.hidden = !task;
     buttons.remove.hidden = !active || active.kind === "asked";
     buttons.take_all.hidden = !whole || !asking.marks().some((mark) => mark.kind === "other");
-    buttons.complete.hidden = whole || !task || aside;
+    buttons.complete.hidden = whole || task?.kind !== "ask" || aside;
     buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
     setButton(buttons.complete, "Image complete", loading);
     buttons.withdraw.hidden = task?.kind !== "edit";
@@ -363,7 +364,7 @@ function run(first) {
       const last = now.records.at(-1);
       say(`Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`, "news");
     }
-    update();
+    asking.refresh(); // classes may have new names and colours
   });
   let broken = false;
   listen({
