@@ -195,10 +195,17 @@ export class Asking {
     return this.task?.query.box ? "asked" : null;
   }
 
-  /** @returns {Mark[]} */
+  /** The class that Enter says yes to. */
+  get guess() {
+    const answer = this.task?.answer;
+    const label = answer ? (answer.verdict === "object" ? answer.labels[0] ?? null : null) : this.task?.query.guess ?? null;
+    return classOf(label)?.label ?? label;
+  }
+
+  /** All boxes of the picture, hidden or not. @returns {Mark[]} */
   marks() {
     const task = this.task;
-    if (!task || this.hidden || this.pictureStatus !== "ready") return [];
+    if (!task) return [];
     /** @type {Mark[]} */
     const marks = [];
     const labels = this.#labels(task);
@@ -210,8 +217,7 @@ export class Asking {
     marks.push(...labels);
     task.sketch.drafts.forEach((draft, i) => marks.push({ id: `d${i}`, base: `d${i}`, kind: "draft", box: draft.box, label: draft.label }));
     if (task.sketch.box) {
-      const label = task.answer?.verdict === "object" ? task.answer.labels[0] : task.query.guess;
-      marks.push({ id: "asked", base: "asked", kind: "asked", box: task.sketch.box, label: classOf(label)?.label ?? label, score: task.kind === "ask" ? task.query.score : null });
+      marks.push({ id: "asked", base: "asked", kind: "asked", box: task.sketch.box, label: this.guess, score: task.kind === "ask" ? task.query.score : null });
     }
     return marks;
   }
@@ -258,6 +264,7 @@ export class Asking {
   select(id) {
     this.#finishMending();
     if (this.task) this.task.armed = false;
+    if (id) this.hidden = false;
     this.selected = id ?? this.#home;
     this.#justDrawn = null;
     const mark = this.active;
@@ -310,10 +317,8 @@ export class Asking {
     if (mark?.kind === "other") return this.#take(mark, mark.label);
     if (this.whole) return this.#finishWhole(false);
     if (mark?.kind === "label") return this.select(null);
-    const label = this.marks().find((one) => one.kind === "asked")?.label ?? null;
-    if (task.answer && task.answer.verdict !== "object") return this.page.findClass((chosen) => this.choose(chosen));
-    if (label === null) return this.page.findClass((chosen) => this.choose(chosen));
-    this.#answerBox(label);
+    if (this.guess === null) return this.page.findClass((chosen) => this.choose(chosen));
+    this.#answerBox(this.guess);
   }
 
   /** @param {number} label */
@@ -433,7 +438,8 @@ export class Asking {
 
   /** A box under the hand. @param {string} id @param {Box} box @param {"start" | "move" | "end"} phase @param {boolean} [atOnce] */
   change(id, box, phase, atOnce = false) {
-    if (!this.task) return;
+    if (!this.task || this.pictureStatus !== "ready") return;
+    this.hidden = false;
     if (id === "asked" || id.startsWith("d")) {
       const put = (/** @type {Sketch} */ sketch) => {
         if (id === "asked") sketch.box = box;
@@ -516,6 +522,7 @@ export class Asking {
   /** A box that the model missed: saved at once. @param {Box} box @param {number | null} label */
   #miss(box, label) {
     const task = /** @type {Task} */ (this.task);
+    if (this.pictureStatus !== "ready") return;
     if (label === null) return this.page.findClass((chosen) => this.#miss(box, chosen));
     const image = task.query.image.id;
     const key = this.#step({
@@ -747,7 +754,7 @@ export class Asking {
   }
 
   #changed() {
-    if (this.selected && this.task && !this.hidden && this.pictureStatus === "ready") {
+    if (this.selected && this.task) {
       const marks = this.marks();
       if (!marks.some((mark) => mark.id === this.selected)) {
         // A box drawn here gets a new name once the server has it.
@@ -758,7 +765,8 @@ export class Asking {
         this.selected = marks.some((mark) => mark.id === name) ? name : this.#home;
       }
     }
-    this.view.render(this.marks(), this.selected);
+    const shown = !this.hidden && this.pictureStatus === "ready";
+    this.view.render(shown ? this.marks() : [], this.selected);
     this.page.changed();
   }
 }

@@ -158,6 +158,7 @@ export class Line {
       if (own) this.#wanted = true;
       if (error instanceof SignedOut) {
         this.#say("signed-out");
+        this.#timer = window.setTimeout(() => this.wake(), 15_000); // perhaps signed in again in another tab
       } else if (error instanceof Offline) {
         this.#say("offline");
         const pause = Math.min(15_000, 500 * 2 ** this.#failures++);

@@ -70,6 +70,7 @@ function run(first) {
     },
     status: (now, count) => {
       if (status === "offline" && now !== "offline" && asking.pictureStatus === "failed") asking.showPicture();
+      if (now === "signed-out" && status !== now) say("The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.", "bad");
       status = now;
       waiting = count;
       showSaveState();
@@ -241,7 +242,7 @@ function run(first) {
     if (!task) return;
     const { query } = task;
     const active = asking.active;
-    const guess = asking.marks().find((mark) => mark.kind === "asked")?.label ?? null;
+    const { guess } = asking;
     const named = (/** @type {string} */ before, /** @type {number | null} */ label, /** @type {string} */ after) =>
       setQuestion(before, label, after);
     let reason = query.reason;
@@ -287,11 +288,11 @@ function run(first) {
     const failed = asking.pictureStatus === "failed";
     const loading = asking.pictureStatus !== "ready";
     const drafts = task?.sketch.drafts.length ?? 0;
-    const guess = asking.marks().find((mark) => mark.kind === "asked")?.label ?? null;
+    const { guess } = asking;
     const aside = active?.kind === "label";
     const yes = !task ? "Yes" : active?.kind === "other" ? "Make it a label" : aside ? "Back to the question"
       : whole ? (drafts ? `Complete: ${counted(drafts, "box", "boxes")}` : task.armed ? "Sure? Nothing to label here" : "Nothing to label here")
-      : task.kind === "edit" && task.answer?.verdict === "object" ? "Save" : guess === null || task.answer ? "Choose a class" : `Yes, ${className(guess)}`;
+      : task.kind === "edit" && guess !== null ? "Save" : guess === null ? "Choose a class" : `Yes, ${className(guess)}`;
     setButton(buttons.yes, yes, !task || loading);
     buttons.yes.classList.toggle("armed", Boolean(task?.armed));
     setButton(buttons.not_object, "Not an object", !task || loading);
