@@ -23,15 +23,15 @@ import * as stopwatch from "./stopwatch.js";
  * @property {number | null} after      the answer that an edit corrects
  * @property {Answer | null} answer
  * @property {Sketch} sketch
- * @property {Sketch[]} past
- * @property {Sketch[]} future
+ * @property {{sketch: Sketch, at: number}[]} past
+ * @property {{sketch: Sketch, at: number}[]} future
  * @property {boolean} armed            "nothing to label here" was said once
  */
 
 /**
  * One step that can be undone: `back` takes it back, `forth` does it again; both refer to the answer with `key`. A step with a
  * `query` was the answer to it, and undoing it shows that question again.
- * @typedef {{key: string, base: string, image: number, query: Query | null, sketch: Sketch | null, back: Step, forth: Step, what: string}} Entry
+ * @typedef {{key: string, base: string, image: number, query: Query | null, sketch: Sketch | null, back: Step, forth: Step, what: string, at: number}} Entry
  * @typedef {{item: Partial<Item> & {verdict: import("./types.js").Verdict, boxes: Box[], labels: number[]}, refer: boolean, fresh: boolean}} Step
  */
 
@@ -154,7 +154,7 @@ export class Asking {
   showPicture() {
     const task = this.task;
     if (!task) return;
-    const picture = this.pictures.load(task.query.image);
+    const picture = this.pictures.again(task.query.image);
     const put = () => {
       if (this.task !== task) return;
       this.view.show(picture.status === "ready" ? picture.img : null, task.query.image);
@@ -195,10 +195,17 @@ export class Asking {
     return this.task?.query.box ? "asked" : null;
   }
 
-  /** @returns {Mark[]} */
+  /** The class that Enter says yes to. */
+  get guess() {
+    const answer = this.task?.answer;
+    const label = answer ? (answer.verdict === "object" ? answer.labels[0] ?? null : null) : this.task?.query.guess ?? null;
+    return classOf(label)?.label ?? label;
+  }
+
+  /** All boxes of the picture, hidden or not. @returns {Mark[]} */
   marks() {
     const task = this.task;
-    if (!task || this.hidden || this.pictureStatus !== "ready") return [];
+    if (!task) return [];
     /** @type {Mark[]} */
     const marks = [];
     const labels = this.#labels(task);
@@ -210,8 +217,7 @@ export class Asking {
     marks.push(...labels);
     task.sketch.drafts.forEach((draft, i) => marks.push({ id: `d${i}`, base: `d${i}`, kind: "draft", box: draft.box, label: draft.label }));
     if (task.sketch.box) {
-      const label = task.answer?.verdict === "object" ? task.answer.labels[0] : task.query.guess;
-      marks.push({ id: "asked", base: "asked", kind: "asked", box: task.sketch.box, label: classOf(label)?.label ?? label, score: task.kind === "ask" ? task.query.score : null });
+      marks.push({ id: "asked", base: "asked", kind: "asked", box: task.sketch.box, label: this.guess, score: task.kind === "ask" ? task.query.score : null });
     }
     return marks;
   }
@@ -258,6 +264,7 @@ export class Asking {
   select(id) {
     this.#finishMending();
     if (this.task) this.task.armed = false;
+    if (id) this.hidden = false;
     this.selected = id ?? this.#home;
     this.#justDrawn = null;
     const mark = this.active;
@@ -310,10 +317,8 @@ export class Asking {
     if (mark?.kind === "other") return this.#take(mark, mark.label);
     if (this.whole) return this.#finishWhole(false);
     if (mark?.kind === "label") return this.select(null);
-    const label = this.marks().find((one) => one.kind === "asked")?.label ?? null;
-    if (task.answer && task.answer.verdict !== "object") return this.page.findClass((chosen) => this.choose(chosen));
-    if (label === null) return this.page.findClass((chosen) => this.choose(chosen));
-    this.#answerBox(label);
+    if (this.guess === null) return this.page.findClass((chosen) => this.choose(chosen));
+    this.#answerBox(this.guess);
   }
 
   /** @param {number} label */
@@ -433,7 +438,8 @@ export class Asking {
 
   /** A box under the hand. @param {string} id @param {Box} box @param {"start" | "move" | "end"} phase @param {boolean} [atOnce] */
   change(id, box, phase, atOnce = false) {
-    if (!this.task) return;
+    if (!this.task || this.pictureStatus !== "ready") return;
+    this.hidden = false;
     if (id === "asked" || id.startsWith("d")) {
       const put = (/** @type {Sketch} */ sketch) => {
         if (id === "asked") sketch.box = box;
@@ -516,6 +522,7 @@ export class Asking {
   /** A box that the model missed: saved at once. @param {Box} box @param {number | null} label */
   #miss(box, label) {
     const task = /** @type {Task} */ (this.task);
+    if (this.pictureStatus !== "ready") return;
     if (label === null) return this.page.findClass((chosen) => this.#miss(box, chosen));
     const image = task.query.image.id;
     const key = this.#step({
@@ -559,7 +566,7 @@ export class Asking {
   /** A change before the answer, which undo takes back first. @param {(sketch: Sketch) => void} change */
   #sketch(change) {
     const task = /** @type {Task} */ (this.task);
-    task.past.push(structuredClone(task.sketch));
+    task.past.push({ sketch: structuredClone(task.sketch), at: Date.now() });
     task.future = [];
     task.armed = false;
     change(task.sketch);
@@ -579,20 +586,27 @@ export class Asking {
 
   /* ---- undo ---- */
 
-  /** @param {Omit<Entry, "key">} entry @param {string | null} [parent] @returns {string} key */
+  /** @param {Omit<Entry, "key" | "at">} entry @param {string | null} [parent] @returns {string} key */
   #step(entry, parent = null) {
     const key = this.#send(entry.forth, entry, parent);
     const base = entry.base || `k${key}`;
     // Doing it again goes by the answer that undo left behind; only a first answer starts from nothing.
     const forth = { ...entry.forth, refer: parent !== null || Boolean(entry.forth.item.after) };
-    this.#past.push({ ...entry, key, base, forth });
+    this.#past.push({ ...entry, key, base, forth, at: Date.now() });
+    this.#nowAt(base, key);
     this.#past = this.#past.slice(-HISTORY);
     this.#future = [];
     this.#keepHistory();
     return key;
   }
 
-  /** @param {Step} step @param {Omit<Entry, "key">} entry @param {string | null} parent */
+  /** All steps on one answer refer to what it is now. @param {string} base @param {string} key */
+  #nowAt(base, key) {
+    const name = this.line.baseOf(base);
+    for (const entry of [...this.#past, ...this.#future]) if (this.line.baseOf(entry.base) === name) entry.key = key;
+  }
+
+  /** @param {Step} step @param {Omit<Entry, "key" | "at">} entry @param {string | null} parent */
   #send(step, entry, parent) {
     const { image, base, what } = entry;
     const item = { after: null, ...step.item, milliseconds: stopwatch.lap() };
@@ -615,15 +629,18 @@ export class Asking {
     const task = this.task;
     this.#finishMending();
     this.view.mode = "auto";
-    const sketch = task?.past.pop();
-    if (task && sketch) {
-      task.future.push(task.sketch);
-      return this.#putSketch(task, sketch);
+    const sketch = task?.past.at(-1);
+    if (task && sketch && sketch.at >= (this.#past.at(-1)?.at ?? 0)) {
+      task.past.pop();
+      task.future.push({ sketch: task.sketch, at: Date.now() });
+      return this.#putSketch(task, sketch.sketch);
     }
     if (task?.kind === "edit") return this.leave(false);
     const entry = this.#past.pop();
     if (!entry) return this.page.say("Nothing left to undo in this tab. The last answers are in the side panel.");
     entry.key = this.#send(entry.back, entry, entry.key);
+    entry.at = Date.now();
+    this.#nowAt(entry.base, entry.key);
     this.#future.push(entry);
     this.#keepHistory();
     if (entry.query) {
@@ -640,16 +657,23 @@ export class Asking {
 
   redo() {
     const task = this.task;
-    const sketch = task?.future.pop();
-    if (task && sketch) {
-      task.past.push(task.sketch);
-      return this.#putSketch(task, sketch);
+    const sketch = task?.future.at(-1);
+    if (task && sketch && sketch.at >= (this.#future.at(-1)?.at ?? 0)) {
+      task.future.pop();
+      task.past.push({ sketch: task.sketch, at: Date.now() });
+      return this.#putSketch(task, sketch.sketch);
     }
     const entry = this.#future.pop();
     if (!entry) return;
-    if (!entry.forth.refer && entry.forth.item.image !== undefined && !entry.forth.item.complete) entry.base = ""; // drawn anew
-    entry.key = this.#send(entry.forth, entry, entry.forth.refer ? entry.key : null);
-    entry.base ||= `k${entry.key}`;
+    const drawn = !entry.forth.refer && entry.forth.item.image !== undefined && !entry.forth.item.complete;
+    const before = entry.base;
+    entry.key = this.#send(entry.forth, { ...entry, base: drawn ? "" : before }, entry.forth.refer ? entry.key : null);
+    entry.at = Date.now();
+    if (drawn) {
+      // A box drawn anew is another box to the server; later steps on the old one mean this one.
+      for (const later of [entry, ...this.#future]) if (this.line.baseOf(later.base) === this.line.baseOf(before)) later.base = `k${entry.key}`;
+    }
+    this.#nowAt(entry.base, entry.key);
     this.#past.push(entry);
     this.#keepHistory();
     if (entry.query) {
@@ -724,8 +748,13 @@ export class Asking {
     else if (this.task) this.page.say(`There is no class ${digit}. Press / to find or add one.`);
   }
 
+  /** Something outside changed: draw again. */
+  refresh() {
+    this.#changed();
+  }
+
   #changed() {
-    if (this.selected && this.task && !this.hidden && this.pictureStatus === "ready") {
+    if (this.selected && this.task) {
       const marks = this.marks();
       if (!marks.some((mark) => mark.id === this.selected)) {
         // A box drawn here gets a new name once the server has it.
@@ -736,7 +765,8 @@ export class Asking {
         this.selected = marks.some((mark) => mark.id === name) ? name : this.#home;
       }
     }
-    this.view.render(this.marks(), this.selected);
+    const shown = !this.hidden && this.pictureStatus === "ready";
+    this.view.render(shown ? this.marks() : [], this.selected);
     this.page.changed();
   }
 }

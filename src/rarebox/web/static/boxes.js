@@ -77,6 +77,8 @@ export function iou(a, b) {
 
 /** The box with enough around it to recognise what is inside. @param {Box} box @param {Size} size @returns {Box} */
 export function withContext([x1, y1, x2, y2], size) {
-  const margin = Math.max(0.75 * Math.max(x2 - x1, y2 - y1), 0.08 * Math.max(size.width, size.height), 12);
+  const side = Math.max(x2 - x1, y2 - y1);
+  const around = Math.min(0.08 * Math.max(size.width, size.height), 4 * side); // a speck must stay visible
+  const margin = Math.max(0.75 * side, around, 12);
   return [x1 - margin, y1 - margin, x2 + margin, y2 + margin];
 }

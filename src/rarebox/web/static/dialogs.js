@@ -14,12 +14,16 @@ export function openDialog(title, fill, { wide = false, fixed = false, testid = 
   const head = el("header", {}, el("h2", { text: title }), !fixed && el("button", { class: "bare", "aria-label": "Close", "data-testid": "close", onclick: close }, icon("close")));
   replace(dialog, head, body);
   dialog.setAttribute("aria-label", title);
-  dialog.oncancel = (/** @type {Event} */ event) => fixed && event.preventDefault();
+  dialog.oncancel = (/** @type {Event} */ event) => {
+    if (fixed) event.preventDefault();
+  };
   dialog.onclose = () => {
     replace(dialog);
     closed?.();
   };
-  dialog.onpointerdown = (/** @type {PointerEvent} */ event) => !fixed && event.target === dialog && close(); // beside it
+  dialog.onpointerdown = (/** @type {PointerEvent} */ event) => {
+    if (!fixed && event.target === dialog) close(); // pressed beside it
+  };
   fill(body, close);
   dialog.showModal();
   return close;

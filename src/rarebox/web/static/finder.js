@@ -81,7 +81,9 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
     if (!chosen) cancelled?.();
     byId("stage").focus({ preventScroll: true });
   };
-  dialog.onpointerdown = (/** @type {PointerEvent} */ event) => event.target === dialog && dialog.close();
+  dialog.onpointerdown = (/** @type {PointerEvent} */ event) => {
+    if (event.target === dialog) dialog.close(); // pressed beside it
+  };
   dialog.showModal();
   search();
   input.focus();

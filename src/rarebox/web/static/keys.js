@@ -68,8 +68,9 @@ export function keyName(event) {
 
 /** How a key is shown on buttons and in the sheet. @param {string} key */
 export function shown(key) {
-  const names = { Enter: "⏎", Space: "Space", Delete: "Del", Backspace: "⌫", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
-  return key.split("+").map((part) => names[/** @type {keyof typeof names} */ (part)] ?? part.toUpperCase()).join(" ") || "+";
+  if (key === "+") return key;
+  const names = { Shift: "⇧", Enter: "⏎", Space: "Space", Delete: "Del", Backspace: "⌫", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
+  return key.split("+").map((part) => names[/** @type {keyof typeof names} */ (part)] ?? (part.length > 1 ? part : part.toUpperCase())).join(" ");
 }
 
 /** The first key of an action, for hints. @param {string} id */

@@ -148,8 +148,8 @@ export class Line {
       this.#failures = 0;
       this.#oneByOne = false;
       const pairs = this.#receive(batch, reply.results ?? []);
+      if (own) this.heard.queries(reply.queries); // first: the boxes just saved are in there
       this.heard.state(reply.state);
-      if (own) this.heard.queries(reply.queries);
       if (pairs.length) this.heard.results(pairs);
       this.#say(this.#waiting.length ? "saving" : "saved");
       return true;
@@ -158,6 +158,7 @@ export class Line {
       if (own) this.#wanted = true;
       if (error instanceof SignedOut) {
         this.#say("signed-out");
+        this.#timer = window.setTimeout(() => this.wake(), 15_000); // perhaps signed in again in another tab
       } else if (error instanceof Offline) {
         this.#say("offline");
         const pause = Math.min(15_000, 500 * 2 ** this.#failures++);

@@ -69,6 +69,8 @@ function run(first) {
       panel.refreshRecent(900);
     },
     status: (now, count) => {
+      if (status === "offline" && now !== "offline" && asking.pictureStatus === "failed") asking.showPicture();
+      if (now === "signed-out" && status !== now) say("The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.", "bad");
       status = now;
       waiting = count;
       showSaveState();
@@ -98,7 +100,7 @@ function run(first) {
     fit: () => asking.fit(),
     zoom_in: () => view.zoom(1.25),
     zoom_out: () => view.zoom(1 / 1.25),
-    gallery: () => openGallery(edit),
+    gallery: () => gallery(),
     panel: () => panel.toggle(),
     help: () => openSheet(redraw),
     digit: (/** @type {number} */ n) => asking.digit(n),
@@ -107,7 +109,7 @@ function run(first) {
     escape: () => asking.escape(),
   });
 
-  const view = new View(stage, (mark) => (mark.kind === "asked" && mark.label === null ? "?" : className(mark.label)), {
+  const view = new View(stage, (mark) => (mark.label === null ? "?" : className(mark.label)), {
     select: (id) => asking.select(id),
     draw: (box, again) => asking.draw(box, again),
     change: (id, box, phase) => asking.change(id, box, phase),
@@ -240,7 +242,7 @@ function run(first) {
     if (!task) return;
     const { query } = task;
     const active = asking.active;
-    const guess = asking.marks().find((mark) => mark.kind === "asked")?.label ?? null;
+    const { guess } = asking;
     const named = (/** @type {string} */ before, /** @type {number | null} */ label, /** @type {string} */ after) =>
       setQuestion(before, label, after);
     let reason = query.reason;
@@ -286,25 +288,26 @@ function run(first) {
     const failed = asking.pictureStatus === "failed";
     const loading = asking.pictureStatus !== "ready";
     const drafts = task?.sketch.drafts.length ?? 0;
-    const guess = asking.marks().find((mark) => mark.kind === "asked")?.label ?? null;
+    const { guess } = asking;
     const aside = active?.kind === "label";
     const yes = !task ? "Yes" : active?.kind === "other" ? "Make it a label" : aside ? "Back to the question"
       : whole ? (drafts ? `Complete: ${counted(drafts, "box", "boxes")}` : task.armed ? "Sure? Nothing to label here" : "Nothing to label here")
-      : task.kind === "edit" && task.answer?.verdict === "object" ? "Save" : guess === null || task.answer ? "Choose a class" : `Yes, ${className(guess)}`;
+      : task.kind === "edit" && guess !== null ? "Save" : guess === null ? "Choose a class" : `Yes, ${className(guess)}`;
     setButton(buttons.yes, yes, !task || loading);
     buttons.yes.classList.toggle("armed", Boolean(task?.armed));
     setButton(buttons.not_object, "Not an object", !task || loading);
     buttons.not_object.hidden = whole || aside || active?.kind === "other";
     setButton(buttons.cannot_tell, whole ? "Skip this image" : "Can't tell", !task || (loading && !failed));
     buttons.cannot_tell.hidden = aside || active?.kind === "other";
-    setButton(buttons.draw, "Add box", !task || loading);
     buttons.draw.setAttribute("aria-pressed", String(asking.view.mode === "draw"));
     buttons.redraw.setAttribute("aria-pressed", String(asking.view.mode === "redraw"));
-    buttons.redraw.hidden = whole;
+    buttons.redraw.hidden = !task || whole || task?.kind === "edit";
     setButton(buttons.redraw, "Redraw", !task || loading);
+    setButton(buttons.draw, "Add box", !task || loading);
+    buttons.draw.hidden = !task;
     buttons.remove.hidden = !active || active.kind === "asked";
     buttons.take_all.hidden = !whole || !asking.marks().some((mark) => mark.kind === "other");
-    buttons.complete.hidden = whole || !task || aside;
+    buttons.complete.hidden = whole || task?.kind !== "ask" || aside;
     buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
     setButton(buttons.complete, "Image complete", loading);
     buttons.withdraw.hidden = task?.kind !== "edit";
@@ -362,7 +365,7 @@ function run(first) {
       const last = now.records.at(-1);
       say(`Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`, "news");
     }
-    update();
+    asking.refresh(); // classes may have new names and colours
   });
   let broken = false;
   listen({

@@ -90,7 +90,7 @@ export function makePanel(doors) {
     const most = Math.max(1, ...now.classes.map((one) => one.count));
     replace(parts.balance,
       el("h2", { text: "Boxes per class" }, el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes })),
-      el("ul", { class: "balance" }, ...classes.map(({ label, name, count }) =>
+      el("ul", { class: "bars" }, ...classes.map(({ label, name, count }) =>
         el("li", { class: count < RARE * most ? "rare" : null, title: name },
           el("span", { class: "who", text: name }),
           el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
@@ -103,7 +103,7 @@ export function makePanel(doors) {
     const { with_guesses, between_people, disagreements } = now.agreement;
     replace(parts.people,
       el("h2", { text: "People" }, !now.fixed_name && el("button", { class: "link", text: `You: ${now.you ?? "?"}`, onclick: doors.person })),
-      el("ul", { class: "people" }, ...now.people.map((one) => el("li", {}, el("span", { text: one.name }), el("b", { text: one.answers })))),
+      el("ul", { class: "crowd" }, ...now.people.map((one) => el("li", {}, el("span", { text: one.name }), el("b", { text: one.answers })))),
       (with_guesses !== null || between_people !== null) && el("p", { class: "quiet", text: [
         with_guesses !== null && `The guess was right in ${percent(with_guesses)} of the answers.`,
         between_people !== null && `People agree in ${percent(between_people)}.`].filter(Boolean).join(" ") }),

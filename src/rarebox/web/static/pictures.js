@@ -9,8 +9,17 @@ export class Pictures {
 
   /** @param {Image} image @returns {Picture} */
   load(image) {
+    return this.#kept.get(image.id) ?? this.#fetch(image);
+  }
+
+  /** Another try, if it failed. @param {Image} image @returns {Picture} */
+  again(image) {
     const kept = this.#kept.get(image.id);
-    if (kept && kept.status !== "failed") return kept;
+    return kept && kept.status !== "failed" ? kept : this.#fetch(image);
+  }
+
+  /** @param {Image} image @returns {Picture} */
+  #fetch(image) {
     const img = new Image();
     img.src = image.url;
     /** @type {Picture} */

@@ -100,12 +100,19 @@ export class View {
     this.#refit();
   }
 
-  /** @param {Box | null} box */
+  /** From the box to the image and back; without a box from the image to its full width. @param {Box | null} box */
   toggleFit(box) {
     this.#focus = box;
-    this.#fitted = this.#fitted === "box" || !box ? "image" : "box";
+    if (box) {
+      this.#fitted = this.#fitted === "box" ? "image" : "box";
+    } else if (this.#fitted === "image") {
+      const { clientWidth, clientHeight } = this.stage;
+      [this.#x, this.#y, this.#fitted] = [0, 0, "free"];
+      this.#scale = Math.min(Math.max(clientWidth / this.#size.width, clientHeight / this.#size.height), ZOOM.fit);
+    } else {
+      this.#fitted = "image";
+    }
     this.#refit();
-    return this.#fitted;
   }
 
   /** @param {number} factor @param {number} [cx] @param {number} [cy] screen point that stays */
