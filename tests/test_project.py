@@ -219,6 +219,18 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
         create(tmp_path / "p", images)
 
 
+def test_photos_that_came_later_are_taken_in(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+    before = now.store.images()
+    assert now.add_new_images() == 0
+    Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "0_new.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
+    assert now.add_new_images() == 1
+    after = now.store.images()
+    assert {i: after[i] for i in before} == before
+    assert after[max(before) + 1].path.endswith("0_new.png")
+
+
 def test_the_process_takes_commands_and_ends_with_its_starter(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path)
     command = [sys.executable, "-m", "rarebox.trainer", str(now.folder.root)]

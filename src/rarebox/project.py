@@ -46,6 +46,17 @@ class Project:
             raise UserError("budget is empty; give at least one number, such as [50]")
         self.store = Store(self.folder.labels(self.settings))
 
+    def add_new_images(self) -> int:
+        """Take in what has come into the folder of photos since; how many images that were."""
+        folder, known = Path(self.settings.data), self.store.images()
+        if not folder.is_dir():
+            return 0
+        paths = {image.path for image in known.values()}
+        new = [file for file in image_files(folder) if os.path.abspath(file) not in paths]
+        records, _ = read_images(new, self.settings.detector.size, first_id=max(known, default=0) + 1)
+        self.store.add_images(records)
+        return len(records)
+
     @property
     def cycle(self) -> int:
         """The cycle that people answer now; 0 before the first question."""
@@ -134,7 +145,8 @@ def create(
         raise UserError(f"{images} is no folder; name the one with your images")
     known = data.load(labels) if labels else None
     names = _class_names([*(known.classes if known else ()), *classes])
-    records, problems = find_images(images, settings.detector.size, root, progress)
+    files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
+    records, problems = read_images(files, settings.detector.size, progress)
     if not records:
         found = f"none of its {len(problems)} images can be read ({problems[0].what})" if problems else "no image in it"
         raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
@@ -158,11 +170,10 @@ def _class_names(names: Sequence[str]) -> list[str]:
     return list(once.values())
 
 
-def find_images(
-    folder: Path, size: tuple[int, int], but: Path, progress: Progress = lambda *_: None, first_id: int = 1
+def read_images(
+    files: Sequence[Path], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1
 ) -> tuple[list[ImageRecord], list[data.Problem]]:
-    """Every image below a folder that can be decoded, numbered by its path; the others are problems."""
-    files = [file for file in image_files(folder) if but.resolve() not in file.resolve().parents]
+    """Every image file that can be decoded, numbered in that order; the others are problems."""
     records: list[ImageRecord] = []
     problems: list[data.Problem] = []
 

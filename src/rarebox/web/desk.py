@@ -23,6 +23,9 @@ MOST_TOGETHER = 100
 MOST_QUESTIONS = 10
 """Questions that one browser may hold."""
 
+MOST_OTHERS = 30
+"""Detections shown beside the one that is asked about."""
+
 FEW_IMAGES = 20
 """Held-out images below which AP is called a rough trend."""
 
@@ -321,7 +324,7 @@ class Desk:
         images, boxes = len(kept), sum(len(one.answer.boxes) for one in kept)
         note = (
             "no image is kept for measuring AP" if not images
-            else f"AP is measured on {images} images ({boxes} boxes) that are not trained on"
+            else f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"
             + ("; read it as a rough trend" if images < FEW_IMAGES else "")
         )  # fmt: skip
         return {"images": images, "boxes": boxes, "note": note}
@@ -349,16 +352,14 @@ class Desk:
         ]
         rows = self._rows.get(image.id, np.zeros(0, dtype=np.int64))
         others = []
-        if self._shown is not None and len(rows):
-            boxes = self._shown.boxes[rows]
+        if (shown := self._shown) is not None and len(rows):
             settled = [one.query.box for one in given if one.query.box is not None]
             known = np.array([*settled, *(label["box"] for label in labels)], dtype=np.float32).reshape(-1, 4)
-            free = far_from(boxes, known, self.project.settings.selection.answered_iou)
+            free = rows[far_from(shown.boxes[rows], known, self.project.settings.selection.answered_iou)]
             others = [
-                {"box": _rounded(self._shown.boxes[row]), "label": int(self._shown.labels[row]),
-                 "score": round(float(self._shown.scores[row]), 3)}
-                for row in rows[free]
-            ]  # fmt: skip
+                {"box": _rounded(shown.boxes[row]), "label": int(shown.labels[row]), "score": _share(shown.scores[row])}
+                for row in free[np.argsort(-shown.scores[free], kind="stable")][:MOST_OTHERS]
+            ]
         complete = any(one.query.box is None and one.answer.verdict.value != "cannot_tell" for one in given)
         return {"image": _about(image), "labels": labels, "others": others, "complete": complete}
 
@@ -390,9 +391,13 @@ def _about(image: ImageRecord) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def _rounded(box: Floats) -> list[float]:
     return [round(float(side), 2) for side in box]
 
 
 def _share(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+    return None if value is None else round(float(value), 3)

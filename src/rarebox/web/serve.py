@@ -51,13 +51,15 @@ def _serve(
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     door = Door(read_secret(root / "secret"))
+    new = project.add_new_images()
     desk = Desk(project)
     shown = f"[{host}]" if ":" in host else host
     if host in ("0.0.0.0", "::"):
         shown = socket.gethostname()
     base = f"http://{shown}:{port}/"
     images = len(desk.images)
-    say(f"{root.resolve().name}: {images} photos. Stop with Ctrl-C; nothing that was answered is lost.")
+    more = f", {new} of them new" if new else ""
+    say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
     for name in names:
         say(f"{name}: {base}?token={door.personal_link(name)}")
     if names:
