@@ -356,9 +356,10 @@ class Desk:
             settled = [one.query.box for one in given if one.query.box is not None]
             known = np.array([*settled, *(label["box"] for label in labels)], dtype=np.float32).reshape(-1, 4)
             free = rows[far_from(shown.boxes[rows], known, self.project.settings.selection.answered_iou)]
+            best = free[np.argsort(-shown.scores[free], kind="stable")][:MOST_OTHERS]
             others = [
-                {"box": _rounded(shown.boxes[row]), "label": int(shown.labels[row]), "score": _share(shown.scores[row])}
-                for row in free[np.argsort(-shown.scores[free], kind="stable")][:MOST_OTHERS]
+                {"box": _rounded(box), "label": int(label), "score": _share(float(score))}
+                for box, label, score in zip(shown.boxes[best], shown.labels[best], shown.scores[best], strict=True)
             ]
         complete = any(one.query.box is None and one.answer.verdict.value != "cannot_tell" for one in given)
         return {"image": _about(image), "labels": labels, "others": others, "complete": complete}
