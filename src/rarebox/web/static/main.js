@@ -151,7 +151,7 @@ function run(first) {
     (answer) => edit(answer, disagreements));
 
   const panel = makePanel({
-    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false),
+    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false).then(() => news.again()),
     threshold: (value) => asking.setThreshold(value), thresholdNow: () => asking.threshold,
   });
 
@@ -310,7 +310,7 @@ function run(first) {
     buttons.complete.hidden = whole || task?.kind !== "ask" || aside;
     buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
     setButton(buttons.complete, "Image complete", loading);
-    buttons.withdraw.hidden = task?.kind !== "edit";
+    buttons.withdraw.hidden = task?.kind !== "edit" || task.answer?.by !== state()?.you; // another person's answer is corrected
     buttons.leave.hidden = task?.kind !== "edit";
     setButton(buttons.undo, "Undo", !asking.canUndo);
     byId("answers").classList.toggle("idle", !task);
@@ -368,7 +368,7 @@ function run(first) {
     asking.refresh(); // classes may have new names and colours
   });
   let broken = false;
-  listen({
+  const news = listen({
     state: accept,
     queries: () => line.ask(),
     opened: () => {
