@@ -424,7 +424,7 @@ export class Asking {
     if (this.whole) {
       this.#sketch((sketch) => sketch.drafts.push({ box, label: this.pen, from: null }));
       this.selected = `d${task.sketch.drafts.length - 1}`;
-      if (this.pen === null) this.page.findClass((label) => this.choose(label));
+      if (this.pen === null && !offered().length) this.page.findClass((label) => this.choose(label)); // the first class of all
       return this.#changed();
     }
     if (task.sketch.box && iou(box, task.sketch.box) > SAME_OBJECT) {

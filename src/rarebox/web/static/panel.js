@@ -91,7 +91,7 @@ export function makePanel(doors) {
     replace(parts.balance,
       el("h2", { text: "Boxes per class" }, el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes })),
       el("ul", { class: "bars" }, ...classes.map(({ label, name, count }) =>
-        el("li", { class: count < RARE * most ? "rare" : null, title: name },
+        el("li", { class: most >= 10 && count < RARE * most ? "rare" : null, title: name },
           el("span", { class: "who", text: name }),
           el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
           el("b", { text: count })))),
