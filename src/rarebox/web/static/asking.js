@@ -60,7 +60,7 @@ export class Asking {
   pen = null;
   hidden = false;
   /** Dashed boxes below this score are not shown. */
-  threshold = recall("threshold", 0);
+  threshold = recall("threshold", 0.25);
   /** @type {Entry[]} */
   #past = [];
   /** @type {Entry[]} */
