@@ -16,16 +16,26 @@ export const get = (path) => request(path, { method: "GET" });
 export const post = (path, body = {}) =>
   request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
-/** @param {string} path @param {RequestInit} init */
-async function request(path, init) {
+/** A file with the name that the server gives it. @param {string} path @returns {Promise<{content: Blob, name: string | null}>} */
+export const getFile = (path) =>
+  request(path, { method: "GET" }, async (response) => ({
+    content: await response.blob(),
+    name: /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? null,
+  }));
+
+/** @param {string} path @param {RequestInit} init @param {(response: Response) => Promise<any>} [read] */
+async function request(path, init, read = (response) => response.json()) {
   const giveUp = new AbortController();
   const timer = setTimeout(() => giveUp.abort(), PATIENCE);
   try {
     const response = await fetch(path, { ...init, credentials: "same-origin", cache: "no-store", signal: giveUp.signal });
     if (response.status === 401) throw new SignedOut();
     if (response.status >= 500 || response.status === 429) throw new Offline(`The server answered ${response.status}.`);
-    const reply = await response.json().catch(() => null);
-    if (!response.ok) throw new Refused(reply?.error ?? `The server answered ${response.status}.`);
+    if (!response.ok) {
+      const refusal = await response.json().catch(() => null);
+      throw new Refused(refusal?.error ?? `The server answered ${response.status}.`);
+    }
+    const reply = await read(response).catch(() => null);
     if (reply === null) throw new Offline("The answer was cut short.");
     return reply;
   } catch (error) {
@@ -61,10 +71,11 @@ export function listen(heard) {
     source?.close();
     source = null;
   };
+  open();
   document.addEventListener("visibilitychange", () => {
     clearTimeout(timer);
     if (document.hidden) timer = window.setTimeout(rest, 60_000);
     else open();
   });
-  open();
+  return { again: () => (rest(), open()) };
 }

@@ -39,10 +39,15 @@ const HISTORY = 40;
 const DRAFT_DAYS = 14;
 /** Drawn so much over the asked box, a box is meant to replace it. */
 const SAME_OBJECT = 0.6;
+/** A detection so much on the asked box is the asked box. */
+const SAME_DETECTION = 0.8;
 const SETTLE = 700;
 
 /** @type {Step["item"]} */
 const WITHDRAWN = { verdict: "withdrawn", boxes: [], labels: [] };
+
+/** Does this step put a new box on the image? @param {Step} step */
+const draws = (step) => !step.refer && step.item.image !== undefined && !step.item.complete;
 
 export class Asking {
   /** @type {Task | null} */
@@ -55,7 +60,7 @@ export class Asking {
   pen = null;
   hidden = false;
   /** Dashed boxes below this score are not shown. */
-  threshold = recall("threshold", 0);
+  threshold = recall("threshold", 0.25);
   /** @type {Entry[]} */
   #past = [];
   /** @type {Entry[]} */
@@ -212,7 +217,8 @@ export class Asking {
     task.query.others.forEach((other, i) => {
       const score = other.score ?? 1;
       const taken = task.sketch.drafts.some((draft) => draft.from === i) || task.sketch.dismissed.includes(i) || labels.some((label) => same(label.box, other.box));
-      if (!taken && score >= this.threshold) marks.push({ id: `o${i}`, base: `o${i}`, kind: "other", box: other.box, label: classOf(other.label)?.label ?? other.label, score: other.score });
+      const asked = task.query.box !== null && iou(task.query.box, other.box) > SAME_DETECTION;
+      if (!taken && !asked && score >= this.threshold) marks.push({ id: `o${i}`, base: `o${i}`, kind: "other", box: other.box, label: classOf(other.label)?.label ?? other.label, score: other.score });
     });
     marks.push(...labels);
     task.sketch.drafts.forEach((draft, i) => marks.push({ id: `d${i}`, base: `d${i}`, kind: "draft", box: draft.box, label: draft.label }));
@@ -418,7 +424,7 @@ export class Asking {
     if (this.whole) {
       this.#sketch((sketch) => sketch.drafts.push({ box, label: this.pen, from: null }));
       this.selected = `d${task.sketch.drafts.length - 1}`;
-      if (this.pen === null) this.page.findClass((label) => this.choose(label));
+      if (this.pen === null && !offered().length) this.page.findClass((label) => this.choose(label)); // the first class of all
       return this.#changed();
     }
     if (task.sketch.box && iou(box, task.sketch.box) > SAME_OBJECT) {
@@ -544,12 +550,17 @@ export class Asking {
     const content = (/** @type {Mark[]} */ marks) => ({ verdict: /** @type {const} */ ("object"), boxes: marks.map((one) => one.box), labels: marks.map((one) => one.label ?? 0) });
     const after = group.flatMap((one) => (one.id !== mark.id ? [one] : to ? [{ ...one, box: to.box ?? one.box, label: to.label ?? one.label }] : []));
     const before = content(group);
-    const item = after.length ? content(after) : { ...WITHDRAWN };
+    // Only one's own answer can be withdrawn; another person's is corrected.
+    const gone = mark.by === state()?.you ? WITHDRAWN : { ...WITHDRAWN, verdict: /** @type {const} */ ("not_an_object") };
+    const item = after.length ? content(after) : gone;
+    const image = task.query.image.id;
+    const drawn = this.#past.some((entry) => draws(entry.forth) && this.line.baseOf(entry.base) === this.line.baseOf(mark.base));
+    const reopened = item.verdict === "withdrawn"; // bringing it back answers its question anew, or draws it anew
     const known = mark.key ? {} : { query: /** @type {number} */ (mark.query), after: /** @type {number} */ (mark.answer) };
     this.#step({
-      image: task.query.image.id, base: mark.base, query: null, sketch: null, what: to ? "a changed box" : "a removed box",
+      image, base: mark.base, query: null, sketch: null, what: to ? "a changed box" : "a removed box",
       forth: { item: { ...item, ...known }, refer: false, fresh: false },
-      back: { item: before, refer: true, fresh: !after.length },
+      back: reopened && drawn ? { item: { ...before, image }, refer: false, fresh: false } : { item: before, refer: true, fresh: reopened },
     }, mark.key ?? null);
   }
 
@@ -606,6 +617,18 @@ export class Asking {
     for (const entry of [...this.#past, ...this.#future]) if (this.line.baseOf(entry.base) === name) entry.key = key;
   }
 
+  /** Takes a step back or does it again. @param {Step} step @param {Entry} entry */
+  #do(step, entry) {
+    const before = this.line.baseOf(entry.base);
+    entry.key = this.#send(step, { ...entry, base: draws(step) ? "" : entry.base }, step.refer ? entry.key : null);
+    entry.at = Date.now();
+    if (draws(step)) {
+      // A box drawn anew is another box to the server; all steps on the old one mean this one from now on.
+      for (const one of [entry, ...this.#past, ...this.#future]) if (this.line.baseOf(one.base) === before) one.base = `k${entry.key}`;
+    }
+    this.#nowAt(entry.base, entry.key);
+  }
+
   /** @param {Step} step @param {Omit<Entry, "key" | "at">} entry @param {string | null} parent */
   #send(step, entry, parent) {
     const { image, base, what } = entry;
@@ -638,9 +661,7 @@ export class Asking {
     if (task?.kind === "edit") return this.leave(false);
     const entry = this.#past.pop();
     if (!entry) return this.page.say("Nothing left to undo in this tab. The last answers are in the side panel.");
-    entry.key = this.#send(entry.back, entry, entry.key);
-    entry.at = Date.now();
-    this.#nowAt(entry.base, entry.key);
+    this.#do(entry.back, entry);
     this.#future.push(entry);
     this.#keepHistory();
     if (entry.query) {
@@ -665,15 +686,7 @@ export class Asking {
     }
     const entry = this.#future.pop();
     if (!entry) return;
-    const drawn = !entry.forth.refer && entry.forth.item.image !== undefined && !entry.forth.item.complete;
-    const before = entry.base;
-    entry.key = this.#send(entry.forth, { ...entry, base: drawn ? "" : before }, entry.forth.refer ? entry.key : null);
-    entry.at = Date.now();
-    if (drawn) {
-      // A box drawn anew is another box to the server; later steps on the old one mean this one.
-      for (const later of [entry, ...this.#future]) if (this.line.baseOf(later.base) === this.line.baseOf(before)) later.base = `k${entry.key}`;
-    }
-    this.#nowAt(entry.base, entry.key);
+    this.#do(entry.forth, entry);
     this.#past.push(entry);
     this.#keepHistory();
     if (entry.query) {

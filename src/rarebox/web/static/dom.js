@@ -79,8 +79,7 @@ export const counted = (count, one, many = `${one}s`) => `${count} ${count === 1
 
 /** @param {number} seconds */
 export function duration(seconds) {
-  if (seconds < 1) return "a moment";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
   const minutes = seconds / 60;
   return minutes < 90 ? `${Math.round(minutes)} min` : `${(minutes / 60).toFixed(1)} h`;
 }

@@ -66,6 +66,12 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
   input.addEventListener("input", search);
   input.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.isComposing) return;
+    const digit = input.value === "" && /^\d$/.test(event.key) ? (Number(event.key) || 10) - 1 : -1;
+    const byDigit = options.findIndex(({ text, label }) => label === digit && !text.startsWith(event.key));
+    if (byDigit >= 0) {
+      event.preventDefault();
+      return void take(byDigit); // as the key beside the name says
+    }
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step && options.length) {
       at = (at + step + options.length) % options.length;

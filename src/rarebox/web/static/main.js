@@ -80,7 +80,12 @@ function run(first) {
     },
     problem: (sentence) => say(sentence, "bad"),
   });
-  const spentOnTheWay = () => line.waiting.filter((record) => record.base.startsWith("q") && !record.item.after && !record.parent && record.item.verdict === "object").length;
+  /** Answers on their way that the budget will count: a label is an object, a look any answer. */
+  const spentOnTheWay = () => {
+    const labels = state()?.budget.unit === "labels";
+    const counts = (/** @type {string} */ verdict) => verdict === "object" || (!labels && verdict !== "withdrawn");
+    return line.waiting.filter(({ base, item, parent }) => base.startsWith("q") && !item.after && !parent && counts(item.verdict)).length;
+  };
 
   const keys = listenToKeys({
     yes: () => asking.yes(),
@@ -151,7 +156,7 @@ function run(first) {
     (answer) => edit(answer, disagreements));
 
   const panel = makePanel({
-    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false),
+    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false).then(() => news.again()),
     threshold: (value) => asking.setThreshold(value), thresholdNow: () => asking.threshold,
   });
 
@@ -252,6 +257,9 @@ function run(first) {
     } else if (asking.view.mode === "redraw") {
       named("Redraw the box with one drag", null, "");
       reason = "Esc leaves it.";
+    } else if (active?.kind === "draft" && active.label === null) {
+      named("What is in the new box?", null, "");
+      reason = `A digit chooses its class, ${hint("find")} finds or adds one.`;
     } else if (active?.kind === "label") {
       named(asking.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
       reason = `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
@@ -310,7 +318,7 @@ function run(first) {
     buttons.complete.hidden = whole || task?.kind !== "ask" || aside;
     buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
     setButton(buttons.complete, "Image complete", loading);
-    buttons.withdraw.hidden = task?.kind !== "edit";
+    buttons.withdraw.hidden = task?.kind !== "edit" || task.answer?.by !== state()?.you; // another person's answer is corrected
     buttons.leave.hidden = task?.kind !== "edit";
     setButton(buttons.undo, "Undo", !asking.canUndo);
     byId("answers").classList.toggle("idle", !task);
@@ -361,14 +369,14 @@ function run(first) {
   onState((now, before) => {
     document.title = `${now.project} · rarebox`;
     panel.update(now, spentOnTheWay());
-    if (before && now.cycle > before.cycle && before.version >= 0) {
+    if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);
       say(`Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`, "news");
     }
     asking.refresh(); // classes may have new names and colours
   });
   let broken = false;
-  listen({
+  const news = listen({
     state: accept,
     queries: () => line.ask(),
     opened: () => {

@@ -1,6 +1,6 @@
 /** The side panel: what is done, what is left, what the trainer does. Drawn anew from each State. */
 
-import { get, post } from "./api.js";
+import { get, getFile, post } from "./api.js";
 import { apChart } from "./chart.js";
 import { colour } from "./colours.js";
 import { answerCrop } from "./crop.js";
@@ -91,7 +91,7 @@ export function makePanel(doors) {
     replace(parts.balance,
       el("h2", { text: "Boxes per class" }, el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes })),
       el("ul", { class: "bars" }, ...classes.map(({ label, name, count }) =>
-        el("li", { class: count < RARE * most ? "rare" : null, title: name },
+        el("li", { class: most >= 10 && count < RARE * most ? "rare" : null, title: name },
           el("span", { class: "who", text: name }),
           el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
           el("b", { text: count })))),
@@ -122,12 +122,27 @@ export function makePanel(doors) {
   const formats = [["coco", "COCO"], ["yolo", "YOLO"], ["voc", "Pascal VOC"], ["labelstudio", "Label Studio"]];
   replace(parts.data, el("h2", { text: "Labels" }),
     el("button", { text: "Look back at all answers", "data-testid": "open-gallery", onclick: doors.gallery }),
-    el("p", { class: "downloads" }, icon("download"), ...formats.map(([format, name]) => el("a", { href: `/api/export?format=${format}`, download: "", text: name, "data-testid": `export-${format}` }))));
+    el("p", { class: "downloads" }, icon("download"), ...formats.map(([format, name]) => el("a", {
+      href: `/api/export?format=${format}`, download: "", text: name, "data-testid": `export-${format}`,
+      onclick: (/** @type {Event} */ event) => (event.preventDefault(), download(format)),
+    }))));
 
   /** @param {string} path */
   async function ask(path) {
     try {
       accept(await post(path));
+    } catch (error) {
+      say(/** @type {Error} */ (error).message || "That did not work.", "bad");
+    }
+  }
+
+  /** Fetched here, so that a refusal is a sentence on this page. @param {string} format */
+  async function download(format) {
+    try {
+      const { content, name } = await getFile(`/api/export?format=${format}`);
+      const link = el("a", { href: URL.createObjectURL(content), download: name ?? `labels-${format}.zip` });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     } catch (error) {
       say(/** @type {Error} */ (error).message || "That did not work.", "bad");
     }
@@ -145,7 +160,7 @@ export function makePanel(doors) {
           const done = navigator.clipboard ? await navigator.clipboard.writeText(url).then(() => true, () => false) : false;
           copied.textContent = done ? "Copied." : "Press Ctrl+C to copy.";
         };
-        body.append(el("p", { text: "Whoever opens this link labels in this project. It is as good as a password." }),
+        body.append(el("p", { text: "One person opens this link once and labels in this project from then on. Until then it is as good as a password." }),
           el("div", { class: "name-form" }, link, el("button", { class: "primary", text: "Copy", onclick: copy })), copied);
       });
     } catch (error) {
