@@ -17,13 +17,13 @@ from label_studio_sdk.label_interface.interface import LabelInterface
 from label_studio_sdk.label_interface.objects import PredictionValue, TaskValue
 from PIL import Image
 
-from rarebox import exchange
 from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export, export_queries
 from rarebox.data.review import Batch
 from rarebox.errors import UserError
-from rarebox.exchange import Imported, bring_in, open_questions, open_store
+from rarebox.exchange import Imported, bring_in, open_questions
 from rarebox.people import People
+from rarebox.run_folder import open_store
 from rarebox.store import Store
 from rarebox.types import Answer, ImageRecord, Query, Source, Verdict
 
@@ -476,4 +476,4 @@ def test_nothing_to_ask(tmp_path: Path, store: Store) -> None:
     with pytest.raises(UserError, match="no open question"):
         export_queries(tmp_path / "out", "cvat", CLASSES, [], [])
     with pytest.raises(UserError, match="no label store"):
-        exchange.open_store(tmp_path)
+        open_store(tmp_path)

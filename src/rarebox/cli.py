@@ -20,7 +20,6 @@ from rich.text import Text
 
 from rarebox import __version__, config
 from rarebox.errors import UserError
-from rarebox.run_folder import write_text
 
 app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
@@ -404,16 +403,19 @@ def export(
     allow_partial: Annotated[bool, typer.Option(help="YOLO: also partly labelled images, unsafe as that is.")] = False,
     copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
     queries: Annotated[bool, typer.Option("--queries", help="Open questions, for labelstudio or cvat.")] = False,
+    most: Annotated[int, typer.Option(min=1, help="Of --queries: how many, within the budget.")] = 1000,
     image_url: ImageUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the labels of a run, with where each box comes from; or its open questions, for another tool."""
     from rarebox.data.export import export as write
     from rarebox.data.export import export_queries
-    from rarebox.exchange import open_questions, open_store
+    from rarebox.exchange import ask_ahead, open_questions
     from rarebox.labels import collect
+    from rarebox.run_folder import open_store
 
     if queries:
+        ask_ahead(run, most)
         with open_store(run) as store:
             found = open_questions(store)
         done = export_queries(
@@ -458,13 +460,12 @@ def bring_in(
     as_json: AsJson = False,
 ) -> None:
     """Take in what people answered in Label Studio or CVAT; the same file again changes nothing."""
-    from dataclasses import asdict
-
     from rarebox import exchange
     from rarebox.data import cvat, labelstudio
+    from rarebox.run_folder import open_store
 
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
-    with exchange.open_store(run) as store:
+    with open_store(run) as store:
         done = exchange.bring_in(store, batch, format, by=by, complete=complete, replace=replace)
     counts = {**asdict(done), "skipped": batch.skipped, "older": batch.older}
     if as_json:
@@ -522,6 +523,7 @@ def rank(
     from rarebox import outside
     from rarebox.data import labelstudio, ranked
     from rarebox.data.review import sheets
+    from rarebox.run_folder import write_text
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None

@@ -20,7 +20,7 @@ from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError, unknown_name
 from rarebox.naming import ByName
 from rarebox.people import People, clean_name
-from rarebox.run_folder import RunFolder
+from rarebox.project import Project
 from rarebox.store import Store
 from rarebox.types import Answer, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
@@ -34,13 +34,6 @@ ASPECT = 0.02
 """How much the shape of a picture may differ between here and there, as a share."""
 
 
-def open_store(place: str | Path) -> Store:
-    """The label store of a run or project: by its folder, its file, or a database URL. UserError if there is none."""
-    if "://" not in str(place) and Path(place).is_dir():
-        return Store(RunFolder(Path(place)).store)
-    return Store(place)
-
-
 @dataclass(frozen=True, eq=False)
 class Questions:
     """The open box queries of the latest cycle, best first, their images, and the classes that there are now.
@@ -52,6 +45,24 @@ class Questions:
     images: Mapping[int, ImageRecord]
     classes: tuple[str, ...]
     queries: Sequence[Query]
+
+
+def ask_ahead(root: Path, most: int) -> None:
+    """Have a project ask questions from its ranking until so many are open, or what is left of the budget.
+
+    People on the page are asked one by one; whoever works elsewhere takes a stack along. One question an image is open
+    at a time.
+    """
+    project = Project(root)
+    try:
+        cycle = project.cycle
+        with project.store.transaction(writes=True):
+            asker = project.asker(cycle)
+            wanted = min(most, project.budget(cycle) - project.spent(cycle)) - len(project.store.unanswered(cycle))
+            while asker and wanted > 0 and (asked := asker.ask(wanted, anyhow=True)):
+                wanted -= len(asked)
+    finally:
+        project.store.close()
 
 
 def open_questions(store: Store) -> Questions:

@@ -46,6 +46,16 @@ def config(classes: Sequence[str]) -> str:
     return ET.tostring(view, encoding="unicode") + "\n"
 
 
+def classes_of(config: str) -> list[str]:
+    """The classes of the rectangles of a labelling configuration. UserError if it is no XML."""
+    try:
+        view = ET.fromstring(config)
+    except ET.ParseError as error:
+        raise UserError(f"the labelling configuration is not valid XML: {error}") from None
+    found = (label for labels in view.iter("RectangleLabels") for label in labels.iter("Label"))
+    return [name for label in found if (name := label.get("value"))]
+
+
 def tasks(
     sheets: Iterable[Sheet], classes: Sequence[str], image_url: str, version: str = MODEL
 ) -> list[dict[str, Any]]:
@@ -149,17 +159,24 @@ def _from_short(task: Mapping[str, Any], where: str) -> Returned:
     return _returned(task, size, regions, task.get("annotator"), task.get("lead_time"), where)
 
 
-def _returned(data: Any, size: Any, regions: list[Region], by: Any, seconds: Any, where: str) -> Returned:
+def image_of(data: Any, where: str) -> tuple[str, int | None]:
+    """The image's own name in a task's data, and its number here, if the task is one of ours."""
     if not isinstance(data, dict) or not isinstance(data.get(IMAGE), str):
         raise UserError(f'{where}: its data names no "{IMAGE}"; only tasks with an image can be taken in')
-    ours: Mapping[str, Any] = data[OURS] if isinstance(data.get(OURS), dict) else {}
-    shown = tuple(q for q in ours.get("queries") or () if isinstance(q, int))
-    image_id = ours.get("image_id")
+    image_id = _ours(data).get("image_id")
+    return file_name(data[IMAGE]), image_id if isinstance(image_id, int) else None
+
+
+def _ours(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    ours = data.get(OURS)
+    return ours if isinstance(ours, dict) else {}
+
+
+def _returned(data: Any, size: Any, regions: list[Region], by: Any, seconds: Any, where: str) -> Returned:
+    image, image_id = image_of(data, where)
+    shown = tuple(q for q in _ours(data).get("queries") or () if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
-    return Returned(
-        where, file_name(data[IMAGE]), image_id if isinstance(image_id, int) else None, size, shown, tuple(regions),
-        _person(by), milliseconds,
-    )  # fmt: skip
+    return Returned(where, image, image_id, size, shown, tuple(regions), _person(by), milliseconds)
 
 
 def file_name(url: str) -> str:

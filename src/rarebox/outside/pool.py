@@ -12,7 +12,8 @@ from rarebox.data.detections import Image
 from rarebox.data.images import UnreadableImage, image_files, image_size
 from rarebox.errors import UserError
 from rarebox.naming import ByName
-from rarebox.store import ImageLabels, Store
+from rarebox.run_folder import open_store
+from rarebox.store import ImageLabels
 from rarebox.types import Floats, ImageRecord, Source, as_boxes
 
 
@@ -102,9 +103,8 @@ class Pool:
 
     def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Said]:
         """What is labelled, by image id, from a store or a COCO file; its images become known."""
-        store = path / "labels.sqlite" if path.is_dir() else path
         if path.is_dir() or path.suffix != ".json":
-            return self._add_store(store)
+            return self._add_store(path)
         listing, _ = coco.read(path)
         self._name_classes(path, listing)
         said: dict[int, Said] = {}
@@ -131,7 +131,7 @@ class Pool:
                 )
 
     def _add_store(self, path: Path) -> dict[int, Said]:
-        with Store(path) as store:
+        with open_store(path) as store:
             self.classes = store.classes()
             for record in store.images().values():
                 self.add(record)
