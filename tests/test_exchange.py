@@ -332,7 +332,7 @@ def test_somebody_elses_answer_stands(project: Path, tmp_path: Path, store: Stor
     ])  # fmt: skip
     assert bring_in(store, labelstudio.read(file), "labelstudio") == Imported(objects=1, unchanged=1, left=1)
     assert verdicts(store)[1][0] == "not_an_object"
-    assert bring_in(store, labelstudio.read(file), "labelstudio", replace=True) == Imported(objects=1, unchanged=2)
+    assert bring_in(store, labelstudio.read(file), "labelstudio", instead=True) == Imported(objects=1, unchanged=2)
     assert verdicts(store)[1][0] == "object"
 
 

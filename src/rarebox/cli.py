@@ -419,7 +419,7 @@ def export(
         with open_store(run) as store:
             found = open_questions(store)
         done = export_queries(
-            to, format, found.classes, list(found.images.values()), found.queries, copy_images=copy_images,
+            to, format.value, found.classes, list(found.images.values()), found.queries, copy_images=copy_images,
             image_url=image_url, version=f"rarebox cycle {found.cycle}",
         )  # fmt: skip
         told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
@@ -466,7 +466,7 @@ def bring_in(
 
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
     with open_store(run) as store:
-        done = exchange.bring_in(store, batch, format, by=by, complete=complete, replace=replace)
+        done = exchange.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
     counts = {**asdict(done), "skipped": batch.skipped, "older": batch.older}
     if as_json:
         print(json.dumps(counts))

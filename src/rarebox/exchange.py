@@ -6,23 +6,29 @@ person's own, answered.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select
 
 from rarebox import schema
 from rarebox.boxes import iou_matrix
-from rarebox.data.review import Batch, Region, Returned
+from rarebox.candidates import rows_by_image
+from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
 from rarebox.errors import UserError, unknown_name
 from rarebox.naming import ByName
 from rarebox.people import People, clean_name
 from rarebox.project import Project
+from rarebox.ranking import still_open
 from rarebox.store import Store
-from rarebox.types import Answer, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+
+Job = Callable[[], Any]
+"""Something that writes to the store."""
 
 SAME_OBJECT = 0.5
 """IoU from which a box means the object that another one means."""
@@ -36,15 +42,17 @@ ASPECT = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """The open box queries of the latest cycle, best first, their images, and the classes that there are now.
+    """The open queries of the latest cycle, best first, their images, and the classes that there are now.
 
-    ``queries`` have indices into ``classes`` as guesses: classes that were merged into another are not among them.
+    ``queries`` about boxes have indices into ``classes`` as guesses: classes that were merged into another are not
+    among them. ``place_of`` gives that index for a label of the store.
     """
 
     cycle: int
     images: Mapping[int, ImageRecord]
     classes: tuple[str, ...]
     queries: Sequence[Query]
+    place_of: Mapping[int, int]
 
 
 def ask_ahead(root: Path, most: int) -> None:
@@ -70,15 +78,83 @@ def open_questions(store: Store) -> Questions:
     with store.transaction():
         cycle = max(store.cycles(), default=0)
         images, names, counts_as = store.images(), store.classes(), store.counts_as()
-        asked = [query for query in store.unanswered(cycle) if query.box is not None]
+        asked = store.unanswered(cycle)
     live = [label for label in range(len(names)) if counts_as[label] == label]
     place = {label: live.index(counts_as[label]) for label in range(len(names))}
     queries = [_guessing(query, place[query.guess or 0]) for query in asked]
-    return Questions(cycle, images, tuple(names[label] for label in live), queries)
+    return Questions(cycle, images, tuple(names[label] for label in live), queries, place)
 
 
 def _guessing(query: Query, guess: int) -> Query:
-    return Query(query.image_id, query.box, guess, query.utility, query.why, query.id, query.wanted, query.asked_by)
+    return replace(query, guess=guess)
+
+
+SHOWN_ABOVE = 0.3
+"""Score from which a box that nobody asks about is shown as well; weaker ones would be in the way."""
+
+
+class Offer:
+    """What a project shows in another tool, image by image, and how its answers come in.
+
+    ``do`` runs a job that writes, as the thread that writes wants it. All methods may be called from any thread.
+    """
+
+    def __init__(self, project: Project, source: str = "labelstudio", do: Callable[[Job], Any] = lambda job: job()):
+        self._project, self._source, self._do = project, source, do
+        self._ranked: tuple[int, Candidates, dict[int, Ints]] = (-1, Candidates.none(0), {})
+
+    def classes(self) -> tuple[str, ...]:
+        """The classes that there are now."""
+        return open_questions(self._project.store).classes
+
+    def version(self) -> str:
+        """The name of the model whose guesses are shown."""
+        return f"{MODEL} cycle {self._project.cycle}"
+
+    def sheets_of(self, images: Sequence[tuple[str, int | None]]) -> list[Sheet | None]:
+        """The open questions about each image, and further boxes of the latest ranking that no answer has settled.
+
+        Images are named, and numbered if the number is known; None for one that the project does not have.
+        """
+        found = open_questions(self._project.store)
+        by_name, asked = _by_name(found.images), dict[int, list[Query]]()
+        for query in found.queries:
+            if query.box is not None:
+                asked.setdefault(query.image_id, []).append(query)
+        sheets: list[Sheet | None] = []
+        for name, number in images:
+            image_id = by_name.find(name) if number is None else number
+            if image_id is None or image_id not in found.images:
+                sheets.append(None)
+                continue
+            record, ours = found.images[image_id], asked.get(image_id, [])
+            sheets.append(Sheet(len(sheets) + 1, record, record.path, [*ours, *self._others(image_id, ours, found)]))
+        return sheets
+
+    def record(self, batch: Batch) -> dict[str, int]:
+        """Take in what came back; how many answers of which kind."""
+        return asdict(self._do(lambda: bring_in(self._project.store, batch, self._source)))
+
+    def _others(self, image_id: int, asked: Sequence[Query], found: Questions) -> list[Query]:
+        """Boxes of the ranking that lie away from what is asked and what is settled."""
+        candidates, rows_of = self._ranking(found.cycle)
+        rows = candidates[rows_of.get(image_id, np.zeros(0, np.int64))]
+        iou = self._project.settings.selection.answered_iou
+        free = still_open(rows.boxes, self._project.store.labels_of(image_id), iou) & (rows.scores >= SHOWN_ABOVE)
+        for query in asked:
+            free &= iou_matrix(rows.boxes, query.box[None])[:, 0] < iou  # type: ignore[index]
+        place = found.place_of
+        return [
+            Query(image_id, box, place[int(label)], 0.0, {"score": float(score)})
+            for box, label, score in zip(rows.boxes[free], rows.labels[free], rows.scores[free], strict=True)
+        ]
+
+    def _ranking(self, cycle: int) -> tuple[Candidates, dict[int, Ints]]:
+        """The ranking of a cycle, read once."""
+        if self._ranked[0] != cycle:
+            ranked = self._project.read_ranking(cycle)[0] if self._project.has_ranking(cycle) else Candidates.none(0)
+            self._ranked = (cycle, ranked, rows_by_image(ranked))
+        return self._ranked[1:]
 
 
 # ------------------------------------------------------------------------------------------- what comes back
@@ -150,13 +226,13 @@ class _Known:
 
 
 def bring_in(
-    store: Store, batch: Batch, source: str, *, by: str = "", complete: bool = False, replace: bool = False
+    store: Store, batch: Batch, source: str, *, by: str = "", complete: bool = False, instead: bool = False
 ) -> Imported:
     """Record what came back from another tool, all of it or, on an error, none; the same file again changes nothing.
 
     ``source`` names the tool; ``by`` is whose answers they are, where the file does not name the person or another
     name is wanted. With ``complete`` every image of the batch is labelled completely. What somebody else has answered
-    otherwise meanwhile stands, unless ``replace``. Raises UserError for images, queries and classes that the store does
+    otherwise meanwhile stands, unless ``instead``. Raises UserError for images, queries and classes that the store does
     not have.
     """
     with store.transaction(writes=True):
@@ -166,16 +242,14 @@ def bring_in(
             for returned, record in _located(batch.returned, known)
             for one in _answers(returned, record, known, source, by, complete)
         ]
-        fates = [_fate(one, known, replace) for one in said]
+        fates = [_fate(one, known, instead) for one in said]
         _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate != "unseen"])
     return Imported(**Counter(fate for fate in fates if fate))
 
 
 def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned, ImageRecord]]:
     """Each with its image. UserError names the first of those that are unknown, and how many there are."""
-    by_name = ByName[int]()
-    for record in known.images.values():
-        by_name.add(record.path, record.id)
+    by_name = _by_name(known.images)
     located = [(one, _find(one, known, by_name)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:
@@ -190,6 +264,13 @@ def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned
             raise UserError(f"{one.where}: this image came already, in {seen[record.id].where}; import them one by one")
         seen[record.id] = one
     return pairs
+
+
+def _by_name(images: Mapping[int, ImageRecord]) -> ByName[int]:
+    by_name = ByName[int]()
+    for record in images.values():
+        by_name.add(record.path, record.id)
+    return by_name
 
 
 def _find(one: Returned, known: _Known, by_name: ByName[int]) -> ImageRecord | None:
@@ -327,7 +408,7 @@ def _settle(box: Floats, query: Query) -> Floats:
     return query.box if np.abs(box - query.box).max() <= STILL else box
 
 
-def _fate(one: _Said, known: _Known, replace: bool) -> str:
+def _fate(one: _Said, known: _Known, instead: bool) -> str:
     """What becomes of an answer, as `Imported` counts: its own kind if it is recorded, else the reason why not."""
     standing = dict(known.standing.get(one.query.id, {}))
     mine = standing.pop(one.by, None)
@@ -339,7 +420,7 @@ def _fate(one: _Said, known: _Known, replace: bool) -> str:
         return "unchanged"
     if (mine and _same(mine, one)) or (not mine and any(_same(answer, one) for answer in standing.values())):
         return "unchanged"
-    if mine is None and len(standing) >= one.query.wanted and not replace:
+    if mine is None and len(standing) >= one.query.wanted and not instead:
         return "left"
     return one.kind
 

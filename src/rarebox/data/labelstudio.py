@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
+from zlib import crc32
 
 import numpy as np
 
@@ -78,12 +79,15 @@ def _task(sheet: Sheet, classes: Sequence[str], image_url: str, version: str) ->
 
 def prediction(sheet: Sheet, classes: Sequence[str], version: str = MODEL) -> dict[str, Any]:
     """All queries of an image as one prediction; its score is the mean of theirs."""
-    result = [
-        _region(sheet, query, classes, f"query-{query.id}" if query.id else f"guess-{sheet.number}-{place}")
-        for place, query in enumerate(sheet.queries)
-    ]
+    result = [_region(sheet, query, classes, _key(query)) for query in sheet.queries]
     scores = [region["score"] for region in result if "score" in region]
     return {"model_version": version, "score": sum(scores) / len(scores) if scores else 0.0, "result": result}
+
+
+def _key(query: Query) -> str:
+    """The id of a region: its query, or, for a box that nobody asks about, a name that is the box's own."""
+    assert query.box is not None
+    return f"query-{query.id}" if query.id else f"guess-{crc32(query.box.tobytes()):08x}"
 
 
 def _region(sheet: Sheet, query: Query, classes: Sequence[str], key: str) -> dict[str, Any]:
@@ -139,7 +143,8 @@ def from_annotation(task: Mapping[str, Any], annotation: Mapping[str, Any], wher
     """One annotation of one task, as exports and webhooks have it.
 
     Label Studio names the prediction that an annotation began with: where that is none, and no region is of a query,
-    the predictions were not shown as a start.
+    the predictions were not shown as a start. It also keeps the prediction itself, which tells what was shown even
+    where the task is not one of our export.
     """
     result = annotation.get("result")
     if not isinstance(result, list):
@@ -147,8 +152,19 @@ def from_annotation(task: Mapping[str, Any], annotation: Mapping[str, Any], wher
     size, regions = _regions([r for r in result if isinstance(r, dict) and r.get("type") == TYPE], where)
     by, seconds = annotation.get("completed_by"), annotation.get("lead_time")
     returned = _returned(task.get("data"), size, regions, by, seconds, where)
-    taken_over = annotation.get("parent_prediction", OURS) is not None or any(r.query is not None for r in regions)
+    begun_with = annotation.get("parent_prediction", OURS)
+    kept = annotation.get("prediction")
+    if isinstance(kept, dict) and isinstance(kept.get("result"), list) and begun_with in (OURS, kept.get("id")):
+        returned = replace(returned, queries=tuple(filter(None, map(_query_of, kept["result"]))))
+    taken_over = begun_with is not None or any(region.query is not None for region in regions)
     return replace(returned, began_with_guesses=taken_over)
+
+
+def _query_of(region: Any) -> int | None:
+    """The query that a region is of, by its id."""
+    key = str(region.get("id") or "") if isinstance(region, dict) else ""
+    found = _QUERY.fullmatch(key.split("#")[0])
+    return int(found[1]) if found else None
 
 
 def _from_short(task: Mapping[str, Any], where: str) -> Returned:
@@ -210,8 +226,7 @@ def _regions(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[in
         if not isinstance(names, list) or not names:
             raise UserError(f"{where}: a region has no class; give it one in Label Studio, or delete it")
         key = str(entry.get("id") or "").split("#")[0]
-        query = _QUERY.fullmatch(key)
-        regions.append(Region(box, str(names[0]), int(query[1]) if query else None, key))
+        regions.append(Region(box, str(names[0]), _query_of(entry), key))
     return size, regions
 
 

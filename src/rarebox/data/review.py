@@ -68,11 +68,14 @@ class Batch:
 
 
 def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) -> list[Sheet]:
-    """One sheet for each image that is asked about, in the order of the best query of each."""
+    """One sheet for each image that is asked about, in the order of the best query of each.
+
+    A query about a whole image brings a sheet without boxes.
+    """
     known = {record.id: (record, file) for record, file in images}
     of_image: dict[int, list[Query]] = {}
     for query in queries:
-        of_image.setdefault(query.image_id, []).append(query)
+        of_image.setdefault(query.image_id, []).extend([] if query.box is None else [query])
     return [Sheet(n, *known[image_id], asked) for n, (image_id, asked) in enumerate(of_image.items(), 1)]
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rarebox.data import labelstudio
 from rarebox.data.review import Batch, Returned, Sheet
 from rarebox.errors import UserError
+from rarebox.exchange import Offer
 
 ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 """Events that bring an answer; all others are heard and passed over."""
@@ -50,17 +51,17 @@ class Event(Message):
 
 
 def make_router(
-    sheet_of: Callable[[str, int | None], Sheet | None],
+    sheets_of: Callable[[Sequence[tuple[str, int | None]]], Sequence[Sheet | None]],
     classes: Callable[[], Sequence[str]],
     version: Callable[[], str],
     record: Callable[[Batch], Mapping[str, int]],
 ) -> APIRouter:
     """The routes of the contract, to be mounted under any prefix; that whole address is what Label Studio is given.
 
-    ``sheet_of`` takes an image's name, and its number if the task knows it, and gives its open questions and other
-    boxes to show, or None for an image that is not the project's. ``classes`` are the names that guesses are indices
-    into, ``version`` names the model. ``record`` turns what came back into answers, durable when it returns, and says
-    how many of which kind; its UserErrors are told to Label Studio, as are images that nobody knows.
+    ``sheets_of`` takes the names of images, each with its number if the task knows it, and gives for each its open
+    questions and other boxes to show, or None for an image that is not the project's. ``classes`` are the names that
+    guesses are indices into, ``version`` names the model. ``record`` turns what came back into answers, durable when it
+    returns, and says how many of which kind; its UserErrors are told to Label Studio.
     """
     router = APIRouter(tags=["Label Studio"])
 
@@ -81,7 +82,8 @@ def make_router(
     def predict(body: Predict) -> dict[str, Any]:
         """A prediction for each task, in their order; one without boxes where there is nothing to ask."""
         names, model = classes(), version()
-        return {"results": [_prediction(task, sheet_of, names, model) for task in body.tasks], "model_version": model}
+        sheets = sheets_of([_image_of(task) for task in body.tasks])
+        return {"results": [_prediction(sheet, names, model) for sheet in sheets], "model_version": model}
 
     @router.post("/webhook", status_code=201)
     @router.post("/train", status_code=201, include_in_schema=False)
@@ -115,14 +117,20 @@ def make_router(
     return router
 
 
-def _prediction(
-    task: Mapping[str, Any], sheet_of: Callable[[str, int | None], Sheet | None], classes: Sequence[str], version: str
-) -> dict[str, Any]:
+def router_of(offer: Offer) -> APIRouter:
+    """The routes for one project."""
+    return make_router(offer.sheets_of, offer.classes, offer.version, offer.record)
+
+
+def _image_of(task: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The image of a task; a name that no image has, where the task is about none."""
     try:
-        place = labelstudio.image_of(task.get("data"), "the task")
-        sheet = sheet_of(*place)
+        return labelstudio.image_of(task.get("data"), "the task")
     except UserError:
-        sheet = None
+        return "", None
+
+
+def _prediction(sheet: Sheet | None, classes: Sequence[str], version: str) -> dict[str, Any]:
     if sheet is None or not sheet.queries:
         return {"model_version": version, "score": 0.0, "result": []}
     return labelstudio.prediction(sheet, classes, version)
