@@ -17,7 +17,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 ROWS = (
     {"__init__", "errors", "seeds"},
-    {"types", "boxes", "tables"},
+    {"types", "boxes", "tables", "naming"},
     {"schema"},
     {"method", "config", "store", "data", "frames"},
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people"},
@@ -25,7 +25,7 @@ ROWS = (
     {"detectors", "ranking"},
     {"asking"},
     {"project"},
-    {"loop", "labels", "compare", "outside", "copying"},
+    {"loop", "labels", "compare", "outside", "copying", "exchange"},
     {"report", "doctor", "bench", "web", "trainer"},
     {"cli"},
     {"__main__"},
@@ -152,7 +152,8 @@ def test_only_the_data_readers_know_label_formats() -> None:
 QUICK = (
     "method", "types", "boxes", "seeds", "tables", "config", "store", "data", "data.export", "data.coco", "data.voc",
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
-    "data.detections", "frames", "ranking", "outside", "run_folder", "labels", "compare", "bench",
+    "data.detections", "data.labelstudio", "data.cvat", "exchange", "naming",
+    "frames", "ranking", "outside", "run_folder", "labels", "compare", "bench",
     "people", "asking", "project", "web", "web.app", "web.desk", "web.serve", "web.security",
     "cli",
 )  # fmt: skip

@@ -1,17 +1,20 @@
 """The command line as a person meets it: one message, status 2, no traceback; and the ways that work."""
 
+import csv
 import json
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from rarebox import cli, config
-from rarebox.run_folder import RunFolder
+from rarebox.run_folder import RunFolder, open_store
+from rarebox.types import Query
 from tests.tiny import as_options, make_data
 
 
@@ -285,3 +288,87 @@ def test_ctrl_c_says_that_nothing_is_lost(
         cli.main()
     assert left.value.code == 130
     assert "stopped; repeat the command to go on" in capsys.readouterr().err
+
+
+DETECTIONS = """{"classes": ["cat", "dog"]}
+{"image": "a.png", "width": 80, "height": 60, "boxes": [[5, 5, 30, 40]], "scores": [0.6], "labels": ["dog"]}
+{"image": "b.png", "width": 80, "height": 60, "boxes": [[9, 9, 50, 50]], "scores": [0.9], "labels": ["cat"]}
+"""
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Path:
+    """What some detector found."""
+    file = tmp_path / "found.jsonl"
+    file.write_text(DETECTIONS)
+    return file
+
+
+def test_rank_in_all_formats(monkeypatch, capsys, tmp_path, found) -> None:
+    words = ("rank", "--detections", found, "--budget", "5")
+    assert call(monkeypatch, *words) == 0
+    said = capsys.readouterr()
+    assert "no --views" in " ".join(said.err.split())
+    rows = list(csv.DictReader(said.out.splitlines()))
+    assert [(row["rank"], row["image"], row["guess"], row["box_consistency"]) for row in rows] == [
+        ("1", "a.png", "dog", ""), ("2", "b.png", "cat", ""),
+    ]  # fmt: skip
+    assert call(monkeypatch, *words, "--format", "json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert (listed["strategy"], listed["uncertainty"]) == ("class_balanced", "class entropy")
+    assert [box["utility"] for box in listed["boxes"]] == [pytest.approx(float(row["utility"])) for row in rows]
+    assert call(monkeypatch, *words, "--format", "coco", "--to", tmp_path / "c.json") == 0
+    coco = json.loads((tmp_path / "c.json").read_text())
+    assert [a["attributes"]["rank"] for a in coco["annotations"]] == [1, 2]
+    assert call(monkeypatch, *words, "--format", "labelstudio", "--to", tmp_path / "t.json", "--image-url", "/x/") == 0
+    tasks = json.loads((tmp_path / "t.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == ["/x/a.png", "/x/b.png"]
+    assert "RectangleLabels" in (tmp_path / "t.xml").read_text()
+
+
+def test_rank_and_mistakes(monkeypatch, capsys, tmp_path, found) -> None:
+    words = ("rank", "--detections", found, "--budget", "5")
+    assert "did you mean 'class_balanced'" in complaint(monkeypatch, capsys, *words, "--strategy", "class_balance")
+    assert "cannot be read" in complaint(monkeypatch, capsys, "rank", "--detections", tmp_path / "no", "--budget", "5")
+    assert "did you mean 'selection.sigma'" in complaint(monkeypatch, capsys, *words, "--set", "selection.sigm=2")
+    assert "no label store" in complaint(monkeypatch, capsys, *words, "--labels", tmp_path)
+    assert call(monkeypatch, "rank", "--budget", "5") == 2
+
+
+def test_views_are_written(monkeypatch, capsys, tmp_path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (80, 60)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "b.png").write_text("no image")
+    assert call(monkeypatch, "views", "--images", tmp_path / "photos", "--to", tmp_path / "out", "--views", "flip") == 0
+    said = capsys.readouterr()
+    assert "1 copies of 1 images" in said.out
+    assert "1 images cannot be read" in " ".join(said.err.split())
+    assert (tmp_path / "out" / "images" / "a.png.flip.png").is_file()
+    nowhere = ("views", "--images", tmp_path / "no", "--to", tmp_path / "x")
+    assert "does not exist" in complaint(monkeypatch, capsys, *nowhere)
+
+
+def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pictures) -> None:
+    assert call(monkeypatch, "init", tmp_path / "project", "--images", pictures, "--classes", "one,two") == 0
+    with open_store(tmp_path / "project") as store:
+        store.open_cycle(2)
+        store.ask(2, [Query(1, np.array([5, 5, 30, 40]), 1, why={"score": 0.5})])
+    words = ("export", tmp_path / "project", tmp_path / "out", "--queries")
+    capsys.readouterr()
+    assert call(monkeypatch, *words, "--format", "labelstudio", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "out"), "images": 1, "queries": 1}
+    assert "unknown format for queries 'voc'" in complaint(monkeypatch, capsys, *words, "--format", "voc")
+    assert call(monkeypatch, *words, "--format", "cvat") == 0
+    file = tmp_path / "out" / "annotations.xml"
+    take_in = ("import", tmp_path / "project", file, "--format", "cvat", "--by", "Ada")
+    capsys.readouterr()
+    assert call(monkeypatch, *take_in) == 0
+    assert "1 guesses are objects" in capsys.readouterr().out
+    assert call(monkeypatch, *take_in, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["unchanged"] == 1
+    with open_store(tmp_path / "project") as store:
+        assert [(a.by, a.labels.tolist(), a.boxes.tolist()) for _, a in store.answered()] == [("Ada", [1], [[5, 5, 30, 40]])]  # fmt: skip  # noqa: E501
+    assert "no open question" in complaint(monkeypatch, capsys, *words, "--format", "cvat")
+    assert "no label store" in complaint(monkeypatch, capsys, "import", tmp_path, file, "--format", "cvat")
+    assert call(monkeypatch, "export", tmp_path / "project", tmp_path / "labels", "--format", "cvat") == 0
+    assert 'label="two"' in (tmp_path / "labels" / "annotations.xml").read_text()

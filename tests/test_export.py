@@ -175,7 +175,7 @@ def test_the_ways_out(
     tmp_path: Path, images: list[ImageRecord], ways_out: dict[str, bool], files: int, incomplete: int | None
 ) -> None:
     labels = [annotations(7, [[1, 2, 3, 4]], [0]), annotations(3, [[1, 2, 3, 4]], [1], complete=False)]
-    export(tmp_path / "out", "yolo", CLASSES, images, labels, **ways_out)
+    export(tmp_path / "out", "yolo", CLASSES, images, labels, **ways_out)  # type: ignore[arg-type]
     assert len(list((tmp_path / "out" / "labels").iterdir())) == files
     listed = tmp_path / "out" / "incomplete.txt"
     assert (len(listed.read_text().splitlines()) if listed.exists() else None) == incomplete

@@ -20,7 +20,6 @@ from rich.text import Text
 
 from rarebox import __version__, config
 from rarebox.errors import UserError
-from rarebox.run_folder import write_text
 
 app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
@@ -43,6 +42,7 @@ LOG_SECONDS = 15
 SEVERAL = Path("rarebox-report")
 """Where the report on several runs goes, which belongs to none of them."""
 
+ImageUrl = Annotated[str | None, typer.Option(help="What Label Studio finds the images under, before their names.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
 
 
@@ -389,6 +389,8 @@ class Format(StrEnum):
     COCO = "coco"
     VOC = "voc"
     YOLO = "yolo"
+    LABELSTUDIO = "labelstudio"
+    CVAT = "cvat"
 
 
 @app.command()
@@ -400,16 +402,33 @@ def export(
     complete_only: Annotated[bool, typer.Option(help="Only images that are labelled completely.")] = False,
     allow_partial: Annotated[bool, typer.Option(help="YOLO: also partly labelled images, unsafe as that is.")] = False,
     copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
+    queries: Annotated[bool, typer.Option("--queries", help="Open questions, for labelstudio or cvat.")] = False,
+    most: Annotated[int, typer.Option(min=1, help="Of --queries: how many, within the budget.")] = 1000,
+    image_url: ImageUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the labels of a run as COCO, VOC or YOLO, with where each box comes from."""
+    """Write the labels of a run, with where each box comes from; or its open questions, for another tool."""
     from rarebox.data.export import export as write
+    from rarebox.data.export import export_queries
+    from rarebox.exchange import ask_ahead, open_questions
     from rarebox.labels import collect
+    from rarebox.run_folder import open_store
 
+    if queries:
+        ask_ahead(run, most)
+        with open_store(run) as store:
+            found = open_questions(store)
+        done = export_queries(
+            to, format.value, found.classes, list(found.images.values()), found.queries, copy_images=copy_images,
+            image_url=image_url, version=f"rarebox cycle {found.cycle}",
+        )  # fmt: skip
+        told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
+        print(json.dumps(told) if as_json else f"{done.folder}: {done.boxes} questions on {done.images} images")
+        return
     images, classes, annotations = collect(run)
     done = write(
         to, format, classes, images, annotations, allow_partial=allow_partial, complete_only=complete_only,
-        include_pseudo=include_pseudo, copy_images=copy_images,
+        include_pseudo=include_pseudo, copy_images=copy_images, image_url=image_url,
     )  # fmt: skip
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}))
@@ -423,12 +442,62 @@ def export(
         )  # fmt: skip
 
 
+class Tool(StrEnum):
+    """Tools whose answers can be taken in."""
+
+    LABELSTUDIO = "labelstudio"
+    CVAT = "cvat"
+
+
+@app.command(name="import")
+def bring_in(
+    run: Annotated[str, typer.Argument(help="Folder of a run or project, its store, or a database URL.")],
+    file: Annotated[Path, typer.Argument(help="Label Studio: exported JSON or JSON-MIN. CVAT: annotations.xml.")],
+    format: Annotated[Tool, typer.Option(help="Where the file comes from.")],
+    by: Annotated[str, typer.Option(help="Whose answers they are; else whom the file names.")] = "",
+    complete: Annotated[bool, typer.Option("--complete", help="Every image in it is labelled completely.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Also where somebody answered otherwise since.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in what people answered in Label Studio or CVAT; the same file again changes nothing."""
+    from rarebox import exchange
+    from rarebox.data import cvat, labelstudio
+    from rarebox.run_folder import open_store
+
+    batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
+    with open_store(run) as store:
+        done = exchange.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
+    counts = {**asdict(done), "skipped": batch.skipped, "older": batch.older}
+    if as_json:
+        print(json.dumps(counts))
+        return
+    print(
+        f"{file}: " + (", ".join(f"{count} {IMPORTED[name]}" for name, count in counts.items() if count) or "nothing")
+    )
+
+
+IMPORTED = {
+    "objects": "guesses are objects",
+    "no_objects": "guesses are not, or have their label already",
+    "missed": "boxes that were missed",
+    "complete": "images are complete now",
+    "withdrawn": "boxes taken back",
+    "unchanged": "answers known before",
+    "left": "answers that somebody else gave otherwise meanwhile, which stand (--replace lets the file's count)",
+    "unseen": "guesses that the annotation did not begin with, left unanswered",
+    "skipped": "images skipped there, left unanswered",
+    "older": "older annotations of the same images",
+}
+"""What the command says of each count."""
+
+
 class ListFormat(StrEnum):
     """How a ranked list of boxes can be written."""
 
     CSV = "csv"
     JSON = "json"
     COCO = "coco"
+    LABELSTUDIO = "labelstudio"
 
 
 @app.command()
@@ -446,12 +515,15 @@ def rank(
     views_map: Annotated[Path | None, typer.Option(help="The views.jsonl that `rarebox views` wrote.")] = None,
     classes: Annotated[str | None, typer.Option(help="The detector's classes in their order, such as cat,dog.")] = None,
     labels_complete: Annotated[bool, typer.Option(help="All images of --labels are labelled completely.")] = False,
+    image_url: ImageUrl = None,
     seed: Annotated[int, typer.Option(help="Root seed, for the strategy random.")] = 0,
     changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
 ) -> None:
     """List the boxes to label next, from the detections of any detector."""
     from rarebox import outside
-    from rarebox.data import ranked
+    from rarebox.data import labelstudio, ranked
+    from rarebox.data.review import sheets
+    from rarebox.run_folder import write_text
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
@@ -474,6 +546,11 @@ def rank(
             text = ranked.as_json(found.images, found.classes, found.queries, found.class_frequency, about)
         case ListFormat.COCO:
             text = ranked.as_coco(found.images, found.classes, found.queries)
+        case ListFormat.LABELSTUDIO:
+            shown = sheets([(record, record.path) for record in found.images.values()], found.queries)
+            text = json.dumps(labelstudio.tasks(shown, found.classes, image_url or ""), ensure_ascii=False) + "\n"
+            if to:
+                write_text(to.with_suffix(".xml"), labelstudio.config(found.classes))
     if to:
         write_text(to, text)
     else:

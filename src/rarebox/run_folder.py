@@ -11,6 +11,7 @@ from typing import Any
 from rarebox import config
 from rarebox.config import Settings
 from rarebox.errors import Busy, UserError
+from rarebox.store import Store
 
 if os.name == "nt":
     import msvcrt
@@ -107,6 +108,14 @@ class RunFolder:
             raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder")
         with hold(self.root / "lock"):
             yield
+
+
+def open_store(place: str | Path) -> Store:
+    """The label store of a run or project: by its folder, its file, or a database URL. UserError if there is none."""
+    if "://" in str(place) or not Path(place).is_dir():
+        return Store(place)
+    folder = RunFolder(Path(place))
+    return Store(folder.labels(folder.read_settings()) if folder.settings.exists() else folder.store)
 
 
 @contextmanager

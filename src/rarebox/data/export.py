@@ -1,4 +1,4 @@
-"""Writing labels as COCO, VOC or YOLO, without losing whose they are and which images are labelled as a whole.
+"""Writing labels (and queries) in many formats, without losing whose they are and which images are labelled as a whole.
 
 Every export is a folder of its own: the labels, the images (links, or copies), and ``rarebox.json``, which lists the
 provenance of every box in the order in which the label files have them.
@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rarebox.data import EXPORT_MARK
+from rarebox.data import EXPORT_MARK, cvat, labelstudio
+from rarebox.data.review import MODEL, Sheet, sheets
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
-from rarebox.types import Floats, ImageRecord, Ints, Source, as_boxes
+from rarebox.types import Floats, ImageRecord, Ints, Query, Source, as_boxes
 
 _COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")
 
@@ -92,17 +94,18 @@ def export(
     complete_only: bool = False,
     include_pseudo: bool = False,
     copy_images: bool = False,
+    image_url: str | None = None,
 ) -> Exported:
-    """Write the labels of ``images`` to a new folder, as ``coco``, ``voc`` or ``yolo``.
+    """Write the labels of ``images`` to a new folder, as ``coco``, ``voc``, ``yolo``, ``labelstudio`` or ``cvat``.
 
     Human boxes and difficult ones are written, rejected ones never, pseudo boxes only with ``include_pseudo``. With
     ``complete_only`` images that are labelled in part or not at all are left out. Images are linked unless
-    ``copy_images``. The folder appears as a whole or not at all, and replaces an earlier export only. Raises
-    `UserError` if there is something else, if there is nothing to write, and if YOLO, which cannot say that an image is
-    not labelled as a whole, would have to (see ``allow_partial``).
+    ``copy_images``; ``image_url`` is what Label Studio finds them under. The folder appears as a whole or not at all,
+    and replaces an earlier export only. Raises `UserError` if there is something else, if there is nothing to write,
+    and if YOLO, which cannot say that an image is not labelled as a whole, would have to (see ``allow_partial``).
     """
-    if format not in _WRITERS:
-        raise unknown_name("export format", format, _WRITERS)
+    if format not in (*_WRITERS, *REVIEW):
+        raise unknown_name("export format", format, (*_WRITERS, *REVIEW))
     folder = Path(os.path.abspath(Path(folder).expanduser()))
     if any(a.labels.max(initial=0) >= len(classes) or a.labels.min(initial=0) < 0 for a in annotations):
         raise ValueError(f"labels must be in [0, {len(classes)})")
@@ -115,7 +118,11 @@ def export(
         raise _incomplete(incomplete, len(items))
     _check_free(folder)
     with _staged(folder) as stage:
-        image_folder = stage / _WRITERS[format](stage, classes, items)
+        if format in REVIEW:
+            write_review(stage, format, classes, _labelled(items), image_url or local_files(folder))
+            image_folder = stage / "images"
+        else:
+            image_folder = stage / _WRITERS[format](stage, classes, items)
         _place_images(image_folder, items, copy_images, folder)
         if incomplete:
             _write(stage / "incomplete.txt", "".join(f"{item.file}\n" for item in incomplete))
@@ -123,6 +130,72 @@ def export(
     boxes = sum(len(item.labels.boxes) for item in items)
     partly = sum(len(item.labels.boxes) > 0 for item in incomplete)
     return Exported(folder, len(items), boxes, partly, len(incomplete) - partly)
+
+
+def export_queries(
+    folder: str | Path,
+    format: str,
+    classes: Sequence[str],
+    images: Sequence[ImageRecord],
+    queries: Sequence[Query],
+    *,
+    copy_images: bool = False,
+    image_url: str | None = None,
+    version: str = MODEL,
+) -> Exported:
+    """Write box queries, best first, to a new folder, for people to answer in ``labelstudio`` or ``cvat``.
+
+    Their guesses are there as predictions, of ``version``. Otherwise as :func:`export`.
+    """
+    if format not in REVIEW:
+        raise unknown_name("format for queries", format, REVIEW)
+    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    if not queries:
+        raise UserError(f"nothing to export to {folder}: there is no open question; run or serve the next cycle first")
+    asked = {query.image_id for query in queries}
+    items = _items([record for record in images if record.id in asked], [], False)
+    _check_free(folder)
+    with _staged(folder) as stage:
+        shown = sheets([(item.record, item.file) for item in items], queries)
+        write_review(stage, format, classes, shown, image_url or local_files(folder), version)
+        _place_images(stage / "images", items, copy_images, folder)
+        _write_mark(stage, format, classes, items)
+    return Exported(folder, len(items), len(queries), 0, 0)
+
+
+def local_files(folder: Path) -> str:
+    """Where Label Studio finds the images of an export, if it serves the folder that the export lies in."""
+    return f"/data/local-files/?d={quote(folder.name)}/images/"
+
+
+REVIEW = ("labelstudio", "cvat")
+"""Formats of tools where people label."""
+
+
+def write_review(
+    folder: Path, format: str, classes: Sequence[str], shown: Sequence[Sheet], image_url: str, version: str = MODEL
+) -> None:
+    """The files that such a tool takes in: its tasks or annotations, and its classes."""
+    if format == "cvat":
+        _write(folder / "annotations.xml", cvat.annotations(shown, classes))
+        _write(folder / "labels.json", cvat.labels(classes))
+    else:
+        tasks = labelstudio.tasks(shown, classes, image_url, version)
+        _write(folder / "tasks.json", json.dumps(tasks, ensure_ascii=False))
+        _write(folder / "config.xml", labelstudio.config(classes))
+
+
+def _labelled(items: Sequence[_Item]) -> list[Sheet]:
+    """Images with their labels, for a tool to show as what people have said."""
+    return [
+        Sheet(number, item.record, item.file, (), _as_queries(item), item.labels.complete)
+        for number, item in enumerate(items, 1)
+    ]
+
+
+def _as_queries(item: _Item) -> list[Query]:
+    labels = item.labels
+    return [Query(item.record.id, box, int(label)) for box, label in zip(labels.boxes, labels.labels, strict=True)]
 
 
 def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], include_pseudo: bool) -> list[_Item]:

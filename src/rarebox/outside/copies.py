@@ -9,7 +9,8 @@ import numpy as np
 from rarebox.data.detections import DetectionFile, Image, Line
 from rarebox.errors import UserError
 from rarebox.frames import MAPS, Frame
-from rarebox.outside.pool import ByName, Pool
+from rarebox.naming import ByName
+from rarebox.outside.pool import Pool
 from rarebox.outside.words import Understanding
 from rarebox.types import Detections
 

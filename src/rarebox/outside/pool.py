@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -12,7 +11,9 @@ from rarebox.data import coco
 from rarebox.data.detections import Image
 from rarebox.data.images import UnreadableImage, image_files, image_size
 from rarebox.errors import UserError
-from rarebox.store import ImageLabels, Store
+from rarebox.naming import ByName
+from rarebox.run_folder import open_store
+from rarebox.store import ImageLabels
 from rarebox.types import Floats, ImageRecord, Source, as_boxes
 
 
@@ -25,43 +26,6 @@ class Said:
     rejected: Floats
     skipped: Floats
     complete: bool
-
-
-T = TypeVar("T")
-
-
-class ByName(Generic[T]):
-    """Things by a path, found again by as much of its end as tells them apart."""
-
-    def __init__(self) -> None:
-        self._alike: dict[str, list[tuple[str, T]]] = {}
-
-    def add(self, path: str, value: T) -> None:
-        """Make a thing known by its path."""
-        self._alike.setdefault(_file_name(path), []).append((f"/{_slashes(path)}", value))
-
-    def find(self, name: str) -> T | None:
-        """What has that path, or one that ends so; None if nothing has. UserError where several end alike."""
-        wanted = f"/{_slashes(name)}"
-        alike = [(path, value) for path, value in self._alike.get(_file_name(name), ()) if _ends_alike(path, wanted)]
-        if len({path for path, _ in alike}) > 1:
-            raise UserError(
-                f"{name!r} may be {alike[0][0][1:]} or {alike[1][0][1:]}; write as much of the path as tells them apart"
-            )
-        return alike[0][1] if alike else None
-
-
-def _slashes(path: str) -> str:
-    return path.replace("\\", "/").removeprefix("./")
-
-
-def _file_name(path: str) -> str:
-    return _slashes(path).rsplit("/", 1)[-1]
-
-
-def _ends_alike(path: str, wanted: str) -> bool:
-    """Whether a path ends as is wanted; or, if it is not from the root, is itself the end of what is wanted."""
-    return path.endswith(wanted) or (not path.startswith("//") and wanted.endswith(path))
 
 
 class Pool:
@@ -139,9 +103,8 @@ class Pool:
 
     def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Said]:
         """What is labelled, by image id, from a store or a COCO file; its images become known."""
-        store = path / "labels.sqlite" if path.is_dir() else path
         if path.is_dir() or path.suffix != ".json":
-            return self._add_store(store)
+            return self._add_store(path)
         listing, _ = coco.read(path)
         self._name_classes(path, listing)
         said: dict[int, Said] = {}
@@ -168,7 +131,7 @@ class Pool:
                 )
 
     def _add_store(self, path: Path) -> dict[int, Said]:
-        with Store(path) as store:
+        with open_store(path) as store:
             self.classes = store.classes()
             for record in store.images().values():
                 self.add(record)

@@ -1,0 +1,124 @@
+"""CVAT: "CVAT for images 1.1" XML with rectangles, going out and coming back.
+
+CVAT gives boxes no lasting ids. A box carries its query as the attribute ``query``, and a tag ``rarebox`` on the image
+lists all queries that were shown there, so that a deleted box is seen to be missing. Both must be among the labels of
+the CVAT task, which is what ``labels.json`` is for.
+"""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rarebox.data.review import Batch, Region, Returned, Sheet, colour
+from rarebox.errors import UserError
+from rarebox.types import Query
+
+QUERY, TAG, SHOWN = "query", "rarebox", "queries"
+NEW = "new"
+"""What the attribute ``query`` says of a box that a person has drawn."""
+
+
+def labels(classes: Sequence[str]) -> str:
+    """The labels of a CVAT task as its "Raw" constructor takes them."""
+
+    def text(name: str, value: str) -> dict[str, Any]:
+        return {"name": name, "input_type": "text", "mutable": False, "default_value": value, "values": [value]}
+
+    boxes = [
+        {"name": name, "color": colour(label), "type": "rectangle", "attributes": [text(QUERY, NEW)]}
+        for label, name in enumerate(classes)
+    ]
+    tag = {"name": TAG, "color": "#888888", "type": "tag", "attributes": [text(SHOWN, "")]}
+    return json.dumps([*boxes, tag], indent=1, ensure_ascii=False) + "\n"
+
+
+def annotations(sheets: Iterable[Sheet], classes: Sequence[str]) -> str:
+    """``annotations.xml``: every image with its boxes; queries come from the machine, labelled boxes from people."""
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    listed = list(sheets)
+    task = ET.SubElement(ET.SubElement(root, "meta"), "task")
+    for name, value in (("name", "rarebox"), ("size", str(len(listed))), ("mode", "annotation")):
+        ET.SubElement(task, name).text = value
+    names = ET.SubElement(task, "labels")
+    for label, name in enumerate((*classes, TAG)):
+        entry = ET.SubElement(names, "label")
+        ET.SubElement(entry, "name").text = name
+        ET.SubElement(entry, "color").text = colour(label)
+        ET.SubElement(entry, "type").text = "tag" if name == TAG else "rectangle"
+    for sheet in listed:
+        _image(root, sheet, classes)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _image(root: ET.Element, sheet: Sheet, classes: Sequence[str]) -> None:
+    record = sheet.record
+    about = {"id": str(sheet.number - 1), "name": sheet.file, "width": str(record.width), "height": str(record.height)}
+    image = ET.SubElement(root, "image", about)
+    for query in sheet.queries:
+        _box(image, sheet, query, classes, "auto", str(query.id) if query.id else NEW)
+    for query in sheet.labelled:
+        _box(image, sheet, query, classes, "manual", NEW)
+    if shown := [str(query.id) for query in sheet.queries if query.id]:
+        tag = ET.SubElement(image, "tag", label=TAG, source="auto")
+        ET.SubElement(tag, "attribute", name=SHOWN).text = " ".join(shown)
+
+
+def _box(image: ET.Element, sheet: Sheet, query: Query, classes: Sequence[str], source: str, said: str) -> None:
+    assert query.box is not None
+    assert query.guess is not None
+    limits = [sheet.record.width or np.inf, sheet.record.height or np.inf] * 2
+    edges = dict(zip(("xtl", "ytl", "xbr", "ybr"), np.clip(query.box, 0, limits).tolist(), strict=True))
+    places = {name: f"{float(value):.2f}" for name, value in edges.items()}
+    about = {"label": classes[query.guess], "source": source, "occluded": "0", **places, "z_order": "0"}
+    box = ET.SubElement(image, "box", about)
+    ET.SubElement(box, "attribute", name=QUERY).text = said
+
+
+# ------------------------------------------------------------------------------------------- what comes back
+
+
+def read(file: Path) -> Batch:
+    """An export as "CVAT for images 1.1": the XML, out of its archive. Other shapes than boxes are an error."""
+    try:
+        root = ET.parse(file).getroot()
+    except (OSError, ET.ParseError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as XML ({error}); export it again as CVAT for images 1.1") from None
+    if root.tag != "annotations" or root.find("track") is not None:
+        raise UserError(f'{file} is not in the format "CVAT for images 1.1"; export the task again in that format')
+    by = next(
+        (e.text or "" for p in (".//assignee/username", ".//owner/username") if (e := root.find(p)) is not None), ""
+    )
+    return Batch([_returned(image, file, by) for image in root.iter("image")])
+
+
+def _returned(image: ET.Element, file: Path, by: str) -> Returned:
+    name = image.get("name")
+    where = f"{file}, image {name}"
+    other = next((shape.tag for shape in image if shape.tag not in ("box", "tag")), None)
+    if not name or other:
+        raise UserError(f"{where}: there is a {other}, and only boxes can be taken in; delete it in CVAT" if other else f"{where}: it has no name")  # fmt: skip  # noqa: E501
+    try:
+        size = (int(image.attrib["width"]), int(image.attrib["height"]))
+        regions = tuple(_region(box) for box in image.iter("box"))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where}: the image or a box of it lacks a number ({error!r}); export it again") from None
+    tags = (tag for tag in image.iter("tag") if tag.get("label") == TAG)
+    shown = [int(number) for tag in tags for number in re.findall(r"\d+", _attribute(tag, SHOWN))]
+    return Returned(where, name, None, size, tuple(shown), regions, by)
+
+
+def _region(box: ET.Element) -> Region:
+    x1, y1, x2, y2 = (float(box.attrib[edge]) for edge in ("xtl", "ytl", "xbr", "ybr"))
+    said = _attribute(box, QUERY)
+    return Region((x1, y1, x2, y2), box.attrib["label"], int(said) if said.isdecimal() else None, "")
+
+
+def _attribute(element: ET.Element, name: str) -> str:
+    return next((a.text or "" for a in element.iter("attribute") if a.get("name") == name), "").strip()

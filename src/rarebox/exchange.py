@@ -1,0 +1,448 @@
+"""Questions that people answer in another tool: which ones go out, and how what comes back becomes answers.
+
+A query that came back kept or changed is an object; one that was deleted is not an object, unless another box took its
+place (IoU 0.5, as when a simulated oracle answers: decisions row 13). A box beyond that was missed: a question of the
+person's own, answered.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+
+from rarebox import schema
+from rarebox.boxes import iou_matrix
+from rarebox.candidates import rows_by_image
+from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
+from rarebox.errors import UserError, unknown_name
+from rarebox.naming import ByName
+from rarebox.people import People, clean_name
+from rarebox.project import Project
+from rarebox.ranking import still_open
+from rarebox.store import Store
+from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+
+Job = Callable[[], Any]
+"""Something that writes to the store."""
+
+SAME_OBJECT = 0.5
+"""IoU from which a box means the object that another one means."""
+
+STILL = 0.05
+"""Pixels by which the edges of an untouched box may move on the way (CVAT keeps two decimals)."""
+
+ASPECT = 0.02
+"""How much the shape of a picture may differ between here and there, as a share."""
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """The open queries of the latest cycle, best first, their images, and the classes that there are now.
+
+    ``queries`` about boxes have indices into ``classes`` as guesses: classes that were merged into another are not
+    among them. ``place_of`` gives that index for a label of the store.
+    """
+
+    cycle: int
+    images: Mapping[int, ImageRecord]
+    classes: tuple[str, ...]
+    queries: Sequence[Query]
+    place_of: Mapping[int, int]
+
+
+def ask_ahead(root: Path, most: int) -> None:
+    """Have a project ask questions from its ranking until so many are open, or what is left of the budget.
+
+    People on the page are asked one by one; whoever works elsewhere takes a stack along. One question an image is open
+    at a time.
+    """
+    project = Project(root)
+    try:
+        cycle = project.cycle
+        with project.store.transaction(writes=True):
+            asker = project.asker(cycle)
+            wanted = min(most, project.budget(cycle) - project.spent(cycle)) - len(project.store.unanswered(cycle))
+            while asker and wanted > 0 and (asked := asker.ask(wanted, anyhow=True)):
+                wanted -= len(asked)
+    finally:
+        project.store.close()
+
+
+def open_questions(store: Store) -> Questions:
+    """What nobody has answered yet; a box without a guess is shown as the first class."""
+    with store.transaction():
+        cycle = max(store.cycles(), default=0)
+        images, names, counts_as = store.images(), store.classes(), store.counts_as()
+        asked = store.unanswered(cycle)
+    live = [label for label in range(len(names)) if counts_as[label] == label]
+    place = {label: live.index(counts_as[label]) for label in range(len(names))}
+    queries = [_guessing(query, place[query.guess or 0]) for query in asked]
+    return Questions(cycle, images, tuple(names[label] for label in live), queries, place)
+
+
+def _guessing(query: Query, guess: int) -> Query:
+    return replace(query, guess=guess)
+
+
+SHOWN_ABOVE = 0.3
+"""Score from which a box that nobody asks about is shown as well; weaker ones would be in the way."""
+
+
+class Offer:
+    """What a project shows in another tool, image by image, and how its answers come in.
+
+    ``do`` runs a job that writes, as the thread that writes wants it. All methods may be called from any thread.
+    """
+
+    def __init__(self, project: Project, source: str = "labelstudio", do: Callable[[Job], Any] = lambda job: job()):
+        self._project, self._source, self._do = project, source, do
+        self._ranked: tuple[int, Candidates, dict[int, Ints]] = (-1, Candidates.none(0), {})
+
+    def classes(self) -> tuple[str, ...]:
+        """The classes that there are now."""
+        return open_questions(self._project.store).classes
+
+    def version(self) -> str:
+        """The name of the model whose guesses are shown."""
+        return f"{MODEL} cycle {self._project.cycle}"
+
+    def sheets_of(self, images: Sequence[tuple[str, int | None]]) -> list[Sheet | None]:
+        """The open questions about each image, and further boxes of the latest ranking that no answer has settled.
+
+        Images are named, and numbered if the number is known; None for one that the project does not have.
+        """
+        found = open_questions(self._project.store)
+        by_name, asked = _by_name(found.images), dict[int, list[Query]]()
+        for query in found.queries:
+            if query.box is not None:
+                asked.setdefault(query.image_id, []).append(query)
+        sheets: list[Sheet | None] = []
+        for name, number in images:
+            image_id = by_name.find(name) if number is None else number
+            if image_id is None or image_id not in found.images:
+                sheets.append(None)
+                continue
+            record, ours = found.images[image_id], asked.get(image_id, [])
+            sheets.append(Sheet(len(sheets) + 1, record, record.path, [*ours, *self._others(image_id, ours, found)]))
+        return sheets
+
+    def record(self, batch: Batch) -> dict[str, int]:
+        """Take in what came back; how many answers of which kind."""
+        return asdict(self._do(lambda: bring_in(self._project.store, batch, self._source)))
+
+    def _others(self, image_id: int, asked: Sequence[Query], found: Questions) -> list[Query]:
+        """Boxes of the ranking that lie away from what is asked and what is settled."""
+        candidates, rows_of = self._ranking(found.cycle)
+        rows = candidates[rows_of.get(image_id, np.zeros(0, np.int64))]
+        iou = self._project.settings.selection.answered_iou
+        free = still_open(rows.boxes, self._project.store.labels_of(image_id), iou) & (rows.scores >= SHOWN_ABOVE)
+        for query in asked:
+            free &= iou_matrix(rows.boxes, query.box[None])[:, 0] < iou  # type: ignore[index]
+        place = found.place_of
+        return [
+            Query(image_id, box, place[int(label)], 0.0, {"score": float(score)})
+            for box, label, score in zip(rows.boxes[free], rows.labels[free], rows.scores[free], strict=True)
+        ]
+
+    def _ranking(self, cycle: int) -> tuple[Candidates, dict[int, Ints]]:
+        """The ranking of a cycle, read once."""
+        if self._ranked[0] != cycle:
+            ranked = self._project.read_ranking(cycle)[0] if self._project.has_ranking(cycle) else Candidates.none(0)
+            self._ranked = (cycle, ranked, rows_by_image(ranked))
+        return self._ranked[1:]
+
+
+# ------------------------------------------------------------------------------------------- what comes back
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a file brought, in answers: guesses that are an object and those that are none or have their label already,
+    missed boxes, images called complete, and boxes taken back. ``unchanged`` were known before; ``left`` would
+    contradict what somebody else said meanwhile, which stands; ``unseen`` are guesses on images whose annotation was
+    not begun with them, so that a missing one says nothing."""
+
+    objects: int = 0
+    no_objects: int = 0
+    missed: int = 0
+    complete: int = 0
+    withdrawn: int = 0
+    unchanged: int = 0
+    left: int = 0
+    unseen: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """One answer to give: to a query that is there, or to one that is asked along with it, under a key."""
+
+    kind: str
+    by: str
+    verdict: Verdict
+    boxes: Floats
+    labels: Ints
+    milliseconds: int
+    query: Query
+    key: str | None = None
+
+
+@dataclass
+class _Known:
+    """What the store holds, looked up once: queries by image, what each person says of a query, and the
+    queries of boxes that came before, by the keys of their answers."""
+
+    images: Mapping[int, ImageRecord]
+    labels: Mapping[str, int]
+    queries: dict[int, dict[int, Query]] = field(default_factory=dict)
+    standing: dict[int, dict[str, Answer]] = field(default_factory=dict)
+    drawn: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, store: Store, source: str) -> "_Known":
+        names, counts_as = store.classes(), store.counts_as()
+        labels = {names[label]: label for label in sorted(range(len(names)), key=lambda n: counts_as[n] == n)}
+        known = cls(store.images(), labels)
+        for query in store.queries():
+            known.queries.setdefault(query.image_id, {})[query.id] = query
+        for given in People(store).given():
+            known._hear(given.answer)
+        keyed = select(schema.answers.c.key, schema.answers.c.query_id).where(schema.answers.c.key.like(f"{source}:%"))
+        with store.transaction() as connection:
+            for key, query_id in connection.execute(keyed):
+                known.drawn.setdefault(int(key.split(":")[1]), {})[key] = query_id
+        return known
+
+    def _hear(self, answer: Answer) -> None:
+        """An answer takes the place of its author's earlier one, or takes it back."""
+        on_query = self.standing.setdefault(answer.query_id, {})
+        on_query.pop(answer.by, None)
+        if answer.verdict is not Verdict.WITHDRAWN:
+            on_query[answer.by] = answer
+
+
+def bring_in(
+    store: Store, batch: Batch, source: str, *, by: str = "", complete: bool = False, instead: bool = False
+) -> Imported:
+    """Record what came back from another tool, all of it or, on an error, none; the same file again changes nothing.
+
+    ``source`` names the tool; ``by`` is whose answers they are, where the file does not name the person or another
+    name is wanted. With ``complete`` every image of the batch is labelled completely. What somebody else has answered
+    otherwise meanwhile stands, unless ``instead``. Raises UserError for images, queries and classes that the store does
+    not have.
+    """
+    with store.transaction(writes=True):
+        known = _Known.of(store, source)
+        said = [
+            one
+            for returned, record in _located(batch.returned, known)
+            for one in _answers(returned, record, known, source, by, complete)
+        ]
+        fates = [_fate(one, known, instead) for one in said]
+        _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate != "unseen"])
+    return Imported(**Counter(fate for fate in fates if fate))
+
+
+def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned, ImageRecord]]:
+    """Each with its image. UserError names the first of those that are unknown, and how many there are."""
+    by_name = _by_name(known.images)
+    located = [(one, _find(one, known, by_name)) for one in returned]
+    unknown = [one for one, record in located if record is None]
+    if unknown:
+        raise UserError(
+            f"{unknown[0].where}: the image {unknown[0].image!r} is not in the store, nor are {len(unknown) - 1} "
+            f"others of {len(returned)}; is this the file of another project?"
+        )
+    pairs = [(one, record) for one, record in located if record is not None]
+    seen: dict[int, Returned] = {}
+    for one, record in pairs:
+        if record.id in seen:
+            raise UserError(f"{one.where}: this image came already, in {seen[record.id].where}; import them one by one")
+        seen[record.id] = one
+    return pairs
+
+
+def _by_name(images: Mapping[int, ImageRecord]) -> ByName[int]:
+    by_name = ByName[int]()
+    for record in images.values():
+        by_name.add(record.path, record.id)
+    return by_name
+
+
+def _find(one: Returned, known: _Known, by_name: ByName[int]) -> ImageRecord | None:
+    if one.image_id is not None:
+        return known.images.get(one.image_id)
+    image_id = by_name.find(one.image)
+    return None if image_id is None else known.images[image_id]
+
+
+def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by: str, complete: bool) -> list[_Said]:
+    """What one image's regions say of its queries, of boxes that were drawn before, and of nothing asked."""
+    author = clean_name(by or one.by or source, "person")
+    boxes = _in_pixels(one, record)
+    labels = [_label(region, one, known) for region in one.regions]
+    ours = known.queries.get(record.id, {})
+    shown = _shown(one, ours)
+    answer_to = _match(one.regions, boxes, shown)
+    taken = {region: query for query, region in answer_to.items()}
+    keys = _keys(one.regions, boxes, labels, source, record.id)
+    before = known.drawn.get(record.id, {})
+    drawn = _match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
+    time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
+
+    def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> _Said:
+        rows = [] if region is None else [region]
+        return _Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
+
+    found = []
+    for query in shown.values():
+        if query.id in answer_to:
+            region = answer_to[query.id]
+            boxes[region] = _settle(boxes[region], query)
+            found.append(said("objects", query, Verdict.OBJECT, region))
+        elif one.began_with_guesses:
+            assert query.box is not None
+            near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
+            found.append(said("no_objects", query, Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT))
+        else:
+            found.append(said("unseen", query, Verdict.CANNOT_TELL))
+    for region in (n for n in range(len(boxes)) if n not in taken):
+        if region in drawn:
+            found.append(said("missed", ours[drawn[region]], Verdict.OBJECT, region))
+        else:
+            query = Query(record.id, boxes[region], labels[region], asked_by=author)
+            found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
+    gone = {*before.values()} - {*drawn.values()}
+    found += [said("withdrawn", ours[n], Verdict.WITHDRAWN) for n in sorted(gone) if ours[n].box is not None]
+    if complete:
+        whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
+        found.append(said("complete", whole, Verdict.OBJECT))
+    return found
+
+
+def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
+    """The regions' boxes in pixels of the image here: (N, 4). UserError for another picture, or a box without area."""
+    width, height = one.size or (record.width, record.height)
+    if abs(width * record.height / (height * record.width) - 1) > ASPECT:
+        raise UserError(
+            f"{one.where}: the picture there has {width} x {height} pixels, here {record.width} x {record.height}; it "
+            "is another one, or turned"
+        )
+    scale = np.array([record.width / width, record.height / height] * 2)
+    boxes = np.array([region.box for region in one.regions], dtype=np.float64).reshape(-1, 4) * scale
+    boxes = np.clip(boxes, 0, [record.width, record.height] * 2)
+    try:
+        return as_boxes(boxes)
+    except ValueError as error:
+        raise UserError(f"{one.where}: {error}; delete that box there, and export again") from None
+
+
+def _label(region: Region, one: Returned, known: _Known) -> int:
+    if region.name not in known.labels:
+        raise UserError(f"{one.where}: {unknown_name('class', region.name, known.labels)}; add it to the project first")
+    return known.labels[region.name]
+
+
+def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:
+    """The box queries that the file is about. UserError for one that was never asked of this image."""
+    told = dict.fromkeys([*one.queries, *(r.query for r in one.regions if r.query is not None and r.query in ours)])
+    for number in told:
+        if number not in ours or ours[number].box is None:
+            raise UserError(f"{one.where}: query {number} is not one of this image's; is this another project's file?")
+    return {number: ours[number] for number in told}
+
+
+def _match(regions: Sequence[Region], boxes: Floats, shown: Mapping[int, Query]) -> dict[int, int]:
+    """Which region answers which query: by its number, the nearest if several say so; else by its place."""
+    matched: dict[int, int] = {}
+    for number, query in shown.items():
+        told = [n for n, region in enumerate(regions) if region.query == number]
+        if told:
+            assert query.box is not None
+            matched[number] = told[int(iou_matrix(query.box[None], boxes[told])[0].argmax())]
+    free = [number for number in shown if number not in matched]
+    rest = [n for n in range(len(boxes)) if n not in matched.values()]
+    places = as_boxes([shown[number].box for number in free])  # type: ignore[arg-type]
+    return matched | {free[a]: rest[b] for a, b in _pairs(places, boxes[rest])}
+
+
+def _pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
+    """Rows that belong together, each in one pair: the largest IoU first, down to that of one object."""
+    iou = iou_matrix(boxes, others)
+    while iou.size and iou.max() >= SAME_OBJECT:
+        a, b = np.unravel_index(iou.argmax(), iou.shape)
+        yield int(a), int(b)
+        iou[a], iou[:, b] = 0, 0
+
+
+def _keys(regions: Sequence[Region], boxes: Floats, labels: Sequence[int], source: str, image_id: int) -> list[str]:
+    """A name for each region that lasts: its own, or, where the tool has none, one of its class and place."""
+    keys: list[str] = []
+    for region, box, label in zip(regions, boxes, labels, strict=True):
+        name = region.key or f"{label} {np.round(box.astype(float), 1).tolist()}"
+        key = f"{source}:{image_id}:{sha256(name.encode()).hexdigest()[:24]}"
+        while key in keys:  # the same box, drawn twice
+            key += "+"
+        keys.append(key)
+    return keys
+
+
+def _match_drawn(
+    keys: Sequence[str], boxes: Floats, free: Sequence[int], before: Mapping[str, int], ours: Mapping[int, Query]
+) -> dict[int, int]:
+    """Which region is a box that was drawn and brought in before: by its key, else by its place; region -> query."""
+    found = {region: before[keys[region]] for region in free if keys[region] in before}
+    rest = [region for region in free if region not in found]
+    left = [n for n in before.values() if n not in found.values() and ours[n].box is not None]
+    places = as_boxes([ours[n].box for n in left])  # type: ignore[arg-type]
+    return found | {rest[b]: left[a] for a, b in _pairs(places, boxes[rest])}
+
+
+def _settle(box: Floats, query: Query) -> Floats:
+    """The query's own box where a person has not moved it."""
+    assert query.box is not None
+    return query.box if np.abs(box - query.box).max() <= STILL else box
+
+
+def _fate(one: _Said, known: _Known, instead: bool) -> str:
+    """What becomes of an answer, as `Imported` counts: its own kind if it is recorded, else the reason why not."""
+    standing = dict(known.standing.get(one.query.id, {}))
+    mine = standing.pop(one.by, None)
+    if one.kind == "withdrawn":
+        return one.kind if mine else ""
+    if one.kind == "unseen":
+        return "" if mine or standing else "unseen"
+    if one.kind == "complete" and any(a.verdict is not Verdict.CANNOT_TELL for a in [*standing.values(), mine] if a):
+        return "unchanged"
+    if (mine and _same(mine, one)) or (not mine and any(_same(answer, one) for answer in standing.values())):
+        return "unchanged"
+    if mine is None and len(standing) >= one.query.wanted and not instead:
+        return "left"
+    return one.kind
+
+
+def _same(answer: Answer, one: _Said) -> bool:
+    return (
+        answer.verdict is one.verdict
+        and answer.labels.tolist() == one.labels.tolist()
+        and np.abs(answer.boxes - one.boxes).max(initial=0) <= STILL
+    )
+
+
+def _record(store: Store, said: Sequence[_Said]) -> None:
+    """Ask what nobody has asked, and record all answers, those to such questions under their keys."""
+    cycle = max(store.cycles(), default=1)
+    store.open_cycle(cycle)
+    new = iter(store.ask(cycle, [one.query for one in said if not one.query.id]))
+    ids = [one.query.id or next(new).id for one in said]
+    answers = [
+        Answer(number, one.boxes, one.labels, one.verdict, one.by, one.milliseconds)
+        for number, one in zip(ids, said, strict=True)
+    ]
+    keyed = [n for n, one in enumerate(said) if one.key]
+    store.record([answers[n] for n in keyed], [str(said[n].key) for n in keyed])
+    store.record([answer for answer, one in zip(answers, said, strict=True) if not one.key])

@@ -1,0 +1,479 @@
+"""Questions put in Label Studio and CVAT, and answers that come back: nothing is lost, doubled or made up."""
+
+import copy
+import html
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import globox
+import hotcoco
+import numpy as np
+import pytest
+from label_studio_sdk.converter.converter import Converter
+from label_studio_sdk.label_interface.interface import LabelInterface
+from label_studio_sdk.label_interface.objects import PredictionValue, TaskValue
+from PIL import Image
+
+from rarebox.data import cvat, labelstudio
+from rarebox.data.export import Annotations, export, export_queries
+from rarebox.data.review import Batch
+from rarebox.errors import UserError
+from rarebox.exchange import Imported, bring_in, open_questions
+from rarebox.people import People
+from rarebox.run_folder import open_store
+from rarebox.store import Store
+from rarebox.types import Answer, ImageRecord, Query, Source, Verdict
+
+CLASSES = ("cat", "a dog & <friends>", "owl")
+BOXES = ([10, 20, 50, 60], [100.25, 20.5, 150, 90], [30, 30, 70.75, 80])
+GUESSES = (0, 1, 2)
+IMAGES = (0, 0, 1)
+
+Task = dict[str, Any]
+Edit = Callable[[list[Task]], None]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A store with two images of 200 x 100 pixels, and three open questions, two about the first."""
+    (tmp_path / "project" / "photos").mkdir(parents=True)
+    records = [ImageRecord(4 + n, str(tmp_path / "project" / "photos" / f"{n} ä.png"), 200, 100) for n in range(2)]
+    for record in records:
+        Image.new("RGB", (200, 100)).save(record.path)
+    with Store(tmp_path / "project" / "labels.sqlite", classes=CLASSES) as store:
+        store.add_images(records)
+        store.open_cycle(2)
+        store.ask(2, [
+            Query(4 + image, np.array(box), guess, 0.5, {"score": 0.25 + guess / 4, "rank": guess})
+            for image, box, guess in zip(IMAGES, BOXES, GUESSES, strict=True)
+        ])  # fmt: skip
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def store(project: Path) -> Iterator[Store]:
+    with open_store(project) as opened:
+        yield opened
+
+
+def send(project: Path, to: Path, format: str) -> Path:
+    """Export the open questions."""
+    with open_store(project) as store:
+        found = open_questions(store)
+    export_queries(to, format, found.classes, list(found.images.values()), found.queries)
+    return to
+
+
+def nothing(result: list[Task]) -> None:
+    """A person who agrees with everything."""
+
+
+def annotated(project: Path, to: Path, edit: Edit = nothing, only: int | None = None, **more: Any) -> Path:
+    """What Label Studio exports after somebody has taken over the predictions, changed them and submitted."""
+    tasks = json.loads((send(project, to / "out", "labelstudio") / "tasks.json").read_text())
+    exported = []
+    for number, task in enumerate(tasks):
+        result = [{**region, "origin": "prediction"} for region in task["predictions"][0]["result"]]
+        if only is None or only == number:
+            edit(result)
+        annotation = {
+            "id": 30 + number, "completed_by": 1, "result": result, "was_cancelled": False, "ground_truth": False,
+            "created_at": "2026-11-23T18:00:00.000000Z", "updated_at": "2026-11-23T18:00:09.000000Z", "lead_time": 9.0,
+            "prediction": {}, "result_count": len(result), "parent_prediction": 70 + number, **more,
+        }  # fmt: skip
+        exported.append(
+            {**task, "id": 10 + number, "annotations": [annotation], "drafts": [], "meta": {}, "project": 1}
+        )
+    file = to / "exported.json"
+    file.write_text(json.dumps(exported))
+    return file
+
+
+def region(box: Sequence[float], name: str, key: str = "dRaWn1", **more: Any) -> Task:
+    """A rectangle as Label Studio's page makes it, on an image of 200 x 100 pixels."""
+    x1, y1, x2, y2 = box
+    value = {"x": x1 / 2, "y": y1, "width": (x2 - x1) / 2, "height": y2 - y1, "rotation": 0, "rectanglelabels": [name]}
+    return {
+        "original_width": 200, "original_height": 100, "image_rotation": 0, "value": {**value, **more}, "id": key,
+        "from_name": "label", "to_name": "image", "type": "rectanglelabels", "origin": "manual",
+    }  # fmt: skip
+
+
+def verdicts(store: Store) -> dict[int, tuple[str, list[list[float]], list[int]]]:
+    return {q.id: (a.verdict.value, a.boxes.tolist(), a.labels.tolist()) for q, a in store.answered()}
+
+
+def everything(store: Store) -> list[Any]:
+    """All that was ever recorded."""
+    return [(g.id, g.query.id, g.answer.verdict, g.answer.boxes.tolist(), g.answer.by) for g in People(store).given()]
+
+
+# ------------------------------------------------------------------------------------------- going out
+
+
+def test_tasks_are_what_label_studios_own_library_takes(project: Path, tmp_path: Path) -> None:
+    out = send(project, tmp_path / "out", "labelstudio")
+    interface = LabelInterface((out / "config.xml").read_text())
+    interface.validate()
+    assert [list(names) for names in interface.labels] == [list(CLASSES)]
+    tasks = json.loads((out / "tasks.json").read_text())
+    assert [len(task["predictions"]) for task in tasks] == [1, 1]  # of two with one version only one would be shown
+    for task in tasks:
+        assert TaskValue(**task).predictions
+        assert interface.validate_task({"data": task["data"]})  # type: ignore[arg-type]
+        prediction = task["predictions"][0]
+        assert interface.validate_prediction(prediction, return_errors=True) == []
+        assert PredictionValue(**prediction).model_version == "rarebox"
+        assert prediction["score"] == pytest.approx(np.mean([r["score"] for r in prediction["result"]]))
+        name = task["data"]["image"].rsplit("/", 1)[1]
+        assert task["data"]["image"].startswith("/data/local-files/?d=out/images/")
+        assert (out / "images" / labelstudio.file_name(name)).is_file()
+    # Percent of the image's sides.
+    value = tasks[0]["predictions"][0]["result"][1]["value"]
+    assert [value[side] for side in ("x", "y", "width", "height")] == [50.125, 20.5, 24.875, 69.5]
+    assert tasks[0]["data"]["rarebox"]["queries"] == [1, 2]
+
+
+def test_label_studios_converter_reads_the_labels_as_they_were(project: Path, tmp_path: Path) -> None:
+    file = annotated(project, tmp_path)
+    config = (tmp_path / "out" / "config.xml").read_text()
+    Converter(config, str(tmp_path)).convert_to_coco(str(file), str(tmp_path / "coco"), is_dir=False)
+    coco = json.loads((tmp_path / "coco" / "result.json").read_text())
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    found = sorted((names[a["category_id"]], a["bbox"]) for a in coco["annotations"])
+    wanted = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in BOXES]
+    assert found == sorted((CLASSES[guess], pytest.approx(box)) for guess, box in zip(GUESSES, wanted, strict=True))
+
+
+@pytest.mark.parametrize("reader", ["hotcoco", "globox"])
+def test_other_libraries_read_the_cvat_file(project: Path, tmp_path: Path, reader: str) -> None:
+    file = send(project, tmp_path / "out", "cvat") / "annotations.xml"
+    if reader == "hotcoco":
+        with pytest.warns(UserWarning, match="2 unsupported"):  # the tags, of which it makes nothing
+            coco = hotcoco.COCO.from_cvat(str(file))
+        names = {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())}
+        found = [(html.unescape(names[a["category_id"]]), a["bbox"]) for a in coco.loadAnns(coco.getAnnIds())]
+    else:
+        boxes = [box for image in globox.AnnotationSet.from_cvat(file) for box in image.boxes]
+        found = [(str(b.label), [b.xmin, b.ymin, b.xmax - b.xmin, b.ymax - b.ymin]) for b in boxes]
+    wanted = [(CLASSES[g], [b[0], b[1], b[2] - b[0], b[3] - b[1]]) for g, b in zip(GUESSES, BOXES, strict=True)]
+    assert sorted(found) == sorted((name, pytest.approx(box, abs=0.011)) for name, box in wanted)
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert [label["name"] for label in labels] == [*CLASSES, "rarebox"]
+    assert {label["type"] for label in labels} == {"rectangle", "tag"}
+
+
+def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Store) -> None:
+    ones = np.ones(2)
+    labels = [Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, True)]  # fmt: skip  # noqa: E501
+    images = list(store.images().values())
+    export(tmp_path / "ls", "labelstudio", CLASSES, images, labels)
+    tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
+    interface = LabelInterface((tmp_path / "ls" / "config.xml").read_text())
+    assert [len(task.get("annotations", [])) for task in tasks] == [1, 0]
+    assert interface.validate_annotation(tasks[0]["annotations"][0])
+    assert [task["data"]["rarebox"]["complete"] for task in tasks] == [True, False]
+    export(tmp_path / "cvat", "cvat", CLASSES, images, labels)
+    found = globox.AnnotationSet.from_cvat(tmp_path / "cvat" / "annotations.xml")
+    assert sorted(len(image.boxes) for image in found) == [0, 2]
+    # And back, as boxes that people have drawn; a file that is not of a question puts none.
+    for format, reader, name in (("ls", labelstudio, "tasks.json"), ("cvat", cvat, "annotations.xml")):
+        with Store(tmp_path / f"{format}.sqlite", classes=CLASSES) as other:
+            other.add_images(images)
+            assert bring_in(other, reader.read(tmp_path / format / name), format) == Imported(missed=2)
+            assert other.labels()[4].boxes == pytest.approx(np.array(BOXES[:2]), abs=0.01)
+
+
+# ------------------------------------------------------------------------------------------- coming back
+
+
+def test_what_was_kept_changed_deleted_and_drawn(project: Path, tmp_path: Path, store: Store) -> None:
+    def edit(result: list[Task]) -> None:
+        if len(result) == 2:
+            result[0]["value"]["rectanglelabels"] = ["owl"]  # another class, the box untouched
+            result[1]["value"]["x"] += 5  # moved by ten pixels
+            result.append(region([0, 0, 20, 10], "cat"))  # missed
+        else:
+            result.clear()  # deleted
+
+    batch = labelstudio.read(annotated(project, tmp_path, edit))
+    assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(objects=2, no_objects=1, missed=1)
+    assert verdicts(store) == {
+        1: ("object", [BOXES[0]], [2]),
+        2: ("object", [pytest.approx([110.25, 20.5, 160, 90])], [1]),
+        3: ("not_an_object", [], []),
+        4: ("object", [[0, 0, 20, 10]], [0]),
+    }
+    assert {g.answer.by for g in People(store).given()} == {"Ada"}
+    assert [(q.asked_by, q.guess) for q in store.queries() if q.id == 4] == [("Ada", 0)]
+    assert sum(g.answer.milliseconds for g in People(store).given()) == 18_000
+    assert not any(said.complete for said in store.labels().values())
+    assert open_questions(store).queries == []
+
+
+@pytest.mark.parametrize("format", ["labelstudio", "cvat"])
+def test_importing_twice_changes_nothing(project: Path, tmp_path: Path, store: Store, format: str) -> None:
+    if format == "cvat":
+        file = from_cvat(project, tmp_path, drawn=[[0, 0, 20, 10], [0, 0, 20, 10]], drop=[2])
+    else:
+        file = annotated(
+            project, tmp_path, lambda result: result.append(region([0, 0, 20, 10], "cat", str(len(result))))
+        )
+    reader = {"labelstudio": labelstudio, "cvat": cvat}[format]
+    first = bring_in(store, reader.read(file), format, complete=True)
+    assert first.objects + first.no_objects == 3
+    assert (first.missed, first.complete) == (2, 2)
+    before = everything(store)
+    again = bring_in(store, reader.read(file), format, complete=True)
+    assert again == Imported(unchanged=7)
+    assert everything(store) == before
+    assert len(store.queries()) == 7
+
+
+def test_a_second_thought_replaces_the_first(project: Path, tmp_path: Path, store: Store) -> None:
+    def draw(result: list[Task]) -> None:
+        result.append(region([0, 0, 20, 10], "cat"))
+
+    def redraw(result: list[Task]) -> None:
+        del result[0]
+        result[-1] = region([0, 0, 24, 12], "owl")  # the same region, moved and renamed
+
+    bring_in(store, labelstudio.read(annotated(project, tmp_path, draw, only=0)), "labelstudio")
+    file = edited(tmp_path / "exported.json", 0, redraw)
+    assert bring_in(store, labelstudio.read(file), "labelstudio") == Imported(no_objects=1, missed=1, unchanged=2)
+    assert verdicts(store)[1][0] == "not_an_object"
+    assert verdicts(store)[4] == ("object", [[0, 0, 24, 12]], [2])
+    assert len(store.queries()) == 4
+    gone = edited(file, 0, lambda result: result.pop())
+    assert bring_in(store, labelstudio.read(gone), "labelstudio") == Imported(withdrawn=1, unchanged=3)
+    assert 4 not in verdicts(store)
+    assert bring_in(store, labelstudio.read(gone), "labelstudio") == Imported(unchanged=3)
+    assert bring_in(store, labelstudio.read(file), "labelstudio") == Imported(missed=1, unchanged=3)  # drawn again
+
+
+def edited(file: Path, number: int, edit: Edit | Callable[[list[Task]], Any]) -> Path:
+    tasks = json.loads(file.read_text())
+    edit(tasks[number]["annotations"][0]["result"])
+    other = file.with_stem(file.stem + "-edited")
+    other.write_text(json.dumps(tasks))
+    return other
+
+
+def test_a_box_drawn_anew_in_place_of_a_guess_is_its_object(project: Path, tmp_path: Path, store: Store) -> None:
+    def edit(result: list[Task]) -> None:
+        result[0] = region([12, 22, 52, 62], "owl")  # IoU 0.82 with the guess that was deleted
+
+    assert bring_in(store, labelstudio.read(annotated(project, tmp_path, edit, only=0)), "ls") == Imported(objects=3)
+    assert verdicts(store)[1] == ("object", [[12, 22, 52, 62]], [2])
+
+
+def test_a_deleted_guess_on_an_object_that_has_its_box_teaches_no_background(
+    project: Path, tmp_path: Path, store: Store
+) -> None:
+    def edit(result: list[Task]) -> None:
+        result[0] = {**result[1], "value": {**region(BOXES[0], "cat")["value"]}}  # the other box, moved onto it
+        del result[1]
+        result.append(region([100.25, 20.5, 149, 90], "owl"))
+
+    bring_in(store, labelstudio.read(annotated(project, tmp_path, edit, only=0)), "ls")
+    assert verdicts(store)[1][0] == "already_labelled"
+    assert not len(store.labels()[4].rejected)
+
+
+def test_guesses_that_nobody_saw_are_not_taken_for_deleted(project: Path, tmp_path: Path, store: Store) -> None:
+    def edit(result: list[Task]) -> None:
+        result[:] = [region([0, 0, 20, 10], "cat")]
+
+    file = annotated(project, tmp_path, edit, parent_prediction=None)
+    assert bring_in(store, labelstudio.read(file), "labelstudio") == Imported(missed=2, unseen=3)
+    assert len(open_questions(store).queries) == 3
+
+
+def test_skipped_empty_and_older_annotations(project: Path, tmp_path: Path, store: Store) -> None:
+    tasks = json.loads(annotated(project, tmp_path).read_text())
+    early, late = tasks[0]["annotations"][0], copy.deepcopy(tasks[0]["annotations"][0])
+    late.update(id=99, updated_at="2026-11-23T19:00:00.000000Z", completed_by={"id": 2, "email": "bo@example.org"})
+    late["result"][0]["value"]["rectanglelabels"] = ["owl"]
+    tasks[0]["annotations"] = [late, early, {**late, "id": 100, "updated_at": "2027", "was_cancelled": True}]
+    tasks[1]["annotations"][0]["was_cancelled"] = True
+    (tmp_path / "x.json").write_text(json.dumps([*tasks, {"data": {"image": "?"}, "annotations": []}]))
+    batch = labelstudio.read(tmp_path / "x.json")
+    assert (batch.skipped, batch.older) == (1, 1)
+    assert bring_in(store, batch, "labelstudio") == Imported(objects=2)
+    assert verdicts(store)[1][2] == [2]
+    assert {g.answer.by for g in People(store).given()} == {"bo@example.org"}
+
+
+def test_json_min_without_ids_goes_by_place(project: Path, tmp_path: Path, store: Store) -> None:
+    def edit(result: list[Task]) -> None:
+        if len(result) == 2:
+            result[0]["value"]["x"] += 2
+            result.append(region([0, 0, 20, 10], "cat"))
+        else:
+            result.clear()
+
+    file = annotated(project, tmp_path, edit)
+    config = (tmp_path / "out" / "config.xml").read_text()
+    Converter(config, str(tmp_path)).convert_to_json_min(str(file), str(tmp_path / "min"), is_dir=False)
+    batch = labelstudio.read(tmp_path / "min" / "result.json")
+    assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(objects=2, no_objects=1, missed=1)
+    assert verdicts(store)[1] == ("object", [pytest.approx([14, 20, 54, 60])], [0])
+    assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(unchanged=4)
+
+
+def test_somebody_elses_answer_stands(project: Path, tmp_path: Path, store: Store) -> None:
+    file = annotated(project, tmp_path)
+    store.record([
+        Answer(1, [], [], Verdict.NOT_AN_OBJECT, "Bo"),  # type: ignore[arg-type]
+        Answer(2, [BOXES[1]], [1], Verdict.OBJECT, "Bo"),  # type: ignore[arg-type]
+    ])  # fmt: skip
+    assert bring_in(store, labelstudio.read(file), "labelstudio") == Imported(objects=1, unchanged=1, left=1)
+    assert verdicts(store)[1][0] == "not_an_object"
+    assert bring_in(store, labelstudio.read(file), "labelstudio", instead=True) == Imported(objects=1, unchanged=2)
+    assert verdicts(store)[1][0] == "object"
+
+
+def test_a_turned_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
+    def edit(result: list[Task]) -> None:
+        # 40 x 20 pixels, turned a quarter clockwise about its corner at (100, 50): 20 to the left, 40 down.
+        result.append(region([100, 50, 140, 70], "cat", rotation=90))
+
+    bring_in(store, labelstudio.read(annotated(project, tmp_path, edit, only=1)), "labelstudio")
+    assert verdicts(store)[4][1] == [pytest.approx([80, 50, 100, 90])]
+
+
+def test_merged_classes_are_not_offered_and_count_as_what_they_became(
+    project: Path, tmp_path: Path, store: Store
+) -> None:
+    People(store).merge_class(2, 0, "Ada")
+    found = open_questions(store)
+    assert found.classes == CLASSES[:2]
+    assert [found.classes[q.guess or 0] for q in found.queries] == ["cat", CLASSES[1], "cat"]
+    bring_in(store, labelstudio.read(annotated(project, tmp_path)), "labelstudio")
+    assert store.labels()[5].labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "wanted"),
+    [
+        (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([0, 0, 9, 9], "cta")), "did you mean 'cat'"),
+        (lambda tasks: tasks[1]["data"].update(image="/upload/12345678-other.png", rarebox={}), "'other.png' is not"),
+        (lambda tasks: tasks[1]["data"]["rarebox"].update(image_id=77), "another project"),
+        (lambda tasks: tasks[1]["data"]["rarebox"].update(queries=[77]), "query 77 is not one of this image's"),
+        (lambda tasks: tasks.append(tasks[1]), "this image came already"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([9, 9, 9, 9], "cat")), "x2 > x1"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0].update(original_height=300), "of different sizes"),
+        (lambda tasks: [r.update(original_height=300) for r in tasks[1]["annotations"][0]["result"]], "or turned"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].pop("x"), "lacks its place"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rectanglelabels=[]), "has no class"),
+        (lambda tasks: tasks[1].update(data={}), 'names no "image"'),
+        (lambda tasks: tasks[1]["annotations"][0].update(result=None), "no result list"),
+        (lambda tasks: tasks[1]["annotations"][0].update(completed_by="x" * 99), "1 to 60 printable"),
+    ],
+)  # fmt: skip
+def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edit: Any, wanted: str) -> None:
+    file = annotated(project, tmp_path, lambda result: result.append(region([0, 0, 9, 9], "cat")))
+    tasks = json.loads(file.read_text())
+    edit(tasks)
+    (tmp_path / "x.json").write_text(json.dumps(tasks))
+    with pytest.raises(UserError, match=wanted):
+        bring_in(store, labelstudio.read(tmp_path / "x.json"), "labelstudio", complete=True)
+    assert everything(store) == []
+    assert len(store.queries()) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "<annotations/>"])
+def test_files_of_another_kind(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(UserError, match="x"):
+        labelstudio.read(tmp_path / "x")
+    for other in ("", "{}", "<html/>", "<annotations><track/></annotations>"):
+        (tmp_path / "x").write_text(other)
+        with pytest.raises(UserError, match="CVAT for images"):
+            cvat.read(tmp_path / "x")
+
+
+def test_names_of_images() -> None:
+    name = labelstudio.file_name
+    assert name("/data/local-files/?d=out/images/0%20%C3%A4.png") == "0 ä.png"
+    assert name("/data/upload/3/1a2b3c4d-cat.jpg") == "cat.jpg"
+    assert name("https://example.org/photos/cat.jpg?width=3") == "cat.jpg"
+    assert name("s3://bucket/x/cat.jpg") == "cat.jpg"
+
+
+# ------------------------------------------------------------------------------------------- CVAT
+
+
+def from_cvat(
+    project: Path, to: Path, drawn: list[list[float]] | tuple[()] = (), drop: list[int] | tuple[()] = (),
+    other: str | None = None,
+) -> Path:  # fmt: skip
+    """What CVAT exports when somebody has worked on the import: boxes dropped by query, drawn on the first image."""
+    tree = ET.parse(send(project, to / "out", "cvat") / "annotations.xml")
+    task = tree.find("meta/task")
+    assert task is not None
+    owner = ET.SubElement(task, "owner")
+    ET.SubElement(owner, "username").text = "ada"
+    images = list(tree.getroot().iter("image"))
+    for image in images:
+        for box in list(image.iter("box")):
+            if int(box.findtext("attribute") or 0) in drop:
+                image.remove(box)
+    for x1, y1, x2, y2 in drawn:
+        places = {"xtl": f"{x1:.2f}", "ytl": f"{y1:.2f}", "xbr": f"{x2:.2f}", "ybr": f"{y2:.2f}"}
+        box = ET.SubElement(images[0], "box", {"label": "cat", "source": "manual", "occluded": "0", **places, "z_order": "0"})  # fmt: skip  # noqa: E501
+        ET.SubElement(box, "attribute", name="query").text = "new"
+    if other:
+        ET.SubElement(images[0], other, label="cat", points="0,0;5,5")
+    tree.write(to / "annotations.xml", encoding="utf-8")
+    return to / "annotations.xml"
+
+
+def test_cvat_and_back(project: Path, tmp_path: Path, store: Store) -> None:
+    file = from_cvat(project, tmp_path, drawn=[[0, 0, 20, 10]], drop=[3])
+    assert bring_in(store, cvat.read(file), "cvat") == Imported(objects=2, no_objects=1, missed=1)
+    assert verdicts(store) == {
+        1: ("object", [BOXES[0]], [0]),
+        2: ("object", [BOXES[1]], [1]),  # CVAT's two decimals do not move a box
+        3: ("not_an_object", [], []),
+        4: ("object", [[0, 0, 20, 10]], [0]),
+    }
+    assert {g.answer.by for g in People(store).given()} == {"ada"}
+
+
+def test_cvat_without_the_tag_says_nothing_of_what_is_missing(project: Path, tmp_path: Path, store: Store) -> None:
+    file = from_cvat(project, tmp_path, drop=[3])
+    tree = ET.parse(file)
+    for image in tree.getroot().iter("image"):
+        for tag in list(image.iter("tag")):
+            image.remove(tag)
+    tree.write(file)
+    assert bring_in(store, cvat.read(file), "cvat") == Imported(objects=2)
+    assert [q.id for q in open_questions(store).queries] == [3]
+
+
+def test_other_shapes_of_cvat_are_refused(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is a polygon"):
+        cvat.read(from_cvat(project, tmp_path, other="polygon"))
+
+
+def test_a_store_without_a_cycle_takes_in_what_was_labelled_before(tmp_path: Path) -> None:
+    with Store(tmp_path / "labels.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(1, "a.jpg", 200, 100)])
+        task = {"data": {"image": "a.jpg"}, "annotations": [{"result": [region([0, 0, 9, 9], "cat")]}]}
+        (tmp_path / "x.json").write_text(json.dumps([task]))
+        done = bring_in(store, labelstudio.read(tmp_path / "x.json"), "labelstudio", complete=True)
+        assert done == Imported(missed=1, complete=1)
+        assert store.labels()[1].complete
+        assert store.labels()[1].boxes.tolist() == [[0, 0, 9, 9]]
+        assert bring_in(store, Batch([]), "labelstudio") == Imported()
+
+
+def test_nothing_to_ask(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(UserError, match="no open question"):
+        export_queries(tmp_path / "out", "cvat", CLASSES, [], [])
+    with pytest.raises(UserError, match="no label store"):
+        open_store(tmp_path)
