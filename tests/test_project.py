@@ -18,6 +18,7 @@ from rarebox.people import People
 from rarebox.project import Project, create
 from rarebox.store import Store
 from rarebox.types import Answer, Query, Verdict
+from rarebox.web.desk import Desk
 from tests import tiny
 
 CHANGES = {name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")}
@@ -247,3 +248,27 @@ def test_the_process_takes_commands_and_ends_with_its_starter(pictures: Path, tm
         assert len(now.store.unanswered(1)) == 5
         process.stdin.close()
         assert process.wait(10) == 0
+
+
+def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Path, tmp_path: Path) -> None:
+    images = photos(pictures, tmp_path / "photos")
+    name = sorted(images.iterdir())[3].name
+    (tmp_path / "found.jsonl").write_text(
+        '{"classes": ["smudge", "three"]}\n'
+        f'{{"image": "{name}", "width": 96, "height": 96, "boxes": [[10, 20, 50, 60]], "scores": [0.9], "labels": ["three"]}}\n'  # noqa: E501
+    )
+    command = ["init", str(tmp_path / "p"), "--images", str(images), "--classes", "one", "--predictions", str(tmp_path / "found.jsonl")]  # fmt: skip  # noqa: E501
+    subprocess.run([sys.executable, "-m", "rarebox", *command], check=True, capture_output=True, timeout=120)
+    now = Project(tmp_path / "p")
+    assert now.store.classes() == ("one", "smudge", "three")
+    offered = now.read_predictions()
+    assert offered
+    assert (offered.image_id.tolist(), offered.labels.tolist(), offered.boxes.tolist()) == (
+        [4],
+        [2],
+        [[10, 20, 50, 60]],
+    )
+    desk = Desk(now, train=False)
+    assert [(one["box"], one["label"]) for one in desk.image(4)["others"]] == [([10, 20, 50, 60], 2)]
+    assert desk.image(3)["others"] == []
+    desk.close()

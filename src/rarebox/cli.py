@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -585,6 +585,7 @@ def init(
     classes: Annotated[str | None, typer.Option(help="Names of the classes, a,b,c; more can be added later.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels that are there already (COCO, VOC, YOLO).")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Those labels leave objects out.")] = False,
+    predictions: Annotated[Path | None, typer.Option(help="Boxes of a detector, offered on the first images.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Or a labelled data set (COCO, VOC, YOLO), or scenes, to simulate on.")
     ] = None,
@@ -596,7 +597,7 @@ def init(
         raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
     given = config.parse_changes(changes or [])
     if images is not None:
-        init_project(folder, images, classes, labels, partial, preset, given)
+        init_project(folder, images, classes, labels, partial, predictions, preset, given)
         return
     from rarebox import loop
 
@@ -614,13 +615,20 @@ def init(
 
 
 def init_project(
-    folder: Path, images: Path, classes: str | None, labels: Path | None, partial: bool, preset: str,
-    changes: dict[str, Any],
+    folder: Path, images: Path, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
+    preset: str, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """A project of photos."""
+    from rarebox import outside
     from rarebox.project import Project, create
 
     names = [name for name in (classes or "").split(",") if name.strip()]
+    said_before = None
+    if predictions:
+        every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
+        numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
+        said_before = outside.rank(predictions, None, None, images, every, 10**9, classes=numbered)
+        names += [name for name in said_before.classes if name not in names]
     with progress_bars(as_json=False) as progress:
         problems = create(
             folder, images, names, labels, partial=partial, preset=preset, changes=changes, progress=progress
@@ -629,13 +637,32 @@ def init_project(
         console.print(f"{problem.where}: {problem.what}", markup=False, soft_wrap=True)
     if len(problems) > 5:
         console.print(f"and {len(problems) - 5} more: {folder / 'problems.json'}", markup=False, soft_wrap=True)
-    store = Project(folder).store
+    project = Project(folder)
+    store = project.store
+    if said_before:
+        count = take_predictions(project, said_before)
+        console.print(f"{count} boxes of {predictions} will be offered on the first images", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
     said, kind = store.labels(), "as labelled in part" if partial else "as labelled completely (--partial if not)"
     known = f"; {len(said)} of them taken {kind}" if said else ""
     shown = ", ".join(store.classes()) or "none yet: the page asks for them"
     console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
     console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
     store.close()
+
+
+def take_predictions(project: Any, ranked: Any) -> int:
+    """Give another detector's boxes the numbers of the project's images and classes; how many there are."""
+    ids = {Path(record.path).resolve(): i for i, record in project.store.images().items()}
+    by_name = {path.name: i for path, i in ids.items()}
+    labels = {name.casefold(): label for label, name in enumerate(project.store.classes())}
+    kept = []
+    for query in ranked.queries:
+        path = Path(ranked.images[query.image_id].path)
+        image_id = ids.get(path.resolve()) or by_name.get(path.name)
+        if image_id is not None:
+            kept.append(replace(query, image_id=image_id, guess=labels[ranked.classes[query.guess].casefold()]))
+    project.write_predictions(kept)
+    return len(kept)
 
 
 @app.command()

@@ -74,6 +74,30 @@ class Project:
             return self.budget(1) - len(self.store.unanswered(1))
         return getattr(self.store.spent(cycle), self.settings.budget_unit)
 
+    # What another detector said before there was one here
+
+    def write_predictions(self, queries: Sequence[Query]) -> None:
+        """Keep another detector's boxes, to be offered on the first images: queries with box, guess and score."""
+        boxes = np.array([query.box for query in queries], dtype=np.float32).reshape(-1, 4)
+        tables.write(self.folder.root / "predictions.parquet", {
+            "image_id": np.array([query.image_id for query in queries], dtype=np.int64), "boxes": boxes,
+            "labels": np.array([query.guess for query in queries], dtype=np.int64),
+            "scores": np.array([(query.why or {}).get("score", 0) for query in queries], dtype=np.float32),
+        })  # fmt: skip
+
+    def read_predictions(self) -> Candidates | None:
+        """Those boxes, if there are any."""
+        file = self.folder.root / "predictions.parquet"
+        if not file.exists():
+            return None
+        columns = tables.read(file)
+        count = len(columns["labels"])
+        nothing, place = np.zeros(count), np.arange(count)
+        return Candidates(
+            columns["image_id"], place, columns["boxes"], self.store.counts_as()[columns["labels"]],
+            columns["scores"], nothing, nothing, np.zeros((count, 0)),
+        )  # fmt: skip
+
     # The ranking of a cycle, which the trainer makes and the server asks from
 
     def write_ranking(self, cycle: int, candidates: Candidates, queue: Queue, frequency: np.ndarray) -> None:

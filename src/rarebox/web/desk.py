@@ -49,7 +49,6 @@ class Desk:
         self._cycle = -1
         self._shown: Candidates | None = None
         self._rows: dict[int, Ints] = {}
-        self._frequency: Floats = np.zeros(0)
         self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1)
         self._exhausted = False
         self._counts: Ints = np.zeros(0, dtype=np.int64)
@@ -179,10 +178,9 @@ class Desk:
         self._cycle = cycle
         self._classes, self._counts_as = project.store.classes(), project.store.counts_as()
         self._asker = project.asker(cycle) if cycle > 1 else None
-        self._shown, self._rows, self._frequency = None, {}, np.zeros(0)
-        if project.has_ranking(cycle):
-            self._shown, _, state = project.read_ranking(cycle)
-            self._rows, self._frequency = rows_by_image(self._shown), state.class_frequency
+        ranked = project.has_ranking(cycle)
+        self._shown = project.read_ranking(cycle)[0] if ranked else project.read_predictions()
+        self._rows = rows_by_image(self._shown) if self._shown else {}
         self._records = project.folder.records()
         self._exhausted = False
         self.questions += 1
