@@ -677,13 +677,14 @@ def serve(
         list[str] | None, typer.Option("--name", help="Another host name the server goes by; repeatable.")
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    label_studio: Annotated[bool, typer.Option("--label-studio", help="Print the address for Label Studio.")] = False,
 ) -> None:
     """Ask people in the browser, and train and choose the next questions meanwhile."""
     from rarebox.web.serve import serve as serve_project
 
     names = [name for name in (people or "").split(",") if name.strip()]
     serve_project(
-        project, host, port, names, browser=browser, also=also or [],
+        project, host, port, names, browser=browser, also=also or [], label_studio=label_studio,
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
     )  # fmt: skip
 

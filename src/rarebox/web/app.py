@@ -1,6 +1,7 @@
 """The HTTP side of ``rarebox serve``: routes, what they take, and who may use them. Docs: ``docs/serve.md``."""
 
 import asyncio
+import hmac
 import io
 import json
 import tempfile
@@ -26,9 +27,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rarebox.boxes import clip
 from rarebox.data.images import UnreadableImage, read_image
 from rarebox.errors import UserError
+from rarebox.exchange import Offer
 from rarebox.people import Submission, clean_name
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web.desk import Desk
+from rarebox.web.ml_backend import router_of
 from rarebox.web.security import HEADERS, LARGEST_BODY, Door, Visitor, good_host, good_origin
 
 STATIC = Path(__file__).parent / "static"
@@ -133,6 +136,13 @@ def person(found: Anybody) -> str:
 
 
 Somebody = Annotated[str, Depends(person)]
+
+
+def program(request: Request, key: str) -> None:
+    """Another program (Label Studio) that has the key in the address it was given."""
+    door: Door = request.app.state.door
+    if not hmac.compare_digest(key.encode(), door.key.encode()):
+        raise HTTPException(404, "there is nothing here")
 
 
 def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str] = ()) -> FastAPI:
@@ -288,6 +298,8 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         headers = {"Content-Disposition": f'attachment; filename="{safe}"'}
         return Response(_zipped(desk.project.folder.root, format), media_type="application/zip", headers=headers)
 
+    offer = Offer(desk.project, do=lambda job: desk.do(job).result())
+    app.include_router(router_of(offer), prefix="/ml/{key}", dependencies=[Depends(program)])
     app.add_middleware(Guard, host=host, also=tuple(also))
     return app
 

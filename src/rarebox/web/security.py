@@ -67,6 +67,11 @@ class Door:
             return None
         return Visitor(name, fixed=True) if good else None
 
+    @property
+    def key(self) -> str:
+        """What another program on the team's side proves itself with, as part of the address."""
+        return self._sign("program")[:32]
+
     def cookie_of(self, visitor: Visitor) -> str:
         """A cookie's value: who it is, signed."""
         text = base64.urlsafe_b64encode(json.dumps(asdict(visitor)).encode()).decode()

@@ -23,7 +23,7 @@ DEFAULT_PORT = 8765
 
 def serve(
     root: Path, host: str = "127.0.0.1", port: int | None = None, people: Sequence[str] = (), *, browser: bool = True,
-    also: Sequence[str] = (), say: Callable[[str], None] = print,
+    also: Sequence[str] = (), label_studio: bool = False, say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """Serve a project until Ctrl-C. ``people`` get a link each; without them, one link that works once."""
     names = [clean_name(name, "person") for name in people]
@@ -36,7 +36,7 @@ def serve(
     project = Project(root)
     try:
         with hold(root / "serve.lock"):
-            _serve(project, host, port, names, browser, also, say)
+            _serve(project, host, port, names, browser, also, label_studio, say)
     except Busy:
         raise UserError(f"{root} is being served already; open its page, or stop that server first") from None
     finally:
@@ -45,7 +45,7 @@ def serve(
 
 def _serve(
     project: Project, host: str, port: int | None, names: Sequence[str], browser: bool, also: Sequence[str],
-    say: Callable[[str], None],
+    label_studio: bool, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     root = project.folder.root
     listening = _listen(host, port)
@@ -69,6 +69,8 @@ def _serve(
         say(f"open this link (it works once; the page can make more): {link}")
         if browser:
             Timer(1.0, lambda: webbrowser.open(link)).start()
+    if label_studio:
+        say(f"Label Studio, Settings, Model, connect: {base}ml/{door.key} (and the same with /webhook as a webhook)")
     config = uvicorn.Config(
         make_app(desk, door, host, [shown, *also]), log_level="warning", access_log=False, timeout_graceful_shutdown=2,
         server_header=False, timeout_keep_alive=65,
