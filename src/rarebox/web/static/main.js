@@ -251,24 +251,25 @@ function run(first) {
     const named = (/** @type {string} */ before, /** @type {number | null} */ label, /** @type {string} */ after) =>
       setQuestion(before, label, after);
     let reason = query.reason;
+    const touch = matchMedia("(pointer: coarse)").matches; // no keys to speak of
     if (asking.view.mode === "draw") {
       named("Draw a box with one drag", null, "");
-      reason = "Esc leaves it.";
+      reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
     } else if (asking.view.mode === "redraw") {
       named("Redraw the box with one drag", null, "");
-      reason = "Esc leaves it.";
+      reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
     } else if (active?.kind === "draft" && active.label === null) {
       named("What is in the new box?", null, "");
-      reason = `A digit chooses its class, ${hint("find")} finds or adds one.`;
+      reason = touch ? "Tap its class, or find or add one." : `A digit chooses its class, ${hint("find")} finds or adds one.`;
     } else if (active?.kind === "label") {
       named(asking.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
-      reason = `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
+      reason = touch ? "Tap a class to change it." : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
     } else if (active?.kind === "other") {
       named("Unanswered box: ", active.label, "?");
-      reason = `${hint("yes")} or a digit makes it a label. Esc leaves it.`;
+      reason = touch ? "Tap its class to make it a label, or beside it to leave it." : `${hint("yes")} or a digit makes it a label. Esc leaves it.`;
     } else if (task.kind === "edit" && task.answer) {
       named(query.box ? "You are changing an answer: " : "You are changing a whole image", query.box && task.answer.verdict === "object" ? guess : null, query.box && task.answer.verdict !== "object" ? inWords(task.answer) : "");
-      reason = `By ${task.answer.by}. Esc leaves it as it is.`;
+      reason = `By ${task.answer.by}. ${touch ? "Back" : "Esc"} leaves it as it is.`;
     } else if (query.box) {
       if (guess === null) named("What is in this box?", null, "");
       else named("Is this ", guess, "?");
@@ -340,7 +341,9 @@ function run(first) {
         if (event.detail > 0) stage.focus({ preventScroll: true });
         asking.choose(one.label);
       } }, el("i", { class: "swatch", style: { background: colour(one.label) } }), el("span", { text: one.name }), one.label < 20 && el("kbd", { text: `${one.label > 9 ? "⇧" : ""}${(one.label + 1) % 10}` }))));
-    place.querySelector("[aria-pressed=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const pressed = place.querySelector("[aria-pressed=true]")?.getBoundingClientRect();
+    const frame = place.getBoundingClientRect();
+    if (pressed) place.scrollLeft += (pressed.left + pressed.right - frame.left - frame.right) / 2;
   }
 
   function showProgress() {

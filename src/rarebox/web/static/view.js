@@ -277,6 +277,8 @@ export class View {
     stage.addEventListener("pointerup", (event) => this.#up(event));
     stage.addEventListener("pointercancel", (event) => this.#up(event, true));
     stage.addEventListener("pointerleave", () => this.#hover(null, null));
+    // Otherwise a browser may take a quick tap after a drag for the end of a scroll, and drop its click.
+    stage.addEventListener("touchstart", (event) => this.#own(event) && event.preventDefault(), { passive: false });
     stage.addEventListener("contextmenu", (event) => event.preventDefault());
     stage.addEventListener("auxclick", (event) => event.preventDefault());
     stage.addEventListener(
@@ -291,6 +293,11 @@ export class View {
     );
   }
 
+  /** Is it about the picture, not about a button over it? @param {Event} event */
+  #own(event) {
+    return !(/** @type {HTMLElement} */ (event.target).closest("button, .waiting"));
+  }
+
   /** @param {MouseEvent} event */
   #at(event) {
     const frame = this.stage.getBoundingClientRect();
@@ -299,7 +306,7 @@ export class View {
 
   /** @param {PointerEvent} event */
   #down(event) {
-    if (/** @type {HTMLElement} */ (event.target).closest("button, .waiting")) return;
+    if (!this.#own(event)) return;
     this.stage.focus({ preventScroll: true });
     const at = this.#at(event);
     this.#pointers.set(event.pointerId, at);
