@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from label_studio_sdk.label_interface.interface import LabelInterface
 from PIL import Image
 
 from rarebox.data import labelstudio
@@ -21,7 +20,7 @@ from rarebox.project import Project, create
 from rarebox.strategies import Queue
 from rarebox.types import Candidates, Query
 from rarebox.web.ml_backend import make_router, router_of
-from tests.test_exchange import region
+from tests.test_exchange import region, sdk
 
 CLASSES = ("cat", "dog")
 BOXES = np.array([[10, 20, 50, 60], [100, 20, 150, 90], [60, 5, 90, 95], [10, 10, 90, 90]], dtype=np.float32)
@@ -104,7 +103,6 @@ def test_health_setup_and_versions(client: TestClient) -> None:
 
 
 def test_predictions_are_the_open_questions_and_what_else_is_likely(client: TestClient, project: Project) -> None:
-    interface = LabelInterface(CONFIG)
     first, second, third, fourth = ask(client, "a.jpg", "c.jpg", "b.jpg", "unknown.jpg")
     (about_a, about_b) = project.store.unanswered(2)
     # One question an image is open at a time; the second box of the first image is likely (0.6), the third not (0.2).
@@ -116,6 +114,12 @@ def test_predictions_are_the_open_questions_and_what_else_is_likely(client: Test
     assert second["result"] == fourth["result"] == []
     for prediction in (first, second, third):
         assert prediction["model_version"] == "rarebox cycle 2"
+
+
+def test_predictions_are_what_label_studios_own_library_takes(client: TestClient) -> None:
+    interface = sdk("label_interface.interface").LabelInterface(CONFIG)
+    for prediction in ask(client, "a.jpg", "b.jpg"):
+        assert prediction["result"]
         assert interface.validate_prediction(prediction, return_errors=True) == []
 
 
