@@ -158,6 +158,10 @@ def test_a_missed_object_and_a_complete_image(people: People) -> None:
     assert (spent.labels, spent.looks) == (1, 1)  # the word that it is complete costs no box
     people.submit("anna", "anna", said("k3", people.given()[-1].query.id, Verdict.WITHDRAWN, after=2))
     assert not people.store.labels_of(5).complete
+    again = people.given()[-1].query.id
+    assert people.submit("ben", "ben", said("k4", again)).status is Status.REFUSED
+    assert people.submit("anna", "anna", said("k5", again)).status is Status.SAVED
+    assert people.store.labels_of(5).complete
     assert [q.id for q in people.store.unanswered(1)] == [1, 2, 3, 4]  # nobody is asked what a person volunteered
 
 

@@ -278,6 +278,8 @@ def _objection(
         return replace(conflict, status=Status.REFUSED, reason="there is nothing to take back")
     if len(rows) >= query.wanted or any(row.by == by for row in rows):
         return replace(conflict, reason="this question has been answered meanwhile")
+    if query.asked_by == by:
+        return None  # their own box, taken back and given again
     if not connection.scalar(select(_lease_of(query.id, holder))):
         return replace(
             conflict, status=Status.REFUSED, reason="this question was not given to you; ask for the next one"

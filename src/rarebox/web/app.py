@@ -157,7 +157,8 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         response.set_cookie(door.cookie, door.cookie_of(found), max_age=year, httponly=True, samesite="strict")
 
     def state_of(found: Visitor) -> dict[str, Any]:
-        return desk.state(found.name, found.fixed)
+        # The page keeps what is not saved yet under this, so that no other project on this port ever gets it.
+        return {"id": door.cookie, **desk.state(found.name, found.fixed)}
 
     # The page
 
@@ -291,7 +292,7 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         return {"url": f"{request.base_url}?token={door.one_time_link(Visitor())}"}
 
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
-    def export(format: Literal["coco", "voc", "yolo"] = "coco") -> Response:
+    def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
         """All labels as a zip file."""
         name = f"{desk.project.folder.root.resolve().name}-{format}.zip"
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)

@@ -61,7 +61,7 @@ function askName(first) {
 
 /** @param {State} first */
 function run(first) {
-  const line = new Line(first.project, tab, {
+  const line = new Line(first.id, tab, {
     state: accept,
     queries: (queries) => asking.receive(queries),
     results: (pairs) => {

@@ -46,6 +46,7 @@
  * @typedef {{cycle: number, labels: number, looks: number, ap50: number | null}} CycleRecord
  *
  * @typedef {object} State
+ * @property {string} id  of the project, wherever it is served
  * @property {string} project
  * @property {string | null} you
  * @property {boolean} fixed_name
