@@ -220,6 +220,25 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
         create(tmp_path / "p", images)
 
 
+def test_first_images_without_any_object_are_followed_by_more(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path, initial_images=8)
+    nothing = np.zeros((0, 4))
+    for asked, step in ((8, "questions"), (14, "questions"), (14, None)):
+        assert trainer.advance(now, quiet) == step
+        assert len(now.store.queries(1)) == asked
+        now.store.record([Answer(q.id, nothing, np.zeros(0, int), Verdict.OBJECT) for q in now.store.unanswered(1)])
+    assert now.folder.records() == []
+
+
+def test_fewer_labelled_photos_than_would_be_asked_for_are_enough_if_they_are_all(
+    pictures: Path, tmp_path: Path
+) -> None:
+    images = photos(pictures, tmp_path / "photos")
+    create(tmp_path / "p", images, [], pictures, changes={**CHANGES, "initial_images": 50})
+    now = Project(tmp_path / "p")
+    assert [trainer.advance(now, quiet) for _ in range(2)] == ["trained", None]  # and then there is nothing left
+
+
 def test_photos_that_came_later_are_taken_in(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path)
     before = now.store.images()

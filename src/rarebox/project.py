@@ -105,6 +105,7 @@ class Project:
         order = [item for place in range(min(len(candidates), MOST_RANKED)) if (item := queue(place))]
         rows = candidates[np.array([row for row, _ in order], dtype=np.int64)]
         columns = {name: getattr(rows, name) for name in RANKED}
+        self.folder.cycle(cycle).mkdir(parents=True, exist_ok=True)
         write_json(self._ranking(cycle, "json"), {"class_frequency": frequency.tolist()})
         utility = np.array([utility for _, utility in order], dtype=np.float64)
         tables.write(self._ranking(cycle, "parquet"), {**columns, "utility": utility})

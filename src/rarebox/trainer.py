@@ -37,9 +37,8 @@ def advance(now: Project, tell: loop.Progress, train: bool = False) -> str | Non
     scored, ranked and opened.
     """
     cycle = now.cycle
-    if not now.store.queries(1) or (cycle == 1 and not asked_first(now) and not is_due(now, 1, train)):
-        ask_first_images(now, tell)
-        return "questions"
+    if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
+        return "questions" if ask_first_images(now, tell) else None
     run = loop.open_project(now.folder, now.settings, now.store, tell)
     records = now.folder.records()
     if len(records) >= cycle:
@@ -60,21 +59,28 @@ def asked_first(now: Project) -> bool:
 def is_due(now: Project, cycle: int, train: bool) -> bool:
     """Whether a cycle's model should be trained: its budget is spent, somebody wants it, or it was cut short."""
     said = now.store.labels().values()
-    learnt = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
+    labelled = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
     if not any(len(labels.boxes) for labels in said) or not now.store.classes():
         return False
     if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
         return True
     if cycle == 1:
-        imported_enough = not asked_first(now) and learnt >= now.settings.initial_images
-        return imported_enough or (asked_first(now) and not now.store.unanswered(1))
+        # Labels that were there before may be as good as answers.
+        enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
+        return enough and not now.store.unanswered(1)
     return now.spent(cycle) >= now.budget(cycle)
 
 
-def ask_first_images(now: Project, tell: loop.Progress) -> None:
-    """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back."""
+def ask_first_images(now: Project, tell: loop.Progress) -> bool:
+    """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back.
+
+    False if every image is labelled already. (Asked again, where the first ones brought no object at all.)
+    """
     store, settings = now.store, now.settings
+    known = store.labels()
     records = list(store.images().values())
+    if all(record.id in known for record in records):
+        return False
     chance = seeds.stream(settings.seed, "first images").permutation(len(records))
     looked_at = [records[i] for i in sorted(chance[:MOST_LOOKED_AT])]
     detector = detectors.build(
@@ -88,7 +94,6 @@ def ask_first_images(now: Project, tell: loop.Progress) -> None:
         tell("looking for the most different photos", len(features), len(looked_at), "images")
     points = np.stack([features[i] for i in range(len(looked_at))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
-    known = store.labels()
     order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
     store.open_cycle(1)
     store.ask(1, [
@@ -96,6 +101,7 @@ def ask_first_images(now: Project, tell: loop.Progress) -> None:
         Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
         for place, image_id in enumerate(order[: settings.initial_images])
     ])  # fmt: skip
+    return True
 
 
 def prepare(now: Project, run: loop.Run, cycle: int) -> bool:

@@ -313,7 +313,7 @@ class Desk:
         if self._cycle == 0:
             return "preparing"
         idle = not self.trainer or self.trainer.status["state"] == "idle"
-        if idle and len(self._records) >= self._cycle:
+        if idle and (len(self._records) >= self._cycle or (self._exhausted and not self._spent)):
             return "finished"
         return "first_images" if self._cycle == 1 else "asking"
 
