@@ -26,6 +26,9 @@ MOST_QUESTIONS = 10
 MOST_OTHERS = 30
 """Detections shown beside the one that is asked about."""
 
+UNSTEADY = 1.0
+"""u(b), of at most 1.3, from which a guess is said to change with the view."""
+
 FEW_IMAGES = 20
 """Held-out images below which AP is called a rough trend."""
 
@@ -376,7 +379,7 @@ class Desk:
             f"It looks like {name}" + (f", a rare class ({counts[guess]} of {total} labels so far)" if rare else "")
         ]
         why = query.why or {}
-        if why.get("uncertainty", 0) > 0.5:
+        if why.get("uncertainty", 0) > UNSTEADY:
             words.append("the guess changes when the picture is turned or cropped")
         elif "score" in why:
             words.append(f"the detector is {why['score']:.0%} sure")
