@@ -17,14 +17,13 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rarebox.boxes import clip
-from rarebox.data.images import UnreadableImage, read_image
+from rarebox.data.images import UnreadableImage, read_picture
 from rarebox.errors import UserError
 from rarebox.people import Submission, clean_name
 from rarebox.types import ImageRecord, Verdict
@@ -194,7 +193,7 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
-        said = [_submission(item, desk.images) for item in body.answers]
+        said = [_submission(item) for item in body.answers]
         outcomes, queries = await _done(desk.answer(f"{by}/{body.client}", by, said, body.want))
         return {
             "results": [desk.outcome(outcome) for outcome in outcomes],
@@ -275,10 +274,11 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         desk.retry()
         return state_of(found)
 
-    @app.post("/api/invite", dependencies=[Depends(person)])
-    def invite(request: Request) -> dict[str, str]:
-        """A link for another browser, good once."""
-        return {"url": f"{request.base_url}?token={door.one_time_link(Visitor())}"}
+    @app.post("/api/invite")
+    def invite(request: Request, found: Anybody, _: Somebody) -> dict[str, str]:
+        """A link for another browser, good once: for anybody, or, where names are given out, for the same person."""
+        token = door.one_time_link(found if found.fixed else Visitor())
+        return {"url": f"{request.base_url}?token={token}"}
 
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
     def export(format: Literal["coco", "voc", "yolo"] = "coco") -> Response:
@@ -296,15 +296,11 @@ async def _done(future: Future[T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-def _submission(item: Item, images: dict[int, ImageRecord]) -> Submission:
-    """An item of a request, its boxes cut at the image's border."""
-    boxes = np.array(item.boxes, dtype=np.float32).reshape(-1, 4)
-    if item.image is not None and item.image in images:
-        image = images[item.image]
-        boxes = clip(boxes, image.width, image.height)
+def _submission(item: Item) -> Submission:
+    boxes, labels = np.array(item.boxes, dtype=np.float32).reshape(-1, 4), np.array(item.labels, dtype=np.int64)
     return Submission(
-        item.key, Verdict(item.verdict), boxes, np.array(item.labels, dtype=np.int64), item.milliseconds,
-        item.query, item.image, item.after, item.complete,
+        item.key, Verdict(item.verdict), boxes, labels, item.milliseconds, item.query, item.image, item.after,
+        item.complete,
     )  # fmt: skip
 
 
@@ -312,25 +308,29 @@ def _picture(record: ImageRecord, size: int | None) -> Response:
     """A file as it is where a browser can show it; otherwise upright, in RGB, not too large, as JPEG."""
     cached = {"Cache-Control": "private, max-age=86400, immutable"}
     side = max(record.width, record.height)
-    plain = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
-    media_type = plain.get(Path(record.path).suffix.lower())
-    wanted = min(size or LARGEST_SIDE, LARGEST_SIDE)
-    if media_type and side <= wanted and Path(record.path).is_file() and not _unusual(record.path):
+    wanted = min(size or LARGEST_SIDE, side, LARGEST_SIDE)
+    if wanted == side and (media_type := _plain(record)):
         return FileResponse(record.path, media_type=media_type, headers=cached)
-    image = Image.fromarray(read_image(record.path))
-    image.thumbnail((wanted, wanted))
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=90)
+    Image.fromarray(read_picture(record, wanted, wanted).pixels).save(content, "JPEG", quality=90)
     return Response(content.getvalue(), media_type="image/jpeg", headers=cached)
 
 
-def _unusual(path: str) -> bool:
-    """Whether a browser may show the file otherwise than we read it: CMYK, 16 bits, not what its name says."""
+def _plain(record: ImageRecord) -> str | None:
+    """The media type of a file that every browser shows as we read it; None for CMYK, transparency, films and such."""
     try:
-        with Image.open(path) as image:
-            return image.mode not in ("RGB", "L") or image.format not in ("JPEG", "PNG", "WEBP")
+        with Image.open(record.path) as image:
+            if image.mode not in ("RGB", "L") or set(image.size) != {record.width, record.height}:
+                return None
+            if image.format in ("JPEG", "MPO"):  # many a phone's photo is an MPO, a JPEG with more behind it
+                return "image/jpeg"
+            # Not every browser turns these kinds. (The method of the base class reads no pixels.)
+            turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) != 1
+            if turned or image.has_transparency_data or getattr(image, "is_animated", False):
+                return None
+            return {"PNG": "image/png", "WEBP": "image/webp"}.get(image.format or "")
     except Exception:  # whatever is wrong with it, reading it properly will say so
-        return True
+        return None
 
 
 def _zipped(root: Path, format: str) -> bytes:
@@ -339,6 +339,8 @@ def _zipped(root: Path, format: str) -> bytes:
     from rarebox.labels import collect
 
     images, classes, annotations = collect(root)
+    if format == "yolo" and not any(one.complete for one in annotations):
+        raise UserError("no image is labelled as a whole yet, and YOLO's files can hold no other; choose COCO or VOC")
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "labels"
