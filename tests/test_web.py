@@ -49,6 +49,7 @@ def test_a_project_without_questions_is_being_prepared(tmp_path: Path) -> None:
         assert browser.get("/api/state")["phase"] == "preparing"
         assert browser.next() == []
         assert "no question" in browser.say(query=1)["reason"]
+        assert "still being prepared" in browser.say(image=1)["reason"]
 
 
 def test_the_state_of_the_first_images(house: House) -> None:
@@ -206,7 +207,7 @@ def test_undo_comes_first_also_before_older_questions(later: House) -> None:
     anna, ben = later.browser("anna"), later.browser("ben")
     (early,), (late,) = anna.next(1), ben.next(1)
     number = ben.saved(query=late["id"])
-    later.desk.people.claim("anna/tab", "anna", 1, seconds=-1)  # her lease has run out
+    later.desk.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has run out
     assert ben.next(1)[0]["id"] == early["id"]
     result = ben.answer(item(query=late["id"], verdict="withdrawn", after=number), want=1)
     assert [query["id"] for query in result["queries"]] == [late["id"], early["id"]]

@@ -141,10 +141,12 @@ class People:
         if said.verdict is not Verdict.OBJECT or len(said.boxes) != (0 if said.complete else 1):
             return replace(refused, reason="a missed object needs one box, and a complete image none")
         cycle = connection.scalar(select(func.max(schema.cycles.c.cycle)))
+        if cycle is None:
+            return replace(refused, reason="the project is still being prepared; wait for the first questions")
         try:
             answer = self._answer(connection, 0, said.image_id or 0, by, said)
             box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
-            (query,) = self.store.ask(cycle or 0, [Query(said.image_id or 0, box, guess, asked_by=by)])
+            (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])
             (number,) = self.store.record([replace(answer, query_id=query.id)], [said.key])
             return Outcome(said.key, Status.SAVED, query.id, number)
         except ValueError as error:

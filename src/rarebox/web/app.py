@@ -3,9 +3,10 @@
 import asyncio
 import io
 import json
+import re
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,8 @@ LOOK_SECONDS = 0.25
 """How often an open page is looked after for news."""
 
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Identifier = Annotated[int, Field(ge=0, lt=2**53)]
+Identifier = Annotated[int, Field(ge=0, lt=2**31)]
+Key = Annotated[str, Field(min_length=1, max_length=64, pattern="^[!-~]+$")]
 T = TypeVar("T")
 
 
@@ -52,7 +54,7 @@ class Body(BaseModel):
 class Item(Body):
     """One answer."""
 
-    key: str = Field(min_length=1, max_length=64)
+    key: Key
     milliseconds: int = Field(default=0, ge=0, le=10**9)
     query: Identifier | None = None
     image: Identifier | None = None
@@ -74,7 +76,7 @@ class Item(Body):
 class Next(Body):
     """Asking for questions."""
 
-    client: str = Field(min_length=1, max_length=64)
+    client: Key
     want: int = Field(default=3, ge=0, le=10)
 
 
@@ -136,7 +138,7 @@ Somebody = Annotated[str, Depends(person)]
 
 def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str] = ()) -> FastAPI:
     """The application for one project. ``host`` is the address listened on, ``also`` further names it goes by."""
-    app = FastAPI(title="rarebox", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app = FastAPI(title="rarebox", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.door = door
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _explain_errors(app)
@@ -159,6 +161,10 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         if token is not None and door.recognise(request.cookies.get(door.cookie)):
             return RedirectResponse("/", status_code=303)
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/api/openapi.json", dependencies=[Depends(visitor)], include_in_schema=False)
+    def description() -> dict[str, Any]:
+        return app.openapi()
 
     @app.get("/api/state")
     def state(found: Anybody) -> dict[str, Any]:
@@ -187,14 +193,14 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Questions for one tab of a browser."""
-        _, queries = await _done(desk.answer(f"{by}/{body.client}", by, [], body.want))
+        _, queries = await _done(desk.answer(_holder(by, body.client), by, [], body.want))
         return {"queries": [desk.query(query) for query in queries], "state": state_of(found)}
 
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
         said = [_submission(item) for item in body.answers]
-        outcomes, queries = await _done(desk.answer(f"{by}/{body.client}", by, said, body.want))
+        outcomes, queries = await _done(desk.answer(_holder(by, body.client), by, said, body.want))
         return {
             "results": [desk.outcome(outcome) for outcome in outcomes],
             "queries": [desk.query(query) for query in queries],
@@ -296,6 +302,11 @@ async def _done(future: Future[T]) -> T:
     return await asyncio.wrap_future(future)
 
 
+def _holder(by: str, client: str) -> str:
+    """One tab of one person, and of nobody else whatever they call themselves: no name has a line break."""
+    return f"{by}\n{client}"
+
+
 def _submission(item: Item) -> Submission:
     boxes, labels = np.array(item.boxes, dtype=np.float32).reshape(-1, 4), np.array(item.labels, dtype=np.int64)
     return Submission(
@@ -357,19 +368,24 @@ def _explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     def of_the_user(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
+        return _refusal(400, str(error))
 
     @app.exception_handler(RequestValidationError)
     def of_the_request(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+        return _refusal(422, f"{where}: {first['msg']}")
 
     @app.exception_handler(StarletteError)
     def of_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteError)
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+        return _refusal(error.status_code, str(error.detail), error.headers)
+
+
+def _refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """What the page shows. It may quote what came: shortened then, and in characters that can be sent."""
+    return JSONResponse({"error": sentence[:400].encode(errors="replace").decode()}, status, headers)
 
 
 class Guard:
@@ -391,17 +407,17 @@ class Guard:
             length = header("content-length", "0")
             if not good_origin(header("origin"), header("sec-fetch-site"), header("host", "")):
                 refusal = (403, "another site's page may not do this")
-            elif not length.isdigit() or int(length) > LARGEST_BODY:
+            elif not re.fullmatch("[0-9]{1,9}", length) or int(length) > LARGEST_BODY:
                 refusal = (413, f"a request may have {LARGEST_BODY:,} bytes at most")
             elif header("content-type", "").partition(";")[0].strip().lower() != "application/json":
                 refusal = (415, "only application/json is taken")
         if refusal:
-            await JSONResponse({"error": refusal[1]}, refusal[0], headers=HEADERS)(scope, receive, send)
+            await _refusal(*refusal, HEADERS)(scope, receive, send)
             return
         await self.app(scope, _bounded(receive), _with_headers(send))
 
 
-class TooLarge(StarletteError):
+class TooLarge(HTTPException):
     """A body without a stated length that does not end."""
 
 
