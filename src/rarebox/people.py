@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, select
 
 from rarebox import schema
-from rarebox.boxes import iou_matrix
+from rarebox.boxes import clip, iou_matrix
 from rarebox.errors import UserError
 from rarebox.store import Store, as_answer, as_query
 from rarebox.types import Answer, Floats, Ints, Query, Verdict
@@ -124,7 +124,7 @@ class People:
             if objection := _objection(connection, row, holder, by, said, self.store.counts_as()):
                 return objection
             try:
-                answer = Answer(row.id, said.boxes, said.labels, said.verdict, by, said.milliseconds)
+                answer = self._answer(connection, row.id, row.image_id, by, said)
                 (number,) = self.store.record([answer], [said.key])
             except ValueError as error:
                 return Outcome(said.key, Status.REFUSED, row.id, reason=str(error))
@@ -140,15 +140,27 @@ class People:
         refused = Outcome(said.key, Status.REFUSED)
         if said.verdict is not Verdict.OBJECT or len(said.boxes) != (0 if said.complete else 1):
             return replace(refused, reason="a missed object needs one box, and a complete image none")
-        box, guess = (None, None) if said.complete else (said.boxes[0], int(said.labels[0]))
         cycle = connection.scalar(select(func.max(schema.cycles.c.cycle)))
+        if cycle is None:
+            return replace(refused, reason="the project is still being prepared; wait for the first questions")
         try:
-            (query,) = self.store.ask(cycle or 0, [Query(said.image_id or 0, box, guess, asked_by=by)])
-            answer = Answer(query.id, said.boxes, said.labels, Verdict.OBJECT, by, said.milliseconds)
-            (number,) = self.store.record([answer], [said.key])
+            answer = self._answer(connection, 0, said.image_id or 0, by, said)
+            box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
+            (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])
+            (number,) = self.store.record([replace(answer, query_id=query.id)], [said.key])
             return Outcome(said.key, Status.SAVED, query.id, number)
         except ValueError as error:
             return replace(refused, reason=str(error))
+
+    def _answer(self, connection: Connection, query_id: int, image_id: int, by: str, said: Submission) -> Answer:
+        """What was said as an answer, its boxes cut at the border of the image; ValueError for what cannot be one."""
+        boxes = said.boxes
+        if len(boxes):
+            size = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == image_id)
+            if (image := connection.execute(size).first()) is None:
+                raise ValueError(f"there is no image {image_id}")
+            boxes = clip(boxes, *image)
+        return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
     def given(self, after: int = 0) -> list[Given]:
         """Every answer with a number above ``after``, withdrawn ones too, in the order in which they came."""
@@ -303,4 +315,7 @@ def _answer_columns() -> Iterable[Any]:
 
 
 def _given(row: Row[Any], counts_as: Ints) -> Given:
-    return Given(row.answer_id, as_query(row), row.cycle, as_answer(row, counts_as), row.answered_at)
+    query = as_query(row)
+    if query.guess is not None:
+        query = replace(query, guess=int(counts_as[query.guess]))
+    return Given(row.answer_id, query, row.cycle, as_answer(row, counts_as), row.answered_at)

@@ -4,9 +4,10 @@ import asyncio
 import hmac
 import io
 import json
+import re
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -18,14 +19,13 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
+from PIL import ExifTags, Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rarebox.boxes import clip
-from rarebox.data.images import UnreadableImage, read_image
+from rarebox.data.images import UnreadableImage, read_picture
 from rarebox.errors import UserError
 from rarebox.exchange import Offer
 from rarebox.people import Submission, clean_name
@@ -43,7 +43,8 @@ LOOK_SECONDS = 0.25
 """How often an open page is looked after for news."""
 
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Identifier = Annotated[int, Field(ge=0, lt=2**53)]
+Identifier = Annotated[int, Field(ge=0, lt=2**31)]
+Key = Annotated[str, Field(min_length=1, max_length=64, pattern="^[!-~]+$")]
 T = TypeVar("T")
 
 
@@ -56,7 +57,7 @@ class Body(BaseModel):
 class Item(Body):
     """One answer."""
 
-    key: str = Field(min_length=1, max_length=64)
+    key: Key
     milliseconds: int = Field(default=0, ge=0, le=10**9)
     query: Identifier | None = None
     image: Identifier | None = None
@@ -78,7 +79,7 @@ class Item(Body):
 class Next(Body):
     """Asking for questions."""
 
-    client: str = Field(min_length=1, max_length=64)
+    client: Key
     want: int = Field(default=3, ge=0, le=10)
 
 
@@ -147,7 +148,7 @@ def program(request: Request, key: str) -> None:
 
 def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str] = ()) -> FastAPI:
     """The application for one project. ``host`` is the address listened on, ``also`` further names it goes by."""
-    app = FastAPI(title="rarebox", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app = FastAPI(title="rarebox", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.door = door
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _explain_errors(app)
@@ -171,6 +172,10 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         if token is not None and door.recognise(request.cookies.get(door.cookie)):
             return RedirectResponse("/", status_code=303)
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/api/openapi.json", dependencies=[Depends(visitor)], include_in_schema=False)
+    def description() -> dict[str, Any]:
+        return app.openapi()
 
     @app.get("/api/state")
     def state(found: Anybody) -> dict[str, Any]:
@@ -199,14 +204,14 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Questions for one tab of a browser."""
-        _, queries = await _done(desk.answer(f"{by}/{body.client}", by, [], body.want))
+        _, queries = await _done(desk.answer(_holder(by, body.client), by, [], body.want))
         return {"queries": [desk.query(query) for query in queries], "state": state_of(found)}
 
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
-        said = [_submission(item, desk.images) for item in body.answers]
-        outcomes, queries = await _done(desk.answer(f"{by}/{body.client}", by, said, body.want))
+        said = [_submission(item) for item in body.answers]
+        outcomes, queries = await _done(desk.answer(_holder(by, body.client), by, said, body.want))
         return {
             "results": [desk.outcome(outcome) for outcome in outcomes],
             "queries": [desk.query(query) for query in queries],
@@ -286,10 +291,11 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         desk.retry()
         return state_of(found)
 
-    @app.post("/api/invite", dependencies=[Depends(person)])
-    def invite(request: Request) -> dict[str, str]:
-        """A link for another browser, good once."""
-        return {"url": f"{request.base_url}?token={door.one_time_link(Visitor())}"}
+    @app.post("/api/invite")
+    def invite(request: Request, found: Anybody, _: Somebody) -> dict[str, str]:
+        """A link for another browser, good once: for anybody, or, where names are given out, for the same person."""
+        token = door.one_time_link(found if found.fixed else Visitor())
+        return {"url": f"{request.base_url}?token={token}"}
 
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
     def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
@@ -309,15 +315,16 @@ async def _done(future: Future[T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-def _submission(item: Item, images: dict[int, ImageRecord]) -> Submission:
-    """An item of a request, its boxes cut at the image's border."""
-    boxes = np.array(item.boxes, dtype=np.float32).reshape(-1, 4)
-    if item.image is not None and item.image in images:
-        image = images[item.image]
-        boxes = clip(boxes, image.width, image.height)
+def _holder(by: str, client: str) -> str:
+    """One tab of one person, and of nobody else whatever they call themselves: no name has a line break."""
+    return f"{by}\n{client}"
+
+
+def _submission(item: Item) -> Submission:
+    boxes, labels = np.array(item.boxes, dtype=np.float32).reshape(-1, 4), np.array(item.labels, dtype=np.int64)
     return Submission(
-        item.key, Verdict(item.verdict), boxes, np.array(item.labels, dtype=np.int64), item.milliseconds,
-        item.query, item.image, item.after, item.complete,
+        item.key, Verdict(item.verdict), boxes, labels, item.milliseconds, item.query, item.image, item.after,
+        item.complete,
     )  # fmt: skip
 
 
@@ -325,25 +332,29 @@ def _picture(record: ImageRecord, size: int | None) -> Response:
     """A file as it is where a browser can show it; otherwise upright, in RGB, not too large, as JPEG."""
     cached = {"Cache-Control": "private, max-age=86400, immutable"}
     side = max(record.width, record.height)
-    plain = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
-    media_type = plain.get(Path(record.path).suffix.lower())
-    wanted = min(size or LARGEST_SIDE, LARGEST_SIDE)
-    if media_type and side <= wanted and Path(record.path).is_file() and not _unusual(record.path):
+    wanted = min(size or LARGEST_SIDE, side, LARGEST_SIDE)
+    if wanted == side and (media_type := _plain(record)):
         return FileResponse(record.path, media_type=media_type, headers=cached)
-    image = Image.fromarray(read_image(record.path))
-    image.thumbnail((wanted, wanted))
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=90)
+    Image.fromarray(read_picture(record, wanted, wanted).pixels).save(content, "JPEG", quality=90)
     return Response(content.getvalue(), media_type="image/jpeg", headers=cached)
 
 
-def _unusual(path: str) -> bool:
-    """Whether a browser may show the file otherwise than we read it: CMYK, 16 bits, not what its name says."""
+def _plain(record: ImageRecord) -> str | None:
+    """The media type of a file that every browser shows as we read it; None for CMYK, transparency, films and such."""
     try:
-        with Image.open(path) as image:
-            return image.mode not in ("RGB", "L") or image.format not in ("JPEG", "PNG", "WEBP")
+        with Image.open(record.path) as image:
+            if image.mode not in ("RGB", "L") or set(image.size) != {record.width, record.height}:
+                return None
+            if image.format in ("JPEG", "MPO"):  # many a phone's photo is an MPO, a JPEG with more behind it
+                return "image/jpeg"
+            # Not every browser turns these kinds. (The method of the base class reads no pixels.)
+            turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) != 1
+            if turned or image.has_transparency_data or getattr(image, "is_animated", False):
+                return None
+            return {"PNG": "image/png", "WEBP": "image/webp"}.get(image.format or "")
     except Exception:  # whatever is wrong with it, reading it properly will say so
-        return True
+        return None
 
 
 def _zipped(root: Path, format: str) -> bytes:
@@ -352,6 +363,8 @@ def _zipped(root: Path, format: str) -> bytes:
     from rarebox.labels import collect
 
     images, classes, annotations = collect(root)
+    if format == "yolo" and not any(one.complete for one in annotations):
+        raise UserError("no image is labelled as a whole yet, and YOLO's files can hold no other; choose COCO or VOC")
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "labels"
@@ -368,19 +381,24 @@ def _explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     def of_the_user(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
+        return _refusal(400, str(error))
 
     @app.exception_handler(RequestValidationError)
     def of_the_request(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, 422)
+        return _refusal(422, f"{where}: {first['msg']}")
 
     @app.exception_handler(StarletteError)
     def of_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteError)
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+        return _refusal(error.status_code, str(error.detail), error.headers)
+
+
+def _refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """What the page shows. It may quote what came: shortened then, and in characters that can be sent."""
+    return JSONResponse({"error": sentence[:400].encode(errors="replace").decode()}, status, headers)
 
 
 class Guard:
@@ -402,17 +420,17 @@ class Guard:
             length = header("content-length", "0")
             if not good_origin(header("origin"), header("sec-fetch-site"), header("host", "")):
                 refusal = (403, "another site's page may not do this")
-            elif not length.isdigit() or int(length) > LARGEST_BODY:
+            elif not re.fullmatch("[0-9]{1,9}", length) or int(length) > LARGEST_BODY:
                 refusal = (413, f"a request may have {LARGEST_BODY:,} bytes at most")
             elif header("content-type", "").partition(";")[0].strip().lower() != "application/json":
                 refusal = (415, "only application/json is taken")
         if refusal:
-            await JSONResponse({"error": refusal[1]}, refusal[0], headers=HEADERS)(scope, receive, send)
+            await _refusal(*refusal, HEADERS)(scope, receive, send)
             return
         await self.app(scope, _bounded(receive), _with_headers(send))
 
 
-class TooLarge(StarletteError):
+class TooLarge(HTTPException):
     """A body without a stated length that does not end."""
 
 

@@ -13,7 +13,7 @@ from rarebox.candidates import rows_by_image
 from rarebox.people import Given, Outcome, People, Submission
 from rarebox.project import HELD_BACK, Project
 from rarebox.pseudo import far_from
-from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query
+from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web.ledger import Ledger
 from rarebox.web.supervisor import Supervisor
 
@@ -81,7 +81,9 @@ class Desk:
 
         def job() -> tuple[list[Outcome], list[Query]]:
             outcomes = [self.people.submit(holder, by, one, seconds) for one in said]
-            return outcomes, self._hand_out(holder, by, min(want, MOST_QUESTIONS))
+            reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
+            queries = self._hand_out(holder, by, min(want, MOST_QUESTIONS))
+            return outcomes, sorted(queries, key=lambda query: query.id not in reopened)
 
         return self.do(job)
 

@@ -5,13 +5,14 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rarebox.errors import UserError
 from rarebox.people import clean_name
@@ -27,6 +28,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 """What every response carries."""
+
+_HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,12 @@ class Door:
     def cookie_of(self, visitor: Visitor) -> str:
         """A cookie's value: who it is, signed."""
         text = base64.urlsafe_b64encode(json.dumps(asdict(visitor)).encode()).decode()
-        return f"{text}.{self._sign(text)}"
+        return f"{text}.{self._sign('cookie:' + text)}"
 
     def recognise(self, cookie: str | None) -> Visitor | None:
         """Who has that cookie; None if it is not one of ours."""
         text, _, signature = (cookie or "").partition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign(text).encode()):
+        if not hmac.compare_digest(signature.encode(), self._sign("cookie:" + text).encode()):
             return None
         return Visitor(**json.loads(base64.urlsafe_b64decode(text)))
 
@@ -114,20 +117,28 @@ def is_loopback(host: str) -> bool:
 
 def good_host(header: str, listening_on: str, also: Collection[str] = ()) -> bool:
     """Whether a request's Host is one under which we mean to be known: not one that a foreign name server made up."""
-    name = (urlsplit(f"//{header}").hostname or "") if header else ""
-    if name in {"localhost", "127.0.0.1", "::1", listening_on, *also}:
+    if not (match := _HOST.fullmatch(header)):
+        return False
+    name = match["name"].strip("[]").lower()
+    if name in {"localhost", "127.0.0.1", "::1", *(one.lower() for one in (listening_on, *also))}:
         return True
     if is_loopback(listening_on):
         return False
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return name in {socket.gethostname(), socket.getfqdn()}
+        return name in own_names()
     return True
+
+
+@cache
+def own_names() -> frozenset[str]:
+    """What this machine calls itself. Asked once: it may take a name server's time."""
+    return frozenset({socket.gethostname().lower(), socket.getfqdn().lower()})
 
 
 def good_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
     """Whether a request that changes something comes from our own page (or from no page at all)."""
     if origin is not None:
-        return urlsplit(origin).netloc == host
+        return origin in (f"http://{host}", f"https://{host}")
     return fetch_site in (None, "same-origin", "none")
