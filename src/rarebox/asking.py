@@ -1,6 +1,6 @@
 """From a ranking to questions in the store: the same for a simulation and for people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from rarebox.ranking import still_open
 from rarebox.store import Store
@@ -24,16 +24,24 @@ class Asker:
     ) -> None:  # fmt: skip
         self.store, self.cycle, self.queue, self.candidates = store, cycle, queue, candidates
         self._iou, self._wanted = answered_iou, wanted
-        self._done = {int(query.why["rank"]) for query in store.queries(cycle) if query.why and "rank" in query.why}
+        self._done: set[int] = set()
         self._first = 0
+        for query in store.queries(cycle):
+            self.was_asked(query.why)
 
-    def ask(self, most: int, anyhow: bool = False) -> list[Query]:
+    def was_asked(self, why: Mapping[str, float] | None) -> None:
+        """Somebody else, another process say, has asked a question of the ranking."""
+        if why and "rank" in why:
+            self._done.add(int(why["rank"]))
+
+    def ask(self, most: int, anyhow: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
         """Ask up to ``most`` questions, and return them; none when nothing is left, or all must wait.
 
         ``anyhow`` takes also what stands behind a box that waits: for one more person, who would have nothing to do.
+        ``busy`` are the images with an open question, where the caller knows them; otherwise the store is asked.
         """
         batch: list[Query] = []
-        busy = {query.image_id for query in self.store.unanswered(self.cycle)}
+        busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}
         place = self._first
         while len(batch) < min(most, BATCH) and (item := self.queue(place)):
             row, utility = item

@@ -12,6 +12,10 @@ class Busy(UserError):
     """Another process is at work there."""
 
 
+class Unavailable(UserError):
+    """The database cannot do it just now (disk full, locked, gone): nothing of it was done, trying again may help."""
+
+
 class TrainingDiverged(UserError):
     """The loss stopped being a finite number."""
 

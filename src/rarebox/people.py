@@ -6,13 +6,14 @@ nothing is written and the person is shown what stands.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, select
+import numpy as np
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, select
 
 from rarebox import schema
 from rarebox.boxes import clip, iou_matrix
@@ -62,6 +63,27 @@ class Given:
     at: datetime
 
 
+class Question(NamedTuple):
+    """What is to be known of a question in order to give it to somebody."""
+
+    id: int
+    cycle: int
+    position: int
+    image_id: int
+    wanted: int
+    asked_by: str | None
+    why: dict[str, float] | None
+
+
+class Lease(NamedTuple):
+    """Somebody at work on a question, until a time."""
+
+    query_id: int
+    holder: str
+    by: str
+    until: float
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What became of a submission; ``current`` is the answer that stands, where it is another one."""
@@ -82,93 +104,130 @@ class People:
 
     # Questions
 
-    def claim(self, holder: str, by: str, want: int, seconds: float, cycle: int | None = None) -> list[Query]:
+    def claim(
+        self, holder: str, by: str, want: int, seconds: float, cycle: int | None = None,
+        among: Sequence[int] | None = None,
+    ) -> list[Query]:  # fmt: skip
         """Up to ``want`` questions for a holder: those it has, then open ones of a cycle (the latest) in their order.
 
-        Each is this holder's for so many seconds from now.
+        Each is this holder's for so many seconds from now. With ``among`` only these ids are looked at for open ones,
+        which saves going through all that was answered.
         """
         now = time.time()
+        asking = {"holder": holder, "by": by, "now": now}
         with self.store.transaction(writes=True) as connection:
-            latest = select(func.max(schema.cycles.c.cycle)).scalar_subquery() if cycle is None else cycle
-            found = connection.execute(_held(holder, by)).all()
-            if len(found) < want:
-                more = _open(by, now, holder).where(schema.queries.c.cycle == latest).limit(want - len(found))
-                found = [*found, *connection.execute(more).all()]
-            connection.execute(delete(schema.leases).where(schema.leases.c.holder == holder))
+            found = connection.execute(_HELD, asking).all()
+            if (more := want - len(found)) > 0:
+                if among is not None:
+                    statement, asking = _OPEN_AMONG, {**asking, "among": among}
+                else:
+                    asking["cycle"] = connection.scalar(_LATEST_CYCLE) if cycle is None else cycle
+                    statement = _OPEN
+                found = [*found, *connection.execute(statement, {**asking, "most": more}).all()]
+            connection.execute(_END_LEASES, {"ended_holder": holder})
             if found:
                 rows = [{"query_id": row.id, "holder": holder, "by": by, "until": now + seconds} for row in found]
-                connection.execute(insert(schema.leases), rows)
+                connection.execute(_LEASE, rows)
         return [as_query(row) for row in found]
+
+    def leases(self) -> list[Lease]:
+        """Who is at work on what just now."""
+        with self.store.transaction() as connection:
+            return [Lease(*row) for row in connection.execute(_LEASES, {"now": time.time()})]
 
     def waiting(self, cycle: int) -> int:
         """How many questions of a cycle are open and nobody's just now."""
         with self.store.transaction() as connection:
-            statement = _open("", time.time(), "").where(schema.queries.c.cycle == cycle)
-            return connection.scalar(select(func.count()).select_from(statement.subquery())) or 0
+            nobody = {"holder": "", "by": "", "now": time.time(), "cycle": cycle, "most": 2**31 - 1}
+            return len(connection.execute(_OPEN, nobody).all())
 
     # Answers
 
     def submit(self, holder: str, by: str, said: Submission, seconds: float = 0) -> Outcome:
         """Record what a person says, unless that cannot be; ``seconds`` for which a withdrawn question stays theirs."""
-        with self.store.transaction(writes=True) as connection:
-            before = select(schema.answers.c.id, schema.answers.c.query_id).where(schema.answers.c.key == said.key)
-            if there := connection.execute(before).first():
-                return Outcome(said.key, Status.SAVED, there.query_id, there.id)
-            if said.query_id is None:
-                return self._unasked(connection, by, said)
-            row = connection.execute(
-                select(schema.queries).where(schema.queries.c.id == said.query_id).with_for_update()
-            ).first()
-            if row is None:
-                return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-            if objection := _objection(connection, row, holder, by, said, self.store.counts_as()):
-                return objection
-            try:
-                answer = self._answer(connection, row.id, row.image_id, by, said)
-                (number,) = self.store.record([answer], [said.key])
-            except ValueError as error:
-                return Outcome(said.key, Status.REFUSED, row.id, reason=str(error))
-            mine = (schema.leases.c.query_id == row.id, schema.leases.c.holder == holder)
-            connection.execute(delete(schema.leases).where(*mine))
-            if said.verdict is Verdict.WITHDRAWN and row.asked_by is None:
-                lease = {"query_id": row.id, "holder": holder, "by": by, "until": time.time() + seconds}
-                connection.execute(insert(schema.leases), lease)
-            return Outcome(said.key, Status.SAVED, row.id, number)
+        try:
+            with self.store.part() as connection:
+                if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
+                    return Outcome(said.key, Status.SAVED, there.query_id, there.id)
+                submit = self._unasked if said.query_id is None else self._asked
+                return submit(connection, holder, by, said, seconds)
+        except ValueError as error:
+            return Outcome(said.key, Status.REFUSED, said.query_id, reason=str(error))
 
-    def _unasked(self, connection: Connection, by: str, said: Submission) -> Outcome:
+    def _asked(self, connection: Connection, holder: str, by: str, said: Submission, seconds: float) -> Outcome:
+        """The answer to a question, or the correction of one."""
+        asking = {"id": said.query_id, "holder": holder, "by": by, "now": time.time()}
+        row = connection.execute(_QUESTION, asking).first()
+        if row is None:
+            return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
+        if objection := self._objection(connection, row, by, said):
+            return objection
+        answer = self._answer(connection, row.id, row.image_id, by, said)
+        (number,) = self.store.record([answer], [said.key])
+        connection.execute(_END_LEASE, {"ended_holder": holder, "ended_query": row.id})
+        if said.verdict is Verdict.WITHDRAWN and row.asked_by is None:
+            lease = {"query_id": row.id, "holder": holder, "by": by, "until": time.time() + seconds}
+            connection.execute(_LEASE, lease)
+        return Outcome(said.key, Status.SAVED, row.id, number)
+
+    def _unasked(self, connection: Connection, _: str, by: str, said: Submission, __: float) -> Outcome:
         """A box that was missed, or the word that an image is complete: a question of the person's own, answered."""
         refused = Outcome(said.key, Status.REFUSED)
         if said.verdict is not Verdict.OBJECT or len(said.boxes) != (0 if said.complete else 1):
             return replace(refused, reason="a missed object needs one box, and a complete image none")
-        cycle = connection.scalar(select(func.max(schema.cycles.c.cycle)))
+        cycle = connection.scalar(_LATEST_CYCLE)
         if cycle is None:
             return replace(refused, reason="the project is still being prepared; wait for the first questions")
-        try:
-            answer = self._answer(connection, 0, said.image_id or 0, by, said)
-            box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
-            (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])
-            (number,) = self.store.record([replace(answer, query_id=query.id)], [said.key])
-            return Outcome(said.key, Status.SAVED, query.id, number)
-        except ValueError as error:
-            return replace(refused, reason=str(error))
+        answer = self._answer(connection, 0, said.image_id or 0, by, said)
+        box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
+        (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])
+        (number,) = self.store.record([replace(answer, query_id=query.id)], [said.key])
+        return Outcome(said.key, Status.SAVED, query.id, number)
 
     def _answer(self, connection: Connection, query_id: int, image_id: int, by: str, said: Submission) -> Answer:
         """What was said as an answer, its boxes cut at the border of the image; ValueError for what cannot be one."""
         boxes = said.boxes
         if len(boxes):
-            size = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == image_id)
-            if (image := connection.execute(size).first()) is None:
+            if (image := connection.execute(_IMAGE_SIZE, {"id": image_id}).first()) is None:
                 raise ValueError(f"there is no image {image_id}")
             boxes = clip(boxes, *image)
         return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
+    def _objection(self, connection: Connection, query: Row[Any], by: str, said: Submission) -> Outcome | None:
+        """Why a submission about a query cannot be recorded, if so."""
+        rows = connection.execute(_STANDING, {"id": query.id}).all()
+        current = _given(rows[-1], self.store.counts_as()) if rows else None
+        conflict = Outcome(said.key, Status.CONFLICT, query.id, current=current)
+        refused = replace(conflict, status=Status.REFUSED)
+        if said.after is not None:
+            if current is None or current.id != said.after:
+                return replace(conflict, reason="somebody has changed this answer meanwhile")
+            if said.verdict is Verdict.WITHDRAWN and current.answer.by != by:
+                return replace(refused, reason=f"this is {current.answer.by}'s answer: correct it")
+            return None
+        if said.verdict is Verdict.WITHDRAWN:
+            return replace(refused, reason="there is nothing to take back")
+        if len(rows) >= query.wanted or any(row.by == by for row in rows):
+            return replace(conflict, reason="this question has been answered meanwhile")
+        if query.asked_by == by:
+            return None  # their own box, taken back and given again
+        if not query.leased:
+            return replace(refused, reason="this question was not given to you; ask for the next one")
+        if len(rows) + query.others >= query.wanted:
+            return replace(refused, reason="somebody else has this question by now")
+        return None
+
+    def questions(self, after: int = 0) -> list[Question]:
+        """Every question with a number above ``after``, in the order in which they were asked."""
+        with self.store.transaction() as connection:
+            return [Question(*row) for row in connection.execute(_QUESTIONS, {"after": after})]
+
     def given(self, after: int = 0) -> list[Given]:
         """Every answer with a number above ``after``, withdrawn ones too, in the order in which they came."""
-        columns = (*schema.queries.c, *_answer_columns())
-        statement = select(*columns).join_from(schema.queries, schema.answers).where(schema.answers.c.id > after)
         with self.store.transaction() as connection:
-            counts_as = self.store.counts_as()
-            return [_given(row, counts_as) for row in connection.execute(statement.order_by(schema.answers.c.id))]
+            rows = connection.execute(_GIVEN, {"after": after}).all()
+            counts_as = self.store.counts_as() if rows else np.zeros(0, dtype=np.int64)
+        return [_given(row, counts_as) for row in rows]
 
     # Classes
 
@@ -230,88 +289,61 @@ def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
 
 
 # ------------------------------------------------------------------------------------------- what is open, and to whom
+#
+# Statements are put together once, here: that takes longer than to run them. Who asks is bound as holder, by and now.
 
-
-def _standing() -> Any:
-    """How many answers of a query count."""
-    counted = select(func.count()).select_from(schema.answers)
-    return counted.where(schema.answers.c.query_id == schema.queries.c.id, schema.stands(schema.answers)).scalar_subquery()  # fmt: skip  # noqa: E501
-
-
-def _answered_by(by: str) -> Any:
-    mine = (schema.answers.c.query_id == schema.queries.c.id, schema.answers.c.by == by)
-    return exists().where(*mine, schema.stands(schema.answers))
-
-
-def _others_leases(now: float, holder: str) -> Any:
-    """How many others are at work on a query."""
-    theirs = and_(schema.leases.c.holder != holder, schema.leases.c.until > now)
-    counted = select(func.count()).select_from(schema.leases)
-    return counted.where(schema.leases.c.query_id == schema.queries.c.id, theirs).scalar_subquery()
-
-
-def _open(by: str, now: float, holder: str) -> Any:
-    """Queries that a person may be given, in their order."""
-    free = _standing() + _others_leases(now, holder) < schema.queries.c.wanted
-    mine = exists().where(schema.leases.c.query_id == schema.queries.c.id, schema.leases.c.holder == holder)
-    same_person = exists().where(
-        schema.leases.c.query_id == schema.queries.c.id, schema.leases.c.by == by, schema.leases.c.until > now
+_holder, _by, _now = bindparam("holder"), bindparam("by"), bindparam("now")
+_of_query = schema.leases.c.query_id == schema.queries.c.id
+_running = schema.leases.c.until > _now
+_stands = and_(schema.answers.c.query_id == schema.queries.c.id, schema.stands(schema.answers))
+_others = (
+    select(func.count())
+    .select_from(schema.leases)
+    .where(_of_query, schema.leases.c.holder != _holder, _running)
+    .scalar_subquery()
+)
+_said = select(func.count()).select_from(schema.answers).where(_stands).scalar_subquery()
+_mine = exists().where(_of_query, schema.leases.c.holder == _holder)
+_my_other_tab = exists().where(_of_query, schema.leases.c.by == _by, schema.leases.c.holder != _holder, _running)
+_can_be_given = and_(_said + _others < schema.queries.c.wanted, ~exists().where(_stands, schema.answers.c.by == _by), ~_my_other_tab)  # fmt: skip  # noqa: E501
+_open = (
+    select(schema.queries)
+    .where(schema.queries.c.asked_by.is_(None), _can_be_given, ~_mine)
+    .order_by(*schema.in_order)
+    .limit(bindparam("most"))
+)
+_OPEN = _open.where(schema.queries.c.cycle == bindparam("cycle"))
+_OPEN_AMONG = _open.where(schema.queries.c.id.in_(bindparam("among", expanding=True)))
+# A question whose lease has run out is its holder's all the same, unless somebody else has taken it.
+_of_holder = select(schema.leases.c.query_id).where(schema.leases.c.holder == _holder)
+_HELD = select(schema.queries).where(schema.queries.c.id.in_(_of_holder), _can_be_given).order_by(*schema.in_order)
+_QUESTION = select(schema.queries, _others.label("others"), _mine.label("leased")).where(schema.queries.c.id == bindparam("id"))  # fmt: skip  # noqa: E501
+_QUESTIONS = (
+    select(
+        schema.queries.c.id, schema.queries.c.cycle, schema.queries.c.position, schema.queries.c.image_id,
+        schema.queries.c.wanted, schema.queries.c.asked_by, schema.queries.c.why,
     )
-    asked = schema.queries.c.asked_by.is_(None)
-    return select(schema.queries).where(asked, free, ~_answered_by(by), ~mine, ~same_person).order_by(*schema.in_order)
-
-
-def _held(holder: str, by: str) -> Any:
-    """Queries that a holder has and that are still to be answered by this person."""
-    joined = select(schema.queries).join_from(schema.queries, schema.leases)
-    fresh = and_(_standing() < schema.queries.c.wanted, ~_answered_by(by))
-    return joined.where(schema.leases.c.holder == holder, fresh).order_by(*schema.in_order)
-
-
-def _objection(
-    connection: Connection, query: Row[Any], holder: str, by: str, said: Submission, counts_as: Ints
-) -> Outcome | None:
-    """Why a submission about a query cannot be recorded, if so."""
-    standing = (schema.answers.c.query_id == query.id, schema.stands(schema.answers))
-    columns = (*schema.queries.c, *_answer_columns())
-    statement = (
-        select(*columns).join_from(schema.queries, schema.answers).where(*standing).order_by(schema.answers.c.id)
-    )
-    rows = connection.execute(statement).all()
-    current = _given(rows[-1], counts_as) if rows else None
-    conflict = Outcome(said.key, Status.CONFLICT, query.id, current=current)
-    if said.after is not None:
-        if current is None or current.id != said.after:
-            return replace(conflict, reason="somebody has changed this answer meanwhile")
-        if said.verdict is Verdict.WITHDRAWN and current.answer.by != by:
-            return replace(conflict, status=Status.REFUSED, reason=f"this is {current.answer.by}'s answer: correct it")
-        return None
-    if said.verdict is Verdict.WITHDRAWN:
-        return replace(conflict, status=Status.REFUSED, reason="there is nothing to take back")
-    if len(rows) >= query.wanted or any(row.by == by for row in rows):
-        return replace(conflict, reason="this question has been answered meanwhile")
-    if query.asked_by == by:
-        return None  # their own box, taken back and given again
-    if not connection.scalar(select(_lease_of(query.id, holder))):
-        return replace(
-            conflict, status=Status.REFUSED, reason="this question was not given to you; ask for the next one"
-        )
-    others = _others_leases(time.time(), holder)
-    taken = connection.scalar(
-        select(others + len(rows) >= schema.queries.c.wanted).where(schema.queries.c.id == query.id)
-    )
-    if taken:
-        return replace(conflict, status=Status.REFUSED, reason="somebody else has this question by now")
-    return None
-
-
-def _lease_of(query_id: int, holder: str) -> Any:
-    return exists().where(and_(schema.leases.c.query_id == query_id, schema.leases.c.holder == holder))
-
-
-def _answer_columns() -> Iterable[Any]:
-    own = (column for column in schema.answers.c if column.name not in ("id", "key"))
-    return (*own, schema.answers.c.id.label("answer_id"))
+    .where(schema.queries.c.id > bindparam("after"))
+    .order_by(schema.queries.c.id)
+)  # fmt: skip
+_LEASES = select(schema.leases).where(_running)
+_LEASE = insert(schema.leases)
+_END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
+_END_LEASE = _END_LEASES.where(schema.leases.c.query_id == bindparam("ended_query"))
+_LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))
+_IMAGE_SIZE = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == bindparam("id"))
+_SAID_BEFORE = select(schema.answers.c.id, schema.answers.c.query_id).where(schema.answers.c.key == bindparam("key"))
+_answer_columns = (
+    *(column for column in schema.answers.c if column.name not in ("id", "key")),
+    schema.answers.c.id.label("answer_id"),
+)
+_answers = (
+    select(*schema.queries.c, *_answer_columns)
+    .join_from(schema.queries, schema.answers)
+    .order_by(schema.answers.c.id)
+)  # fmt: skip
+_GIVEN = _answers.where(schema.answers.c.id > bindparam("after"))
+_STANDING = _answers.where(schema.queries.c.id == bindparam("id"), schema.stands(schema.answers))
 
 
 def _given(row: Row[Any], counts_as: Ints) -> Given:

@@ -7,7 +7,7 @@ A method that writes does so in one transaction; when it returns, the rows are t
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from json import JSONDecoder
 from pathlib import Path
@@ -20,7 +20,9 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
-    Table,
+    Select,
+    and_,
+    bindparam,
     create_engine,
     event,
     func,
@@ -36,13 +38,37 @@ from sqlalchemy.schema import CreateColumn
 
 from rarebox import schema
 from rarebox.boxes import iou_matrix
-from rarebox.errors import UserError
+from rarebox.errors import Unavailable, UserError
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 BUSY_SECONDS = 30
+WRITERS_LOCK = 0x7261726562  # of the whole database; any number that nobody else takes
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
 
 _json = JSONDecoder()
+
+# What is asked for again and again; it takes longer to put a statement together than to run it.
+_CYCLE = select(schema.cycles).where(schema.cycles.c.cycle == bindparam("cycle"))
+_LAST_POSITION = select(func.max(schema.queries.c.position)).where(schema.queries.c.cycle == bindparam("cycle"))
+_ADD_QUERIES = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
+_ADD_ANSWERS = insert(schema.answers).returning(schema.answers.c.id, sort_by_parameter_order=True)
+_HOW_MANY_CLASSES = select(func.count()).select_from(schema.classes)
+_merged = and_(schema.class_changes.c.label == schema.classes.c.id, schema.class_changes.c.merged_into.is_not(None))
+_MERGERS = (
+    select(schema.classes.c.id, schema.class_changes.c.merged_into)
+    .outerjoin_from(schema.classes, schema.class_changes, _merged)
+    .order_by(schema.class_changes.c.id)
+)
+_LABELS = (
+    select(
+        schema.queries.c.image_id, schema.queries.c.box, schema.answers.c.verdict, schema.answers.c.boxes,
+        schema.answers.c.labels,
+    )
+    .join_from(schema.queries, schema.answers)
+    .where(schema.is_latest)
+    .order_by(*schema.in_order)
+)  # fmt: skip
+_LABELS_OF_IMAGE = _LABELS.where(schema.queries.c.image_id == bindparam("image_id"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,15 +198,14 @@ class Store:
         queries = [q if q.box is None else replace(q, box=as_boxes([q.box])[0]) for q in queries]
         if not queries:
             return []
-        returning_ids = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
-        opened = select(schema.cycles).where(schema.cycles.c.cycle == cycle).with_for_update()  # one asks at a time
         with self.transaction(writes=True) as connection:
-            if connection.scalar(opened) is None:
+            if connection.scalar(_CYCLE, {"cycle": cycle}) is None:
                 raise ValueError(f"cycle {cycle} is not open; call open_cycle({cycle}) before asking in it")
-            asked = connection.scalar(select(func.count()).where(schema.queries.c.cycle == cycle)) or 0
-            rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=asked)]
+            last = connection.scalar(_LAST_POSITION, {"cycle": cycle})
+            first = 0 if last is None else last + 1
+            rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=first)]
             try:
-                ids = connection.scalars(returning_ids, rows).all()
+                ids = connection.scalars(_ADD_QUERIES, rows).all()
             except IntegrityError as error:
                 raise ValueError("every query must be about an image that was added, by add_images()") from error
         return [replace(query, id=id) for query, id in zip(queries, ids, strict=True)]
@@ -209,30 +234,32 @@ class Store:
         if not answers:
             return []
         with self.transaction(writes=True) as connection:
-            classes = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
+            classes = connection.scalar(_HOW_MANY_CLASSES) or 0
             rows = [_answer_row(answer, classes) for answer in answers]
             rows = [{**row, "key": key} for row, key in zip(rows, keys, strict=True)] if keys else rows
-            returning_ids = insert(schema.answers).returning(schema.answers.c.id, sort_by_parameter_order=True)
             try:
-                return list(connection.scalars(returning_ids, rows))
+                return list(connection.scalars(_ADD_ANSWERS, rows))
             except IntegrityError as error:
                 raise ValueError("every answer must name a query that was asked, by the id ask() gave it") from error
 
     def answered(self, cycle: int | None = None) -> list[tuple[Query, Answer]]:
         """Each answered query of one cycle, or of all, with its latest answer, in the order asked."""
         columns = (schema.queries, *(column for column in schema.answers.c if column.name not in ("id", "key")))
-        rows, counts_as = self._latest(columns, *_of(cycle))
-        return [(as_query(row), as_answer(row, counts_as)) for row in rows]
+        statement = select(*columns).join_from(schema.queries, schema.answers).where(schema.is_latest, *_of(cycle))
+        with self.transaction() as connection:
+            counts_as = _counts_as(connection)
+            rows = connection.execute(statement.order_by(*schema.in_order))
+            return [(as_query(row), as_answer(row, counts_as)) for row in rows]
 
     def labels(self, up_to_cycle: int | None = None) -> dict[int, ImageLabels]:
         """What is known of each image with an answer, by image id; on request only from cycles up to that one."""
-        return self._labels(*(() if up_to_cycle is None else (schema.queries.c.cycle <= up_to_cycle,)))
+        within = () if up_to_cycle is None else (schema.queries.c.cycle <= up_to_cycle,)
+        return self._labels(_LABELS.where(*within))
 
     def labels_of(self, image_id: int) -> ImageLabels:
         """What is known of one image; without answers, empty."""
-        return self._labels(schema.queries.c.image_id == image_id).get(image_id) or _image_labels(
-            [], np.zeros(0, dtype=np.int64)
-        )
+        nothing = _image_labels([], np.zeros(0, dtype=np.int64))
+        return self._labels(_LABELS_OF_IMAGE, {"image_id": image_id}).get(image_id, nothing)
 
     def spent(self, cycle: int | None = None) -> Spent:
         """What the answers of one cycle, or of all, cost on each meter."""
@@ -277,44 +304,44 @@ class Store:
     def transaction(self, writes: bool = False) -> Iterator[Connection]:
         """All that this thread reads and writes inside is one transaction: durable at the end, all of it, or none.
 
-        A transaction inside another is part of it, but all or nothing by itself: where it raises, the rest stays.
+        A transaction inside another is part of it; see :meth:`part` for one that may fail by itself.
         """
-        outer: Connection | None = getattr(self._thread, "connection", None)
+        if (outer := getattr(self._thread, "connection", None)) is not None:
+            yield outer
+            return
+        with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
+            try:
+                yield self._thread.connection
+            finally:
+                del self._thread.connection
+
+    @contextmanager
+    def part(self) -> Iterator[Connection]:
+        """A part of a transaction that is all or nothing by itself: where it raises, what was done before it stays."""
+        with self.transaction(writes=True) as connection, self._explained(), connection.begin_nested():
+            yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the database in words; those of a wrong row or statement as they are."""
         try:
-            if outer is not None:
-                with outer.begin_nested() if writes else nullcontext():
-                    yield outer
-                return
-            with self._engine.execution_options(writes=writes).begin() as self._thread.connection:
-                try:
-                    yield self._thread.connection
-                finally:
-                    del self._thread.connection
+            yield
         except DatabaseError as error:
             if type(error) not in (DatabaseError, OperationalError):
                 raise
-            raise UserError(f"{self._where}: {_reason(error)}") from error
+            raise Unavailable(f"{self._where}: {_reason(error)}") from error
 
     def _asked(self, *where: ColumnElement[bool], limit: int | None = None) -> list[Query]:
         statement = select(schema.queries).where(*where).order_by(*schema.in_order).limit(limit)
         with self.transaction() as connection:
             return [as_query(row) for row in connection.execute(statement)]
 
-    def _latest(
-        self, columns: Iterable[ColumnElement[Any] | Table], *where: ColumnElement[bool]
-    ) -> tuple[Sequence[Row[Any]], Ints]:
-        """Columns of the answered queries and their latest answers, in the order asked; and what labels count as."""
-        statement = select(*columns).join_from(schema.queries, schema.answers).where(schema.is_latest, *where)
-        with self.transaction() as connection:
-            return connection.execute(statement.order_by(*schema.in_order)).all(), _counts_as(connection)
-
-    def _labels(self, *where: ColumnElement[bool]) -> dict[int, ImageLabels]:
-        asked, answered = schema.queries.c, schema.answers.c
-        columns = (asked.image_id, asked.box, answered.verdict, answered.boxes, answered.labels)
+    def _labels(self, statement: Select[Any], values: dict[str, Any] | None = None) -> dict[int, ImageLabels]:
         rows_of: dict[int, list[Row[Any]]] = defaultdict(list)
-        rows, counts_as = self._latest(columns, *where)
-        for row in rows:
-            rows_of[row.image_id].append(row)
+        with self.transaction() as connection:
+            for row in connection.execute(statement, values):
+                rows_of[row.image_id].append(row)
+            counts_as = _counts_as(connection) if rows_of else np.zeros(0, dtype=np.int64)
         return {image_id: _image_labels(rows, counts_as) for image_id, rows in rows_of.items()}
 
 
@@ -329,7 +356,7 @@ def _url(path_or_url: str | Path) -> URL:
 
 def _engine(url: URL, flush: bool) -> Engine:
     try:
-        return _sqlite(url, flush) if url.get_backend_name() == "sqlite" else create_engine(url)
+        return _sqlite(url, flush) if url.get_backend_name() == "sqlite" else _postgresql(url)
     except (ImportError, ArgumentError) as error:
         raise UserError(f"{url}: no driver for this database ({error}); install it, e.g. psycopg") from error
 
@@ -352,6 +379,19 @@ def _sqlite(url: URL, flush: bool) -> Engine:
     def begin(connection: Connection) -> None:
         """A writer takes its lock at once, for one that starts as a reader may find the door closed half-way."""
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    """All that is special to PostgreSQL: writers come one after the other, as in SQLite, and so do their numbers."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        """Readers never wait for this lock; it ends with the transaction."""
+        if connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 
     return engine
 
@@ -385,11 +425,9 @@ def _bring_up_to_date(connection: Connection) -> None:
 
 def _counts_as(connection: Connection) -> Ints:
     """(K,): the label that each label counts as."""
-    found = np.arange(connection.scalar(select(func.count()).select_from(schema.classes)) or 0)
-    changes = select(schema.class_changes.c.label, schema.class_changes.c.merged_into).order_by(
-        schema.class_changes.c.id
-    )
-    for label, into in connection.execute(changes):
+    rows = connection.execute(_MERGERS).all()
+    found = np.arange(len({row.id for row in rows}))
+    for label, into in rows:
         if into is not None:
             found[found == label] = into
     return found

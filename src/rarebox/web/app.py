@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rarebox.data.images import UnreadableImage, read_picture
-from rarebox.errors import UserError
+from rarebox.errors import Unavailable, UserError
 from rarebox.exchange import Offer
 from rarebox.people import Submission, clean_name
 from rarebox.types import ImageRecord, Verdict
@@ -381,7 +381,7 @@ def _explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     def of_the_user(_: Request, error: Exception) -> JSONResponse:
-        return _refusal(400, str(error))
+        return _refusal(503 if isinstance(error, Unavailable) else 400, str(error))
 
     @app.exception_handler(RequestValidationError)
     def of_the_request(_: Request, error: Exception) -> JSONResponse:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import RLock, Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from rarebox.asking import Asker
 from rarebox.candidates import rows_by_image
 from rarebox.people import Given, Outcome, People, Submission
-from rarebox.project import HELD_BACK, Project
+from rarebox.project import Project
 from rarebox.pseudo import far_from
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web.ledger import Ledger
@@ -47,7 +48,7 @@ class Desk:
         self.images: dict[int, ImageRecord] = project.store.images()
         self.version, self.questions = 0, 0
         self.trainer = Supervisor(project.folder.root, self._hear) if train else None
-        self._ledger, self._lock = Ledger(), Lock()
+        self._ledger, self._lock, self._anew = Ledger(), RLock(), False
         self._asker: Asker | None = None
         self._cycle = -1
         self._shown: Candidates | None = None
@@ -98,8 +99,7 @@ class Desk:
 
         def work() -> None:
             job()
-            self._ledger = Ledger()
-            self._cycle = -1
+            self._anew, self._cycle = True, -1
 
         return self.do(work)
 
@@ -118,20 +118,29 @@ class Desk:
 
         When the budget is spent people go on with the ranking until the next cycle's questions are there.
         """
-        seconds, cycle = self.project.settings.people.lease_seconds, self._cycle
-        queries = self.people.claim(holder, by, want, seconds)
-        if len(queries) >= want or not self._asker:
-            return queries
-        open_ones = len(self.project.store.unanswered(cycle))
-        left = self.project.budget(cycle) - self.project.spent(cycle)
-        over = left <= 0 and self.trainer is not None and self.trainer.working
-        most = want - len(queries) if over else min(want - len(queries), left - open_ones)
-        if most <= 0:
-            return queries
-        if self._asker.ask(most) or (not queries and self._asker.ask(1, anyhow=True)):
-            return self.people.claim(holder, by, want, seconds)
-        self._exhausted = not open_ones and left > 0 and not self._asker.ask(1)
-        return queries
+        self._take_in()
+        ledger, cycle, leases = self._ledger, self._cycle, self.people.leases()
+        held = len(ledger.held(holder, by, leases))
+        found = list(islice(ledger.open_to(holder, by, cycle, leases), max(want - held, 0)))
+        if (missing := want - held - len(found)) > 0 and self._asker:
+            budget, spent = self._of_budget(cycle)
+            open_ones, left = ledger.sums["open", cycle], budget - spent
+            over = left <= 0 and self.trainer is not None and self.trainer.working
+            most = missing if over else min(missing, left - open_ones)
+            if most > 0:
+                asked = self._asker.ask(most, busy=ledger.busy(cycle))
+                if not asked and not held and not found:
+                    asked = self._asker.ask(1, anyhow=True, busy=ledger.busy(cycle))
+                self._exhausted = not asked and not open_ones and left > 0
+                found += [query.id for query in asked]
+        return self.people.claim(holder, by, want, self.project.settings.people.lease_seconds, among=found)
+
+    def _of_budget(self, cycle: int) -> tuple[int, int]:
+        """What a cycle may spend, and has spent: as :class:`Project` says it, without going through all answers."""
+        sums = self._ledger.sums
+        if cycle <= 1:
+            return sums["asked", cycle], sums["asked", cycle] - sums["open", cycle]
+        return self.project.budget(cycle), sums[self.project.settings.budget_unit, cycle]
 
     # The thread that writes
 
@@ -143,18 +152,23 @@ class Desk:
                     jobs.append(more)
             except Empty:
                 pass
+            jobs = [(work, future) for work, future in jobs if future.set_running_or_notify_cancel()]
             store, done = self.project.store, list[tuple[Future[Any], Any, BaseException | None]]()
             try:
                 with store.transaction(writes=True):
                     for work, future in jobs:
+                        known = self._ledger.last_question, self._ledger.last_answer
                         try:
-                            with store.transaction(writes=True):
-                                done.append((future, work(), None))
+                            with store.part():
+                                result = work()
+                            done.append((future, result, None))
                         except Exception as error:
                             done.append((future, None, error))
+                            if known != (self._ledger.last_question, self._ledger.last_answer):
+                                self._forget()
             except Exception as error:  # the disk is full, say: nothing of it all was written
                 done = [(future, None, error) for _, future in jobs]
-                self._cycle = -1
+                self._anew, self._cycle = True, -1
             try:
                 self.refresh()
             except Exception as error:
@@ -170,12 +184,32 @@ class Desk:
         """Bring what is kept in memory up to date with the store."""
         project = self.project
         with self._lock:
-            self._ledger.take_in(self.people.given(after=self._ledger.last))
+            if self._anew:
+                self._forget()
+            else:
+                self._take_in()
             if (cycle := project.cycle) != self._cycle:
                 self._open(cycle)
-            self._budget, self._spent = project.budget(cycle), project.spent(cycle)
+            self._budget, self._spent = self._of_budget(cycle)
             self._counts = self._ledger.counts(len(self._classes))
             self.version += 1
+
+    def _take_in(self) -> None:
+        """Questions and answers that are new in the store, those of the transaction going on, too."""
+        with self._lock, self.project.store.transaction():
+            given = self.people.given(after=self._ledger.last_answer)
+            asked = self.people.questions(after=self._ledger.last_question)
+            self._ledger.take_in(asked, given)
+            for question in asked:
+                if self._asker and question.cycle == self._cycle:
+                    self._asker.was_asked(question.why)
+
+    def _forget(self) -> None:
+        """Read everything again: what was taken in has not come to be, or means something else by now."""
+        with self._lock:
+            self._ledger, self._anew = Ledger(), True
+            self._take_in()
+            self._anew = False
 
     def _open(self, cycle: int) -> None:
         """A cycle's questions begin (or its classes have changed)."""
@@ -247,12 +281,12 @@ class Desk:
     ) -> list[dict[str, Any]]:
         """Answers that count, newest first."""
         with self._lock:
-            found = [
+            found = (
                 one for one in self._ledger.standing()
                 if (before is None or one.id < before) and by in (None, one.answer.by)
                 and (label is None or label in one.answer.labels) and verdict in (None, one.answer.verdict.value)
-            ]  # fmt: skip
-            return [self.given(one) for one in found[:limit]]
+            )  # fmt: skip
+            return [self.given(one) for one in islice(found, limit)]
 
     def disagreements(self) -> list[dict[str, Any]]:
         """Questions that people answered differently, with their answers."""
@@ -281,7 +315,6 @@ class Desk:
 
     def _state_for_all(self) -> dict[str, Any]:
         ledger, settings = self._ledger, self.project.settings
-        pairs = [agree for _, agree in ledger.second_opinions()]
         trainer = self.trainer.status if self.trainer else {"state": "idle"}
         return {
             "project": self.project.folder.root.resolve().name,
@@ -304,7 +337,7 @@ class Desk:
             "held_out": self._held_out(),
             "agreement": {
                 "with_guesses": _share(ledger.agreement_with_guesses(self._cycle)),
-                "between_people": _share(sum(pairs) / len(pairs)) if pairs else None,
+                "between_people": _share(ledger.agreement_between_people()),
                 "disagreements": len(ledger.disagreements()),
             },
             "advice": self._advice(),
@@ -323,8 +356,7 @@ class Desk:
         return "first_images" if self._cycle == 1 else "asking"
 
     def _held_out(self) -> dict[str, Any]:
-        kept = [one for one in self._ledger.standing() if one.query.why and one.query.why.get(HELD_BACK)]
-        images, boxes = len(kept), sum(len(one.answer.boxes) for one in kept)
+        images, boxes = self._ledger.sums["held images",], self._ledger.sums["held boxes",]
         note = (
             "no image is kept for measuring AP" if not images
             else f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"

@@ -1,12 +1,19 @@
-"""What was answered so far, kept in memory and brought up to date answer by answer."""
+"""What was asked and answered so far, kept in memory and brought up to date question by question, answer by answer.
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+All that is counted is in ``sums``, and changes with each answer by what its question was worth before and is after: no
+count is made anew, however many answers there are.
+"""
+
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from rarebox.people import Given, agreement
+from rarebox.people import Given, Lease, Question, agreement
+from rarebox.project import HELD_BACK
 from rarebox.types import Ints, Verdict
 
 TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
@@ -17,6 +24,7 @@ TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 class History:
     """All that was said to one query: ``standing`` by person, ``ever`` how many answers that were not withdrawals."""
 
+    question: Question
     standing: dict[str, Given] = field(default_factory=dict)
     ever: int = 0
 
@@ -25,33 +33,121 @@ class History:
         """The answer that counts."""
         return max(self.standing.values(), key=lambda given: given.id, default=None)
 
+    @property
+    def agrees(self) -> bool | None:
+        """Whether people agree; None unless several have answered as was wanted."""
+        answers = [given.answer for given in self.standing.values()]
+        return agreement(answers) if len(answers) > 1 and self.question.wanted > 1 else None
+
+    @property
+    def disputed(self) -> bool:
+        """Whether people differ and nobody has decided on it since."""
+        return self.agrees is False and self.ever <= self.question.wanted
+
+    def worth(self) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """What it adds to the sums."""
+        question, latest, agrees = self.question, self.latest, self.agrees
+        cycle = question.cycle
+        if question.asked_by is None:
+            yield ("asked", cycle), 1
+            if not self.standing:
+                yield ("open", cycle), 1
+        if agrees is not None:
+            yield ("second opinions",), 1
+            yield ("agreements",), int(agrees)
+        if latest is None:
+            return
+        boxes, query = len(latest.answer.labels), latest.query
+        yield ("labels", cycle), boxes
+        yield ("looks", cycle), boxes if query.box is None else 1
+        for label in latest.answer.labels.tolist():
+            yield ("label", label), 1
+        if question.asked_by is None and query.guess is not None and latest.answer.verdict in TELLING:
+            yield ("guesses", cycle), 1
+            yield ("right guesses", cycle), int(query.guess in latest.answer.labels)
+        if query.why and query.why.get(HELD_BACK):
+            yield ("held images",), 1
+            yield ("held boxes",), boxes
+
 
 class Ledger:
-    """Answers by query, image and person."""
+    """Questions and answers by query, image and person."""
 
     def __init__(self) -> None:
-        self.last = 0
+        self.last_question, self.last_answer = 0, 0
         self.queries: dict[int, History] = {}
         self.of_image: dict[int, set[int]] = defaultdict(set)
         self.of_person: dict[str, list[Given]] = defaultdict(list)
+        self.sums: Counter[tuple[Any, ...]] = Counter()
+        self._given: list[Given] = []
+        self._disputed: set[int] = set()
+        self._wanting: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each cycle: (position, id), sorted
+        self._busy: dict[int, Counter[int]] = defaultdict(Counter)
 
-    def take_in(self, given: Iterable[Given]) -> None:
-        """Further answers, in the order in which they came."""
+    def take_in(self, asked: Iterable[Question], given: Iterable[Given]) -> None:
+        """Further questions and answers, in the order in which they came."""
+        for question in asked:
+            history = self.queries[question.id] = History(question)
+            self._count(history, 1)
+            self.of_image[question.image_id].add(question.id)
+            self.last_question = question.id
         for one in given:
-            history = self.queries.setdefault(one.query.id, History())
+            history = self.queries[one.query.id]
+            self._count(history, -1)
             if one.answer.verdict is Verdict.WITHDRAWN:
                 history.standing.pop(one.answer.by, None)
             else:
                 history.standing[one.answer.by] = one
                 history.ever += 1
-            self.of_image[one.query.image_id].add(one.query.id)
+            self._count(history, 1)
             self.of_person[one.answer.by].append(one)
-            self.last = one.id
+            self._given.append(one)
+            self.last_answer = one.id
+
+    def _count(self, history: History, sign: int) -> None:
+        for what, worth in history.worth():
+            self.sums[what] += sign * worth
+        question = history.question
+        if question.asked_by is None and len(history.standing) < question.wanted:
+            wanting, place = self._wanting[question.cycle], (question.position, question.id)
+            if sign > 0:
+                insort(wanting, place)
+            else:
+                del wanting[bisect_left(wanting, place)]
+        if question.asked_by is None and not history.standing:
+            busy = self._busy[question.cycle]
+            busy[question.image_id] += sign
+            if not busy[question.image_id]:
+                del busy[question.image_id]
+        if history.disputed:
+            (self._disputed.add if sign > 0 else self._disputed.discard)(question.id)
+
+    # Questions
+
+    def held(self, holder: str, by: str, leases: Sequence[Lease]) -> list[int]:
+        """Queries that a holder is at work on and may answer."""
+        found = (self.queries[lease.query_id] for lease in leases if lease.holder == holder)
+        return [h.question.id for h in found if len(h.standing) < h.question.wanted and by not in h.standing]
+
+    def open_to(self, holder: str, by: str, cycle: int, leases: Sequence[Lease]) -> Iterator[int]:
+        """Queries of a cycle that this person may be given, in their order."""
+        taken = Counter(lease.query_id for lease in leases)
+        own = {lease.query_id for lease in leases if lease.by == by or lease.holder == holder}
+        for _, number in self._wanting[cycle]:
+            history = self.queries[number]
+            free = len(history.standing) + taken[number] < history.question.wanted
+            if free and number not in own and by not in history.standing:
+                yield number
+
+    def busy(self, cycle: int) -> Iterable[int]:
+        """Images with a question of a cycle that nobody has answered."""
+        return self._busy[cycle].keys()
+
+    # Answers
 
     def standing(self) -> Iterator[Given]:
         """The answer that counts of every query that has one, newest first."""
-        found = (history.latest for history in self.queries.values())
-        return iter(sorted((one for one in found if one), key=lambda one: -one.id))
+        return (one for one in reversed(self._given) if self.queries[one.query.id].latest is one)
 
     def image(self, image_id: int) -> list[Given]:
         """The answers that count of one image, in the order of their queries."""
@@ -60,35 +156,25 @@ class Ledger:
 
     def counts(self, classes: int) -> Ints:
         """Human boxes of each class: (K,)."""
-        labels = [one.answer.labels for one in self.standing()]
-        return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=classes)
+        return np.array([self.sums["label", label] for label in range(classes)], dtype=np.int64)
 
     def agreement_with_guesses(self, cycle: int) -> float | None:
         """Share of the guesses of a cycle that people confirmed; None where none was answered."""
-        told = [
-            one.query.guess in one.answer.labels
-            for one in self.standing()
-            if one.cycle == cycle and one.query.asked_by is None and one.query.guess is not None
-            and one.answer.verdict in TELLING
-        ]  # fmt: skip
-        return sum(told) / len(told) if told else None
+        return self._share(("right guesses", cycle), ("guesses", cycle))
 
-    def second_opinions(self) -> Iterator[tuple[History, bool]]:
-        """Every query that several people have answered as was wanted, and whether they agree."""
-        for history in self.queries.values():
-            answers = list(history.standing.values())
-            if len(answers) > 1 and answers[0].query.wanted > 1:
-                yield history, agreement([one.answer for one in answers])
+    def agreement_between_people(self) -> float | None:
+        """Share of the questions answered twice, as was wanted, in which people said the same."""
+        return self._share(("agreements",), ("second opinions",))
+
+    def _share(self, part: tuple[Any, ...], whole: tuple[Any, ...]) -> float | None:
+        return self.sums[part] / self.sums[whole] if self.sums[whole] else None
 
     def disagreements(self) -> list[History]:
         """Second opinions that differ and that nobody has decided on since."""
-        return [
-            history
-            for history, agree in self.second_opinions()
-            if not agree and history.ever <= next(iter(history.standing.values())).query.wanted
-        ]
+        return [self.queries[number] for number in sorted(self._disputed)]
 
     def per_minute(self, person: str, last: int = 20) -> float | None:
         """Answers a minute of working time, over a person's last ones."""
-        times = [one.answer.milliseconds for one in self.of_person.get(person, [])[-last:] if one.answer.milliseconds]
+        given = self.of_person.get(person, [])[-last:]
+        times = [one.answer.milliseconds for one in given if one.answer.milliseconds]
         return 60_000 * len(times) / sum(times) if len(times) >= 3 else None

@@ -94,7 +94,8 @@ def _listen(host: str, port: int | None) -> socket.socket:
     """A listening socket: on the wanted port, or from the default one on the first that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in (port,) if port is not None else (*range(DEFAULT_PORT, DEFAULT_PORT + 20), 0):
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # Named as TCP: only then asyncio sends small packets at once (TCP_NODELAY); a reply would wait for 40 ms.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, candidate))
