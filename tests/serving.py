@@ -1,0 +1,116 @@
+"""A real ``rarebox serve`` in a process of its own, with questions that need no training; its trainer only waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from rarebox import config
+from rarebox.project import Project
+from rarebox.run_folder import RunFolder, write_text
+from rarebox.store import Store
+from rarebox.strategies import Queue
+from rarebox.types import Candidates, ImageRecord
+
+SERVER = r"""
+import sys
+from pathlib import Path
+from rarebox.web import serve, supervisor
+waiting = "import sys\nfor _ in sys.stdin: print('{\"event\": \"idle\"}', flush=True)"
+supervisor.COMMAND = (sys.executable, "-c", waiting)
+serve.serve(Path(sys.argv[1]), port=int(sys.argv[2]), browser=False)
+"""
+
+
+def make_project(
+    root: Path, records: Sequence[ImageRecord], classes: Sequence[str], grid: int = 1, **changes: Any
+) -> Project:
+    """A project whose cycle 2 asks about ``grid`` x ``grid`` boxes of every image, image after image in turn."""
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    settings = config.resolve(
+        "laptop", None, {**config.PROJECT, "data": str(root), "people.overlap": 0, "budget": [10**6], **named}
+    )
+    folder = RunFolder(root)
+    root.mkdir(parents=True)
+    write_text(folder.settings, config.dump(settings))
+    with Store(folder.labels(settings), classes=classes) as store:
+        store.add_images(records)
+        store.open_cycle(1)
+        store.open_cycle(2)
+    project = Project(root)
+    places = [(x, y) for y in range(grid) for x in range(grid)]
+    rows = [(index, record, place) for index, place in enumerate(places) for record in records]
+    sides = [np.array([record.width, record.height, record.width, record.height]) / grid for _, record, _ in rows]
+    corners = np.array([(x + 0.1, y + 0.1, x + 0.9, y + 0.9) for _, _, (x, y) in rows])
+    chance = np.random.default_rng(0)
+    found = Candidates(
+        image_id=np.array([record.id for _, record, _ in rows]), box_index=np.array([index for index, _, _ in rows]),
+        boxes=corners * np.stack(sides), labels=chance.integers(len(classes), size=len(rows)),
+        scores=chance.random(len(rows)), uncertainty=chance.random(len(rows)),
+        box_consistency=chance.random(len(rows)), class_probs=np.zeros((len(rows), 0)),
+    )  # fmt: skip
+    folder.cycle(2).mkdir()
+    ranking = Queue(enumerate(np.linspace(1, 0, len(rows)).tolist()))
+    project.write_ranking(2, found, ranking, np.ones(len(classes)) / len(classes))
+    return project
+
+
+class Served:
+    """``rarebox serve`` for a project; killed and started again it keeps its address."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, 0
+        self.start()
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it; it is there when this returns."""
+        command = [sys.executable, "-u", "-c", SERVER, str(self.root), str(self.port)]
+        with (self.root.parent / f"{self.root.name}.log").open("a") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert self.process.stdout
+        link = next(line for line in self.process.stdout if "?token=" in line).split()[-1]
+        self.port, self.token = httpx.URL(link).port or 0, link.partition("token=")[2]
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                httpx.get(self.url)
+                return
+            except httpx.TransportError:
+                time.sleep(0.02)
+        raise TimeoutError(f"{self.url} does not answer")
+
+    def kill(self) -> None:
+        """``kill -9``, or what comes nearest to it."""
+        self.process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.process.wait()
+        assert self.process.stdout
+        self.process.stdout.close()
+
+    def cookies(self, names: Sequence[str]) -> dict[str, httpx.Cookies]:
+        """Let people in, each with a link of their own."""
+        found, token = {}, self.token
+        for name in names:
+            with httpx.Client(base_url=self.url) as browser:
+                assert browser.get("/", params={"token": token}, follow_redirects=True).status_code == 200
+                assert browser.post("/api/me", json={"name": name}).status_code == 200
+                token = browser.post("/api/invite", json={}).json()["url"].partition("token=")[2]
+                found[name] = httpx.Cookies(browser.cookies)
+        return found
