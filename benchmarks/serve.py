@@ -1,0 +1,349 @@
+"""How long people wait: the next question and the saving of an answer, at 1, 10 and 50 annotators without think time.
+
+    python benchmarks/serve.py [--label-studio VENV] [--annotators 1,10,50] [--rounds 250] >> results/serve.jsonl
+
+Each annotator has one connection kept open and asks again as soon as the answer is there. A setting ends after so many
+rounds, all annotators together, on a fresh project of 500 images with one predicted box each. For us a round is one
+``POST /api/answers`` as the page sends it: it saves and brings the next questions. For Label Studio it is two requests,
+which its own page sends: ``next_task``, then the annotation with the predicted box. Where VENV, an environment with
+``label-studio`` in it, is given, both are measured in turn in the same run. What the disk needs for a commit is
+measured before each setting. Options for us alone: ``--pages`` opens the stream of events that every page listens to;
+``--images``, ``--boxes`` (a square number, of each image), ``--answered`` and ``--open`` make the project larger.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+import psutil
+from tests.serving import Served, make_project
+
+from rarebox.project import Project
+from rarebox.types import Answer, ImageRecord, Query, Verdict
+
+CLASSES = ("fish", "ray", "shark")
+TASKS, PATIENCE = 500, 120.0
+Milliseconds = list[float]
+
+
+@dataclass
+class Tally:
+    """What the annotators of one setting met."""
+
+    next: Milliseconds = field(default_factory=list)
+    save: Milliseconds = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    given: Counter[tuple[int, str]] = field(default_factory=Counter)
+    answered: Counter[tuple[int, str]] = field(default_factory=Counter)
+
+    async def timed(self, into: Milliseconds, request: Awaitable[httpx.Response]) -> Any:
+        """The reply of a request that went well, and its time; of another one the error, and None."""
+        start = time.perf_counter()
+        try:
+            reply = await request
+            taken = (time.perf_counter() - start) * 1000
+            if reply.is_success:
+                into.append(taken)
+                return reply.json()
+            self.errors.append(f"status {reply.status_code}")
+        except httpx.HTTPError as error:
+            self.errors.append(type(error).__name__)
+        return None
+
+    def summary(self) -> dict[str, Any]:
+        people_of, authors_of = Counter(task for task, _ in self.given), Counter(task for task, _ in self.answered)
+        return {
+            "next_ms": summary(self.next), "save_ms": summary(self.save), "errors": dict(Counter(self.errors)),
+            "questions_given": len(people_of), "given_to_several": sum(n > 1 for n in people_of.values()),
+            "questions_answered": len(authors_of), "answered_by_several": sum(n > 1 for n in authors_of.values()),
+        }  # fmt: skip
+
+
+def summary(times: Milliseconds) -> dict[str, float]:
+    """Median, 95th percentile and maximum."""
+    if not times:
+        return {}
+    median, p95 = np.percentile(times, [50, 95]).tolist()
+    return {"n": len(times), "median": round(median, 1), "p95": round(p95, 1), "max": round(max(times), 1)}
+
+
+def disk(folder: Path, times: int = 40) -> dict[str, float]:
+    """Medians in milliseconds: an fsync of a page, and a commit of one row in SQLite, without and with a WAL."""
+
+    def median(work: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(times):
+            start = time.perf_counter()
+            work()
+            taken.append((time.perf_counter() - start) * 1000)
+        return round(float(np.median(taken)), 2)
+
+    found = {}
+    with (folder / "page").open("wb") as file:
+        found["fsync_ms"] = median(lambda: (file.write(b"x" * 4096), file.flush(), os.fsync(file.fileno())))
+    for mode in ("delete", "wal"):
+        database = folder / f"{mode}.sqlite"
+        connection = sqlite3.connect(database, isolation_level=None)
+        connection.executescript(f"PRAGMA journal_mode={mode}; PRAGMA synchronous=FULL; CREATE TABLE t (x)")
+        found[f"commit_{mode}_ms"] = median(lambda: connection.execute("INSERT INTO t VALUES (1)"))  # noqa: B023
+        connection.close()
+        database.unlink()
+    return found
+
+
+async def annotate(people: Sequence[str], rounds: int, work: Callable[[str, Iterator[int]], Awaitable[None]]) -> float:
+    """All at once, until the rounds are used up; how many seconds that took."""
+    ticket = iter(range(rounds))
+    start = time.perf_counter()
+    await asyncio.gather(*(work(name, ticket) for name in people))
+    return time.perf_counter() - start
+
+
+def connection(url: str, **more: Any) -> httpx.AsyncClient:
+    """One connection, kept open."""
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    return httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, **more)
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """What a process and its children have used."""
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+
+
+# ------------------------------------------------------------------------------------------- ours
+
+
+def project(root: Path, images: int, grid: int, answered: int, opened: int) -> None:
+    """A project as large as wanted, some of whose questions are open or answered."""
+    records = [ImageRecord(i, f"photo{i}.jpg", 1024, 768) for i in range(1, images + 1)]
+    made = make_project(root, records, CLASSES, grid)
+    if answered or opened:
+        fill(made, answered, opened)
+    made.store.close()
+
+
+def fill(made: Project, answered: int, opened: int) -> None:
+    """Ask many questions from the top of the ranking, and answer the first of them."""
+    found, _, _ = made.read_ranking(2)
+    queries = made.store.ask(2, [
+        Query(int(found.image_id[row]), found.boxes[row], int(found.labels[row]), 1.0, {
+            "rank": float(row), "cycle": 2.0, "score": float(found.scores[row]),
+            "uncertainty": float(found.uncertainty[row]),
+        })
+        for row in range(answered + opened)
+    ])  # fmt: skip
+    made.store.record([
+        Answer(q.id, q.box[None], np.array([q.guess]), Verdict.OBJECT, f"person {place % 5}", 1500)
+        for place, q in enumerate(queries[:answered]) if q.box is not None
+    ])  # fmt: skip
+
+
+async def ours(folder: Path, annotators: int, rounds: int, size: dict[str, int], pages: bool) -> dict[str, Any]:
+    root = folder / f"ours-{annotators}-{secrets.token_hex(3)}"
+    project(root, **size)
+    tally, people = Tally(), [f"person {i}" for i in range(annotators)]
+    with Served(root) as server:
+        cookies = server.cookies(people)
+        process = psutil.Process(server.process.pid)
+        before = cpu_seconds(process)
+
+        async def work(name: str, ticket: Iterator[int]) -> None:
+            async with connection(server.url, cookies=cookies[name]) as http, listening(server, cookies[name], pages):
+                body: dict[str, Any] = {"client": name, "want": 4}
+                reply = await tally.timed(tally.next, http.post("/api/next", json=body))
+                while next(ticket, None) is not None:
+                    if not reply or not reply["queries"]:
+                        tally.errors.append("no question")
+                        reply = await tally.timed(tally.next, http.post("/api/next", json=body))
+                        continue
+                    query = reply["queries"][0]
+                    tally.given.update((one["id"], name) for one in reply["queries"])
+                    item = {"key": str(uuid4()), "query": query["id"], "verdict": "object", "boxes": [query["box"]],
+                            "labels": [query["guess"]], "milliseconds": 1000}  # fmt: skip
+                    reply = await tally.timed(tally.save, http.post("/api/answers", json={**body, "answers": [item]}))
+                    if reply and reply["results"][0]["status"] == "saved":
+                        tally.answered[query["id"], name] += 1
+                    elif reply:
+                        tally.errors.append(reply["results"][0]["status"])
+
+        seconds = await annotate(people, rounds, work)
+        used = cpu_seconds(process) - before
+        memory = process.memory_info().rss / 2**20
+    shutil.rmtree(root)
+    return {**tally.summary(), "answers_per_second": round(sum(tally.answered.values()) / seconds, 1),
+            "cpu_ms_per_answer": round(1000 * used / max(sum(tally.answered.values()), 1), 1),
+            "server_mib": round(memory)}  # fmt: skip
+
+
+@asynccontextmanager
+async def listening(server: Served, cookies: httpx.Cookies, wanted: bool) -> AsyncIterator[None]:
+    """The stream of events that an open page listens to, read and thrown away."""
+
+    async def listen() -> None:
+        async with connection(server.url, cookies=cookies) as http, http.stream("GET", "/api/events") as stream:
+            async for _ in stream.aiter_bytes():
+                pass
+
+    task = asyncio.create_task(listen()) if wanted else None
+    try:
+        yield
+    finally:
+        if task:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+# ------------------------------------------------------------------------------------------- Label Studio
+
+LABELS = """<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">
+<Label value="fish"/><Label value="ray"/><Label value="shark"/></RectangleLabels></View>"""
+PREDICTED = [{
+    "id": "box1", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "original_width": 1024,
+    "original_height": 768, "image_rotation": 0,
+    "value": {"x": 5, "y": 5, "width": 80, "height": 80, "rotation": 0, "rectanglelabels": ["fish"]},
+}]  # fmt: skip
+MAKE_USERS = """
+from users.models import User
+from organizations.models import Organization
+from rest_framework.authtoken.models import Token
+organization = Organization.objects.first()
+for i in range(1, {people}):
+    user, _ = User.objects.get_or_create(email=f"person{{i}}@example.com", username=f"person{{i}}")
+    user.active_organization = organization
+    user.save()
+    organization.add_user(user)
+    Token.objects.filter(user=user).delete()
+    Token.objects.create(user=user, key=f"{{i:040d}}")
+
+"""
+
+
+def token_of(name: str) -> dict[str, str]:
+    """The first person made the projects."""
+    return {"Authorization": f"Token {int(name.split()[-1]):040d}"}
+
+
+@contextmanager
+def label_studio(environment: Path, folder: Path, people: int) -> Iterator[tuple[str, psutil.Process]]:
+    """Label Studio as its own command starts it, SQLite by default, with so many users."""
+    port, data = 18123, folder / "label-studio"
+    data.mkdir()
+    quiet = {**os.environ, "COLLECT_ANALYTICS": "0", "LATEST_VERSION_CHECK": "0", "SENTRY_DSN": "",
+             "FRONTEND_SENTRY_DSN": "", "HOME": str(data)}  # fmt: skip
+    program = str(environment / "bin" / "label-studio")
+    shared = ["--data-dir", str(data)]
+    start = [program, "start", "--no-browser", *shared, "--internal-host", "127.0.0.1", "-p", str(port), "--username",
+             "person0@example.com", "--password", "secret-0", "--user-token", f"{0:040d}",
+             "--enable-legacy-api-token"]  # fmt: skip
+    with (folder / "label-studio.log").open("w") as log:
+        process = subprocess.Popen(start, stdout=log, stderr=log, env=quiet, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/health").status_code == 200:
+                        break
+                time.sleep(0.5)
+            users = MAKE_USERS.format(people=people)
+            subprocess.run([program, "shell", *shared], input=users, text=True, check=True, env=quiet, stdout=log,
+                           stderr=log)  # fmt: skip
+            yield url, psutil.Process(process.pid)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+async def theirs(url: str, process: psutil.Process, annotators: int, rounds: int) -> dict[str, Any]:
+    tally, people = Tally(), [f"person {i}" for i in range(annotators)]
+    async with connection(url, headers=token_of("person 0")) as http:
+        made = await http.post("/api/projects", json={"title": f"{annotators} annotators", "label_config": LABELS})
+        made.raise_for_status()
+        number = made.json()["id"]
+        tasks = [
+            {"data": {"image": f"/photo{i}.jpg"}, "predictions": [{"model_version": "one", "result": PREDICTED}]}
+            for i in range(TASKS)
+        ]
+        (await http.post(f"/api/projects/{number}/import", json=tasks)).raise_for_status()
+
+    async def work(name: str, ticket: Iterator[int]) -> None:
+        async with connection(url, headers=token_of(name)) as http:
+            while next(ticket, None) is not None:
+                asking = http.post("/api/dm/actions", params={"id": "next_task", "project": number}, json={})
+                if (task := await tally.timed(tally.next, asking)) is None:
+                    continue
+                tally.given[task["id"], name] += 1
+                answer = {"result": PREDICTED, "lead_time": 1.0, "was_cancelled": False}
+                saving = http.post(f"/api/tasks/{task['id']}/annotations", params={"project": number}, json=answer)
+                if await tally.timed(tally.save, saving):
+                    tally.answered[task["id"], name] += 1
+
+    before = cpu_seconds(process)
+    seconds = await annotate(people, rounds, work)
+    used, done = cpu_seconds(process) - before, sum(tally.answered.values())
+    return {**tally.summary(), "answers_per_second": round(done / seconds, 1),
+            "cpu_ms_per_answer": round(1000 * used / max(done, 1), 1),
+            "server_mib": round(process.memory_info().rss / 2**20)}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- the run
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--label-studio", type=Path)
+    options.add_argument("--annotators", default="1,10,50")
+    options.add_argument("--rounds", type=int, default=250)
+    options.add_argument("--pages", action="store_true")
+    options.add_argument("--images", type=int, default=TASKS)
+    options.add_argument("--boxes", type=int, default=1)
+    options.add_argument("--answered", type=int, default=0)
+    options.add_argument("--open", type=int, default=0)
+    options.add_argument("--folder", type=Path, help="where to work, on the disk to measure")
+    given = options.parse_args()
+    command = " ".join(["python", "benchmarks/serve.py", *(a if a != str(given.label_studio) else "VENV" for a in sys.argv[1:])])  # fmt: skip  # noqa: E501
+    numbers = [int(number) for number in given.annotators.split(",")]
+    size = {"images": given.images, "grid": round(given.boxes**0.5), "answered": given.answered, "opened": given.open}
+    with tempfile.TemporaryDirectory(dir=given.folder) as name, theirs_if(given.label_studio, Path(name), max(numbers)) as peer:  # fmt: skip  # noqa: E501
+        for annotators in numbers:
+            line = {"command": command, "annotators": annotators, "rounds": given.rounds, "pages": given.pages, **size}
+            for who in ("rarebox", *(("label-studio",) if peer else ())):
+                about = {**line, "who": who, "disk": disk(Path(name)), "load": os.getloadavg()[0]}
+                if who == "rarebox":
+                    found = asyncio.run(ours(Path(name), annotators, given.rounds, size, given.pages))
+                else:
+                    assert peer
+                    found = asyncio.run(theirs(*peer, annotators, given.rounds))
+                print(json.dumps({**about, **found}), flush=True)
+
+
+@contextmanager
+def theirs_if(environment: Path | None, folder: Path, people: int) -> Iterator[tuple[str, psutil.Process] | None]:
+    """Label Studio, where there is one."""
+    if environment is None:
+        yield None
+    else:
+        with label_studio(environment, folder, people) as peer:
+            yield peer
+
+
+if __name__ == "__main__":
+    main()
