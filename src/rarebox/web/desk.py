@@ -139,10 +139,14 @@ class Desk:
         while job := self._jobs.get():
             jobs = [job]
             try:
-                while len(jobs) < MOST_TOGETHER and (more := self._jobs.get_nowait()):
+                while len(jobs) < MOST_TOGETHER:
+                    if (more := self._jobs.get_nowait()) is None:
+                        self._jobs.put(None)  # the end, once these are done
+                        break
                     jobs.append(more)
             except Empty:
                 pass
+            jobs = [(work, future) for work, future in jobs if future.set_running_or_notify_cancel()]
             store, done = self.project.store, list[tuple[Future[Any], Any, BaseException | None]]()
             try:
                 with store.transaction(writes=True):
