@@ -148,7 +148,10 @@ class Desk:
         while job := self._jobs.get():
             jobs = [job]
             try:
-                while len(jobs) < MOST_TOGETHER and (more := self._jobs.get_nowait()):
+                while len(jobs) < MOST_TOGETHER:
+                    if (more := self._jobs.get_nowait()) is None:
+                        self._jobs.put(None)  # the end, once these are done
+                        break
                     jobs.append(more)
             except Empty:
                 pass

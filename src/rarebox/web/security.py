@@ -97,7 +97,7 @@ def _fingerprint(token: str) -> str:
 
 def read_secret(file: Path) -> bytes:
     """The project's secret, made on first use and readable by its owner only. Without it everybody signs in again."""
-    secret = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    secret = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     if len(secret) != 64:
         secret, part = secrets.token_hex(32), file.with_name(f"{file.name}.part")
         part.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ def serve(
     also: Sequence[str] = (), label_studio: bool = False, say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """Serve a project until Ctrl-C. ``people`` get a link each; without them, one link that works once."""
-    names = [clean_name(name, "person") for name in people]
+    names = list(dict.fromkeys(clean_name(name, "person") for name in people))
     if not is_loopback(host) and not names:
         raise UserError(
             f"--host {host} lets other machines in; say who may come: --people anna,ben gives each of them a link of "

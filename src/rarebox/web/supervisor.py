@@ -5,12 +5,16 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 COMMAND = (sys.executable, "-m", "rarebox.trainer")
+
+LONGEST_REASON = 300
+"""Characters of an unexpected error that people are shown."""
 
 
 class Supervisor:
@@ -20,7 +24,7 @@ class Supervisor:
         self._root, self._told = root, told
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._errors: deque[str] = deque(maxlen=20)
+        self._follower: Thread | None = None
         self._stage: tuple[str, float, int] = ("", 0.0, 0)
         self._closed = False
         self.status: dict[str, Any] = _status("idle")
@@ -42,7 +46,7 @@ class Supervisor:
             try:
                 self._process.stdin.write(json.dumps({"do": what}) + "\n")
                 self._process.stdin.flush()
-            except OSError:
+            except (OSError, ValueError):
                 pass  # it has just ended; the reader of its output says why
         self._told("progress")
 
@@ -50,60 +54,67 @@ class Supervisor:
         """End the process, in the middle of whatever is going on: it resumes from the disk."""
         with self._lock:
             self._closed = True
-            if self._process and self._process.poll() is None:
+            if self._process:
                 self._process.kill()
-                self._process.wait()
+        if self._follower:
+            self._follower.join()
 
     def _start(self) -> None:
-        self._errors.clear()
         self._process = subprocess.Popen(
             [*COMMAND, str(self._root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
-        Thread(target=self._listen, args=(self._process,), daemon=True).start()
-        Thread(target=self._collect_errors, args=(self._process,), daemon=True).start()
+        self._follower = Thread(target=self._follow, args=(self._process,), daemon=True)
+        self._follower.start()
 
-    def _collect_errors(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr
-        for line in process.stderr:
-            self._errors.append(line.rstrip())
-
-    def _listen(self, process: subprocess.Popen[str]) -> None:
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        """Hear what a process says until it ends."""
         assert process.stdout
-        for line in process.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # some library printed something
-            self._hear(event)
-        code = process.wait()
-        if not self._closed:
-            self.status = _status("failed", reason=self._why_it_ended(code))
-            self._told("failed")
+        assert process.stderr
+        complaints: deque[str] = deque(maxlen=20)
+        complaining = Thread(target=complaints.extend, args=(process.stderr,), daemon=True)
+        with suppress(OSError), process:  # a command that it did not read any more cannot be flushed
+            complaining.start()
+            for line in process.stdout:
+                if process is self._process:
+                    self._hear(line)
+            complaining.join()
+        with self._lock:
+            if self._closed or process is not self._process:
+                return
+            self.status = _status("failed", reason=_why_it_ended(process.returncode, complaints))
+        self._told("failed")
 
-    def _hear(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "progress":
-            if self._stage[0] != event["stage"]:
-                self._stage = (event["stage"], time.monotonic(), event["done"])
-            _, since, first = self._stage
-            done, left = event["done"] - first, event["of"] - event["done"]
-            seconds = (time.monotonic() - since) / done * left if done > 0 else None
-            self.status = _status("working", event["stage"], event["done"], event["of"], seconds, event["note"])
-        elif kind == "idle":
-            self.status = _status("idle")
-        elif kind == "failed":
-            self.status = _status("failed", reason=event["reason"])
+    def _hear(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+            kind = event["event"]
+            if kind == "progress":
+                self.status = self._progress(event["stage"], event["done"], event["of"], event["note"])
+            elif kind == "idle":
+                self.status = _status("idle")
+            elif kind == "failed":
+                self.status = _status("failed", reason=event["reason"])
+        except (ValueError, TypeError, KeyError):
+            return  # some library printed something
         self._told(kind)
 
-    def _why_it_ended(self, code: int) -> str:
-        if code in (-9, 137):
-            return (
-                "the training process was killed, most often because the memory of the machine is full; lower "
-                "training.batch_size or detector.image_size in settings.yaml if it happens again. No label is lost"
-            )
-        last = next((line for line in reversed(self._errors) if line.strip()), "no message")
-        return f"the training process ended with status {code}: {last}. No label is lost"
+    def _progress(self, stage: str, done: int, of: int, note: str) -> dict[str, Any]:
+        if self._stage[0] != stage:
+            self._stage = (stage, time.monotonic(), done)
+        _, since, first = self._stage
+        seconds = (time.monotonic() - since) / (done - first) * (of - done) if done > first else None
+        return _status("working", stage, done, of, seconds, note)
+
+
+def _why_it_ended(code: int, complaints: Iterable[str]) -> str:
+    if code in (-9, 137):
+        return (
+            "the training process was killed, most often because the memory of the machine is full; lower "
+            "training.batch_size or detector.image_size in settings.yaml if it happens again. No label is lost"
+        )
+    last = [line.strip() for line in complaints if line.strip()][-1:] or ["no message"]
+    return f"the training process ended with status {code}: {last[0][:LONGEST_REASON]}. No label is lost; try again"
 
 
 def _status(
