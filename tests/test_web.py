@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rarebox.errors import UserError
 from rarebox.project import Project
 from rarebox.run_folder import write_json
 from rarebox.types import ImageRecord
@@ -55,7 +56,7 @@ def test_a_project_without_questions_is_being_prepared(tmp_path: Path) -> None:
 def test_the_state_of_the_first_images(house: House) -> None:
     state = house.browser().get("/api/state")
     assert set(state) == {
-        "project", "you", "fixed_name", "classes", "phase", "cycle", "budget", "trainer", "records", "held_out",
+        "id", "project", "you", "fixed_name", "classes", "phase", "cycle", "budget", "trainer", "records", "held_out",
         "speed", "agreement", "advice", "people", "can_train", "version",
     }  # fmt: skip
     assert (state["project"], state["you"], state["fixed_name"]) == ("project", "anna", False)
@@ -172,6 +173,19 @@ def test_the_same_key_saves_once(later: House) -> None:
     both = anna.answer(drawn, drawn)["results"]
     assert both[0] == both[1]
     assert len(anna.get("/api/answers")["answers"]) == 2
+
+
+def test_an_answer_that_the_disk_did_not_take_may_be_sent_again(later: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    anna = later.browser()
+    said = item(query=anna.next(1)[0]["id"])
+    with monkeypatch.context() as patch:
+        patch.setattr(later.project.store, "record", full)
+        assert anna.refused("/api/answers", {"client": "tab", "answers": [said]}, 503) == "the disk is full"
+    assert anna.get("/api/answers")["answers"] == []
+    assert anna.answer(said)["results"][0]["status"] == "saved"
 
 
 def test_a_correction_and_a_conflict(later: House) -> None:
