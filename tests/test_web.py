@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarebox.errors import UserError
+from rarebox.errors import Unavailable
 from rarebox.project import Project
 from rarebox.run_folder import write_json
 from rarebox.types import ImageRecord
@@ -177,7 +177,7 @@ def test_the_same_key_saves_once(later: House) -> None:
 
 def test_an_answer_that_the_disk_did_not_take_may_be_sent_again(later: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
-        raise UserError("the disk is full")
+        raise Unavailable("the disk is full")
 
     anna = later.browser()
     said = item(query=anna.next(1)[0]["id"])

@@ -204,14 +204,14 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Questions for one tab of a browser."""
-        _, queries = await _written(desk.answer(_holder(by, body.client), by, [], body.want))
+        _, queries = await _done(desk.answer(_holder(by, body.client), by, [], body.want))
         return {"queries": [desk.query(query) for query in queries], "state": state_of(found)}
 
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
         said = [_submission(item) for item in body.answers]
-        outcomes, queries = await _written(desk.answer(_holder(by, body.client), by, said, body.want))
+        outcomes, queries = await _done(desk.answer(_holder(by, body.client), by, said, body.want))
         return {
             "results": [desk.outcome(outcome) for outcome in outcomes],
             "queries": [desk.query(query) for query in queries],
@@ -313,14 +313,6 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
 
 async def _done(future: Future[T]) -> T:
     return await asyncio.wrap_future(future)
-
-
-async def _written(future: Future[T]) -> T:
-    """What comes of answers. If the disk is full, say, they are not at fault: the page keeps them and tries again."""
-    try:
-        return await _done(future)
-    except UserError as error:
-        raise HTTPException(503, str(error)) from error
 
 
 def _holder(by: str, client: str) -> str:
