@@ -167,7 +167,7 @@ async def ours(folder: Path, annotators: int, rounds: int, size: dict[str, int],
 
         async def work(name: str, ticket: Iterator[int]) -> None:
             async with connection(server.url, cookies=cookies[name]) as http, listening(server, cookies[name], pages):
-                body: dict[str, Any] = {"client": name, "want": 4}
+                body: dict[str, Any] = {"client": "tab", "want": 4}
                 reply = await tally.timed(tally.next, http.post("/api/next", json=body))
                 while next(ticket, None) is not None:
                     if not reply or not reply["queries"]:

@@ -1,13 +1,17 @@
 """What several test files share: one thread for torch, and small detectors whose outputs are not all alike."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from uuid import uuid4
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import create_engine
 from torch import nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -22,6 +26,27 @@ from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.types import Picture, Targets
 
 torch.set_num_threads(1)
+
+SERVER = "RAREBOX_POSTGRESQL"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a store can be made: a file, or a schema of its own on a server of PostgreSQL where one is named."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "labels.sqlite")
+        return
+    if SERVER not in os.environ:
+        pytest.skip(f"{SERVER} names no server, such as postgresql+psycopg://postgres@localhost/postgres")
+    name = f"rarebox_{uuid4().hex[:12]}"
+    server = create_engine(os.environ[SERVER])
+    with server.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    yield f"{os.environ[SERVER]}?options=-csearch_path%3D{name}"
+    with server.begin() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+    server.dispose()
+
 
 # The same examples every time, however slow the machine is just now.
 hypothesis.settings.register_profile("rarebox", deadline=None, derandomize=True)

@@ -1,6 +1,7 @@
 """People at one store: leases, versioned answers, withdrawals, classes that change."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ NOTHING = np.zeros((0, 4), dtype=np.float32)
 
 
 @pytest.fixture
-def people(tmp_path: Path) -> Iterator[People]:
+def people(database: str) -> Iterator[People]:
     """A store with three classes, images 1 to 9, and in cycle 1 a question on each of four boxes of four images."""
-    with Store(tmp_path / "labels.sqlite", classes=("fish", "ray", "shark"), flush=False) as store:
+    with Store(database, classes=("fish", "ray", "shark"), flush=False) as store:
         store.add_images(ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 10))
         store.open_cycle(1)
         store.ask(1, [Query(i, np.array(box, dtype=np.float32), 0) for i, box in enumerate((A, B, C, D), start=1)])
@@ -55,6 +56,56 @@ def test_a_question_is_one_persons_until_its_lease_ends(people: People, monkeypa
     assert refused.status is Status.REFUSED
     assert "somebody else" in str(refused.reason)
     assert people.submit("ben", "ben", said("k2", 4, Verdict.OBJECT, (D, 0))).status is Status.SAVED  # nobody took it
+
+
+def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert claimed(people, "anna", 2) == [1, 2]
+    now = people_module.time.time()
+    monkeypatch.setattr(people_module.time, "time", lambda: now + 200)
+    assert claimed(people, "ben", 1) == [1]
+    assert claimed(people, "anna", 2) == [2, 3]
+    assert people.submit("ben", "ben", said("k1", 1, Verdict.OBJECT, (A, 0))).status is Status.SAVED
+
+
+def test_only_questions_named_are_looked_at(people: People) -> None:
+    assert claimed(people, "ben") == [1]
+    assert [q.id for q in people.claim("anna", "anna", 2, 100, among=[1, 3, 4])] == [3, 4]  # 1 is ben's
+    assert [q.id for q in people.claim("anna", "anna", 3, 100, among=[2])] == [3, 4, 2]
+    assert [q.id for q in people.claim("cleo", "cleo", 3, 100, among=[])] == []
+    assert sorted(lease[:3] for lease in people.leases()) == [
+        (1, "ben", "ben"), (2, "anna", "anna"), (3, "anna", "anna"), (4, "anna", "anna"),
+    ]  # fmt: skip
+
+
+def test_a_refused_submission_leaves_nothing_behind(people: People) -> None:
+    with people.store.transaction(writes=True):
+        refused = people.submit("anna", "anna", said("k1", None, Verdict.OBJECT, (A, 7), image_id=5))  # no such class
+        assert refused.status is Status.REFUSED
+        nowhere = people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, image_id=77, complete=True))
+        assert nowhere.status is Status.REFUSED
+        assert people.submit("anna", "anna", said("k3", None, Verdict.OBJECT, (A, 1), image_id=5)).status == "saved"
+    assert [(q.image_id, q.asked_by) for q in people.store.queries(1) if q.asked_by] == [(5, "anna")]
+
+
+def test_two_servers_at_one_database(people: People, database: str) -> None:
+    """Whoever writes waits for who writes before: nobody is given what another one has, and numbers come in order."""
+    boxes = [np.array([x, 0, x + 5, 5], dtype=np.float32) for x in range(100)]
+    asked = [query.id for query in people.store.ask(1, [Query(1 + x % 9, box, 0) for x, box in enumerate(boxes)])]
+
+    def work(name: str) -> list[int]:
+        mine: list[int] = []
+        with Store(database, flush=False) as store:
+            while found := claimed(People(store), name, 3):
+                for number in found:
+                    said_it = People(store).submit(name, name, said(f"{name} {number}", number, Verdict.CANNOT_TELL))
+                    assert said_it.status is Status.SAVED
+                mine += found
+        return mine
+
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(work, ("anna", "ben", "cleo")))
+    assert sorted(number for mine in done for number in mine) == [1, 2, 3, 4, *asked]
+    assert all(mine == sorted(mine) for mine in done)
 
 
 def test_an_answer_is_recorded_and_the_question_gone(people: People) -> None:
