@@ -154,7 +154,7 @@ def test_a_lease_that_ends_while_somebody_thinks(root: Path) -> None:
                 body = {"client": "tab", "want": want, "answers": [item]}
                 return browser.post("/api/answers", json=body).raise_for_status().json()
 
-            def ask(browser: httpx.Client, want: int) -> list[dict[str, Any]]:
+            def ask(browser: httpx.Client, want: int) -> list[int]:
                 reply = browser.post("/api/next", json={"client": "tab", "want": want}).raise_for_status().json()
                 return [query["id"] for query in reply["queries"]]
 
