@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
@@ -488,6 +489,71 @@ def test_a_surprise_is_a_500_without_its_story(house: House, monkeypatch: pytest
 
 
 # ------------------------------------------------------------------------------------------- fuzzed
+
+
+def everywhere(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each part of a JSON value."""
+    yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from everywhere(part, (*at, key))
+
+
+def with_at(value: Any, at: tuple[Any, ...], part: Any) -> Any:
+    """The same with another part there."""
+    if not at:
+        return part
+    copy = value.copy()
+    copy[at[0]] = with_at(value[at[0]], at[1:], part)
+    return copy
+
+
+@pytest.mark.parametrize("junk", [None, -1, 2**1100, float("inf"), float("nan"), "\x00", [[]], {"a": 1}], ids=repr)
+def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
+    """Each part of a real request is replaced in turn."""
+    anna, base = house.browser(), f"/ml/{house.door.key}"
+    anna.next(1)
+    task = {"id": 1, "data": {"image": "/data/upload/1/1a2b3c4d-photo04.jpg"}}
+    predict = {"tasks": [task]}
+    (shown,) = anna.post(f"{base}/predict", predict)["results"]
+    drawn = {**shown["result"][0], "id": "new", "value": {**shown["result"][0]["value"], "rotation": 20}}
+    annotation = {
+        "id": 5,
+        "result": [*shown["result"], drawn],
+        "completed_by": 7,
+        "lead_time": 4.5,
+        "prediction": shown,
+    }
+    event = {"action": "ANNOTATION_CREATED", "task": task, "annotation": annotation}
+    setup = {"project": "1", "schema": "<View><RectangleLabels><Label value='fish'/></RectangleLabels></View>"}
+    statuses = set()
+    for path, body in (("webhook", event), ("predict", predict), ("setup", setup)):
+        for at in everywhere(body):
+            content = json.dumps(with_at(body, at, junk)).encode()
+            reply = anna.http.post(f"{base}/{path}", content=content, headers=JSON)
+            statuses.add(reply.status_code)
+            assert reply.status_code < 500, (at, reply.text)
+    assert statuses >= {200, 201, 422}
+    assert anna.http.post(f"{base}/webhook", json=event).status_code == 201
+    assert all(np.isfinite(one.answer.boxes).all() for one in house.desk.people.given())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '<!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><View>&x;</View>',
+        "<!DOCTYPE l [<!ENTITY a 'aaaaaaaaaa'>"
+        + "".join(f"<!ENTITY {chr(98 + i)} '{f'&{chr(97 + i)};' * 10}'>" for i in range(12))
+        + "]><View>&m;</View>",
+        "<a>" * 100_000, "<View", "\x00",
+    ],
+    ids=["a file", "a bomb", "deep", "cut short", "NUL"],
+)  # fmt: skip
+def test_a_labelling_configuration_is_no_way_in(house: House, config: str) -> None:
+    reply = house.stranger().post(f"/ml/{house.door.key}/setup", json={"schema": config})
+    assert reply.status_code == 400
+    assert "root:" not in reply.text
+    assert "not valid XML" in reply.json()["error"]
 
 
 HEALTH = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)

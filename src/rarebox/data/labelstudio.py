@@ -219,7 +219,7 @@ def _regions(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[in
             x, y, w, h = (float(value[name]) for name in ("x", "y", "width", "height"))
             box = _corners(x, y, w, h, float(value.get("rotation") or 0), width, height)
             names = value.get(TYPE)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: a region lacks its place or the size of the image ({error!r})") from None
         if size != (width, height):
             raise UserError(f"{where}: its regions are of pictures of different sizes")
