@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, select
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select
 
 from rarebox import schema
 from rarebox.boxes import clip, iou_matrix
@@ -130,10 +130,10 @@ class People:
                 connection.execute(_LEASE, rows)
         return [as_query(row) for row in found]
 
-    def leases(self) -> list[Lease]:
-        """Who is at work on what just now."""
+    def leases(self, holder: str = "") -> list[Lease]:
+        """Who is at work on what just now; of this holder those, too, whose time is up."""
         with self.store.transaction() as connection:
-            return [Lease(*row) for row in connection.execute(_LEASES, {"now": time.time()})]
+            return [Lease(*row) for row in connection.execute(_LEASES, {"now": time.time(), "holder": holder})]
 
     def waiting(self, cycle: int) -> int:
         """How many questions of a cycle are open and nobody's just now."""
@@ -326,7 +326,7 @@ _QUESTIONS = (
     .where(schema.queries.c.id > bindparam("after"))
     .order_by(schema.queries.c.id)
 )  # fmt: skip
-_LEASES = select(schema.leases).where(_running)
+_LEASES = select(schema.leases).where(or_(_running, schema.leases.c.holder == _holder))
 _LEASE = insert(schema.leases)
 _END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
 _END_LEASE = _END_LEASES.where(schema.leases.c.query_id == bindparam("ended_query"))

@@ -258,8 +258,7 @@ class Store:
 
     def labels_of(self, image_id: int) -> ImageLabels:
         """What is known of one image; without answers, empty."""
-        nothing = _image_labels([], np.zeros(0, dtype=np.int64))
-        return self._labels(_LABELS_OF_IMAGE, {"image_id": image_id}).get(image_id, nothing)
+        return self._labels(_LABELS_OF_IMAGE, {"image_id": image_id}).get(image_id, _NOTHING)
 
     def spent(self, cycle: int | None = None) -> Spent:
         """What the answers of one cycle, or of all, cost on each meter."""
@@ -521,3 +520,6 @@ def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
     """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
     same = (iou_matrix(boxes, boxes) >= SAME_IOU) & (labels[:, None] == labels[None])
     return ~np.triu(same, k=1).any(axis=0)
+
+
+_NOTHING = _image_labels([], np.zeros(0, dtype=np.int64))

@@ -117,7 +117,7 @@ class Me(Body):
     name: str = Field(max_length=200)
 
 
-def visitor(request: Request) -> Visitor:
+async def visitor(request: Request) -> Visitor:
     """Whoever has one of our cookies."""
     door: Door = request.app.state.door
     found = door.recognise(request.cookies.get(door.cookie))
@@ -129,7 +129,7 @@ def visitor(request: Request) -> Visitor:
 Anybody = Annotated[Visitor, Depends(visitor)]
 
 
-def person(found: Anybody) -> str:
+async def person(found: Anybody) -> str:
     """Whoever has said their name."""
     if found.name is None:
         raise HTTPException(403, "say who you are first")

@@ -119,7 +119,7 @@ class Desk:
         When the budget is spent people go on with the ranking until the next cycle's questions are there.
         """
         self._take_in()
-        ledger, cycle, leases = self._ledger, self._cycle, self.people.leases()
+        ledger, cycle, leases = self._ledger, self._cycle, self.people.leases(holder)
         held = len(ledger.held(holder, by, leases))
         found = list(islice(ledger.open_to(holder, by, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:

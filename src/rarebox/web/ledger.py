@@ -126,18 +126,22 @@ class Ledger:
 
     def held(self, holder: str, by: str, leases: Sequence[Lease]) -> list[int]:
         """Queries that a holder is at work on and may answer."""
-        found = (self.queries[lease.query_id] for lease in leases if lease.holder == holder)
-        return [h.question.id for h in found if len(h.standing) < h.question.wanted and by not in h.standing]
+        taken = Counter(lease.query_id for lease in leases if lease.holder != holder)
+        elsewhere = {lease.query_id for lease in leases if lease.by == by and lease.holder != holder}
+        own = (lease.query_id for lease in leases if lease.holder == holder)
+        return [number for number in own if number not in elsewhere and self._is_free(number, by, taken[number])]
 
     def open_to(self, holder: str, by: str, cycle: int, leases: Sequence[Lease]) -> Iterator[int]:
         """Queries of a cycle that this person may be given, in their order."""
         taken = Counter(lease.query_id for lease in leases)
         own = {lease.query_id for lease in leases if lease.by == by or lease.holder == holder}
         for _, number in self._wanting[cycle]:
-            history = self.queries[number]
-            free = len(history.standing) + taken[number] < history.question.wanted
-            if free and number not in own and by not in history.standing:
+            if number not in own and self._is_free(number, by, taken[number]):
                 yield number
+
+    def _is_free(self, number: int, by: str, taken: int) -> bool:
+        history = self.queries[number]
+        return len(history.standing) + taken < history.question.wanted and by not in history.standing
 
     def busy(self, cycle: int) -> Iterable[int]:
         """Images with a question of a cycle that nobody has answered."""
