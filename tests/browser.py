@@ -74,7 +74,7 @@ class Person:
     def see(self, name: str) -> Any:
         return self.page.get_by_test_id(name)
 
-    def task(self, kind: str, seconds: float = 120) -> None:
+    def task(self, kind: str, seconds: float = 400) -> None:
         """Wait until such a task is shown: ``image``, ``box`` or ``none``."""
         self.page.wait_for_function(
             "kind => document.body.dataset.task === kind && document.querySelector('#waiting').hidden",

@@ -105,7 +105,7 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         # The budget is spent: the second cycle comes without a reload.
         person.task("box")
         person.press("x")
-        person.until(lambda state: state["cycle"] == 3, seconds=240)
+        person.until(lambda state: state["cycle"] == 3, seconds=400)
         person.task("box")
         assert page.evaluate("window.sameDocument") is True
         person.shoot("5-second-cycle")
