@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs lock clean
+
+.PHONY: setup demo test docs lock clean
 .DEFAULT_GOAL := demo
+
+setup: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/rarebox demo

@@ -120,7 +120,7 @@ def steps(project: Project, answered: int) -> float:
     rows, nothing = range(there, answered), np.zeros((0, 4))
     asked = [Query(int(found.image_id[row]), found.boxes[row], 0, 1.0, {"rank": float(row)}) for row in rows]
     queries = project.store.ask(2, asked)
-    project.store.record([Answer(q.id, nothing, np.zeros(0), Verdict.NOT_AN_OBJECT, "ben") for q in queries])
+    project.store.record([Answer(q.id, nothing, np.zeros(0, int), Verdict.NOT_AN_OBJECT, "ben") for q in queries])
     done = 0
 
     def count() -> int:

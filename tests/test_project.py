@@ -206,7 +206,7 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image in it"):
         create(tmp_path / "p", tmp_path / "empty")
     (tmp_path / "empty" / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="none of its 1 images can be read"):
+    with pytest.raises(UserError, match="none of its images can be read"):
         create(tmp_path / "p", tmp_path / "empty")
     with pytest.raises(UserError, match="is not empty and holds no project"):
         create(images, images)

@@ -130,6 +130,11 @@ class People:
                 connection.execute(_LEASE, rows)
         return [as_query(row) for row in found]
 
+    def leave_other_tabs(self, holder: str, by: str) -> bool:
+        """End a person's leases in their other tabs, which may be closed by now; whether there were any."""
+        with self.store.transaction(writes=True) as connection:
+            return connection.execute(_END_OTHER_TABS, {"ended_holder": holder, "ended_by": by}).rowcount > 0
+
     def leases(self, holder: str = "") -> list[Lease]:
         """Who is at work on what just now; of this holder those, too, whose time is up."""
         with self.store.transaction() as connection:
@@ -330,6 +335,9 @@ _LEASES = select(schema.leases).where(or_(_running, schema.leases.c.holder == _h
 _LEASE = insert(schema.leases)
 _END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
 _END_LEASE = _END_LEASES.where(schema.leases.c.query_id == bindparam("ended_query"))
+_END_OTHER_TABS = delete(schema.leases).where(
+    schema.leases.c.holder != bindparam("ended_holder"), schema.leases.c.by == bindparam("ended_by")
+)
 _LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))
 _IMAGE_SIZE = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == bindparam("id"))
 _SAID_BEFORE = select(schema.answers.c.id, schema.answers.c.query_id).where(schema.answers.c.key == bindparam("key"))

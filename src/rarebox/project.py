@@ -28,6 +28,9 @@ HELD_BACK_EVERY = 5
 IMPORTED = "import"
 """Who has answered what was labelled before."""
 
+NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
+"""Pictures that cannot be decoded here, and that people have."""
+
 MOST_RANKED = 50_000
 """Candidates of a cycle that stay in its ranking."""
 
@@ -172,8 +175,11 @@ def create(
     names = _class_names([*(known.classes if known else ()), *classes])
     files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
     records, problems = read_images(files, settings.detector.size, progress)
+    if unknown := [file for file in sorted(images.rglob("*")) if file.suffix.lower() in NOT_READ]:
+        what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
+        problems.append(data.Problem("kind not read", str(unknown[0]), what))
     if not records:
-        found = f"none of its {len(problems)} images can be read ({problems[0].what})" if problems else "no image in it"
+        found = f"none of its images can be read ({problems[0].what})" if problems else "no image in it"
         raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
     for name in leftovers:  # of a start that was cut short

@@ -42,6 +42,11 @@ LARGEST_SIDE = 4096
 LOOK_SECONDS = 0.25
 """How often an open page is looked after for news."""
 
+SIGN_IN = (
+    "sign in first: open the link that `rarebox serve` printed. It works once; start it again for a new one, or let "
+    "somebody who is in press Invite"
+)
+
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Identifier = Annotated[int, Field(ge=0, lt=2**31)]
 Key = Annotated[str, Field(min_length=1, max_length=64, pattern="^[!-~]+$")]
@@ -122,7 +127,10 @@ async def visitor(request: Request) -> Visitor:
     door: Door = request.app.state.door
     found = door.recognise(request.cookies.get(door.cookie))
     if found is None:
-        raise HTTPException(401, "sign in first: open the link that `rarebox serve` printed")
+        raise HTTPException(
+            401,
+            SIGN_IN,
+        )
     return found
 
 

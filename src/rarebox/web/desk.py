@@ -133,6 +133,8 @@ class Desk:
                     asked = self._asker.ask(1, anyhow=True, busy=ledger.busy(cycle))
                 self._exhausted = not asked and not open_ones and left > 0
                 found += [query.id for query in asked]
+        if want and not held and not found and self.people.leave_other_tabs(holder, by):
+            return self._hand_out(holder, by, want)  # all that is left was in a tab that they have closed, or left
         return self.people.claim(holder, by, want, self.project.settings.people.lease_seconds, among=found)
 
     def _of_budget(self, cycle: int) -> tuple[int, int]:

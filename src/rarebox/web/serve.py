@@ -1,6 +1,7 @@
 """Starting the server: one per project, on a free port, with a link to open."""
 
 import getpass
+import logging
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def _serve(
     label_studio: bool, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     root = project.folder.root
-    listening = _listen(host, port)
+    listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
     door = Door(read_secret(root / "secret"))
     new = project.add_new_images()
@@ -60,6 +61,8 @@ def _serve(
     images = len(desk.images)
     more = f", {new} of them new" if new else ""
     say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
+    if gone := sum(not Path(image.path).exists() for image in desk.images.values()):
+        say(f"{gone} of them are not where they were ({project.settings.data}); put them back, or they cannot be shown")
     for name in names:
         say(f"{name}: {base}?token={door.personal_link(name)}")
     if names:
@@ -75,6 +78,10 @@ def _serve(
         make_app(desk, door, host, [shown, *also]), log_level="warning", access_log=False, timeout_graceful_shutdown=2,
         server_header=False, timeout_keep_alive=65,
     )  # fmt: skip
+    # An open page's stream of events is cut at the end; uvicorn thinks that worth an error.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: "without completing response" not in record.getMessage()
+    )
     try:
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
@@ -90,16 +97,18 @@ def _user() -> str | None:
         return None
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    """A listening socket: on the wanted port, or from the default one on the first that is free."""
+def _listen(host: str, port: int | None, last: Path) -> socket.socket:
+    """A listening socket: on the wanted port, or on the last one (open pages are there), or on the first free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in (port,) if port is not None else (*range(DEFAULT_PORT, DEFAULT_PORT + 20), 0):
+    before = [int(text)] if last.exists() and (text := last.read_text().strip()).isdecimal() else []
+    for candidate in (port,) if port is not None else (*before, *range(DEFAULT_PORT, DEFAULT_PORT + 20), 0):
         # Named as TCP: only then asyncio sends small packets at once (TCP_NODELAY); a reply would wait for 40 ms.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, candidate))
             listening.listen(200)
+            last.write_text(str(listening.getsockname()[1]))
             return listening
         except (OSError, OverflowError) as error:
             listening.close()
