@@ -335,7 +335,9 @@ class Store:
         with self.transaction() as connection:
             return [as_query(row) for row in connection.execute(statement)]
 
-    def _labels(self, statement: Select[*tuple[Any, ...]], values: dict[str, Any] | None = None) -> dict[int, ImageLabels]:
+    def _labels(
+        self, statement: Select[*tuple[Any, ...]], values: dict[str, Any] | None = None
+    ) -> dict[int, ImageLabels]:
         rows_of: dict[int, list[Row[Any]]] = defaultdict(list)
         with self.transaction() as connection:
             for row in connection.execute(statement, values):
