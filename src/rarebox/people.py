@@ -138,7 +138,8 @@ class People:
     def leases(self, holder: str = "") -> list[Lease]:
         """Who is at work on what just now; of this holder those, too, whose time is up."""
         with self.store.transaction() as connection:
-            return [Lease(*row) for row in connection.execute(_LEASES, {"now": time.time(), "holder": holder})]
+            found = connection.execute(_LEASES, {"now": time.time(), "holder": holder}).all()
+        return [Lease._make(row) for row in found]
 
     def waiting(self, cycle: int) -> int:
         """How many questions of a cycle are open and nobody's just now."""

@@ -18,8 +18,8 @@ from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web.ledger import Ledger
 from rarebox.web.supervisor import Supervisor
 
-MOST_TOGETHER = 100
-"""Jobs that share one commit."""
+MOST_TOGETHER = 20
+"""Jobs that share one commit: so few that browsers have their answers while the next ones are worked on."""
 
 MOST_QUESTIONS = 10
 """Questions that one browser may hold."""
