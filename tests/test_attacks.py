@@ -19,6 +19,7 @@ from schemathesis.checks import not_a_server_error
 
 from rarebox.project import Project, create
 from rarebox.web import security
+from rarebox.web.app import SIGN_IN
 from rarebox.web.security import LARGEST_BODY, Door, Visitor, good_host, good_origin
 from tests.web import BOX, CLASSES, HOST, House, ask_whole_images, item, make_project, open_cycle, opened
 
@@ -85,7 +86,7 @@ def test_without_our_cookie_no_route_of_the_api_answers(house: House, forged: st
         if path.startswith("/api"):
             reply = house.stranger().request(method, path, headers=headers, json=None if method == "GET" else {})
             assert reply.status_code == 401, (method, path)
-            assert reply.json() == {"error": "sign in first: open the link that `rarebox serve` printed"}
+            assert reply.json() == {"error": SIGN_IN}
             assert "set-cookie" not in reply.headers
             tried += 1
     assert tried >= 15
