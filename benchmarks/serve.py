@@ -319,14 +319,17 @@ def main() -> None:
     options.add_argument("--open", type=int, default=0)
     options.add_argument("--folder", type=Path, help="where to work, on the disk to measure")
     given = options.parse_args()
-    command = " ".join(["python", "benchmarks/serve.py", *(a if a != str(given.label_studio) else "VENV" for a in sys.argv[1:])])  # fmt: skip  # noqa: E501
+    places = {str(given.label_studio): "VENV", str(given.folder): "FOLDER"}
+    command = " ".join(["python", "benchmarks/serve.py", *(places.get(part, part) for part in sys.argv[1:])])
     numbers = [int(number) for number in given.annotators.split(",")]
     size = {"images": given.images, "grid": round(given.boxes**0.5), "answered": given.answered, "opened": given.open}
     with tempfile.TemporaryDirectory(dir=given.folder) as name, theirs_if(given.label_studio, Path(name), max(numbers)) as peer:  # fmt: skip  # noqa: E501
         for annotators in numbers:
-            line = {"command": command, "annotators": annotators, "rounds": given.rounds, "pages": given.pages, **size}
+            line = {"command": command, "annotators": annotators, "rounds": given.rounds, "pages": given.pages,
+                    "images": given.images, "boxes_of_each": given.boxes, "answered": given.answered,
+                    "open": given.open}  # fmt: skip
             for who in ("rarebox", *(("label-studio",) if peer else ())):
-                about = {**line, "who": who, "disk": disk(Path(name)), "load": os.getloadavg()[0]}
+                about = {**line, "who": who, "disk": disk(Path(name)), "load": round(os.getloadavg()[0], 1)}
                 if who == "rarebox":
                     found = asyncio.run(ours(Path(name), annotators, given.rounds, size, given.pages))
                 else:
