@@ -116,6 +116,7 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         person.press("Escape")
         page.wait_for_function("() => !document.querySelector('dialog[open]')")
         person.press("g")
+        person.shoot("7-before-gallery")
         person.see("gallery-item").first.wait_for()
         person.shoot("7-gallery")
         person.press("Escape")
