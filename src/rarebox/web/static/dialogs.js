@@ -18,6 +18,7 @@ export function openDialog(title, fill, { wide = false, fixed = false, testid = 
     if (fixed) event.preventDefault();
   };
   dialog.onclose = () => {
+    if (dialog.open) return; // the late word of the dialog before this one
     replace(dialog);
     closed?.();
   };
