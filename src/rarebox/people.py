@@ -130,10 +130,12 @@ class People:
                 connection.execute(_LEASE, rows)
         return [as_query(row) for row in found]
 
-    def leave_other_tabs(self, holder: str, by: str) -> bool:
-        """End a person's leases in their other tabs, which may be closed by now; whether there were any."""
+    def leave_other_tabs(self, holder: str, by: str, seconds: float) -> bool:
+        """End a person's leases in other tabs that must be closed: an open one renews its leases of so many seconds
+        before half of that is over. Whether there were any."""
+        ended = {"ended_holder": holder, "ended_by": by, "ended_until": time.time() + seconds / 2}
         with self.store.transaction(writes=True) as connection:
-            return connection.execute(_END_OTHER_TABS, {"ended_holder": holder, "ended_by": by}).rowcount > 0
+            return connection.execute(_END_OTHER_TABS, ended).rowcount > 0
 
     def leases(self, holder: str = "") -> list[Lease]:
         """Who is at work on what just now; of this holder those, too, whose time is up."""
@@ -337,7 +339,9 @@ _LEASE = insert(schema.leases)
 _END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
 _END_LEASE = _END_LEASES.where(schema.leases.c.query_id == bindparam("ended_query"))
 _END_OTHER_TABS = delete(schema.leases).where(
-    schema.leases.c.holder != bindparam("ended_holder"), schema.leases.c.by == bindparam("ended_by")
+    schema.leases.c.holder != bindparam("ended_holder"),
+    schema.leases.c.by == bindparam("ended_by"),
+    schema.leases.c.until < bindparam("ended_until"),
 )
 _LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))
 _IMAGE_SIZE = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == bindparam("id"))

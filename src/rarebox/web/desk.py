@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Desk:
     """One project being worked on by people.
 
-    All writing is done by one thread, which takes together what has piled up: a hundred people's answers cost one
+    All writing is done by one thread, which takes together what has piled up: many people's answers cost one
     commit, and each is told "saved" only when the disk has it.
     """
 
@@ -133,9 +133,10 @@ class Desk:
                     asked = self._asker.ask(1, anyhow=True, busy=ledger.busy(cycle))
                 self._exhausted = not asked and not open_ones and left > 0
                 found += [query.id for query in asked]
-        if want and not held and not found and self.people.leave_other_tabs(holder, by):
-            return self._hand_out(holder, by, want)  # all that is left was in a tab that they have closed, or left
-        return self.people.claim(holder, by, want, self.project.settings.people.lease_seconds, among=found)
+        seconds = self.project.settings.people.lease_seconds
+        if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds):
+            return self._hand_out(holder, by, want)  # all that is left was in a tab that they have closed
+        return self.people.claim(holder, by, want, seconds, among=found)
 
     def _of_budget(self, cycle: int) -> tuple[int, int]:
         """What a cycle may spend, and has spent: as :class:`Project` says it, without going through all answers."""
