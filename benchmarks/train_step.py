@@ -3,7 +3,8 @@
     python benchmarks/train_step.py [--backbone resnet50] [--rounds 15]
 
 Both sides run the same network object on the same batch. The stock side swaps in torchvision's own classes (the loss
-code, the box head's forward and the proposal network's assignment); rounds alternate, and the ratio of medians counts.
+code, the box head's forward, the proposal network's assignment, the pooling of boxes); rounds alternate, and the ratio
+of medians counts.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import torch
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import MultiScaleRoIAlign
 
 from rarebox.detectors import TorchDetector, build
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
 from rarebox.detectors.retinanet import WeightedHead
+from rarebox.detectors.roi_pool import RoIPool
 from rarebox.types import Picture, Targets
 
 
@@ -30,6 +33,7 @@ def make_stock(detector: TorchDetector, stock: bool) -> None:
     """Give the network torchvision's own loss code, or ours back."""
     if isinstance(detector.network, WeightedFasterRCNN):
         detector.network.rpn.__class__ = RegionProposalNetwork if stock else WeightedProposals  # type: ignore[assignment]
+        detector.network.roi_heads.box_roi_pool.__class__ = MultiScaleRoIAlign if stock else RoIPool  # type: ignore[assignment]
         detector.network.roi_heads.__class__ = RoIHeads if stock else WeightedRoIHeads  # type: ignore[assignment]
     else:
         detector.network.head.__class__ = RetinaNetHead if stock else WeightedHead  # type: ignore[assignment]

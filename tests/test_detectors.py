@@ -57,8 +57,8 @@ def test_detections_are_torchvisions_own(detector: TorchDetector, stock_of: Stoc
     scales = [p.width / p.pixels.shape[1] for p in pictures]
     for ours, theirs, scale in zip(found, wanted, scales, strict=True):
         assert len(ours) > 5
-        assert ours.boxes == pytest.approx(theirs["boxes"] * scale)
-        assert ours.scores == pytest.approx(theirs["scores"])
+        assert ours.boxes == pytest.approx(theirs["boxes"] * scale, abs=1e-3)
+        assert ours.scores == pytest.approx(theirs["scores"], abs=1e-5)
         assert ours.labels.tolist() == (theirs["labels"] - first).tolist()
         assert len(set(ours.labels.tolist())) > 1
 

@@ -16,7 +16,6 @@ from torchvision.models.detection import (
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors import distributed
@@ -32,6 +31,7 @@ from rarebox.detectors.detector import Network, TorchDetector, read_about
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
 from rarebox.detectors.inputs import InputTransform
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet, light_head
+from rarebox.detectors.roi_pool import RoIPool
 from rarebox.errors import UserError, unknown_name
 from rarebox.types import Detections, Picture, Targets
 
@@ -150,7 +150,7 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
         {"training": 1000 if spec.light else 2000, "testing": 500 if spec.light else 1000},
         {"training": 500 if spec.light else 2000, "testing": 200 if spec.light else 1000}, 0.7,
     )  # fmt: skip
-    pool = MultiScaleRoIAlign(
+    pool = RoIPool(
         [str(level) for level in range(levels - 1)], 7, 2, canonical_scale=round(224 * unit), canonical_level=4
     )
     hidden = 256 if spec.light else 1024
