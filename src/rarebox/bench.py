@@ -8,11 +8,12 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import yaml
@@ -22,7 +23,7 @@ from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
 from rarebox.data import Dataset, voc
 from rarebox.errors import Busy, UserError, unknown_name
-from rarebox.run_folder import RunFolder, hold, read_json, write_json, write_text
+from rarebox.run_folder import RunFolder, hold_when_free, read_json, write_json, write_text
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
 """What a grid file may hold."""
@@ -366,7 +367,7 @@ class Bench:
 
     def write_results(self) -> None:
         """A line for each run of the grid that is done or has failed, from what the run folders hold now."""
-        with _alone(self.out):
+        with hold_when_free(self.out / "lock"):
             lines = [json.dumps(self._result(run)) for run in self.runs if self.state(run) in ("done", "failed")]
             write_text(self.results, "".join(line + "\n" for line in lines))
 
@@ -392,7 +393,7 @@ class Bench:
         for run in with_shares(self.runs):
             # Where the data of a finished run lay, and on what it ran, does not matter any more.
             self.place(run).check(run.settings, but=HERE if self.state(run) == "done" else ())
-        with _alone(self.out):
+        with hold_when_free(self.out / "lock"):
             write_text(self.out / "grid.yaml", file.read_text(encoding="utf-8"))
         told = self.results.read_text(encoding="utf-8", errors="replace").splitlines() if self.results.exists() else []
         before = set[str]()
@@ -435,10 +436,12 @@ class Bench:
                 progress=lambda stage, *rest: self.progress(f"{run.name}, {stage}", *rest),
                 finished=lambda record: self._say("cycle", run, **record),
             )  # fmt: skip
-            with _alone(self.out):  # nobody is reading it for the results
+            with hold_when_free(self.out / "lock"):  # nobody is reading it for the results
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
                 remove_models(place)
+            if run.share and all(self.state(other) == "done" for other in self.runs if other.share == run.share):
+                remove_maps(self.place(run.share))
             short = compare.short(records, run.settings.budget, run.settings.budget_unit)
             told = {"ap50": [record["ap50"] for record in records], **({"short": short} if short else {})}
         except Busy:
@@ -487,8 +490,14 @@ def with_shares(runs: Iterable[Planned], wanted: Callable[[Planned], bool] = lam
     return list(found.values())
 
 
+def remove_maps(place: RunFolder) -> None:
+    """Remove what a frozen backbone saw."""
+    rmtree(place.root / "maps", ignore_errors=True)
+
+
 def remove_models(place: RunFolder) -> None:
     """Remove what only an unfinished run needs and takes most of its room."""
+    remove_maps(place)
     for name in ("model.safetensors", "fit.checkpoint"):
         for file in place.root.glob(f"cycle_*/{name}"):
             file.unlink(missing_ok=True)
@@ -498,15 +507,3 @@ def _data_is_there(run: Planned) -> None:
     name = run.settings.data
     if name != "scenes" and name not in voc.ARCHIVES and not Path(name).exists():
         raise UserError(f"the data set {run.data} is not at {name}; say where it lies: --data {run.data}=FOLDER")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the grid's folder for a moment, when the other processes have let go of it."""
-    while True:
-        try:
-            with hold(out / "lock"):
-                yield
-                return
-        except Busy:
-            time.sleep(0.05)

@@ -109,6 +109,7 @@ def run(
     detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
     backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads alone.")] = None,
     strategy: Annotated[str | None, typer.Option(help="How boxes or images are chosen: class_balanced, …")] = None,
     pseudo: Annotated[str | None, typer.Option(help="none, hard, task_hard, soft or ignore_only.")] = None,
     initial_images: Annotated[int | None, typer.Option(help="Images labelled completely at the start.")] = None,
@@ -122,8 +123,8 @@ def run(
     """Simulate active learning on a labelled data set: select, label, train, evaluate, again and again."""
     given = {
         "data": data, "detector.name": detector, "detector.backbone": backbone, "detector.weights": weights,
-        "selection.strategy": strategy, "pseudo.method": pseudo, "initial_images": initial_images,
-        "budget": parse_budget(budget), "seed": seed, "device": device,
+        "training.freeze": freeze, "selection.strategy": strategy, "pseudo.method": pseudo,
+        "initial_images": initial_images, "budget": parse_budget(budget), "seed": seed, "device": device,
     }  # fmt: skip
     named = {name: value for name, value in given.items() if value is not None}
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})

@@ -78,6 +78,11 @@ class TrainingSettings(Section):
         default="auto", description="auto: bfloat16 where it pays"
     )
     start: Literal["pretrained", "warm"] = Field(default="pretrained", description="each cycle from: pretrained weights, or the last model [22]")  # fmt: skip  # noqa: E501
+    freeze: Literal["nothing", "backbone"] = Field(
+        default="nothing",
+        description="backbone: its body is never trained; it looks at each image and its views once, and a cycle "
+        "trains and scores with the heads alone",
+    )
     checkpoint_seconds: float = Field(
         default=60, ge=0, description="how often a fit is saved, to go on from after a kill"
     )
@@ -190,6 +195,11 @@ class Settings(Section):
             low, high = getattr(self.pseudo, f"{branch}_low"), getattr(self.pseudo, f"{branch}_high")
             if low > high:
                 raise ValueError(f"pseudo.{branch}_low ({low}) must not be above pseudo.{branch}_high ({high})")
+        if self.training.freeze == "backbone" and self.training.scale_jitter:
+            raise ValueError(
+                "training.freeze: backbone keeps what the backbone saw of each image, which cannot be scaled any more; "
+                "leave training.scale_jitter at 0"
+            )
         if any(spend < 0 for spend in self.budget):
             raise ValueError("budget must not be negative")
         return self

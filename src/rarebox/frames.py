@@ -65,6 +65,11 @@ def scaled_size(factor: float, height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
+def size(name: str, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the named view's picture."""
+    return SIZES[name](height, width) if name in SIZES else (height, width)
+
+
 def scaled(factor: float, height: int, width: int) -> NDArray[np.float64]:
     """The map into that copy: (2, 3)."""
     new_height, new_width = scaled_size(factor, height, width)
@@ -89,6 +94,12 @@ MAPS: dict[str, Callable[[int, int], NDArray[np.float64]]] = {
     "noise": still,
 }
 """Height and width of an image -> the map of a view, for the views whose map follows from their name alone."""
+
+SIZES: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "scale_0.8": partial(scaled_size, 0.8),
+    "scale_1.2": partial(scaled_size, 1.2),
+}
+"""The same for the size of the picture, where it is not the image's."""
 
 
 def _square(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

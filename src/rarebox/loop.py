@@ -20,6 +20,7 @@ from rarebox.config import Settings
 from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.environment import describe
+from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
 from rarebox.errors import UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
 from rarebox.oracle import SimulatedOracle
@@ -158,7 +159,7 @@ def run(
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
-            now = open_run(place, settings, dataset, store, progress)
+            now = open_run(place, settings, dataset, store, progress, share)
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle, share)
@@ -182,20 +183,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAREBOX_CACHE") or Path.home() / ".cache" / "rarebox")
 
 
-def open_run(folder: RunFolder, settings: Settings, dataset: data.Dataset, store: Store, progress: Progress) -> Run:
+def open_run(
+    folder: RunFolder, settings: Settings, dataset: data.Dataset, store: Store, progress: Progress,
+    share: Path | None = None,
+) -> Run:  # fmt: skip
     """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:
         held_out = _held_out(images, settings.seed)
         test = data.Split(held_out, {i.id: dataset.train.truth[i.id] for i in held_out})
         images = tuple(i for i in images if i.id not in test.truth)
-    size = settings.detector.size
-    pool = Pictures(images, size)
+    pool, tested = pictures_of(settings, images, test.images, share if share and share.exists() else folder.root)
     _same_pool_as_before(store.images(), images)
     store.add_images(images)
     oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
     oracle.remember(store.answered())
-    return Run(folder, settings, dataset, pool, Pictures(test.images, size), test.truth, store, oracle, progress)
+    return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress)
 
 
 def open_project(folder: RunFolder, settings: Settings, store: Store, progress: Progress) -> Run:
@@ -209,11 +212,63 @@ def open_project(folder: RunFolder, settings: Settings, store: Store, progress: 
     pool = data.Split(tuple(image for i, image in images.items() if i not in held), {})
     test = data.Split(tuple(images[i] for i in truth), truth)
     dataset = data.Dataset(folder.root.name, folder.root, classes, pool, test, ())
-    size = settings.detector.size
-    return Run(
-        folder, settings, dataset, Pictures(pool.images, size), Pictures(test.images, size), truth, store,
-        SimulatedOracle({}), progress, open_ended=True,
-    )  # fmt: skip
+    pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
+    oracle = SimulatedOracle({})
+    return Run(folder, settings, dataset, pictures, tested, truth, store, oracle, progress, open_ended=True)
+
+
+def pictures_of(
+    settings: Settings, pool: Sequence[ImageRecord], test: Sequence[ImageRecord], keep_in: Path
+) -> tuple[Pictures, Pictures]:
+    """Images of the pool and of the test set, decoded on access; with a frozen body, what it saw of them.
+
+    That is kept in the folder ``keep_in``, apart for all that it depends on.
+    """
+    size, views = settings.detector.size, settings.scoring.views
+    decoded = Pictures(pool, size), Pictures(test, size)
+    if settings.training.freeze != "backbone":
+        return decoded
+    if settings.training.flip and "flip" not in views:
+        views = (*views, "flip")  # last: the others draw the same random numbers as without it
+    body = settings.detector.model_dump(include={"backbone", "weights", "image_size", "long_side"})
+    weights = Path(settings.detector.weights)
+    content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    told = repr((body, content, views, settings.seed, settings.training.precision))
+    folder = keep_in / "maps" / sha256(told.encode()).hexdigest()[:12]
+    channels = detectors.body_channels(settings.detector)
+    return (
+        FrozenPictures(decoded[0], MapStore(folder / "pool", Layout(channels, views))),
+        FrozenPictures(decoded[1], MapStore(folder / "test", Layout(channels, ()))),
+    )
+
+
+def look(run: Run, pictures: Pictures) -> None:
+    """Have a frozen body look at those pictures, and at their views, that it has not seen yet."""
+    if not isinstance(pictures, FrozenPictures) or not len(pictures.missing()):
+        return
+    detector = new_detector(run)
+    with run.stage("backbone") as report, pictures.store.adding() as keep:
+        missing = pictures.missing()
+        note, views, done = f"images, {_size(missing.check_room())}", pictures.store.layout.views, 0
+        for rows in batches(missing, run.settings.scoring.batch_size):
+            ids, batch = [missing.records[i].id for i in rows], [missing.decoded[int(i)] for i in rows]
+            sizes = [detector.input_size(picture) for picture in batch]
+            plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
+            keep(dict(zip(ids, detector.look(batch, plans), strict=True)))
+            done += len(rows)
+            report(done, len(missing), note)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count // 10**6, 1)} MB"
+
+
+def views_of(
+    settings: Settings, names: Sequence[str], cycle: int, image_id: int, size: tuple[int, int]
+) -> tuple[View, ...]:
+    """The views of an image with that input size; a frozen body sees the same ones in every cycle."""
+    cycle = 0 if settings.training.freeze == "backbone" else cycle
+    return make_views(names, *size, seeds.stream(settings.seed, "views", cycle, image_id))
 
 
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
@@ -279,6 +334,7 @@ def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     shards = [images[i : i + size] for i in range(0, len(images), size)]
     missing = [s for s in range(len(shards)) if not _shard(folder, "shard", s).exists()]
+    look(run, run.pool.of([image for s in missing for image in shards[s]]))
     with run.stage("score") as report:
         detector = load_detector(run, cycle - 1) if missing else None
         for shard in missing:
@@ -316,12 +372,8 @@ def score_images(
     for rows in batches(pictures, settings.scoring.batch_size):
         ids = [pictures.records[i].id for i in rows]
         batch = [pictures[int(i)] for i in rows]
-        views = [
-            make_views(
-                settings.scoring.views, *detector.input_size(p), seeds.stream(settings.seed, "views", cycle, image_id)
-            )
-            for p, image_id in zip(batch, ids, strict=True)
-        ]
+        sizes = [detector.input_size(picture) for picture in batch]
+        views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
         together = detector.predict_views(batch, views, features=with_features)
         for image_id, picture, plan, boxes in zip(ids, batch, views, together, strict=True):
             hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
@@ -455,6 +507,7 @@ def features(
         return {}
     detector = load_detector(run, cycle - 1)
     records = {record.id: record for record in run.pool.records}
+    look(run, run.pool)
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
         """Of the pictures of those ids, in their order; a batch holds one shape."""
@@ -524,6 +577,7 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
     checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
     records = {record.id: record for record in run.pool.records}
     pictures = run.pool.of([records[i] for i in targets])
+    look(run, pictures)
     with run.stage("fit") as report:
         detector = load_detector(run, cycle - 1) if run.settings.training.start == "warm" and cycle > 1 else None
         if detector is None or detector.num_classes != len(run.classes):  # people may add classes
@@ -588,6 +642,7 @@ def take_first_model(run: Run, share: Path) -> None:
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     """AP of the model on the test images, by VOC's and by COCO's rules."""
     found: dict[int, Detections] = {}
+    look(run, run.test)
     with run.stage("evaluate") as report:
         for places in batches(run.test, TEST_BATCH):
             ids = [run.test.records[i].id for i in places]

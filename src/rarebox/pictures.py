@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from threading import Lock
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Pictures(Sequence[Picture]):
         return part
 
 
-def which_are_tall(images: Sequence[Picture]) -> Bools:
+def which_are_tall(images: Sequence[Any]) -> Bools:
     """Which pictures are higher than wide: (n,). Nothing is decoded for it."""
     if isinstance(images, Pictures):
         return images.tall

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,18 @@ def hold(lock: Path) -> Iterator[None]:
         except OSError:
             raise Busy(f"another rarebox is at work in {lock.parent}; wait for it, or stop it") from None
         yield
+
+
+@contextmanager
+def hold_when_free(lock: Path) -> Iterator[None]:
+    """The same, once the other processes have let go of it."""
+    while True:
+        try:
+            with hold(lock):
+                yield
+                return
+        except Busy:
+            time.sleep(0.05)
 
 
 def write_bytes(file: Path, content: bytes) -> None:

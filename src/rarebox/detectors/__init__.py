@@ -98,6 +98,12 @@ def fetch_weights(settings: DetectorSettings) -> None:
         _coco(settings.name, settings.backbone)
 
 
+def body_channels(settings: DetectorSettings) -> dict[int, int]:
+    """Channels of the maps that the body hands on, by stride."""
+    channels = BACKBONES[settings.backbone].channels
+    return {stride: c for stride, c in channels.items() if stride >= 8 or settings.name == "faster_rcnn"}
+
+
 def _assemble(settings: DetectorSettings, num_classes: int, pretrained: bool) -> Network:
     spec = BACKBONES[settings.backbone]
     body = spec.body()

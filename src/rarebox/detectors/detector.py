@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
-from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of
+from rarebox.detectors.frozen import Look
+from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
+from rarebox.detectors.maps import Seen, padded
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
@@ -27,8 +31,8 @@ from rarebox.views import View
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
 
-Image = Picture | NDArray[np.uint8]
-"""A picture that knows the size of its original, or bare pixels (h, w, 3), RGB."""
+Image = Picture | Seen | NDArray[np.uint8]
+"""A picture that knows the size of its original, one that a frozen body has seen, or bare pixels (h, w, 3), RGB."""
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
@@ -43,6 +47,8 @@ class TorchDetector:
     ) -> None:  # fmt: skip
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
+        if training.freeze == "backbone":
+            self.network.backbone.body.requires_grad_(False)
         self.network.eval()
 
     def losses(self, images: Sequence[Image], targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -63,13 +69,11 @@ class TorchDetector:
         if not len(images):
             raise UserError("there is no image to train on; label some first")
 
-        pictures: Sequence[Picture] = (
-            images if isinstance(images, Pictures) else [Picture.of(image) for image in images]
-        )
+        pictures: Sequence[Picture | Seen] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(Job(self.settings, self.training, self.num_classes, pictures, targets, seed))
 
         def prepare(
-            pictures: Sequence[Picture], truths: Sequence[Targets], rng: np.random.Generator
+            pictures: Sequence[Picture | Seen], truths: Sequence[Targets], rng: np.random.Generator
         ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
             return augment(*self._prepare(pictures, truths), rng, self.training.flip, self.training.scale_jitter)
 
@@ -83,7 +87,7 @@ class TorchDetector:
         """Detections of each image, best score first; with ``features``, a feature vector for each box."""
         if not len(images):
             return []
-        pictures = [Picture.of(image) for image in images]
+        pictures = _as_pictures(images)
         tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         found = self._run(tensors, features)
         return [_detections(f, 1 / scale_of(p, *t.shape[1:])) for f, p, t in zip(found, pictures, tensors, strict=True)]
@@ -96,23 +100,39 @@ class TorchDetector:
         ``views[i]`` are made for the input of image i (see :meth:`input_size`). All boxes come back in the original
         image's pixels, those of the views undone.
         """
-        pictures = [Picture.of(image) for image in images]
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
-        batch = [
-            t for image, plan in zip(tensors, views, strict=True) for t in (image, *(v.apply(image) for v in plan))
-        ]
-        found = iter(self._run(batch, features))
+        pictures = _as_pictures(images)
+        inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
+        found = iter(self._run([one for views_too in inputs for one in views_too], features))
         result = []
-        for picture, image, plan in zip(pictures, tensors, views, strict=True):
+        for picture, (image, *_), plan in zip(pictures, inputs, views, strict=True):
             back = 1 / scale_of(picture, *image.shape[1:])
             original = _detections(next(found), back)
             result.append([original, *(_detections(next(found), back, view) for view in plan)])
         return result
 
     @torch.inference_mode()
+    def look(self, images: Sequence[Picture], views: Sequence[Sequence[View]]) -> list[Look]:
+        """What the body makes of each image and of all its views, to be kept for a frozen one: a :data:`Look` each."""
+        inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(images, views, strict=True)]
+        batch, _ = self.network.transform([one for views_too in inputs for one in views_too], None)
+        pyramid = cast(Pyramid, self.network.backbone)
+        with self._inference():
+            maps = pyramid.look(batch.tensors)
+        levels = [level.permute(0, 2, 3, 1).half().cpu().numpy() for level in maps]
+        row, result = 0, []
+        for views_too in inputs:
+            kept = []
+            for one in views_too:
+                height, width = (padded(side) for side in one.shape[1:])
+                kept += [m[row, : height // s, : width // s] for m, s in zip(levels, pyramid.strides, strict=True)]
+                row += 1
+            result.append(((views_too[0].shape[1], views_too[0].shape[2]), kept))
+        return result
+
+    @torch.inference_mode()
     def box_features(self, images: Sequence[Image], boxes: Sequence[Floats]) -> list[Floats]:
         """A feature vector of each given box, comparable with those of detections: (G, 4) -> (G, D) of each image."""
-        pictures = [Picture.of(image) for image in images]
+        pictures = _as_pictures(images)
         tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         scaled = [
             torch.tensor(b * scale_of(p, *t.shape[1:]), dtype=torch.float32, device=self.device)
@@ -125,7 +145,7 @@ class TorchDetector:
     def image_features(self, images: Sequence[Image]) -> Floats:
         """One vector of each image: the pyramid's four finest maps, averaged over the image (as BLAD's CoreSet does):
         (B, 4 C)."""
-        pictures = [Picture.of(image) for image in images]
+        pictures = _as_pictures(images)
         batch, _ = self.network.transform([as_input(p, self.settings.size, self.device) for p in pictures], None)
         with self._inference():
             maps = list(self.network.backbone(batch.tensors).values())[:4]
@@ -140,11 +160,13 @@ class TorchDetector:
             rows.append(torch.cat([part.float().mean(dim=(1, 2)) for part in parts]))
         return torch.stack(rows).cpu().numpy()
 
-    def input_size(self, picture: Picture) -> tuple[int, int]:
+    def input_size(self, picture: Picture | Seen) -> tuple[int, int]:
         """Height and width of the network's input for a picture."""
+        if isinstance(picture, Seen):
+            return picture.input_size
         return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
 
-    def scale_of(self, picture: Picture) -> Floats:
+    def scale_of(self, picture: Picture | Seen) -> Floats:
         """What boxes in the original image's pixels are multiplied by in the network's input: (4,)."""
         height, width = self.input_size(picture)
         return scale_of(picture, height, width)
@@ -174,7 +196,7 @@ class TorchDetector:
     def _prepare(
         self, images: Sequence[Image], targets: Sequence[Targets]
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        pictures = [Picture.of(image) for image in images]
+        pictures = _as_pictures(images)
         tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         truths = [
             as_target(target, scale_of(picture, *tensor.shape[1:]), self.device)
@@ -183,7 +205,7 @@ class TorchDetector:
         return tensors, truths
 
     @torch.inference_mode()
-    def _run(self, tensors: list[Tensor], features: bool) -> list[dict[str, Tensor]]:
+    def _run(self, tensors: list[Any], features: bool) -> list[dict[str, Tensor]]:
         part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
         part.with_features = features
         with self._inference():
@@ -205,6 +227,10 @@ def _memory_errors_explained() -> Iterator[None]:
             "the accelerator has too little memory; lower training.batch_size (in training), scoring.batch_size (in "
             "scoring) or detector.image_size, and start again in a new folder"
         ) from error
+
+
+def _as_pictures(images: Sequence[Image]) -> list[Picture | Seen]:
+    return [image if isinstance(image, Seen) else Picture.of(image) for image in images]
 
 
 def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None) -> Detections:

@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors.maps import Seen
 from rarebox.types import Picture, Targets
 
 PATIENCE = timedelta(days=7)
@@ -28,7 +29,7 @@ class Job:
     detector: DetectorSettings
     training: TrainingSettings
     num_classes: int
-    images: Sequence[Picture]
+    images: Sequence[Picture | Seen]
     targets: Sequence[Targets]
     seed: int
 

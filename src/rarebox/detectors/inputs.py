@@ -1,6 +1,7 @@
 """From pictures to the network's input, on the device, and from its frame back to the original image's pixels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from rarebox.detectors.maps import Maps, Seen, collate, padded
 from rarebox.types import Floats, Picture, Targets
+from rarebox.views import View
 
 SMALLEST = 0.1
 """Pixels of the input below which a box's side is nothing: mirrored in float32 it could lose its area."""
-
-STRIDE = 32
-"""Inputs are padded to a multiple of this, the coarsest stride of the body."""
 
 
 class InputTransform(nn.Module):
@@ -29,16 +29,19 @@ class InputTransform(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
 
     def forward(
-        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+        self, images: list[Any], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch."""
-        height, width = (-(-max(i.shape[d] for i in images) // STRIDE) * STRIDE for d in (1, 2))
+        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch; or kept maps -> theirs."""
+        sizes = [(i.shape[1], i.shape[2]) for i in images]
+        if isinstance(images[0], Maps):
+            return ImageList(collate(images, self.mean.device), sizes), targets  # type: ignore[arg-type]
+        height, width = (padded(max(size[d] for size in sizes)) for d in (0, 1))
         batch = self.mean.new_empty(len(images), 3, height, width).to(memory_format=torch.channels_last)
         batch[:] = self.mean  # the padding is 0 after normalising
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
         batch = (batch - self.mean) / self.std
-        return ImageList(batch, [(i.shape[1], i.shape[2]) for i in images]), targets
+        return ImageList(batch, sizes), targets
 
     def postprocess(
         self, result: list[dict[str, Tensor]], image_shapes: object, original_image_sizes: object
@@ -54,8 +57,13 @@ def input_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def as_input(picture: Picture, size: tuple[int, int], device: torch.device) -> Tensor:
-    """A picture -> (3, h, w) on the device, values in [0, 255], resized unless it has the input's size already."""
+def as_input(picture: Picture | Seen, size: tuple[int, int], device: torch.device) -> Any:
+    """A picture -> (3, h, w) on the device, values in [0, 255], resized unless it has the input's size already.
+
+    Of a picture whose maps are kept, those.
+    """
+    if isinstance(picture, Seen):
+        return picture.maps(0)
     pixels = torch.tensor(picture.pixels).to(device, non_blocking=True).permute(2, 0, 1).float()
     wanted = input_size(pixels.shape[1], pixels.shape[2], size)
     if tuple(pixels.shape[1:]) == wanted:
@@ -63,12 +71,22 @@ def as_input(picture: Picture, size: tuple[int, int], device: torch.device) -> T
     return resize(pixels, wanted)
 
 
+def with_views(
+    picture: Picture | Seen, views: Sequence[View], size: tuple[int, int], device: torch.device
+) -> list[Any]:
+    """The input of a picture, then those of its views."""
+    if isinstance(picture, Seen):
+        return [picture.maps(m) for m in range(len(views) + 1)]
+    image = as_input(picture, size, device)
+    return [image, *(view.apply(image) for view in views)]
+
+
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, h, w) -> (3, *size), antialiased bilinear."""
     return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def scale_of(picture: Picture, height: int, width: int) -> Floats:
+def scale_of(picture: Picture | Seen, height: int, width: int) -> Floats:
     """What boxes of the original image are multiplied by in an input of that size: (4,)."""
     return np.tile([width / picture.width, height / picture.height], 2).astype(np.float32)
 

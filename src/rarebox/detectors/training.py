@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rarebox import seeds
 from rarebox.config import TrainingSettings
 from rarebox.detectors.distributed import from_leader, mean_over_ranks
+from rarebox.detectors.maps import Seen
 from rarebox.errors import TrainingDiverged
 from rarebox.pictures import which_are_tall
 from rarebox.run_folder import write_bytes
@@ -26,7 +27,7 @@ Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, smoothed loss)."""
 
 Prepare = Callable[
-    [Sequence[Picture], Sequence[Targets], np.random.Generator], tuple[list[Tensor], list[dict[str, Tensor]]]
+    [Sequence[Picture | Seen], Sequence[Targets], np.random.Generator], tuple[list[Tensor], list[dict[str, Tensor]]]
 ]
 """Pictures and their targets -> what the network takes, augmented."""
 
@@ -101,7 +102,7 @@ def autocast(device: torch.device, precision: str, inference: bool = False) -> A
 def train(
     network: nn.Module,
     prepare: Prepare,
-    images: Sequence[Picture],
+    images: Sequence[Picture | Seen],
     targets: Sequence[Targets],
     settings: TrainingSettings,
     *,
@@ -127,7 +128,7 @@ def train(
 
     with ThreadPoolExecutor(READERS) as readers:
 
-        def load(step: int) -> list[tuple[Future[Picture], Targets]]:
+        def load(step: int) -> list[tuple[Future[Picture | Seen], Targets]]:
             chosen = walk(step)[rank::world] if step < steps else []
             return [(readers.submit(images.__getitem__, i), targets[i]) for i in chosen]
 

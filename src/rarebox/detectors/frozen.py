@@ -1,0 +1,186 @@
+"""A frozen body looks at each image and its views once: its maps are kept on disk, and only the heads work after that.
+
+Read :class:`MapStore` for how they are kept, :class:`FrozenPictures` for what takes the place of decoded pictures.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rarebox import frames
+from rarebox.detectors.maps import Maps, Seen, padded
+from rarebox.errors import UserError
+from rarebox.pictures import Pictures
+from rarebox.run_folder import hold_when_free
+from rarebox.types import ImageRecord
+
+ROOM_LEFT = 1 << 30
+"""Bytes of the disk that the maps leave free."""
+
+Look = tuple[tuple[int, int], list[NDArray[np.float16]]]
+"""(h, w) of an input, and all levels of it and of its views in order, (h, w, C) each."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the maps of one image lie one after the other: of its input and of each of its views every level, (h, w, C)
+    float16, from fine to coarse. ``channels`` by stride, ``views`` by name."""
+
+    channels: Mapping[int, int]
+    views: tuple[str, ...]
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(h, w) of an input and of the pictures of its views."""
+        return [(height, width), *(frames.size(name, height, width) for name in self.views)]
+
+    def shapes(self, height: int, width: int) -> list[list[tuple[int, int, int]]]:
+        """(h, w, C) of each level of the input and of each of its views."""
+        strides = sorted(self.channels.items())
+        return [[(padded(h) // s, padded(w) // s, c) for s, c in strides] for h, w in self.sizes(height, width)]
+
+    def numbers(self, height: int, width: int) -> int:
+        """How many numbers that are."""
+        return sum(math.prod(level) for view in self.shapes(height, width) for level in view)
+
+
+class MapStore:
+    """Maps of images by id, in a file that only grows, ``maps.f16``, and a list of what lies where, ``index.jsonl``.
+
+    An image is in the list only when its maps are on the disk for good, so a kill loses those of one batch at most.
+    Several processes may read and add: one adds at a time.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+        self._places: dict[int, tuple[int, int, int]] = {}
+        """Image id -> (first number, height and width of the input)."""
+        self._read_up_to = 0
+        self._numbers: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the files by itself."""
+        return {"folder": self.folder, "layout": self.layout, "_places": {}, "_read_up_to": 0, "_numbers": None}
+
+    def missing(self, ids: Sequence[int]) -> list[int]:
+        """Those whose maps are not kept yet."""
+        self._read()
+        return [i for i in ids if i not in self._places]
+
+    def input_size(self, image_id: int) -> tuple[int, int]:
+        """(h, w) of an image's input. KeyError if it is missing."""
+        return self._places[image_id][1:]
+
+    def maps(self, image_id: int, view: int) -> Maps:
+        """Of an image (``view`` 0) or of one of its views. KeyError if it is missing."""
+        first, height, width = self._places[image_id]
+        shapes = self.layout.shapes(height, width)
+        first += sum(math.prod(level) for before in shapes[:view] for level in before)
+        levels = []
+        for shape in shapes[view]:
+            part = np.array(self._numbers[first : first + math.prod(shape)]).reshape(shape)
+            levels.append(torch.from_numpy(part).permute(2, 0, 1).float())
+            first += math.prod(shape)
+        size, views = self.layout.sizes(height, width)[view], self.layout.views
+        mirror = partial(self.maps, image_id, views.index("flip") + 1) if not view and "flip" in views else None
+        return Maps(tuple(levels), (3, *size), mirror)
+
+    @contextmanager
+    def adding(self) -> Iterator[Callable[[Mapping[int, Look]], None]]:
+        """Yields a function that keeps the maps of a batch, by image id. Waits until no other process is adding."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold_when_free(self.folder / "lock"):
+            self._read()
+            end = max((f + self.layout.numbers(h, w) for f, h, w in self._places.values()), default=0)
+            with (self.folder / "maps.f16").open("ab") as numbers, (self.folder / "index.jsonl").open("ab") as index:
+                numbers.truncate(2 * end)  # what a kill left half-written
+                index.truncate(self._read_up_to)
+
+                def keep(batch: Mapping[int, Look]) -> None:
+                    nonlocal end
+                    lines = []
+                    for image_id, (size, levels) in batch.items():
+                        lines.append(json.dumps([image_id, end, *size]) + "\n")
+                        for level in levels:
+                            numbers.write(np.ascontiguousarray(level, dtype=np.float16).tobytes())
+                            end += level.size
+                    for file, content in ((numbers, b""), (index, "".join(lines).encode())):
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+
+                yield keep
+        self._read()
+
+    def _read(self) -> None:
+        """Take in what was added to the list since it was last read; a line without an end is not there yet."""
+        file = self.folder / "index.jsonl"
+        if not file.exists():
+            return
+        with file.open("rb") as index:
+            index.seek(self._read_up_to)
+            new = index.read()
+        new = new[: new.rfind(b"\n") + 1]
+        for line in new.splitlines():
+            image_id, first, height, width = json.loads(line)
+            self._places[image_id] = (first, height, width)
+        self._read_up_to += len(new)
+        if self._places and (new or self._numbers is None):
+            self._numbers = np.memmap(self.folder / "maps.f16", dtype=np.float16, mode="r")
+
+
+class FrozenPictures(Pictures):
+    """Pictures that are not decoded any more: each that is not ``missing`` is a :class:`Seen`."""
+
+    def __init__(self, pictures: Pictures, store: MapStore) -> None:
+        self._pictures, self.store = pictures, store
+        self.records, self.size = pictures.records, pictures.size
+
+    def __reduce__(self) -> Any:
+        return FrozenPictures, (self._pictures, self.store)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The :class:`Seen` at a place."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        record = self.records[index]
+        return Seen(record.width, record.height, self.store.input_size(record.id), partial(self.store.maps, record.id))
+
+    def of(self, records: Sequence[ImageRecord]) -> "FrozenPictures":
+        return FrozenPictures(self._pictures.of(records), self.store)
+
+    def missing(self) -> "FrozenPictures":
+        """Those that the body has not looked at yet."""
+        missing = set(self.store.missing([record.id for record in self.records]))
+        return self.of([record for record in self.records if record.id in missing])
+
+    @property
+    def decoded(self) -> Pictures:
+        """The same with their pixels."""
+        return self._pictures
+
+    def check_room(self) -> int:
+        """Bytes that the maps of these pictures take; UserError if they do not fit on the disk."""
+        need = 2 * sum(self.store.layout.numbers(height, width) for width, height in self.sizes)
+        free = shutil.disk_usage(_existing(self.store.folder)).free
+        if need > free - ROOM_LEFT:
+            raise UserError(
+                f"what the frozen backbone sees of {len(self)} images takes {need / 1e9:.1f} GB, and on the disk of "
+                f"{self.store.folder} {free / 1e9:.1f} GB are free; make room, lower detector.image_size, or train "
+                "without --freeze"
+            )
+        return need
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
