@@ -23,7 +23,8 @@ from rarebox import detectors
 from rarebox.config import TrainingSettings
 from rarebox.detectors import TorchDetector, backbones
 from rarebox.detectors.backbones import BACKBONES, WeightsUnavailable, fold_batch_norms
-from rarebox.detectors.inputs import STRIDE, InputTransform, augment, input_size
+from rarebox.detectors.inputs import InputTransform, augment, input_size
+from rarebox.detectors.maps import STRIDE
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Walk, learning_rate, steps_in_all
 from rarebox.errors import TrainingDiverged, UserError
