@@ -69,9 +69,9 @@ class TorchDetector:
         call_helpers(Job(self.settings, self.training, self.num_classes, pictures, targets, seed))
 
         def prepare(
-            pictures: Sequence[Picture], truths: Sequence[Targets], rng: np.random.Generator
+            pictures: Sequence[Picture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
         ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-            return augment(*self._prepare(pictures, truths), rng, self.training.flip, self.training.scale_jitter)
+            return augment(*self._prepare(pictures, truths), dice, self.training.flip, self.training.scale_jitter)
 
         with _memory_errors_explained():
             return train(

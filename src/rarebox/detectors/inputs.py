@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from rarebox.detectors.distributed import largest
 from rarebox.types import Floats, Picture, Targets
 
 SMALLEST = 0.1
@@ -31,8 +32,12 @@ class InputTransform(nn.Module):
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch."""
-        height, width = (-(-max(i.shape[d] for i in images) // STRIDE) * STRIDE for d in (1, 2))
+        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch.
+
+        Its size is that of the whole batch, of which another process may have a share: the padding holds anchors.
+        """
+        sides = largest(*(max(i.shape[d] for i in images) for d in (1, 2)))
+        height, width = (-(-side // STRIDE) * STRIDE for side in sides)
         batch = self.mean.new_empty(len(images), 3, height, width).to(memory_format=torch.channels_last)
         batch[:] = self.mean  # the padding is 0 after normalising
         for row, image in zip(batch, images, strict=True):
@@ -91,12 +96,16 @@ def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str
 
 
 def augment(
-    images: Sequence[Tensor], truths: Sequence[dict[str, Tensor]], rng: np.random.Generator, flip: float, jitter: float
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Mirror a share ``flip`` of the images and scale each by 1 ± ``jitter``, boxes along with them."""
+    images: Sequence[Tensor], truths: Sequence[dict[str, Tensor]], dice: Sequence[np.random.Generator], flip: float,
+    jitter: float,
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:  # fmt: skip
+    """Mirror a share ``flip`` of the images and scale each by 1 ± ``jitter``, boxes along with them.
+
+    Each image has its own generator, so that what becomes of it does not depend on those beside it.
+    """
     done = [
-        _augment_one(image, truth, rng.random() < flip, 1 + jitter * rng.uniform(-1, 1))
-        for image, truth in zip(images, truths, strict=True)
+        _augment_one(image, truth, die.random() < flip, 1 + jitter * die.uniform(-1, 1))
+        for image, truth, die in zip(images, truths, dice, strict=True)
     ]
     return [image for image, _ in done], [truth for _, truth in done]
 
