@@ -66,7 +66,7 @@ class TorchDetector:
         pictures: Sequence[Picture] = (
             images if isinstance(images, Pictures) else [Picture.of(image) for image in images]
         )
-        call_helpers(Job(self.settings, self.training, self.num_classes, pictures, targets, seed))
+        call_helpers(Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed))
 
         def prepare(
             pictures: Sequence[Picture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]

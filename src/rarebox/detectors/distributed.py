@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from rarebox.config import DetectorSettings, TrainingSettings
@@ -38,8 +39,12 @@ FAILED = 2
 
 @dataclass(frozen=True)
 class Job:
-    """All that a helper needs to train along; the weights come from rank 0 when the training starts."""
+    """All that a helper needs to train along; the weights come from rank 0 when the training starts.
 
+    ``device`` is the kind of rank 0's, such as ``cuda``; each has its own of that kind.
+    """
+
+    device: str
     detector: DetectorSettings
     training: TrainingSettings
     num_classes: int
@@ -64,33 +69,42 @@ _crew = Crew()
 
 
 @contextmanager
-def ranks(help_with: Callable[[Job], None]) -> Iterator[bool]:
-    """Join the processes that torchrun started; yields whether this one leads.
+def leading() -> Iterator[None]:
+    """Be rank 0 of the processes that torchrun started while it lasts, and let the others go. Nothing without torchrun.
 
-    A helper works through the leader's jobs before this yields False. Without torchrun it yields True at once. Whatever
-    ends one process ends them all, and the first that it ends says why: the others leave with FAILED and no word.
-    Raises UserError in a process that finds another one gone without a word.
+    Whatever ends one process ends them all, and the first that it ends says why: the others leave with FAILED and no
+    word. Raises UserError in a process that finds another one gone without a word.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield True
+        yield
         return
-    if torch.cuda.is_available():
-        _take_own_gpu()
+    with _joined():
+        yield
+        _next_job(None)
+
+
+def follow(help_with: Callable[[Job], None]) -> None:
+    """Be another rank: work through the leader's jobs, until it lets this process go. Ends as :func:`leading` does."""
+    # Ctrl-C reaches all processes; rank 0 answers it, and the others end with rank 0.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with _joined():
+        while (job := _next_job(None)) is not None:
+            with suppress(TrainingDiverged):  # so it has on rank 0, which says so
+                help_with(job)
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    if local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
     store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps one store for all its restarts, and with it the addresses of those who are gone.
+    store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE_IN_A_FIT)
-    _waiting_room()
     try:
-        if rank == 0:
-            yield True
-            _next_job(None)
-        else:
-            # Ctrl-C reaches all; rank 0 answers it, and the others end with rank 0.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            while (job := _next_job(None)) is not None:
-                with suppress(TrainingDiverged):  # so it has on rank 0, which says so
-                    help_with(job)
-            yield False
+        _waiting_room()
+        yield
     except BaseException as error:
         # No tidying up: the others may wait inside a training step, and notice when this process ends.
         if _said_already(store):
@@ -98,7 +112,7 @@ def ranks(help_with: Callable[[Job], None]) -> Iterator[bool]:
         if _is_loss_of_another(error):
             raise UserError(
                 "another process of this training has ended, or cannot be reached any more; repeat the command to go "
-                "on from the last checkpoint (torchrun --max-restarts 3 would do so by itself)"
+                "on from the last checkpoint (torchrun --max-restarts 3 does so by itself)"
             ) from error
         raise
     distributed.destroy_process_group()
@@ -193,15 +207,6 @@ def _broadcast(value: Any, group: Any) -> Any:
     parcel = [value]
     distributed.broadcast_object_list(parcel, src=0, group=group, device=torch.device("cpu"))
     return parcel[0]
-
-
-def _take_own_gpu() -> None:
-    if local_rank() >= torch.cuda.device_count():
-        raise UserError(
-            f"there are {torch.cuda.device_count()} GPUs on this machine, and process {local_rank() + 1} of it finds "
-            "none left; give torchrun a lower --nproc-per-node"
-        )
-    torch.cuda.set_device(local_rank())
 
 
 def _said_already(store: Any) -> bool:
