@@ -309,7 +309,7 @@ def test_augmented_boxes_stay_on_their_objects(flip: float, jitter: float) -> No
     image[:, 20:50, 10:70] = 255
     truth = {"boxes": torch.tensor([[10.0, 20.0, 70.0, 50.0]]), "labels": torch.tensor([2])}
     for seed in range(5):
-        (picture,), (moved,) = augment([image], [truth], np.random.default_rng(seed), flip, jitter)
+        (picture,), (moved,) = augment([image], [truth], [np.random.default_rng(seed)], flip, jitter)
         assert moved["boxes"][0].tolist() == pytest.approx(hull(picture), abs=1)
         assert moved["labels"].tolist() == [2]
         assert (picture.shape == image.shape) == (jitter == 0)

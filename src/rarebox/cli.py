@@ -1,6 +1,7 @@
 """The command ``rarebox``. Mistakes of the user end in one message and exit status 2, never in a traceback."""
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -121,6 +122,11 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Simulate active learning on a labelled data set: select, label, train, evaluate, again and again."""
+    if int(os.environ.get("RANK", 0)) > 0 and "WORLD_SIZE" in os.environ:  # torchrun's others do as the first says
+        from rarebox import detectors
+
+        detectors.distributed.follow(detectors.help_train)
+        return
     given = {
         "data": data, "detector.name": detector, "detector.backbone": backbone, "detector.weights": weights,
         "training.freeze": freeze, "selection.strategy": strategy, "pseudo.method": pseudo,
@@ -133,9 +139,13 @@ def run(
         settings = with_weights_at_hand(settings)
     from rarebox import detectors
 
-    with detectors.distributed.ranks(lambda job: detectors.help_train(job, settings.device)) as leading:
-        if not leading:
-            return
+    with detectors.distributed.leading():
+        idle = detectors.distributed.processes() - settings.training.batch_size
+        if idle > 0:
+            console.print(
+                f"note: {idle} of the processes have nothing to do, for training.batch_size is "
+                f"{settings.training.batch_size}"
+            )
         run_to_end(out, settings, share=share, as_json=as_json)
     if not as_json:
         from rarebox.report import write_report

@@ -83,10 +83,11 @@ def load(folder: Path, device: str = "auto", training: TrainingSettings | None =
     return detector
 
 
-def help_train(job: distributed.Job, device: str) -> None:
+def help_train(job: distributed.Job) -> None:
     """A helper's part of a training under torchrun: the leader's weights, this process's share of each batch."""
     network = _assemble(job.detector, job.num_classes, pretrained=False)
-    detector = TorchDetector(network, job.num_classes, job.detector, job.training, choose_device(device))
+    device = choose_device("auto" if job.device == "cuda" else job.device)
+    detector = TorchDetector(network, job.num_classes, job.detector, job.training, device)
     detector.fit(job.images, job.targets, seed=job.seed)
 
 
@@ -122,7 +123,10 @@ def choose_device(device: str) -> torch.device:
             raise UserError(f"the device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
         return torch.device(device)
     if torch.cuda.is_available():
-        return torch.device("cuda", distributed.local_rank())
+        place, gpus = distributed.local_rank(), torch.cuda.device_count()
+        if place >= gpus:
+            raise UserError(f"this machine has {gpus} GPUs; give torchrun no higher --nproc-per-node than that")
+        return torch.device("cuda", place)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

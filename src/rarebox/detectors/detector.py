@@ -70,12 +70,12 @@ class TorchDetector:
             raise UserError("there is no image to train on; label some first")
 
         pictures: Sequence[Picture | Seen] = images if isinstance(images, Pictures) else _as_pictures(images)
-        call_helpers(Job(self.settings, self.training, self.num_classes, pictures, targets, seed))
+        call_helpers(Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed))
 
         def prepare(
-            pictures: Sequence[Picture | Seen], truths: Sequence[Targets], rng: np.random.Generator
+            pictures: Sequence[Picture | Seen], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
         ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-            return augment(*self._prepare(pictures, truths), rng, self.training.flip, self.training.scale_jitter)
+            return augment(*self._prepare(pictures, truths), dice, self.training.flip, self.training.scale_jitter)
 
         with _memory_errors_explained():
             return train(

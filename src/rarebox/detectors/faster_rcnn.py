@@ -1,10 +1,12 @@
 """Faster R-CNN with a weight on every target box, in both stages, and with the whole class vector of detections."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
@@ -15,6 +17,23 @@ from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
 
 
+class Sampler(BalancedPositiveNegativeSampler):
+    """torchvision's; where images have ``seeds``, what is drawn for one depends on its own alone."""
+
+    seeds: Sequence[int] = ()
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What each image's anchors or proposals are sampled as -> masks of the positives and of the negatives."""
+        if not self.seeds:
+            return super().__call__(matched_idxs)
+        positives, negatives = [], []
+        for seed, image in zip(self.seeds, matched_idxs, strict=True):
+            torch.manual_seed(seed)
+            for masks, mask in zip((positives, negatives), super().__call__([image]), strict=True):
+                masks += mask
+        return positives, negatives
+
+
 class WeightedProposals(RegionProposalNetwork):
     """torchvision's proposal network; the class weight acts on objectness, the box weight on its regression.
 
@@ -22,6 +41,7 @@ class WeightedProposals(RegionProposalNetwork):
     the other untouched: columns *sampled as* (1, 0, -1 never), *objectness wanted*, class weight, box weight.
     """
 
+    fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
     weighted = True
 
@@ -81,6 +101,7 @@ def smooth_l1(deltas: Tensor, wanted: Tensor) -> Tensor:
 class WeightedRoIHeads(RoIHeads):
     """torchvision's box head with weighted losses; detections keep their class vector and, on request, features."""
 
+    fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
     with_features = False
 
@@ -164,6 +185,9 @@ class WeightedFasterRCNN(GeneralizedRCNN):
         self, backbone: Pyramid, rpn: WeightedProposals, roi_heads: WeightedRoIHeads, transform: nn.Module
     ) -> None:
         super().__init__(backbone, rpn, roi_heads, transform)
+        for stage in (rpn, roi_heads):
+            stock = stage.fg_bg_sampler
+            stage.fg_bg_sampler = Sampler(stock.batch_size_per_image, stock.positive_fraction)
         # torchvision guesses the maps' scales from the first batch, wrongly if its images are small, for good.
         pool, strides = cast(MultiScaleRoIAlign, roi_heads.box_roi_pool), backbone.strides
         first, last = strides[0].bit_length() - 1, strides[-1].bit_length() - 1
@@ -171,7 +195,12 @@ class WeightedFasterRCNN(GeneralizedRCNN):
         pool.map_levels = LevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Training: the four losses. Otherwise: one dict of detections per image."""
+        """Training: the four losses, with what is sampled of an image drawn from its target's ``seed``, if any.
+
+        Otherwise: one dict of detections per image.
+        """
+        given = [int(target["seed"]) for target in targets or () if "seed" in target]
+        self.rpn.fg_bg_sampler.seeds, self.roi_heads.fg_bg_sampler.seeds = given, [seed + 1 for seed in given]
         return super().forward(images, targets)
 
     def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:

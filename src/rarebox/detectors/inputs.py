@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from rarebox.detectors.distributed import largest
 from rarebox.detectors.maps import Maps, Seen, collate, padded
 from rarebox.types import Floats, Picture, Targets
 from rarebox.views import View
@@ -31,11 +32,14 @@ class InputTransform(nn.Module):
     def forward(
         self, images: list[Any], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch; or kept maps -> theirs."""
+        """(3, h, w) tensors with values in [0, 255] -> one zero-padded, normalised batch; or kept maps -> theirs.
+
+        Its size is that of the whole batch, of which another process may have a share: the padding holds anchors.
+        """
         sizes = [(i.shape[1], i.shape[2]) for i in images]
+        height, width = (padded(side) for side in largest(*(max(size[d] for size in sizes) for d in (0, 1))))
         if isinstance(images[0], Maps):
-            return ImageList(collate(images, self.mean.device), sizes), targets  # type: ignore[arg-type]
-        height, width = (padded(max(size[d] for size in sizes)) for d in (0, 1))
+            return ImageList(collate(images, height, width, self.mean.device), sizes), targets  # type: ignore[arg-type]
         batch = self.mean.new_empty(len(images), 3, height, width).to(memory_format=torch.channels_last)
         batch[:] = self.mean  # the padding is 0 after normalising
         for row, image in zip(batch, images, strict=True):
@@ -109,12 +113,16 @@ def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str
 
 
 def augment(
-    images: Sequence[Tensor], truths: Sequence[dict[str, Tensor]], rng: np.random.Generator, flip: float, jitter: float
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Mirror a share ``flip`` of the images and scale each by 1 ± ``jitter``, boxes along with them."""
+    images: Sequence[Tensor], truths: Sequence[dict[str, Tensor]], dice: Sequence[np.random.Generator], flip: float,
+    jitter: float,
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:  # fmt: skip
+    """Mirror a share ``flip`` of the images and scale each by 1 ± ``jitter``, boxes along with them.
+
+    Each image has its own generator, so that what becomes of it does not depend on those beside it.
+    """
     done = [
-        _augment_one(image, truth, rng.random() < flip, 1 + jitter * rng.uniform(-1, 1))
-        for image, truth in zip(images, truths, strict=True)
+        _augment_one(image, truth, die.random() < flip, 1 + jitter * die.uniform(-1, 1))
+        for image, truth, die in zip(images, truths, dice, strict=True)
     ]
     return [image for image, _ in done], [truth for _, truth in done]
 

@@ -1,11 +1,13 @@
 """Eq. 7 on tensors: what each anchor or proposal learns, with which weight, and how the sums are divided."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rarebox.detectors.distributed import crew_size, total
 from rarebox.method import weighted_loss
 
 Normaliser = Literal["own", "batch", "paper"]
@@ -44,15 +46,37 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def reduce(
-    class_loss: Tensor, positive: Tensor, class_weight: Tensor, box_loss: Tensor, box_weight: Tensor, by: float,
-    boxes_by: float, normaliser: Normaliser,
+    class_loss: Tensor, positive: Tensor, class_weight: Tensor, box_loss: Tensor, box_weight: Tensor, by: int,
+    boxes_by: int, normaliser: Normaliser,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Per-sample losses -> the class term and the box term of Eq. 7.
+    """Per-sample losses of a batch -> the class term and the box term of Eq. 7.
 
-    Samples with weight 0 must have been left out. ``by`` and ``boxes_by`` are the detector's own normalisers.
+    Samples with weight 0 must have been left out. ``by`` and ``boxes_by`` are the detector's own normalisers. Where the
+    batch is shared among processes, all must call this with their shares, and the *mean* of the results is the term:
+    gradients are averaged, too.
     """
-    own = None if normaliser == "paper" else (by, by, boxes_by)
+    positives, negatives = class_loss[positive], class_loss[~positive]
+    counts = (len(positives), len(negatives), len(box_loss)) if normaliser == "paper" else (by, by, boxes_by)
+    by_positives, by_negatives, by_boxes = total(*counts)
     terms = weighted_loss(
-        class_loss[positive], class_weight[positive], class_loss[~positive], box_loss, box_weight, own
+        positives, class_weight[positive], negatives, box_loss, box_weight, (by_positives, by_negatives, by_boxes)
     )
+    return crew_size() * (terms[0] + terms[1]), crew_size() * terms[2]
+
+
+def reduce_image(
+    class_loss: Tensor, positive: Tensor, class_weight: Tensor, box_loss: Tensor, box_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same for one image by itself, each branch divided by its positives."""
+    positives = class_loss[positive]
+    terms = weighted_loss(
+        positives, class_weight[positive], class_loss[~positive], box_loss, box_weight,
+        (len(positives), len(positives), len(box_loss)),
+    )  # fmt: skip
     return terms[0] + terms[1], terms[2]
+
+
+def mean_over_images(terms: Sequence[Tensor]) -> Tensor:
+    """One term of each image -> their mean over the batch; shared among processes as in :func:`reduce`."""
+    (images,) = total(len(terms))
+    return crew_size() * torch.stack(list(terms)).sum() / images

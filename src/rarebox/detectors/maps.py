@@ -29,12 +29,11 @@ class Maps:
         return self.mirror()
 
 
-def collate(inputs: Sequence[Maps], device: torch.device) -> Maps:
-    """Maps of several inputs -> those of one batch, padded with 0 below and to the right, on the device."""
-    height, width = (padded(max(one.shape[d] for one in inputs)) for d in (1, 2))
-    levels = []
+def collate(inputs: Sequence[Maps], height: int, width: int, device: torch.device) -> Maps:
+    """Maps of several inputs -> those of one batch on the device, of an input of that padded size: filled up with 0."""
+    levels, own = [], inputs[0].shape
     for parts in zip(*(one.levels for one in inputs), strict=True):
-        size = [max(part.shape[d] for part in parts) for d in (1, 2)]
+        size = (height * parts[0].shape[1] // padded(own[1]), width * parts[0].shape[2] // padded(own[2]))
         batch = torch.zeros(len(parts), len(parts[0]), *size, device=device).to(memory_format=torch.channels_last)
         for row, part in zip(batch, parts, strict=True):
             row[:, : part.shape[1], : part.shape[2]] = part.to(device)

@@ -8,7 +8,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
-from rarebox.detectors.losses import Normaliser, assign, reduce
+from rarebox.detectors.losses import Normaliser, assign, mean_over_images, reduce, reduce_image
 
 
 class WeightedHead(RetinaNetHead):
@@ -22,19 +22,20 @@ class WeightedHead(RetinaNetHead):
     ) -> dict[str, Tensor]:  # fmt: skip
         """Focal loss and L1 of each image, weighted per target box; the mean over images.
 
-        Both are divided by the image's positives, counted whatever their weight unless it is 0.
+        Both are divided by the image's positives, counted whatever their weight unless it is 0; with another normaliser
+        than ``own``, the batch is one image.
         """
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
         per_image = [
             self._samples(*image) for image in zip(targets, logits, deltas, anchors, matched_idxs, strict=True)
         ]
-        if self.normaliser != "own":
-            per_image = [tuple(torch.cat(column) for column in zip(*per_image, strict=True))]
-        terms = [
-            reduce(*image, by=int(image[1].sum()), boxes_by=len(image[4]), normaliser=self.normaliser)
-            for image in per_image
-        ]
-        classes, boxes = (torch.stack(term).sum() / len(per_image) for term in zip(*terms, strict=True))
+        if self.normaliser == "own":
+            terms = [reduce_image(*image) for image in per_image]
+            classes, boxes = (mean_over_images(term) for term in zip(*terms, strict=True))
+        else:
+            samples = [torch.cat(column) for column in zip(*per_image, strict=True)]
+            by = int(samples[1].sum())
+            classes, boxes = reduce(*samples, by=by, boxes_by=len(samples[4]), normaliser=self.normaliser)
         return {"classification": classes, "bbox_regression": boxes}
 
     def _samples(

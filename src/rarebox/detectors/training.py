@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rarebox import seeds
 from rarebox.config import TrainingSettings
-from rarebox.detectors.distributed import from_leader, mean_over_ranks
+from rarebox.detectors import distributed
 from rarebox.detectors.maps import Seen
 from rarebox.errors import TrainingDiverged
 from rarebox.pictures import which_are_tall
@@ -27,9 +27,10 @@ Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, smoothed loss)."""
 
 Prepare = Callable[
-    [Sequence[Picture | Seen], Sequence[Targets], np.random.Generator], tuple[list[Tensor], list[dict[str, Tensor]]]
+    [Sequence[Picture | Seen], Sequence[Targets], Sequence[np.random.Generator]],
+    tuple[list[Tensor], list[dict[str, Tensor]]],
 ]
-"""Pictures and their targets -> what the network takes, augmented."""
+"""Pictures, their targets and a generator for each -> what the network takes, augmented."""
 
 READERS = 8
 """Threads that decode the next batch while the network works on the present one."""
@@ -113,40 +114,53 @@ def train(
 ) -> float:
     """Fit the network; the smoothed loss at the end comes back.
 
-    Under ``torchrun`` each process takes its share of every batch and the gradients are averaged. With ``checkpoint``
-    the state is saved there now and then, and a fit that finds one goes on from it as if never stopped. Raises
-    TrainingDiverged, and leaves the last checkpoint, when the loss is not finite.
+    Under ``torchrun`` each process takes its share of every batch, and the fit is that of one process but for rounding;
+    processes beyond one for each image of a batch are idle (0.0 comes back). With ``checkpoint`` the state is saved
+    there now and then, and a fit that finds one goes on from it as if never stopped. Raises TrainingDiverged, and
+    leaves the last checkpoint, when the loss is not finite.
     """
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    with distributed.crew(settings.batch_size) as crew:
+        if crew.rank >= crew.size:
+            return 0.0
+        return _train(network, prepare, images, targets, settings, seed, device, checkpoint, progress, crew)
+
+
+def _train(
+    network: nn.Module, prepare: Prepare, images: Sequence[Picture | Seen], targets: Sequence[Targets],
+    settings: TrainingSettings, seed: int, device: torch.device, checkpoint: Path | None, progress: Progress | None,
+    crew: distributed.Crew,
+) -> float:  # fmt: skip
     steps = steps_in_all(settings, len(images))
     optimiser = _optimiser(network, settings)
-    first, smooth = _restore(checkpoint if rank == 0 else None, network, optimiser)
-    model = DistributedDataParallel(network) if world > 1 else network
-    keep = _Keeper(checkpoint if rank == 0 else None, settings.checkpoint_seconds)
+    kept_in = checkpoint if crew.rank == 0 else None
+    first, smooth = _restore(kept_in, network, optimiser)
+    model = DistributedDataParallel(network, process_group=crew.group) if crew.size > 1 else network
+    keep = _Keeper(kept_in, settings.checkpoint_seconds)
     walk = Walk(seed, which_are_tall(images), settings.batch_size)
     network.train()
 
     with ThreadPoolExecutor(READERS) as readers:
 
         def load(step: int) -> list[tuple[Future[Picture | Seen], Targets]]:
-            chosen = walk(step)[rank::world] if step < steps else []
+            chosen = walk(step)[crew.rank :: crew.size] if step < steps else []
             return [(readers.submit(images.__getitem__, i), targets[i]) for i in chosen]
 
         upcoming = load(first)
         for step in range(first, steps):
             batch, upcoming = upcoming, load(step + 1)
-            # Every random number of a step depends on the seed and the step alone, so a resumed fit repeats it.
-            torch.manual_seed(seeds.number(seed, "training", step, rank))
-            pictures, truths = prepare(
-                [picture.result() for picture, _ in batch],
-                [target for _, target in batch],
-                seeds.stream(seed, "augment", step, rank),
-            )
+            # An image's random numbers depend on the seed, the step and its place in the batch alone: a resumed fit
+            # repeats them, and so does one by another number of processes.
+            places = range(crew.rank, settings.batch_size, crew.size)
+            dice = [seeds.stream(seed, "augment", step, place) for place in places]
+            loaded, wanted = [picture.result() for picture, _ in batch], [target for _, target in batch]
+            pictures, truths = prepare(loaded, wanted, dice)
+            for truth, die in zip(truths, dice, strict=True):
+                truth["seed"] = torch.tensor(int(die.integers(2**31)))
             for group in optimiser.param_groups:
                 group["lr"] = group["scale"] * learning_rate(step, steps, settings)
             with autocast(device, settings.precision):
                 loss = torch.stack(list(model(pictures, truths).values())).sum()
-            value = mean_over_ranks(loss.detach())
+            value = distributed.mean(float(loss.detach()))
             if not math.isfinite(value):
                 keep(step, smooth, network, optimiser, now=True)
                 raise TrainingDiverged(
@@ -212,7 +226,7 @@ def _restore(checkpoint: Path | None, network: nn.Module, optimiser: torch.optim
     if checkpoint is not None and checkpoint.exists():
         with suppress(Exception):  # torch raises many kinds; a damaged one is as good as none
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state = from_leader(state)
+    state = distributed.from_leader(state)
     if state is None:
         return 0, 0.0
     network.load_state_dict(state["network"])
