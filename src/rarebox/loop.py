@@ -160,7 +160,8 @@ def run(
 
     ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run
     with the same seed, data, detector and training, whose cycle-1 model is taken over. ``engine`` scores the pool;
-    this process does if none is named. ``finished`` is called with each new record. Raises UserError for anything the user can mend.
+    this process does if none is named. ``finished`` is called with each new record. Raises UserError for anything the
+    user can mend.
     """
     place = RunFolder(folder)
     strategies.choose(settings.selection)
@@ -322,13 +323,15 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
         if file.name not in wanted:
             file.unlink()
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
+    if not missing:
+        return folder
     known = len(images) - sum(len(shards[place]) for place in missing)
     with run.stage("score") as report:
         scored = run.engine(
             run, cycle, [shards[place] for place in missing],
             lambda done, note="": report(known + done, len(images), f"images{note}"),
         )  # fmt: skip
-        for number, found, of_images in scored if missing else ():
+        for number, found, of_images in scored:
             pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
             pool_file.write(folder / f"shard_{names[missing[number]]}", found)
     return folder
@@ -340,8 +343,9 @@ def score_here(
     """The engine ``local``: one shard after the other, in this process."""
     detector, done = load_detector(run, cycle - 1), 0
     for number, images in enumerate(shards):
-        yield number, *score_images(
-            detector, run.pool.of(images), run.settings, cycle, lambda n, done=done: report(done + n)
+        yield (
+            number,
+            *score_images(detector, run.pool.of(images), run.settings, cycle, lambda n, done=done: report(done + n)),
         )
         done += len(images)
 
