@@ -606,7 +606,7 @@ def views(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of photos that people are to label.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or URL of photos that people are to label.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names of the classes, a,b,c; more can be added later.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels that are there already (COCO, VOC, YOLO).")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Those labels leave objects out.")] = False,
@@ -620,9 +620,12 @@ def init(
     """Begin: a project of your own photos, to label in the browser, or settings for a simulation on a data set."""
     if (images is None) == (data is None):
         raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
+    from rarebox.data.remote import is_url
+
     given = config.parse_changes(changes or [])
     if images is not None:
-        init_project(folder, images, classes, labels, partial, predictions, preset, given)
+        place = images if is_url(images) else Path(images)
+        init_project(folder, place, classes, labels, partial, predictions, preset, given)
         return
     from rarebox import loop
 
@@ -640,7 +643,7 @@ def init(
 
 
 def init_project(
-    folder: Path, images: Path, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
+    folder: Path, images: Path | str, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
     preset: str, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """A project of photos."""
@@ -652,7 +655,8 @@ def init_project(
     if predictions:
         every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
         numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
-        said_before = outside.rank(predictions, None, None, images, every, 10**9, classes=numbered)
+        here = images if isinstance(images, Path) else None
+        said_before = outside.rank(predictions, None, None, here, every, 10**9, classes=numbered)
         names += [name for name in said_before.classes if name not in names]
     with progress_bars(as_json=False) as progress:
         problems = create(

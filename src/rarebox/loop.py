@@ -389,9 +389,8 @@ def score_images(
     """
     found: list[tuple[Candidates, ImageScores]] = []
     with_features = wants_features(settings)
-    for rows in batches(pictures, settings.scoring.batch_size):
+    for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
         ids = [pictures.records[i].id for i in rows]
-        batch = [pictures[int(i)] for i in rows]
         views = [
             make_views(
                 settings.scoring.views, *detector.input_size(p), seeds.stream(settings.seed, "views", cycle, image_id)
@@ -670,9 +669,8 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     """AP of the model on the test images, by VOC's and by COCO's rules."""
     found: dict[int, Detections] = {}
     with run.stage("evaluate") as report:
-        for places in batches(run.test, TEST_BATCH):
-            ids = [run.test.records[i].id for i in places]
-            found |= zip(ids, detector.predict([run.test[int(i)] for i in places]), strict=True)
+        for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
+            found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))

@@ -12,6 +12,7 @@ from threading import Timer
 import uvicorn
 
 from rarebox import cluster
+from rarebox.data.remote import is_url
 from rarebox.errors import Busy, UserError
 from rarebox.people import clean_name
 from rarebox.project import Project
@@ -65,7 +66,7 @@ def _serve(
     images = len(desk.images)
     more = f", {new} of them new" if new else ""
     say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
-    if gone := sum(not Path(image.path).exists() for image in desk.images.values()):
+    if gone := sum(not is_url(image.path) and not Path(image.path).exists() for image in desk.images.values()):
         say(f"{gone} of them are not where they were ({project.settings.data}); put them back, or they cannot be shown")
     for name in names:
         say(f"{name}: {base}?token={door.personal_link(name)}")
