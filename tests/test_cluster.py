@@ -89,6 +89,7 @@ class Watched:
 
     def __init__(self, joined: cluster.Cluster, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joined, self.after, self.done = joined, after, list[int]()
+        self.scoring: Any = None
         honest = cluster._Scoring
 
         def remember(*args: Any) -> cluster._Scoring:

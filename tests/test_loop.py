@@ -718,7 +718,10 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
     assert score() == [5]
     next((out / "cycle_02" / "candidates").glob("images_00001*")).unlink()
     assert score() == [5]
-    for change in ({"scoring__beta": 1.2}, {"seed": 1}, {"selection__strategy": "coreset"}, {"device": "auto"}):
+    changes: list[dict[str, Any]] = [
+        {"scoring__beta": 1.2}, {"seed": 1}, {"selection__strategy": "coreset"}, {"device": "auto"}
+    ]  # fmt: skip
+    for change in changes:
         assert score(**change) == [5, 5], change
     weights = folder.cycle(1) / "model.safetensors"
     content = load_file(weights)

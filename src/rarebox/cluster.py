@@ -387,7 +387,8 @@ class _Scoring:
         """Report how far all is, and do not wait forever for a cluster that has nothing to give."""
         at_work = len(self.busy)
         lost = f"; {self.lost} lost" if self.lost else ""
-        self.report(sum(self.done.values()), f" by {at_work} worker{'s' * (at_work != 1)}{lost}")
+        workers = f" by {at_work} worker{'s' * (at_work != 1)}" if at_work else "; workers are starting"
+        self.report(sum(self.done.values()), workers + lost)
         if at_work:
             self.alive_at = time.monotonic()
         elif time.monotonic() - self.alive_at > PATIENCE and self.waiting:

@@ -540,16 +540,15 @@ def features(
         """Of the pictures of those ids, in their order; a batch holds one shape."""
         pictures = run.pool.of([records[i] for i in ids])
         rows = list(batches(pictures, run.settings.scoring.batch_size))
-        found = [detector.image_features([pictures[int(i)] for i in batch]) for batch in rows]
+        found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
         return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
 
     def box_features() -> np.ndarray:
         """Of all labelled boxes."""
         pictures = run.pool.of([records[i] for i in labels if len(labels[i].boxes)])
         found: list[np.ndarray] = []
-        for batch in batches(pictures, run.settings.scoring.batch_size):
-            boxes = [labels[pictures.records[i].id].boxes for i in batch]
-            found += detector.box_features([pictures[int(i)] for i in batch], boxes)
+        for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
+            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
     with run.stage("features"):

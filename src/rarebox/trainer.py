@@ -89,8 +89,8 @@ def ask_first_images(now: Project, tell: loop.Progress) -> bool:
     )  # fmt: skip
     pictures = Pictures(looked_at, settings.detector.size)
     features: dict[int, np.ndarray] = {}
-    for rows in loop.batches(pictures, settings.scoring.batch_size):
-        features |= zip(rows.tolist(), detector.image_features([pictures[int(i)] for i in rows]), strict=True)
+    for rows, batch in pictures.in_batches(loop.batches(pictures, settings.scoring.batch_size)):
+        features |= zip(rows.tolist(), detector.image_features(batch), strict=True)
         tell("looking for the most different photos", len(features), len(looked_at), "images")
     points = np.stack([features[i] for i in range(len(looked_at))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
