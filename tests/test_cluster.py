@@ -39,7 +39,7 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nodes() -> Iterator[Any]:
     """Two nodes of one core each, of which this process is on the first."""
     pytest.importorskip("ray", reason='Ray is not installed: pip install "rarebox[cluster]"')
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(cluster.ENVIRONMENT)
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -208,6 +208,8 @@ def test_a_node_removed_in_the_middle_changes_nothing(
         ("local", "auto", "goes with --engine ray"),
         ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
         ("ray", "127.0.0.1:here", "127.0.0.1:here: nobody answers"),
+        ("ray", "ray://127.0.0.1:10001", "run the command there with --address auto"),
+        ("ray", "nonsense", "nonsense: no such cluster .*Invalid address format"),
     ],
 )
 def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str | None, said: str) -> None:

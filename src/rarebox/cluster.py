@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 MODEL = ("model.json", "model.safetensors")
 """The files of a saved model."""
 
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns
+    "RAY_worker_niceness": "0",  # of a cluster that begins here: its work is the command's own, not what is left over
+}
+"""What Ray reads before it begins, unless the user said otherwise."""
+
 PATIENCE = 600.0
 """Seconds without a single worker after which waiting for the cluster ends."""
 
@@ -57,7 +64,12 @@ def check(engine: str, address: str | None = None) -> None:
         raise UserError(f"--address {address} says where a Ray cluster is; it goes with --engine ray")
     if engine == "ray" and find_spec("ray") is None:
         raise UserError('Ray is not installed: pip install "rarebox[cluster]"')
-    if address and ":" in address and "://" not in address:
+    if address and "://" in address:
+        raise UserError(
+            f"--address {address}: only a node of the cluster itself can give out work; run the command there with "
+            "--address auto, or hand it over: ray job submit -- rarebox …"
+        )
+    if address and ":" in address:
         host, _, port = address.rpartition(":")
         try:  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE).close()
@@ -79,8 +91,8 @@ def connected(engine: str, address: str | None = None) -> "Iterator[Cluster | No
     if engine == "local":
         yield None
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -99,9 +111,11 @@ def _connect(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
+        what = "Ray does not start here" if address == "local" else f"--address {address}: no such cluster"
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"--address {address}: {str(error).splitlines()[0] if str(error) else type(error).__name__} "
-            "(auto: the cluster that this machine is part of; HOST:PORT: the one whose head says so)"
+            f"{what} ({reason}). Give auto for the cluster that this machine is part of, HOST:PORT for the one whose "
+            "head says so, or no address for this machine alone"
         ) from error
     worker = sys.modules["ray._private.worker"]
     if hasattr(worker, "print_to_stdstream"):  # it would print what befalls workers, amid JSON and progress bars
