@@ -26,6 +26,7 @@ ROWS = (
     {"asking"},
     {"project"},
     {"loop", "labels", "compare", "outside", "copying", "exchange"},
+    {"cluster"},
     {"report", "doctor", "bench", "web", "trainer"},
     {"cli"},
     {"__main__"},
@@ -154,7 +155,7 @@ QUICK = (
     "data.yolo", "data.images", "data.scenes", "candidates", "oracle", "evaluate", "pseudo", "strategies", "pictures",
     "data.detections", "data.labelstudio", "data.cvat", "exchange", "naming",
     "frames", "ranking", "outside", "run_folder", "labels", "compare", "bench",
-    "people", "asking", "project", "web", "web.app", "web.desk", "web.serve", "web.security",
+    "people", "asking", "project", "cluster", "web", "web.app", "web.desk", "web.serve", "web.security",
     "cli",
 )  # fmt: skip
 
@@ -172,6 +173,10 @@ def test_nothing_but_detectors_views_and_the_loop_loads_torch() -> None:
 
 
 # ------------------------------------------------------------------------------------------- what no file may contain
+
+
+def test_only_the_cluster_knows_ray() -> None:
+    assert [file.name for file in FILES if "ray" in libraries_of(file)] == ["cluster.py"]
 
 
 def test_nothing_is_pickled() -> None:

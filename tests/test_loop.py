@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from rarebox import config, data, loop, strategies, tables
 from rarebox.candidates import read_all
@@ -525,10 +525,10 @@ def test_another_data_set_in_the_same_place_is_noticed(pictures: Path, finished:
         loop.run(tmp_path / "run", settings(pictures), fewer)
 
 
-@pytest.mark.parametrize("name", ["cycle_02/candidates/shard_00000.parquet", "cycle_02/targets.parquet"])
+@pytest.mark.parametrize("name", ["cycle_02/candidates/shard_00000_*.parquet", "cycle_02/targets.parquet"])
 def test_a_damaged_table_is_named(pictures: Path, finished: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    table = tmp_path / "run" / name
+    (table,) = (tmp_path / "run").glob(name)
     table.write_bytes(table.read_bytes()[:50])
     with pytest.raises(UserError, match=r"parquet is damaged .*delete it and repeat"):
         tables.read(table)
@@ -684,6 +684,49 @@ def test_pool_in_shards_or_in_one_piece_gives_the_same_candidates_and_questions(
     assert len(list((finished / "cycle_02/candidates").glob("shard_*"))) == 2
     assert (one.image_id == many.image_id).all()
     np.testing.assert_allclose(one.boxes, many.boxes, atol=0.5)
+
+
+def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    folder = RunFolder(out)
+    scored: list[int] = []
+    honest = loop.score_images
+
+    def counted(detector: Any, images: Any, *rest: Any) -> Any:
+        scored.append(len(images))
+        return honest(detector, images, *rest)
+
+    monkeypatch.setattr(loop, "score_images", counted)
+
+    def score(images: slice = slice(None), **changes: Any) -> list[int]:
+        chosen = settings(pictures, **changes)
+        scored.clear()
+        with Store(folder.store) as store:
+            run = loop.open_run(folder, chosen, loop.load_data(str(pictures)), store, lambda *_: None)
+            labels = store.labels(up_to_cycle=1)
+            pool = [image for image in run.pool.records if image.id not in labels]
+            loop.make_shards(run, 2, pool[images])
+        files = [*(out / "cycle_02" / "candidates").glob("*.parquet")]
+        assert len(files) == 2 * -(-len(pool[images]) // chosen.scoring.shard_size)  # no other may be read
+        return list(scored)
+
+    assert score() == score(selection__sigma=2.0, budget=[1], pseudo__method="hard") == []
+    assert score(slice(9)) == [4]
+    assert score() == [5]
+    next((out / "cycle_02" / "candidates").glob("images_00001*")).unlink()
+    assert score() == [5]
+    changes: list[dict[str, Any]] = [
+        {"scoring__beta": 1.2}, {"seed": 1}, {"selection__strategy": "coreset"}, {"device": "auto"}
+    ]  # fmt: skip
+    for change in changes:
+        assert score(**change) == [5, 5], change
+    weights = folder.cycle(1) / "model.safetensors"
+    content = load_file(weights)
+    save_file({name: value * 1.001 if value.dtype == np.float32 else value for name, value in content.items()}, weights)
+    assert score(device="auto") == [5, 5]
 
 
 def test_a_run_goes_on_with_the_shards_it_began_with(

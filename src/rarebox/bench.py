@@ -8,17 +8,20 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
+from threading import Lock
 from typing import Any
 
 import yaml
 
 from rarebox import compare, config, strategies
+from rarebox.cluster import Cluster
 from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
 from rarebox.data import Dataset, voc
@@ -43,6 +46,9 @@ EVERY_IMAGE = 10**9
 
 POLL_SECONDS = 2.0
 """How often a process that has nothing free looks again."""
+
+MOST_AT_ONCE = 256
+"""Runs that are handed to a cluster at a time."""
 
 Changes = dict[str, Any]
 """Dotted names of settings -> values."""
@@ -299,10 +305,14 @@ class Bench:
     keep_models: bool = False
     progress: Callable[[str, int, int, str], None] = lambda *_: None
     tell: Callable[[dict[str, Any]], None] = lambda _: None
+    cluster: Cluster | None = None
+    """Where the runs are done, if not in this process."""
     _datasets: dict[str, Dataset] = field(default_factory=dict, init=False)
     _done: dict[str, list[dict[str, Any]]] = field(default_factory=dict, init=False)
     _earlier: dict[str, int | None] = field(default_factory=dict, init=False)
     """The failures of before this work."""
+    _one_talks: Lock = field(default_factory=Lock, init=False)
+    """Runs on a cluster are waited for by many threads."""
     _since: float = field(default=0.0, init=False)
     _trained: int = field(default=0, init=False)
     """When this work began, and how many models were trained by then."""
@@ -349,7 +359,7 @@ class Bench:
         self.write_results()
         waited = False
         while todo := self._todo():
-            if any(self._attempt(run) for run in todo):  # stops at the first that was free
+            if self._attempt_any(todo):
                 waited = False
             else:
                 if not waited:
@@ -357,6 +367,22 @@ class Bench:
                 waited = True
                 time.sleep(POLL_SECONDS)
         return [run for run in self.wanted if self.state(run) == "failed"]
+
+    def _attempt_any(self, todo: Sequence[Planned]) -> bool:
+        """Do one run that is free, or on a cluster all of them, side by side; False if none is."""
+        if self.cluster is None:
+            return any(self._attempt(run) for run in todo)  # stops at the first that was free
+        left, at_work, attempted = {run.folder: run for run in todo}, dict[Future[bool], str](), False
+        # A thread only waits for its run; how many run at once is up to the cluster.
+        with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
+            while left or at_work:
+                unready = {*left, *at_work.values()}
+                for run in [run for run in left.values() if not (run.share and run.share.folder in unready)]:
+                    at_work[threads.submit(self._attempt, left.pop(run.folder))] = run.folder
+                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                    del at_work[future]
+                    attempted |= future.result()
+        return attempted
 
     def _clear(self) -> None:
         """Remove the models of runs that finished just when their process was killed."""
@@ -429,13 +455,16 @@ class Bench:
                 raise UserError(f"the first cycle that it shares has failed: {self.reason(run.share)}")
             with place.locked():
                 pass  # only whether it is free: the loop takes the lock itself
-            self._say("begin", run)
-            records = loop.run(
-                place.root, run.settings, self._dataset(run.settings.data),
-                share=self.place(run.share).root if run.share else None,
-                progress=lambda stage, *rest: self.progress(f"{run.name}, {stage}", *rest),
-                finished=lambda record: self._say("cycle", run, **record),
-            )  # fmt: skip
+            common: dict[str, Any] = {
+                "share": self.place(run.share).root if run.share else None,
+                "progress": lambda *said: self._show(run, *said),
+                "finished": lambda record: self._say("cycle", run, **record),
+            }
+            if self.cluster is None:
+                self._say("begin", run)
+                records = loop.run(place.root, run.settings, self._dataset(run.settings.data), **common)
+            else:
+                records = self.cluster.run(place.root, run.settings, begun=lambda: self._say("begin", run), **common)
             with hold_when_free(self.out / "lock"):  # nobody is reading it for the results
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
@@ -464,11 +493,16 @@ class Bench:
 
     def _say(self, event: str, run: Planned, **more: Any) -> None:
         """Tell, together with how far all is, and in how many seconds it may be done."""
-        trained, left = self._cycles(self.wanted)
-        each = (time.monotonic() - self._since) / (trained - self._trained) if trained > self._trained else None
-        finished = sum(self.state(r) == "done" for r in self.wanted)
-        about = {"finished": finished, "of": len(self.wanted), "left": each and each * left}
-        self.tell({"event": event, "run": run.folder, **about, **more})
+        with self._one_talks:
+            trained, left = self._cycles(self.wanted)
+            each = (time.monotonic() - self._since) / (trained - self._trained) if trained > self._trained else None
+            finished = sum(self.state(r) == "done" for r in self.wanted)
+            about = {"finished": finished, "of": len(self.wanted), "left": each and each * left}
+            self.tell({"event": event, "run": run.folder, **about, **more})
+
+    def _show(self, run: Planned, stage: str, done: int, of: int, note: str) -> None:
+        with self._one_talks:
+            self.progress(f"{run.name}, {stage}", done, of, note)
 
     def _cycles(self, runs: Sequence[Planned]) -> tuple[int, int]:
         """How many models are trained, and how many are still to be; a shared one costs nothing."""

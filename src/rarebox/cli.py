@@ -44,7 +44,20 @@ SEVERAL = Path("rarebox-report")
 """Where the report on several runs goes, which belongs to none of them."""
 
 ImageUrl = Annotated[str | None, typer.Option(help="What Label Studio finds the images under, before their names.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of --engine ray: HOST:PORT of a cluster, or auto; none: this machine alone.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
+
+
+class EngineName(StrEnum):
+    """What can do the work that splits."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+Engine = Annotated[EngineName, typer.Option(help="Where the pool is scored (bench: where the runs are done).")]
 
 
 def main() -> None:
@@ -118,6 +131,8 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     share: Annotated[Path | None, typer.Option(help="A run whose initial pool and cycle-1 model to share.")] = None,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,8 +148,11 @@ def run(
         "initial_images": initial_images, "budget": parse_budget(budget), "seed": seed, "device": device,
     }  # fmt: skip
     named = {name: value for name, value in given.items() if value is not None}
+    from rarebox import cluster
+
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
     refuse_early(out, settings)
+    cluster.check(engine, address)
     if preset == "laptop":
         settings = with_weights_at_hand(settings)
     from rarebox import detectors
@@ -146,7 +164,8 @@ def run(
                 f"note: {idle} of the processes have nothing to do, for training.batch_size is "
                 f"{settings.training.batch_size}"
             )
-        run_to_end(out, settings, share=share, as_json=as_json)
+        with cluster.connected(engine, address) as where:
+            run_to_end(out, settings, share=share, engine=where.score if where else None, as_json=as_json)
     if not as_json:
         from rarebox.report import write_report
 
@@ -192,7 +211,9 @@ def with_weights_at_hand(settings: config.Settings) -> config.Settings:
     return settings
 
 
-def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = None, as_json: bool = False) -> None:
+def run_to_end(
+    out: Path, settings: config.Settings, *, share: Path | None = None, engine: Any = None, as_json: bool = False
+) -> None:
     """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
     if not as_json:  # before the imports, which take some seconds
         network = f"{settings.detector.name} on {settings.detector.backbone}"
@@ -226,7 +247,7 @@ def run_to_end(out: Path, settings: config.Settings, *, share: Path | None = Non
             kinds = Counter(p.kind for p in dataset.problems)
             counts = ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common())
             console.print(f"{dataset.name}: {counts} (listed in {out / 'problems.json'})", markup=False)
-        records = loop.run(out, settings, dataset, share=share, progress=progress, finished=finished)
+        records = loop.run(out, settings, dataset, share=share, engine=engine, progress=progress, finished=finished)
     if as_json:
         print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
     elif not ends:
@@ -251,10 +272,12 @@ def bench(
     only: Annotated[list[str] | None, typer.Option(help="Runs whose name holds or fits this; repeatable.")] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
     just_list: Annotated[bool, typer.Option("--list", help="Print the runs and how they stand, and do none.")] = False,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of data, detectors, methods, budgets and seeds; any number of processes may work on it at once."""
-    from rarebox import bench
+    from rarebox import bench, cluster
 
     runs = bench.read(grid, dict(split_place(text) for text in data or []))
     work = bench.Bench(out or Path("bench-out") / grid.stem, runs, bench.choose(runs, only or []), keep_models)
@@ -264,7 +287,7 @@ def bench(
             why = f": {about['reason']}" if about["reason"] else ""
             print(json.dumps(about) if as_json else f"{about['state']:<8}{run.name}{why}")
         return
-    with progress_bars(as_json) as work.progress:
+    with cluster.connected(engine, address) as work.cluster, progress_bars(as_json) as work.progress:
         work.tell = bench_events(grid, work, as_json)
         failed = work.work(grid)
     done = len(work.wanted) - len(failed)
@@ -371,13 +394,15 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
 
         def show(stage: str, done: int, of: int, note: str) -> None:
             if stage not in shown:
-                for old in shown.keys() - {OVERALL}:
-                    bars.remove_task(shown.pop(old))
+                whose = stage.rpartition(", ")[0]
+                for old in shown.keys() - {OVERALL}:  # several runs may be going on
+                    if old.rpartition(", ")[0] == whose or bars.tasks[bars.task_ids.index(shown[old])].finished:
+                        bars.remove_task(shown.pop(old))
                 # The overall bar names the run already.
                 shown[stage] = bars.add_task(stage.rpartition(", ")[2], total=of, note=note)
             bars.update(shown[stage], completed=done, total=of, note=note)
             if not console.is_terminal and stage != OVERALL:  # a log file: a line now and then instead of a bar
-                say(stage, bars.tasks[-1])
+                say(stage, bars.tasks[bars.task_ids.index(shown[stage])])
 
         yield show
 
@@ -592,7 +617,7 @@ def views(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of photos that people are to label.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or URL of photos that people are to label.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names of the classes, a,b,c; more can be added later.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels that are there already (COCO, VOC, YOLO).")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Those labels leave objects out.")] = False,
@@ -606,9 +631,12 @@ def init(
     """Begin: a project of your own photos, to label in the browser, or settings for a simulation on a data set."""
     if (images is None) == (data is None):
         raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
+    from rarebox.data.remote import is_url
+
     given = config.parse_changes(changes or [])
     if images is not None:
-        init_project(folder, images, classes, labels, partial, predictions, preset, given)
+        place = images if is_url(images) else Path(images)
+        init_project(folder, place, classes, labels, partial, predictions, preset, given)
         return
     from rarebox import loop
 
@@ -626,7 +654,7 @@ def init(
 
 
 def init_project(
-    folder: Path, images: Path, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
+    folder: Path, images: Path | str, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
     preset: str, changes: dict[str, Any],
 ) -> None:  # fmt: skip
     """A project of photos."""
@@ -638,7 +666,8 @@ def init_project(
     if predictions:
         every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
         numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
-        said_before = outside.rank(predictions, None, None, images, every, 10**9, classes=numbered)
+        here = images if isinstance(images, Path) else None
+        said_before = outside.rank(predictions, None, None, here, every, 10**9, classes=numbered)
         names += [name for name in said_before.classes if name not in names]
     with progress_bars(as_json=False) as progress:
         problems = create(
@@ -689,6 +718,8 @@ def serve(
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     label_studio: Annotated[bool, typer.Option("--label-studio", help="Print the address for Label Studio.")] = False,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
 ) -> None:
     """Ask people in the browser, and train and choose the next questions meanwhile."""
     from rarebox.web.serve import serve as serve_project
@@ -696,6 +727,7 @@ def serve(
     names = [name for name in (people or "").split(",") if name.strip()]
     serve_project(
         project, host, port, names, browser=browser, also=also or [], label_studio=label_studio,
+        engine=[engine, *([address] if address else [])],
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
     )  # fmt: skip
 

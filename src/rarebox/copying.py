@@ -65,7 +65,7 @@ def write_copies(
     return Copied(len(files) - len(unreadable), len(lines), to / MAP, tuple(unreadable))
 
 
-def _files(images: Path) -> list[tuple[str, Path]]:
+def _files(images: Path) -> list[tuple[str, Path | str]]:
     """Each image's name, from the folder that was named, and its file."""
     if images.is_dir():
         files = image_files(images)
@@ -76,7 +76,8 @@ def _files(images: Path) -> list[tuple[str, Path]]:
     if not files:
         raise UserError(f"{images} holds no image")
     root = images if images.is_dir() else images.parent
-    return [(f.relative_to(root).as_posix() if f.is_relative_to(root) else f.name, f) for f in files]
+    places = [(Path(f), f) for f in files]
+    return [(p.relative_to(root).as_posix() if p.is_relative_to(root) else p.name, f) for p, f in places]
 
 
 def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:

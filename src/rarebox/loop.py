@@ -1,5 +1,6 @@
 """Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from rarebox.candidates import rows_by_image
 from rarebox.config import Settings
 from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
+from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.environment import describe
 from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
 from rarebox.errors import UserError
@@ -48,6 +50,15 @@ Progress = Callable[[str, int, int, str], None]
 StageProgress = Callable[[int, int, str], None]
 """The same within a stage: (done, in all, a note)."""
 
+EngineProgress = Callable[..., None]
+"""Called by an engine with the number of images scored, and perhaps a note on its workers."""
+
+Engine = Callable[
+    ["Run", int, Sequence[Sequence[ImageRecord]], EngineProgress], Iterator[tuple[int, Candidates, ImageScores]]
+]
+"""What scores shards of the pool: a run, its cycle, the images of each shard -> the shards' numbers and scores, in any
+order. It must not change a bit of them."""
+
 HELD_OUT = 0.2
 """Share of the pool kept for evaluation where a data set has no test split."""
 
@@ -73,6 +84,7 @@ class Run:
     store: Store
     oracle: SimulatedOracle
     progress: Progress
+    engine: Engine
     open_ended: bool = False
     cycle: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -141,14 +153,16 @@ def run(
     dataset: data.Dataset | None = None,
     *,
     share: Path | None = None,
+    engine: Engine | None = None,
     progress: Progress = lambda *_: None,
     finished: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
 
     ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run
-    with the same seed, data, detector and training, whose cycle-1 model is taken over. ``finished`` is called with
-    each new record. Raises UserError for anything the user can mend.
+    with the same seed, data, detector and training, whose cycle-1 model is taken over. ``engine`` scores the pool;
+    this process does if none is named. ``finished`` is called with each new record. Raises UserError for anything the
+    user can mend.
     """
     place = RunFolder(folder)
     strategies.choose(settings.selection)
@@ -159,7 +173,7 @@ def run(
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
-            now = open_run(place, settings, dataset, store, progress, share)
+            now = open_run(place, settings, dataset, store, progress, engine, share)
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle, share)
@@ -185,7 +199,7 @@ def cache_folder() -> Path:
 
 def open_run(
     folder: RunFolder, settings: Settings, dataset: data.Dataset, store: Store, progress: Progress,
-    share: Path | None = None,
+    engine: Engine | None = None, share: Path | None = None,
 ) -> Run:  # fmt: skip
     """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
     images, test = dataset.train.images, dataset.test
@@ -198,10 +212,13 @@ def open_run(
     store.add_images(images)
     oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
     oracle.remember(store.answered())
-    return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress)
+    how = _engine(settings, engine)
+    return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how)
 
 
-def open_project(folder: RunFolder, settings: Settings, store: Store, progress: Progress) -> Run:
+def open_project(
+    folder: RunFolder, settings: Settings, store: Store, progress: Progress, engine: Engine | None = None
+) -> Run:
     """The same where people answer: the images are those of the store, the test images those held out (`HELD_BACK`),
     their truth is what people said of them."""
     said, classes = store.labels(), store.classes()
@@ -213,8 +230,17 @@ def open_project(folder: RunFolder, settings: Settings, store: Store, progress: 
     test = data.Split(tuple(images[i] for i in truth), truth)
     dataset = data.Dataset(folder.root.name, folder.root, classes, pool, test, ())
     pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
-    oracle = SimulatedOracle({})
-    return Run(folder, settings, dataset, pictures, tested, truth, store, oracle, progress, open_ended=True)
+    oracle, how = SimulatedOracle({}), _engine(settings, engine)
+    return Run(folder, settings, dataset, pictures, tested, truth, store, oracle, progress, how, open_ended=True)
+
+
+def _engine(settings: Settings, engine: Engine | None) -> Engine:
+    if engine and settings.training.freeze == "backbone":
+        raise UserError(
+            "what a frozen backbone has seen is kept on this machine, and others would have to look again in each "
+            "cycle; leave out --engine ray, or train with training.freeze: nothing"
+        )
+    return engine or score_here
 
 
 def pictures_of(
@@ -250,8 +276,8 @@ def look(run: Run, pictures: Pictures) -> None:
     with run.stage("backbone") as report, pictures.store.adding() as keep:
         missing = pictures.missing()
         note, views, done = f"images, {_size(missing.check_room())}", pictures.store.layout.views, 0
-        for rows in batches(missing, run.settings.scoring.batch_size):
-            ids, batch = [missing.records[i].id for i in rows], [missing.decoded[int(i)] for i in rows]
+        for rows, batch in missing.decoded.in_batches(batches(missing, run.settings.scoring.batch_size)):
+            ids = [missing.records[i].id for i in rows]
             sizes = [detector.input_size(picture) for picture in batch]
             plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
             keep(dict(zip(ids, detector.look(batch, plans), strict=True)))
@@ -331,21 +357,7 @@ def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
         ids = np.array([image.id for image in images])
         no_scores = np.zeros((len(images), len(run.classes)))
         return Candidates.none(len(run.classes)), ImageScores(ids, no_scores[:, 0], no_scores)
-    folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
-    shards = [images[i : i + size] for i in range(0, len(images), size)]
-    missing = [s for s in range(len(shards)) if not _shard(folder, "shard", s).exists()]
-    look(run, run.pool.of([image for s in missing for image in shards[s]]))
-    with run.stage("score") as report:
-        detector = load_detector(run, cycle - 1) if missing else None
-        for shard in missing:
-            assert detector is not None
-            done = shard * size
-            scored, of_images = score_images(
-                detector, run.pool.of(shards[shard]), run.settings, cycle,
-                lambda n, done=done: report(done + n, len(images), "images"),
-            )  # fmt: skip
-            pool_file.write(_shard(folder, "images", shard), of_images)
-            pool_file.write(_shard(folder, "shard", shard), scored)
+    folder = make_shards(run, cycle, images)
     found, scores = pool_file.read_all(folder), pool_file.read_images(folder)
     # Where people answer, classes may have been merged or added since the model was trained.
     lacking = len(run.classes) - scores.class_scores.shape[1]
@@ -355,8 +367,77 @@ def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
     )
 
 
-def _shard(folder: Path, kind: str, number: int) -> Path:
-    return folder / f"{kind}_{number:05d}.parquet"
+def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
+    """Score what is not scored yet of the images, shard by shard; the folder of all their files, and no others.
+
+    A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
+    on: it is never scored again, whatever the engine, and never taken for another.
+    """
+    folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
+    shards = [images[i : i + size] for i in range(0, len(images), size)]
+    recipe = scoring_recipe(run, cycle)
+    names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
+    wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
+    for file in folder.glob("*.parquet"):
+        if file.name not in wanted:
+            file.unlink()
+    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
+    if not missing:
+        return folder
+    known = len(images) - sum(len(shards[place]) for place in missing)
+    look(run, run.pool.of([image for place in missing for image in shards[place]]))
+    with run.stage("score") as report:
+        scored = run.engine(
+            run, cycle, [shards[place] for place in missing],
+            lambda done, note="": report(known + done, len(images), f"images{note}"),
+        )  # fmt: skip
+        for number, found, of_images in scored:
+            pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
+            pool_file.write(folder / f"shard_{names[missing[number]]}", found)
+    return folder
+
+
+def score_here(
+    run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
+) -> Iterator[tuple[int, Candidates, ImageScores]]:
+    """The engine ``local``: one shard after the other, in this process."""
+    detector, done = load_detector(run, cycle - 1), 0
+    for number, images in enumerate(shards):
+        yield (
+            number,
+            *score_images(detector, run.pool.of(images), run.settings, cycle, lambda n, done=done: report(done + n)),
+        )
+        done += len(images)
+
+
+KINDS = ("shard", "images")
+"""What the two files of a shard are called: candidates, and scores of whole images."""
+
+
+def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
+    """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
+    settings, model = run.settings, run.folder.cycle(cycle - 1)
+    return {
+        "model": [sha256((model / name).read_bytes()).hexdigest() for name in (ABOUT, WEIGHTS)],
+        "detector": settings.detector.model_dump(mode="json"),
+        "scoring": settings.scoring.model_dump(mode="json", exclude={"shard_size"}),
+        "features": wants_features(settings),
+        "precision": settings.training.precision,
+        "freeze": settings.training.freeze,
+        "device": settings.device,
+        "seed": settings.seed,
+        "cycle": cycle,
+    }
+
+
+def shard_name(recipe: Mapping[str, Any], images: Sequence[ImageRecord]) -> str:
+    """What tells a shard from all others."""
+    return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
+
+
+def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
+    """What tells images from others, wherever their folder has been moved."""
+    return [(i.id, Path(i.path).name, i.width, i.height) for i in images]
 
 
 def score_images(
@@ -368,10 +449,9 @@ def score_images(
     Images of one shape go together; each comes with all its views.
     """
     found: list[tuple[Candidates, ImageScores]] = []
-    with_features = "features" in strategies.NEEDS.get(settings.selection.strategy, ())
-    for rows in batches(pictures, settings.scoring.batch_size):
+    with_features = wants_features(settings)
+    for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
         ids = [pictures.records[i].id for i in rows]
-        batch = [pictures[int(i)] for i in rows]
         sizes = [detector.input_size(picture) for picture in batch]
         views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
         together = detector.predict_views(batch, views, features=with_features)
@@ -381,6 +461,11 @@ def score_images(
         report(len(found))
     found.sort(key=lambda one: one[1].image_id[0])
     return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
+
+
+def wants_features(settings: Settings) -> bool:
+    """Whether the strategy looks at the features of candidates."""
+    return "features" in strategies.NEEDS.get(settings.selection.strategy, ())
 
 
 def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) -> np.ndarray:
@@ -513,16 +598,15 @@ def features(
         """Of the pictures of those ids, in their order; a batch holds one shape."""
         pictures = run.pool.of([records[i] for i in ids])
         rows = list(batches(pictures, run.settings.scoring.batch_size))
-        found = [detector.image_features([pictures[int(i)] for i in batch]) for batch in rows]
+        found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
         return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
 
     def box_features() -> np.ndarray:
         """Of all labelled boxes."""
         pictures = run.pool.of([records[i] for i in labels if len(labels[i].boxes)])
         found: list[np.ndarray] = []
-        for batch in batches(pictures, run.settings.scoring.batch_size):
-            boxes = [labels[pictures.records[i].id].boxes for i in batch]
-            found += detector.box_features([pictures[int(i)] for i in batch], boxes)
+        for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
+            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
     with run.stage("features"):
@@ -609,7 +693,7 @@ def load_detector(run: Run, cycle: int) -> TorchDetector:
 def first_cycle(run: Run) -> dict[str, Any]:
     """All that the model of cycle 1 depends on, to tell whether two runs may share it."""
     settings = run.settings
-    pool = sha256(repr([(i.id, Path(i.path).name, i.width, i.height) for i in run.pool.records]).encode()).hexdigest()
+    pool = sha256(repr(listed(run.pool.records)).encode()).hexdigest()
     return {
         "seed": settings.seed,
         "initial_images": settings.initial_images,
@@ -644,9 +728,8 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     found: dict[int, Detections] = {}
     look(run, run.test)
     with run.stage("evaluate") as report:
-        for places in batches(run.test, TEST_BATCH):
-            ids = [run.test.records[i].id for i in places]
-            found |= zip(ids, detector.predict([run.test[int(i)] for i in places]), strict=True)
+        for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
+            found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))

@@ -1,13 +1,19 @@
 """Images at working size, decoded once and kept in memory as far as it goes."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any, overload
 
 import numpy as np
 
-from rarebox.data.images import read_picture, working_size
-from rarebox.types import Bools, ImageRecord, Picture
+from rarebox.data.images import read_picture, readers, working_size
+from rarebox.data.remote import is_url
+from rarebox.types import Bools, ImageRecord, Ints, Picture
+
+AHEAD = 32
+"""Pictures that are read before they are wanted."""
 
 
 class _Memory:
@@ -67,11 +73,32 @@ class Pictures(Sequence[Picture]):
             self._memory.keep(record.id, picture)
         return picture
 
+    def in_batches(self, batches: Iterable[Ints]) -> Iterator[tuple[Ints, list[Picture]]]:
+        """The pictures of each batch of places, read by other threads while those before are worked on.
+
+        At most ``AHEAD`` pictures are read in advance, which bounds the memory. Raises UnreadableImage.
+        """
+        waiting: deque[tuple[Ints, list[Future[Picture]]]] = deque()
+        with ThreadPoolExecutor(min(AHEAD, readers(any(is_url(record.path) for record in self.records)))) as threads:
+            try:
+                for places in batches:
+                    waiting.append((places, [threads.submit(self.__getitem__, int(place)) for place in places]))
+                    while sum(len(batch) for batch, _ in waiting) > AHEAD and len(waiting) > 1:
+                        yield _read(*waiting.popleft())
+                while waiting:
+                    yield _read(*waiting.popleft())
+            finally:
+                threads.shutdown(cancel_futures=True)
+
     def of(self, records: Sequence[ImageRecord]) -> "Pictures":
         """The same pictures, decoded or not, in another order or fewer of them."""
         part = Pictures(records, self.size)
         part._memory = self._memory
         return part
+
+
+def _read(places: Ints, pictures: Sequence[Future[Picture]]) -> tuple[Ints, list[Picture]]:
+    return places, [picture.result() for picture in pictures]
 
 
 def which_are_tall(images: Sequence[Any]) -> Bools:

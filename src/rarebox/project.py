@@ -11,7 +11,8 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
-from rarebox.data.images import UnreadableImage, image_files, image_size, read_picture
+from rarebox.data.images import SUFFIXES, UnreadableImage, fetched, image_files, image_size, read_picture, readers
+from rarebox.data.remote import is_list, is_url, listing, location
 from rarebox.errors import UserError
 from rarebox.people import clean_name
 from rarebox.run_folder import RunFolder, read_json, write_json, write_text
@@ -154,28 +155,33 @@ Progress = Callable[[str, int, int, str], None]
 
 
 def create(
-    root: Path, images: Path, classes: Sequence[str] = (), labels: Path | None = None, *, partial: bool = False,
+    root: Path, images: str | Path, classes: Sequence[str] = (), labels: Path | None = None, *, partial: bool = False,
     preset: str = "laptop", changes: Mapping[str, Any] | None = None, progress: Progress = lambda *_: None,
 ) -> list[data.Problem]:  # fmt: skip
-    """Make a project of the images below a folder; the problems met come back.
+    """Make a project of the images below a folder or URL (:mod:`rarebox.data.remote`); the problems met come back.
 
     ``labels`` is a data set that :func:`rarebox.data.load` reads: what it says of images of that name is taken in,
     as complete, unless ``partial``. UserError where there is a project already, or no image.
     """
-    settings = config.resolve(preset, None, {**config.PROJECT, "data": str(images.resolve()), **(changes or {})})
+    settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
     if folder.settings.exists():
         raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
     leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")] + [folder.problems.name]
     if root.exists() and any(file.name not in leftovers for file in root.iterdir()):
         raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
-    if not images.is_dir():
+    from_list = is_url(images) or (is_list(images) and Path(images).is_file())
+    if not from_list and not Path(images).is_dir():
         raise UserError(f"{images} is no folder; name the one with your images")
     known = data.load(labels) if labels else None
     names = _class_names([*(known.classes if known else ()), *classes])
-    files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
+    if from_list:
+        files, unknown = listing(location(images), SUFFIXES), []
+    else:
+        files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
+        unknown = [file for file in sorted(Path(images).rglob("*")) if file.suffix.lower() in NOT_READ]
     records, problems = read_images(files, settings.detector.size, progress)
-    if unknown := [file for file in sorted(images.rglob("*")) if file.suffix.lower() in NOT_READ]:
+    if unknown:
         what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
         problems.append(data.Problem("kind not read", str(unknown[0]), what))
     if not records:
@@ -202,22 +208,23 @@ def _class_names(names: Sequence[str]) -> list[str]:
 
 
 def read_images(
-    files: Sequence[Path], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1
+    files: Sequence[Path | str], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1
 ) -> tuple[list[ImageRecord], list[data.Problem]]:
-    """Every image file that can be decoded, numbered in that order; the others are problems."""
+    """Every image file (or URL) that can be decoded, numbered in that order; the others are problems."""
     records: list[ImageRecord] = []
     problems: list[data.Problem] = []
 
-    def probe(file: Path) -> ImageRecord | UnreadableImage:
+    def probe(file: Path | str) -> ImageRecord | UnreadableImage:
         try:
-            width, height, _ = image_size(file)
-            record = ImageRecord(0, os.path.abspath(file), width, height)
-            read_picture(record, *size)
+            content = fetched(file)
+            width, height, _ = image_size(file, content)
+            record = ImageRecord(0, location(file), width, height)
+            read_picture(record, *size, content)
             return record
         except UnreadableImage as error:
             return error
 
-    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(readers(any(map(is_url, files)))) as pool:
         for done, (file, found) in enumerate(zip(files, pool.map(probe, files), strict=True), start=1):
             progress("looking at the images", done, len(files), "")
             if isinstance(found, UnreadableImage):

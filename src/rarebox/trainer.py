@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rarebox import candidates as pool_file
-from rarebox import detectors, loop, seeds
+from rarebox import cluster, detectors, loop, seeds
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
@@ -30,7 +30,7 @@ MOST_LOOKED_AT = 1000
 """Images among which the first, most different ones are looked for."""
 
 
-def advance(now: Project, tell: loop.Progress, train: bool = False) -> str | None:
+def advance(now: Project, tell: loop.Progress, train: bool = False, engine: loop.Engine | None = None) -> str | None:
     """Do the next thing that is due, and name it; None when people have the word.
 
     Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
@@ -39,7 +39,7 @@ def advance(now: Project, tell: loop.Progress, train: bool = False) -> str | Non
     cycle = now.cycle
     if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
         return "questions" if ask_first_images(now, tell) else None
-    run = loop.open_project(now.folder, now.settings, now.store, tell)
+    run = loop.open_project(now.folder, now.settings, now.store, tell, engine)
     records = now.folder.records()
     if len(records) >= cycle:
         run.cycle = cycle + 1
@@ -89,8 +89,8 @@ def ask_first_images(now: Project, tell: loop.Progress) -> bool:
     )  # fmt: skip
     pictures = Pictures(looked_at, settings.detector.size)
     features: dict[int, np.ndarray] = {}
-    for rows in loop.batches(pictures, settings.scoring.batch_size):
-        features |= zip(rows.tolist(), detector.image_features([pictures[int(i)] for i in rows]), strict=True)
+    for rows, batch in pictures.in_batches(loop.batches(pictures, settings.scoring.batch_size)):
+        features |= zip(rows.tolist(), detector.image_features(batch), strict=True)
         tell("looking for the most different photos", len(features), len(looked_at), "images")
     points = np.stack([features[i] for i in range(len(looked_at))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
@@ -142,7 +142,7 @@ def ranked_before(now: Project, cycle: int) -> loop.Ranked | None:
 # ------------------------------------------------------------------------------------------- the process
 
 
-def main(root: str) -> None:
+def main(root: str, engine: str = "local", address: str | None = None) -> None:
     """Take commands until the input ends, and then stop at once, in the middle of whatever is going on."""
     mailbox: Mailbox[dict[str, Any]] = Mailbox()
 
@@ -165,9 +165,10 @@ def main(root: str) -> None:
     while True:
         train = mailbox.get()["do"] == "train"
         try:
-            while step := advance(now, progress, train):
-                train = False
-                say(event=step)
+            with cluster.connected(engine, address) as where:  # anew for each command: it may be days to the next
+                while step := advance(now, progress, train, where.score if where else None):
+                    train = False
+                    say(event=step)
             say(event="idle")
         except (UserError, OSError, MemoryError) as error:
             reason = str(error) or "the memory of this machine is full; lower training.batch_size in settings.yaml"
@@ -180,4 +181,4 @@ def say(**what: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rarebox.boxes import clip
-from rarebox.data.images import UnreadableImage, image_files, image_size, read_image
+from rarebox.data.images import UnreadableImage, fetched, image_files, image_size, read_image, readers
+from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError
 from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
 
@@ -85,11 +86,12 @@ class ListedBox(NamedTuple):
 class ListedImage:
     """An image as a label file lists it.
 
-    ``size`` is the (width, height) written there, if any. With ``relative`` the boxes are in shares of the image's
-    sides, otherwise in 0-based pixels. ``complete``: whether all its objects have a box; None where nobody says.
+    ``path`` is a file, or the URL of one. ``size`` is the (width, height) written there, if any. With ``relative`` the
+    boxes are in shares of the image's sides, otherwise in 0-based pixels. ``complete``: whether all its objects have a
+    box; None where nobody says.
     """
 
-    path: Path
+    path: Path | str
     boxes: Sequence[ListedBox] = ()
     id: int | None = None
     size: tuple[int, int] | None = None
@@ -184,7 +186,7 @@ def _not_understood(path: Path) -> UserError:
 
 
 def _listed_twice(images: Sequence[ListedImage]) -> list[Problem]:
-    times = Counter(os.path.normpath(image.path) for image in images)
+    times = Counter(location(image.path) for image in images)
     return [
         Problem(
             "image listed twice", path, f"it is listed {n} times, which is kept; in both splits it flatters the test"
@@ -215,18 +217,18 @@ def _split(
     listing: Listing, ids: Sequence[int], classes: Sequence[str], problems: list[Problem], check_pixels: bool
 ) -> Split:
     """The images of a listing that can be read, with their boxes cleaned; the rest goes to ``problems``."""
-    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(readers(any(is_url(image.path) for image in listing.images))) as pool:
         sizes = list(pool.map(partial(_probe, check_pixels=check_pixels), (image.path for image in listing.images)))
     number = {name: label for label, name in enumerate(classes)}
     images: list[ImageRecord] = []
     truth: dict[int, GroundTruth] = {}
     for image, id, size in zip(listing.images, ids, sizes, strict=True):
         if isinstance(size, UnreadableImage):
-            kind = "unreadable image" if image.path.is_file() else "missing image file"
+            kind = "unreadable image" if is_url(image.path) or Path(image.path).is_file() else "missing image file"
             problems.append(Problem(kind, str(image.path), f"{size.reason}; the image is left out"))
             continue
         problems += _check_size(image, *size)
-        record = ImageRecord(id, os.path.abspath(image.path), size[0], size[1])
+        record = ImageRecord(id, location(image.path), size[0], size[1])
         images.append(record)
         truth[id] = _truth(image, record, number, problems)
     if not images:
@@ -238,11 +240,12 @@ def _split(
     return Split(tuple(images), truth)
 
 
-def _probe(path: Path, check_pixels: bool) -> tuple[int, int, bool] | UnreadableImage:
+def _probe(path: Path | str, check_pixels: bool) -> tuple[int, int, bool] | UnreadableImage:
     try:
+        content = fetched(path)
         if check_pixels:
-            read_image(path)
-        return image_size(path)
+            read_image(path, content)
+        return image_size(path, content)
     except UnreadableImage as error:
         return error
 

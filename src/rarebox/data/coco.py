@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
+from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 
 _TEST_NAMES = ("test", "valid", "val")
@@ -212,8 +213,10 @@ def _image(path: Path, entry: dict[str, Any], boxes: list[ListedBox]) -> ListedI
     return ListedImage(place, boxes, own, size if known else None, complete=complete)  # type: ignore[arg-type]
 
 
-def _locate(path: Path, name: str) -> Path:
-    """The image file: relative to the JSON's folder, or in ``images/`` or a folder named like the split."""
+def _locate(path: Path, name: str) -> Path | str:
+    """The image file: a URL, or relative to the JSON's folder, or in ``images/`` or a folder named like the split."""
+    if is_url(name):
+        return name
     name = name.replace("\\", "/")
     folder = path.parent
     places = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)

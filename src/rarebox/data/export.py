@@ -20,6 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from rarebox.data import EXPORT_MARK, cvat, labelstudio
+from rarebox.data.images import fetched
 from rarebox.data.review import MODEL, Sheet, sheets
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
@@ -285,9 +286,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Path) -> None:
-    """Link or copy the images; those that lie in the export about to be replaced are copied in any case."""
+    """Link or copy the images; those that lie in the export about to be replaced, or not on this disk, are copied in
+    any case."""
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
+        if (content := fetched(item.record.path)) is not None:
+            (folder / item.file).write_bytes(content)
+            continue
         source = Path(item.record.path).resolve()
         if not source.is_file():
             raise UserError(f"{item.record.path} is gone since the data set was read; put it back to export it")

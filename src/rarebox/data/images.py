@@ -1,5 +1,7 @@
 """Reading image files of every common kind as upright 8-bit RGB; whatever cannot be read says why."""
 
+import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rarebox.data import remote
 from rarebox.errors import UserError
 from rarebox.types import ImageRecord, Picture
 
@@ -65,36 +68,37 @@ def image_files(folder: str | Path) -> list[Path]:
     return sorted(p for p in files if p.is_file())
 
 
-def image_size(path: str | Path) -> tuple[int, int, bool]:
+def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int, bool]:
     """Width and height of the upright image, and whether EXIF lays it on its side in the file.
 
-    Reads the header only. Raises `UnreadableImage`.
+    Reads the header only, of the file's ``content`` if that is at hand. Raises `UnreadableImage`.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         orientation = _orientation(image)
         return *_swapped(image.size, orientation), orientation in _SIDEWAYS
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """The whole image, upright: (H, W, 3) ``uint8`` RGB.
 
     Grey, palette, CMYK and 1-bit images become RGB. Transparent pixels are shown on white, as a person labelling them
     on a page sees them (what lies under full transparency is often arbitrary). 16-bit grey is scaled from its full
-    range, not cut off. Of an animation this is the first frame. Raises `UnreadableImage`.
+    range, not cut off. Of an animation this is the first frame. ``content`` is the file's, if it is at hand. Raises
+    `UnreadableImage`.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         orientation = _orientation(image)
         return np.array(_upright(_rgb(image), orientation))
 
 
-def read_picture(record: ImageRecord, short_side: int, long_side: int) -> Picture:
+def read_picture(record: ImageRecord, short_side: int, long_side: int, content: bytes | None = None) -> Picture:
     """The image at working size: as large as ``short_side`` allows, but no side longer than ``long_side`` pixels.
 
     Decoded and resized once, with antialiasing. A JPEG that shrinks to half or less is decoded at a fraction of its
     size, which is several times faster. Raises `UnreadableImage`, also when the file has another size than when the
-    data set was read, since then no box would fit.
+    data set was read, since then no box would fit. ``content`` is the file's, if it is at hand.
     """
-    with _opened(record.path) as image:
+    with _opened(record.path, content) as image:
         orientation = _orientation(image)
         size = _swapped(image.size, orientation)
         if size != (record.width, record.height):
@@ -112,11 +116,27 @@ def working_size(width: int, height: int, short_side: int, long_side: int) -> tu
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The open image file; whatever goes wrong while it is open becomes an `UnreadableImage`."""
+def readers(far: bool) -> int:
+    """How many threads read images at a time: those that wait for a network need no core."""
+    return 2 * (os.cpu_count() or 1) if not far else 32
+
+
+def fetched(path: str | Path) -> bytes | None:
+    """The content of an image file that is not on this disk, None for one that is. Raises `UnreadableImage`."""
     try:
-        with Image.open(path) as image:
+        return remote.fetch(str(path)) if remote.is_url(path) else None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each service has errors of its own
+        raise UnreadableImage(path, remote.reason(error)) from error
+
+
+@contextmanager
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The open image file; whatever goes wrong while it is open becomes an `UnreadableImage`."""
+    content = fetched(path) if content is None else content
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice this
                 raise Image.DecompressionBombError
@@ -129,7 +149,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise UnreadableImage(path, "there is no such file") from None
     except Image.UnidentifiedImageError:
-        reason = "the file is empty" if Path(path).stat().st_size == 0 else "it is not an image of a known kind"
+        size = Path(path).stat().st_size if content is None else len(content)
+        reason = "it is not an image of a known kind" if size else "the file is empty"
         raise UnreadableImage(path, reason) from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
         raise UnreadableImage(path, str(error) or type(error).__name__) from error

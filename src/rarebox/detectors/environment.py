@@ -23,3 +23,8 @@ def describe() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{name: version(name) for name in LIBRARIES},
     }
+
+
+def compute_with(threads: int) -> None:
+    """Let what the calling thread does of torch run on so many threads."""
+    torch.set_num_threads(threads)

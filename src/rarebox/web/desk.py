@@ -43,11 +43,11 @@ class Desk:
     commit, and each is told "saved" only when the disk has it.
     """
 
-    def __init__(self, project: Project, train: bool = True) -> None:
+    def __init__(self, project: Project, train: bool = True, engine: Sequence[str] = ()) -> None:
         self.project, self.people = project, People(project.store)
         self.images: dict[int, ImageRecord] = project.store.images()
         self.version, self.questions = 0, 0
-        self.trainer = Supervisor(project.folder.root, self._hear) if train else None
+        self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
         self._ledger, self._lock, self._anew = Ledger(), RLock(), False
         self._asker: Asker | None = None
         self._cycle = -1

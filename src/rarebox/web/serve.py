@@ -11,6 +11,8 @@ from threading import Timer
 
 import uvicorn
 
+from rarebox import cluster
+from rarebox.data.remote import is_url
 from rarebox.errors import Busy, UserError
 from rarebox.people import clean_name
 from rarebox.project import Project
@@ -24,9 +26,12 @@ DEFAULT_PORT = 8765
 
 def serve(
     root: Path, host: str = "127.0.0.1", port: int | None = None, people: Sequence[str] = (), *, browser: bool = True,
-    also: Sequence[str] = (), label_studio: bool = False, say: Callable[[str], None] = print,
+    also: Sequence[str] = (), label_studio: bool = False, engine: Sequence[str] = (),
+    say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
-    """Serve a project until Ctrl-C. ``people`` get a link each; without them, one link that works once."""
+    """Serve a project until Ctrl-C. ``people`` get a link each; without them, one link that works once. ``engine``:
+    where the pool is scored, if not in the trainer: a name, and perhaps an address."""
+    cluster.check(*engine or ("local",))
     names = list(dict.fromkeys(clean_name(name, "person") for name in people))
     if not is_loopback(host) and not names:
         raise UserError(
@@ -37,7 +42,7 @@ def serve(
     project = Project(root)
     try:
         with hold(root / "serve.lock"):
-            _serve(project, host, port, names, browser, also, label_studio, say)
+            _serve(project, host, port, names, browser, also, label_studio, engine, say)
     except Busy:
         raise UserError(f"{root} is being served already; open its page, or stop that server first") from None
     finally:
@@ -46,14 +51,14 @@ def serve(
 
 def _serve(
     project: Project, host: str, port: int | None, names: Sequence[str], browser: bool, also: Sequence[str],
-    label_studio: bool, say: Callable[[str], None],
+    label_studio: bool, engine: Sequence[str], say: Callable[[str], None],
 ) -> None:  # fmt: skip
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
     door = Door(read_secret(root / "secret"))
     new = project.add_new_images()
-    desk = Desk(project)
+    desk = Desk(project, engine=engine)
     shown = f"[{host}]" if ":" in host else host
     if host in ("0.0.0.0", "::"):
         shown = socket.gethostname()
@@ -61,7 +66,7 @@ def _serve(
     images = len(desk.images)
     more = f", {new} of them new" if new else ""
     say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
-    if gone := sum(not Path(image.path).exists() for image in desk.images.values()):
+    if gone := sum(not is_url(image.path) and not Path(image.path).exists() for image in desk.images.values()):
         say(f"{gone} of them are not where they were ({project.settings.data}); put them back, or they cannot be shown")
     for name in names:
         say(f"{name}: {base}?token={door.personal_link(name)}")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
@@ -18,10 +18,11 @@ LONGEST_REASON = 300
 
 
 class Supervisor:
-    """One trainer for one project. ``told`` is called, on a thread of its own, with each event of it."""
+    """One trainer for one project. ``told`` is called, on a thread of its own, with each event of it. ``engine`` is
+    where it scores the pool: a name, and perhaps an address."""
 
-    def __init__(self, root: Path, told: Callable[[str], None]) -> None:
-        self._root, self._told = root, told
+    def __init__(self, root: Path, told: Callable[[str], None], engine: Sequence[str] = ()) -> None:
+        self._root, self._told, self._engine = root, told, engine
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
         self._follower: Thread | None = None
@@ -61,8 +62,8 @@ class Supervisor:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [*COMMAND, str(self._root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, encoding="utf-8", errors="replace",
+            [*COMMAND, str(self._root), *self._engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
         self._follower = Thread(target=self._follow, args=(self._process,), daemon=True)
         self._follower.start()
