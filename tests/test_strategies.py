@@ -165,8 +165,8 @@ def asked(
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = loop.Run(
-            RunFolder(folder), settings, data, pictures, pictures, truth, store, SimulatedOracle(truth), lambda *_: None,
-            loop.score_here,
+            RunFolder(folder), settings, data, pictures, pictures, truth, store, SimulatedOracle(truth),
+            lambda *_: None, loop.score_here,
         )  # fmt: skip
         store.open_cycle(1)
         loop.label_initial_pool(run)
