@@ -165,7 +165,7 @@ def test_exploring_keeps_within_the_budget(
 
     def one_class(run: loop.Run, cycle: int) -> Any:
         found, images = score_pool(run, cycle)
-        return replace(found, labels=np.zeros(len(found), dtype=np.int64)), images
+        return replace(found, counts_as=np.zeros(len(run.classes), dtype=np.int64)), images
 
     monkeypatch.setattr(loop, "score_pool", one_class)
     for budget in (3, 11):
@@ -220,8 +220,8 @@ def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Any, Any]] = []
-    coreset = strategies.BOX["coreset"]
-    monkeypatch.setitem(strategies.BOX, "coreset", lambda c, s, rng: seen.append((c, s)) or coreset(c, s, rng))
+    coreset = strategies.box.coreset
+    monkeypatch.setattr(strategies.box, "coreset", lambda c, s, *more, **k: seen.append((c, s)) or coreset(c, s, *more, **k))  # fmt: skip  # noqa: E501
     loop.run(tmp_path / "run", settings(pictures, selection__strategy="coreset", budget=[6]), share=finished)
     candidates, state = seen[0]
     assert candidates.features.shape == (len(candidates), state.box_features.shape[1])
