@@ -23,6 +23,7 @@ from rarebox import config, data, loop, strategies, tables
 from rarebox.candidates import read_all
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.pseudo import METHODS, read_targets
+from rarebox.ranking import still_open
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, GroundTruth, Verdict
@@ -226,6 +227,23 @@ def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
     candidates, state = seen[0]
     assert candidates.features.shape == (len(candidates), state.box_features.shape[1])
     assert len(state.box_features) == state.class_counts.sum() > 0
+
+
+def test_the_record_counts_what_was_open_and_what_plain_uncertainty_would_have_taken(finished: Path) -> None:
+    folder = RunFolder(finished)
+    with Store(folder.store) as store:
+        before, looks, classes = store.labels(up_to_cycle=1), store.spent(2).looks, store.classes()
+    found = read_all(finished / "cycle_02/candidates")
+    rows = [
+        i for i in range(len(found))
+        if (said := before.get(int(found.image_id[i]))) is None or still_open(found.boxes[[i]], said, 0.5)[0]
+    ]  # fmt: skip
+    labels = found.labels[rows]
+    taken = labels[np.argsort(-found.uncertainty[rows], kind="stable")[:looks]]
+    record = folder.records()[1]
+    for name, of in (("candidates_per_class", labels), ("uncertainty_would_select", taken)):
+        assert list(record[name].values()) == np.bincount(of, minlength=len(classes)).tolist(), name
+    assert 0 < len(taken) < len(labels)
 
 
 def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(

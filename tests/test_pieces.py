@@ -161,6 +161,7 @@ def test_p_of_every_reading_is_the_same_to_the_last_bit(reading: str, iou: float
     found = made_up(5)
     labels = answers(found, 5)
     changes = {"selection.class_frequency": reading, "selection.answered_iou": iou, "pseudo.class_high": 0.5}
+    changes |= {"pseudo.human_iou": 1 - iou, "pseudo.rejected_iou": iou}
     told = settings_of("class_balanced", **changes)
     state, open_ones = plain_state(told, 5, labels, found, scores_of(60))
     known, counts = ranking.label_state(told, 5, labels, Shards(write(found, tmp_path, images=4)), scores_of(60))

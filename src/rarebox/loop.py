@@ -293,6 +293,8 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
             )  # fmt: skip
             pool_file.write(_shard(folder, "images", shard), of_images)
             pool_file.write(_shard(folder, "shard", shard), scored)
+    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
+        return scored_pool(run, cycle), ImageScores.none(len(run.classes))
     scores = pool_file.read_images(folder)
     # Where people answer, classes may have been merged or added since the model was trained.
     lacking = len(run.classes) - scores.class_scores.shape[1]

@@ -276,8 +276,9 @@ class LabelState:
 
     ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the human boxes of each class, ``images_labelled``
     the number of complete images, ``budget`` what this cycle may spend. ``images`` are the pool's images that nobody
-    has labelled. ``box_features`` (L, D), ``image_features`` (I, F) of those images and ``labelled_image_features``
-    (J, F) are there for the strategies that name them (``strategies.NEEDS``).
+    has labelled, for image-level strategies; for the others there are none. ``box_features`` (L, D),
+    ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are there for the strategies that
+    name them (``strategies.NEEDS``).
     """
 
     class_frequency: Floats

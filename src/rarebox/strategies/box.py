@@ -124,19 +124,19 @@ def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -
 
     Class c may fill budget * softmax_c(1 - N_c / N) of the looks, N_c its human boxes. The utility is u(b).
     """
-    order, over, _ = _in_quota(candidates, state)
+    order, over = _in_quota(candidates, state)
     rows = np.concatenate([order[~over], order[over]])
     return zip(rows.tolist(), candidates.uncertainty[rows].tolist(), strict=True)
 
 
 def quota_keeps(rank: object, candidates: Candidates, state: LabelState, places: int) -> Ints:
     """The most uncertain of each class, and of all."""
-    order, over, quotas = _in_quota(candidates, state)
-    return order[~over | (np.arange(len(order)) < quotas.sum() + places)]
+    order, over = _in_quota(candidates, state)
+    return order[~over | (np.arange(len(order)) < places)]
 
 
-def _in_quota(candidates: Candidates, state: LabelState) -> tuple[Ints, Bools, Floats]:
-    """Rows by falling u(b); which of them are over their class's quota; and the quotas (K,)."""
+def _in_quota(candidates: Candidates, state: LabelState) -> tuple[Ints, Bools]:
+    """Rows by falling u(b), and which of them are over their class's quota."""
     share = np.exp(1 - state.class_counts / max(state.class_counts.sum(), 1))
     quotas = np.ceil(state.budget * share / share.sum())
     order = np.lexsort((candidates.box_index, candidates.image_id, -candidates.uncertainty))
@@ -145,7 +145,7 @@ def _in_quota(candidates: Candidates, state: LabelState) -> tuple[Ints, Bools, F
     starts = np.searchsorted(labels[by_class], labels[by_class])
     place = np.empty(len(order), dtype=np.int64)  # how many of its class come before it
     place[by_class] = np.arange(len(order)) - starts
-    return order, place >= quotas[labels], quotas
+    return order, place >= quotas[labels]
 
 
 def compas(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
