@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rarebox import candidates, config, loop
+from rarebox import config, loop
+from rarebox.candidates import Shards
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 
@@ -34,13 +35,14 @@ def main() -> None:
         place[last] = value
     settings = config.check(told)
     dataset = loop.load_data(settings.data)
-    with tempfile.TemporaryDirectory() as folder:
-        here = RunFolder(Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        here = RunFolder(Path(scratch))
         shutil.copy(before.store, here.store)
         with Store(here.store, classes=dataset.classes, flush=False) as store:
             run = loop.open_run(here, settings, dataset, store, tell)
             run.cycle = given.cycle
-            found = candidates.read_all(before.cycle(given.cycle) / "candidates") if given.cycle > 1 else None
+            folder = before.cycle(given.cycle) / "candidates"
+            found = Shards(sorted(folder.glob("shard_*.parquet"))) if given.cycle > 1 else None
             targets = loop.training_targets(run, given.cycle, found)
             result = loop.evaluate(run, given.cycle, loop.retrain(run, given.cycle, targets, None))
     counts = {"images": len(targets), "boxes": sum(len(t) for t in targets.values())}

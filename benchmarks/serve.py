@@ -142,7 +142,7 @@ def project(root: Path, images: int, grid: int, answered: int, opened: int) -> N
 
 def fill(made: Project, answered: int, opened: int) -> None:
     """Ask many questions from the top of the ranking, and answer the first of them."""
-    found, _, _ = made.read_ranking(2)
+    found = made.read_ranking(2).candidates
     queries = made.store.ask(2, [
         Query(int(found.image_id[row]), found.boxes[row], int(found.labels[row]), 1.0, {
             "rank": float(row), "cycle": 2.0, "score": float(found.scores[row]),

@@ -14,9 +14,9 @@ import numpy as np
 
 from rarebox import config
 from rarebox.project import Project
+from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, write_text
 from rarebox.store import Store
-from rarebox.strategies import Queue
 from rarebox.types import Candidates, ImageRecord
 
 SERVER = r"""
@@ -57,8 +57,9 @@ def make_project(
         box_consistency=chance.random(len(rows)), class_probs=np.zeros((len(rows), 0)),
     )  # fmt: skip
     folder.cycle(2).mkdir()
-    ranking = Queue(enumerate(np.linspace(1, 0, len(rows)).tolist()))
-    project.write_ranking(2, found, ranking, np.ones(len(classes)) / len(classes))
+    order = Head.of(found, enumerate(np.linspace(1, 0, len(rows)).tolist()))
+    counts = np.bincount(found.labels, minlength=len(classes))
+    project.write_ranking(2, order, np.ones(len(classes)) / len(classes), counts)
     return project
 
 

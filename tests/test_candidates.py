@@ -200,16 +200,16 @@ POOL = labelled([0, 0, 0, 1, 1, 0], [0.9, 0.8, 0.9, 0.85, 0.3, 0.2])
     ],
 )
 def test_class_frequency_by_hand(reading: str, wanted: list[float]) -> None:
-    found = candidates.class_frequency(POOL, np.array([1, 0, 5]), 0.8, reading)
+    found = candidates.class_frequency([(POOL.labels, POOL.scores)], np.array([1, 0, 5]), 0.8, reading)
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize("reading", ["hard", "soft", "max_normalised", "with_labels"])
 def test_class_frequency_of_an_empty_pool_is_0_but_for_human_boxes(reading: str) -> None:
-    none, counts = Candidates.none(3), np.array([1, 0, 3])
+    counts = np.array([1, 0, 3])
     wanted = [0.25, 0, 0.75] if reading == "with_labels" else [0, 0, 0]
-    assert candidates.class_frequency(none, counts, 0.8, reading).tolist() == wanted
-    unsure = labelled([0, 1], [0.5, 0.5])
+    assert candidates.class_frequency([], counts, 0.8, reading).tolist() == wanted
+    unsure = [(np.array([0, 1]), np.array([0.5, 0.5]))]
     if reading in ("hard", "max_normalised"):
         assert candidates.class_frequency(unsure, counts, 0.8, reading).tolist() == [0, 0, 0]
 

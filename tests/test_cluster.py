@@ -75,9 +75,12 @@ def rank(out: Path, engine: loop.Engine) -> list[Any]:
         run = loop.open_run(place, chosen, loop.load_data(chosen.data), store, lambda *_: None, engine)
         run.cycle = 2
         ranked = loop.rank_pool(run, 2)
-    order = [item for place in range(len(ranked.open_ones)) if (item := ranked.queue(place))]
+        order, found = [], ranked.queue
+        while item := found(len(order)):
+            row, utility = item
+            order.append((found.candidates.image_id[row], found.candidates.boxes[row].tobytes(), utility))
     assert order
-    return [(ranked.open_ones.image_id[row], ranked.open_ones.boxes[row].tobytes(), value) for row, value in order]
+    return order
 
 
 def no_engine(*_: Any) -> Any:
@@ -116,6 +119,25 @@ def wait_for_two_workers(watched: Watched) -> None:
         for ref in ready:
             watched.scoring._started(ref)
     assert len(watched.scoring.busy) == 2
+
+
+# Before the others: once this process has joined a cluster, it is in that one.
+@pytest.mark.parametrize(
+    ("engine", "address", "said"),
+    [
+        ("rey", None, "did you mean 'ray'"),
+        ("local", "auto", "goes with --engine ray"),
+        ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
+        ("ray", "127.0.0.1:here", "127.0.0.1:here: nobody answers"),
+        ("ray", "ray://127.0.0.1:10001", "run the command there with --address auto"),
+        ("ray", "nonsense", "nonsense: no such cluster .*Invalid address format"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str | None, said: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray", reason='Ray is not installed: pip install "rarebox[cluster]"')
+    with pytest.raises(UserError, match=said), cluster.connected(engine, address):
+        pass
 
 
 def test_a_worker_killed_in_the_middle_costs_its_shard_only(
@@ -200,24 +222,6 @@ def test_a_node_removed_in_the_middle_changes_nothing(
     rank_again(finished, tmp_path / "run", watched)
     assert sorted(watched.done) == [*range(SHARDS)]
     assert watched.scoring.lost == 1
-
-
-@pytest.mark.parametrize(
-    ("engine", "address", "said"),
-    [
-        ("rey", None, "did you mean 'ray'"),
-        ("local", "auto", "goes with --engine ray"),
-        ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
-        ("ray", "127.0.0.1:here", "127.0.0.1:here: nobody answers"),
-        ("ray", "ray://127.0.0.1:10001", "run the command there with --address auto"),
-        ("ray", "nonsense", "nonsense: no such cluster .*Invalid address format"),
-    ],
-)
-def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str | None, said: str) -> None:
-    if engine == "ray":
-        pytest.importorskip("ray", reason='Ray is not installed: pip install "rarebox[cluster]"')
-    with pytest.raises(UserError, match=said), cluster.connected(engine, address):
-        pass
 
 
 def test_an_engine_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_next_and_save_do_not_grow_with_what_was_answered(project: Project) -> N
 
 def steps(project: Project, answered: int) -> float:
     """How much work an answer is for the database, in hundreds of steps, with so many answers there already."""
-    found, _, _ = project.read_ranking(2)
+    found = project.read_ranking(2).candidates
     there = len(project.store.queries(2))
     rows, nothing = range(there, answered), np.zeros((0, 4))
     asked = [Query(int(found.image_id[row]), found.boxes[row], 0, 1.0, {"rank": float(row)}) for row in rows]

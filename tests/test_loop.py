@@ -23,6 +23,7 @@ from rarebox import config, data, loop, strategies, tables
 from rarebox.candidates import read_all
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.pseudo import METHODS, read_targets
+from rarebox.ranking import still_open
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, GroundTruth, Verdict
@@ -165,7 +166,7 @@ def test_exploring_keeps_within_the_budget(
 
     def one_class(run: loop.Run, cycle: int) -> Any:
         found, images = score_pool(run, cycle)
-        return replace(found, labels=np.zeros(len(found), dtype=np.int64)), images
+        return replace(found, counts_as=np.zeros(len(run.classes), dtype=np.int64)), images
 
     monkeypatch.setattr(loop, "score_pool", one_class)
     for budget in (3, 11):
@@ -220,12 +221,29 @@ def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Any, Any]] = []
-    coreset = strategies.BOX["coreset"]
-    monkeypatch.setitem(strategies.BOX, "coreset", lambda c, s, rng: seen.append((c, s)) or coreset(c, s, rng))
+    coreset = strategies.box.coreset
+    monkeypatch.setattr(strategies.box, "coreset", lambda c, s, *more, **k: seen.append((c, s)) or coreset(c, s, *more, **k))  # fmt: skip  # noqa: E501
     loop.run(tmp_path / "run", settings(pictures, selection__strategy="coreset", budget=[6]), share=finished)
     candidates, state = seen[0]
     assert candidates.features.shape == (len(candidates), state.box_features.shape[1])
     assert len(state.box_features) == state.class_counts.sum() > 0
+
+
+def test_the_record_counts_what_was_open_and_what_plain_uncertainty_would_have_taken(finished: Path) -> None:
+    folder = RunFolder(finished)
+    with Store(folder.store) as store:
+        before, looks, classes = store.labels(up_to_cycle=1), store.spent(2).looks, store.classes()
+    found = read_all(finished / "cycle_02/candidates")
+    rows = [
+        i for i in range(len(found))
+        if (said := before.get(int(found.image_id[i]))) is None or still_open(found.boxes[[i]], said, 0.5)[0]
+    ]  # fmt: skip
+    labels = found.labels[rows]
+    taken = labels[np.argsort(-found.uncertainty[rows], kind="stable")[:looks]]
+    record = folder.records()[1]
+    for name, of in (("candidates_per_class", labels), ("uncertainty_would_select", taken)):
+        assert list(record[name].values()) == np.bincount(of, minlength=len(classes)).tolist(), name
+    assert 0 < len(taken) < len(labels)
 
 
 def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(

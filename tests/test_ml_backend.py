@@ -17,7 +17,7 @@ from rarebox.errors import UserError
 from rarebox.exchange import Imported, Offer, ask_ahead, bring_in, open_questions
 from rarebox.people import People
 from rarebox.project import Project, create
-from rarebox.strategies import Queue
+from rarebox.ranking import Head
 from rarebox.types import Candidates, Query
 from rarebox.web.ml_backend import make_router, router_of
 from tests.test_exchange import region, sdk
@@ -43,7 +43,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     u = np.array([0.9, 0.8, 0.7, 0.6])
     candidates = Candidates(IMAGE_OF, np.arange(4), BOXES, LABELS, SCORES, u, u, np.zeros((4, 0)))
     now.folder.cycle(2).mkdir()
-    now.write_ranking(2, candidates, Queue(iter(enumerate(u.tolist()))), np.array([0.5, 0.5]))
+    now.write_ranking(2, Head.of(candidates, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([2, 2]))
     yield now
     now.store.close()
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rarebox import config, detectors, loop, method, outside, ranking, seeds, strategies
-from rarebox.candidates import read_all, read_images
+from rarebox.candidates import Shards, read_all, read_images
 from rarebox.data.export import Annotations, export
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
@@ -94,8 +94,9 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
         export(tmp_path / "labels", "coco", classes, images, labels)
 
     candidates = read_all(folder.cycle(2) / "candidates")
-    open_ones = candidates[ranking.unanswered(candidates, before, told.selection.answered_iou)]
-    state = ranking.label_state(told, 10_000, before, candidates, read_images(folder.cycle(2) / "candidates"))
+    open_ones = candidates[ranking.Answered(before).leaves_open(candidates, told.selection.answered_iou)]
+    images = read_images(folder.cycle(2) / "candidates")
+    state, _ = ranking.label_state(told, 10_000, before, Shards([candidates]), images)
     order = list(strategies.choose(told.selection)(open_ones, state, seeds.stream(told.seed, "strategy", 2)))
     assert len(order) > 20
 

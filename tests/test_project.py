@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarebox import loop, project, trainer
+from rarebox import loop, project, ranking, trainer
 from rarebox.data import load
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
-from rarebox.people import People
+from rarebox.people import People, Status, Submission
 from rarebox.project import Project, create
 from rarebox.store import Store
 from rarebox.types import Answer, Query, Verdict
@@ -144,9 +144,10 @@ def test_train_now_and_a_class_added_and_merged_between_cycles(pictures: Path, t
     assert trainer.advance(now, quiet) == "questions"
     record = now.folder.records()[-1]
     assert record["human_per_class"]["smudge"] == 1
-    candidates, _, state = now.read_ranking(3)
-    assert len(state.class_frequency) == new + 1
-    assert 0 not in candidates.labels
+    kept = now.read_ranking(3)
+    assert len(kept.class_frequency) == len(kept.open_per_class) == new + 1
+    assert 0 not in kept.candidates.labels
+    assert kept.open_per_class.tolist() == np.bincount(kept.candidates.labels, minlength=new + 1).tolist()
 
 
 def test_a_step_that_was_cut_short_is_done_again(
@@ -249,6 +250,59 @@ def test_photos_that_came_later_are_taken_in(pictures: Path, tmp_path: Path) -> 
     after = now.store.images()
     assert {i: after[i] for i in before} == before
     assert after[max(before) + 1].path.endswith("0_new.png")
+
+
+class Idle:
+    """A trainer that does nothing, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.working, self.status, self.sent = False, {"state": "idle"}, list[str]()
+
+    def send(self, what: str) -> None:
+        self.sent.append(what)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_ranking_of_which_the_kept_part_is_used_up_goes_on(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project, "MOST_RANKED", 3)
+    monkeypatch.setattr(ranking, "LEAST", 1)
+    now = start(pictures, tmp_path, budget=[10_000])
+    trainer.advance(now, quiet)
+    answer_cycle(now, oracle_of(pictures, now))
+    assert [trainer.advance(now, quiet) for _ in range(2)] == ["trained", "questions"]
+    queue = loop.rank_pool(loop.open_project(now.folder, now.settings, now.store, quiet), 2).queue
+    queue(10_000)
+    whole = queue.candidates[[item[0] for place in range(len(queue.candidates)) if (item := queue(place))]]
+    desk = Desk(Project(now.folder.root), train=False)
+    desk.trainer = idle = Idle()  # type: ignore[assignment]
+    kept, asked = [len(now.read_ranking(2).candidates)], []
+    while True:
+        while queries := desk.answer("anna", "anna", [], 1).result(20)[1]:
+            (query,) = queries
+            asked.append((query.image_id, query.box.tolist()))  # type: ignore[union-attr]
+            no = Submission(f"k{query.id}", Verdict.NOT_AN_OBJECT, np.zeros((0, 4)), np.zeros(0, int), 1, query.id)
+            assert desk.answer("anna", "anna", [no], 0).result(20)[0][0].status is Status.SAVED
+        desk.do(lambda: None).result(20)  # what follows the last job is done by now
+        assert idle.sent.pop() == "rank on"
+        if not trainer.rank_on(now, quiet):
+            break
+        kept.append(len(now.read_ranking(2).candidates))
+        desk._hear("questions")
+        desk.do(lambda: None).result(20)
+    desk.close()
+    assert kept == [min(3 * 2**i, len(whole)) for i in range(len(kept))]
+    assert kept[-1] == len(whole) > 12
+    # Every box of the whole ranking in its order, but for those that one before it had settled.
+    wanted: list[tuple[int, list[float]]] = []
+    for image_id, box in zip(whole.image_id.tolist(), whole.boxes, strict=True):
+        before = np.array([b for i, b in wanted if i == image_id], dtype=np.float32).reshape(-1, 4)
+        if ranking.far_from(box[None], before, now.settings.selection.answered_iou)[0]:
+            wanted.append((image_id, box.tolist()))
+    assert asked == wanted
 
 
 def test_the_process_takes_commands_and_ends_with_its_starter(pictures: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rarebox import config, loop, seeds, strategies
+from rarebox.candidates import Shards
 from rarebox.config import SelectionSettings
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
@@ -161,7 +162,7 @@ def asked(
         return {**rows, "image_features": STATE.image_features[untouched]}
 
     monkeypatch.setattr(loop, "features", features)
-    monkeypatch.setattr(loop, "score_pool", lambda run, cycle: (candidates, IMAGES))
+    monkeypatch.setattr(loop, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = loop.Run(

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from rarebox.project import Project, create
+from rarebox.ranking import Head
 from rarebox.run_folder import write_json
-from rarebox.strategies import Queue
 from rarebox.types import Candidates, Query
 from rarebox.web.app import make_app
 from rarebox.web.desk import Desk
@@ -50,7 +50,9 @@ def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess
         box_consistency=np.ones(count), class_probs=np.zeros((count, 0)),
     )  # fmt: skip
     project.folder.cycle(cycle).mkdir()
-    project.write_ranking(cycle, found, Queue(enumerate(found.scores.tolist())), np.ones(len(CLASSES)) / len(CLASSES))
+    order = Head.of(found, enumerate(found.scores.tolist()))
+    counts = np.bincount(found.labels, minlength=len(CLASSES))
+    project.write_ranking(cycle, order, np.ones(len(CLASSES)) / len(CLASSES), counts)
     write_json(project.folder.metrics, [record(number) for number in range(1, cycle)])
     project.store.open_cycle(1)
     project.store.open_cycle(cycle)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from rarebox.ranking import still_open
+from rarebox.ranking import Head, still_open
 from rarebox.store import Store
-from rarebox.strategies import Queue
-from rarebox.types import Candidates, Query
+from rarebox.types import Query
 
 BATCH = 500
 """Questions asked at once at most."""
@@ -19,10 +18,10 @@ class Asker:
     """
 
     def __init__(
-        self, store: Store, cycle: int, queue: Queue, candidates: Candidates, answered_iou: float,
+        self, store: Store, cycle: int, queue: Head, answered_iou: float,
         wanted: Callable[[int], int] = lambda place: 1,
     ) -> None:  # fmt: skip
-        self.store, self.cycle, self.queue, self.candidates = store, cycle, queue, candidates
+        self.store, self.cycle, self.queue = store, cycle, queue
         self._iou, self._wanted = answered_iou, wanted
         self._done: set[int] = set()
         self._first = 0
@@ -45,7 +44,7 @@ class Asker:
         place = self._first
         while len(batch) < min(most, BATCH) and (item := self.queue(place)):
             row, utility = item
-            image_id = int(self.candidates.image_id[row])
+            image_id = int(self.queue.candidates.image_id[row])
             if place in self._done:
                 pass
             elif not self._is_open(row):
@@ -62,11 +61,12 @@ class Asker:
         return self.store.ask(self.cycle, batch)
 
     def _is_open(self, row: int) -> bool:
-        said = self.store.labels_of(int(self.candidates.image_id[row]))
-        return bool(still_open(self.candidates.boxes[[row]], said, self._iou)[0])
+        found = self.queue.candidates
+        said = self.store.labels_of(int(found.image_id[row]))
+        return bool(still_open(found.boxes[[row]], said, self._iou)[0])
 
     def _query(self, row: int, utility: float, place: int) -> Query:
-        found = self.candidates
+        found = self.queue.candidates
         why = {
             "rank": place,
             "cycle": self.cycle,

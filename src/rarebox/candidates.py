@@ -1,8 +1,9 @@
 """Detections on an image and on its views -> candidates: scored boxes of the pool; and p(l), and their files."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -155,15 +156,19 @@ def _best_scores(found: Sequence[Detections], num_classes: int) -> Floats:
     return best.mean(axis=0)
 
 
-def class_frequency(candidates: Candidates, human_counts: Ints, threshold: float, reading: str = "hard") -> Floats:
+def class_frequency(
+    pieces: Iterable[tuple[Ints, Floats]], human_counts: Ints, threshold: float, reading: str = "hard"
+) -> Floats:
     """p(l) of Eq. 1 for each class, from the candidates that are not yet answered: (K,) (decisions row 10).
 
-    ``hard``: shares among those with score >= ``threshold``; ``soft``: shares of the summed scores; ``with_labels``:
-    hard, human boxes counted too; ``max_normalised``: hard, divided by the largest. All 0 when there are none.
+    ``pieces``: labels (T,) and scores (T,) of those candidates, a piece of the pool at a time. ``hard``: shares among
+    those with score >= ``threshold``; ``soft``: shares of the summed scores; ``with_labels``: hard, human boxes counted
+    too; ``max_normalised``: hard, divided by the largest. All 0 when there are none.
     """
-    sure = candidates.scores >= threshold
-    weights = candidates.scores if reading == "soft" else sure.astype(float)
-    counts = np.bincount(candidates.labels, weights, minlength=len(human_counts)).astype(float)
+    counts = np.zeros(len(human_counts))
+    for labels, scores in pieces:
+        # One after the other in the order of the rows, so that no cut between two pieces changes a sum.
+        np.add.at(counts, labels, scores if reading == "soft" else scores >= threshold)
     if reading == "with_labels":
         counts = counts + human_counts
     total = counts.max() if reading == "max_normalised" else counts.sum()
@@ -181,6 +186,52 @@ def write(file: Path, rows: Candidates | ImageScores) -> None:
         file,
         {n: c.astype(np.float16) if n in NARROW else c for n, c in columns.items() if c is not None},
     )
+
+
+PIECE, WIDE_PIECE = 2**18, 2**15
+"""Rows of a shard in memory at once; fewer where wide columns are read."""
+
+PLAIN = ("image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency")
+"""What every candidate has; the other columns are read where somebody needs them."""
+
+REST = tuple(f.name for f in fields(Candidates) if f.name not in PLAIN)
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """All candidates of a pool, which may be more than the memory holds: they come in pieces, as often as wanted.
+
+    ``parts`` are files that :func:`write` wrote, or tables in memory, in their order; ``counts_as`` (K,), if given, is
+    what each label counts as.
+    """
+
+    parts: Sequence[Path | Candidates]
+    counts_as: Ints | None = None
+
+    def columns(self, names: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Columns by name, those that are there, piece by piece; nothing else is read."""
+        rows = WIDE_PIECE if {*NARROW} & {*names} else PIECE
+        for part in self.parts:
+            if isinstance(part, Path):
+                pieces = tables.batches(part, names, rows)
+            else:
+                pieces = iter([{name: c for name in names if (c := getattr(part, name)) is not None}])
+            for piece in pieces:
+                if self.counts_as is not None and "labels" in piece:
+                    piece["labels"] = self.counts_as[piece["labels"]]
+                yield piece
+
+    def pieces(self, rest: Collection[str] = ()) -> Iterator[Candidates]:
+        """Candidates with the columns that all have, and those of the ``rest`` that are wanted."""
+        for piece in self.columns({*PLAIN, *rest}):
+            yield Candidates(**{"class_probs": np.zeros((len(piece["labels"]), 0)), **piece})
+
+    def of_images(self, ids: Collection[int]) -> dict[int, Candidates]:
+        """Candidates of some images, by image id; of the others nothing stays in memory."""
+        wanted = np.fromiter(ids, np.int64, len(ids))
+        found = [piece[mask] for piece in self.pieces() if (mask := np.isin(piece.image_id, wanted)).any()]
+        together = concatenate(found) if found else Candidates.none(0)
+        return {image_id: together[rows] for image_id, rows in rows_by_image(together).items()}
 
 
 def read_all(folder: Path) -> Candidates:

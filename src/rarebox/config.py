@@ -119,6 +119,11 @@ class SelectionSettings(Section):
         default="mean", description="image_entropy: what becomes of the entropies of an image's boxes"
     )
     class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field(default="hard", description="p(l) of Eq. 1 [10]")  # fmt: skip  # noqa: E501
+    coreset_points: int = Field(
+        default=100_000,
+        ge=1,
+        description="coreset: candidates that are chosen among; of more, the most uncertain ones [30]",
+    )
     answered_iou: Share = Field(
         default=0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]"
     )

@@ -152,7 +152,8 @@ class Offer:
     def _ranking(self, cycle: int) -> tuple[Candidates, dict[int, Ints]]:
         """The ranking of a cycle, read once."""
         if self._ranked[0] != cycle:
-            ranked = self._project.read_ranking(cycle)[0] if self._project.has_ranking(cycle) else Candidates.none(0)
+            known = self._project.has_ranking(cycle)
+            ranked = self._project.read_ranking(cycle).candidates if known else Candidates.none(0)
             self._ranked = (cycle, ranked, rows_by_image(ranked))
         return self._ranked[1:]
 

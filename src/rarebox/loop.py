@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -16,7 +17,7 @@ import numpy as np
 from rarebox import candidates as pool_file
 from rarebox import data, detectors, pseudo, ranking, seeds, strategies
 from rarebox.asking import Asker
-from rarebox.candidates import rows_by_image
+from rarebox.candidates import Shards
 from rarebox.config import Settings
 from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
@@ -28,6 +29,7 @@ from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
 from rarebox.oracle import SimulatedOracle
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK
+from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, read_json, write_json
 from rarebox.store import ImageLabels, Store
 from rarebox.types import (
@@ -36,6 +38,7 @@ from rarebox.types import (
     GroundTruth,
     ImageRecord,
     ImageScores,
+    Ints,
     LabelState,
     Query,
     Targets,
@@ -124,7 +127,7 @@ def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]
 
 def train_cycle(run: Run, cycle: int, ranked: "Ranked | None", share: Path | None = None) -> dict[str, Any]:
     """The second half of a cycle: what was answered trains the next model. Its record comes back."""
-    targets = training_targets(run, cycle, ranked.everything if ranked else None)
+    targets = training_targets(run, cycle, ranked.pool if ranked else None)
     detector = retrain(run, cycle, targets, share)
     result = evaluate(run, cycle, detector)
     return record(run, cycle, ranked, targets, result)
@@ -134,14 +137,14 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None", share: Path | Non
 class Ranked:
     """The pool of a cycle, scored and ranked.
 
-    ``everything`` are all its candidates, ``open_ones`` those that may be asked about, ``queue`` their order (rows of
-    ``open_ones``, or image ids), ``state`` what the strategy knew.
+    ``pool`` are all its candidates, ``open_per_class`` (K,) counts those that may be asked about, ``queue`` is their
+    order (or that of image ids), ``state`` what the strategy knew.
     """
 
-    everything: Candidates
-    open_ones: Candidates
-    queue: strategies.Queue
+    pool: Shards
+    queue: Head
     state: LabelState
+    open_per_class: Ints
 
 
 # ------------------------------------------------------------------------------------------- the whole run
@@ -343,7 +346,7 @@ def label_initial_pool(run: Run) -> None:
     run.store.record([run.oracle.answer(q) for q in asked if q.id in unanswered])
 
 
-def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
+def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
     """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
 
     The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
@@ -352,19 +355,24 @@ def score_pool(run: Run, cycle: int) -> tuple[Candidates, ImageScores]:
     labels = run.store.labels(up_to_cycle=cycle - 1)
     images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
     if not images:
-        return Candidates.none(len(run.classes)), ImageScores.none(len(run.classes))
+        return Shards([]), ImageScores.none(len(run.classes))
     if run.settings.selection.strategy in strategies.BLIND and run.settings.pseudo.images == "labelled":
         ids = np.array([image.id for image in images])
         no_scores = np.zeros((len(images), len(run.classes)))
-        return Candidates.none(len(run.classes)), ImageScores(ids, no_scores[:, 0], no_scores)
+        return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)
     folder = make_shards(run, cycle, images)
-    found, scores = pool_file.read_all(folder), pool_file.read_images(folder)
+    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
+        return scored_pool(run, cycle), ImageScores.none(len(run.classes))
+    scores = pool_file.read_images(folder)
     # Where people answer, classes may have been merged or added since the model was trained.
     lacking = len(run.classes) - scores.class_scores.shape[1]
-    return (
-        replace(found, labels=run.store.counts_as()[found.labels]),
-        replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking)))),
-    )
+    return scored_pool(run, cycle), replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking))))
+
+
+def scored_pool(run: Run, cycle: int) -> Shards:
+    """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
+    folder = run.folder.cycle(cycle) / "candidates"
+    return Shards(sorted(folder.glob("shard_*.parquet")), run.store.counts_as())
 
 
 def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
@@ -488,15 +496,13 @@ def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
 def rank_pool(run: Run, cycle: int) -> Ranked:
     """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
-    candidates, images = score_pool(run, cycle)
-    open_ones = candidates[ranking.unanswered(candidates, before, settings.selection.answered_iou)]
-    state = ranking.label_state(settings, run.budget(cycle), before, candidates, images)
-    order = iter(())
-    if len(state.images if settings.selection.strategy in strategies.IMAGE else open_ones):
+    pool, images = score_pool(run, cycle)
+    state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
+    queue = Head.of(Candidates.none(len(run.classes)), iter(()))
+    if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
-        choose = strategies.choose(settings.selection)
-        order = choose(open_ones, state, seeds.stream(settings.seed, "strategy", cycle))
-    return Ranked(candidates, open_ones, strategies.Queue(order), state)
+        queue = ranking.head(settings, pool, before, state, partial(seeds.stream, settings.seed, "strategy", cycle))
+    return Ranked(pool, queue, state, open_per_class)
 
 
 def ask(run: Run, cycle: int, ranked: Ranked) -> None:
@@ -508,7 +514,7 @@ def ask(run: Run, cycle: int, ranked: Ranked) -> None:
         if whole_images:
             left = ask_about_images(run, cycle, ranked.queue, report)
         else:
-            explore(run, cycle, ranked.open_ones, report)
+            explore(run, cycle, ranked.open_per_class, report)
             left = ask_about_boxes(run, cycle, ranked, report)
     if left > 0:
         budget, unit, labelled = run.budget(cycle), settings.budget_unit, store.labels()
@@ -532,14 +538,14 @@ def answer_and_report(run: Run, cycle: int, asked: Sequence[Query], report: Stag
 
 def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress) -> int:
     """Ask about candidates from the top of the queue; what is left of the budget."""
-    asker = Asker(run.store, cycle, ranked.queue, ranked.open_ones, run.settings.selection.answered_iou)
+    asker = Asker(run.store, cycle, ranked.queue, run.settings.selection.answered_iou)
     left = left_to_spend(run, cycle)
     while left > 0 and (asked := asker.ask(left)):
         left = answer_and_report(run, cycle, asked, report)
     return left
 
 
-def ask_about_images(run: Run, cycle: int, queue: strategies.Queue, report: StageProgress) -> int:
+def ask_about_images(run: Run, cycle: int, queue: Head, report: StageProgress) -> int:
     """Have whole images labelled from the top of the queue; what is left of the budget.
 
     An image that would overshoot the budget is left out (decisions row 15); only the oracle knows its price.
@@ -555,7 +561,7 @@ def ask_about_images(run: Run, cycle: int, queue: strategies.Queue, report: Stag
     return left
 
 
-def explore(run: Run, cycle: int, candidates: Candidates, report: StageProgress) -> None:
+def explore(run: Run, cycle: int, open_per_class: Ints, report: StageProgress) -> None:
     """Spend a share of the budget on random whole images while some class has no candidate (decisions row 29).
 
     The detector cannot ask about what it never predicts. The last image may take the share over its bound, but not
@@ -563,7 +569,7 @@ def explore(run: Run, cycle: int, candidates: Candidates, report: StageProgress)
     """
     budget, left = run.budget(cycle), left_to_spend(run, cycle)
     share = run.settings.selection.exploration * budget
-    if not share or len(np.unique(candidates.labels)) == len(run.classes):
+    if not share or open_per_class.all():
         return
     # Images that nobody has looked into: no object of theirs was paid before.
     before = run.store.labels(up_to_cycle=cycle - 1)
@@ -618,20 +624,24 @@ def features(
         }
 
 
-def training_targets(run: Run, cycle: int, candidates: Candidates | None) -> dict[int, Targets]:
+def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[int, Targets]:
     """Targets of every image that is trained on (decisions row 21), by image id."""
     settings = run.settings.pseudo
     labels = run.store.labels(up_to_cycle=cycle)
-    if candidates is not None and settings.calibrated:
+    pool = {record.id for record in run.pool.records}
+    chosen = {i: said for i, said in labels.items() if i in pool and (said.complete or len(said.boxes))}
+    found: dict[int, Candidates] = {}
+    if candidates is not None:
+        found = candidates.of_images(pool if settings.images == "pool" else chosen)
+    if settings.images == "pool":
+        chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
+    if settings.calibrated and found:
         asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in TELLING]
         shown = np.array([q.why["score"] for q, _ in asked if q.why])
         right = np.array([q.guess in a.labels for q, a in asked], dtype=bool)
-        candidates = replace(candidates, scores=pseudo.calibrate(candidates.scores, shown, right))
-    found = {} if candidates is None else {i: candidates[rows] for i, rows in rows_by_image(candidates).items()}
-    pool = {record.id for record in run.pool.records}
-    chosen = {i: said for i, said in labels.items() if i in pool and (said.complete or len(said.boxes))}
-    if settings.images == "pool":
-        chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
+        worth = pseudo.calibrate(np.concatenate([one.scores for one in found.values()]), shown, right)
+        parts = np.split(worth, np.cumsum([len(one) for one in found.values()])[:-1])
+        found = {i: replace(found[i], scores=scores) for i, scores in zip(found, parts, strict=True)}
     truth = run.dataset.train.truth
     # A difficult object is part of what a person says of a complete image, and unknown on every other image.
     difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete and i in truth}
@@ -754,11 +764,13 @@ def record(
     human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
-    open_ones = ranked.open_ones if ranked else Candidates.none(classes)
-    by_uncertainty = np.argsort(-open_ones.uncertainty, kind="stable")[: spent.looks]
+    most_uncertain: Sequence[int] | Ints = []
+    if ranked:
+        before = ranking.Answered(store.labels(up_to_cycle=cycle - 1))
+        iou = run.settings.selection.answered_iou
+        most_uncertain = ranking.most_uncertain(ranked.pool, before, iou, spent.looks)
     counts = {
-        "candidates_per_class": open_ones.labels,
-        "uncertainty_would_select": open_ones.labels[by_uncertainty],
+        "uncertainty_would_select": most_uncertain,
         "selected_per_class": [q.guess for q, _ in boxes],
         "hits_per_class": hits,
         "labels_per_class": ranking.joined([a.labels for _, a in answered]),
@@ -773,6 +785,7 @@ def record(
         "images_full": sum(said.complete for said in labels.values()),
         "images_partial": sum(not said.complete and len(said.boxes) > 0 for said in labels.values()),
         **result,
+        "candidates_per_class": _named(run, ranked.open_per_class if ranked else np.zeros(classes, np.int64)),
         **{name: _named(run, np.bincount(np.array(c, np.int64), minlength=classes)) for name, c in counts.items()},
         "human_per_class": _named(run, human),
         "pseudo_per_class": _named(run, pseudo.count_sure(targets, classes, pseudo_above)),

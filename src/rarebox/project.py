@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from rarebox.data.images import SUFFIXES, UnreadableImage, fetched, image_files,
 from rarebox.data.remote import is_list, is_url, listing, location
 from rarebox.errors import UserError
 from rarebox.people import clean_name
+from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, read_json, write_json, write_text
 from rarebox.store import Store
-from rarebox.strategies import IMAGE, Queue
-from rarebox.types import Answer, Candidates, ImageRecord, LabelState, Query, Verdict
+from rarebox.strategies import IMAGE
+from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict
 
 HELD_BACK = "held_out"
 """Mark, among the reasons of a question, of a first image that is kept for evaluation."""
@@ -33,7 +34,18 @@ NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".
 """Pictures that cannot be decoded here, and that people have."""
 
 MOST_RANKED = 50_000
-"""Candidates of a cycle that stay in its ranking."""
+"""Boxes of a cycle's ranking that are kept to ask from; when they are used up, as many more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What is kept of a cycle's ranking: candidates in the order in which they are asked about, p(l), and how many
+    candidates of each class were open when it was made, also those that are not kept (K,)."""
+
+    candidates: Candidates
+    queue: Head
+    class_frequency: Floats
+    open_per_class: Ints
 
 
 class Project:
@@ -104,25 +116,40 @@ class Project:
 
     # The ranking of a cycle, which the trainer makes and the server asks from
 
-    def write_ranking(self, cycle: int, candidates: Candidates, queue: Queue, frequency: np.ndarray) -> None:
-        """Keep a cycle's ranking: its rows in their order, and p(l) of each class, in two files."""
-        order = [item for place in range(min(len(candidates), MOST_RANKED)) if (item := queue(place))]
-        rows = candidates[np.array([row for row, _ in order], dtype=np.int64)]
+    def write_ranking(self, cycle: int, queue: Head, frequency: Floats, open_per_class: Ints, most: int | None = None) -> None:  # fmt: skip  # noqa: E501
+        """Keep the first boxes of a cycle's ranking in their order, ``most`` of them (or MOST_RANKED); and p(l) and the
+        number of open candidates of each class. Two files. What was kept before stays, what is new comes after it."""
+        most = most or MOST_RANKED
+        queue(most - 1)  # one pass over the pool makes them all
+        order = [item for place in range(most) if (item := queue(place))]
+        rows = queue.candidates[np.array([row for row, _ in order], dtype=np.int64)]
         columns = {name: getattr(rows, name) for name in RANKED}
+        columns["utility"] = np.array([utility for _, utility in order], dtype=np.float64)
+        if self.has_ranking(cycle):
+            before = tables.read(self._ranking(cycle, "parquet"))
+            known = {*zip(before["image_id"].tolist(), before["box_index"].tolist(), strict=True)}
+            named = zip(columns["image_id"].tolist(), columns["box_index"].tolist(), strict=True)
+            new = np.array([name not in known for name in named], dtype=bool)
+            columns = {name: np.concatenate([before[name], column[new]]) for name, column in columns.items()}
         self.folder.cycle(cycle).mkdir(parents=True, exist_ok=True)
-        write_json(self._ranking(cycle, "json"), {"class_frequency": frequency.tolist()})
-        utility = np.array([utility for _, utility in order], dtype=np.float64)
-        tables.write(self._ranking(cycle, "parquet"), {**columns, "utility": utility})
+        told = {"class_frequency": frequency.tolist(), "open_per_class": open_per_class.tolist()}
+        write_json(self._ranking(cycle, "json"), told)
+        tables.write(self._ranking(cycle, "parquet"), columns)
 
-    def read_ranking(self, cycle: int) -> tuple[Candidates, Queue, LabelState]:
-        """The candidates in the order in which they are asked about (labels as what they count as by now)."""
+    def read_ranking(self, cycle: int) -> Ranking:
+        """What is kept of a cycle's ranking (labels as what they count as by now)."""
         columns = tables.read(self._ranking(cycle, "parquet"))
         utility = columns.pop("utility")
         counts_as = self.store.counts_as()
         candidates = Candidates(**{**columns, "labels": counts_as[columns["labels"]]}, class_probs=np.zeros((len(utility), 0)))  # fmt: skip  # noqa: E501
-        frequency = np.array(read_json(self._ranking(cycle, "json"))["class_frequency"])
+        told = read_json(self._ranking(cycle, "json"))
+        frequency = np.array(told["class_frequency"])
         frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
-        return candidates, Queue(enumerate(utility.tolist())), LabelState(frequency, np.zeros(0, np.int64), None)  # type: ignore[arg-type]
+        open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
+        if "open_per_class" in told:
+            then = np.array(told["open_per_class"], dtype=np.int64)
+            open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
+        return Ranking(candidates, Head.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
 
     def has_ranking(self, cycle: int) -> bool:
         """Whether the ranking of a cycle is there."""
@@ -135,13 +162,12 @@ class Project:
         """What asks the questions of a cycle; None where there is no ranking."""
         if not self.has_ranking(cycle):
             return None
-        candidates, queue, _ = self.read_ranking(cycle)
-        overlap, seed = self.settings.people.overlap, self.settings.seed
+        seed, overlap = self.settings.seed, self.settings.people.overlap
 
         def wanted(place: int) -> int:
             return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
 
-        return Asker(self.store, cycle, queue, candidates, self.settings.selection.answered_iou, wanted)
+        return Asker(self.store, cycle, self.read_ranking(cycle).queue, self.settings.selection.answered_iou, wanted)
 
 
 RANKED = tuple(f.name for f in fields(Candidates) if f.name in (

@@ -1,15 +1,25 @@
 """What lies between candidates and a strategy, for the loop and for detections from outside alike: which boxes are
-still open, and what a strategy may know of the labels so far."""
+still open, what a strategy may know of the labels so far, and the ranking of a pool that comes in pieces."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from rarebox.candidates import class_frequency, rows_by_image
+from rarebox import strategies
+from rarebox.boxes import paired_iou
+from rarebox.candidates import REST, Shards, class_frequency
 from rarebox.config import Settings
-from rarebox.pseudo import far_from, remaining
+from rarebox.pseudo import far_from
 from rarebox.store import ImageLabels
-from rarebox.types import Bools, Candidates, Floats, ImageScores, Ints, LabelState
+from rarebox.strategies import Queue, Ranking
+from rarebox.strategies.pieces import head_of, image_by_image
+from rarebox.types import Bools, Candidates, Floats, ImageScores, Ints, LabelState, concatenate
+
+AHEAD, LEAST = 4, 4096
+"""A ranking's head holds so many times what the budget may buy, and at least so many boxes: asking passes over some."""
+
+PAIRS = 2**20
+"""Candidates and answered boxes that are compared at once."""
 
 
 def still_open(boxes: Floats, said: ImageLabels, iou: float) -> Bools:
@@ -17,33 +27,144 @@ def still_open(boxes: Floats, said: ImageLabels, iou: float) -> Bools:
     return far_from(boxes, said.settled, iou) & (not said.complete)
 
 
-def unanswered(candidates: Candidates, labels: Mapping[int, ImageLabels], iou: float) -> Bools:
-    """Candidates that no answer has settled: (T,)."""
-    free = np.ones(len(candidates), dtype=bool)
-    for image_id, rows in rows_by_image(candidates).items():
-        if image_id in labels:
-            free[rows] = still_open(candidates.boxes[rows], labels[image_id], iou)
-    return free
+class Answered:
+    """What the answers so far have settled, as columns, to hold many candidates of many images against it at once."""
+
+    def __init__(self, labels: Mapping[int, ImageLabels]) -> None:
+        self._images = np.array(sorted(labels), dtype=np.int64)
+        said = [labels[int(i)] for i in self._images]
+        self._complete = np.array([one.complete for one in said], dtype=bool)
+        kinds = [[one.boxes, one.rejected, one.skipped] for one in said]
+        self._boxes = np.concatenate([np.zeros((0, 4), np.float32), *(boxes for three in kinds for boxes in three)])
+        counts = np.array([[len(boxes) for boxes in three] for three in kinds], dtype=np.int64).reshape(-1, 3)
+        self._kind = np.repeat(np.tile(np.arange(3), len(said)), counts.ravel())
+        self._counts = counts.sum(axis=1)
+        self._starts = np.cumsum(self._counts) - self._counts
+
+    def overlap(self, image_id: Ints, boxes: Floats) -> tuple[Floats, Bools]:
+        """(T,), (T, 4) -> the largest IoU with the image's human, rejected and skipped boxes, (3, T), which is 0 where
+        there are none and -1 where nobody has looked into the image; and whether the image is complete, (T,)."""
+        found = np.full((3, len(boxes)), -1, dtype=np.float32)
+        complete = np.zeros(len(boxes), dtype=bool)
+        if not len(self._images):
+            return found, complete
+        place = np.minimum(np.searchsorted(self._images, image_id), len(self._images) - 1)
+        rows = np.flatnonzero(self._images[place] == image_id)
+        complete[rows] = self._complete[place[rows]]
+        found[:, rows] = 0
+        pairs = int(self._counts[place[rows]].sum())
+        for some in np.array_split(rows, pairs // PAIRS + 1):
+            of = place[some]
+            count = self._counts[of]
+            nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            row, box = np.repeat(some, count), np.repeat(self._starts[of], count) + nth
+            np.maximum.at(found, (self._kind[box], row), paired_iou(boxes[row], self._boxes[box]))
+        return found, complete
+
+    def leaves_open(self, candidates: Candidates, iou: float) -> Bools:
+        """Candidates that no answer has settled, as :func:`still_open` says of one image: (T,)."""
+        (human, rejected, skipped), complete = self.overlap(candidates.image_id, candidates.boxes)
+        return (human < iou) & (rejected < iou) & (skipped < iou) & ~complete
+
+
+def open_pieces(pool: Shards, answered: Answered, iou: float, rest: Collection[str] = ()) -> Iterator[Candidates]:
+    """The candidates that no answer has settled, piece by piece, with those columns of the ``rest``."""
+    for piece in pool.pieces(rest):
+        yield piece[answered.leaves_open(piece, iou)]
 
 
 def label_state(
-    settings: Settings, budget: int, labels: Mapping[int, ImageLabels], candidates: Candidates, images: ImageScores
-) -> LabelState:
+    settings: Settings, budget: int, labels: Mapping[int, ImageLabels], pool: Shards, images: ImageScores
+) -> tuple[LabelState, Ints]:
     """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, and the
-    images that nobody has labelled. ``budget`` is what may be spent now; features are for the caller to add."""
-    counts = np.bincount(joined([found.labels for found in labels.values()]), minlength=images.class_scores.shape[1])
-    loose = np.ones(len(candidates), dtype=bool)
-    for image_id, rows in rows_by_image(candidates).items():
-        if image_id in labels:
-            boxes, said = candidates[rows], labels[image_id]
-            loose[rows] = remaining(boxes, said, settings.pseudo)
-            loose[rows] &= far_from(boxes.boxes, said.settled, settings.selection.answered_iou)
-    frequency = class_frequency(
-        candidates[loose], counts, settings.pseudo.class_high, settings.selection.class_frequency
-    )
-    untouched = images[np.array([int(i) not in labels for i in images.image_id], dtype=bool)]
+    images that nobody has labelled. ``budget`` is what may be spent now; features are for the caller to add. And how
+    many candidates of each class are open, (K,). One pass over the pool."""
+    classes, iou = images.class_scores.shape[1], settings.selection.answered_iou
+    counts = np.bincount(joined([found.labels for found in labels.values()]), minlength=classes)
+    answered, open_ones = Answered(labels), np.zeros(classes, dtype=np.int64)
+
+    def loose() -> Iterator[tuple[Ints, Floats]]:
+        """Labels and scores of what no answer has settled, neither as a question nor as a pseudo label."""
+        nonlocal open_ones
+        for piece in pool.columns(("image_id", "boxes", "labels", "scores")):
+            (human, rejected, skipped), complete = answered.overlap(piece["image_id"], piece["boxes"])
+            unasked = (human < iou) & (rejected < iou) & (skipped < iou)
+            open_ones = open_ones + np.bincount(piece["labels"][unasked & ~complete], minlength=classes)
+            free = unasked & (human <= settings.pseudo.human_iou) & (rejected < settings.pseudo.rejected_iou)
+            yield piece["labels"][free], piece["scores"][free]
+
+    frequency = class_frequency(loose(), counts, settings.pseudo.class_high, settings.selection.class_frequency)
+    untouched = images[~np.isin(images.image_id, list(labels))]
     complete = sum(said.complete for said in labels.values())
-    return LabelState(frequency, counts, untouched, complete, budget)
+    return LabelState(frequency, counts, untouched, complete, budget), open_ones
+
+
+def most_uncertain(pool: Shards, answered: Answered, iou: float, most: int) -> Ints:
+    """Labels of the open candidates with the largest u(b), the earlier row first of equal ones: (at most ``most``,)."""
+    labels, uncertainty = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    for piece in open_pieces(pool, answered, iou):
+        bound = uncertainty[-1] if 0 < most == len(labels) else -np.inf
+        better = piece.uncertainty > bound
+        labels = np.concatenate([labels, piece.labels[better]])
+        uncertainty = np.concatenate([uncertainty, piece.uncertainty[better]])
+        order = np.argsort(-uncertainty, kind="stable")[:most]
+        labels, uncertainty = labels[order], uncertainty[order]
+    return labels
+
+
+class Head:
+    """The order in which boxes are asked about, as far as it is looked at: call it with a place.
+
+    ``fetch(most)`` goes through the pool and gives candidates, their ranking, and how many of its places are those of
+    the whole pool's ranking (``most``, or no end to them where no candidate is missing). When they are used up, twice
+    as many are fetched.
+    """
+
+    def __init__(self, fetch: Callable[[int], tuple[Candidates, Ranking, float]], most: int) -> None:
+        self._fetch, self._most = fetch, most
+        self._places: float = 0
+        self.candidates, self._queue = Candidates.none(0), Queue(iter(()))
+
+    @classmethod
+    def of(cls, candidates: Candidates, ranking: Ranking) -> "Head":
+        """A ranking of candidates that are all there is."""
+        return cls(lambda most: (candidates, ranking, np.inf), 1)
+
+    def __call__(self, place: int) -> tuple[int, float] | None:
+        """What stands at a place, counted from 0: its row of ``candidates`` as they are now (or an image id) and its
+        utility; None behind the end."""
+        if place >= self._places:
+            most = max(self._most, 2 * int(self._places), place + 1)
+            self.candidates, ranking, self._places = self._fetch(most)
+            self._queue = Queue(ranking)
+        return self._queue(place)
+
+
+def head(
+    settings: Settings, pool: Shards, labels: Mapping[int, ImageLabels], state: LabelState,
+    rng: Callable[[], np.random.Generator],
+) -> Head:  # fmt: skip
+    """What to ask, best first, by the strategy of the settings; ``rng`` gives the same randomness at each call."""
+    name, iou = settings.selection.strategy, settings.selection.answered_iou
+    strategy, answered = strategies.choose(settings.selection), Answered(labels)
+
+    def rank(candidates: Candidates, state: LabelState) -> Ranking:
+        return strategy(candidates, state, rng())
+
+    def pieces(reads: Collection[str] | None) -> Iterator[Candidates]:
+        return open_pieces(pool, answered, iou, REST if reads is None else reads)
+
+    def fetch(places: int) -> tuple[Candidates, Ranking, float]:
+        if name not in strategies.IMAGE:
+            streamed = strategies.streamed(settings.selection)
+            return head_of(streamed, rank, lambda: pieces(streamed.reads), state, places)
+        nothing = Candidates.none(len(state.class_counts))
+        if name in strategies.IMAGE_BY_IMAGE:
+            return nothing, image_by_image(rank, pieces(strategies.IMAGE_BY_IMAGE[name]), state), np.inf
+        found = [] if name in strategies.BLIND | strategies.BY_SCORES else list(pieces(None))
+        return nothing, rank(concatenate(found) if found else nothing, state), np.inf
+
+    return Head(fetch, max(LEAST, AHEAD * state.budget))
 
 
 def joined(labels: Sequence[Ints]) -> Ints:

@@ -1,6 +1,7 @@
 """Tables of NumPy columns as Parquet files, written whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,25 @@ def write(file: Path, columns: Mapping[str, NDArray]) -> None:
 
 def read(file: Path) -> dict[str, NDArray]:
     """Read what :func:`write` wrote, by column name; UserError for a damaged file."""
-    try:
+    with _damage_explained(file):
         table = pq.read_table(file)
+    return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
+
+
+def batches(file: Path, columns: Collection[str], rows: int) -> Iterator[dict[str, NDArray]]:
+    """The same in pieces of at most ``rows`` rows, and only those of the ``columns`` that the file has."""
+    with _damage_explained(file), pq.ParquetFile(file) as table:
+        there = [name for name in table.schema_arrow.names if name in columns]
+        for batch in table.iter_batches(rows, columns=there):
+            yield {name: _to_numpy(batch[name]) for name in there}
+
+
+@contextmanager
+def _damage_explained(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} is damaged ({error}); delete it and repeat the command to make it anew") from error
-    return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
 
 
 def _to_arrow(column: NDArray) -> pa.Array:

@@ -1,8 +1,9 @@
 """The other half of ``rarebox serve``: a process of its own that trains and scores while people answer.
 
-Read :func:`advance` first. It takes commands as JSON lines on its input, ``{"do": "go on"}`` or ``{"do": "train"}``
-(without waiting for the budget), and tells as JSON lines what it does. Every step leaves its result on disk, so one
-that was killed goes on where it was. It ends with whoever started it.
+Read :func:`advance` first. It takes commands as JSON lines on its input, ``{"do": "go on"}``, ``{"do": "train"}``
+(without waiting for the budget) or ``{"do": "rank on"}`` (what is kept of the ranking is used up), and tells as JSON
+lines what it does. Every step leaves its result on disk, so one that was killed goes on where it was. It ends with
+whoever started it.
 """
 
 import json
@@ -10,21 +11,19 @@ import os
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from queue import Queue as Mailbox
 from typing import Any
 
 import numpy as np
 
-from rarebox import candidates as pool_file
 from rarebox import cluster, detectors, loop, seeds
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
 from rarebox.run_folder import write_json
 from rarebox.strategies.greedy import k_center
-from rarebox.types import Query
+from rarebox.types import ImageScores, LabelState, Query
 
 MOST_LOOKED_AT = 1000
 """Images among which the first, most different ones are looked for."""
@@ -46,7 +45,7 @@ def advance(now: Project, tell: loop.Progress, train: bool = False, engine: loop
         return "questions" if prepare(now, run, cycle + 1) else None
     if is_due(now, cycle, train):
         run.cycle = cycle
-        write_json(now.folder.metrics, [*records, loop.train_cycle(run, cycle, ranked_before(now, cycle))])
+        write_json(now.folder.metrics, [*records, loop.train_cycle(run, cycle, ranked_before(now, run, cycle))])
         return "trained"
     return None
 
@@ -112,16 +111,15 @@ def prepare(now: Project, run: loop.Run, cycle: int) -> bool:
     store, settings = now.store, now.settings
     if not now.has_ranking(cycle):
         ranked = loop.rank_pool(run, cycle)
-        now.write_ranking(cycle, ranked.open_ones, ranked.queue, ranked.state.class_frequency)
-    candidates, _, _ = now.read_ranking(cycle)
-    counts_as = store.counts_as()
-    offered = int((counts_as == np.arange(len(counts_as))).sum())
-    missing = len(np.unique(candidates.labels)) < offered
+        now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
+    kept, counts_as = now.read_ranking(cycle), store.counts_as()
+    missing = not kept.open_per_class[counts_as == np.arange(len(counts_as))].all()
     said = store.labels()
     untouched = sorted(record.id for record in run.pool.records if record.id not in said)
     chance = seeds.stream(settings.seed, "explore", cycle).permutation(untouched)
-    wanted = settings.initial_images if not len(candidates) else int(missing and settings.selection.exploration > 0)
-    if not len(candidates) and not len(untouched):
+    empty = not len(kept.candidates)
+    wanted = settings.initial_images if empty else int(missing and settings.selection.exploration > 0)
+    if empty and not len(untouched):
         return False
     with store.transaction(writes=True):
         store.open_cycle(cycle)
@@ -129,14 +127,28 @@ def prepare(now: Project, run: loop.Run, cycle: int) -> bool:
     return True
 
 
-def ranked_before(now: Project, cycle: int) -> loop.Ranked | None:
+def rank_on(now: Project, tell: loop.Progress, engine: loop.Engine | None = None) -> bool:
+    """Where people have used up what is kept of the ranking: keep as much again of it; False if that was all."""
+    cycle = now.cycle
+    if not now.has_ranking(cycle):
+        return False
+    kept = now.read_ranking(cycle)
+    if len(kept.candidates) >= kept.open_per_class.sum():
+        return False
+    run = loop.open_project(now.folder, now.settings, now.store, tell, engine)
+    run.cycle = cycle
+    queue = loop.rank_pool(run, cycle).queue
+    now.write_ranking(cycle, queue, kept.class_frequency, kept.open_per_class, 2 * len(kept.candidates))
+    return len(now.read_ranking(cycle).candidates) > len(kept.candidates)
+
+
+def ranked_before(now: Project, run: loop.Run, cycle: int) -> loop.Ranked | None:
     """What was scored and ranked for a cycle, from disk."""
     if cycle == 1:
         return None
-    open_ones, queue, state = now.read_ranking(cycle)
-    everything = pool_file.read_all(now.folder.cycle(cycle) / "candidates")
-    everything = replace(everything, labels=now.store.counts_as()[everything.labels])
-    return loop.Ranked(everything, open_ones, queue, state)
+    kept = now.read_ranking(cycle)
+    state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
+    return loop.Ranked(loop.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
 
 
 # ------------------------------------------------------------------------------------------- the process
@@ -163,10 +175,17 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
 
     say(event="ready")
     while True:
-        train = mailbox.get()["do"] == "train"
+        what = mailbox.get()["do"]
+        train = what == "train"
         try:
             with cluster.connected(engine, address) as where:  # anew for each command: it may be days to the next
-                while step := advance(now, progress, train, where.score if where else None):
+                how = where.score if where else None
+                if what == "rank on":
+                    if rank_on(now, progress, how):
+                        say(event="questions")
+                    else:
+                        train = now.spent(now.cycle) > 0
+                while step := advance(now, progress, train, how):
                     train = False
                     say(event=step)
             say(event="idle")

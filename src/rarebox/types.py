@@ -24,8 +24,8 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"boxes must have shape (N, 4), got {array.shape}; wrap a single box in a list")
-    good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
-    if not good.all():
+    if not (np.isfinite(array).all() and (array[:, 2:] > array[:, :2]).all()):
+        good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
         raise ValueError(f"boxes must be finite with x2 > x1 and y2 > y1, got {array[~good][0].tolist()}")
     return array
 
@@ -276,8 +276,9 @@ class LabelState:
 
     ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the human boxes of each class, ``images_labelled``
     the number of complete images, ``budget`` what this cycle may spend. ``images`` are the pool's images that nobody
-    has labelled. ``box_features`` (L, D), ``image_features`` (I, F) of those images and ``labelled_image_features``
-    (J, F) are there for the strategies that name them (``strategies.NEEDS``).
+    has labelled, for image-level strategies; for the others there are none. ``box_features`` (L, D),
+    ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are there for the strategies that
+    name them (``strategies.NEEDS``).
     """
 
     class_frequency: Floats

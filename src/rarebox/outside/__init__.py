@@ -6,12 +6,13 @@ is labelled settles some of them (:mod:`ranking`), a strategy ranks the rest.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rarebox import ranking, seeds, strategies
-from rarebox.candidates import score_image
+from rarebox.candidates import Shards, score_image
 from rarebox.config import Settings
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Image, Line
@@ -126,22 +127,24 @@ def _queries(
     one will settle it.
     """
     iou = settings.selection.answered_iou
-    open_ones = candidates[ranking.unanswered(candidates, labels, iou)]
-    state = ranking.label_state(settings, budget, labels, candidates, ImageScores.none(num_classes))
-    if not len(open_ones):
+    pool = Shards([candidates])
+    state, open_per_class = ranking.label_state(settings, budget, labels, pool, ImageScores.none(num_classes))
+    total = int(open_per_class.sum())
+    if not total:
         return [], state.class_frequency, 0
-    order = strategies.choose(settings.selection)(open_ones, state, seeds.stream(settings.seed, "strategy", 0))
+    queue = ranking.head(settings, pool, labels, state, partial(seeds.stream, settings.seed, "strategy", 0))
     asked: dict[int, Floats] = {}
     queries: list[Query] = []
-    for place, (row, utility) in enumerate(order):
-        if len(queries) == budget:
+    for place in range(total):
+        if len(queries) == budget or not (item := queue(place)):
             break
+        (row, utility), open_ones = item, queue.candidates
         image_id, box = int(open_ones.image_id[row]), open_ones.boxes[[row]]
         before = asked.get(image_id, NO_BOXES)
         if ranking.still_open(box, _settled_by(before), iou)[0]:
             asked[image_id] = np.concatenate([before, box])
             queries.append(_query(open_ones, row, utility, place, state.class_frequency, from_views))
-    return queries, state.class_frequency, len(open_ones)
+    return queries, state.class_frequency, total
 
 
 def _settled_by(boxes: Floats) -> ImageLabels:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rarebox import pseudo, tables
+from rarebox import pseudo
+from rarebox.candidates import Shards
 from rarebox.data.images import UnreadableImage, read_picture
 from rarebox.errors import UserError
 from rarebox.report.reading import ReportedRun
@@ -254,8 +255,7 @@ def _picture(record: ImageRecord, width: int, height: int) -> tuple[str, str]:
 def _scores(folder: Path, images: Sequence[int]) -> dict[tuple[int, bytes], float]:
     """Scores of the candidates of some images, by image and box; none where the run's candidates were removed."""
     scores: dict[tuple[int, bytes], float] = {}
-    for file in sorted(folder.glob("shard_*.parquet")):
-        columns = tables.read(file)
+    for columns in Shards(sorted(folder.glob("shard_*.parquet"))).columns(("image_id", "boxes", "scores")):
         mine = np.isin(columns["image_id"], images)
         for image_id, box, score in zip(*(columns[c][mine] for c in ("image_id", "boxes", "scores")), strict=True):
             scores[int(image_id), box.astype(np.float32).tobytes()] = float(score)

@@ -12,6 +12,7 @@ from rarebox.config import SelectionSettings
 from rarebox.errors import unknown_name
 from rarebox.strategies import box, image
 from rarebox.strategies.box import Ranking
+from rarebox.strategies.pieces import Streamed, first
 from rarebox.types import Candidates, LabelState
 
 Strategy = Callable[[Candidates, LabelState, np.random.Generator], Ranking]
@@ -37,6 +38,22 @@ IMAGE: dict[str, Strategy] = {
     "enms_divproto": image.enms_divproto,
 }
 
+STREAMED: dict[str, Streamed] = {
+    "random": Streamed(first, frozenset()),
+    "entropy": Streamed(first, frozenset({"class_probs"})),
+    "uncertainty": Streamed(first, frozenset()),
+    "class_balanced": Streamed(first, frozenset()),
+    "inverse_frequency": Streamed(first, frozenset()),
+    "quota": Streamed(box.quota_keeps, frozenset()),
+    "compas": Streamed(first, frozenset({"class_disagreement", "box_disagreement"}), box.compas_extremes),
+}
+"""How a pool that comes in pieces is ranked box by box (:mod:`rarebox.strategies.pieces`). A strategy that is not named
+here is given the whole pool, which then is in memory."""
+
+IMAGE_BY_IMAGE = {"image_entropy": frozenset({"class_probs"})}
+"""Image-level strategies whose utility of an image depends on nothing but its own candidates, and the columns of those
+that they read: they are given a piece of the pool at a time. The others are given the whole."""
+
 NEEDS = {
     "coreset": {"features", "box_features"},
     "image_coreset": {"image_features"},
@@ -48,6 +65,9 @@ labelled boxes, ``image_features`` of labelled and open images."""
 BLIND = frozenset({"image_random", "image_coreset"})
 """Strategies that look at no candidate and no score: the pool is not scored for their sake."""
 
+BY_SCORES = frozenset({"image_cald"})
+"""Image-level strategies that look at the images' scores and at no candidate."""
+
 
 def choose(settings: SelectionSettings) -> Strategy:
     """The strategy that the settings name, or a UserError with the nearest one."""
@@ -56,9 +76,18 @@ def choose(settings: SelectionSettings) -> Strategy:
         raise unknown_name("strategy", settings.strategy, known)
     if settings.strategy == "class_balanced":
         return partial(box.class_balanced, sigma=settings.sigma)
+    if settings.strategy == "coreset":
+        return partial(box.coreset, points=settings.coreset_points)
     if settings.strategy == "image_entropy":
         return partial(image.image_entropy, pooling=settings.image_entropy)
     return known[settings.strategy]
+
+
+def streamed(settings: SelectionSettings) -> Streamed:
+    """How the box-level strategy of the settings ranks a pool in pieces."""
+    if settings.strategy == "coreset":
+        return Streamed(partial(box.coreset_keeps, settings.coreset_points), frozenset({"features"}))
+    return STREAMED.get(settings.strategy, Streamed())
 
 
 class Queue:

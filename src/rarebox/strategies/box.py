@@ -1,12 +1,14 @@
 """Box-level strategies: which candidate to ask about next."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rarebox.method import class_balanced_utility
 from rarebox.strategies.greedy import k_center
-from rarebox.types import Candidates, Floats, Ints, LabelState
+from rarebox.types import Bools, Candidates, Floats, Ints, LabelState
 
 Ranking = Iterator[tuple[int, float]]
 """(row of the candidates, or image id; its utility), first asked first, made as it is asked for."""
@@ -20,17 +22,41 @@ def in_place(candidates: Candidates) -> Ints:
     return np.lexsort((candidates.box_index, candidates.image_id))
 
 
+SORTED_AT_ONCE = 4096
+"""Rows that are sorted first; of a longer ranking, ever four times as many."""
+
+
 def by(candidates: Candidates, utility: Floats) -> Ranking:
-    """Rows by falling utility (T,), ties by (image id, box index) (decisions row 28)."""
-    order = np.lexsort((candidates.box_index, candidates.image_id, -utility))
-    return zip(order.tolist(), utility[order].tolist(), strict=True)
+    """Rows by falling utility (T,), ties by (image id, box index) (decisions row 28).
+
+    Sorted as far as it is asked for: the first K of T rows cost O(T + K log K).
+    """
+    rest, size = np.arange(len(utility)), SORTED_AT_ONCE
+    while len(rest):
+        head = np.ones(len(rest), dtype=bool)
+        if len(rest) > size:
+            bound = np.partition(-utility[rest], size)[size]
+            head = (-utility[rest] <= bound) | np.isnan(bound)
+        rows, rest, size = rest[head], rest[~head], 4 * size
+        rows = rows[np.lexsort((candidates.box_index[rows], candidates.image_id[rows], -utility[rows]))]
+        yield from zip(rows.tolist(), utility[rows].tolist(), strict=True)
 
 
 def random(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """Uniform over the candidates; utility in [0, 1)."""
-    utility = np.empty(len(candidates))
-    utility[in_place(candidates)] = rng.random(len(candidates))
-    return by(candidates, utility)
+    """Uniform over the candidates; utility in [0, 1), drawn for each by its image id and box index, so that it does
+    not depend on which others there are."""
+    drawn = np.full(len(candidates), rng.integers(2**64, dtype=np.uint64))
+    for part in (candidates.image_id, candidates.box_index):
+        drawn = _mixed(drawn + part.astype(np.uint64))
+    return by(candidates, (drawn >> np.uint64(11)) * 2.0**-53)
+
+
+def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The next number of SplitMix64 (Steele, Lea and Flood 2014) from each state."""
+    z = state + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def entropies(candidates: Candidates, num_classes: int) -> Floats:
@@ -50,13 +76,28 @@ def entropy(candidates: Candidates, state: LabelState, rng: np.random.Generator)
     return by(candidates, entropies(candidates, len(state.class_counts)))
 
 
-def coreset(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """k-center greedy on box features, seeded with the labelled boxes'; utility: distance to the nearest of them."""
+def coreset(candidates: Candidates, state: LabelState, rng: np.random.Generator, *, points: int = 100_000) -> Ranking:
+    """k-center greedy on box features, seeded with the labelled boxes'; utility: distance to the nearest of them.
+
+    Of more than ``points`` candidates the most uncertain ones are chosen among; the others follow by uncertainty, with
+    the utility u(b) - 2, which is below any distance.
+    """
     assert candidates.features is not None
     assert state.box_features is not None
-    order = in_place(candidates)
+    in_front = np.fromiter((row for row, _ in islice(uncertainty(candidates, state, rng), points)), dtype=np.int64)
+    order = in_front[in_place(candidates[in_front])]
     first = int(rng.integers(max(len(order), 1)))
-    return ((int(order[row]), far) for row, far in k_center(candidates.features[order], state.box_features, first))
+    for row, far in k_center(candidates.features[order], state.box_features, first):
+        yield int(order[row]), far
+    behind = np.setdiff1d(np.arange(len(candidates)), in_front)
+    for row, unsure in by(candidates[behind], candidates.uncertainty[behind] - 2.0):
+        yield int(behind[row]), unsure
+
+
+def coreset_keeps(points: int, rank: object, candidates: Candidates, state: LabelState, places: int) -> Ints:
+    """The most uncertain candidates: as many as are chosen among, or as are wanted."""
+    most = islice(by(candidates, candidates.uncertainty), max(points, places))
+    return np.fromiter((row for row, _ in most), dtype=np.int64)
 
 
 def uncertainty(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
@@ -83,6 +124,19 @@ def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -
 
     Class c may fill budget * softmax_c(1 - N_c / N) of the looks, N_c its human boxes. The utility is u(b).
     """
+    order, over = _in_quota(candidates, state)
+    rows = np.concatenate([order[~over], order[over]])
+    return zip(rows.tolist(), candidates.uncertainty[rows].tolist(), strict=True)
+
+
+def quota_keeps(rank: object, candidates: Candidates, state: LabelState, places: int) -> Ints:
+    """The most uncertain of each class, and of all."""
+    order, over = _in_quota(candidates, state)
+    return order[~over | (np.arange(len(order)) < places)]
+
+
+def _in_quota(candidates: Candidates, state: LabelState) -> tuple[Ints, Bools]:
+    """Rows by falling u(b), and which of them are over their class's quota."""
     share = np.exp(1 - state.class_counts / max(state.class_counts.sum(), 1))
     quotas = np.ceil(state.budget * share / share.sum())
     order = np.lexsort((candidates.box_index, candidates.image_id, -candidates.uncertainty))
@@ -91,9 +145,7 @@ def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -
     starts = np.searchsorted(labels[by_class], labels[by_class])
     place = np.empty(len(order), dtype=np.int64)  # how many of its class come before it
     place[by_class] = np.arange(len(order)) - starts
-    over = place >= quotas[labels]
-    rows = np.concatenate([order[~over], order[over]])
-    return zip(rows.tolist(), candidates.uncertainty[rows].tolist(), strict=True)
+    return order, place >= quotas[labels]
 
 
 def compas(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
@@ -102,13 +154,26 @@ def compas(candidates: Candidates, state: LabelState, rng: np.random.Generator) 
     The committee are the views here, its ten strongly augmented students there. Boxes below a score of 0.5, which it
     never asks about, and boxes that no view saw come last, by score.
     """
+    asked, of_class, of_box = _committee(candidates)
+    utility = candidates.scores.astype(float) - 2
+    utility[asked] = _scaled(of_class[asked]) * _scaled(of_box[asked])
+    return by(candidates, utility)
+
+
+def compas_extremes(candidates: Candidates) -> Ints:
+    """Rows of the least and largest disagreements, which say how all others are scaled."""
+    asked, of_class, of_box = _committee(candidates)
+    rows = np.flatnonzero(asked)
+    ends = [at for values in (of_class[rows], of_box[rows]) if len(rows) for at in (values.argmin(), values.argmax())]
+    return np.unique(rows[np.array(ends, dtype=np.int64)])
+
+
+def _committee(candidates: Candidates) -> tuple[Bools, Floats, Floats]:
+    """Which candidates ComPAS asks about, and how much the views disagree on class and place of each."""
     assert candidates.class_disagreement is not None
     assert candidates.box_disagreement is not None
     asked = (candidates.scores >= COMPAS_FLOOR) & ~np.isnan(candidates.class_disagreement)
-    utility = candidates.scores.astype(float) - 2
-    product = _scaled(candidates.class_disagreement[asked]) * _scaled(candidates.box_disagreement[asked])
-    utility[asked] = product
-    return by(candidates, utility)
+    return asked, candidates.class_disagreement, candidates.box_disagreement
 
 
 def _scaled(values: Floats) -> Floats:

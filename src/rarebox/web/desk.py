@@ -53,7 +53,7 @@ class Desk:
         self._cycle = -1
         self._shown: Candidates | None = None
         self._rows: dict[int, Ints] = {}
-        self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1)
+        self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1, -1)
         self._exhausted = False
         self._counts: Ints = np.zeros(0, dtype=np.int64)
         self._common: tuple[int, dict[str, Any]] = (-1, {})
@@ -224,7 +224,7 @@ class Desk:
         self._classes, self._counts_as = project.store.classes(), project.store.counts_as()
         self._asker = project.asker(cycle) if cycle > 1 else None
         ranked = project.has_ranking(cycle)
-        self._shown = project.read_ranking(cycle)[0] if ranked else project.read_predictions()
+        self._shown = project.read_ranking(cycle).candidates if ranked else project.read_predictions()
         self._rows = rows_by_image(self._shown) if self._shown else {}
         self._records = project.folder.records()
         self._exhausted = False
@@ -232,7 +232,9 @@ class Desk:
 
     def _hear(self, event: str) -> None:
         """The trainer tells something."""
-        if event in ("questions", "trained", "idle"):
+        if event == "questions":  # those of a new cycle, or more of them in this one
+            self.do(lambda: setattr(self, "_cycle", -1)).add_done_callback(lambda _: None)
+        elif event in ("trained", "idle"):
             self.do(lambda: setattr(self, "_records", self.project.folder.records())).add_done_callback(lambda _: None)
         else:
             self.version += 1
@@ -241,11 +243,11 @@ class Desk:
         """Have the trainer work if something is due that needs no word of a person."""
         if not self.trainer or self.trainer.status["state"] != "idle":
             return
-        here = (self._cycle, self._spent, len(self._records))
+        here = (self._cycle, self._spent, len(self._records), len(self._shown or ()))
         ready = self._exhausted or len(self._records) >= self._cycle or self._spent >= self._budget
         if ready and here != self._went_on:
             self._went_on = here
-            self.trainer.send("train" if self._exhausted and self._spent else "go on")
+            self.trainer.send("rank on" if self._exhausted else "go on")
 
     # What people see
 

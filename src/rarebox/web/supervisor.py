@@ -35,7 +35,8 @@ class Supervisor:
         return self.status["state"] == "working"
 
     def send(self, what: str) -> None:
-        """``go on`` with what is due, or ``train`` without waiting for the budget; nothing while it is at work."""
+        """``go on`` with what is due, ``train`` without waiting for the budget, or ``rank on`` where what is kept of
+        the ranking is used up; nothing while it is at work."""
         with self._lock:
             if self.working or self._closed:
                 return

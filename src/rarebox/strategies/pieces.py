@@ -1,0 +1,120 @@
+"""A pool that comes in pieces, ranked in the order in which it would be as a whole.
+
+The first places of the whole's ranking are among the first of any part that they lie in. So what has come up to now
+shrinks to what may be among the first, the next piece joins it, and in the end the strategy ranks what is left.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from rarebox.strategies import image
+from rarebox.strategies.box import Ranking
+from rarebox.types import Candidates, Floats, Ints, LabelState, concatenate
+
+Rank = Callable[[Candidates, LabelState], Ranking]
+"""A strategy with its randomness."""
+
+Keep = Callable[[Rank, Candidates, LabelState, int], Ints]
+"""(strategy, candidates up to now, labels so far, places) -> rows that may be at one of those places in the end."""
+
+
+def first(rank: Rank, candidates: Candidates, state: LabelState, places: int) -> Ints:
+    """The first of the ranking: for strategies whose utility of a box depends on nothing but the box."""
+    return np.fromiter((row for row, _ in islice(rank(candidates, state), places)), dtype=np.int64)
+
+
+def everything(rank: Rank, candidates: Candidates, state: LabelState, places: int) -> Ints:
+    """All rows: for strategies of which nothing is known."""
+    return np.arange(len(candidates))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """How a box-level strategy ranks a pool in pieces: what it keeps, and which columns it ``reads`` besides those
+    that every candidate has (None: all).
+
+    ``beside`` names rows of the pool that the strategy must see beside any part of it, to rank that as in the whole.
+    """
+
+    keep: Keep = everything
+    reads: frozenset[str] | None = None
+    beside: Callable[[Candidates], Ints] | None = None
+
+
+def shrink(pieces: Iterable[Candidates], keep: Callable[[Candidates], Ints]) -> tuple[Candidates | None, bool]:
+    """What is left of the pieces when all that ``keep`` does not name is dropped on the way, and whether that was
+    none. As many rows as are kept may wait, so that no row is looked at often."""
+    waiting: list[Candidates] = []
+    kept, come, whole = 0, 0, True
+
+    def drop() -> None:
+        nonlocal kept, come, whole
+        together = concatenate(waiting)
+        rows = keep(together)
+        whole = whole and len(rows) == len(together)
+        kept, come = len(rows), 0
+        waiting[:] = [together[rows]]
+
+    for piece in pieces:
+        waiting.append(piece)
+        come += len(piece)
+        if come >= kept:
+            drop()
+    if come:
+        drop()
+    return (waiting[0] if waiting else None), whole
+
+
+def head_of(
+    streamed: Streamed, rank: Rank, pieces: Callable[[], Iterable[Candidates]], state: LabelState, places: int
+) -> tuple[Candidates, Ranking, float]:
+    """Candidates, their ranking, and how many places of it are those of the whole pool's: at least ``places``."""
+    among = rank
+    if streamed.beside and (beside := shrink(pieces(), streamed.beside)[0]):
+        among = _beside(beside, rank)
+    kept, whole = shrink(pieces(), lambda together: streamed.keep(among, together, state, places))
+    if kept is None:
+        return Candidates.none(0), iter(()), np.inf
+    return kept, among(kept, state), np.inf if whole else places
+
+
+def _beside(others: Candidates, rank: Rank) -> Rank:
+    """The ranking of candidates among some others, which are then left out of it."""
+
+    def among(candidates: Candidates, state: LabelState) -> Ranking:
+        ranking = rank(concatenate([others, candidates]), state)
+        return ((row - len(others), utility) for row, utility in ranking if row >= len(others))
+
+    return among
+
+
+def image_by_image(rank: Rank, pieces: Iterable[Candidates], state: LabelState) -> Ranking:
+    """Whole images, by a strategy whose utility of an image depends on nothing but its own candidates, which come one
+    after the other."""
+    images = state.images[np.argsort(state.images.image_id)]
+    seen = np.zeros(len(images), dtype=bool)
+    found: list[tuple[Ints, Floats]] = []
+
+    def look(candidates: Candidates, here: Ints) -> None:
+        ranking = list(rank(candidates, replace(state, images=images[here])))
+        found.append((np.array([i for i, _ in ranking], np.int64), np.array([u for _, u in ranking], np.float64)))
+        seen[here] = True
+
+    rest: Candidates | None = None
+    for piece in pieces:
+        together = piece if rest is None else concatenate([rest, piece])
+        if not len(together):
+            continue
+        last = together.image_id == together.image_id[-1]  # its other candidates may come in the next piece
+        rest, done = together[last], together[~last]
+        look(done, np.flatnonzero(np.isin(images.image_id, done.image_id)))
+    if rest is not None:
+        look(rest, np.flatnonzero(np.isin(images.image_id, rest.image_id)))
+        look(rest[:0], np.flatnonzero(~seen))
+    else:
+        look(Candidates.none(len(state.class_counts)), np.flatnonzero(~seen))
+    ids, utility = (np.concatenate(column) for column in zip(*found, strict=True))
+    return image.by(ids, utility)
