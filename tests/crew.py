@@ -210,10 +210,10 @@ def meet_a_mistake() -> None:
 # ------------------------------------------------------------------------------------------- several processes
 
 
-def together(processes: int, work: Callable[..., None], *given: Any) -> list[int | None]:
+def together(processes: int, work: Callable[..., None], *given: Any, seconds: float = 60) -> list[int | None]:
     """So many processes as torchrun would start them, each doing the same work, and how they end.
 
-    They are forked from one that has all imported, for that takes seconds.
+    None is one that did not in so many seconds. They are forked from one that has all imported, for that takes seconds.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # with torchrun, it outlives them too
     context = multiprocessing.get_context("forkserver")
@@ -226,7 +226,7 @@ def together(processes: int, work: Callable[..., None], *given: Any) -> list[int
         process.start()
     try:
         for process in crew:
-            process.join(60)
+            process.join(seconds)
         return [process.exitcode for process in crew]
     finally:
         for process in crew:

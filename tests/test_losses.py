@@ -13,6 +13,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
 from rarebox.detectors import TorchDetector
+from rarebox.detectors.faster_rcnn import Sampler
 from rarebox.detectors.losses import reduce
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet
 from rarebox.types import Picture, Source, Targets
@@ -504,6 +505,27 @@ def test_the_box_heads_normalisers_by_hand(
     monkeypatch.setattr(heads, "box_predictor", flat)
     _, losses = heads({}, [torch.zeros(6, 4)], [(9, 9)], [target])
     assert numbers(losses) == pytest.approx({"loss_classifier": classes, "loss_box_reg": boxes})
+
+
+# ------------------------------------------------------------------------------------------- what is drawn
+
+
+def test_what_is_sampled_of_an_image_depends_on_its_own_seed_alone() -> None:
+    def drawn(seeds: list[int], images: list[Tensor]) -> list[list[int]]:
+        sampler.seeds = seeds
+        return [mask.nonzero()[:, 0].tolist() for masks in sampler(images) for mask in masks]
+
+    sampler, dice = Sampler(8, 0.5), torch.Generator().manual_seed(0)
+    first, second = (torch.randint(-1, 2, (60,), generator=dice) for _ in range(2))
+    both = drawn([5, 6], [first, second])
+    assert [len(rows) for rows in both] == [4, 4, 4, 4]
+    assert drawn([6], [second]) == both[1::2]
+    assert drawn([7], [second]) != both[1::2]
+    torch.manual_seed(9)
+    without = drawn([], [first, second])
+    torch.manual_seed(9)
+    stock = BalancedPositiveNegativeSampler(8, 0.5)([first, second])
+    assert without == [mask.nonzero()[:, 0].tolist() for masks in stock for mask in masks]
 
 
 # ------------------------------------------------------------------------------------------- which stages are weighted
