@@ -49,7 +49,7 @@ def test_the_routes_are_the_ones_that_these_tests_go_through(house: House) -> No
     found = set(routes(house))
     assert ("GET", "/api/images/1") in found
     assert {path for method, path in found if method == "POST" and path.startswith("/api")} == {
-        f"/api/{name}" for name in ("next", "answers", "classes", "me", "train", "retry", "invite")
+        f"/api/{name}" for name in ("next", "leave", "answers", "classes", "me", "train", "retry", "invite")
     }
     assert sum(path.startswith("/ml/") for _, path in found) >= 8
     assert all(path == "/" or path.startswith(("/api/", "/ml/", "/static")) for _, path in found)

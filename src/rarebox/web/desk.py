@@ -88,6 +88,10 @@ class Desk:
 
         return self.do(job)
 
+    def leave(self, holder: str) -> "Future[None]":
+        """A tab is closed: its questions wait for nobody."""
+        return self.do(lambda: self.people.let_go(holder))
+
     def do(self, job: Callable[[], T]) -> "Future[T]":
         """Have something done by the thread that writes, as part of a transaction."""
         future: Future[T] = Future()
@@ -363,11 +367,15 @@ class Desk:
 
     def _held_out(self) -> dict[str, Any]:
         images, boxes = self._ledger.sums["held images",], self._ledger.sums["held boxes",]
-        note = (
-            "no image is kept for measuring AP" if not images
-            else f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"
-            + ("; read it as a rough trend" if images < FEW_IMAGES else "")
-        )  # fmt: skip
+        if boxes:
+            note = f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"
+            note += "; read it as a rough trend." if images < FEW_IMAGES else "."
+        elif self._cycle <= 1 and self._budget - self._spent > 0:
+            note = "One of every five first images is kept aside, not trained on, to measure AP."
+        elif images:
+            note = f"AP cannot be measured: there is no box on the {_counted(images, 'image')} kept aside for it."
+        else:
+            note = "AP is not measured: none of the first images was kept aside for it (of five or more, one is)."
         return {"images": images, "boxes": boxes, "note": note}
 
     def _advice(self) -> str | None:

@@ -65,7 +65,7 @@ class History:
         if question.asked_by is None and query.guess is not None and latest.answer.verdict in TELLING:
             yield ("guesses", cycle), 1
             yield ("right guesses", cycle), int(query.guess in latest.answer.labels)
-        if query.why and query.why.get(HELD_BACK):
+        if query.why and query.why.get(HELD_BACK) and latest.answer.verdict is not Verdict.CANNOT_TELL:
             yield ("held images",), 1
             yield ("held boxes",), boxes
 

@@ -35,7 +35,7 @@ async function start() {
     accept(await get("/api/state"));
   } catch (error) {
     status = error instanceof SignedOut ? "signed-out" : "offline";
-    byId("question").textContent = "rarebox";
+    byId("question-bar").hidden = true;
     byId("waiting").hidden = false;
     showWaiting(byId("waiting"), null, status, 0);
     if (status === "offline") setTimeout(start, 2000);
@@ -61,6 +61,7 @@ function askName(first) {
 
 /** @param {State} first */
 function run(first) {
+  for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
   const line = new Line(first.id, tab, {
     state: accept,
     queries: (queries) => asking.receive(queries),
@@ -394,13 +395,23 @@ function run(first) {
     },
   });
   // Keeps the leases of a person who thinks for long.
-  setInterval(() => !document.hidden && asking.held.length && line.ask(), Math.max(20, (asking.held[0]?.lease_seconds ?? 300) / 3) * 1000);
+  let asked = Date.now();
+  setInterval(() => {
+    const lease = asking.held[0]?.lease_seconds;
+    if (document.hidden || !lease || Date.now() - asked < (lease * 1000) / 3) return;
+    asked = Date.now();
+    line.ask();
+  }, 5000);
 
   panel.update(first, 0);
   panel.refreshRecent();
   redraw();
   showSaveState();
   line.open();
+  const unfinished = asking.unfinished();
+  const own = unfinished.find((kept) => kept.client === tab);
+  if (own) edit(own.answer);
+  else if (unfinished.length) say("A change of an old answer was not finished when its page was closed. Open that answer to go on with it.");
   stage.focus({ preventScroll: true });
 }
 
