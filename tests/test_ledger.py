@@ -89,6 +89,10 @@ def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: i
         if query.why and query.why[HELD_BACK] and answer.verdict is not Verdict.CANNOT_TELL
     ]  # fmt: skip
     assert ledger.sums["held images",] == len(held)
+    said = {(one.query.id, one.answer.by): one.answer.verdict for one in people.given()}
+    for name in PEOPLE:
+        count = sum(by == name and verdict is not Verdict.WITHDRAWN for (_, by), verdict in said.items())
+        assert ledger.sums["by", name] == count
 
     anew = take_in(Ledger(), people)
     assert {what: n for what, n in anew.sums.items() if n} == {what: n for what, n in ledger.sums.items() if n}

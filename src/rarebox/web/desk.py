@@ -115,7 +115,7 @@ class Desk:
     def retry(self) -> None:
         """Go on with what is due, also after the trainer has failed."""
         if self.trainer:
-            self.trainer.send("go on")
+            self.trainer.again()
 
     def _hand_out(self, holder: str, by: str, want: int) -> list[Query]:
         """Questions for one holder: those at hand, and, if that is too few, more from the ranking.
@@ -351,7 +351,7 @@ class Desk:
                 "disagreements": len(ledger.disagreements()),
             },
             "advice": self._advice(),
-            "people": [{"name": name, "answers": len(all)} for name, all in sorted(ledger.of_person.items())],
+            "people": [{"name": name, "answers": ledger.sums["by", name]} for name in sorted(ledger.of_person)],
             "can_train": trainer["state"] != "working" and bool(self._counts.sum())
             and len(self._records) < self._cycle,
             "version": self.version,

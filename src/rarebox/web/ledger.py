@@ -52,6 +52,8 @@ class History:
             yield ("asked", cycle), 1
             if not self.standing:
                 yield ("open", cycle), 1
+        for name in self.standing:
+            yield ("by", name), 1
         if agrees is not None:
             yield ("second opinions",), 1
             yield ("agreements",), int(agrees)

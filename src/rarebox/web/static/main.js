@@ -22,6 +22,9 @@ import { showWaiting } from "./waiting.js";
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Answer} Answer */
 
+/** Seconds after which a page without a question asks for one again. */
+const LOOK_AGAIN = 8;
+
 const stage = byId("stage");
 let status = "saved";
 let waiting = 0;
@@ -395,13 +398,14 @@ function run(first) {
     },
   });
   // Keeps the leases of a person who thinks for long.
+  // Who has nothing to do gets what others leave: nobody tells when a lease ends.
   let asked = Date.now();
   setInterval(() => {
-    const lease = asking.held[0]?.lease_seconds;
-    if (document.hidden || !lease || Date.now() - asked < (lease * 1000) / 3) return;
+    const pause = asking.held[0] ? asking.held[0].lease_seconds / 3 : LOOK_AGAIN;
+    if (document.hidden || Date.now() - asked < 1000 * pause) return;
     asked = Date.now();
     line.ask();
-  }, 5000);
+  }, 2000);
 
   panel.update(first, 0);
   panel.refreshRecent();

@@ -63,7 +63,7 @@ export function makePanel(doors) {
         el("p", { class: "quiet", text: "All answers are kept." }),
         el("button", { text: "Try again", "data-testid": "retry", onclick: () => ask("/api/retry") }));
     } else if (doing === "working") {
-      replace(parts.trainer, el("h2", { text: "Training" }, seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` })),
+      replace(parts.trainer, el("h2", { text: stage === "starting" ? "Getting ready" : "Training" }, seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` })),
         bar(of ? done / of : 0, "Training"), el("p", { class: "quiet", text: [stageInWords(stage), seconds_left === null && time].filter(Boolean).join("; ") }));
     } else {
       replace(parts.trainer, el("button", { text: "Train now", "data-testid": "train-now", onclick: () => ask("/api/train") }),

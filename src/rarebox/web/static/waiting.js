@@ -37,6 +37,6 @@ export function showWaiting(place, now, status, waiting) {
   if (trainer.state === "working") {
     return screen("Learning from your answers", progress, doing, "The next questions appear here by themselves. Time for a coffee, or for a look at the answers so far.");
   }
-  const rest = now.people.length > 1 ? "The remaining questions are with other people." : "The next questions appear here by themselves.";
+  const rest = "The questions that remain are with other people or in another tab. What those leave appears here by itself.";
   screen("Nothing to ask just now", rest, now.can_train && el("button", { class: "primary", text: "Train now", onclick: press("/api/train") }));
 }
