@@ -176,6 +176,75 @@ def test_a_change_of_an_old_answer_that_was_not_finished_is_kept(office: Office)
     anna.task("box", 30)  # it is finished now
 
 
+def test_a_server_that_comes_back_has_the_answers_of_the_same_page(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.page.evaluate("window.sameDocument = true")
+    office.server.kill()
+    anna.press("x")
+    anna.page.wait_for_function("() => document.querySelector('#save-state').dataset.state === 'offline'")
+    office.server.start()
+    anna.saved()
+    assert anna.page.evaluate("window.sameDocument") is True
+    assert [answer[1:] for answer in office.given()] == [("not_an_object", "anna")]
+    anna.task("box", 30)
+    anna.press("Enter")
+    anna.saved()
+    assert len(office.given()) == 2
+
+
+def test_classes_are_made_renamed_and_merged_in_the_page_and_are_never_markup(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    evil = "<img src=x onerror=document.title=1>"
+    anna.press("/")
+    anna.page.keyboard.type(f"  {evil.replace(' ', '   ')} ")
+    anna.press("Enter")  # a new class, and the answer
+    anna.until(lambda state: [(one["name"], one["count"]) for one in state["classes"]][3:] == [(evil, 1)])
+    anna.task("box", 30)
+    anna.press("g")
+    anna.see("gallery-item").get_by_text(evil).wait_for()
+    anna.press("Escape")
+    anna.see("classes-editor").click()
+    row = anna.see("class-row").nth(1)
+    row.get_by_test_id("rename").click()
+    anna.see("rename-input").fill("FISH")
+    anna.press("Enter")
+    anna.page.get_by_text("there is a class 'fish' already").wait_for()
+    anna.see("rename-input").fill("<b>stingray</b>")
+    anna.press("Enter")
+    anna.see("class-row").get_by_text("<b>stingray</b>").wait_for()
+    anna.see("class-row").nth(3).get_by_test_id("merge").click()
+    anna.page.keyboard.type("STING")
+    anna.press("Enter")
+    anna.see("merge-confirm").click()
+    anna.until(lambda state: [one["count"] for one in state["classes"]] == [0, 1, 0, 0])
+    anna.press("Escape")
+    anna.see("class-1").get_by_text("<b>stingray</b>").wait_for()
+    assert anna.page.locator("img[src=x], b b").count() == 0
+    assert anna.page.title() == "project · rarebox"
+    assert ["400" in problem for problem in anna.problems] == [True]  # the name that was taken
+
+
+def test_a_clock_runs_for_as_long_as_somebody_means_to_work(office: Office) -> None:
+    context = office.browser("anna")
+    context.clock.install()
+    anna = office.tab(context)
+    anna.task("box", 30)
+    anna.see("goal").select_option("10")
+    context.clock.run_for(300_000)  # hands at rest for five minutes
+    assert anna.see("goal-clock").inner_text() == "1 of 10 min"
+    over = anna.page.get_by_text("10 minutes are over")
+    for _ in range(75):
+        anna.press("h")
+        context.clock.run_for(8_000)
+        if over.count():
+            break
+    else:
+        pytest.fail("nothing was said")
+    assert anna.see("goal-clock").inner_text() == "10 of 10 min"
+
+
 def test_who_is_not_signed_in_is_told_so_and_nothing_else(office: Office) -> None:
     stranger = Person(office.chrome.new_page(viewport=PHONE), office.shots)  # type: ignore[arg-type]
     stranger.page.goto(f"{office.server.url}/?token={office.server.token}")  # used up

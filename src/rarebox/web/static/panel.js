@@ -5,6 +5,7 @@ import { apChart } from "./chart.js";
 import { colour } from "./colours.js";
 import { answerCrop } from "./crop.js";
 import { byId, counted, duration, el, icon, percent, replace } from "./dom.js";
+import { makeGoal } from "./goal.js";
 import { recall, remember } from "./local.js";
 import { say } from "./notices.js";
 import { accept, inWords, offered, stageInWords, state, timeInWords } from "./state.js";
@@ -22,7 +23,7 @@ const RARE = 0.1;
 export function makePanel(doors) {
   const panel = byId("panel");
   const parts = Object.fromEntries(
-    ["trainer", "progress", "recent", "balance", "ap", "people", "view", "data"].map((name) => [name, el("section", { class: `part ${name}` })]),
+    ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"].map((name) => [name, el("section", { class: `part ${name}` })]),
   );
   const grip = el("button", { class: "grip", "aria-label": "Close the panel", onclick: () => show(false) }, icon("close"));
   replace(panel, grip, ...Object.values(parts));
@@ -111,6 +112,8 @@ export function makePanel(doors) {
       disagreements > 0 && el("button", { class: "warn", text: `Decide ${counted(disagreements, "disagreement")}`, "data-testid": "disagreements", onclick: doors.disagreements }),
       el("button", { text: "Invite somebody", "data-testid": "invite", onclick: invite }));
   }
+
+  replace(parts.goal, makeGoal());
 
   const slider = el("input", { type: "range", min: 0, max: 95, step: 5, value: 100 * doors.thresholdNow(), "aria-label": "Smallest score of dashed boxes", "data-testid": "threshold" });
   const sliderText = el("output", { text: percent(doors.thresholdNow()) });
