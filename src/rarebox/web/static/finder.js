@@ -68,7 +68,8 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
   input.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.isComposing) return;
     const digit = input.value === "" && /^\d$/.test(event.key) ? (Number(event.key) || 10) - 1 : -1;
-    const byDigit = options.findIndex(({ text, label }) => label === digit && !text.startsWith(event.key));
+    // A digit is a key, unless it may be the beginning of a search.
+    const byDigit = options.some(({ text }) => text.includes(event.key)) ? -1 : options.findIndex(({ label }) => label === digit);
     if (byDigit >= 0) {
       event.preventDefault();
       return void take(byDigit); // as the key beside the name says
