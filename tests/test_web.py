@@ -269,6 +269,36 @@ def test_a_missed_object_and_a_complete_image(later: House) -> None:
     assert anna.say(image=9, verdict="not_an_object")["status"] == "refused"
 
 
+class Busy:
+    """A trainer at work."""
+
+    working, status = True, {"state": "working", "stage": "cycle 2: fit"}
+
+    def close(self) -> None: ...
+
+
+def test_people_go_on_beyond_the_budget_while_the_trainer_works(later: House) -> None:
+    anna = later.browser()
+    for query in anna.next(6):
+        anna.saved(query=query["id"])
+    assert anna.next(3) == []  # the budget is spent
+    later.desk.trainer = Busy()  # type: ignore[assignment]
+    beyond = anna.next(3)
+    assert len(beyond) == 3
+    anna.saved(query=beyond[0]["id"])
+    assert anna.get("/api/state")["budget"] == {"spent": 7, "of": 6, "unit": "looks"}
+
+
+def test_a_question_says_why_it_is_asked(later: House) -> None:
+    anna = later.browser()
+    first, *others = anna.next(4)
+    assert first["reason"] == "It looks like fish; the detector is 90% sure."
+    for query in others:
+        anna.saved(query=query["id"], labels=[1])
+    (again,) = anna.next(1)
+    assert again["reason"].startswith("It looks like fish, a rare class (0 of 3 labels so far)")
+
+
 def test_a_closed_tab_gives_its_questions_back(later: House) -> None:
     first, second, ben = later.browser("anna", "1"), later.browser("anna", "2"), later.browser("ben")
     asked = [query["id"] for query in first.next(2)]

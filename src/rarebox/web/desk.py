@@ -421,8 +421,7 @@ class Desk:
             return "Somebody drew this box."
         guess = int(self._counts_as[guess])
         name, total = self._classes[guess], int(counts.sum())
-        share = counts[guess] / total if total else 0
-        rare = share < 0.5 / max(int((self._counts_as == np.arange(len(self._counts_as))).sum()), 1)
+        rare = total > 0 and counts[guess] / total < 0.5 / max(int((self._counts_as == np.arange(len(self._counts_as))).sum()), 1)
         words = [
             f"It looks like {name}" + (f", a rare class ({counts[guess]} of {total} labels so far)" if rare else "")
         ]
