@@ -563,7 +563,7 @@ PLAIN = (
     "GET /ml/{key}/health", "GET /ml/{key}/versions", "POST /ml/{key}/versions",
 )  # fmt: skip
 TAKING = (
-    "POST /api/next", "POST /api/answers", "GET /api/answers", "GET /api/image/{image_id}",
+    "POST /api/next", "POST /api/leave", "POST /api/answers", "GET /api/answers", "GET /api/image/{image_id}",
     "GET /api/images/{image_id}", "POST /api/classes", "POST /api/me", "GET /api/export", "POST /ml/{key}/setup",
     "POST /ml/{key}/predict", "POST /ml/{key}/webhook",
 )  # fmt: skip

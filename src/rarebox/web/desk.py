@@ -421,7 +421,8 @@ class Desk:
             return "Somebody drew this box."
         guess = int(self._counts_as[guess])
         name, total = self._classes[guess], int(counts.sum())
-        rare = total > 0 and counts[guess] / total < 0.5 / max(int((self._counts_as == np.arange(len(self._counts_as))).sum()), 1)
+        offered = int((self._counts_as == np.arange(len(self._counts_as))).sum())
+        rare = total > 0 and counts[guess] / total < 0.5 / offered
         words = [
             f"It looks like {name}" + (f", a rare class ({counts[guess]} of {total} labels so far)" if rare else "")
         ]
