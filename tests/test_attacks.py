@@ -49,7 +49,7 @@ def test_the_routes_are_the_ones_that_these_tests_go_through(house: House) -> No
     found = set(routes(house))
     assert ("GET", "/api/images/1") in found
     assert {path for method, path in found if method == "POST" and path.startswith("/api")} == {
-        f"/api/{name}" for name in ("next", "answers", "classes", "me", "train", "retry", "invite")
+        f"/api/{name}" for name in ("next", "leave", "answers", "classes", "me", "train", "retry", "invite")
     }
     assert sum(path.startswith("/ml/") for _, path in found) >= 8
     assert all(path == "/" or path.startswith(("/api/", "/ml/", "/static")) for _, path in found)
@@ -563,7 +563,7 @@ PLAIN = (
     "GET /ml/{key}/health", "GET /ml/{key}/versions", "POST /ml/{key}/versions",
 )  # fmt: skip
 TAKING = (
-    "POST /api/next", "POST /api/answers", "GET /api/answers", "GET /api/image/{image_id}",
+    "POST /api/next", "POST /api/leave", "POST /api/answers", "GET /api/answers", "GET /api/image/{image_id}",
     "GET /api/images/{image_id}", "POST /api/classes", "POST /api/me", "GET /api/export", "POST /ml/{key}/setup",
     "POST /ml/{key}/predict", "POST /ml/{key}/webhook",
 )  # fmt: skip

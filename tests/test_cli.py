@@ -258,6 +258,7 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert not checks["weights of resnet50"]["ok"]
     assert "put the file at" in checks["weights of resnet50"]["advice"]
     assert "14 training and 5 test images" in checks["data"]["found"]
+    assert "rarebox init PROJECT --images FOLDER" in checks["your own photos"]["found"]
     assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "miss data" in said
@@ -313,6 +314,7 @@ def test_rank_in_all_formats(monkeypatch, capsys, tmp_path, found) -> None:
     assert [(row["rank"], row["image"], row["guess"], row["box_consistency"]) for row in rows] == [
         ("1", "a.png", "dog", ""), ("2", "b.png", "cat", ""),
     ]  # fmt: skip
+    assert [row["score"] for row in rows] == ["0.6", "0.9"]  # single precision would be 0.6000000238418579
     assert call(monkeypatch, *words, "--format", "json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert (listed["strategy"], listed["uncertainty"]) == ("class_balanced", "class entropy")
@@ -323,6 +325,8 @@ def test_rank_in_all_formats(monkeypatch, capsys, tmp_path, found) -> None:
     assert call(monkeypatch, *words, "--format", "labelstudio", "--to", tmp_path / "t.json", "--image-url", "/x/") == 0
     tasks = json.loads((tmp_path / "t.json").read_text())
     assert [task["data"]["image"] for task in tasks] == ["/x/a.png", "/x/b.png"]
+    assert [task["predictions"][0]["score"] for task in tasks] == [0.6, 0.9]
+    assert [box["score"] for box in (*listed["boxes"], *coco["annotations"])] == [0.6, 0.9, 0.6, 0.9]
     assert "RectangleLabels" in (tmp_path / "t.xml").read_text()
 
 

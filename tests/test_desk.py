@@ -166,3 +166,16 @@ def test_a_future_of_a_job_is_running_before_it_begins(desk: Desk) -> None:
     future: Future[None] = desk.do(lambda: states.append(future.cancel()))
     future.result(20)
     assert states == [False]
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 1])
+def test_the_wanted_share_of_the_questions_is_for_two_people(tmp_path: Path, share: float) -> None:
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 401)]
+    made = make_project(tmp_path / "project", records, CLASSES, people__overlap=share)
+    asker = made.asker(2)
+    assert asker
+    wanted = [query.wanted for query in asker.ask(400)]
+    assert len(wanted) == 400
+    assert set(wanted) <= {1, 2}
+    assert wanted.count(2) / 400 == pytest.approx(share, abs=0.07)  # three standard deviations
+    made.store.close()

@@ -193,6 +193,17 @@ def test_without_views_the_entropy_of_the_class_stands_in_and_this_is_said(tmp_p
         outside.rank(file, None, None, None, chosen("compas"), 9)
 
 
+def test_labels_of_a_class_that_the_detector_does_not_name_are_said(tmp_path: Path) -> None:
+    names = [{"id": 1, "name": "Cat"}, {"id": 2, "name": "newt"}, {"id": 3, "name": "dog"}]
+    coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": names, "annotations": []}
+    (labels := tmp_path / "l.json").write_text(json.dumps(coco))
+    ranked = outside.rank(write(tmp_path / "d.jsonl", FOUND), None, labels, None, chosen(), 9)
+    (note,) = [note for note in ranked.notes if "does not name" in note]
+    assert "does not name: Cat, newt;" in note
+    assert "(write 'Cat' as 'cat' if that is meant)" in note
+    assert ranked.classes == ("cat", "dog", "owl", "Cat", "newt")
+
+
 def test_the_order_of_lines_and_the_names_of_labels_do_not_matter(tmp_path: Path) -> None:
     one = outside.rank(write(tmp_path / "d.jsonl", FOUND), write(tmp_path / "v.jsonl", VIEWS), None, None, chosen(), 9)
     numbered = [{**line, "labels": [HEAD["classes"].index(n) if isinstance(n, str) else n for n in line["labels"]]}

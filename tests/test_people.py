@@ -124,6 +124,16 @@ def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(
     assert claimed(people, "ben", 4) == [3, 4]
 
 
+def test_a_tab_that_says_that_it_is_closed_lets_go_of_its_questions(people: People) -> None:
+    assert claimed(people, "anna 1", 3, by="anna") == [1, 2, 3]
+    assert claimed(people, "ben", 2) == [4]
+    people.let_go("anna 1")
+    assert claimed(people, "anna 2", 1, by="anna") == [1]
+    assert claimed(people, "ben", 2) == [4, 2]
+    assert claimed(people, "anna 1", 2, by="anna") == [3]  # loaded again: what nobody took is still its own
+    assert people.submit("ben", "ben", said("k1", 4, Verdict.NOT_AN_OBJECT)).status is Status.SAVED
+
+
 def test_an_answer_is_recorded_and_the_question_gone(people: People) -> None:
     claimed(people, "anna")
     assert told(people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 2), milliseconds=7))) == ("saved", 1)

@@ -193,10 +193,27 @@ def test_labels_that_are_there_already_are_taken_in(pictures: Path, tmp_path: Pa
     assert len(labels) == 14
     assert all(said.complete for said in labels.values())
     assert sum(len(said.boxes) for said in labels.values()) == sum(len(t) for t in truth.train.truth.values())
+    held = {q.image_id for q in now.store.queries(1) if q.why and q.why.get(project.HELD_BACK)}
+    assert len(held) == 2  # every fifth of fourteen
     assert trainer.advance(now, quiet) == "trained"  # no need to draw boxes first
+    assert now.folder.records()[0]["ap50"] is not None
+    assert not held & set(_trained_on(now, 1))
     create(tmp_path / "part", images, [], pictures, partial=True, changes=CHANGES)
     part = Project(tmp_path / "part").store.labels()
     assert not any(said.complete for said in part.values())
+
+
+def test_labels_do_not_go_to_a_photo_that_only_shares_its_name(pictures: Path, tmp_path: Path) -> None:
+    images = photos(pictures, tmp_path / "photos")
+    (first, second, *_) = sorted(images.iterdir())
+    (images / "more").mkdir()
+    shutil.copy(second, images / "more" / first.name)
+    problems = create(tmp_path / "p", images, [], pictures, changes=CHANGES)
+    assert [Path(one.where).name for one in problems if "or several" in one.what].count(first.name) == 1
+    now = Project(tmp_path / "p")
+    labelled = {Path(now.store.images()[i].path).name for i in now.store.labels()}
+    assert first.name not in labelled
+    assert len(labelled) == 13
 
 
 def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:

@@ -404,6 +404,20 @@ def test_progress_and_the_time_left(fake: Callable[[str], None], tmp_path: Path)
     assert trainer._process.poll() is not None  # what is closed stays closed
 
 
+def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_path: Path) -> None:
+    fake('say(event="failed" if said == "train" else "idle", reason=said)')
+    trainer = Supervisor(tmp_path, lambda _: None)
+    trainer.send("train")
+    for again in (trainer.again, lambda: trainer.send("go on")):
+        wait_for(lambda: trainer.status["state"] == "failed")
+        assert trainer.status["reason"] == "train"
+        again()
+    wait_for(lambda: trainer.status["state"] == "idle")
+    trainer.again()
+    wait_for(lambda: trainer.status["state"] == "idle")
+    trainer.close()
+
+
 def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
     fake: Callable[[str], None], tmp_path: Path
 ) -> None:

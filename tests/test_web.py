@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from rarebox.errors import Unavailable
-from rarebox.project import Project
+from rarebox.project import HELD_BACK, Project
 from rarebox.run_folder import write_json
-from rarebox.types import ImageRecord
+from rarebox.types import ImageRecord, Query
 from tests.web import BOX, CLASSES, House, ask_whole_images, item, make_project, open_cycle, opened, record
 
 
@@ -67,7 +67,8 @@ def test_the_state_of_the_first_images(house: House) -> None:
     assert state["budget"] == {"spent": 0, "of": 3, "unit": "images"}
     assert state["trainer"]["state"] == "idle"
     assert (state["records"], state["people"], state["can_train"], state["advice"]) == ([], [], False, None)
-    assert state["held_out"] == {"images": 0, "boxes": 0, "note": "no image is kept for measuring AP"}
+    aside = "One of every five first images is kept aside, not trained on, to measure AP."
+    assert state["held_out"] == {"images": 0, "boxes": 0, "note": aside}
     assert state["speed"] == {"per_minute": None, "minutes_left": None}
     assert state["agreement"] == {"with_guesses": None, "between_people": None, "disagreements": 0}
 
@@ -90,6 +91,33 @@ def test_the_state_follows_the_answers(later: House) -> None:
     assert state["can_train"]
     assert ben.get("/api/state")["speed"]["per_minute"] is None
     assert later.browser(None).get("/api/state")["you"] is None
+
+
+def test_what_ap_is_measured_on_is_said(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    project.store.open_cycle(1)
+    project.store.ask(1, [Query(1), Query(2), Query(3, why={HELD_BACK: 1.0}), Query(4, why={HELD_BACK: 1.0})])
+    with opened(project) as house:
+        anna = house.browser()
+        first, second, kept, empty = anna.next(4)
+
+        def note(**said: Any) -> str:
+            anna.saved(**said)
+            return anna.get("/api/state")["held_out"]["note"]
+
+        note(query=first["id"])
+        note(query=kept["id"], verdict="cannot_tell")
+        assert "One of every five" in note(query=empty["id"], boxes=[], labels=[])
+        last = note(query=second["id"])
+        assert last == "AP cannot be measured: there is no box on the 1 image kept aside for it."
+        before = anna.get("/api/answers")["answers"]
+        skipped = next(one["answer"] for one in before if one["query"] == kept["id"])
+        assert "measured on 2 images (1 box) not trained on; read it as" in note(query=kept["id"], after=skipped)
+    (other := tmp_path / "other").mkdir()
+    project = make_project(other)
+    open_cycle(project, 2, range(4, 13))
+    with opened(project) as house:
+        assert "none of the first images" in house.browser().get("/api/state")["held_out"]["note"]
 
 
 def test_the_stop_signal_is_in_words(tmp_path: Path) -> None:
@@ -241,6 +269,47 @@ def test_a_missed_object_and_a_complete_image(later: House) -> None:
     assert anna.say(image=9, verdict="not_an_object")["status"] == "refused"
 
 
+class Busy:
+    """A trainer at work."""
+
+    working, status = True, {"state": "working", "stage": "cycle 2: fit"}
+
+    def close(self) -> None: ...
+
+
+def test_people_go_on_beyond_the_budget_while_the_trainer_works(later: House) -> None:
+    anna = later.browser()
+    for query in anna.next(6):
+        anna.saved(query=query["id"])
+    assert anna.next(3) == []  # the budget is spent
+    later.desk.trainer = Busy()  # type: ignore[assignment]
+    beyond = anna.next(3)
+    assert len(beyond) == 3
+    anna.saved(query=beyond[0]["id"])
+    assert anna.get("/api/state")["budget"] == {"spent": 7, "of": 6, "unit": "looks"}
+
+
+def test_a_question_says_why_it_is_asked(later: House) -> None:
+    anna = later.browser()
+    first, *others = anna.next(4)
+    assert first["reason"] == "It looks like fish; the detector is 90% sure."
+    for query in others:
+        anna.saved(query=query["id"], labels=[1])
+    (again,) = anna.next(1)
+    assert again["reason"].startswith("It looks like fish, a rare class (0 of 3 labels so far)")
+
+
+def test_a_closed_tab_gives_its_questions_back(later: House) -> None:
+    first, second, ben = later.browser("anna", "1"), later.browser("anna", "2"), later.browser("ben")
+    asked = [query["id"] for query in first.next(2)]
+    assert [query["id"] for query in second.next(2)] != asked
+    reply = first.http.post("/api/leave", json={"client": "1"})
+    assert (reply.status_code, reply.content) == (204, b"")
+    assert ben.next(1)[0]["id"] == asked[0]
+    assert asked[1] in [query["id"] for query in second.next(3)]
+    assert "who you are" in later.browser(None).refused("/api/leave", {"client": "1"}, 403)
+
+
 def test_answers_are_cut_at_the_border(later: House) -> None:
     anna = later.browser()
     first, second = anna.next(2)
@@ -362,6 +431,7 @@ def test_a_name_is_asked_for_once(house: House) -> None:
 def test_an_invitation_lets_one_browser_in(house: House) -> None:
     url = house.browser().post("/api/invite")["url"]
     assert url.startswith("http://localhost:8765/?token=")
+    assert house.browser().post("/api/invite")["local"]
     guest = house.stranger()
     reply = guest.get(url)
     assert (reply.status_code, reply.headers["location"]) == (303, "/")
@@ -370,6 +440,13 @@ def test_an_invitation_lets_one_browser_in(house: House) -> None:
     other = house.stranger()
     assert other.get(url).status_code == 200  # the page, which says how to come in
     assert other.get("/api/state").status_code == 401
+
+
+def test_an_invitation_made_at_the_servers_own_machine_names_it_as_others_do(project: Project) -> None:
+    with opened(project, host="0.0.0.0", also=("desk-17",)) as house:
+        invited = house.browser().post("/api/invite")  # the browser's Host is localhost
+        assert invited["url"].startswith("http://desk-17:8765/?token=")
+        assert not invited["local"]
 
 
 def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:

@@ -32,7 +32,8 @@ def examine(path: str | None) -> list[Check]:
     checks.append(_voc())
     if path:
         checks.append(_data(path))
-    return checks
+    photos = Check("your own photos", True, "rarebox init PROJECT --images FOLDER, then rarebox serve PROJECT")
+    return [*checks, photos]
 
 
 def _accelerator(cores: int) -> Check:

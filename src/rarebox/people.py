@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from rarebox import schema
 from rarebox.boxes import clip, iou_matrix
@@ -136,6 +136,11 @@ class People:
         ended = {"ended_holder": holder, "ended_by": by, "ended_until": time.time() + seconds / 2}
         with self.store.transaction(writes=True) as connection:
             return connection.execute(_END_OTHER_TABS, ended).rowcount > 0
+
+    def let_go(self, holder: str) -> None:
+        """End a tab's leases now: others may have its questions, which stay its own until somebody takes them."""
+        with self.store.transaction(writes=True) as connection:
+            connection.execute(_LET_GO, {"ended_holder": holder, "now": time.time()})
 
     def leases(self, holder: str = "") -> list[Lease]:
         """Who is at work on what just now; of this holder those, too, whose time is up."""
@@ -338,6 +343,11 @@ _LEASES = select(schema.leases).where(or_(_running, schema.leases.c.holder == _h
 _LEASE = insert(schema.leases)
 _END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
 _END_LEASE = _END_LEASES.where(schema.leases.c.query_id == bindparam("ended_query"))
+_LET_GO = (
+    update(schema.leases)
+    .where(schema.leases.c.holder == bindparam("ended_holder"), schema.leases.c.until > bindparam("now"))
+    .values(until=bindparam("now"))
+)
 _END_OTHER_TABS = delete(schema.leases).where(
     schema.leases.c.holder != bindparam("ended_holder"),
     schema.leases.c.by == bindparam("ended_by"),

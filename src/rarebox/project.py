@@ -1,6 +1,7 @@
 """A project: a folder in which people answer. What it holds, and how it begins; see :mod:`rarebox.trainer` for more."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -265,23 +266,28 @@ def _take_in(
 ) -> list[data.Problem]:
     """Answers from labels that were there before: whole images, or, if ``partial``, single boxes."""
     by_path = {record.path: record for record in records}
-    by_name = {Path(record.path).name: record for record in records}
-    problems = []
-    store.open_cycle(1)
-    asked, said = [], []
+    names = Counter(Path(record.path).name for record in records)
+    by_name = {Path(record.path).name: record for record in records if names[Path(record.path).name] == 1}
+    problems, found = [], []
     for split in filter(None, (known.train, known.test)):
         for image in split.images:
-            truth, record = split.truth[image.id], by_path.get(image.path) or by_name.get(Path(image.path).name)
-            if record is None:
-                problems.append(data.Problem("labels of no image", image.path, "no image of that name; left out"))
-            elif partial:
-                for box, label in zip(truth.boxes, truth.labels, strict=True):
-                    asked.append(Query(record.id, box, int(label), asked_by=IMPORTED))
-                    said.append((box[None], [int(label)]))
+            if record := by_path.get(image.path) or by_name.get(Path(image.path).name):
+                found.append((record, split.truth[image.id]))
             else:
-                kept = seeds.stream(seed, "held out", record.id).random() < 1 / HELD_BACK_EVERY
-                asked.append(Query(record.id, why={HELD_BACK: 1.0} if kept else None, asked_by=IMPORTED))
-                said.append((truth.boxes, truth.labels))
+                what = "no image of that name, or several; left out"
+                problems.append(data.Problem("labels of no image", image.path, what))
+    store.open_cycle(1)
+    asked, said = [], []
+    chance = seeds.stream(seed, "held out").permutation(len(found))
+    for (record, truth), place in zip(found, chance, strict=True):
+        if partial:
+            for box, label in zip(truth.boxes, truth.labels, strict=True):
+                asked.append(Query(record.id, box, int(label), asked_by=IMPORTED))
+                said.append((box[None], [int(label)]))
+        else:
+            kept = place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
+            asked.append(Query(record.id, why={HELD_BACK: 1.0} if kept else None, asked_by=IMPORTED))
+            said.append((truth.boxes, truth.labels))
     queries = store.ask(1, asked)
     store.record([
         Answer(query.id, boxes, np.asarray(labels), Verdict.OBJECT, IMPORTED)

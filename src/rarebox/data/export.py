@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rarebox.data import EXPORT_MARK, cvat, labelstudio
 from rarebox.data.images import fetched
-from rarebox.data.review import MODEL, Sheet, sheets
+from rarebox.data.review import MODEL, Sheet, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
@@ -331,16 +331,11 @@ def _provenance(labels: Annotations, row: int) -> dict[str, Any]:
     difficult = labels.source[row] == Source.DIFFICULT
     return {
         "source": str(Source.HUMAN if difficult else labels.source[row]),
-        "score": _short(labels.scores[row]),
-        "class_weight": _short(labels.class_weight[row]),
-        "box_weight": _short(labels.box_weight[row]),
+        "score": short(labels.scores[row]),
+        "class_weight": short(labels.class_weight[row]),
+        "box_weight": short(labels.box_weight[row]),
         "difficult": int(difficult),
     }
-
-
-def _short(number: np.floating) -> float | None:
-    """The shortest decimal number that gives the same ``float32``; None for NaN, which JSON lacks."""
-    return None if np.isnan(number) else float(str(number))
 
 
 def _coco(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:

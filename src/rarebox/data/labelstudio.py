@@ -19,7 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
-from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour
+from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
@@ -81,7 +81,7 @@ def prediction(sheet: Sheet, classes: Sequence[str], version: str = MODEL) -> di
     """All queries of an image as one prediction; its score is the mean of theirs."""
     result = [_region(sheet, query, classes, _key(query)) for query in sheet.queries]
     scores = [region["score"] for region in result if "score" in region]
-    return {"model_version": version, "score": sum(scores) / len(scores) if scores else 0.0, "result": result}
+    return {"model_version": version, "score": short(sum(scores) / len(scores)) if scores else 0.0, "result": result}
 
 
 def _key(query: Query) -> str:
@@ -102,7 +102,7 @@ def _region(sheet: Sheet, query: Query, classes: Sequence[str], key: str) -> dic
     return {
         "id": key, "type": TYPE, "from_name": LABEL, "to_name": IMAGE, "original_width": width,
         "original_height": height, "image_rotation": 0, "value": {**place, TYPE: [classes[query.guess]]},
-        **({} if score is None else {"score": score}),
+        **({} if score is None else {"score": short(score)}),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rarebox.data.review import short
 from rarebox.types import Floats, ImageRecord, Query
 
 COLUMNS: tuple[str, ...] = (
@@ -24,11 +25,11 @@ def _row(place: int, record: ImageRecord, classes: Sequence[str], query: Query) 
     assert query.box is not None
     assert query.guess is not None
     why = query.why or {}
-    corners = dict(zip(("x1", "y1", "x2", "y2"), (float(edge) for edge in query.box), strict=True))
-    numbers = {name: why.get(name) for name in ("score", "uncertainty", "box_consistency", "class_frequency")}
+    corners = dict(zip(("x1", "y1", "x2", "y2"), (short(edge) for edge in query.box), strict=True))
+    numbers = {name: short(why.get(name)) for name in ("score", "uncertainty", "box_consistency", "class_frequency")}
     return {
         "rank": place, "image": record.path, "image_id": record.id, **corners, "guess": classes[query.guess], **numbers,
-        "utility": query.utility,
+        "utility": short(query.utility),
     }  # fmt: skip
 
 
@@ -62,8 +63,8 @@ def as_coco(images: Mapping[int, ImageRecord], classes: Sequence[str], queries: 
                 "id": row["rank"],
                 "image_id": row["image_id"],
                 "category_id": classes.index(row["guess"]) + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
+                "bbox": [x1, y1, short(x2 - x1), short(y2 - y1)],
+                "area": short((x2 - x1) * (y2 - y1)),
                 "iscrowd": 0,
                 "score": row["score"],
                 "attributes": {"source": "query", **{n: v for n, v in row.items() if n not in ("image", "image_id")}},

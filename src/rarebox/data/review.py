@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from rarebox.types import ImageRecord, Query
 
 MODEL = "rarebox"
@@ -77,6 +79,12 @@ def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) 
     for query in queries:
         of_image.setdefault(query.image_id, []).extend([] if query.box is None else [query])
     return [Sheet(n, *known[image_id], asked) for n, (image_id, asked) in enumerate(of_image.items(), 1)]
+
+
+def short(number: float | np.floating | None) -> float | None:
+    """The shortest decimal number that gives the same ``float32``, 0.4 for 0.4000000059604645; None for NaN, which JSON
+    lacks."""
+    return None if number is None or np.isnan(number) else float(str(np.float32(number)))
 
 
 def colour(label: int) -> str:

@@ -42,6 +42,14 @@ def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool
     new = tuple(sorted(names - {*pool.classes}))
     if not declared and pool.classes and new:
         notes.append(f"classes that the labels and images do not name: {', '.join(new)}")
+    strange = tuple(name for name in pool.classes if name not in declared) if declared else ()
+    if strange:
+        alike = {name.casefold(): name for name in declared}
+        meant = [f"{name!r} as {alike[name.casefold()]!r}" for name in strange if name.casefold() in alike]
+        notes.append(
+            f"classes of the labels and images that the detector does not name: {', '.join(strange)}; no box will be "
+            "taken for one of them" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
+        )
     own = declared or (*pool.classes, *new) or tuple(str(n) for n in range(max(numbers, default=0) + 1))
     if max(numbers, default=-1) >= len(own):
         raise UserError(

@@ -32,7 +32,7 @@ from rarebox.people import Submission, clean_name
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web.desk import Desk
 from rarebox.web.ml_backend import router_of
-from rarebox.web.security import HEADERS, LARGEST_BODY, Door, Visitor, good_host, good_origin
+from rarebox.web.security import HEADERS, LARGEST_BODY, Door, Visitor, good_host, good_origin, is_loopback
 
 STATIC = Path(__file__).parent / "static"
 
@@ -81,10 +81,15 @@ class Item(Body):
         return self
 
 
-class Next(Body):
-    """Asking for questions."""
+class Leave(Body):
+    """Which tab."""
 
     client: Key
+
+
+class Next(Leave):
+    """Asking for questions."""
+
     want: int = Field(default=3, ge=0, le=10)
 
 
@@ -215,6 +220,11 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         _, queries = await _done(desk.answer(_holder(by, body.client), by, [], body.want))
         return {"queries": [desk.query(query) for query in queries], "state": state_of(found)}
 
+    @app.post("/api/leave", status_code=204, response_class=Response)
+    async def leave(body: Leave, by: Somebody) -> None:
+        """A tab is being closed, or loaded again: what it was asked may be asked elsewhere."""
+        await _done(desk.leave(_holder(by, body.client)))
+
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
@@ -300,10 +310,16 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         return state_of(found)
 
     @app.post("/api/invite")
-    def invite(request: Request, found: Anybody, _: Somebody) -> dict[str, str]:
-        """A link for another browser, good once: for anybody, or, where names are given out, for the same person."""
-        token = door.one_time_link(found if found.fixed else Visitor())
-        return {"url": f"{request.base_url}?token={token}"}
+    def invite(request: Request, found: Anybody, _: Somebody) -> dict[str, Any]:
+        """A link for another browser, good once: for anybody, or, where names are given out, for the same person.
+
+        ``local``: other machines cannot reach it.
+        """
+        address, token = request.base_url, door.one_time_link(found if found.fixed else Visitor())
+        local = is_loopback(address.hostname or "")
+        if local and also and not is_loopback(host):  # who sits at the server's own machine
+            address, local = address.replace(hostname=also[0]), False
+        return {"url": f"{address}?token={token}", "local": local}
 
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
     def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:

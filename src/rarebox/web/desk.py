@@ -88,6 +88,10 @@ class Desk:
 
         return self.do(job)
 
+    def leave(self, holder: str) -> "Future[None]":
+        """A tab is closed: its questions wait for nobody."""
+        return self.do(lambda: self.people.let_go(holder))
+
     def do(self, job: Callable[[], T]) -> "Future[T]":
         """Have something done by the thread that writes, as part of a transaction."""
         future: Future[T] = Future()
@@ -111,7 +115,7 @@ class Desk:
     def retry(self) -> None:
         """Go on with what is due, also after the trainer has failed."""
         if self.trainer:
-            self.trainer.send("go on")
+            self.trainer.again()
 
     def _hand_out(self, holder: str, by: str, want: int) -> list[Query]:
         """Questions for one holder: those at hand, and, if that is too few, more from the ranking.
@@ -349,7 +353,7 @@ class Desk:
                 "disagreements": len(ledger.disagreements()),
             },
             "advice": self._advice(),
-            "people": [{"name": name, "answers": len(all)} for name, all in sorted(ledger.of_person.items())],
+            "people": [{"name": name, "answers": ledger.sums["by", name]} for name in sorted(ledger.of_person)],
             "can_train": trainer["state"] != "working" and bool(self._counts.sum())
             and len(self._records) < self._cycle,
             "version": self.version,
@@ -365,11 +369,15 @@ class Desk:
 
     def _held_out(self) -> dict[str, Any]:
         images, boxes = self._ledger.sums["held images",], self._ledger.sums["held boxes",]
-        note = (
-            "no image is kept for measuring AP" if not images
-            else f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"
-            + ("; read it as a rough trend" if images < FEW_IMAGES else "")
-        )  # fmt: skip
+        if boxes:
+            note = f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"
+            note += "; read it as a rough trend." if images < FEW_IMAGES else "."
+        elif self._cycle <= 1 and self._budget - self._spent > 0:
+            note = "One of every five first images is kept aside, not trained on, to measure AP."
+        elif images:
+            note = f"AP cannot be measured: there is no box on the {_counted(images, 'image')} kept aside for it."
+        else:
+            note = "AP is not measured: none of the first images was kept aside for it (of five or more, one is)."
         return {"images": images, "boxes": boxes, "note": note}
 
     def _advice(self) -> str | None:
@@ -415,8 +423,8 @@ class Desk:
             return "Somebody drew this box."
         guess = int(self._counts_as[guess])
         name, total = self._classes[guess], int(counts.sum())
-        share = counts[guess] / total if total else 0
-        rare = share < 0.5 / max(int((self._counts_as == np.arange(len(self._counts_as))).sum()), 1)
+        offered = int((self._counts_as == np.arange(len(self._counts_as))).sum())
+        rare = total > 0 and counts[guess] / total < 0.5 / offered
         words = [
             f"It looks like {name}" + (f", a rare class ({counts[guess]} of {total} labels so far)" if rare else "")
         ]

@@ -52,6 +52,8 @@ class History:
             yield ("asked", cycle), 1
             if not self.standing:
                 yield ("open", cycle), 1
+        for name in self.standing:
+            yield ("by", name), 1
         if agrees is not None:
             yield ("second opinions",), 1
             yield ("agreements",), int(agrees)
@@ -65,7 +67,7 @@ class History:
         if question.asked_by is None and query.guess is not None and latest.answer.verdict in TELLING:
             yield ("guesses", cycle), 1
             yield ("right guesses", cycle), int(query.guess in latest.answer.labels)
-        if query.why and query.why.get(HELD_BACK):
+        if query.why and query.why.get(HELD_BACK) and latest.answer.verdict is not Verdict.CANNOT_TELL:
             yield ("held images",), 1
             yield ("held boxes",), boxes
 

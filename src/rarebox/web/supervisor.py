@@ -28,6 +28,7 @@ class Supervisor:
         self._follower: Thread | None = None
         self._stage: tuple[str, float, int] = ("", 0.0, 0)
         self._closed = False
+        self._wanted = "go on"
         self.status: dict[str, Any] = _status("idle")
 
     @property
@@ -40,7 +41,7 @@ class Supervisor:
         with self._lock:
             if self.working or self._closed:
                 return
-            self.status = _status("working", stage="starting")
+            self._wanted, self.status = what, _status("working", stage="starting")
             if self._process is None or self._process.poll() is not None:
                 self._start()
             assert self._process
@@ -51,6 +52,10 @@ class Supervisor:
             except (OSError, ValueError):
                 pass  # it has just ended; the reader of its output says why
         self._told("progress")
+
+    def again(self) -> None:
+        """What it was told last, once more."""
+        self.send(self._wanted)
 
     def close(self) -> None:
         """End the process, in the middle of whatever is going on: it resumes from the disk."""
@@ -94,7 +99,7 @@ class Supervisor:
             if kind == "progress":
                 self.status = self._progress(event["stage"], event["done"], event["of"], event["note"])
             elif kind == "idle":
-                self.status = _status("idle")
+                self._wanted, self.status = "go on", _status("idle")
             elif kind == "failed":
                 self.status = _status("failed", reason=event["reason"])
         except (ValueError, TypeError, KeyError):

@@ -16,6 +16,9 @@ export const get = (path) => request(path, { method: "GET" });
 export const post = (path, body = {}) =>
   request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
+/** The last word of a page that is going away. @param {string} path @param {object} body */
+export const lastWord = (path, body) => navigator.sendBeacon(path, new Blob([JSON.stringify(body)], { type: "application/json" }));
+
 /** A file with the name that the server gives it. @param {string} path @returns {Promise<{content: Blob, name: string | null}>} */
 export const getFile = (path) =>
   request(path, { method: "GET" }, async (response) => ({

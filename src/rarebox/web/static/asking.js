@@ -83,7 +83,7 @@ export class Asking {
     this.pictures = pictures;
     this.page = page;
     this.#past = recall(`${line.project}/history`, [], sessionStorage);
-    for (const name of names(`${line.project}/draft/`)) {
+    for (const name of [...names(`${line.project}/draft/`), ...names(`${line.project}/edit/`)]) {
       if (Date.now() - (recall(name)?.at ?? 0) > DRAFT_DAYS * 864e5) forget(name);
     }
     document.addEventListener("visibilitychange", () => {
@@ -141,10 +141,11 @@ export class Asking {
 
   /** @param {Query} query @param {{kind?: "ask" | "edit", after?: number | null, answer?: Answer | null, sketch?: Sketch | null}} [how] */
   #show(query, { kind = "ask", after = null, answer = null, sketch = null } = {}) {
-    const kept = kind === "ask" ? recall(this.#draftName(query))?.sketch : null;
+    const kept = recall(this.#draftName(query, answer))?.sketch;
+    if (kept && answer) this.page.say("Your unfinished change of this answer is back. Esc leaves the answer as it was.");
     this.task = {
       kind, query, after, answer, armed: false, past: [], future: [],
-      sketch: structuredClone(sketch ?? kept ?? { box: query.box, drafts: [], dismissed: [] }),
+      sketch: structuredClone((answer ? kept ?? sketch : sketch ?? kept) ?? { box: query.box, drafts: [], dismissed: [] }),
     };
     this.hidden = false;
     this.#justDrawn = null;
@@ -407,7 +408,7 @@ export class Asking {
       query: task.kind === "ask" ? task.query : null,
       sketch: task.kind === "ask" ? task.sketch : null,
     });
-    if (item.verdict !== "cannot_tell") forget(this.#draftName(task.query));
+    if (item.verdict !== "cannot_tell" || task.kind === "edit") forget(this.#draftName(task.query, task.answer));
     if (task.kind === "edit") this.leave(true);
     else this.#advance();
   }
@@ -585,14 +586,19 @@ export class Asking {
     this.#changed();
   }
 
-  /** @param {Query} query */
-  #draftName(query) {
-    return `${this.line.project}/draft/${query.id}`;
+  /** @param {Query} query @param {Answer | null} answer that is being changed */
+  #draftName(query, answer) {
+    return `${this.line.project}/${answer ? `edit/${answer.answer}` : `draft/${query.id}`}`;
   }
 
   #keepDraft() {
     const task = this.task;
-    if (task?.kind === "ask") remember(this.#draftName(task.query), { at: Date.now(), sketch: task.sketch });
+    if (task) remember(this.#draftName(task.query, task.answer), { at: Date.now(), sketch: task.sketch, answer: task.answer, client: this.line.client });
+  }
+
+  /** Old answers that were being changed when a page was closed. @returns {{answer: Answer, client: string}[]} */
+  unfinished() {
+    return names(`${this.line.project}/edit/`).map((name) => recall(name)).filter((kept) => kept?.answer);
   }
 
   /* ---- undo ---- */
@@ -730,6 +736,7 @@ export class Asking {
 
   /** Back from an old answer to the questions. @param {boolean} saved */
   leave(saved) {
+    if (this.task?.answer) forget(this.#draftName(this.task.query, this.task.answer));
     this.task = null;
     this.#advance();
     this.page.left(saved);

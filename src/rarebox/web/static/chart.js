@@ -5,7 +5,7 @@ import { el, percent, svg } from "./dom.js";
 /** @param {import("./types.js").CycleRecord[]} records */
 export function apChart(records) {
   const points = records.filter((record) => record.ap50 !== null);
-  if (!points.length) return el("p", { class: "quiet", text: "Shown when the first cycle is finished." });
+  if (!points.length) return el("p", { class: "quiet", text: records.length ? "There is none to show." : "Shown when the first cycle is finished." });
   const [width, height, left, right, top, bottom] = [272, 104, 30, 34, 12, 20];
   const most = Math.max(0.1, ...points.map((point) => point.ap50 ?? 0));
   const ceiling = Math.min(1, Math.ceil(most * 10 + 0.2) / 10);

@@ -24,13 +24,14 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
   const objection = el("p", { class: "objection", role: "alert" });
 
   const search = () => {
-    const words = input.value.trim().toLowerCase();
+    const typed = input.value.trim().replace(/\s+/g, " "); // as the server writes it
+    const words = typed.toLowerCase();
     const found = offered().filter((one) => one.label !== without && one.name.toLowerCase().includes(words));
     const begins = (/** @type {string} */ name) => (name.toLowerCase().startsWith(words) ? 0 : 1);
     found.sort((a, b) => begins(a.name) - begins(b.name));
     options = found.map((one) => ({ text: one.name, label: one.label }));
     const exact = offered().some((one) => one.name.toLowerCase() === words);
-    if (adding && words && !exact) options.push({ text: input.value.trim(), label: null });
+    if (adding && words && !exact) options.push({ text: typed, label: null });
     at = 0;
     show();
   };
@@ -67,7 +68,8 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
   input.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.isComposing) return;
     const digit = input.value === "" && /^\d$/.test(event.key) ? (Number(event.key) || 10) - 1 : -1;
-    const byDigit = options.findIndex(({ text, label }) => label === digit && !text.startsWith(event.key));
+    // A digit is a key, unless it may be the beginning of a search.
+    const byDigit = options.some(({ text }) => text.includes(event.key)) ? -1 : options.findIndex(({ label }) => label === digit);
     if (byDigit >= 0) {
       event.preventDefault();
       return void take(byDigit); // as the key beside the name says

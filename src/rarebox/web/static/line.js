@@ -4,7 +4,7 @@
  * order; each answer carries a key, so sending it twice saves it once.
  */
 
-import { Offline, post, Refused, SignedOut } from "./api.js";
+import { lastWord, Offline, post, Refused, SignedOut } from "./api.js";
 import { forget, names, recall, remember, uuid } from "./local.js";
 
 /** @typedef {import("./types.js").Item} Item */
@@ -45,6 +45,8 @@ export class Line {
     this.heard = heard;
     this.#saved = recall(`${project}/saved`, {});
     addEventListener("online", () => this.wake());
+    // Whoever comes next may have this tab's questions, unless answers to them are still on their way.
+    addEventListener("pagehide", () => this.#waiting.length || lastWord("/api/leave", { client }));
     addEventListener("beforeunload", (event) => {
       if (!this.#kept && this.#waiting.length) event.preventDefault();
     });

@@ -22,6 +22,9 @@ import { showWaiting } from "./waiting.js";
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Answer} Answer */
 
+/** Seconds after which a page without a question asks for one again. */
+const LOOK_AGAIN = 8;
+
 const stage = byId("stage");
 let status = "saved";
 let waiting = 0;
@@ -35,7 +38,7 @@ async function start() {
     accept(await get("/api/state"));
   } catch (error) {
     status = error instanceof SignedOut ? "signed-out" : "offline";
-    byId("question").textContent = "rarebox";
+    byId("question-bar").hidden = true;
     byId("waiting").hidden = false;
     showWaiting(byId("waiting"), null, status, 0);
     if (status === "offline") setTimeout(start, 2000);
@@ -61,6 +64,7 @@ function askName(first) {
 
 /** @param {State} first */
 function run(first) {
+  for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
   const line = new Line(first.id, tab, {
     state: accept,
     queries: (queries) => asking.receive(queries),
@@ -394,13 +398,24 @@ function run(first) {
     },
   });
   // Keeps the leases of a person who thinks for long.
-  setInterval(() => !document.hidden && asking.held.length && line.ask(), Math.max(20, (asking.held[0]?.lease_seconds ?? 300) / 3) * 1000);
+  // Who has nothing to do gets what others leave: nobody tells when a lease ends.
+  let asked = Date.now();
+  setInterval(() => {
+    const pause = asking.held[0] ? asking.held[0].lease_seconds / 3 : LOOK_AGAIN;
+    if (document.hidden || Date.now() - asked < 1000 * pause) return;
+    asked = Date.now();
+    line.ask();
+  }, 2000);
 
   panel.update(first, 0);
   panel.refreshRecent();
   redraw();
   showSaveState();
   line.open();
+  const unfinished = asking.unfinished();
+  const own = unfinished.find((kept) => kept.client === tab);
+  if (own) edit(own.answer);
+  else if (unfinished.length) say("A change of an old answer was not finished when its page was closed. Open that answer to go on with it.");
   stage.focus({ preventScroll: true });
 }
 

@@ -5,9 +5,10 @@ import { apChart } from "./chart.js";
 import { colour } from "./colours.js";
 import { answerCrop } from "./crop.js";
 import { byId, counted, duration, el, icon, percent, replace } from "./dom.js";
+import { makeGoal } from "./goal.js";
 import { recall, remember } from "./local.js";
 import { say } from "./notices.js";
-import { accept, inWords, offered, state } from "./state.js";
+import { accept, inWords, offered, stageInWords, state, timeInWords } from "./state.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Answer} Answer */
@@ -22,7 +23,7 @@ const RARE = 0.1;
 export function makePanel(doors) {
   const panel = byId("panel");
   const parts = Object.fromEntries(
-    ["trainer", "progress", "recent", "balance", "ap", "people", "view", "data"].map((name) => [name, el("section", { class: `part ${name}` })]),
+    ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"].map((name) => [name, el("section", { class: `part ${name}` })]),
   );
   const grip = el("button", { class: "grip", "aria-label": "Close the panel", onclick: () => show(false) }, icon("close"));
   replace(panel, grip, ...Object.values(parts));
@@ -55,6 +56,7 @@ export function makePanel(doors) {
   /** @param {State} now */
   function trainer(now) {
     const { state: doing, stage, done, of, seconds_left, reason } = now.trainer;
+    const time = timeInWords(now);
     parts.trainer.hidden = doing === "idle" && !now.can_train;
     parts.trainer.classList.toggle("failed", doing === "failed");
     if (doing === "failed") {
@@ -62,11 +64,11 @@ export function makePanel(doors) {
         el("p", { class: "quiet", text: "All answers are kept." }),
         el("button", { text: "Try again", "data-testid": "retry", onclick: () => ask("/api/retry") }));
     } else if (doing === "working") {
-      replace(parts.trainer, el("h2", { text: "Training" }, seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` })),
-        bar(of ? done / of : 0, "Training"), el("p", { class: "quiet", text: stage }));
+      replace(parts.trainer, el("h2", { text: stage === "starting" ? "Getting ready" : "Training" }, seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` })),
+        bar(of ? done / of : 0, "Training"), el("p", { class: "quiet", text: [stageInWords(stage), seconds_left === null && time].filter(Boolean).join("; ") }));
     } else {
       replace(parts.trainer, el("button", { text: "Train now", "data-testid": "train-now", onclick: () => ask("/api/train") }),
-        el("p", { class: "quiet", text: "Learns from the answers so far without waiting for the budget." }));
+        el("p", { class: "quiet", text: `Learns from the answers so far without waiting for the budget${time ? `; ${time}` : ""}.` }));
     }
   }
 
@@ -111,6 +113,8 @@ export function makePanel(doors) {
       el("button", { text: "Invite somebody", "data-testid": "invite", onclick: invite }));
   }
 
+  replace(parts.goal, makeGoal());
+
   const slider = el("input", { type: "range", min: 0, max: 95, step: 5, value: 100 * doors.thresholdNow(), "aria-label": "Smallest score of dashed boxes", "data-testid": "threshold" });
   const sliderText = el("output", { text: percent(doors.thresholdNow()) });
   slider.addEventListener("input", () => {
@@ -119,7 +123,7 @@ export function makePanel(doors) {
   });
   replace(parts.view, el("h2", { text: "Dashed boxes" }), el("label", { class: "slider" }, el("span", { text: "score from" }), slider, sliderText));
 
-  const formats = [["coco", "COCO"], ["yolo", "YOLO"], ["voc", "Pascal VOC"], ["labelstudio", "Label Studio"]];
+  const formats = [["coco", "COCO"], ["yolo", "YOLO"], ["voc", "Pascal VOC"], ["labelstudio", "Label Studio"], ["cvat", "CVAT"]];
   replace(parts.data, el("h2", { text: "Labels" }),
     el("button", { text: "Look back at all answers", "data-testid": "open-gallery", onclick: doors.gallery }),
     el("p", { class: "downloads" }, icon("download"), ...formats.map(([format, name]) => el("a", {
@@ -150,7 +154,7 @@ export function makePanel(doors) {
 
   async function invite() {
     try {
-      const { url } = await post("/api/invite");
+      const { url, local } = await post("/api/invite");
       const link = el("input", { type: "text", readonly: true, value: url, "aria-label": "Invite link", "data-testid": "invite-link" });
       const { openDialog } = await import("./dialogs.js");
       openDialog("Invite somebody", (body) => {
@@ -161,6 +165,7 @@ export function makePanel(doors) {
           copied.textContent = done ? "Copied." : "Press Ctrl+C to copy.";
         };
         body.append(el("p", { text: "One person opens this link once and labels in this project from then on. Until then it is as good as a password." }),
+          ...(local ? [el("p", { "data-testid": "invite-local", text: "It works in another browser on this computer only. To let other computers and phones in, stop the server and start it again with a link for each person: rarebox serve PROJECT --host 0.0.0.0 --people anna,ben" })] : []),
           el("div", { class: "name-form" }, link, el("button", { class: "primary", text: "Copy", onclick: copy })), copied);
       });
     } catch (error) {

@@ -1,5 +1,7 @@
 /** The newest State of the server, and everybody who wants to know when it changes. */
 
+import { duration } from "./dom.js";
+
 /** @typedef {import("./types.js").State} State */
 
 /** @type {State | null} */
@@ -40,6 +42,20 @@ export function classOf(label) {
 
 /** @param {number | null} label */
 export const className = (label) => classOf(label)?.name ?? (label === null ? "no guess" : `class ${label}`);
+
+const STAGES = { starting: "the training process is being loaded", fit: "training the detector (1 of 3)", evaluate: "measuring AP (2 of 3)", score: "looking through all photos (3 of 3)" };
+
+/** What the trainer does, in words. @param {string | null} stage such as "cycle 2: fit" */
+export const stageInWords = (stage) => STAGES[/** @type {keyof typeof STAGES} */ (stage?.split(": ").at(-1) ?? "")] ?? stage ?? "";
+
+/** How long it will take, in words, as far as anything is known. @param {State} now */
+export function timeInWords(now) {
+  const { state: doing, seconds_left } = now.trainer;
+  if (doing === "working" && seconds_left !== null) return `about ${duration(seconds_left)} left of this step`;
+  const before = now.records.at(-1)?.seconds?.fit;
+  if (before) return `the last training took ${duration(before)}`;
+  return doing === "working" ? "the time left is known once it is under way" : "";
+}
 
 /** An answer in words. @param {{verdict: string, labels: number[], boxes: any[]}} answer */
 export function inWords(answer) {

@@ -1,10 +1,10 @@
 /** What is going on while there is nothing to ask. */
 
 import { post } from "./api.js";
-import { counted, duration, el, replace } from "./dom.js";
+import { counted, el, replace } from "./dom.js";
 import { say } from "./notices.js";
 import { bar } from "./panel.js";
-import { accept } from "./state.js";
+import { accept, stageInWords, timeInWords } from "./state.js";
 
 /** @param {HTMLElement} place @param {import("./types.js").State | null} now @param {string} status of the line @param {number} waiting answers on their way */
 export function showWaiting(place, now, status, waiting) {
@@ -24,7 +24,7 @@ export function showWaiting(place, now, status, waiting) {
   if (!now) return screen("Loading …");
   const { trainer } = now;
   const progress = trainer.state === "working" && bar(trainer.of ? trainer.done / trainer.of : 0, trainer.stage);
-  const left = trainer.seconds_left !== null ? `About ${duration(trainer.seconds_left)} left. ` : "";
+  const doing = [stageInWords(trainer.stage), timeInWords(now)].filter(Boolean).map((words) => `${words[0].toUpperCase()}${words.slice(1)}.`).join(" ");
   if (trainer.state === "failed") {
     return screen("Training failed", trainer.reason ?? "No reason was given.", "All answers are kept.", el("button", { class: "primary", text: "Try again", onclick: press("/api/retry") }));
   }
@@ -32,11 +32,11 @@ export function showWaiting(place, now, status, waiting) {
     return screen("Finished", "All questions of this project are answered. The labels can be downloaded from the side panel.", el("a", { class: "button primary", href: "/api/export?format=coco", download: "", text: "Download labels (COCO)" }));
   }
   if (now.phase === "preparing") {
-    return screen(trainer.state === "working" ? "Getting ready" : "Looking for the most different photos", progress, trainer.stage ? `${trainer.stage}. ${left}` : left, "The first photos appear here by themselves.");
+    return screen(trainer.state === "working" ? "Getting ready" : "Looking for the most different photos", progress, doing, "The first photos appear here by themselves.");
   }
   if (trainer.state === "working") {
-    return screen("Learning from your answers", progress, `${trainer.stage ? `${trainer.stage}. ` : ""}${left}`, "The next questions appear here by themselves. Time for a coffee, or for a look at the answers so far.");
+    return screen("Learning from your answers", progress, doing, "The next questions appear here by themselves. Time for a coffee, or for a look at the answers so far.");
   }
-  const rest = now.people.length > 1 ? "The remaining questions are with other people." : "The next questions appear here by themselves.";
+  const rest = "The questions that remain are with other people or in another tab. What those leave appears here by itself.";
   screen("Nothing to ask just now", rest, now.can_train && el("button", { class: "primary", text: "Train now", onclick: press("/api/train") }));
 }
