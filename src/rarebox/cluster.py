@@ -69,7 +69,7 @@ def check(engine: str, address: str | None = None) -> None:
             f"--address {address}: only a node of the cluster itself can give out work; run the command there with "
             "--address auto, or hand it over: ray job submit -- rarebox …"
         )
-    if address and ":" in address:
+    if address and address not in ("auto", "local"):
         host, _, port = address.rpartition(":")
         try:  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE).close()
