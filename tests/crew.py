@@ -199,6 +199,7 @@ def die() -> None:
 
 def be_interrupted() -> None:
     """Ctrl-C, which torchrun hands on to all its processes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background would ignore it
     os.kill(os.getpid(), signal.SIGINT)
 
 

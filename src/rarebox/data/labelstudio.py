@@ -217,7 +217,10 @@ def _regions(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[in
             size = size or (width, height)
             value = entry["value"]
             x, y, w, h = (float(value[name]) for name in ("x", "y", "width", "height"))
-            box = _corners(x, y, w, h, float(value.get("rotation") or 0), width, height)
+            rotation = float(value.get("rotation") or 0)
+            if not np.isfinite([x, y, w, h, rotation]).all():
+                raise ValueError("a number without end")
+            box = _corners(x, y, w, h, rotation, width, height)
             names = value.get(TYPE)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: a region lacks its place or the size of the image ({error!r})") from None
