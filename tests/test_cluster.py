@@ -63,7 +63,7 @@ def rank_again(finished: Path, out: Path, engine: loop.Engine) -> None:
     theirs, ours = (folder / "cycle_02" / "candidates" for folder in (finished, out))
     names = sorted(file.name for file in theirs.glob("*.parquet"))
     assert len(names) == 2 * SHARDS
-    assert names == sorted(file.name for file in ours.iterdir())
+    assert names == sorted(file.name for file in ours.glob("*.parquet"))
     assert all((theirs / name).read_bytes() == (ours / name).read_bytes() for name in names)
 
 

@@ -214,3 +214,11 @@ def test_a_coco_file_may_name_images_by_url_and_a_run_on_them_is_the_same(
     there = loop.run(tmp_path / "there", tiny.settings(tmp_path, budget=[4]))
     here = loop.run(tmp_path / "here", tiny.settings(pictures, budget=[4]))
     assert [{**record, "seconds": 0} for record in there] == [{**record, "seconds": 0} for record in here]
+
+
+@pytest.mark.parametrize("line", ["file:///etc/passwd", "local:///etc/x.png", "simplecache::file:///etc/x.png"])
+def test_a_list_from_elsewhere_names_no_file_of_this_disk(line: str) -> None:
+
+    fsspec.filesystem("memory").pipe_file("/listed/all.txt", line.encode())
+    with pytest.raises(UserError, match="may name only what lies elsewhere"):
+        remote.listing("memory://listed/all.txt", frozenset({".png"}))

@@ -1,6 +1,8 @@
 """A frozen backbone looks once: what it saw is kept, whole or not at all, and the heads work as on pixels."""
 
 import json
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rarebox.detectors.maps import Seen
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.run_folder import RunFolder
+from rarebox.store import Store
 from rarebox.types import ImageRecord, Picture, Targets
 from rarebox.views import View, make_views
 from tests.test_loop import outcome, timeless
@@ -165,6 +168,68 @@ def test_a_second_process_sees_what_the_first_has_added(
     kept, _ = seen(retinanet, pictures[:1], tmp_path)
     assert reader.missing([1, 2]) == [2]
     assert (reader.maps(1, 0).levels[0] == kept[0].maps(0).levels[0]).all()
+
+
+def test_another_process_that_is_sent_the_pictures_finds_their_maps(
+    retinanet: TorchDetector, pictures: list[Picture], tmp_path: Path
+) -> None:
+    seen(retinanet, pictures[:1], tmp_path)
+    store = MapStore(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
+    records = [ImageRecord(1, "0.png", pictures[0].width, pictures[0].height)]
+    sent = pickle.loads(pickle.dumps(FrozenPictures(Pictures(records, retinanet.settings.size), store)))
+    assert (sent[0].maps(0).levels[0] == MapStore.maps(sent.store, 1, 0).levels[0]).all()
+
+
+def test_views_are_those_that_were_looked_at_in_every_cycle(data: Path) -> None:
+    given, names = settings(data, **FREEZE), ("cutout",)
+    plans = [loop.views_of(given, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (0, 2, 3)]
+    assert plans[0] == plans[1] == plans[2]
+    thawed = settings(data)
+    moving = [loop.views_of(thawed, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (2, 3)]
+    assert moving[0] != moving[1]
+
+
+def test_maps_of_other_photos_are_never_taken(
+    data: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    look = TorchDetector.look
+    monkeypatch.setattr(TorchDetector, "look", lambda self, i, v: looked.append(len(i)) or look(self, i, v))
+    # A test set of its own, beside a pool whose first model and maps are shared.
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    loop.run(tmp_path / "sharing", settings(other, budget=[6], **FREEZE), share=finished)
+    assert sum(looked) == 5
+    # A run that had looked, but not trained, begins anew with other photos.
+    looked.clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(TorchDetector, "fit", lambda *_, **__: (_ for _ in ()).throw(UserError("stopped")))
+        with pytest.raises(UserError, match="stopped"):
+            loop.run(tmp_path / "run", settings(data, budget=[], **FREEZE))
+    loop.run(tmp_path / "run", settings(other, budget=[], **FREEZE))
+    assert sum(looked) == 4 + 4 + 5
+
+
+def test_frozen_in_the_middle_is_refused(data: Path, tmp_path: Path) -> None:
+    thawed = settings(data, budget=[6])
+    loop.run(tmp_path / "run", thawed.model_copy(update={"budget": ()}))
+    place = RunFolder(tmp_path / "run")
+    given = settings(data, budget=[6], **FREEZE)
+    with Store(place.store) as store:
+        run = loop.open_run(place, given, loop.load_data(given.data), store, lambda *_: None)
+        run.cycle = 2
+        with pytest.raises(UserError, match=r"training\.freeze was switched on in the middle"):
+            loop.rank_pool(run, 2)
+
+
+def test_an_odd_byte_at_the_end_is_cut_off_like_the_rest(
+    retinanet: TorchDetector, pictures: list[Picture], tmp_path: Path
+) -> None:
+    seen(retinanet, pictures[:1], tmp_path)
+    with (tmp_path / "maps.f16").open("ab") as numbers:
+        numbers.write(b"x")
+    kept, _ = seen(retinanet, pictures[:1], tmp_path)
+    assert kept[0].maps(0).levels[0].isfinite().all()
 
 
 def test_a_disk_without_room_is_said_before(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

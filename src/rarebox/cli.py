@@ -152,7 +152,7 @@ def run(
 
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
     refuse_early(out, settings)
-    cluster.check(engine, address)
+    cluster.check(engine, address, settings)
     if preset == "laptop":
         settings = with_weights_at_hand(settings)
     from rarebox import detectors

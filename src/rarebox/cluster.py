@@ -56,12 +56,18 @@ SAME = ("rarebox", "torch")
 """Versions that a worker must share with the driver, for the same numbers."""
 
 
-def check(engine: str, address: str | None = None) -> None:
-    """UserError for an engine that nobody knows or that is not installed, and for an address where nobody answers."""
+def check(engine: str, address: str | None = None, settings: Settings | None = None) -> None:
+    """UserError for an engine that nobody knows or that is not installed, for an address where nobody answers, and for
+    settings that only the engine ``local`` can follow."""
     if engine not in ("local", "ray"):
         raise unknown_name("engine", engine, ("local", "ray"))
     if engine == "local" and address:
         raise UserError(f"--address {address} says where a Ray cluster is; it goes with --engine ray")
+    if engine == "ray" and settings and settings.training.freeze == "backbone":
+        raise UserError(
+            "what a frozen backbone has seen is kept on this machine, and others would have to look again in each "
+            "cycle; leave out --engine ray, or train with training.freeze: nothing"
+        )
     if engine == "ray" and find_spec("ray") is None:
         raise UserError('Ray is not installed: pip install "rarebox[cluster]"')
     if address and "://" in address:

@@ -210,12 +210,14 @@ def open_run(
         held_out = _held_out(images, settings.seed)
         test = data.Split(held_out, {i.id: dataset.train.truth[i.id] for i in held_out})
         images = tuple(i for i in images if i.id not in test.truth)
-    pool, tested = pictures_of(settings, images, test.images, share if share and share.exists() else folder.root)
+    of_test = sha256(repr([(i.id, i.path, i.width, i.height) for i in test.images]).encode()).hexdigest()[:12]
+    keep_in = share if share and share.exists() else folder.root
+    pool, tested = pictures_of(settings, images, test.images, keep_in, f"test_{of_test}")
     _same_pool_as_before(store.images(), images)
     store.add_images(images)
     oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
     oracle.remember(store.answered())
-    how = _engine(settings, engine)
+    how = engine or score_here
     return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how)
 
 
@@ -233,25 +235,21 @@ def open_project(
     test = data.Split(tuple(images[i] for i in truth), truth)
     dataset = data.Dataset(folder.root.name, folder.root, classes, pool, test, ())
     pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
-    oracle, how = SimulatedOracle({}), _engine(settings, engine)
+    oracle, how = SimulatedOracle({}), engine or score_here
     return Run(folder, settings, dataset, pictures, tested, truth, store, oracle, progress, how, open_ended=True)
 
 
-def _engine(settings: Settings, engine: Engine | None) -> Engine:
-    if engine and settings.training.freeze == "backbone":
-        raise UserError(
-            "what a frozen backbone has seen is kept on this machine, and others would have to look again in each "
-            "cycle; leave out --engine ray, or train with training.freeze: nothing"
-        )
-    return engine or score_here
-
-
 def pictures_of(
-    settings: Settings, pool: Sequence[ImageRecord], test: Sequence[ImageRecord], keep_in: Path
+    settings: Settings,
+    pool: Sequence[ImageRecord],
+    test: Sequence[ImageRecord],
+    keep_in: Path,
+    name_of_test: str = "test",
 ) -> tuple[Pictures, Pictures]:
     """Images of the pool and of the test set, decoded on access; with a frozen body, what it saw of them.
 
-    That is kept in the folder ``keep_in``, apart for all that it depends on.
+    That is kept in the folder ``keep_in``, apart for all that it depends on but the images, which go by their ids:
+    runs that share a folder have the same pool, and a ``name_of_test`` for each test set.
     """
     size, views = settings.detector.size, settings.scoring.views
     decoded = Pictures(pool, size), Pictures(test, size)
@@ -259,7 +257,7 @@ def pictures_of(
         return decoded
     if settings.training.flip and "flip" not in views:
         views = (*views, "flip")  # last: the others draw the same random numbers as without it
-    body = settings.detector.model_dump(include={"backbone", "weights", "image_size", "long_side"})
+    body = settings.detector.model_dump(include={"name", "backbone", "weights", "image_size", "long_side"})
     weights = Path(settings.detector.weights)
     content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
     told = repr((body, content, views, settings.seed, settings.training.precision))
@@ -267,7 +265,7 @@ def pictures_of(
     channels = detectors.body_channels(settings.detector)
     return (
         FrozenPictures(decoded[0], MapStore(folder / "pool", Layout(channels, views))),
-        FrozenPictures(decoded[1], MapStore(folder / "test", Layout(channels, ()))),
+        FrozenPictures(decoded[1], MapStore(folder / name_of_test, Layout(channels, ()))),
     )
 
 
@@ -372,26 +370,37 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
 def scored_pool(run: Run, cycle: int) -> Shards:
     """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
     folder = run.folder.cycle(cycle) / "candidates"
-    return Shards(sorted(folder.glob("shard_*.parquet")), run.store.counts_as())
+    listed = folder / SHARDS
+    files = [folder / f"shard_{name}" for name in read_json(listed)] if listed.exists() else folder.glob("shard_*")
+    return Shards(sorted(files), run.store.counts_as())
 
 
 def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
-    """Score what is not scored yet of the images, shard by shard; the folder of all their files, and no others.
+    """Score what is not scored yet of the images, shard by shard; the folder of all their files.
 
     A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
-    on: it is never scored again, whatever the engine, and never taken for another.
+    on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
+    belong together; it changes when all of them are there, and what was there before goes only then.
     """
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     shards = [images[i : i + size] for i in range(0, len(images), size)]
     recipe = scoring_recipe(run, cycle)
     names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
+    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
+    if missing:
+        _score_shards(run, cycle, folder, images, shards, names, missing)
+    write_json(folder / SHARDS, names)
     for file in folder.glob("*.parquet"):
         if file.name not in wanted:
             file.unlink()
-    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
-    if not missing:
-        return folder
+    return folder
+
+
+def _score_shards(
+    run: Run, cycle: int, folder: Path, images: Sequence[ImageRecord], shards: Sequence[Sequence[ImageRecord]],
+    names: Sequence[str], missing: Sequence[int],
+) -> None:  # fmt: skip
     known = len(images) - sum(len(shards[place]) for place in missing)
     look(run, run.pool.of([image for place in missing for image in shards[place]]))
     with run.stage("score") as report:
@@ -402,7 +411,6 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
         for number, found, of_images in scored:
             pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
             pool_file.write(folder / f"shard_{names[missing[number]]}", found)
-    return folder
 
 
 def score_here(
@@ -410,6 +418,12 @@ def score_here(
 ) -> Iterator[tuple[int, Candidates, ImageScores]]:
     """The engine ``local``: one shard after the other, in this process."""
     detector, done = load_detector(run, cycle - 1), 0
+    if isinstance(run.pool, FrozenPictures) and not detector.has_body_of(new_detector(run)):
+        raise UserError(
+            "training.freeze was switched on in the middle: the model of the cycle before has trained its backbone, "
+            "and cannot work with what the pretrained one sees. Set training.freeze to nothing, or begin anew in "
+            "another folder"
+        )
     for number, images in enumerate(shards):
         yield (
             number,
@@ -417,6 +431,9 @@ def score_here(
         )
         done += len(images)
 
+
+SHARDS = "shards.json"
+"""The list of the shards that a cycle chooses from, in the order of the pool."""
 
 KINDS = ("shard", "images")
 """What the two files of a shard are called: candidates, and scores of whole images."""
@@ -597,7 +614,7 @@ def features(
     if not needs:
         return {}
     detector = load_detector(run, cycle - 1)
-    records = {record.id: record for record in run.pool.records}
+    records = {record.id: record for record in run.pool.records}  # not those held out, which are labelled too
     look(run, run.pool)
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
@@ -609,7 +626,7 @@ def features(
 
     def box_features() -> np.ndarray:
         """Of all labelled boxes."""
-        pictures = run.pool.of([records[i] for i in labels if len(labels[i].boxes)])
+        pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
         found: list[np.ndarray] = []
         for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
             found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])

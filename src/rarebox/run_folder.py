@@ -97,7 +97,8 @@ class RunFolder:
         """A run that stopped before it trained anything (a mistyped option, say) may be started with other settings."""
         for file in (*self.root.glob(f"{self.store.name}*"), self.environment, self.problems):
             file.unlink(missing_ok=True)
-        rmtree(self.cycle(1), ignore_errors=True)
+        for folder in (self.cycle(1), self.root / "maps"):  # which go by an image's number
+            rmtree(folder, ignore_errors=True)
         write_text(self.settings, config.dump(settings))
 
     @contextmanager

@@ -27,6 +27,9 @@ SECONDS = 60
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 """Scheme -> the extra of rarebox that brings what reads it."""
 
+HERE = ("file", "local")
+"""Schemes of this disk."""
+
 FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, ImportError, ValueError)
 """Errors that another try does not mend."""
 
@@ -65,11 +68,14 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
             text = fetch(url) if is_url(url) else Path(url).read_bytes()
             lines = dict.fromkeys(line.strip() for line in text.decode().splitlines())
             folder = url.rpartition("/")[0]
-            return [
-                location(line if is_url(line) or os.path.isabs(line) else f"{folder}/{line}")
+            named = [
+                location(line if is_url(line) or (os.path.isabs(line) and not is_url(url)) else f"{folder}/{line}")
                 for line in lines
                 if line and not line.startswith("#")
             ]
+            if is_url(url):
+                _refuse_what_is_here(url, named)
+            return named
         system, path = _system(url)
         # What is silently left out by default: the links of a page that cannot be read; and that there is nothing.
         strictly = {"on_error": "raise"} if EXTRAS.get(urlsplit(url).scheme) == "http" else {}
@@ -80,6 +86,14 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
         raise UserError(f"{url} cannot be listed: {reason(error)}; name a folder, or a text file of URLs") from error
     names = (system.unstrip_protocol(name) for name in found)
     return sorted(name for name in names if _is_image(urlsplit(name).path, suffixes))
+
+
+def _refuse_what_is_here(url: str, named: list[str]) -> None:
+    """UserError if a list from elsewhere names anything but images of such places: a file of this disk, say."""
+    for image in named:
+        scheme = urlsplit(image).scheme
+        if "::" in image or scheme not in {urlsplit(url).scheme, *EXTRAS} or scheme in HERE:
+            raise UserError(f"{url} names {image}, and a list from elsewhere may name only what lies elsewhere")
 
 
 def reason(error: Exception) -> str:
@@ -114,7 +128,7 @@ def _patience(scheme: str) -> dict[str, Any]:
         return {}
     from aiohttp import ClientTimeout
 
-    return {"client_kwargs": {"timeout": ClientTimeout(total=SECONDS)}}
+    return {"client_kwargs": {"timeout": ClientTimeout(total=SECONDS, sock_connect=10, sock_read=15)}}
 
 
 def _patiently(work: Callable[[], T]) -> T:

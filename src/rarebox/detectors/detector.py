@@ -110,6 +110,11 @@ class TorchDetector:
             result.append([original, *(_detections(next(found), back, view) for view in plan)])
         return result
 
+    def has_body_of(self, other: "TorchDetector") -> bool:
+        """Whether the two look at pictures with the same weights."""
+        own, theirs = (cast(Pyramid, d.network.backbone).body.state_dict() for d in (self, other))
+        return own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
+
     @torch.inference_mode()
     def look(self, images: Sequence[Picture], views: Sequence[Sequence[View]]) -> list[Look]:
         """What the body makes of each image and of all its views, to be kept for a frozen one: a :data:`Look` each."""

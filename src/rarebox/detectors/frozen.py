@@ -72,6 +72,10 @@ class MapStore:
         """Another process opens the files by itself."""
         return {"folder": self.folder, "layout": self.layout, "_places": {}, "_read_up_to": 0, "_numbers": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read()
+
     def missing(self, ids: Sequence[int]) -> list[int]:
         """Those whose maps are not kept yet."""
         self._read()
@@ -125,6 +129,8 @@ class MapStore:
     def _read(self) -> None:
         """Take in what was added to the list since it was last read; a line without an end is not there yet."""
         file = self.folder / "index.jsonl"
+        if (file.stat().st_size if file.exists() else 0) < self._read_up_to:  # removed meanwhile
+            self._places, self._read_up_to, self._numbers = {}, 0, None
         if not file.exists():
             return
         with file.open("rb") as index:
@@ -136,7 +142,8 @@ class MapStore:
             self._places[image_id] = (first, height, width)
         self._read_up_to += len(new)
         if self._places and (new or self._numbers is None):
-            self._numbers = np.memmap(self.folder / "maps.f16", dtype=np.float16, mode="r")
+            file = self.folder / "maps.f16"  # a kill may have left half a number at its end
+            self._numbers = np.memmap(file, dtype=np.float16, mode="r", shape=(file.stat().st_size // 2,))
 
 
 class FrozenPictures(Pictures):

@@ -35,7 +35,7 @@ class RoIPool(MultiScaleRoIAlign):
         places = first[:, None, None, None, None] + rows[:, :, None, :, None] * width[:, None, None, None, None]
         places = places + columns[:, None, :, None, :]
         weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-        pixels = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps]).float()
+        pixels = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps]).to(weights.dtype)
         cells = places.flatten(0, 2).flatten(1)
         pooled = F.embedding_bag(cells, pixels, per_sample_weights=weights.flatten(0, 2).flatten(1), mode="sum")
         return pooled.unflatten(0, (-1, *self.output_size)).permute(0, 3, 1, 2)

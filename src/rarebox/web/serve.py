@@ -31,7 +31,8 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve a project until Ctrl-C. ``people`` get a link each; without them, one link that works once. ``engine``:
     where the pool is scored, if not in the trainer: a name, and perhaps an address."""
-    cluster.check(*engine or ("local",))
+    name, address = (*engine, None, None)[:2]
+    cluster.check(name or "local", address)
     names = list(dict.fromkeys(clean_name(name, "person") for name in people))
     if not is_loopback(host) and not names:
         raise UserError(
@@ -40,6 +41,7 @@ def serve(
             "server behind HTTPS (a reverse proxy, or an SSH tunnel to 127.0.0.1)"
         )
     project = Project(root)
+    cluster.check(name or "local", address, project.settings)
     try:
         with hold(root / "serve.lock"):
             _serve(project, host, port, names, browser, also, label_studio, engine, say)
