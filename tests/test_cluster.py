@@ -221,7 +221,7 @@ def test_a_node_removed_in_the_middle_changes_nothing(
     watched = Watched(joined, remove, monkeypatch)
     rank_again(finished, tmp_path / "run", watched)
     assert sorted(watched.done) == [*range(SHARDS)]
-    assert watched.scoring.lost == 1
+    assert watched.scoring.lost <= 1  # its worker may have handed in its shard just before
 
 
 def test_an_engine_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

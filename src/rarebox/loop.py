@@ -390,7 +390,8 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
-    write_json(folder / SHARDS, names)
+    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != names:
+        write_json(folder / SHARDS, names)
     for file in folder.glob("*.parquet"):
         if file.name not in wanted:
             file.unlink()
