@@ -390,6 +390,12 @@ class Bench:
             if self.state(run) == "done":
                 with suppress(Busy), self.place(run).locked():
                     remove_models(self.place(run))
+                self._let_go_of_maps(run)
+
+    def _let_go_of_maps(self, run: Planned) -> None:
+        """Remove what a frozen backbone saw, once all the grid's runs that share it are done."""
+        if run.share and all(self.state(other) == "done" for other in self.runs if other.share == run.share):
+            remove_maps(self.place(run.share))
 
     def write_results(self) -> None:
         """A line for each run of the grid that is done or has failed, from what the run folders hold now."""
@@ -469,8 +475,7 @@ class Bench:
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
                 remove_models(place)
-            if run.share and all(self.state(other) == "done" for other in self.runs if other.share == run.share):
-                remove_maps(self.place(run.share))
+            self._let_go_of_maps(run)
             short = compare.short(records, run.settings.budget, run.settings.budget_unit)
             told = {"ap50": [record["ap50"] for record in records], **({"short": short} if short else {})}
         except Busy:

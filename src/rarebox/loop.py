@@ -402,6 +402,7 @@ def _score_shards(
     run: Run, cycle: int, folder: Path, images: Sequence[ImageRecord], shards: Sequence[Sequence[ImageRecord]],
     names: Sequence[str], missing: Sequence[int],
 ) -> None:  # fmt: skip
+    """Score the missing ones of the shards, by the run's engine, and write them as they come."""
     known = len(images) - sum(len(shards[place]) for place in missing)
     look(run, run.pool.of([image for place in missing for image in shards[place]]))
     with run.stage("score") as report:
