@@ -667,3 +667,18 @@ def test_command_mistakes(monkeypatch, capsys, grid, tmp_path: Path, options: li
     assert wanted in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
+    grid: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    file, out = grid(data=[str(pictures)], settings={**COMMON, "training.freeze": "backbone"}), tmp_path / "out"
+    failed, _ = work(file, out, only=("U",))
+    assert not failed
+    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # R has yet to come
+    failed, _ = work(file, out)
+    assert not failed
+    assert not [*out.rglob("maps")]
+    next(out.glob("first/*")).joinpath("maps").mkdir()  # what a kill between the last run and this left
+    work(file, out)
+    assert not [*out.rglob("maps")]

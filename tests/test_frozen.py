@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from rarebox import config, loop
 from rarebox.detectors import TorchDetector, body_channels, frozen
 from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
 from rarebox.detectors.maps import Seen
-from rarebox.errors import UserError
+from rarebox.errors import Busy, UserError
 from rarebox.pictures import Pictures
-from rarebox.run_folder import RunFolder
+from rarebox.run_folder import RunFolder, hold
 from rarebox.store import Store
 from rarebox.types import ImageRecord, Picture, Targets
 from rarebox.views import View, make_views
@@ -241,3 +242,28 @@ def test_a_disk_without_room_is_said_before(data: Path, tmp_path: Path, monkeypa
 def test_frozen_maps_cannot_be_scaled(data: Path) -> None:
     with pytest.raises(UserError, match=r"leave training\.scale_jitter at 0"):
         settings(data, training__scale_jitter=0.2, **FREEZE)
+
+
+def test_one_process_adds_at_a_time(retinanet: TorchDetector, tmp_path: Path) -> None:
+    layout = Layout(body_channels(retinanet.settings), VIEWS)
+    one, other = MapStore(tmp_path, layout), MapStore(tmp_path, layout)
+    with one.adding():
+        with pytest.raises(Busy), hold(tmp_path / "lock"):
+            pass
+        waiting = threading.Thread(target=lambda: other.adding().__enter__(), daemon=True)
+        waiting.start()
+        waiting.join(timeout=0.5)
+        assert waiting.is_alive()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
+
+
+def test_another_weights_file_is_another_body(data: Path, tmp_path: Path) -> None:
+    weights, images = tmp_path / "body.safetensors", [ImageRecord(1, "a.png", 96, 96)]
+    folders = []
+    for content in (b"one", b"other"):
+        weights.write_bytes(content)
+        pool, _ = loop.pictures_of(settings(data, detector__weights=str(weights), **FREEZE), images, images, tmp_path)
+        assert isinstance(pool, FrozenPictures)
+        folders.append(pool.store.folder)
+    assert folders[0] != folders[1]
