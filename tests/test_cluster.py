@@ -228,3 +228,22 @@ def test_an_engine_that_is_not_installed_is_named_with_its_extra(monkeypatch: py
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "rarebox\[cluster\]"'):
         cluster.check("ray")
+
+
+def test_a_token_of_ray_is_named_where_it_may_be_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+    class Refusing:
+        def init(self, **_: Any) -> None:
+            raise ConnectionError("Failed to connect")
+
+    with pytest.raises(UserError) as without:
+        cluster._connect(Refusing(), "127.0.0.1:6379")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    with pytest.raises(UserError, match="export RAY_AUTH_MODE=token"):
+        cluster._connect(Refusing(), "127.0.0.1:6379")
+    assert "RAY_AUTH_MODE" not in str(without.value)

@@ -121,11 +121,18 @@ def _connect(ray: Any, address: str) -> None:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{what} ({reason}). Give auto for the cluster that this machine is part of, HOST:PORT for the one whose "
-            "head says so, or no address for this machine alone"
+            f"head says so, or no address for this machine alone{_token_hint(address)}"
         ) from error
     worker = sys.modules["ray._private.worker"]
     if hasattr(worker, "print_to_stdstream"):  # it would print what befalls workers, amid JSON and progress bars
         worker.print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+def _token_hint(address: str) -> str:
+    """What else may be wrong where a token of Ray lies on this machine: its head wants it then, unasked."""
+    if address == "local" or "RAY_AUTH_MODE" in os.environ or not (Path.home() / ".ray" / "auth_token").exists():
+        return ""
+    return ". Or it wants the token in ~/.ray/auth_token: export RAY_AUTH_MODE=token, and try again"
 
 
 @dataclass
