@@ -44,7 +44,7 @@ def main() -> None:
             folder = before.cycle(given.cycle) / "candidates"
             found = Shards(sorted(folder.glob("shard_*.parquet"))) if given.cycle > 1 else None
             targets = loop.training_targets(run, given.cycle, found)
-            result = loop.evaluate(run, given.cycle, loop.retrain(run, given.cycle, targets, None))
+            result = loop.evaluate(run, given.cycle, loop.retrain(run, given.cycle, targets))
     counts = {"images": len(targets), "boxes": sum(len(t) for t in targets.values())}
     line = {"run": given.run.name, "cycle": given.cycle, "set": given.changes, **counts, "ap50": result["ap50"]}
     print(json.dumps({**line, "per_class_ap50": result["per_class_ap50"]}))

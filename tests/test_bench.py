@@ -682,3 +682,36 @@ def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
     next(out.glob("first/*")).joinpath("maps").mkdir()  # what a kill between the last run and this left
     work(file, out)
     assert not [*out.rglob("maps")]
+
+
+def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, grid: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    scored: list[int] = []
+    honest = loop.score_images
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        scored.append(args[3])
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "score_images", counted)
+    methods = {"U": METHODS["U"], "CB": {**METHODS["U"], "selection.strategy": "class_balanced"}}
+    file = grid(data=[str(pictures)], methods=methods, budgets=[[6, 6]])
+    out, apart = tmp_path / "out", tmp_path / "apart"
+    assert not work(file, apart, only=("CB",))[0]
+    alone, scored[:] = list(scored), []
+    assert set(alone) == {2, 3}
+    assert not work(file, out, only=("U",))[0]
+    shared = [*out.glob("first/*/scored/*.parquet")]
+    assert {file.name.split("_")[0] for file in shared} == {"shard", "images"}
+    assert set(scored) == {2, 3}
+    scored[:] = []
+    assert not work(file, out)[0]
+    assert set(scored) == {3}
+    assert not [*out.rglob("scored")]  # nobody needs them any more
+
+    def told(folder: Path) -> list[dict[str, Any]]:
+        (file,) = folder.glob("runs/*/*/CB/seed_0/metrics.json")
+        return [{**one, "seconds": 0, "notes": 0} for one in json.loads(file.read_text())]
+
+    assert told(out) == told(apart)

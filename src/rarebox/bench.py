@@ -390,12 +390,12 @@ class Bench:
             if self.state(run) == "done":
                 with suppress(Busy), self.place(run).locked():
                     remove_models(self.place(run))
-                self._let_go_of_maps(run)
+                self._let_go_of_shared(run)
 
-    def _let_go_of_maps(self, run: Planned) -> None:
-        """Remove what a frozen backbone saw, once all the grid's runs that share it are done."""
+    def _let_go_of_shared(self, run: Planned) -> None:
+        """Remove what a frozen backbone saw and the first scores, once all the grid's runs that share them are done."""
         if run.share and all(self.state(other) == "done" for other in self.runs if other.share == run.share):
-            remove_maps(self.place(run.share))
+            remove_shared(self.place(run.share))
 
     def write_results(self) -> None:
         """A line for each run of the grid that is done or has failed, from what the run folders hold now."""
@@ -475,7 +475,7 @@ class Bench:
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
                 remove_models(place)
-            self._let_go_of_maps(run)
+            self._let_go_of_shared(run)
             short = compare.short(records, run.settings.budget, run.settings.budget_unit)
             told = {"ap50": [record["ap50"] for record in records], **({"short": short} if short else {})}
         except Busy:
@@ -529,14 +529,15 @@ def with_shares(runs: Iterable[Planned], wanted: Callable[[Planned], bool] = lam
     return list(found.values())
 
 
-def remove_maps(place: RunFolder) -> None:
-    """Remove what a frozen backbone saw."""
-    rmtree(place.root / "maps", ignore_errors=True)
+def remove_shared(place: RunFolder) -> None:
+    """Remove what a frozen backbone saw, and what the first model said of the pool."""
+    for name in ("maps", "scored"):
+        rmtree(place.root / name, ignore_errors=True)
 
 
 def remove_models(place: RunFolder) -> None:
     """Remove what only an unfinished run needs and takes most of its room."""
-    remove_maps(place)
+    remove_shared(place)
     for name in ("model.safetensors", "fit.checkpoint"):
         for file in place.root.glob(f"cycle_*/{name}"):
             file.unlink(missing_ok=True)

@@ -3,13 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copyfile, copytree, rmtree
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,11 @@ NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_B
 
 @dataclass
 class Run:
-    """Everything one run works with. ``open_ended``: people answer, for as many cycles as they like."""
+    """Everything one run works with.
+
+    ``open_ended``: people answer, for as many cycles as they like. ``share``: the folder of the run whose cycle-1 model
+    this one takes over.
+    """
 
     folder: RunFolder
     settings: Settings
@@ -89,6 +93,7 @@ class Run:
     progress: Progress
     engine: Engine
     open_ended: bool = False
+    share: Path | None = None
     cycle: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -111,7 +116,7 @@ class Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]:
+def run_cycle(run: Run, cycle: int) -> dict[str, Any]:
     """One cycle of the paper's Fig. 2; cycle 1 labels random images completely. Its record comes back.
 
     Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
@@ -119,16 +124,16 @@ def run_cycle(run: Run, cycle: int, share: Path | None = None) -> dict[str, Any]
     run.store.open_cycle(cycle)
     if cycle == 1:
         label_initial_pool(run)
-        return train_cycle(run, cycle, None, share)
+        return train_cycle(run, cycle, None)
     ranked = rank_pool(run, cycle)
     ask(run, cycle, ranked)
     return train_cycle(run, cycle, ranked)
 
 
-def train_cycle(run: Run, cycle: int, ranked: "Ranked | None", share: Path | None = None) -> dict[str, Any]:
+def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> dict[str, Any]:
     """The second half of a cycle: what was answered trains the next model. Its record comes back."""
     targets = training_targets(run, cycle, ranked.pool if ranked else None)
-    detector = retrain(run, cycle, targets, share)
+    detector = retrain(run, cycle, targets)
     result = evaluate(run, cycle, detector)
     return record(run, cycle, ranked, targets, result)
 
@@ -179,7 +184,7 @@ def run(
             now = open_run(place, settings, dataset, store, progress, engine, share)
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
-                done = run_cycle(now, cycle, share)
+                done = run_cycle(now, cycle)
                 write_json(place.metrics, [*place.records(), done])
                 finished(done)
     return place.records()
@@ -218,7 +223,7 @@ def open_run(
     oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
     oracle.remember(store.answered())
     how = engine or score_here
-    return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how)
+    return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how, share=share)
 
 
 def open_project(
@@ -387,6 +392,10 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     recipe = scoring_recipe(run, cycle)
     names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
+    # The model of cycle 1 is that of all runs that share it, and so are its scores.
+    scored = run.share / "scored" if run.share and cycle == 2 else None
+    if scored and _give(scored, folder, wanted):
+        run.notes.append(f"scores of the pool by that model were taken from {scored}")
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
@@ -395,7 +404,26 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     for file in folder.glob("*.parquet"):
         if file.name not in wanted:
             file.unlink()
+    if scored:
+        _give(folder, scored, wanted)
     return folder
+
+
+def _give(there: Path, here: Path, names: Iterable[str]) -> int:
+    """Put those files of one folder that are there into another that lacks them; how many there were.
+
+    They are never changed in place, so a second name for the same bytes will do where the disk knows that.
+    """
+    lacking = [name for name in names if (there / name).exists() and not (here / name).exists()]
+    here.mkdir(parents=True, exist_ok=True)
+    for name in lacking:
+        part = here / f"{name}.{os.getpid()}"
+        try:
+            part.hardlink_to(there / name)
+        except OSError:
+            copyfile(there / name, part)
+        part.replace(here / name)
+    return len(lacking)
 
 
 def _score_shards(
@@ -670,13 +698,13 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
     }
 
 
-def retrain(run: Run, cycle: int, targets: Mapping[int, Targets], share: Path | None) -> TorchDetector:
+def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetector:
     """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
     there = (run.folder.cycle(cycle) / "model.safetensors").exists()
-    if cycle == 1 and share is not None:
-        run.notes.append(f"the cycle-1 model was taken from {share}")
+    if cycle == 1 and run.share is not None:
+        run.notes.append(f"the cycle-1 model was taken from {run.share}")
         if not there:
-            take_first_model(run, share)
+            take_first_model(run, run.share)
     elif not there:
         fit(run, cycle, targets)
     return load_detector(run, cycle)
