@@ -22,7 +22,7 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 from statistics import median
 
-from rarebox import candidates, cluster, config, data, loop
+from rarebox import candidates, cluster, config, data, loop, running, scoring
 from rarebox.data import scenes
 from rarebox.detectors.environment import compute_with
 from rarebox.pictures import Pictures
@@ -48,11 +48,11 @@ def prepare(folder: Path, images: int, size: int) -> None:
     for number in range(images):  # drawing so many would take longer than all rounds
         copyfile(drawn[number % len(drawn)].path, folder / f"{number:05d}.jpg")
     run = open_run(folder, Store(folder / "labels.sqlite", classes=data.load(place).classes))
-    loop.new_detector(run).save(run.folder.cycle(1))
+    running.new_detector(run).save(run.folder.cycle(1))
     run.store.close()
 
 
-def open_run(folder: Path, store: Store) -> loop.Run:
+def open_run(folder: Path, store: Store) -> running.Run:
     """That run, with all files as its pool; nothing decoded is kept."""
     place = RunFolder(folder / "run")
     settings = place.read_settings()
@@ -72,11 +72,11 @@ def part(folder: Path, number: int) -> None:
         size = run.settings.scoring.shard_size
         every = [run.pool.records[i : i + size] for i in range(0, len(run.pool), size)]
         places = range(number, len(every), PROCESSES)
-        detector = loop.load_detector(run, 1)
+        detector = running.load_detector(run, 1)
         print("started", flush=True)
         for place in places:
             pictures = Pictures(every[place], run.settings.detector.size, keep_bytes=0)
-            found, of_images = loop.score_images(detector, pictures, run.settings, 2)
+            found, of_images = scoring.score_images(detector, pictures, run.settings, 2)
             candidates.write(folder / "plain" / f"images_{place:05d}.parquet", of_images)
             candidates.write(folder / "plain" / f"shard_{place:05d}.parquet", found)
 
@@ -112,7 +112,7 @@ def by_ray(folder: Path, where: cluster.Cluster) -> tuple[float, float]:
                 begun.append(time.perf_counter() - begin)
 
         run.progress, run.engine = progress, where.score
-        loop.make_shards(run, 2, run.pool.records)
+        scoring.make_shards(run, 2, run.pool.records)
         return time.perf_counter() - begin, begun[0]
 
 

@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from rarebox import detectors, loop
+from rarebox import detectors, loop, running, scoring
 from rarebox.detectors import TorchDetector
 from rarebox.pictures import Pictures
 from rarebox.run_folder import RunFolder
@@ -20,7 +20,7 @@ def plain(detector: TorchDetector, pictures: Pictures, passes: int, size: int) -
     """Seconds of so many passes of ``predict`` over freshly decoded pictures, in batches of one orientation."""
     start = time.perf_counter()
     for _ in range(passes):
-        for rows in loop.batches(pictures, size):
+        for rows in running.batches(pictures, size):
             detector.predict([pictures[int(i)] for i in rows])
     return time.perf_counter() - start
 
@@ -39,7 +39,7 @@ def main() -> None:
     ratios = []
     for turn in range(chosen.rounds + 1):
         start = time.perf_counter()
-        loop.score_images(detector, Pictures(records, settings.detector.size), settings, cycle=2)
+        scoring.score_images(detector, Pictures(records, settings.detector.size), settings, cycle=2)
         ours = time.perf_counter() - start
         # One batch of `predict` holds as many pictures as one batch of scoring holds pictures and views.
         batch = settings.scoring.batch_size * (views + 1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rarebox import bench, cli, compare, loop
+from rarebox import bench, cli, compare, loop, scoring
 from rarebox.bench import Bench, Planned
 from rarebox.config import Settings
 from rarebox.detectors import TorchDetector
@@ -688,13 +688,13 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch, grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     scored: list[int] = []
-    honest = loop.score_images
+    honest = scoring.score_images
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         scored.append(args[3])
         return honest(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "score_images", counted)
+    monkeypatch.setattr(scoring, "score_images", counted)
     methods = {"U": METHODS["U"], "CB": {**METHODS["U"], "selection.strategy": "class_balanced"}}
     file = grid(data=[str(pictures)], methods=methods, budgets=[[6, 6]])
     out, apart = tmp_path / "out", tmp_path / "apart"

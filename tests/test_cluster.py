@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rarebox import bench, cluster, loop
+from rarebox import bench, cluster, loop, running, scoring
 from rarebox.errors import UserError
 from rarebox.run_folder import RunFolder, read_json
 from rarebox.store import Store
@@ -55,7 +55,7 @@ def joined(nodes: Any) -> Iterator[cluster.Cluster]:
         yield found
 
 
-def rank_again(finished: Path, out: Path, engine: loop.Engine) -> None:
+def rank_again(finished: Path, out: Path, engine: running.Engine) -> None:
     """Score and rank the pool of cycle 2 with an engine: the files, and the ranking, are those of the finished run."""
     shutil.copytree(finished, out)
     shutil.rmtree(out / "cycle_02")
@@ -67,7 +67,7 @@ def rank_again(finished: Path, out: Path, engine: loop.Engine) -> None:
     assert all((theirs / name).read_bytes() == (ours / name).read_bytes() for name in names)
 
 
-def rank(out: Path, engine: loop.Engine) -> list[Any]:
+def rank(out: Path, engine: running.Engine) -> list[Any]:
     """The ranking of cycle 2: image, box and utility, in order."""
     place = RunFolder(out)
     chosen = place.read_settings()
@@ -102,7 +102,7 @@ class Watched:
         monkeypatch.setattr(cluster, "_Scoring", remember)
 
     def __call__(
-        self, run: loop.Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: loop.EngineProgress
+        self, run: running.Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: running.EngineProgress
     ) -> Iterator[tuple[int, Candidates, ImageScores]]:
         for result in self.joined.score(run, cycle, shards, report):
             self.done.append(result[0])
@@ -173,13 +173,13 @@ def test_a_shard_that_fails_by_its_own_error_says_why_and_what_is_done_stays_don
         broken.write_bytes(whole[:100])
         try:
             with pytest.raises(UserError, match=rf"cannot read the image .*{broken.name}"):
-                loop.make_shards(run, 2, images)
+                scoring.make_shards(run, 2, images)
         finally:
             broken.write_bytes(whole)
         there = {file: file.stat().st_mtime_ns for file in (out / "cycle_02" / "candidates").glob("shard_*")}
         assert there
-        run.engine = loop.score_here
-        loop.make_shards(run, 2, images)
+        run.engine = scoring.score_here
+        scoring.make_shards(run, 2, images)
     assert all(file.stat().st_mtime_ns == then for file, then in there.items())
     assert len(list((out / "cycle_02" / "candidates").glob("shard_*"))) == SHARDS
 

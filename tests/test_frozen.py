@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rarebox import config, loop
+from rarebox import config, loop, running
 from rarebox.detectors import TorchDetector, body_channels, frozen
 from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
 from rarebox.detectors.maps import Seen
@@ -131,7 +131,7 @@ def test_other_views_another_size_or_seed_are_kept_apart(data: Path, finished: P
     images = [ImageRecord(1, "a.png", 96, 96)]
 
     def place(**changes: Any) -> Path:
-        pool, _ = loop.pictures_of(settings(data, **FREEZE, **changes), images, images, finished)
+        pool, _ = running.pictures_of(settings(data, **FREEZE, **changes), images, images, finished)
         assert isinstance(pool, FrozenPictures)
         return pool.store.folder
 
@@ -183,10 +183,10 @@ def test_another_process_that_is_sent_the_pictures_finds_their_maps(
 
 def test_views_are_those_that_were_looked_at_in_every_cycle(data: Path) -> None:
     given, names = settings(data, **FREEZE), ("cutout",)
-    plans = [loop.views_of(given, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (0, 2, 3)]
+    plans = [running.views_of(given, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (0, 2, 3)]
     assert plans[0] == plans[1] == plans[2]
     thawed = settings(data)
-    moving = [loop.views_of(thawed, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (2, 3)]
+    moving = [running.views_of(thawed, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (2, 3)]
     assert moving[0] != moving[1]
 
 
@@ -263,7 +263,8 @@ def test_another_weights_file_is_another_body(data: Path, tmp_path: Path) -> Non
     folders = []
     for content in (b"one", b"other"):
         weights.write_bytes(content)
-        pool, _ = loop.pictures_of(settings(data, detector__weights=str(weights), **FREEZE), images, images, tmp_path)
+        given = settings(data, detector__weights=str(weights), **FREEZE)
+        pool, _ = running.pictures_of(given, images, images, tmp_path)
         assert isinstance(pool, FrozenPictures)
         folders.append(pool.store.folder)
     assert folders[0] != folders[1]

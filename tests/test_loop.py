@@ -19,9 +19,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from rarebox import config, data, loop, strategies, tables
+from rarebox import config, data, detectors, loop, running, scoring, strategies, tables
 from rarebox.candidates import read_all
 from rarebox.errors import TrainingDiverged, UserError
+from rarebox.pictures import Pictures
 from rarebox.pseudo import METHODS, read_targets
 from rarebox.ranking import still_open
 from rarebox.run_folder import RunFolder
@@ -162,13 +163,13 @@ VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
 def test_exploring_keeps_within_the_budget(
     pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score_pool = loop.score_pool
+    score_pool = scoring.score_pool
 
-    def one_class(run: loop.Run, cycle: int) -> Any:
+    def one_class(run: running.Run, cycle: int) -> Any:
         found, images = score_pool(run, cycle)
         return replace(found, counts_as=np.zeros(len(run.classes), dtype=np.int64)), images
 
-    monkeypatch.setattr(loop, "score_pool", one_class)
+    monkeypatch.setattr(scoring, "score_pool", one_class)
     for budget in (3, 11):
         chosen = settings(pictures, selection__exploration=share, budget=[budget])
         record = loop.run(tmp_path / f"{budget}", chosen, share=finished)[1]
@@ -176,7 +177,7 @@ def test_exploring_keeps_within_the_budget(
 
 
 def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    detector = loop.detectors.load(finished / "cycle_01", "cpu")
+    detector = detectors.load(finished / "cycle_01", "cpu")
     records = data.load(pictures).train.images
     odd = []
     for i, record in enumerate(records[:6]):  # three shapes
@@ -185,7 +186,7 @@ def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finishe
             image.resize(((96, 128, 96)[i % 3], (96, 96, 144)[i % 3])).save(file)
             odd.append(replace(record, path=str(file), width=(96, 128, 96)[i % 3], height=(96, 96, 144)[i % 3]))
     together, alone = (
-        loop.score_images(detector, loop.Pictures(odd, (64, 107)), settings(pictures, scoring__batch_size=n), 2)[0]
+        scoring.score_images(detector, Pictures(odd, (64, 107)), settings(pictures, scoring__batch_size=n), 2)[0]
         for n in (4, 1)
     )
     assert together.image_id.tolist() == alone.image_id.tolist()
@@ -201,7 +202,7 @@ def test_asking_that_was_cut_short_goes_on_where_it_was(
     loop.run(tmp_path / "whole", chosen, share=finished)
     answer_all, calls = loop.answer_all, []
 
-    def cut(run: loop.Run, queries: Any) -> None:
+    def cut(run: running.Run, queries: Any) -> None:
         calls.append(queries)
         if len(calls) < 5:
             return answer_all(run, queries)
@@ -466,7 +467,7 @@ def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many
     loop.run(tmp_path / "whole", chosen, share=finished)
     answer_all, calls = loop.answer_all, []
 
-    def cut(run: loop.Run, queries: Any) -> None:
+    def cut(run: running.Run, queries: Any) -> None:
         answer_all(run, queries)
         calls.extend(queries)
         if len(calls) == answers:
@@ -711,13 +712,13 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
     shutil.copytree(finished, out)
     folder = RunFolder(out)
     scored: list[int] = []
-    honest = loop.score_images
+    honest = scoring.score_images
 
     def counted(detector: Any, images: Any, *rest: Any) -> Any:
         scored.append(len(images))
         return honest(detector, images, *rest)
 
-    monkeypatch.setattr(loop, "score_images", counted)
+    monkeypatch.setattr(scoring, "score_images", counted)
 
     def score(images: slice = slice(None), **changes: Any) -> list[int]:
         chosen = settings(pictures, **changes)
@@ -726,7 +727,7 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
             run = loop.open_run(folder, chosen, loop.load_data(str(pictures)), store, lambda *_: None)
             labels = store.labels(up_to_cycle=1)
             pool = [image for image in run.pool.records if image.id not in labels]
-            loop.make_shards(run, 2, pool[images])
+            scoring.make_shards(run, 2, pool[images])
         files = [*(out / "cycle_02" / "candidates").glob("*.parquet")]
         assert len(files) == 2 * -(-len(pool[images]) // chosen.scoring.shard_size)  # no other may be read
         return list(scored)
@@ -751,7 +752,7 @@ def test_a_run_goes_on_with_the_shards_it_began_with(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default size may change between two versions, in the middle of scoring."""
-    honest, shards = loop.score_images, []
+    honest, shards = scoring.score_images, []
 
     def cut(*args: Any) -> Any:
         if shards:
@@ -759,7 +760,7 @@ def test_a_run_goes_on_with_the_shards_it_began_with(
         shards.append(1)
         return honest(*args)
 
-    monkeypatch.setattr(loop, "score_images", cut)
+    monkeypatch.setattr(scoring, "score_images", cut)
     with pytest.raises(KeyboardInterrupt):
         loop.run(tmp_path / "run", settings(pictures))
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rarebox import config, loop, seeds, strategies
+from rarebox import config, loop, running, scoring, seeds, strategies
 from rarebox.candidates import Shards
 from rarebox.config import SelectionSettings
 from rarebox.errors import UserError
@@ -162,12 +162,12 @@ def asked(
         return {**rows, "image_features": STATE.image_features[untouched]}
 
     monkeypatch.setattr(loop, "features", features)
-    monkeypatch.setattr(loop, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
+    monkeypatch.setattr(scoring, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
-        run = loop.Run(
+        run = running.Run(
             RunFolder(folder), settings, data, pictures, pictures, truth, store, SimulatedOracle(truth),
-            lambda *_: None, loop.score_here,
+            lambda *_: None, scoring.score_here,
         )  # fmt: skip
         store.open_cycle(1)
         loop.label_initial_pool(run)

@@ -28,7 +28,7 @@ from rarebox.pictures import Pictures
 from rarebox.types import Candidates, ImageRecord, ImageScores
 
 if TYPE_CHECKING:
-    from rarebox import loop
+    from rarebox import running
 
 MODEL = ("model.json", "model.safetensors")
 """The files of a saved model."""
@@ -142,9 +142,9 @@ class Cluster:
     ray: Any
 
     def score(
-        self, run: "loop.Run", cycle: int, shards: Sequence[Sequence[ImageRecord]], report: "loop.EngineProgress"
+        self, run: "running.Run", cycle: int, shards: Sequence[Sequence[ImageRecord]], report: "running.EngineProgress"
     ) -> Iterator[tuple[int, Candidates, ImageScores]]:
-        """The engine of :func:`rarebox.loop.make_shards`: shards by workers that hold the model, in any order."""
+        """The engine of :func:`rarebox.scoring.make_shards`: shards by workers that hold the model, in any order."""
         ray, folder = self.ray, run.folder.cycle(cycle - 1)
         model = ray.put({name: (folder / name).read_bytes() for name in MODEL})
         needs, threads = self._needs(run.settings.device), _about()["threads"]
@@ -153,7 +153,7 @@ class Cluster:
         yield from _Scoring(self, needs, start, shards, report).results()
 
     def run(
-        self, folder: Path, settings: Settings, *, share: Path | None, progress: "loop.Progress",
+        self, folder: Path, settings: Settings, *, share: Path | None, progress: "running.Progress",
         finished: Callable[[dict[str, Any]], None], begun: Callable[[], None],
     ) -> list[dict[str, Any]]:  # fmt: skip
         """:func:`rarebox.loop.run` as a task; a run whose worker is lost goes on elsewhere from what is in its folder.
@@ -241,14 +241,14 @@ class Scorer:
 
     def score(self, images: Sequence[ImageRecord]) -> Iterator[tuple[str, Any]]:
         """The candidates and image scores of a shard, after how far they are."""
-        from rarebox import loop
+        from rarebox import scoring
 
         detector = self.detector
         assert detector is not None
         pictures = Pictures(images, self.settings.detector.size, keep_bytes=0)  # each is looked at once
 
         def work(tell: Callable[..., None]) -> tuple[Candidates, ImageScores]:
-            return loop.score_images(
+            return scoring.score_images(
                 detector, pictures, self.settings, self.cycle,
                 _now_and_then(lambda done: tell("progress", done), lambda done: done == len(images)),
             )  # fmt: skip
@@ -320,7 +320,7 @@ class _Scoring:
 
     def __init__(
         self, cluster: Cluster, needs: Mapping[str, int], start: Callable[[], Any],
-        shards: Sequence[Sequence[ImageRecord]], report: "loop.EngineProgress",
+        shards: Sequence[Sequence[ImageRecord]], report: "running.EngineProgress",
     ) -> None:  # fmt: skip
         self.cluster, self.needs, self.start, self.shards, self.report = cluster, needs, start, shards, report
         self.waiting, self.tries = deque(range(len(shards))), [0] * len(shards)

@@ -1,66 +1,43 @@
 """Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
 
-import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from shutil import copyfile, copytree, rmtree
+from shutil import copytree, rmtree
 from typing import Any
 
 import numpy as np
 
-from rarebox import candidates as pool_file
-from rarebox import data, detectors, pseudo, ranking, seeds, strategies
+from rarebox import data, pseudo, ranking, running, scoring, seeds, strategies
 from rarebox.asking import Asker
 from rarebox.candidates import Shards
 from rarebox.config import Settings
 from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
-from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.environment import describe
-from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
 from rarebox.errors import UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
 from rarebox.oracle import SimulatedOracle
-from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK
 from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, read_json, write_json
+from rarebox.running import Engine, Progress, Run, StageProgress
 from rarebox.store import ImageLabels, Store
 from rarebox.types import (
     Candidates,
     Detections,
     GroundTruth,
     ImageRecord,
-    ImageScores,
     Ints,
     LabelState,
     Query,
     Targets,
     Verdict,
-    concatenate,
 )
-from rarebox.views import View, make_views
-
-Progress = Callable[[str, int, int, str], None]
-"""Called with (stage, done, in all, a note), often."""
-
-StageProgress = Callable[[int, int, str], None]
-"""The same within a stage: (done, in all, a note)."""
-
-EngineProgress = Callable[..., None]
-"""Called by an engine with the number of images scored, and perhaps a note on its workers."""
-
-Engine = Callable[
-    ["Run", int, Sequence[Sequence[ImageRecord]], EngineProgress], Iterator[tuple[int, Candidates, ImageScores]]
-]
-"""What scores shards of the pool: a run, its cycle, the images of each shard -> the shards' numbers and scores, in any
-order. It must not change a bit of them."""
 
 HELD_OUT = 0.2
 """Share of the pool kept for evaluation where a data set has no test split."""
@@ -72,48 +49,6 @@ TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
-
-
-@dataclass
-class Run:
-    """Everything one run works with.
-
-    ``open_ended``: people answer, for as many cycles as they like. ``share``: the folder of the run whose cycle-1 model
-    this one takes over.
-    """
-
-    folder: RunFolder
-    settings: Settings
-    dataset: data.Dataset
-    pool: Pictures
-    test: Pictures
-    test_truth: Mapping[int, GroundTruth]
-    store: Store
-    oracle: SimulatedOracle
-    progress: Progress
-    engine: Engine
-    open_ended: bool = False
-    share: Path | None = None
-    cycle: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.dataset.classes
-
-    def budget(self, cycle: int) -> int:
-        """What a cycle after the first may spend; the last number holds on where people answer."""
-        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[StageProgress]:
-        """Time a stage, and report its progress under its name."""
-        start = time.perf_counter()
-        of = "" if self.open_ended else f"/{len(self.settings.budget) + 1}"
-        title = f"cycle {self.cycle}{of}: {name}"
-        yield lambda done, of, note="": self.progress(title, done, of, note)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def run_cycle(run: Run, cycle: int) -> dict[str, Any]:
@@ -217,12 +152,12 @@ def open_run(
         images = tuple(i for i in images if i.id not in test.truth)
     of_test = sha256(repr([(i.id, i.path, i.width, i.height) for i in test.images]).encode()).hexdigest()[:12]
     keep_in = share if share and share.exists() else folder.root
-    pool, tested = pictures_of(settings, images, test.images, keep_in, f"test_{of_test}")
+    pool, tested = running.pictures_of(settings, images, test.images, keep_in, f"test_{of_test}")
     _same_pool_as_before(store.images(), images)
     store.add_images(images)
     oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
     oracle.remember(store.answered())
-    how = engine or score_here
+    how = engine or scoring.score_here
     return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how, share=share)
 
 
@@ -239,68 +174,9 @@ def open_project(
     pool = data.Split(tuple(image for i, image in images.items() if i not in held), {})
     test = data.Split(tuple(images[i] for i in truth), truth)
     dataset = data.Dataset(folder.root.name, folder.root, classes, pool, test, ())
-    pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
-    oracle, how = SimulatedOracle({}), engine or score_here
+    pictures, tested = running.pictures_of(settings, pool.images, test.images, folder.root)
+    oracle, how = SimulatedOracle({}), engine or scoring.score_here
     return Run(folder, settings, dataset, pictures, tested, truth, store, oracle, progress, how, open_ended=True)
-
-
-def pictures_of(
-    settings: Settings,
-    pool: Sequence[ImageRecord],
-    test: Sequence[ImageRecord],
-    keep_in: Path,
-    name_of_test: str = "test",
-) -> tuple[Pictures, Pictures]:
-    """Images of the pool and of the test set, decoded on access; with a frozen body, what it saw of them.
-
-    That is kept in the folder ``keep_in``, apart for all that it depends on but the images, which go by their ids:
-    runs that share a folder have the same pool, and a ``name_of_test`` for each test set.
-    """
-    size, views = settings.detector.size, settings.scoring.views
-    decoded = Pictures(pool, size), Pictures(test, size)
-    if settings.training.freeze != "backbone":
-        return decoded
-    if settings.training.flip and "flip" not in views:
-        views = (*views, "flip")  # last: the others draw the same random numbers as without it
-    body = settings.detector.model_dump(include={"name", "backbone", "weights", "image_size", "long_side"})
-    weights = Path(settings.detector.weights)
-    content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
-    told = repr((body, content, views, settings.seed, settings.training.precision))
-    folder = keep_in / "maps" / sha256(told.encode()).hexdigest()[:12]
-    channels = detectors.body_channels(settings.detector)
-    return (
-        FrozenPictures(decoded[0], MapStore(folder / "pool", Layout(channels, views))),
-        FrozenPictures(decoded[1], MapStore(folder / name_of_test, Layout(channels, ()))),
-    )
-
-
-def look(run: Run, pictures: Pictures) -> None:
-    """Have a frozen body look at those pictures, and at their views, that it has not seen yet."""
-    if not isinstance(pictures, FrozenPictures) or not len(pictures.missing()):
-        return
-    detector = new_detector(run)
-    with run.stage("backbone") as report, pictures.store.adding() as keep:
-        missing = pictures.missing()
-        note, views, done = f"images, {_size(missing.check_room())}", pictures.store.layout.views, 0
-        for rows, batch in missing.decoded.in_batches(batches(missing, run.settings.scoring.batch_size)):
-            ids = [missing.records[i].id for i in rows]
-            sizes = [detector.input_size(picture) for picture in batch]
-            plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
-            keep(dict(zip(ids, detector.look(batch, plans), strict=True)))
-            done += len(rows)
-            report(done, len(missing), note)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count // 10**6, 1)} MB"
-
-
-def views_of(
-    settings: Settings, names: Sequence[str], cycle: int, image_id: int, size: tuple[int, int]
-) -> tuple[View, ...]:
-    """The views of an image with that input size; a frozen body sees the same ones in every cycle."""
-    cycle = 0 if settings.training.freeze == "backbone" else cycle
-    return make_views(names, *size, seeds.stream(settings.seed, "views", cycle, image_id))
 
 
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
@@ -349,201 +225,10 @@ def label_initial_pool(run: Run) -> None:
     run.store.record([run.oracle.answer(q) for q in asked if q.id in unanswered])
 
 
-def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
-    """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
-
-    The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
-    candidates, and the images have none.
-    """
-    labels = run.store.labels(up_to_cycle=cycle - 1)
-    images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
-    if not images:
-        return Shards([]), ImageScores.none(len(run.classes))
-    if run.settings.selection.strategy in strategies.BLIND and run.settings.pseudo.images == "labelled":
-        ids = np.array([image.id for image in images])
-        no_scores = np.zeros((len(images), len(run.classes)))
-        return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)
-    folder = make_shards(run, cycle, images)
-    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
-        return scored_pool(run, cycle), ImageScores.none(len(run.classes))
-    scores = pool_file.read_images(folder)
-    # Where people answer, classes may have been merged or added since the model was trained.
-    lacking = len(run.classes) - scores.class_scores.shape[1]
-    return scored_pool(run, cycle), replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking))))
-
-
-def scored_pool(run: Run, cycle: int) -> Shards:
-    """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
-    folder = run.folder.cycle(cycle) / "candidates"
-    listed = folder / SHARDS
-    files = [folder / f"shard_{name}" for name in read_json(listed)] if listed.exists() else folder.glob("shard_*")
-    return Shards(sorted(files), run.store.counts_as())
-
-
-def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
-    """Score what is not scored yet of the images, shard by shard; the folder of all their files.
-
-    A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
-    on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
-    belong together; it changes when all of them are there, and what was there before goes only then.
-    """
-    folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
-    shards = [images[i : i + size] for i in range(0, len(images), size)]
-    recipe = scoring_recipe(run, cycle)
-    names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
-    wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
-    # The model of cycle 1 is that of all runs that share it, and so are its scores.
-    scored = run.share / "scored" if run.share and cycle == 2 else None
-    if scored and _give(scored, folder, wanted):
-        run.notes.append(f"scores of the pool by that model were taken from {scored}")
-    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
-    if missing:
-        _score_shards(run, cycle, folder, images, shards, names, missing)
-    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != names:
-        write_json(folder / SHARDS, names)
-    for file in folder.glob("*.parquet"):
-        if file.name not in wanted:
-            file.unlink()
-    if scored:
-        _give(folder, scored, wanted)
-    return folder
-
-
-def _give(there: Path, here: Path, names: Iterable[str]) -> int:
-    """Put those files of one folder that are there into another that lacks them; how many there were.
-
-    They are never changed in place, so a second name for the same bytes will do where the disk knows that.
-    """
-    lacking = [name for name in names if (there / name).exists() and not (here / name).exists()]
-    here.mkdir(parents=True, exist_ok=True)
-    for name in lacking:
-        part = here / f"{name}.{os.getpid()}"
-        try:
-            part.hardlink_to(there / name)
-        except OSError:
-            copyfile(there / name, part)
-        part.replace(here / name)
-    return len(lacking)
-
-
-def _score_shards(
-    run: Run, cycle: int, folder: Path, images: Sequence[ImageRecord], shards: Sequence[Sequence[ImageRecord]],
-    names: Sequence[str], missing: Sequence[int],
-) -> None:  # fmt: skip
-    """Score the missing ones of the shards, by the run's engine, and write them as they come."""
-    known = len(images) - sum(len(shards[place]) for place in missing)
-    look(run, run.pool.of([image for place in missing for image in shards[place]]))
-    with run.stage("score") as report:
-        scored = run.engine(
-            run, cycle, [shards[place] for place in missing],
-            lambda done, note="": report(known + done, len(images), f"images{note}"),
-        )  # fmt: skip
-        for number, found, of_images in scored:
-            pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
-            pool_file.write(folder / f"shard_{names[missing[number]]}", found)
-
-
-def score_here(
-    run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
-) -> Iterator[tuple[int, Candidates, ImageScores]]:
-    """The engine ``local``: one shard after the other, in this process."""
-    detector, done = load_detector(run, cycle - 1), 0
-    if isinstance(run.pool, FrozenPictures) and not detector.has_body_of(new_detector(run)):
-        raise UserError(
-            "training.freeze was switched on in the middle: the model of the cycle before has trained its backbone, "
-            "and cannot work with what the pretrained one sees. Set training.freeze to nothing, or begin anew in "
-            "another folder"
-        )
-    for number, images in enumerate(shards):
-        yield (
-            number,
-            *score_images(detector, run.pool.of(images), run.settings, cycle, lambda n, done=done: report(done + n)),
-        )
-        done += len(images)
-
-
-SHARDS = "shards.json"
-"""The list of the shards that a cycle chooses from, in the order of the pool."""
-
-KINDS = ("shard", "images")
-"""What the two files of a shard are called: candidates, and scores of whole images."""
-
-
-def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
-    """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
-    settings, model = run.settings, run.folder.cycle(cycle - 1)
-    return {
-        "model": [sha256((model / name).read_bytes()).hexdigest() for name in (ABOUT, WEIGHTS)],
-        "detector": settings.detector.model_dump(mode="json"),
-        "scoring": settings.scoring.model_dump(mode="json", exclude={"shard_size"}),
-        "features": wants_features(settings),
-        "precision": settings.training.precision,
-        "freeze": settings.training.freeze,
-        "device": settings.device,
-        "seed": settings.seed,
-        "cycle": cycle,
-    }
-
-
-def shard_name(recipe: Mapping[str, Any], images: Sequence[ImageRecord]) -> str:
-    """What tells a shard from all others."""
-    return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
-
-
-def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
-    """What tells images from others, wherever their folder has been moved."""
-    return [(i.id, Path(i.path).name, i.width, i.height) for i in images]
-
-
-def score_images(
-    detector: TorchDetector, pictures: Pictures, settings: Settings, cycle: int,
-    report: Callable[[int], None] = lambda done: None,
-) -> tuple[Candidates, ImageScores]:  # fmt: skip
-    """Candidates of the pictures and a row for each picture, by image id.
-
-    Images of one shape go together; each comes with all its views.
-    """
-    found: list[tuple[Candidates, ImageScores]] = []
-    with_features = wants_features(settings)
-    for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
-        ids = [pictures.records[i].id for i in rows]
-        sizes = [detector.input_size(picture) for picture in batch]
-        views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
-        together = detector.predict_views(batch, views, features=with_features)
-        for image_id, picture, plan, boxes in zip(ids, batch, views, together, strict=True):
-            hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
-            found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes))
-        report(len(found))
-    found.sort(key=lambda one: one[1].image_id[0])
-    return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
-
-
-def wants_features(settings: Settings) -> bool:
-    """Whether the strategy looks at the features of candidates."""
-    return "features" in strategies.NEEDS.get(settings.selection.strategy, ())
-
-
-def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) -> np.ndarray:
-    """Which detections each view hides too much to judge: (M, N)."""
-    return np.stack([view.hides(found.boxes * scale) for view in views])
-
-
-def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
-    """Places of the pictures in batches of one shape.
-
-    Nothing is padded but to the network's stride, so what an image gets does not depend on what else is in its batch.
-    """
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for place, shape in enumerate(pictures.sizes):
-        by_shape.setdefault(shape, []).append(place)
-    for places in by_shape.values():
-        yield from (np.array(places[i : i + size]) for i in range(0, len(places), size))
-
-
 def rank_pool(run: Run, cycle: int) -> Ranked:
     """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
-    pool, images = score_pool(run, cycle)
+    pool, images = scoring.score_pool(run, cycle)
     state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
     queue = Head.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
@@ -643,14 +328,14 @@ def features(
     needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
     if not needs:
         return {}
-    detector = load_detector(run, cycle - 1)
+    detector = running.load_detector(run, cycle - 1)
     records = {record.id: record for record in run.pool.records}  # not those held out, which are labelled too
-    look(run, run.pool)
+    running.look(run, run.pool)
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
         """Of the pictures of those ids, in their order; a batch holds one shape."""
         pictures = run.pool.of([records[i] for i in ids])
-        rows = list(batches(pictures, run.settings.scoring.batch_size))
+        rows = list(running.batches(pictures, run.settings.scoring.batch_size))
         found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
         return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
 
@@ -658,7 +343,7 @@ def features(
         """Of all labelled boxes."""
         pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
         found: list[np.ndarray] = []
-        for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
+        for rows, batch in pictures.in_batches(running.batches(pictures, run.settings.scoring.batch_size)):
             found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
@@ -707,7 +392,7 @@ def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetect
             take_first_model(run, run.share)
     elif not there:
         fit(run, cycle, targets)
-    return load_detector(run, cycle)
+    return running.load_detector(run, cycle)
 
 
 def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
@@ -718,11 +403,12 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
     checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
     records = {record.id: record for record in run.pool.records}
     pictures = run.pool.of([records[i] for i in targets])
-    look(run, pictures)
+    running.look(run, pictures)
     with run.stage("fit") as report:
-        detector = load_detector(run, cycle - 1) if run.settings.training.start == "warm" and cycle > 1 else None
+        warm = run.settings.training.start == "warm" and cycle > 1
+        detector = running.load_detector(run, cycle - 1) if warm else None
         if detector is None or detector.num_classes != len(run.classes):  # people may add classes
-            detector = new_detector(run)
+            detector = running.new_detector(run)
         detector.fit(
             pictures, list(targets.values()), seed=seeds.number(run.settings.seed, "fit", cycle),
             checkpoint=checkpoint, progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),
@@ -733,24 +419,10 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def new_detector(run: Run) -> TorchDetector:
-    """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
-    settings = run.settings
-    return detectors.build(
-        **settings.detector.model_dump(), num_classes=len(run.classes), device=settings.device,
-        training=settings.training, seed=seeds.number(settings.seed, "model"),
-    )  # fmt: skip
-
-
-def load_detector(run: Run, cycle: int) -> TorchDetector:
-    """The model of a finished cycle."""
-    return detectors.load(run.folder.cycle(cycle), run.settings.device, run.settings.training)
-
-
 def first_cycle(run: Run) -> dict[str, Any]:
     """All that the model of cycle 1 depends on, to tell whether two runs may share it."""
     settings = run.settings
-    pool = sha256(repr(listed(run.pool.records)).encode()).hexdigest()
+    pool = sha256(repr(scoring.listed(run.pool.records)).encode()).hexdigest()
     return {
         "seed": settings.seed,
         "initial_images": settings.initial_images,
@@ -783,9 +455,9 @@ def take_first_model(run: Run, share: Path) -> None:
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     """AP of the model on the test images, by VOC's and by COCO's rules."""
     found: dict[int, Detections] = {}
-    look(run, run.test)
+    running.look(run, run.test)
     with run.stage("evaluate") as report:
-        for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
+        for places, batch in run.test.in_batches(running.batches(run.test, TEST_BATCH)):
             found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
         voc = voc_ap(found, run.test_truth, len(run.classes))

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from rarebox import cluster, detectors, loop, seeds
+from rarebox import cluster, detectors, loop, running, scoring, seeds
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
 from rarebox.run_folder import write_json
+from rarebox.running import Engine, Progress, Run
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
 
@@ -29,7 +30,7 @@ MOST_LOOKED_AT = 1000
 """Images among which the first, most different ones are looked for."""
 
 
-def advance(now: Project, tell: loop.Progress, train: bool = False, engine: loop.Engine | None = None) -> str | None:
+def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
     """Do the next thing that is due, and name it; None when people have the word.
 
     Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
@@ -70,7 +71,7 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
     return now.spent(cycle) >= now.budget(cycle)
 
 
-def ask_first_images(now: Project, tell: loop.Progress) -> bool:
+def ask_first_images(now: Project, tell: Progress) -> bool:
     """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back.
 
     False if every image is labelled already. (Asked again, where the first ones brought no object at all.)
@@ -88,7 +89,7 @@ def ask_first_images(now: Project, tell: loop.Progress) -> bool:
     )  # fmt: skip
     pictures = Pictures(looked_at, settings.detector.size)
     features: dict[int, np.ndarray] = {}
-    for rows, batch in pictures.in_batches(loop.batches(pictures, settings.scoring.batch_size)):
+    for rows, batch in pictures.in_batches(running.batches(pictures, settings.scoring.batch_size)):
         features |= zip(rows.tolist(), detector.image_features(batch), strict=True)
         tell("looking for the most different photos", len(features), len(looked_at), "images")
     points = np.stack([features[i] for i in range(len(looked_at))])
@@ -103,7 +104,7 @@ def ask_first_images(now: Project, tell: loop.Progress) -> bool:
     return True
 
 
-def prepare(now: Project, run: loop.Run, cycle: int) -> bool:
+def prepare(now: Project, run: Run, cycle: int) -> bool:
     """Score and rank the pool for a cycle, and open it; False when nothing is left to ask about.
 
     Where no candidate is left, or (with ``selection.exploration``) a class has none, whole images are asked for.
@@ -127,7 +128,7 @@ def prepare(now: Project, run: loop.Run, cycle: int) -> bool:
     return True
 
 
-def rank_on(now: Project, tell: loop.Progress, engine: loop.Engine | None = None) -> bool:
+def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
     """Where people have used up what is kept of the ranking: keep as much again of it; False if that was all."""
     cycle = now.cycle
     if not now.has_ranking(cycle):
@@ -142,13 +143,13 @@ def rank_on(now: Project, tell: loop.Progress, engine: loop.Engine | None = None
     return len(now.read_ranking(cycle).candidates) > len(kept.candidates)
 
 
-def ranked_before(now: Project, run: loop.Run, cycle: int) -> loop.Ranked | None:
+def ranked_before(now: Project, run: Run, cycle: int) -> loop.Ranked | None:
     """What was scored and ranked for a cycle, from disk."""
     if cycle == 1:
         return None
     kept = now.read_ranking(cycle)
     state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
-    return loop.Ranked(loop.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
+    return loop.Ranked(scoring.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
 
 
 # ------------------------------------------------------------------------------------------- the process

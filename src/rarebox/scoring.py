@@ -1,0 +1,205 @@
+"""The pool becomes scored candidates, shard by shard. Read :func:`make_shards` first."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import numpy as np
+
+from rarebox import candidates as pool_file
+from rarebox import strategies
+from rarebox.candidates import Shards
+from rarebox.config import Settings
+from rarebox.detectors import TorchDetector
+from rarebox.detectors.detector import ABOUT, WEIGHTS
+from rarebox.detectors.frozen import FrozenPictures
+from rarebox.errors import UserError
+from rarebox.pictures import Pictures
+from rarebox.run_folder import read_json, write_json
+from rarebox.running import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
+from rarebox.types import Candidates, Detections, ImageRecord, ImageScores, concatenate
+from rarebox.views import View
+
+
+def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
+    """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
+
+    The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
+    candidates, and the images have none.
+    """
+    labels = run.store.labels(up_to_cycle=cycle - 1)
+    images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
+    if not images:
+        return Shards([]), ImageScores.none(len(run.classes))
+    if run.settings.selection.strategy in strategies.BLIND and run.settings.pseudo.images == "labelled":
+        ids = np.array([image.id for image in images])
+        no_scores = np.zeros((len(images), len(run.classes)))
+        return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)
+    folder = make_shards(run, cycle, images)
+    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
+        return scored_pool(run, cycle), ImageScores.none(len(run.classes))
+    scores = pool_file.read_images(folder)
+    # Where people answer, classes may have been merged or added since the model was trained.
+    lacking = len(run.classes) - scores.class_scores.shape[1]
+    return scored_pool(run, cycle), replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking))))
+
+
+def scored_pool(run: Run, cycle: int) -> Shards:
+    """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
+    folder = run.folder.cycle(cycle) / "candidates"
+    listed = folder / SHARDS
+    files = [folder / f"shard_{name}" for name in read_json(listed)] if listed.exists() else folder.glob("shard_*")
+    return Shards(sorted(files), run.store.counts_as())
+
+
+def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
+    """Score what is not scored yet of the images, shard by shard; the folder of all their files.
+
+    A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
+    on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
+    belong together; it changes when all of them are there, and what was there before goes only then.
+    """
+    folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
+    shards = [images[i : i + size] for i in range(0, len(images), size)]
+    recipe = scoring_recipe(run, cycle)
+    names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
+    wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
+    # The model of cycle 1 is that of all runs that share it, and so are its scores.
+    scored = run.share / "scored" if run.share and cycle == 2 else None
+    if scored and _give(scored, folder, wanted):
+        run.notes.append(f"scores of the pool by that model were taken from {scored}")
+    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
+    if missing:
+        _score_shards(run, cycle, folder, images, shards, names, missing)
+    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != names:
+        write_json(folder / SHARDS, names)
+    for file in folder.glob("*.parquet"):
+        if file.name not in wanted:
+            file.unlink()
+    if scored:
+        _give(folder, scored, wanted)
+    return folder
+
+
+def _give(there: Path, here: Path, names: Iterable[str]) -> int:
+    """Put those files of one folder that are there into another that lacks them; how many there were.
+
+    They are never changed in place, so a second name for the same bytes will do where the disk knows that.
+    """
+    lacking = [name for name in names if (there / name).exists() and not (here / name).exists()]
+    here.mkdir(parents=True, exist_ok=True)
+    for name in lacking:
+        part = here / f"{name}.{os.getpid()}"
+        try:
+            part.hardlink_to(there / name)
+        except OSError:
+            copyfile(there / name, part)
+        part.replace(here / name)
+    return len(lacking)
+
+
+def _score_shards(
+    run: Run, cycle: int, folder: Path, images: Sequence[ImageRecord], shards: Sequence[Sequence[ImageRecord]],
+    names: Sequence[str], missing: Sequence[int],
+) -> None:  # fmt: skip
+    """Score the missing ones of the shards, by the run's engine, and write them as they come."""
+    known = len(images) - sum(len(shards[place]) for place in missing)
+    look(run, run.pool.of([image for place in missing for image in shards[place]]))
+    with run.stage("score") as report:
+        scored = run.engine(
+            run, cycle, [shards[place] for place in missing],
+            lambda done, note="": report(known + done, len(images), f"images{note}"),
+        )  # fmt: skip
+        for number, found, of_images in scored:
+            pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
+            pool_file.write(folder / f"shard_{names[missing[number]]}", found)
+
+
+def score_here(
+    run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
+) -> Iterator[tuple[int, Candidates, ImageScores]]:
+    """The engine ``local``: one shard after the other, in this process."""
+    detector, done = load_detector(run, cycle - 1), 0
+    if isinstance(run.pool, FrozenPictures) and not detector.has_body_of(new_detector(run)):
+        raise UserError(
+            "training.freeze was switched on in the middle: the model of the cycle before has trained its backbone, "
+            "and cannot work with what the pretrained one sees. Set training.freeze to nothing, or begin anew in "
+            "another folder"
+        )
+    for number, images in enumerate(shards):
+        yield (
+            number,
+            *score_images(detector, run.pool.of(images), run.settings, cycle, lambda n, done=done: report(done + n)),
+        )
+        done += len(images)
+
+
+SHARDS = "shards.json"
+"""The list of the shards that a cycle chooses from, in the order of the pool."""
+
+KINDS = ("shard", "images")
+"""What the two files of a shard are called: candidates, and scores of whole images."""
+
+
+def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
+    """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
+    settings, model = run.settings, run.folder.cycle(cycle - 1)
+    return {
+        "model": [sha256((model / name).read_bytes()).hexdigest() for name in (ABOUT, WEIGHTS)],
+        "detector": settings.detector.model_dump(mode="json"),
+        "scoring": settings.scoring.model_dump(mode="json", exclude={"shard_size"}),
+        "features": wants_features(settings),
+        "precision": settings.training.precision,
+        "freeze": settings.training.freeze,
+        "device": settings.device,
+        "seed": settings.seed,
+        "cycle": cycle,
+    }
+
+
+def shard_name(recipe: Mapping[str, Any], images: Sequence[ImageRecord]) -> str:
+    """What tells a shard from all others."""
+    return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
+
+
+def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
+    """What tells images from others, wherever their folder has been moved."""
+    return [(i.id, Path(i.path).name, i.width, i.height) for i in images]
+
+
+def score_images(
+    detector: TorchDetector, pictures: Pictures, settings: Settings, cycle: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> tuple[Candidates, ImageScores]:  # fmt: skip
+    """Candidates of the pictures and a row for each picture, by image id.
+
+    Images of one shape go together; each comes with all its views.
+    """
+    found: list[tuple[Candidates, ImageScores]] = []
+    with_features = wants_features(settings)
+    for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
+        ids = [pictures.records[i].id for i in rows]
+        sizes = [detector.input_size(picture) for picture in batch]
+        views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
+        together = detector.predict_views(batch, views, features=with_features)
+        for image_id, picture, plan, boxes in zip(ids, batch, views, together, strict=True):
+            hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
+            found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes))
+        report(len(found))
+    found.sort(key=lambda one: one[1].image_id[0])
+    return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
+
+
+def wants_features(settings: Settings) -> bool:
+    """Whether the strategy looks at the features of candidates."""
+    return "features" in strategies.NEEDS.get(settings.selection.strategy, ())
+
+
+def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) -> np.ndarray:
+    """Which detections each view hides too much to judge: (M, N)."""
+    return np.stack([view.hides(found.boxes * scale) for view in views])
