@@ -516,6 +516,7 @@ def test_a_strategy_that_looks_at_no_score_needs_none(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(name: str, **changes: Any) -> tuple[list[int], bool]:
+        shutil.rmtree(finished / "scored", ignore_errors=True)  # or the run before would have scored for this one
         chosen = settings(pictures, selection__strategy=strategy, budget=[20], **changes)
         record = loop.run(tmp_path / name, chosen, share=finished)[1]
         with Store(tmp_path / name / "labels.sqlite") as store:

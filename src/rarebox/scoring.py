@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -82,7 +83,8 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
         if file.name not in wanted:
             file.unlink()
     if scored:
-        _give(folder, scored, wanted)
+        with suppress(OSError):  # a favour to others; where their folder cannot be written to, they score by themselves
+            _give(folder, scored, wanted)
     return folder
 
 
@@ -92,8 +94,8 @@ def _give(there: Path, here: Path, names: Iterable[str]) -> int:
     They are never changed in place, so a second name for the same bytes will do where the disk knows that.
     """
     lacking = [name for name in names if (there / name).exists() and not (here / name).exists()]
-    here.mkdir(parents=True, exist_ok=True)
     for name in lacking:
+        here.mkdir(parents=True, exist_ok=True)
         part = here / f"{name}.{os.getpid()}"
         try:
             part.hardlink_to(there / name)
