@@ -284,7 +284,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
 
     monkeypatch.setattr("rarebox.loop.run", stopped)
     monkeypatch.setattr(sys, "argv", ["rarebox", "run", str(tmp_path / "out")])
-    monkeypatch.setattr("rarebox.loop.load_data", lambda name: SimpleNamespace(problems=()))
+    monkeypatch.setattr("rarebox.loop.load_data", lambda name, progress: SimpleNamespace(problems=()))
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 130

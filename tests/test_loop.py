@@ -511,6 +511,14 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
         assert {(of, note) for _, of, note in told} == {(6, unit)}
 
 
+def test_reading_the_data_is_progress_too(pictures: Path) -> None:
+    told: list[tuple[Any, ...]] = []
+    found = loop.load_data(str(pictures), lambda *said: told.append(said))
+    assert found.test is not None
+    everything = len(found.train.images) + len(found.test.images)
+    assert told == [("read", done, everything, "images") for done in range(1, everything + 1)]
+
+
 @pytest.mark.parametrize("strategy", sorted(strategies.BLIND))
 def test_a_strategy_that_looks_at_no_score_needs_none(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch

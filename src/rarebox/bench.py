@@ -493,7 +493,7 @@ class Bench:
         from rarebox import loop
 
         if name not in self._datasets:
-            self._datasets[name] = loop.load_data(name)
+            self._datasets[name] = loop.load_data(name, self.progress)
         return self._datasets[name]
 
     def _say(self, event: str, run: Planned, **more: Any) -> None:

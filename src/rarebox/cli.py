@@ -242,7 +242,7 @@ def run_to_end(
             console.print(f"  note: {note}", markup=False)
 
     with progress_bars(as_json) as progress:
-        dataset = loop.load_data(settings.data)
+        dataset = loop.load_data(settings.data, progress)
         if dataset.problems and not as_json:
             kinds = Counter(p.kind for p in dataset.problems)
             counts = ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common())
@@ -646,7 +646,8 @@ def init(
     file = folder / "rarebox.yaml"
     if file.exists():
         raise UserError(f"{file} is there already; edit it, or name another folder")
-    dataset = loop.load_data(settings.data)
+    with progress_bars(as_json=False) as progress:
+        dataset = loop.load_data(settings.data, progress)
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(config.commented(settings), encoding="utf-8")
     print_summary(dataset)

@@ -109,7 +109,7 @@ def run(
     """
     place = RunFolder(folder)
     strategies.choose(settings.selection)
-    dataset = dataset or load_data(settings.data)
+    dataset = dataset or load_data(settings.data, progress)
     with _disk_errors_explained(folder), place.locked():
         settings = place.claim(settings)
         if not place.environment.exists():
@@ -125,14 +125,18 @@ def run(
     return place.records()
 
 
-def load_data(name: str) -> data.Dataset:
+def load_data(name: str, progress: Progress = lambda *_: None) -> data.Dataset:
     """A data set by its folder or name; ``scenes`` is made on the spot, VOC fetched where it is not there yet."""
+
+    def read(done: int, of: int) -> None:
+        progress("read", done, of, "images")
+
     if name == "scenes":
-        return data.load(scenes.make(cache_folder() / f"scenes-{scenes.RECIPE}"))
+        return data.load(scenes.make(cache_folder() / f"scenes-{scenes.RECIPE}"), read=read)
     if name in voc.ARCHIVES and not Path(name).exists():
         voc.download(cache_folder() / name)
-        return data.load(cache_folder() / name)
-    return data.load(name, check_pixels=True)
+        return data.load(cache_folder() / name, read=read)
+    return data.load(name, check_pixels=True, read=read)
 
 
 def cache_folder() -> Path:

@@ -111,12 +111,19 @@ class Listing:
 
 Reader = Callable[[], tuple[Listing, Listing | None]]
 
+ReadProgress = Callable[[int, int], None]
+"""Called with (images read, in all)."""
 
-def load(path: str | Path, *, check_pixels: bool = False) -> Dataset:
+Size = tuple[int, int, bool]
+"""Width and height of an upright image, and whether it had to be turned."""
+
+
+def load(path: str | Path, *, check_pixels: bool = False, read: ReadProgress = lambda *_: None) -> Dataset:
     """Read a data set whose format is told by the folder's content: COCO, VOC or YOLO.
 
     The headers of all images are read, their pixels only with ``check_pixels``. What cannot be used is left out and
     listed in ``problems``. A folder ``voc0712``, ``voc2007`` or ``voc2012`` is downloaded when it is not there.
+    ``read`` hears of every image that was read.
     Raises `UserError` when nothing is left to go on with.
     """
     from rarebox.data import voc  # not at the top, here and in `_reader`, because the readers import this module
@@ -130,10 +137,13 @@ def load(path: str | Path, *, check_pixels: bool = False) -> Dataset:
     if reader is None:
         raise _not_understood(path)
     train, test = reader()
-    return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels)
+    return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read)
 
 
-def assemble(root: Path, train: Listing, test: Listing | None = None, *, check_pixels: bool = False) -> Dataset:
+def assemble(
+    root: Path, train: Listing, test: Listing | None = None, *, check_pixels: bool = False,
+    read: ReadProgress = lambda *_: None,
+) -> Dataset:  # fmt: skip
     """Number the images and classes of what a reader found, and keep what the image files bear out."""
     splits = [train, test] if test else [train]
     for listing in splits:
@@ -149,8 +159,9 @@ def assemble(root: Path, train: Listing, test: Listing | None = None, *, check_p
             problems.append(Problem("class only in test", str(splits[-1].source), f"{name!r} has no training label"))
     problems += _listed_twice([image for listing in splits for image in listing.images])
     train_ids, test_ids = _numbers(train.images, test.images if test else ())
-    for_training = _split(train, train_ids, classes, problems, check_pixels)
-    for_test = _split(test, test_ids, classes, problems, check_pixels) if test else None
+    sizes = _sizes([image.path for listing in splits for image in listing.images], check_pixels, read)
+    for_training = _split(train, sizes[: len(train_ids)], train_ids, classes, problems)
+    for_test = _split(test, sizes[len(train_ids) :], test_ids, classes, problems) if test else None
     name = root.stem if root.is_file() else root.name
     return Dataset(name, root, classes, for_training, for_test, tuple(problems))
 
@@ -213,12 +224,21 @@ def _own_numbers(images: Sequence[ListedImage]) -> Sequence[int]:
     return own if len(set(own)) == len(images) else range(1, len(images) + 1)
 
 
+def _sizes(paths: Sequence[Path | str], check_pixels: bool, read: ReadProgress) -> list[Size | UnreadableImage]:
+    """What the files of all images say of themselves."""
+    sizes: list[Size | UnreadableImage] = []
+    with ThreadPoolExecutor(readers(any(map(is_url, paths)))) as pool:
+        for size in pool.map(partial(_probe, check_pixels=check_pixels), paths):
+            sizes.append(size)
+            read(len(sizes), len(paths))
+    return sizes
+
+
 def _split(
-    listing: Listing, ids: Sequence[int], classes: Sequence[str], problems: list[Problem], check_pixels: bool
-) -> Split:
+    listing: Listing, sizes: Sequence[Size | UnreadableImage], ids: Sequence[int], classes: Sequence[str],
+    problems: list[Problem],
+) -> Split:  # fmt: skip
     """The images of a listing that can be read, with their boxes cleaned; the rest goes to ``problems``."""
-    with ThreadPoolExecutor(readers(any(is_url(image.path) for image in listing.images))) as pool:
-        sizes = list(pool.map(partial(_probe, check_pixels=check_pixels), (image.path for image in listing.images)))
     number = {name: label for label, name in enumerate(classes)}
     images: list[ImageRecord] = []
     truth: dict[int, GroundTruth] = {}
@@ -240,7 +260,7 @@ def _split(
     return Split(tuple(images), truth)
 
 
-def _probe(path: Path | str, check_pixels: bool) -> tuple[int, int, bool] | UnreadableImage:
+def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:
     try:
         content = fetched(path)
         if check_pixels:
