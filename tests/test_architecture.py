@@ -28,7 +28,7 @@ ROWS = (
     {"scoring"},
     {"loop", "labels", "compare", "outside", "copying", "exchange"},
     {"cluster"},
-    {"report", "doctor", "bench", "web", "trainer"},
+    {"report", "doctor", "bench", "web", "trainer", "progress"},
     {"cli"},
     {"__main__"},
 )

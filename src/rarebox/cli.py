@@ -5,22 +5,18 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from rarebox import __version__, config
 from rarebox.errors import UserError
+from rarebox.progress import bench_events, console, minutes, progress_bars, shown
 
 app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
@@ -29,16 +25,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-console = Console(stderr=True, highlight=False)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """Click's base class of wrong options and arguments, which typer brings along under a name of its own."""
 
 STOPPED = 130
 """Exit status after Ctrl-C."""
-
-LOG_SECONDS = 15
-"""How often progress is written where there is no terminal to draw a bar on."""
 
 SEVERAL = Path("rarebox-report")
 """Where the report on several runs goes, which belongs to none of them."""
@@ -233,9 +225,9 @@ def run_to_end(
         if done < cycles and len(ends) > 1:
             # The first to end says nothing: it is cycle 1, which scores no pool, or was begun before a stop.
             left = (ends[-1] - ends[0]) / (len(ends) - 1) * (cycles - done)
-            rest = f"; about {_minutes(left)} left"
+            rest = f"; about {minutes(left)} left"
         console.print(
-            f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{_shown(record['ap50'])}[/bold] with "
+            f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{shown(record['ap50'])}[/bold] with "
             f"{record['labels']} labels and {record['looks']} looks{rest}"
         )
         for note in record["notes"]:
@@ -252,16 +244,8 @@ def run_to_end(
         print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
     elif not ends:
         console.print(
-            f"{out} is finished already: {len(records)} cycles, AP50 {_shown(records[-1]['ap50'])}", markup=False
+            f"{out} is finished already: {len(records)} cycles, AP50 {shown(records[-1]['ap50'])}", markup=False
         )
-
-
-def _shown(ap: float | None) -> str:
-    return "–" if ap is None else f"{ap:.3f}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 @app.command()
@@ -312,99 +296,6 @@ def split_place(text: str) -> tuple[str, str]:
     if not (name and equals and folder):
         raise UserError(f"--data wants NAME=FOLDER, got {text!r}")
     return name, folder
-
-
-def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
-    """What is shown of a grid's events: a line when it begins, the overall bar, and a line for each run that ended."""
-    begun = False
-
-    def tell(event: dict[str, Any]) -> None:
-        kind, run = event["event"], str(event.get("run")).removeprefix("runs/")
-        if as_json:
-            print(json.dumps(event), flush=True)
-            return
-        if kind == "waiting":
-            console.print(f"{len(event['runs'])} runs are up to another process; waiting for it", markup=False)
-            return
-        if kind == "dropped":
-            console.print(
-                f"{len(event['runs'])} runs are not in the grid any more: their folders stay, their lines in "
-                f"results.jsonl go; the first is {event['runs'][0]}", markup=False,
-            )  # fmt: skip
-            return
-        nonlocal begun
-        if not begun:  # the grid was not refused
-            begun = True
-            how_many = f"{event['of']} run{'s' * (event['of'] != 1)}, {event['finished']} done"
-            console.print(f"{grid}: {how_many}; results in {work.out}", markup=False, soft_wrap=True)
-        left = f", about {_minutes(event['left'])} left" if event["left"] else ""
-        work.progress(OVERALL, event["finished"], event["of"], run + left)
-        if kind == "failed" or (kind == "done" and run != event["run"]):  # not a shared first cycle that is done
-            outcome = event["reason"] if kind == "failed" else "AP50 " + " → ".join(_shown(ap) for ap in event["ap50"])
-            for cycle, spent, budget in event.get("short", ()):
-                outcome += f"; cycle {cycle} spent {spent} of {budget}"
-            counts = f"[{event['finished']}/{event['of']}]"
-            console.print(f"{counts} {run} {kind}: {outcome}{left}", markup=False, soft_wrap=True)
-
-    return tell
-
-
-OVERALL = "all runs"
-"""The bar that stays while those of the stages come and go; its note says how much time is left."""
-
-
-class StageTime(TimeRemainingColumn):
-    """The time left of a stage."""
-
-    def render(self, task: Task) -> Text:
-        return Text() if task.description == OVERALL else super().render(task)
-
-
-@contextmanager
-def progress_bars(as_json: bool) -> Iterator[Any]:
-    """A callback for the loop's progress: bars with the time left, or JSON lines at most twice a second."""
-    if as_json:
-        last = 0.0
-
-        def tell(stage: str, done: int, of: int, note: str) -> None:
-            nonlocal last
-            if time.monotonic() - last > 0.5 or done == of:
-                last = time.monotonic()
-                print(
-                    json.dumps({"event": "progress", "stage": stage, "done": done, "of": of, "note": note}), flush=True
-                )
-
-        yield tell
-        return
-    columns = (
-        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        StageTime(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bars:
-        shown: dict[str, TaskID] = {}
-        said = 0.0
-
-        def say(stage: str, task: Task) -> None:
-            nonlocal said
-            if time.monotonic() - said > LOG_SECONDS or task.finished:
-                said = time.monotonic()
-                left = f", about {_minutes(task.time_remaining)} left" if task.time_remaining else ""
-                counts = f"{task.completed:.0f} of {task.total:.0f} {task.fields['note']}"
-                console.print(f"  {stage}: {counts}{left}", markup=False, soft_wrap=True)
-
-        def show(stage: str, done: int, of: int, note: str) -> None:
-            if stage not in shown:
-                whose = stage.rpartition(", ")[0]
-                for old in shown.keys() - {OVERALL}:  # several runs may be going on
-                    if old.rpartition(", ")[0] == whose or bars.tasks[bars.task_ids.index(shown[old])].finished:
-                        bars.remove_task(shown.pop(old))
-                # The overall bar names the run already.
-                shown[stage] = bars.add_task(stage.rpartition(", ")[2], total=of, note=note)
-            bars.update(shown[stage], completed=done, total=of, note=note)
-            if not console.is_terminal and stage != OVERALL:  # a log file: a line now and then instead of a bar
-                say(stage, bars.tasks[bars.task_ids.index(shown[stage])])
-
-        yield show
 
 
 @app.command()

@@ -1,0 +1,119 @@
+"""What the command line shows of work that takes long: bars with the time left, log lines, JSON lines."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(stderr=True, highlight=False)
+
+LOG_SECONDS = 15
+"""How often progress is written where there is no terminal to draw a bar on."""
+
+OVERALL = "all runs"
+"""The bar that stays while those of the stages come and go; its note says how much time is left."""
+
+
+class StageTime(TimeRemainingColumn):
+    """The time left of a stage."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.description == OVERALL else super().render(task)
+
+
+@contextmanager
+def progress_bars(as_json: bool) -> Iterator[Any]:
+    """A callback for the loop's progress: bars with the time left, or JSON lines at most twice a second."""
+    if as_json:
+        last = 0.0
+
+        def tell(stage: str, done: int, of: int, note: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.5 or done == of:
+                last = time.monotonic()
+                print(
+                    json.dumps({"event": "progress", "stage": stage, "done": done, "of": of, "note": note}), flush=True
+                )
+
+        yield tell
+        return
+    columns = (
+        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        StageTime(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+        said = 0.0
+
+        def say(stage: str, task: Task) -> None:
+            nonlocal said
+            if time.monotonic() - said > LOG_SECONDS or task.finished:
+                said = time.monotonic()
+                left = f", about {minutes(task.time_remaining)} left" if task.time_remaining else ""
+                counts = f"{task.completed:.0f} of {task.total:.0f} {task.fields['note']}"
+                console.print(f"  {stage}: {counts}{left}", markup=False, soft_wrap=True)
+
+        def show(stage: str, done: int, of: int, note: str) -> None:
+            if stage not in tasks:
+                whose = stage.rpartition(", ")[0]
+                for old in tasks.keys() - {OVERALL}:  # several runs may be going on
+                    if old.rpartition(", ")[0] == whose or bars.tasks[bars.task_ids.index(tasks[old])].finished:
+                        bars.remove_task(tasks.pop(old))
+                # The overall bar names the run already.
+                tasks[stage] = bars.add_task(stage.rpartition(", ")[2], total=of, note=note)
+            bars.update(tasks[stage], completed=done, total=of, note=note)
+            if not console.is_terminal and stage != OVERALL:  # a log file: a line now and then instead of a bar
+                say(stage, bars.tasks[bars.task_ids.index(tasks[stage])])
+
+        yield show
+
+
+def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
+    """What is shown of a grid's events: a line when it begins, the overall bar, and a line for each run that ended."""
+    begun = False
+
+    def tell(event: dict[str, Any]) -> None:
+        kind, run = event["event"], str(event.get("run")).removeprefix("runs/")
+        if as_json:
+            print(json.dumps(event), flush=True)
+            return
+        if kind == "waiting":
+            console.print(f"{len(event['runs'])} runs are up to another process; waiting for it", markup=False)
+            return
+        if kind == "dropped":
+            console.print(
+                f"{len(event['runs'])} runs are not in the grid any more: their folders stay, their lines in "
+                f"results.jsonl go; the first is {event['runs'][0]}", markup=False,
+            )  # fmt: skip
+            return
+        nonlocal begun
+        if not begun:  # the grid was not refused
+            begun = True
+            how_many = f"{event['of']} run{'s' * (event['of'] != 1)}, {event['finished']} done"
+            console.print(f"{grid}: {how_many}; results in {work.out}", markup=False, soft_wrap=True)
+        left = f", about {minutes(event['left'])} left" if event["left"] else ""
+        work.progress(OVERALL, event["finished"], event["of"], run + left)
+        if kind == "failed" or (kind == "done" and run != event["run"]):  # not a shared first cycle that is done
+            outcome = event["reason"] if kind == "failed" else "AP50 " + " → ".join(shown(ap) for ap in event["ap50"])
+            for cycle, spent, budget in event.get("short", ()):
+                outcome += f"; cycle {cycle} spent {spent} of {budget}"
+            counts = f"[{event['finished']}/{event['of']}]"
+            console.print(f"{counts} {run} {kind}: {outcome}{left}", markup=False, soft_wrap=True)
+
+    return tell
+
+
+def shown(ap: float | None) -> str:
+    """An AP for people."""
+    return "–" if ap is None else f"{ap:.3f}"
+
+
+def minutes(seconds: float) -> str:
+    """A time for people: in minutes, if it is not short."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
