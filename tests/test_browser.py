@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 AQUARIUM = Path(os.environ.get("RAREBOX_AQUARIUM") or Path(__file__).parents[2] / "shared" / "data" / "aquarium")
 
 SMALL = (
-    "initial_images=5", "budget=[30]", "people.overlap=0", "detector.image_size=128", "training.steps=40",
-    "training.epochs=0", "training.warmup_steps=0", "training.lr=0.003", "scoring.candidate_threshold=0.03",
+    "initial_images=5", "budget=[12]", "people.overlap=0", "detector.image_size=96", "training.steps=8",
+    "training.epochs=0", "training.warmup_steps=0", "training.lr=0.003", "scoring.candidate_threshold=0.001",
     "device=cpu",
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
     known = load(truth)
     by_name = {Path(i.path).name: (i.width, i.height, known.train.truth[i.id]) for i in known.train.images}
     (photos := tmp_path / "photos").mkdir()
-    for image in known.train.images[:40]:
+    for image in known.train.images[:16]:
         shutil.copy(image.path, photos)
     project, shots = tmp_path / "project", tmp_path / "shots"
     shots.mkdir()
@@ -74,18 +74,18 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         person.task("box")
         person.shoot("3-box")
         keys = ["Enter", "x", "Space", "Enter", "2", "x"]
-        for turn in range(29):
+        for turn in range(11):
             person.task("box")
             person.press(keys[turn % len(keys)])
         person.task("box")
         person.saved()
-        assert person.state()["budget"]["spent"] == 29
+        assert person.state()["budget"]["spent"] == 11
 
         # Undo reaches back over an answer.
         question = person.see("question").inner_text()
         person.press("z")
         person.saved()
-        person.until(lambda state: state["budget"]["spent"] == 28)
+        person.until(lambda state: state["budget"]["spent"] == 10)
         person.press("x")
         person.saved()
         person.task("box")
