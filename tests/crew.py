@@ -1,7 +1,6 @@
 """Fits by several processes: something to learn with weights of every kind, and every loss term of every step."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from torch.nn.modules.module import register_module_forward_hook
 
 import rarebox.detectors.detector
-from rarebox import cli, detectors, loop
+from rarebox import cli, detectors
 from rarebox.config import TrainingSettings
 from rarebox.detectors import TorchDetector, distributed
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
@@ -25,9 +24,8 @@ from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures, which_are_tall
 from rarebox.types import Bools, Picture, Source, Targets
+from tests import forked
 from tests.conftest import CLASSES, make
-
-PRELOADED = [cli.__name__, loop.__name__, __name__]
 
 TRAINING: dict[str, Any] = {
     "steps": 2, "epochs": 0, "batch_size": 4, "lr": 1e-3, "warmup_steps": 1, "scale_jitter": 0.2,
@@ -214,17 +212,10 @@ def meet_a_mistake() -> None:
 def together(processes: int, work: Callable[..., None], *given: Any, seconds: float = 60) -> list[int | None]:
     """So many processes as torchrun would start them, each doing the same work, and how they end.
 
-    None is one that did not in so many seconds. They are forked from one that has all imported, for that takes seconds.
+    None is one that did not in so many seconds.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # with torchrun, it outlives them too
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    crew = [
-        context.Process(target=in_place, args=(rank, processes, store.port, work, given), daemon=True)
-        for rank in range(processes)
-    ]
-    for process in crew:
-        process.start()
+    crew = [forked.start(in_place, rank, processes, store.port, work, given) for rank in range(processes)]
     try:
         for process in crew:
             process.join(seconds)

@@ -1,11 +1,10 @@
 """A real ``rarebox serve`` in a process of its own, with questions that need no training; its trainer only waits."""
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,15 @@ from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, write_text
 from rarebox.store import Store
 from rarebox.types import Candidates, ImageRecord
-
-SERVER = r"""
-import sys
-from pathlib import Path
 from rarebox.web import serve, supervisor
-waiting = "import sys\nfor _ in sys.stdin: print('{\"event\": \"idle\"}', flush=True)"
-supervisor.COMMAND = (sys.executable, "-c", waiting)
-serve.serve(Path(sys.argv[1]), port=int(sys.argv[2]), browser=False)
+from tests import forked
+
+WAITING = """
+import sys
+for _ in sys.stdin:
+    print('{"event": "idle"}', flush=True)
 """
+"""A trainer that has nothing to do."""
 
 
 def make_project(
@@ -63,6 +62,14 @@ def make_project(
     return project
 
 
+def be_server(root: Path, port: int, log: Path, tells: Connection) -> None:
+    """What ``rarebox serve`` does, said into a pipe; its trainer only waits."""
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    supervisor.COMMAND = (sys.executable, "-c", WAITING)
+    serve.serve(root, port=port, browser=False, say=tells.send)
+
+
 class Served:
     """``rarebox serve`` for a project; killed and started again it keeps its address."""
 
@@ -82,13 +89,17 @@ class Served:
 
     def start(self) -> None:
         """Start it; it is there when this returns."""
-        command = [sys.executable, "-u", "-c", SERVER, str(self.root), str(self.port)]
-        with (self.root.parent / f"{self.root.name}.log").open("a") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        assert self.process.stdout
-        link = next(line for line in self.process.stdout if "?token=" in line).split()[-1]
-        self.port, self.token = httpx.URL(link).port or 0, link.partition("token=")[2]
+        log = self.root.parent / f"{self.root.name}.log"
+        hears, tells = forked.CONTEXT.Pipe(duplex=False)
+        self.process = forked.start(be_server, self.root, self.port, log, tells)
+        tells.close()
+        try:
+            while "?token=" not in (said := hears.recv()):
+                pass
+        except EOFError:
+            raise AssertionError(log.read_text()) from None
+        link = httpx.URL(said.split()[-1])
+        self.port, self.token = link.port or 0, link.params["token"]
         until = time.monotonic() + 60
         while time.monotonic() < until:
             try:
@@ -98,12 +109,15 @@ class Served:
                 time.sleep(0.02)
         raise TimeoutError(f"{self.url} does not answer")
 
+    def signal(self, which: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid
+        os.kill(self.process.pid, which)
+
     def kill(self) -> None:
         """``kill -9``, or what comes nearest to it."""
-        self.process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-        self.process.wait()
-        assert self.process.stdout
-        self.process.stdout.close()
+        self.process.kill()
+        self.process.join()
 
     def cookies(self, names: Sequence[str]) -> dict[str, httpx.Cookies]:
         """Let people in, each with a link of their own."""

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 AQUARIUM = Path(os.environ.get("RAREBOX_AQUARIUM") or Path(__file__).parents[2] / "shared" / "data" / "aquarium")
 
 SMALL = (
-    "initial_images=5", "budget=[30]", "people.overlap=0", "detector.image_size=128", "training.steps=40",
-    "training.epochs=0", "training.warmup_steps=0", "training.lr=0.003", "scoring.candidate_threshold=0.03",
+    "initial_images=5", "budget=[30]", "people.overlap=0", "detector.image_size=96", "training.steps=8",
+    "training.epochs=0", "training.warmup_steps=0", "training.lr=0.003", "scoring.candidate_threshold=0.001",
     "device=cpu",
 )  # fmt: skip
 

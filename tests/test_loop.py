@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from rarebox import config, data, detectors, loop, running, scoring, strategies, tables
 from rarebox.candidates import read_all
+from rarebox.detectors import TorchDetector
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.pictures import Pictures
 from rarebox.pseudo import METHODS, read_targets
@@ -44,6 +45,14 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     loop.run(out, settings(pictures))
     return out
+
+
+@pytest.fixture
+def untrained() -> Iterator[None]:
+    """Detectors stay as they were made: for what a cycle asks, which its own training comes after."""
+    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own patches on the way
+        patch.setattr(TorchDetector, "fit", lambda *_, **__: 0.0)
+        yield
 
 
 def timeless(records: list[Record]) -> list[Record]:
@@ -82,15 +91,16 @@ def test_meters_add_up_from_the_stores_events(finished: Path) -> None:
             assert sum(record["selected_per_class"].values()) == len(this)
 
 
-def test_budget_is_spent_and_never_exceeded(pictures: Path, tmp_path: Path) -> None:
+def test_budget_is_spent_and_never_exceeded(pictures: Path, finished: Path, tmp_path: Path) -> None:
     for unit in ("labels", "looks"):
-        records = loop.run(tmp_path / unit, settings(pictures, budget_unit=unit, budget=[5, 3]))
+        records = loop.run(tmp_path / unit, settings(pictures, budget_unit=unit, budget=[5, 3]), share=finished)
         spent = [r[f"{unit}_this_cycle"] for r in records[1:]]
         assert spent == [5, 3] or any("no candidates are left" in n for r in records for n in r["notes"])
         assert all(s <= b for s, b in zip(spent, (5, 3), strict=True))
         assert spent[0] > 0
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
 def test_image_level_methods_pay_for_every_object_of_their_images(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
@@ -117,6 +127,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
         assert len(images) == len(set(images))
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
 def test_image_level_method_says_when_the_images_run_out(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
@@ -135,6 +146,7 @@ def all_labelled(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.BOX))
 def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
     pictures: Path, all_labelled: Path, tmp_path: Path, strategy: str
@@ -145,6 +157,7 @@ def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
     assert "no candidates are left: 0 of the budget of 5 labels were spent" in record["notes"]
 
 
+@pytest.mark.usefixtures("untrained")
 def test_coreset_starts_where_no_labelled_image_has_a_box(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +172,7 @@ def test_coreset_starts_where_no_labelled_image_has_a_box(
 VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_exploring_keeps_within_the_budget(
     pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
@@ -193,6 +207,7 @@ def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finishe
     np.testing.assert_allclose(together.scores, alone.scores, atol=1e-4)
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", ["image_random", "coreset"])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_asking_that_was_cut_short_goes_on_where_it_was(
@@ -218,6 +233,7 @@ def test_asking_that_was_cut_short_goes_on_where_it_was(
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("untrained")
 def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +263,7 @@ def test_the_record_counts_what_was_open_and_what_plain_uncertainty_would_have_t
     assert 0 < len(taken) < len(labels)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -296,17 +313,27 @@ def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+EAGER: dict[str, Any] = {"detector__score_threshold": 0.001, "scoring__candidate_threshold": 0.001}
+
+
+@pytest.fixture(scope="module", params=["retinanet", "faster_rcnn"])
+def first(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A first cycle with each detector."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    loop.run(out, settings(pictures, detector__name=request.param, budget=[], **EAGER))
+    return out
+
+
 @pytest.mark.parametrize(
     ("strategy", "method"),
     [("random", "none"), ("uncertainty", "hard"), ("class_balanced", "task_hard"), ("class_balanced", "ignore_only")],
 )
-def test_every_row_of_the_table_runs(pictures: Path, tmp_path: Path, detector: str, strategy: str, method: str) -> None:
+def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path, strategy: str, method: str) -> None:
     chosen = settings(
-        pictures, detector__name=detector, selection__strategy=strategy, pseudo__method=method, budget=[6],
-        detector__score_threshold=0.001, scoring__candidate_threshold=0.001, pseudo__calibrated=False,
+        pictures, detector__name=RunFolder(first).read_settings().detector.name, selection__strategy=strategy,
+        pseudo__method=method, pseudo__calibrated=False, budget=[6], **EAGER,
     )  # fmt: skip
-    records = loop.run(tmp_path / "run", chosen)
+    records = loop.run(tmp_path / "run", chosen, share=first)
     assert records[-1]["looks_this_cycle"] > 0
     targets = read_targets(tmp_path / "run" / "cycle_02" / "targets.parquet")
     sources = {str(source) for target in targets.values() for source in target.source}
@@ -369,6 +396,7 @@ def test_other_settings_in_the_folder_are_refused_with_the_difference(pictures: 
         loop.run(finished, settings(pictures, pseudo__method="hard"))
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_run_that_failed_before_training_takes_other_settings(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         loop.run(tmp_path / "run", settings(pictures, detector__weights="nowhere.pth"))
@@ -416,6 +444,7 @@ def test_strategy_never_sees_the_truth(pictures: Path, tmp_path: Path) -> None:
     assert len({i for i in truth if i not in initial and len(truth[i])}) > 3
 
 
+@pytest.mark.usefixtures("untrained")
 def test_budget_larger_than_the_pool_uses_all_and_says_so(pictures: Path, tmp_path: Path) -> None:
     records = loop.run(tmp_path / "run", settings(pictures, budget=[10_000]))
     assert any("no candidates are left" in note for note in records[1]["notes"])
@@ -425,19 +454,25 @@ def test_budget_larger_than_the_pool_uses_all_and_says_so(pictures: Path, tmp_pa
     assert records[1]["looks_this_cycle"] == 0
 
 
-def test_no_candidates_ends_in_a_note(pictures: Path, tmp_path: Path) -> None:
-    records = loop.run(tmp_path / "run", settings(pictures, scoring__candidate_threshold=0.999, budget=[5]))
+@pytest.mark.usefixtures("untrained")
+def test_no_candidates_ends_in_a_note(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    chosen = settings(pictures, scoring__candidate_threshold=0.999, budget=[5])
+    records = loop.run(tmp_path / "run", chosen, share=finished)
     assert records[1]["labels_this_cycle"] == 0
     assert records[1]["notes"] == ["no candidates are left: 0 of the budget of 5 labels were spent"]
 
 
-def test_exploration_labels_whole_images_when_a_class_has_no_candidate(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("untrained")
+def test_exploration_labels_whole_images_when_a_class_has_no_candidate(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
     chosen = settings(pictures, selection__exploration=0.5, budget=[8], scoring__candidate_threshold=0.999)
-    record = loop.run(tmp_path / "run", chosen)[1]
+    record = loop.run(tmp_path / "run", chosen, share=finished)[1]
     assert record["images_full"] > 4
     assert record["labels_this_cycle"] >= 4
 
 
+@pytest.mark.usefixtures("untrained")
 def test_exploration_goes_on_where_it_was_killed(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +493,7 @@ def test_exploration_goes_on_where_it_was_killed(
     assert len(images) == len(set(images))
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("answers", [2, 6])
 def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many_places(
     pictures: Path, finished: Path, tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
@@ -491,6 +527,7 @@ def complete_in(store: Store, cycle: int) -> set[int]:
     return {query.image_id for query in store.queries(cycle) if query.box is None}
 
 
+@pytest.mark.usefixtures("untrained")
 def test_asking_and_exploring_report_how_far_the_budget_is_spent(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -519,6 +556,7 @@ def test_reading_the_data_is_progress_too(pictures: Path) -> None:
     assert told == [("read", done, everything, "images") for done in range(1, everything + 1)]
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.BLIND))
 def test_a_strategy_that_looks_at_no_score_needs_none(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
@@ -537,6 +575,7 @@ def test_a_strategy_that_looks_at_no_score_needs_none(
     assert asked("scored") == (images, True)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_start_that_was_killed_while_writing_its_settings_goes_on(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
@@ -582,6 +621,7 @@ def test_boxes_that_shrink_to_nothing_do_not_stop_training(pictures: Path, tmp_p
     assert len(loop.run(tmp_path / "run", settings(pictures, budget=[], initial_images=14), crumbs)) == 1
 
 
+@pytest.mark.usefixtures("untrained")
 def test_without_a_test_split_a_fifth_of_the_pool_is_held_out(pictures: Path, tmp_path: Path) -> None:
     whole = data.load(pictures)
     records = loop.run(tmp_path / "run", settings(pictures, budget=[3]), replace(whole, test=None))
@@ -684,7 +724,7 @@ def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Pat
     out, moments = tmp_path / "run", random.Random(0)
     command = [sys.executable, "-m", "rarebox", "run", str(out), "--data", str(pictures), "--json", *as_options()]
     kills = 0
-    while kills < 3:
+    while kills < 2:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert child.stdout is not None
         for _ in range(moments.randrange(2, 9)):  # so many lines of progress, then a moment more

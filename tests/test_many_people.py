@@ -3,6 +3,7 @@
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from rarebox.labels import collect
 from rarebox.people import People
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
+from rarebox.types import ImageRecord
 from tests import tiny
 from tests.serving import Served, make_project
 
@@ -25,13 +27,17 @@ CLASSES = ("fish", "ray", "shark")
 ANSWERS, KILLS = 300, 5
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Sequence[ImageRecord]:
+    return load(tiny.make_data(tmp_path_factory.mktemp("pictures"))).train.images[:10]
+
+
 @pytest.fixture
-def root(tmp_path: Path, database: str) -> Path:
+def root(pictures: Sequence[ImageRecord], tmp_path: Path, database: str) -> Path:
     """A project of ten pictures with 100 questions each, a fifth of them for two people."""
-    pictures, root = tiny.make_data(tmp_path / "pictures"), tmp_path / "project"
+    root = tmp_path / "project"
     settings = {"people__overlap": 0.2, "people__store": database if "://" in database else None}
-    made = make_project(root, load(pictures).train.images[:10], CLASSES, grid=10, **settings)
-    made.store.close()
+    make_project(root, pictures, CLASSES, grid=10, **settings).store.close()
     return root
 
 

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rarebox.data import load
 from rarebox.people import People
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
+from rarebox.types import ImageRecord
 from tests import tiny
 from tests.browser import CHROMIUM, LAPTOP, PHONE, Person, chromium
 from tests.serving import Served, make_project
@@ -56,13 +57,20 @@ class Office:
             return [(one.query.id, one.answer.verdict.value, one.answer.by) for one in People(store).given()]
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Sequence[ImageRecord]:
+    return load(tiny.make_data(tmp_path_factory.mktemp("pictures"))).train.images
+
+
 @pytest.fixture
-def office(tmp_path: Path, chrome: Browser, request: pytest.FixtureRequest) -> Iterator[Office]:
+def office(
+    pictures: Sequence[ImageRecord], tmp_path: Path, chrome: Browser, request: pytest.FixtureRequest
+) -> Iterator[Office]:
     """Ten pictures with four questions each, or as many pictures with one as the test asks for."""
     few = getattr(request, "param", None)
-    images = load(tiny.make_data(tmp_path / "pictures")).train.images[: few or 10]
-    make_project(tmp_path / "project", images, ("fish", "ray", "shark"), grid=1 if few else 2).store.close()
-    with Served(tmp_path / "project") as server:
+    root = tmp_path / "project"
+    make_project(root, pictures[: few or 10], ("fish", "ray", "shark"), grid=1 if few else 2).store.close()
+    with Served(root) as server:
         yield Office(server, chrome, server.cookies(("anna", "ben")), tmp_path)
 
 
@@ -70,7 +78,7 @@ def test_the_next_questions_are_there_before_they_are_asked_for(office: Office) 
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     anna.page.wait_for_timeout(1000)
-    office.server.process.send_signal(signal.SIGSTOP)
+    office.server.signal(signal.SIGSTOP)
     try:
         seen = [anna.photo()]
         for _ in range(3):
@@ -80,7 +88,7 @@ def test_the_next_questions_are_there_before_they_are_asked_for(office: Office) 
         assert len(set(seen)) == 4
         assert anna.see("save-state").get_attribute("data-state") == "saving"
     finally:
-        office.server.process.send_signal(signal.SIGCONT)
+        office.server.signal(signal.SIGCONT)
     anna.saved()
     assert [verdict for _, verdict, _ in office.given()] == ["not_an_object"] * 3
 

@@ -20,7 +20,8 @@ SMALLER: dict[str, Any] = {
     "detector.long_side": None,
     "training.optimiser": "adamw",
     "initial_images": 3,
-    "budget": [4, 4, 4],
+    "budget": [4, 4],
+    "training.steps": 2,
 }
 """What a laptop can do of the paper's setting in a test."""
 

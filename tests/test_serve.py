@@ -31,6 +31,7 @@ from rarebox.web.security import read_secret
 from rarebox.web.serve import serve
 from rarebox.web.supervisor import Supervisor
 from tests import tiny
+from tests.serving import WAITING
 from tests.web import BOX, CHANGES, ask_whole_images, item, make_project, open_cycle, record
 
 PATIENCE = 60
@@ -54,11 +55,20 @@ def project(tmp_path: Path) -> Project:
     return made
 
 
-class Server:
-    """A running `rarebox serve`."""
+NOT_TRAINING = f"""
+from rarebox.web import supervisor
+supervisor.COMMAND = {(sys.executable, "-c", WAITING)!r}
+from rarebox.cli import main
+main()
+"""
 
-    def __init__(self, root: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "rarebox", "serve", str(root), "--no-browser", "--port", "0", *options]
+
+class Server:
+    """A running `rarebox serve`; unless it ``trains``, its trainer only waits, and need not load torch."""
+
+    def __init__(self, root: Path, *options: str, trains: bool) -> None:
+        rarebox = ("-m", "rarebox") if trains else ("-c", NOT_TRAINING)
+        command = [sys.executable, *rarebox, "serve", str(root), "--no-browser", "--port", "0", *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )
@@ -87,8 +97,8 @@ class Server:
 
 
 @contextmanager
-def serving(root: Path, *options: str) -> Iterator[Server]:
-    server = Server(root, *options)
+def serving(root: Path, *options: str, trains: bool = False) -> Iterator[Server]:
+    server = Server(root, *options, trains=trains)
     try:
         assert server.process.poll() is None, server.said
         yield server
@@ -108,7 +118,7 @@ def trainer_of(server: Server) -> psutil.Process:
 
 
 def test_a_server_from_its_link_to_its_end(project: Project) -> None:
-    with serving(project.folder.root) as server:
+    with serving(project.folder.root, trains=True) as server:
         assert "12 photos" in server.said[0]
         with server.browser() as browser:
             assert browser.get("/").text.startswith("<!doctype html>")
@@ -204,7 +214,7 @@ def test_the_secret_is_for_its_owner_and_survives(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it_also_while_a_page_is_open(project: Project) -> None:
-    with serving(project.folder.root) as server, server.browser() as browser:
+    with serving(project.folder.root, trains=True) as server, server.browser() as browser:
         trainer = trainer_of(server)
         with browser.stream("GET", "/api/events") as stream:
             lines = stream.iter_lines()
@@ -453,7 +463,7 @@ def test_people_go_on_while_the_trainer_fails(fake: Callable[[str], None], proje
 
 
 def test_a_real_trainer_that_is_killed_in_the_middle(project: Project) -> None:
-    with serving(project.folder.root, "--people", "anna") as server, server.browser() as browser:
+    with serving(project.folder.root, "--people", "anna", trains=True) as server, server.browser() as browser:
         wait_for(lambda: browser.get("/api/state").json()["trainer"]["state"] == "idle")
         given = browser.post("/api/next", json={"client": "tab", "want": 3}).json()["queries"]
         answers = [item(query=query["id"]) for query in given]
