@@ -712,6 +712,6 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
 
     def told(folder: Path) -> list[dict[str, Any]]:
         (file,) = folder.glob("runs/*/*/CB/seed_0/metrics.json")
-        return [{**one, "seconds": 0, "notes": 0} for one in json.loads(file.read_text())]
+        return [{**one, "seconds": 0, "notes": len(one["notes"])} for one in json.loads(file.read_text())]
 
     assert told(out) == told(apart)

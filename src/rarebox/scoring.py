@@ -72,8 +72,8 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
     # The model of cycle 1 is that of all runs that share it, and so are its scores.
     scored = run.share / "scored" if run.share and cycle == 2 else None
-    if scored and _give(scored, folder, wanted):
-        run.notes.append(f"scores of the pool by that model were taken from {scored}")
+    if scored:
+        _give(scored, folder, wanted)
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
@@ -88,8 +88,8 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     return folder
 
 
-def _give(there: Path, here: Path, names: Iterable[str]) -> int:
-    """Put those files of one folder that are there into another that lacks them; how many there were.
+def _give(there: Path, here: Path, names: Iterable[str]) -> None:
+    """Put those files of one folder that are there into another that lacks them.
 
     They are never changed in place, so a second name for the same bytes will do where the disk knows that.
     """
@@ -102,7 +102,6 @@ def _give(there: Path, here: Path, names: Iterable[str]) -> int:
         except OSError:
             copyfile(there / name, part)
         part.replace(here / name)
-    return len(lacking)
 
 
 def _score_shards(
