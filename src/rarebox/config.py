@@ -72,6 +72,12 @@ class TrainingSettings(Section):
     drop_at: Share = Field(default=20 / 26, gt=0, le=1, description="where the step schedule drops")
     warmup_steps: int = Field(default=50, ge=0, description="linear warm-up")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
+    complete_share: Share | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of an epoch's images that are completely labelled, where some are not; none: as they come",
+    )
     flip: Share = Field(default=0.5, ge=0, le=1, description="share of images mirrored")
     scale_jitter: Share = Field(default=0.0, ge=0, lt=1, description="images scaled by 1 ± this, drawn anew each time")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -413,8 +413,10 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
         detector = running.load_detector(run, cycle - 1) if warm else None
         if detector is None or detector.num_classes != len(run.classes):  # people may add classes
             detector = running.new_detector(run)
+        labelled = run.store.labels(up_to_cycle=cycle)
+        complete = np.array([i in labelled and labelled[i].complete for i in targets])
         detector.fit(
-            pictures, list(targets.values()), seed=seeds.number(run.settings.seed, "fit", cycle),
+            pictures, list(targets.values()), complete=complete, seed=seeds.number(run.settings.seed, "fit", cycle),
             checkpoint=checkpoint, progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),
         )  # fmt: skip
         if cycle == 1:

@@ -88,7 +88,7 @@ def help_train(job: distributed.Job) -> None:
     network = _assemble(job.detector, job.num_classes, pretrained=False)
     device = choose_device("auto" if job.device == "cuda" else job.device)
     detector = TorchDetector(network, job.num_classes, job.detector, job.training, device)
-    detector.fit(job.images, job.targets, seed=job.seed)
+    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete)
 
 
 def fetch_weights(settings: DetectorSettings) -> None:

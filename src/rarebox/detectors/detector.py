@@ -26,7 +26,7 @@ from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.run_folder import write_bytes, write_json
-from rarebox.types import Detections, Floats, Picture, Targets
+from rarebox.types import Bools, Detections, Floats, Picture, Targets
 from rarebox.views import View
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
@@ -60,17 +60,20 @@ class TorchDetector:
 
     def fit(
         self, images: Sequence[Image], targets: Sequence[Targets], *, seed: int, checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        progress: Progress | None = None, complete: Bools | None = None,
     ) -> float:  # fmt: skip
         """Train on images and their targets, as ``training`` says; the smoothed loss at the end.
 
-        ``images`` may decode them on access. With ``checkpoint`` a killed fit goes on where it was.
+        ``images`` may decode them on access; ``complete`` (n,) says which are completely labelled. With ``checkpoint``
+        a killed fit goes on where it was.
         """
         if not len(images):
             raise UserError("there is no image to train on; label some first")
 
         pictures: Sequence[Picture | Seen] = images if isinstance(images, Pictures) else _as_pictures(images)
-        call_helpers(Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed))
+        call_helpers(
+            Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed, complete)
+        )
 
         def prepare(
             pictures: Sequence[Picture | Seen], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
@@ -80,7 +83,7 @@ class TorchDetector:
         with _memory_errors_explained():
             return train(
                 self.network, prepare, pictures, targets, self.training, seed=seed, device=self.device,
-                checkpoint=checkpoint, progress=progress,
+                checkpoint=checkpoint, progress=progress, complete=complete,
             )  # fmt: skip
 
     def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:

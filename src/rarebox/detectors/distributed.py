@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors.maps import Seen
 from rarebox.errors import TrainingDiverged, UserError
-from rarebox.types import Picture, Targets
+from rarebox.types import Bools, Picture, Targets
 
 PATIENCE = timedelta(days=7)
 """How long a helper waits for its next job: rank 0 may be scoring a large pool meanwhile."""
@@ -52,6 +52,7 @@ class Job:
     images: Sequence[Picture | Seen]
     targets: Sequence[Targets]
     seed: int
+    complete: Bools | None
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,15 @@ class Walk:
     """Which images each step takes: epoch after epoch in a fresh random order, the same for the same seed.
 
     ``tall`` (n,) says which images are higher than wide: those go together, for a batch of one shape wastes no
-    padding. Every batch is full; an epoch's last ones are filled up from its start.
+    padding. Every batch is full; an epoch's last ones are filled up from its start. Where ``complete`` (n,) says which
+    images are completely labelled, and there are others, they are that ``share`` of each epoch.
     """
 
-    def __init__(self, seed: int, tall: Bools, batch_size: int) -> None:
+    def __init__(
+        self, seed: int, tall: Bools, batch_size: int, complete: Bools | None = None, share: float | None = None
+    ) -> None:
         self.seed, self.tall, self.batch_size = seed, tall, batch_size
+        self.complete, self.share = complete, share
         self._epoch, self._batches = -1, [[0]]
 
     def __call__(self, step: int) -> list[int]:
@@ -70,6 +74,10 @@ class Walk:
     def _cut(self, rng: np.random.Generator) -> list[list[int]]:
         size = self.batch_size
         order = rng.permutation(len(self.tall))
+        if self.complete is not None and self.share is not None and 0 < self.complete.sum() < len(order):
+            wanted = round(self.share * len(order))
+            kinds = (order[self.complete[order]], wanted), (order[~self.complete[order]], len(order) - wanted)
+            order = rng.permutation(np.concatenate([np.resize(kind, count) for kind, count in kinds]))
         piles = [order[~self.tall[order]], order[self.tall[order]]]
         full = [len(pile) // size * size for pile in piles]
         whole = [pile[i : i + size] for pile, end in zip(piles, full, strict=True) for i in range(0, end, size)]
@@ -111,24 +119,26 @@ def train(
     device: torch.device,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    complete: Bools | None = None,
 ) -> float:
     """Fit the network; the smoothed loss at the end comes back.
 
     Under ``torchrun`` each process takes its share of every batch, and the fit is that of one process but for rounding;
-    processes beyond one for each image of a batch are idle (0.0 comes back). With ``checkpoint`` the state is saved
+    processes beyond one for each image of a batch are idle (0.0 comes back). ``complete`` (n,) says which images are
+    completely labelled (``training.complete_share``). With ``checkpoint`` the state is saved
     there now and then, and a fit that finds one goes on from it as if never stopped. Raises TrainingDiverged, and
     leaves the last checkpoint, when the loss is not finite.
     """
     with distributed.crew(settings.batch_size) as crew:
         if crew.rank >= crew.size:
             return 0.0
-        return _train(network, prepare, images, targets, settings, seed, device, checkpoint, progress, crew)
+        return _train(network, prepare, images, targets, settings, seed, device, checkpoint, progress, complete, crew)
 
 
 def _train(
     network: nn.Module, prepare: Prepare, images: Sequence[Picture | Seen], targets: Sequence[Targets],
     settings: TrainingSettings, seed: int, device: torch.device, checkpoint: Path | None, progress: Progress | None,
-    crew: distributed.Crew,
+    complete: Bools | None, crew: distributed.Crew,
 ) -> float:  # fmt: skip
     steps = steps_in_all(settings, len(images))
     optimiser = _optimiser(network, settings)
@@ -136,7 +146,7 @@ def _train(
     first, smooth = _restore(kept_in, network, optimiser)
     model = DistributedDataParallel(network, process_group=crew.group) if crew.size > 1 else network
     keep = _Keeper(kept_in, settings.checkpoint_seconds)
-    walk = Walk(seed, which_are_tall(images), settings.batch_size)
+    walk = Walk(seed, which_are_tall(images), settings.batch_size, complete, settings.complete_share)
     network.train()
 
     with ThreadPoolExecutor(READERS) as readers:
