@@ -703,6 +703,22 @@ def test_an_epoch_meets_every_image_in_full_batches_of_one_shape_where_it_can(wi
         assert [Walk(4, is_tall, size)(step) for step in range(epoch)] != batches[:epoch]
 
 
+def test_completely_labelled_images_are_the_wanted_share_of_every_epoch() -> None:
+    complete, is_tall = np.arange(100) < 10, np.arange(100) % 3 == 0
+    walk = Walk(3, is_tall, 4, complete, 0.5)
+    epochs = [[i for step in range(25 * n, 25 * n + 25) for i in walk(step)] for n in range(6)]
+    for epoch in epochs:
+        counts = np.bincount(epoch, minlength=100)
+        assert counts[complete].sum() == pytest.approx(50, abs=2)  # the last batches are filled up
+        assert counts[complete].min() >= 5
+        assert counts[~complete].max() <= 2
+    assert {i for epoch in epochs for i in epoch} == set(range(100))  # another half of the others each time
+    plain = Walk(3, is_tall, 4)
+    for one_kind in (np.ones(100, dtype=bool), np.zeros(100, dtype=bool)):
+        same = Walk(3, is_tall, 4, one_kind, 0.5)
+        assert [same(step) for step in range(50)] == [plain(step) for step in range(50)]
+
+
 def test_the_pretrained_body_learns_at_its_own_rate(
     make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:

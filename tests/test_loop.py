@@ -548,6 +548,19 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
         assert {(of, note) for _, of, note in told} == {(6, unit)}
 
 
+def test_a_fit_is_told_which_images_are_complete(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    told: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(TorchDetector, "fit", lambda self, images, *_, complete, **__: told.append((images, complete)))
+    loop.run(tmp_path / "run", settings(pictures, budget=[6]), share=finished)
+    with Store(tmp_path / "run" / "labels.sqlite") as store:
+        labels = store.labels()
+    ((images, complete),) = told
+    assert [labels[record.id].complete for record in images.records] == complete.tolist()
+    assert 0 < complete.sum() < len(complete)
+
+
 def test_reading_the_data_is_progress_too(pictures: Path) -> None:
     told: list[tuple[Any, ...]] = []
     found = loop.load_data(str(pictures), lambda *said: told.append(said))
