@@ -118,7 +118,7 @@ class Parcel:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         flat = torch.cat([tensor.flatten().float() for tensor in tensors.values()])
         self._numbers = torch.empty(flat.shape, pin_memory=flat.is_cuda).copy_(flat, non_blocking=True)
-        self._there = torch.cuda.current_stream().record_event() if flat.is_cuda else None
+        self._there = torch.cuda.current_stream(flat.device).record_event() if flat.is_cuda else None
 
     def open(self) -> dict[str, Floats]:
         """The arrays by name, when they are there."""
