@@ -19,6 +19,7 @@ from torchvision.ops import batched_nms
 from rarebox import config, scoring
 from rarebox.candidates import find_partners
 from rarebox.detectors import TorchDetector, on_device
+from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.pictures import Pictures
 from rarebox.types import Candidates, ImageRecord, ImageScores, Picture
 from rarebox.views import make_views
@@ -207,8 +208,12 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def to_gpu(detector: TorchDetector) -> None:
-    """Move a detector, under fake tensors, to a GPU that is not there."""
-    detector.device = torch.device("cuda")
+    """Move a detector, under fake tensors, to a GPU that is not there; it finds few boxes, for fake ones take long."""
+    detector.device, network = torch.device("cuda"), detector.network
+    if isinstance(network, WeightedRetinaNet):
+        network.detections_per_img = 5
+    else:
+        network.roi_heads.detections_per_img, network.rpn._pre_nms_top_n["testing"] = 5, 20
     for module in detector.network.modules():
         for tensors in (module._parameters, module._buffers):
             tensors.update({n: t if t is None else torch.empty_like(t, device="cuda") for n, t in tensors.items()})

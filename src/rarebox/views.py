@@ -35,9 +35,10 @@ class View(Frame):
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. To a GPU it goes by pinned memory: only then does the host not wait for the copy."""
-    if device.type == "cuda":
-        tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
-    return tensor.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return tensor.to(device)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+    return pinned.to(device, non_blocking=True)
 
 
 def make_views(names: Sequence[str], height: int, width: int, rng: np.random.Generator) -> tuple[View, ...]:

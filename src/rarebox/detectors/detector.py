@@ -285,7 +285,7 @@ def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[tuple[list[
         first = end - count
         found = [Detections(**{n: c[row, real[row]] for n, c in columns.items()}) for row in range(first, end)]
         views, own = slice(first + 1, end), real[first]
-        result.append((found, (partner[views, own].astype(np.int64), iou[views, own])))
+        result.append((found, (partner[views, own].astype(np.int64), iou[views, own].astype(np.float64))))
     return result
 
 
