@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import batched_nms
@@ -169,7 +170,7 @@ class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        given = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         if kwargs.get("pin_memory") or (func is torch.ops.aten.detach.default and self.is_pinned(args[0])):
             self.pinned.append(result)
         copied = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.to)
@@ -215,7 +216,8 @@ def to_gpu(detector: TorchDetector) -> None:
     else:
         network.roi_heads.detections_per_img, network.rpn._pre_nms_top_n["testing"] = 5, 20
     for module in detector.network.modules():
-        for tensors in (module._parameters, module._buffers):
+        parts: Any = (module._parameters, module._buffers)
+        for tensors in parts:
             tensors.update({n: t if t is None else torch.empty_like(t, device="cuda") for n, t in tensors.items()})
         if isinstance(module, AnchorGenerator):  # keeps its own on the device from the first batch on
             module.cell_anchors = [torch.empty_like(anchors, device="cuda") for anchors in module.cell_anchors]

@@ -122,7 +122,7 @@ class TorchDetector:
         if on_device.wanted(self.device):
             return partial(_opened, self._matched(found, plans, backs), [len(plan) for plan in plans])
         rest = iter(found)
-        result = [
+        result: list[tuple[list[Detections], Matched | None]] = [
             ([_detections(next(rest), back, view) for view in plan], None)
             for plan, back in zip(plans, backs, strict=True)
         ]
@@ -228,7 +228,8 @@ class TorchDetector:
         return tensors, truths
 
     @torch.inference_mode()
-    def _run(self, tensors: list[Any], features: bool) -> list[dict[str, Tensor]]:
+    def _run(self, tensors: list[Any], features: bool) -> Any:
+        """A dict of detections for each input; the way on a GPU, Columns of all."""
         part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
         part.with_features = features
         with self._inference():
