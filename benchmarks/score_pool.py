@@ -1,14 +1,19 @@
 """Scoring a pool with M views against M + 1 plain ``predict`` passes of the same model, decoding included.
 
-    python benchmarks/score_pool.py RUN [--images 64] [--rounds 3]
+    python benchmarks/score_pool.py RUN [--images 64] [--rounds 3] [--device cuda]
 
-RUN is the folder of a finished run, whose last model and data set are used. Both sides start from files on disk.
+RUN is the folder of a finished run, whose last model and data set are used. Both sides start from files on disk, which
+threads read ahead. Prints images a second of plain inference and of scoring, in the best round of each, and the ratio
+of the seconds in every round; an image of scoring counts once, whatever its views.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from rarebox import detectors, loop, running, scoring
 from rarebox.detectors import TorchDetector
@@ -16,12 +21,20 @@ from rarebox.pictures import Pictures
 from rarebox.run_folder import RunFolder
 
 
-def plain(detector: TorchDetector, pictures: Pictures, passes: int, size: int) -> float:
-    """Seconds of so many passes of ``predict`` over freshly decoded pictures, in batches of one orientation."""
-    start = time.perf_counter()
+def plain(detector: TorchDetector, pictures: Pictures, passes: int, size: int) -> None:
+    """So many passes of ``predict`` over pictures, in batches of one orientation."""
     for _ in range(passes):
-        for rows in running.batches(pictures, size):
-            detector.predict([pictures[int(i)] for i in rows])
+        for _, batch in pictures.in_batches(running.batches(pictures, size)):
+            detector.predict(batch)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long that takes, until a GPU has finished it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
     return time.perf_counter() - start
 
 
@@ -30,24 +43,37 @@ def main() -> None:
     options.add_argument("run", type=Path)
     options.add_argument("--images", type=int, default=64)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--device", help="that of the run, unless said")
     chosen = options.parse_args()
     folder = RunFolder(chosen.run)
     settings = folder.read_settings()
     records = loop.load_data(settings.data).train.images[: chosen.images]
-    detector = detectors.load(folder.cycle(folder.records()[-1]["cycle"]), settings.device, settings.training)
+    model = folder.cycle(folder.records()[-1]["cycle"])
+    detector = detectors.load(model, chosen.device or settings.device, settings.training)
     views = len(settings.scoring.views)
-    ratios = []
+    # One batch of `predict` holds as many pictures as one batch of scoring holds pictures and views.
+    batch = settings.scoring.batch_size * (views + 1)
+    ours, theirs = [], []
     for turn in range(chosen.rounds + 1):
-        start = time.perf_counter()
-        scoring.score_images(detector, Pictures(records, settings.detector.size), settings, cycle=2)
-        ours = time.perf_counter() - start
-        # One batch of `predict` holds as many pictures as one batch of scoring holds pictures and views.
-        batch = settings.scoring.batch_size * (views + 1)
-        theirs = plain(detector, Pictures(records, settings.detector.size), views + 1, batch)
+        new = Pictures(records, settings.detector.size)
+        scored = seconds(lambda new=new: scoring.score_images(detector, new, settings, cycle=2), detector.device)
+        new = Pictures(records, settings.detector.size)
+        passed = seconds(lambda new=new: plain(detector, new, views + 1, batch), detector.device)
         if turn:
-            ratios.append(round(ours / theirs, 3))
-    name, images = settings.detector.name, len(records)
-    print(json.dumps({"detector": name, "images": images, "views": views, "ratios": ratios, "best": min(ratios)}))
+            ours.append(scored)
+            theirs.append(passed)
+    images, ratios = len(records), [round(mine / plains, 3) for mine, plains in zip(ours, theirs, strict=True)]
+    told = {
+        "detector": settings.detector.name,
+        "device": str(detector.device),
+        "images": images,
+        "views": views,
+        "plain_images_a_second": round(images * (views + 1) / min(theirs), 2),
+        "scored_images_a_second": round(images / min(ours), 2),
+        "ratios": ratios,
+        "best": min(ratios),
+    }
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

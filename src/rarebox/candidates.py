@@ -14,15 +14,17 @@ from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores, In
 
 
 def score_image(
-    image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings, num_classes: int
-) -> tuple[Candidates, ImageScores]:
+    image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings, num_classes: int,
+    matched: tuple[Ints, Floats] | None = None,
+) -> tuple[Candidates, ImageScores]:  # fmt: skip
     """The candidates of one image, best score first, and what CALD says of the image as a whole (one row).
 
     ``found``: detections on the image, then on each of its M views, all in the original image's pixels. ``hidden``
     (M, N): which of the N detections on the image a view hides too much to judge (it then does not count for them).
+    ``matched`` is what :func:`find_partners` would return, where that is known.
     """
     detections, views = found[0], found[1:]
-    partner, iou = find_partners(detections, views)
+    partner, iou = matched or find_partners(detections, views)
     view_score, js = compare_views(detections, views, partner, settings.js_base)
     lost = iou == 0
     instead = {"formula": 0.0, "skip": np.nan, "most_uncertain": settings.beta}[settings.unmatched]

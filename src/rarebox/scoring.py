@@ -2,13 +2,14 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -179,21 +180,40 @@ def score_images(
 ) -> tuple[Candidates, ImageScores]:  # fmt: skip
     """Candidates of the pictures and a row for each picture, by image id.
 
-    Images of one shape go together; each comes with all its views.
+    Images of one shape go together; each comes with all its views. A GPU works on the next batch meanwhile.
     """
     found: list[tuple[Candidates, ImageScores]] = []
     with_features = wants_features(settings)
-    for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
-        ids = [pictures.records[i].id for i in rows]
-        sizes = [detector.input_size(picture) for picture in batch]
-        views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
-        together = detector.predict_views(batch, views, features=with_features)
-        for image_id, picture, plan, boxes in zip(ids, batch, views, together, strict=True):
+
+    def queued() -> Iterator[tuple[Any, ...]]:
+        for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
+            ids = [pictures.records[i].id for i in rows]
+            sizes = [detector.input_size(picture) for picture in batch]
+            views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
+            yield ids, batch, views, detector.queue_views(batch, views, features=with_features)
+
+    for ids, batch, views, read in behind(queued(), detector.ahead):
+        for image_id, picture, plan, (boxes, matched) in zip(ids, batch, views, read(), strict=True):
             hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
-            found.append(pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes))
+            found.append(
+                pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes, matched)
+            )
         report(len(found))
     found.sort(key=lambda one: one[1].image_id[0])
     return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
+
+
+T = TypeVar("T")
+
+
+def behind(items: Iterable[T], by: int) -> Iterator[T]:
+    """The items in their order, each when ``by`` more of them have been made."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > by:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def wants_features(settings: Settings) -> bool:

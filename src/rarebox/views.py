@@ -33,6 +33,14 @@ class View(Frame):
         return self.pixels(image)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. To a GPU it goes by pinned memory: only then does the host not wait for the copy."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+    return pinned.to(device, non_blocking=True)
+
+
 def make_views(names: Sequence[str], height: int, width: int, rng: np.random.Generator) -> tuple[View, ...]:
     """The named views of an input of that size; what they draw at random comes from ``rng``, in order.
 
@@ -81,7 +89,7 @@ def _warp(image: Tensor, matrix: NDArray[np.float64]) -> Tensor:
     height, width = image.shape[1:]
     unit = np.array([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])  # pixels -> [-1, 1]
     back = unit @ np.linalg.inv(np.vstack([matrix, [0, 0, 1]])) @ np.linalg.inv(unit)
-    theta = torch.as_tensor(back[None, :2], dtype=image.dtype, device=image.device)
+    theta = send(torch.as_tensor(back[None, :2], dtype=image.dtype), image.device)
     grid = F.affine_grid(theta, [1, 3, height, width], align_corners=False)
     return F.grid_sample(image[None] - GREY, grid, mode="bilinear", align_corners=False)[0] + GREY
 
@@ -105,7 +113,7 @@ def _noise(name: str, height: int, width: int, rng: np.random.Generator) -> View
 
     def pixels(image: Tensor) -> Tensor:
         noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
-        return (image + 16 * noise.to(image.device)).clamp(0, 255)
+        return (image + 16 * send(noise, image.device)).clamp(0, 255)
 
     return View(name, frames.still(height, width), pixels=pixels)
 

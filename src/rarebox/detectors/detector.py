@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
@@ -26,13 +28,16 @@ from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.run_folder import write_bytes, write_json
-from rarebox.types import Bools, Detections, Floats, Picture, Targets
+from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
 from rarebox.views import View
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
 
 Image = Picture | Seen | NDArray[np.uint8]
 """A picture that knows the size of its original, one that a frozen body has seen, or bare pixels (h, w, 3), RGB."""
+
+Matched = tuple[Ints, Floats]
+"""What ``candidates.find_partners`` returns."""
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
@@ -88,12 +93,7 @@ class TorchDetector:
 
     def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:
         """Detections of each image, best score first; with ``features``, a feature vector for each box."""
-        if not len(images):
-            return []
-        pictures = _as_pictures(images)
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
-        found = self._run(tensors, features)
-        return [_detections(f, 1 / scale_of(p, *t.shape[1:])) for f, p, t in zip(found, pictures, tensors, strict=True)]
+        return [found for (found,) in self.predict_views(images, [()] * len(images), features=features)]
 
     def predict_views(
         self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
@@ -103,15 +103,33 @@ class TorchDetector:
         ``views[i]`` are made for the input of image i (see :meth:`input_size`). All boxes come back in the original
         image's pixels, those of the views undone.
         """
+        return [found for found, _ in self.queue_views(images, views, features=features)()] if len(images) else []
+
+    @property
+    def ahead(self) -> int:
+        """How many batches should be queued before the first of them is read."""
+        return int(on_device.wanted(self.device))
+
+    def queue_views(
+        self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
+    ) -> Callable[[], list[tuple[list[Detections], Matched | None]]]:
+        """:meth:`predict_views` as a function to be called for its result, when the device had time to compute it.
+
+        Beside the detections of each image stand the partners of its boxes, if the device has looked for them.
+        """
         pictures = _as_pictures(images)
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
-        found = iter(self._run([one for views_too in inputs for one in views_too], features))
-        result = []
-        for picture, (image, *_), plan in zip(pictures, inputs, views, strict=True):
-            back = 1 / scale_of(picture, *image.shape[1:])
-            original = _detections(next(found), back)
-            result.append([original, *(_detections(next(found), back, view) for view in plan)])
-        return result
+        plans = [(None, *plan) for plan in views]
+        backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
+        found = self._run([one for views_too in inputs for one in views_too], features)
+        if on_device.wanted(self.device):
+            return partial(_opened, self._matched(found, plans, backs), [len(plan) for plan in plans])
+        rest = iter(found)
+        result: list[tuple[list[Detections], Matched | None]] = [
+            ([_detections(next(rest), back, view) for view in plan], None)
+            for plan, back in zip(plans, backs, strict=True)
+        ]
+        return lambda: result
 
     def has_body_of(self, other: "TorchDetector") -> bool:
         """Whether the two look at pictures with the same weights."""
@@ -213,11 +231,23 @@ class TorchDetector:
         return tensors, truths
 
     @torch.inference_mode()
-    def _run(self, tensors: list[Any], features: bool) -> list[dict[str, Tensor]]:
+    def _run(self, tensors: list[Any], features: bool) -> Any:
+        """A dict of detections for each input; the way on a GPU, Columns of all."""
         part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
         part.with_features = features
         with self._inference():
             return self.network(tensors)
+
+    @torch.inference_mode()
+    def _matched(
+        self, found: on_device.Columns, plans: Sequence[Sequence[View | None]], backs: Sequence[Floats]
+    ) -> on_device.Parcel:
+        """Detections in the original images' pixels and with their partners, on their way to the host."""
+        counts = [len(plan) for plan in plans]
+        matrices = np.stack([view.inverse if view else np.eye(2, 3) for plan in plans for view in plan])
+        found = on_device.in_originals(found, matrices, np.repeat(np.stack(backs), counts, axis=0))
+        images = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
+        return on_device.Parcel({**found, **on_device.partners(found, images.tolist())})
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -248,6 +278,19 @@ def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None
     boxes = boxes * back
     good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a box clipped to nothing at the border is none
     return Detections(boxes[good], **{name: column[good] for name, column in columns.items() if name != "boxes"})
+
+
+def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[tuple[list[Detections], Matched | None]]:
+    """What lies in the parcel, image by image: each with so many pictures of the batch, the image itself first."""
+    columns = parcel.open()
+    real, partner, iou = (columns.pop(name) for name in ("real", "partner", "iou"))
+    real, result = real.astype(bool), []
+    for end, count in zip(np.cumsum(counts), counts, strict=True):
+        first = end - count
+        found = [Detections(**{n: c[row, real[row]] for n, c in columns.items()}) for row in range(first, end)]
+        views, own = slice(first + 1, end), real[first]
+        result.append((found, (partner[views, own].astype(np.int64), iou[views, own].astype(np.float64))))
+    return result
 
 
 def read_about(folder: Path) -> tuple[int, DetectorSettings]:

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, remove_small_boxes
 from torchvision.ops.poolers import LevelMapper
 
+from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
 
@@ -44,6 +46,40 @@ class WeightedProposals(RegionProposalNetwork):
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
     weighted = True
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals of each image, and in training the losses, by torchvision's own path."""
+        maps = list(features.values())
+        if self.training or not on_device.wanted(maps[0].device):
+            return super().forward(images, features, targets)
+        return self._propose_for_all(images, maps), {}
+
+    def _propose_for_all(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
+        """torchvision's ``filter_proposals`` without a list that shrinks: (P, 4) an image, 0 where it has fewer."""
+        objectness, deltas = self.head(maps)
+        counts = [level.shape[1:].numel() for level in objectness]
+        most = min(self.pre_nms_top_n(), max(counts))
+        flat = [
+            t.float().reshape(len(objectness[0]), sum(counts), -1)
+            for t in concat_box_prediction_layers(objectness, deltas)
+        ]
+        anchors = self.anchor_generator(images, maps)[0].split(counts)
+        levels = []
+        for logits, codes, own in zip(flat[0].split(counts, 1), flat[1].split(counts, 1), anchors, strict=True):
+            scores, rows = logits[..., 0].sigmoid().topk(min(most, len(own)), dim=1)
+            boxes = on_device.clip(
+                on_device.decode(self.box_coder, on_device.take(codes, rows), own[rows]), images.image_sizes
+            )
+            lacking = most - rows.shape[1]
+            levels.append((F.pad(boxes, (0, 0, 0, lacking)), F.pad(scores, (0, lacking), value=-1.0)))
+        boxes, scores = (torch.stack(column, dim=1) for column in zip(*levels, strict=True))
+        large = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(dim=-1)
+        stays = on_device.survivors(boxes, large & (scores >= self.score_thresh), self.nms_thresh)
+        scores = scores.masked_fill(~stays, -1).flatten(1)
+        best, rows = scores.topk(min(self.post_nms_top_n(), scores.shape[1]), dim=1)
+        return list(on_device.take(boxes.flatten(1, 2), rows) * (best >= 0)[..., None])
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -108,12 +144,13 @@ class WeightedRoIHeads(RoIHeads):
     def forward(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:  # fmt: skip
-        """Training: no detections and the two losses. Otherwise: detections and no losses."""
+    ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
+        """Training: no detections and the two losses. Otherwise: detections (a list, or Columns) and no losses."""
         if not self.training:
             pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
             logits, deltas = self.box_predictor(pooled)
-            return self._detect(logits.float(), deltas.float(), pooled, proposals, image_shapes), {}
+            detect = self._detect_all if on_device.wanted(logits.device) else self._detect
+            return detect(logits.float(), deltas.float(), pooled, proposals, image_shapes), {}
         assert targets is not None
         sampled, rows, labels, wanted = self.select_training_samples(proposals, [_sampling(t) for t in targets])
         pooled = self.box_head(self.box_roi_pool(features, sampled, image_shapes))
@@ -165,6 +202,33 @@ class WeightedRoIHeads(RoIHeads):
         source = kept // classes
         found = {"boxes": flat[kept], "scores": scores[kept], "labels": kept % classes, "class_probs": probs[source]}
         return {**found, "features": pooled[source]} if self.with_features else found
+
+    def _detect_all(
+        self, logits: Tensor, deltas: Tensor, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> on_device.Columns:
+        """:meth:`_detect` of all images at once, without a list that shrinks; a proposal without area is none."""
+        given = torch.stack(proposals)
+        images, number = given.shape[:2]
+        probs = logits.softmax(dim=-1).unflatten(0, (images, number))
+        codes = deltas.view(images, number, -1, 4)[:, :, 1:]
+        boxes = on_device.clip(on_device.decode(self.box_coder, codes, given[:, :, None]), sizes)
+        large = ((boxes[..., 2:] - boxes[..., :2]) >= 1e-2).all(dim=-1)
+        real = (
+            (probs[..., 1:] > self.score_thresh) & large & (given[..., 2:] > given[..., :2]).all(dim=-1, keepdim=True)
+        )
+        scores = torch.where(real, probs[..., 1:], -1)
+        labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores).flatten(1)
+        boxes, scores = boxes.flatten(1, 2), scores.flatten(1)
+        rows, real = on_device.best_boxes(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
+        source = rows // probs[..., 1:].shape[2]
+        found = {
+            name: on_device.take(t, rows) for name, t in (("boxes", boxes), ("scores", scores), ("labels", labels))
+        }
+        found |= {"class_probs": on_device.take(probs, source), "real": real}
+        vectors = (
+            {"features": on_device.take(pooled.unflatten(0, (images, number)), source)} if self.with_features else {}
+        )
+        return {**found, **vectors}
 
 
 def _sampling(target: dict[str, Tensor]) -> dict[str, Tensor]:

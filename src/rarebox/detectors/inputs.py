@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from rarebox.detectors.distributed import largest
 from rarebox.detectors.maps import Maps, Seen, collate, padded
 from rarebox.types import Floats, Picture, Targets
-from rarebox.views import View
+from rarebox.views import View, send
 
 SMALLEST = 0.1
 """Pixels of the input below which a box's side is nothing: mirrored in float32 it could lose its area."""
@@ -68,7 +68,7 @@ def as_input(picture: Picture | Seen, size: tuple[int, int], device: torch.devic
     """
     if isinstance(picture, Seen):
         return picture.maps(0)
-    pixels = torch.tensor(picture.pixels).to(device, non_blocking=True).permute(2, 0, 1).float()
+    pixels = send(torch.tensor(picture.pixels), device).permute(2, 0, 1).float()
     wanted = input_size(pixels.shape[1], pixels.shape[2], size)
     if tuple(pixels.shape[1:]) == wanted:
         return pixels
@@ -104,11 +104,11 @@ def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str
     seen = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST).all(axis=1)
     targets, boxes = targets[seen], boxes[seen]
     return {
-        "boxes": torch.tensor(boxes, device=device),
-        "labels": torch.tensor(targets.labels, device=device),
-        "class_weight": torch.tensor(targets.class_weight, device=device),
-        "box_weight": torch.tensor(targets.box_weight, device=device),
-        "background": torch.tensor(targets.background, device=device),
+        "boxes": send(torch.tensor(boxes), device),
+        "labels": send(torch.tensor(targets.labels), device),
+        "class_weight": send(torch.tensor(targets.class_weight), device),
+        "box_weight": send(torch.tensor(targets.box_weight), device),
+        "background": send(torch.tensor(targets.background), device),
     }
 
 

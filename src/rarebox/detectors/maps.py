@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rarebox.views import send
+
 STRIDE = 32
 """Inputs are padded to a multiple of this, the coarsest stride of the body."""
 
@@ -36,7 +38,7 @@ def collate(inputs: Sequence[Maps], height: int, width: int, device: torch.devic
         size = (height * parts[0].shape[1] // padded(own[1]), width * parts[0].shape[2] // padded(own[2]))
         batch = torch.zeros(len(parts), len(parts[0]), *size, device=device).to(memory_format=torch.channels_last)
         for row, part in zip(batch, parts, strict=True):
-            row[:, : part.shape[1], : part.shape[2]] = part.to(device)
+            row[:, : part.shape[1], : part.shape[2]] = send(part, device)
         levels.append(batch)
     return Maps(tuple(levels), (len(inputs), 3, height, width))
 

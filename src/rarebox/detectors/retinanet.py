@@ -8,6 +8,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
+from rarebox.detectors import on_device
 from rarebox.detectors.losses import Normaliser, assign, mean_over_images, reduce, reduce_image
 
 
@@ -67,7 +68,7 @@ class WeightedRetinaNet(RetinaNet):
     with_features = False
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Training: the losses, by torchvision's own path. Otherwise: one dict of detections per image."""
+        """Training: the losses, by torchvision's own path. Otherwise: one dict of detections per image, or Columns."""
         if self.training:
             return super().forward(images, targets)
         batch, _ = self.transform(images, None)
@@ -77,6 +78,9 @@ class WeightedRetinaNet(RetinaNet):
         per_place = self.anchor_generator.num_anchors_per_location()[0]
         sizes = [f.shape[2] * f.shape[3] * per_place for f in features]
         flat = [t.flatten(2).transpose(1, 2) for t in towers]
+        if on_device.wanted(features[0].device):
+            logits, deltas = (outputs[name].float().split(sizes, 1) for name in ("cls_logits", "bbox_regression"))
+            return self._detect_all(logits, deltas, anchors[0].split(sizes), batch.image_sizes, flat, per_place)
         return [
             self._detect(
                 outputs["cls_logits"][i].float().split(sizes),
@@ -124,6 +128,27 @@ class WeightedRetinaNet(RetinaNet):
         )
         keep = batched_nms(found["boxes"], found["scores"], found["labels"], self.nms_thresh)[: self.detections_per_img]
         return {name: column[keep] for name, column in found.items()}
+
+    def _detect_all(
+        self, logits: Any, deltas: Any, anchors: Any, sizes: list[tuple[int, int]], tower: list[Tensor], per_place: int
+    ) -> on_device.Columns:
+        """:meth:`_detect` of all images at once, without a list that shrinks."""
+        columns: list[tuple[Tensor, ...]] = []
+        for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            probs = level_logits.sigmoid()
+            scores = probs.flatten(1)
+            scores = torch.where(scores > self.score_thresh, scores, -1)
+            scores, kept = scores.topk(min(scores.shape[1], self.topk_candidates), dim=1)
+            source = kept // probs.shape[2]
+            boxes = on_device.decode(self.box_coder, on_device.take(level_deltas, source), level_anchors[source])
+            row = (on_device.clip(boxes, sizes), scores, kept % probs.shape[2], on_device.take(probs, source))
+            columns.append((*row, on_device.take(tower[level], source // per_place)) if tower else row)
+        names = ("boxes", "scores", "labels", "class_probs", "features")
+        found = dict(zip(names, (torch.cat(column, dim=1) for column in zip(*columns, strict=True)), strict=False))
+        rows, real = on_device.best_boxes(
+            found["boxes"], found["scores"], found["labels"], self.nms_thresh, self.detections_per_img
+        )
+        return {**{name: on_device.take(column, rows) for name, column in found.items()}, "real": real}
 
 
 def light_head(channels: int, anchors: int, classes: int, convs: int = 2) -> WeightedHead:

@@ -5,9 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
+from rarebox.detectors import on_device
+from rarebox.views import send
+
 
 class RoIPool(MultiScaleRoIAlign):
-    """torchvision's pooling of boxes from the levels of a pyramid; on a CPU the same numbers by another way.
+    """torchvision's pooling of boxes from the levels of a pyramid; on a CPU the same numbers by another way, and where
+    nothing may wait for the sizes of lists (:mod:`~rarebox.detectors.on_device`).
 
     Every cell of a pooled box is a weighted sum of pixels of its level, so all boxes of all levels are looked up in
     one ``embedding_bag``: several times as fast there, forwards and backwards (``benchmarks/roi_pool.py``). Needs
@@ -17,16 +21,17 @@ class RoIPool(MultiScaleRoIAlign):
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Maps (B, C, h, w) by name; boxes (R, 4) of each image in the input's frame -> (sum of R, C, side, side)."""
         maps = [x[name] for name in self.featmap_names]
-        if maps[0].device.type != "cpu":
+        device = maps[0].device
+        if device.type != "cpu" and (self.training or not on_device.wanted(device)):
             return super().forward(x, boxes, image_shapes)
         assert self.scales is not None
         assert self.map_levels is not None
         level = self.map_levels(boxes)
         every = torch.cat(boxes)
-        image = torch.cat([torch.full((len(b),), i) for i, b in enumerate(boxes)])
-        sizes = torch.tensor([m.shape[2:] for m in maps])
-        areas = torch.tensor([len(m) for m in maps]) * sizes.prod(dim=1)
-        scaled = every * torch.tensor(self.scales)[level][:, None]
+        image = torch.cat([torch.full((len(b),), i, device=device) for i, b in enumerate(boxes)])
+        sizes = send(torch.tensor([m.shape[2:] for m in maps]), device)
+        areas = send(torch.tensor([len(m) for m in maps]), device) * sizes.prod(dim=1)
+        scaled = every * send(torch.tensor(self.scales), device)[level][:, None]
         corner, extent = scaled[:, :2], (scaled[:, 2:] - scaled[:, :2]).clamp(min=1.0)
         height, width = sizes[level].unbind(dim=1)
         rows, row_weights = self._taps(corner[:, 1], extent[:, 1], height, self.output_size[0])
@@ -47,7 +52,7 @@ class RoIPool(MultiScaleRoIAlign):
         neighbours for each of the sampling points, which count nothing beyond a pixel off the map.
         """
         points = side * self.sampling_ratio
-        place = start[:, None] + (torch.arange(points) + 0.5) / points * extent[:, None]
+        place = start[:, None] + (torch.arange(points, device=start.device) + 0.5) / points * extent[:, None]
         last = (length - 1)[:, None]
         inside = (place >= -1) & (place <= length[:, None])
         place = place.clamp(min=0).minimum(last.to(place))

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rarebox import seeds
 from rarebox.config import TrainingSettings
-from rarebox.detectors import distributed
+from rarebox.detectors import distributed, on_device
 from rarebox.detectors.maps import Seen
 from rarebox.errors import TrainingDiverged
 from rarebox.pictures import which_are_tall
@@ -170,7 +170,12 @@ def _train(
                 group["lr"] = group["scale"] * learning_rate(step, steps, settings)
             with autocast(device, settings.precision):
                 loss = torch.stack(list(model(pictures, truths).values())).sum()
-            value = distributed.mean(float(loss.detach()))
+            told = on_device.Parcel({"loss": loss.detach()})
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+            # A GPU has the gradients to compute while the loss is read; nothing of the state has changed so far.
+            value = distributed.mean(float(told.open()["loss"]))
             if not math.isfinite(value):
                 keep(step, smooth, network, optimiser, now=True)
                 raise TrainingDiverged(
@@ -179,9 +184,6 @@ def _train(
                     + f". Start again in a new folder, with training.lr below {settings.lr} or training.clip_norm "
                     f"below {settings.clip_norm}"
                 )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
             optimiser.step()
             smooth = value if step == 0 else 0.98 * smooth + 0.02 * value
             keep(step + 1, smooth, network, optimiser)

@@ -1,0 +1,129 @@
+"""Detections of a whole batch on a GPU, of which the host asks nothing until it has queued the next batch.
+
+A host waits for its GPU, which then runs dry, whenever a size depends on the data (``nonzero``, ``nms``, a boolean
+index), a number is looked at, or ordinary memory is copied. Nothing of the kind is in here: tables have a fixed number
+of rows, of which some are not *real*. B pictures of a batch, n rows of each.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+
+from rarebox.types import Floats
+from rarebox.views import send
+
+Columns = dict[str, Tensor]
+"""Detections of a batch: (B, n, …) by the names of :class:`~rarebox.types.Detections`, and ``real`` (B, n)."""
+
+
+def wanted(device: torch.device) -> bool:
+    """Whether detectors take this way: here alone it is chosen. A CPU is faster with lists that shrink."""
+    return device.type == "cuda"
+
+
+def take(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of each picture's own: (B, n, …), (B, k) -> (B, k, …)."""
+    return table[torch.arange(len(rows), device=rows.device)[:, None], rows]
+
+
+def iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """As ``boxes.paired_iou``, on tensors: (…, 4), (…, 4) -> (…); NaN for two boxes without area."""
+    side = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    shared = side.clamp(min=0).prod(dim=-1)
+    areas = [(b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (boxes, others)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+def decode(coder: BoxCoder, deltas: Tensor, boxes: Tensor) -> Tensor:
+    """torchvision's ``decode_single``, which waits for a constant: (…, 4), (…, 4) -> (…, 4)."""
+    boxes = boxes.to(deltas.dtype)
+    by_place, _, by_size, _ = coder.weights
+    size = boxes[..., 2:] - boxes[..., :2]
+    middle = deltas[..., :2] / by_place * size + (boxes[..., :2] + 0.5 * size)
+    half = 0.5 * ((deltas[..., 2:] / by_size).clamp(max=coder.bbox_xform_clip).exp() * size)
+    return torch.cat([middle - half, middle + half], dim=-1)
+
+
+def clip(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes (B, …, 4) cut at the borders of each picture, (height, width) of which are given."""
+    borders = send(torch.tensor([[w, h, w, h] for h, w in sizes], dtype=boxes.dtype), boxes.device)
+    return boxes.clamp(min=0).minimum(borders.view(-1, *[1] * (boxes.ndim - 2), 4))
+
+
+def best_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` rows that ``batched_nms`` keeps, best first: (B, count), and which are real.
+
+    (B, n, 4), (B, n), (B, n); a row with a negative score takes no part. Greedy suppression needs no more than its
+    next survivor, so ``count`` rounds for all pictures at once are all that is computed of it.
+    """
+    left, rows, best = scores.clone(), [], []
+    for _ in range(min(count, scores.shape[1])):
+        score, row = left.max(dim=1, keepdim=True)
+        falls = (iou(take(boxes, row), boxes) > threshold) & (take(labels, row) == labels)
+        left.masked_fill_(falls, -1).scatter_(1, row, -1)
+        rows.append(row)
+        best.append(score)
+    return torch.cat(rows, dim=1), torch.cat(best, dim=1) >= 0
+
+
+def survivors(boxes: Tensor, real: Tensor, threshold: float) -> Tensor:
+    """Greedy suppression, where all that stay are wanted, of sorted rows: which stay.
+
+    (B, L, n, 4) and (B, L, n), each of the L lists by itself, best first -> (B, L, n). One round of two small kernels
+    for each of the n places.
+    """
+    lists = [(iou(b[:, :, None], b[:, None]) > threshold).triu(1) for b in boxes.unbind(dim=1)]
+    falls, stays = torch.stack(lists, dim=1), real.clone()
+    for place in range(stays.shape[2] - 1):
+        stays.masked_fill_(falls[:, :, place] & stays[:, :, place, None], False)
+    return stays
+
+
+def in_originals(found: Columns, matrices: Floats, back: Floats) -> Columns:
+    """Detections in the frames of pictures -> in the original images' pixels; what has no area there is not real.
+
+    ``matrices`` (B, 2, 3) map a picture into its image's input (``Frame.inverse``), ``back`` (B, 4) that to the
+    original's pixels.
+    """
+    device = found["boxes"].device
+    matrix, scale = send(torch.tensor(matrices), device), send(torch.tensor(back), device)
+    x1, y1, x2, y2 = found["boxes"].double().unbind(dim=-1)
+    corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], dim=-1).unflatten(-1, (4, 2))
+    mapped = corners @ matrix[:, None, :, :2].mT + matrix[:, None, None, :, 2]
+    boxes = torch.cat([mapped.amin(dim=2), mapped.amax(dim=2)], dim=-1).float() * scale[:, None]
+    real = found["real"] & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    return {**found, "boxes": boxes, "real": real}
+
+
+def partners(found: Columns, images: Sequence[int]) -> Columns:
+    """``candidates.find_partners`` of each picture and the image it shows: ``partner`` and ``iou``, (B, n) each.
+
+    ``images`` (B,) says where in the batch the image itself is; its boxes are the n. A partner's number counts the
+    real ones.
+    """
+    boxes, real = found["boxes"], found["real"]
+    own = boxes[send(torch.tensor(images), boxes.device)]
+    overlap = iou(own[:, :, None], boxes[:, None]).masked_fill(~real[:, None], 0)
+    best, row = overlap.max(dim=2)
+    return {"partner": (real.cumsum(dim=1) - 1).gather(1, row).masked_fill(best == 0, -1), "iou": best}
+
+
+class Parcel:
+    """Tensors on their way to the host in one copy, as float32; nobody waits for it before it is opened."""
+
+    def __init__(self, tensors: Columns) -> None:
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        flat = torch.cat([tensor.flatten().float() for tensor in tensors.values()])
+        self._numbers = torch.empty(flat.shape, pin_memory=flat.is_cuda).copy_(flat, non_blocking=True)
+        self._there = torch.cuda.current_stream(flat.device).record_event() if flat.is_cuda else None
+
+    def open(self) -> dict[str, Floats]:
+        """The arrays by name, when they are there."""
+        if self._there is not None:
+            self._there.synchronize()
+        ends = np.cumsum([shape.numel() for shape in self._shapes.values()])
+        parts = np.split(self._numbers.numpy(), ends[:-1])
+        return {name: part.reshape(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
