@@ -736,6 +736,24 @@ def test_saved_weights_are_written_whole(retinanet: TorchDetector, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+def test_anchors_are_exact_in_mixed_precision(name: str) -> None:
+    def anchors(precision: str) -> Tensor:
+        training = TrainingSettings.model_validate({"precision": precision})
+        built = detectors.build(name, 2, image_size=288, weights="none", device="cpu", training=training, seed=0)
+        network: Any = built.network
+        generator = network.anchor_generator if name == "retinanet" else network.rpn.anchor_generator
+        seen: list[Tensor] = []
+        handle = generator.register_forward_hook(lambda _, __, made: seen.append(made[0].clone()))
+        built.predict([np.zeros((288, 320, 3), dtype=np.uint8)])
+        handle.remove()
+        return seen[0]
+
+    wanted = anchors("float32")
+    assert wanted.max() > 256
+    assert torch.equal(anchors("bfloat16"), wanted)
+
+
 def test_anchors_grow_with_the_input_for_the_light_backbone() -> None:
     def sizes(image_size: int) -> list[float]:
         detector = detectors.build("retinanet", 1, image_size=image_size, weights="none", device="cpu")

@@ -15,6 +15,7 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 
 from rarebox.config import DetectorSettings, TrainingSettings
@@ -138,10 +139,19 @@ SMALLEST_UNIT = 0.75
 an object of one cell a head sees too little."""
 
 
+class Anchors(AnchorGenerator):
+    """torchvision's, but always in float32: under bfloat16 it would round them, beyond 256 pixels to whole pairs."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """(A, 4) for each image; of the maps only sizes and device count."""
+        exact = torch.zeros((), device=feature_maps[0].device)
+        return super().forward(image_list, [exact.expand(level.shape) for level in feature_maps])
+
+
 def _retinanet(spec: BackboneSpec, body: nn.Module, classes: int, settings: DetectorSettings) -> Network:
     unit = _unit(spec, settings)
     sizes = tuple(tuple(2 ** (5 + level + octave / 3) * unit for octave in range(3)) for level in range(5))
-    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)  # type: ignore[arg-type]
+    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * 5)  # type: ignore[arg-type]
     head = (light_head if spec.light else WeightedHead)(spec.width, 9, classes)
     head.normaliser = settings.normaliser
     network = WeightedRetinaNet(
@@ -159,7 +169,7 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
     scales = (1.0, 2**0.5) if spec.light else (1.0,)  # fewer levels, so two sizes on each
     sizes = tuple(tuple(2 ** (5 + level) * unit * scale for scale in scales) for level in range(levels))
     proposals = WeightedProposals(
-        AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
+        Anchors(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
         RPNHead(spec.width, 3 * len(scales)), 0.7, 0.3, 256, 0.5,
         {"training": 1000 if spec.light else 2000, "testing": 500 if spec.light else 1000},
         {"training": 500 if spec.light else 2000, "testing": 200 if spec.light else 1000}, 0.7,
