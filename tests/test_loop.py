@@ -348,6 +348,8 @@ def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, t
     assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
     assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
     assert "fit" not in shared[0]["seconds"]
+    assert "score" not in shared[1]["seconds"]  # by the same model: taken over, too
+    assert {"score", "fit"} <= shared[2]["seconds"].keys()
     assert shared[0]["notes"]
     assert not alone[0]["notes"]
 
@@ -575,11 +577,11 @@ def test_a_strategy_that_looks_at_no_score_needs_none(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(name: str, **changes: Any) -> tuple[list[int], bool]:
-        shutil.rmtree(finished / "scored", ignore_errors=True)  # or the run before would have scored for this one
         chosen = settings(pictures, selection__strategy=strategy, budget=[20], **changes)
-        record = loop.run(tmp_path / name, chosen, share=finished)[1]
+        loop.run(tmp_path / name, chosen, share=finished)
         with Store(tmp_path / name / "labels.sqlite") as store:
-            return [query.image_id for query in store.queries(2)], "score" in record["seconds"]
+            scores = [*(tmp_path / name / "cycle_02" / "candidates").glob("*")]
+            return [query.image_id for query in store.queries(2)], bool(scores)
 
     images, scored = asked("blind")
     assert not scored

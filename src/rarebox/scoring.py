@@ -22,7 +22,7 @@ from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.frozen import FrozenPictures
 from rarebox.errors import UserError
 from rarebox.pictures import Pictures
-from rarebox.run_folder import read_json, write_json
+from rarebox.run_folder import RunFolder, read_json, write_json
 from rarebox.running import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
 from rarebox.types import Candidates, Detections, ImageRecord, ImageScores, concatenate
 from rarebox.views import View
@@ -73,8 +73,9 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
     # The model of cycle 1 is that of all runs that share it, and so are its scores.
     scored = run.share / "scored" if run.share and cycle == 2 else None
-    if scored:
-        _give(scored, folder, wanted)
+    if run.share and scored:
+        for place in (scored, RunFolder(run.share).cycle(2) / "candidates"):
+            _give(place, folder, wanted)
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
