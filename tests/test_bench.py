@@ -695,19 +695,28 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
         return honest(*args, **kwargs)
 
     monkeypatch.setattr(scoring, "score_images", counted)
-    methods = {"U": METHODS["U"], "CB": {**METHODS["U"], "selection.strategy": "class_balanced"}}
+    base = METHODS["U"]
+    methods = {
+        n: {**base, "selection.strategy": s}
+        for n, s in (("U", "uncertainty"), ("CB", "class_balanced"), ("E", "entropy"))
+    }
     file = grid(data=[str(pictures)], methods=methods, budgets=[[6, 6]])
     out, apart = tmp_path / "out", tmp_path / "apart"
-    assert not work(file, apart, only=("CB",))[0]
-    alone, scored[:] = list(scored), []
-    assert set(alone) == {2, 3}
-    assert not work(file, out, only=("U",))[0]
+
+    def done(only: str, where: Path = out) -> set[int]:
+        scored[:] = []
+        assert not work(file, where, only=(f"/{only}/",))[0]
+        return set(scored)
+
+    assert done("CB", apart) == {2, 3}
+    assert done("U") == {2, 3}
     shared = [*out.glob("first/*/scored/*.parquet")]
     assert {file.name.split("_")[0] for file in shared} == {"shard", "images"}
-    assert set(scored) == {2, 3}
-    scored[:] = []
-    assert not work(file, out)[0]
-    assert set(scored) == {3}
+    for damaged in shared[:2]:
+        damaged.unlink()
+        damaged.write_bytes(b"half")
+    assert done("CB") == {2, 3}  # not handed on, but made anew, for the next one too
+    assert done("E") == {3}
     assert not [*out.rglob("scored")]  # nobody needs them any more
 
     def told(folder: Path) -> list[dict[str, Any]]:

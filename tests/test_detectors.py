@@ -719,6 +719,24 @@ def test_completely_labelled_images_are_the_wanted_share_of_every_epoch() -> Non
         assert [same(step) for step in range(50)] == [plain(step) for step in range(50)]
 
 
+def test_a_fit_and_its_helpers_know_what_is_complete(
+    make_detector: Make, pictures: list[Picture], targets: list[Targets], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Any] = []
+    monkeypatch.setattr("rarebox.detectors.detector.call_helpers", jobs.append)
+    complete = np.arange(len(pictures)) == 0
+
+    def loss(share: float | None) -> float:
+        built = learner(make_detector, "retinanet", steps=2, batch_size=1, complete_share=share)
+        return built.fit(pictures, targets, seed=0, complete=complete)
+
+    assert loss(1.0) != loss(None)
+    told: list[Any] = []
+    monkeypatch.setattr(TorchDetector, "fit", lambda self, *_, complete, **__: told.append(complete))
+    detectors.help_train(jobs[0])
+    assert told[0].tolist() == complete.tolist()
+
+
 def test_the_pretrained_body_learns_at_its_own_rate(
     make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:

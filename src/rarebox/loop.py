@@ -15,7 +15,7 @@ import numpy as np
 from rarebox import data, pseudo, ranking, running, scoring, seeds, strategies
 from rarebox.asking import Asker
 from rarebox.candidates import Shards
-from rarebox.config import Settings
+from rarebox.config import Settings, TrainingSettings
 from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.environment import describe
@@ -448,6 +448,8 @@ def take_first_model(run: Run, share: Path) -> None:
             f"--share {share}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
         )
     told = read_json(theirs / "shared.json")
+    # One that was made before a setting existed had its default.
+    told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
     different = [f"{name}: {told.get(name)} there, {ours[name]} here" for name in ours if told.get(name) != ours[name]]
     if different:
         raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))

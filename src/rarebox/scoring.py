@@ -1,7 +1,6 @@
 """The pool becomes scored candidates, shard by shard. Read :func:`make_shards` first."""
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,11 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from shutil import copyfile
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 
 from rarebox import candidates as pool_file
-from rarebox import strategies
+from rarebox import strategies, tables
 from rarebox.candidates import Shards
 from rarebox.config import Settings
 from rarebox.detectors import TorchDetector
@@ -71,34 +71,36 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     recipe = scoring_recipe(run, cycle)
     names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
-    # The model of cycle 1 is that of all runs that share it, and so are its scores.
-    scored = run.share / "scored" if run.share and cycle == 2 else None
-    if run.share and scored:
-        for place in (scored, RunFolder(run.share).cycle(2) / "candidates"):
-            _give(place, folder, wanted)
+    # The model of cycle 1 is that of all runs that share it, and so are its scores. Giving and taking are favours:
+    # where a folder cannot be written to or read, a run scores by itself.
+    lender = RunFolder(run.share) if run.share and run.share.exists() and cycle == 2 else None
+    if lender:
+        for place in (lender.root / "scored", lender.cycle(2) / "candidates"):
+            with suppress(OSError):
+                _give(place, folder, wanted)
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
     if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != names:
         write_json(folder / SHARDS, names)
-    for file in folder.glob("*.parquet"):
+    for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
         if file.name not in wanted:
             file.unlink()
-    if scored:
-        with suppress(OSError):  # a favour to others; where their folder cannot be written to, they score by themselves
-            _give(folder, scored, wanted)
+    if lender:
+        with suppress(OSError):
+            _give(folder, lender.root / "scored", wanted)
     return folder
 
 
 def _give(there: Path, here: Path, names: Iterable[str]) -> None:
-    """Put those files of one folder that are there into another that lacks them.
+    """Put those files of one folder that are there, and whole, into another that lacks them.
 
     They are never changed in place, so a second name for the same bytes will do where the disk knows that.
     """
-    lacking = [name for name in names if (there / name).exists() and not (here / name).exists()]
+    lacking = [name for name in names if not tables.is_whole(here / name) and tables.is_whole(there / name)]
     for name in lacking:
         here.mkdir(parents=True, exist_ok=True)
-        part = here / f"{name}.{os.getpid()}"
+        part = here / f"{name}.{uuid4().hex}"
         try:
             part.hardlink_to(there / name)
         except OSError:

@@ -20,6 +20,15 @@ def write(file: Path, columns: Mapping[str, NDArray]) -> None:
     part.replace(file)
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a file is there and has its end, which :func:`write` writes last."""
+    try:
+        pq.read_metadata(file)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
 def read(file: Path) -> dict[str, NDArray]:
     """Read what :func:`write` wrote, by column name; UserError for a damaged file."""
     with _damage_explained(file):

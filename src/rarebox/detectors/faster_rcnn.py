@@ -79,7 +79,7 @@ class WeightedProposals(RegionProposalNetwork):
         stays = on_device.survivors(boxes, large & (scores >= self.score_thresh), self.nms_thresh)
         scores = scores.masked_fill(~stays, -1).flatten(1)
         best, rows = scores.topk(min(self.post_nms_top_n(), scores.shape[1]), dim=1)
-        return list(on_device.take(boxes.flatten(1, 2), rows) * (best >= 0)[..., None])
+        return list(on_device.take(boxes.flatten(1, 2), rows).masked_fill((best < 0)[..., None], 0))
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]

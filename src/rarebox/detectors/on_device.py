@@ -117,7 +117,7 @@ class Parcel:
     def __init__(self, tensors: Columns) -> None:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         flat = torch.cat([tensor.flatten().float() for tensor in tensors.values()])
-        self._numbers = torch.empty(flat.shape, pin_memory=flat.is_cuda).copy_(flat, non_blocking=True)
+        self._numbers = torch.empty(flat.shape, pin_memory=flat.is_cuda).copy_(flat, non_blocking=flat.is_cuda)
         self._there = torch.cuda.current_stream(flat.device).record_event() if flat.is_cuda else None
 
     def open(self) -> dict[str, Floats]:
