@@ -153,7 +153,7 @@ def torchvisions_own(detector: TorchDetector) -> Any:
     else:
         levels, hidden = (3, 256) if light else (4, 1024)
         top = (1000, 500, 500, 200) if light else (2000, 1000, 2000, 1000)
-        unit = max(detector.settings.image_size / 600, 0.75) if light else 1
+        unit = max(detector.settings.image_size / 600, detector.settings.anchor_cells / 4) if light else 1
         stock = FasterRCNN(
             ours.backbone,
             rpn_anchor_generator=ours.rpn.anchor_generator,

@@ -280,6 +280,8 @@ def test_big_files_go_and_the_shared_model_stays(finished) -> None:
 
 def test_what_is_told(finished) -> None:
     _, out, _, told = finished
+    assert told[0] == {"event": "accepted", "run": None, "finished": 0, "of": 3, "left": None}
+    told = told[1:]
     assert [e["event"] for e in told if e["run"].startswith("first/")] == ["begin", "cycle", "done"]
     ended = [e for e in told if e["event"] == "done" and e["run"].startswith("runs/")]
     assert [(e["finished"], e["of"]) for e in ended] == [(1, 3), (2, 3), (3, 3)]
@@ -387,7 +389,7 @@ def test_a_failed_run_is_recorded_and_tried_again(
     monkeypatch.setattr(loop, "run", sick)
     failed, told = work(file, out)
     assert [r.name for r in failed] == ["tiny/retinanet/U/seed_0"]
-    assert [e["event"] for e in told if e["run"].endswith("/U/seed_0")] == ["begin", "failed"]
+    assert [e["event"] for e in told if str(e["run"]).endswith("/U/seed_0")] == ["begin", "failed"]
     found = lines(out)
     assert [line["status"] for line in found] == ["failed", "done", "done", "done"]
     assert found[0]["reason"] == "RuntimeError: the cable was pulled"

@@ -169,6 +169,7 @@ def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pict
         monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), "--share", tmp_path
     )
     assert "no cycle-1 model" in said
+    assert not (tmp_path / "out").exists()  # told before anything is made
 
 
 def test_report_and_export_want_a_run(monkeypatch, capsys, tmp_path) -> None:

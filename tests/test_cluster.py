@@ -128,9 +128,9 @@ def wait_for_two_workers(watched: Watched) -> None:
         ("rey", None, "did you mean 'ray'"),
         ("local", "auto", "goes with --engine ray"),
         ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
-        ("ray", "127.0.0.1:here", "127.0.0.1:here: nobody answers"),
+        ("ray", "127.0.0.1:here", "127.0.0.1:here: give HOST:PORT"),
         ("ray", "ray://127.0.0.1:10001", "run the command there with --address auto"),
-        ("ray", "nonsense", "nonsense: nobody answers"),
+        ("ray", "nonsense", "nonsense: give HOST:PORT"),
     ],
 )
 def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str | None, said: str) -> None:

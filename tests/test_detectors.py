@@ -1,5 +1,6 @@
 """What a detector predicts, how it learns, and where its weights come from."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -785,3 +786,15 @@ def test_anchors_grow_with_the_input_for_the_light_backbone() -> None:
     assert (middle[0], middle[-1]) == pytest.approx((32 * 480 / 600, 2 ** (9 + 2 / 3) * 480 / 600))
     # on a smaller input three cells of the finest map: an object of a single one is not learnt
     assert sizes(64)[0] == sizes(320)[0] == 3 * 8
+
+
+def test_a_model_from_before_anchors_had_a_bound_keeps_its_own(tmp_path: Path) -> None:
+    detector = detectors.build("retinanet", 2, image_size=64, weights="none", device="cpu", anchor_cells=0.0)
+    detector.save(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    del about["detector"]["anchor_cells"]
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    again: Any = detectors.load(tmp_path, "cpu").network
+    own: Any = detector.network
+    assert again.anchor_generator.sizes == own.anchor_generator.sizes
+    assert own.anchor_generator.sizes[0][0] == pytest.approx(32 * 64 / 600)

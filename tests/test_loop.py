@@ -382,8 +382,9 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
 def test_a_first_model_made_otherwise_is_not_shared(
     pictures: Path, finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match="not this run's"):
+    with pytest.raises(UserError, match="not this run's") as told:
         loop.run(tmp_path / "run", settings(pictures, **change), share=finished)
+    assert len(str(told.value).splitlines()) == 2  # what differs, and no more
 
 
 def test_sharing_with_a_run_of_another_kind_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:

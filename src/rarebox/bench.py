@@ -296,7 +296,8 @@ class Bench:
     """A grid in its folder.
 
     ``runs`` are all of the grid, ``wanted`` those to be done now. ``tell`` is called with what happens: ``event`` is
-    ``dropped``, ``begin``, ``cycle``, ``done`` (with ``short``, if a batch ended short), ``failed`` or ``waiting``.
+    ``dropped``, ``accepted`` (the grid; ``run`` is null), ``begin``, ``cycle``, ``done`` (with ``short``, if a batch
+    ended short), ``failed`` or ``waiting``.
     """
 
     out: Path
@@ -314,8 +315,9 @@ class Bench:
     _one_talks: Lock = field(default_factory=Lock, init=False)
     """Runs on a cluster are waited for by many threads."""
     _since: float = field(default=0.0, init=False)
+    _begun: bool = field(default=False, init=False)
     _trained: int = field(default=0, init=False)
-    """When this work began, and how many models were trained by then."""
+    """When the first run of this work began, whether it has, and how many models were trained by then."""
 
     @property
     def results(self) -> Path:
@@ -357,6 +359,8 @@ class Bench:
         if not self.keep_models:
             self._clear()
         self.write_results()
+        if self._todo():
+            self._say("accepted", None)
         waited = False
         while todo := self._todo():
             if self._attempt_any(todo):
@@ -496,14 +500,16 @@ class Bench:
             self._datasets[name] = loop.load_data(name, self.progress)
         return self._datasets[name]
 
-    def _say(self, event: str, run: Planned, **more: Any) -> None:
+    def _say(self, event: str, run: Planned | None, **more: Any) -> None:
         """Tell, together with how far all is, and in how many seconds it may be done."""
         with self._one_talks:
+            if event == "begin" and not self._begun:  # what a cluster takes until then is no part of a run
+                self._begun, self._since = True, time.monotonic()
             trained, left = self._cycles(self.wanted)
             each = (time.monotonic() - self._since) / (trained - self._trained) if trained > self._trained else None
             finished = sum(self.state(r) == "done" for r in self.wanted)
             about = {"finished": finished, "of": len(self.wanted), "left": each and each * left}
-            self.tell({"event": event, "run": run.folder, **about, **more})
+            self.tell({"event": event, "run": run and run.folder, **about, **more})
 
     def _show(self, run: Planned, stage: str, done: int, of: int, note: str) -> None:
         with self._one_talks:

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -88,7 +90,9 @@ def demo(
     runs = []
     for strategy, method in DEMO_RUNS:
         changes = {**DEMO, "seed": seed, "selection.strategy": strategy, "pseudo.method": method}
-        run_to_end(out / strategy, config.resolve("laptop", None, changes), share=runs[0] if runs else None)
+        settings = config.resolve("laptop", None, changes)
+        announce(out / strategy, settings)
+        run_to_end(out / strategy, settings, share=runs[0] if runs else None)
         runs.append(out / strategy)
     report = write_report(out, runs)
     console.print(f"\nThe report is ready: {report.resolve()}", markup=False, style="bold", soft_wrap=True)
@@ -143,8 +147,10 @@ def run(
     from rarebox import cluster
 
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
-    refuse_early(out, settings)
+    refuse_early(out, settings, share)
     cluster.check(engine, address, settings)
+    if not as_json:  # before the imports, which take some seconds
+        announce(out, settings)
     if preset == "laptop":
         settings = with_weights_at_hand(settings)
     from rarebox import detectors
@@ -156,7 +162,7 @@ def run(
                 f"note: {idle} of the processes have nothing to do, for training.batch_size is "
                 f"{settings.training.batch_size}"
             )
-        with cluster.connected(engine, address) as where:
+        with connected(engine, address, as_json) as where:
             run_to_end(out, settings, share=share, engine=where.score if where else None, as_json=as_json)
     if not as_json:
         from rarebox.report import write_report
@@ -164,7 +170,25 @@ def run(
         console.print(f"report: {write_report(out, [out]).resolve()}", markup=False, soft_wrap=True)
 
 
-def refuse_early(out: Path, settings: config.Settings) -> None:
+def announce(out: Path, settings: config.Settings) -> None:
+    """Say what is run, and where."""
+    network = f"{settings.detector.name} on {settings.detector.backbone}"
+    method = f"{settings.selection.strategy}, {settings.pseudo.method} pseudo labels, seed {settings.seed}"
+    console.print(f"{out}: {settings.data}, {network}, {method}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def connected(engine: str, address: str | None, as_json: bool) -> Iterator[Any]:
+    """:func:`rarebox.cluster.connected`, which may take a minute, announced."""
+    from rarebox import cluster
+
+    if engine == EngineName.RAY and not as_json:
+        console.print(f"joining the Ray cluster {address}" if address else "starting Ray on this machine", markup=False)
+    with cluster.connected(engine, address) as where:
+        yield where
+
+
+def refuse_early(out: Path, settings: config.Settings, share: Path | None) -> None:
     """UserError for what can be told without torch, which takes some seconds to load."""
     from rarebox import data, strategies
     from rarebox.data import voc
@@ -173,6 +197,8 @@ def refuse_early(out: Path, settings: config.Settings) -> None:
     strategies.choose(settings.selection)
     if settings.data != "scenes" and settings.data not in voc.ARCHIVES and not Path(settings.data).exists():
         data.load(settings.data)  # it says what is there instead
+    if share and not RunFolder(out).records():
+        RunFolder(share).check_first_model()
     # Weights that cannot be had may still change these two.
     RunFolder(out).check(settings, but=("detector.backbone", "detector.weights"))
 
@@ -207,10 +233,6 @@ def run_to_end(
     out: Path, settings: config.Settings, *, share: Path | None = None, engine: Any = None, as_json: bool = False
 ) -> None:
     """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
-    if not as_json:  # before the imports, which take some seconds
-        network = f"{settings.detector.name} on {settings.detector.backbone}"
-        method = f"{settings.selection.strategy}, {settings.pseudo.method} pseudo labels, seed {settings.seed}"
-        console.print(f"{out}: {settings.data}, {network}, {method}", markup=False, soft_wrap=True)
     from rarebox import loop
 
     ends: list[float] = []
@@ -261,7 +283,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of data, detectors, methods, budgets and seeds; any number of processes may work on it at once."""
-    from rarebox import bench, cluster
+    from rarebox import bench
 
     runs = bench.read(grid, dict(split_place(text) for text in data or []))
     work = bench.Bench(out or Path("bench-out") / grid.stem, runs, bench.choose(runs, only or []), keep_models)
@@ -271,7 +293,7 @@ def bench(
             why = f": {about['reason']}" if about["reason"] else ""
             print(json.dumps(about) if as_json else f"{about['state']:<8}{run.name}{why}")
         return
-    with cluster.connected(engine, address) as work.cluster, progress_bars(as_json) as work.progress:
+    with connected(engine, address, as_json) as work.cluster, progress_bars(as_json) as work.progress:
         work.tell = bench_events(grid, work, as_json)
         failed = work.work(grid)
     done = len(work.wanted) - len(failed)

@@ -79,7 +79,9 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
         host, _, port = address.rpartition(":")
         try:  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE).close()
-        except (OSError, ValueError, OverflowError) as error:
+        except (ValueError, OverflowError):
+            raise UserError(f"--address {address}: give HOST:PORT, or auto for the cluster of this machine") from None
+        except OSError as error:
             raise UserError(
                 f"--address {address}: nobody answers there ({error}); start a cluster (ray start --head), and name "
                 "the address that it says"

@@ -37,6 +37,11 @@ class DetectorSettings(Section):
     long_side: int | None = Field(
         default=None, description="its long side at most; none: 5/3 of the short side (1000x600)"
     )
+    anchor_cells: float = Field(
+        default=3.0,
+        ge=0,
+        description="smallest anchor of the light backbone, in cells of its map; on a large input it is larger [31]",
+    )
     weights: str = Field(default="imagenet", description="imagenet, coco, none, or a file to start from")
     score_threshold: Share = Field(
         default=0.05, ge=0, le=1, description="detections below this score are not looked at"

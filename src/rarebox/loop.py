@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rarebox import data, pseudo, ranking, running, scoring, seeds, strategies
+from rarebox import config, data, detectors, pseudo, ranking, running, scoring, seeds, strategies
 from rarebox.asking import Asker
 from rarebox.candidates import Shards
 from rarebox.config import Settings, TrainingSettings
@@ -443,14 +443,13 @@ def first_cycle(run: Run) -> dict[str, Any]:
 def take_first_model(run: Run, share: Path) -> None:
     """Copy the cycle-1 model of another run; UserError if it has none, or one that this run would not have made."""
     theirs, ours = RunFolder(share).cycle(1), first_cycle(run)
-    if not (theirs / "model.safetensors").exists():
-        raise UserError(
-            f"--share {share}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
-        )
+    RunFolder(share).check_first_model()
     told = read_json(theirs / "shared.json")
-    # One that was made before a setting existed had its default.
+    # What an earlier version did not know yet is as it was then.
+    told["detector"] = detectors.read_about(theirs)[1].model_dump(mode="json")
     told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
-    different = [f"{name}: {told.get(name)} there, {ours[name]} here" for name in ours if told.get(name) != ours[name]]
+    there, here = dict(config.flatten(told)), dict(config.flatten(ours))
+    different = [f"{n}: {there.get(n)} there, {here[n]} here" for n in here if there.get(n) != here[n]]
     if different:
         raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))
     part = run.folder.cycle(1).with_name("cycle_01.part")

@@ -76,7 +76,6 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
 
 def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
     """What is shown of a grid's events: a line when it begins, the overall bar, and a line for each run that ended."""
-    begun = False
 
     def tell(event: dict[str, Any]) -> None:
         kind, run = event["event"], str(event.get("run")).removeprefix("runs/")
@@ -92,11 +91,12 @@ def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, An
                 f"results.jsonl go; the first is {event['runs'][0]}", markup=False,
             )  # fmt: skip
             return
-        nonlocal begun
-        if not begun:  # the grid was not refused
-            begun = True
+        if kind == "accepted":
             how_many = f"{event['of']} run{'s' * (event['of'] != 1)}, {event['finished']} done"
             console.print(f"{grid}: {how_many}; results in {work.out}", markup=False, soft_wrap=True)
+            if work.cluster and event["finished"] < event["of"]:
+                console.print("workers are starting", markup=False)
+            return
         left = f", about {minutes(event['left'])} left" if event["left"] else ""
         work.progress(OVERALL, event["finished"], event["of"], run + left)
         if kind == "failed" or (kind == "done" and run != event["run"]):  # not a shared first cycle that is done

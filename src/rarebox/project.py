@@ -203,7 +203,9 @@ def create(
     known = data.load(labels) if labels else None
     names = _class_names([*(known.classes if known else ()), *classes])
     if from_list:
+        progress("list", 0, 1, str(images))  # a server may take its time
         files, unknown = listing(location(images), SUFFIXES), []
+        progress("list", 1, 1, str(images))
     else:
         files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
         unknown = [file for file in sorted(Path(images).rglob("*")) if file.suffix.lower() in NOT_READ]

@@ -63,7 +63,17 @@ class RunFolder:
         """The settings this run was started with; UserError where no run has been."""
         if not self.settings.exists():
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
-        return config.check(config.read_file(self.settings))
+        told = config.read_file(self.settings)
+        if isinstance(told.get("detector"), dict):  # before that setting existed, anchors shrank as the input did
+            told["detector"].setdefault("anchor_cells", 0.0)
+        return config.check(told)
+
+    def check_first_model(self) -> None:
+        """UserError if there is no model of cycle 1."""
+        if not (self.cycle(1) / "model.safetensors").exists():
+            raise UserError(
+                f"--share {self.root}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
+            )
 
     def check(self, settings: Settings, but: Collection[str] = ()) -> None:
         """UserError shows in what else than ``but`` the settings differ from a run that has trained something here."""
@@ -97,7 +107,7 @@ class RunFolder:
         """A run that stopped before it trained anything (a mistyped option, say) may be started with other settings."""
         for file in (*self.root.glob(f"{self.store.name}*"), self.environment, self.problems):
             file.unlink(missing_ok=True)
-        for folder in (self.cycle(1), self.root / "maps"):  # which go by an image's number
+        for folder in (self.cycle(1), self.root / "maps", self.root / "scored"):  # which go by an image's number
             rmtree(folder, ignore_errors=True)
         write_text(self.settings, config.dump(settings))
 

@@ -100,7 +100,9 @@ def reason(error: Exception) -> str:
     """Why a URL could not be read."""
     if isinstance(error, FileNotFoundError):
         return "there is nothing"
-    return str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        return f"no answer, {len(WAITS) + 1} times"
+    return str(error).replace(" ssl:default", "") or type(error).__name__
 
 
 def _is_image(path: str, suffixes: frozenset[str]) -> bool:

@@ -134,9 +134,9 @@ def choose_device(device: str) -> torch.device:
 PAPER_SHORT_SIDE = 600
 """Anchors and RoI levels have torchvision's sizes at the paper's input size, and shrink with a smaller input."""
 
-SMALLEST_UNIT = 0.75
-"""But not below this, where the smallest anchor is three cells of its map wide: the strides do not shrink along, and of
-an object of one cell a head sees too little."""
+CELLS = 32 / 8
+"""Cells of the finest map that torchvision's smallest anchor is wide. Strides do not shrink with the input, so anchors
+shrink no further than ``anchor_cells`` says: of an object of one cell a head sees too little."""
 
 
 class Anchors(AnchorGenerator):
@@ -189,7 +189,7 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
 
 def _unit(spec: BackboneSpec, settings: DetectorSettings) -> float:
     """How much smaller than at the paper's input size things are; 1 for the paper's own backbone."""
-    return max(settings.image_size / PAPER_SHORT_SIDE, SMALLEST_UNIT) if spec.light else 1.0
+    return max(settings.image_size / PAPER_SHORT_SIDE, settings.anchor_cells / CELLS) if spec.light else 1.0
 
 
 NETWORKS = {"retinanet": _retinanet, "faster_rcnn": _faster_rcnn}

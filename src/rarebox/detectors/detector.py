@@ -297,6 +297,7 @@ def read_about(folder: Path) -> tuple[int, DetectorSettings]:
     """Number of classes and settings of a saved model; UserError if there is none."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        return about["num_classes"], DetectorSettings.model_validate(about["detector"])
+        # Before that setting existed, anchors shrank as far as the input did.
+        return about["num_classes"], DetectorSettings.model_validate({"anchor_cells": 0.0, **about["detector"]})
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no model of rarebox: {error}") from error
