@@ -15,7 +15,7 @@ from rarebox.cli import app
 from rarebox.compare import Group, Point, Spread
 from rarebox.config import Settings, flatten
 from rarebox.errors import UserError
-from rarebox.report import figures, grid, grid_figures, write_report
+from rarebox.report import figures, grid, grid_figures, grid_tables, write_report
 
 from .test_report import Page
 
@@ -317,12 +317,12 @@ def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def cells(tables: Sequence[compare.Table], title: str) -> dict[str, tuple[str, ...]]:
+def cells(tables: Sequence[grid_tables.Table], title: str) -> dict[str, tuple[str, ...]]:
     return {row[0]: row[1:] for table in tables if table.title == title for row in table.rows}
 
 
 def test_the_table_of_methods(tmp_path: Path) -> None:
-    rows = cells(compare.tables(group_of(tmp_path, [*standard(), FULL])), "All methods")
+    rows = cells(grid_tables.tables(group_of(tmp_path, [*standard(), FULL])), "All methods")
     assert list(rows) == ["whole", "plain", "dice", "all labels"]
     seeds, ap, area, _, rare, hit, labels, looks, at_90, at_95 = rows["whole"]
     assert (seeds, ap, rare, hit, labels, looks) == ("3", "0.480 ± 0.020", "0.380 ± 0.020", "50\u00a0%", "151", "200")
@@ -335,7 +335,7 @@ def test_the_table_of_methods(tmp_path: Path) -> None:
 
 
 def test_the_table_of_differences(tmp_path: Path) -> None:
-    rows = cells(compare.tables(group_of(tmp_path, standard())), "Differences: AP50")
+    rows = cells(grid_tables.tables(group_of(tmp_path, standard())), "Differences: AP50")
     assert rows["whole"][0] == "+0.040 (+0.020 to +0.060) *"
     assert rows["dice"] == ("−0.040 (−0.100 to +0.060)", "–")
     assert rows["plain"][0] == "–"
@@ -343,10 +343,10 @@ def test_the_table_of_differences(tmp_path: Path) -> None:
 
 def test_the_ablation_in_another_setting_stands_apart_from_the_paper(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard())
-    rows = cells(compare.tables(group), "Ablation")
+    rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["U"] == ("✓", "", "", "", "", "44.00 (4.00)", "plain")
     assert rows["+ TSPL"] == ("✓", "✓", "", "", "✓", "48.00 (2.00)", "whole")
-    (theirs,) = compare.paper_table([group])
+    (theirs,) = grid_tables.paper_table([group])
     assert "another setting, not comparable in height" in theirs.note
     assert cells([theirs], theirs.title)["+ TSPL"][-3:] == ("61.90 (0.88)", "67.92 (1.87)", "73.56 (0.32)")
 
@@ -361,8 +361,8 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
     runs = [line("whole", seed, cycles, data="voc0712", budget=papers["budget"], settings=papers) for seed in range(2)]
     group = group_of(tmp_path, runs)
     assert compare.is_papers(group)
-    assert compare.paper_table([group]) == []
-    rows = cells(compare.tables(group), "Ablation")
+    assert grid_tables.paper_table([group]) == []
+    rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["+ TSPL"][5:9] == ("51.00 (0.00)", "61.90 (0.88)", "61.00 (0.00)", "67.92 (1.87)")  # by 11 points
     smaller = {**runs[0], "settings": papers | {"detector.image_size": 320}}
     assert not compare.is_papers(group_of(tmp_path, [smaller]))
@@ -370,10 +370,10 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
 
 def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard()[:3])
-    tables = compare.tables(group)
-    ours, _, _ = compare.markdown([group]).partition("## What the paper reports")
+    tables = grid_tables.tables(group)
+    ours, _, _ = grid_tables.markdown([group]).partition("## What the paper reports")
     assert not re.search("±|deviation|interval", ours)
-    assert compare.CAUTION not in compare.markdown([group])
+    assert compare.CAUTION not in grid_tables.markdown([group])
     assert cells(tables, "All methods")["whole"][1] == "0.460"
     assert cells(tables, "Differences: AP50")["whole"][0] == "+0.060"
     assert "not two common seeds" in " ".join(grid.findings(group))
@@ -386,15 +386,15 @@ def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
 def test_a_reference_of_that_name_is_named_once_and_has_no_row_of_its_own(tmp_path: Path) -> None:
     told = [{**run, "method": "U" if run["method"] == "plain" else "whole"} for run in standard()[:2]]
     told[1]["cycles"] = told[0]["cycles"]
-    table = next(t for t in compare.tables(group_of(tmp_path, told)) if t.title == "Differences: AP50")
+    table = next(t for t in grid_tables.tables(group_of(tmp_path, told)) if t.title == "Differences: AP50")
     assert table.columns == ("method", "minus U")
     assert table.rows == (("whole", "0.000"),)
-    alone = compare.tables(group_of(tmp_path, told[:1]))
+    alone = grid_tables.tables(group_of(tmp_path, told[:1]))
     assert "Differences: AP50" not in [t.title for t in alone]
 
 
 def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path) -> None:
-    columns = [compare.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
+    columns = [grid_tables.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
     assert len(columns[0]) == 9
     assert [column[:2] for column in columns[1][9:]] == ["to", "to"]
 
@@ -403,12 +403,12 @@ def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
     """Of 50 labels plain spends 50, 44 and 52, whole 30 of 50 looks."""
     cycles = [[record(1, 100, 0.3), record(2, 100 + spent, 0.4)] for spent in (50, 44, 52)]
     runs = [line("plain", seed, told) for seed, told in enumerate(cycles)]
-    assert "ended short" not in compare.markdown([group_of(tmp_path, [runs[0], runs[2]])])
-    rows = cells(compare.tables(group_of(tmp_path, runs)), "Batches that ended short of their budget")
+    assert "ended short" not in grid_tables.markdown([group_of(tmp_path, [runs[0], runs[2]])])
+    rows = cells(grid_tables.tables(group_of(tmp_path, runs)), "Batches that ended short of their budget")
     assert rows == {"plain": ("1 of 3", "44 of 50 (seed 1, cycle 2)")}
     looks = {**SETTINGS["whole"], "budget_unit": "looks"}
     told = [record(1, 100, 0.3, looks=100), record(2, 190, 0.4, looks=130)]
-    text = compare.markdown([group_of(tmp_path, [line("whole", 0, told, settings=looks)])])
+    text = grid_tables.markdown([group_of(tmp_path, [line("whole", 0, told, settings=looks)])])
     assert "The budget counts looks.\n" in text
     assert "| whole | 1 of 1 | 30 of 50 (seed 0, cycle 2) |" in text
     assert compare.short(told[:1], [50, 60], "looks") == []
@@ -416,12 +416,12 @@ def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
 
 def test_no_reference_no_difference(tmp_path: Path) -> None:
     group = group_of(tmp_path, [run for run in standard() if run["method"] == "whole"])
-    assert [table.title for table in compare.tables(group)] == ["All methods", "Ablation"]
+    assert [table.title for table in grid_tables.tables(group)] == ["All methods", "Ablation"]
     assert "The grid has no U and no box random and no image random to compare with." in grid.findings(group)
 
 
 def test_markdown(tmp_path: Path) -> None:
-    text = compare.markdown([group_of(tmp_path, [*standard(), FAILED])])
+    text = grid_tables.markdown([group_of(tmp_path, [*standard(), FAILED])])
     assert text.startswith("## zoo · retinanet · +50 labels\n\n### All methods\n\n")
     assert "| whole | +0.040 (+0.020 to +0.060) \\* | +0.080 (−0.020 to +0.160) |\n" in text
     assert "- dice, seed 3: the disk \\| is full really\n" in text

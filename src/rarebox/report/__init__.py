@@ -1,7 +1,8 @@
 """A run, several side by side, or a whole grid, as one HTML page that works offline, with its figures as SVG and PNG.
 
 ``reading`` knows what a run folder holds, ``words`` what to say of it, ``figures`` and ``gallery`` what to draw;
-``page`` and the templates put it together. ``grid`` and ``grid_figures`` do the same for what ``compare`` worked out.
+``page`` and the templates put it together. ``grid``, ``grid_figures`` and
+``grid_tables`` do the same for what ``compare`` worked out.
 """
 
 from collections import Counter

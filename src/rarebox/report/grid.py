@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarebox import compare
-from rarebox.compare import Group, Table
-from rarebox.report import figures, grid_figures
+from rarebox.compare import Group
+from rarebox.report import figures, grid_figures, grid_tables
 from rarebox.report.figures import Panel
+from rarebox.report.grid_tables import Table
 from rarebox.report.page import render
 from rarebox.report.words import listed, number, plural
 from rarebox.run_folder import write_text
@@ -39,12 +40,14 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
                 section: [figures.publish(panel, out / "figures", prefix) for panel in some]
                 for section, some in drawn.items()
             }
-            parts.append(GroupPart(group, f"group{i}", findings(group), panels, compare.tables(group)))
+            parts.append(GroupPart(group, f"group{i}", findings(group), panels, grid_tables.tables(group)))
     page = render(
-        "grid.html.j2", parts=parts, headline=headline(groups), about=about(groups), caution=compare.caution(groups),
-        paper=compare.paper_table(groups), failed=list(dict.fromkeys(run for group in groups for run in group.failed)),
+        "grid.html.j2",
+        parts=parts, headline=headline(groups), about=about(groups),
+        caution=grid_tables.caution(groups), paper=grid_tables.paper_table(groups),
+        failed=list(dict.fromkeys(run for group in groups for run in group.failed)),
     )  # fmt: skip
-    write_text(out / "tables.md", compare.markdown(groups))
+    write_text(out / "tables.md", grid_tables.markdown(groups))
     write_text(out / "report.html", page)
     return out / "report.html"
 
