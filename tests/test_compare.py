@@ -332,6 +332,7 @@ def test_the_table_of_methods(tmp_path: Path) -> None:
     assert (at_90, at_95) == ("142", "150")
     assert rows["dice"][8:] == ("–", "–")
     assert rows["all labels"][:2] == ("1", "0.500")
+    assert rows["all labels"][6] == "1\u202f000"
 
 
 def test_the_table_of_differences(tmp_path: Path) -> None:
@@ -348,7 +349,13 @@ def test_the_ablation_in_another_setting_stands_apart_from_the_paper(tmp_path: P
     assert rows["+ TSPL"] == ("✓", "✓", "", "", "✓", "48.00 (2.00)", "whole")
     (theirs,) = grid_tables.paper_table([group])
     assert "another setting, not comparable in height" in theirs.note
-    assert cells([theirs], theirs.title)["+ TSPL"][-3:] == ("61.90 (0.88)", "67.92 (1.87)", "73.56 (0.32)")
+    assert {row: numbers[-3:] for row, numbers in cells([theirs], theirs.title).items()} == {
+        "U": ("57.13 (1.03)", "64.26 (3.29)", "72.54 (0.20)"),
+        "U+CB": ("57.76 (1.07)", "64.93 (2.14)", "73.25 (0.78)"),
+        "+ HPL": ("57.72 (0.79)", "65.00 (1.22)", "73.31 (0.63)"),
+        "+ THPL": ("58.06 (0.49)", "65.21 (0.42)", "73.34 (0.19)"),
+        "+ TSPL": ("61.90 (0.88)", "67.92 (1.87)", "73.56 (0.32)"),
+    }
 
 
 def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
@@ -364,8 +371,13 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
     assert grid_tables.paper_table([group]) == []
     rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["+ TSPL"][5:9] == ("51.00 (0.00)", "61.90 (0.88)", "61.00 (0.00)", "67.92 (1.87)")  # by 11 points
-    smaller = {**runs[0], "settings": papers | {"detector.image_size": 320}}
-    assert not compare.is_papers(group_of(tmp_path, [smaller]))
+    for change in ({"detector.image_size": 320}, {"training.epochs": 12}):
+        assert not compare.is_papers(group_of(tmp_path, [{**runs[0], "settings": papers | change}]))
+
+
+def test_the_rarest_third_of_six_classes_are_two(tmp_path: Path) -> None:
+    last = record(1, 100, 0.3) | {"human_per_class": {name: 10 + i for i, name in enumerate("fedcba")}}
+    assert compare.rarest(group_of(tmp_path, [line("plain", 0, [last])])) == ["f", "e"]
 
 
 def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
@@ -400,12 +412,14 @@ def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path
 
 
 def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
-    """Of 50 labels plain spends 50, 44 and 52, whole 30 of 50 looks."""
+    """Of 50 labels plain spends 50, 44, 52 and 47, whole 30 of 50 looks."""
     cycles = [[record(1, 100, 0.3), record(2, 100 + spent, 0.4)] for spent in (50, 44, 52)]
-    runs = [line("plain", seed, told) for seed, told in enumerate(cycles)]
+    runs = [
+        line("plain", seed, told) for seed, told in enumerate([*cycles, [record(1, 100, 0.3), record(2, 147, 0.4)]])
+    ]
     assert "ended short" not in grid_tables.markdown([group_of(tmp_path, [runs[0], runs[2]])])
     rows = cells(grid_tables.tables(group_of(tmp_path, runs)), "Batches that ended short of their budget")
-    assert rows == {"plain": ("1 of 3", "44 of 50 (seed 1, cycle 2)")}
+    assert rows == {"plain": ("2 of 4", "44 of 50 (seed 1, cycle 2)")}
     looks = {**SETTINGS["whole"], "budget_unit": "looks"}
     told = [record(1, 100, 0.3, looks=100), record(2, 190, 0.4, looks=130)]
     text = grid_tables.markdown([group_of(tmp_path, [line("whole", 0, told, settings=looks)])])

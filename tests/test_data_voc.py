@@ -292,9 +292,22 @@ def test_archives_cannot_write_elsewhere(tmp_path: Path, server: Server, monkeyp
         tar.addfile(tarfile.TarInfo("../escaped.txt"))
     server.files[TRAIN] = buffer.getvalue()
     monkeypatch.setitem(voc.MD5, TRAIN, hashlib.md5(buffer.getvalue()).hexdigest())
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be unpacked: .*escaped.txt would lie outside"):
         load(tmp_path / "voc2007")
     assert not (tmp_path / "escaped.txt").exists()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to itself", "a link elsewhere"])
+def test_what_is_in_the_way_of_unpacking_is_named(tmp_path: Path, server: Server, kind: str) -> None:
+    way = tmp_path / "voc2007" / "VOCdevkit"
+    way.parent.mkdir()
+    if kind == "a file":
+        way.touch()
+    else:
+        way.symlink_to(way if kind == "a link to itself" else tmp_path)
+    (way.parent / Path(TRAIN).name).write_bytes(server.files[TRAIN])
+    with pytest.raises(UserError, match=r"cannot be unpacked.*VOCdevkit"):
+        load(tmp_path / "voc2007")
 
 
 def test_without_a_network_the_error_says_which_files_go_where(

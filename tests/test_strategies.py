@@ -371,8 +371,23 @@ def test_enms_divproto_closes_a_minority_whose_quota_is_full() -> None:
     assert ranking("enms_divproto", candidates, state) == [2, 0, 1]
     assert ranking("enms_divproto", candidates, replace(state, budget=10)) == [2, 1, 0]
     assert ranking("enms_divproto", candidates, replace(state, budget=0)) == [0, 2, 1]
-    unsure = replace(candidates, scores=np.array([0.5, 0.6, 0.29]))
-    assert ranking("enms_divproto", unsure, state) == [1, 0, 2]  # a score of 0.29 shows nothing
+
+
+@pytest.mark.parametrize(("score", "order"), [(0.29, [1, 0, 2]), (0.31, [1, 2, 0])])
+def test_enms_divproto_sees_a_minority_from_a_score_of_three_tenths_on(score: float, order: list[int]) -> None:
+    candidates = images_of(
+        [1, 1, 1], [0.5, 0.6, score], labels=np.array([0, 1, 1]), class_probs=np.full((3, 2), 0.5),
+        features=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+    )  # fmt: skip
+    state = LabelState(
+        np.zeros(2), np.array([20, 5]), ImageScores(np.arange(3), np.zeros(3), np.zeros((3, 2))), 5, budget=10
+    )
+    # By entropy 0, 1, 2 (0.693, 0.673, 0.602 or 0.619). Two places are open for the minority, which 1 shows for certain.
+    assert ranking("enms_divproto", candidates, state) == order
+
+
+def test_k_center_takes_equal_points_once_each() -> None:
+    assert [row for row, _ in k_center(np.ones((4, 2)), np.zeros((0, 2)), first=0)] == [0, 1, 2, 3]
 
 
 def two_class_state(images: int, budget: float, counts: tuple[int, ...] = (20, 5)) -> LabelState:

@@ -1,4 +1,4 @@
-"""What a grid of runs says: curves over seeds, differences paired by seed, areas, rare classes, and the tables of it.
+"""What a grid of runs says: curves over seeds, differences paired by seed, areas, rare classes.
 
 The input is ``results.jsonl``, one line a run. Only runs of one :class:`Group` are compared: same data, same detector,
 same budgets. A number that is not known is NaN here and a dash in a table; a standard deviation is the sample's

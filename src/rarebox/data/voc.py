@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 import xml.etree.ElementTree as ET
@@ -219,9 +220,9 @@ def download(root: Path) -> None:
                 continue
             try:
                 _fetch(file, archive, progress)
-                _unpack(file, root)
             except (OSError, HTTPException) as error:
                 raise _by_hand(root, files.values(), error) from None
+            _unpack(file, root)
 
 
 def _part(file: Path) -> Path:
@@ -276,18 +277,24 @@ def _md5(file: Path) -> str:
 
 
 def _unpack(file: Path, root: Path) -> None:
+    inside = os.path.realpath(root)
     try:
         with tarfile.open(file) as archive:  # file by file: Python 3.11.3 and before know no filter="data"
             for member in archive:
-                target = (root / member.name).resolve()
-                if not target.is_relative_to(root.resolve()):
-                    raise tarfile.TarError(f"{member.name} would lie outside")
+                target = Path(os.path.realpath(root / member.name))
+                if not target.is_relative_to(inside):
+                    raise UserError(
+                        f"{file} cannot be unpacked: {member.name} would lie outside of {root}. If a folder in there "
+                        f"is a link to another place, make {root} itself that link"
+                    )
                 if content := archive.extractfile(member) if member.isfile() else None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("wb") as written:
                         copyfileobj(content, written)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise UserError(f"{file} cannot be unpacked ({error}); delete it and try again") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be unpacked to {root} ({error}); mend that and try again") from None
     _mark(file).touch()
 
 
