@@ -292,7 +292,7 @@ def test_archives_cannot_write_elsewhere(tmp_path: Path, server: Server, monkeyp
         tar.addfile(tarfile.TarInfo("../escaped.txt"))
     server.files[TRAIN] = buffer.getvalue()
     monkeypatch.setitem(voc.MD5, TRAIN, hashlib.md5(buffer.getvalue()).hexdigest())
-    with pytest.raises(UserError, match="cannot be unpacked: .*escaped.txt would lie outside"):
+    with pytest.raises(UserError, match=r"cannot be unpacked: .*escaped\.txt would lie outside"):
         load(tmp_path / "voc2007")
     assert not (tmp_path / "escaped.txt").exists()
 

@@ -382,7 +382,7 @@ def test_enms_divproto_sees_a_minority_from_a_score_of_three_tenths_on(score: fl
     state = LabelState(
         np.zeros(2), np.array([20, 5]), ImageScores(np.arange(3), np.zeros(3), np.zeros((3, 2))), 5, budget=10
     )
-    # By entropy 0, 1, 2 (0.693, 0.673, 0.602 or 0.619). Two places are open for the minority, which 1 shows for certain.
+    # By entropy 0, 1, 2 (0.693, 0.673, 0.602 or 0.619). Two places are open for the minority, which 1 shows.
     assert ranking("enms_divproto", candidates, state) == order
 
 
