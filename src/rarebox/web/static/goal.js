@@ -21,6 +21,7 @@ export function makeGoal() {
   const show = () => (clock.textContent = kept.minutes ? `${Math.floor(kept.worked / 60)} of ${kept.minutes} min` : "");
   select.addEventListener("change", () => {
     Object.assign(kept, { minutes: Number(select.value), worked: 0 });
+    touched = Date.now(); // a choice from the list is work, too
     remember("goal", kept, sessionStorage);
     show();
   });
