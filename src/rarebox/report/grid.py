@@ -13,7 +13,7 @@ from rarebox.report.page import render
 from rarebox.report.words import listed, number, plural
 from rarebox.run_folder import write_text
 
-MOST_NAMED = 5
+MOST_NAMED = 8
 """Methods that a sentence names; the figures have them all."""
 
 
