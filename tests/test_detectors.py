@@ -545,9 +545,10 @@ def test_a_folder_without_a_model_or_with_a_broken_one_is_refused(retinanet: Tor
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         detectors.load(tmp_path, "cpu")
-    (tmp_path / "model.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="holds no model"):
-        detectors.load(tmp_path, "cpu")
+    for broken in ("{", "[]", '{"num_classes": 3, "detector": null}'):
+        (tmp_path / "model.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(UserError, match="holds no model"):
+            detectors.load(tmp_path, "cpu")
 
 
 # ------------------------------------------------------------------------------------------- training

@@ -299,5 +299,5 @@ def read_about(folder: Path) -> tuple[int, DetectorSettings]:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         # Before that setting existed, anchors shrank as far as the input did.
         return about["num_classes"], DetectorSettings.model_validate({"anchor_cells": 0.0, **about["detector"]})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no model of rarebox: {error}") from error
