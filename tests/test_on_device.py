@@ -31,7 +31,7 @@ VIEWS = ("flip", "cutout", "scale_0.8", "rotate_5", "noise")
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """A function that makes detectors take the GPU's way, on whatever device, or the CPU's."""
-    return lambda on: monkeypatch.setattr(on_device, "wanted", lambda device: on)
+    return lambda on: monkeypatch.setattr(on_device, "wanted", lambda device: on and not on_device._may_wait.get())
 
 
 def random_boxes(*shape: int) -> Tensor:
@@ -45,7 +45,8 @@ def test_the_best_boxes_are_the_first_that_torchvision_keeps(count: int) -> None
     boxes, scores, labels = random_boxes(3, 60), torch.rand(3, 60), torch.arange(180).view(3, 60) % 2
     scores[1, ::3] = -1  # take no part
     scores[2] = -1
-    rows, real = on_device.best_boxes(boxes, scores, labels, 0.4, count)
+    rows, real, settled = on_device.best_boxes(boxes, scores, labels, 0.4, count)
+    assert settled.all()
     for image in range(3):
         part = (scores[image] >= 0).nonzero()[:, 0]
         kept = batched_nms(boxes[image, part], scores[image, part], labels[image, part], 0.4)
@@ -54,17 +55,73 @@ def test_the_best_boxes_are_the_first_that_torchvision_keeps(count: int) -> None
     assert not real[2].any()
 
 
-def test_survivors_are_what_torchvision_keeps_of_each_list() -> None:
-    boxes, real = random_boxes(2, 3, 40), torch.ones(2, 3, 40, dtype=torch.bool)
-    real[1, 1, ::4] = False
-    stays = on_device.survivors(boxes, real, 0.4)
+def test_survivors_are_what_torchvision_keeps() -> None:
+    boxes, real = random_boxes(3, 40), torch.ones(3, 40, dtype=torch.bool)
+    real[1, ::4] = False
+    stays, settled = on_device.survivors(boxes, real, 0.4)
+    assert settled.all()
     falling = torch.linspace(1, 0, 40)
-    for image in range(2):
-        for level in range(3):
-            part = real[image, level].nonzero()[:, 0]
-            kept = batched_nms(boxes[image, level, part], falling[part], torch.zeros(len(part)), 0.4)
-            assert stays[image, level].nonzero()[:, 0].tolist() == part[kept].tolist()
+    for image in range(3):
+        part = real[image].nonzero()[:, 0]
+        kept = batched_nms(boxes[image, part], falling[part], torch.zeros(len(part)), 0.4)
+        assert stays[image].nonzero()[:, 0].tolist() == part[kept].tolist()
     assert 0 < stays.sum() < real.sum()
+
+
+def chain(links: int) -> Tensor:
+    """Boxes in a row, each of which overlaps its neighbours alone; and as many far from each other: (2, links, 4)."""
+    left = torch.tensor([[6.0], [60.0]]) * torch.arange(links)
+    return torch.stack([left, 0 * left, left + 10, 0 * left + 10], dim=2)
+
+
+def test_a_picture_is_settled_when_another_round_would_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second link stays; each link waits for the one before it, so a chain takes as many rounds."""
+    real = torch.ones(2, 30, dtype=torch.bool)
+    for rounds, settled in ((29, False), (30, True), (31, True)):
+        monkeypatch.setattr(on_device, "ROUNDS", rounds)
+        stays, done = on_device.survivors(chain(30), real, 0.2)
+        assert done.tolist() == [settled, True]
+    assert stays[0].nonzero()[:, 0].tolist() == list(range(0, 30, 2))
+    assert stays[1].all()
+
+
+def test_a_picture_is_settled_if_the_rest_cannot_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six rows four are looked at: two stay. The third of them may lie in the rest."""
+    monkeypatch.setattr(on_device, "FIRST", 4)
+    boxes, scores, labels = chain(6)[:1], torch.linspace(1, 0.5, 6)[None], torch.zeros(1, 6)
+    assert [on_device.best_boxes(boxes, scores, labels, 0.2, count)[2].item() for count in (2, 3)] == [True, False]
+    scores[0, 3:] = -1  # nothing is in the rest
+    assert on_device.best_boxes(boxes, scores, labels, 0.2, 3)[2].item()
+    monkeypatch.setattr(on_device, "FIRST", 6)
+    assert on_device.best_boxes(boxes, torch.linspace(1, 0.5, 6)[None], labels, 0.2, 6)[2].item()
+
+
+@pytest.mark.parametrize("where", ["ROUNDS", "FIRST", ""])
+def test_an_image_that_is_not_settled_is_done_the_other_way(
+    where: str, detector: TorchDetector, pictures: list[Picture], forced: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All of them, and the second alone, for its last view."""
+    plans = [make_views(VIEWS, *detector.input_size(p), np.random.default_rng(0)) for p in pictures]
+    forced(False)
+    alone = [detector.predict_views([p], [plan])[0] for p, plan in zip(pictures, plans, strict=True)]
+    forced(True)
+    settled_in_batch = detector.queue_views(pictures, plans)()
+    if where:
+        monkeypatch.setattr(on_device, where, 1)
+    else:
+        honest = detector._matched
+
+        def unsettled(found: on_device.Columns, *args: Any) -> on_device.Parcel:
+            assert found["settled"].tolist() == [True] * 18
+            return honest({**found, "settled": torch.arange(18) != 11}, *args)
+
+        monkeypatch.setattr(detector, "_matched", unsettled)
+    for place, (found, matched) in enumerate(detector.queue_views(pictures, plans)()):
+        again = bool(where) or place == 1
+        assert (matched is None) == again
+        for ours, theirs in zip(found, alone[place] if again else settled_in_batch[place][0], strict=True):
+            np.testing.assert_array_equal(ours.boxes, theirs.boxes)
 
 
 def test_deltas_are_decoded_as_torchvision_does() -> None:
@@ -192,7 +249,7 @@ class NoWaiting(TorchDispatchMode):
 
 @contextmanager
 def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Fake tensors on a fake GPU, whose parcels come back full of zeros; what is made and opened, in order."""
+    """Fake tensors on a fake GPU, whose parcels come back settled and full of zeros; what is made and opened."""
     told: list[str] = []
     honest = on_device.Parcel.__init__
 
@@ -202,7 +259,8 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def open_(parcel: Any) -> dict[str, np.ndarray]:
         told.append("read")
-        return {name: np.zeros(shape, dtype=np.float32) for name, shape in parcel._shapes.items()}
+        shapes = parcel._shapes.items()
+        return {name: np.full(shape, name == "settled", dtype=np.float32) for name, shape in shapes}
 
     class Stream:
         def __init__(self, device: object) -> None:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +37,9 @@ Image = Picture | Seen | NDArray[np.uint8]
 
 Matched = tuple[Ints, Floats]
 """What ``candidates.find_partners`` returns."""
+
+Scored = tuple[list[Detections], Matched | None]
+"""Detections of an image and of each of its views, and the partners of its boxes, if the device has looked for them."""
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
@@ -112,10 +114,10 @@ class TorchDetector:
 
     def queue_views(
         self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
-    ) -> Callable[[], list[tuple[list[Detections], Matched | None]]]:
+    ) -> Callable[[], list[Scored]]:
         """:meth:`predict_views` as a function to be called for its result, when the device had time to compute it.
 
-        Beside the detections of each image stand the partners of its boxes, if the device has looked for them.
+        An image of which a GPU could not settle everything without waiting is done again, in the way that waits.
         """
         pictures = _as_pictures(images)
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
@@ -123,9 +125,19 @@ class TorchDetector:
         backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
         found = self._run([one for views_too in inputs for one in views_too], features)
         if on_device.wanted(self.device):
-            return partial(_opened, self._matched(found, plans, backs), [len(plan) for plan in plans])
+            parcel = self._matched(found, plans, backs)
+
+            def read() -> list[Scored]:
+                opened = _opened(parcel, [len(plan) for plan in plans])
+                left = [place for place, one in enumerate(opened) if one is None]
+                with on_device.waiting():
+                    again = [self.queue_views([images[i]], [views[i]], features=features)()[0] for i in left]
+                anew = iter(again)
+                return [next(anew) if one is None else one for one in opened]
+
+            return read
         rest = iter(found)
-        result: list[tuple[list[Detections], Matched | None]] = [
+        result: list[Scored] = [
             ([_detections(next(rest), back, view) for view in plan], None)
             for plan, back in zip(plans, backs, strict=True)
         ]
@@ -280,13 +292,19 @@ def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None
     return Detections(boxes[good], **{name: column[good] for name, column in columns.items() if name != "boxes"})
 
 
-def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[tuple[list[Detections], Matched | None]]:
-    """What lies in the parcel, image by image: each with so many pictures of the batch, the image itself first."""
+def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[Scored | None]:
+    """What lies in the parcel, image by image: each with so many pictures of the batch, the image itself first.
+
+    None for an image of which a picture is not settled.
+    """
     columns = parcel.open()
-    real, partner, iou = (columns.pop(name) for name in ("real", "partner", "iou"))
-    real, result = real.astype(bool), []
+    real, settled, partner, iou = (columns.pop(name) for name in ("real", "settled", "partner", "iou"))
+    real, result = real.astype(bool), list[Scored | None]()
     for end, count in zip(np.cumsum(counts), counts, strict=True):
         first = end - count
+        if not settled[first:end].all():
+            result.append(None)
+            continue
         found = [Detections(**{n: c[row, real[row]] for n, c in columns.items()}) for row in range(first, end)]
         views, own = slice(first + 1, end), real[first]
         result.append((found, (partner[views, own].astype(np.int64), iou[views, own].astype(np.float64))))

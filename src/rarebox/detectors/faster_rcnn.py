@@ -46,6 +46,8 @@ class WeightedProposals(RegionProposalNetwork):
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
     weighted = True
+    settled: Tensor
+    """(B,): of which images the proposals are those of ``filter_proposals``, where nothing waited for that."""
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -76,7 +78,10 @@ class WeightedProposals(RegionProposalNetwork):
             levels.append((F.pad(boxes, (0, 0, 0, lacking)), F.pad(scores, (0, lacking), value=-1.0)))
         boxes, scores = (torch.stack(column, dim=1) for column in zip(*levels, strict=True))
         large = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(dim=-1)
-        stays = on_device.survivors(boxes, large & (scores >= self.score_thresh), self.nms_thresh)
+        real = large & (scores >= self.score_thresh)
+        each = [on_device.survivors(*one, self.nms_thresh) for one in zip(boxes.unbind(1), real.unbind(1), strict=True)]
+        stays, settled = (torch.stack(column, dim=1) for column in zip(*each, strict=True))
+        self.settled = settled.all(dim=1)
         scores = scores.masked_fill(~stays, -1).flatten(1)
         best, rows = scores.topk(min(self.post_nms_top_n(), scores.shape[1]), dim=1)
         return list(on_device.take(boxes.flatten(1, 2), rows).masked_fill((best < 0)[..., None], 0))
@@ -219,12 +224,12 @@ class WeightedRoIHeads(RoIHeads):
         scores = torch.where(real, probs[..., 1:], -1)
         labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores).flatten(1)
         boxes, scores = boxes.flatten(1, 2), scores.flatten(1)
-        rows, real = on_device.best_boxes(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
+        rows, real, settled = on_device.best_boxes(boxes, scores, labels, self.nms_thresh, self.detections_per_img)
         source = rows // probs[..., 1:].shape[2]
         found = {
             name: on_device.take(t, rows) for name, t in (("boxes", boxes), ("scores", scores), ("labels", labels))
         }
-        found |= {"class_probs": on_device.take(probs, source), "real": real}
+        found |= {"class_probs": on_device.take(probs, source), "real": real, "settled": settled}
         vectors = (
             {"features": on_device.take(pooled.unflatten(0, (images, number)), source)} if self.with_features else {}
         )
@@ -261,11 +266,14 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Training: the four losses, with what is sampled of an image drawn from its target's ``seed``, if any.
 
-        Otherwise: one dict of detections per image.
+        Otherwise: one dict of detections per image, or Columns.
         """
         given = [int(target["seed"]) for target in targets or () if "seed" in target]
         self.rpn.fg_bg_sampler.seeds, self.roi_heads.fg_bg_sampler.seeds = given, [seed + 1 for seed in given]
-        return super().forward(images, targets)
+        found: Any = super().forward(images, targets)
+        if not self.training and isinstance(found, dict):
+            found["settled"] = found["settled"] & self.rpn.settled
+        return found
 
     def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
         """The box head's vector of each given box, as if it had been proposed: (G, 4) -> (G, D) of each image."""

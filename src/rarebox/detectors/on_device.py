@@ -2,10 +2,13 @@
 
 A host waits for its GPU, which then runs dry, whenever a size depends on the data (``nonzero``, ``nms``, a boolean
 index), a number is looked at, or ordinary memory is copied. Nothing of the kind is in here: tables have a fixed number
-of rows, of which some are not *real*. B pictures of a batch, n rows of each.
+of rows, of which some are not *real*, and loops a fixed number of rounds, which may leave a picture not *settled*: then
+the host, when it reads that, has the batch done in the way that waits. B pictures of a batch, n rows of each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -16,12 +19,32 @@ from rarebox.types import Floats
 from rarebox.views import send
 
 Columns = dict[str, Tensor]
-"""Detections of a batch: (B, n, …) by the names of :class:`~rarebox.types.Detections`, and ``real`` (B, n)."""
+"""Detections of a batch: (B, n, …) by the names of :class:`~rarebox.types.Detections`, ``real`` (B, n), and ``settled``
+(B,)."""
+
+FIRST = 1000
+"""Rows of a picture among which the best are sought."""
+
+ROUNDS = 32
+"""Rounds of suppression that are queued. Trained networks were seen to need 9, untrained ones 18, and rarely more."""
+
+
+_may_wait = ContextVar("may_wait", default=False)
 
 
 def wanted(device: torch.device) -> bool:
     """Whether detectors take this way: here alone it is chosen. A CPU is faster with lists that shrink."""
-    return device.type == "cuda"
+    return device.type == "cuda" and not _may_wait.get()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """In here, detectors take torchvision's way, for which the host waits."""
+    token = _may_wait.set(True)
+    try:
+        yield
+    finally:
+        _may_wait.reset(token)
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
@@ -53,33 +76,35 @@ def clip(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     return boxes.clamp(min=0).minimum(borders.view(-1, *[1] * (boxes.ndim - 2), 4))
 
 
-def best_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` rows that ``batched_nms`` keeps, best first: (B, count), and which are real.
+def best_boxes(
+    boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``count`` rows that ``batched_nms`` keeps, best first: (B, count), which are real, and settled (B,).
 
-    (B, n, 4), (B, n), (B, n); a row with a negative score takes no part. Greedy suppression needs no more than its
-    next survivor, so ``count`` rounds for all pictures at once are all that is computed of it.
+    (B, n, 4), (B, n), (B, n); a row with a negative score takes no part. What falls depends on better rows alone, so
+    the best ``FIRST`` rows are looked at; a picture is not settled if that was too few.
     """
-    left, rows, best = scores.clone(), [], []
-    for _ in range(min(count, scores.shape[1])):
-        score, row = left.max(dim=1, keepdim=True)
-        falls = (iou(take(boxes, row), boxes) > threshold) & (take(labels, row) == labels)
-        left.masked_fill_(falls, -1).scatter_(1, row, -1)
-        rows.append(row)
-        best.append(score)
-    return torch.cat(rows, dim=1), torch.cat(best, dim=1) >= 0
+    some, rows = scores.topk(min(FIRST, scores.shape[1]), dim=1)
+    stays, settled = survivors(take(boxes, rows), some >= 0, threshold, take(labels, rows))
+    enough = (stays.sum(dim=1) >= count) | (some[:, -1] < 0) | (some.shape[1] == scores.shape[1])
+    best, places = some.masked_fill(~stays, -1).topk(min(count, some.shape[1]), dim=1)
+    return take(rows, places), best >= 0, settled & enough
 
 
-def survivors(boxes: Tensor, real: Tensor, threshold: float) -> Tensor:
-    """Greedy suppression, where all that stay are wanted, of sorted rows: which stay.
+def survivors(boxes: Tensor, real: Tensor, threshold: float, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Greedy suppression of sorted rows, best first: which stay (B, n), and of which pictures that is settled (B,).
 
-    (B, L, n, 4) and (B, L, n), each of the L lists by itself, best first -> (B, L, n). One round of two small kernels
-    for each of the n places.
+    (B, n, 4), (B, n) and (B, n): a row falls if a better one of its label that stays overlaps it. Asked of all rows at
+    once, again and again, that settles the first row, then the second, … and in fact nearly all in a few rounds; what
+    does not change any more is the greedy answer. One round is three kernels, so ``ROUNDS`` of them are queued.
     """
-    lists = [(iou(b[:, :, None], b[:, None]) > threshold).triu(1) for b in boxes.unbind(dim=1)]
-    falls, stays = torch.stack(lists, dim=1), real.clone()
-    for place in range(stays.shape[2] - 1):
-        stays.masked_fill_(falls[:, :, place] & stays[:, :, place, None], False)
-    return stays
+    falls = iou(boxes[:, :, None], boxes[:, None]) > threshold
+    if labels is not None:
+        falls &= labels[:, :, None] == labels[:, None]
+    falls, stays, before = falls.triu(1), real, real
+    for _ in range(ROUNDS):
+        before, stays = stays, real & ~(falls & stays[:, :, None]).any(dim=1)
+    return stays, (stays == before).all(dim=1)
 
 
 def in_originals(found: Columns, matrices: Floats, back: Floats) -> Columns:

@@ -145,10 +145,11 @@ class WeightedRetinaNet(RetinaNet):
             columns.append((*row, on_device.take(tower[level], source // per_place)) if tower else row)
         names = ("boxes", "scores", "labels", "class_probs", "features")
         found = dict(zip(names, (torch.cat(column, dim=1) for column in zip(*columns, strict=True)), strict=False))
-        rows, real = on_device.best_boxes(
+        rows, real, settled = on_device.best_boxes(
             found["boxes"], found["scores"], found["labels"], self.nms_thresh, self.detections_per_img
         )
-        return {**{name: on_device.take(column, rows) for name, column in found.items()}, "real": real}
+        found = {name: on_device.take(column, rows) for name, column in found.items()}
+        return {**found, "real": real, "settled": settled}
 
 
 def light_head(channels: int, anchors: int, classes: int, convs: int = 2) -> WeightedHead:
