@@ -292,6 +292,18 @@ def test_compas_multiplies_the_scaled_disagreements_on_class_and_place() -> None
     assert found[0][1] == pytest.approx(1 / 6)
 
 
+def test_compas_asks_from_its_floor_on() -> None:
+    """0.5 and 0.55 are asked about, 0.49 is not: it comes last whatever the disagreement."""
+    candidates = replace(
+        pool()[:4],
+        scores=np.array([0.49, 0.5, 0.55, 0.9]),
+        class_disagreement=np.array([9.0, 2.0, 1.0, 0.0]),
+        box_disagreement=np.array([9.0, 2.0, 1.0, 0.0]),
+    )
+    found = list(of("compas")(candidates, STATE, np.random.default_rng(0)))
+    assert found == [(1, 1.0), (2, 0.25), (3, 0.0), (0, pytest.approx(0.49 - 2))]
+
+
 def images_of(counts: list[int], scores: list[float], **columns: Any) -> Candidates:
     """Candidates of images 0, 1, …, so many each, with these scores one after the other."""
     return replace(
@@ -336,6 +348,23 @@ def test_cald_takes_the_least_consistent_and_of_those_first_the_ones_unlike_the_
     state = replace(STATE, images=images, class_counts=np.array([16, 4, 0]), images_labelled=5, budget=8)
     # in: 4 (nothing detected, so first), 0 and 1; 1 shows a class never labelled, 0 the common one. Then 2 and 3.
     assert ranking("image_cald", pool(), state) == [4, 1, 0, 2, 3]
+
+
+def test_cald_compares_softmaxes_of_class_scores_and_of_counts_an_image() -> None:
+    """Three images that are equally inconsistent, the first of which has no detection. JS to the labelled images' mean
+    counts: 0.230 and 0.177; the other way round without softmaxes (0.295, 0.355) and by whole counts (0.441, 0.491)."""
+    scores = np.array([[0.0, 0.0, 0.0], [0.5, 0.9, 0.2], [0.0, 0.1, 0.6]])
+    images = ImageScores(np.arange(3), np.zeros(3), scores)
+    state = replace(STATE, images=images, class_counts=np.array([18, 1, 14]), images_labelled=5, budget=20)
+    assert ranking("image_cald", pool(), state) == [0, 1, 2]
+
+
+def test_cald_reorders_no_more_than_the_head() -> None:
+    """Five boxes an image: a budget of 20 buys four images, so 4.8, five, are reordered and the sixth is not."""
+    scores = np.eye(3)[[0, 0, 0, 0, 1, 2, 2]]
+    images = ImageScores(np.arange(7), np.arange(7) / 10, scores)
+    state = replace(STATE, images=images, class_counts=np.array([20, 5, 0]), images_labelled=5, budget=20)
+    assert ranking("image_cald", pool(), state) == [4, 0, 1, 2, 3, 5, 6]
 
 
 def test_enms_divproto_passes_over_what_repeats_and_takes_minorities_first() -> None:
@@ -384,6 +413,14 @@ def test_enms_divproto_sees_a_minority_from_a_score_of_three_tenths_on(score: fl
     )
     # By entropy 0, 1, 2 (0.693, 0.673, 0.602 or 0.619). Two places are open for the minority, which 1 shows.
     assert ranking("enms_divproto", candidates, state) == order
+
+
+def test_k_center_takes_points_that_are_not_numbers_once_each() -> None:
+    points = np.array([[0.0, 0.0], [np.nan, 1.0], [3.0, 0.0], [9.0, np.nan], [1.0, 0.0]])
+    for centres in (np.zeros((0, 2)), np.array([[0.0, 0.0], [np.nan, 0.0]])):
+        rows = [row for row, _ in k_center(points, centres, first=0)]
+        assert sorted(rows) == [0, 1, 2, 3, 4]
+        assert [row for row in rows if row not in (1, 3)] == ([0, 2, 4] if len(centres) == 0 else [2, 4, 0])
 
 
 def test_k_center_takes_equal_points_once_each() -> None:

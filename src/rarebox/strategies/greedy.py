@@ -15,7 +15,7 @@ def k_center(points: Floats, centres: Floats, first: int) -> Iterator[tuple[int,
 
     ``points`` (N, D), ``centres`` (L, D) that are taken already; without any, ``first`` opens. Yields (row, Euclidean
     distance to the nearest centre), every row once; what the caller then passes over counts as a centre all the same.
-    Only the running minimum is kept: O(N) memory, O(N D) a pick.
+    Only the running minimum is kept: O(N) memory, O(N D) a pick. A point that holds NaN is as far from all as can be.
     """
     points = np.ascontiguousarray(points, dtype=np.float32)
     squares = np.einsum("nd,nd->n", points, points)
@@ -25,7 +25,7 @@ def k_center(points: Floats, centres: Floats, first: int) -> Iterator[tuple[int,
         product = points @ chunk.T
         np.multiply(product, -2, out=product)
         product += np.einsum("nd,nd->n", chunk, chunk)
-        np.minimum(nearest, squares + product.min(axis=1), out=nearest)
+        np.fmin(nearest, squares + np.fmin.reduce(product, axis=1), out=nearest)
     if len(points) and not len(centres):
         nearest[first] = np.inf
         nearest[:first] = nearest[first + 1 :] = np.finfo(np.float32).max
@@ -37,5 +37,5 @@ def k_center(points: Floats, centres: Floats, first: int) -> Iterator[tuple[int,
         np.multiply(distance, -2, out=distance)
         distance += squares
         distance += squares[row]
-        np.minimum(nearest, distance, out=nearest)
+        np.fmin(nearest, distance, out=nearest)
         nearest[row] = -np.inf
