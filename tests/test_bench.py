@@ -205,7 +205,7 @@ def test_mistakes_of_yaml(tmp_path: Path, text: str, wanted: str) -> None:
     (tmp_path / "g.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"g\.yaml: .*{wanted}"):
         bench.read(tmp_path / "g.yaml")
-    with pytest.raises(UserError, match=r"none\.yaml: the grid cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yaml: there is no such grid"):
         bench.read(tmp_path / "none.yaml")
 
 
@@ -434,8 +434,11 @@ def test_a_first_cycle_that_fails_is_tried_once(
 
 
 def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(UserError, match=r"data set photos is not at no/photos; say where it lies: --data photos="):
+    with pytest.raises(UserError, match=r"data set photos: no/photos does not exist .*\n.* --data photos="):
         work(grid(data=["no/photos"]), tmp_path / "out")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"data set nothing: .* is empty"):
+        work(grid(data=[str(tmp_path / "nothing")]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rarebox.data import load
+from rarebox.data import load, refuse_missing
 from rarebox.errors import UserError
 
 
@@ -15,6 +15,20 @@ def test_a_missing_folder_suggests_its_nearest_neighbour(tmp_path: Path) -> None
         load(tmp_path / "aquariun")
     with pytest.raises(UserError, match="xyz does not exist; name a folder with images and labels"):
         load(tmp_path / "xyz")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("scene", "scenes"), ("voc712", "voc0712")])
+def test_a_name_that_is_nearly_that_of_a_known_data_set_suggests_it(name: str, meant: str) -> None:
+    for look in (load, refuse_missing):
+        with pytest.raises(UserError, match=f"{name} does not exist; did you mean '{meant}'"):
+            look(name)
+
+
+def test_a_folder_without_a_data_set_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is empty; put images and labels there"):
+        refuse_missing(tmp_path)
+    refuse_missing("scenes")
+    refuse_missing("voc0712")
 
 
 def test_a_missing_path_says_how_far_it_is_right(tmp_path: Path) -> None:

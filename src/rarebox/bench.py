@@ -24,7 +24,7 @@ from rarebox import compare, config, strategies
 from rarebox.cluster import Cluster
 from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
-from rarebox.data import Dataset, voc
+from rarebox.data import Dataset, refuse_missing
 from rarebox.errors import Busy, UserError, unknown_name
 from rarebox.run_folder import RunFolder, hold_when_free, read_json, write_json, write_text
 
@@ -124,6 +124,8 @@ class _OneOfEach(yaml.SafeLoader):
 def _load(file: Path) -> dict[str, Any]:
     try:
         grid = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)
+    except FileNotFoundError as error:
+        raise UserError("there is no such grid; the paper's are in the folder paper/ of the sources") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the grid cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -350,9 +352,11 @@ class Bench:
         Runs that another process is at work on are left to it, and looked after again when nothing else is left. A
         run that failed before is tried once more; one that fails now, here or in another process, is not.
         """
-        for run in self.wanted:
-            if self.state(run) != "done":
-                _data_is_there(run)
+        for name, folder in {run.data: run.settings.data for run in self.wanted if self.state(run) != "done"}.items():
+            try:
+                refuse_missing(folder)
+            except UserError as error:
+                raise UserError(f"the data set {name}: {error}\nSay where it lies: --data {name}=FOLDER") from error
         self._claim(file)
         self._earlier = {run.folder: self._failure(run) for run in with_shares(self.wanted)}
         self._since, self._trained = time.monotonic(), self._cycles(self.wanted)[0]
@@ -547,9 +551,3 @@ def remove_models(place: RunFolder) -> None:
     for name in ("model.safetensors", "fit.checkpoint"):
         for file in place.root.glob(f"cycle_*/{name}"):
             file.unlink(missing_ok=True)
-
-
-def _data_is_there(run: Planned) -> None:
-    name = run.settings.data
-    if name != "scenes" and name not in voc.ARCHIVES and not Path(name).exists():
-        raise UserError(f"the data set {run.data} is not at {name}; say where it lies: --data {run.data}=FOLDER")

@@ -191,12 +191,10 @@ def connected(engine: str, address: str | None, as_json: bool) -> Iterator[Any]:
 def refuse_early(out: Path, settings: config.Settings, share: Path | None) -> None:
     """UserError for what can be told without torch, which takes some seconds to load."""
     from rarebox import data, strategies
-    from rarebox.data import voc
     from rarebox.run_folder import RunFolder
 
     strategies.choose(settings.selection)
-    if settings.data != "scenes" and settings.data not in voc.ARCHIVES and not Path(settings.data).exists():
-        data.load(settings.data)  # it says what is there instead
+    data.refuse_missing(settings.data)
     if share and not RunFolder(out).records():
         RunFolder(share).check_first_model()
     # Weights that cannot be had may still change these two.

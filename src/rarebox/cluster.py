@@ -83,8 +83,8 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
             raise UserError(f"--address {address}: give HOST:PORT, or auto for the cluster of this machine") from None
         except OSError as error:
             raise UserError(
-                f"--address {address}: nobody answers there ({error}); start a cluster (ray start --head), and name "
-                "the address that it says"
+                f"--address {address}: nobody answers there ({error.strerror or error}); start a cluster "
+                "(ray start --head), and name the address that it says"
             ) from None
 
 

@@ -131,7 +131,7 @@ def load_data(name: str, progress: Progress = lambda *_: None) -> data.Dataset:
     def read(done: int, of: int) -> None:
         progress("read", done, of, "images")
 
-    if name == "scenes":
+    if name == data.MADE:
         return data.load(scenes.make(cache_folder() / f"scenes-{scenes.RECIPE}"), read=read)
     if name in voc.ARCHIVES and not Path(name).exists():
         voc.download(cache_folder() / name)

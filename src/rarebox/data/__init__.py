@@ -140,6 +140,26 @@ def load(path: str | Path, *, check_pixels: bool = False, read: ReadProgress = l
     return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read)
 
 
+MADE = "scenes"
+"""The data set that is made on the spot."""
+
+
+def refuse_missing(name: str | Path) -> None:
+    """UserError, at once, for a data set that is not there or of no format that is understood.
+
+    What its images are like is not looked at, and what would be made or downloaded is there.
+    """
+    from rarebox.data import voc
+
+    path = Path(name).expanduser()
+    if str(name) == MADE or str(name) in voc.ARCHIVES or voc.wants_download(path):
+        return
+    if not path.exists():
+        raise _missing(path)
+    if _reader(path) is None:
+        raise _not_understood(path)
+
+
 def assemble(
     root: Path, train: Listing, test: Listing | None = None, *, check_pixels: bool = False,
     read: ReadProgress = lambda *_: None,
@@ -175,6 +195,10 @@ def _reader(path: Path) -> Reader | None:
 
 
 def _missing(path: Path) -> UserError:
+    from rarebox.data import voc
+
+    if str(path) == path.name and (known := get_close_matches(path.name, (MADE, *voc.ARCHIVES), n=1, cutoff=0.7)):
+        return UserError(f"{path} does not exist; did you mean {known[0]!r}?")
     if not path.parent.is_dir():
         there = next(parent for parent in path.absolute().parents if parent.is_dir())
         return UserError(f"{path} does not exist (there is only {there}); name a folder with images and labels")
