@@ -505,7 +505,9 @@ def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_pa
     group = group_of(tmp_path, lines)
     looks = grid_figures.looks_of([group])
     assert [looks[name] for name in ("plain", "whole", "dice")] == [*zip(figures.PALETTE, "osD", strict=False)]
-    assert sum(colour != figures.LIGHT["muted"] for colour, _ in looks.values()) == 8
+    named = [name for name, (colour, _) in looks.items() if colour != figures.LIGHT["muted"]]
+    assert len(named) == 8
+    assert named[3:] == [f"other {i}" for i in (12, 11, 10, 9, 8)]  # the best of the others
     with figures.style():
         panels = grid_figures.of_group(group, looks)
     assert [panel.name for panel in panels["each"]] == ["each_labels", "each_looks"]

@@ -88,7 +88,8 @@ def demo(
 
     console.print("[bold]rarebox demo[/bold]: handwritten digits in busy pictures, ten classes with a long tail")
     runs = []
-    for strategy, method in DEMO_RUNS:
+    for number, (strategy, method) in enumerate(DEMO_RUNS, start=1):
+        console.print(f"\nrun {number} of {len(DEMO_RUNS)}")
         changes = {**DEMO, "seed": seed, "selection.strategy": strategy, "pseudo.method": method}
         settings = config.resolve("laptop", None, changes)
         announce(out / strategy, settings)
@@ -245,7 +246,7 @@ def run_to_end(
         if done < cycles and len(ends) > 1:
             # The first to end says nothing: it is cycle 1, which scores no pool, or was begun before a stop.
             left = (ends[-1] - ends[0]) / (len(ends) - 1) * (cycles - done)
-            rest = f"; about {minutes(left)} left"
+            rest = f"; about {minutes(left)} left of this run"
         console.print(
             f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{shown(record['ap50'])}[/bold] with "
             f"{record['labels']} labels and {record['looks']} looks{rest}"

@@ -35,11 +35,12 @@ Look = tuple[str, str]
 
 
 def looks_of(groups: Sequence[Group]) -> dict[str, Look]:
-    """The look of each method, the same in all figures: the references and the ablation come first and get a colour."""
+    """The look of each method, the same in all figures: the references and the ablation get a colour first, then the
+    best of the others."""
     first = [
         name for group in groups for name in (*compare.ablation(group).values(), *compare.references(group).values())
     ]
-    names = list(dict.fromkeys([*first, *(name for group in groups for name in group.methods)]))
+    names = list(dict.fromkeys([*first, *(name for group in groups for name in compare.ranked(group))]))
     plain = (LIGHT["muted"], "")
     return {name: (PALETTE[i], MARKERS[i]) if i < len(PALETTE) else plain for i, name in enumerate(names)}
 
