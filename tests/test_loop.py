@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from rarebox.errors import TrainingDiverged, UserError
 from rarebox.pictures import Pictures
 from rarebox.pseudo import METHODS, read_targets
 from rarebox.ranking import still_open
-from rarebox.run_folder import RunFolder
+from rarebox.run_folder import RunFolder, write_json
 from rarebox.store import Store
-from rarebox.types import Answer, GroundTruth, Verdict
+from rarebox.types import Answer, GroundTruth, ImageRecord, Verdict
 from tests.tiny import as_options, make_data, settings
 
 Record = dict[str, Any]
@@ -348,10 +349,38 @@ def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, t
     assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
     assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
     assert "fit" not in shared[0]["seconds"]
-    assert "score" not in shared[1]["seconds"]  # by the same model: taken over, too
+    assert "evaluate" not in shared[0]["seconds"]  # of the same model: taken over, too
+    assert "score" not in shared[1]["seconds"]
+    assert {"fit", "evaluate"} <= shared[1]["seconds"].keys()
     assert {"score", "fit"} <= shared[2]["seconds"].keys()
     assert shared[0]["notes"]
     assert not alone[0]["notes"]
+
+
+def test_what_a_shared_model_reached_counts_on_the_same_test_images_alone(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(finished, tmp_path / "other")
+    write_json(other / "cycle_01" / "evaluated.json", {"test": "another", "result": {"ap50": 0.123}})
+    records = loop.run(tmp_path / "run", settings(pictures, selection__strategy="random", budget=[]), share=other)
+    assert "evaluate" in records[0]["seconds"]
+    assert records[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
+
+
+def test_test_images_are_told_apart_by_their_truth_and_the_device() -> None:
+    def told(
+        x1: float = 0.0, label: int = 0, difficult: bool = False, image: str = "a.png", device: str = "cpu"
+    ) -> str:
+        truth = GroundTruth(np.array([[x1, 0, 9, 9]]), np.array([label]), np.array([difficult]))
+        run: Any = SimpleNamespace(
+            test=SimpleNamespace(records=[ImageRecord(3, image, 10, 10)]), test_truth={3: truth}, classes=("a", "b"),
+            settings=SimpleNamespace(device=device),
+        )  # fmt: skip
+        return loop._test(run)
+
+    assert told() == told()
+    changed = [told(x1=0.5), told(label=1), told(difficult=True), told(image="b.png"), told(device="cuda")]
+    assert len({told(), *changed}) == 6
 
 
 def test_options_that_change_what_is_trained_on_or_from_do(pictures: Path, finished: Path, tmp_path: Path) -> None:

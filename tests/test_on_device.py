@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from rarebox import config, scoring
 from rarebox.candidates import find_partners
@@ -96,20 +96,18 @@ def test_a_picture_is_settled_if_the_rest_cannot_count(monkeypatch: pytest.Monke
     assert on_device.best_boxes(boxes, torch.linspace(1, 0.5, 6)[None], labels, 0.2, 6)[2].item()
 
 
-@pytest.mark.parametrize("where", ["ROUNDS", "FIRST", ""])
+@pytest.mark.parametrize("where", ["ROUNDS", "FIRST", "one view"])
 def test_an_image_that_is_not_settled_is_done_the_other_way(
     where: str, detector: TorchDetector, pictures: list[Picture], forced: Callable[[bool], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """All of them, and the second alone, for its last view."""
+    """All of them, and the second alone, for its last view: with features, as the batch was asked for."""
     plans = [make_views(VIEWS, *detector.input_size(p), np.random.default_rng(0)) for p in pictures]
     forced(False)
-    alone = [detector.predict_views([p], [plan])[0] for p, plan in zip(pictures, plans, strict=True)]
+    other = detector.predict_views(pictures, plans, features=True)
     forced(True)
-    settled_in_batch = detector.queue_views(pictures, plans)()
-    if where:
-        monkeypatch.setattr(on_device, where, 1)
-    else:
+    settled = [found for found, _ in detector.queue_views(pictures, plans, features=True)()]
+    if where == "one view":
         honest = detector._matched
 
         def unsettled(found: on_device.Columns, *args: Any) -> on_device.Parcel:
@@ -117,11 +115,59 @@ def test_an_image_that_is_not_settled_is_done_the_other_way(
             return honest({**found, "settled": torch.arange(18) != 11}, *args)
 
         monkeypatch.setattr(detector, "_matched", unsettled)
-    for place, (found, matched) in enumerate(detector.queue_views(pictures, plans)()):
-        again = bool(where) or place == 1
+    else:
+        monkeypatch.setattr(on_device, where, 1)
+    for place, (found, matched) in enumerate(detector.queue_views(pictures, plans, features=True)()):
+        again = where != "one view" or place == 1
         assert (matched is None) == again
-        for ours, theirs in zip(found, alone[place] if again else settled_in_batch[place][0], strict=True):
-            np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        for ours, theirs in zip(found, (other if again else settled)[place], strict=True):
+            for name in ("boxes", "features"):
+                np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_proposals_of_one_level_that_are_not_settled_unsettle_their_picture(
+    make_detector: Callable[..., TorchDetector], pictures: list[Picture], forced: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Each call of ``survivors`` by the proposal network is one level of all pictures."""
+    detector, told = make_detector("faster_rcnn"), []
+    monkeypatch.setattr(detector, "_matched", lambda found, *_: told.append(found["settled"].tolist()))
+    forced(True)
+    honest, calls = on_device.survivors, 0
+
+    def survivors(boxes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        stays, settled = honest(boxes, *rest)
+        calls += 1
+        return stays, settled & (torch.arange(len(boxes)) != calls - 1) if calls < 3 else settled
+
+    monkeypatch.setattr(on_device, "survivors", survivors)
+    detector.queue_views(pictures, [()] * 3)
+    assert calls > 3
+    assert told == [[False, False, True]]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_proposals_are_the_same_both_ways_in_any_precision(
+    precision: str, make_detector: Callable[..., TorchDetector], forced: Callable[[bool], None]
+) -> None:
+    """Beyond 256 pixels bfloat16 knows even numbers alone; no proposal may be rounded to them."""
+    detector = make_detector("faster_rcnn", image_size=320)
+    detector.training = detector.training.model_copy(update={"precision": precision})
+    picture = Picture(np.random.default_rng(0).integers(0, 255, (320, 480, 3), dtype=np.uint8), 480, 320)
+    seen: list[Tensor] = []
+    heads: Any = detector.network.roi_heads
+    heads.register_forward_pre_hook(lambda _, args: seen.append(args[1][0]))
+    for on in (False, True):
+        forced(on)
+        detector.queue_views([picture], [()])
+    there, here = (boxes[boxes[:, 2] > boxes[:, 0]] for boxes in seen)
+    assert there.dtype == here.dtype == torch.float32
+    beyond = there[there[:, 0] > 256, 0]
+    assert len(beyond) > 10
+    assert (beyond % 1 != 0).any()
+    overlap = box_iou(there, here).amax(dim=1)
+    assert (overlap > 0.999).float().mean() > 0.95
 
 
 def test_deltas_are_decoded_as_torchvision_does() -> None:

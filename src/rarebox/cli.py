@@ -134,7 +134,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Simulate active learning on a labelled data set: select, label, train, evaluate, again and again."""
-    if int(os.environ.get("RANK", 0)) > 0 and "WORLD_SIZE" in os.environ:  # torchrun's others do as the first says
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":  # torchrun's others do as the first says
         from rarebox import detectors
 
         detectors.distributed.follow(detectors.help_train)

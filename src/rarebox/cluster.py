@@ -63,6 +63,8 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
         raise unknown_name("engine", engine, ("local", "ray"))
     if engine == "local" and address:
         raise UserError(f"--address {address} says where a Ray cluster is; it goes with --engine ray")
+    if address is not None and not address.strip():
+        raise UserError("--address is empty; give HOST:PORT, or auto, or leave it out to use this machine alone")
     if engine == "ray" and settings and settings.training.freeze == "backbone":
         raise UserError(
             "what a frozen backbone has seen is kept on this machine, and others would have to look again in each "

@@ -460,7 +460,13 @@ def take_first_model(run: Run, share: Path) -> None:
 
 
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
-    """AP of the model on the test images, by VOC's and by COCO's rules."""
+    """AP of the model on the test images, by VOC's and by COCO's rules.
+
+    What the model of cycle 1 reached goes with it to the runs that share it, and counts there on the same test images.
+    """
+    kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
+    if cycle == 1 and kept.exists() and (told := read_json(kept))["test"] == asked:
+        return told["result"]
     found: dict[int, Detections] = {}
     running.look(run, run.test)
     with run.stage("evaluate") as report:
@@ -469,7 +475,7 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
             report(len(found), len(run.test), "images")
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))
-    return {
+    result = {
         "ap50": _or_null(voc.mean_ap),
         "ap50_11": _or_null(voc.mean_ap11),
         "per_class_ap50": _named(run, voc.ap),
@@ -477,6 +483,18 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
         "coco_ap50": _or_null(coco["ap50"]),
         "coco_ap75": _or_null(coco["ap75"]),
     }
+    write_json(kept, {"test": asked, "result": result})
+    return result
+
+
+def _test(run: Run) -> str:
+    """What an AP is measured on: the test images, their truth, and the kind of device."""
+    truths = [run.test_truth[record.id] for record in run.test.records]
+    columns = [np.ascontiguousarray(column) for truth in truths for column in vars(truth).values()]
+    told = sha256(repr((scoring.listed(run.test.records), run.classes, run.settings.device)).encode())
+    for column in columns:
+        told.update(column.tobytes())
+    return told.hexdigest()
 
 
 def record(

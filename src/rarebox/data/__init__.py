@@ -151,6 +151,8 @@ def refuse_missing(name: str | Path) -> None:
     """
     from rarebox.data import voc
 
+    if not str(name).strip():
+        raise UserError("the data set has no name; give a folder with images and labels, or scenes")
     path = Path(name).expanduser()
     if str(name) == MADE or str(name) in voc.ARCHIVES or voc.wants_download(path):
         return

@@ -117,7 +117,8 @@ class TorchDetector:
     ) -> Callable[[], list[Scored]]:
         """:meth:`predict_views` as a function to be called for its result, when the device had time to compute it.
 
-        An image of which a GPU could not settle everything without waiting is done again, in the way that waits.
+        Where a GPU could not settle everything about an image without waiting, the batch is done again in the way that
+        waits, for that image.
         """
         pictures = _as_pictures(images)
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
@@ -129,11 +130,11 @@ class TorchDetector:
 
             def read() -> list[Scored]:
                 opened = _opened(parcel, [len(plan) for plan in plans])
-                left = [place for place, one in enumerate(opened) if one is None]
+                if None not in opened:
+                    return cast(list[Scored], opened)
                 with on_device.waiting():
-                    again = [self.queue_views([images[i]], [views[i]], features=features)()[0] for i in left]
-                anew = iter(again)
-                return [next(anew) if one is None else one for one in opened]
+                    again = self.queue_views(images, views, features=features)()
+                return [one or other for one, other in zip(opened, again, strict=True)]
 
             return read
         rest = iter(found)

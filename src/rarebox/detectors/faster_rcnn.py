@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -36,6 +36,14 @@ class Sampler(BalancedPositiveNegativeSampler):
         return positives, negatives
 
 
+class ExactCoder(BoxCoder):
+    """torchvision's, in float32 whatever the network computes in: bfloat16 knows no odd pixel beyond 256."""
+
+    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+        """Deltas (A, 4) of all images and their anchors -> boxes (A, 1, 4)."""
+        return super().decode(rel_codes.float(), boxes)
+
+
 class WeightedProposals(RegionProposalNetwork):
     """torchvision's proposal network; the class weight acts on objectness, the box weight on its regression.
 
@@ -57,6 +65,16 @@ class WeightedProposals(RegionProposalNetwork):
         if self.training or not on_device.wanted(maps[0].device):
             return super().forward(images, features, targets)
         return self._propose_for_all(images, maps), {}
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """torchvision's, of float32 in mixed precision too, where many scores are equal otherwise."""
+        return super().filter_proposals(proposals, objectness.float(), image_shapes, num_anchors_per_level)
 
     def _propose_for_all(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
         """torchvision's ``filter_proposals`` without a list that shrinks: (P, 4) an image, 0 where it has fewer."""
@@ -254,6 +272,7 @@ class WeightedFasterRCNN(GeneralizedRCNN):
         self, backbone: Pyramid, rpn: WeightedProposals, roi_heads: WeightedRoIHeads, transform: nn.Module
     ) -> None:
         super().__init__(backbone, rpn, roi_heads, transform)
+        rpn.box_coder = ExactCoder(rpn.box_coder.weights)
         for stage in (rpn, roi_heads):
             stock = stage.fg_bg_sampler
             stage.fg_bg_sampler = Sampler(stock.batch_size_per_image, stock.positive_fraction)
@@ -272,7 +291,7 @@ class WeightedFasterRCNN(GeneralizedRCNN):
         self.rpn.fg_bg_sampler.seeds, self.roi_heads.fg_bg_sampler.seeds = given, [seed + 1 for seed in given]
         found: Any = super().forward(images, targets)
         if not self.training and isinstance(found, dict):
-            found["settled"] = found["settled"] & self.rpn.settled
+            found["settled"] &= self.rpn.settled
         return found
 
     def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
