@@ -22,7 +22,7 @@ from rarebox.run_folder import RunFolder
 
 
 def plain(detector: TorchDetector, pictures: Pictures, passes: int, size: int) -> None:
-    """So many passes of ``predict`` over pictures, in batches of one orientation."""
+    """So many passes of ``predict`` over pictures, in batches of one shape."""
     for _ in range(passes):
         for _, batch in pictures.in_batches(running.batches(pictures, size)):
             detector.predict(batch)
