@@ -233,8 +233,12 @@ def run_to_end(
 ) -> None:
     """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
     from rarebox import loop
+    from rarebox.run_folder import RunFolder
 
     ends: list[float] = []
+    before = len(RunFolder(out).records())
+    if 0 < before <= len(settings.budget) and not as_json:
+        console.print(f"{out} goes on after cycle {before} of {len(settings.budget) + 1}", markup=False, soft_wrap=True)
 
     def finished(record: dict[str, Any]) -> None:
         ends.append(time.monotonic())

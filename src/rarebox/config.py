@@ -344,7 +344,8 @@ def _choices(annotation: Any, mark: str = "") -> str:
 def reference() -> str:
     """Every setting, what it means and its default, as the Markdown of ``docs/settings.md``."""
     head = (
-        "# Settings\n\nNumbers in square brackets: rows of [decisions](decisions.md). `make docs` writes this page.\n"
+        "# Settings\n\nNumbers in square brackets: rows of [decisions](decisions.md). `make docs` writes this page. "
+        "Unless another is named, commands begin with the preset `laptop`, whose [changes](#presets) stand at the end.\n"
     )
     return head + "".join(_reference(Settings(), "", "A run")) + _reference_of_presets()
 

@@ -61,6 +61,8 @@ class RunFolder:
 
     def read_settings(self) -> Settings:
         """The settings this run was started with; UserError where no run has been."""
+        if not self.root.exists():
+            raise UserError(f"{self.root} does not exist; name the folder of a run")
         if not self.settings.exists():
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
         told = config.read_file(self.settings)
