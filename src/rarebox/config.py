@@ -345,7 +345,7 @@ def reference() -> str:
     """Every setting, what it means and its default, as the Markdown of ``docs/settings.md``."""
     head = (
         "# Settings\n\nNumbers in square brackets: rows of [decisions](decisions.md). `make docs` writes this page. "
-        "Unless another is named, commands begin with the preset `laptop`, whose [changes](#presets) stand at the end.\n"
+        "Unless another is named, commands begin with the preset `laptop`; its [changes](#presets) stand at the end.\n"
     )
     return head + "".join(_reference(Settings(), "", "A run")) + _reference_of_presets()
 
