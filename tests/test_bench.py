@@ -436,6 +436,9 @@ def test_a_first_cycle_that_fails_is_tried_once(
 def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(UserError, match=r"data set photos: no/photos does not exist .*\n.* --data photos="):
         work(grid(data=["no/photos"]), tmp_path / "out")
+    methods = {"a": {"data": f"{tmp_path}/gone"}, "b": {"data": "scenes"}}  # two of one name
+    with pytest.raises(UserError, match="/gone does not exist"):
+        work(grid(data=None, methods=methods), tmp_path / "out")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match=r"data set nothing: .* is empty"):
         work(grid(data=[str(tmp_path / "nothing")]), tmp_path / "out")

@@ -201,6 +201,9 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     over = line("over", 0, [record(1, 100, 0.3), record(2, 200, 0.7)])
     group = group_of(tmp_path, [two_cycles("plain", 0), over])
     assert compare.areas(group) == {"plain": {0: pytest.approx(0.35)}, "over": {0: pytest.approx(0.4)}}
+    late = line("late", 0, [record(1, 125, 0.4), record(2, 150, 0.6)])
+    begins_late = compare.areas(group_of(tmp_path, [two_cycles("plain", 0), over, late]))
+    assert begins_late["over"] == {0: pytest.approx(0.45)}  # from 125 to 150: 0.4 to 0.5
     by_looks = compare.areas(group, "looks")
     assert by_looks["over"][0] == pytest.approx(0.5)
     # One that bought nothing has no area, and takes the others' from nobody.
@@ -375,9 +378,12 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
         assert not compare.is_papers(group_of(tmp_path, [{**runs[0], "settings": papers | change}]))
 
 
-def test_the_rarest_third_of_six_classes_are_two(tmp_path: Path) -> None:
+def test_the_rarest_third_of_six_classes_are_two_and_of_twenty_seven(tmp_path: Path) -> None:
     last = record(1, 100, 0.3) | {"human_per_class": {name: 10 + i for i, name in enumerate("fedcba")}}
     assert compare.rarest(group_of(tmp_path, [line("plain", 0, [last])])) == ["f", "e"]
+    names = [f"c{i:02d}" for i in range(20)]
+    last |= {"human_per_class": {name: 10 + i for i, name in enumerate(names)}}
+    assert compare.rarest(group_of(tmp_path, [line("plain", 0, [last])])) == names[:7]  # of VOC's twenty classes
 
 
 def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:

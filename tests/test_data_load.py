@@ -31,6 +31,19 @@ def test_a_folder_without_a_data_set_is_refused_before_any_image_is_read(tmp_pat
     refuse_missing("voc0712")
 
 
+def test_what_lies_under_the_name_of_a_download_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("voc2007").mkdir()
+    (tmp_path / "voc2007" / "readme.txt").touch()
+    (tmp_path / "photos").symlink_to("gone")
+    with pytest.raises(UserError, match="voc2007"):
+        refuse_missing("voc2007")
+    with pytest.raises(UserError, match="photos does not exist; name a folder"):
+        refuse_missing("photos")
+    with pytest.raises(UserError, match="neither a COCO JSON"):
+        refuse_missing("/dev/null")
+
+
 def test_a_missing_path_says_how_far_it_is_right(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"there is only {tmp_path}\)"):
         load(tmp_path / "no" / "such" / "folder")

@@ -277,6 +277,9 @@ def test_quota_lets_each_class_fill_its_share_before_the_others_go_on() -> None:
     )
     asked = [row for row, _ in of("quota")(candidates, replace(STATE, budget=3), np.random.default_rng(0))]
     assert asked == [0, 3, 4, 1, 2, 5]
+    # of a budget of 10: 2, 4, 5 (in plain proportion to 1 - N_c / N the first would have 1)
+    asked = [row for row, _ in of("quota")(candidates, replace(STATE, budget=10), np.random.default_rng(0))]
+    assert asked == [0, 1, 3, 4, 5, 2]
 
 
 def test_compas_multiplies_the_scaled_disagreements_on_class_and_place() -> None:

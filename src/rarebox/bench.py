@@ -352,7 +352,7 @@ class Bench:
         Runs that another process is at work on are left to it, and looked after again when nothing else is left. A
         run that failed before is tried once more; one that fails now, here or in another process, is not.
         """
-        for name, folder in {run.data: run.settings.data for run in self.wanted if self.state(run) != "done"}.items():
+        for name, folder in sorted({(r.data, r.settings.data) for r in self.wanted if self.state(r) != "done"}):
             try:
                 refuse_missing(folder)
             except UserError as error:

@@ -154,7 +154,7 @@ def refuse_missing(name: str | Path) -> None:
     if not str(name).strip():
         raise UserError("the data set has no name; give a folder with images and labels, or scenes")
     path = Path(name).expanduser()
-    if str(name) == MADE or str(name) in voc.ARCHIVES or voc.wants_download(path):
+    if str(name) == MADE or voc.wants_download(path):
         return
     if not path.exists():
         raise _missing(path)
@@ -204,13 +204,14 @@ def _missing(path: Path) -> UserError:
     if not path.parent.is_dir():
         there = next(parent for parent in path.absolute().parents if parent.is_dir())
         return UserError(f"{path} does not exist (there is only {there}); name a folder with images and labels")
-    near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1, cutoff=0.5)
+    beside = [p.name for p in path.parent.iterdir() if p.exists()]
+    near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
     hint = f"did you mean {path.parent / near[0]}?" if near else "name a folder with images and labels"
     return UserError(f"{path} does not exist; {hint}")
 
 
 def _not_understood(path: Path) -> UserError:
-    if path.is_file():
+    if not path.is_dir():
         return UserError(f"{path} is neither a COCO JSON nor a YOLO data.yaml. {_LAYOUTS}")
     entries = sorted(path.iterdir())
     if not entries:
