@@ -505,6 +505,28 @@ def test_many_at_once_make_one_store_and_contiguous_positions(path: Path) -> Non
         assert store.unanswered(0) == []
 
 
+def test_switching_to_the_log_is_tried_again_where_sqlite_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who open a new file at once: one in a thousand is told that it is locked, at once."""
+
+    class Connection:
+        def __init__(self, *said: str) -> None:
+            self.said = list(said)
+
+        def execute(self, statement: str) -> None:
+            assert statement == "PRAGMA journal_mode = WAL"
+            if self.said:
+                raise sqlite3.OperationalError(self.said.pop(0))
+
+    twice, broken = Connection(*["database is locked"] * 2), Connection("disk I/O error", "not asked again")
+    store_module._log_ahead(twice)
+    assert not twice.said
+    with pytest.raises(sqlite3.OperationalError, match="disk"):
+        store_module._log_ahead(broken)
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        store_module._log_ahead(Connection(*["database is locked"] * 99))
+
+
 def test_threads_may_share_a_store(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: tell(store, None, OBJECT, (A, 0), image_id=i), [*range(1, 9)] * 5))

@@ -5,6 +5,8 @@ counts; who takes one back adds that it is withdrawn. :mod:`rarebox.people` has 
 A method that writes does so in one transaction; when it returns, the rows are there for good, also after ``kill -9``.
 """
 
+import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -372,7 +374,7 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables or schema.rarebox.name in tables:  # it is written into the file: never into somebody else's
-            connection.execute("PRAGMA journal_mode = WAL")
+            _log_ahead(connection)
         connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -382,6 +384,19 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
     return engine
+
+
+def _log_ahead(connection: Any) -> None:
+    """Switch to a write-ahead log. Where others open a new file at the same moment SQLite does not wait by itself."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _postgresql(url: URL) -> Engine:
