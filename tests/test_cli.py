@@ -187,6 +187,15 @@ def test_run_again_says_that_it_is_finished(monkeypatch, capsys, finished, pictu
     assert "is finished already: 2 cycles" in " ".join(capsys.readouterr().err.split())
 
 
+def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, finished, pictures) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    records = json.loads((out / "metrics.json").read_text())
+    (out / "metrics.json").write_text(json.dumps(records[:1]))
+    assert call(monkeypatch, "run", out, "--data", pictures, *as_options(budget=[4])) == 0
+    assert "goes on after cycle 1 of 2" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((out / "metrics.json").read_text())[1]["ap50"] == records[1]["ap50"]
+
+
 def test_the_time_left_is_said_once_a_cycle_that_scores_is_done(monkeypatch, capsys, tmp_path, pictures) -> None:
     """Cycle 1 scores no pool, so it tells nothing of the others; after the last one nothing is left."""
     assert call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3])) == 0

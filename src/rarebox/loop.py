@@ -462,10 +462,11 @@ def take_first_model(run: Run, share: Path) -> None:
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     """AP of the model on the test images, by VOC's and by COCO's rules.
 
-    What the model of cycle 1 reached goes with it to the runs that share it, and counts there on the same test images.
+    It is kept beside the model, and goes with that of cycle 1 to the runs that share it, where it counts for the same
+    test images.
     """
     kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
-    if cycle == 1 and kept.exists() and (told := read_json(kept))["test"] == asked:
+    if kept.exists() and (told := read_json(kept))["test"] == asked:
         return told["result"]
     found: dict[int, Detections] = {}
     running.look(run, run.test)

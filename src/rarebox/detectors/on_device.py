@@ -26,9 +26,7 @@ FIRST = 1000
 """Rows of a picture among which the best are sought."""
 
 ROUNDS = 32
-"""Rounds of suppression that are queued. Counted once on some dozen pictures on a CPU: a trained Faster R-CNN needed 9
-at most, untrained networks 18. An untrained ResNet-50 on a GPU sometimes needed more than 24."""
-
+"""Rounds of suppression that are queued; 24 were too few for some pictures of an untrained ResNet-50."""
 
 _may_wait = ContextVar("may_wait", default=False)
 
