@@ -26,6 +26,7 @@ from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
 from rarebox.data import Dataset, refuse_missing
 from rarebox.errors import Busy, UserError, unknown_name
+from rarebox.parsing import Loader, from_yaml
 from rarebox.run_folder import RunFolder, hold_when_free, read_json, write_json, write_text
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
@@ -111,7 +112,7 @@ def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
     return [run for run in runs if not only or any(fits(run.name, text) for text in only)]
 
 
-class _OneOfEach(yaml.SafeLoader):
+class _OneOfEach(Loader):
     """YAML lets the last of two equal names win, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -123,7 +124,7 @@ class _OneOfEach(yaml.SafeLoader):
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        grid = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)
+        grid = from_yaml(file.read_text(encoding="utf-8"), _OneOfEach)
     except FileNotFoundError as error:
         raise UserError("there is no such grid; the paper's are in the folder paper/ of the sources") from error
     except (OSError, UnicodeDecodeError) as error:

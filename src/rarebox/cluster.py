@@ -23,6 +23,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from rarebox.config import Settings
+from rarebox.data.remote import trust
 from rarebox.errors import UserError, unknown_name
 from rarebox.pictures import Pictures
 from rarebox.types import Candidates, ImageRecord, ImageScores
@@ -230,6 +231,8 @@ class Scorer:
 
     def __init__(self, model: Mapping[str, bytes], settings: Settings, cycle: int, threads: int) -> None:
         self.model, self.settings, self.cycle, self.threads, self.detector = model, settings, cycle, threads, None
+        trust(settings.data)
+        trust(settings.data)
 
     def ready(self) -> Iterator[dict[str, Any]]:
         """Load the model; what this worker runs on, and its process."""

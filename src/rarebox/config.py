@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rarebox.errors import UserError, unknown_name
+from rarebox.parsing import from_yaml
 
 Share = float
 """A number in [0, 1]."""
@@ -298,7 +299,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set wants name=value, got {change!r}")
         try:
-            parsed[name.strip()] = yaml.safe_load(value)
+            parsed[name.strip()] = from_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"--set {change}: the value is not valid YAML: {error}") from error
     return parsed
@@ -383,7 +384,7 @@ def difference(one: Settings, other: Settings, but: Collection[str] = ()) -> lis
 def read_file(file: Path) -> dict[str, Any]:
     """The nested plain values of a YAML file; UserError if it cannot be read or holds something else."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = from_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the settings file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:

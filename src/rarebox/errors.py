@@ -1,11 +1,29 @@
 """Errors that are the user's to mend: the command line prints their message, without a traceback, and exits with 2."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_LOGIN = re.compile(r"(?<=://)[^/?#\s@]*@")
+_QUERY = re.compile(r"(://[^\s?'\"]*\?)[^\s'\"]+")
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def presentable(text: str) -> str:
+    """A text as a person may see it: without the passwords and signatures in its URLs, without control characters.
+
+    ``https://user:secret@host/a.jpg?signature=…`` loses what stands before the ``@`` and after the ``?``. Control
+    characters, which a terminal would obey, and halves of characters become escapes such as ``\\x1b``.
+    """
+    text = _QUERY.sub(r"\1…", _LOGIN.sub("", text))
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class UserError(Exception):
     """Something the person at the keyboard can put right; the message says what came, what was wanted, what to do."""
+
+    def __str__(self) -> str:
+        return presentable(super().__str__())
 
 
 class Busy(UserError):

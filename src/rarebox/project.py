@@ -12,8 +12,8 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
-from rarebox.data.images import SUFFIXES, UnreadableImage, fetched, image_files, image_size, read_picture, readers
-from rarebox.data.remote import is_list, is_url, listing, location
+from rarebox.data.images import SUFFIXES, UnreadableImage, content_of, image_files, image_size, read_picture, readers
+from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import UserError
 from rarebox.people import clean_name
 from rarebox.ranking import Head
@@ -203,6 +203,7 @@ def create(
     known = data.load(labels) if labels else None
     names = _class_names([*(known.classes if known else ()), *classes])
     if from_list:
+        trust(images)
         progress("list", 0, 1, str(images))  # a server may take its time
         files, unknown = listing(location(images), SUFFIXES), []
         progress("list", 1, 1, str(images))
@@ -245,10 +246,10 @@ def read_images(
 
     def probe(file: Path | str) -> ImageRecord | UnreadableImage:
         try:
-            content = fetched(file)
-            width, height, _ = image_size(file, content)
-            record = ImageRecord(0, location(file), width, height)
-            read_picture(record, *size, content)
+            with content_of(file) as content:
+                width, height, _ = image_size(file, content)
+                record = ImageRecord(0, location(file), width, height)
+                read_picture(record, *size, content)
             return record
         except UnreadableImage as error:
             return error

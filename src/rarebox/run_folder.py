@@ -11,7 +11,9 @@ from typing import Any
 
 from rarebox import config
 from rarebox.config import Settings
+from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
+from rarebox.parsing import from_json
 from rarebox.store import Store
 
 if os.name == "nt":
@@ -68,7 +70,9 @@ class RunFolder:
         told = config.read_file(self.settings)
         if isinstance(told.get("detector"), dict):  # before that setting existed, anchors shrank as the input did
             told["detector"].setdefault("anchor_cells", 0.0)
-        return config.check(told)
+        settings = config.check(told)
+        trust(settings.data)
+        return settings
 
     def check_first_model(self) -> None:
         """UserError if there is no model of cycle 1."""
@@ -178,6 +182,6 @@ def write_json(file: Path, value: Any) -> None:
 def read_json(file: Path) -> Any:
     """Read JSON; UserError names a file that is broken."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it, or start again in a new folder") from error

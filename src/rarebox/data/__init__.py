@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rarebox.boxes import clip
-from rarebox.data.images import UnreadableImage, fetched, image_files, image_size, read_image, readers
+from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_image, readers
 from rarebox.data.remote import is_url, location
-from rarebox.errors import UserError
+from rarebox.errors import UserError, presentable
+from rarebox.naming import clean
 from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
 
 __all__ = ["EXPORT_MARK", "Dataset", "ListedBox", "ListedImage", "Listing", "Problem", "Split", "assemble", "load"]
@@ -44,6 +45,10 @@ class Problem:
     kind: str
     where: str
     what: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", presentable(self.where))
+        object.__setattr__(self, "what", presentable(self.what))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +106,31 @@ class ListedImage:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a reader found for one split; ``source`` is the file or folder that lists it."""
+    """What a reader found for one split; ``source`` is the file or folder that lists it.
+
+    Class names that no format could give back are cleaned (:func:`rarebox.naming.clean`), which is a problem.
+    """
 
     source: Path
     classes: Sequence[str]
     images: Sequence[ListedImage]
     problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        named = dict.fromkeys([*self.classes, *(box.name for image in self.images for box in image.boxes)])
+        as_cleaned = {name: clean(name) or "unnamed" for name in named}
+        changed = {name: cleaned for name, cleaned in as_cleaned.items() if name != cleaned}
+        if not changed:
+            return
+        for name, cleaned in changed.items():
+            what = f"the class {name!r} is called {cleaned!r} here, since files cannot hold the name as it is"
+            self.problems.append(Problem("class name cleaned", str(self.source), what))
+        images = [
+            replace(image, boxes=[box._replace(name=as_cleaned[box.name]) for box in image.boxes])
+            for image in self.images
+        ]
+        object.__setattr__(self, "classes", list(dict.fromkeys(as_cleaned[name] for name in self.classes)))
+        object.__setattr__(self, "images", images)
 
 
 Reader = Callable[[], tuple[Listing, Listing | None]]
@@ -289,10 +313,10 @@ def _split(
 
 def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:
     try:
-        content = fetched(path)
-        if check_pixels:
-            read_image(path, content)
-        return image_size(path, content)
+        with content_of(path) as content:
+            if check_pixels:
+                read_image(path, content)
+            return image_size(path, content)
     except UnreadableImage as error:
         return error
 

@@ -9,6 +9,7 @@ from typing import Any
 from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
+from rarebox.parsing import from_json
 
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
@@ -66,13 +67,13 @@ def _parse(path: Path) -> dict[str, list[Any]]:
     """The file's content, with its three lists present. Raises `UserError`, naming the line of a syntax error."""
     repair = "repair the file or export it again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = from_json(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}, {where}: this is not valid JSON ({error.msg}); {repair}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: this is not UTF-8 text ({error.reason} at byte {error.start}); {repair}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); {repair}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a COCO file is an object with 'images', 'annotations' and 'categories'; {repair}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rarebox.data.markup import from_xml
 from rarebox.data.review import Batch, Region, Returned, Sheet, colour
 from rarebox.errors import UserError
 from rarebox.types import Query
@@ -87,7 +88,7 @@ def _box(image: ET.Element, sheet: Sheet, query: Query, classes: Sequence[str], 
 def read(file: Path) -> Batch:
     """An export as "CVAT for images 1.1": the XML, out of its archive. Other shapes than boxes are an error."""
     try:
-        root = ET.parse(file).getroot()
+        root = from_xml(file.read_bytes())
     except (OSError, ET.ParseError, ValueError) as error:
         raise UserError(f"{file} cannot be read as XML ({error}); export it again as CVAT for images 1.1") from None
     if root.tag != "annotations" or root.find("track") is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.errors import UserError
+from rarebox.parsing import from_json
 from rarebox.types import Floats
 
 Image = str | int
@@ -134,8 +135,8 @@ class JsonLines:
 
     def _parse(self, number: int, text: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = from_json(text)
+        except ValueError as error:
             raise UserError(
                 f"{self.path}, line {number}: this is not one JSON object ({error}); write each picture on a line of "
                 "its own"
@@ -313,7 +314,7 @@ def read_map(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error}") from error
     for number, text in enumerate(lines, 1):
         try:
-            entry: Mapping[str, Any] = json.loads(text)
+            entry: Mapping[str, Any] = from_json(text)
             matrix = np.array(entry["matrix"], dtype=np.float64).reshape(2, 3)
             patches = np.array(entry["patches"], dtype=np.float32).reshape(-1, 4)
             copies[str(entry["file"])] = {**entry, "matrix": matrix, "patches": patches}

@@ -20,11 +20,13 @@ import yaml
 from numpy.typing import NDArray
 
 from rarebox.data import EXPORT_MARK, cvat, labelstudio
-from rarebox.data.images import fetched
+from rarebox.data.images import SUFFIXES, content_of
 from rarebox.data.review import MODEL, Sheet, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
+from rarebox.naming import clean_all, file_names
+from rarebox.parsing import from_json
 from rarebox.types import Floats, ImageRecord, Ints, Query, Source, as_boxes
 
 _COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")
@@ -110,6 +112,7 @@ def export(
     folder = Path(os.path.abspath(Path(folder).expanduser()))
     if any(a.labels.max(initial=0) >= len(classes) or a.labels.min(initial=0) < 0 for a in annotations):
         raise ValueError(f"labels must be in [0, {len(classes)})")
+    classes = clean_all(classes)
     items = _items(images, annotations, include_pseudo)
     items = [item for item in items if item.labels.complete or not complete_only]
     if not items:
@@ -153,8 +156,9 @@ def export_queries(
     folder = Path(os.path.abspath(Path(folder).expanduser()))
     if not queries:
         raise UserError(f"nothing to export to {folder}: there is no open question; run or serve the next cycle first")
+    classes = clean_all(classes)
     asked = {query.image_id for query in queries}
-    items = _items([record for record in images if record.id in asked], [], False)
+    items = [item for item in _items(images, [], False) if item.record.id in asked]
     _check_free(folder)
     with _staged(folder) as stage:
         shown = sheets([(item.record, item.file) for item in items], queries)
@@ -206,27 +210,15 @@ def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], in
         raise ValueError("annotations must be of different images, all of them among those to export")
     return [
         _Item(record, file, known.get(record.id) or _nothing(record.id))
-        for record, file in zip(images, _file_names(images), strict=True)
+        for record, file in zip(
+            images, file_names([(record.id, record.path) for record in images], SUFFIXES), strict=True
+        )
     ]
 
 
 def _nothing(image_id: int) -> Annotations:
     none = np.zeros(0)
     return Annotations(image_id, none, none, none, none, none, none, complete=False)  # type: ignore[arg-type]
-
-
-def _file_names(images: Sequence[ImageRecord]) -> list[str]:
-    """The images' own names, told apart by their ids where two would share a label file."""
-    taken: set[str] = set()
-    names = []
-    for record in images:
-        path = Path(record.path)
-        stem = path.stem.strip(". ") or "image"  # a leading dot would hide the file
-        while stem.casefold() in taken:
-            stem += f"-{record.id}"
-        taken.add(stem.casefold())
-        names.append(stem + path.suffix)
-    return names
 
 
 def _incomplete(incomplete: Sequence[_Item], total: int) -> UserError:
@@ -255,7 +247,7 @@ def _check_free(folder: Path) -> None:
 
 def _written_before(folder: Path) -> set[str]:
     try:
-        return {EXPORT_MARK, *json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["files"]}
+        return {EXPORT_MARK, *from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -290,9 +282,10 @@ def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Pa
     any case."""
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
-        if (content := fetched(item.record.path)) is not None:
-            (folder / item.file).write_bytes(content)
-            continue
+        with content_of(item.record.path) as content:
+            if content is not None:
+                (folder / item.file).write_bytes(content)
+                continue
         source = Path(item.record.path).resolve()
         if not source.is_file():
             raise UserError(f"{item.record.path} is gone since the data set was read; put it back to export it")

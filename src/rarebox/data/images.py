@@ -2,8 +2,10 @@
 
 import io
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarebox.data import remote
-from rarebox.errors import UserError
+from rarebox.data.room import Room
+from rarebox.errors import UserError, presentable
 from rarebox.types import ImageRecord, Picture
 
 SUFFIXES = frozenset(
@@ -37,6 +40,19 @@ SUFFIXES = frozenset(
     ]
 )
 
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000")
+"""Pillow's names of what is read. The content decides, whatever the file is called, and Pillow knows forty kinds more:
+some start other programs, such as Ghostscript."""
+
+DECODED = Room(1 << 30)
+"""Bytes of pixels that all threads together have in memory while they decode."""
+
+STRIP = 1 << 22
+"""Pixels that are converted at a time."""
+
+# Pillow warns of an image that is larger than MAX_IMAGE_PIXELS; here none is read.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
 # EXIF orientation -> what makes the picture upright (EXIF 2.32, tag 0x0112)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -59,7 +75,7 @@ class UnreadableImage(UserError):
         self.path, self.reason = str(path), reason
 
     def __str__(self) -> str:
-        return f"cannot read the image {self.path}: {self.reason}; replace the file or remove it"
+        return presentable(f"cannot read the image {self.path}: {self.reason}; replace the file or remove it")
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -73,7 +89,7 @@ def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int
 
     Reads the header only, of the file's ``content`` if that is at hand. Raises `UnreadableImage`.
     """
-    with _opened(path, content) as image:
+    with opened(path, content) as image:
         orientation = _orientation(image)
         return *_swapped(image.size, orientation), orientation in _SIDEWAYS
 
@@ -86,9 +102,10 @@ def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uin
     range, not cut off. Of an animation this is the first frame. ``content`` is the file's, if it is at hand. Raises
     `UnreadableImage`.
     """
-    with _opened(path, content) as image:
+    with opened(path, content) as image:
         orientation = _orientation(image)
-        return np.array(_upright(_rgb(image), orientation))
+        with DECODED.hold(_bytes_of(image)):
+            return np.array(_upright(_eight_bits(image), orientation).convert("RGB"))
 
 
 def read_picture(record: ImageRecord, short_side: int, long_side: int, content: bytes | None = None) -> Picture:
@@ -98,7 +115,7 @@ def read_picture(record: ImageRecord, short_side: int, long_side: int, content: 
     size, which is several times faster. Raises `UnreadableImage`, also when the file has another size than when the
     data set was read, since then no box would fit. ``content`` is the file's, if it is at hand.
     """
-    with _opened(record.path, content) as image:
+    with opened(record.path, content) as image:
         orientation = _orientation(image)
         size = _swapped(image.size, orientation)
         if size != (record.width, record.height):
@@ -106,8 +123,9 @@ def read_picture(record: ImageRecord, short_side: int, long_side: int, content: 
             raise UnreadableImage(record.path, f"it is {now} pixels now, but was {was} when the data set was read")
         working = _swapped(working_size(record.width, record.height, short_side, long_side), orientation)
         image.draft(None, working)
-        small = _rgb(image).resize(working, Image.Resampling.BILINEAR)
-        return Picture(np.array(_upright(small, orientation)), record.width, record.height)
+        with DECODED.hold(_bytes_of(image)):
+            small = _eight_bits(image).resize(working, Image.Resampling.BILINEAR)
+        return Picture(np.array(_upright(small, orientation).convert("RGB")), record.width, record.height)
 
 
 def working_size(width: int, height: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -121,39 +139,66 @@ def readers(far: bool) -> int:
     return 2 * (os.cpu_count() or 1) if not far else 32
 
 
-def fetched(path: str | Path) -> bytes | None:
-    """The content of an image file that is not on this disk, None for one that is. Raises `UnreadableImage`."""
-    try:
-        return remote.fetch(str(path)) if remote.is_url(path) else None
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # each service has errors of its own
-        raise UnreadableImage(path, remote.reason(error)) from error
+@contextmanager
+def content_of(path: str | Path) -> Iterator[bytes | None]:
+    """The content of an image file that is not on this disk, for as long as the block runs; None for one that is.
+
+    Raises `UnreadableImage`.
+    """
+    with ExitStack() as held:
+        try:
+            content = held.enter_context(remote.fetched(str(path))) if remote.is_url(path) else None
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # each service has errors of its own
+            raise UnreadableImage(path, remote.reason(error)) from error
+        yield content
 
 
 @contextmanager
-def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """The open image file; whatever goes wrong while it is open becomes an `UnreadableImage`."""
-    content = fetched(path) if content is None else content
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """The open image file, of one of the kinds in ``FORMATS``; its ``content`` may be at hand.
+
+    Whatever goes wrong while it is open becomes an `UnreadableImage`.
+    """
+    with ExitStack() as held:
+        content = held.enter_context(content_of(path)) if content is None else content
+        if not _is_text(str(path)):
+            raise UnreadableImage(path, "its name is not UTF-8 text; rename it")
+        try:
+            image = Image.open(path if content is None else io.BytesIO(content), formats=_formats())
+            held.enter_context(image)
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice this
                 raise Image.DecompressionBombError
             yield image
-    except (UserError, MemoryError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels; scale it down"
-        raise UnreadableImage(path, reason) from None
-    except FileNotFoundError:
-        raise UnreadableImage(path, "there is no such file") from None
-    except Image.UnidentifiedImageError:
-        size = Path(path).stat().st_size if content is None else len(content)
-        reason = "it is not an image of a known kind" if size else "the file is empty"
-        raise UnreadableImage(path, reason) from None
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
-        raise UnreadableImage(path, str(error) or type(error).__name__) from error
+        except (UserError, MemoryError):
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels; scale it down"
+            raise UnreadableImage(path, reason) from None
+        except FileNotFoundError:
+            raise UnreadableImage(path, "there is no such file") from None
+        except Image.UnidentifiedImageError:
+            size = Path(path).stat().st_size if content is None else len(content)
+            reason = "it is not an image of a known kind" if size else "the file is empty"
+            raise UnreadableImage(path, reason) from None
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
+            raise UnreadableImage(path, str(error) or type(error).__name__) from error
+
+
+def _is_text(path: str) -> bool:
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -176,21 +221,55 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white.convert("RGB")
-    return image.convert("RGB")
+def _bytes_of(image: Image.Image) -> int:
+    """What decoding takes at most: the pixels as Pillow keeps them, once more in a decoder that makes them all at once,
+    and what they become."""
+    each = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}.get(image.mode, 4)
+    at_once = image.format in ("WEBP", "AVIF", "JPEG2000", "GIF")
+    becomes = 0 if image.mode in ("L", "RGB") else 4
+    return image.width * image.height * (each * (1 + at_once) + becomes)
 
 
-def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Deep grey -> 8 bits: 16-bit values by their full range; anything else (32-bit, float) from its min to its max."""
-    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
-    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    if not np.isfinite([low, high]).all():
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image as 8-bit grey or RGB. What has another mode is converted in strips, so that no third copy is made."""
+    if image.mode in ("L", "RGB") and not image.has_transparency_data:
+        image.load()
+        return image
+    deep = image.mode == "F" or image.mode.startswith("I")
+    low, high = _range(image) if deep else (0.0, 0.0)
+    shown = Image.new("L" if deep or image.mode == "1" else "RGB", image.size)
+    for strip, box in _strips(image):
+        if deep:
+            strip = Image.fromarray(_scaled(np.asarray(strip), low, high))
+        elif strip.has_transparency_data:
+            white = Image.new("RGBA", strip.size, "white")
+            white.alpha_composite(strip.convert("RGBA"))
+            strip = white
+        shown.paste(strip.convert(shown.mode), box)
+    return shown
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, int, int]]]:
+    """The image in strips of its whole width, each with its place."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield image.crop(box), box
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """What of deep grey becomes 0 and 255: the full range of 16-bit values; the min and max of anything else (32-bit,
+    float)."""
+    if image.mode.startswith("I;16"):
+        return 0.0, 65535.0
+    strips = (np.asarray(strip) for strip, _ in _strips(image))
+    ends = [(float(values.min()), float(values.max())) for values in strips]
+    low, high = min(end for end, _ in ends), max(end for _, end in ends)
+    if not np.isfinite([low, high]).all() or np.isnan(sum(one + other for one, other in ends)):
         raise ValueError("it holds values that are not finite numbers")
+    return (0.0, 65535.0) if image.mode != "F" and low >= 0 and high <= 65535 else (low, high)
+
+
+def _scaled(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
+    """Deep grey -> 8 bits."""
     return np.round((values.astype(np.float64) - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)

@@ -6,7 +6,6 @@ person takes a prediction over, so it carries the query; the list of what was sh
 ``rarebox``.
 """
 
-import json
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -19,8 +18,10 @@ from zlib import crc32
 
 import numpy as np
 
+from rarebox.data.markup import from_xml
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
+from rarebox.parsing import from_json
 from rarebox.types import Floats, Query
 
 LABEL, IMAGE, OURS = "label", "image", "rarebox"
@@ -50,8 +51,8 @@ def config(classes: Sequence[str]) -> str:
 def classes_of(config: str) -> list[str]:
     """The classes of the rectangles of a labelling configuration. UserError if it is no XML."""
     try:
-        view = ET.fromstring(config)
-    except ET.ParseError as error:
+        view = from_xml(config)
+    except (ET.ParseError, ValueError) as error:
         raise UserError(f"the labelling configuration is not valid XML: {error}") from None
     found = (label for labels in view.iter("RectangleLabels") for label in labels.iter("Label"))
     return [name for label in found if (name := label.get("value"))]
@@ -112,8 +113,8 @@ def _region(sheet: Sheet, query: Query, classes: Sequence[str], key: str) -> dic
 def read(file: Path) -> Batch:
     """An export as JSON or JSON-MIN. Of several annotations of an image the latest counts; drafts do not."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = from_json(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); export it again, as JSON") from None
     if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
         raise UserError(f"{file} is not a list of tasks; in Label Studio choose Export, then JSON")

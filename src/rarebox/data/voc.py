@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -23,7 +22,9 @@ from numpy.typing import NDArray
 
 from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
 from rarebox.data.images import SUFFIXES
+from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
+from rarebox.parsing import from_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -130,7 +131,7 @@ def _listing(source: Path, xmls: Sequence[Path], problems: list[Problem]) -> Lis
 def exported_classes(folder: Path) -> list[str]:
     """The classes in the order of the run that rarebox exported this folder from; none for any other folder."""
     try:
-        classes = json.loads((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
+        classes = from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [str(name) for name in classes]
@@ -149,16 +150,12 @@ def _image(xml: Path, problems: list[Problem]) -> ListedImage:
 
 def _parse(xml: Path) -> ET.Element:
     """The root of a label file. Raises `UserError`, naming the line of a syntax error."""
-    content = xml.read_bytes()
-    plain = content.replace(b"\0", b"").upper()  # so that UTF-16 does not hide it
-    if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
-        raise UserError(f"{xml}: it declares a DOCTYPE or entities, which can exhaust the memory; remove these lines")
     try:
-        return ET.fromstring(content)
+        return from_xml(xml.read_bytes())
     except ET.ParseError as error:
         raise UserError(f"{xml}, line {error.position[0]}: this is not valid XML ({error}); repair the file") from None
-    except (LookupError, ValueError) as error:
-        raise UserError(f"{xml}: its encoding is not known ({error}); save it as UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{xml}: {error}") from None
 
 
 def _picture_file(xml: Path, name: str | None) -> Path:

@@ -14,6 +14,7 @@ import yaml
 from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader
 from rarebox.data.images import image_files
 from rarebox.errors import UserError
+from rarebox.parsing import from_yaml
 
 
 def find(path: Path) -> Reader | None:
@@ -45,8 +46,8 @@ def _looks_like_yolo(path: Path) -> bool:
 
 def _parse(file: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError, ValueError) as error:
+        content = from_yaml(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, OSError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error)

@@ -25,7 +25,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rarebox.data.images import UnreadableImage, fetched, read_picture
+from rarebox.data.images import UnreadableImage, content_of, opened, read_picture
 from rarebox.errors import Unavailable, UserError
 from rarebox.exchange import Offer
 from rarebox.people import Submission, clean_name
@@ -357,20 +357,21 @@ def _picture(record: ImageRecord, size: int | None) -> Response:
     cached = {"Cache-Control": "private, max-age=86400, immutable"}
     side = max(record.width, record.height)
     wanted = min(size or LARGEST_SIDE, side, LARGEST_SIDE)
-    far = fetched(record.path)
-    if wanted == side and (media_type := _plain(record, far)):
-        if far is not None:
-            return Response(far, media_type=media_type, headers=cached)
-        return FileResponse(record.path, media_type=media_type, headers=cached)
+    with content_of(record.path) as far:
+        if wanted == side and (media_type := _plain(record, far)):
+            if far is not None:
+                return Response(far, media_type=media_type, headers=cached)
+            return FileResponse(record.path, media_type=media_type, headers=cached)
+        pixels = read_picture(record, wanted, wanted, far).pixels
     content = io.BytesIO()
-    Image.fromarray(read_picture(record, wanted, wanted, far).pixels).save(content, "JPEG", quality=90)
+    Image.fromarray(pixels).save(content, "JPEG", quality=90)
     return Response(content.getvalue(), media_type="image/jpeg", headers=cached)
 
 
 def _plain(record: ImageRecord, content: bytes | None) -> str | None:
     """The media type of a file that every browser shows as we read it; None for CMYK, transparency, films and such."""
     try:
-        with Image.open(record.path if content is None else io.BytesIO(content)) as image:
+        with opened(record.path, content) as image:
             if image.mode not in ("RGB", "L") or set(image.size) != {record.width, record.height}:
                 return None
             if image.format in ("JPEG", "MPO"):  # many a phone's photo is an MPO, a JPEG with more behind it

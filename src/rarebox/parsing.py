@@ -1,0 +1,83 @@
+"""JSON and YAML from files and requests: parsed within bounds, and with errors of one kind.
+
+What these libraries raise for a text that is broken or hostile is not only their own error: too deep a nesting is a
+``RecursionError``, a number of ten thousand digits a ``ValueError``, a date without a month an ``AttributeError``.
+Here JSON raises ``ValueError`` and YAML ``YAMLError``, and nothing else. XML is in :mod:`rarebox.data.markup`.
+"""
+
+import json
+from typing import Any
+
+import yaml
+
+from rarebox.errors import UserError
+
+MOST_UNFOLDED = 100_000
+"""Nodes that the aliases of a YAML text may stand for, all together."""
+
+LONGEST_NUMBER = 400
+"""Characters of a number in YAML: more than any ``float`` needs, and little enough to compute with."""
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ``ValueError`` (``json.JSONDecodeError`` for a syntax error)."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class Loader(yaml.SafeLoader):
+    """YAML whose aliases stand for a bounded number of nodes, and whose numbers for a bounded number of digits.
+
+    An alias is kept as a reference, so ten lines can hold ten to the tenth nodes, which show when somebody goes
+    through them.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+        self._unfolded = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if alias:
+            size = self._sizes.get(id(node))
+            self._unfolded += size or 0
+            if size is None or self._unfolded > MOST_UNFOLDED:
+                what = "holds itself" if size is None else f"makes more than {MOST_UNFOLDED:,} values of this text"
+                raise yaml.MarkedYAMLError(problem=f"this alias {what}", problem_mark=mark)
+        elif node is not None:
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+            problem = f"a number of more than {LONGEST_NUMBER} characters"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_object(node, deep)
+
+
+def _parts(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def from_yaml(text: str, loader: type[Loader] = Loader) -> Any:
+    """The value of a YAML text. Raises ``yaml.YAMLError``, or what the ``loader`` raises of its own (a `UserError`).
+
+    The error has ``problem`` and ``problem_mark`` where the place is known.
+    """
+    try:
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, UserError, MemoryError):
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except Exception as error:  # PyYAML's constructors let through what Python says of a value: many kinds
+        raise yaml.YAMLError(f"a value cannot be understood ({error})") from error
