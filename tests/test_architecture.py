@@ -185,6 +185,23 @@ def test_nothing_is_pickled() -> None:
     assert {str(file): libraries_of(file) & pickles for file in FILES if libraries_of(file) & pickles} == {}
 
 
+def calls_of(*names: str) -> set[str]:
+    """The files that call a function of one of those names, as it is written."""
+    return {
+        str(file.relative_to(SRC))
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+    }
+
+
+def test_what_others_have_made_is_opened_in_one_place() -> None:
+    assert calls_of("Image.open") == {"data/images.py"}
+    assert calls_of("yaml.load", "yaml.safe_load") == {"parsing.py"}
+    assert calls_of("ET.fromstring", "ET.parse", "ET.XML", "ET.iterparse") == {"data/markup.py"}
+    assert {file.name for file in FILES if {"fsspec", "aiohttp"} & libraries_of(file)} == {"remote.py"}
+
+
 def test_torch_reads_weights_only() -> None:
     calls = [
         (file, node)

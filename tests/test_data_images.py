@@ -1,13 +1,20 @@
 """Images of every kind come out upright, 8-bit and RGB, or say why they cannot."""
 
+import os
 import pickle
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rarebox.data import images
 from rarebox.data.images import UnreadableImage, image_files, image_size, read_image, read_picture, working_size
+from rarebox.data.room import Room
 from rarebox.types import ImageRecord
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -176,6 +183,114 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UnreadableImage, match=rf"huge\.png: it has more than {limit} pixels; scale it down"):
         image_size(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "1"])
+def test_strips_make_the_same_picture_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    dice = np.random.default_rng(0)
+    path = tmp_path / "image.tif"
+    if mode in ("I;16", "I", "F"):
+        values = dice.integers(0, 60_000, (21, 13)).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        Image.fromarray(values * (7 if mode == "I" else 1)).save(path)
+    else:
+        colours = dice.integers(0, 256, (21, 13, 4), dtype=np.uint8)
+        Image.fromarray(colours).convert("RGB" if mode in ("CMYK", "P") else mode).convert(mode).save(path)
+    whole = read_image(path)
+    monkeypatch.setattr(images, "STRIP", 20)
+    assert np.array_equal(read_image(path), whole)
+    picture = read_picture(ImageRecord(1, str(path), 13, 21), 6, 20)
+    monkeypatch.undo()
+    assert np.array_equal(read_picture(ImageRecord(1, str(path), 13, 21), 6, 20).pixels, picture.pixels)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_float_grey_without_numbers_is_refused(tmp_path: Path, value: float) -> None:
+    values = np.zeros((4, 4), np.float32)
+    values[1, 1] = value
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    with pytest.raises(UnreadableImage, match="not finite numbers"):
+        read_image(tmp_path / "image.tif")
+
+
+def test_a_small_file_of_many_deep_pixels_takes_little_memory_whatever_the_threads(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    del resource
+    Image.fromarray(np.full((9000, 9000), 300, np.uint16)).save(tmp_path / "deep.png")
+    assert (tmp_path / "deep.png").stat().st_size < 300_000
+    script = f"""if True:
+        import resource
+        from concurrent.futures import ThreadPoolExecutor
+        from rarebox.data.images import DECODED, read_picture
+        from rarebox.types import ImageRecord
+        record = ImageRecord(1, {str(tmp_path / "deep.png")!r}, 9000, 9000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with ThreadPoolExecutor(6) as threads:
+            shades = [p.pixels.max() for p in threads.map(lambda _: read_picture(record, 100, 100), range(6))]
+        assert set(shades) == {{1}}, shades
+        unit = 1 if __import__("sys").platform == "darwin" else 1024
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / DECODED.size)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.1
+
+
+def test_threads_share_the_room_for_decoded_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "image.png")
+    monkeypatch.setattr(images, "DECODED", Room(100 * 100 * 4 * 2))
+    at_once, most, lock, convert = 0, 0, threading.Lock(), images._eight_bits
+
+    def slow(image: Image.Image) -> Image.Image:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        threading.Event().wait(0.02)
+        with lock:
+            at_once -= 1
+        return convert(image)
+
+    monkeypatch.setattr(images, "_eight_bits", slow)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(read_image, [tmp_path / "image.png"] * 16))
+    assert most == 2
+
+
+def test_whoever_wants_more_room_than_there_is_gets_all_of_it_alone() -> None:
+    room, inside = Room(10), threading.Event()
+    with room.hold(10**9):
+        other = threading.Thread(target=lambda: room.hold(1).__enter__() or inside.set())
+        other.start()
+        assert not inside.wait(0.05)
+    assert inside.wait(5)
+    other.join()
+
+
+UNWANTED = ["EPS", "ICO", "ICNS", "TGA", "PCX", "SGI", "DDS"]
+
+
+@pytest.mark.parametrize("kind", UNWANTED)
+def test_a_photo_is_of_a_kind_that_the_docs_name_and_starts_no_other_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (32, 32)).save(path, format=kind)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    for read in (image_size, read_image):
+        with pytest.raises(UnreadableImage, match="not an image of a known kind"):
+            read(path)
+    assert not (tmp_path / "started").exists()
+
+
+def test_the_docs_name_the_kinds_that_are_read() -> None:
+    said = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8").split("## Images")[1]
+    named = {"JPEG2000": "JPEG 2000", "DIB": "BMP", "PPM": "PPM", "WEBP": "WebP"}
+    for kind in images.FORMATS:
+        assert named.get(kind, kind) in said.split("##")[0], kind
 
 
 def test_the_error_crosses_a_process_border() -> None:

@@ -44,7 +44,7 @@ class Bucket(MemoryFileSystem):
     """What reads s3://, in memory."""
 
     protocol = ("s3",)
-    store: ClassVar[dict[str, Any]] = {}
+    store: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
     pseudo_dirs: ClassVar[list[str]] = [""]
 
     @classmethod
@@ -340,7 +340,7 @@ class Answers(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             self.told[self.path](self)
 
-    def begin(self, status: int = 200, **headers: str) -> None:
+    def begin(self, status: int = 200, /, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
