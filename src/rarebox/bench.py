@@ -7,6 +7,7 @@ import json
 import re
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -100,6 +101,10 @@ def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
         raise UserError(f"{file}: something in it holds itself (an alias, *, inside its own anchor, &)") from None
 
 
+MOST_SEEDS = 1000
+"""How many seeds a grid may ask for by their number."""
+
+
 def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
     """The runs whose name holds one of the texts, or fits it if it has ``*``, ``?`` or ``[``; all if there is none."""
 
@@ -116,8 +121,8 @@ class _OneOfEach(Loader):
     """YAML lets the last of two equal names win, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [name for name, times in names.items() if times > 1]:
             raise UserError(f"{twice[0]!r} is there twice, after line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
@@ -280,7 +285,9 @@ def _budgets(grid: Mapping[str, Any]) -> dict[str, Changes]:
 
 def _seeds(grid: Mapping[str, Any], default: int) -> list[int]:
     given = grid.get("seeds", [default])
-    seeds = [_whole(s, "seeds") for s in given] if isinstance(given, list) else [*range(_whole(given, "seeds"))]
+    if not isinstance(given, list) and _whole(given, "seeds") > MOST_SEEDS:
+        raise UserError(f"seeds: {given} are more than {MOST_SEEDS}; give fewer, or a list of the seeds themselves")
+    seeds = [_whole(s, "seeds") for s in given] if isinstance(given, list) else [*range(given)]
     _named("seeds", [(str(seed), {}) for seed in seeds])
     return seeds
 

@@ -166,7 +166,7 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
 
 
 def _unit(run: GridRun) -> str:
-    return run.setting("budget_unit")
+    return str(run.setting("budget_unit"))
 
 
 def _read_file(file: Path) -> list[GridRun]:

@@ -18,6 +18,12 @@ MOST_UNFOLDED = 100_000
 LONGEST_NUMBER = 400
 """Characters of a number in YAML: more than any ``float`` needs, and little enough to compute with."""
 
+DEEPEST = 100
+"""Levels of ``[`` and ``{`` in YAML: each further one takes PyYAML longer than the one before."""
+
+LONGEST_YAML = 2 << 20
+"""Characters of a YAML text."""
+
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -40,6 +46,11 @@ class Loader(yaml.SafeLoader):
         super().__init__(stream)
         self._sizes: dict[int, int] = {}
         self._unfolded = 0
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= DEEPEST:
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         alias = self.check_event(yaml.AliasEvent)
@@ -73,6 +84,8 @@ def from_yaml(text: str, loader: type[Loader] = Loader) -> Any:
 
     The error has ``problem`` and ``problem_mark`` where the place is known.
     """
+    if len(text) > LONGEST_YAML:
+        raise yaml.YAMLError(f"it has more than {LONGEST_YAML >> 20} million characters")
     try:
         return yaml.load(text, loader)
     except (yaml.YAMLError, UserError, MemoryError):

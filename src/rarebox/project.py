@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,14 @@ class Project:
         file = self.folder.root / "predictions.parquet"
         if not file.exists():
             return None
-        columns = tables.read(file)
-        count = len(columns["labels"])
-        nothing, place = np.zeros(count), np.arange(count)
-        return Candidates(
-            columns["image_id"], place, columns["boxes"], self.store.counts_as()[columns["labels"]],
-            columns["scores"], nothing, nothing, np.zeros((count, 0)),
-        )  # fmt: skip
+        with _as_written(file):
+            columns = tables.read(file)
+            count = len(columns["labels"])
+            nothing, place = np.zeros(count), np.arange(count)
+            return Candidates(
+                columns["image_id"], place, columns["boxes"], self.store.counts_as()[columns["labels"]],
+                columns["scores"], nothing, nothing, np.zeros((count, 0)),
+            )  # fmt: skip
 
     # The ranking of a cycle, which the trainer makes and the server asks from
 
@@ -139,17 +141,20 @@ class Project:
 
     def read_ranking(self, cycle: int) -> Ranking:
         """What is kept of a cycle's ranking (labels as what they count as by now)."""
-        columns = tables.read(self._ranking(cycle, "parquet"))
-        utility = columns.pop("utility")
         counts_as = self.store.counts_as()
-        candidates = Candidates(**{**columns, "labels": counts_as[columns["labels"]]}, class_probs=np.zeros((len(utility), 0)))  # fmt: skip  # noqa: E501
-        told = read_json(self._ranking(cycle, "json"))
-        frequency = np.array(told["class_frequency"])
-        frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
-        open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
-        if "open_per_class" in told:
-            then = np.array(told["open_per_class"], dtype=np.int64)
-            open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
+        with _as_written(self._ranking(cycle, "parquet")):
+            columns = tables.read(self._ranking(cycle, "parquet"))
+            utility = columns.pop("utility").astype(np.float64)
+            labels, no_vectors = counts_as[columns.pop("labels")], np.zeros((len(utility), 0))
+            candidates = Candidates(**columns, labels=labels, class_probs=no_vectors)
+        with _as_written(self._ranking(cycle, "json")):
+            told = read_json(self._ranking(cycle, "json"))
+            frequency = np.array(told["class_frequency"], dtype=np.float64)
+            frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
+            open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
+            if "open_per_class" in told:
+                then = np.array(told["open_per_class"], dtype=np.int64)
+                open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
         return Ranking(candidates, Head.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
 
     def has_ranking(self, cycle: int) -> bool:
@@ -169,6 +174,15 @@ class Project:
             return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
 
         return Asker(self.store, cycle, self.read_ranking(cycle).queue, self.settings.selection.answered_iou, wanted)
+
+
+@contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    """UserError for a file whose content is not what is written here, though it can be read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeWarning) as error:
+        raise UserError(f"{file} is damaged ({error!r:.100}); restore it from a copy") from error
 
 
 RANKED = tuple(f.name for f in fields(Candidates) if f.name in (

@@ -295,7 +295,7 @@ def _split(
     truth: dict[int, GroundTruth] = {}
     for image, id, size in zip(listing.images, ids, sizes, strict=True):
         if isinstance(size, UnreadableImage):
-            kind = "unreadable image" if is_url(image.path) or Path(image.path).is_file() else "missing image file"
+            kind = "unreadable image" if is_url(image.path) or os.path.isfile(image.path) else "missing image file"
             problems.append(Problem(kind, str(image.path), f"{size.reason}; the image is left out"))
             continue
         problems += _check_size(image, *size)

@@ -1,6 +1,7 @@
 """COCO JSON: ``images``, ``annotations`` with ``bbox`` = x, y, width, height in 0-based pixels, ``categories``."""
 
 import json
+import os
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -221,7 +222,7 @@ def _locate(path: Path, name: str) -> Path | str:
     name = name.replace("\\", "/")
     folder = path.parent
     places = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
-    return next((place / name for place in places if (place / name).is_file()), folder / name)
+    return next((place / name for place in places if os.path.isfile(place / name)), folder / name)
 
 
 def _key(value: Any) -> Any:

@@ -107,17 +107,17 @@ class JsonLines:
             self.classes, self.background = _header(value, self.path, number)
             return
         image = value.get("image")
-        if not isinstance(image, str | int) or isinstance(image, bool):
-            raise UserError(f'{self.path}, line {number}: "image" must be a file name or a number, got {image!r}')
+        if not isinstance(image, str) and not _is_number(image):
+            raise UserError(f'{self.path}, line {number}: "image" must be a file name or a number, got {image!r:.60}')
         self._places[image].append((number, place))
         for label in _list(value, "labels", self.path, number) or ():
             if isinstance(label, str):
                 self.names.add(label)
-            elif isinstance(label, int) and not isinstance(label, bool) and label >= 0:
+            elif _is_number(label):
                 self.numbers.add(label)
             else:
                 raise UserError(
-                    f"{self.path}, line {number}: a label is a class name or a number from 0, got {label!r}"
+                    f"{self.path}, line {number}: a label is a class name or a number from 0, got {label!r:.60}"
                 )
 
     def images(self) -> list[Image]:
@@ -155,6 +155,11 @@ def _header(value: dict[str, Any], path: Path, number: int) -> tuple[tuple[str, 
     return tuple(names), background
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value numbers an image or a class: a whole number from 0 that every JSON reader holds exactly."""
+    return type(value) is int and 0 <= value < 2**53
+
+
 def _list(value: dict[str, Any], name: str, path: Path, number: int) -> list[Any] | None:
     found = value.get(name)
     if found is not None and not isinstance(found, list):
@@ -177,7 +182,7 @@ def _line(value: dict[str, Any], path: Path, number: int) -> Line:
     if not known and size != (None, None):
         raise UserError(f"{where}: width and height must be whole numbers from 1, got {size[0]!r} and {size[1]!r}")
     matrix = None if value.get("matrix") is None else _array(value, "matrix", where, 3)
-    if matrix is not None and (matrix.shape != (2, 3) or abs(np.linalg.det(matrix[:, :2])) < 1e-9):
+    if matrix is not None and not (matrix.shape == (2, 3) and _inverts(matrix)):
         raise UserError(f'{where}: "matrix" must be two rows of three numbers that can be inverted')
     view = value.get("view")
     return Line(
@@ -188,6 +193,12 @@ def _line(value: dict[str, Any], path: Path, number: int) -> Line:
     )  # fmt: skip
 
 
+def _inverts(matrix: NDArray[np.float64]) -> bool:
+    """Whether a (2, 3) map has an inverse, to the numbers that there are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(1e-9 < abs(np.linalg.det(matrix[:, :2])) < 1e9)
+
+
 def _array(value: dict[str, Any], name: str, where: str, width: int | None) -> Any:
     """A list of numbers (``width`` 0), or of rows of them (None: of any one width), as an array; None if absent."""
     given = value.get(name)
@@ -195,7 +206,7 @@ def _array(value: dict[str, Any], name: str, where: str, width: int | None) -> A
         return None
     try:
         found = np.asarray(given, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f'{where}: "{name}" must hold numbers, in rows of one length') from None
     if found.size == 0:
         return np.zeros((0,) if width == 0 else (0, width or 0))
@@ -252,13 +263,13 @@ def _result(entry: Any, path: Path, number: int) -> tuple[Image, int, list[float
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= entry.keys():
         raise UserError(f"{where}: a COCO result has image_id, category_id, bbox and score, got {entry!r:.60}")
     image, category, bbox, score = (entry[name] for name in ("image_id", "category_id", "bbox", "score"))
-    if not isinstance(image, str | int) or not isinstance(category, int):
-        raise UserError(f"{where}: image_id and category_id must be numbers, got {image!r} and {category!r}")
+    if not (isinstance(image, str) or _is_number(image)) or not _is_number(category):
+        raise UserError(f"{where}: image_id and category_id must be numbers, got {image!r:.60} and {category!r:.60}")
     try:
         numbers = [float(value) for value in (*bbox, score)]
         if len(numbers) != 5 or not np.isfinite(numbers).all():
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: bbox must be four numbers x, y, width, height and score one") from None
     return image, category, numbers
 
@@ -268,6 +279,15 @@ CHUNK = 1 << 20
 
 def _entries(path: Path) -> Iterator[Any]:
     """The entries of a JSON list, parsed one by one: the text of a million results is never in memory as a whole."""
+    try:
+        yield from _parsed(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); write it again as UTF-8") from None
+    except RecursionError:
+        raise UserError(f"{path}: a result is nested too deeply; a result has four entries") from None
+
+
+def _parsed(path: Path) -> Iterator[Any]:
     decoder, text, place, number = json.JSONDecoder(), "", 0, 0
     with path.open(encoding="utf-8-sig") as file:
 
@@ -315,10 +335,18 @@ def read_map(path: Path) -> dict[str, dict[str, Any]]:
     for number, text in enumerate(lines, 1):
         try:
             entry: Mapping[str, Any] = from_json(text)
-            matrix = np.array(entry["matrix"], dtype=np.float64).reshape(2, 3)
-            patches = np.array(entry["patches"], dtype=np.float32).reshape(-1, 4)
-            copies[str(entry["file"])] = {**entry, "matrix": matrix, "patches": patches}
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(entry[name], str) for name in ("file", "image", "view")):
+                raise TypeError("file, image and view are names")
+            numbers = {
+                "matrix": np.array(entry["matrix"], dtype=np.float64).reshape(2, 3),
+                "patches": np.array(entry["patches"], dtype=np.float64).reshape(-1, 4),
+                "size": np.array([entry["width"], entry["height"]], dtype=np.int64),
+            }
+            if not all(np.isfinite(array).all() for array in numbers.values()) or not _inverts(numbers["matrix"]):
+                raise ValueError("matrix and patches are finite numbers, and the matrix can be inverted")
+            width, height = numbers.pop("size").tolist()
+            copies[entry["file"]] = {**entry, **numbers, "width": width, "height": height}
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
                 f"{path}, line {number}: this is not a map that `rarebox views` wrote ({error!r}); write it anew"
             ) from None

@@ -125,13 +125,18 @@ def read(file: Path) -> Batch:
         if "data" not in task:
             returned.append(_from_short(task, where))
             continue
-        given = [a for a in task.get("annotations") or () if isinstance(a, dict)]
+        given = [a for a in _list(task.get("annotations")) if isinstance(a, dict)]
         counted = [a for a in given if not a.get("was_cancelled")]
         skipped += bool(given) and not counted
         older += max(len(counted) - 1, 0)
         if counted:
             returned.append(from_annotation(task, max(counted, key=_age), where))
     return Batch(returned, skipped, older)
+
+
+def _list(value: Any) -> list[Any]:
+    """A list as it is; none for anything else."""
+    return value if isinstance(value, list) else []
 
 
 def _age(annotation: Mapping[str, Any]) -> tuple[str, int]:
@@ -191,7 +196,7 @@ def _ours(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _returned(data: Any, size: Any, regions: list[Region], by: Any, seconds: Any, where: str) -> Returned:
     image, image_id = image_of(data, where)
-    shown = tuple(q for q in _ours(data).get("queries") or () if isinstance(q, int))
+    shown = tuple(q for q in _list(_ours(data).get("queries")) if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
     return Returned(where, image, image_id, size, shown, tuple(regions), _person(by), milliseconds)
 

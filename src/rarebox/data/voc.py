@@ -98,7 +98,7 @@ def _listed(year: Path, *names: str) -> list[Path]:
 def _test(year: Path, problems: list[Problem]) -> list[Path]:
     """The label files of a year's test set; those of its val set, if that is not part of the training data."""
     xmls = _listed(year, "test") or (_listed(year, "val") if not _listed(year, "trainval") else [])
-    if xmls and not any(xml.is_file() for xml in xmls):
+    if xmls and not any(os.path.isfile(xml) for xml in xmls):
         problems.append(Problem("split not used", str(year), f"no label file of its {len(xmls)} test images is there"))
         return []
     return xmls
@@ -120,7 +120,7 @@ def _listing(source: Path, xmls: Sequence[Path], problems: list[Problem]) -> Lis
         except UserError as error:
             broken.append(error)
             problems.append(Problem("unreadable annotation", str(xml), f"{error}; its image is left out"))
-    if broken and len(broken) == sum(xml.is_file() for xml in set(xmls)):
+    if broken and len(broken) == sum(os.path.isfile(xml) for xml in set(xmls)):
         raise UserError(f"none of the {len(broken)} label files can be read: {broken[0]}")
     images.sort(key=lambda image: image.path)
     names = {box.name for image in images for box in image.boxes}
@@ -131,15 +131,14 @@ def _listing(source: Path, xmls: Sequence[Path], problems: list[Problem]) -> Lis
 def exported_classes(folder: Path) -> list[str]:
     """The classes in the order of the run that rarebox exported this folder from; none for any other folder."""
     try:
-        classes = from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]
+        return [str(name) for name in from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [str(name) for name in classes]
 
 
 def _image(xml: Path, problems: list[Problem]) -> ListedImage:
     """One label file; without it the image counts as showing no object. Raises `UserError` if it is broken."""
-    if not xml.is_file():
+    if not os.path.isfile(xml):
         what = "it has no label file and counts as showing no object"
         problems.append(Problem("image without annotation", str(xml), what))
         return ListedImage(_picture_file(xml, None))
@@ -161,11 +160,11 @@ def _parse(xml: Path) -> ET.Element:
 def _picture_file(xml: Path, name: str | None) -> Path:
     """The image that the label file names, else the one that is named like it."""
     folder = xml.parent.parent / "JPEGImages"
-    if name and (folder / Path(name.strip()).name).is_file():
+    if name and os.path.isfile(folder / Path(name.strip()).name):
         return folder / Path(name.strip()).name
     jpeg = folder / f"{xml.stem}.jpg"
     others = (folder / f"{xml.stem}{suffix}" for suffix in sorted(SUFFIXES))
-    return jpeg if jpeg.is_file() else next((path for path in others if path.is_file()), jpeg)
+    return jpeg if os.path.isfile(jpeg) else next((path for path in others if os.path.isfile(path)), jpeg)
 
 
 def _size(root: ET.Element) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ A line is ``class centre_x centre_y width height``, in shares of the image's sid
 polygon, whose hull is the box.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,7 @@ def _locate(file: Path, base: Any, entry: str) -> Path | None:
     folder = file.parent
     bases = [folder / str(base), folder] if base else [folder]
     tries = [place / name for name in (entry, entry.removeprefix("../")) for place in bases]
-    return next((path for path in tries if path.exists()), None)
+    return next((path for path in tries if os.path.exists(path)), None)
 
 
 def _image_list(file: Path) -> Iterable[Path]:
@@ -122,7 +123,7 @@ def _image(path: Path, names: Mapping[int, str], problems: list[Problem]) -> Lis
     file = label_file(path)
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         what = f"there is no {file}; the image counts as showing no object"
         problems.append(Problem("image without annotation", str(path), what))
         return ListedImage(path)

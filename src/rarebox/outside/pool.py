@@ -151,7 +151,7 @@ def _said(image: data.ListedImage, all_complete: bool) -> Said:
     def human(box: data.ListedBox) -> bool:
         return not box.difficult and box.source not in (Source.PSEUDO, Source.REJECTED)
 
-    kept = [b for b in image.boxes if human(b) and b.box[2] > b.box[0] and b.box[3] > b.box[1]]
+    kept = [b for b in image.boxes if human(b) and len(_with_area(np.array([b.box])))]
     return Said(
         as_boxes([b.box for b in kept]),
         [b.name for b in kept],
@@ -162,7 +162,10 @@ def _said(image: data.ListedImage, all_complete: bool) -> Said:
 
 
 def _with_area(boxes: Floats) -> Floats:
-    return as_boxes(boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
+    """Those boxes (N, 4) that are finite and have an area as ``float32``."""
+    with np.errstate(over="ignore"):
+        boxes = boxes.astype(np.float32)
+    return as_boxes(boxes[np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
 
 
 def image_labels(said: Said, classes: Sequence[str]) -> ImageLabels:
