@@ -2,9 +2,11 @@
 make copies themselves."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 from zlib import crc32
 
 import numpy as np
@@ -75,9 +77,16 @@ def _files(images: Path) -> list[tuple[str, Path | str]]:
         raise UserError(f"{images} does not exist; name a folder of images, or a COCO file")
     if not files:
         raise UserError(f"{images} holds no image")
-    root = images if images.is_dir() else images.parent
-    places = [(Path(f), f) for f in files]
-    return [(p.relative_to(root).as_posix() if p.is_relative_to(root) else p.name, f) for p, f in places]
+    root = os.path.abspath(images if images.is_dir() else images.parent)
+    named: dict[str, Path | str] = {}
+    for file in files:
+        place = PurePosixPath(urlsplit(file).path) if isinstance(file, str) else Path(os.path.abspath(file))
+        if place.is_relative_to(root):
+            named.setdefault(place.relative_to(root).as_posix(), file)
+            continue
+        ends = ("/".join(place.parts[-n:]) for n in range(1, len(place.parts)))  # as much as tells it from others
+        named.setdefault(next((end for end in ends if end not in named), place.name), file)
+    return [*named.items()]
 
 
 def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:

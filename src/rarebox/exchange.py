@@ -18,9 +18,10 @@ from sqlalchemy import select
 from rarebox import schema
 from rarebox.boxes import iou_matrix
 from rarebox.candidates import rows_by_image
+from rarebox.data.export import sent_as
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
 from rarebox.errors import UserError, unknown_name
-from rarebox.naming import ByName
+from rarebox.naming import ByName, clean
 from rarebox.people import People, clean_name
 from rarebox.project import Project
 from rarebox.ranking import still_open
@@ -206,7 +207,8 @@ class _Known:
     @classmethod
     def of(cls, store: Store, source: str) -> "_Known":
         names, counts_as = store.classes(), store.counts_as()
-        labels = {names[label]: label for label in sorted(range(len(names)), key=lambda n: counts_as[n] == n)}
+        by_worth = sorted(range(len(names)), key=lambda n: counts_as[n] == n)
+        labels = {spelt(names[label]): label for spelt in (clean, str) for label in by_worth}
         known = cls(store.images(), labels)
         for query in store.queries():
             known.queries.setdefault(query.image_id, {})[query.id] = query
@@ -250,8 +252,8 @@ def bring_in(
 
 def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned, ImageRecord]]:
     """Each with its image. UserError names the first of those that are unknown, and how many there are."""
-    by_name = _by_name(known.images)
-    located = [(one, _find(one, known, by_name)) for one in returned]
+    by_name, sent = _by_name(known.images), sent_as(known.images.values())
+    located = [(one, _find(one, known, by_name, sent)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:
         raise UserError(
@@ -274,9 +276,12 @@ def _by_name(images: Mapping[int, ImageRecord]) -> ByName[int]:
     return by_name
 
 
-def _find(one: Returned, known: _Known, by_name: ByName[int]) -> ImageRecord | None:
+def _find(one: Returned, known: _Known, by_name: ByName[int], sent: Mapping[str, int]) -> ImageRecord | None:
     if one.image_id is not None:
         return known.images.get(one.image_id)
+    ours = sent.get(one.image, -1)
+    if known.queries.get(ours, {}).keys() & {*one.queries}:  # our own file: its name need not be that of the photo
+        return known.images[ours]
     image_id = by_name.find(one.image)
     return None if image_id is None else known.images[image_id]
 
@@ -385,7 +390,7 @@ def _keys(regions: Sequence[Region], boxes: Floats, labels: Sequence[int], sourc
     keys: list[str] = []
     for region, box, label in zip(regions, boxes, labels, strict=True):
         name = region.key or f"{label} {np.round(box.astype(float), 1).tolist()}"
-        key = f"{source}:{image_id}:{sha256(name.encode()).hexdigest()[:24]}"
+        key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
         while key in keys:  # the same box, drawn twice
             key += "+"
         keys.append(key)

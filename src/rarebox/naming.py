@@ -26,6 +26,11 @@ def clean(text: str) -> str:
     return " ".join("".join("_" if _is_unwritable(sign) else sign for sign in text).split())
 
 
+def is_writable(name: str) -> bool:
+    """Whether a name holds none of the characters that :func:`clean` takes for others."""
+    return not any(_is_unwritable(sign) for sign in name)
+
+
 def _is_unwritable(sign: str) -> bool:
     return unicodedata.category(sign) in ("Cc", "Cs") or sign in "\ufffe\uffff"
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.errors import UserError
+from rarebox.naming import is_writable
 from rarebox.parsing import from_json
 from rarebox.types import Floats
 
@@ -110,8 +111,10 @@ class JsonLines:
         if not isinstance(image, str) and not _is_number(image):
             raise UserError(f'{self.path}, line {number}: "image" must be a file name or a number, got {image!r:.60}')
         self._places[image].append((number, place))
+        _refuse_unwritable("image", image, f"{self.path}, line {number}")
         for label in _list(value, "labels", self.path, number) or ():
             if isinstance(label, str):
+                _refuse_unwritable("class", label, f"{self.path}, line {number}")
                 self.names.add(label)
             elif _is_number(label):
                 self.numbers.add(label)
@@ -150,9 +153,20 @@ def _header(value: dict[str, Any], path: Path, number: int) -> tuple[tuple[str, 
     names, background = value["classes"], value.get("background")
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
         raise UserError(f'{path}, line {number}: "classes" must be a list of different names')
+    for name in names:
+        _refuse_unwritable("class", name, f"{path}, line {number}")
     if background not in (None, "first", "last"):
         raise UserError(f'{path}, line {number}: "background" must be "first" or "last", got {background!r}')
     return tuple(names), background
+
+
+def _refuse_unwritable(kind: str, name: Image, where: str) -> None:
+    """UserError for a name that the lists and files which come of it could not hold."""
+    if isinstance(name, str) and not is_writable(name):
+        raise UserError(
+            f"{where}: the {kind} {name!r:.60} cannot be written to files, for it holds a control character or half a "
+            "character; name it otherwise"
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -265,6 +279,7 @@ def _result(entry: Any, path: Path, number: int) -> tuple[Image, int, list[float
     image, category, bbox, score = (entry[name] for name in ("image_id", "category_id", "bbox", "score"))
     if not (isinstance(image, str) or _is_number(image)) or not _is_number(category):
         raise UserError(f"{where}: image_id and category_id must be numbers, got {image!r:.60} and {category!r:.60}")
+    _refuse_unwritable("image", image, where)
     try:
         numbers = [float(value) for value in (*bbox, score)]
         if len(numbers) != 5 or not np.isfinite(numbers).all():

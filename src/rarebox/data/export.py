@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,10 +210,14 @@ def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], in
         raise ValueError("annotations must be of different images, all of them among those to export")
     return [
         _Item(record, file, known.get(record.id) or _nothing(record.id))
-        for record, file in zip(
-            images, file_names([(record.id, record.path) for record in images], SUFFIXES), strict=True
-        )
+        for record, file in zip(images, sent_as(images), strict=True)
     ]
+
+
+def sent_as(images: Iterable[ImageRecord]) -> dict[str, int]:
+    """The name that each of these images has in an export of all of them, and its id."""
+    listed = [(record.id, record.path) for record in images]
+    return {file: image_id for file, (image_id, _) in zip(file_names(listed, SUFFIXES), listed, strict=True)}
 
 
 def _nothing(image_id: int) -> Annotations:
