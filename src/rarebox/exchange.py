@@ -252,7 +252,8 @@ def bring_in(
 
 def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned, ImageRecord]]:
     """Each with its image. UserError names the first of those that are unknown, and how many there are."""
-    by_name, sent = _by_name(known.images), sent_as(known.images.values())
+    by_name = _by_name(known.images)
+    sent = sent_as(known.images.values()) if any(one.image_id is None for one in returned) else {}
     located = [(one, _find(one, known, by_name, sent)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:

@@ -263,14 +263,15 @@ def _numbers(train: Sequence[ListedImage], test: Sequence[ListedImage]) -> tuple
 
     Images that are dropped later count, so that an id does not depend on which files can be read today.
     """
-    first, second = _own_numbers(train), _own_numbers(test)
+    first, second = own_numbers(train), own_numbers(test)
     if set(first) & set(second):
         shift = max(first) + 1 - min(second)
         second = [number + shift for number in second]
     return first, second
 
 
-def _own_numbers(images: Sequence[ListedImage]) -> Sequence[int]:
+def own_numbers(images: Sequence[ListedImage]) -> Sequence[int]:
+    """The ids that a file gives its images, where these are distinct whole numbers; else their places, from 1."""
     own = [image.id for image in images if image.id is not None and 0 <= image.id < _LARGEST_ID]
     return own if len(set(own)) == len(images) else range(1, len(images) + 1)
 

@@ -25,6 +25,10 @@ Image = str | int
 """How a file names an image: by a file name, or by a number."""
 
 
+FARTHEST = 1e9
+"""No number of a place is as large, in pixels; the area of a box is then a ``float32``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Line:
     """What a detector said of one picture: N boxes, as they are written.
@@ -107,7 +111,7 @@ class JsonLines:
         if "classes" in value and "image" not in value:
             self.classes, self.background = _header(value, self.path, number)
             return
-        image = value.get("image")
+        image: Any = value.get("image")
         if not isinstance(image, str) and not _is_number(image):
             raise UserError(f'{self.path}, line {number}: "image" must be a file name or a number, got {image!r:.60}')
         self._places[image].append((number, place))
@@ -227,8 +231,8 @@ def _array(value: dict[str, Any], name: str, where: str, width: int | None) -> A
     if found.ndim != (1 if width == 0 else 2) or (width and found.shape[1] != width):
         wanted = "a list of numbers" if width == 0 else f"rows of {width or 'equally many'} numbers"
         raise UserError(f'{where}: "{name}" must be {wanted}, got shape {found.shape}')
-    if not np.isfinite(found).all():
-        raise UserError(f'{where}: "{name}" must hold finite numbers')
+    if not (np.abs(found) < FARTHEST).all():
+        raise UserError(f'{where}: "{name}" must hold finite numbers, none as large as {FARTHEST:g}')
     return found
 
 
@@ -282,7 +286,7 @@ def _result(entry: Any, path: Path, number: int) -> tuple[Image, int, list[float
     _refuse_unwritable("image", image, where)
     try:
         numbers = [float(value) for value in (*bbox, score)]
-        if len(numbers) != 5 or not np.isfinite(numbers).all():
+        if len(numbers) != 5 or not (np.abs(numbers) < FARTHEST).all():
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: bbox must be four numbers x, y, width, height and score one") from None
@@ -357,7 +361,8 @@ def read_map(path: Path) -> dict[str, dict[str, Any]]:
                 "patches": np.array(entry["patches"], dtype=np.float64).reshape(-1, 4),
                 "size": np.array([entry["width"], entry["height"]], dtype=np.int64),
             }
-            if not all(np.isfinite(array).all() for array in numbers.values()) or not _inverts(numbers["matrix"]):
+            near = all((np.abs(array) < FARTHEST).all() for array in numbers.values())
+            if not near or not _inverts(numbers["matrix"]):
                 raise ValueError("matrix and patches are finite numbers, and the matrix can be inverted")
             width, height = numbers.pop("size").tolist()
             copies[entry["file"]] = {**entry, **numbers, "width": width, "height": height}

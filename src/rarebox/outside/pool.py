@@ -8,7 +8,7 @@ import numpy as np
 
 from rarebox import data
 from rarebox.data import coco
-from rarebox.data.detections import Image
+from rarebox.data.detections import FARTHEST, Image
 from rarebox.data.images import UnreadableImage, image_files, image_size
 from rarebox.errors import UserError
 from rarebox.naming import ByName
@@ -108,8 +108,7 @@ class Pool:
         listing, _ = coco.read(path)
         self._name_classes(path, listing)
         said: dict[int, Said] = {}
-        for number, image in enumerate(listing.images, 1):
-            image_id = number if image.id is None else image.id
+        for image_id, image in zip(data.own_numbers(listing.images), listing.images, strict=True):
             self.add(ImageRecord(image_id, str(image.path), *(image.size or (0, 0))))
             said[image_id] = _said(image, all_complete)
         partly = sum(not one.complete for one in said.values())
@@ -162,10 +161,9 @@ def _said(image: data.ListedImage, all_complete: bool) -> Said:
 
 
 def _with_area(boxes: Floats) -> Floats:
-    """Those boxes (N, 4) that are finite and have an area as ``float32``."""
-    with np.errstate(over="ignore"):
-        boxes = boxes.astype(np.float32)
-    return as_boxes(boxes[np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
+    """Those boxes (N, 4) that are places of an image and have an area as ``float32``."""
+    boxes = boxes[(np.abs(boxes) < FARTHEST).all(axis=1)].astype(np.float32)
+    return as_boxes(boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
 
 
 def image_labels(said: Said, classes: Sequence[str]) -> ImageLabels:
