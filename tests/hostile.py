@@ -399,7 +399,7 @@ NUMBERS: Sequence[Any] = (
 )  # fmt: skip
 TEXTS: Sequence[Any] = (
     "", " ", "a", "cat", "1", "-1", "1e999", "nan", "inf", "0x10", "a.png", "../a.png", "\ud800", "a\x00b", "a\nb",
-    "a\x1b[2J", "\u2028", "\ufeff", "file:///etc/passwd", "http://127.0.0.1:1/a.png", "http://[", "C:\\a.png", "/", ".",
+    "a\x1b[2J", "\u2028", "\ufeff", "file:///etc/passwd", "http://127.0.0.1:1/a.png", "http://[", "C:\\a.png", "/nowhere", ".",
     "..", "x" * 5000, "query-1", "query-99999999999999999999", "٣", "²",
 )  # fmt: skip
 STRANGE: Sequence[Any] = (
