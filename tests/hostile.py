@@ -121,10 +121,13 @@ def make_store(folder: Path) -> None:
     create(folder / "project", folder / "photos", CLASSES, changes={"detector.image_size": 64})
     with open_store(folder / "project") as store:
         store.open_cycle(2)
-        store.ask(2, [
-            Query(image, np.array(box), guess, 0.5, {"score": 0.5})
-            for image, box, guess in ((1, [1, 1, 9, 9], 0), (1, [10, 1, 19, 9], 1), (2, [2, 2, 8, 8], 0))
-        ])  # fmt: skip
+        store.ask(
+            2,
+            [
+                Query(image, np.array(box), guess, 0.5, {"score": 0.5})
+                for image, box, guess in ((1, [1, 1, 9, 9], 0), (1, [10, 1, 19, 9], 1), (2, [2, 2, 8, 8], 0))
+            ],
+        )
 
 
 def take(folder: Path, batch: Batch, source: str) -> None:
@@ -152,10 +155,15 @@ def region(number: int, x: float) -> dict[str, Any]:
 
 def label_studio_task() -> dict[str, Any]:
     annotation = {
-        "id": 30, "completed_by": {"id": 1, "email": "a@b.c"}, "result": [region(1, 5), region(0, 50)],
-        "was_cancelled": False, "updated_at": "2026-11-23T18:00:09.000000Z", "lead_time": 9.0, "parent_prediction": 7,
+        "id": 30,
+        "completed_by": {"id": 1, "email": "a@b.c"},
+        "result": [region(1, 5), region(0, 50)],
+        "was_cancelled": False,
+        "updated_at": "2026-11-23T18:00:09.000000Z",
+        "lead_time": 9.0,
+        "parent_prediction": 7,
         "prediction": {"id": 7, "result": [region(1, 5), region(2, 50)]},
-    }  # fmt: skip
+    }
     about = {"image_id": 1, "rank": 1, "queries": [1, 2], "complete": False}
     return {
         "id": 1,
@@ -169,10 +177,20 @@ def make_label_studio(folder: Path) -> None:
     put(folder / "full.json", [label_studio_task()])
     short = {name: value for name, value in region(0, 5)["value"].items() if name != "rotation"}
     sizes = {"original_width": 20, "original_height": 10}
-    put(folder / "min.json", [
-        {"image": "/data/upload/1/12345678-b.png", "id": 2, "label": [{**short, **sizes}], "annotator": 1,
-         "annotation_id": 4, "lead_time": 3.5, "rarebox": {"image_id": 2, "queries": [3]}}
-    ])  # fmt: skip
+    put(
+        folder / "min.json",
+        [
+            {
+                "image": "/data/upload/1/12345678-b.png",
+                "id": 2,
+                "label": [{**short, **sizes}],
+                "annotator": 1,
+                "annotation_id": 4,
+                "lead_time": 3.5,
+                "rarebox": {"image_id": 2, "queries": [3]},
+            }
+        ],
+    )
 
 
 def read_label_studio(name: str) -> Callable[[Path], None]:
@@ -204,10 +222,17 @@ def make_detections(folder: Path) -> None:
     vectors = [[0.1, 0.7, 0.2], [0.3, 0.1, 0.6]]
     lines = [
         {"classes": ["cat", "dog"], "background": "first"},
-        {"image": "a.png", "width": 20, "height": 10, "boxes": [[1, 1, 9, 9], [3, 3, 19, 9]], "scores": [0.7, 0.6],
-         "labels": ["cat", 1], "class_probs": vectors},
+        {
+            "image": "a.png",
+            "width": 20,
+            "height": 10,
+            "boxes": [[1, 1, 9, 9], [3, 3, 19, 9]],
+            "scores": [0.7, 0.6],
+            "labels": ["cat", 1],
+            "class_probs": vectors,
+        },
         {"image": "b.png", "boxes": [[1, 1, 9, 9]], "class_probs": [vectors[0]], "labels": [0], "scores": [0.7]},
-    ]  # fmt: skip
+    ]
     put(folder / "lines.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     results = [
         {"image_id": n, "category_id": c, "bbox": [1, 1, 8, 7.5], "score": 0.4} for n, c in ((1, 1), (2, 2), (1, 2))
@@ -215,18 +240,32 @@ def make_detections(folder: Path) -> None:
     put(folder / "results.json", results)
     maps = {"flip": [[-1, 0, 20], [0, 1, 0]], "cutout": [[1, 0, 0], [0, 1, 0]]}
     copies = [
-        {"image": f"images/{name}.{view}.png", "boxes": [[1, 1, 9, 9]], "scores": [0.6], "labels": [0],
-         "class_probs": [vectors[0]]}
+        {
+            "image": f"images/{name}.{view}.png",
+            "boxes": [[1, 1, 9, 9]],
+            "scores": [0.6],
+            "labels": [0],
+            "class_probs": [vectors[0]],
+        }
         for name in ("a.png", "b.png")
         for view in maps
-    ]  # fmt: skip
+    ]
     put(folder / "views.jsonl", "".join(json.dumps(line) + "\n" for line in copies))
     entries = [
-        {"file": f"images/{name}.{view}.png", "image": name, "view": view, "width": 20, "height": 10, "matrix": matrix,
-         "inverse": matrix, "patches": [[1, 1, 3, 3]], "seed": 0}
+        {
+            "file": f"images/{name}.{view}.png",
+            "image": name,
+            "view": view,
+            "width": 20,
+            "height": 10,
+            "matrix": matrix,
+            "inverse": matrix,
+            "patches": [[1, 1, 3, 3]],
+            "seed": 0,
+        }
         for name in ("a.png", "b.png")
         for view, matrix in maps.items()
-    ]  # fmt: skip
+    ]
     put(folder / "map.jsonl", "".join(json.dumps(line) + "\n" for line in entries))
 
 
@@ -275,10 +314,18 @@ def read_project(folder: Path) -> None:
 def record_of_a_cycle(number: int) -> dict[str, Any]:
     per = dict.fromkeys(CLASSES, 3)
     return {
-        "cycle": number, "labels": 6, "looks": 8, "ap50": 0.25, "ap50_11": 0.24, "seconds": {"train": 1.5},
-        "per_class_ap50": {"cat": 0.25, "dog": None}, "human_per_class": per, "selected_per_class": per,
-        "hits_per_class": per, "notes": [],
-    }  # fmt: skip
+        "cycle": number,
+        "labels": 6,
+        "looks": 8,
+        "ap50": 0.25,
+        "ap50_11": 0.24,
+        "seconds": {"train": 1.5},
+        "per_class_ap50": {"cat": 0.25, "dog": None},
+        "human_per_class": per,
+        "selected_per_class": per,
+        "hits_per_class": per,
+        "notes": [],
+    }
 
 
 def make_run(folder: Path) -> None:
@@ -287,9 +334,15 @@ def make_run(folder: Path) -> None:
     put(folder / "problems.json", [{"kind": "box clipped", "where": "a.json", "what": "it was cut"}])
     put(folder / "environment.json", {"python": "3.11", "threads": 2})
     line = {
-        "data": "scenes", "detector": "retinanet", "method": "U", "seed": 0, "budget": [6], "status": "done",
-        "settings": config.resolve().model_dump(mode="json"), "cycles": [record_of_a_cycle(1), record_of_a_cycle(2)],
-    }  # fmt: skip
+        "data": "scenes",
+        "detector": "retinanet",
+        "method": "U",
+        "seed": 0,
+        "budget": [6],
+        "status": "done",
+        "settings": config.resolve().model_dump(mode="json"),
+        "cycles": [record_of_a_cycle(1), record_of_a_cycle(2)],
+    }
     put(folder / "results.jsonl", "".join(json.dumps({**line, "seed": seed}) + "\n" for seed in range(2)))
 
 
@@ -351,15 +404,18 @@ READERS: Mapping[str, Reader] = {
         make_detections, ["lines.jsonl"], lambda folder: rank(folder, "lines.jsonl", None, None, None, "photos")
     ),
     "detections alone": Reader(
-        make_detections, ["lines.jsonl"],
+        make_detections,
+        ["lines.jsonl"],
         lambda folder: rank(folder, "lines.jsonl", None, None, None, None, strategy="entropy"),
     ),
     "detections, labels": Reader(
-        make_detections, ["train.json", "test.json"],
+        make_detections,
+        ["train.json", "test.json"],
         lambda folder: rank(folder, "lines.jsonl", None, None, "train.json", "test.json"),
     ),
     "detections, views": Reader(
-        make_detections, ["views.jsonl", "map.jsonl"],
+        make_detections,
+        ["views.jsonl", "map.jsonl"],
         lambda folder: rank(folder, "lines.jsonl", "views.jsonl", "map.jsonl", None, "photos"),
     ),
     "results": Reader(
@@ -368,18 +424,21 @@ READERS: Mapping[str, Reader] = {
     "results alone": Reader(
         make_detections, ["results.json"], lambda folder: rank(folder, "results.json", None, None, None, None)
     ),
-    "settings": Reader(
-        make_run, ["settings.yaml"], lambda folder: config.resolve("laptop", folder / "settings.yaml")
-    ),
+    "settings": Reader(make_run, ["settings.yaml"], lambda folder: config.resolve("laptop", folder / "settings.yaml")),
     "changes": Reader(
         lambda folder: put(folder / "changes.txt", "budget=[3, 4]\ntraining.lr=1e-3\nscoring.views=[flip]\n"),
-        ["changes.txt"], read_changes,
+        ["changes.txt"],
+        read_changes,
     ),
     "grid": Reader(make_grid, ["grid.yaml"], lambda folder: bench.read(folder / "grid.yaml", {})),
     "project": Reader(
         make_project,
-        ["project/settings.yaml", "project/cycle_02/ranking.json", "project/cycle_02/ranking.parquet",
-         "project/predictions.parquet"],
+        [
+            "project/settings.yaml",
+            "project/cycle_02/ranking.json",
+            "project/cycle_02/ranking.parquet",
+            "project/predictions.parquet",
+        ],
         read_project,
     ),
     "run": Reader(make_run, ["settings.yaml", "metrics.json", "problems.json", "environment.json"], read_run),
@@ -388,33 +447,146 @@ READERS: Mapping[str, Reader] = {
     "list": Reader(
         make_list, ["list.txt"], lambda folder: remote.listing(str(folder / "list.txt"), frozenset({".png"}))
     ),
-}  # fmt: skip
+}
 
 
 # ------------------------------------------------------------------------------------------- how they are spoilt
 
 NUMBERS: Sequence[Any] = (
-    0, -1, 1, 2, 3, 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), -float("inf"), 2**31, 2**53, 2**63, 2**64,
-    -(2**63) - 1, 10**30, 10**400,
-)  # fmt: skip
+    0,
+    -1,
+    1,
+    2,
+    3,
+    0.5,
+    -0.0,
+    1e308,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    2**31,
+    2**53,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**30,
+    10**400,
+)
 TEXTS: Sequence[Any] = (
-    "", " ", "a", "cat", "1", "-1", "1e999", "nan", "inf", "0x10", "a.png", "../a.png", "\ud800", "a\x00b", "a\nb",
-    "a\x1b[2J", "\u2028", "\ufeff", "file:///etc/passwd", "http://127.0.0.1:1/a.png", "http://[", "C:\\a.png", "/nowhere", ".",
-    "..", "x" * 5000, "query-1", "query-99999999999999999999", "٣", "²",
-)  # fmt: skip
+    "",
+    " ",
+    "a",
+    "cat",
+    "1",
+    "-1",
+    "1e999",
+    "nan",
+    "inf",
+    "0x10",
+    "a.png",
+    "../a.png",
+    "\ud800",
+    "a\x00b",
+    "a\nb",
+    "a\x1b[2J",
+    "\u2028",
+    "\ufeff",
+    "file:///etc/passwd",
+    "http://127.0.0.1:1/a.png",
+    "http://[",
+    "C:\\a.png",
+    "/nowhere",
+    ".",
+    "..",
+    "x" * 5000,
+    "query-1",
+    "query-99999999999999999999",
+    "٣",
+    "²",
+)
 STRANGE: Sequence[Any] = (
-    *NUMBERS, *TEXTS, None, True, False, [], {}, [[]], [None], [{}], {"": None}, [1, 2, 3, 4], [0.1] * 5, ["a", 1],
-    {"id": 1}, [[1, 2], [3]],
-)  # fmt: skip
+    *NUMBERS,
+    *TEXTS,
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    [{}],
+    {"": None},
+    [1, 2, 3, 4],
+    [0.1] * 5,
+    ["a", 1],
+    {"id": 1},
+    [[1, 2], [3]],
+)
 
 WORDS: Sequence[bytes] = (
-    b"null", b"true", b"[]", b"{}", b"NaN", b"Infinity", b"1e999", b"-1", b"0", b"1" * 5000, b'"\\ud800"', b'""',
-    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b"<", b">", b"&", b"&#0;", b"&x;", b"<!--", b"]]>", b"*", b"&a ",
-    b"*a", b"!!int ", b"!!binary ", b"!!timestamp ", b"!!float ", b"!!bool ", b"!!set ", b"!!omap ", b"!!pairs ",
-    b"!x ", b"!!python/name:os.system ", b"? ", b"- ", b": ", b"|", b"%", b"@", b"`", b"\t", b"2024-99-99", b"1:1:1",
-    b"0o9", b"0x" + b"f" * 5000, b"<<: ", b"[" * 3000, b"{" * 3000, b'[{"a":' * 2000, b"<a>" * 3000, b"\xc2\x85",
-    b"\xe2\x80\xa8", b"\x1b[2J", b"../", b"..\\", b"::", b"://",
-)  # fmt: skip
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b"NaN",
+    b"Infinity",
+    b"1e999",
+    b"-1",
+    b"0",
+    b"1" * 5000,
+    b'"\\ud800"',
+    b'""',
+    b"\x00",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\n",
+    b"\r",
+    b"<",
+    b">",
+    b"&",
+    b"&#0;",
+    b"&x;",
+    b"<!--",
+    b"]]>",
+    b"*",
+    b"&a ",
+    b"*a",
+    b"!!int ",
+    b"!!binary ",
+    b"!!timestamp ",
+    b"!!float ",
+    b"!!bool ",
+    b"!!set ",
+    b"!!omap ",
+    b"!!pairs ",
+    b"!x ",
+    b"!!python/name:os.system ",
+    b"? ",
+    b"- ",
+    b": ",
+    b"|",
+    b"%",
+    b"@",
+    b"`",
+    b"\t",
+    b"2024-99-99",
+    b"1:1:1",
+    b"0o9",
+    b"0x" + b"f" * 5000,
+    b"<<: ",
+    b"[" * 3000,
+    b"{" * 3000,
+    b'[{"a":' * 2000,
+    b"<a>" * 3000,
+    b"\xc2\x85",
+    b"\xe2\x80\xa8",
+    b"\x1b[2J",
+    b"../",
+    b"..\\",
+    b"::",
+    b"://",
+)
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:

@@ -258,11 +258,20 @@ def test_a_coco_file_may_name_images_by_url_and_a_run_on_them_is_the_same(
 @pytest.mark.parametrize(
     "line",
     [
-        "file:///etc/passwd", "local:///etc/x.png", "simplecache::file:///etc/x.png", "zip://a.png::file:///etc/x.zip",
-        "ftp://host/a.png", "sftp://host/a.png", "memory://a.png", "data://a.png", "github://a:b@/c.png",
-        "s3://bucket/a.png::file:///etc/x.png", "s3:///a.png", "http:///a.png",
+        "file:///etc/passwd",
+        "local:///etc/x.png",
+        "simplecache::file:///etc/x.png",
+        "zip://a.png::file:///etc/x.zip",
+        "ftp://host/a.png",
+        "sftp://host/a.png",
+        "memory://a.png",
+        "data://a.png",
+        "github://a:b@/c.png",
+        "s3://bucket/a.png::file:///etc/x.png",
+        "s3:///a.png",
+        "http:///a.png",
     ],
-)  # fmt: skip
+)
 def test_one_rule_for_every_address_wherever_it_comes_from(line: str, buckets: Bucket, tmp_path: Path) -> None:
     buckets.pipe_file("/listed/all.txt", line.encode())
     (tmp_path / "all.txt").write_text(line)
@@ -313,14 +322,31 @@ def test_a_coco_file_reaches_no_host_that_only_this_machine_can_reach(
 @pytest.mark.parametrize(
     ("address", "public"),
     [
-        ("8.8.8.8", True), ("2606:4700::1111", True), ("64:ff9b::808:808", True), ("::ffff:8.8.8.8", True),
-        ("10.0.0.1", False), ("172.16.0.1", False), ("192.168.1.1", False), ("169.254.169.254", False),
-        ("100.100.100.200", False), ("0.0.0.0", False), ("224.0.0.1", False), ("239.1.1.1", False),
-        ("255.255.255.255", False), ("::", False), ("::1", False), ("fe80::1%eth0", False), ("fd00::1", False),
-        ("ff02::1", False), ("ff0e::1", False), ("::ffff:10.0.0.1", False), ("64:ff9b::7f00:1", False),
-        ("2002:7f00:1::", False), ("2002:a00:1::", False),
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("64:ff9b::808:808", True),
+        ("::ffff:8.8.8.8", True),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.100.100.200", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("239.1.1.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("ff02::1", False),
+        ("ff0e::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("2002:a00:1::", False),
     ],
-)  # fmt: skip
+)
 def test_which_addresses_are_of_the_public_internet(address: str, public: bool) -> None:
     if public:
         remote._refuse_private("host", address)

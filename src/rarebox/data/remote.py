@@ -282,10 +282,14 @@ def _over_http() -> dict[str, Any]:
         watch = aiohttp.TraceConfig()
         watch.on_request_redirect.append(check_redirect)
         return aiohttp.ClientSession(
-            connector=Connector(), response_class=Response, trace_configs=[watch], auto_decompress=False,
+            connector=Connector(),
+            response_class=Response,
+            trace_configs=[watch],
+            auto_decompress=False,
             headers={"Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=SECONDS, sock_connect=10, sock_read=15), **given,
-        )  # fmt: skip
+            timeout=aiohttp.ClientTimeout(total=SECONDS, sock_connect=10, sock_read=15),
+            **given,
+        )
 
     return {"get_client": session}
 
