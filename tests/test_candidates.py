@@ -1,7 +1,8 @@
 """From detections on an image and its views to candidates, and p(l). Boxes lie on a line: IoU of two boxes of width
 10, d apart, is (10 - d) / (10 + d)."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from rarebox import candidates
 from rarebox.config import ScoringSettings
-from rarebox.types import Candidates, Detections, Floats, ImageScores
+from rarebox.frames import Frame
+from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores
 
 SURE, SPLIT = [1.0, 0.0], [0.5, 0.5]
 
@@ -33,15 +35,28 @@ def detections(*rows: tuple[list[float], int, float, list[float]], features: boo
 NOTHING = detections()
 
 
+@dataclass(frozen=True, eq=False)
+class Still(Frame):
+    """A copy in which nothing moves, and which hides the boxes that it is told to."""
+
+    hidden: Sequence[bool] = ()
+
+    def hides(self, boxes: Floats) -> Bools:
+        return np.array(self.hidden or [False] * len(boxes))
+
+
+def still(found: list[Detections], hidden: list[list[bool]] | None = None) -> list[Still]:
+    """Frames of the views of an image, the first of ``found``."""
+    return [Still("colour", np.eye(2, 3), hidden=hidden[m] if hidden else ()) for m in range(len(found) - 1)]
+
+
 def score(found: list[Detections], hidden: list[list[bool]] | None = None, **settings: object) -> Candidates:
-    shape = (len(found) - 1, len(found[0]))
-    masks = np.zeros(shape, dtype=bool) if hidden is None else np.array(hidden, dtype=bool).reshape(shape)
-    return candidates.score_image(7, found, masks, ScoringSettings.model_validate(settings), 2)[0]
+    return candidates.score_image(7, found, still(found, hidden), ScoringSettings.model_validate(settings), 2)[0]
 
 
 def match(image: Detections, views: list[Detections], base: float) -> tuple[Floats, Floats, Floats]:
     """Score of b_m, JS and IoU."""
-    partner, iou = candidates.find_partners(image, views)
+    partner, iou = candidates.find_partners(image, views, still([image, *views]))
     return *candidates.compare_views(image, views, partner, base), iou
 
 
@@ -151,6 +166,18 @@ def test_the_candidate_threshold_is_included() -> None:
     assert score([image, NOTHING], candidate_threshold=0.3).boxes[:, 0].tolist() == [40, 0]
 
 
+def test_weaker_detections_are_kept_on_request_and_change_nothing_of_the_others() -> None:
+    rows = [(box(0), 0, 0.3, SURE), (box(20), 0, 0.07, SURE), (box(40), 0, 0.04, SURE), (box(1), 0, 0.08, SURE)]
+    chosen = ScoringSettings()
+    few, more = (
+        candidates.score_image(7, [detections(*rows), SEEN], still([IMAGE, SEEN]), chosen, 2, None, lowest)[0]
+        for lowest in (None, 0.05)
+    )
+    assert few.scores == pytest.approx([0.3])
+    assert more.scores == pytest.approx([0.3, 0.07])  # 0.08 lies on the first one: one object, one candidate
+    same(more[:1], few)
+
+
 def test_one_object_is_one_candidate_whatever_the_classes() -> None:
     # 1 apart: IoU 9/11 = 0.82 falls, though its class is another; 2 apart: IoU 0.67 <= 0.7 stays
     image = detections((box(0), 0, 0.8, SURE), (box(1), 1, 0.9, SPLIT), (box(3), 0, 0.4, SURE))
@@ -248,8 +275,7 @@ def test_a_shard_without_candidates_is_written_and_read_too(tmp_path: Path) -> N
 
 
 def of_image(found: list[Detections], hidden: list[list[bool]] | None = None) -> ImageScores:
-    masks = np.zeros((len(found) - 1, len(found[0])), bool) if hidden is None else np.array(hidden)
-    return candidates.score_image(7, found, masks, ScoringSettings(), 2)[1]
+    return candidates.score_image(7, found, still(found, hidden), ScoringSettings(), 2)[1]
 
 
 def test_cald_takes_the_least_consistent_detection_of_each_view_and_the_mean_over_the_views() -> None:

@@ -49,6 +49,22 @@ def test_the_paper_preset_is_section_4_1() -> None:
     assert (pseudo.class_high, pseudo.class_low, pseudo.box_high, pseudo.box_low) == (0.8, 0.1, 0.7, 0.3)
     assert (paper.selection.sigma, paper.scoring.beta) == (1.0, 1.3)
     assert (pseudo.rejected, pseudo.difficult) == ("forget", "background")
+    # The framework's own, where section 4.1 is silent (decisions row 32).
+    network = paper.detector
+    assert (network.batch_norm, network.box_loss, network.normaliser) == ("affine", "l1", "batch")
+    assert (network.low_quality_iou, network.proposals) == (0.3, 1000)
+    assert (training.precision, training.optimiser, training.momentum, training.weight_decay) == (
+        "float32", "sgd", 0.9, 1e-4,
+    )  # fmt: skip
+    assert (training.backbone_lr, training.flip, training.scale_jitter) == (1.0, 0.5, 0.0)
+
+
+def test_candidates_and_pseudo_labels_have_each_their_floor() -> None:
+    assert (Settings().scoring.candidate_threshold, Settings().lowest_pseudo_score, Settings().lowest_score) == (
+        0.1, 0.05, 0.05,
+    )  # fmt: skip
+    for floor, wanted in ((0.3, 0.1), (None, 0.1), (0.0, 0.0)):
+        assert config.resolve(changes={"pseudo.score_floor": floor}).lowest_score == wanted
 
 
 def test_the_papers_learning_rate_depends_on_the_detector_unless_one_is_given(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -286,6 +287,83 @@ def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
     ]
     assert pairs
     assert all(w == pytest.approx(1 if value >= 0.8 else value, abs=1e-6) for value, w in pairs)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_weak_detections_become_ignored_pseudo_labels_and_are_not_asked_about(
+    pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Scores of this detector lie below 0.5: questions from the middle on, pseudo labels from the first tenth on."""
+    scores = np.sort(read_all(finished / "cycle_02/candidates").scores)
+    weak, strong = float(scores[len(scores) // 10]), float(scores[len(scores) // 2])
+    chosen: dict[str, Any] = {
+        "budget": [6], "scoring__candidate_threshold": strong, "pseudo__score_floor": weak,
+        "pseudo__class_low": strong, "pseudo__box_low": 1.0, "pseudo__box_high": 1.0, "budget_unit": "looks",
+    }  # fmt: skip
+    record = loop.run(tmp_path / "run", settings(pictures, **chosen), share=finished)[1]
+    found = read_all(tmp_path / "run/cycle_02/candidates")
+    assert weak <= found.scores.min() < strong
+    assert sum(record["candidates_per_class"].values()) <= (found.scores >= strong).sum()
+    with Store(RunFolder(tmp_path / "run").store) as store:
+        asked = [q.why["score"] for q in store.queries(2) if q.why]
+    assert len(asked) == 6
+    assert min(asked) >= strong
+    by_box = {tuple(b): s for b, s in zip(found.boxes.tolist(), found.scores, strict=True)}
+    weights: list[tuple[float, float, bool]] = []
+    for t in read_targets(tmp_path / "run/cycle_02/targets.parquet").values():
+        rows = t[t.source == "pseudo"]
+        columns = zip(rows.boxes.tolist(), rows.class_weight, rows.background, strict=True)
+        weights += [(by_box[tuple(b)], weight, background) for b, weight, background in columns]
+    below = [(weight, background) for score, weight, background in weights if score < strong]
+    assert below
+    assert set(below) == {(0.0, False)}  # ignored: neither taught nor background
+
+
+def test_a_run_of_an_earlier_version_keeps_its_ways(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    old = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    told = yaml.safe_load(old.settings.read_text())
+    for section, name in (
+        ("pseudo", "score_floor"), ("detector", "batch_norm"), ("detector", "box_loss"), ("detector", "proposals"),
+        ("detector", "low_quality_iou"),
+    ):  # fmt: skip
+        del told[section][name]
+    old.settings.write_text(yaml.safe_dump(told))
+    kept = old.read_settings()
+    assert (kept.pseudo.score_floor, kept.lowest_score) == (None, 0.01)
+    assert (kept.detector.batch_norm, kept.detector.box_loss, kept.detector.proposals) == ("frozen", "smooth_l1", None)
+    # The same command resumes, although the default of a new setting differs. Another value is refused.
+    assert old.claim(settings(pictures, pseudo__score_floor=0.05)) == kept
+    with pytest.raises(UserError, match=r"pseudo.score_floor: None -> 0.02"):
+        old.claim(settings(pictures, pseudo__score_floor=0.02))
+
+
+def test_scores_by_other_rules_are_never_mixed_with_ours(
+    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cycle that an earlier version asked from keeps its scores; before the first question it is scored again."""
+    folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    shards = folder.cycle(2) / "candidates"
+    ours = {file.name: file.read_bytes() for file in shards.glob("*.parquet")}
+    for file in list(shards.glob("*.parquet")):  # names that an earlier version gave
+        kind, place, _ = file.name.split("_")
+        file.rename(shards / f"{kind}_{place}_{'0' * 20}.parquet")
+    names = sorted(file.name.removeprefix("shard_") for file in shards.glob("shard_*"))
+    write_json(shards / "shards.json", names)
+
+    def score() -> tuple[set[str], list[str]]:
+        with Store(folder.store) as store:
+            run = loop.open_run(folder, settings(pictures), loop.load_data(str(pictures)), store, lambda *_: None)
+            found, _ = scoring.score_pool(run, 2)
+        return {part.name for part in found.parts if isinstance(part, Path)}, run.notes
+
+    used, notes = score()
+    assert used == {f"shard_{name}" for name in names}
+    assert "an earlier version scored this cycle" in notes[0]
+    monkeypatch.setattr(Store, "queries", lambda *_: [])  # nobody has asked yet
+    used, notes = score()
+    assert notes == []
+    assert {file.name: file.read_bytes() for file in shards.glob("*.parquet")} == ours
+    assert used == {name for name in ours if name.startswith("shard_")}
 
 
 def test_nothing_is_asked_twice_nor_near_what_is_settled(finished: Path) -> None:

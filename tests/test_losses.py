@@ -12,11 +12,14 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
 
+from rarebox.config import PseudoSettings
 from rarebox.detectors import TorchDetector
-from rarebox.detectors.faster_rcnn import Sampler
-from rarebox.detectors.losses import reduce
+from rarebox.detectors.faster_rcnn import LeastMatcher, Sampler, Samples, smooth_l1
+from rarebox.detectors.losses import Assignment, assign, reduce
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet
-from rarebox.types import Picture, Source, Targets
+from rarebox.pseudo import make_targets
+from rarebox.store import ImageLabels
+from rarebox.types import Candidates, Picture, Source, Targets, concatenate
 
 CLASSES = 3
 Losses = dict[str, Tensor]
@@ -249,6 +252,126 @@ def test_a_box_that_only_the_box_branch_trusts_is_background_for_classes_and_tea
     assert moved(deltas).equal(matched >= 0)
 
 
+def on(targets: Targets, *rows: int) -> Targets:
+    """Some of the targets."""
+    return targets[list(rows)]
+
+
+def test_a_rejected_box_takes_no_negative_away(detector: TorchDetector, step: Step) -> None:
+    """Anchors that overlap it a little stay background, as they are without it."""
+    rejected = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], background=[False, True])
+    logits, deltas, matched = step(detector, rejected)
+    alone, deltas_alone, human = step(detector, on(BOTH, 0))
+    assert (matched == -2).sum() > (human == -2).sum()  # some anchors lie between the thresholds of the rejected box
+    assert moved(logits).equal(moved(alone))
+    assert moved(deltas).equal(moved(deltas_alone))
+
+
+IGNORED_AND_REJECTED = Targets.of(
+    [[4, 6, 40, 50], [50, 20, 90, 44], [54, 22, 94, 46]], [2, 0, 0], Source.PSEUDO, [1, 0, 1], [1, 0, 0],
+    [False, False, True],
+)  # fmt: skip
+"""A human box, an ignored box, and a rejected box that lies on most of the ignored one."""
+
+
+def test_a_rejected_box_teaches_background_where_the_region_would_be_ignored(
+    detector: TorchDetector, step: Step
+) -> None:
+    logits, deltas, _ = step(detector, IGNORED_AND_REJECTED)
+    silent, _, ignored = step(detector, on(IGNORED_AND_REJECTED, 0, 1))
+    _, _, rejected = step(detector, on(IGNORED_AND_REJECTED, 2))
+    taught = (rejected >= 0) & (ignored != 0)
+    assert (ignored[taught] == 1).any()  # some of them would be ignored
+    assert not moved(silent)[ignored == 1].any()
+    assert (logits[taught] > 0).all()
+    assert moved(logits).equal(moved(silent) | taught)
+    assert moved(deltas).equal(ignored == 0)
+
+
+NEAR = [[6.0, 8, 42, 42], [10, 9, 46, 44]]
+"""Two boxes that share most of their places."""
+
+
+def only(branch: str, box: list[float], label: int, method: str) -> Targets:
+    """A box that one branch alone trusts, as THPL (``hard``) or TSPL (``soft``) say it."""
+    if branch == "class":
+        return Targets.of([box], [label], Source.PSEUDO, 1.0, 0.0)
+    if method == "hard":
+        return Targets.of([box], [label], Source.PSEUDO, 1.0, 1.0, background=True)
+    return Targets.of([box], [label], Source.PSEUDO, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["hard", "soft"])
+def test_each_branch_learns_from_the_boxes_that_it_trusts(detector: TorchDetector, step: Step, method: str) -> None:
+    sure, steady = only("class", NEAR[0], 2, method), only("box", NEAR[1], 1, method)
+    logits, deltas, _ = step(detector, concatenate([sure, steady]))
+    _, class_deltas, by_class = step(detector, on(concatenate([sure, steady]), 0))
+    _, box_deltas, by_box = step(detector, Targets.of(steady.boxes, steady.labels))
+    assert not moved(class_deltas).any()
+    both = (by_class >= 0) & (by_box >= 0)
+    assert both.any()  # these learn the class of the one and the place of the other
+    # Every class but the first box's own is pushed down at its anchors, and that one is pulled up.
+    column = 2 if logits.shape[1] > 1 else 0
+    assert (logits[by_class >= 0, column] < 0).all()
+    assert (logits[by_class >= 0][:, [c for c in range(logits.shape[1]) if c != column]] > 0).all()
+    # The deltas learn the second box, wherever the first one lies: the gradients are those of that box alone.
+    assert moved(deltas).equal(by_box >= 0)
+    assert torch.sign(deltas).equal(torch.sign(box_deltas))
+    # All else is background, but for what lies between the thresholds, or (soft) on a box that is not background.
+    elsewhere = by_class == -1
+    if method == "soft":
+        assert not moved(logits)[elsewhere & (by_box != -1)].any()
+        elsewhere &= by_box == -1
+    assert (logits[elsewhere] > 0).all()
+    assert not moved(logits)[by_class == -2].any()
+
+
+def matched_once(overlap: Tensor, target: dict[str, Tensor], match: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """One match of all boxes for both branches: class weight, positive, row; box weight, row."""
+    matched = match(overlap)
+    row = matched.clamp(min=0)
+    class_weight = torch.where(matched >= 0, target["class_weight"][row], (matched == -1).float())
+    box_weight = torch.where(matched >= 0, target["box_weight"][row], 0.0)
+    positive = (matched >= 0) & (class_weight > 0)
+    return class_weight, positive, row * positive, box_weight, row * (box_weight > 0)
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_where_both_branches_weigh_alike_they_match_as_one(low_quality: bool) -> None:
+    dice = torch.Generator().manual_seed(2)
+    match = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)
+    for _ in range(50):
+        corner = 40 * torch.rand(6, 2, generator=dice)
+        boxes = torch.cat([corner, corner + 5 + 30 * torch.rand(6, 2, generator=dice)], dim=1)
+        corner = 40 * torch.rand(200, 2, generator=dice)
+        anchors = torch.cat([corner, corner + 5 + 30 * torch.rand(200, 2, generator=dice)], dim=1)
+        weight = torch.rand(6, generator=dice) * (torch.rand(6, generator=dice) > 0.3)
+        target = {"class_weight": weight, "box_weight": weight, "background": torch.zeros(6, dtype=torch.bool)}
+        overlap = box_iou(boxes, anchors)
+        found, wanted = assign(overlap, target, match), matched_once(overlap, target, match)
+        taught = found.box_weight > 0
+        columns = (
+            found.class_weight, found.positive, found.row * found.positive, found.box_weight, found.box_row * taught
+        )  # fmt: skip
+        for one, other in zip(columns, wanted, strict=True):
+            assert one.equal(other)
+
+
+def test_a_weak_pseudo_label_is_ignored_and_no_background(detector: TorchDetector, step: Step) -> None:
+    """A score of 0.07 is below tau_1 of Eq. 5, and the box is not steady either."""
+    first = np.zeros(1, dtype=np.int64)
+    weak = Candidates(
+        first, first, BOTH.boxes[[1]], first, np.array([0.07]), np.zeros(1), np.array([0.2]), np.zeros((1, 3))
+    )
+    human = ImageLabels(BOTH.boxes[[0]], BOTH.labels[[0]], *[np.zeros((0, 4), np.float32)] * 2, complete=False)
+    target = make_targets(human, weak, np.zeros((0, 4), np.float32), PseudoSettings())
+    logits, deltas, matched = step(detector, target)
+    assert (matched == 1).any()
+    assert not moved(logits)[matched == 1].any()
+    assert moved(deltas).equal(matched == 0)
+    assert moved(logits).equal((matched == -1) | (matched == 0))
+
+
 # ------------------------------------------------------------------------------------------- the box head's proposals
 
 
@@ -257,7 +380,7 @@ class Sampled:
 
     def __init__(self, detector: TorchDetector, pictures: list[Picture], target: Targets) -> None:
         heads: Any = detector.network.roi_heads
-        choose, kept = heads.select_training_samples, {}
+        choose, kept = heads.choose_samples, {}
 
         def select(*given: Any) -> Any:
             kept["samples"] = choose(*given)
@@ -269,16 +392,17 @@ class Sampled:
                 tensor.retain_grad()
 
         handle = heads.box_predictor.register_forward_hook(keep)
-        heads.select_training_samples = select
+        heads.choose_samples = select
         try:
             losses = losses_of(detector, pictures[:1], [target])
         finally:
-            del heads.select_training_samples
+            del heads.choose_samples
             handle.remove()
         (losses["loss_classifier"] + losses["loss_box_reg"]).backward()
         self.logits, self.deltas = (t.grad for t in kept["out"])
-        self.labels = kept["samples"][2][0]
-        overlap, self.row = box_iou(kept["samples"][0][0], torch.tensor(target.boxes)).max(dim=1)
+        self.labels = kept["samples"][1].label
+        self.proposals = kept["samples"][0][0]
+        overlap, self.row = box_iou(self.proposals, torch.tensor(target.boxes)).max(dim=1)
         self.row[overlap < 0.5] = -1
 
 
@@ -327,6 +451,67 @@ def test_the_box_head_learns_background_on_a_background_box(
     assert moved(found.deltas).equal(found.row >= 0 if box_weight else found.row == 1)
     if not box_weight:  # it is sampled among the negatives, and takes no positive's place
         assert (found.labels[background] == 0).all()
+
+
+def test_proposals_on_a_rejected_box_are_background_where_the_region_would_be_ignored(
+    faster_rcnn: TorchDetector, pictures: list[Picture], sample_everything: None
+) -> None:
+    found = Sampled(faster_rcnn, pictures, IGNORED_AND_REJECTED)
+    overlap = box_iou(found.proposals, torch.tensor(IGNORED_AND_REJECTED.boxes))
+    assert ((overlap[:, 1] > overlap[:, 2]) & (overlap[:, 2] >= 0.5)).any()  # nearer to the ignored box
+    assert not ((overlap[:, 1] >= 0.5) & (overlap[:, 2] < 0.5) & (overlap[:, 0] < 0.5)).any()  # those stay ignored
+    taught = (overlap[:, 2] >= 0.5) & (overlap[:, 0] < 0.5)
+    assert (found.logits[taught, 0] < 0).all()
+    assert moved(found.deltas).equal(overlap[:, 0] >= 0.5)
+
+
+@pytest.mark.parametrize("method", ["hard", "soft"])
+def test_each_branch_of_the_box_head_learns_from_the_boxes_that_it_trusts(
+    faster_rcnn: TorchDetector, pictures: list[Picture], sample_everything: None, method: str
+) -> None:
+    target = concatenate([only("class", [10, 10, 50, 40], 2, method), only("box", [16, 12, 56, 46], 1, method)])
+    found = Sampled(faster_rcnn, pictures, target)
+    sure, steady = (box_iou(found.proposals, torch.tensor(target.boxes)) >= 0.5).unbind(dim=1)
+    assert (sure & steady).any()
+    assert (found.logits[sure, 3] < 0).all()  # label 2
+    by_class = found.deltas.reshape(len(found.deltas), 4, 4)
+    assert moved(by_class[:, 2]).equal(steady)  # label 1
+    assert not by_class[:, [0, 1, 3]].any()
+    only_steady = steady & ~sure
+    assert only_steady.any()
+    if method == "hard":
+        assert (found.logits[only_steady, 0] < 0).all()
+    else:
+        assert not moved(found.logits)[only_steady].any()
+
+
+# ------------------------------------------------------------------------------------------- as the paper's framework
+
+
+def test_a_box_takes_its_best_anchor_from_the_least_iou_on() -> None:
+    overlap = torch.tensor([[0.29, 0.1, 0.0], [0.0, 0.31, 0.2]])
+    assert LeastMatcher(0.7, 0.3, 0.0)(overlap.clone()).tolist() == [0, 1, -1]
+    assert LeastMatcher(0.7, 0.3, 0.3)(overlap.clone()).tolist() == [-1, 1, -1]
+    assert LeastMatcher(0.7, 0.3, 0.5)(overlap.clone()).tolist() == [-1, -2, -1]
+    assert Matcher(0.7, 0.3, allow_low_quality_matches=True)(overlap.clone()).tolist() == [0, 1, -1]
+
+
+def test_the_box_loss_is_plain_l1_on_request(make_detector: Make) -> None:
+    deltas, wanted = torch.tensor([[0.05, 0.0, 0.2, 0.0]]), torch.zeros(1, 4)
+    # smooth: 0.05^2 / (2/9) + 0.2 - 1/18
+    assert float(smooth_l1(deltas, wanted, 1 / 9)) == pytest.approx(0.01125 + 0.2 - 1 / 18)
+    assert float(smooth_l1(deltas, wanted, 0.0)) == pytest.approx(0.25)
+    for settings, beta in (({}, 1 / 9), ({"box_loss": "l1"}, 0.0)):
+        network: Any = make_detector("faster_rcnn", **settings).network
+        assert network.rpn.beta == network.roi_heads.beta == beta
+
+
+def test_the_settings_of_the_papers_framework_reach_the_network(make_detector: Make) -> None:
+    for settings, least, proposals in (({}, 0.0, 500), ({"low_quality_iou": 0.3, "proposals": 70}, 0.3, 70)):
+        network: Any = make_detector("faster_rcnn", **settings).network
+        assert network.rpn.proposal_matcher.least == least
+        assert network.rpn.train().post_nms_top_n() == proposals
+        assert network.rpn.eval().post_nms_top_n() == 200
 
 
 # ------------------------------------------------------------------------------------------- linear in each weight
@@ -417,7 +602,11 @@ def test_retinanets_normalisers_by_hand(normaliser: Any, classification: float, 
 
     outputs = {"cls_logits": torch.zeros(2, 6, 1), "bbox_regression": torch.zeros(2, 6, 4)}
     matched = [torch.tensor([0, 1, -1, -1, -1, -2]), torch.tensor([0, -1, -1, -2, -2, -2])]
-    losses = head.compute_loss([target(2, 1.0, 0.5), target(1, 1.0)], outputs, [anchors, anchors], matched)
+    targets = [target(2, 1.0, 0.5), target(1, 1.0)]
+    given = [
+        assign(torch.zeros(len(t["boxes"]), 6), t, lambda _, m=m: m) for t, m in zip(targets, matched, strict=True)
+    ]
+    losses = head.compute_loss(targets, outputs, [anchors, anchors], given)
     assert numbers(losses) == pytest.approx({"classification": classification, "bbox_regression": boxes})
 
 
@@ -432,7 +621,12 @@ def test_retinanets_own_normaliser_counts_each_branchs_positives_that_are_not_ig
         "background": torch.zeros(2, dtype=torch.bool),
     }
     outputs = {"cls_logits": torch.zeros(1, 4, 1), "bbox_regression": torch.zeros(1, 4, 4)}
-    losses = head.compute_loss([target], outputs, [anchors], [torch.tensor([0, 1, 1, -1])])
+    row = torch.tensor([0, 1, 1, 0])
+    given = Assignment(
+        row, torch.tensor([False, True, True, False]), torch.tensor([0, 0.5, 0.5, 1]), row,
+        torch.tensor([0.5, 0.25, 0.25, 0]),
+    )  # fmt: skip
+    losses = head.compute_loss([target], outputs, [anchors], [given])
     # class branch: two anchors of weight 1/2 count, the ignored one does not; box branch: all three count
     wanted = {
         "classification": (2 * 0.5 * POSITIVE + NEGATIVE) / 2,
@@ -482,28 +676,19 @@ def test_the_box_heads_normalisers_by_hand(
 ) -> None:
     network: Any = make_detector("faster_rcnn", normaliser=normaliser).network.train()
     heads = network.roi_heads
-    target = {
-        "boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(4, 1),
-        "labels": torch.tensor([0, 1, 2, 0]),
-        "class_weight": torch.tensor([1.0, 0.5, 0.0, 1.0]),
-        "box_weight": torch.tensor([1.0, 0.25, 1.0, 0.0]),
-        "background": torch.zeros(4, dtype=torch.bool),
-    }
-    # six proposals: one on each target, then two on none
-    samples = (
-        [torch.zeros(6, 4)],
-        [torch.tensor([0, 1, 2, 3, -1, -1])],
-        [torch.tensor([1, 2, 3, 1, 0, 0])],
-        [torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1)],
-    )
-    monkeypatch.setattr(heads, "select_training_samples", lambda *_: samples)
+    # six proposals: one on each of four targets, then two on none
+    samples = Samples(
+        torch.tensor([1, 2, 0, 1, 0, 0]), torch.tensor([1, 0.5, 0, 1, 1, 1]), torch.tensor([1, 2, 3, 1, 1, 1]),
+        torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1), torch.tensor([1, 0.25, 1, 0, 0, 0]),
+    )  # fmt: skip
+    monkeypatch.setattr(heads, "choose_samples", lambda *_: ([torch.zeros(6, 4)], samples))
     monkeypatch.setattr(heads, "box_roi_pool", nn.Identity())
     monkeypatch.setattr(heads, "box_head", nn.Identity())
     monkeypatch.setattr(heads.box_roi_pool, "forward", lambda *_: torch.zeros(6, 1))
     flat = nn.Identity()
     monkeypatch.setattr(flat, "forward", lambda pooled: (torch.zeros(6, 4), torch.zeros(6, 16)))
     monkeypatch.setattr(heads, "box_predictor", flat)
-    _, losses = heads({}, [torch.zeros(6, 4)], [(9, 9)], [target])
+    _, losses = heads({}, [torch.zeros(6, 4)], [(9, 9)], [{}])
     assert numbers(losses) == pytest.approx({"loss_classifier": classes, "loss_box_reg": boxes})
 
 

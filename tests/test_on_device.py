@@ -21,6 +21,7 @@ from rarebox import config, scoring
 from rarebox.candidates import find_partners
 from rarebox.detectors import TorchDetector, on_device
 from rarebox.detectors.retinanet import WeightedRetinaNet
+from rarebox.frames import Frame
 from rarebox.pictures import Pictures
 from rarebox.types import Candidates, ImageRecord, ImageScores, Picture
 from rarebox.views import make_views
@@ -192,7 +193,7 @@ def test_items_come_behind_by_so_many() -> None:
 def test_a_partner_is_a_real_box_that_overlaps_or_there_is_none() -> None:
     boxes = torch.tensor([[[0, 0, 10, 10], [50, 50, 60, 60]], [[0, 0, 10, 10], [0, 0, 10, 5.0]]])
     real = torch.tensor([[True, True], [False, True]])
-    met = on_device.partners({"boxes": boxes, "real": real}, [0, 0])
+    met = on_device.partners({"boxes": boxes, "real": real}, [0, 0], [Frame("", np.eye(2, 3))] * 2)
     assert met["partner"][1].tolist() == [0, -1]  # counted among the real ones; nothing overlaps the second
     assert met["iou"][1].tolist() == [0.5, 0.0]
 
@@ -209,14 +210,15 @@ def test_a_gpu_finds_what_a_cpu_finds(
     forced(False)
     wanted = detector.predict_views(chosen, plans, features=True)
     forced(True)
-    for (found, matched), expected in zip(detector.queue_views(chosen, plans, features=True)(), wanted, strict=True):
+    scored = detector.queue_views(chosen, plans, features=True)()
+    for (found, matched), expected, picture, plan in zip(scored, wanted, chosen, plans, strict=True):
         for ours, theirs in zip(found, expected, strict=True):
             assert len(theirs) > 5
             assert ours.labels.tolist() == theirs.labels.tolist()
             for name in ("boxes", "scores", "class_probs", "features"):
                 assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=2e-4), name
         assert matched is not None
-        partner, iou = find_partners(found[0], found[1:])
+        partner, iou = find_partners(found[0], found[1:], detector.frames(picture, plan))
         assert matched[0].tolist() == partner.tolist()
         assert matched[1] == pytest.approx(iou, abs=1e-6)
 

@@ -229,7 +229,7 @@ def test_what_uncertainty_would_select_takes_the_earlier_row_of_equal_ones(tmp_p
     shards = Shards(write(found, tmp_path, images=7))
     for most in (0, 1, 20, 10_000):
         order = np.argsort(-open_ones.uncertainty, kind="stable")[:most]
-        found_labels = ranking.most_uncertain(shards, ranking.Answered(labels), told.selection.answered_iou, most)
+        found_labels = ranking.most_uncertain(shards, ranking.Answered(labels), told, most)
         assert found_labels.tolist() == open_ones.labels[order].tolist()
 
 

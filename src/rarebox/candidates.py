@@ -10,21 +10,24 @@ import numpy as np
 from rarebox import method, tables
 from rarebox.boxes import iou_matrix, suppress
 from rarebox.config import ScoringSettings
+from rarebox.frames import Frame
 from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores, Ints, concatenate
 
 
 def score_image(
-    image_id: int, found: Sequence[Detections], hidden: Bools, settings: ScoringSettings, num_classes: int,
-    matched: tuple[Ints, Floats] | None = None,
+    image_id: int, found: Sequence[Detections], frames: Sequence[Frame], settings: ScoringSettings, num_classes: int,
+    matched: tuple[Ints, Floats] | None = None, lowest: float | None = None,
 ) -> tuple[Candidates, ImageScores]:  # fmt: skip
     """The candidates of one image, best score first, and what CALD says of the image as a whole (one row).
 
-    ``found``: detections on the image, then on each of its M views, all in the original image's pixels. ``hidden``
-    (M, N): which of the N detections on the image a view hides too much to judge (it then does not count for them).
-    ``matched`` is what :func:`find_partners` would return, where that is known.
+    ``found``: detections on the image, in its pixels, then on each of its M views, in the view's pixels. ``frames`` (M)
+    map the image's pixels into those of each view; a view does not count for the boxes that it hides. ``matched`` is
+    what :func:`find_partners` would return, where that is known. Detections from the score ``lowest`` on are kept, by
+    default from ``settings.candidate_threshold`` on.
     """
     detections, views = found[0], found[1:]
-    partner, iou = matched or find_partners(detections, views)
+    partner, iou = matched or find_partners(detections, views, frames)
+    hidden = np.array([frame.hides(detections.boxes) for frame in frames], dtype=bool).reshape(iou.shape)
     view_score, js = compare_views(detections, views, partner, settings.js_base)
     lost = iou == 0
     instead = {"formula": 0.0, "skip": np.nan, "most_uncertain": settings.beta}[settings.unmatched]
@@ -32,7 +35,7 @@ def score_image(
     iou_kept = np.where(hidden | (lost & (settings.unmatched == "skip")), np.nan, iou)
     js_seen = np.where(lost, 1.0, js) if settings.unmatched == "most_uncertain" else js  # c(b) is 0 in any base
 
-    rows = _choose(detections, settings)
+    rows = _choose(detections, settings, settings.candidate_threshold if lowest is None else lowest)
     boxes = detections[rows]
     consistency = method.consistency(
         boxes.scores, view_score[:, rows], js_seen[:, rows], iou_seen[:, rows], settings.beta
@@ -49,7 +52,7 @@ def score_image(
         boxes.class_probs,
         boxes.features,
         class_disagreement(boxes, views, partner[:, rows], seen[:, rows], num_classes),
-        box_disagreement(boxes, views, partner[:, rows], seen[:, rows]),
+        box_disagreement(boxes, views, frames, partner[:, rows], seen[:, rows]),
     )
     iou_counted = np.where(hidden, np.nan, iou)
     return candidates, ImageScores(
@@ -59,22 +62,23 @@ def score_image(
     )
 
 
-def _choose(found: Detections, settings: ScoringSettings) -> Ints:
+def _choose(found: Detections, settings: ScoringSettings, lowest: float) -> Ints:
     """Rows that become candidates: scored high enough, one per object, the best of the image (decisions 7, 8)."""
-    rows = (found.scores >= settings.candidate_threshold).nonzero()[0]
+    rows = (found.scores >= lowest).nonzero()[0]
     rows = rows[suppress(found.boxes[rows], found.scores[rows], settings.candidate_nms)]
     return rows[np.argsort(-found.scores[rows], kind="stable")][: settings.per_image]
 
 
-def find_partners(boxes: Detections, views: Sequence[Detections]) -> tuple[Ints, Floats]:
+def find_partners(boxes: Detections, views: Sequence[Detections], frames: Sequence[Frame]) -> tuple[Ints, Floats]:
     """b_m of Eq. 2: on each view the detection of largest IoU with b, whatever its class (decisions row 2).
 
-    N boxes, M views -> its row, or -1 where nothing overlaps, and IoU(b, b_m), 0 there: (M, N) each.
+    b is mapped into the view, where both are cut at the border. N boxes, M views -> the row of b_m, or -1 where nothing
+    overlaps, and IoU(b, b_m), 0 there: (M, N) each.
     """
     partner, iou = np.full((len(views), len(boxes)), -1), np.zeros((len(views), len(boxes)))
-    for m, view in enumerate(views):
+    for m, (view, frame) in enumerate(zip(views, frames, strict=True)):
         if len(view) and len(boxes):
-            overlap = iou_matrix(boxes.boxes, view.boxes)
+            overlap = iou_matrix(frame.to_view(boxes.boxes), frame.cut(view.boxes))
             iou[m] = overlap.max(axis=1)
             partner[m] = np.where(iou[m] > 0, overlap.argmax(axis=1), -1)
     return partner, iou
@@ -107,14 +111,16 @@ def class_disagreement(
     return _mean_where(seen, loss)
 
 
-def box_disagreement(boxes: Detections, views: Sequence[Detections], partner: Ints, seen: Bools) -> Floats:
+def box_disagreement(
+    boxes: Detections, views: Sequence[Detections], frames: Sequence[Frame], partner: Ints, seen: Bools
+) -> Floats:
     """ComPAS: how far b and its b_m lie apart: the standard deviation of each coordinate over b's width or height,
-    mean over the four: (N,) from 0 up, NaN where no view saw the box."""
+    mean over the four: (N,) from 0 up, NaN where no view saw the box. Each b_m is taken back to the image."""
     places = np.full((len(views) + 1, len(boxes), 4), np.nan)
     places[0] = boxes.boxes
     for m, view in enumerate(views):
         at = seen[m].nonzero()[0]
-        places[m + 1, at] = view.boxes[partner[m, at]]
+        places[m + 1, at] = frames[m].back(view.boxes[partner[m, at]])
     with_self = np.concatenate([np.ones((1, len(boxes)), dtype=bool), seen])[..., None]
     spread = np.sqrt(_mean_where(with_self, (places - _mean_where(with_self, places)) ** 2))
     size = np.tile(boxes.boxes[:, 2:] - boxes.boxes[:, :2], 2)

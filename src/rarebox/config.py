@@ -48,6 +48,20 @@ class DetectorSettings(Section):
         default=0.05, ge=0, le=1, description="detections below this score are not looked at"
     )
     nms_iou: Share = Field(default=0.5, ge=0, le=1, description="per-class non-maximum suppression")
+    batch_norm: Literal["frozen", "affine"] = Field(
+        default="frozen", description="affine: resnet50 trains scale and shift where it trains, statistics stay [32]"
+    )
+    box_loss: Literal["smooth_l1", "l1"] = Field(
+        default="smooth_l1", description="Faster R-CNN: box loss; smooth_l1 has beta 1/9. RetinaNet's is l1 [32]"
+    )
+    low_quality_iou: Share = Field(
+        default=0.0, ge=0, le=1, description="Faster R-CNN: least IoU at which a box takes its best anchor [32]"
+    )
+    proposals: int | None = Field(
+        default=None,
+        ge=1,
+        description="Faster R-CNN: proposals an image in training; none: 2000, light body 500 [32]",
+    )
     normaliser: Literal["own", "batch", "paper"] = Field(
         default="own", description="what divides the sums of Eq. 7 [19]"
     )
@@ -109,7 +123,7 @@ class ScoringSettings(Section):
         default="formula", description="a box lost on a view [3]"
     )
     js_base: float = Field(default=2.0, ge=2, description="base of the logarithm in JS [4]")
-    candidate_threshold: Share = Field(default=0.1, ge=0, le=1, description="lowest score of a candidate [7]")
+    candidate_threshold: Share = Field(default=0.1, ge=0, le=1, description="lowest score of a box asked about [7]")
     candidate_nms: Share = Field(default=0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
     per_image: int = Field(default=100, ge=1, description="candidates kept per image [8]")
     batch_size: int = Field(default=4, ge=1, description="images a batch; each comes with all its views")
@@ -160,6 +174,9 @@ class PseudoSettings(Section):
         default=False,
         description="conf(b) of Eq. 5: what the answers of the cycle say of a score, not the score itself",
     )
+    score_floor: Share | None = Field(
+        default=0.05, ge=0, le=1, description="lowest score of a pseudo label; none: that of a candidate [18]"
+    )
     human_iou: Share = Field(default=0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
     rejected_iou: Share = Field(
         default=0.5, ge=0, le=1, description="a pseudo box this close to a rejected box is dropped"
@@ -206,6 +223,17 @@ class Settings(Section):
     oracle: OracleSettings = OracleSettings()
     people: PeopleSettings = PeopleSettings()
 
+    @property
+    def lowest_score(self) -> float:
+        """Detections from this score on are kept: those that may be asked about, and those that may train."""
+        return min(self.scoring.candidate_threshold, self.lowest_pseudo_score)
+
+    @property
+    def lowest_pseudo_score(self) -> float:
+        """The lowest score of a pseudo label, before any calibration."""
+        floor = self.pseudo.score_floor
+        return self.scoring.candidate_threshold if floor is None else floor
+
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> Self:
         for branch in ("class", "box"):
@@ -231,10 +259,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "initial_images": 1000,
         "budget": [2000, 4000, 8000],
-        "detector": {"backbone": "resnet50", "image_size": 600, "long_side": 1000, "normaliser": "batch"},
+        "detector": {
+            "backbone": "resnet50", "image_size": 600, "long_side": 1000, "normaliser": "batch",
+            "batch_norm": "affine", "box_loss": "l1", "low_quality_iou": 0.3, "proposals": 1000,
+        },
         "training": {
             "steps": None, "epochs": 26, "batch_size": 2, "optimiser": "sgd", "lr": 1e-3, "backbone_lr": 1.0,
-            "schedule": "step", "warmup_steps": 500, "clip_norm": 35.0,
+            "schedule": "step", "warmup_steps": 500, "clip_norm": 35.0, "precision": "float32",
         },
         "pseudo": {"rejected": "forget", "difficult": "background"},
     },
@@ -242,6 +273,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 PROJECT: dict[str, Any] = {"initial_images": 8, "budget": [50], "budget_unit": "looks"}
 """What a project of people starts with over its preset; the last budget holds for all cycles after it too."""
+
+BEFORE: dict[str, Any] = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
+"""What runs did before a setting existed, where that is not its default. Files of earlier versions lack the setting."""
 
 PAPER_LR = {"retinanet": 1e-3, "faster_rcnn": 5e-3}
 """§4.1: the preset's learning rate depends on the detector."""
@@ -392,6 +426,22 @@ def read_file(file: Path) -> dict[str, Any]:
     if not isinstance(values or {}, dict):
         raise UserError(f"the settings file {file} must hold names and values, got {type(values).__name__}")
     return values or {}
+
+
+def as_written_before(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested values of a settings file, with what runs did before a setting existed where the file lacks it."""
+    known: dict[str, Any] = {}
+    for path, value in (*BEFORE.items(), *flatten(values)):
+        _put(known, path, value)
+    return known
+
+
+def usual(settings: Settings) -> set[str]:
+    """Names of the settings whose value is the default or that of a preset."""
+    defaults = dict(flatten(Settings().model_dump(mode="json")))
+    values = [defaults, *({**defaults, **dict(flatten(changes))} for changes in PRESETS.values())]
+    given = flatten(settings.model_dump(mode="json"))
+    return {name for name, value in given if any(each[name] == value for each in values)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

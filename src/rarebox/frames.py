@@ -1,8 +1,9 @@
-"""Where a box lies on an augmented copy of its image, and back: the geometry of views, without their pixels.
+"""Where a box lies on an augmented copy of its image: the geometry of views, without their pixels.
 
-A view's geometry is one affine map, so boxes need no code per view: the hull of their mapped corners, forwards with
-the matrix, backwards with its inverse. Mirroring and scaling return a box exactly; rotation returns a box that
-contains it. Coordinates are continuous: x runs from 0 at the left edge to the width at the right edge.
+A view's geometry is one affine map, so boxes need no code per view: a box maps to the hull of its mapped corners, cut
+at the copy's border. A box and a detection on a copy are compared in the copy's frame (Eq. 2 and 4), as CALD does. The
+hull of a turned box is larger than the box, so a comparison in the image's frame would enlarge the detection twice and
+the box not at all. Coordinates are continuous: x runs from 0 at the left edge to the width at the right edge.
 """
 
 import math
@@ -13,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rarebox.boxes import cover
+from rarebox.boxes import clip, cover
 from rarebox.types import Bools, Floats
 
 MAX_COVER = 0.4
@@ -25,20 +26,38 @@ class Frame:
     """The place of one augmented copy relative to its image.
 
     ``matrix`` (2, 3) maps a point of the image into the copy, ``patches`` (P, 4) are the places of the image that the
-    copy hides.
+    copy hides. ``extent`` is the copy's width and height in pixels, or None where they are not known.
     """
 
     name: str
     matrix: NDArray[np.float64]
     patches: Floats = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
+    extent: tuple[float, float] | None = None
 
     def to_view(self, boxes: Floats) -> Floats:
-        """Boxes of the image -> boxes in the copy: (N, 4) -> (N, 4)."""
-        return _hull(boxes, self.matrix)
+        """Boxes of the image -> what the copy shows of them, in its pixels: (N, 4) -> (N, 4).
 
-    def undo(self, view_boxes: Floats) -> Floats:
-        """Boxes in the copy -> boxes of the image: (N, 4) -> (N, 4)."""
-        return _hull(view_boxes, self.inverse)
+        A box that lies outside the copy has no area there.
+        """
+        corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64) @ self.matrix[:, :2].T
+        corners += self.matrix[:, 2]
+        return self.cut(np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32))
+
+    def cut(self, view_boxes: Floats) -> Floats:
+        """Boxes in the copy, cut at its border where that is known: (N, 4) -> (N, 4)."""
+        return clip(view_boxes, *self.extent) if self.extent else view_boxes
+
+    def back(self, view_boxes: Floats) -> Floats:
+        """Boxes in the copy -> the boxes of the image that :meth:`to_view` maps to them: (N, 4) -> (N, 4).
+
+        Not for comparisons: no box of the image maps to a box that is too thin for the rotation, and such a box comes
+        back with a corner below the other one.
+        """
+        linear, shift = self.matrix[:, :2], self.matrix[:, 2]
+        corners = view_boxes.astype(np.float64)
+        middle = ((corners[:, :2] + corners[:, 2:]) / 2 - shift) @ np.linalg.inv(linear).T
+        half = (corners[:, 2:] - corners[:, :2]) / 2 @ np.linalg.pinv(np.abs(linear)).T
+        return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
 
     @property
     def inverse(self) -> Floats:
@@ -46,8 +65,17 @@ class Frame:
         return np.linalg.inv(_square(self.matrix))[:2]
 
     def hides(self, boxes: Floats) -> Bools:
-        """Which boxes of the image are hidden too much to be judged in this copy: (N, 4) -> (N,)."""
-        return np.any(cover(boxes, self.patches) > MAX_COVER, axis=1)
+        """Which boxes of the image cannot be judged in this copy: (N, 4) -> (N,).
+
+        A patch hides more than ``MAX_COVER`` of them, or they lie outside the copy.
+        """
+        shown = self.to_view(boxes)
+        outside = np.any(shown[:, 2:] <= shown[:, :2], axis=1)
+        return outside | np.any(cover(boxes, self.patches) > MAX_COVER, axis=1)
+
+    def from_original(self, scale: Floats) -> "Frame":
+        """The frame relative to an original whose boxes are multiplied by ``scale`` (4,) to be boxes of the image."""
+        return Frame(self.name, self.matrix * [scale[0], scale[1], 1], self.patches / scale, self.extent)
 
 
 def still(height: int, width: int) -> NDArray[np.float64]:
@@ -104,9 +132,3 @@ SIZES: dict[str, Callable[[int, int], tuple[int, int]]] = {
 
 def _square(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.vstack([matrix, [0, 0, 1]])
-
-
-def _hull(boxes: Floats, matrix: Floats) -> Floats:
-    """Upright boxes around the mapped corners of boxes: (N, 4), (2, 3) -> (N, 4)."""
-    corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
-    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)

@@ -364,11 +364,13 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
     """Targets of every image that is trained on (decisions row 21), by image id."""
     settings = run.settings.pseudo
     labels = run.store.labels(up_to_cycle=cycle)
+    lowest = run.settings.lowest_pseudo_score
     pool = {record.id for record in run.pool.records}
     chosen = {i: said for i, said in labels.items() if i in pool and (said.complete or len(said.boxes))}
     found: dict[int, Candidates] = {}
     if candidates is not None:
         found = candidates.of_images(pool if settings.images == "pool" else chosen)
+        found = {i: strong for i, each in found.items() if len(strong := each[each.scores >= lowest])}
     if settings.images == "pool":
         chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
     if settings.calibrated and found:
@@ -512,8 +514,7 @@ def record(
     most_uncertain: Sequence[int] | Ints = []
     if ranked:
         before = ranking.Answered(store.labels(up_to_cycle=cycle - 1))
-        iou = run.settings.selection.answered_iou
-        most_uncertain = ranking.most_uncertain(ranked.pool, before, iou, spent.looks)
+        most_uncertain = ranking.most_uncertain(ranked.pool, before, run.settings, spent.looks)
     counts = {
         "uncertainty_would_select": most_uncertain,
         "selected_per_class": [q.guess for q, _ in boxes],

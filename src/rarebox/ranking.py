@@ -67,10 +67,16 @@ class Answered:
         return (human < iou) & (rejected < iou) & (skipped < iou) & ~complete
 
 
-def open_pieces(pool: Shards, answered: Answered, iou: float, rest: Collection[str] = ()) -> Iterator[Candidates]:
-    """The candidates that no answer has settled, piece by piece, with those columns of the ``rest``."""
+def open_pieces(
+    pool: Shards, answered: Answered, settings: Settings, rest: Collection[str] = ()
+) -> Iterator[Candidates]:
+    """The candidates that may be asked about, piece by piece, with those columns of the ``rest``.
+
+    No answer has settled them, and their score is high enough (decisions rows 7 and 9).
+    """
     for piece in pool.pieces(rest):
-        yield piece[answered.leaves_open(piece, iou)]
+        worth = piece[piece.scores >= settings.scoring.candidate_threshold]
+        yield worth[answered.leaves_open(worth, settings.selection.answered_iou)]
 
 
 def label_state(
@@ -87,6 +93,8 @@ def label_state(
         """Labels and scores of what no answer has settled, neither as a question nor as a pseudo label."""
         nonlocal open_ones
         for piece in pool.columns(("image_id", "boxes", "labels", "scores")):
+            worth = piece["scores"] >= settings.scoring.candidate_threshold
+            piece = {name: column[worth] for name, column in piece.items()}
             (human, rejected, skipped), complete = answered.overlap(piece["image_id"], piece["boxes"])
             unasked = (human < iou) & (rejected < iou) & (skipped < iou)
             open_ones = open_ones + np.bincount(piece["labels"][unasked & ~complete], minlength=classes)
@@ -99,10 +107,10 @@ def label_state(
     return LabelState(frequency, counts, untouched, complete, budget), open_ones
 
 
-def most_uncertain(pool: Shards, answered: Answered, iou: float, most: int) -> Ints:
+def most_uncertain(pool: Shards, answered: Answered, settings: Settings, most: int) -> Ints:
     """Labels of the open candidates with the largest u(b), the earlier row first of equal ones: (at most ``most``,)."""
     labels, uncertainty = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    for piece in open_pieces(pool, answered, iou):
+    for piece in open_pieces(pool, answered, settings):
         bound = uncertainty[-1] if 0 < most == len(labels) else -np.inf
         better = piece.uncertainty > bound
         labels = np.concatenate([labels, piece.labels[better]])
@@ -145,14 +153,14 @@ def head(
     rng: Callable[[], np.random.Generator],
 ) -> Head:  # fmt: skip
     """What to ask, best first, by the strategy of the settings; ``rng`` gives the same randomness at each call."""
-    name, iou = settings.selection.strategy, settings.selection.answered_iou
+    name = settings.selection.strategy
     strategy, answered = strategies.choose(settings.selection), Answered(labels)
 
     def rank(candidates: Candidates, state: LabelState) -> Ranking:
         return strategy(candidates, state, rng())
 
     def pieces(reads: Collection[str] | None) -> Iterator[Candidates]:
-        return open_pieces(pool, answered, iou, REST if reads is None else reads)
+        return open_pieces(pool, answered, settings, REST if reads is None else reads)
 
     def fetch(places: int) -> tuple[Candidates, Ranking, float]:
         if name not in strategies.IMAGE:

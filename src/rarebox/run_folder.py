@@ -67,12 +67,13 @@ class RunFolder:
             raise UserError(f"{self.root} does not exist; name the folder of a run")
         if not self.settings.exists():
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
-        told = config.read_file(self.settings)
-        if isinstance(told.get("detector"), dict):  # before that setting existed, anchors shrank as the input did
-            told["detector"].setdefault("anchor_cells", 0.0)
-        settings = config.check(told)
+        settings = config.check(config.as_written_before(self._written()))
         trust(settings.data)
         return settings
+
+    def _written(self) -> dict[str, Any]:
+        """What ``settings.yaml`` holds; nothing where it is not there yet."""
+        return config.read_file(self.settings) if self.settings.exists() else {}
 
     def check_first_model(self) -> None:
         """UserError if there is no model of cycle 1."""
@@ -83,7 +84,9 @@ class RunFolder:
 
     def check(self, settings: Settings, but: Collection[str] = ()) -> None:
         """UserError shows in what else than ``but`` the settings differ from a run that has trained something here."""
-        changed = config.difference(self.read_settings(), settings, (*KEPT, *but)) if self._has_trained() else []
+        # A setting that this run's version did not have stays as it was then, unless the user asks for a special value.
+        new = config.usual(settings).difference(name for name, _ in config.flatten(self._written()))
+        changed = config.difference(self.read_settings(), settings, (*KEPT, *but, *new)) if self._has_trained() else []
         if changed:
             raise UserError(
                 f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "

@@ -24,8 +24,7 @@ from rarebox.errors import UserError
 from rarebox.pictures import Pictures
 from rarebox.run_folder import RunFolder, read_json, write_json
 from rarebox.running import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
-from rarebox.types import Candidates, Detections, ImageRecord, ImageScores, concatenate
-from rarebox.views import View
+from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
 
 
 def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
@@ -54,9 +53,26 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
 def scored_pool(run: Run, cycle: int) -> Shards:
     """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
     folder = run.folder.cycle(cycle) / "candidates"
-    listed = folder / SHARDS
-    files = [folder / f"shard_{name}" for name in read_json(listed)] if listed.exists() else folder.glob("shard_*")
+    names = _listed_shards(folder)
+    files = [folder / f"shard_{name}" for name in names] if names is not None else folder.glob("shard_*")
     return Shards(sorted(files), run.store.counts_as())
+
+
+def _listed_shards(folder: Path) -> list[str] | None:
+    """The shards that ``shards.json`` names; None where it is not there."""
+    if not (folder / SHARDS).exists():
+        return None
+    told = read_json(folder / SHARDS)
+    return told if isinstance(told, list) else told["shards"]
+
+
+def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
+    """Whether an earlier version scored this cycle by other rules, and questions of that ranking have been asked."""
+    told = read_json(folder / SHARDS) if (folder / SHARDS).exists() else []
+    if isinstance(told, dict) and told["rules"] == RULES:
+        return False
+    asked = any(query.why and "rank" in query.why for query in run.store.queries(cycle))
+    return asked and any(folder.glob("shard_*.parquet"))
 
 
 def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
@@ -64,9 +80,13 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
 
     A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
     on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
-    belong together; it changes when all of them are there, and what was there before goes only then.
+    belong together; it changes when all of them are there, and what was there before goes only then. A cycle that an
+    earlier version has scored and asked from keeps those scores to its end: places in two rankings must not be mixed.
     """
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
+    if _began_by_other_rules(run, cycle, folder):
+        run.notes.append("an earlier version scored this cycle; its scores are used to the end of the cycle")
+        return folder
     shards = [images[i : i + size] for i in range(0, len(images), size)]
     recipe = scoring_recipe(run, cycle)
     names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
@@ -81,8 +101,9 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
-    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != names:
-        write_json(folder / SHARDS, names)
+    listing = {"rules": RULES, "shards": names}
+    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != listing:
+        write_json(folder / SHARDS, listing)
     for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
         if file.name not in wanted:
             file.unlink()
@@ -147,6 +168,9 @@ def score_here(
 SHARDS = "shards.json"
 """The list of the shards that a cycle chooses from, in the order of the pool."""
 
+RULES = 2
+"""Counts up when the same model and settings give other scores. 2: boxes are compared in the view's frame."""
+
 KINDS = ("shard", "images")
 """What the two files of a shard are called: candidates, and scores of whole images."""
 
@@ -155,9 +179,11 @@ def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
     """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
     settings, model = run.settings, run.folder.cycle(cycle - 1)
     return {
+        "rules": RULES,
         "model": [sha256((model / name).read_bytes()).hexdigest() for name in (ABOUT, WEIGHTS)],
         "detector": settings.detector.model_dump(mode="json"),
         "scoring": settings.scoring.model_dump(mode="json", exclude={"shard_size"}),
+        "lowest_score": settings.lowest_score,
         "features": wants_features(settings),
         "precision": settings.training.precision,
         "freeze": settings.training.freeze,
@@ -193,13 +219,15 @@ def score_images(
             ids = [pictures.records[i].id for i in rows]
             sizes = [detector.input_size(picture) for picture in batch]
             views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
-            yield ids, batch, views, detector.queue_views(batch, views, features=with_features)
+            frames = [detector.frames(picture, plan) for picture, plan in zip(batch, views, strict=True)]
+            yield ids, frames, detector.queue_views(batch, views, features=with_features)
 
-    for ids, batch, views, read in behind(queued(), detector.ahead):
-        for image_id, picture, plan, (boxes, matched) in zip(ids, batch, views, read(), strict=True):
-            hidden = hidden_boxes(plan, boxes[0], detector.scale_of(picture))
+    for ids, frames, read in behind(queued(), detector.ahead):
+        for image_id, of_views, (boxes, matched) in zip(ids, frames, read(), strict=True):
             found.append(
-                pool_file.score_image(image_id, boxes, hidden, settings.scoring, detector.num_classes, matched)
+                pool_file.score_image(
+                    image_id, boxes, of_views, settings.scoring, detector.num_classes, matched, settings.lowest_score
+                )
             )
         report(len(found))
     found.sort(key=lambda one: one[1].image_id[0])
@@ -222,8 +250,3 @@ def behind(items: Iterable[T], by: int) -> Iterator[T]:
 def wants_features(settings: Settings) -> bool:
     """Whether the strategy looks at the features of candidates."""
     return "features" in strategies.NEEDS.get(settings.selection.strategy, ())
-
-
-def hidden_boxes(views: Sequence[View], found: Detections, scale: np.ndarray) -> np.ndarray:
-    """Which detections each view hides too much to judge: (M, N)."""
-    return np.stack([view.hides(found.boxes * scale) for view in views])

@@ -1,7 +1,7 @@
 """The augmentations M of Eq. 2 and 4: how each changes the network's input; where its boxes lie says ``frames``."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -49,7 +49,9 @@ def make_views(names: Sequence[str], height: int, width: int, rng: np.random.Gen
     for name in names:
         if name not in VIEWS:
             raise unknown_name("view", name, VIEWS)
-    return tuple(VIEWS[name](name, height, width, rng) for name in names)
+    made = [VIEWS[name](name, height, width, rng) for name in names]
+    sizes = [frames.size(name, height, width) for name in names]
+    return tuple(replace(view, extent=(w, h)) for view, (h, w) in zip(made, sizes, strict=True))
 
 
 def _flip(name: str, height: int, width: int, rng: np.random.Generator) -> View:

@@ -29,7 +29,7 @@ from rarebox.detectors.backbones import (
     retinanet_pyramid,
 )
 from rarebox.detectors.detector import Network, TorchDetector, read_about
-from rarebox.detectors.faster_rcnn import WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
+from rarebox.detectors.faster_rcnn import BETA, LeastMatcher, WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
 from rarebox.detectors.inputs import InputTransform
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet, light_head
 from rarebox.detectors.roi_pool import RoIPool
@@ -108,7 +108,7 @@ def body_channels(settings: DetectorSettings) -> dict[int, int]:
 
 def _assemble(settings: DetectorSettings, num_classes: int, pretrained: bool) -> Network:
     spec = BACKBONES[settings.backbone]
-    body = spec.body()
+    body = spec.body(settings.batch_norm)
     if pretrained:
         _load(body, spec.imagenet())
     fold_batch_norms(body)
@@ -172,7 +172,7 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
         Anchors(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
         RPNHead(spec.width, 3 * len(scales)), 0.7, 0.3, 256, 0.5,
         {"training": 1000 if spec.light else 2000, "testing": 500 if spec.light else 1000},
-        {"training": 500 if spec.light else 2000, "testing": 200 if spec.light else 1000}, 0.7,
+        {"training": settings.proposals or (500 if spec.light else 2000), "testing": 200 if spec.light else 1000}, 0.7,
     )  # fmt: skip
     pool = RoIPool(
         [str(level) for level in range(levels - 1)], 7, 2, canonical_scale=round(224 * unit), canonical_level=4
@@ -182,6 +182,8 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
         pool, TwoMLPHead(spec.width * 49, hidden), FastRCNNPredictor(hidden, classes + 1), 0.5, 0.5,
         128 if spec.light else 512, 0.25, None, settings.score_threshold, settings.nms_iou, 100,
     )  # fmt: skip
+    proposals.proposal_matcher = LeastMatcher(0.7, 0.3, settings.low_quality_iou)
+    proposals.beta = heads.beta = 0.0 if settings.box_loss == "l1" else BETA
     proposals.normaliser = heads.normaliser = settings.normaliser
     proposals.weighted = settings.weighted_stages == "both"
     return WeightedFasterRCNN(pyramid, proposals, heads, InputTransform(spec.mean, spec.std))

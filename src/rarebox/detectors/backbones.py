@@ -27,14 +27,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a detector must know of a backbone: how to build its body, and how its pixels are normalised.
+    """What a detector must know of a backbone: how to build its body (given ``batch_norm`` of the settings), and how
+    its pixels are normalised.
 
     ``channels`` are those of the body's maps at strides 4, 8, 16, 32 (the first may be missing), ``width`` those of
     the pyramid. ``imagenet`` brings the pretrained weights, ``at_hand`` says where they lie on this machine (or raises
     WeightsUnavailable), and ``light`` asks for small heads.
     """
 
-    body: Callable[[], nn.Module]
+    body: Callable[[str], nn.Module]
     channels: dict[int, int]
     width: int
     mean: tuple[float, ...]
@@ -65,15 +66,26 @@ class Pyramid(nn.Module):
         return list(maps.values() if isinstance(maps, dict) else maps)[-len(self.strides) :]
 
 
-def _resnet50_body() -> nn.Module:
+class AffineBatchNorm2d(FrozenBatchNorm2d):
+    """torchvision's frozen batch norm whose scale and shift are trained; the statistics stay, as in MMDetection."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps)
+        for name in ("weight", "bias"):
+            values = self.get_buffer(name)
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(values))
+
+
+def _resnet50_body(batch_norm: str) -> nn.Module:
     """ResNet-50 with frozen batch statistics, its stem and first stage frozen too, as is usual for detectors."""
-    network = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    network = resnet50(weights=None, norm_layer=AffineBatchNorm2d if batch_norm == "affine" else FrozenBatchNorm2d)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
     return IntermediateLayerGetter(network, {f"layer{i}": str(i) for i in (1, 2, 3, 4)})
 
 
-def _lite0_body() -> nn.Module:
+def _lite0_body(batch_norm: str) -> nn.Module:
     """EfficientNet-Lite0's stages at strides 8, 16 and 32; those before are frozen."""
     body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4), pretrained=False)
     for name, parameter in body.named_parameters():

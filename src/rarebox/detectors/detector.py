@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.config import DetectorSettings, TrainingSettings, as_written_before
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
@@ -25,6 +25,7 @@ from rarebox.detectors.maps import Seen, padded
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
+from rarebox.frames import Frame
 from rarebox.pictures import Pictures
 from rarebox.run_folder import write_bytes, write_json
 from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
@@ -102,8 +103,8 @@ class TorchDetector:
     ) -> list[list[Detections]]:
         """Each image and all its views through the network in one batch: [image, view 1, … view M] of each image.
 
-        ``views[i]`` are made for the input of image i (see :meth:`input_size`). All boxes come back in the original
-        image's pixels, those of the views undone.
+        ``views[i]`` are made for the input of image i (see :meth:`input_size`). Boxes come back in the original image's
+        pixels, those of a view in the view's pixels (see :meth:`frames`).
         """
         return [found for found, _ in self.queue_views(images, views, features=features)()] if len(images) else []
 
@@ -122,14 +123,13 @@ class TorchDetector:
         """
         pictures = _as_pictures(images)
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
-        plans = [(None, *plan) for plan in views]
         backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
         found = self._run([one for views_too in inputs for one in views_too], features)
         if on_device.wanted(self.device):
-            parcel = self._matched(found, plans, backs)
+            parcel = self._matched(found, [self.frames(*each) for each in zip(pictures, views, strict=True)], backs)
 
             def read() -> list[Scored]:
-                opened = _opened(parcel, [len(plan) for plan in plans])
+                opened = _opened(parcel, [1 + len(plan) for plan in views])
                 if None not in opened:
                     return cast(list[Scored], opened)
                 with on_device.waiting():
@@ -139,8 +139,8 @@ class TorchDetector:
             return read
         rest = iter(found)
         result: list[Scored] = [
-            ([_detections(next(rest), back, view) for view in plan], None)
-            for plan, back in zip(plans, backs, strict=True)
+            ([_detections(next(rest), back), *(_detections(next(rest)) for _ in plan)], None)
+            for plan, back in zip(views, backs, strict=True)
         ]
         return lambda: result
 
@@ -210,6 +210,10 @@ class TorchDetector:
         height, width = self.input_size(picture)
         return scale_of(picture, height, width)
 
+    def frames(self, picture: Picture | Seen, views: Sequence[View]) -> list[Frame]:
+        """Where boxes in the original image's pixels lie on each view of a picture."""
+        return [view.from_original(self.scale_of(picture)) for view in views]
+
     def save(self, folder: Path) -> None:
         """Write the weights and how to rebuild the network; the weights come last, and whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,14 +257,17 @@ class TorchDetector:
 
     @torch.inference_mode()
     def _matched(
-        self, found: on_device.Columns, plans: Sequence[Sequence[View | None]], backs: Sequence[Floats]
+        self, found: on_device.Columns, frames: Sequence[Sequence[Frame]], backs: Sequence[Floats]
     ) -> on_device.Parcel:
-        """Detections in the original images' pixels and with their partners, on their way to the host."""
-        counts = [len(plan) for plan in plans]
-        matrices = np.stack([view.inverse if view else np.eye(2, 3) for plan in plans for view in plan])
-        found = on_device.in_originals(found, matrices, np.repeat(np.stack(backs), counts, axis=0))
-        images = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
-        return on_device.Parcel({**found, **on_device.partners(found, images.tolist())})
+        """Detections as :meth:`predict_views` returns them, with their partners, on their way to the host."""
+        itself, ones = Frame("", np.eye(2, 3)), np.ones(4, dtype=np.float32)
+        scales = [scale for back, plan in zip(backs, frames, strict=True) for scale in (back, *(ones for _ in plan))]
+        found = on_device.scaled(found, np.stack(scales))
+        counts = [1 + len(plan) for plan in frames]
+        images = np.repeat(np.cumsum([0, *counts[:-1]]), counts).tolist()
+        return on_device.Parcel(
+            {**found, **on_device.partners(found, images, [f for plan in frames for f in (itself, *plan)])}
+        )
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -284,11 +291,10 @@ def _as_pictures(images: Sequence[Image]) -> list[Picture | Seen]:
     return [image if isinstance(image, Seen) else Picture.of(image) for image in images]
 
 
-def _detections(found: dict[str, Tensor], back: Floats, view: View | None = None) -> Detections:
-    """The network's output in the input's frame -> Detections in the original image's."""
+def _detections(found: dict[str, Tensor], back: Floats | float = 1.0) -> Detections:
+    """The network's output, its boxes multiplied by ``back``."""
     columns = {name: column.float().cpu().numpy() for name, column in found.items()}
-    boxes = view.undo(columns["boxes"]) if view else columns["boxes"]
-    boxes = boxes * back
+    boxes = columns["boxes"] * back
     good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a box clipped to nothing at the border is none
     return Detections(boxes[good], **{name: column[good] for name, column in columns.items() if name != "boxes"})
 
@@ -316,7 +322,7 @@ def read_about(folder: Path) -> tuple[int, DetectorSettings]:
     """Number of classes and settings of a saved model; UserError if there is none."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        # Before that setting existed, anchors shrank as far as the input did.
-        return about["num_classes"], DetectorSettings.model_validate({"anchor_cells": 0.0, **about["detector"]})
+        told = as_written_before({"detector": dict(about["detector"])})["detector"]
+        return about["num_classes"], DetectorSettings.model_validate(told)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no model of rarebox: {error}") from error

@@ -1,12 +1,13 @@
 """Faster R-CNN with a weight on every target box, in both stages, and with the whole class vector of detections."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -17,6 +18,9 @@ from torchvision.ops.poolers import LevelMapper
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
+
+BETA = 1 / 9
+"""torchvision's smooth L1 in both stages: quadratic below."""
 
 
 class Sampler(BalancedPositiveNegativeSampler):
@@ -44,6 +48,19 @@ class ExactCoder(BoxCoder):
         return super().decode(rel_codes.float(), boxes)
 
 
+class LeastMatcher(Matcher):
+    """torchvision's, whose low-quality matches begin at an IoU of ``least``, as MMDetection's ``min_pos_iou``."""
+
+    def __init__(self, high: float, low: float, least: float) -> None:
+        super().__init__(high, low, allow_low_quality_matches=True)
+        self.least = least
+
+    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        """Let each box (G, S) take its best anchor, if it overlaps it enough."""
+        near = match_quality_matrix.max(dim=1).values >= self.least
+        super().set_low_quality_matches_(matches, all_matches, match_quality_matrix[near])
+
+
 class WeightedProposals(RegionProposalNetwork):
     """torchvision's proposal network; the class weight acts on objectness, the box weight on its regression.
 
@@ -54,6 +71,7 @@ class WeightedProposals(RegionProposalNetwork):
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
     weighted = True
+    beta = BETA
     settled: Tensor
     """(B,): of which images the proposals are those of ``filter_proposals``, where nothing waited for that."""
 
@@ -110,24 +128,17 @@ class WeightedProposals(RegionProposalNetwork):
         """As torchvision's; the first result holds (A, 4) columns instead of (A,) labels."""
         packed, boxes = [], []
         for image_anchors, target in zip(anchors, targets, strict=True):
-            if not len(target["boxes"]):
-                nothing = image_anchors.new_tensor([0.0, 0.0, 1.0, 0.0]).expand(len(image_anchors), 4)
-                packed.append(nothing)
-                boxes.append(torch.zeros_like(image_anchors))
-                continue
-            matched = self.proposal_matcher(self.box_similarity(target["boxes"], image_anchors))
-            given = assign(matched, target if self.weighted else _all_ones(target))
-            taught = given.positive | (given.box_weight > 0)
-            sampled_as = taught.float().masked_fill((given.class_weight == 0) & (given.box_weight == 0), -1.0)
-            columns = (sampled_as, given.positive.float(), given.class_weight, given.box_weight)
+            overlap = self.box_similarity(target["boxes"], image_anchors)
+            given = assign(overlap, target if self.weighted else _all_ones(target), self.proposal_matcher)
+            columns = (given.sampled_as.float(), given.positive.float(), given.class_weight, given.box_weight)
             packed.append(torch.stack(columns, dim=1))
-            boxes.append(target["boxes"][given.index])
+            boxes.append(target["boxes"][given.box_row] if len(target["boxes"]) else torch.zeros_like(image_anchors))
         return packed, boxes
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Cross entropy and smooth L1 of the sampled anchors, divided as torchvision does."""
+        """Cross entropy and box loss of the sampled anchors, divided as torchvision does."""
         positives, negatives = self.fg_bg_sampler([columns[:, 0] for columns in labels])
         positives = torch.cat(positives).nonzero()[:, 0]
         sampled = torch.cat([positives, torch.cat(negatives).nonzero()[:, 0]])
@@ -139,7 +150,7 @@ class WeightedProposals(RegionProposalNetwork):
         class_loss = F.binary_cross_entropy_with_logits(
             objectness.flatten()[in_class].float(), wanted[in_class], reduction="none"
         )
-        box_loss = smooth_l1(pred_bbox_deltas[in_box], deltas[in_box])
+        box_loss = smooth_l1(pred_bbox_deltas[in_box], deltas[in_box], self.beta)
         return reduce(
             class_loss, wanted[in_class] > 0, class_weight[in_class], box_loss, box_weight[in_box],
             by=len(in_class), boxes_by=len(sampled), normaliser=self.normaliser,
@@ -152,9 +163,24 @@ def _all_ones(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**target, "class_weight": taught, "box_weight": taught * ~target["background"]}
 
 
-def smooth_l1(deltas: Tensor, wanted: Tensor) -> Tensor:
-    """Smooth L1 (beta 1/9) of each row, summed over its four numbers: (S, 4), (S, 4) -> (S,)."""
-    return F.smooth_l1_loss(deltas.float(), wanted.float(), beta=1 / 9, reduction="none").sum(dim=1)
+def smooth_l1(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
+    """Smooth L1 of each row (L1 for ``beta`` 0), summed over its four numbers: (S, 4), (S, 4) -> (S,)."""
+    return F.smooth_l1_loss(deltas.float(), wanted.float(), beta=beta, reduction="none").sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the sampled proposals of a batch are taught, S rows.
+
+    ``label`` (S,) counts classes from 1, 0 is background; ``class_weight`` (S,) is 0 where the class branch ignores it.
+    ``box_label`` (S,) and ``deltas`` (S, 4) are the box branch's target; ``box_weight`` (S,) is 0 where it has none.
+    """
+
+    label: Tensor
+    class_weight: Tensor
+    box_label: Tensor
+    deltas: Tensor
+    box_weight: Tensor
 
 
 class WeightedRoIHeads(RoIHeads):
@@ -162,6 +188,7 @@ class WeightedRoIHeads(RoIHeads):
 
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
+    beta = BETA
     with_features = False
 
     def forward(
@@ -175,31 +202,44 @@ class WeightedRoIHeads(RoIHeads):
             detect = self._detect_all if on_device.wanted(logits.device) else self._detect
             return detect(logits.float(), deltas.float(), pooled, proposals, image_shapes), {}
         assert targets is not None
-        sampled, rows, labels, wanted = self.select_training_samples(proposals, [_sampling(t) for t in targets])
+        sampled, samples = self.choose_samples(proposals, targets)
         pooled = self.box_head(self.box_roi_pool(features, sampled, image_shapes))
         logits, deltas = self.box_predictor(pooled)
-        return [], self._losses(logits, deltas, labels, rows, torch.cat(wanted), targets)
+        return [], self._losses(logits, deltas, samples)
 
-    def _losses(
-        self, logits: Tensor, deltas: Tensor, labels: list[Tensor], rows: list[Tensor], wanted: Tensor,
-        targets: list[dict[str, Tensor]],
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Cross entropy over the sampled proposals with weight, smooth L1 over all sampled, as torchvision divides."""
+    def choose_samples(
+        self, proposals: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], "Samples"]:
+        """Sampled proposals of each image, and what they are taught; every target box is a proposal too."""
+        proposals = self.add_gt_proposals(proposals, [target["boxes"].to(proposals[0].dtype) for target in targets])
         given = [
-            assign(torch.where(image_labels > 0, image_rows, -1), target)
-            for image_labels, image_rows, target in zip(labels, rows, targets, strict=True)
+            assign(self.box_similarity(target["boxes"], own), target, self.proposal_matcher)
+            for target, own in zip(targets, proposals, strict=True)
         ]
-        positive, class_weight, box_weight = (
-            torch.cat([getattr(g, name) for g in given]) for name in ("positive", "class_weight", "box_weight")
-        )
-        label = torch.cat(labels)
-        in_class, in_box = class_weight > 0, (box_weight > 0).nonzero()[:, 0]
-        class_loss = F.cross_entropy(logits[in_class].float(), (label * positive)[in_class], reduction="none")
+        chosen = self.subsample([each.sampled_as for each in given])
+        sampled = [own[rows] for own, rows in zip(proposals, chosen, strict=True)]
+        columns: list[tuple[Tensor, ...]] = []
+        for target, own, each, rows in zip(targets, sampled, given, chosen, strict=True):
+            boxes, labels = target["boxes"], target["labels"] + 1
+            if not len(boxes):  # nothing is positive, so any row will do
+                boxes, labels = own.new_zeros(1, 4), labels.new_zeros(1)
+            positive, row, box_row = each.positive[rows], each.row[rows], each.box_row[rows]
+            wanted = self.box_coder.encode_single(boxes[box_row].to(own.dtype), own)
+            columns.append(
+                (labels[row] * positive, each.class_weight[rows], labels[box_row], wanted, each.box_weight[rows])
+            )
+        return sampled, Samples(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+    def _losses(self, logits: Tensor, deltas: Tensor, samples: "Samples") -> dict[str, Tensor]:
+        """Cross entropy over the sampled proposals with weight, box loss over all sampled, as torchvision divides."""
+        in_class, in_box = samples.class_weight > 0, (samples.box_weight > 0).nonzero()[:, 0]
+        label = samples.label[in_class]
+        class_loss = F.cross_entropy(logits[in_class].float(), label, reduction="none")
         by_class = deltas.reshape(len(deltas), -1, 4)
-        box_loss = smooth_l1(by_class[in_box, label[in_box]], wanted[in_box])
+        box_loss = smooth_l1(by_class[in_box, samples.box_label[in_box]], samples.deltas[in_box], self.beta)
         classes, boxes = reduce(
-            class_loss, positive[in_class], class_weight[in_class], box_loss, box_weight[in_box],
-            by=int(in_class.sum()), boxes_by=len(label), normaliser=self.normaliser,
+            class_loss, label > 0, samples.class_weight[in_class], box_loss, samples.box_weight[in_box],
+            by=len(label), boxes_by=len(samples.label), normaliser=self.normaliser,
         )  # fmt: skip
         return {"loss_classifier": classes, "loss_box_reg": boxes}
 
@@ -252,14 +292,6 @@ class WeightedRoIHeads(RoIHeads):
             {"features": on_device.take(pooled.unflatten(0, (images, number)), source)} if self.with_features else {}
         )
         return {**found, **vectors}
-
-
-def _sampling(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The target as torchvision's sampler should see it: labels from 1, ignored boxes -1, rejected ones background."""
-    ignored = (target["class_weight"] == 0) & (target["box_weight"] == 0)
-    rejected = target["background"] & (target["box_weight"] == 0)
-    labels = (target["labels"] + 1).masked_fill(rejected, 0).masked_fill(ignored, -1)
-    return {"boxes": target["boxes"], "labels": labels}
 
 
 class WeightedFasterRCNN(GeneralizedRCNN):

@@ -1,6 +1,6 @@
 """Eq. 7 on tensors: what each anchor or proposal learns, with which weight, and how the sums are divided."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,29 +15,64 @@ Normaliser = Literal["own", "batch", "paper"]
 MMDetection does. ``paper``: Eq. 7 to the letter, 1/|P_cls|, 1/|N_cls|, 1/|P_reg|."""
 
 
+BACKGROUND, BETWEEN = -1, -2
+"""What torchvision's matcher says where no box matches, and where one overlaps too much for background."""
+
+
 @dataclass(frozen=True)
 class Assignment:
-    """What each of S anchors or proposals of one image is taught.
+    """What each of S anchors or proposals of one image is taught, by each branch for itself.
 
-    ``index`` (S,) is the matched target row (any row where nothing matched), ``positive`` (S,) the class branch's
-    positives, ``class_weight`` (S,) its weights (0: ignored), ``box_weight`` (S,) the box branch's (0: not taught).
+    ``row`` (S,) is the target of the class branch's positives, ``positive`` (S,), and ``class_weight`` (S,) that
+    branch's weights: 1 for negatives, 0 for ignored samples. ``box_row`` (S,) is the target of the box branch,
+    ``box_weight`` (S,) its weights: 0 where it is taught nothing. Rows are arbitrary where they do not count.
     """
 
-    index: Tensor
+    row: Tensor
     positive: Tensor
     class_weight: Tensor
+    box_row: Tensor
     box_weight: Tensor
 
+    @property
+    def sampled_as(self) -> Tensor:
+        """For torchvision's samplers, (S,): 1 a positive of either branch, 0 a negative, -1 ignored by both."""
+        taught = self.positive | (self.box_weight > 0)
+        return torch.where(taught, 1, torch.where(self.class_weight > 0, 0, -1))
 
-def assign(matched: Tensor, target: dict[str, Tensor]) -> Assignment:
-    """Weights of a torchvision matching: (S,) target row, or -1 background, or -2 ignored.
 
-    Background rows weigh 1; a row matched to a ``background`` target is background too; weight 0 is ignored.
+def assign(overlap: Tensor, target: dict[str, Tensor], match: Callable[[Tensor], Tensor]) -> Assignment:
+    """P_cls, N_cls and P_reg of Eq. 7 for one image, by IoU (G, S) of its targets with anchors or proposals.
+
+    ``match`` is torchvision's matcher: (g, S) -> (S,), the nearest row, BACKGROUND or BETWEEN. Each branch matches
+    against the boxes that it trusts, and against those that neither branch trusts, which both ignore. A box that the
+    box branch alone trusts is no background for the class branch, which ignores it. Samples that match a rejected box
+    and no object are negatives, also where they would be ignored.
     """
-    index, hit = matched.clamp(min=0), matched >= 0
-    class_weight = torch.where(hit, _take(target["class_weight"], index), 1.0).masked_fill(matched == -2, 0.0)
-    box_weight = torch.where(hit, _take(target["box_weight"], index), 0.0)
-    return Assignment(index, hit & ~_take(target["background"], index), class_weight, box_weight)
+    class_weight, box_weight = target["class_weight"], target["box_weight"]
+    unknown = target["background"] & (class_weight > 0)  # the class branch knows no object there
+    trusts_class, trusts_box = (class_weight > 0) & ~unknown, box_weight > 0
+    nobody = (class_weight == 0) & ~trusts_box
+    by_class = _match(overlap, trusts_class | nobody, match)
+    by_box = _match(overlap, trusts_box | nobody, match)
+    doubted = _match(overlap, (class_weight == 0) & trusts_box, match)
+    rejected = _match(overlap, unknown & ~trusts_box, match)
+
+    row, box_row = by_class.clamp(min=0), by_box.clamp(min=0)
+    weight = torch.where(by_class >= 0, _take(class_weight, row), (by_class == BACKGROUND).float())
+    weight = weight.masked_fill((by_class == BACKGROUND) & (doubted != BACKGROUND), 0.0)
+    positive = (by_class >= 0) & (weight > 0)
+    weight = weight.masked_fill((rejected >= 0) & ~positive, 1.0)
+    return Assignment(row, positive, weight, box_row, torch.where(by_box >= 0, _take(box_weight, box_row), 0.0))
+
+
+def _match(overlap: Tensor, chosen: Tensor, match: Callable[[Tensor], Tensor]) -> Tensor:
+    """``match`` against some of the targets: (G, S), (G,) -> (S,) a row among all of them, or a negative number."""
+    rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return overlap.new_full((overlap.shape[1],), BACKGROUND, dtype=torch.int64)
+    matched = match(overlap[rows])
+    return torch.where(matched >= 0, rows[matched.clamp(min=0)], matched)
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:

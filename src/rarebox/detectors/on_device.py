@@ -6,6 +6,7 @@ of rows, of which some are not *real*, and loops a fixed number of rounds, which
 the host, when it reads that, has the batch done again in the way that waits. B pictures of a batch, n rows of each.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
+from rarebox.frames import Frame
 from rarebox.types import Floats
 from rarebox.views import send
 
@@ -107,33 +109,37 @@ def survivors(boxes: Tensor, real: Tensor, threshold: float, labels: Tensor | No
     return stays, (stays == before).all(dim=1)
 
 
-def in_originals(found: Columns, matrices: Floats, back: Floats) -> Columns:
-    """Detections in the frames of pictures -> in the original images' pixels; what has no area there is not real.
-
-    ``matrices`` (B, 2, 3) map a picture into its image's input (``Frame.inverse``), ``back`` (B, 4) that to the
-    original's pixels.
-    """
-    device = found["boxes"].device
-    matrix, scale = send(torch.tensor(matrices), device), send(torch.tensor(back), device)
-    x1, y1, x2, y2 = found["boxes"].double().unbind(dim=-1)
-    corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], dim=-1).unflatten(-1, (4, 2))
-    mapped = corners @ matrix[:, None, :, :2].mT + matrix[:, None, None, :, 2]
-    boxes = torch.cat([mapped.amin(dim=2), mapped.amax(dim=2)], dim=-1).float() * scale[:, None]
+def scaled(found: Columns, scales: Floats) -> Columns:
+    """Detections whose boxes are multiplied by ``scales`` (B, 4); what has no area then is not real."""
+    boxes = found["boxes"] * send(torch.tensor(scales), found["boxes"].device)[:, None]
     real = found["real"] & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     return {**found, "boxes": boxes, "real": real}
 
 
-def partners(found: Columns, images: Sequence[int]) -> Columns:
+def partners(found: Columns, images: Sequence[int], frames: Sequence[Frame]) -> Columns:
     """``candidates.find_partners`` of each picture and the image it shows: ``partner`` and ``iou``, (B, n) each.
 
-    ``images`` (B,) says where in the batch the image itself is; its boxes are the n. A partner's number counts the
-    real ones.
+    ``images`` (B,) says where in the batch the image itself is; its boxes are the n, and ``frames`` (B) map them into
+    each picture. A partner's number counts the real ones.
     """
     boxes, real = found["boxes"], found["real"]
-    own = boxes[send(torch.tensor(images), boxes.device)]
+    own = _to_views(boxes[send(torch.tensor(images), boxes.device)], frames)
     overlap = iou(own[:, :, None], boxes[:, None]).masked_fill(~real[:, None], 0)
     best, row = overlap.max(dim=2)
     return {"partner": (real.cumsum(dim=1) - 1).gather(1, row).masked_fill(best == 0, -1), "iou": best}
+
+
+def _to_views(boxes: Tensor, frames: Sequence[Frame]) -> Tensor:
+    """``Frame.to_view`` of each picture's boxes: (B, n, 4) -> (B, n, 4)."""
+    matrix = send(torch.tensor(np.stack([frame.matrix for frame in frames])), boxes.device)
+    unbounded = (-math.inf, -math.inf, math.inf, math.inf)
+    bounds = [(0, 0, *frame.extent) if frame.extent else unbounded for frame in frames]
+    low, high = send(torch.tensor(bounds, dtype=boxes.dtype), boxes.device)[:, None].split(2, dim=-1)
+    x1, y1, x2, y2 = boxes.double().unbind(dim=-1)
+    corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], dim=-1).unflatten(-1, (4, 2))
+    mapped = corners @ matrix[:, None, :, :2].mT + matrix[:, None, None, :, 2]
+    ends = [end.float().maximum(low).minimum(high) for end in (mapped.amin(dim=2), mapped.amax(dim=2))]
+    return torch.cat(ends, dim=-1)
 
 
 class Parcel:

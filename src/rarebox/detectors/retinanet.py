@@ -9,7 +9,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
 from rarebox.detectors import on_device
-from rarebox.detectors.losses import Normaliser, assign, mean_over_images, reduce, reduce_image
+from rarebox.detectors.losses import Assignment, Normaliser, assign, mean_over_images, reduce, reduce_image
 
 
 class WeightedHead(RetinaNetHead):
@@ -19,9 +19,10 @@ class WeightedHead(RetinaNetHead):
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor],
-        matched_idxs: list[Tensor],
+        matched_idxs: list[Any],
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Focal loss and L1 of each image, weighted per target box; the mean over images.
+        """Focal loss and L1 of each image, weighted per target box; the mean over images. ``matched_idxs`` are
+        Assignments.
 
         Both are divided by the image's positives, counted whatever their weight unless it is 0; with another normaliser
         than ``own``, the batch is one image.
@@ -40,18 +41,17 @@ class WeightedHead(RetinaNetHead):
         return {"classification": classes, "bbox_regression": boxes}
 
     def _samples(
-        self, target: dict[str, Tensor], logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tensor
+        self, target: dict[str, Tensor], logits: Tensor, deltas: Tensor, anchors: Tensor, given: Assignment
     ) -> tuple[Tensor, ...]:
         """One image's anchors that take part: class loss, positive?, class weight; box loss, box weight."""
-        given = assign(matched, target)
         in_class, in_box = given.class_weight > 0, given.box_weight > 0
         rows = in_class.nonzero()[:, 0]
         positive = given.positive[rows]
         wanted = torch.zeros_like(logits[rows])
-        wanted[positive, target["labels"][given.index[rows[positive]]]] = 1.0
+        wanted[positive, target["labels"][given.row[rows[positive]]]] = 1.0
         class_loss = sigmoid_focal_loss(logits[rows].float(), wanted.float()).sum(dim=1)
 
-        boxes = target["boxes"][given.index[in_box]]
+        boxes = target["boxes"][given.box_row[in_box]]
         coder = self.regression_head.box_coder
         box_loss = (deltas[in_box] - coder.encode_single(boxes, anchors[in_box])).abs().sum(dim=1)
         return class_loss, positive, given.class_weight[rows], box_loss, given.box_weight[in_box]
@@ -92,6 +92,16 @@ class WeightedRetinaNet(RetinaNet):
             )
             for i, size in enumerate(batch.image_sizes)
         ]
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; each branch matches anchors with the boxes that it trusts."""
+        given = [
+            assign(box_iou(target["boxes"], own), target, self.proposal_matcher)
+            for target, own in zip(targets, anchors, strict=True)
+        ]
+        return self.head.compute_loss(targets, head_outputs, anchors, given)
 
     def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
         """The class tower's vector at the anchor that overlaps each box most: (G, 4) -> (G, C) of each image."""

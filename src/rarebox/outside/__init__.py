@@ -178,8 +178,7 @@ def read_candidates(
             pool.add(replace(pool.records[image_id], width=line.size[0], height=line.size[1]))
         detected = understand(line)
         views, frames = copies.of(image_id, understand) if copies else ([], [])
-        hidden = np.array([frame.hides(detected.boxes) for frame in frames], bool).reshape(len(frames), len(detected))
-        scored, _ = score_image(image_id, [detected, *views], hidden, settings.scoring, num_classes)
+        scored, _ = score_image(image_id, [detected, *views], frames, settings.scoring, num_classes)
         if len(scored):
             unsure = scored.uncertainty if copies else entropies(scored, num_classes)
             vectors = scored.class_probs if with_vectors else scored.class_probs[:, :0]

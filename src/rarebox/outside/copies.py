@@ -1,14 +1,13 @@
-"""Detections on augmented copies, brought back into their images."""
+"""Detections on augmented copies, and where their images lie on them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rarebox.data.detections import DetectionFile, Image, Line
 from rarebox.errors import UserError
-from rarebox.frames import MAPS, Frame
+from rarebox.frames import MAPS, Frame, size
 from rarebox.naming import ByName
 from rarebox.outside.pool import Pool
 from rarebox.outside.words import Understanding
@@ -16,10 +15,10 @@ from rarebox.types import Detections
 
 
 class Copies:
-    """What the detector said of the augmented copies, brought back into the images.
+    """What the detector said of the augmented copies.
 
-    Where the boxes of a copy lie is told by the line itself ("undone", or its matrix), else by the map that
-    ``rarebox views`` wrote, else by the name of a view whose map follows from it.
+    The line itself tells where its boxes lie ("undone", or its matrix), else the map that ``rarebox views`` wrote, else
+    the name of a view whose map follows from it.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Copies:
         self._views: list[str] | None = None
 
     def of(self, image_id: int, understand: Understanding) -> tuple[list[Detections], list[Frame]]:
-        """Detections on each copy of an image, in the image's pixels, and the copies' frames; always the same views.
+        """Detections on each copy of an image, in the copy's pixels, and the copies' frames; always the same views.
 
         UserError where a view is there twice, or missing.
         """
@@ -68,7 +67,7 @@ class Copies:
                 f"{others}; every image needs a line for each view, with an empty list of boxes where nothing was found"
             )
         frames = [self._frame(image_id, view, lines[view]) for view in self._views]
-        return [_undone(understand(lines[f.name]), f) for f in frames], frames
+        return [understand(lines[frame.name]) for frame in frames], frames
 
     def _entry(self, image: Image) -> Mapping[str, Any] | None:
         """What the map says of a copy, if a line names one."""
@@ -77,13 +76,15 @@ class Copies:
     def _frame(self, image_id: int, view: str, line: Line) -> Frame:
         record, entry = self._pool.records[image_id], self._of_view.get((image_id, view))
         patches = entry["patches"] if entry and not len(line.patches) else line.patches.astype(np.float32)
-        if line.undone or line.matrix is not None:
-            return Frame(view, np.eye(2, 3) if line.matrix is None else line.matrix, patches)
+        if line.undone:
+            return Frame(view, np.eye(2, 3), patches)
+        if line.matrix is not None:
+            return Frame(view, line.matrix, patches, line.size)
         if entry:
             copy = (entry["width"], entry["height"])
             if line.size not in (None, copy):
                 raise UserError(f"{line.where}: the copy has {copy[0]} x {copy[1]} pixels, the line says {line.size}")
-            return Frame(view, entry["matrix"], patches)
+            return Frame(view, entry["matrix"], patches, copy)
         if view not in MAPS:
             raise UserError(
                 f"{line.where}: where its boxes lie in the image cannot be told from the name {view!r}; give "
@@ -94,12 +95,5 @@ class Copies:
                 f"{line.where}: the size of the image is unknown; write its width and height beside its detections, or "
                 "give --images"
             )
-        return Frame(view, MAPS[view](record.height, record.width), patches)
-
-
-def _undone(found: Detections, frame: Frame) -> Detections:
-    return replace(found, boxes=frame.undo(found.boxes)) if not _is_still(frame) else found
-
-
-def _is_still(frame: Frame) -> bool:
-    return bool((frame.matrix == np.eye(2, 3)).all())
+        height, width = size(view, record.height, record.width)
+        return Frame(view, MAPS[view](record.height, record.width), patches, (width, height))
