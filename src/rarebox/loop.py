@@ -506,10 +506,11 @@ def record(
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
     most_uncertain: Sequence[int] | Ints = []
+    sure = np.zeros(classes, dtype=np.int64)
     if ranked:
-        before = ranking.Answered(store.labels(up_to_cycle=cycle - 1))
-        iou = run.settings.selection.answered_iou
-        most_uncertain = ranking.most_uncertain(ranked.pool, before, iou, spent.looks)
+        before, iou = store.labels(up_to_cycle=cycle - 1), run.settings.selection.answered_iou
+        most_uncertain = ranking.most_uncertain(ranked.pool, ranking.Answered(before), iou, len(boxes))
+        sure = ranking.sure_per_class(run.settings, before, ranked.pool, classes)
     counts = {
         "uncertainty_would_select": most_uncertain,
         "selected_per_class": [q.guess for q, _ in boxes],
@@ -531,6 +532,7 @@ def record(
         "human_per_class": _named(run, human),
         "pseudo_per_class": _named(run, pseudo.count_sure(targets, classes, pseudo_above)),
         "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
+        "sure_per_class": _named(run, sure),
         "class_frequency": _named(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
         "imbalance_factor": _or_null(imbalance_factor(human)),
         "notes": list(run.notes),
