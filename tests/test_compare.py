@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
 from rarebox import compare
 from rarebox.cli import app
 from rarebox.compare import Group, Point, Spread
-from rarebox.config import Settings, flatten
+from rarebox.config import NAMES, Settings, flatten, resolve
 from rarebox.errors import UserError
 from rarebox.report import figures, grid, grid_figures, grid_tables, write_report
 
@@ -163,30 +166,47 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_paired_difference_by_hand(tmp_path: Path) -> None:
     values = finals(group_of(tmp_path, standard()))
     step = compare.paired(values["whole"], values["plain"])
-    # Of the 27 draws of 3 seeds from +6, +4, +2 one is all +2: 3.7 %, more than 2.5 %, so the bounds are the extremes.
-    assert step == (pytest.approx(0.04), pytest.approx(0.02), pytest.approx(0.06), 3)
-    assert step.excludes_zero
-    assert compare.paired(values["whole"], values["plain"]) == step  # the same draws each time
+    # +6, +4, +2: s = 2, and t = 4.3027 for 2 degrees of freedom, so 4 -/+ 4.3027 * 2 / sqrt(3) = 4 -/+ 4.968.
+    assert step == (pytest.approx(0.04), pytest.approx(-0.00968, abs=1e-5), pytest.approx(0.08968, abs=1e-5), 3)
+    # -10, +6, -8: s = sqrt(76), so -4 -/+ 4.3027 * 5.0332 = -4 -/+ 21.656.
     noisy = compare.paired(values["dice"], values["plain"])
-    assert noisy == (pytest.approx(-0.04), pytest.approx(-0.10), pytest.approx(0.06), 3)
-    assert not noisy.excludes_zero
+    assert noisy == (pytest.approx(-0.04), pytest.approx(-0.25656, abs=1e-5), pytest.approx(0.17656, abs=1e-5), 3)
+
+
+@given(st.lists(st.floats(-1, 1).map(lambda step: round(step, 3)), min_size=2, max_size=12))
+def test_the_interval_is_that_of_the_t_test(steps: list[float]) -> None:
+    step = compare.paired(dict(enumerate(steps)), dict.fromkeys(range(len(steps)), 0.0))
+    if len(set(steps)) > 1:
+        expected = ttest_1samp(steps, 0).confidence_interval(0.95)
+        assert (step.low, step.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    else:
+        assert (step.low, step.high) == (pytest.approx(steps[0]), pytest.approx(steps[0]))
+
+
+@pytest.mark.parametrize("seeds", [3, 6, 10])
+def test_the_interval_holds_the_truth_in_95_of_100_cases(seeds: int) -> None:
+    draws = np.random.default_rng(seeds).normal(0.3, 2, size=(2000, seeds))
+    nothing = dict.fromkeys(range(seeds), 0.0)
+    steps = [compare.paired(dict(enumerate(row)), nothing) for row in draws]
+    assert np.mean([step.low <= 0.3 <= step.high for step in steps]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_fewer_than_six_seeds_never_make_a_difference() -> None:
+    """However large it is; from six on it is one where the interval excludes 0."""
+    for seeds in range(1, 9):
+        apart = [0.5 + seed / 1000 for seed in range(seeds)]
+        for direction in (1, -1):
+            step = compare.paired({s: direction * v for s, v in enumerate(apart)}, dict.fromkeys(range(seeds), 0.0))
+            assert step.sign == direction * (seeds >= 6)
+    across = compare.paired(dict(enumerate([0.1, -0.1] * 4)), dict.fromkeys(range(8), 0.0))
+    assert across.sign == 0
 
 
 def test_differences_use_common_seeds_only() -> None:
     step = compare.paired({0: 0.5, 1: 0.9, 2: float("nan")}, {0: 0.4, 2: 0.1, 3: 0.2})
     assert (step.mean, step.n) == (pytest.approx(0.1), 1)
     assert np.isnan([step.low, step.high]).all()
-    assert not step.excludes_zero
     assert compare.paired({0: 1.0}, {1: 1.0}).n == 0
-
-
-@pytest.mark.parametrize(("seeds", "coverage"), [(3, 0.74), (5, 0.84), (10, 0.89)])
-def test_the_caution_about_few_seeds(seeds: int, coverage: float) -> None:
-    assert f"{coverage:.0%}".replace("%", " %") in compare.CAUTION
-    draws = np.random.default_rng(1).normal(size=(400, seeds))
-    nothing = dict.fromkeys(range(seeds), 0.0)
-    held = [not compare.paired(dict(enumerate(row)), nothing, resamples=1000).excludes_zero for row in draws]
-    assert np.mean(held) == pytest.approx(coverage, abs=0.06)
 
 
 def test_area_by_hand() -> None:
@@ -206,6 +226,9 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     assert begins_late["over"] == {0: pytest.approx(0.45)}  # from 125 to 150: 0.4 to 0.5
     by_looks = compare.areas(group, "looks")
     assert by_looks["over"][0] == pytest.approx(0.5)
+    # At the 150 labels that both have paid, not where each ended.
+    assert compare.at_equal_cost(group) == {"plain": {0: pytest.approx(0.4)}, "over": {0: pytest.approx(0.5)}}
+    assert compare.at_equal_cost(group, "looks")["over"][0] == pytest.approx(0.7)
     # One that bought nothing has no area, and takes the others' from nobody.
     idle = line("idle", 0, [record(1, 100, 0.3), record(2, 100, 0.3)])
     assert compare.areas(group_of(tmp_path, [two_cycles("plain", 0), over, idle])) == {
@@ -230,6 +253,7 @@ def test_labels_to_reach_a_height() -> None:
     ("changes", "told"),
     [
         ({"cycles": [1]}, "cycles"),
+        ({"settings": {"budget_unit": "coins"}}, "budget_unit is 'coins', not labels or looks"),
         ({"budget": 5}, "budget"),
         ({"settings": None}, "settings"),
         ({"seed": "x"}, "seed"),
@@ -327,55 +351,118 @@ def cells(tables: Sequence[grid_tables.Table], title: str) -> dict[str, tuple[st
 def test_the_table_of_methods(tmp_path: Path) -> None:
     rows = cells(grid_tables.tables(group_of(tmp_path, [*standard(), FULL])), "All methods")
     assert list(rows) == ["whole", "plain", "dice", "all labels"]
-    seeds, ap, area, _, rare, hit, labels, looks, at_90, at_95 = rows["whole"]
+    seeds, ap, equal, area, _, rare, hit, labels, looks, at_90, at_95 = rows["whole"]
     assert (seeds, ap, rare, hit, labels, looks) == ("3", "0.480 ± 0.020", "0.380 ± 0.020", "50\u00a0%", "151", "200")
     # Seed by seed (0.3 + the end) / 2 = 0.38, 0.39, 0.40.
     assert area == "0.390 ± 0.010"
+    assert equal == ap  # all methods of a seed have paid as much
     # The mean curve goes from (100, 0.30) to (151, 0.48); 0.45 and 0.475 are 15/18 and 17.5/18 of the way.
     assert (at_90, at_95) == ("142", "150")
-    assert rows["dice"][8:] == ("–", "–")
+    assert rows["dice"][9:] == ("–", "–")
     assert rows["all labels"][:2] == ("1", "0.500")
-    assert rows["all labels"][6] == "1\u202f000"
+    assert rows["all labels"][7] == "1\u202f000"
 
 
 def test_the_table_of_differences(tmp_path: Path) -> None:
-    rows = cells(grid_tables.tables(group_of(tmp_path, standard())), "Differences: AP50")
-    assert rows["whole"][0] == "+0.040 (+0.020 to +0.060) *"
-    assert rows["dice"] == ("−0.040 (−0.100 to +0.060)", "–")
+    tables = grid_tables.tables(group_of(tmp_path, standard()))
+    rows = cells(tables, "Differences: AP50")
+    assert rows["whole"][0] == "+0.040 (−0.010 to +0.090)"
+    assert rows["dice"] == ("−0.040 (−0.257 to +0.177)", "–")
     assert rows["plain"][0] == "–"
+    note = next(table.note for table in tables if table.title == "Differences: AP50")
+    assert note == "Paired by seed: n = 3; in brackets the paired 95 % t interval, * where 6 seeds or more exclude 0."
 
 
-def test_the_ablation_in_another_setting_stands_apart_from_the_paper(tmp_path: Path) -> None:
+def lead(seeds: int) -> list[dict[str, Any]]:
+    """The whole method is ahead of plain by 6, 7, 8 ... hundredths."""
+    cycles = {m: [[record(1, 100, 0.3), record(2, 150, 0.4 + (0.06 + s / 100) * (m == "whole"))] for s in range(seeds)]
+              for m in ("plain", "whole")}  # fmt: skip
+    return [line(method, seed, told) for method, runs in cycles.items() for seed, told in enumerate(runs)]
+
+
+def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
+    few, enough = group_of(tmp_path, lead(5)), group_of(tmp_path, lead(6))
+    for group, star in ((few, ""), (enough, " *")):
+        (cell, *_) = cells(grid_tables.tables(group), "Differences: AP50")["whole"]
+        assert cell.endswith(f"){star}")
+        assert "(+0.0" in cell  # the interval excludes 0 in both
+    head = "The paper’s whole method ends 0.080 AP50 above plain uncertainty; 5 seeds cannot tell that from chance."
+    assert grid.headline([few]) == head
+    assert grid.headline([enough]) == "The paper’s whole method ends 0.085 AP50 above plain uncertainty."
+    said = "Against U (“plain”) fewer than 6 common seeds settle nothing for whole (+0.080)."
+    assert said in grid.findings(few)
+    said = "Against U (“plain”) the interval of the final AP50 lies above 0 for whole (+0.085)."
+    assert said in grid.findings(enough)
+    assert "in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell" in grid.headline([few, few])
+    assert "in 1 of 2 settings" in grid.headline([few, enough])
+    with figures.style():
+        dots = [grid_figures._differences(g, grid_figures.looks_of([g]), "U", "plain") for g in (few, enough)]
+    shapes = [panel.figure.axes[0].lines[1].get_markerfacecolor() for panel in dots]
+    assert shapes[0] == figures.LIGHT["card"] != shapes[1]
+    assert "over 5 seeds. A full dot: it excludes 0, over 6 seeds or more" in dots[0].look_for
+
+
+def test_the_ablation_in_another_setting_has_no_number_of_the_papers_beside_it(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard())
     rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["U"] == ("✓", "", "", "", "", "44.00 (4.00)", "plain")
     assert rows["+ TSPL"] == ("✓", "✓", "", "", "✓", "48.00 (2.00)", "whole")
-    (theirs,) = grid_tables.paper_table([group])
-    assert "another setting, not comparable in height" in theirs.note
-    assert {row: numbers[-3:] for row, numbers in cells([theirs], theirs.title).items()} == {
-        "U": ("57.13 (1.03)", "64.26 (3.29)", "72.54 (0.20)"),
-        "U+CB": ("57.76 (1.07)", "64.93 (2.14)", "73.25 (0.78)"),
-        "+ HPL": ("57.72 (0.79)", "65.00 (1.22)", "73.31 (0.63)"),
-        "+ THPL": ("58.06 (0.49)", "65.21 (0.42)", "73.34 (0.19)"),
-        "+ TSPL": ("61.90 (0.88)", "67.92 (1.87)", "73.56 (0.32)"),
-    }
+    text = grid_tables.markdown([group])
+    assert not [mean for row in grid_tables.PAPER_TABLE_1.values() for mean, _ in row if f"{mean:.2f} (" in text]
+
+
+def voc_runs(**changes: Any) -> list[dict[str, Any]]:
+    """Two seeds of the last row of Table 1, as `rarebox bench paper/table1.yaml` would write them."""
+    settings = resolve("paper", None, {"detector.name": "retinanet", "data": "voc0712", **SETTINGS["whole"]})
+    told = {**dict(flatten(settings.model_dump(mode="json"))), **changes}
+    points = ((1, 3000, 0.4), (2, 5000, 0.5), (3, 9000, 0.6), (4, 17000, 0.7))
+    classes = dict.fromkeys(sorted(compare.VOC_CLASSES), 0.5)
+    counts = dict.fromkeys(classes, 7)
+    per_class = {"per_class_ap50": classes, **dict.fromkeys(
+        ("human_per_class", "selected_per_class", "hits_per_class"), counts)}  # fmt: skip
+    cycles = [{**record(i, n, ap), **per_class} for i, n, ap in points]
+    about = {"data": "voc0712", "budget": told["budget"], "settings": told}
+    return [line("whole", seed, cycles, **about) for seed in range(2)]
 
 
 def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
-    papers = {
-        "detector.backbone": "resnet50", "detector.image_size": 600, "initial_images": 1000, "training.steps": None,
-        "training.epochs": 26, "detector.name": "retinanet", **SETTINGS["whole"],
-        "budget": [2000, 4000, 8000], "data": "voc0712",
-    }  # fmt: skip
-    cycles = [record(i, n, ap) for i, n, ap in ((1, 3000, 0.4), (2, 5000, 0.5), (3, 9000, 0.6), (4, 17000, 0.7))]
-    runs = [line("whole", seed, cycles, data="voc0712", budget=papers["budget"], settings=papers) for seed in range(2)]
-    group = group_of(tmp_path, runs)
-    assert compare.is_papers(group)
-    assert grid_tables.paper_table([group]) == []
+    group = group_of(tmp_path, voc_runs())
     rows = cells(grid_tables.tables(group), "Ablation")
-    assert rows["+ TSPL"][5:9] == ("51.00 (0.00)", "61.90 (0.88)", "61.00 (0.00)", "67.92 (1.87)")  # by 11 points
-    for change in ({"detector.image_size": 320}, {"training.epochs": 12}):
-        assert not compare.is_papers(group_of(tmp_path, [{**runs[0], "settings": papers | change}]))
+    assert rows["+ TSPL"][5:11] == (
+        "51.00 (0.00)", "61.90 (0.88)", "61.00 (0.00)", "67.92 (1.87)", "71.00 (0.00)", "73.56 (0.32)"
+    )  # fmt: skip  # by 11 points
+    machine = {"device": "cuda", "scoring.batch_size": 16, "training.checkpoint_seconds": 5.0}
+    assert compare.is_papers(group_of(tmp_path, voc_runs(**machine)))
+
+
+@pytest.mark.parametrize("name", sorted(compare.paper_setting()))
+def test_any_setting_that_matters_takes_the_papers_numbers_away(tmp_path: Path, name: str) -> None:
+    value = compare.paper_setting()[name]
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, list: lambda v: v[:-1]}
+    changed = "looks" if name == "budget_unit" else other[type(value)](value) if type(value) in other else "another"
+    runs = voc_runs(**{name: changed})
+    group = group_of(tmp_path, runs)
+    assert not compare.is_papers(group)
+    text = grid_tables.markdown([group])
+    assert "the paper |" not in text
+    assert "73.56" not in text
+
+
+def test_other_data_under_the_papers_name_is_not_the_papers(tmp_path: Path) -> None:
+    runs = voc_runs()
+    for cycle in runs[0]["cycles"]:
+        cycle["per_class_ap50"] = {"cat": 0.5}
+        for counts in ("human_per_class", "selected_per_class", "hits_per_class"):
+            cycle[counts] = {"cat": 7}
+    assert not compare.is_papers(group_of(tmp_path, runs[:1]))
+    assert not compare.is_papers(group_of(tmp_path, [{**run, "data": "voc2007"} for run in voc_runs()]))
+
+
+def test_what_does_not_matter_is_named_and_still_there() -> None:
+    """A name that no setting has any more would hide nothing; all others are in `paper_setting`."""
+    ignored = compare.OF_THE_MACHINE | compare.OF_OTHERS
+    assert ignored <= NAMES
+    assert compare.paper_setting().keys() | ignored == NAMES
 
 
 def test_the_rarest_third_of_six_classes_are_two_and_of_twenty_seven(tmp_path: Path) -> None:
@@ -389,8 +476,7 @@ def test_the_rarest_third_of_six_classes_are_two_and_of_twenty_seven(tmp_path: P
 def test_one_seed_has_no_deviation_and_no_interval(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard()[:3])
     tables = grid_tables.tables(group)
-    ours, _, _ = grid_tables.markdown([group]).partition("## What the paper reports")
-    assert not re.search("±|deviation|interval", ours)
+    assert not re.search("±|deviation|interval", grid_tables.markdown([group]))
     assert compare.CAUTION not in grid_tables.markdown([group])
     assert cells(tables, "All methods")["whole"][1] == "0.460"
     assert cells(tables, "Differences: AP50")["whole"][0] == "+0.060"
@@ -413,8 +499,8 @@ def test_a_reference_of_that_name_is_named_once_and_has_no_row_of_its_own(tmp_pa
 
 def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path) -> None:
     columns = [grid_tables.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
-    assert len(columns[0]) == 9
-    assert [column[:2] for column in columns[1][9:]] == ["to", "to"]
+    assert len(columns[0]) == 10
+    assert [column[:2] for column in columns[1][10:]] == ["to", "to"]
 
 
 def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
@@ -432,6 +518,13 @@ def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
     assert compare.short(told[:1], [50, 60], "looks") == []
 
 
+def test_what_is_not_quite_compas_is_named_so(tmp_path: Path) -> None:
+    settings = {"selection.strategy": "compas"}
+    lines = [two_cycles("plain", 0), line("compas", 0, [record(1, 100, 0.3)], settings=settings)]
+    lines.append(line("mine", 0, [record(1, 100, 0.3)], settings=settings))  # a name that the user chose
+    assert [*group_of(tmp_path, lines).methods] == ["plain", "compas-like", "mine"]
+
+
 def test_no_reference_no_difference(tmp_path: Path) -> None:
     group = group_of(tmp_path, [run for run in standard() if run["method"] == "whole"])
     assert [table.title for table in grid_tables.tables(group)] == ["All methods", "Ablation"]
@@ -441,7 +534,8 @@ def test_no_reference_no_difference(tmp_path: Path) -> None:
 def test_markdown(tmp_path: Path) -> None:
     text = grid_tables.markdown([group_of(tmp_path, [*standard(), FAILED])])
     assert text.startswith("## zoo · retinanet · +50 labels\n\n### All methods\n\n")
-    assert "| whole | +0.040 (+0.020 to +0.060) \\* | +0.080 (−0.020 to +0.160) |\n" in text
+    assert "| whole | +0.040 (−0.010 to +0.090) | +0.080 (−0.148 to +0.308) |\n" in text
+    assert ") \\* |" in grid_tables.markdown([group_of(tmp_path, lead(6))])
     assert "- dice, seed 3: the disk \\| is full really\n" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1
@@ -452,12 +546,14 @@ def test_markdown(tmp_path: Path) -> None:
 
 def test_the_page_of_a_grid(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", [*standard(), FAILED, FULL])]))
-    assert "The paper’s whole method ends 0.040 AP50 above plain uncertainty." in page.text
+    told = "The paper’s whole method ends 0.040 AP50 above plain uncertainty; 3 seeds cannot tell that from chance."
+    assert told in page.text
     assert "10 runs finished, 1 failed." in page.text
-    against = "Against U (“plain”) the interval of the final AP50 lies above 0 for whole (+0.040); across 0 for dice"
+    against = "Against U (“plain”) fewer than 6 common seeds settle nothing for whole (+0.040) and dice (−0.040)."
     assert against in page.text
     assert "The grid has no image random to compare with." in page.text
-    for said in ("the disk | is full", "0.480 ± 0.020", "73.56 (0.32)", "training on all labels reaches 0.500"):
+    assert "73.56" not in page.text  # of the paper, in another setting
+    for said in ("the disk | is full", "0.480 ± 0.020", "training on all labels reaches 0.500"):
         assert said in page.text
     assert not re.search(r"https?://|url\((?!#)|@import", page.source)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
@@ -482,7 +578,7 @@ def test_several_groups_and_one_with_nothing_finished(tmp_path: Path) -> None:
     lines = [*standard(), *({**run, "data": "farm"} for run in standard()), {**FAILED, "data": "moon"}]
     lines += [two_cycles("plain", 0, budget=[60]), {**FULL, "status": "failed"}]  # a ceiling of two groups
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", lines)]))
-    assert "above plain uncertainty in 2 of 2 settings, below it in 0" in page.text
+    assert "above plain uncertainty in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell." in page.text
     assert "No run has finished here." in page.text
     assert "19 runs finished, 2 failed." in page.text
     assert page.text.count("no reason was given") == 1

@@ -36,11 +36,6 @@ def said(answer: Answer) -> tuple[str, list[list[float]], list[int]]:
 NOTHING = ("not_an_object", [], [])
 
 
-def test_a_whole_image_costs_its_objects_that_are_not_difficult() -> None:
-    oracle = SimulatedOracle({1: truth((box(0), 4), (box(30), 2), (box(100), 4), difficult=[1]), 2: truth()})
-    assert [oracle.objects(image_id) for image_id in (1, 2)] == [2, 0]
-
-
 def test_a_look_brings_the_true_box_and_class_of_the_object_that_overlaps_most_whatever_its_class() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4), (box(3), 2), (box(100), 4))})
     answer = look(oracle, box(2))  # 2 from the first: IoU 8/12; 1 from the second: IoU 9/11

@@ -31,6 +31,17 @@ def test_a_grid_can_be_read(grid: Path) -> None:
     assert bench.read(grid)
 
 
+def test_entropy_of_images_runs_with_mean_and_with_sum_in_every_grid_that_has_it() -> None:
+    """Which of the two the paper's rival is, it does not say."""
+    having = 0
+    for grid in GRIDS:
+        chosen = [run.settings.selection for run in bench.read(grid) if run.method != bench.FULL]
+        poolings = {one.image_entropy for one in chosen if one.strategy == "image_entropy"}
+        having += bool(poolings)
+        assert poolings in (set(), {"mean", "sum"}), grid
+    assert having == 4
+
+
 @pytest.mark.parametrize("name", ["retinanet", "faster-rcnn"])
 def test_the_papers_setting_is_section_4_1(name: str) -> None:
     runs = [run for run in bench.read(PAPER / f"voc0712-{name}.yaml") if run.method != bench.FULL]

@@ -168,6 +168,10 @@ def test_p_of_every_reading_is_the_same_to_the_last_bit(reading: str, iou: float
     assert known.class_frequency.tolist() == state.class_frequency.tolist()
     assert state.class_frequency.any()
     assert counts.sum() == len(open_ones)
+    sure = ranking.sure_per_class(told, labels, Shards(write(found, tmp_path, images=4)), CLASSES)
+    assert sure.sum() > 0
+    if reading == "hard":  # the shares of these counts are p(l)
+        assert (sure / sure.sum()).tolist() == known.class_frequency.tolist()
 
 
 @pytest.mark.parametrize("unknown", [False, True])

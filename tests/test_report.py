@@ -108,6 +108,7 @@ def record(cycle: int, classes: Sequence[str], ap: float) -> dict[str, Any]:
         "pseudo_per_class": {name: n * choosing for name, n in falling.items()},
         "pseudo_boxes": 777 * choosing,
         "candidates_per_class": {name: 9 * n for name, n in falling.items()},
+        "sure_per_class": {name: 11 * n * choosing for name, n in falling.items()},
         "uncertainty_would_select": {name: n * choosing for name, n in falling.items()},
         "class_frequency": {name: n / sum(falling.values()) * choosing for name, n in falling.items()},
         "imbalance_factor": 3.0,
@@ -212,8 +213,8 @@ def test_same_run_same_bytes(standard: tuple[Path, Page], tmp_path: Path) -> Non
 
 def test_figures_are_written_as_svg_and_png(standard: tuple[Path, Page]) -> None:
     folder = standard[0] / "out" / "figures"
-    stems = ["ap50_labels", "ap50_looks", "ap_per_class", "class_frequency", "fig1_a", "fig1_b", "fig1_c", "fig1_d"]
-    stems += ["labels_gained", "looks_per_class", "time"]
+    stems = ["ap50_labels", "ap50_looks", "ap_per_class", "asked", "class_frequency", "fig1_a", "fig1_b", "fig1_d"]
+    stems += ["looks_per_class", "time", "uncertainty_would_ask"]
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{s}.{kind}" for s in stems for kind in ("png", "svg"))
     for stem in stems:
         assert "<text" in (folder / f"{stem}.svg").read_text(encoding="utf-8")
@@ -258,12 +259,39 @@ def test_contrast(theme: dict[str, str]) -> None:
 def test_fig_1_names_its_imbalance_factors(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     records = json.loads((run / "metrics.json").read_text())
-    records[1]["selected_per_class"] = {"cat": 20, "dog": 0, "yak": 8}
+    records[1]["labels_per_class"] = {"cat": 20, "dog": 0, "yak": 8}
     write_json(run / "metrics.json", records)
     panels = {panel.name: panel for panel in figures.of_run(one_run(run))["balance"]}
     assert panels["fig1_a"].look_for.endswith("Imbalance factor 3.")
     assert panels["fig1_d"].look_for.endswith("Imbalance factor 2.5, with 1 class that has none.")
-    assert panels["fig1_d"].alt == "(d) What was asked: yak 8; dog 0; cat 20"
+    assert panels["fig1_d"].alt == "(d) What the answers brought: yak 8; dog 0; cat 20"
+
+
+def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path: Path) -> None:
+    plain = make_run(tmp_path / "U", settings={"selection.strategy": "uncertainty"})
+    balanced, other = make_run(tmp_path / "CB"), make_run(tmp_path / "other", settings={"seed": 1})
+    records = json.loads((plain / "metrics.json").read_text())
+    records[1]["labels_per_class"] = {"cat": 19, "dog": 1, "yak": 0}
+    write_json(plain / "metrics.json", records)
+    write_report(tmp_path / "out", [plain, balanced, other])
+    alts = Page(tmp_path / "out" / "report.html").all("aria-label")
+    assert "(b) The sure detections: yak 22; dog 44; cat 66" in alts
+    assert "(c) What plain uncertainty brought: yak 0; dog 1; cat 19" in alts
+    stems = {path.stem for path in (tmp_path / "out" / "figures").glob("run*_fig1_*.svg")}
+    wanted = {1: "abc", 2: "abcd", 3: "abd"}  # no run by uncertainty begins as the third one does
+    assert stems == {f"run{run}_fig1_{panel}" for run, panels in wanted.items() for panel in panels}
+    same = [(tmp_path / "out" / "figures" / f"run{run}_fig1_c.png").read_bytes() for run in (1, 2)]
+    assert same[0] == same[1]
+
+
+def test_a_record_of_before_the_counts_of_the_pool_has_no_fig_1_b(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    records = json.loads((run / "metrics.json").read_text())
+    for told in records:
+        del told["sure_per_class"]
+    write_json(run / "metrics.json", records)
+    names = [panel.name for panel in figures.of_run(one_run(run))["balance"]]
+    assert names == ["fig1_a", "fig1_d", "class_frequency", "asked", "uncertainty_would_ask"]
 
 
 def test_classes_go_from_rare_to_frequent_and_keep_their_colour(tmp_path: Path) -> None:
@@ -449,6 +477,11 @@ def test_runs_side_by_side_are_named_by_what_sets_them_apart(tmp_path: Path) -> 
     assert {"compare_ap50_labels", "compare_tail_looks", "compare_ap_per_class", "run1_fig1_a", "run2_fig1_d"} <= names
     curve = (tmp_path / "out" / "figures" / "compare_ap50_labels.svg").read_text(encoding="utf-8")
     assert "random, no pseudo labels" in curve
+
+
+def test_a_run_that_is_not_quite_compas_is_named_so(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, settings={"selection.strategy": name}) for name in ("compas", "random")]
+    assert [run.name for run in read_runs(runs)] == ["compas-like", "random"]
 
 
 def test_runs_are_compared_after_the_last_cycle_that_all_have(tmp_path: Path) -> None:

@@ -269,3 +269,53 @@ def test_two_at_once_agree(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path, wrong: dict[str, Any]):
     with pytest.raises(UserError, match="at least"):
         make(tmp_path / "scenes", **(SMALL | wrong))
+
+
+@pytest.mark.parametrize(("size", "look"), [
+    ((96, 96), scenes.DEFAULT_LOOK),
+    ((96, 97), Look(max_objects=12, object_size=(20, 95))),
+    ((96, 400), Look(object_size=(40, 60), max_objects=13)),
+    ((96, 96), Look(object_size=(8, 90), max_objects=60, strangers=(20, 40))),
+])  # fmt: skip
+def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
+    size: tuple[int, int], look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Without a bound the first of these never came to its end: large things had left no room for a small one."""
+    arranged, place, trials = scenes._arrange, scenes._free_place, [0]
+
+    def counted(*given: Any) -> Any:
+        trials[0] += 1
+        assert trials[0] <= scenes.MOST_TRIES * (look.max_objects + look.strangers[1])
+        return place(*given)
+
+    def begun(*given: Any) -> Any:
+        trials[0] = 0
+        return arranged(*given)
+
+    monkeypatch.setattr(scenes, "_free_place", counted)
+    monkeypatch.setattr(scenes, "_arrange", begun)
+    made = make(tmp_path / "scenes", train=60, test=5, size=size, look=look)
+    for split in ("train", "test"):
+        coco = read(made, split)
+        for image in coco["images"]:
+            boxes = boxes_of(coco, image["id"])
+            assert (boxes >= 0).all()
+            assert (boxes[:, 2:] <= [size[1], size[0]]).all()
+            assert min(np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])) >= look.object_size[0] - 3
+            shared = intersection(boxes[:, None], boxes[None]) / np.minimum(area(boxes)[:, None], area(boxes)[None])
+            assert (shared[~np.eye(len(boxes), dtype=bool)] <= 1 / 8).all()
+
+
+@pytest.mark.parametrize(
+    ("look", "said"),
+    [
+        (Look(max_objects=13), "no room for 17 things of 20 pixels"),
+        (Look(object_size=(20, 96)), "between 8 and 95 pixels"),
+        (Look(object_size=(4, 20)), "between 8 and 95 pixels"),
+        (Look(object_size=(40, 20)), "between 8 and 95 pixels"),
+    ],
+)
+def test_a_look_that_has_no_room_is_refused(tmp_path: Path, look: Look, said: str):
+    with pytest.raises(UserError, match=said):
+        make(tmp_path / "scenes", train=1, test=1, size=(96, 96), look=look)
+    assert not (tmp_path / "scenes").exists()

@@ -9,14 +9,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
+from scipy.special import stdtrit
 
+from rarebox import config, strategies
 from rarebox.config import Settings
 from rarebox.errors import UserError
 
@@ -24,7 +26,9 @@ RESULTS = "results.jsonl"
 FULL = "full"
 """The method name of a run that trains on all labels: the ceiling. It has a single cycle."""
 
-RESAMPLES = 10_000
+ENOUGH_SEEDS = 6
+"""With fewer common seeds no difference is called one, whatever its interval."""
+
 DASH = "–"
 NAN = float("nan")
 
@@ -217,19 +221,23 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
         told = _Line.model_validate_json(line)
         if told.status == "done" and not told.cycles:
             raise ValueError("a run that is done has cycles")
+        if (unit := told.settings.get("budget_unit", "labels")) not in ("labels", "looks"):
+            raise ValueError(f"budget_unit is {unit!r}, not labels or looks")
     except ValueError as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             error = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
         raise UserError(f"{file}, line {number} is not a run of a grid ({error}); mend or delete the line") from None
+    own_name = told.method == told.settings.get("selection.strategy")
+    method = strategies.SHOWN_AS.get(told.method, told.method) if own_name else told.method
     return GridRun(
-        told.data, told.detector, told.method, told.seed, told.budget, told.settings, json.loads(line)["cycles"],
+        told.data, told.detector, method, told.seed, told.budget, told.settings, json.loads(line)["cycles"],
         reason=None if told.status == "done" else told.reason or "no reason was given",
     )  # fmt: skip
 
 
 class Short(NamedTuple):
-    """A batch that ended short of its budget: nothing was left to ask about, or no image fitted the rest."""
+    """A batch that ended short of its budget: nothing was left to ask about, or (in older runs) no image fitted."""
 
     cycle: int
     spent: int
@@ -292,31 +300,31 @@ class Difference(NamedTuple):
     n: int
 
     @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+    def sign(self) -> int:
+        """1 or -1 where there are seeds enough and the interval excludes 0: a difference. Else 0: not told apart."""
+        return (int(self.low > 0) - int(self.high < 0)) if self.n >= ENOUGH_SEEDS else 0
 
 
-def paired(values: Mapping[int, float], reference: Mapping[int, float], resamples: int = RESAMPLES) -> Difference:
-    """Value minus reference, seed by seed, with a bootstrap 95 % interval of the mean over seeds.
+def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
+    """Value minus reference, seed by seed, with the 95 % t interval of the mean over seeds (Student 1908).
 
-    Pairing takes out what a seed does to both: the same first images, the same first model. The interval is the
-    percentile bootstrap's: seeds drawn with replacement, 2.5th and 97.5th percentile of their means, always from the
-    same random stream. It is too narrow with few seeds (:data:`CAUTION`); with one there is none.
+    Pairing takes out what a seed does to both: the same first images, the same first model. The interval is the mean
+    -/+ t s / sqrt(n), with s the standard deviation of the differences (divisor n - 1) and t the 97.5th percentile of
+    Student's distribution with n - 1 degrees of freedom. With one seed there is none.
     """
     common = sorted(values.keys() & reference.keys())
     steps = np.array([values[seed] - reference[seed] for seed in common], dtype=float)
     steps = steps[~np.isnan(steps)]
-    if len(steps) < 2:
-        return Difference(float(steps[0]) if len(steps) else NAN, NAN, NAN, len(steps))
-    drawn = np.random.default_rng(0).integers(len(steps), size=(resamples, len(steps)))
-    low, high = np.percentile(steps[drawn].mean(axis=1), [2.5, 97.5])
-    return Difference(float(steps.mean()), float(low), float(high), len(steps))
+    n, mean = len(steps), float(steps.mean()) if len(steps) else NAN
+    if n < 2:
+        return Difference(mean, NAN, NAN, n)
+    reach = float(stdtrit(n - 1, 0.975) * steps.std(ddof=1) / np.sqrt(n))
+    return Difference(mean, mean - reach, mean + reach, n)
 
 
 CAUTION = (
-    "Intervals are too narrow with few seeds: in a simulation with normal differences those that should hold the "
-    "true difference in 95 % of cases held it in 74 % with 3 seeds, 84 % with 5 and 89 % with 10. And among many "
-    "intervals some exclude 0 by chance."
+    "Intervals are paired t intervals: if differences are about normal, 95 of 100 hold the true mean difference. With "
+    f"fewer than {ENOUGH_SEEDS} seeds no difference is called one. Nothing corrects for there being many intervals."
 )
 
 
@@ -331,9 +339,21 @@ def area(x: np.ndarray, y: np.ndarray, low: float, high: float) -> float:
 def areas(group: Group, meter: str = "labels", value: Value = ap50) -> Values:
     """The area under each run's curve, over the range that all methods of its seed have in common.
 
-    Image-level methods spend a little less than their budget, and box-level ones need more looks; a common range is
-    fair to both.
+    The last image of an image-level batch may overshoot the budget, and box-level methods need more looks; a common
+    range of what was paid is fair to both.
     """
+    return _in_common(group, meter, value, area)
+
+
+def at_equal_cost(group: Group, meter: str = "labels", value: Value = ap50) -> Values:
+    """The height of each run's curve, linear between its points, at the most that all methods of its seed have paid."""
+    return _in_common(group, meter, value, lambda x, y, low, high: float(np.interp(high, x, y)) if high > low else NAN)
+
+
+def _in_common(
+    group: Group, meter: str, value: Value, measure: Callable[[np.ndarray, np.ndarray, float, float], float]
+) -> Values:
+    """``measure`` of each run's curve over the range of labels (or looks) that all methods of its seed have paid."""
     found: Values = {name: {} for name in group.methods}
     for seed in group.seeds:
         curves = {name: runs[seed].curve(meter, value) for name, runs in group.methods.items() if seed in runs}
@@ -341,7 +361,7 @@ def areas(group: Group, meter: str = "labels", value: Value = ap50) -> Values:
         low = max((x[0] for x, _ in curves.values()), default=NAN)
         high = min((x[-1] for x, _ in curves.values()), default=NAN)
         for name, (x, y) in curves.items():
-            found[name][seed] = area(x, y, low, high)
+            found[name][seed] = measure(x, y, low, high)
     return found
 
 
@@ -421,11 +441,32 @@ ABLATION = {
 }
 """The rows of the paper's Table 1: strategy and pseudo labels."""
 
-PAPER_SETTING = {
-    "detector.name": "retinanet", "detector.backbone": "resnet50", "detector.image_size": 600,
-    "initial_images": 1000, "budget_unit": "labels", "training.steps": None, "training.epochs": 26,
-}  # fmt: skip
-"""Besides data and budgets, what a run must have to be set beside the paper's Table 1."""
+VOC_CLASSES = frozenset({
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+})  # fmt: skip
+
+OF_THE_MACHINE = frozenset({
+    "data", "seed", "device", "training.checkpoint_seconds", "scoring.batch_size", "scoring.shard_size",
+})  # fmt: skip
+"""Settings that do not change what a run measures but for chance."""
+
+OF_OTHERS = frozenset({
+    "selection.strategy", "pseudo.method",  # these two make the row
+    "selection.image_entropy", "selection.coreset_points", "people.store", "people.overlap", "people.lease_seconds",
+})  # fmt: skip
+"""Settings that no row of Table 1 reads, and those that make the row."""
+
+
+@cache
+def paper_setting() -> dict[str, Any]:
+    """All that a run must have to be set beside the paper's Table 1, whatever its row: dotted name -> value.
+
+    It is the preset ``paper`` on RetinaNet, with every setting but those of the machine and of other strategies: a
+    setting that is new matters until it is named there.
+    """
+    whole = config.resolve("paper", None, {"detector.name": "retinanet"}).model_dump(mode="json")
+    return {name: value for name, value in config.flatten(whole) if name not in OF_THE_MACHINE | OF_OTHERS}
 
 
 def _find(group: Group, strategy: str, pseudo: Sequence[str] = ()) -> str | None:
@@ -463,12 +504,26 @@ def ablation(group: Group) -> dict[str, str]:
 
 
 def is_papers(group: Group) -> bool:
-    """Whether the group is the paper's own setting: VOC0712, RetinaNet on ResNet-50, 1000 images, then 2k, 4k, 8k."""
+    """Whether the rows of Table 1 that the group has were run in the paper's own setting: VOC0712 and its twenty
+    classes, and every setting of :func:`paper_setting`."""
+    runs = [run for name in ablation(group).values() for run in group.methods[name].values()]
     return (
-        (Path(group.data).name, group.budget) == ("voc0712", (2000, 4000, 8000))
-        and bool(group.finished)
-        and all(run.setting(name) == value for run in group.finished for name, value in PAPER_SETTING.items())
+        bool(runs)
+        and Path(group.data).name == "voc0712"
+        and list(group.budget) == paper_setting()["budget"]
+        and all(_fits(run) for run in runs)
     )
+
+
+def _fits(run: GridRun) -> bool:
+    classes = set(run.cycles[-1]["per_class_ap50"])
+    wanted = paper_setting().items()
+    return classes == VOC_CLASSES and all(_plain(run.setting(name)) == value for name, value in wanted)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is written in a line."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 # ------------------------------------------------------------------------------------------- what is compared
@@ -479,6 +534,7 @@ def measures(group: Group) -> dict[str, Values]:
     rare = mean_ap(rarest(group))
     return {
         "AP50": group.values(lambda run: ap50(run.cycles[-1])),
+        "AP50, equal labels": at_equal_cost(group, "labels"),
         "area, labels": areas(group, "labels"),
         "area, looks": areas(group, "looks"),
         "rarest third": group.values(lambda run: rare(run.cycles[-1])),

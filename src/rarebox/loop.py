@@ -253,14 +253,14 @@ def ask(run: Run, cycle: int, ranked: Ranked) -> None:
             explore(run, cycle, ranked.open_per_class, report)
             left = ask_about_boxes(run, cycle, ranked, report)
     if left > 0:
-        budget, unit, labelled = run.budget(cycle), settings.budget_unit, store.labels()
-        too_dear = whole_images and any(i.id not in labelled for i in run.pool.records)
-        reason = "no image left fits what is left" if too_dear else "no candidates are left"
-        run.notes.append(f"{reason}: {budget - left} of the budget of {budget} {unit} were spent")
+        budget, what = run.budget(cycle), "images" if whole_images else "candidates"
+        run.notes.append(
+            f"no {what} are left: {budget - left} of the budget of {budget} {settings.budget_unit} were spent"
+        )
 
 
 def left_to_spend(run: Run, cycle: int) -> int:
-    """What of this cycle's budget is not spent yet."""
+    """What of this cycle's budget is not spent yet; below 0 where the last image overshot it."""
     return run.budget(cycle) - getattr(run.store.spent(cycle), run.settings.budget_unit)
 
 
@@ -282,17 +282,16 @@ def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress)
 
 
 def ask_about_images(run: Run, cycle: int, queue: Head, report: StageProgress) -> int:
-    """Have whole images labelled from the top of the queue; what is left of the budget.
+    """Have whole images labelled from the top of the queue; what is left of the budget, below 0 if it was overshot.
 
-    An image that would overshoot the budget is left out (decisions row 15); only the oracle knows its price.
+    Nobody knows an image's price before it is labelled, so the last one may overshoot the budget (decisions row 15).
     """
     place = max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
     left = left_to_spend(run, cycle)
     while left > 0 and (item := queue(place)):
         image_id, utility = item
-        if run.oracle.objects(image_id) <= left:
-            query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
-            left = answer_and_report(run, cycle, run.store.ask(cycle, [query]), report)
+        query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
+        left = answer_and_report(run, cycle, run.store.ask(cycle, [query]), report)
         place += 1
     return left
 
@@ -300,8 +299,7 @@ def ask_about_images(run: Run, cycle: int, queue: Head, report: StageProgress) -
 def explore(run: Run, cycle: int, open_per_class: Ints, report: StageProgress) -> None:
     """Spend a share of the budget on random whole images while some class has no candidate (decisions row 29).
 
-    The detector cannot ask about what it never predicts. The last image may take the share over its bound, but not
-    the budget.
+    The detector cannot ask about what it never predicts. The last image may overshoot the share, and the budget too.
     """
     budget, left = run.budget(cycle), left_to_spend(run, cycle)
     share = run.settings.selection.exploration * budget
@@ -315,8 +313,6 @@ def explore(run: Run, cycle: int, open_per_class: Ints, report: StageProgress) -
     for image_id in order[~np.isin(order, list(asked))]:
         if budget - left >= share:
             break
-        if run.oracle.objects(int(image_id)) > left:
-            continue  # as with the image-level methods: it would overshoot the budget
         left = answer_and_report(run, cycle, run.store.ask(cycle, [Query(int(image_id))]), report)
 
 
@@ -512,9 +508,11 @@ def record(
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
     most_uncertain: Sequence[int] | Ints = []
+    sure = np.zeros(classes, dtype=np.int64)
     if ranked:
-        before = ranking.Answered(store.labels(up_to_cycle=cycle - 1))
-        most_uncertain = ranking.most_uncertain(ranked.pool, before, run.settings, spent.looks)
+        before = store.labels(up_to_cycle=cycle - 1)
+        most_uncertain = ranking.most_uncertain(ranked.pool, ranking.Answered(before), run.settings, len(boxes))
+        sure = ranking.sure_per_class(run.settings, before, ranked.pool, classes)
     counts = {
         "uncertainty_would_select": most_uncertain,
         "selected_per_class": [q.guess for q, _ in boxes],
@@ -536,6 +534,7 @@ def record(
         "human_per_class": _named(run, human),
         "pseudo_per_class": _named(run, pseudo.count_sure(targets, classes, pseudo_above)),
         "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
+        "sure_per_class": _named(run, sure),
         "class_frequency": _named(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
         "imbalance_factor": _or_null(imbalance_factor(human)),
         "notes": list(run.notes),

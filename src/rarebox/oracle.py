@@ -53,10 +53,6 @@ class SimulatedOracle:
         labelled[hits] = True
         return Answer(query.id, truth.boxes[hits], truth.labels[hits], verdict)
 
-    def objects(self, image_id: int) -> int:
-        """What labelling the whole image would cost: its objects that are not difficult."""
-        return int((~self._truth[image_id].difficult).sum())
-
     def remember(self, answered: Iterable[tuple[Query, Answer]]) -> None:
         """Count the objects of these answers as labelled; boxes that are not exactly one of the truth are passed by."""
         for query, answer in answered:

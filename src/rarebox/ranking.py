@@ -85,26 +85,41 @@ def label_state(
     """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, and the
     images that nobody has labelled. ``budget`` is what may be spent now; features are for the caller to add. And how
     many candidates of each class are open, (K,). One pass over the pool."""
-    classes, iou = images.class_scores.shape[1], settings.selection.answered_iou
+    classes = images.class_scores.shape[1]
     counts = np.bincount(joined([found.labels for found in labels.values()]), minlength=classes)
-    answered, open_ones = Answered(labels), np.zeros(classes, dtype=np.int64)
+    open_ones = np.zeros(classes, dtype=np.int64)
 
-    def loose() -> Iterator[tuple[Ints, Floats]]:
-        """Labels and scores of what no answer has settled, neither as a question nor as a pseudo label."""
+    def counted() -> Iterator[tuple[Ints, Floats]]:
         nonlocal open_ones
-        for piece in pool.columns(("image_id", "boxes", "labels", "scores")):
-            worth = piece["scores"] >= settings.scoring.candidate_threshold
-            piece = {name: column[worth] for name, column in piece.items()}
-            (human, rejected, skipped), complete = answered.overlap(piece["image_id"], piece["boxes"])
-            unasked = (human < iou) & (rejected < iou) & (skipped < iou)
-            open_ones = open_ones + np.bincount(piece["labels"][unasked & ~complete], minlength=classes)
-            free = unasked & (human <= settings.pseudo.human_iou) & (rejected < settings.pseudo.rejected_iou)
-            yield piece["labels"][free], piece["scores"][free]
+        for found, scores, is_open in loose(settings, labels, pool):
+            open_ones = open_ones + np.bincount(is_open, minlength=classes)
+            yield found, scores
 
-    frequency = class_frequency(loose(), counts, settings.pseudo.class_high, settings.selection.class_frequency)
+    frequency = class_frequency(counted(), counts, settings.pseudo.class_high, settings.selection.class_frequency)
     untouched = images[~np.isin(images.image_id, list(labels))]
     complete = sum(said.complete for said in labels.values())
     return LabelState(frequency, counts, untouched, complete, budget), open_ones
+
+
+def loose(settings: Settings, labels: Mapping[int, ImageLabels], pool: Shards) -> Iterator[tuple[Ints, Floats, Ints]]:
+    """What no answer has settled, neither as a question nor as a pseudo label, piece by piece: labels (T,) and scores
+    (T,), of which p(l) is read; and the labels of the candidates that may be asked about, (O,)."""
+    answered, iou = Answered(labels), settings.selection.answered_iou
+    for piece in pool.columns(("image_id", "boxes", "labels", "scores")):
+        worth = piece["scores"] >= settings.scoring.candidate_threshold
+        piece = {name: column[worth] for name, column in piece.items()}
+        (human, rejected, skipped), complete = answered.overlap(piece["image_id"], piece["boxes"])
+        unasked = (human < iou) & (rejected < iou) & (skipped < iou)
+        free = unasked & (human <= settings.pseudo.human_iou) & (rejected < settings.pseudo.rejected_iou)
+        yield piece["labels"][free], piece["scores"][free], piece["labels"][unasked & ~complete]
+
+
+def sure_per_class(settings: Settings, labels: Mapping[int, ImageLabels], pool: Shards, classes: int) -> Ints:
+    """How many detections of each class p(l) counts (the paper's Fig. 1 b): (K,). One pass over the pool."""
+    counts = np.zeros(classes, dtype=np.int64)
+    for found, scores, _ in loose(settings, labels, pool):
+        counts += np.bincount(found[scores >= settings.pseudo.class_high], minlength=classes)
+    return counts
 
 
 def most_uncertain(pool: Shards, answered: Answered, settings: Settings, most: int) -> Ints:

@@ -97,9 +97,9 @@ class ImageLabels:
 
 @dataclass(frozen=True)
 class Spent:
-    """What answers cost. ``labels``: boxes that came back. ``looks``: boxes shown, where a whole image counts as the
-    boxes that it brought. Of each query the latest answer counts; ``milliseconds`` adds up every answer, corrected
-    ones too, for that time was spent."""
+    """What answers cost. ``labels``: boxes that came back. ``looks``: boxes shown. A whole image costs as many looks as
+    it brought boxes; one that was asked about and brought none costs one look. Of each query the latest answer counts;
+    ``milliseconds`` adds up every answer, corrected ones too, for that time was spent."""
 
     labels: int = 0
     looks: int = 0
@@ -264,7 +264,11 @@ class Store:
 
     def spent(self, cycle: int | None = None) -> Spent:
         """What the answers of one cycle, or of all, cost on each meter."""
-        flags = (schema.queries.c.box.is_(None).label("whole"), schema.is_latest.label("latest"))
+        flags = (
+            schema.queries.c.box.is_(None).label("whole"),
+            schema.queries.c.asked_by.is_(None).label("asked"),
+            schema.is_latest.label("latest"),
+        )
         columns = (schema.answers.c.labels, schema.answers.c.milliseconds, *flags)
         statement = select(*columns).join_from(schema.queries, schema.answers)
         with self.transaction() as connection:
@@ -272,7 +276,7 @@ class Store:
         latest = [row for row in rows if row.latest]
         return Spent(
             labels=sum(len(row.labels) for row in latest),
-            looks=sum(len(row.labels) if row.whole else 1 for row in latest),
+            looks=sum(max(len(row.labels), row.asked) if row.whole else 1 for row in latest),
             milliseconds=sum(row.milliseconds for row in rows),
         )
 

@@ -32,6 +32,9 @@ Colour = tuple[int, int, int]
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = 2  # raised whenever the same parameters would draw other pictures
+MOST_TRIES = 60  # sizes that a thing tries before its picture is arranged anew
+RIM = 1  # pixels of a cell that rounding a side may take
+SMALLEST = 8  # pixels of a side, for the pen to leave a shape
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,10 @@ def make(folder: Path | str, seed: int = 0, train: int = 400, test: int = 150, s
          look: Look = DEFAULT_LOOK) -> Path:  # fmt: skip
     """Write the data set in COCO format into ``folder`` and return it: train.json, test.json, images/*.jpg.
 
-    ``size`` is (height, width) in pixels, at least 96 each; ``train`` and ``test`` count pictures. ``file_name`` is
-    relative to the folder, category ids run from 1, image ids are unique over both splits, and each annotation names
-    its ``digit``, the index into ``sklearn.datasets.load_digits()``. The same arguments and library versions give
-    the same bytes.
+    ``size`` is (height, width) in pixels, at least 96 each, with room for all that ``look`` may draw in a picture, else
+    UserError. ``train`` and ``test`` count pictures. ``file_name`` is relative to the folder, category ids run from 1,
+    image ids are unique over both splits, and each annotation names its ``digit``, the index into
+    ``sklearn.datasets.load_digits()``. The same arguments and library versions give the same bytes.
 
     The folder appears whole or not at all. One made before with the same arguments is used again; one made with other
     arguments, or that holds anything else, raises UserError.
@@ -97,6 +100,18 @@ def _parameters(seed: int, train: int, test: int, size: tuple[int, int], look: L
         raise UserError(f"scenes need at least one picture in each split, got train={train}, test={test}")
     if min(size) < 96:
         raise UserError(f"scenes need a size (height, width) of at least 96 pixels each, got {tuple(size)}")
+    low, high = look.object_size
+    if not SMALLEST <= low <= high <= min(size) - RIM:
+        raise UserError(
+            f"object_size must be a range between {SMALLEST} and {min(size) - RIM} pixels in pictures of {size[0]} x "
+            f"{size[1]}, got {tuple(look.object_size)}"
+        )
+    most = look.max_objects + look.strangers[1]
+    if len(_cells(size, low)) < most:
+        raise UserError(
+            f"a picture of {size[0]} x {size[1]} pixels has no room for {most} things of {low:g} pixels; choose a "
+            "larger size, smaller objects, or fewer objects and strangers"
+        )
     wanted = {"recipe": RECIPE, "seed": seed, "train": train, "test": test, "size": size, "look": asdict(look)}
     return json.loads(json.dumps(wanted))  # as it will be read back: tuples become lists
 
@@ -239,21 +254,49 @@ def draw(rng: np.random.Generator, inks: Floats, spare: Floats, size: tuple[int,
 
 def _arrange(rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int],
              look: Look) -> tuple[list[Floats], NDArray[np.float32]]:  # fmt: skip
-    """Stamps and their boxes (N, 4), found by trial: no two share more than an eighth of the smaller one."""
+    """Stamps and their boxes (N, 4), found by trial: no two share more than an eighth of the smaller one.
+
+    Where the large ones came first and left no room for another, all of them are arranged anew in cells.
+    """
     stamps: list[Floats] = []
     places = np.zeros((0, 4), dtype=np.float32)
+    low, high = look.object_size
     for ink in inks:
-        low, high = look.object_size
         side = low * (high / low) ** rng.random()
-        while True:
+        for _ in range(MOST_TRIES):
             stamp = _stamp(rng, ink, side, look)
             found = _free_place(rng, stamp.shape, places, size)
             if found is not None:
+                stamps.append(stamp)
+                places = np.vstack([places, found])
                 break
             side = max(low, 0.85 * side)
-        stamps.append(stamp)
-        places = np.vstack([places, found])
+        else:
+            return _arrange_in_cells(rng, inks, size, look)
     return stamps, places
+
+
+def _arrange_in_cells(rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int],
+                      look: Look) -> tuple[list[Floats], NDArray[np.float32]]:  # fmt: skip
+    """The same with each in a cell of its own, somewhere in it, and as large as drawn or as the cell allows."""
+    low, high = look.object_size
+    cells = _cells(size, low)
+    stamps, places = [], []
+    for ink, cell in zip(inks, rng.permutation(len(cells))[: len(inks)], strict=True):
+        top, left, room = cells[cell]
+        stamp = _stamp(rng, ink, min(low * (high / low) ** rng.random(), room - RIM), look)
+        height, width = stamp.shape
+        y, x = top + rng.integers(0, room - height + 1), left + rng.integers(0, room - width + 1)
+        stamps.append(stamp)
+        places.append([x, y, x + width, y + height])
+    return stamps, np.array(places, dtype=np.float32)
+
+
+def _cells(size: tuple[int, int], side: float) -> list[tuple[int, int, int]]:
+    """Squares that share a picture among them, each with room for a thing of that side: top, left, side of each."""
+    rows, columns = (max(1, int(extent // (side + RIM))) for extent in size)
+    room = min(size[0] // rows, size[1] // columns)
+    return [(size[0] * r // rows, size[1] * c // columns, room) for r in range(rows) for c in range(columns)]
 
 
 def _free_place(rng: np.random.Generator, shape: tuple[int, ...], places: NDArray[np.float32], size: tuple[int, int],

@@ -66,7 +66,10 @@ def write_report(out: Path, runs: Sequence[Path]) -> Path:
 def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
     several = len(found) > 1
     with figures.style():
-        parts = [_part(run, out / "figures", f"run{i}_" if several else "") for i, run in enumerate(found, start=1)]
+        parts = [
+            _part(run, _uncertain(run, found), out / "figures", f"run{i}_" if several else "")
+            for i, run in enumerate(found, start=1)
+        ]
         compared = _published(figures.of_comparison(found), out / "figures") if several else {}
     page = render(
         "run.html.j2",
@@ -80,14 +83,25 @@ def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
     return out / "report.html"
 
 
-def _part(run: ReportedRun, folder: Path, prefix: str) -> RunPart:
+def _uncertain(run: ReportedRun, found: Sequence[ReportedRun]) -> ReportedRun | None:
+    """The run by plain uncertainty among those found that begins as this one does; itself, if it is one."""
+    alike = ("data", "seed", "initial_images", "budget", "budget_unit", "detector", "training", "scoring")
+    fitting = [
+        other for other in (run, *found)
+        if other.settings.selection.strategy == "uncertainty"
+        and all(getattr(other.settings, name) == getattr(run.settings, name) for name in alike)
+    ]  # fmt: skip
+    return fitting[0] if fitting else None
+
+
+def _part(run: ReportedRun, uncertain: ReportedRun | None, folder: Path, prefix: str) -> RunPart:
     return RunPart(
         run,
         anchor=prefix.rstrip("_") or "run",
         headline=words.headline(run),
         findings=words.findings(run),
         tiles=_tiles(run),
-        panels=_published(figures.of_run(run), folder, prefix),
+        panels=_published(figures.of_run(run, uncertain), folder, prefix),
         gallery=gallery.of_run(run),
         problems=_problems(run),
     )

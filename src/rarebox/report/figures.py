@@ -82,12 +82,12 @@ def style() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------- one run
 
 
-def of_run(run: ReportedRun) -> dict[str, list[Panel]]:
-    """All panels of one run, by section of the page."""
+def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, list[Panel]]:
+    """All panels of one run, by section of the page. ``uncertain`` is the run by plain uncertainty beside it."""
     return {
         "learning": [_learning(run, "labels"), _learning(run, "looks")],
         "classes": [_ap_per_class(run), _looks_per_class(run)],
-        "balance": _balance(run),
+        "balance": _balance(run, uncertain),
         "time": [_time(run)],
     }
 
@@ -162,43 +162,54 @@ def _looks_per_class(run: ReportedRun) -> Panel:
     )  # fmt: skip
 
 
-def _balance(run: ReportedRun) -> list[Panel]:
-    """The paper's Fig. 1 (a) to (d), p(l) and what the answers brought, of the first cycle with a selection."""
+def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
+    """The paper's Fig. 1 (a) to (d), p(l), and what was asked, of the first cycle with a selection.
+
+    (c) are the labels that the run by plain uncertainty got, if there is one; (d) those of this run, if it is another.
+    """
     first = f"of {plural(run.first['images_full'], 'image')}"
-    start = _counts(
+    panels = [_counts(
         run, run.first, "human_per_class", "fig1_a", "(a) The first labels", f"human boxes {first}",
         "The long tail as it comes: these images were drawn at random.",
-    )  # fmt: skip
+    )]  # fmt: skip
     if not run.choosing:
-        return [start]
+        return panels
     record = run.choosing[0]
-    frequency = _counts(
-        run, record, "class_frequency", "class_frequency", "p(l), as the strategy saw it",
-        "share of the sure detections", "A class with a short bar here is favoured by class-balanced sampling.",
-        say=lambda value: number(value, 3),
-    )  # fmt: skip
-    return [
-        start,
-        _counts(
-            run, record, "pseudo_per_class", "fig1_b", "(b) The pseudo labels",
-            f"pseudo boxes of class weight {run.settings.pseudo.class_high} or more",
-            "Usually more uneven than (a): the detector is sure of what it has seen often.",
-        ),
-        _counts(
-            run, record, "uncertainty_would_select", "fig1_c", "(c) What plain uncertainty would ask",
-            f"candidates, by the class they were taken for, in cycle {record['cycle']}",
-            "As many boxes as in (d), ranked by uncertainty alone, which tends to ask for what is frequent anyway.",
-        ),
-        _counts(
-            run, record, "selected_per_class", "fig1_d", "(d) What was asked",
-            f"boxes, by the class they were taken for, in cycle {record['cycle']}",
+    cycle = f"in cycle {record['cycle']}"
+    if "sure_per_class" in record:  # records of earlier versions have no such counts
+        panels.append(_counts(
+            run, record, "sure_per_class", "fig1_b", "(b) The sure detections",
+            f"detections in the pool with a score of {run.settings.pseudo.class_high} or more",
+            "Usually more uneven than (a): the detector is sure of what it has seen often. p(l) is read off these.",
+        ))  # fmt: skip
+    if uncertain and uncertain.choosing:
+        panels.append(_counts(
+            run, uncertain.choosing[0], "labels_per_class", "fig1_c", "(c) What plain uncertainty brought",
+            f"labels {cycle} of “{short(uncertain.name, 40)}”, by their true class",
+            "Ranked by uncertainty alone, which tends to ask for what is frequent anyway.",
+        ))  # fmt: skip
+    if run is not uncertain:
+        panels.append(_counts(
+            run, record, "labels_per_class", "fig1_d", "(d) What the answers brought",
+            f"labels {cycle}, by their true class",
             "A more even picture than (c) is what class-balanced sampling is for.",
-        ),
-        frequency,
+        ))  # fmt: skip
+    return [
+        *panels,
         _counts(
-            run, record, "labels_per_class", "labels_gained", "What the answers brought",
-            f"labels of cycle {record['cycle']}, by their true class",
-            "Compare with (d): where the detector mistakes one class for another, its labels land elsewhere.",
+            run, record, "class_frequency", "class_frequency", "p(l), as the strategy saw it",
+            "share of the sure detections", "A class with a short bar here is favoured by class-balanced sampling.",
+            say=lambda value: number(value, 3),
+        ),
+        _counts(
+            run, record, "selected_per_class", "asked", "What was asked",
+            f"boxes, by the class they were taken for, {cycle}",
+            "Compare with the labels: where the detector mistakes one class for another, its labels land elsewhere.",
+        ),
+        _counts(
+            run, record, "uncertainty_would_select", "uncertainty_would_ask", "What plain uncertainty would ask",
+            f"candidates, by the class they were taken for, {cycle}",
+            "As many boxes as were asked about, ranked by uncertainty alone.",
         ),
     ]  # fmt: skip
 

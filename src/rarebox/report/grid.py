@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarebox import compare
-from rarebox.compare import Group
+from rarebox.compare import ENOUGH_SEEDS, Group
 from rarebox.report import figures, grid_figures, grid_tables
 from rarebox.report.figures import Panel
 from rarebox.report.grid_tables import Table
@@ -44,7 +44,7 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
     page = render(
         "grid.html.j2",
         parts=parts, headline=headline(groups), about=about(groups),
-        caution=grid_tables.caution(groups), paper=grid_tables.paper_table(groups),
+        caution=grid_tables.caution(groups),
         failed=list(dict.fromkeys(run for group in groups for run in group.failed)),
     )  # fmt: skip
     write_text(out / "tables.md", grid_tables.markdown(groups))
@@ -69,7 +69,7 @@ def headline(groups: Sequence[Group]) -> str:
         return f"{plural(len(names), 'method')} compared in {plural(len(groups), 'setting')}."
     who = "The paper’s whole method ends"
     if len(known) > 1:
-        above, below = sum(step.low > 0 for step in known), sum(step.high < 0 for step in known)
+        above, below = sum(step.sign > 0 for step in known), sum(step.sign < 0 for step in known)
         rest = len(known) - above - below
         return (
             f"{who} above plain uncertainty in {above} of {len(known)} settings, below it in {below}; in {rest} the "
@@ -79,7 +79,7 @@ def headline(groups: Sequence[Group]) -> str:
     where = f"{number(abs(step.mean), 3)} AP50 {'above' if step.mean >= 0 else 'below'} plain uncertainty"
     if step.n == 1:
         return f"{who} {where}, with a single seed."
-    verdict = "" if step.excludes_zero else ", which may be chance"
+    verdict = "" if step.sign else f"; {step.n} seeds cannot tell that from chance"
     return f"{who} {where}{verdict}."
 
 
@@ -130,9 +130,12 @@ def _against(group: Group, label: str, reference: str) -> str:
         return f"{who} there are not two common seeds, so no difference can be told from chance."
     named = {name: f"{name} ({compare.signed(step.mean)})" for name, step in steps.items()}
     places = {
-        "above 0 for": [named[name] for name, step in steps.items() if step.low > 0],
-        "below 0 for": [named[name] for name, step in steps.items() if step.high < 0],
-        "across 0 for": [named[name] for name, step in steps.items() if not step.excludes_zero],
+        "above 0 for": [named[name] for name, step in steps.items() if step.sign > 0],
+        "below 0 for": [named[name] for name, step in steps.items() if step.sign < 0],
+        "across 0 for": [named[name] for name, step in steps.items() if not step.sign and step.n >= ENOUGH_SEEDS],
     }
-    said = "; ".join(f"{where} {listed(names, MOST_NAMED)}" for where, names in places.items() if names)
-    return f"{who} the interval of the final AP50 lies {said}."
+    said = [f"{where} {listed(names, MOST_NAMED)}" for where, names in places.items() if names]
+    few = [named[name] for name, step in steps.items() if step.n < ENOUGH_SEEDS]
+    parts = [f"the interval of the final AP50 lies {'; '.join(said)}"] if said else []
+    parts += [f"fewer than {ENOUGH_SEEDS} common seeds settle nothing for {listed(few, MOST_NAMED)}"] if few else []
+    return f"{who} {'; '.join(parts)}."

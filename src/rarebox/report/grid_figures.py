@@ -2,7 +2,7 @@
 each method has a small picture of its own, with all others behind it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -185,7 +185,7 @@ def _differences(group: Group, looks: Mapping[str, Look], label: str, reference:
         if step.low == step.low:
             axes.plot([step.low, step.high], [row, row], color=colour, linewidth=2.2)
         axes.plot(step.mean, row, color=colour, marker="o", markeredgewidth=1.8,
-                  markerfacecolor=colour if step.excludes_zero else LIGHT["card"])  # fmt: skip
+                  markerfacecolor=colour if step.sign else LIGHT["card"])  # fmt: skip
         axes.annotate(compare.signed(step.mean) if step.n else compare.DASH, (1.02, row), fontsize=10, va="center",
                       xycoords=("axes fraction", "data"), color=LIGHT["muted"], annotation_clip=False)  # fmt: skip
     if names:
@@ -196,9 +196,16 @@ def _differences(group: Group, looks: Mapping[str, Look], label: str, reference:
     said = "; ".join(f"{name} {compare.signed(step.mean)}" for name, step in steps.items())
     return Panel(
         f"minus_{label.replace(' ', '_')}", title,
-        "Right of the line: better. The bar is the 95 % interval over seeds; a full dot says that it excludes 0.",
+        f"Right of the line: better. The bar is the paired 95 % t interval{_over(steps.values())}. A full dot: it "
+        f"excludes 0, over {compare.ENOUGH_SEEDS} seeds or more.",
         f"{title}: {said}", figure,
     )  # fmt: skip
+
+
+def _over(steps: Iterable[compare.Difference]) -> str:
+    """Over how many seeds."""
+    numbers = sorted({step.n for step in steps if step.n})
+    return f" over {' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} seeds" if numbers else ""
 
 
 # ------------------------------------------------------------------------------------------------ classes

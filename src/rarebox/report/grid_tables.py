@@ -8,6 +8,7 @@ import numpy as np
 from rarebox.compare import (
     CAUTION,
     DASH,
+    ENOUGH_SEEDS,
     Difference,
     Group,
     Spread,
@@ -76,17 +77,18 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
         height, rare = (_spread(spread(value(run.cycles[-1]) for run in group.full)) for value in values)
         labels = spread(run.cycles[-1]["labels"] for run in group.full).mean
         rows.append((
-            "all labels", str(len(group.full)), height, DASH, DASH, rare, DASH, _count(labels), *(DASH,) * 3
+            "all labels", str(len(group.full)), height, DASH, DASH, DASH, rare, DASH, _count(labels), *(DASH,) * 3
         ))  # fmt: skip
     counted = "a run on all labels" if group.full else "the first images"
     over = "Mean ± standard deviation over seeds" if several_seeds(group) else "One seed"
     note = (
-        f"{over}, after the last cycle. Area: the mean height of the AP50 curve over the range of labels (looks) that "
-        f"all methods of a seed have. Rarest third: {', '.join(rarest(group))}, by the boxes of {counted}. Hit rate: "
-        "boxes shown that held something new."
+        f"{over}, after the last cycle. Equal labels: the AP50 curve at the most labels that all methods of a seed "
+        "have paid. Area: its mean height over the range of labels (looks) that all methods of a seed have paid. "
+        f"Rarest third: {', '.join(rarest(group))}, by the boxes of {counted}. Hit rate: boxes shown that held "
+        "something new."
     )
     columns = (
-        "method", "seeds", "AP50", "area, labels", "area, looks", "rarest third", "hit rate", "labels", "looks",
+        "method", "seeds", *found, "hit rate", "labels", "looks",
     )  # fmt: skip
     if group.full:
         columns += ("to 90\u00a0%", "to 95\u00a0%")
@@ -104,8 +106,8 @@ def _short(group: Group) -> list[Table]:
             where = f"{_count(least.spent)} of {_count(least.budget)} (seed {seed}, cycle {least.cycle})"
             rows.append((name, f"{len(found)} of {len(runs) * len(group.budget)}", where))
     note = (
-        f"Nothing was left to ask about, or no image that was left fitted the rest of the budget. The budget counts "
-        f"{group.unit}."
+        "Nothing was left to ask about; or, in runs of earlier versions, no image that was left fitted the rest of the "
+        f"budget. The budget counts {group.unit}."
     )
     columns = ("method", "batches", "the shortest")
     return [Table("Batches that ended short of their budget", note, columns, tuple(rows))] if rows else []
@@ -119,10 +121,17 @@ def _differences(group: Group, measure: str, values: Values) -> Table:
 
     rows = [(name, *(cell(name, other) for other in others.values())) for name in ranked(group)]
     rows = [row for row in rows if set(row[1:]) != {DASH}]
-    interval = "; in brackets the bootstrap 95 % interval over seeds, * where it excludes 0"
-    note = f"Paired by seed{interval if several_seeds(group) else ''}."
+    interval = f"; in brackets the paired 95 % t interval, * where {ENOUGH_SEEDS} seeds or more exclude 0"
+    note = f"Paired by seed: {_common_seeds(values, others)}{interval if several_seeds(group) else ''}."
     columns = ("method", *(f"minus {label}" + f" ({name})" * (name != label) for label, name in others.items()))
     return Table(f"Differences: {measure}", note, columns, tuple(rows))
+
+
+def _common_seeds(values: Values, others: Mapping[str, str]) -> str:
+    """How many seeds the differences of a table are over."""
+    numbers = {paired(values[name], values[other]).n for name in values for other in others.values() if name != other}
+    least, most = min(numbers, default=0), max(numbers, default=0)
+    return f"n = {most}" if least == most else f"n = {least} to {most}"
 
 
 def _ablation(group: Group) -> list[Table]:
@@ -170,18 +179,6 @@ def _beside(row: str, cells: Sequence[str], papers: bool) -> list[str]:
     return [text for pair in zip(cells, theirs, strict=False) for text in pair]
 
 
-def paper_table(groups: Sequence[Group]) -> list[Table]:
-    """The paper's Table 1 by itself, where a grid has rows of it in another setting than the paper's."""
-    if not any(ablation(group) and not is_papers(group) for group in groups):
-        return []
-    rows = tuple((row, *_marks(row), *(_bracketed(*n) for n in numbers)) for row, numbers in PAPER_TABLE_1.items())
-    note = (
-        "The paper, VOC0712, RetinaNet on ResNet-50, mAP in per cent, mean (standard deviation of three runs): another "
-        "setting, not comparable in height, only in the sign of the differences."
-    )
-    return [Table("What the paper reports", note, ("", *MARKS, "batch 2", "batch 3", "batch 4"), rows)]
-
-
 def markdown(groups: Sequence[Group], level: int = 2) -> str:
     """All tables as Markdown, with headings from a level on, for pages such as ``paper/README.md``."""
     parts = []
@@ -193,7 +190,6 @@ def markdown(groups: Sequence[Group], level: int = 2) -> str:
             parts.append(
                 "\n".join(f"- {run.method}, seed {run.seed}: {_flat(run.reason or '')}" for run in group.failed)
             )
-    parts += [_markdown(table, level) for table in paper_table(groups)]
     parts += [caution(groups)] if caution(groups) else []
     return "\n\n".join(parts) + "\n"
 
@@ -232,7 +228,7 @@ def _difference(value: Difference) -> str:
         return DASH
     if value.low != value.low:
         return signed(value.mean)
-    return f"{signed(value.mean)} ({signed(value.low)} to {signed(value.high)}){' *' * value.excludes_zero}"
+    return f"{signed(value.mean)} ({signed(value.low)} to {signed(value.high)}){' *' * abs(value.sign)}"
 
 
 def _per_cent(value: float) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rarebox import strategies
 from rarebox.config import Section, Settings
 from rarebox.errors import UserError
 from rarebox.run_folder import RunFolder, read_json
@@ -169,7 +170,9 @@ def _names(runs: Sequence[ReportedRun]) -> list[str]:
 
 
 def _say(setting: str, value: Any) -> str:
-    if setting in ("selection.strategy", "detector.name", "detector.backbone"):
+    if setting == "selection.strategy":
+        return strategies.SHOWN_AS.get(value, str(value))
+    if setting in ("detector.name", "detector.backbone"):
         return str(value)
     if setting == "pseudo.method":
         return "no pseudo labels" if value == "none" else f"{value} pseudo labels"

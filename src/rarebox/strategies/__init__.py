@@ -38,6 +38,9 @@ IMAGE: dict[str, Strategy] = {
     "enms_divproto": image.enms_divproto,
 }
 
+SHOWN_AS = {"compas": "compas-like"}
+"""What figures and tables call a strategy that is not quite the one of that name (docs/strategies.md says why)."""
+
 STREAMED: dict[str, Streamed] = {
     "random": Streamed(first, frozenset()),
     "entropy": Streamed(first, frozenset({"class_probs"})),

@@ -149,7 +149,7 @@ def _in_quota(candidates: Candidates, state: LabelState) -> tuple[Ints, Bools]:
 
 
 def compas(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """ComPAS (BLAD): disagreement of a committee on the class times that on the place, each scaled to [0, 1].
+    """ComPAS-like (BLAD): disagreement of a committee on the class times that on the place, each scaled to [0, 1].
 
     The committee are the views here, its ten strongly augmented students there. Boxes below a score of 0.5, which it
     never asks about, and boxes that no view saw come last, by score.
