@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rarebox import method, tables
-from rarebox.boxes import iou_matrix, suppress
+from rarebox.boxes import nearest, suppress
 from rarebox.config import ScoringSettings
 from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores, Ints, concatenate
 
@@ -73,10 +73,7 @@ def find_partners(boxes: Detections, views: Sequence[Detections]) -> tuple[Ints,
     """
     partner, iou = np.full((len(views), len(boxes)), -1), np.zeros((len(views), len(boxes)))
     for m, view in enumerate(views):
-        if len(view) and len(boxes):
-            overlap = iou_matrix(boxes.boxes, view.boxes)
-            iou[m] = overlap.max(axis=1)
-            partner[m] = np.where(iou[m] > 0, overlap.argmax(axis=1), -1)
+        partner[m], iou[m] = nearest(boxes.boxes, view.boxes)
     return partner, iou
 
 

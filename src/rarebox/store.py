@@ -39,7 +39,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, Operati
 from sqlalchemy.schema import CreateColumn
 
 from rarebox import schema
-from rarebox.boxes import iou_matrix
+from rarebox.boxes import overlapping
 from rarebox.errors import Unavailable, UserError
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
@@ -535,8 +535,12 @@ def _image_labels(rows: Sequence[Row[Any]], counts_as: Ints) -> ImageLabels:
 
 def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
     """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
-    same = (iou_matrix(boxes, boxes) >= SAME_IOU) & (labels[:, None] == labels[None])
-    return ~np.triu(same, k=1).any(axis=0)
+    first = np.zeros(len(boxes), dtype=bool)
+    rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
+    first[rows] = True  # of equal rows, which may be very many, the first alone is compared
+    for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):
+        first[rows[later[earlier < later]]] = False
+    return first
 
 
 _NOTHING = _image_labels([], np.zeros(0, dtype=np.int64))
