@@ -19,7 +19,7 @@ from rarebox.project import Project
 from rarebox.run_folder import hold
 from rarebox.web.app import make_app
 from rarebox.web.desk import Desk
-from rarebox.web.security import Door, Visitor, is_loopback, read_secret
+from rarebox.web.security import Door, Visitor, is_loopback, read_name, read_secret
 
 DEFAULT_PORT = 8765
 
@@ -58,7 +58,8 @@ def _serve(
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
-    door = Door(read_secret(root / "secret"))
+    secret = read_secret(root / "secret")
+    door = Door(secret, read_name(root / "name", secret))
     new = project.add_new_images()
     desk = Desk(project, engine=engine)
     shown = f"[{host}]" if ":" in host else host
