@@ -42,6 +42,9 @@ LARGEST_SIDE = 4096
 LOOK_SECONDS = 0.25
 """How often an open page is looked after for news."""
 
+MOST_STREAMS = 400
+"""Pages that are told the news at once; others have to ask."""
+
 MOST_ANSWERS, MOST_BOXES = 200, 2000
 """Answers of one request, and boxes of one answer."""
 
@@ -192,6 +195,8 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         # The page keeps what is not saved yet under this, so that no other project on this port ever gets it.
         return {"id": door.project, **desk.state(found.name, found.fixed)}
 
+    listening: set[Request] = set()
+
     # The page
 
     @app.get("/", include_in_schema=False)
@@ -219,15 +224,21 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
 
         async def news() -> AsyncIterator[ServerSentEvent]:
             version, questions = -1, desk.questions
-            while not await request.is_disconnected():
-                if desk.questions != questions:
-                    questions = desk.questions
-                    yield ServerSentEvent(data="{}", event="queries")
-                if desk.version != version:
-                    version = desk.version
-                    yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
-                await asyncio.sleep(LOOK_SECONDS)
+            listening.add(request)
+            try:
+                while not await request.is_disconnected():
+                    if desk.questions != questions:
+                        questions = desk.questions
+                        yield ServerSentEvent(data="{}", event="queries")
+                    if desk.version != version:
+                        version = desk.version
+                        yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
+                    await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                listening.discard(request)
 
+        if len(listening) >= MOST_STREAMS:
+            raise HTTPException(503, "too many pages are open; close some. Answers are saved all the same")
         return EventSourceResponse(news(), ping=20)
 
     # Questions and answers

@@ -18,6 +18,7 @@ from rarebox.people import clean_name
 from rarebox.project import Project
 from rarebox.run_folder import hold
 from rarebox.web.app import make_app
+from rarebox.web.connections import config_of
 from rarebox.web.desk import Desk
 from rarebox.web.security import Door, Visitor, is_loopback, read_name, read_secret
 
@@ -82,10 +83,7 @@ def _serve(
             Timer(1.0, lambda: webbrowser.open(link)).start()
     if label_studio:
         say(f"Label Studio, Settings, Model, connect: {base}ml/{door.key} (and the same with /webhook as a webhook)")
-    config = uvicorn.Config(
-        make_app(desk, door, host, [shown, *also]), log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-        server_header=False, timeout_keep_alive=65,
-    )  # fmt: skip
+    config = config_of(make_app(desk, door, host, [shown, *also]))
     # An open page's stream of events is cut at the end; uvicorn thinks that worth an error.
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: "without completing response" not in record.getMessage()
