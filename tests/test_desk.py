@@ -211,6 +211,21 @@ def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, mo
     desk.close()
 
 
+def test_of_few_photos_everybody_gets_one(small: Project) -> None:
+    desk = Desk(small, train=False)
+    tabs = [f"person {who}" for who in range(10)]
+    held = {tab: next_of(desk, tab) for tab in tabs}
+    assert [len(queries) for queries in held.values()][:5] == [4, 4, 2, 0, 0]  # who came first knew of nobody else
+    for tab in tabs[:3]:
+        for query in held[tab]:
+            assert desk.answer(tab, tab, [said(query)], 0).result(20)[0][0].status is Status.SAVED
+    assert [len(next_of(desk, tab)) for tab in tabs] == [1] * 10
+    for tab in tabs[1:]:
+        desk.leave(tab).result(20)
+    assert len(next_of(desk, tabs[0])) == 4
+    desk.close()
+
+
 def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
     """The places that are to be asked, by going through the ranking from its top."""
     found, taken = [], set(busy)

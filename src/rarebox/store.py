@@ -45,6 +45,7 @@ from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdi
 
 BUSY_SECONDS = 30
 WRITERS_LOCK = 0x7261726562  # of the whole database; any number that nobody else takes
+MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
 
 _json = JSONDecoder()
@@ -536,8 +537,10 @@ def _image_labels(rows: Sequence[Row[Any]], counts_as: Ints) -> ImageLabels:
 def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
     """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
     first = np.zeros(len(boxes), dtype=bool)
-    rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
-    first[rows] = True  # of equal rows, which may be very many, the first alone is compared
+    rows = np.arange(len(boxes))
+    if len(rows) > MANY:  # very many may be equal: of those the first alone is compared
+        rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
+    first[rows] = True
     for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):
         first[rows[later[earlier < later]]] = False
     return first

@@ -1,5 +1,6 @@
 """Where questions are handed out and answers come in. Read :meth:`Desk.answer` first."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import islice
@@ -11,7 +12,7 @@ import numpy as np
 
 from rarebox.asking import Asker
 from rarebox.candidates import rows_by_image
-from rarebox.people import Given, Outcome, People, Submission
+from rarebox.people import Given, Lease, Outcome, People, Submission
 from rarebox.project import Project
 from rarebox.pseudo import far_from
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
@@ -23,6 +24,9 @@ MOST_TOGETHER = 20
 
 MOST_QUESTIONS = 10
 """Questions that one browser may hold."""
+
+LATELY = 30.0
+"""Seconds for which a tab that asked for questions counts as waiting."""
 
 MOST_OTHERS = 30
 """Detections shown beside the one that is asked about."""
@@ -55,6 +59,7 @@ class Desk:
         self._rows: dict[int, Ints] = {}
         self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1, -1)
         self._exhausted = False
+        self._asked_at: dict[str, float] = {}
         self._counts: Ints = np.zeros(0, dtype=np.int64)
         self._common: tuple[int, dict[str, Any]] = (-1, {})
         self._classes: tuple[str, ...] = ()
@@ -90,7 +95,12 @@ class Desk:
 
     def leave(self, holder: str) -> "Future[None]":
         """A tab is closed: its questions wait for nobody."""
-        return self.do(lambda: self.people.let_go(holder))
+
+        def job() -> None:
+            self._asked_at.pop(holder, None)
+            self.people.let_go(holder)
+
+        return self.do(job)
 
     def do(self, job: Callable[[], T]) -> "Future[T]":
         """Have something done by the thread that writes, as part of a transaction."""
@@ -125,6 +135,7 @@ class Desk:
         """
         self._take_in()
         ledger, cycle, leases = self._ledger, self._cycle, self.people.leases(holder)
+        want = min(want, self._share_of(holder, leases))
         held = len(ledger.held(holder, by, leases))
         found = list(islice(ledger.open_to(holder, by, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:
@@ -142,6 +153,14 @@ class Desk:
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds):
             return self._hand_out(holder, by, want)  # all that is left was in a tab that they have closed
         return self.people.claim(holder, by, want, seconds, among=found)
+
+    def _share_of(self, holder: str, leases: Sequence[Lease]) -> int:
+        """How many questions one tab may hold: of few photos nobody holds many while others have none. One question
+        an image is open at a time."""
+        now = time.monotonic()
+        self._asked_at = {tab: at for tab, at in self._asked_at.items() if at > now - LATELY} | {holder: now}
+        tabs = self._asked_at.keys() | {lease.holder for lease in leases}
+        return max(len(self.images) // len(tabs), 1)
 
     def _of_budget(self, cycle: int) -> tuple[int, int]:
         """What a cycle may spend, and has spent: as :class:`Project` says it, without going through all answers."""
