@@ -16,8 +16,8 @@ class Asker:
     A box that an answer of this very cycle has settled is passed over. A box whose image has an open question waits,
     and what stands behind it too, so that asking many at once comes to the same as asking one by one.
 
-    Places of the ranking that were looked at are kept by image until they are asked or settled. So each call looks at
-    the labels of an image at most once, and never at a place again that is out.
+    Places of the ranking that were looked at are kept by image until they are asked or settled. So a call reads the
+    labels of the images that it asks about, and not those of every place.
     """
 
     def __init__(
