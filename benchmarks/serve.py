@@ -1,6 +1,7 @@
 """How long people wait: the next question and the saving of an answer, at 1, 10 and 50 annotators without think time.
 
     python benchmarks/serve.py [--label-studio VENV] [--annotators 1,10,50] [--rounds 250] >> results/serve.jsonl
+    python benchmarks/serve.py --scenario few,many,class [--source OTHER_TREE] [--times 3] >> results/serve.jsonl
 
 Each annotator has one connection kept open and asks again as soon as the answer is there. A setting ends after so many
 rounds, all annotators together, on a fresh project of 500 images with one predicted box each. For us a round is one
@@ -8,7 +9,12 @@ rounds, all annotators together, on a fresh project of 500 images with one predi
 which its own page sends: ``next_task``, then the annotation with the predicted box. Where VENV, an environment with
 ``label-studio`` in it, is given, both are measured in turn in the same run. What the disk needs for a commit is
 measured before each setting. Options for us alone: ``--pages`` opens the stream of events that every page listens to;
-``--images``, ``--boxes`` (a square number, of each image), ``--answered`` and ``--open`` make the project larger.
+``--images``, ``--boxes`` (a square number, of each image), ``--answered`` and ``--open`` make the project larger;
+``--classes`` so many times somebody adds, renames and merges a class meanwhile; no round begins after ``--seconds``.
+
+A scenario is a set of these options (``SCENARIOS``). With ``--source``, another source tree of ours (a ``git
+worktree`` of an earlier commit, say), each setting runs in turn with that tree and with this one, ``--times`` over,
+each in processes of its own; the last line of a scenario has the medians over the runs and their ratios.
 """
 
 import argparse
@@ -27,6 +33,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -39,6 +46,14 @@ from tests.serving import Served, make_project
 from rarebox.project import Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
 
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "few": {"annotators": "50", "images": 60, "boxes": 100, "rounds": 2000, "seconds": 30},
+    "many": {"annotators": "50", "images": 5000, "boxes": 9, "rounds": 2000, "seconds": 30},
+    "class": {"annotators": "10", "images": 5000, "boxes": 9, "answered": 200_000, "classes": 1, "seconds": 60,
+              "rounds": 10**6},
+}  # fmt: skip
+"""Nearly as many people as photos; many photos; and a class that is added, renamed and merged beside many answers."""
+
 CLASSES = ("fish", "ray", "shark")
 TASKS, PATIENCE = 500, 120.0
 Milliseconds = list[float]
@@ -50,7 +65,9 @@ class Tally:
 
     next: Milliseconds = field(default_factory=list)
     save: Milliseconds = field(default_factory=list)
+    classes: Milliseconds = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    waits: int = 0
     given: Counter[tuple[int, str]] = field(default_factory=Counter)
     answered: Counter[tuple[int, str]] = field(default_factory=Counter)
 
@@ -71,7 +88,8 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         people_of, authors_of = Counter(task for task, _ in self.given), Counter(task for task, _ in self.answered)
         return {
-            "next_ms": summary(self.next), "save_ms": summary(self.save), "errors": dict(Counter(self.errors)),
+            "next_ms": summary(self.next), "save_ms": summary(self.save), "classes_ms": summary(self.classes),
+            "without_question": self.waits, "errors": dict(Counter(self.errors)),
             "questions_given": len(people_of), "given_to_several": sum(n > 1 for n in people_of.values()),
             "questions_answered": len(authors_of), "answered_by_several": sum(n > 1 for n in authors_of.values()),
         }  # fmt: skip
@@ -109,11 +127,21 @@ def disk(folder: Path, times: int = 40) -> dict[str, float]:
     return found
 
 
-async def annotate(people: Sequence[str], rounds: int, work: Callable[[str, Iterator[int]], Awaitable[None]]) -> float:
-    """All at once, until the rounds are used up; how many seconds that took."""
-    ticket = iter(range(rounds))
-    start = time.perf_counter()
-    await asyncio.gather(*(work(name, ticket) for name in people))
+async def annotate(
+    people: Sequence[str], rounds: int, work: Callable[[str, Iterator[int]], Awaitable[None]], seconds: float = 3600,
+    beside: Callable[[], Awaitable[None]] | None = None,
+) -> float:  # fmt: skip
+    """All at once, until the rounds or the time is used up or what is done ``beside`` is over; how many seconds."""
+    start, over = time.perf_counter(), False
+    ticket = takewhile(lambda _: not over and time.perf_counter() < start + seconds, range(rounds))
+
+    async def until_then() -> None:
+        nonlocal over
+        if beside:
+            await beside()
+            over = True
+
+    await asyncio.gather(*(work(name, ticket) for name in people), until_then())
     return time.perf_counter() - start
 
 
@@ -141,8 +169,18 @@ def project(root: Path, images: int, grid: int, answered: int, opened: int) -> N
 
 
 def fill(made: Project, answered: int, opened: int) -> None:
-    """Ask many questions from the top of the ranking, and answer the first of them."""
+    """Ask many questions from the top of the ranking, and answer the first of them; what is more than the ranking
+    holds was asked and answered in the cycle before."""
     found = made.read_ranking(2).candidates
+    before = max(answered + opened - len(found) // 2, 0)
+    for start in range(0, before, 5000):
+        rows = np.arange(start, min(start + 5000, before)) % len(found)
+        asked = [Query(int(found.image_id[r]), found.boxes[r], int(found.labels[r])) for r in rows]
+        made.store.record([
+            Answer(q.id, found.boxes[[r]], found.labels[[r]], Verdict.OBJECT, f"person {r % 5}", 1500)
+            for q, r in zip(made.store.ask(1, asked), rows, strict=True)
+        ])  # fmt: skip
+    answered -= min(before, answered)
     queries = made.store.ask(2, [
         Query(int(found.image_id[row]), found.boxes[row], int(found.labels[row]), 1.0, {
             "rank": float(row), "cycle": 2.0, "score": float(found.scores[row]),
@@ -156,7 +194,9 @@ def fill(made: Project, answered: int, opened: int) -> None:
     ])  # fmt: skip
 
 
-async def ours(folder: Path, annotators: int, rounds: int, size: dict[str, int], pages: bool) -> dict[str, Any]:
+async def ours(
+    folder: Path, annotators: int, rounds: int, size: dict[str, int], pages: bool, seconds: float, classes: int
+) -> dict[str, Any]:
     root = folder / f"ours-{annotators}-{secrets.token_hex(3)}"
     project(root, **size)
     tally, people = Tally(), [f"person {i}" for i in range(annotators)]
@@ -171,7 +211,8 @@ async def ours(folder: Path, annotators: int, rounds: int, size: dict[str, int],
                 reply = await tally.timed(tally.next, http.post("/api/next", json=body))
                 while next(ticket, None) is not None:
                     if not reply or not reply["queries"]:
-                        tally.errors.append("no question")
+                        tally.waits += 1
+                        await asyncio.sleep(0.1)
                         reply = await tally.timed(tally.next, http.post("/api/next", json=body))
                         continue
                     query = reply["queries"][0]
@@ -184,7 +225,19 @@ async def ours(folder: Path, annotators: int, rounds: int, size: dict[str, int],
                     elif reply:
                         tally.errors.append(reply["results"][0]["status"])
 
-        seconds = await annotate(people, rounds, work)
+        async def change_classes() -> None:
+            async with connection(server.url, cookies=cookies[people[0]]) as http:
+                for turn in range(classes):
+                    new = len(CLASSES) + turn
+                    for change in (
+                        {"add": f"new {turn}"}, {"rename": {"label": new, "name": f"renamed {turn}"}},
+                        {"merge": {"label": new, "into": 0}},
+                    ):  # fmt: skip
+                        await asyncio.sleep(1)
+                        await tally.timed(tally.classes, http.post("/api/classes", json=change))
+                await asyncio.sleep(1)
+
+        seconds = await annotate(people, rounds, work, seconds, change_classes if classes else None)
         used = cpu_seconds(process) - before
         memory = process.memory_info().rss / 2**20
     shutil.rmtree(root)
@@ -317,25 +370,81 @@ def main() -> None:
     options.add_argument("--boxes", type=int, default=1)
     options.add_argument("--answered", type=int, default=0)
     options.add_argument("--open", type=int, default=0)
+    options.add_argument("--classes", type=int, default=0)
+    options.add_argument("--seconds", type=float, default=3600)
+    options.add_argument("--scenario", default="", help=f"of {', '.join(SCENARIOS)}, with commas between")
+    options.add_argument("--source", type=Path, help="another source tree, for comparison")
+    options.add_argument("--times", type=int, default=1)
     options.add_argument("--folder", type=Path, help="where to work, on the disk to measure")
     given = options.parse_args()
+    names = [name for name in given.scenario.split(",") if name]
+    if given.source or len(names) > 1:
+        for name in names or [""]:
+            compare(name, given, options)
+        return
+    if names:
+        options.set_defaults(**SCENARIOS[names[0]])
+        given = options.parse_args()
     places = {str(given.label_studio): "VENV", str(given.folder): "FOLDER"}
     command = " ".join(["python", "benchmarks/serve.py", *(places.get(part, part) for part in sys.argv[1:])])
     numbers = [int(number) for number in given.annotators.split(",")]
     size = {"images": given.images, "grid": round(given.boxes**0.5), "answered": given.answered, "opened": given.open}
     with tempfile.TemporaryDirectory(dir=given.folder) as name, theirs_if(given.label_studio, Path(name), max(numbers)) as peer:  # fmt: skip  # noqa: E501
         for annotators in numbers:
-            line = {"command": command, "annotators": annotators, "rounds": given.rounds, "pages": given.pages,
+            line = {"command": command, "scenario": given.scenario, "annotators": annotators, "rounds": given.rounds,
+                    "pages": given.pages, "classes": given.classes,
                     "images": given.images, "boxes_of_each": given.boxes, "answered": given.answered,
                     "open": given.open}  # fmt: skip
             for who in ("rarebox", *(("label-studio",) if peer else ())):
                 about = {**line, "who": who, "disk": disk(Path(name)), "load": round(os.getloadavg()[0], 1)}
                 if who == "rarebox":
-                    found = asyncio.run(ours(Path(name), annotators, given.rounds, size, given.pages))
+                    found = asyncio.run(
+                        ours(Path(name), annotators, given.rounds, size, given.pages, given.seconds, given.classes)
+                    )
                 else:
                     assert peer
                     found = asyncio.run(theirs(*peer, annotators, given.rounds))
                 print(json.dumps({**about, **found}), flush=True)
+
+
+def compare(scenario: str, given: argparse.Namespace, options: argparse.ArgumentParser) -> None:
+    """One scenario, or the options as they are, in turn with another source tree and with this one."""
+    arguments, skipped = [], {"--scenario", "--source", "--times"}
+    parts = iter(sys.argv[1:])
+    for part in parts:
+        if part.partition("=")[0] not in skipped:
+            arguments.append(part)
+        elif "=" not in part:
+            next(parts)
+    here = Path(__file__).parents[1]
+    trees = {"before": given.source.resolve(), "now": here} if given.source else {"now": here}
+    found: dict[str, list[dict[str, Any]]] = {which: [] for which in trees}
+    for _ in range(given.times):
+        for which, tree in trees.items():
+            command = [sys.executable, __file__, *arguments, *(("--scenario", scenario) if scenario else ())]
+            path = os.pathsep.join(map(str, (tree / "src", here)))
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path})  # fmt: skip  # noqa: E501
+            for line in map(json.loads, done.stdout.splitlines()):
+                found[which].append(line)
+                print(json.dumps({"source": which, **line}), flush=True)
+    if given.source:
+        print(json.dumps({"scenario": scenario, "times": given.times, **ratios(found)}), flush=True)
+
+
+def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over the runs, before and now, and how many times the former is the latter."""
+    figures: dict[str, Any] = {}
+    for name, part in (("save_ms", "median"), ("save_ms", "p95"), ("save_ms", "max"), ("next_ms", "p95"),
+                       ("classes_ms", "max"), ("answers_per_second", None)):  # fmt: skip
+        values = {
+            which: [line[name] if part is None else line[name][part] for line in lines if part is None or line[name]]
+            for which, lines in found.items()
+        }
+        if all(values.values()):
+            before, now = (float(np.median(values[which])) for which in ("before", "now"))
+            ratio = round(before / now, 3) if now else None
+            figures[f"{name} {part or ''}".strip()] = {"before": round(before, 1), "now": round(now, 1), "ratio": ratio}
+    return figures
 
 
 @contextmanager

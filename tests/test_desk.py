@@ -1,5 +1,6 @@
 """The desk without HTTP: what went wrong for one is nobody else's, and what was answered costs nothing later."""
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
+from rarebox import asking
+from rarebox.asking import Asker
 from rarebox.errors import Unavailable, UserError
-from rarebox.people import Status, Submission
+from rarebox.people import People, Status, Submission
 from rarebox.project import Project
+from rarebox.ranking import still_open
 from rarebox.store import Store
 from rarebox.types import Answer, ImageRecord, Query, Verdict
 from rarebox.web.desk import Desk
@@ -179,3 +183,115 @@ def test_the_wanted_share_of_the_questions_is_for_two_people(tmp_path: Path, sha
     assert set(wanted) <= {1, 2}
     assert wanted.count(2) / 400 == pytest.approx(share, abs=0.07)  # three standard deviations
     made.store.close()
+
+
+# ------------------------------------------------------------------------------------------- more people than photos
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Project]:
+    """Ten photos with 100 boxes each."""
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 11)]
+    made = make_project(tmp_path / "small", records, CLASSES, grid=10)
+    yield made
+    made.store.close()
+
+
+def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    labels_of = Store.labels_of
+    monkeypatch.setattr(Store, "labels_of", lambda store, image: (looked.append(image), labels_of(store, image))[1])
+    desk = Desk(small, train=False)
+    held = [query for who in range(10) for query in next_of(desk, f"person {who}")]
+    assert len(held) == 10
+    looked.clear()
+    for who in range(10, 30):
+        assert next_of(desk, f"person {who}") == []
+    assert len(looked) <= 20  # one image for each of them, and not the whole ranking
+    desk.close()
+
+
+def test_of_few_photos_everybody_gets_one(small: Project) -> None:
+    desk = Desk(small, train=False)
+    tabs = [f"person {who}" for who in range(10)]
+    held = {tab: next_of(desk, tab) for tab in tabs}
+    assert [len(queries) for queries in held.values()][:5] == [4, 4, 2, 0, 0]  # who came first knew of nobody else
+    for tab in tabs[:3]:
+        for query in held[tab]:
+            assert desk.answer(tab, tab, [said(query)], 0).result(20)[0][0].status is Status.SAVED
+    assert [len(next_of(desk, tab)) for tab in tabs] == [1] * 10
+    for tab in tabs[1:]:
+        desk.leave(tab).result(20)
+    assert len(next_of(desk, tabs[0])) == 4
+    desk.close()
+
+
+def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
+    """The places that are to be asked, by going through the ranking from its top."""
+    found, taken = [], set(busy)
+    for place in range(1000):
+        row, _ = asker.queue(place) or (0, 0.0)
+        image = int(asker.queue.candidates.image_id[row])
+        said = asker.store.labels_of(image)
+        if place in done or not still_open(asker.queue.candidates.boxes[[row]], said, 0.5)[0] or len(found) == most:
+            continue
+        if image not in taken:
+            found.append(place)
+            taken.add(image)
+        elif not anyhow:
+            break
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_asked_is_what_going_through_the_ranking_finds(small: Project, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip  # noqa: E501
+    monkeypatch.setattr(asking, "BATCH", 7)
+    dice, store, asker = random.Random(seed), small.store, small.asker(2)
+    assert asker
+    asker._iou, done, total = 0.5, set[int](), 0
+    for _ in range(60):
+        most, anyhow = dice.randrange(1, 7), dice.random() < 0.5
+        busy = {query.image_id for query in store.unanswered(2)}
+        wanted = plainly(asker, done, most, anyhow, busy)
+        asked = asker.ask(most, anyhow=anyhow)
+        assert [int(query.why["rank"]) for query in asked if query.why] == wanted
+        done.update(wanted)
+        total += len(wanted)
+        for query in store.unanswered(2):
+            if dice.random() < 0.5:
+                # Its own box, or a large one that settles others beside it, or the whole image.
+                box = query.box if dice.random() < 0.7 else np.array([0, 0, 640, 480], dtype=np.float32)
+                assert box is not None
+                store.record([Answer(query.id, box[None], np.array([0]), Verdict.OBJECT, "anna")])
+        if dice.random() < 0.1:
+            (whole,) = store.ask(2, [Query(dice.randrange(1, 11), asked_by="anna")])
+            store.record([Answer(whole.id, np.zeros((0, 4)), np.zeros(0, int), Verdict.OBJECT, "anna")])
+        if dice.random() < 0.2:
+            place = dice.randrange(300)
+            done.add(place)
+            asker.was_asked({"rank": place})
+    assert total > 30
+
+
+# ------------------------------------------------------------------------------------------- classes
+
+
+def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    given = People.given
+    monkeypatch.setattr(People, "given", lambda people, after=0: (read.append(after), given(people, after))[1])
+    desk = Desk(project, train=False)
+    for query in next_of(desk):
+        save(desk, query)
+    asker, before, questions = desk._asker, len(read), desk.questions
+    desk.change_classes(lambda: desk.people.add_class("eel")).result(20)
+    desk.change_classes(lambda: desk.people.rename_class(0, "cod", "anna")).result(20)
+    desk.change_classes(lambda: desk.people.merge_class(1, 2, "anna")).result(20)
+    assert all(after == 4 for after in read[before:])  # what came after the last answer
+    assert desk._asker is asker
+    assert desk.questions == questions + 3  # open pages ask again: what they show may have another name
+    classes = desk.state("anna", False)["classes"]
+    assert [(one["name"], one["count"], one["merged_into"]) for one in classes] == [
+        ("cod", 0, None), ("ray", 0, 2), ("shark", 4, None), ("eel", 0, None),
+    ]  # fmt: skip
+    desk.close()

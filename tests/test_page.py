@@ -4,11 +4,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext
+from playwright.sync_api import Browser, BrowserContext, Route
 
 from rarebox.data import load
 from rarebox.people import People
@@ -268,3 +270,156 @@ def test_an_invitation_at_a_server_for_this_machine_says_so(office: Office) -> N
     anna.see("invite").click()
     assert "this computer only" in anna.see("invite-local").inner_text()
     assert office.server.url in anna.see("invite-link").input_value()
+
+
+# ------------------------------------------------------------------------------------------- no answer is lost
+
+HTML = {"content_type": "text/html", "body": "<html>Please sign in</html>"}
+JSON = {"content_type": "application/json"}
+STRANGE: dict[str, dict[str, Any]] = {
+    "a proxy's 404": {"status": 404, **HTML},
+    "a proxy's 413": {"status": 413, **HTML},
+    "a proxy's 401": {"status": 401, **HTML},
+    "a page": {"status": 200, **HTML},
+    "a redirect": {"status": 302, "headers": {"Location": "/"}},
+    "another program": {"status": 200, **JSON, "body": "{}"},
+    "another program's list": {"status": 200, **JSON, "body": "[]"},
+    "another program's refusal": {"status": 422, **JSON, "body": '{"detail": [{"msg": "no"}]}'},
+    "cut short": {"status": 200, **JSON, "body": '{"results": [{"key"'},
+    "nothing": {"status": 204},
+    "a whole body refused": {"status": 413, **JSON, "body": '{"error": "too large"}'},
+    "another's answer refused": {"status": 422, **JSON, "body": '{"error": "wrong", "keys": ["x"]}'},
+    "another's answer saved": {"status": 200, **JSON, "body": '{"results": [], "queries": [], "state": {}}'},
+    "another name": {"status": 421, **JSON, "body": '{"error": "this server does not go by that name"}'},
+}
+
+
+def kept(person: Person) -> int:
+    """Answers that the browser keeps."""
+    return person.page.evaluate("Object.keys(localStorage).filter(name => name.includes('/out/')).length")
+
+
+def fulfil(reply: dict[str, Any], route: Route) -> None:
+    route.fulfill(**reply)
+
+
+def is_offline(person: Person) -> None:
+    person.page.wait_for_function("() => document.querySelector('#save-state').dataset.state === 'offline'")
+
+
+def test_only_our_own_word_on_an_answer_settles_it(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    for number, (name, reply) in enumerate(STRANGE.items()):
+        anna.task("box", 30)
+        anna.page.route("**/api/answers", partial(fulfil, reply))
+        anna.press("x")
+        is_offline(anna)
+        assert kept(anna) == 1, name
+        anna.page.unroute("**/api/answers")
+        anna.saved()
+        assert (kept(anna), len(office.given())) == (0, number + 1), name
+
+
+def test_an_answer_that_is_refused_by_its_key_takes_no_other_with_it(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.page.wait_for_timeout(1000)
+    anna.page.route("**/api/answers", lambda route: route.abort())
+    for _ in range(3):
+        anna.press("x")
+        anna.task("box", 10)
+    wrong = """() => {
+        const name = Object.keys(localStorage).filter((name) => name.includes("/out/")).sort()[1];
+        const record = JSON.parse(localStorage.getItem(name));
+        localStorage.setItem(name, JSON.stringify({ ...record, item: { ...record.item, boxes: ["abcd"] } }));
+    }"""
+    anna.page.evaluate(wrong)
+    anna.page.reload()
+    is_offline(anna)
+    anna.page.unroute("**/api/answers")
+    anna.page.get_by_text("Not saved").wait_for()
+    anna.saved()
+    assert kept(anna) == 0
+    assert len({query for query, _, _ in office.given()}) == 2
+
+
+def test_the_correction_of_an_answer_is_sent_by_another_tab(office: Office) -> None:
+    browser = office.browser("anna")
+    other = office.tab(browser)
+    other.task("box", 30)
+    anna = office.tab(browser)
+    anna.task("box", 30)
+    anna.press("x")
+    anna.saved()
+    anna.page.route("**/api/answers", lambda route: route.abort())
+    anna.press("z")
+    is_offline(anna)
+    anna.page.close()
+    other.until(lambda state: state["budget"]["spent"] == 0, 30)
+    assert [verdict for _, verdict, _ in office.given()] == ["not_an_object", "withdrawn"]
+
+
+def test_what_is_damaged_in_the_browser_stops_nobody(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    damage = """id => {
+        for (const [name, text] of [["a", "{}"], ["b", "null"], ["c", "{"], ["d", '{"item": 1, "client": "x", "at": 1}'], ["e", '"x"']])
+            localStorage.setItem(`rarebox/${id}/out/${name}`, text);
+        localStorage.setItem(`rarebox/${id}/saved`, "null");
+        sessionStorage.setItem(`rarebox/${id}/history`, "{}");
+    }"""  # noqa: E501
+    anna.page.evaluate(damage, anna.state()["id"])
+    anna.page.reload()
+    anna.task("box", 30)
+    anna.page.wait_for_timeout(9000)  # by then what other tabs have left behind is looked for
+    anna.press("x")
+    anna.saved()
+    assert len(office.given()) == 1
+
+
+def test_a_browser_without_room_says_so_and_keeps_what_it_can(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    fill = """() => {
+        for (let size = 1 << 22, n = 0; size >= 1; n++) {
+            try { localStorage.setItem(`filler${n}`, "x".repeat(size)); } catch { size >>= 1; }
+        }
+    }"""
+    anna.page.evaluate(fill)
+    office.server.kill()
+    anna.press("x")
+    anna.page.get_by_text("has no room").wait_for()
+    is_offline(anna)
+    office.server.start()
+    anna.saved()
+    assert len(office.given()) == 1
+
+
+def test_another_project_on_the_port_does_not_get_the_answers(office: Office, tmp_path: Path) -> None:
+    """The browser knows both projects, and cookies do not tell ports apart."""
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 11)]
+    make_project(tmp_path / "second", records, ("fish", "ray", "shark"), grid=2).store.close()
+    browser = office.browser("anna")
+    with Served(tmp_path / "second") as second:
+        cookies = second.cookies(["anna"])["anna"].jar
+        browser.add_cookies([{"name": c.name, "value": c.value or "", "url": second.url} for c in cookies])
+        second.kill()
+        anna = office.tab(browser)
+        anna.task("box", 30)
+        office.server.kill()
+        second.port = office.server.port
+        second.start()
+        anna.press("x")
+        anna.page.get_by_text("another project is served here").wait_for()
+        anna.page.wait_for_timeout(2000)
+        assert (kept(anna), Office(second, office.chrome, {}, tmp_path).given()) == (1, [])
+    (office.server.root / "secret").unlink()  # everybody signs in again; what the browsers keep is still this project's
+    office.server.start()
+    with httpx.Client(base_url=office.server.url) as http:
+        http.get("/", params={"token": office.server.token})
+        http.post("/api/me", json={"name": "anna"})
+        browser.add_cookies(
+            [{"name": c.name, "value": c.value or "", "url": office.server.url} for c in http.cookies.jar]
+        )
+    anna.until(lambda state: state.get("budget", {}).get("spent") == 1, 60)
+    assert kept(anna) == 0

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rarebox import boxes, config, pseudo, ranking, seeds, strategies
 from rarebox import candidates as pool_file
-from rarebox import config, pseudo, ranking, seeds, strategies
 from rarebox.candidates import Shards, read_all, rows_by_image
 from rarebox.config import Settings
 from rarebox.errors import UserError
@@ -131,7 +131,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_file, "WIDE_PIECE", 13)
     monkeypatch.setattr(ranking, "LEAST", 3)
     monkeypatch.setattr(ranking, "AHEAD", 1)
-    monkeypatch.setattr(ranking, "PAIRS", 10)
+    monkeypatch.setattr(boxes, "PAIRS", 10)
+    monkeypatch.setattr(boxes, "FEW", 0)
     monkeypatch.setattr(strategies.box, "SORTED_AT_ONCE", 2)
 
 

@@ -1,14 +1,18 @@
 """The doors of the data types, and the geometry of boxes."""
 
+import time
+import tracemalloc
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rarebox import boxes, seeds, tables
+from rarebox.store import _image_labels
 from rarebox.types import (
     Answer,
     Candidates,
@@ -23,6 +27,15 @@ from rarebox.types import (
 )
 
 SIDE = st.integers(1, 30)
+
+
+class Row(NamedTuple):
+    """An answer as the store reads it."""
+
+    box: Any
+    verdict: str
+    boxes: list[list[float]]
+    labels: list[int]
 
 
 @st.composite
@@ -181,6 +194,72 @@ def test_iou_is_symmetric_between_0_and_1_and_1_only_with_itself(one: np.ndarray
     assert ((iou == 1) == (one[:, None] == other[None]).all(axis=2)).all()
 
 
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen boxes are many already."""
+    monkeypatch.setattr(boxes, "FEW", 0)
+    monkeypatch.setattr(boxes, "PAIRS", 5)
+    monkeypatch.setattr(boxes, "BLOCK", 3)
+
+
+GROUPS = st.lists(st.integers(-2, 2**40), min_size=3, max_size=3)
+SHARE = st.sampled_from([0.0, 1 / 7, 0.25, 0.5, 0.9999, 1.0])
+MOVED = st.sampled_from([0.0, 1e-3, 7777.7, 1e6])
+
+
+@pytest.mark.usefixtures("in_small_pieces")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(some_boxes(), some_boxes(), SHARE, st.none() | GROUPS, MOVED)
+def test_overlapping_boxes_are_those_of_all_against_all(
+    one: np.ndarray, other: np.ndarray, iou: float, groups: list[int] | None, moved: float
+) -> None:
+    one, other = one * np.float32(0.37) + np.float32(moved), other * np.float32(0.37) + np.float32(moved)
+    if not ((one[:, 2:] > one[:, :2]).all() and (other[:, 2:] > other[:, :2]).all()):
+        return  # moved so far that float32 has no room for their sides
+    wanted = boxes.iou_matrix(one, other)
+    group = other_group = None
+    if groups:
+        group, other_group = (np.resize(np.array(groups), len(some)) for some in (one, other[::-1]))
+        wanted = np.where(group[:, None] == other_group[None], wanted, 0)
+    wanted = np.where(wanted >= iou, wanted, 0)
+    found = np.zeros_like(wanted)
+    for rows, columns, value in boxes.overlapping(one, other, iou, group, other_group):
+        assert (found[rows, columns] == 0).all()
+        assert (value > 0).all()
+        found[rows, columns] = value
+    assert (found == wanted).all()
+    partner, best = boxes.nearest(one, other, iou, group, other_group)
+    assert best.tolist() == wanted.max(axis=1, initial=0).tolist()
+    assert partner.tolist() == [int(row.argmax()) if row.max(initial=0) else -1 for row in wanted]
+
+
+def test_many_boxes_on_one_image_take_little_memory_and_time() -> None:
+    """Of 8,000 boxes all against all would be 64 million pairs: 2 GB, and 20 seconds."""
+    chance = np.random.default_rng(0)
+    corner = chance.uniform(0, 4000, (8_000, 2))
+    many = np.hstack([corner, corner + chance.uniform(5, 40, (8_000, 2))]).astype(np.float32)
+    tracemalloc.start()
+    began = time.process_time()
+    boxes.nearest(many, many[::2], 0.5)
+    boxes.suppress(many, chance.random(8_000), 0.7)
+    rows: Any = [Row(None, "object", many.tolist(), [0] * len(many))]
+    _image_labels(rows, np.arange(1))
+    assert time.process_time() - began < 10
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    tracemalloc.stop()
+
+
+def test_boxes_that_all_lie_on_one_another_take_little_memory() -> None:
+    pile = as_boxes(np.array([[0, 0, 100, 100]]) + np.linspace(0, 1, 2000)[:, None])
+    tracemalloc.start()
+    partner, best = boxes.nearest(pile, pile)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
+    assert (best == 1).all()
+    assert (partner == np.arange(2000)).all()
+    assert np.flatnonzero(boxes.suppress(pile, np.ones(2000), 0.5)).tolist() == [0]
+
+
 def greedy(found: np.ndarray, scores: np.ndarray, threshold: float) -> list[bool]:
     """Non-maximum suppression as a plain loop: the best box stays and throws out whatever overlaps it too much."""
     stays = [False] * len(found)
@@ -192,6 +271,8 @@ def greedy(found: np.ndarray, scores: np.ndarray, threshold: float) -> list[bool
     return stays
 
 
+@pytest.mark.usefixtures("in_small_pieces")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some_boxes(), st.data(), st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]))
 def test_suppression_equals_the_plain_greedy_loop(found: np.ndarray, data: st.DataObject, threshold: float) -> None:
     scores = data.draw(arrays(np.float32, len(found), elements=st.sampled_from([0.1, 0.3, 0.5, 0.9])))

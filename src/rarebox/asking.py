@@ -1,6 +1,6 @@
 """From a ranking to questions in the store: the same for a simulation and for people."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from rarebox.ranking import Head, still_open
 from rarebox.store import Store
@@ -15,16 +15,22 @@ class Asker:
 
     A box that an answer of this very cycle has settled is passed over. A box whose image has an open question waits,
     and what stands behind it too, so that asking many at once comes to the same as asking one by one.
+
+    Places of the ranking that were looked at are kept by image until they are asked or settled. So a call reads the
+    labels of the images that it asks about, and not those of every place.
     """
 
     def __init__(
         self, store: Store, cycle: int, queue: Head, answered_iou: float,
         wanted: Callable[[int], int] = lambda place: 1,
     ) -> None:  # fmt: skip
+        """``wanted`` says how many people a place is asked of."""
         self.store, self.cycle, self.queue = store, cycle, queue
         self._iou, self._wanted = answered_iou, wanted
         self._done: set[int] = set()
-        self._first = 0
+        self._waiting: dict[int, list[int]] = {}  # of each image: places that were looked at, ascending
+        self._checked: set[int] = set()  # images none of whose waiting places is settled, as far as this call knows
+        self._next = 0  # the first place that was not looked at
         for query in store.queries(cycle):
             self.was_asked(query.why)
 
@@ -41,32 +47,59 @@ class Asker:
         """
         batch: list[Query] = []
         busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}
-        place = self._first
-        while len(batch) < min(most, BATCH) and (item := self.queue(place)):
-            row, utility = item
-            image_id = int(self.queue.candidates.image_id[row])
-            if place in self._done:
-                pass
-            elif not self._is_open(row):
-                self._done.add(place)
-            elif image_id not in busy:
-                batch.append(self._query(row, utility, place))
-                busy.add(image_id)
-                self._done.add(place)
-            elif not anyhow:
+        self._checked.clear()
+        while len(batch) < min(most, BATCH) and (image_id := self._first(busy if anyhow else ())) is not None:
+            if image_id not in self._checked:
+                self._pass_over_settled(image_id)
+            elif image_id in busy:
                 break
-            place += 1
-        while self._first in self._done:
-            self._first += 1
+            else:
+                place, *rest = self._waiting[image_id]
+                self._keep(image_id, rest)
+                self._done.add(place)
+                batch.append(self._query(place))
+                busy.add(image_id)
         return self.store.ask(self.cycle, batch)
 
-    def _is_open(self, row: int) -> bool:
-        found = self.queue.candidates
-        said = self.store.labels_of(int(found.image_id[row]))
-        return bool(still_open(found.boxes[[row]], said, self._iou)[0])
+    def _first(self, without: Container[int]) -> int | None:
+        """The image of the first place that is not out and whose image is none of those; None when nothing is left."""
+        while True:
+            ahead = ((places[0], image) for image, places in self._waiting.items() if image not in without)
+            if (first := min(ahead, default=None)) is not None:
+                if first[0] not in self._done:
+                    return first[1]
+                self._keep(first[1], [place for place in self._waiting[first[1]] if place not in self._done])
+            elif not self._look_further():
+                return None
 
-    def _query(self, row: int, utility: float, place: int) -> Query:
-        found = self.queue.candidates
+    def _look_further(self) -> bool:
+        """Look at the next places; False where the ranking ends."""
+        start = self._next
+        while self._next < start + BATCH and (item := self.queue(self._next)):
+            if self._next not in self._done:
+                image_id = int(self.queue.candidates.image_id[item[0]])
+                self._waiting.setdefault(image_id, []).append(self._next)
+                self._checked.discard(image_id)
+            self._next += 1
+        return self._next > start
+
+    def _pass_over_settled(self, image_id: int) -> None:
+        self._checked.add(image_id)
+        places = self._waiting[image_id]
+        rows = [item[0] for place in places if (item := self.queue(place))]
+        free = still_open(self.queue.candidates.boxes[rows], self.store.labels_of(image_id), self._iou)
+        self._keep(image_id, [place for place, one in zip(places, free, strict=True) if one])
+
+    def _keep(self, image_id: int, places: list[int]) -> None:
+        if places:
+            self._waiting[image_id] = places
+        else:
+            del self._waiting[image_id]
+
+    def _query(self, place: int) -> Query:
+        item, found = self.queue(place), self.queue.candidates
+        assert item
+        row, utility = item
         why = {
             "rank": place,
             "cycle": self.cycle,

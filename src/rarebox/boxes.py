@@ -1,9 +1,18 @@
 """Geometry of boxes: ``float32`` rows ``x1, y1, x2, y2`` in absolute, 0-based pixels, ``x2 > x1`` and ``y2 > y1``."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+
+FEW, PAIRS = 2**12, 2**18
+"""Up to so many pairs are compared outright; more come in pieces of so many."""
+
+BLOCK = 512
+"""Boxes that suppress each other at once."""
 
 
 def area(boxes: Floats) -> Floats:
@@ -30,6 +39,94 @@ def iou_matrix(boxes: Floats, others: Floats) -> Floats:
     return paired_iou(boxes[:, None], others[None])
 
 
+def overlapping(
+    boxes: Floats, others: Floats, iou: float = 0.0, group: Ints | None = None, other_group: Ints | None = None
+) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Pairs whose IoU is above 0 and at least ``iou``: rows of (N, 4), rows of (M, 4), and their IoU, (P,) each.
+
+    Each pair comes once, in no particular order, in pieces of about ``PAIRS``, so memory is bounded however many
+    overlap. With ``group`` (N,) and ``other_group`` (M,), such as image ids, only pairs of one group count.
+
+    Sweep and prune: two boxes can only have that IoU if one starts, on either axis, within the first 1 - ``iou`` of the
+    other's side. On the axis where that leaves fewer pairs these are found by binary search.
+    """
+    if len(boxes) * len(others) <= FEW:
+        found = iou_matrix(boxes, others)
+        wanted = (found > 0) & (found >= iou)
+        if group is not None and other_group is not None:
+            wanted &= group[:, None] == other_group[None]
+        rows, columns = np.nonzero(wanted)
+        yield rows, columns, found[rows, columns]
+        return
+    sweeps = [_sweep(boxes, others, axis, iou, group, other_group) for axis in (0, 1)]
+    for order, first, last, swapped in min(sweeps, key=lambda parts: sum(int((b - a).sum()) for _, a, b, _ in parts)):
+        ends = np.cumsum(last - first)
+        cuts = np.searchsorted(ends, np.arange(PAIRS, ends[-1], PAIRS)) + 1
+        for some in np.split(np.arange(len(ends)), cuts):
+            count = (last - first)[some]
+            rows = np.repeat(some, count)
+            columns = order[np.arange(len(rows)) + np.repeat(first[some] - np.cumsum(count) + count, count)]
+            if swapped:
+                rows, columns = columns, rows
+            if group is not None and other_group is not None:
+                same = group[rows] == other_group[columns]
+                rows, columns = rows[same], columns[same]
+            found = paired_iou(boxes[rows], others[columns])
+            wanted = (found > 0) & (found >= iou)
+            yield rows[wanted], columns[wanted], found[wanted]
+
+
+def _sweep(
+    boxes: Floats, others: Floats, axis: int, iou: float, group: Ints | None, other_group: Ints | None
+) -> list[tuple[Ints, Ints, Ints, bool]]:
+    """Where pairs may lie along an axis. First those where the other box starts at or behind the box, then those where
+    it starts before: an order of the partners, the range in it of each row, and whether rows and partners are swapped.
+    """
+    starts, other_starts = boxes[:, axis].astype(np.float64), others[:, axis].astype(np.float64)
+    sides, other_sides = (b[:, axis + 2].astype(np.float64) - b[:, axis] for b in (boxes, others))
+    slack = 1e-5  # float32 rounds an IoU by less
+    reach, other_reach = (side * (1 - iou + slack) for side in (sides, other_sides))
+    if group is not None and other_group is not None:
+        # The groups side by side, farther apart than any box reaches.
+        ids, places = np.unique(np.concatenate([group, other_group]), return_inverse=True)
+        lowest = min(starts.min(), other_starts.min())
+        apart = 2 * (max((starts + sides).max(), (other_starts + other_sides).max()) - lowest)
+        starts = starts - lowest + places[: len(boxes)] * apart
+        other_starts = other_starts - lowest + places[len(boxes) :] * apart
+        lost = np.spacing(apart * (len(ids) + 1))
+        reach, other_reach = reach + lost, other_reach + lost
+    order, other_order = np.argsort(starts, kind="stable"), np.argsort(other_starts, kind="stable")
+    in_order, others_in_order = starts[order], other_starts[other_order]
+    return [
+        (
+            other_order, np.searchsorted(others_in_order, starts, "left"),
+            np.searchsorted(others_in_order, starts + reach, "right"), False,
+        ),
+        (
+            order, np.searchsorted(in_order, other_starts, "right"),
+            np.searchsorted(in_order, other_starts + other_reach, "right"), True,
+        ),
+    ]  # fmt: skip
+
+
+def nearest(
+    boxes: Floats, others: Floats, iou: float = 0.0, group: Ints | None = None, other_group: Ints | None = None
+) -> tuple[Ints, Floats]:
+    """Of each box the other one of largest IoU, the first of equals, and that IoU: (N,), (N,).
+
+    -1 and 0 where none overlaps, or none with an IoU of ``iou``. Groups as in :func:`overlapping`.
+    """
+    nobody = len(others)
+    partner, best = np.full(len(boxes), nobody), np.zeros(len(boxes), dtype=np.result_type(boxes, others))
+    for rows, columns, found in overlapping(boxes, others, iou, group, other_group):
+        before = best.copy()
+        np.maximum.at(best, rows, found)
+        partner[best > before] = nobody
+        hits = found == best[rows]
+        np.minimum.at(partner, rows[hits], columns[hits])
+    return np.where(partner == nobody, -1, partner), best
+
+
 def cover(boxes: Floats, patches: Floats) -> Floats:
     """Share of each box that each patch hides: (N, 4), (P, 4) -> (N, P), in [0, 1]."""
     return intersection(boxes[:, None], patches[None]) / area(boxes)[:, None]
@@ -44,9 +141,18 @@ def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool
     """Greedy non-maximum suppression: (N, 4), (N,) -> (N,), True where a box stays.
 
     A box falls if its IoU with a *staying* box of higher score exceeds ``threshold`` (equal scores: the earlier row
-    wins).
+    wins). From the best score down, a block at a time: what earlier blocks kept suppresses first.
     """
-    return keep_best(iou_matrix(boxes, boxes) > threshold, scores)
+    order = np.argsort(-scores, kind="stable")
+    kept = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        block = block[nearest(boxes[block], boxes[kept], threshold)[1] <= threshold]
+        block = block[keep_best(iou_matrix(boxes[block], boxes[block]) > threshold, scores[block])]
+        kept = np.concatenate([kept, block])
+    stays = np.zeros(len(order), dtype=bool)
+    stays[kept] = True
+    return stays
 
 
 def keep_best(rivals: NDArray[np.bool_], scores: Floats) -> NDArray[np.bool_]:

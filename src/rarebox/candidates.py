@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rarebox import method, tables
-from rarebox.boxes import iou_matrix, suppress
+from rarebox.boxes import nearest, suppress
 from rarebox.config import ScoringSettings
 from rarebox.frames import Frame
 from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores, Ints, concatenate
@@ -77,10 +77,7 @@ def find_partners(boxes: Detections, views: Sequence[Detections], frames: Sequen
     """
     partner, iou = np.full((len(views), len(boxes)), -1), np.zeros((len(views), len(boxes)))
     for m, (view, frame) in enumerate(zip(views, frames, strict=True)):
-        if len(view) and len(boxes):
-            overlap = iou_matrix(frame.to_view(boxes.boxes), frame.cut(view.boxes))
-            iou[m] = overlap.max(axis=1)
-            partner[m] = np.where(iou[m] > 0, overlap.argmax(axis=1), -1)
+        partner[m], iou[m] = nearest(frame.to_view(boxes.boxes), frame.cut(view.boxes))
     return partner, iou
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rarebox.boxes import paired_iou
+from rarebox.boxes import nearest
 from rarebox.types import Bools, Detections, Floats, GroundTruth, Ints
 
 # ---------------------------------------------------------------------------------------------- VOC
@@ -125,27 +125,11 @@ def _owners(images: Ints, tables: list[Detections] | list[GroundTruth]) -> Ints:
 
 
 def _nearest(found: _Found, true: _True, num_classes: int, iou: float, legacy_pixels: bool) -> Ints:
-    """(N,): the row in ``true`` of the box with the largest IoU with each detection; -1 if that is below ``iou``.
-
-    Every detection is paired with every truth box of its image and class, all at once: pairs are few, as objects of
-    one class in one image are.
-    """
-    groups = true.image * num_classes + true.labels
-    by_group = np.argsort(groups, kind="stable")
-    wanted = found.image * num_classes + found.labels
-    first, last = (np.searchsorted(groups[by_group], wanted, side=side) for side in ("left", "right"))
-    rivals = last - first
-    ends = np.cumsum(rivals)
-    left = np.repeat(np.arange(len(wanted)), rivals)
-    right = by_group[np.arange(len(left)) + np.repeat(first - ends + rivals, rivals)]
+    """(N,): the row in ``true`` of the box of its image and class with the largest IoU with each detection; -1 if that
+    is below ``iou``."""
+    groups, wanted = (some.image * num_classes + some.labels for some in (true, found))
     wider = np.array([0, 0, 1, 1]) if legacy_pixels else 0
-    overlap = paired_iou(found.boxes[left] + wider, true.boxes[right] + wider)
-    best = np.zeros(len(wanted))
-    np.maximum.at(best, left, overlap)
-    hits = np.flatnonzero((overlap == best[left]) & (overlap >= iou))[::-1]  # backwards: the first of equals stays
-    nearest = np.full(len(wanted), -1)
-    nearest[left[hits]] = right[hits]
-    return nearest
+    return nearest(found.boxes + wider, true.boxes + wider, iou, wanted, groups)[0]
 
 
 def _first_of_its_kind(values: Ints) -> Bools:

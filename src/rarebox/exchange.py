@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import select
 
 from rarebox import schema
-from rarebox.boxes import iou_matrix
+from rarebox.boxes import iou_matrix, overlapping
 from rarebox.candidates import rows_by_image
 from rarebox.data.export import sent_as
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
@@ -365,36 +365,42 @@ def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:
 
 def _match(regions: Sequence[Region], boxes: Floats, shown: Mapping[int, Query]) -> dict[int, int]:
     """Which region answers which query: by its number, the nearest if several say so; else by its place."""
+    told: dict[int, list[int]] = {}
+    for n, region in enumerate(regions):
+        if region.query is not None and region.query in shown:
+            told.setdefault(region.query, []).append(n)
     matched: dict[int, int] = {}
-    for number, query in shown.items():
-        told = [n for n, region in enumerate(regions) if region.query == number]
-        if told:
-            assert query.box is not None
-            matched[number] = told[int(iou_matrix(query.box[None], boxes[told])[0].argmax())]
+    for number, rows in told.items():
+        box = shown[number].box
+        assert box is not None
+        matched[number] = rows[int(iou_matrix(box[None], boxes[rows])[0].argmax())]
     free = [number for number in shown if number not in matched]
-    rest = [n for n in range(len(boxes)) if n not in matched.values()]
+    rest = sorted({*range(len(boxes))} - {*matched.values()})
     places = as_boxes([shown[number].box for number in free])  # type: ignore[arg-type]
     return matched | {free[a]: rest[b] for a, b in _pairs(places, boxes[rest])}
 
 
 def _pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
     """Rows that belong together, each in one pair: the largest IoU first, down to that of one object."""
-    iou = iou_matrix(boxes, others)
-    while iou.size and iou.max() >= SAME_OBJECT:
-        a, b = np.unravel_index(iou.argmax(), iou.shape)
-        yield int(a), int(b)
-        iou[a], iou[:, b] = 0, 0
+    rows, columns, iou = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, SAME_OBJECT), strict=True))
+    free, free_others = {*range(len(boxes))}, {*range(len(others))}
+    for nth in np.lexsort((columns, rows, -iou)):
+        a, b = int(rows[nth]), int(columns[nth])
+        if a in free and b in free_others:
+            yield a, b
+            free.remove(a)
+            free_others.remove(b)
 
 
 def _keys(regions: Sequence[Region], boxes: Floats, labels: Sequence[int], source: str, image_id: int) -> list[str]:
     """A name for each region that lasts: its own, or, where the tool has none, one of its class and place."""
     keys: list[str] = []
+    drawn = Counter[str]()
     for region, box, label in zip(regions, boxes, labels, strict=True):
         name = region.key or f"{label} {np.round(box.astype(float), 1).tolist()}"
         key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
-        while key in keys:  # the same box, drawn twice
-            key += "+"
-        keys.append(key)
+        keys.append(key + "+" * drawn[key])  # the same box may be drawn twice
+        drawn[key] += 1
     return keys
 
 
@@ -404,7 +410,8 @@ def _match_drawn(
     """Which region is a box that was drawn and brought in before: by its key, else by its place; region -> query."""
     found = {region: before[keys[region]] for region in free if keys[region] in before}
     rest = [region for region in free if region not in found]
-    left = [n for n in before.values() if n not in found.values() and ours[n].box is not None]
+    again = {*found.values()}
+    left = [n for n in before.values() if n not in again and ours[n].box is not None]
     places = as_boxes([ours[n].box for n in left])  # type: ignore[arg-type]
     return found | {rest[b]: left[a] for a, b in _pairs(places, boxes[rest])}
 

@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from rarebox import schema
-from rarebox.boxes import clip, iou_matrix
+from rarebox.boxes import clip, nearest
 from rarebox.errors import UserError
 from rarebox.store import Store, as_answer, as_query
 from rarebox.types import Answer, Floats, Ints, Query, Verdict
@@ -296,7 +296,7 @@ def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
     for other in answers[1:]:
         if other.verdict is not first.verdict or sorted(other.labels) != sorted(first.labels):
             return False
-        if len(first.boxes) and iou_matrix(first.boxes, other.boxes).max(axis=1).min() < iou:
+        if len(first.boxes) and nearest(first.boxes, other.boxes, iou)[1].min() < iou:
             return False
     return True
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rarebox import tables
-from rarebox.boxes import iou_matrix
+from rarebox.boxes import nearest
 from rarebox.config import PseudoSettings
 from rarebox.method import soft_weight
 from rarebox.store import ImageLabels
@@ -58,7 +58,7 @@ def remaining(candidates: Candidates, human: ImageLabels, settings: PseudoSettin
 
 def far_from(boxes: Floats, others: Floats, iou: float, strict: bool = False) -> Bools:
     """Boxes whose IoU with every other box is below ``iou``, or (``strict``) not above it: (N, 4), (M, 4) -> (N,)."""
-    overlap = iou_matrix(boxes, others).max(axis=1, initial=0)
+    _, overlap = nearest(boxes, others, iou)
     return overlap <= iou if strict else overlap < iou
 
 

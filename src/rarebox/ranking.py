@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from rarebox import strategies
-from rarebox.boxes import paired_iou
+from rarebox.boxes import overlapping
 from rarebox.candidates import REST, Shards, class_frequency
 from rarebox.config import Settings
 from rarebox.pseudo import far_from
@@ -17,9 +17,6 @@ from rarebox.types import Bools, Candidates, Floats, ImageScores, Ints, LabelSta
 
 AHEAD, LEAST = 4, 4096
 """A ranking's head holds so many times what the budget may buy, and at least so many boxes: asking passes over some."""
-
-PAIRS = 2**20
-"""Candidates and answered boxes that are compared at once."""
 
 
 def still_open(boxes: Floats, said: ImageLabels, iou: float) -> Bools:
@@ -38,8 +35,7 @@ class Answered:
         self._boxes = np.concatenate([np.zeros((0, 4), np.float32), *(boxes for three in kinds for boxes in three)])
         counts = np.array([[len(boxes) for boxes in three] for three in kinds], dtype=np.int64).reshape(-1, 3)
         self._kind = np.repeat(np.tile(np.arange(3), len(said)), counts.ravel())
-        self._counts = counts.sum(axis=1)
-        self._starts = np.cumsum(self._counts) - self._counts
+        self._image = np.repeat(np.arange(len(said)), counts.sum(axis=1))
 
     def overlap(self, image_id: Ints, boxes: Floats) -> tuple[Floats, Bools]:
         """(T,), (T, 4) -> the largest IoU with the image's human, rejected and skipped boxes, (3, T), which is 0 where
@@ -52,13 +48,8 @@ class Answered:
         rows = np.flatnonzero(self._images[place] == image_id)
         complete[rows] = self._complete[place[rows]]
         found[:, rows] = 0
-        pairs = int(self._counts[place[rows]].sum())
-        for some in np.array_split(rows, pairs // PAIRS + 1):
-            of = place[some]
-            count = self._counts[of]
-            nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            row, box = np.repeat(some, count), np.repeat(self._starts[of], count) + nth
-            np.maximum.at(found, (self._kind[box], row), paired_iou(boxes[row], self._boxes[box]))
+        for near, said, iou in overlapping(boxes[rows], self._boxes, 0.0, place[rows], self._image):
+            np.maximum.at(found, (self._kind[said], rows[near]), iou)
         return found, complete
 
     def leaves_open(self, candidates: Candidates, iou: float) -> Bools:

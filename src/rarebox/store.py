@@ -39,12 +39,13 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, Operati
 from sqlalchemy.schema import CreateColumn
 
 from rarebox import schema
-from rarebox.boxes import iou_matrix
+from rarebox.boxes import overlapping
 from rarebox.errors import Unavailable, UserError
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 BUSY_SECONDS = 30
 WRITERS_LOCK = 0x7261726562  # of the whole database; any number that nobody else takes
+MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
 
 _json = JSONDecoder()
@@ -539,8 +540,14 @@ def _image_labels(rows: Sequence[Row[Any]], counts_as: Ints) -> ImageLabels:
 
 def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
     """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
-    same = (iou_matrix(boxes, boxes) >= SAME_IOU) & (labels[:, None] == labels[None])
-    return ~np.triu(same, k=1).any(axis=0)
+    first = np.zeros(len(boxes), dtype=bool)
+    rows = np.arange(len(boxes))
+    if len(rows) > MANY:  # very many may be equal: of those the first alone is compared
+        rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
+    first[rows] = True
+    for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):
+        first[rows[later[earlier < later]]] = False
+    return first
 
 
 _NOTHING = _image_labels([], np.zeros(0, dtype=np.int64))

@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from PIL import ExifTags, Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,21 +42,43 @@ LARGEST_SIDE = 4096
 LOOK_SECONDS = 0.25
 """How often an open page is looked after for news."""
 
+MOST_STREAMS = 400
+"""Pages that are told the news at once; others have to ask."""
+
+MOST_ANSWERS, MOST_BOXES = 200, 2000
+"""Answers of one request, and boxes of one answer."""
+
 SIGN_IN = (
     "sign in first: open the link that `rarebox serve` printed. It works once; start it again for a new one, or let "
     "somebody who is in press Invite"
 )
 
+OTHER_PROJECT = (
+    "another project is served here now; this page keeps its answers until its own project is back: run "
+    "`rarebox serve` for that one, on this port"
+)
+
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Box = Annotated[tuple[Coordinate, Coordinate, Coordinate, Coordinate], FailFast()]
 Identifier = Annotated[int, Field(ge=0, lt=2**31)]
-Key = Annotated[str, Field(min_length=1, max_length=64, pattern="^[!-~]+$")]
+LONGEST_KEY = 64
+Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, pattern="^[!-~]+$")]
 T = TypeVar("T")
 
 
 class Body(BaseModel):
-    """What a request may hold, and nothing else."""
+    """What a request may hold, and nothing else. The first thing wrong ends the looking: a body may hold thousands."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_else(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name in value:
+                if name not in cls.model_fields:
+                    raise ValueError(f"there is no field {str(name)[:40]!r}")
+        return value
 
 
 class Item(Body):
@@ -67,8 +89,8 @@ class Item(Body):
     query: Identifier | None = None
     image: Identifier | None = None
     verdict: Literal["object", "not_an_object", "cannot_tell", "withdrawn"]
-    boxes: list[tuple[Coordinate, Coordinate, Coordinate, Coordinate]] = Field(default=[], max_length=2000)
-    labels: list[Identifier] = Field(default=[], max_length=2000)
+    boxes: Annotated[list[Box], FailFast()] = Field(default=[], max_length=MOST_BOXES)
+    labels: Annotated[list[Identifier], FailFast()] = Field(default=[], max_length=MOST_BOXES)
     after: Identifier | None = None
     complete: bool = False
 
@@ -96,7 +118,7 @@ class Next(Leave):
 class Answers(Next):
     """Answers, and asking for questions."""
 
-    answers: list[Item] = Field(max_length=200)
+    answers: Annotated[list[Item], FailFast()] = Field(max_length=MOST_ANSWERS)
 
 
 class Rename(Body):
@@ -128,14 +150,13 @@ class Me(Body):
 
 
 async def visitor(request: Request) -> Visitor:
-    """Whoever has one of our cookies."""
+    """Whoever has one of our cookies, and means this project: another one may have been served on this port before."""
     door: Door = request.app.state.door
+    if request.headers.get("rarebox-project", door.project) != door.project:
+        raise HTTPException(421, OTHER_PROJECT)
     found = door.recognise(request.cookies.get(door.cookie))
     if found is None:
-        raise HTTPException(
-            401,
-            SIGN_IN,
-        )
+        raise HTTPException(401, SIGN_IN)
     return found
 
 
@@ -172,7 +193,9 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
 
     def state_of(found: Visitor) -> dict[str, Any]:
         # The page keeps what is not saved yet under this, so that no other project on this port ever gets it.
-        return {"id": door.cookie, **desk.state(found.name, found.fixed)}
+        return {"id": door.project, **desk.state(found.name, found.fixed)}
+
+    listening: set[Request] = set()
 
     # The page
 
@@ -201,15 +224,21 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
 
         async def news() -> AsyncIterator[ServerSentEvent]:
             version, questions = -1, desk.questions
-            while not await request.is_disconnected():
-                if desk.questions != questions:
-                    questions = desk.questions
-                    yield ServerSentEvent(data="{}", event="queries")
-                if desk.version != version:
-                    version = desk.version
-                    yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
-                await asyncio.sleep(LOOK_SECONDS)
+            listening.add(request)
+            try:
+                while not await request.is_disconnected():
+                    if desk.questions != questions:
+                        questions = desk.questions
+                        yield ServerSentEvent(data="{}", event="queries")
+                    if desk.version != version:
+                        version = desk.version
+                        yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
+                    await asyncio.sleep(LOOK_SECONDS)
+            finally:
+                listening.discard(request)
 
+        if len(listening) >= MOST_STREAMS:
+            raise HTTPException(503, "too many pages are open; close some. Answers are saved all the same")
         return EventSourceResponse(news(), ping=20)
 
     # Questions and answers
@@ -405,7 +434,7 @@ def _zipped(root: Path, format: str) -> bytes:
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """Every refusal is ``{"error": "a sentence"}``."""
+    """Every refusal is ``{"error": "a sentence"}``; one of a single answer has its key in ``"keys"``."""
 
     @app.exception_handler(UserError)
     def of_the_user(_: Request, error: Exception) -> JSONResponse:
@@ -416,7 +445,7 @@ def _explain_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return _refusal(422, f"{where}: {first['msg']}")
+        return _refusal(422, f"{where}: {first['msg']}", keys=_key_of(first["loc"], error.body))
 
     @app.exception_handler(StarletteError)
     def of_http(_: Request, error: Exception) -> JSONResponse:
@@ -424,9 +453,20 @@ def _explain_errors(app: FastAPI) -> None:
         return _refusal(error.status_code, str(error.detail), error.headers)
 
 
-def _refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def _key_of(where: Sequence[str | int], body: Any) -> list[str]:
+    """The key of the answer in which something is wrong. Without it the page keeps the answer and tries again."""
+    match where, body:
+        case ("body", "answers", int(place), *_), {"answers": list(answers)}:
+            key = answers[place].get("key") if isinstance(answers[place], dict) else None
+            return [key] if isinstance(key, str) and len(key) <= LONGEST_KEY and key.isascii() else []
+    return []
+
+
+def _refusal(
+    status: int, sentence: str, headers: Mapping[str, str] | None = None, keys: Sequence[str] = ()
+) -> JSONResponse:
     """What the page shows, shortened where it quotes something endless that came."""
-    return JSONResponse({"error": sentence[:400]}, status, headers)
+    return JSONResponse({"error": sentence[:400]} | ({"keys": keys} if keys else {}), status, headers)
 
 
 class Guard:

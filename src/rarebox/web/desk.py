@@ -1,5 +1,6 @@
 """Where questions are handed out and answers come in. Read :meth:`Desk.answer` first."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import islice
@@ -11,7 +12,7 @@ import numpy as np
 
 from rarebox.asking import Asker
 from rarebox.candidates import rows_by_image
-from rarebox.people import Given, Outcome, People, Submission
+from rarebox.people import Given, Lease, Outcome, People, Submission
 from rarebox.project import Project
 from rarebox.pseudo import far_from
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
@@ -23,6 +24,9 @@ MOST_TOGETHER = 20
 
 MOST_QUESTIONS = 10
 """Questions that one browser may hold."""
+
+LATELY = 30.0
+"""Seconds for which a tab that asked for questions counts as waiting."""
 
 MOST_OTHERS = 30
 """Detections shown beside the one that is asked about."""
@@ -55,6 +59,7 @@ class Desk:
         self._rows: dict[int, Ints] = {}
         self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1, -1)
         self._exhausted = False
+        self._asked_at: dict[str, float] = {}
         self._counts: Ints = np.zeros(0, dtype=np.int64)
         self._common: tuple[int, dict[str, Any]] = (-1, {})
         self._classes: tuple[str, ...] = ()
@@ -90,7 +95,12 @@ class Desk:
 
     def leave(self, holder: str) -> "Future[None]":
         """A tab is closed: its questions wait for nobody."""
-        return self.do(lambda: self.people.let_go(holder))
+
+        def job() -> None:
+            self._asked_at.pop(holder, None)
+            self.people.let_go(holder)
+
+        return self.do(job)
 
     def do(self, job: Callable[[], T]) -> "Future[T]":
         """Have something done by the thread that writes, as part of a transaction."""
@@ -99,11 +109,12 @@ class Desk:
         return future
 
     def change_classes(self, job: Callable[[], object]) -> "Future[None]":
-        """Add, rename or merge classes, and see all answers in their light."""
+        """Add, rename or merge classes, and see all answers in their light. No answer is read again for it."""
 
         def work() -> None:
             job()
-            self._anew, self._cycle = True, -1
+            self._see_classes()
+            self.questions += 1
 
         return self.do(work)
 
@@ -124,6 +135,7 @@ class Desk:
         """
         self._take_in()
         ledger, cycle, leases = self._ledger, self._cycle, self.people.leases(holder)
+        want = min(want, self._share_of(holder, leases))
         held = len(ledger.held(holder, by, leases))
         found = list(islice(ledger.open_to(holder, by, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:
@@ -141,6 +153,14 @@ class Desk:
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds):
             return self._hand_out(holder, by, want)  # all that is left was in a tab that they have closed
         return self.people.claim(holder, by, want, seconds, among=found)
+
+    def _share_of(self, holder: str, leases: Sequence[Lease]) -> int:
+        """How many questions one tab may hold: of few photos nobody holds many while others have none. One question
+        an image is open at a time."""
+        now = time.monotonic()
+        self._asked_at = {tab: at for tab, at in self._asked_at.items() if at > now - LATELY} | {holder: now}
+        tabs = self._asked_at.keys() | {lease.holder for lease in leases}
+        return max(len(self.images) // len(tabs), 1)
 
     def _of_budget(self, cycle: int) -> tuple[int, int]:
         """What a cycle may spend, and has spent: as :class:`Project` says it, without going through all answers."""
@@ -209,23 +229,32 @@ class Desk:
         with self._lock, self.project.store.transaction():
             given = self.people.given(after=self._ledger.last_answer)
             asked = self.people.questions(after=self._ledger.last_question)
+            if any(one.answer.labels.max(initial=-1) >= len(self._classes) for one in given):
+                self._see_classes()  # another process has added some
             self._ledger.take_in(asked, given)
             for question in asked:
                 if self._asker and question.cycle == self._cycle:
                     self._asker.was_asked(question.why)
 
+    def _see_classes(self) -> None:
+        """Classes have changed, or may have."""
+        with self._lock, self.project.store.transaction():
+            self._classes, self._counts_as = self.project.store.classes(), self.project.store.counts_as()
+            self._ledger.merge(self._counts_as)
+
     def _forget(self) -> None:
-        """Read everything again: what was taken in has not come to be, or means something else by now."""
+        """Read everything again: what was taken in has not come to be."""
         with self._lock:
             self._ledger, self._anew = Ledger(), True
+            self._see_classes()
             self._take_in()
             self._anew = False
 
     def _open(self, cycle: int) -> None:
-        """A cycle's questions begin (or its classes have changed)."""
+        """A cycle's questions begin."""
         project = self.project
         self._cycle = cycle
-        self._classes, self._counts_as = project.store.classes(), project.store.counts_as()
+        self._see_classes()
         self._asker = project.asker(cycle) if cycle > 1 else None
         ranked = project.has_ranking(cycle)
         self._shown = project.read_ranking(cycle).candidates if ranked else project.read_predictions()
@@ -279,14 +308,18 @@ class Desk:
 
     def given(self, one: Given) -> dict[str, Any]:
         """An answer as the page wants it."""
-        image = self.images[one.query.image_id]
+        image, guess = self.images[one.query.image_id], one.query.guess
         return {
             "answer": one.id, "query": one.query.id, "by": one.answer.by, "verdict": one.answer.verdict.value,
-            "boxes": [_rounded(box) for box in one.answer.boxes], "labels": one.answer.labels.tolist(),
+            "boxes": [_rounded(box) for box in one.answer.boxes], "labels": self._counted(one),
             "milliseconds": one.answer.milliseconds, "at": f"{one.at.isoformat(timespec='seconds')}Z",
             "image": _about(image), "box": None if one.query.box is None else _rounded(one.query.box),
-            "guess": one.query.guess, "cycle": one.cycle,
+            "guess": None if guess is None else int(self._counts_as[guess]), "cycle": one.cycle,
         }  # fmt: skip
+
+    def _counted(self, one: Given) -> list[int]:
+        """The labels of an answer as what they count as by now."""
+        return self._counts_as[one.answer.labels].tolist()
 
     def answers(
         self, limit: int, before: int | None, by: str | None, label: int | None, verdict: str | None
@@ -296,7 +329,7 @@ class Desk:
             found = (
                 one for one in self._ledger.standing()
                 if (before is None or one.id < before) and by in (None, one.answer.by)
-                and (label is None or label in one.answer.labels) and verdict in (None, one.answer.verdict.value)
+                and (label is None or label in self._counted(one)) and verdict in (None, one.answer.verdict.value)
             )  # fmt: skip
             return [self.given(one) for one in islice(found, limit)]
 
@@ -397,9 +430,9 @@ class Desk:
     def _image(self, image: ImageRecord) -> dict[str, Any]:
         given = self._ledger.image(image.id)
         labels = [
-            {"box": _rounded(box), "label": int(label), "query": one.query.id, "answer": one.id, "by": one.answer.by}
+            {"box": _rounded(box), "label": label, "query": one.query.id, "answer": one.id, "by": one.answer.by}
             for one in given
-            for box, label in zip(one.answer.boxes, one.answer.labels, strict=True)
+            for box, label in zip(one.answer.boxes, self._counted(one), strict=True)
         ]
         rows = self._rows.get(image.id, np.zeros(0, dtype=np.int64))
         others = []
@@ -409,7 +442,7 @@ class Desk:
             free = rows[far_from(shown.boxes[rows], known, self.project.settings.selection.answered_iou)]
             best = free[np.argsort(-shown.scores[free], kind="stable")][:MOST_OTHERS]
             others = [
-                {"box": _rounded(box), "label": int(label), "score": _share(float(score))}
+                {"box": _rounded(box), "label": int(self._counts_as[label]), "score": _share(float(score))}
                 for box, label, score in zip(shown.boxes[best], shown.labels[best], shown.scores[best], strict=True)
             ]
         complete = any(one.query.box is None and one.answer.verdict.value != "cannot_tell" for one in given)

@@ -1,13 +1,14 @@
 """What was asked and answered so far, kept in memory and brought up to date question by question, answer by answer.
 
 All that is counted is in ``sums``, and changes with each answer by what its question was worth before and is after: no
-count is made anew, however many answers there are.
+count is made anew, however many answers there are. Labels stay as they came; what each counts as by now is looked up
+where it matters, so that a class can be merged into another without going through all answers.
 """
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,21 @@ from rarebox.people import Given, Lease, Question, agreement
 from rarebox.project import HELD_BACK
 from rarebox.types import Ints, Verdict
 
+Merged = Mapping[int, int]
+"""What labels of merged classes count as by now."""
+
 TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
+
+
+def counted(labels: Ints, merged: Merged) -> Ints:
+    """Labels as what they count as: (N,) -> (N,)."""
+    return np.array([merged.get(label, label) for label in labels.tolist()], dtype=np.int64)
+
+
+def right(guess: int, labels: Sequence[int], merged: Merged) -> bool:
+    """Whether the class that was guessed is among those that were said."""
+    return merged.get(guess, guess) in [merged.get(label, label) for label in labels]
 
 
 @dataclass
@@ -33,20 +47,16 @@ class History:
         """The answer that counts."""
         return max(self.standing.values(), key=lambda given: given.id, default=None)
 
-    @property
-    def agrees(self) -> bool | None:
+    def agrees(self, merged: Merged) -> bool | None:
         """Whether people agree; None unless several have answered as was wanted."""
-        answers = [given.answer for given in self.standing.values()]
-        return agreement(answers) if len(answers) > 1 and self.question.wanted > 1 else None
+        if len(self.standing) < 2 or self.question.wanted < 2:
+            return None
+        answers = (given.answer for given in self.standing.values())
+        return agreement([replace(answer, labels=counted(answer.labels, merged)) for answer in answers])
 
-    @property
-    def disputed(self) -> bool:
-        """Whether people differ and nobody has decided on it since."""
-        return self.agrees is False and self.ever <= self.question.wanted
-
-    def worth(self) -> Iterator[tuple[tuple[Any, ...], int]]:
+    def worth(self, merged: Merged) -> Iterator[tuple[tuple[Any, ...], int]]:
         """What it adds to the sums."""
-        question, latest, agrees = self.question, self.latest, self.agrees
+        question, latest, agrees = self.question, self.latest, self.agrees(merged)
         cycle = question.cycle
         if question.asked_by is None:
             yield ("asked", cycle), 1
@@ -65,8 +75,10 @@ class History:
         for label in latest.answer.labels.tolist():
             yield ("label", label), 1
         if question.asked_by is None and query.guess is not None and latest.answer.verdict in TELLING:
+            labels = latest.answer.labels.tolist()
             yield ("guesses", cycle), 1
-            yield ("right guesses", cycle), int(query.guess in latest.answer.labels)
+            yield ("right guesses", cycle), int(right(query.guess, labels, merged))
+            yield ("guessed", cycle, query.guess, *labels), 1
         if query.why and query.why.get(HELD_BACK) and latest.answer.verdict is not Verdict.CANNOT_TELL:
             yield ("held images",), 1
             yield ("held boxes",), boxes
@@ -77,14 +89,30 @@ class Ledger:
 
     def __init__(self) -> None:
         self.last_question, self.last_answer = 0, 0
+        self.merged: Merged = {}
         self.queries: dict[int, History] = {}
         self.of_image: dict[int, set[int]] = defaultdict(set)
         self.of_person: dict[str, list[Given]] = defaultdict(list)
         self.sums: Counter[tuple[Any, ...]] = Counter()
         self._given: list[Given] = []
-        self._disputed: set[int] = set()
+        self._differing: set[int] = set()
         self._wanting: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each cycle: (position, id), sorted
         self._busy: dict[int, Counter[int]] = defaultdict(Counter)
+
+    def merge(self, counts_as: Ints) -> None:
+        """Labels count as others from now on, (K,), as the store says. Answers that agreed still do: only those that
+        differed are looked at again."""
+        differing = [self.queries[number] for number in self._differing]
+        for history in differing:
+            self._count(history, -1)
+        self.merged = {label: into for label, into in enumerate(counts_as.tolist()) if label != into}
+        for history in differing:
+            self._count(history, 1)
+        guessed = [(what, count) for what, count in self.sums.items() if what[0] == "guessed"]
+        for (_, cycle, *_), _ in guessed:
+            self.sums["right guesses", cycle] = 0
+        for (_, cycle, guess, *labels), count in guessed:
+            self.sums["right guesses", cycle] += count * right(guess, labels, self.merged)
 
     def take_in(self, asked: Iterable[Question], given: Iterable[Given]) -> None:
         """Further questions and answers, in the order in which they came."""
@@ -107,7 +135,7 @@ class Ledger:
             self.last_answer = one.id
 
     def _count(self, history: History, sign: int) -> None:
-        for what, worth in history.worth():
+        for what, worth in history.worth(self.merged):
             self.sums[what] += sign * worth
         question = history.question
         if question.asked_by is None and len(history.standing) < question.wanted:
@@ -121,8 +149,8 @@ class Ledger:
             busy[question.image_id] += sign
             if not busy[question.image_id]:
                 del busy[question.image_id]
-        if history.disputed:
-            (self._disputed.add if sign > 0 else self._disputed.discard)(question.id)
+        if history.agrees(self.merged) is False:
+            (self._differing.add if sign > 0 else self._differing.discard)(question.id)
 
     # Questions
 
@@ -162,7 +190,8 @@ class Ledger:
 
     def counts(self, classes: int) -> Ints:
         """Human boxes of each class: (K,)."""
-        return np.array([self.sums["label", label] for label in range(classes)], dtype=np.int64)
+        said = [self.sums["label", label] for label in range(classes)]
+        return np.bincount(counted(np.arange(classes), self.merged), said, classes).astype(np.int64)
 
     def agreement_with_guesses(self, cycle: int) -> float | None:
         """Share of the guesses of a cycle that people confirmed; None where none was answered."""
@@ -177,7 +206,8 @@ class Ledger:
 
     def disagreements(self) -> list[History]:
         """Second opinions that differ and that nobody has decided on since."""
-        return [self.queries[number] for number in sorted(self._disputed)]
+        differing = [self.queries[number] for number in sorted(self._differing)]
+        return [history for history in differing if history.ever <= history.question.wanted]
 
     def per_minute(self, person: str, last: int = 20) -> float | None:
         """Answers a minute of working time, over a person's last ones."""

@@ -5,10 +5,10 @@ what is stored. Nothing is trained here: answers go to the store, where the trai
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from rarebox.data import labelstudio
 from rarebox.data.review import Batch, Returned, Sheet
@@ -38,7 +38,7 @@ class Setup(Message):
 class Predict(Message):
     """Tasks for which predictions are wanted."""
 
-    tasks: list[dict[str, Any]] = Field(default=[], max_length=MOST_TASKS)
+    tasks: Annotated[list[dict[str, Any]], FailFast()] = Field(default=[], max_length=MOST_TASKS)
     label_config: str | None = None
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rarebox.errors import UserError
 from rarebox.people import clean_name
+from rarebox.run_folder import write_text
 
 LARGEST_BODY = 1 << 20
 """Bytes of a request."""
@@ -43,10 +44,12 @@ class Visitor:
 class Door:
     """Lets people in by link, and knows them again by cookie, also after the server was started anew."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, project: str | None = None) -> None:
+        """``project`` names what is behind the door, whatever the secret is by now (see :func:`read_name`)."""
         self._secret = secret
         self._links: dict[str, Visitor] = {}
-        self.cookie = f"rarebox-{sha256(secret).hexdigest()[:8]}"
+        self.cookie = _cookie_name(secret)
+        self.project = project or self.cookie
 
     def one_time_link(self, visitor: Visitor) -> str:
         """A token that lets one browser in, once."""
@@ -105,6 +108,20 @@ def read_secret(file: Path) -> bytes:
             stream.write(secret)
         part.replace(file)
     return secret.encode()
+
+
+def _cookie_name(secret: bytes) -> str:
+    return f"rarebox-{sha256(secret).hexdigest()[:8]}"
+
+
+def read_name(file: Path, secret: bytes) -> str:
+    """What open pages know the project by, made on first use. It outlives the secret, for pages keep their unsaved
+    answers under it. (Before there was this file, they went by the name of the cookie.)"""
+    name = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
+    if not re.fullmatch("[!-~]{1,64}", name):
+        name = _cookie_name(secret)
+        write_text(file, name)
+    return name
 
 
 def is_loopback(host: str) -> bool:

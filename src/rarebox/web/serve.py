@@ -18,8 +18,9 @@ from rarebox.people import clean_name
 from rarebox.project import Project
 from rarebox.run_folder import hold
 from rarebox.web.app import make_app
+from rarebox.web.connections import config_of
 from rarebox.web.desk import Desk
-from rarebox.web.security import Door, Visitor, is_loopback, read_secret
+from rarebox.web.security import Door, Visitor, is_loopback, read_name, read_secret
 
 DEFAULT_PORT = 8765
 
@@ -58,7 +59,8 @@ def _serve(
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
-    door = Door(read_secret(root / "secret"))
+    secret = read_secret(root / "secret")
+    door = Door(secret, read_name(root / "name", secret))
     new = project.add_new_images()
     desk = Desk(project, engine=engine)
     shown = f"[{host}]" if ":" in host else host
@@ -81,10 +83,7 @@ def _serve(
             Timer(1.0, lambda: webbrowser.open(link)).start()
     if label_studio:
         say(f"Label Studio, Settings, Model, connect: {base}ml/{door.key} (and the same with /webhook as a webhook)")
-    config = uvicorn.Config(
-        make_app(desk, door, host, [shown, *also]), log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-        server_header=False, timeout_keep_alive=65,
-    )  # fmt: skip
+    config = config_of(make_app(desk, door, host, [shown, *also]))
     # An open page's stream of events is cut at the end; uvicorn thinks that worth an error.
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: "without completing response" not in record.getMessage()

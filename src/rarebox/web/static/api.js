@@ -1,13 +1,31 @@
 /** Requests to the server. Three things can go wrong, and each has its own error. */
 
-/** No answer from the server: try again later. */
-export class Offline extends Error {}
+/** No answer that can be the server's: try again later. `reached`: somebody did answer, a proxy or another program perhaps. */
+export class Offline extends Error {
+  /** @param {string} sentence @param {boolean} [reached] */
+  constructor(sentence, reached = false) {
+    super(sentence);
+    this.reached = reached;
+  }
+}
 /** The server does not know this browser. */
 export class SignedOut extends Error {}
-/** The server said no, with a sentence for people. Asking again does not help. */
-export class Refused extends Error {}
+/** The server said no, with a sentence for people, and to which answers: to those asking again does not help. */
+export class Refused extends Error {
+  /** @param {string} sentence @param {string[]} keys */
+  constructor(sentence, keys) {
+    super(sentence);
+    this.keys = keys;
+  }
+}
 
 const PATIENCE = 20_000;
+
+/** @type {Record<string, string>} */
+const about = {};
+
+/** From now on every request says which project it is meant for; a server of another one refuses it. @param {string} project */
+export const isFor = (project) => void (about["Rarebox-Project"] = project);
 
 /** @param {string} path @returns {Promise<any>} */
 export const get = (path) => request(path, { method: "GET" });
@@ -31,16 +49,18 @@ async function request(path, init, read = (response) => response.json()) {
   const giveUp = new AbortController();
   const timer = setTimeout(() => giveUp.abort(), PATIENCE);
   try {
-    const response = await fetch(path, { ...init, credentials: "same-origin", cache: "no-store", signal: giveUp.signal });
-    if (response.status === 401) throw new SignedOut();
-    if (response.status >= 500 || response.status === 429) throw new Offline(`The server answered ${response.status}.`);
-    if (!response.ok) {
-      const refusal = await response.json().catch(() => null);
-      throw new Refused(refusal?.error ?? `The server answered ${response.status}.`);
+    const headers = { ...init.headers, ...about };
+    const response = await fetch(path, { ...init, headers, redirect: "error", credentials: "same-origin", cache: "no-store", signal: giveUp.signal });
+    if (response.ok) {
+      const reply = await read(response).catch(() => null);
+      if (reply === null) throw new Offline("The answer was cut short.", true);
+      return reply;
     }
-    const reply = await read(response).catch(() => null);
-    if (reply === null) throw new Offline("The answer was cut short.");
-    return reply;
+    const refusal = await response.json().catch(() => null);
+    const ours = typeof refusal?.error === "string";
+    if (!ours || response.status >= 500 || response.status === 429) throw new Offline(`The server answered ${response.status}.`, true);
+    if (response.status === 401) throw new SignedOut();
+    throw new Refused(refusal.error, Array.isArray(refusal.keys) ? refusal.keys : []);
   } catch (error) {
     if (error instanceof SignedOut || error instanceof Refused || error instanceof Offline) throw error;
     throw new Offline("The server does not answer.");

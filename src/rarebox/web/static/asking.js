@@ -82,7 +82,8 @@ export class Asking {
     this.view = view;
     this.pictures = pictures;
     this.page = page;
-    this.#past = recall(`${line.project}/history`, [], sessionStorage);
+    const past = recall(`${line.project}/history`, [], sessionStorage);
+    this.#past = Array.isArray(past) ? past : [];
     for (const name of [...names(`${line.project}/draft/`), ...names(`${line.project}/edit/`)]) {
       if (Date.now() - (recall(name)?.at ?? 0) > DRAFT_DAYS * 864e5) forget(name);
     }

@@ -1,7 +1,8 @@
 /**
  * The line to the server: answers go out, questions come in. Each answer is written to localStorage before the page moves on
- * and leaves it when the server has it on disk, so a closed tab or a dead server loses nothing. One request at a time, in
- * order; each answer carries a key, so sending it twice saves it once.
+ * and leaves it when the server has it on disk, so a closed tab or a dead server loses nothing. One request at a time; each
+ * answer carries a key, so sending it twice saves it once. Only a reply of our own server that names an answer's key settles
+ * that answer; after anything else it is kept and sent again, with growing pauses and in smaller requests.
  */
 
 import { lastWord, Offline, post, Refused, SignedOut } from "./api.js";
@@ -19,20 +20,26 @@ import { forget, names, recall, remember, uuid } from "./local.js";
 
 const WANT = 4; // the question shown and three to come
 const BATCH = 50;
+const REMEMBERED = 400; // answers whose numbers are kept, to correct them by
 const ADOPT_AFTER = 8000; // answers left behind by a closed tab; a living one sends its own sooner
 
 export class Line {
   /** @type {Sending[]} */
   #waiting = [];
-  /** @type {Record<string, {query: number, answer: number}>} */
-  #saved;
+  /** What became of answers: their numbers, or null where they were not saved. @type {Record<string, {query: number, answer: number} | null>} */
+  #fates = {};
   #busy = false;
   #wanted = false;
-  #oneByOne = false;
+  #most = BATCH;
   #failures = 0;
   #timer = 0;
   #sequence = 0;
-  #kept = true;
+  /** The last problem that was told. @type {string | null} */
+  #told = null;
+  /** Answers for which the browser has no room. @type {Set<Sending>} */
+  #unkept = new Set();
+  /** Answers that did not get through alone: others go first. @type {Set<Sending>} */
+  #aside = new Set();
 
   /**
    * @param {string} project @param {string} client
@@ -43,12 +50,13 @@ export class Line {
     this.project = project;
     this.client = client;
     this.heard = heard;
-    this.#saved = recall(`${project}/saved`, {});
+    this.#learnFates();
+    addEventListener("storage", (event) => event.key === `rarebox/${project}/saved` && this.#learnFates());
     addEventListener("online", () => this.wake());
     // Whoever comes next may have this tab's questions, unless answers to them are still on their way.
     addEventListener("pagehide", () => this.#waiting.length || lastWord("/api/leave", { client }));
     addEventListener("beforeunload", (event) => {
-      if (!this.#kept && this.#waiting.length) event.preventDefault();
+      if (this.#unkept.size) event.preventDefault();
     });
   }
 
@@ -70,8 +78,11 @@ export class Line {
     const at = Date.now();
     const name = `${this.project}/out/${at}-${String(this.#sequence++).padStart(6, "0")}-${key}`;
     const record = { name, client: this.client, at, item: { ...item, key }, image, base: base ?? `k${key}`, what, parent, fresh };
-    this.#kept = remember(name, record) && this.#kept;
     this.#waiting.push(record);
+    if (!remember(name, record)) {
+      this.#unkept.add(record);
+      this.#tell("This browser has no room to keep answers. Leave the page open until it says “saved”.");
+    }
     this.#say("saving");
     this.wake();
     return key;
@@ -99,9 +110,9 @@ export class Line {
     return this.#waiting.findLast((record) => record.base === `q${query}`) ?? null;
   }
 
-  /** What the server made of an answer. @param {string} key */
+  /** The numbers of an answer that was saved. @param {string} key */
   saved(key) {
-    return this.#saved[key] ?? null;
+    return this.#fates[key] ?? null;
   }
 
   /** Once the server has a box drawn here, it goes by the number of its question. @param {string} base */
@@ -115,9 +126,10 @@ export class Line {
     const known = new Set(this.#waiting.map((record) => record.name));
     const found = names(`${this.project}/out/`)
       .filter((name) => !known.has(name))
-      .map((name) => recall(name))
-      .filter((record) => record && mine(record));
+      .map((name) => ({ ...recall(name), name }))
+      .filter((record) => typeof record.item?.key === "string" && typeof record.client === "string" && mine(record));
     if (!found.length) return;
+    this.#learnFates();
     this.#waiting = [...this.#waiting, ...found].sort((a, b) => (a.name < b.name ? -1 : 1));
     this.wake();
   }
@@ -147,21 +159,27 @@ export class Line {
       const reply = batch.length
         ? await post("/api/answers", { ...body, answers: batch.map((record) => this.#outgoing(record)) })
         : await post("/api/next", body);
-      this.#failures = 0;
-      this.#oneByOne = false;
+      const whole = Array.isArray(reply.queries) && (!batch.length || Array.isArray(reply.results));
+      if (!whole || reply.state?.id !== this.project) throw new Offline("Another program answers.", true);
       const pairs = this.#receive(batch, reply.results ?? []);
+      if (batch.length && !pairs.length) throw new Offline("The server said nothing of these answers.", true);
+      this.#failures = 0;
+      this.#told = null;
+      this.#most = Math.min(BATCH, 2 * this.#most);
       if (own) this.heard.queries(reply.queries); // first: the boxes just saved are in there
       this.heard.state(reply.state);
       if (pairs.length) this.heard.results(pairs);
       this.#say(this.#waiting.length ? "saving" : "saved");
       return true;
     } catch (error) {
-      if (error instanceof Refused) return this.#refused(batch, error.message);
       if (own) this.#wanted = true;
+      if (error instanceof Refused && this.#refused(batch, error)) return true;
       if (error instanceof SignedOut) {
         this.#say("signed-out");
         this.#timer = window.setTimeout(() => this.wake(), 15_000); // perhaps signed in again in another tab
-      } else if (error instanceof Offline) {
+      } else if (error instanceof Offline || error instanceof Refused) {
+        if (error instanceof Refused) this.#tell(error.message);
+        if (error instanceof Refused || error.reached) this.#goSmaller(batch);
         this.#say("offline");
         const pause = Math.min(15_000, 500 * 2 ** this.#failures++);
         this.#timer = window.setTimeout(() => this.wake(), pause);
@@ -172,24 +190,30 @@ export class Line {
     }
   }
 
-  /** The oldest answers that can go together: of one tab, no question twice, every parent saved. @returns {Sending[]} */
+  /**
+   * The oldest answers that can go together: of one tab, no question twice, and none that corrects one which is on its way.
+   * @returns {Sending[]}
+   */
   #batch() {
-    /** @type {Sending[]} */
-    const batch = [];
+    const onTheWay = new Set(this.#waiting.map((record) => record.item.key));
+    const batch = /** @type {Sending[]} */ ([]);
     const bases = new Set();
     for (const record of this.#waiting) {
-      const blocked = record.parent !== null && !this.saved(record.parent);
-      if (blocked || bases.has(this.baseOf(record.base)) || (batch[0] && batch[0].client !== record.client)) break;
-      bases.add(this.baseOf(record.base));
-      batch.push(record);
-      if (batch.length === (this.#oneByOne ? 1 : BATCH)) break;
+      const base = this.baseOf(record.base);
+      const later = this.#aside.has(record) || bases.has(base) || (record.parent !== null && onTheWay.has(record.parent)) || (batch[0] && batch[0].client !== record.client);
+      bases.add(base);
+      if (!later) batch.push(record);
+      if (batch.length === this.#most) break;
     }
-    if (!batch.length && this.#waiting.length) {
-      // Its parent was refused, so there is nothing to correct any more.
-      this.#drop(this.#waiting[0]);
-      return this.#batch();
-    }
-    return batch;
+    if (batch.length || !this.#aside.size) return batch;
+    this.#aside.clear();
+    return this.#batch();
+  }
+
+  /** Somebody answered who could not take it. Fewer at once may get through, and one of them must not hold up the others. @param {Sending[]} batch */
+  #goSmaller(batch) {
+    this.#most = Math.max(1, batch.length >> 1);
+    if (batch.length === 1) this.#aside.add(batch[0]);
   }
 
   /** @param {Sending} record */
@@ -203,41 +227,55 @@ export class Line {
   #receive(batch, results) {
     const pairs = [];
     for (const record of batch) {
-      const result = results.find((one) => one.key === record.item.key);
-      if (!result) continue;
-      if (result.status === "saved" && result.query !== null && result.answer !== null) {
-        this.#saved[result.key] = { query: result.query, answer: result.answer };
-      }
-      this.#drop(record);
-      pairs.push({ record, result });
+      const result = results.find((one) => one?.key === record.item.key);
+      if (result) pairs.push(...this.#settle(record, result));
     }
-    const keys = Object.keys(this.#saved);
-    for (const old of keys.slice(0, Math.max(0, keys.length - 400))) delete this.#saved[old];
-    if (pairs.length) remember(`${this.project}/saved`, this.#saved);
+    if (pairs.length) {
+      this.#learnFates();
+      remember(`${this.project}/saved`, this.#fates);
+    }
     return pairs;
   }
 
-  /** The whole request was refused: find the answer at fault, so that the others are saved. @param {Sending[]} batch @param {string} sentence */
-  #refused(batch, sentence) {
-    if (batch.length > 1) {
-      this.#oneByOne = true;
-      return true;
-    }
-    if (batch.length === 1) {
-      this.#drop(batch[0]);
-      const result = /** @type {Result} */ ({ key: batch[0].item.key, status: "refused", query: null, answer: null, reason: sentence, current: null });
-      this.heard.results([{ record: batch[0], result }]);
-    } else {
-      this.heard.problem(sentence);
-    }
-    this.#say(this.#waiting.length ? "saving" : "saved");
-    return this.#waiting.length > 0;
+  /** An answer's fate is known, and so is that of its corrections where there is nothing to correct. @param {Sending} record @param {Result} result @returns {{record: Sending, result: Result}[]} */
+  #settle(record, result) {
+    const { key, status, query, answer } = result;
+    const saved = status === "saved" && query !== null && answer !== null;
+    this.#fates[key] = saved ? { query, answer } : null;
+    this.#drop(record);
+    const corrections = saved ? [] : this.#waiting.filter((one) => one.parent === key);
+    return [{ record, result }, ...corrections.flatMap((one) => this.#settle(one, refusal(one, "the answer that it changes was not saved.")))];
+  }
+
+  /** The server has refused answers by their keys. @param {Sending[]} batch @param {Refused} error @returns {boolean} whether there were any of ours */
+  #refused(batch, error) {
+    const named = batch.filter((record) => error.keys.includes(record.item.key));
+    const pairs = this.#receive(named, named.map((record) => refusal(record, error.message)));
+    if (pairs.length) this.heard.results(pairs);
+    return pairs.length > 0;
+  }
+
+  /** What other tabs have learnt, too. */
+  #learnFates() {
+    const told = recall(`${this.project}/saved`, {});
+    if (typeof told === "object") this.#fates = { ...told, ...this.#fates };
+    const keys = Object.keys(this.#fates);
+    for (const old of keys.slice(0, Math.max(0, keys.length - REMEMBERED))) delete this.#fates[old];
   }
 
   /** @param {Sending} record */
   #drop(record) {
     this.#waiting = this.#waiting.filter((one) => one !== record);
+    this.#aside.delete(record);
+    this.#unkept.delete(record);
     forget(record.name);
+    for (const one of this.#unkept) if (remember(one.name, one)) this.#unkept.delete(one);
+  }
+
+  /** A problem, told once. @param {string} sentence */
+  #tell(sentence) {
+    if (this.#told !== sentence) this.heard.problem(sentence);
+    this.#told = sentence;
   }
 
   /** @param {string} status */
@@ -245,3 +283,6 @@ export class Line {
     this.heard.status(this.#failures && status === "saving" ? "offline" : status, this.#waiting.length);
   }
 }
+
+/** @param {Sending} record @param {string} reason @returns {Result} */
+const refusal = (record, reason) => ({ key: record.item.key ?? "", status: "refused", query: null, answer: null, reason, current: null });

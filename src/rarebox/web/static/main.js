@@ -1,6 +1,6 @@
 /** Where everything meets: the question's words, the buttons, the keys, the news from the server. */
 
-import { get, listen, post, SignedOut } from "./api.js";
+import { get, isFor, listen, post, SignedOut } from "./api.js";
 import { Asking } from "./asking.js";
 import { openClasses } from "./classes.js";
 import { colour } from "./colours.js";
@@ -64,6 +64,7 @@ function askName(first) {
 
 /** @param {State} first */
 function run(first) {
+  isFor(first.id);
   for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
   const line = new Line(first.id, tab, {
     state: accept,

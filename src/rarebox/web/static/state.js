@@ -14,9 +14,9 @@ export const state = () => newest;
 /** @param {(state: State, before: State | null) => void} listener */
 export const onState = (listener) => void listeners.add(listener);
 
-/** States can overtake each other on the way; an older one changes nothing. @param {State} next */
+/** States can overtake each other on the way; an older one changes nothing, nor does that of another project. @param {State} next */
 export function accept(next) {
-  if (newest && next.version < newest.version) return;
+  if (newest && (next.id !== newest.id || next.version < newest.version)) return;
   const before = newest;
   newest = next;
   for (const listener of listeners) listener(next, before);
