@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from rarebox import config, data, detectors, loop, running, scoring, strategies, tables
+from rarebox.boxes import iou_matrix
 from rarebox.candidates import read_all
 from rarebox.detectors import TorchDetector
 from rarebox.errors import TrainingDiverged, UserError
@@ -405,7 +406,7 @@ def test_nothing_is_asked_twice_nor_near_what_is_settled(finished: Path) -> None
                 continue
             assert query.image_id not in complete
             for other in settled.setdefault(query.image_id, []):
-                assert float(loop.pseudo.iou_matrix(query.box[None], other[None])[0, 0]) < 0.5
+                assert float(iou_matrix(query.box[None], other[None])[0, 0]) < 0.5
             settled[query.image_id] += [query.box, *answer.boxes] if not len(answer.boxes) else [*answer.boxes]
 
 
