@@ -17,9 +17,9 @@ from PIL import Image
 
 from rarebox.data import export as export_module
 from rarebox.data import load
-from rarebox.data.export import Annotations, Exported, export
+from rarebox.data.export import Annotations, Exported, export, export_queries
 from rarebox.errors import UserError
-from rarebox.types import ImageRecord, Source
+from rarebox.types import ImageRecord, Query, Source
 
 CLASSES = ("zebra", "ant", "a cat & <dog>")
 FORMATS = ("coco", "voc", "yolo")
@@ -266,11 +266,47 @@ def test_a_full_disk_leaves_the_earlier_export(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
 
 
-def test_an_image_that_is_gone_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
+@pytest.mark.parametrize("format", [*FORMATS, "labelstudio", "cvat"])
+@pytest.mark.parametrize("copy", [True, False])
+def test_photos_that_cannot_be_read_are_named_and_all_labels_are_there(
+    tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
+) -> None:
+    gone, folder, _ = (Path(image.path) for image in images)
+    gone.unlink()
+    folder.unlink()
+    folder.mkdir()
+    said = [annotations(i.id, [[1, 2, 3, 4]], [1]) for i in images]
+    done = export(tmp_path / "out", format, CLASSES, images, said, copy_images=copy)
+    assert (done.images, done.boxes) == (3, 3)
+    assert list(done.missing) == [f"{gone}: No such file or directory", f"{folder}: Is a directory"]
+    assert (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").splitlines() == list(done.missing)
+    placed = {file.name for file in (tmp_path / "out").rglob("*.[jp][pn]g")}
+    assert placed == {"a-12.jpg"}
+    mark = json.loads((tmp_path / "out" / "rarebox.json").read_text(encoding="utf-8"))
+    assert {file: len(one["objects"]) for file, one in mark["images"].items()} == {
+        "b.png": 1,
+        "a.png": 1,
+        "a-12.jpg": 1,
+    }
+    again = export(tmp_path / "out", format, CLASSES, images[2:], said[2:], copy_images=copy)
+    assert again.missing == ()
+    assert not (tmp_path / "out" / "missing.txt").exists()
+
+
+def test_a_photo_that_no_server_gives_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
+    far = ImageRecord(99, "memory://nowhere/c.png", 100, 50)
+    done = export(tmp_path / "out", "coco", CLASSES, [*images, far], [])
+    assert [line.split(": ")[0] for line in done.missing] == [far.path]
+    without = export(tmp_path / "out", "coco", CLASSES, [*images, far], [], photos=False)
+    assert without.missing == ()
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_questions_about_a_photo_that_is_gone(tmp_path: Path, images: list[ImageRecord]) -> None:
     Path(images[0].path).unlink()
-    with pytest.raises(UserError, match=r"b\.png is gone since the data set was read"):
-        export(tmp_path / "out", "coco", CLASSES, images, [])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
+    asked = [Query(i.id, np.array([1, 2, 3, 4], dtype=np.float32), 0, id=i.id) for i in images]
+    done = export_queries(tmp_path / "out", "labelstudio", CLASSES, images, asked)
+    assert (done.boxes, done.missing) == (3, (f"{images[0].path}: No such file or directory",))
 
 
 def test_wrong_columns_are_refused() -> None:

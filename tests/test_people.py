@@ -1,5 +1,7 @@
 """People at one store: leases, versioned answers, withdrawals, classes that change."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rarebox import people as people_module
 from rarebox.errors import UserError
 from rarebox.people import Outcome, People, Status, Submission, agreement
 from rarebox.store import Store
@@ -18,14 +19,28 @@ A, B, C, D = ([x, 0.0, x + 10, 10.0] for x in (0.0, 100.0, 200.0, 300.0))
 NOTHING = np.zeros((0, 4), dtype=np.float32)
 
 
+class Hands:
+    """A monotonic clock whose hands a test sets."""
+
+    seconds = 5000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @pytest.fixture
-def people(database: str) -> Iterator[People]:
+def hands() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+def people(database: str, hands: Hands) -> Iterator[People]:
     """A store with three classes, images 1 to 9, and in cycle 1 a question on each of four boxes of four images."""
     with Store(database, classes=("fish", "ray", "shark"), flush=False) as store:
         store.add_images(ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 10))
         store.open_cycle(1)
         store.ask(1, [Query(i, np.array(box, dtype=np.float32), 0) for i, box in enumerate((A, B, C, D), start=1)])
-        yield People(store)
+        yield People(store, hands)
 
 
 def said(key: str, query: int | None = None, verdict: Verdict = Verdict.OBJECT, *objects: tuple[list[float], int],
@@ -42,14 +57,13 @@ def told(outcome: Outcome) -> tuple[Status, int | None]:
     return outcome.status, outcome.answer_id
 
 
-def test_a_question_is_one_persons_until_its_lease_ends(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_is_one_persons_until_its_lease_ends(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     assert claimed(people, "ben", 3) == [3, 4]
     assert claimed(people, "anna", 2) == [1, 2]  # she keeps what she has
     assert claimed(people, "anna", 4) == [1, 2]
     assert people.waiting(1) == 0
-    now = people_module.time.time()
-    monkeypatch.setattr(people_module.time, "time", lambda: now + 200)
+    hands.seconds += 200
     assert people.waiting(1) == 4
     assert claimed(people, "cleo", 3) == [1, 2, 3]
     refused = people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
@@ -58,10 +72,9 @@ def test_a_question_is_one_persons_until_its_lease_ends(people: People, monkeypa
     assert people.submit("ben", "ben", said("k2", 4, Verdict.OBJECT, (D, 0))).status is Status.SAVED  # nobody took it
 
 
-def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
-    now = people_module.time.time()
-    monkeypatch.setattr(people_module.time, "time", lambda: now + 200)
+    hands.seconds += 200
     assert claimed(people, "ben", 1) == [1]
     assert claimed(people, "anna", 2) == [2, 3]
     assert people.submit("ben", "ben", said("k1", 1, Verdict.OBJECT, (A, 0))).status is Status.SAVED
@@ -108,15 +121,12 @@ def test_two_servers_at_one_database(people: People, database: str) -> None:
     assert all(mine == sorted(mine) for mine in done)
 
 
-def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(
-    people: People, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(people: People, hands: Hands) -> None:
     assert claimed(people, "anna 1", 2, by="anna") == [1, 2]
     assert claimed(people, "ben", 2) == [3, 4]
     assert claimed(people, "anna 2", 2, by="anna") == []
     assert not people.leave_other_tabs("anna 2", "anna", 100)  # that tab may be open: it was heard of just now
-    now = people_module.time.time()
-    monkeypatch.setattr(people_module.time, "time", lambda: now + 60)
+    hands.seconds += 60
     assert people.leave_other_tabs("anna 2", "anna", 100)
     assert claimed(people, "anna 2", 2, by="anna") == [1, 2]
     assert not people.leave_other_tabs("anna 2", "anna", 100)
@@ -152,6 +162,43 @@ def test_the_same_key_again_saves_once(people: People) -> None:
     assert told(people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, (A, 1), image_id=5))) == ("saved", 2)
     assert len(people.given()) == 2
     assert people.store.spent().labels == 1
+
+
+@pytest.mark.parametrize(
+    ("by", "other"),
+    [
+        ("anna", said("k1", 2, Verdict.OBJECT, (A, 0))),
+        ("anna", said("k1", 1, Verdict.OBJECT, (B, 0))),
+        ("anna", said("k1", 1, Verdict.OBJECT, (A, 1))),
+        ("anna", said("k1", 1, Verdict.NOT_AN_OBJECT)),
+        ("ben", said("k1", 1, Verdict.OBJECT, (A, 0))),
+        ("anna", said("k1", None, Verdict.OBJECT, (A, 0), image_id=1)),
+        ("anna", said("k2", None, Verdict.OBJECT, (B, 0), image_id=6)),
+        ("anna", said("k2", None, Verdict.OBJECT, (A, 0), image_id=5)),
+        ("anna", said("k2", None, Verdict.OBJECT, image_id=5, complete=True)),
+        ("anna", said("k2", 1, Verdict.OBJECT, (B, 0))),
+    ],
+)
+def test_another_answer_under_a_known_key_is_refused(people: People, by: str, other: Submission) -> None:
+    claimed(people, "anna", 2)
+    first = said("k1", 1, Verdict.OBJECT, (A, 0)), said("k2", None, Verdict.OBJECT, (B, 0), image_id=5)
+    assert [people.submit("anna", "anna", one).status for one in first] == ["saved", "saved"]
+    refused = people.submit(by, by, other)
+    assert (refused.status, refused.answer_id) == (Status.REFUSED, None)
+    assert "another answer was saved under this key" in str(refused.reason)
+    assert [people.submit("anna", "anna", one).answer_id for one in first] == [1, 2]
+    assert len(people.given()) == 2
+
+
+def test_the_same_answer_again_is_known_after_clipping_merging_and_correcting(people: People) -> None:
+    claimed(people, "anna", 2)
+    beyond = said("k1", 1, Verdict.OBJECT, ([-5.0, -5.0, 10.25, 2000.0], 1))
+    assert told(people.submit("anna", "anna", beyond)) == ("saved", 1)
+    people.merge_class(1, 0, "ben")
+    assert told(people.submit("ben", "ben", said("k2", 1, Verdict.OBJECT, (A, 2), after=1))) == ("saved", 2)
+    assert told(people.submit("anna", "anna", beyond)) == ("saved", 1)
+    taken_back = said("k3", 1, Verdict.WITHDRAWN, after=2)
+    assert [told(people.submit("ben", "ben", taken_back)) for _ in range(2)] == [("saved", 3)] * 2
 
 
 def test_a_question_not_given_to_somebody_is_not_theirs_to_answer(people: People) -> None:
@@ -299,9 +346,58 @@ def test_agreement() -> None:
     assert agreement([answer(Verdict.CANNOT_TELL), answer(Verdict.CANNOT_TELL)])
 
 
-def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
-    import sqlite3
+# Leases and clocks
 
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0])
+def test_a_clock_on_the_wall_that_is_set_ends_and_prolongs_no_lease(
+    people: People, hands: Hands, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    wall = time.time
+    assert claimed(people, "anna", 2) == [1, 2]
+    monkeypatch.setattr(time, "time", lambda: wall() + jump)
+    hands.seconds += 60
+    assert claimed(people, "ben", 2) == [3, 4]
+    assert people.waiting(1) == 0
+    hands.seconds += 60  # of 100 seconds each
+    assert people.waiting(1) == 2
+    assert claimed(people, "cleo", 4) == [1, 2]
+
+
+def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People, hands: Hands) -> None:
+    assert claimed(people, "anna", 2) == [1, 2]
+    hands.seconds += 90
+    people.let_go("nobody")  # any writing: what has passed is kept
+    for start in (0.0, 1e9):  # the machine was started anew, or another one goes on
+        after = Hands()
+        after.seconds = start
+        again = People(people.store, after)
+        assert again.waiting(1) == 2
+        after.seconds += 5
+        assert again.waiting(1) == 2
+    after.seconds += 6
+    assert again.waiting(1) == 4
+
+
+def test_of_several_processes_the_clock_that_is_ahead_is_right(people: People, hands: Hands) -> None:
+    there = Hands()
+    there.seconds = 7.0
+    other = People(people.store, there)
+    assert claimed(people, "anna") == [1]
+    assert claimed(other, "ben") == [2]
+    hands.seconds += 60
+    there.seconds += 60
+    assert claimed(people, "cleo") == [3]
+    assert claimed(other, "dora") == [4]
+    hands.seconds += 50
+    there.seconds += 50
+    assert people.waiting(1) == other.waiting(1) == 2  # each second has passed once, not once for each of them
+    hands.seconds += 1000
+    claimed(people, "emil", 0)
+    assert other.waiting(1) == 4
+
+
+def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
     with Store(tmp_path / "new.sqlite", classes=("fish",), flush=False) as store:
         store.add_images([ImageRecord(1, "1.jpg", 640, 480)])
         store.open_cycle(1)
@@ -311,6 +407,7 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
     for statement in (
         "DROP INDEX answers_key", "ALTER TABLE answers DROP COLUMN key", "ALTER TABLE queries DROP COLUMN wanted",
         "ALTER TABLE queries DROP COLUMN asked_by", "DROP TABLE leases", "DROP TABLE class_changes",
+        "ALTER TABLE images DROP COLUMN digest", "DROP TABLE image_moves", "DROP TABLE clock",
         "UPDATE rarebox SET schema = 1",
     ):  # fmt: skip
         connection.execute(statement)
@@ -320,3 +417,22 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
         with Store(tmp_path / "new.sqlite", flush=False) as store:
             assert [(q.wanted, q.asked_by, a.labels.tolist()) for q, a in store.answered()] == [(1, None, [0])]
             assert People(store).claim("anna", "anna", 1, 10) == []
+
+
+def test_leases_by_the_clock_on_the_wall_are_over_once_a_store_is_brought_up_to_date(tmp_path: Path) -> None:
+    file = tmp_path / "labels.sqlite"
+    with Store(file, classes=("fish",), flush=False) as store:
+        store.add_images([ImageRecord(1, "1.jpg", 640, 480)])
+        store.open_cycle(1)
+        store.ask(1, [Query(1, np.array(A, dtype=np.float32), 0)])
+        assert claimed(People(store), "anna") == [1]
+    connection = sqlite3.connect(file)
+    connection.executescript(
+        "DROP TABLE clock; DROP TABLE image_moves; ALTER TABLE images DROP COLUMN digest;"
+        f"UPDATE leases SET until = {time.time() + 1e6}; UPDATE rarebox SET schema = 2"
+    )
+    connection.close()
+    with Store(file, flush=False) as store:
+        assert People(store).waiting(1) == 1
+        assert store.images() == {1: ImageRecord(1, "1.jpg", 640, 480)}
+        assert claimed(People(store), "anna") == [1]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -22,8 +23,9 @@ from typer.testing import CliRunner
 
 from rarebox import cli
 from rarebox.errors import UserError
-from rarebox.people import Submission
+from rarebox.people import People, Submission
 from rarebox.project import Project
+from rarebox.store import Store
 from rarebox.types import Verdict
 from rarebox.web import supervisor
 from rarebox.web.desk import Desk
@@ -225,6 +227,74 @@ def test_ctrl_c_ends_it_also_while_a_page_is_open(project: Project) -> None:
             assert time.monotonic() - began < 8
         wait_for(lambda: not trainer.is_running())
         assert "Traceback" not in "".join(server.said)
+
+
+def answered(browser: httpx.Client, number: int) -> int:
+    """Answer so many questions; how many were called saved."""
+    browser.post("/api/me", json={"name": "anna"}).raise_for_status()
+    asked = browser.post("/api/next", json={"client": "tab", "want": number}).raise_for_status().json()["queries"]
+    items = [{"key": f"k{query['id']}", "query": query["id"], "verdict": "cannot_tell"} for query in asked]
+    reply = browser.post("/api/answers", json={"client": "tab", "want": 0, "answers": items}).raise_for_status().json()
+    return sum(result["status"] == "saved" for result in reply["results"])
+
+
+def in_a_copy(root: Path, to: Path) -> int:
+    """How many answers a copy of the store's file has, of that file alone."""
+    shutil.copy(root / "labels.sqlite", to)
+    with Store(to) as copy:
+        return len(People(copy).given())
+
+
+@pytest.mark.parametrize("signals", [("SIGTERM",), ("SIGHUP",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM", "SIGINT")])
+def test_whatever_ends_it_closes_the_store(project: Project, tmp_path: Path, signals: tuple[str, ...]) -> None:
+    root = project.folder.root
+    with serving(root) as server, server.browser() as browser:
+        assert answered(browser, 3) == 3
+        with browser.stream("GET", "/api/events") as stream:
+            assert next(stream.iter_lines()) == "event: state"
+            began = time.monotonic()
+            for name in signals:
+                server.process.send_signal(getattr(signal, name))
+                time.sleep(0.05)
+            assert server.process.wait(15) == 0
+            assert time.monotonic() - began < 10
+        assert "Traceback" not in "".join(server.said)
+    assert in_a_copy(root, tmp_path / "copy.sqlite") == 3
+    project.store.close()
+    assert [file.name for file in root.glob("labels.sqlite*")] == ["labels.sqlite"]
+
+
+def test_a_reply_that_takes_long_delays_the_end_by_seconds_only(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = "import time, rarebox.web.app as app\napp._zipped = lambda *_: time.sleep(100)\n"
+    monkeypatch.setattr(f"{__name__}.NOT_TRAINING", slow + NOT_TRAINING)
+    with serving(project.folder.root) as server, server.browser() as browser:
+        assert answered(browser, 3) == 3
+        asking = threading.Thread(target=lambda: suppress_http(browser, "/api/export"), daemon=True)
+        asking.start()
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        asking.join(PATIENCE)
+    assert in_a_copy(project.folder.root, tmp_path / "copy.sqlite") == 3
+
+
+def suppress_http(browser: httpx.Client, path: str) -> None:
+    """A request whose reply nobody needs."""
+    with suppress(httpx.HTTPError):
+        browser.get(path)
+
+
+def test_nohup_is_respected(project: Project) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            f"{__name__}.NOT_TRAINING", "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + NOT_TRAINING
+        )
+        with serving(project.folder.root) as server, server.browser() as browser:
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            assert answered(browser, 3) == 3
 
 
 def test_news_are_pushed(project: Project) -> None:

@@ -610,6 +610,18 @@ def test_the_labels_are_exported(house: House) -> None:
     assert all(not name.endswith(".jpg") for name in yolo.namelist())
 
 
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo", "labelstudio", "cvat"])
+def test_a_photo_that_is_gone_does_not_block_the_download(house: House, format: str) -> None:
+    anna = house.browser()
+    anna.saved(query=anna.next(1)[0]["id"], boxes=[BOX], labels=[2])
+    photo = Path(house.desk.images[1].path)
+    photo.unlink()
+    archive = exported(house, format)
+    assert archive.read("missing.txt").decode() == f"{photo}: No such file or directory\n"
+    mark = json.loads(archive.read("rarebox.json"))
+    assert len(mark["images"]["photo01.jpg"]["objects"]) == 1
+
+
 def test_an_export_of_nothing(house: House) -> None:
     assert json.loads(exported(house, "coco").read("annotations.json"))["annotations"] == []
     reply = house.browser().http.get("/api/export", params={"format": "yolo"})

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -374,6 +374,7 @@ def export(
             to, format.value, found.classes, list(found.images.values()), found.queries, copy_images=copy_images,
             image_url=image_url, version=f"rarebox cycle {found.cycle}",
         )  # fmt: skip
+        name_missing(done.missing)
         told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
         print(json.dumps(told) if as_json else f"{done.folder}: {done.boxes} questions on {done.images} images")
         return
@@ -382,6 +383,7 @@ def export(
         to, format, classes, images, annotations, allow_partial=allow_partial, complete_only=complete_only,
         include_pseudo=include_pseudo, copy_images=copy_images, image_url=image_url,
     )  # fmt: skip
+    name_missing(done.missing)
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}))
         return
@@ -392,6 +394,49 @@ def export(
             "(incomplete.txt lists them). To most trainers what has no box there is background; --complete-only "
             "leaves these images out", soft_wrap=True,
         )  # fmt: skip
+
+
+def name_missing(missing: Sequence[str]) -> None:
+    """Say which photos an export lacks."""
+    for line in missing[:5]:
+        console.print(f"no photo: {line}", markup=False, soft_wrap=True)
+    if missing:
+        console.print(
+            f"{len(missing)} photos cannot be read (missing.txt lists them); their labels are exported all the same. "
+            "Put them back, or say where they are now: rarebox relocate", markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+@app.command()
+def relocate(
+    run: Annotated[Path, typer.Argument(help="Folder of a project or run.")],
+    data: Annotated[Path, typer.Argument(help="Where its photos, or its data set, are now.")],
+) -> None:
+    """Say where the photos of a project are now; each keeps its labels."""
+    from rarebox.project import relocate as say
+
+    done = say(run, data)
+    print(f"{run}: {done.there} photos are in {data}")
+    for path in done.missing[:5]:
+        console.print(f"not found: {path}", markup=False, soft_wrap=True)
+    if done.missing:
+        console.print(
+            f"{len(done.missing)} photos were not found there. They keep their labels; put them into {data} and "
+            "repeat the command", markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+@app.command()
+def backup(
+    run: Annotated[str, typer.Argument(help="Folder of a project or run, or its store.")],
+    to: Annotated[Path, typer.Argument(help="New file for the copy.")],
+) -> None:
+    """Copy the label store to a file, also while people answer; docs/store.md says how to go back to it."""
+    from rarebox.run_folder import open_store
+
+    with open_store(run) as store:
+        store.back_up(to)
+    print(f"{to}: all that was answered so far")
 
 
 class Tool(StrEnum):
@@ -639,6 +684,7 @@ def serve(
     address: Address = None,
 ) -> None:
     """Ask people in the browser, and train and choose the next questions meanwhile."""
+    from rarebox.web.serve import leave
     from rarebox.web.serve import serve as serve_project
 
     names = [name for name in (people or "").split(",") if name.strip()]
@@ -647,6 +693,7 @@ def serve(
         engine=[engine, *([address] if address else [])],
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
     )  # fmt: skip
+    leave()
 
 
 def print_summary(dataset: Any) -> None:

@@ -349,6 +349,18 @@ def commented(settings: Settings) -> str:
     return "\n".join(_commented(settings, "")) + "\n"
 
 
+def with_data(file: Path, settings: Settings, data: str) -> str:
+    """The text of a settings file in which ``data`` is another one; comments stay where they can."""
+    changed = settings.model_copy(update={"data": data})
+    line = yaml.safe_dump({"data": data}, allow_unicode=True, width=float("inf")).rstrip("\n")
+    text = re.sub(r"^data:.*?(?=\s+#|$)", lambda _: line, file.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+    try:
+        same = yaml.safe_load(text) == {**yaml.safe_load(file.read_text(encoding="utf-8")), "data": data}
+    except yaml.YAMLError:
+        same = False
+    return text if same else commented(changed)
+
+
 def _commented(section: Section, indent: str) -> Iterator[str]:
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)

@@ -6,7 +6,7 @@ person's own, answered.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -203,6 +203,7 @@ class _Known:
     queries: dict[int, dict[int, Query]] = field(default_factory=dict)
     standing: dict[int, dict[str, Answer]] = field(default_factory=dict)
     drawn: dict[int, dict[str, int]] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, store: Store, source: str) -> "_Known":
@@ -215,9 +216,13 @@ class _Known:
         for given in People(store).given():
             known._hear(given.answer)
         keyed = select(schema.answers.c.key, schema.answers.c.query_id).where(schema.answers.c.key.like(f"{source}:%"))
+        image_of = {number: image_id for image_id, ours in known.queries.items() for number in ours}
         with store.transaction() as connection:
             for key, query_id in connection.execute(keyed):
-                known.drawn.setdefault(int(key.split(":")[1]), {})[key] = query_id
+                known.taken.add(key)
+                image_id = image_of.get(query_id)
+                if key.startswith(f"{source}:{image_id}:"):  # a browser may make up any key
+                    known.drawn.setdefault(image_id, {})[key] = query_id  # type: ignore[arg-type]
         return known
 
     def _hear(self, answer: Answer) -> None:
@@ -296,8 +301,8 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
     shown = _shown(one, ours)
     answer_to = _match(one.regions, boxes, shown)
     taken = {region: query for query, region in answer_to.items()}
-    keys = _keys(one.regions, boxes, labels, source, record.id)
     before = known.drawn.get(record.id, {})
+    keys = _keys(one.regions, boxes, labels, source, record.id, known.taken - before.keys())
     drawn = _match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
     time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
 
@@ -392,14 +397,21 @@ def _pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
             free_others.remove(b)
 
 
-def _keys(regions: Sequence[Region], boxes: Floats, labels: Sequence[int], source: str, image_id: int) -> list[str]:
-    """A name for each region that lasts: its own, or, where the tool has none, one of its class and place."""
+def _keys(
+    regions: Sequence[Region], boxes: Floats, labels: Sequence[int], source: str, image_id: int, taken: Set[str]
+) -> list[str]:
+    """A name for each region that lasts: its own, or, where the tool has none, one of its class and place.
+
+    ``taken`` are names that something else has.
+    """
     keys: list[str] = []
     drawn = Counter[str]()
     for region, box, label in zip(regions, boxes, labels, strict=True):
         name = region.key or f"{label} {np.round(box.astype(float), 1).tolist()}"
         key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
-        keys.append(key + "+" * drawn[key])  # the same box may be drawn twice
+        while (again := key + "+" * drawn[key]) in taken:  # the same box may be drawn twice
+            drawn[key] += 1
+        keys.append(again)
         drawn[key] += 1
     return keys
 

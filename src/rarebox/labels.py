@@ -11,14 +11,16 @@ from rarebox.store import ImageLabels, Store
 from rarebox.types import ImageRecord, Source, Targets
 
 
-def collect(run: Path) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
+def collect(run: Path, damage: list[str] | None = None) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
-    Raises UserError where no run has been.
+    What is damaged in the store is left out, and named in the list ``damage``. Raises UserError where no run has been.
     """
     folder = RunFolder(run)
     with Store(folder.labels(folder.read_settings())) as store:
         said, images, classes = store.labels(), store.images(), store.classes()
+        if damage is not None:
+            damage += store.damage
     targets = read_targets(last) if (last := _last_targets(folder)) else {}
     annotations = [_annotations(i, labels, targets.get(i)) for i, labels in said.items()]
     return list(images.values()), classes, annotations

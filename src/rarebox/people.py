@@ -6,7 +6,7 @@ nothing is written and the person is shown what stands.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -18,8 +18,15 @@ from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, i
 from rarebox import schema
 from rarebox.boxes import clip, nearest
 from rarebox.errors import UserError
-from rarebox.store import Store, as_answer, as_query
+from rarebox.rows import is_number, is_text
+from rarebox.store import ANSWER, Store
 from rarebox.types import Answer, Floats, Ints, Query, Verdict
+
+LONGEST_LEASE = 7 * 24 * 3600
+"""Seconds; a lease that would run for longer is damaged, and over."""
+
+TICK = 1.0
+"""Seconds by which the store's clock may lag behind."""
 
 LONGEST_NAME = 60
 """Characters of a class's or a person's name."""
@@ -27,8 +34,9 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True, eq=False)
 class Submission:
-    """What one person says, under a ``key`` of their own making: the same key again is the same answer again.
+    """What one person says, under a ``key`` of their own making: the same answer under the same key is saved once.
 
+    Another answer under a key that is taken is refused.
     It answers the query ``query_id``; with ``after`` it corrects (or withdraws) the answer of that id. Without a query
     it is about the image ``image_id``: a box drawn unasked, or, with ``complete``, that every object has its box now.
     """
@@ -76,7 +84,7 @@ class Question(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """Somebody at work on a question, until a time."""
+    """Somebody at work on a question, until a time by the store's clock."""
 
     query_id: int
     holder: str
@@ -97,10 +105,17 @@ class Outcome:
 
 
 class People:
-    """Leases, answers and classes of one store. Every method is one transaction, or part of the one around it."""
+    """Leases, answers and classes of one store. Every method is one transaction, or part of the one around it.
 
-    def __init__(self, store: Store) -> None:
+    Leases run by a clock that the store itself keeps: the seconds during which some process worked on it. Each process
+    adds the time that has passed since it last looked, by its own monotonic ``clock``; of several processes the one
+    that is ahead is right. So a change of the time of day neither ends nor prolongs a lease, and a restart pauses it.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
+        self._clock = clock
+        self._looked: tuple[float, float] | None = None  # what the store's clock said, and when by our own
 
     # Questions
 
@@ -113,9 +128,9 @@ class People:
         Each is this holder's for so many seconds from now. With ``among`` only these ids are looked at for open ones,
         which saves going through all that was answered.
         """
-        now = time.time()
-        asking = {"holder": holder, "by": by, "now": now}
         with self.store.transaction(writes=True) as connection:
+            now = self._now(connection, writes=True)
+            asking: dict[str, Any] = {"holder": holder, "by": by, "now": now}
             found = connection.execute(_HELD, asking).all()
             if (more := want - len(found)) > 0:
                 if among is not None:
@@ -128,31 +143,46 @@ class People:
             if found:
                 rows = [{"query_id": row.id, "holder": holder, "by": by, "until": now + seconds} for row in found]
                 connection.execute(_LEASE, rows)
-        return [as_query(row) for row in found]
+        return [query for row in found if (query := self.store.rows.query(row))]
 
     def leave_other_tabs(self, holder: str, by: str, seconds: float) -> bool:
         """End a person's leases in other tabs that must be closed: an open one renews its leases of so many seconds
         before half of that is over. Whether there were any."""
-        ended = {"ended_holder": holder, "ended_by": by, "ended_until": time.time() + seconds / 2}
         with self.store.transaction(writes=True) as connection:
+            until = self._now(connection, writes=True) + seconds / 2
+            ended = {"ended_holder": holder, "ended_by": by, "ended_until": until}
             return connection.execute(_END_OTHER_TABS, ended).rowcount > 0
 
     def let_go(self, holder: str) -> None:
         """End a tab's leases now: others may have its questions, which stay its own until somebody takes them."""
         with self.store.transaction(writes=True) as connection:
-            connection.execute(_LET_GO, {"ended_holder": holder, "now": time.time()})
+            now = self._now(connection, writes=True)
+            connection.execute(_LET_GO, {"ended_holder": holder, "now": now})
 
     def leases(self, holder: str = "") -> list[Lease]:
         """Who is at work on what just now; of this holder those, too, whose time is up."""
         with self.store.transaction() as connection:
-            found = connection.execute(_LEASES, {"now": time.time(), "holder": holder}).all()
-        return [Lease._make(row) for row in found]
+            found = connection.execute(_LEASES, {"now": self._now(connection), "holder": holder}).all()
+        return [Lease._make(row) for row in found if is_text(row.holder) and is_text(row.by)]
 
     def waiting(self, cycle: int) -> int:
         """How many questions of a cycle are open and nobody's just now."""
         with self.store.transaction() as connection:
-            nobody = {"holder": "", "by": "", "now": time.time(), "cycle": cycle, "most": 2**31 - 1}
+            nobody = {"holder": "", "by": "", "now": self._now(connection), "cycle": cycle, "most": 2**31 - 1}
             return len(connection.execute(_OPEN, nobody).all())
+
+    def _now(self, connection: Connection, writes: bool = False) -> float:
+        """What the store's clock says; where the caller writes anyhow, it is set."""
+        told = connection.scalar(_CLOCK)
+        kept: float = told if told is not None and is_number(told) else 0.0
+        here, now = self._clock(), kept
+        if self._looked is not None:
+            now = max(kept, self._looked[0] + here - self._looked[1])
+        self._looked = (now, here)
+        behind = told != kept or now - kept >= TICK
+        if writes and behind and not connection.execute(_SET_CLOCK, {"now": now}).rowcount:
+            connection.execute(insert(schema.clock), {"seconds": now})
+        return now
 
     # Answers
 
@@ -161,25 +191,39 @@ class People:
         try:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
-                    return Outcome(said.key, Status.SAVED, there.query_id, there.id)
+                    return self._again(connection, there, by, said)
                 submit = self._unasked if said.query_id is None else self._asked
                 return submit(connection, holder, by, said, seconds)
         except ValueError as error:
             return Outcome(said.key, Status.REFUSED, said.query_id, reason=str(error))
 
+    def _again(self, connection: Connection, there: Row[Any], by: str, said: Submission) -> Outcome:
+        """A key that is known: saved, with its number, where the answer under it is this one; refused otherwise."""
+        boxes, labels, verdict = self.store.rows.said(there, 2**31)
+        image_id = there.image_id if said.query_id is not None else said.image_id or 0
+        answer = self._answer(connection, there.query_id, image_id, by, said)
+        about = there.query_id == said.query_id
+        if said.query_id is None:
+            about = (there.image_id, there.asked_by, there.box is None) == (said.image_id, by, said.complete)
+        told = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
+        if about and told == (there.by, verdict, boxes, labels):
+            return Outcome(said.key, Status.SAVED, there.query_id, there.answer_id)
+        reason = "another answer was saved under this key before; send this one under a key of its own"
+        return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
+
     def _asked(self, connection: Connection, holder: str, by: str, said: Submission, seconds: float) -> Outcome:
         """The answer to a question, or the correction of one."""
-        asking = {"id": said.query_id, "holder": holder, "by": by, "now": time.time()}
-        row = connection.execute(_QUESTION, asking).first()
-        if row is None:
+        now = self._now(connection, writes=True)
+        row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "by": by, "now": now}).first()
+        if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-        if objection := self._objection(connection, row, by, said):
+        if objection := self._objection(connection, row, query, by, said):
             return objection
         answer = self._answer(connection, row.id, row.image_id, by, said)
         (number,) = self.store.record([answer], [said.key])
         connection.execute(_END_LEASE, {"ended_holder": holder, "ended_query": row.id})
         if said.verdict is Verdict.WITHDRAWN and row.asked_by is None:
-            lease = {"query_id": row.id, "holder": holder, "by": by, "until": time.time() + seconds}
+            lease = {"query_id": row.id, "holder": holder, "by": by, "until": now + seconds}
             connection.execute(_LEASE, lease)
         return Outcome(said.key, Status.SAVED, row.id, number)
 
@@ -206,10 +250,12 @@ class People:
             boxes = clip(boxes, *image)
         return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
-    def _objection(self, connection: Connection, query: Row[Any], by: str, said: Submission) -> Outcome | None:
-        """Why a submission about a query cannot be recorded, if so."""
+    def _objection(
+        self, connection: Connection, row: Row[Any], query: Query, by: str, said: Submission
+    ) -> Outcome | None:
+        """Why a submission about a query, whose row is this, cannot be recorded, if so."""
         rows = connection.execute(_STANDING, {"id": query.id}).all()
-        current = _given(rows[-1], self.store.counts_as()) if rows else None
+        current = self._given(rows[-1], self.store.counts_as()) if rows else None
         conflict = Outcome(said.key, Status.CONFLICT, query.id, current=current)
         refused = replace(conflict, status=Status.REFUSED)
         if said.after is not None:
@@ -220,27 +266,40 @@ class People:
             return None
         if said.verdict is Verdict.WITHDRAWN:
             return replace(refused, reason="there is nothing to take back")
-        if len(rows) >= query.wanted or any(row.by == by for row in rows):
+        if len(rows) >= query.wanted or any(one.by == by for one in rows):
             return replace(conflict, reason="this question has been answered meanwhile")
         if query.asked_by == by:
             return None  # their own box, taken back and given again
-        if not query.leased:
+        if not row.leased:
             return replace(refused, reason="this question was not given to you; ask for the next one")
-        if len(rows) + query.others >= query.wanted:
+        if len(rows) + row.others >= query.wanted:
             return replace(refused, reason="somebody else has this question by now")
         return None
 
     def questions(self, after: int = 0) -> list[Question]:
         """Every question with a number above ``after``, in the order in which they were asked."""
         with self.store.transaction() as connection:
-            return [Question(*row) for row in connection.execute(_QUESTIONS, {"after": after})]
+            rows = connection.execute(_QUESTIONS, {"after": after}).all()
+            asked = ((row, query) for row in rows if (query := self.store.rows.query(row)))
+            return [
+                Question(row.id, row.cycle, row.position, row.image_id, query.wanted, query.asked_by, query.why)
+                for row, query in asked
+            ]
 
     def given(self, after: int = 0) -> list[Given]:
         """Every answer with a number above ``after``, withdrawn ones too, in the order in which they came."""
         with self.store.transaction() as connection:
             rows = connection.execute(_GIVEN, {"after": after}).all()
             counts_as = self.store.counts_as() if rows else np.zeros(0, dtype=np.int64)
-        return [_given(row, counts_as) for row in rows]
+        return [given for row in rows if (given := self._given(row, counts_as))]
+
+    def _given(self, row: Row[Any], counts_as: Ints) -> Given | None:
+        rows = self.store.rows
+        if (query := rows.query(row)) is None:
+            return None
+        if query.guess is not None:
+            query = replace(query, guess=int(counts_as[query.guess]))
+        return Given(row.answer_id, query, row.cycle, rows.answer(row, counts_as), rows.time(row))
 
     # Classes
 
@@ -307,7 +366,7 @@ def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
 
 _holder, _by, _now = bindparam("holder"), bindparam("by"), bindparam("now")
 _of_query = schema.leases.c.query_id == schema.queries.c.id
-_running = schema.leases.c.until > _now
+_running = and_(schema.leases.c.until > _now, schema.leases.c.until < _now + LONGEST_LEASE)
 _stands = and_(schema.answers.c.query_id == schema.queries.c.id, schema.stands(schema.answers))
 _others = (
     select(func.count())
@@ -331,14 +390,7 @@ _OPEN_AMONG = _open.where(schema.queries.c.id.in_(bindparam("among", expanding=T
 _of_holder = select(schema.leases.c.query_id).where(schema.leases.c.holder == _holder)
 _HELD = select(schema.queries).where(schema.queries.c.id.in_(_of_holder), _can_be_given).order_by(*schema.in_order)
 _QUESTION = select(schema.queries, _others.label("others"), _mine.label("leased")).where(schema.queries.c.id == bindparam("id"))  # fmt: skip  # noqa: E501
-_QUESTIONS = (
-    select(
-        schema.queries.c.id, schema.queries.c.cycle, schema.queries.c.position, schema.queries.c.image_id,
-        schema.queries.c.wanted, schema.queries.c.asked_by, schema.queries.c.why,
-    )
-    .where(schema.queries.c.id > bindparam("after"))
-    .order_by(schema.queries.c.id)
-)  # fmt: skip
+_QUESTIONS = select(schema.queries).where(schema.queries.c.id > bindparam("after")).order_by(schema.queries.c.id)
 _LEASES = select(schema.leases).where(or_(_running, schema.leases.c.holder == _holder))
 _LEASE = insert(schema.leases)
 _END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
@@ -355,22 +407,13 @@ _END_OTHER_TABS = delete(schema.leases).where(
 )
 _LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))
 _IMAGE_SIZE = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == bindparam("id"))
-_SAID_BEFORE = select(schema.answers.c.id, schema.answers.c.query_id).where(schema.answers.c.key == bindparam("key"))
-_answer_columns = (
-    *(column for column in schema.answers.c if column.name not in ("id", "key")),
-    schema.answers.c.id.label("answer_id"),
-)
+_CLOCK = select(schema.clock.c.seconds)
+_SET_CLOCK = update(schema.clock).values(seconds=bindparam("now"))
 _answers = (
-    select(*schema.queries.c, *_answer_columns)
+    select(*schema.queries.c, *ANSWER)
     .join_from(schema.queries, schema.answers)
     .order_by(schema.answers.c.id)
 )  # fmt: skip
+_SAID_BEFORE = _answers.where(schema.answers.c.key == bindparam("key"))
 _GIVEN = _answers.where(schema.answers.c.id > bindparam("after"))
 _STANDING = _answers.where(schema.queries.c.id == bindparam("id"), schema.stands(schema.answers))
-
-
-def _given(row: Row[Any], counts_as: Ints) -> Given:
-    query = as_query(row)
-    if query.guess is not None:
-        query = replace(query, guess=int(counts_as[query.guess]))
-    return Given(row.answer_id, query, row.cycle, as_answer(row, counts_as), row.answered_at)

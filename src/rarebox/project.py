@@ -15,10 +15,11 @@ from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
 from rarebox.data.images import SUFFIXES, UnreadableImage, content_of, image_files, image_size, read_picture, readers
 from rarebox.data.remote import is_list, is_url, listing, location, trust
-from rarebox.errors import UserError
+from rarebox.errors import Busy, UserError
 from rarebox.people import clean_name
+from rarebox.photos import digest, find_again
 from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder, read_json, write_json, write_text
+from rarebox.run_folder import RunFolder, hold, read_json, write_json, write_text
 from rarebox.store import Store
 from rarebox.strategies import IMAGE
 from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict
@@ -65,15 +66,22 @@ class Project:
         self.store = Store(self.folder.labels(self.settings))
 
     def add_new_images(self) -> int:
-        """Take in what has come into the folder of photos since; how many images that were."""
-        folder, known = Path(self.settings.data), self.store.images()
-        if not folder.is_dir():
-            return 0
-        paths = {image.path for image in known.values()}
-        new = [file for file in image_files(folder) if os.path.abspath(file) not in paths]
-        records, _ = read_images(new, self.settings.detector.size, first_id=max(known, default=0) + 1)
-        self.store.add_images(records)
+        """Take in what has come into the folder of photos since; how many images that were.
+
+        A photo that was moved or renamed is no new one: it keeps its number and its labels.
+        """
+        self.find_moved_images()
+        known = self.store.images()
+        new, digests = _new_files(known, Path(self.settings.data)), dict[int, str]()
+        records, _ = read_images(
+            new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests
+        )  # fmt: skip
+        self.store.add_images(records, digests)
         return len(records)
+
+    def find_moved_images(self) -> int:
+        """Know photos again that lie elsewhere in the folder of photos now, or under another name; how many."""
+        return find_moved_images(self.store, Path(self.settings.data))
 
     @property
     def cycle(self) -> int:
@@ -185,6 +193,64 @@ def _as_written(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is damaged ({error!r:.100}); restore it from a copy") from error
 
 
+def _new_files(known: Mapping[int, ImageRecord], folder: Path) -> list[str]:
+    """Image files below a folder that no image lies in."""
+    paths = {image.path for image in known.values()}
+    files = map(os.path.abspath, image_files(folder)) if folder.is_dir() else ()
+    return [file for file in files if file not in paths]
+
+
+def find_moved_images(store: Store, folder: Path) -> int:
+    """Look for the images of a store that do not lie in a folder among its new files; how many were found.
+
+    An image whose file is where it was, outside of that folder, counts as moved only if a copy of it is found.
+    """
+    known = store.images()
+    if not (new := _new_files(known, folder)):
+        return 0
+    root = os.path.join(os.path.abspath(folder), "")
+    lost = {
+        i: image for i, image in known.items()
+        if not is_url(image.path) and not (image.path.startswith(root) and os.path.isfile(image.path))
+    }  # fmt: skip
+    found = find_again(lost, store.digests(), new) if lost else {}
+    store.move_images(found)
+    return len(found)
+
+
+@dataclass(frozen=True)
+class Relocated:
+    """What became of the images of a store: how many are in the new folder, and those that are not."""
+
+    there: int
+    missing: tuple[str, ...]
+
+
+def relocate(root: Path, place: Path) -> Relocated:
+    """Say that the photos of a project, or the data set of a run, lie in another folder (or COCO or YOLO file) now.
+
+    Each image keeps its number and all that was said of it. UserError, and nothing is changed, if none is found.
+    """
+    folder = RunFolder(root)
+    settings = folder.read_settings()
+    if not place.exists():
+        raise UserError(f"{place} does not exist; name the folder in which the photos are now")
+    within = place if place.is_dir() else place.parent
+    try:
+        with hold(root / "serve.lock"), hold(root / "lock"), Store(folder.labels(settings)) as store:
+            find_moved_images(store, within)
+            images = store.images().values()
+            inside = os.path.join(os.path.abspath(within), "")
+            missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
+            if len(missing) == len(images):
+                raise UserError(f"none of the {len(images)} images of {root} is in {within}; name another folder")
+            data = location(place) if os.path.isabs(settings.data) else str(place)
+            write_text(folder.settings, config.with_data(folder.settings, settings, data))
+            return Relocated(len(images) - len(missing), missing)
+    except Busy:
+        raise UserError(f"{root} is being worked on; stop `rarebox serve` or `rarebox run` there first") from None
+
+
 RANKED = tuple(f.name for f in fields(Candidates) if f.name in (
     "image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency"
 ))  # fmt: skip
@@ -224,7 +290,8 @@ def create(
     else:
         files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
         unknown = [file for file in sorted(Path(images).rglob("*")) if file.suffix.lower() in NOT_READ]
-    records, problems = read_images(files, settings.detector.size, progress)
+    digests: dict[int, str] = {}
+    records, problems = read_images(files, settings.detector.size, progress, digests=digests)
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
         problems.append(data.Problem("kind not read", str(unknown[0]), what))
@@ -235,7 +302,7 @@ def create(
     for name in leftovers:  # of a start that was cut short
         (root / name).unlink(missing_ok=True)
     with Store(folder.labels(settings), classes=names) as store:
-        store.add_images(records)
+        store.add_images(records, digests)
         if known:
             problems += _take_in(store, known, records, partial, settings.seed)
     write_json(folder.problems, [asdict(problem) for problem in problems])
@@ -252,19 +319,23 @@ def _class_names(names: Sequence[str]) -> list[str]:
 
 
 def read_images(
-    files: Sequence[Path | str], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1
-) -> tuple[list[ImageRecord], list[data.Problem]]:
-    """Every image file (or URL) that can be decoded, numbered in that order; the others are problems."""
+    files: Sequence[Path | str], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1,
+    digests: dict[int, str] | None = None,
+) -> tuple[list[ImageRecord], list[data.Problem]]:  # fmt: skip
+    """Every image file (or URL) that can be decoded, numbered in that order; the others are problems.
+
+    ``digests`` is given the hash of each image's content, by its number.
+    """
     records: list[ImageRecord] = []
     problems: list[data.Problem] = []
 
-    def probe(file: Path | str) -> ImageRecord | UnreadableImage:
+    def probe(file: Path | str) -> tuple[ImageRecord, str | None] | UnreadableImage:
         try:
             with content_of(file) as content:
                 width, height, _ = image_size(file, content)
                 record = ImageRecord(0, location(file), width, height)
                 read_picture(record, *size, content)
-            return record
+                return record, None if digests is None else digest(file, content)
         except UnreadableImage as error:
             return error
 
@@ -273,8 +344,11 @@ def read_images(
             progress("looking at the images", done, len(files), "")
             if isinstance(found, UnreadableImage):
                 problems.append(data.Problem("unreadable image", str(file), f"{found.reason}; the image is left out"))
-            else:
-                records.append(replace(found, id=first_id + len(records)))
+                continue
+            record, content = found
+            records.append(replace(record, id=first_id + len(records)))
+            if digests is not None and content:
+                digests[records[-1].id] = content
     return records, problems
 
 

@@ -19,10 +19,11 @@ from sqlalchemy import (
     and_,
     exists,
 )
+from sqlalchemy.dialects import sqlite
 
 from rarebox.types import Verdict
 
-SCHEMA = 2
+SCHEMA = 3
 """Goes up whenever an older rarebox could no longer read the tables below."""
 
 
@@ -30,6 +31,23 @@ def now() -> datetime:
     """UTC without a zone: SQLite keeps none, and so both databases read the same."""
     return datetime.now(UTC).replace(tzinfo=None)
 
+
+class _TolerantTime(sqlite.DATETIME):
+    """A time; where the cell holds none, the cell as it is, so that one bad row does not end the whole query."""
+
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        read: Any = super().result_processor(dialect, coltype)
+
+        def process(value: Any) -> Any:
+            try:
+                return read(value)
+            except (TypeError, ValueError):
+                return value
+
+        return process
+
+
+_TIME = DateTime().with_variant(_TolerantTime(), "sqlite")
 
 tables = MetaData()
 rarebox = Table("rarebox", tables, Column("schema", Integer, primary_key=True))
@@ -47,7 +65,7 @@ class_changes = Table(
     Column("name", String),
     Column("merged_into", Integer),
     Column("by", String, nullable=False),
-    Column("changed_at", DateTime, nullable=False, default=now),
+    Column("changed_at", _TIME, nullable=False, default=now),
 )
 images = Table(
     "images",
@@ -56,12 +74,21 @@ images = Table(
     Column("path", String, nullable=False),
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
+    Column("digest", String),
+)
+image_moves = Table(
+    "image_moves",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("image_id", ForeignKey(images.c.id), nullable=False),
+    Column("path", String, nullable=False),
+    Column("moved_at", _TIME, nullable=False, default=now),
 )
 cycles = Table(
     "cycles",
     tables,
     Column("cycle", Integer, primary_key=True, autoincrement=False),
-    Column("opened_at", DateTime, nullable=False, default=now),
+    Column("opened_at", _TIME, nullable=False, default=now),
 )
 queries = Table(
     "queries",
@@ -74,7 +101,7 @@ queries = Table(
     Column("guess", Integer),
     Column("utility", Double, nullable=False),
     Column("why", JSON(none_as_null=True)),
-    Column("asked_at", DateTime, nullable=False, default=now),
+    Column("asked_at", _TIME, nullable=False, default=now),
     Column("wanted", Integer, nullable=False, server_default="1"),
     Column("asked_by", String),
     UniqueConstraint("cycle", "position"),
@@ -89,11 +116,13 @@ answers = Table(
     Column("labels", JSON, nullable=False),
     Column("by", String, nullable=False),
     Column("milliseconds", Integer, nullable=False),
-    Column("answered_at", DateTime, nullable=False, default=now),
+    Column("answered_at", _TIME, nullable=False, default=now),
     Column("key", String),
     Index("answers_key", "key", unique=True),
 )
-leases = Table(  # the only rows that change: they say who is at work on what just now
+# Only the rows of these two change: who is at work on what just now, by a clock of the store's own.
+clock = Table("clock", tables, Column("seconds", Double, nullable=False))
+leases = Table(
     "leases",
     tables,
     Column("query_id", ForeignKey(queries.c.id), primary_key=True),

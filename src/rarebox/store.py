@@ -5,16 +5,18 @@ counts; who takes one back adds that it is withdrawn. :mod:`rarebox.people` has 
 A method that writes does so in one transaction; when it returns, the rows are there for good, also after ``kill -9``.
 """
 
+import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from json import JSONDecoder
 from pathlib import Path
 from threading import local
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from sqlalchemy import (
@@ -41,6 +43,7 @@ from sqlalchemy.schema import CreateColumn
 from rarebox import schema
 from rarebox.boxes import overlapping
 from rarebox.errors import Unavailable, UserError
+from rarebox.rows import Rows, Unreadable, is_box, is_text
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 BUSY_SECONDS = 30
@@ -58,19 +61,33 @@ _ADD_ANSWERS = insert(schema.answers).returning(schema.answers.c.id, sort_by_par
 _HOW_MANY_CLASSES = select(func.count()).select_from(schema.classes)
 _merged = and_(schema.class_changes.c.label == schema.classes.c.id, schema.class_changes.c.merged_into.is_not(None))
 _MERGERS = (
-    select(schema.classes.c.id, schema.class_changes.c.merged_into)
+    select(schema.classes.c.id, schema.class_changes.c.merged_into, schema.class_changes.c.id.label("change"))
     .outerjoin_from(schema.classes, schema.class_changes, _merged)
     .order_by(schema.class_changes.c.id)
 )
+_CHANGES = select(schema.class_changes.c.id, schema.class_changes.c.label, schema.class_changes.c.name).order_by(
+    schema.class_changes.c.id
+)
+_MOVES = select(schema.image_moves.c.id, schema.image_moves.c.image_id, schema.image_moves.c.path).order_by(
+    schema.image_moves.c.id
+)
+ANSWER = (
+    *(column for column in schema.answers.c if column.name not in ("id", "key")),
+    schema.answers.c.id.label("answer_id"),
+)
+"""The columns of an answer beside those of its query."""
 _LABELS = (
     select(
-        schema.queries.c.image_id, schema.queries.c.box, schema.answers.c.verdict, schema.answers.c.boxes,
-        schema.answers.c.labels,
+        schema.queries.c.id, schema.queries.c.image_id, schema.queries.c.box, schema.answers.c.verdict,
+        schema.answers.c.boxes, schema.answers.c.labels, schema.answers.c.id.label("answer_id"),
     )
     .join_from(schema.queries, schema.answers)
     .where(schema.is_latest)
     .order_by(*schema.in_order)
 )  # fmt: skip
+_ORPHANS = select(schema.answers.c.id, schema.answers.c.query_id).where(
+    schema.answers.c.query_id.not_in(select(schema.queries.c.id))
+)
 _LABELS_OF_IMAGE = _LABELS.where(schema.queries.c.image_id == bindparam("image_id"))
 
 
@@ -123,6 +140,8 @@ class Store:
         url = _url(path_or_url)
         in_file = url.get_backend_name() == "sqlite"
         self._where = url.database if in_file and url.database else str(url)  # a URL prints without its password
+        self._image_ids, self._class_count = frozenset[int](), 0
+        self.rows = Rows(self._where, self._has_image, self._is_label)
         if in_file and classes is None and not Path(self._where).exists():
             raise UserError(f"{self._where}: there is no label store here; start a project, or mend the path")
         self._engine = _engine(url, flush)
@@ -141,14 +160,23 @@ class Store:
 
     def close(self) -> None:
         """Close all connections; an SQLite file is then complete in itself and may be copied."""
+        if self._engine.url.get_backend_name() == "sqlite":
+            with (
+                suppress(DatabaseError, sqlite3.Error),
+                self._engine.connect() as connection,
+            ):  # another one may still be open
+                connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
         self._engine.dispose()
 
     # Images, classes, cycles
 
-    def add_images(self, records: Iterable[ImageRecord]) -> None:
-        """Add those that are not there yet. ``UserError`` if an id already names another path or size."""
+    def add_images(self, records: Iterable[ImageRecord], digests: Mapping[int, str] | None = None) -> None:
+        """Add those that are not there yet. ``UserError`` if an id already names another path or size.
+
+        ``digests`` are hashes of the files' content, by image id, by which :meth:`digests` knows them again.
+        """
         with self.transaction(writes=True) as connection:
-            known = _read_images(connection)
+            known = self._read_images(connection)
             new: dict[int, ImageRecord] = {}
             for record in records:
                 there = known.get(record.id) or new.setdefault(record.id, record)
@@ -158,27 +186,50 @@ class Store:
                         "now; put the images back as they were, or start a new project"
                     )
             if new:
-                connection.execute(insert(schema.images), [vars(record) for record in new.values()])
+                found = digests or {}
+                rows = [{**vars(record), "digest": found.get(record.id)} for record in new.values()]
+                connection.execute(insert(schema.images), rows)
 
     def images(self) -> dict[int, ImageRecord]:
-        """Every image, by its id."""
+        """Every image, by its id, where it lies now."""
         with self.transaction() as connection:
-            return _read_images(connection)
+            return self._read_images(connection)
+
+    def digests(self) -> dict[int, str]:
+        """The hash of each image's content, by its id, where one was kept."""
+        told = select(schema.images.c.id, schema.images.c.digest).where(schema.images.c.digest.is_not(None))
+        with self.transaction() as connection:
+            return {row.id: row.digest for row in connection.execute(told) if is_text(row.digest)}
+
+    def move_images(self, paths: Mapping[int, str]) -> None:
+        """Images, by their ids, lie at other paths from now on."""
+        with self.transaction(writes=True) as connection:
+            if paths:
+                rows = [{"image_id": number, "path": path} for number, path in paths.items()]
+                connection.execute(insert(schema.image_moves), rows)
 
     def classes(self) -> tuple[str, ...]:
         """The K class names; a label is an index into them. Classes merged into another keep their place."""
         with self.transaction() as connection:
-            names: dict[int, str] = dict(map(tuple, connection.execute(select(schema.classes))))
-            changes = select(schema.class_changes.c.label, schema.class_changes.c.name).order_by(
-                schema.class_changes.c.id
-            )
-            names |= {label: name for label, name in connection.execute(changes) if name is not None}
-        return tuple(names[label] for label in sorted(names))
+            rows = connection.execute(select(schema.classes)).all()
+            changes = connection.execute(_CHANGES).all()
+        names = {label: f"class {label}" for label in range(len(rows))}
+        for row in rows:
+            if row.id in names:
+                names[row.id] = self.rows.name("classes", row.id, "name", row.name, names[row.id])
+            else:
+                self.rows.report("classes", row.id, "id", row.id, f"{len(rows)} classes have labels below {len(rows)}")
+        for row in changes:
+            if row.label not in names:
+                self.rows.report("class_changes", row.id, "label", row.label, "the change is left out")
+            elif row.name is not None:
+                names[row.label] = self.rows.name("class_changes", row.id, "name", row.name, names[row.label])
+        return tuple(names.values())
 
     def counts_as(self) -> Ints:
         """(K,): the label that each label counts as; its own unless the class was merged into another."""
         with self.transaction() as connection:
-            return _counts_as(connection)
+            return self._counts_as(connection)
 
     def open_cycle(self, cycle: int) -> None:
         """Make the cycle known; one that is known stays as it is. The highest one is the latest."""
@@ -243,16 +294,18 @@ class Store:
             try:
                 return list(connection.scalars(_ADD_ANSWERS, rows))
             except IntegrityError as error:
-                raise ValueError("every answer must name a query that was asked, by the id ask() gave it") from error
+                raise ValueError(
+                    "every answer must name a query that was asked, by the id ask() gave it, and have a key of its own"
+                ) from error
 
     def answered(self, cycle: int | None = None) -> list[tuple[Query, Answer]]:
         """Each answered query of one cycle, or of all, with its latest answer, in the order asked."""
-        columns = (schema.queries, *(column for column in schema.answers.c if column.name not in ("id", "key")))
-        statement = select(*columns).join_from(schema.queries, schema.answers).where(schema.is_latest, *_of(cycle))
+        statement = select(schema.queries, *ANSWER).join_from(schema.queries, schema.answers)
+        statement = statement.where(schema.is_latest, *_of(cycle)).order_by(*schema.in_order)
         with self.transaction() as connection:
-            counts_as = _counts_as(connection)
-            rows = connection.execute(statement.order_by(*schema.in_order))
-            return [(as_query(row), as_answer(row, counts_as)) for row in rows]
+            counts_as = self._counts_as(connection)
+            rows = connection.execute(statement).all()
+            return [(query, self.rows.answer(row, counts_as)) for row in rows if (query := self.rows.query(row))]
 
     def labels(self, up_to_cycle: int | None = None) -> dict[int, ImageLabels]:
         """What is known of each image with an answer, by image id; on request only from cycles up to that one."""
@@ -270,16 +323,47 @@ class Store:
             schema.queries.c.asked_by.is_(None).label("asked"),
             schema.is_latest.label("latest"),
         )
-        columns = (schema.answers.c.labels, schema.answers.c.milliseconds, *flags)
-        statement = select(*columns).join_from(schema.queries, schema.answers)
+        statement = select(*ANSWER, *flags).join_from(schema.queries, schema.answers)
         with self.transaction() as connection:
             rows = connection.execute(statement.where(*_of(cycle))).all()
-        latest = [row for row in rows if row.latest]
+            classes = connection.scalar(_HOW_MANY_CLASSES) or 0
+        latest = [(row.whole, row.asked, len(self.rows.said(row, classes)[1])) for row in rows if row.latest]
         return Spent(
-            labels=sum(len(row.labels) for row in latest),
-            looks=sum(max(len(row.labels), row.asked) if row.whole else 1 for row in latest),
-            milliseconds=sum(row.milliseconds for row in rows),
+            labels=sum(boxes for _, _, boxes in latest),
+            looks=sum(max(boxes, asked) if whole else 1 for whole, asked, boxes in latest),
+            milliseconds=sum(self.rows.milliseconds(row) for row in rows),
         )
+
+    # Damage and copies
+
+    @property
+    def damage(self) -> list[str]:
+        """A sentence for each damaged cell that was met so far; :mod:`rarebox.rows` says what becomes of them."""
+        return self.rows.damage
+
+    def back_up(self, file: Path) -> None:
+        """Copy the store, as it is now, to a new file, whole or not at all; others may read and write meanwhile.
+
+        ``UserError`` where the file exists, cannot be written, or the store is a database server's.
+        """
+        if self._engine.url.get_backend_name() != "sqlite":
+            raise UserError(f"{self._where}: a database server makes its own copies; use pg_dump")
+        if file.exists() or file.is_symlink():
+            raise UserError(f"{file} exists and is not overwritten; name a new file")
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            with self._explained(), closing(self._engine.raw_connection()) as source:
+                _copy(source.driver_connection, part)  # type: ignore[arg-type]
+            _place(part, file)
+        except FileExistsError:
+            raise UserError(f"{file} exists and is not overwritten; name a new file") from None
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self._where} cannot be copied to {file}: {error}") from error
+        except OSError as error:
+            raise UserError(f"{file} cannot be written ({error}); free some space or name another file") from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     # Inside
 
@@ -291,7 +375,11 @@ class Store:
                 _create(connection, classes)
             elif schema.rarebox.name not in there:
                 raise UserError(f"{self._where}: this is not a rarebox label store; choose another path")
-            version = connection.scalar(select(schema.rarebox.c.schema)) or 0
+            version = connection.scalar(select(schema.rarebox.c.schema))
+        if type(version) is not int or version < 1:
+            raise UserError(
+                f"{self._where}: table rarebox: schema is damaged ({version!r}); restore a backup (docs/store.md)"
+            )
         if version > schema.SCHEMA:
             raise UserError(
                 f"{self._where}: written by a newer rarebox (schema {version}, this one reads up to {schema.SCHEMA}); "
@@ -340,17 +428,70 @@ class Store:
     def _asked(self, *where: ColumnElement[bool], limit: int | None = None) -> list[Query]:
         statement = select(schema.queries).where(*where).order_by(*schema.in_order).limit(limit)
         with self.transaction() as connection:
-            return [as_query(row) for row in connection.execute(statement)]
+            rows = connection.execute(statement).all()
+            return [query for row in rows if (query := self.rows.query(row))]
 
     def _labels(
         self, statement: Select[*tuple[Any, ...]], values: dict[str, Any] | None = None
     ) -> dict[int, ImageLabels]:
-        rows_of: dict[int, list[Row[Any]]] = defaultdict(list)
+        rows_of: dict[int, list[Said]] = defaultdict(list)
         with self.transaction() as connection:
-            for row in connection.execute(statement, values):
-                rows_of[row.image_id].append(row)
-            counts_as = _counts_as(connection) if rows_of else np.zeros(0, dtype=np.int64)
-        return {image_id: _image_labels(rows, counts_as) for image_id, rows in rows_of.items()}
+            rows = connection.execute(statement, values).all()
+            counts_as = self._counts_as(connection) if rows else np.zeros(0, dtype=np.int64)
+            if values is None:
+                for answer, query in connection.execute(_ORPHANS):
+                    self.rows.report("answers", answer, "query_id", query, "the answer is left out")
+            for row in rows:
+                if self._has_image(row.image_id):
+                    rows_of[row.image_id].append(self._said(row, len(counts_as)))
+                else:
+                    self.rows.report("queries", row.id, "image_id", row.image_id, "its labels are left out")
+        return {image_id: _image_labels(said, counts_as) for image_id, said in rows_of.items()}
+
+    def _said(self, row: Row[Any], classes: int) -> "Said":
+        boxes, labels, verdict = self.rows.said(row, classes)
+        shown, whole = row.box, row.box is None
+        if not whole and not is_box(shown):
+            self.rows.report("queries", row.id, "box", shown, "it is not kept what was shown; the labels are kept")
+            shown = None
+        return Said(boxes, labels, verdict, shown, whole)
+
+    def _read_images(self, connection: Connection) -> dict[int, ImageRecord]:
+        rows = connection.execute(select(schema.images).order_by(schema.images.c.id)).all()
+        found = {record.id: record for row in rows if (record := self.rows.image(row))}
+        for row in connection.execute(_MOVES):
+            if type(row.image_id) is not int or not is_text(row.path):
+                self.rows.report("image_moves", row.id, "path", row.path, "the move is left out")
+            elif row.image_id in found:
+                found[row.image_id] = replace(found[row.image_id], path=row.path)
+        self._image_ids = frozenset(found)
+        return found
+
+    def _has_image(self, value: Any) -> bool:
+        """Whether it is the id of an image that can be used."""
+        if type(value) is int and value not in self._image_ids:
+            self.images()
+        return type(value) is int and value in self._image_ids
+
+    def _is_label(self, value: Any) -> bool:
+        """Whether it is the label of a class."""
+        if type(value) is int and value >= self._class_count:
+            with self.transaction() as connection:
+                self._class_count = connection.scalar(_HOW_MANY_CLASSES) or 0
+        return type(value) is int and 0 <= value < self._class_count
+
+    def _counts_as(self, connection: Connection) -> Ints:
+        """(K,): the label that each label counts as."""
+        rows = connection.execute(_MERGERS).all()
+        found = np.arange(len({row.id for row in rows}))
+        for label, into, change in rows:
+            if into is None:
+                continue
+            if type(into) is int and 0 <= into < len(found):
+                found[found == label] = into
+            else:
+                self.rows.report("class_changes", change, "merged_into", into, "the change is left out")
+        return found
 
 
 def _url(path_or_url: str | Path) -> URL:
@@ -375,6 +516,7 @@ def _sqlite(url: URL, flush: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def tune(connection: Any, _: object) -> None:
+        connection.text_factory = _AS_TEXT
         connection.isolation_level = None  # the driver opens no transactions behind our back; `begin` below does
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -389,6 +531,38 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
     return engine
+
+
+_AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
+"""Damaged text is read too: it is one cell, and whoever makes an object of its row says which."""
+
+
+def _copy(source: sqlite3.Connection, part: Path) -> None:
+    """Copy a database in one go, and check the copy."""
+    part.unlink(missing_ok=True)
+    with closing(sqlite3.connect(part)) as copy:
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # a single file, until rarebox opens it
+        if (found := copy.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+            raise sqlite3.DatabaseError(f"the store is damaged: {found[0]}")
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _place(part: Path, file: Path) -> None:
+    """Give a finished file its name. FileExistsError where that is taken."""
+    try:
+        os.link(part, file)  # unlike a rename, never replaces a file that has come to be meanwhile
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links
+        if file.exists():
+            raise FileExistsError(file) from None
+        part.rename(file)
+    if os.name == "posix":
+        folder = os.open(file.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def _log_ahead(connection: Any) -> None:
@@ -419,7 +593,11 @@ def _postgresql(url: URL) -> Engine:
 
 def _read_json(text: str) -> Any:
     """``json.loads`` without its search for blanks around the text, which takes half of its time on short texts."""
-    return _json.raw_decode(text)[0]
+    try:
+        value, end = _json.raw_decode(text)
+    except (ValueError, TypeError, RecursionError):
+        return Unreadable(text)
+    return value if end == len(text) else Unreadable(text)
 
 
 def _create(connection: Connection, classes: Sequence[str]) -> None:
@@ -432,26 +610,17 @@ def _create(connection: Connection, classes: Sequence[str]) -> None:
 
 
 def _bring_up_to_date(connection: Connection) -> None:
-    """From schema 1: tables and columns that it lacks."""
+    """From an older schema: tables and columns that it lacks. Leases ended by the clock on the wall, and start over."""
     schema.tables.create_all(connection)
-    there = {t: {c["name"] for c in inspect(connection).get_columns(t)} for t in ("queries", "answers")}
-    for column in (schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key):
+    there = {t: {c["name"] for c in inspect(connection).get_columns(t)} for t in ("images", "queries", "answers")}
+    for column in (schema.images.c.digest, schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key):
         if column.name not in there[column.table.name]:
             added = CreateColumn(column).compile(connection)
             connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {added}"))
     for index in schema.answers.indexes:
         index.create(connection, checkfirst=True)
+    connection.execute(update(schema.leases).values(until=0))
     connection.execute(update(schema.rarebox).values(schema=schema.SCHEMA))
-
-
-def _counts_as(connection: Connection) -> Ints:
-    """(K,): the label that each label counts as."""
-    rows = connection.execute(_MERGERS).all()
-    found = np.arange(len({row.id for row in rows}))
-    for label, into in rows:
-        if into is not None:
-            found[found == label] = into
-    return found
 
 
 def _reason(error: DatabaseError) -> str:
@@ -473,11 +642,6 @@ def _of(cycle: int | None) -> tuple[ColumnElement[bool], ...]:
     return () if cycle is None else (schema.queries.c.cycle == cycle,)
 
 
-def _read_images(connection: Connection) -> dict[int, ImageRecord]:
-    everything = select(schema.images).order_by(schema.images.c.id)
-    return {row.id: ImageRecord(*row) for row in connection.execute(everything)}
-
-
 def _describe(image: ImageRecord) -> str:
     return f"{image.path} ({image.width} x {image.height})"
 
@@ -496,12 +660,6 @@ def _query_row(query: Query, cycle: int, position: int) -> dict[str, Any]:
     }
 
 
-def as_query(row: Row[Any]) -> Query:
-    """A row of the queries."""
-    box = None if row.box is None else np.array(row.box, dtype=np.float32)
-    return Query(row.image_id, box, row.guess, row.utility, row.why, row.id, row.wanted, row.asked_by)
-
-
 def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
     if len(answer.boxes) and answer.verdict != Verdict.OBJECT:
         raise ValueError(f"an answer {answer.verdict.value!r} must have no boxes, got {len(answer.boxes)}")
@@ -517,24 +675,28 @@ def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
     }
 
 
-def as_answer(row: Row[Any], counts_as: Ints) -> Answer:
-    """A row of the answers, its labels as what they count as by now."""
-    labels = counts_as[np.array(row.labels, dtype=np.int64)]
-    return Answer(row.query_id, row.boxes, labels, Verdict(row.verdict), row.by, row.milliseconds)
+class Said(NamedTuple):
+    """A latest answer as it is stored, and the box that was ``shown``, if it can be read; ``whole``: an image was."""
+
+    boxes: list[Any]
+    labels: list[int]
+    verdict: Verdict
+    shown: list[float] | None
+    whole: bool
 
 
-def _image_labels(rows: Sequence[Row[Any]], counts_as: Ints) -> ImageLabels:
-    """Put together the latest answers of one image: rows with box, verdict, boxes and labels."""
-    boxes = as_boxes([box for row in rows for box in row.boxes])
-    labels = counts_as[np.array([label for row in rows for label in row.labels], dtype=np.int64)]
+def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
+    """Put together the latest answers of one image."""
+    boxes = as_boxes([box for one in said for box in one.boxes])
+    labels = counts_as[np.array([label for one in said for label in one.labels], dtype=np.int64)]
     once = _first_of_each(boxes, labels)
-    fruitless = [row for row in rows if row.box is not None and not row.boxes]
+    fruitless = [(one.shown, one.verdict) for one in said if one.shown is not None and not one.boxes]
     return ImageLabels(
         boxes=boxes[once],
         labels=labels[once],
-        rejected=as_boxes([row.box for row in fruitless if row.verdict == Verdict.NOT_AN_OBJECT]),
-        skipped=as_boxes([row.box for row in fruitless if row.verdict != Verdict.NOT_AN_OBJECT]),
-        complete=any(row.box is None and row.verdict != Verdict.CANNOT_TELL for row in rows),
+        rejected=as_boxes([shown for shown, verdict in fruitless if verdict is Verdict.NOT_AN_OBJECT]),
+        skipped=as_boxes([shown for shown, verdict in fruitless if verdict is not Verdict.NOT_AN_OBJECT]),
+        complete=any(one.whole and one.verdict is not Verdict.CANNOT_TELL for one in said),
     )
 
 

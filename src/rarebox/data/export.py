@@ -20,7 +20,8 @@ import yaml
 from numpy.typing import NDArray
 
 from rarebox.data import EXPORT_MARK, cvat, labelstudio
-from rarebox.data.images import SUFFIXES, content_of
+from rarebox.data.images import SUFFIXES, UnreadableImage, content_of
+from rarebox.data.remote import is_url
 from rarebox.data.review import MODEL, Sheet, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
@@ -68,13 +69,14 @@ class Annotations:
 @dataclass(frozen=True)
 class Exported:
     """What has been written: the folder, and the numbers of images, of boxes, and of images that are not labelled as
-    a whole, with some box and without any."""
+    a whole, with some box and without any; ``missing``: for each photo that could not be read, where it was and why."""
 
     folder: Path
     images: int
     boxes: int
     partly_labelled: int
     unlabelled: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +100,14 @@ def export(
     include_pseudo: bool = False,
     copy_images: bool = False,
     image_url: str | None = None,
+    photos: bool = True,
 ) -> Exported:
     """Write the labels of ``images`` to a new folder, as ``coco``, ``voc``, ``yolo``, ``labelstudio`` or ``cvat``.
 
     Human boxes and difficult ones are written, rejected ones never, pseudo boxes only with ``include_pseudo``. With
     ``complete_only`` images that are labelled in part or not at all are left out. Images are linked unless
-    ``copy_images``; ``image_url`` is what Label Studio finds them under. The folder appears as a whole or not at all,
+    ``copy_images``, or left out without ``photos``; ``image_url`` is what Label Studio finds them under. A photo that
+    cannot be read keeps its labels and is named in ``missing.txt``. The folder appears as a whole or not at all,
     and replaces an earlier export only. Raises `UserError` if there is something else, if there is nothing to write,
     and if YOLO, which cannot say that an image is not labelled as a whole, would have to (see ``allow_partial``).
     """
@@ -127,13 +131,14 @@ def export(
             image_folder = stage / "images"
         else:
             image_folder = stage / _WRITERS[format](stage, classes, items)
-        _place_images(image_folder, items, copy_images, folder)
+        missing = _place_images(image_folder, items, copy_images, folder) if photos else _not_found(items)
+        _write_lines(stage / "missing.txt", missing)
         if incomplete:
-            _write(stage / "incomplete.txt", "".join(f"{item.file}\n" for item in incomplete))
+            _write_lines(stage / "incomplete.txt", [item.file for item in incomplete])
         _write_mark(stage, format, classes, items)
     boxes = sum(len(item.labels.boxes) for item in items)
     partly = sum(len(item.labels.boxes) > 0 for item in incomplete)
-    return Exported(folder, len(items), boxes, partly, len(incomplete) - partly)
+    return Exported(folder, len(items), boxes, partly, len(incomplete) - partly, missing)
 
 
 def export_queries(
@@ -163,9 +168,10 @@ def export_queries(
     with _staged(folder) as stage:
         shown = sheets([(item.record, item.file) for item in items], queries)
         write_review(stage, format, classes, shown, image_url or local_files(folder), version)
-        _place_images(stage / "images", items, copy_images, folder)
+        missing = _place_images(stage / "images", items, copy_images, folder)
+        _write_lines(stage / "missing.txt", missing)
         _write_mark(stage, format, classes, items)
-    return Exported(folder, len(items), len(queries), 0, 0)
+    return Exported(folder, len(items), len(queries), 0, 0, missing)
 
 
 def local_files(folder: Path) -> str:
@@ -281,20 +287,45 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Path) -> None:
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    """A list, one entry a line; no file where there is none."""
+    if lines:
+        _write(path, "".join(f"{line}\n" for line in lines))
+
+
+def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Path) -> tuple[str, ...]:
     """Link or copy the images; those that lie in the export about to be replaced, or not on this disk, are copied in
-    any case."""
+    any case. Those that cannot be read come back, each with the reason."""
     folder.mkdir(parents=True, exist_ok=True)
+    missing = []
     for item in items:
-        with content_of(item.record.path) as content:
-            if content is not None:
-                (folder / item.file).write_bytes(content)
-                continue
-        source = Path(item.record.path).resolve()
-        if not source.is_file():
-            raise UserError(f"{item.record.path} is gone since the data set was read; put it back to export it")
-        if copy or source.is_relative_to(replaced.resolve()) or not _linked(source, folder / item.file):
-            shutil.copyfile(source, folder / item.file)
+        target = folder / item.file
+        try:
+            with content_of(item.record.path) as content:
+                if content is None:
+                    source = Path(item.record.path).resolve()
+                    may_link = not copy and not source.is_relative_to(replaced.resolve())
+                    if may_link and source.is_file() and os.access(source, os.R_OK) and _linked(source, target):
+                        continue
+                    content = _content(source)
+                target.write_bytes(content)
+        except UnreadableImage as error:
+            missing.append(f"{error.path}: {error.reason}")
+    return tuple(missing)
+
+
+def _content(file: Path) -> bytes:
+    """What is in a file. Raises `UnreadableImage`."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(file, error.strerror or "it cannot be read") from error
+
+
+def _not_found(items: Sequence[_Item]) -> tuple[str, ...]:
+    """The images of this disk that are not where they were, as `_place_images` tells them."""
+    paths = [item.record.path for item in items if not is_url(item.record.path)]
+    return tuple(f"{path}: No such file or directory" for path in paths if not os.path.isfile(path))
 
 
 def _linked(source: Path, target: Path) -> bool:

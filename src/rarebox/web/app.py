@@ -419,17 +419,20 @@ def _zipped(root: Path, format: str) -> bytes:
     from rarebox.data.export import export
     from rarebox.labels import collect
 
-    images, classes, annotations = collect(root)
+    damage: list[str] = []
+    images, classes, annotations = collect(root, damage)
     if format == "yolo" and not any(one.complete for one in annotations):
         raise UserError("no image is labelled as a whole yet, and YOLO's files can hold no other; choose COCO or VOC")
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "labels"
-        export(to, format, classes, images, annotations, complete_only=format == "yolo")
+        export(to, format, classes, images, annotations, complete_only=format == "yolo", photos=False)
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(to.rglob("*")):
-                if file.is_file() and not file.is_symlink():
+                if file.is_file():
                     archive.write(file, file.relative_to(to))
+            if damage:
+                archive.writestr("damaged.txt", "".join(f"{line}\n" for line in damage))
     return content.getvalue()
 
 

@@ -158,7 +158,7 @@ class Ledger:
         """Queries that a holder is at work on and may answer."""
         taken = Counter(lease.query_id for lease in leases if lease.holder != holder)
         elsewhere = {lease.query_id for lease in leases if lease.by == by and lease.holder != holder}
-        own = (lease.query_id for lease in leases if lease.holder == holder)
+        own = (lease.query_id for lease in leases if lease.holder == holder and lease.query_id in self.queries)
         return [number for number in own if number not in elsewhere and self._is_free(number, by, taken[number])]
 
     def open_to(self, holder: str, by: str, cycle: int, leases: Sequence[Lease]) -> Iterator[int]:

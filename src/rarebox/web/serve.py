@@ -1,13 +1,20 @@
 """Starting the server: one per project, on a free port, with a link to open."""
 
+import asyncio
 import getpass
 import logging
+import os
+import signal
 import socket
+import sys
+import time
 import webbrowser
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Timer, current_thread, main_thread
+from threading import enumerate as enumerate_threads
+from types import FrameType
 
 import uvicorn
 
@@ -30,8 +37,11 @@ def serve(
     also: Sequence[str] = (), label_studio: bool = False, engine: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
-    """Serve a project until Ctrl-C. ``people`` get a link each; without them, one link that works once. ``engine``:
-    where the pool is scored, if not in the trainer: a name, and perhaps an address."""
+    """Serve a project until Ctrl-C or a signal to end.
+
+    ``people`` get a link each; without them, one link that works once. ``engine``: where the pool is scored, if not in
+    the trainer: a name, and perhaps an address.
+    """
     name, address = (*engine, None, None)[:2]
     cluster.check(name or "local", address)
     names = list(dict.fromkeys(clean_name(name, "person") for name in people))
@@ -41,11 +51,12 @@ def serve(
             "their own. Whoever has a link can see the photos and answer; on a network that you do not trust put the "
             "server behind HTTPS (a reverse proxy, or an SSH tunnel to 127.0.0.1)"
         )
+    ending = Ending()
     project = Project(root)
     cluster.check(name or "local", address, project.settings)
     try:
-        with hold(root / "serve.lock"):
-            _serve(project, host, port, names, browser, also, label_studio, engine, say)
+        with ending.heard(), hold(root / "serve.lock"):
+            _serve(project, host, port, names, browser, also, label_studio, engine, say, ending)
     except Busy:
         raise UserError(f"{root} is being served already; open its page, or stop that server first") from None
     finally:
@@ -54,13 +65,15 @@ def serve(
 
 def _serve(
     project: Project, host: str, port: int | None, names: Sequence[str], browser: bool, also: Sequence[str],
-    label_studio: bool, engine: Sequence[str], say: Callable[[str], None],
+    label_studio: bool, engine: Sequence[str], say: Callable[[str], None], ending: "Ending",
 ) -> None:  # fmt: skip
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
     secret = read_secret(root / "secret")
     door = Door(secret, read_name(root / "name", secret))
+    if moved := project.find_moved_images():
+        say(f"{moved} photos were found again where they are now; they keep their labels")
     new = project.add_new_images()
     desk = Desk(project, engine=engine)
     shown = f"[{host}]" if ":" in host else host
@@ -71,7 +84,10 @@ def _serve(
     more = f", {new} of them new" if new else ""
     say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
     if gone := sum(not is_url(image.path) and not Path(image.path).exists() for image in desk.images.values()):
-        say(f"{gone} of them are not where they were ({project.settings.data}); put them back, or they cannot be shown")
+        say(
+            f"{gone} of them are not where they were and cannot be shown. Put them back into {project.settings.data}, "
+            f"or, if the folder has moved: rarebox relocate {root} FOLDER"
+        )
     for name in names:
         say(f"{name}: {base}?token={door.personal_link(name)}")
     if names:
@@ -84,15 +100,63 @@ def _serve(
     if label_studio:
         say(f"Label Studio, Settings, Model, connect: {base}ml/{door.key} (and the same with /webhook as a webhook)")
     config = config_of(make_app(desk, door, host, [shown, *also]))
-    # An open page's stream of events is cut at the end; uvicorn thinks that worth an error.
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda record: "without completing response" not in record.getMessage()
-    )
+    logging.getLogger("uvicorn.error").addFilter(_is_worth_an_error)
+    ending.server = uvicorn.Server(config)
     try:
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+        ending.server.run(sockets=[listening])
     finally:
         desk.close()
+
+
+def _is_worth_an_error(record: logging.LogRecord) -> bool:
+    """Not that an open page's stream of events, or a reply that takes long, is cut when the server ends."""
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and "without completing response" not in record.getMessage()
+
+
+def leave(seconds: float = 3.0) -> None:
+    """End the process, once its store is closed, though a thread is still at work on a reply that nobody waits for."""
+    until = time.monotonic() + seconds
+    others = [thread for thread in enumerate_threads() if thread is not current_thread() and not thread.daemon]
+    for thread in others:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        sys.stdout.flush()
+        os._exit(0)
+
+
+class Ending:
+    """What the signals to end do: before the server runs, they stop the start; then they stop the server, once.
+
+    The store is closed in every case, so that its file is complete in itself. While it is being closed they do nothing.
+    """
+
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))  # fmt: skip  # noqa: E501
+
+    def __init__(self) -> None:
+        self.server: uvicorn.Server | None = None
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Hear the signals meanwhile, but for those that whoever started this process wants ignored (nohup)."""
+        if current_thread() is not main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in self.SIGNALS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self._hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.server is None:
+            raise KeyboardInterrupt
+        if not self.server.should_exit:  # uvicorn has handlers of its own while it runs, and ends by ours
+            self.server.handle_exit(number, frame)
 
 
 def _user() -> str | None:

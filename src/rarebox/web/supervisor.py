@@ -13,6 +13,9 @@ from typing import Any
 
 COMMAND = (sys.executable, "-m", "rarebox.trainer")
 
+CLOSING_SECONDS = 5
+"""How long the end of a killed trainer's output is waited for."""
+
 LONGEST_REASON = 300
 """Characters of an unexpected error that people are shown."""
 
@@ -64,7 +67,7 @@ class Supervisor:
             if self._process:
                 self._process.kill()
         if self._follower:
-            self._follower.join()
+            self._follower.join(CLOSING_SECONDS)  # something that it started may hold its output open
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
