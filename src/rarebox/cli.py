@@ -37,6 +37,9 @@ STOPPED = 130
 SEVERAL = Path("rarebox-report")
 """Where the report on several runs goes, which belongs to none of them."""
 
+MOST_NAMED = 5
+"""Things of one kind that are named one by one; of more, only their number is shown."""
+
 ImageUrl = Annotated[str | None, typer.Option(help="What Label Studio finds the images under, before their names.")]
 Address = Annotated[
     str | None, typer.Option(help="Of --engine ray: HOST:PORT of a cluster, or auto; none: this machine alone.")
@@ -423,6 +426,8 @@ def bring_in(
     if as_json:
         print(json.dumps(counts))
         return
+    for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
+        console.print(f"{where}: {shape} left out; draw a box there if it is an object", markup=False, soft_wrap=True)
     print(
         f"{file}: " + (", ".join(f"{count} {IMPORTED[name]}" for name, count in counts.items() if count) or "nothing")
     )
@@ -439,6 +444,7 @@ IMPORTED = {
     "unseen": "guesses that the annotation did not begin with, left unanswered",
     "skipped": "images skipped there, left unanswered",
     "older": "older annotations of the same images",
+    "shapes": "shapes left out, for no box can be made of them; their images do not count as complete",
 }
 """What the command says of each count."""
 
