@@ -18,6 +18,7 @@ from rich.table import Table
 
 from rarebox import __version__, config
 from rarebox.errors import UserError
+from rarebox.naming import ByName
 from rarebox.progress import bench_events, console, minutes, progress_bars, shown
 
 app = typer.Typer(
@@ -615,13 +616,13 @@ def init_project(
 
 def take_predictions(project: Any, ranked: Any) -> int:
     """Give another detector's boxes the numbers of the project's images and classes; how many there are."""
-    ids = {Path(record.path).resolve(): i for i, record in project.store.images().items()}
-    by_name = {path.name: i for path, i in ids.items()}
+    by_name = ByName[int]()
+    for i, record in project.store.images().items():
+        by_name.add(record.path, i)
     labels = {name.casefold(): label for label, name in enumerate(project.store.classes())}
     kept = []
     for query in ranked.queries:
-        path = Path(ranked.images[query.image_id].path)
-        image_id = ids.get(path.resolve()) or by_name.get(path.name)
+        image_id = by_name.match(ranked.images[query.image_id].path)
         if image_id is not None:
             kept.append(replace(query, image_id=image_id, guess=labels[ranked.classes[query.guess].casefold()]))
     project.write_predictions(kept)

@@ -1,4 +1,4 @@
-"""How files of other tools name an image, and which one they mean."""
+"""Names of files: which image a name in another tool's file means, and which files no person has put there."""
 
 import re
 import unicodedata
@@ -15,6 +15,15 @@ _PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 
 _DROPPED_ON_UPLOAD = re.compile(r"[^-\w.]")
 """What Label Studio leaves out of the name of an uploaded file, once blanks have become underscores."""
+
+
+LITTER = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+"""Folders that systems put beside people's own (macOS, Synology, Windows, Linux)."""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name was not put there by a person: hidden ones, and :data:`LITTER`."""
+    return name.startswith(".") or name in LITTER
 
 
 class ByName(Generic[T]):

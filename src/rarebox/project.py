@@ -12,7 +12,16 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
-from rarebox.data.images import SUFFIXES, UnreadableImage, fetched, image_files, image_size, read_picture, readers
+from rarebox.data.images import (
+    SUFFIXES,
+    UnreadableImage,
+    fetched,
+    files_below,
+    image_files,
+    image_size,
+    read_picture,
+    readers,
+)
 from rarebox.data.remote import is_list, is_url, listing, location
 from rarebox.errors import UserError
 from rarebox.people import clean_name
@@ -68,8 +77,8 @@ class Project:
         folder, known = Path(self.settings.data), self.store.images()
         if not folder.is_dir():
             return 0
-        paths = {image.path for image in known.values()}
-        new = [file for file in image_files(folder) if os.path.abspath(file) not in paths]
+        paths = {os.path.realpath(image.path) for image in known.values()}
+        new = [file for file in photos_in(folder, self.folder.root) if os.path.realpath(file) not in paths]
         records, _ = read_images(new, self.settings.detector.size, first_id=max(known, default=0) + 1)
         self.store.add_images(records)
         return len(records)
@@ -207,8 +216,7 @@ def create(
         files, unknown = listing(location(images), SUFFIXES), []
         progress("list", 1, 1, str(images))
     else:
-        files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
-        unknown = [file for file in sorted(Path(images).rglob("*")) if file.suffix.lower() in NOT_READ]
+        files, unknown = photos_in(Path(images), root), files_below(images, NOT_READ)
     records, problems = read_images(files, settings.detector.size, progress)
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
@@ -234,6 +242,11 @@ def _class_names(names: Sequence[str]) -> list[str]:
     for name in names:
         once.setdefault(clean_name(name, "class").casefold(), clean_name(name, "class"))
     return list(once.values())
+
+
+def photos_in(folder: Path, root: Path) -> list[Path]:
+    """The image files below a folder that are not in the folder of the project, where that lies among the photos."""
+    return [file for file in image_files(folder) if root.resolve() not in file.resolve().parents]
 
 
 def read_images(

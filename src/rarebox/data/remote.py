@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rarebox.errors import UserError
+from rarebox.naming import is_litter
 
 T = TypeVar("T")
 
@@ -84,8 +85,8 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
         raise
     except Exception as error:  # each service has errors of its own
         raise UserError(f"{url} cannot be listed: {reason(error)}; name a folder, or a text file of URLs") from error
-    names = (system.unstrip_protocol(name) for name in found)
-    return sorted(name for name in names if _is_image(urlsplit(name).path, suffixes))
+    names, base = (system.unstrip_protocol(name) for name in found), urlsplit(url).path
+    return sorted(name for name in names if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
 
 
 def _refuse_what_is_here(url: str, named: list[str]) -> None:
@@ -106,8 +107,8 @@ def reason(error: Exception) -> str:
 
 
 def _is_image(path: str, suffixes: frozenset[str]) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
+    parts = path.split("/")
+    return os.path.splitext(parts[-1])[1].lower() in suffixes and not any(map(is_litter, parts))
 
 
 def _system(url: str) -> tuple[Any, str]:
