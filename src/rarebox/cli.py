@@ -1,5 +1,6 @@
 """The command ``rarebox``. Mistakes of the user end in one message and exit status 2, never in a traceback."""
 
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rarebox import __version__, config
+from rarebox import __version__, config, places
 from rarebox.errors import UserError
 from rarebox.naming import ByName
 from rarebox.progress import bench_events, console, minutes, progress_bars, shown
@@ -34,6 +35,9 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 STOPPED = 130
 """Exit status after Ctrl-C."""
+
+PIPE_CLOSED = 1
+"""Exit status when the reader of the output has gone, as with ``| head``; click has the same."""
 
 SEVERAL = Path("rarebox-report")
 """Where the report on several runs goes, which belongs to none of them."""
@@ -60,16 +64,40 @@ Engine = Annotated[EngineName, typer.Option(help="Where the pool is scored (benc
 
 def main() -> None:
     """Entry point of the command line."""
+    _make_everything_printable()
     try:
+        _main()
+    except BrokenPipeError:
+        _nobody_reads()
+        sys.exit(PIPE_CLOSED)
+
+
+def _main() -> None:
+    """Do what the command line says. Mistakes and trouble become a message and an exit status."""
+    try:
+        if note := places.settle():
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
         status = app(standalone_mode=False)
         if status == STOPPED:  # typer makes Ctrl-C an exit status
             raise KeyboardInterrupt
+        print(end="", flush=True)  # a full disk or a closed pipe is to be known here
         sys.exit(status)
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        console.print(f"rarebox: {error.filename or 'the disk'}: {error.strerror}", markup=False, soft_wrap=True)
+        console.print(
+            f"rarebox: {error.filename or 'the disk'}: {error.strerror or error}", markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        console.print(
+            f"rarebox: {error.object!r:.200} is not valid {error.encoding}. Rename that file, folder, or class",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         console.print("rarebox: stopped; repeat the command to go on")
@@ -80,6 +108,25 @@ def main() -> None:
         usage: Any = error  # a wrong option or argument
         usage.show()
         sys.exit(usage.exit_code)
+
+
+def _make_everything_printable() -> None:
+    """Let no character end a command: lists and JSON that go to a file or a pipe are UTF-8, whatever the locale says;
+    what a terminal cannot show is escaped, as ``\\u4e2d``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            data = stream is sys.stdout and not stream.isatty()
+            stream.reconfigure(encoding="utf-8" if data else None, errors="backslashreplace")
+
+
+def _nobody_reads() -> None:
+    """Let the streams end in silence after their reader has gone, as with ``| head``."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nothing, stream.fileno())
 
 
 @app.command()

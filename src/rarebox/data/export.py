@@ -107,7 +107,7 @@ def export(
     """
     if format not in (*_WRITERS, *REVIEW):
         raise unknown_name("export format", format, (*_WRITERS, *REVIEW))
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if any(a.labels.max(initial=0) >= len(classes) or a.labels.min(initial=0) < 0 for a in annotations):
         raise ValueError(f"labels must be in [0, {len(classes)})")
     items = _items(images, annotations, include_pseudo)
@@ -150,7 +150,7 @@ def export_queries(
     """
     if format not in REVIEW:
         raise unknown_name("format for queries", format, REVIEW)
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if not queries:
         raise UserError(f"nothing to export to {folder}: there is no open question; run or serve the next cycle first")
     asked = {query.image_id for query in queries}

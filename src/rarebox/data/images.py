@@ -183,6 +183,10 @@ def fetched(path: str | Path) -> bytes | None:
 @contextmanager
 def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """The open image file; whatever goes wrong while it is open becomes an `UnreadableImage`."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # neither the store nor a label file can hold it
+        raise UnreadableImage(path, "its name is not valid UTF-8, so rename it") from None
     content = fetched(path) if content is None else content
     if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
         folder = os.path.isdir(path)
