@@ -16,7 +16,7 @@ SRC = ROOT / "src" / "rarebox"
 FILES = sorted(SRC.rglob("*.py"))
 
 ROWS = (
-    {"__init__", "errors", "seeds"},
+    {"__init__", "errors", "seeds", "places"},
     {"types", "boxes", "tables", "naming", "parsing"},
     {"schema", "rows"},
     {"method", "config", "store", "data", "frames"},

@@ -2,10 +2,15 @@
 
 import csv
 import json
+import os
+import pty
 import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -386,3 +391,75 @@ def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pic
     assert "no label store" in complaint(monkeypatch, capsys, "import", tmp_path, file, "--format", "cvat")
     assert call(monkeypatch, "export", tmp_path / "project", tmp_path / "labels", "--format", "cvat") == 0
     assert 'label="two"' in (tmp_path / "labels" / "annotations.xml").read_text()
+
+
+# ------------------------------------------------------------------------------------------- output
+
+
+@pytest.fixture(scope="module")
+def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Detections of a class that is written in Chinese."""
+    file = tmp_path_factory.mktemp("cats") / "found.jsonl"
+    lines = [{"image": f"{n}.jpg", "boxes": [[1, 2, 30, 40]], "scores": [0.5], "labels": ["\u732b"]} for n in range(20)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+def in_a_process(*words: str | Path, encoding: str, **options: Any) -> "subprocess.Popen[Any]":
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "rarebox", *map(str, words)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize(("encoding", "format"), [("cp1252", "csv"), ("ascii", "json")])
+def test_lists_that_are_redirected_are_utf_8_whatever_the_locale(cats: Path, encoding: str, format: str) -> None:
+    words = ("rank", "--detections", cats, "--budget", "2", "--format", format)
+    with in_a_process(*words, encoding=encoding, stdout=subprocess.PIPE) as process:
+        out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    text = out.decode("utf-8")
+    guesses = (
+        [b["guess"] for b in json.loads(text)["boxes"]]
+        if format == "json"
+        else [row["guess"] for row in csv.DictReader(text.splitlines())]
+    )
+    assert guesses == ["\u732b"] * 2
+
+
+def test_what_a_terminal_cannot_show_is_escaped(cats: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = ("rank", "--detections", cats, "--budget", "1")
+    with in_a_process(*words, encoding="ascii", stdout=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the terminal's end
+            while block := os.read(ours, 4096):
+                shown += block
+        errors = process.communicate()[1]
+    os.close(ours)
+    assert process.returncode == 0, errors
+    assert b",\\u732b," in shown
+
+
+def test_a_reader_that_has_gone_ends_a_command_in_silence(cats: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ("rank", "--detections", cats, "--budget", "20")
+    with in_a_process(*words, encoding="utf-8", stdout=writer) as process:
+        os.close(writer)
+        errors = process.communicate()[1].decode()
+    assert process.returncode == cli.PIPE_CLOSED
+    assert "Traceback" not in errors
+    assert "Exception" not in errors
+    assert "Broken" not in errors
+
+
+def test_files_whose_names_are_no_text_are_listed(monkeypatch, capsys, tmp_path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "a.jpg")
+    shutil.copy(tmp_path / "photos" / "a.jpg", os.fsencode(tmp_path / "photos") + b"/caf\xe9.jpg")
+    assert call(monkeypatch, "init", tmp_path / "p", "--images", tmp_path / "photos", "--classes", "cat") == 0
+    (problem,) = json.loads((tmp_path / "p" / "problems.json").read_text())
+    assert "not valid UTF-8" in problem["what"]
+    assert problem["where"].endswith("caf\udce9.jpg")
+    assert "1 photos" in capsys.readouterr().err

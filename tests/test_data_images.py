@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,3 +305,87 @@ def test_image_files_are_found_below_the_folder_in_order(tmp_path: Path) -> None
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [p.relative_to(tmp_path).as_posix() for p in image_files(tmp_path)] == ["b/a.png", "b/z.JPG", "c.jpeg"]
+
+
+# ------------------------------------------------------------------------------------------- folders of images
+
+
+def photo(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6)).save(path)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in image_files(folder)]
+
+
+def test_links_to_folders_are_followed_and_every_photo_comes_once(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photo(photos / "a.jpg")
+    photo(photos / "real" / "b.JPG")
+    photo(tmp_path / "disk" / "deep" / "c.jpg")
+    photo(tmp_path / "store" / "0123.jpg")
+    (photos / "a-link-to-b.jpg").symlink_to("real/b.JPG")
+    (photos / "cam1").symlink_to("../disk")
+    (photos / "cam2").symlink_to("../disk")
+    (photos / "again").symlink_to("real")
+    (photos / "d.jpg").symlink_to("../store/0123.jpg")
+    assert names(photos) == ["a.jpg", "cam1/deep/c.jpg", "d.jpg", "real/b.JPG"]
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photo(photos / "a.jpg")
+    photo(tmp_path / "elsewhere.jpg")
+    (photos / "up").symlink_to("..")
+    (photos / "root").symlink_to("/")
+    (photos / "here").symlink_to(".")
+    (photos / "one.jpg").symlink_to("two.jpg")
+    (photos / "two.jpg").symlink_to("one.jpg")
+    assert names(photos) == ["a.jpg", "one.jpg", "two.jpg"]
+
+
+def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.jpg").symlink_to("/nowhere/c.jpg")
+    (tmp_path / "cam1").symlink_to("/nowhere")
+    (tmp_path / "notes.txt").symlink_to("/nowhere/notes.txt")
+    (tmp_path / "closed").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:  # the tests may run as root, whom no folder is closed to
+        if Path(path).name == "closed":
+            raise PermissionError
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    assert names(tmp_path) == ["c.jpg", "cam1", "closed", "pipe.jpg"]
+    for file, reason in zip(
+        image_files(tmp_path), ("link to /nowhere/c.jpg", "link to /nowhere", "may not be read", "no"), strict=True
+    ):
+        with pytest.raises(UnreadableImage, match=reason):
+            image_size(file)
+
+
+@pytest.mark.parametrize(
+    "litter",
+    [
+        ".ipynb_checkpoints/a-checkpoint.jpg",
+        ".thumbnails/a.jpg",
+        "x/.cache/y/a.jpg",
+        "._a.jpg",
+        ".a.jpg",
+        "__MACOSX/a.jpg",
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "$RECYCLE.BIN/a.jpg",
+    ],
+)
+def test_what_no_person_has_put_there_is_no_photo(tmp_path: Path, litter: str) -> None:
+    folder = tmp_path / ".hidden itself"  # whoever names a hidden folder means it
+    photo(folder / "a.jpg")
+    photo(folder / litter)
+    (folder / ".linked").symlink_to(tmp_path)
+    assert names(folder) == ["a.jpg"]

@@ -115,6 +115,9 @@ def test_a_bucket_is_listed_with_all_its_folders(bucket: str) -> None:
     assert len(found) == 7
     assert all(url.startswith("s3://") for url in found)
     assert sum("/sub/" in url for url in found) == 3
+    for litter in (".thumbnails/a.jpg", "sub/@eaDir/a.jpg", "__MACOSX/a.jpg", "._a.jpg"):
+        fsspec.filesystem("memory").pipe(f"/bucket/photos/{litter}", b"no person has put it there")
+    assert remote.listing(bucket, SUFFIXES) == found
 
 
 def test_an_index_page_and_a_list_name_the_same_images(

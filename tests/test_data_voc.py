@@ -320,3 +320,12 @@ def test_without_a_network_the_error_says_which_files_go_where(
     assert all(f"{voc.HOST}/{name}" in message for name in voc.ARCHIVES["voc0712"])
     assert f"put them into the folder {tmp_path / 'voc0712'}" in message
     assert not (tmp_path / "voc0712").exists()
+
+
+def test_what_macos_puts_beside_the_files_is_neither_image_nor_label(tmp_path: Path) -> None:
+    add(tmp_path, "a", label())
+    for file in ("Annotations/._a.xml", "JPEGImages/._a.jpg", "JPEGImages/.a.jpg"):
+        (tmp_path / file).write_bytes(b"\0\5\x16\7")
+    data = load(tmp_path)
+    assert [Path(i.path).name for i in data.train.images] == ["a.jpg"]
+    assert data.problems == ()

@@ -144,3 +144,28 @@ def test_a_broken_yaml_is_named(tmp_path: Path, text: str, message: str) -> None
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load(tmp_path)
+
+
+def test_copies_in_hidden_folders_are_no_images_without_objects(tmp_path: Path) -> None:
+    data_yaml(tmp_path, "train: images")
+    add(tmp_path, "images/a.png", "0 0.5 0.5 0.2 0.4")
+    add(tmp_path, "images/.ipynb_checkpoints/a-checkpoint.png", "0 0.5 0.5 0.2 0.4")
+    add(tmp_path, "images/__MACOSX/._a.png")
+    (tmp_path / "labels" / "._a.txt").write_bytes(b"\0\5\x16\7")
+    data = load(tmp_path)
+    assert [Path(i.path).name for i in data.train.images] == ["a.png"]
+    assert data.problems == ()
+
+
+def test_labels_belong_to_the_name_of_a_link_and_dead_links_are_listed(tmp_path: Path) -> None:
+    data_yaml(tmp_path, "train: images")
+    add(tmp_path, "images/a.png", "0 0.5 0.5 0.2 0.4")
+    (tmp_path / "images" / "a.png").rename(tmp_path / "0123.png")
+    (tmp_path / "images" / "a.png").symlink_to("../0123.png")
+    (tmp_path / "images" / "b.png").symlink_to("../4567.png")
+    data = load(tmp_path)
+    assert len(data.train.truth[1]) == 1
+    assert [p.kind for p in data.problems if Path(p.where).name == "b.png"] == [
+        "image without annotation",
+        "missing image file",
+    ]

@@ -7,12 +7,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import hotcoco
 import numpy as np
 import pytest
 from PIL import Image
 
+from rarebox.cli import main
 from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export, export_queries
 from rarebox.data.review import Batch
@@ -132,7 +134,7 @@ def test_tasks_are_what_label_studios_own_library_takes(project: Path, tmp_path:
         assert prediction["score"] == pytest.approx(np.mean([r["score"] for r in prediction["result"]]))
         name = task["data"]["image"].rsplit("/", 1)[1]
         assert task["data"]["image"].startswith("/data/local-files/?d=out/images/")
-        assert (out / "images" / labelstudio.file_name(name)).is_file()
+        assert (out / "images" / unquote(name)).is_file()
     # Percent of the image's sides.
     value = tasks[0]["predictions"][0]["result"][1]["value"]
     assert [value[side] for side in ("x", "y", "width", "height")] == [50.125, 20.5, 24.875, 69.5]
@@ -379,8 +381,8 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
 @pytest.mark.parametrize(
     ("edit", "wanted"),
     [
-        (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([0, 0, 9, 9], "cta")), "did you mean 'cat'"),
-        (lambda tasks: tasks[1]["data"].update(image="/upload/12345678-other.png", rarebox={}), "'other.png' is not"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([0, 0, 9, 8], "cta")), "did you mean 'cat'"),
+        (lambda tasks: tasks[1]["data"].update(image="/upload/12345678-other.png", rarebox={}), "other.png' is not"),
         (lambda tasks: tasks[1]["data"]["rarebox"].update(image_id=77), "another project"),
         (lambda tasks: tasks[1]["data"]["rarebox"].update(queries=[77]), "query 77 is not one of this image's"),
         (lambda tasks: tasks.append(tasks[1]), "this image came already"),
@@ -389,6 +391,10 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
         (lambda tasks: [r.update(original_height=300) for r in tasks[1]["annotations"][0]["result"]], "or turned"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].pop("x"), "lacks its place"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rectanglelabels=[]), "has no class"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"]["rectanglelabels"].append("cat"), "several"),
+        (lambda tasks: [r.update(image_rotation=90) for r in tasks[1]["annotations"][0]["result"]], "turned in Label"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0].update(to_name="other"), "several images"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rotation=float("inf")), "not a finite"),
         (lambda tasks: tasks[1].update(data={}), 'names no "image"'),
         (lambda tasks: tasks[1]["annotations"][0].update(result=None), "no result list"),
         (lambda tasks: tasks[1]["annotations"][0].update(completed_by="x" * 99), "1 to 60 printable"),
@@ -416,20 +422,239 @@ def test_files_of_another_kind(tmp_path: Path, text: str) -> None:
             cvat.read(tmp_path / "x")
 
 
-def test_names_of_images() -> None:
-    name = labelstudio.file_name
-    assert name("/data/local-files/?d=out/images/0%20%C3%A4.png") == "0 ä.png"
-    assert name("/data/upload/3/1a2b3c4d-cat.jpg") == "cat.jpg"
-    assert name("https://example.org/photos/cat.jpg?width=3") == "cat.jpg"
-    assert name("s3://bucket/x/cat.jpg") == "cat.jpg"
+# ------------------------------------------------------------------------------------------- names and shapes
+
+
+def shape(kind: str, labels: str | None = None, key: str = "q1", **value: Any) -> Task:
+    """A region of another kind, on an image of 200 x 100 pixels."""
+    named = {labels: ["cat"]} if labels else {}
+    about = {"id": key, "type": kind, "from_name": kind, "to_name": "image", "image_rotation": 0}
+    return {**about, "original_width": 200, "original_height": 100, "value": {**value, **named}}
+
+
+CORNERS = [[25, 10], [40, 50], [10, 60]]
+SQUARE: dict[str, Any] = {"x": 50, "y": 50, "width": 10, "height": 20, "rotation": 0}
+OUTLINES = {
+    "polygon": ([shape("polygonlabels", "polygonlabels", points=CORNERS, closed=True)], [20, 10, 80, 60]),
+    "polygon and labels": (
+        [shape("polygon", points=CORNERS), shape("labels", "labels", points=CORNERS)],
+        [20, 10, 80, 60],
+    ),
+    "ellipse": ([shape("ellipselabels", "ellipselabels", x=50, y=50, radiusX=10, radiusY=10)], [80, 40, 120, 60]),
+    # 20 pixels across and 10 down, turned by a quarter.
+    "turned ellipse": (
+        [shape("ellipselabels", "ellipselabels", x=50, y=50, radiusX=10, radiusY=10, rotation=90)],
+        [90, 30, 110, 70],
+    ),
+    "rectangle and labels": ([shape("rectangle", **SQUARE), shape("labels", "labels", **SQUARE)], [100, 50, 120, 70]),
+    "labels before the rectangle": (
+        [shape("labels", "labels", **SQUARE), shape("rectangle", **SQUARE)],
+        [100, 50, 120, 70],
+    ),
+    "with an attribute": (
+        [
+            shape("rectanglelabels", "rectanglelabels", **SQUARE),
+            shape("choices", **SQUARE, choices=["occluded"]),
+            {"id": "c", "type": "choices", "from_name": "c", "to_name": "image", "value": {"choices": ["outdoors"]}},
+            {"type": "relation", "from_id": "q1", "to_id": "q2", "direction": "right"},
+        ],
+        [100, 50, 120, 70],
+    ),
+}
+WITHOUT_BOX = {
+    "brush": [shape("brushlabels", "brushlabels", format="rle", rle=[0, 1, 2])],
+    "bitmask": [shape("bitmasklabels", "bitmasklabels", imageDataURL="data:image/png;base64,")],
+    "key point": [shape("keypointlabels", "keypointlabels", x=50, y=50, width=0.5)],
+    "vector": [shape("vectorlabels", "vectorlabels", vertices=[{"x": 1, "y": 2}])],
+    "unheard of": [shape("videorectangle", "labels", sequence=[])],
+}
+
+
+def labelled(file: Path, result: list[Task], image: str = "a.jpg", short: bool = False) -> Path:
+    """An export of one task as JSON, or as JSON-MIN."""
+    annotation = {"id": 3, "result": result, "created_at": "2026", "updated_at": "2026", "lead_time": 1}
+    task = {"id": 1, "data": {"image": image}, "annotations": [annotation]}
+    if short:
+        sides = ("original_width", "original_height")
+        lists: Task = {}
+        for r in (r for r in result if "original_width" in r):
+            lists.setdefault(r["from_name"], []).append({**r["value"], **{side: r[side] for side in sides}})
+        task = {"image": image, "id": 1, **lists, "annotator": 1, "annotation_id": 3, "lead_time": 1}
+    file.write_text(json.dumps([task]))
+    return file
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Store]:
+    """A store with one image of 200 x 100 pixels."""
+    with Store(tmp_path / "fresh.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(1, str(tmp_path / "a.jpg"), 200, 100)])
+        yield store
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["json", "json-min"])
+@pytest.mark.parametrize("name", OUTLINES)
+def test_an_outline_of_label_studio_becomes_the_box_around_it(
+    tmp_path: Path, fresh: Store, name: str, short: bool
+) -> None:
+    result, wanted = OUTLINES[name]
+    batch = labelstudio.read(labelled(tmp_path / "x.json", result, short=short))
+    assert bring_in(fresh, batch, "labelstudio", complete=True) == Imported(missed=1, complete=1)
+    assert fresh.labels()[1].boxes.tolist() == [pytest.approx(wanted, abs=1e-4)]
+    assert bring_in(fresh, batch, "labelstudio", complete=True) == Imported(unchanged=2)
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["json", "json-min"])
+@pytest.mark.parametrize("name", WITHOUT_BOX)
+def test_an_image_with_shapes_that_are_left_out_is_not_complete(
+    tmp_path: Path, fresh: Store, name: str, short: bool
+) -> None:
+    result = [*WITHOUT_BOX[name], region([0, 0, 9, 9], "cat")]
+    batch = labelstudio.read(labelled(tmp_path / "x.json", result, short=short))
+    (returned,) = batch.returned
+    assert len(returned.left_out) == 1
+    assert "(cat)" in returned.left_out[0]
+    assert bring_in(fresh, batch, "labelstudio", complete=True) == Imported(missed=1, shapes=1)
+    assert not fresh.labels()[1].complete
+
+
+def test_a_guess_replaced_by_a_brush_is_not_taken_for_a_false_positive(
+    project: Path, tmp_path: Path, store: Store
+) -> None:
+    def edit(result: list[Task]) -> None:
+        result[:] = [WITHOUT_BOX["brush"][0]]
+
+    done = bring_in(store, labelstudio.read(annotated(project, tmp_path, edit, only=1)), "labelstudio")
+    assert done == Imported(objects=2, unseen=1, shapes=1)
+    assert not len(store.labels()[4].rejected)
+
+
+def test_the_command_names_the_shapes_that_it_leaves_out(
+    tmp_path: Path, fresh: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = labelled(tmp_path / "x.json", [shape("keypointlabels", "keypointlabels", x=5, y=5, width=0.5)])
+    command = ["rarebox", "import", str(tmp_path / "fresh.sqlite"), str(file), "--format", "labelstudio", "--complete"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr()
+    assert "task 1: key point (cat) left out" in told.err
+    assert "1 shapes left out" in told.out
+    assert "complete now" not in told.out
+
+
+FOLDERS = ("cam1/1.jpg", "cam2/1.jpg", "20240315-0900.jpg", "0900.jpg", "cam1/a b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("/data/local-files/?d=photos/cam2/1.jpg", "cam2/1.jpg"),
+        ("cam1\\1.jpg", "cam1/1.jpg"),
+        ("/data/local-files/?d=photos/20240315-0900.jpg", "20240315-0900.jpg"),
+        ("/data/upload/3/1a2b3c4d-0900.jpg", "0900.jpg"),
+        ("/data/local-files/?d=cam1/a%20b.jpg", "cam1/a b.jpg"),
+        ("/data/local-files/?d=photos/20240316-0900.jpg", None),  # another day's photo, which is not here
+        ("/data/local-files/?d=photos/cam2/a%20b.jpg", None),  # the other camera's
+    ],
+)
+@pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
+def test_names_with_dates_and_folders_mean_one_photo(tmp_path: Path, tool: str, name: str, image: str | None) -> None:
+    if tool == "labelstudio":
+        batch = labelstudio.read(labelled(tmp_path / "x", [region([0, 0, 9, 9], "cat")], name))
+    else:
+        batch = cvat.read(drawn_in_cvat(tmp_path / "x", BOX, name))
+    with Store(tmp_path / "labels.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(n, f"/x/photos/{file}", 200, 100) for n, file in enumerate(FOLDERS)])
+        if image is None:
+            with pytest.raises(UserError, match="not in the store"):
+                bring_in(store, batch, tool)
+        else:
+            bring_in(store, batch, tool)
+        assert [i for i, said in store.labels().items() if len(said.boxes)] == (
+            [] if image is None else [FOLDERS.index(image)]
+        )
 
 
 # ------------------------------------------------------------------------------------------- CVAT
 
+BOX = '<box label="cat" xtl="0" ytl="0" xbr="9" ybr="9"/>'
+
+
+def drawn_in_cvat(file: Path, shapes: str, name: str = "a.jpg") -> Path:
+    """An export of CVAT with one image of 200 x 100 pixels."""
+    about = f'<image id="0" name="{html.escape(name)}" width="200" height="100">'
+    file.write_text(f"<annotations><version>1.1</version>{about}{shapes}</image></annotations>")
+    return file
+
+
+CVAT_OUTLINES = [
+    ('<box label="cat" xtl="60" ytl="40" xbr="140" ybr="60" rotation="90"/>', [90, 10, 110, 90]),
+    ('<box label="cat" xtl="60" ytl="40" xbr="140" ybr="60" rotation="45"/>', [64.645, 14.645, 135.355, 85.355]),
+    ('<polygon label="cat" points="50,10;80,50;20,60.5"/>', [20, 10, 80, 60.5]),
+    ('<polyline label="cat" points="50,10;80,50"/>', [50, 10, 80, 50]),
+    ('<ellipse label="cat" cx="100" cy="50" rx="20" ry="10"/>', [80, 40, 120, 60]),
+    ('<ellipse label="cat" cx="100" cy="50" rx="20" ry="10" rotation="270"/>', [90, 30, 110, 70]),
+    ('<mask label="cat" rle="1, 2" left="30" top="10" width="20" height="5"/>', [30, 10, 50, 15]),
+    (
+        '<cuboid label="cat" xtl1="10" ytl1="20" xbl1="10" ybl1="60" xtr1="40" ytr1="20" xbr1="40" ybr1="60" '
+        'xtl2="50" ytl2="15" xbl2="50" ybl2="50" xtr2="70" ytr2="15" xbr2="70" ybr2="50"/>',
+        [10, 15, 70, 60],
+    ),
+]
+
+
+@pytest.mark.parametrize(("drawn", "wanted"), CVAT_OUTLINES)
+def test_an_outline_of_cvat_becomes_the_box_around_it(
+    tmp_path: Path, fresh: Store, drawn: str, wanted: list[float]
+) -> None:
+    batch = cvat.read(drawn_in_cvat(tmp_path / "x.xml", drawn))
+    assert bring_in(fresh, batch, "cvat", complete=True) == Imported(missed=1, complete=1)
+    assert fresh.labels()[1].boxes.tolist() == [pytest.approx(wanted, abs=1e-3)]
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        '<points label="cat" points="5,5;9,9"/>',
+        '<skeleton label="cat"><points label="nose" points="5,5"/><box label="x" xtl="1"/></skeleton>',
+        '<novelty label="cat"/>',
+    ],
+)
+def test_points_of_cvat_are_left_out_and_their_image_is_not_complete(tmp_path: Path, fresh: Store, drawn: str) -> None:
+    batch = cvat.read(drawn_in_cvat(tmp_path / "x.xml", drawn + BOX))
+    assert bring_in(fresh, batch, "cvat", complete=True) == Imported(missed=1, shapes=1)
+    assert not fresh.labels()[1].complete
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        '<box label="cat" xtl="1" ytl="1" xbr="9"/>',
+        '<box label="cat" xtl="1" ytl="1" xbr="9" ybr="9" rotation="inf"/>',
+        '<polygon label="cat" points="1,2;3"/>',
+        '<ellipse label="cat" cx="5" cy="nan" rx="1" ry="1"/>',
+    ],
+)
+def test_a_shape_of_cvat_without_its_numbers_is_an_error(tmp_path: Path, drawn: str) -> None:
+    with pytest.raises(UserError, match="lacks a number"):
+        cvat.read(drawn_in_cvat(tmp_path / "x.xml", drawn))
+
+
+@pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
+def test_boxes_drawn_on_a_smaller_copy_are_scaled(tmp_path: Path, tool: str) -> None:
+    if tool == "labelstudio":
+        batch = labelstudio.read(labelled(tmp_path / "x", [region([20, 10, 100, 50], "cat")]))
+    else:
+        batch = cvat.read(drawn_in_cvat(tmp_path / "x", '<box label="cat" xtl="20" ytl="10" xbr="100" ybr="50"/>'))
+    with Store(tmp_path / "labels.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(1, "a.jpg", 400, 200)])
+        bring_in(store, batch, tool)
+        assert store.labels()[1].boxes.tolist() == [[40, 20, 200, 100]]
+
 
 def from_cvat(
     project: Path, to: Path, drawn: list[list[float]] | tuple[()] = (), drop: list[int] | tuple[()] = (),
-    other: str | None = None,
 ) -> Path:  # fmt: skip
     """What CVAT exports when somebody has worked on the import: boxes dropped by query, drawn on the first image."""
     tree = ET.parse(send(project, to / "out", "cvat") / "annotations.xml")
@@ -446,8 +671,6 @@ def from_cvat(
         places = {"xtl": f"{x1:.2f}", "ytl": f"{y1:.2f}", "xbr": f"{x2:.2f}", "ybr": f"{y2:.2f}"}
         box = ET.SubElement(images[0], "box", {"label": "cat", "source": "manual", "occluded": "0", **places, "z_order": "0"})  # fmt: skip  # noqa: E501
         ET.SubElement(box, "attribute", name="query").text = "new"
-    if other:
-        ET.SubElement(images[0], other, label="cat", points="0,0;5,5")
     tree.write(to / "annotations.xml", encoding="utf-8")
     return to / "annotations.xml"
 
@@ -473,11 +696,6 @@ def test_cvat_without_the_tag_says_nothing_of_what_is_missing(project: Path, tmp
     tree.write(file)
     assert bring_in(store, cvat.read(file), "cvat") == Imported(objects=2)
     assert [q.id for q in open_questions(store).queries] == [3]
-
-
-def test_other_shapes_of_cvat_are_refused(project: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is a polygon"):
-        cvat.read(from_cvat(project, tmp_path, other="polygon"))
 
 
 def test_a_store_without_a_cycle_takes_in_what_was_labelled_before(tmp_path: Path) -> None:

@@ -143,6 +143,38 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 
+def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Path) -> None:
+    for name in ("cam1", "cam2"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (200, 100)).save(tmp_path / "photos" / name / "1.jpg")
+    create(tmp_path / "project", tmp_path / "photos", CLASSES)
+    project = Project(tmp_path / "project")
+    app = FastAPI()
+    app.include_router(router_of(Offer(project)))
+    (second,) = (i for i, record in project.store.images().items() if "cam2" in record.path)
+    drawn = [
+        {
+            **region([0, 0, 1, 1], "cat", "p"),
+            "type": "polygonlabels",
+            "value": {"points": [[10, 10], [20, 30], [5, 40]], "polygonlabels": ["cat"]},
+        },
+        region([100, 50, 140, 70], "dog", "t", rotation=90),
+    ]
+    key_point = {
+        **region([0, 0, 1, 1], "cat", "k"),
+        "type": "keypointlabels",
+        "value": {"x": 5, "y": 5, "width": 1, "keypointlabels": ["cat"]},
+    }
+    told = event("ANNOTATION_CREATED", "1.jpg", {}, [*drawn, key_point], parent_prediction=None)
+    told["task"]["data"]["image"] = "/data/local-files/?d=mnt/cam2/1.jpg"
+    with TestClient(app) as client:
+        answer = client.post("/webhook", json=told)
+    assert answer.json()["result"] == {**zeros(), "missed": 2, "shapes": 1}
+    said = project.store.labels()[second].boxes
+    assert said.tolist() == [pytest.approx([10, 10, 40, 40]), pytest.approx([80, 50, 100, 90])]
+    project.store.close()
+
+
 def zeros() -> dict[str, int]:
     return dict.fromkeys(Imported.__dataclass_fields__, 0)
 
@@ -159,7 +191,7 @@ def test_other_events_and_skipped_tasks_change_nothing(client: TestClient, proje
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        ({"task": task(1, "unknown.jpg")}, "'unknown.jpg' is not in the store"),
+        ({"task": task(1, "unknown.jpg")}, "unknown.jpg' is not in the store"),
         ({"task": None}, "payload"),
         ({"task": {"data": {"text": "no image"}}}, "names no"),
     ],

@@ -1,5 +1,6 @@
 """A project of people, without a server: how it begins, and that its loop is the simulation's."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarebox import loop, project, ranking, trainer
+from rarebox import cli, loop, project, ranking, trainer
 from rarebox.data import load
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
@@ -267,6 +268,41 @@ def test_photos_that_came_later_are_taken_in(pictures: Path, tmp_path: Path) -> 
     after = now.store.images()
     assert {i: after[i] for i in before} == before
     assert after[max(before) + 1].path.endswith("0_new.png")
+
+
+def test_links_in_the_folder_of_photos_are_followed_or_named(tmp_path: Path) -> None:
+    for place in ("photos/a.jpg", "photos/.thumbnails/a.jpg", "disk/b.jpg"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / place)
+    (tmp_path / "photos" / "cam1").symlink_to("../disk")
+    (tmp_path / "photos" / "c.jpg").symlink_to("/nowhere/c.jpg")
+    (tmp_path / "photos" / ".hidden.heic").touch()
+    problems = create(tmp_path / "photos" / "project", tmp_path / "photos", ["cat"])
+    assert [(p.where.rsplit("/", 1)[1], "link to /nowhere" in p.what) for p in problems] == [("c.jpg", True)]
+    now = Project(tmp_path / "photos" / "project")
+    assert sorted(Path(i.path).name for i in now.store.images().values()) == ["a.jpg", "b.jpg"]
+    # Neither a second way to a photo nor what lies in the project is a new photo.
+    (tmp_path / "photos" / "0").symlink_to("../disk")
+    Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "project" / "figure.png")
+    assert now.add_new_images() == 0
+    now.store.close()
+
+
+def test_another_detectors_boxes_go_to_the_photo_in_the_folder_that_they_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for cam in ("cam1", "cam2"):
+        (tmp_path / "photos" / cam).mkdir(parents=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / "photos" / cam / "1.jpg")
+    line = {"image": "cam1/1.jpg", "boxes": [[1, 2, 9, 9]], "scores": [0.9], "labels": ["cat"]}
+    (tmp_path / "found.jsonl").write_text(json.dumps(line))
+    cli.init_project(Path("p"), Path("photos"), "cat", None, False, Path("found.jsonl"), "laptop", {})
+    now = Project(Path("p"))
+    offered = now.read_predictions()
+    assert offered is not None
+    assert [now.store.images()[i].path.split("/")[-2] for i in offered.image_id.tolist()] == ["cam1"]
+    now.store.close()
 
 
 class Idle:

@@ -185,6 +185,27 @@ def test_clip_cuts_at_the_borders() -> None:
     assert boxes.clip(np.array([[-3.0, 2, 50, 40]]), 20, 30).tolist() == [[0, 2, 20, 30]]
 
 
+def test_the_hull_of_a_turned_box() -> None:
+    wide = [30, 50, 130, 70]
+    assert boxes.hull_of_turned(wide, 0).tolist() == wide
+    for degrees in (90, -90, 450):
+        assert boxes.hull_of_turned(wide, degrees) == pytest.approx([70, 10, 90, 110])
+    # Clockwise about its first corner: what was below is now on the left.
+    assert boxes.hull_of_turned(wide, 90, about=(30, 50)) == pytest.approx([10, 50, 30, 150])
+    assert boxes.hull_of_turned(wide, 180, about=(30, 50)) == pytest.approx([-70, 30, 30, 50])
+    half = 120 / 8**0.5  # half of (100 + 20) / sqrt(2)
+    assert boxes.hull_of_turned(wide, 45) == pytest.approx([80 - half, 60 - half, 80 + half, 60 + half])
+
+
+@given(st.floats(-720, 720), st.tuples(st.floats(1, 50), st.floats(1, 50)))
+def test_the_hull_of_an_ellipse_holds_its_outline_and_touches_it(degrees: float, radii: tuple[float, float]) -> None:
+    angles = np.linspace(0, 2 * np.pi, 2000)
+    turn = np.radians(degrees)
+    outline = np.stack([radii[0] * np.cos(angles), radii[1] * np.sin(angles)], axis=1)
+    outline = outline @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + [7, 9]
+    assert boxes.hull_of_ellipse((7, 9), radii, degrees) == pytest.approx(boxes.hull(outline), abs=1e-3)
+
+
 @given(some_boxes(), some_boxes())
 def test_iou_is_symmetric_between_0_and_1_and_1_only_with_itself(one: np.ndarray, other: np.ndarray) -> None:
     iou = boxes.iou_matrix(one, other)

@@ -1,9 +1,10 @@
 """Geometry of boxes: ``float32`` rows ``x1, y1, x2, y2`` in absolute, 0-based pixels, ``x2 > x1`` and ``y2 > y1``."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -135,6 +136,36 @@ def cover(boxes: Floats, patches: Floats) -> Floats:
 def clip(boxes: Floats, width: float, height: float) -> Floats:
     """Boxes cut at the borders of a ``width`` x ``height`` image: (..., 4) -> (..., 4)."""
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+def hull(points: ArrayLike) -> Floats:
+    """The upright box around points: (..., P, 2) -> (..., 4), as ``float64``."""
+    places = np.asarray(points, dtype=np.float64)
+    return np.concatenate([places.min(axis=-2), places.max(axis=-2)], axis=-1)
+
+
+def hull_of_turned(box: ArrayLike, degrees: float, about: ArrayLike | None = None) -> Floats:
+    """The upright box around a box that is turned clockwise (as seen, y points down): (4,) -> (4,), as ``float64``.
+
+    ``about`` is the fixed point (2,), by default the centre of the box. Both must be in pixels or another unit that is
+    the same along both axes: a turn of shares or percentages shears the box wherever the image is not square.
+    """
+    x1, y1, x2, y2 = np.asarray(box, dtype=np.float64)
+    fixed = np.array([x1 + x2, y1 + y2]) / 2 if about is None else np.asarray(about, dtype=np.float64)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]) - fixed
+    return hull(corners @ np.array([[cos, sin], [-sin, cos]]) + fixed)
+
+
+def hull_of_ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -> Floats:
+    """The upright box around an ellipse that is turned about its centre: (2,), (2,) -> (4,), as ``float64``.
+
+    Units as in :func:`hull_of_turned`.
+    """
+    (x, y), (across, down) = np.asarray(centre, dtype=np.float64), np.asarray(radii, dtype=np.float64)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    wide, high = math.hypot(across * cos, down * sin), math.hypot(across * sin, down * cos)
+    return np.array([x - wide, y - high, x + wide, y + high])
 
 
 def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool_]:

@@ -1,5 +1,6 @@
 """The command ``rarebox``. Mistakes of the user end in one message and exit status 2, never in a traceback."""
 
+import io
 import json
 import os
 import sys
@@ -16,8 +17,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rarebox import __version__, config
+from rarebox import __version__, config, places
 from rarebox.errors import UserError
+from rarebox.naming import ByName
 from rarebox.progress import bench_events, console, minutes, progress_bars, shown
 
 app = typer.Typer(
@@ -34,8 +36,14 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 STOPPED = 130
 """Exit status after Ctrl-C."""
 
+PIPE_CLOSED = 1
+"""Exit status when the reader of the output has gone, as with ``| head``; click has the same."""
+
 SEVERAL = Path("rarebox-report")
 """Where the report on several runs goes, which belongs to none of them."""
+
+MOST_NAMED = 5
+"""Things of one kind that are named one by one; of more, only their number is shown."""
 
 ImageUrl = Annotated[str | None, typer.Option(help="What Label Studio finds the images under, before their names.")]
 Address = Annotated[
@@ -56,16 +64,40 @@ Engine = Annotated[EngineName, typer.Option(help="Where the pool is scored (benc
 
 def main() -> None:
     """Entry point of the command line."""
+    _make_everything_printable()
     try:
+        _main()
+    except BrokenPipeError:
+        _nobody_reads()
+        sys.exit(PIPE_CLOSED)
+
+
+def _main() -> None:
+    """Do what the command line says. Mistakes and trouble become a message and an exit status."""
+    try:
+        if note := places.settle():
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
         status = app(standalone_mode=False)
         if status == STOPPED:  # typer makes Ctrl-C an exit status
             raise KeyboardInterrupt
+        print(end="", flush=True)  # a full disk or a closed pipe is to be known here
         sys.exit(status)
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        console.print(f"rarebox: {error.filename or 'the disk'}: {error.strerror}", markup=False, soft_wrap=True)
+        console.print(
+            f"rarebox: {error.filename or 'the disk'}: {error.strerror or error}", markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        console.print(
+            f"rarebox: {error.object!r:.200} is not valid {error.encoding}. Rename that file, folder, or class",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         console.print("rarebox: stopped; repeat the command to go on")
@@ -76,6 +108,25 @@ def main() -> None:
         usage: Any = error  # a wrong option or argument
         usage.show()
         sys.exit(usage.exit_code)
+
+
+def _make_everything_printable() -> None:
+    """Let no character end a command: lists and JSON that go to a file or a pipe are UTF-8, whatever the locale says;
+    what a terminal cannot show is escaped, as ``\\u4e2d``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            data = stream is sys.stdout and not stream.isatty()
+            stream.reconfigure(encoding="utf-8" if data else None, errors="backslashreplace")
+
+
+def _nobody_reads() -> None:
+    """Let the streams end in silence after their reader has gone, as with ``| head``."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nothing, stream.fileno())
 
 
 @app.command()
@@ -468,6 +519,8 @@ def bring_in(
     if as_json:
         print(json.dumps(counts))
         return
+    for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
+        console.print(f"{where}: {shape} left out; draw a box there if it is an object", markup=False, soft_wrap=True)
     print(
         f"{file}: " + (", ".join(f"{count} {IMPORTED[name]}" for name, count in counts.items() if count) or "nothing")
     )
@@ -484,6 +537,7 @@ IMPORTED = {
     "unseen": "guesses that the annotation did not begin with, left unanswered",
     "skipped": "images skipped there, left unanswered",
     "older": "older annotations of the same images",
+    "shapes": "shapes left out, for no box can be made of them; their images do not count as complete",
 }
 """What the command says of each count."""
 
@@ -654,13 +708,13 @@ def init_project(
 
 def take_predictions(project: Any, ranked: Any) -> int:
     """Give another detector's boxes the numbers of the project's images and classes; how many there are."""
-    ids = {Path(record.path).resolve(): i for i, record in project.store.images().items()}
-    by_name = {path.name: i for path, i in ids.items()}
+    by_name = ByName[int]()
+    for i, record in project.store.images().items():
+        by_name.add(record.path, i)
     labels = {name.casefold(): label for label, name in enumerate(project.store.classes())}
     kept = []
     for query in ranked.queries:
-        path = Path(ranked.images[query.image_id].path)
-        image_id = ids.get(path.resolve()) or by_name.get(path.name)
+        image_id = by_name.match(ranked.images[query.image_id].path)
         if image_id is not None:
             kept.append(replace(query, image_id=image_id, guess=labels[ranked.classes[query.guess].casefold()]))
     project.write_predictions(kept)

@@ -135,7 +135,11 @@ def _connect(ray: Any, address: str) -> None:
 
 def _token_hint(address: str) -> str:
     """What else may be wrong where a token of Ray lies on this machine: its head wants it then, unasked."""
-    if address == "local" or "RAY_AUTH_MODE" in os.environ or not (Path.home() / ".ray" / "auth_token").exists():
+    if (
+        address == "local"
+        or "RAY_AUTH_MODE" in os.environ
+        or not os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    ):
         return ""
     return ". Or it wants the token in ~/.ray/auth_token: export RAY_AUTH_MODE=token, and try again"
 

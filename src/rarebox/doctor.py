@@ -11,6 +11,7 @@ from rarebox import loop
 from rarebox.detectors.backbones import BACKBONES, WeightsUnavailable
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
+from rarebox.places import cache_folder
 
 
 class Check(NamedTuple):
@@ -62,7 +63,7 @@ def _weights(backbone: str) -> Check:
 
 
 def _voc() -> Check:
-    root = loop.cache_folder() / "voc0712"
+    root = cache_folder() / "voc0712"
     if root.exists():
         return Check("PASCAL VOC", True, str(root))
     return Check(

@@ -124,7 +124,7 @@ class Offer:
                 asked.setdefault(query.image_id, []).append(query)
         sheets: list[Sheet | None] = []
         for name, number in images:
-            image_id = by_name.find(name) if number is None else number
+            image_id = by_name.match(name) if number is None else number
             if image_id is None or image_id not in found.images:
                 sheets.append(None)
                 continue
@@ -167,7 +167,8 @@ class Imported:
     """What a file brought, in answers: guesses that are an object and those that are none or have their label already,
     missed boxes, images called complete, and boxes taken back. ``unchanged`` were known before; ``left`` would
     contradict what somebody else said meanwhile, which stands; ``unseen`` are guesses on images whose annotation was
-    not begun with them, so that a missing one says nothing."""
+    not begun with them, so that a missing one says nothing. ``shapes`` are those that no box can be made of; on their
+    images a missing guess says nothing either, and no such image is called complete."""
 
     objects: int = 0
     no_objects: int = 0
@@ -177,6 +178,7 @@ class Imported:
     unchanged: int = 0
     left: int = 0
     unseen: int = 0
+    shapes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +254,7 @@ def bring_in(
         ]
         fates = [_fate(one, known, instead) for one in said]
         _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate != "unseen"])
-    return Imported(**Counter(fate for fate in fates if fate))
+    return Imported(**Counter(fate for fate in fates if fate), shapes=sum(len(one.left_out) for one in batch.returned))
 
 
 def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned, ImageRecord]]:
@@ -288,7 +290,7 @@ def _find(one: Returned, known: _Known, by_name: ByName[int], sent: Mapping[str,
     ours = sent.get(one.image, -1)
     if known.queries.get(ours, {}).keys() & {*one.queries}:  # our own file: its name need not be that of the photo
         return known.images[ours]
-    image_id = by_name.find(one.image)
+    image_id = by_name.match(one.image)
     return None if image_id is None else known.images[image_id]
 
 
@@ -316,7 +318,7 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
             region = answer_to[query.id]
             boxes[region] = _settle(boxes[region], query)
             found.append(said("objects", query, Verdict.OBJECT, region))
-        elif one.began_with_guesses:
+        elif one.began_with_guesses and not one.left_out:
             assert query.box is not None
             near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
             found.append(said("no_objects", query, Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT))
@@ -330,7 +332,7 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
     gone = {*before.values()} - {*drawn.values()}
     found += [said("withdrawn", ours[n], Verdict.WITHDRAWN) for n in sorted(gone) if ours[n].box is not None]
-    if complete:
+    if complete and not one.left_out:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
     return found

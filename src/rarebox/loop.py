@@ -1,6 +1,5 @@
 """Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
 from rarebox.oracle import SimulatedOracle
+from rarebox.places import cache_folder
 from rarebox.project import HELD_BACK
 from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, read_json, write_json
@@ -137,11 +137,6 @@ def load_data(name: str, progress: Progress = lambda *_: None) -> data.Dataset:
         voc.download(cache_folder() / name)
         return data.load(cache_folder() / name, read=read)
     return data.load(name, check_pixels=True, read=read)
-
-
-def cache_folder() -> Path:
-    """Where made and fetched data sets are kept: ``$RAREBOX_CACHE``, or the user's cache folder."""
-    return Path(os.environ.get("RAREBOX_CACHE") or Path.home() / ".cache" / "rarebox")
 
 
 def open_run(

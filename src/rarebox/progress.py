@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+
+class Messages(Console):
+    """Where messages and progress go: standard error."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line how to end, and say so in its exit status."""
+        raise
+
+
+console = Messages(stderr=True, highlight=False)
 
 LOG_SECONDS = 15
 """How often progress is written where there is no terminal to draw a bar on."""

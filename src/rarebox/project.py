@@ -13,7 +13,16 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
-from rarebox.data.images import SUFFIXES, UnreadableImage, content_of, image_files, image_size, read_picture, readers
+from rarebox.data.images import (
+    SUFFIXES,
+    UnreadableImage,
+    content_of,
+    files_below,
+    image_files,
+    image_size,
+    read_picture,
+    readers,
+)
 from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import Busy, UserError
 from rarebox.people import clean_name
@@ -72,7 +81,7 @@ class Project:
         """
         self.find_moved_images()
         known = self.store.images()
-        new, digests = _new_files(known, Path(self.settings.data)), dict[int, str]()
+        new, digests = _new_files(known, Path(self.settings.data), self.folder.root), dict[int, str]()
         records, _ = read_images(
             new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests
         )  # fmt: skip
@@ -81,7 +90,7 @@ class Project:
 
     def find_moved_images(self) -> int:
         """Know photos again that lie elsewhere in the folder of photos now, or under another name; how many."""
-        return find_moved_images(self.store, Path(self.settings.data))
+        return find_moved_images(self.store, Path(self.settings.data), self.folder.root)
 
     @property
     def cycle(self) -> int:
@@ -193,25 +202,25 @@ def _as_written(file: Path) -> Iterator[None]:
         raise UserError(f"{file} is damaged ({error!r:.100}); restore it from a copy") from error
 
 
-def _new_files(known: Mapping[int, ImageRecord], folder: Path) -> list[str]:
-    """Image files below a folder that no image lies in."""
-    paths = {image.path for image in known.values()}
-    files = map(os.path.abspath, image_files(folder)) if folder.is_dir() else ()
-    return [file for file in files if file not in paths]
+def _new_files(known: Mapping[int, ImageRecord], folder: Path, root: Path) -> list[str]:
+    """Image files below a folder, outside the project's own, that no image lies in, by whatever links."""
+    paths = {os.path.realpath(image.path) for image in known.values()}
+    files = photos_in(folder, root) if folder.is_dir() else ()
+    return [os.path.abspath(file) for file in files if os.path.realpath(file) not in paths]
 
 
-def find_moved_images(store: Store, folder: Path) -> int:
+def find_moved_images(store: Store, folder: Path, root: Path) -> int:
     """Look for the images of a store that do not lie in a folder among its new files; how many were found.
 
     An image whose file is where it was, outside of that folder, counts as moved only if a copy of it is found.
     """
     known = store.images()
-    if not (new := _new_files(known, folder)):
+    if not (new := _new_files(known, folder, root)):
         return 0
-    root = os.path.join(os.path.abspath(folder), "")
+    inside = os.path.join(os.path.abspath(folder), "")
     lost = {
         i: image for i, image in known.items()
-        if not is_url(image.path) and not (image.path.startswith(root) and os.path.isfile(image.path))
+        if not is_url(image.path) and not (image.path.startswith(inside) and os.path.isfile(image.path))
     }  # fmt: skip
     found = find_again(lost, store.digests(), new) if lost else {}
     store.move_images(found)
@@ -238,7 +247,7 @@ def relocate(root: Path, place: Path) -> Relocated:
     within = place if place.is_dir() else place.parent
     try:
         with hold(root / "serve.lock"), hold(root / "lock"), Store(folder.labels(settings)) as store:
-            find_moved_images(store, within)
+            find_moved_images(store, within, root)
             images = store.images().values()
             inside = os.path.join(os.path.abspath(within), "")
             missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
@@ -288,8 +297,7 @@ def create(
         files, unknown = listing(location(images), SUFFIXES), []
         progress("list", 1, 1, str(images))
     else:
-        files = [file for file in image_files(images) if root.resolve() not in file.resolve().parents]
-        unknown = [file for file in sorted(Path(images).rglob("*")) if file.suffix.lower() in NOT_READ]
+        files, unknown = photos_in(Path(images), root), files_below(images, NOT_READ)
     digests: dict[int, str] = {}
     records, problems = read_images(files, settings.detector.size, progress, digests=digests)
     if unknown:
@@ -316,6 +324,11 @@ def _class_names(names: Sequence[str]) -> list[str]:
     for name in names:
         once.setdefault(clean_name(name, "class").casefold(), clean_name(name, "class"))
     return list(once.values())
+
+
+def photos_in(folder: Path, root: Path) -> list[Path]:
+    """The image files below a folder that are not in the folder of the project, where that lies among the photos."""
+    return [file for file in image_files(folder) if root.resolve() not in file.resolve().parents]
 
 
 def read_images(

@@ -173,8 +173,8 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file by write, flush and rename."""
-    write_bytes(file, text.encode())
+    """Write a text file as UTF-8 by write, flush and rename; what UTF-8 cannot hold (lone surrogates) is escaped."""
+    write_bytes(file, text.encode(errors="backslashreplace"))
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -152,7 +152,7 @@ def load(path: str | Path, *, check_pixels: bool = False, read: ReadProgress = l
     """
     from rarebox.data import voc  # not at the top, here and in `_reader`, because the readers import this module
 
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if voc.wants_download(path):
         voc.download(path)
     if not path.exists():
@@ -177,7 +177,7 @@ def refuse_missing(name: str | Path) -> None:
 
     if not str(name).strip():
         raise UserError("the data set has no name; give a folder with images and labels, or scenes")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if str(name) == MADE or voc.wants_download(path):
         return
     if not path.exists():

@@ -1,4 +1,4 @@
-"""CVAT: "CVAT for images 1.1" XML with rectangles, going out and coming back.
+"""CVAT: "CVAT for images 1.1" XML; rectangles go out, rectangles and other shapes come back.
 
 CVAT gives boxes no lasting ids. A box carries its query as the attribute ``query``, and a tag ``rarebox`` on the image
 lists all queries that were shown there, so that a deleted box is seen to be missing. Both must be among the labels of
@@ -6,18 +6,20 @@ the CVAT task, which is what ``labels.json`` is for.
 """
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.data.markup import from_xml
 from rarebox.data.review import Batch, Region, Returned, Sheet, colour
 from rarebox.errors import UserError
-from rarebox.types import Query
+from rarebox.types import Floats, Query
 
 QUERY, TAG, SHOWN = "query", "rarebox", "queries"
 NEW = "new"
@@ -86,7 +88,11 @@ def _box(image: ET.Element, sheet: Sheet, query: Query, classes: Sequence[str], 
 
 
 def read(file: Path) -> Batch:
-    """An export as "CVAT for images 1.1": the XML, out of its archive. Other shapes than boxes are an error."""
+    """An export as "CVAT for images 1.1": the XML, out of its archive.
+
+    Turned boxes, ellipses, polygons, polylines, masks and cuboids become the upright box around them. Points and
+    skeletons do not outline an object: they are left out, and named.
+    """
     try:
         root = from_xml(file.read_bytes())
     except (OSError, ET.ParseError, ValueError) as error:
@@ -102,23 +108,72 @@ def read(file: Path) -> Batch:
 def _returned(image: ET.Element, file: Path, by: str) -> Returned:
     name = image.get("name")
     where = f"{file}, image {name}"
-    other = next((shape.tag for shape in image if shape.tag not in ("box", "tag")), None)
-    if not name or other:
-        raise UserError(f"{where}: there is a {other}, and only boxes can be taken in; delete it in CVAT" if other else f"{where}: it has no name")  # fmt: skip  # noqa: E501
+    if not name:
+        raise UserError(f"{where}: it has no name")
+    shapes = [shape for shape in image if shape.tag != "tag"]
     try:
         size = (int(image.attrib["width"]), int(image.attrib["height"]))
-        regions = tuple(_region(box) for box in image.iter("box"))
+        regions = tuple(_region(shape) for shape in shapes if shape.tag in _HULLS)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{where}: the image or a box of it lacks a number ({error!r}); export it again") from None
+        raise UserError(f"{where}: the image or a shape on it lacks a number ({error!r}); export it again") from None
     tags = (tag for tag in image.iter("tag") if tag.get("label") == TAG)
     shown = [int(number) for tag in tags for number in re.findall(r"\d+", _attribute(tag, SHOWN))]
-    return Returned(where, name, None, size, tuple(shown), regions, by)
+    left_out = tuple(f"{shape.tag} ({shape.get('label')})" for shape in shapes if shape.tag not in _HULLS)
+    return Returned(where, name, None, size, tuple(shown), regions, by, left_out=left_out)
 
 
-def _region(box: ET.Element) -> Region:
-    x1, y1, x2, y2 = (float(box.attrib[edge]) for edge in ("xtl", "ytl", "xbr", "ybr"))
-    said = _attribute(box, QUERY)
-    return Region((x1, y1, x2, y2), box.attrib["label"], int(said) if said.isdecimal() else None, "")
+def _region(shape: ET.Element) -> Region:
+    x1, y1, x2, y2 = _HULLS[shape.tag](shape).tolist()
+    said = _attribute(shape, QUERY)
+    return Region((x1, y1, x2, y2), shape.attrib["label"], int(said) if said.isdecimal() else None, "")
+
+
+def _numbers(shape: ET.Element, *names: str) -> list[float]:
+    return [_number(shape.attrib[name]) for name in names]
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _degrees(shape: ET.Element) -> float:
+    """How far a shape is turned about its centre, clockwise."""
+    return _number(shape.get("rotation") or "0")
+
+
+def _box_hull(shape: ET.Element) -> Floats:
+    return hull_of_turned(_numbers(shape, "xtl", "ytl", "xbr", "ybr"), _degrees(shape))
+
+
+def _ellipse_hull(shape: ET.Element) -> Floats:
+    return hull_of_ellipse(_numbers(shape, "cx", "cy"), _numbers(shape, "rx", "ry"), _degrees(shape))
+
+
+def _points_hull(shape: ET.Element) -> Floats:
+    return hull([[_number(n) for n in point.split(",")] for point in shape.attrib["points"].split(";")])
+
+
+def _mask_hull(shape: ET.Element) -> Floats:
+    x, y, width, height = _numbers(shape, "left", "top", "width", "height")
+    return np.array([x, y, x + width, y + height])
+
+
+def _cuboid_hull(shape: ET.Element) -> Floats:
+    corners = [f"{corner}{side}" for corner in ("tl", "bl", "tr", "br") for side in (1, 2)]
+    return hull([_numbers(shape, f"x{corner}", f"y{corner}") for corner in corners])
+
+
+_HULLS: Mapping[str, Callable[[ET.Element], Floats]] = {
+    "box": _box_hull,
+    "ellipse": _ellipse_hull,
+    "polygon": _points_hull,
+    "polyline": _points_hull,
+    "mask": _mask_hull,
+    "cuboid": _cuboid_hull,
+}
+"""Element -> the upright box around its shape."""
 
 
 def _attribute(element: ET.Element, name: str) -> str:

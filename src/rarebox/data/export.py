@@ -113,7 +113,7 @@ def export(
     """
     if format not in (*_WRITERS, *REVIEW):
         raise unknown_name("export format", format, (*_WRITERS, *REVIEW))
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if any(a.labels.max(initial=0) >= len(classes) or a.labels.min(initial=0) < 0 for a in annotations):
         raise ValueError(f"labels must be in [0, {len(classes)})")
     classes = clean_all(classes)
@@ -158,7 +158,7 @@ def export_queries(
     """
     if format not in REVIEW:
         raise unknown_name("format for queries", format, REVIEW)
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if not queries:
         raise UserError(f"nothing to export to {folder}: there is no open question; run or serve the next cycle first")
     classes = clean_all(classes)

@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 from rarebox.data import remote
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
+from rarebox.naming import is_litter
 from rarebox.types import ImageRecord, Picture
 
 SUFFIXES = frozenset(
@@ -79,9 +80,57 @@ class UnreadableImage(UserError):
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """All image files below a folder, by their suffix, sorted by path; hidden files are left out."""
-    files = (p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in files if p.is_file())
+    """All image files below a folder, by their suffix, sorted by path.
+
+    Walked as :func:`files_below` does. Dead links and folders that cannot be read are in the list as well: reading
+    them says what is wrong (`UnreadableImage`), so nothing is passed over in silence.
+    """
+    return files_below(folder, SUFFIXES, lost=True)
+
+
+def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = False) -> list[Path]:
+    """All files below a folder that end in one of the suffixes, whatever their capitals, sorted by path.
+
+    Links are followed, but not to a folder that holds ``folder``. A file that is reached on several ways comes once:
+    as itself rather than by a link. Litter is left out. With ``lost`` the list has dead links too, if they end in one
+    of the suffixes or in none, and folders that cannot be read.
+    """
+    top = Path(folder)
+    found: dict[str, Path] = {}  # where a file really is -> how it is reached
+    nowhere: list[Path] = []
+    links: list[Path] = []
+    walked = {str(parent) for parent in Path(os.path.realpath(top)).parents}
+    waiting, linked = [top], list[Path]()
+    while waiting or linked:
+        place = waiting.pop() if waiting else linked.pop(0)
+        real = os.path.realpath(place)
+        if real in walked:
+            continue
+        walked.add(real)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError:
+            nowhere.append(place)
+            continue
+        for entry in entries:
+            path = place / entry.name
+            if is_litter(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(path)
+            elif os.path.isdir(path):
+                linked.append(path)
+            elif entry.is_symlink() and not os.path.exists(path):
+                if not path.suffix or path.suffix.lower() in suffixes:
+                    nowhere.append(path)
+            elif path.suffix.lower() in suffixes:
+                if entry.is_symlink():
+                    links.append(path)
+                else:
+                    found[os.path.join(real, entry.name)] = path
+    for path in links:
+        found.setdefault(os.path.realpath(path), path)
+    return sorted([*found.values(), *nowhere] if lost else found.values())
 
 
 def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int, bool]:
@@ -165,6 +214,9 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
         content = held.enter_context(content_of(path)) if content is None else content
         if not _is_text(str(path)):
             raise UnreadableImage(path, "its name is not UTF-8 text; rename it")
+        if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+            folder = os.path.isdir(path)
+            raise UnreadableImage(path, "it is a folder that may not be read" if folder else "it is not a regular file")
         try:
             image = Image.open(path if content is None else io.BytesIO(content), formats=_formats())
             held.enter_context(image)
@@ -178,7 +230,9 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
             reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels; scale it down"
             raise UnreadableImage(path, reason) from None
         except FileNotFoundError:
-            raise UnreadableImage(path, "there is no such file") from None
+            dead = os.path.islink(path)
+            reason = f"it is a link to {os.readlink(path)}, where there is nothing" if dead else "there is no such file"
+            raise UnreadableImage(path, reason) from None
         except Image.UnidentifiedImageError:
             size = Path(path).stat().st_size if content is None else len(content)
             reason = "it is not an image of a known kind" if size else "the file is empty"

@@ -1,23 +1,26 @@
 """Label Studio: tasks with predictions going out, its JSON and JSON-MIN exports coming back.
 
-Rectangles are x, y, width, height in percent of the image, turned about their top left corner. All boxes of a
+Rectangles are x, y, width, height in percent of the image, turned about their top left corner. Polygons and ellipses
+come back as the upright box around them; brushes and key points outline nothing that is read here. All boxes of a
 prediction are in one object (of two with one version, Label Studio shows only one). The id of a region stays when a
 person takes a prediction over, so it carries the query; the list of what was shown lies in the task's own data, under
 ``rarebox``.
 """
 
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 from zlib import crc32
 
 import numpy as np
 
+from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.data.markup import from_xml
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
@@ -33,8 +36,6 @@ Task = dict[str, Any]
 """A task, a prediction or a region as Label Studio's JSON has them."""
 
 _QUERY = re.compile(r"query-(\d+)")
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-")
-"""What Label Studio puts before the names of uploaded files."""
 
 
 def config(classes: Sequence[str]) -> str:
@@ -155,14 +156,13 @@ def from_annotation(task: Mapping[str, Any], annotation: Mapping[str, Any], wher
     result = annotation.get("result")
     if not isinstance(result, list):
         raise UserError(f"{where}: the annotation has no result list")
-    size, regions = _regions([r for r in result if isinstance(r, dict) and r.get("type") == TYPE], where)
     by, seconds = annotation.get("completed_by"), annotation.get("lead_time")
-    returned = _returned(task.get("data"), size, regions, by, seconds, where)
+    returned = _returned(task.get("data"), [r for r in result if isinstance(r, dict)], by, seconds, where)
     begun_with = annotation.get("parent_prediction", OURS)
     kept = annotation.get("prediction")
     if isinstance(kept, dict) and isinstance(kept.get("result"), list) and begun_with in (OURS, kept.get("id")):
         returned = replace(returned, queries=tuple(filter(None, map(_query_of, kept["result"]))))
-    taken_over = begun_with is not None or any(region.query is not None for region in regions)
+    taken_over = begun_with is not None or any(region.query is not None for region in returned.regions)
     return replace(returned, began_with_guesses=taken_over)
 
 
@@ -176,17 +176,22 @@ def _query_of(region: Any) -> int | None:
 def _from_short(task: Mapping[str, Any], where: str) -> Returned:
     """A task of JSON-MIN: its data and its regions side by side, the regions without their ids."""
     lists = [value for value in task.values() if isinstance(value, list)]
-    found = [entry for entries in lists for entry in entries if isinstance(entry, dict) and TYPE in entry]
-    size, regions = _regions([{**entry, "value": entry} for entry in found], where)
-    return _returned(task, size, regions, task.get("annotator"), task.get("lead_time"), where)
+    found = [{**entry, "value": entry} for entries in lists for entry in entries if _is_region(entry)]
+    return _returned(task, found, task.get("annotator"), task.get("lead_time"), where)
+
+
+def _is_region(entry: Any) -> bool:
+    """Whether an entry of a list of JSON-MIN is of the annotation; it may also be of the task's own data."""
+    return isinstance(entry, dict) and ("original_width" in entry or bool(_names(entry)))
 
 
 def image_of(data: Any, where: str) -> tuple[str, int | None]:
-    """The image's own name in a task's data, and its number here, if the task is one of ours."""
+    """The image's address in a task's data (see :class:`rarebox.naming.ByName`), and its number here, if the task is
+    one of ours."""
     if not isinstance(data, dict) or not isinstance(data.get(IMAGE), str):
         raise UserError(f'{where}: its data names no "{IMAGE}"; only tasks with an image can be taken in')
     image_id = _ours(data).get("image_id")
-    return file_name(data[IMAGE]), image_id if isinstance(image_id, int) else None
+    return data[IMAGE], image_id if isinstance(image_id, int) else None
 
 
 def _ours(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -194,17 +199,12 @@ def _ours(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return ours if isinstance(ours, dict) else {}
 
 
-def _returned(data: Any, size: Any, regions: list[Region], by: Any, seconds: Any, where: str) -> Returned:
+def _returned(data: Any, entries: Sequence[Mapping[str, Any]], by: Any, seconds: Any, where: str) -> Returned:
     image, image_id = image_of(data, where)
     shown = tuple(q for q in _list(_ours(data).get("queries")) if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
-    return Returned(where, image, image_id, size, shown, tuple(regions), _person(by), milliseconds)
-
-
-def file_name(url: str) -> str:
-    """The image's own name in a task's address: local storage, uploads, or any web address."""
-    path = url.split("?d=", 1)[1] if "?d=" in url else url.split("?", 1)[0]
-    return _UPLOAD.sub("", unquote(path).replace("\\", "/").rsplit("/", 1)[-1])
+    size, regions, left_out = _regions(entries, where)
+    return Returned(where, image, image_id, size, shown, regions, _person(by), milliseconds, left_out=left_out)
 
 
 def _person(by: Any) -> str:
@@ -213,40 +213,100 @@ def _person(by: Any) -> str:
     return "" if by is None else f"user {by}" if isinstance(by, int) else str(by)
 
 
-def _regions(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[int, int] | None, list[Region]]:
-    """The size of the picture, and its rectangles in pixels of it."""
-    size: tuple[int, int] | None = None
-    regions = []
+def _regions(
+    entries: Sequence[Mapping[str, Any]], where: str
+) -> tuple[tuple[int, int] | None, tuple[Region, ...], tuple[str, ...]]:
+    """The size of the picture, the boxes in pixels of it, and the shapes that no box can be made of.
+
+    A region may be one entry (``RectangleLabels``) or several (``Rectangle`` and ``Labels``, further questions about
+    it), which repeat its id and its place. Entries without a place are about the image, not about an object on it.
+    """
+    of_region: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
+        if isinstance(entry.get("value"), dict) and (_shape(entry["value"]) or _names(entry["value"])):
+            place = {name: entry["value"][name] for name in _PLACE if name in entry["value"]}
+            of_region.setdefault(json.dumps([entry.get("id"), place], sort_keys=True), []).append(entry)
+    if len({(entry.get("to_name"), entry.get("item_index")) for same in of_region.values() for entry in same}) > 1:
+        raise UserError(f"{where}: its regions are on several images; only tasks with one image can be taken in")
+    size: tuple[int, int] | None = None
+    regions, left_out = list[Region](), list[str]()
+    for entry, *others in of_region.values():
+        names = list(dict.fromkeys(name for part in (entry, *others) for name in _names(part["value"])))
+        if (shape := _shape(entry["value"])) not in _HULLS:
+            left_out.append(f"{shape or entry.get('type') or 'region'} ({', '.join(names) or 'no class'})")
+            continue
         try:
             width, height = (int(entry[f"original_{side}"]) for side in ("width", "height"))
-            size = size or (width, height)
-            value = entry["value"]
-            x, y, w, h = (float(value[name]) for name in ("x", "y", "width", "height"))
-            rotation = float(value.get("rotation") or 0)
-            if not np.isfinite([x, y, w, h, rotation]).all():
-                raise ValueError("a number without end")
-            box = _corners(x, y, w, h, rotation, width, height)
-            names = value.get(TYPE)
+            x1, y1, x2, y2 = _HULLS[shape](entry["value"], np.array([width, height]) / 100).tolist()
+            turned = float(entry.get("image_rotation") or 0) % 360
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}: a region lacks its place or the size of the image ({error!r})") from None
+        size = size or (width, height)
         if size != (width, height):
             raise UserError(f"{where}: its regions are of pictures of different sizes")
-        if not isinstance(names, list) or not names:
-            raise UserError(f"{where}: a region has no class; give it one in Label Studio, or delete it")
+        if turned:
+            raise UserError(f"{where}: the image was turned in Label Studio; turn it back there, and export again")
+        if len(names) != 1:
+            said = f"several classes ({', '.join(names)}); keep one" if names else "no class; give it one"
+            raise UserError(f"{where}: a region has {said} in Label Studio, or delete it")
         key = str(entry.get("id") or "").split("#")[0]
-        regions.append(Region(box, str(names[0]), _query_of(entry), key))
-    return size, regions
+        regions.append(Region((x1, y1, x2, y2), names[0], _query_of(entry), key))
+    return size, tuple(regions), tuple(left_out)
 
 
-def _corners(
-    x: float, y: float, w: float, h: float, rotation: float, width: int, height: int
-) -> tuple[float, float, float, float]:
-    """Percent -> the upright box in pixels around the rectangle, which is turned clockwise about its first corner."""
-    x, w, y, h = x * width / 100, w * width / 100, y * height / 100, h * height / 100
-    if not rotation:
-        return x, y, x + w, y + h
-    cos, sin = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
-    corners: Floats = np.array([[0, 0], [w, 0], [w, h], [0, h]]) @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
-    (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-    return x1, y1, x2, y2
+_PLACE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "vertices", "rle", "imageDataURL")
+"""What of a value tells where a region is."""
+
+
+def _shape(value: Mapping[str, Any]) -> str:
+    """The kind of a region, by what its value tells of its place: JSON-MIN does not name it. Empty if it has none."""
+    marks = {
+        "rle": "brush",
+        "imageDataURL": "brush",
+        "vertices": "vector",
+        "points": "polygon",
+        "radiusX": "ellipse",
+        "height": "rectangle",
+        "x": "key point",
+    }
+    return next((shape for mark, shape in marks.items() if mark in value), "")
+
+
+def _names(value: Mapping[str, Any]) -> list[str]:
+    """The classes in a value: under ``rectanglelabels``, ``polygonlabels``, …, or ``labels``."""
+    lists = (names for key, names in value.items() if key.endswith("labels") and isinstance(names, list))
+    return [str(name) for names in lists for name in names]
+
+
+def _number(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{value} is not a finite number")
+    return number
+
+
+def _pair(value: Mapping[str, Any], first: str, second: str, percent: Floats) -> Floats:
+    """Two of a value's numbers, of which the first is across and the second down, in pixels: (2,)."""
+    return np.array([_number(value[first]), _number(value[second])]) * percent
+
+
+def _rectangle_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
+    corner = _pair(value, "x", "y", percent)
+    opposite = corner + _pair(value, "width", "height", percent)
+    return hull_of_turned([*corner, *opposite], _number(value.get("rotation") or 0), about=corner)
+
+
+def _ellipse_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
+    centre, radii = _pair(value, "x", "y", percent), _pair(value, "radiusX", "radiusY", percent)
+    return hull_of_ellipse(centre, radii, _number(value.get("rotation") or 0))
+
+
+def _polygon_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
+    return hull(np.array([[_number(x), _number(y)] for x, y in value["points"]]) * percent)
+
+
+_HULLS: Mapping[str, Callable[[Mapping[str, Any], Floats], Floats]] = {
+    "rectangle": _rectangle_hull,
+    "ellipse": _ellipse_hull,
+    "polygon": _polygon_hull,
+}
+"""Shape -> the upright box around it in pixels (4,), from its value and the pixels of one percent of each side (2,)."""

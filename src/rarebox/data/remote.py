@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
+from rarebox.naming import is_litter
 
 T = TypeVar("T")
 
@@ -133,7 +134,8 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
         raise
     except Exception as error:  # each service has errors of its own
         raise UserError(f"{url} cannot be listed: {reason(error)}; name a folder, or a text file of URLs") from error
-    return sorted(name for name in found if _is_image(urlsplit(name).path, suffixes))
+    base = urlsplit(url).path
+    return sorted(name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
 
 
 def _listed(url: str) -> list[str]:
@@ -183,8 +185,8 @@ def reason(error: Exception) -> str:
 
 
 def _is_image(path: str, suffixes: frozenset[str]) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return os.path.splitext(name)[1].lower() in suffixes and not name.startswith(".")
+    parts = path.split("/")
+    return os.path.splitext(parts[-1])[1].lower() in suffixes and not any(map(is_litter, parts))
 
 
 def _read(url: str, held: ExitStack) -> bytes:

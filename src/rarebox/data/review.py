@@ -29,8 +29,8 @@ class Sheet:
 
 
 class Region(NamedTuple):
-    """A box that came back: x1, y1, x2, y2 in pixels of the picture there, its class, the query it is an answer to, if
-    it says so, and its own name in the tool, if it has one that lasts."""
+    """A box that came back, or the upright box around another shape: x1, y1, x2, y2 in pixels of the picture there, its
+    class, the query it is an answer to, if it says so, and its own name in the tool, if it has one that lasts."""
 
     box: tuple[float, float, float, float]
     name: str
@@ -45,7 +45,8 @@ class Returned:
     ``image`` is its name there, ``image_id`` its number here, if the file tells; ``size`` the (width, height) of the
     picture there. ``queries`` are those that were shown, as far as the file tells. ``by`` names the person, if the file
     does, ``milliseconds`` is the time that the image took. ``began_with_guesses``: the person began with the boxes of
-    the queries, so that one which is missing was deleted.
+    the queries, so that one which is missing was deleted. ``left_out`` names the shapes that no box can be made of:
+    objects may be there that none of the ``regions`` covers.
     """
 
     where: str
@@ -57,6 +58,7 @@ class Returned:
     by: str = ""
     milliseconds: int = 0
     began_with_guesses: bool = True
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
-from rarebox.data.images import SUFFIXES
+from rarebox.data.images import SUFFIXES, image_files
 from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
+from rarebox.naming import is_litter
 from rarebox.parsing import from_json
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ def _test(year: Path, problems: list[Problem]) -> list[Path]:
 
 def _unlisted(year: Path) -> list[Path]:
     """The label files of all images, and those without an image."""
-    images = {p.stem for p in (year / "JPEGImages").iterdir() if p.suffix.lower() in SUFFIXES}
-    labels = {p.stem for p in (year / "Annotations").glob("*.xml")}
+    images = {p.stem for p in image_files(year / "JPEGImages") if p.parent == year / "JPEGImages"}
+    labels = {p.stem for p in (year / "Annotations").glob("*.xml") if not is_litter(p.name)}
     return [year / "Annotations" / f"{stem}.xml" for stem in images | labels]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader
-from rarebox.data.images import image_files
+from rarebox.data.images import files_below, image_files
 from rarebox.errors import UserError
 from rarebox.parsing import from_yaml
 
@@ -114,7 +114,7 @@ def _labels_alone(folder: Path) -> list[Problem]:
     if labels == folder or not labels.is_dir():
         return []
     claimed = {label_file(image) for image in image_files(folder)}
-    alone = sorted(p for p in labels.rglob("*.txt") if p not in claimed and p.name != "classes.txt")
+    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != "classes.txt"]
     what = "there is no image of that name; the labels are not used"
     return [Problem("annotation without image", str(path), what) for path in alone]
 
