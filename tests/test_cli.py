@@ -405,10 +405,10 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def in_a_process(*words: str | Path, encoding: str, **options: Any) -> subprocess.Popen[bytes]:
+def in_a_process(*words: str | Path, encoding: str, stdout: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     command = [sys.executable, "-m", "rarebox", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize(("encoding", "format"), [("cp1252", "csv"), ("ascii", "json")])
