@@ -10,7 +10,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -405,10 +404,10 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def in_a_process(*words: str | Path, encoding: str, **options: Any) -> "subprocess.Popen[Any]":
+def in_a_process(*words: str | Path, encoding: str, stdout: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     command = [sys.executable, "-m", "rarebox", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize(("encoding", "format"), [("cp1252", "csv"), ("ascii", "json")])

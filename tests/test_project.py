@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarebox import cli, loop, project, ranking, trainer
+from rarebox import cli, config, loop, outside, project, ranking, trainer
 from rarebox.data import load
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
@@ -297,8 +297,11 @@ def test_another_detectors_boxes_go_to_the_photo_in_the_folder_that_they_name(
         Image.new("RGB", (30, 20)).save(tmp_path / "photos" / cam / "1.jpg")
     line = {"image": "cam1/1.jpg", "boxes": [[1, 2, 9, 9]], "scores": [0.9], "labels": ["cat"]}
     (tmp_path / "found.jsonl").write_text(json.dumps(line))
-    cli.init_project(Path("p"), Path("photos"), "cat", None, False, Path("found.jsonl"), "laptop", {})
+    create(Path("p"), Path("photos"), ["cat"])
     now = Project(Path("p"))
+    every = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
+    # As where the photos are not on this disk: the names are then all that is known of the images.
+    assert cli.take_predictions(now, outside.rank(Path("found.jsonl"), None, None, None, every, 10)) == 1
     offered = now.read_predictions()
     assert offered is not None
     assert [now.store.images()[i].path.split("/")[-2] for i in offered.image_id.tolist()] == ["cam1"]
