@@ -51,7 +51,7 @@ def test_a_gpu_finds_what_a_cpu_finds(
 
 
 @NAMES
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Synchronization debug mode")
 def test_scoring_never_makes_the_host_wait(
     name: str, make_detector: Callable[..., TorchDetector], pictures: list[Picture], tmp_path: Path,
     on_gpu: Callable[[TorchDetector], TorchDetector],

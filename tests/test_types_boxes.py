@@ -3,7 +3,6 @@
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rarebox import boxes, seeds, tables
-from rarebox.store import _image_labels
+from rarebox.store import Said, _image_labels
 from rarebox.types import (
     Answer,
     Candidates,
@@ -27,15 +26,6 @@ from rarebox.types import (
 )
 
 SIDE = st.integers(1, 30)
-
-
-class Row(NamedTuple):
-    """An answer as the store reads it."""
-
-    box: Any
-    verdict: str
-    boxes: list[list[float]]
-    labels: list[int]
 
 
 @st.composite
@@ -263,8 +253,8 @@ def test_many_boxes_on_one_image_take_little_memory_and_time() -> None:
     began = time.process_time()
     boxes.nearest(many, many[::2], 0.5)
     boxes.suppress(many, chance.random(8_000), 0.7)
-    rows: Any = [Row(None, "object", many.tolist(), [0] * len(many))]
-    _image_labels(rows, np.arange(1))
+    said = Said(many.tolist(), [0] * len(many), Verdict.OBJECT, None, whole=True)
+    _image_labels([said], np.arange(1))
     assert time.process_time() - began < 10
     assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
     tracemalloc.stop()

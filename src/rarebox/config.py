@@ -353,9 +353,10 @@ def with_data(file: Path, settings: Settings, data: str) -> str:
     """The text of a settings file in which ``data`` is another one; comments stay where they can."""
     changed = settings.model_copy(update={"data": data})
     line = yaml.safe_dump({"data": data}, allow_unicode=True, width=float("inf")).rstrip("\n")
-    text = re.sub(r"^data:.*?(?=\s+#|$)", lambda _: line, file.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+    before = file.read_text(encoding="utf-8")
+    text = re.sub(r"^data:.*?(?=\s+#|$)", lambda _: line, before, count=1, flags=re.MULTILINE)
     try:
-        same = yaml.safe_load(text) == {**yaml.safe_load(file.read_text(encoding="utf-8")), "data": data}
+        same = from_yaml(text) == {**from_yaml(before), "data": data}
     except yaml.YAMLError:
         same = False
     return text if same else commented(changed)

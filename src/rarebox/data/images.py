@@ -213,7 +213,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
     with ExitStack() as held:
         content = held.enter_context(content_of(path)) if content is None else content
         if not _is_text(str(path)):
-            raise UnreadableImage(path, "its name is not UTF-8 text; rename it")
+            raise UnreadableImage(path, "its name is not valid UTF-8, so rename it")
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
             folder = os.path.isdir(path)
             raise UnreadableImage(path, "it is a folder that may not be read" if folder else "it is not a regular file")
