@@ -17,6 +17,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 ROWS = (
     {"__init__", "errors", "seeds"},
+    {"files"},
     {"types", "boxes", "tables", "naming"},
     {"schema"},
     {"method", "config", "store", "data", "frames"},

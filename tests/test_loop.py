@@ -24,10 +24,11 @@ from rarebox import config, data, detectors, loop, running, scoring, strategies,
 from rarebox.candidates import read_all
 from rarebox.detectors import TorchDetector
 from rarebox.errors import TrainingDiverged, UserError
+from rarebox.files import write_json
 from rarebox.pictures import Pictures
 from rarebox.pseudo import METHODS, read_targets
 from rarebox.ranking import still_open
-from rarebox.run_folder import RunFolder, write_json
+from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, GroundTruth, ImageRecord, Verdict
 from tests.tiny import as_options, make_data, settings

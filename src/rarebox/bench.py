@@ -26,7 +26,8 @@ from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
 from rarebox.data import Dataset, refuse_missing
 from rarebox.errors import Busy, UserError, unknown_name
-from rarebox.run_folder import RunFolder, hold_when_free, read_json, write_json, write_text
+from rarebox.files import read_json, write_json, write_text
+from rarebox.run_folder import RunFolder, hold_when_free
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
 """What a grid file may hold."""

@@ -475,7 +475,7 @@ def rank(
     from rarebox import outside
     from rarebox.data import labelstudio, ranked
     from rarebox.data.review import sheets
-    from rarebox.run_folder import write_text
+    from rarebox.files import write_text
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None

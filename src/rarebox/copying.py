@@ -16,7 +16,7 @@ from rarebox import seeds
 from rarebox.data import coco
 from rarebox.data.images import UnreadableImage, image_files, read_image
 from rarebox.errors import UserError
-from rarebox.run_folder import write_text
+from rarebox.files import write_text
 from rarebox.views import View, make_views
 
 MAP = "views.jsonl"

@@ -21,10 +21,11 @@ from rarebox.detectors import TorchDetector
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
+from rarebox.files import read_json, write_json
 from rarebox.oracle import SimulatedOracle
 from rarebox.project import HELD_BACK
 from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder, read_json, write_json
+from rarebox.run_folder import RunFolder
 from rarebox.running import Engine, Progress, Run, StageProgress
 from rarebox.store import ImageLabels, Store
 from rarebox.types import (

@@ -12,12 +12,14 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
+from rarebox.config import Settings
 from rarebox.data.images import SUFFIXES, UnreadableImage, fetched, image_files, image_size, read_picture, readers
 from rarebox.data.remote import is_list, is_url, listing, location
-from rarebox.errors import UserError
+from rarebox.errors import Damaged, UserError
+from rarebox.files import PART, damaged, read_json, write_json, write_text
 from rarebox.people import clean_name
 from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder, read_json, write_json, write_text
+from rarebox.run_folder import RunFolder, answers_in, discard_store, is_store
 from rarebox.store import Store
 from rarebox.strategies import IMAGE
 from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict
@@ -61,7 +63,13 @@ class Project:
             raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
         if not self.settings.budget:
             raise UserError("budget is empty; give at least one number, such as [50]")
-        self.store = Store(self.folder.labels(self.settings))
+        labels = self.folder.labels(self.settings)
+        if not is_store(labels):
+            raise UserError(
+                f"{labels} is gone or empty; restore a copy of it, or move {self.folder.settings.name} away and begin "
+                f"anew: rarebox init {root} --images FOLDER"
+            )
+        self.store = Store(labels)
 
     def add_new_images(self) -> int:
         """Take in what has come into the folder of photos since; how many images that were."""
@@ -138,12 +146,13 @@ class Project:
         tables.write(self._ranking(cycle, "parquet"), columns)
 
     def read_ranking(self, cycle: int) -> Ranking:
-        """What is kept of a cycle's ranking (labels as what they count as by now)."""
-        columns = tables.read(self._ranking(cycle, "parquet"))
+        """What is kept of a cycle's ranking (labels as what they count as by now). Damaged if it cannot be read."""
+        columns, told = tables.read(self._ranking(cycle, "parquet")), read_json(self._ranking(cycle, "json"), dict)
+        if "class_frequency" not in told or not {*RANKED, "utility"} <= columns.keys():
+            raise damaged(self._ranking(cycle, "parquet"), "it lacks a column")
         utility = columns.pop("utility")
         counts_as = self.store.counts_as()
         candidates = Candidates(**{**columns, "labels": counts_as[columns["labels"]]}, class_probs=np.zeros((len(utility), 0)))  # fmt: skip  # noqa: E501
-        told = read_json(self._ranking(cycle, "json"))
         frequency = np.array(told["class_frequency"])
         frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
         open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
@@ -153,8 +162,12 @@ class Project:
         return Ranking(candidates, Head.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
 
     def has_ranking(self, cycle: int) -> bool:
-        """Whether the ranking of a cycle is there."""
-        return self._ranking(cycle, "parquet").exists()
+        """Whether the ranking of a cycle is there and can be read; otherwise the trainer makes it anew."""
+        try:
+            self.read_ranking(cycle)
+        except Damaged:
+            return False
+        return True
 
     def _ranking(self, cycle: int, suffix: str) -> Path:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
@@ -189,19 +202,32 @@ def create(
 
     ``labels`` is a data set that :func:`rarebox.data.load` reads: what it says of images of that name is taken in,
     as complete, unless ``partial``. UserError where there is a project already, or no image.
+
+    A store with answers that lies in the folder, a restored backup say, is taken over as it is.
     """
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
     if folder.settings.exists():
         raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
-    leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")] + [folder.problems.name]
-    if root.exists() and any(file.name not in leftovers for file in root.iterdir()):
+    leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
+    leftovers += [f"{file.name}{end}" for file in (folder.problems, folder.settings) for end in ("", PART)]
+    leftovers += [lock.name for lock in folder.locks]
+    place = folder.labels(settings)
+    count = answers_in(place)
+    if not count and root.exists() and any(file.name not in leftovers for file in root.iterdir()):
         raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
+    if count and labels:
+        raise UserError(
+            f"{place} holds {count} answers; repeat the command without --labels to take it over (a start that "
+            "was cut short has taken in all of the labels, or none)"
+        )
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
         raise UserError(f"{images} is no folder; name the one with your images")
     known = data.load(labels) if labels else None
     names = _class_names([*(known.classes if known else ()), *classes])
+    if count:
+        return _take_over(folder, settings, names)
     if from_list:
         progress("list", 0, 1, str(images))  # a server may take its time
         files, unknown = listing(location(images), SUFFIXES), []
@@ -217,15 +243,28 @@ def create(
         found = f"none of its images can be read ({problems[0].what})" if problems else "no image in it"
         raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
-    for name in leftovers:  # of a start that was cut short
-        (root / name).unlink(missing_ok=True)
-    with Store(folder.labels(settings), classes=names) as store:
-        store.add_images(records)
-        if known:
-            problems += _take_in(store, known, records, partial, settings.seed)
-    write_json(folder.problems, [asdict(problem) for problem in problems])
-    write_text(folder.settings, config.commented(settings))
+    with folder.alone():
+        discard_store(folder.store)  # of a start that was cut short
+        with Store(place, classes=names) as store, store.transaction(writes=True):
+            store.add_images(records)
+            if known:
+                problems += _take_in(store, known, records, partial, settings.seed)
+        write_json(folder.problems, [asdict(problem) for problem in problems])
+        write_text(folder.settings, config.commented(settings))
     return problems
+
+
+def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) -> list[data.Problem]:
+    """Go on with the answers of a store whose project is gone; the photos that are new come in when it is served."""
+    with folder.alone(), Store(folder.labels(settings)) as store:
+        there = {name.casefold() for name in store.classes()}
+        if lacking := [name for name in classes if name.casefold() not in there]:
+            raise UserError(
+                f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
+                "repeat the command without --classes to take it over, and add classes on the page"
+            )
+        write_text(folder.settings, config.commented(settings))
+    return []
 
 
 def _class_names(names: Sequence[str]) -> list[str]:

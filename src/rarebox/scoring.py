@@ -21,8 +21,9 @@ from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.frozen import FrozenPictures
 from rarebox.errors import UserError
+from rarebox.files import read_json, write_json
 from rarebox.pictures import Pictures
-from rarebox.run_folder import RunFolder, read_json, write_json
+from rarebox.run_folder import RunFolder
 from rarebox.running import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
 from rarebox.types import Candidates, Detections, ImageRecord, ImageScores, concatenate
 from rarebox.views import View

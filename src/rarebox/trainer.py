@@ -19,9 +19,9 @@ import numpy as np
 
 from rarebox import cluster, detectors, loop, running, scoring, seeds
 from rarebox.errors import UserError
+from rarebox.files import write_json
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
-from rarebox.run_folder import write_json
 from rarebox.running import Engine, Progress, Run
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query

@@ -25,8 +25,8 @@ from rarebox.detectors.maps import Seen, padded
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
+from rarebox.files import write_bytes, write_json
 from rarebox.pictures import Pictures
-from rarebox.run_folder import write_bytes, write_json
 from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
 from rarebox.views import View
 
