@@ -555,6 +555,7 @@ def init(
         init_project(folder, place, classes, labels, partial, predictions, preset, given)
         return
     from rarebox import loop
+    from rarebox.files import write_text
 
     settings = config.resolve(
         preset, None, {"data": data if data == "scenes" else str(Path(data or "").resolve()), **given}
@@ -565,7 +566,7 @@ def init(
     with progress_bars(as_json=False) as progress:
         dataset = loop.load_data(settings.data, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(config.commented(settings), encoding="utf-8")
+    write_text(file, config.commented(settings))
     print_summary(dataset)
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
 

@@ -81,13 +81,13 @@ def copy(source: str | Path, to: str | Path) -> None:
 
 
 def refuse_database(file: Path) -> None:
-    """UserError if a file that is to be written is an SQLite database, such as a label store."""
-    try:
+    """UserError if a file that is to be written is an SQLite database, such as a label store, or is named like one: a
+    damaged store may still be saved."""
+    start = b""
+    if file.is_file():
         with file.open("rb") as there:
             start = there.read(16)
-    except OSError:
-        return
-    if start.startswith(DATABASES):
+    if start.startswith(DATABASES) or ".sqlite" in file.name:
         raise UserError(f"{file} is a database, perhaps a label store with people's answers; name another file")
 
 

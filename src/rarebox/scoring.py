@@ -7,20 +7,19 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from shutil import copyfile
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 
 from rarebox import candidates as pool_file
-from rarebox import strategies, tables
+from rarebox import files, strategies, tables
 from rarebox.candidates import Shards
 from rarebox.config import Settings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.frozen import FrozenPictures
-from rarebox.errors import UserError
+from rarebox.errors import Damaged, UserError
 from rarebox.files import read_json, write_json
 from rarebox.pictures import Pictures
 from rarebox.run_folder import RunFolder
@@ -56,8 +55,27 @@ def scored_pool(run: Run, cycle: int) -> Shards:
     """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
     folder = run.folder.cycle(cycle) / "candidates"
     listed = folder / SHARDS
-    files = [folder / f"shard_{name}" for name in read_json(listed)] if listed.exists() else folder.glob("shard_*")
-    return Shards(sorted(files), run.store.counts_as())
+    shards = [folder / f"shard_{n}" for n in read_json(listed, list)] if listed.exists() else folder.glob("shard_*")
+    return Shards(sorted(shards), run.store.counts_as())
+
+
+def is_scored(run: Run, cycle: int) -> bool:
+    """Whether all that :func:`scored_pool` reads is there, and whole."""
+    folder = run.folder.cycle(cycle) / "candidates"
+    if not folder.exists():
+        return False
+    names = _listed(folder)
+    if names is None:
+        return not (folder / SHARDS).exists() and all(map(tables.is_whole, folder.glob("shard_*")))
+    return all(tables.is_whole(folder / f"{kind}_{name}") for name in names for kind in KINDS)
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """The names of the shards that belong together; None where no list of them can be read."""
+    try:
+        return read_json(folder / SHARDS, list)
+    except Damaged:
+        return None
 
 
 def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
@@ -79,10 +97,10 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
         for place in (lender.root / "scored", lender.cycle(2) / "candidates"):
             with suppress(OSError):
                 _give(place, folder, wanted)
-    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
+    missing = [p for p, name in enumerate(names) if not all(tables.is_whole(folder / f"{k}_{name}") for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
-    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != names:
+    if _listed(folder) != names:
         write_json(folder / SHARDS, names)
     for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
         if file.name not in wanted:
@@ -103,10 +121,13 @@ def _give(there: Path, here: Path, names: Iterable[str]) -> None:
         here.mkdir(parents=True, exist_ok=True)
         part = here / f"{name}.{uuid4().hex}"
         try:
-            part.hardlink_to(there / name)
-        except OSError:
-            copyfile(there / name, part)
-        part.replace(here / name)
+            try:
+                part.hardlink_to(there / name)
+            except OSError:
+                files.copy(there / name, part)
+            part.replace(here / name)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _score_shards(
