@@ -12,9 +12,10 @@ import httpx
 import numpy as np
 
 from rarebox import config
+from rarebox.files import write_text
 from rarebox.project import Project
 from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder, write_text
+from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Candidates, ImageRecord
 from rarebox.web import serve, supervisor

@@ -17,7 +17,9 @@ FILES = sorted(SRC.rglob("*.py"))
 
 ROWS = (
     {"__init__", "errors", "seeds", "places"},
-    {"types", "boxes", "tables", "naming", "parsing"},
+    {"parsing"},
+    {"files"},
+    {"types", "boxes", "tables", "naming"},
     {"schema", "rows"},
     {"method", "config", "store", "data", "frames"},
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people", "photos"},

@@ -21,7 +21,8 @@ from rarebox.bench import Bench, Planned
 from rarebox.config import Settings
 from rarebox.detectors import TorchDetector
 from rarebox.errors import Busy, UserError
-from rarebox.run_folder import RunFolder, write_json
+from rarebox.files import write_json
+from rarebox.run_folder import RunFolder
 from tests.tiny import CHANGES, make_data
 
 AXES = ("budget", "pseudo.method", "detector.name")

@@ -14,7 +14,8 @@ import pytest
 
 from rarebox import bench, cluster, loop, running, scoring
 from rarebox.errors import UserError
-from rarebox.run_folder import RunFolder, read_json
+from rarebox.files import read_json
+from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Candidates, ImageRecord, ImageScores
 from tests.tiny import CHANGES, make_data, settings

@@ -26,11 +26,12 @@ from rarebox.boxes import iou_matrix
 from rarebox.candidates import read_all
 from rarebox.detectors import TorchDetector
 from rarebox.errors import TrainingDiverged, UserError
+from rarebox.files import write_json
 from rarebox.oracle import SimulatedOracle
 from rarebox.pictures import Pictures
 from rarebox.pseudo import METHODS, read_targets
 from rarebox.ranking import Head, still_open
-from rarebox.run_folder import RunFolder, write_json
+from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
 from tests.tiny import as_options, make_data, settings

@@ -17,9 +17,10 @@ from PIL import Image
 
 from rarebox import config, pseudo, tables
 from rarebox.errors import UserError
+from rarebox.files import write_json, write_text
 from rarebox.report import figures, gallery, words, write_report
 from rarebox.report.reading import ReportedRun, read_runs
-from rarebox.run_folder import RunFolder, write_json, write_text
+from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, ImageRecord, Query, Source, Targets, Verdict, concatenate
 

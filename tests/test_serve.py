@@ -1,5 +1,6 @@
 """`rarebox serve` as a process: how it starts and stops, its trainer, and the stream of news."""
 
+import errno
 import json
 import os
 import re
@@ -513,6 +514,64 @@ def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
     trainer.send("go on")
     reader.join(PATIENCE)
     assert trainer.working
+    trainer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Cannot allocate memory"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "Resource temporarily unavailable"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "Too many open files"),
+        (MemoryError(), "the memory of the machine is full"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
+    ids=["ENOMEM", "EAGAIN", "EMFILE", "memory", "threads"],
+)
+def test_a_trainer_that_cannot_be_started_says_so_and_can_be_tried_again(
+    fake: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    """First it is killed; then there is nothing to start another one with; then there is."""
+    fake("os.kill(os.getpid(), signal.SIGKILL)")
+    trainer, told = run_until(tmp_path, "failed")
+    fake('say(event="idle")')
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    where = (threading.Thread, "start") if isinstance(error, RuntimeError) else (subprocess, "Popen")
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, refuse)
+        trainer.again()
+    assert (trainer.status["state"], trainer.working) == ("failed", False)
+    assert reason in trainer.status["reason"]
+    assert told[-1] == "failed"
+    trainer.again()
+    wait_for(lambda: trainer.status["state"] == "idle")
+    trainer.close()
+
+
+def test_a_trainer_that_is_gone_does_not_count_as_working_whoever_holds_its_output(
+    fake: Callable[[str], None], tmp_path: Path
+) -> None:
+    """The kernel ends the largest process, and its own children live on with its output open."""
+    fake("import subprocess; subprocess.Popen(['sleep', '30']); os.kill(os.getpid(), signal.SIGKILL)")
+    trainer = Supervisor(tmp_path, lambda _: None)
+    trainer.send("go on")
+    wait_for(lambda: trainer.status["state"] == "failed", 15)
+    assert "was killed" in trainer.status["reason"]
+    fake('say(event="idle")')
+    trainer.again()
+    wait_for(lambda: trainer.status["state"] == "idle", 15)
+    trainer.close()
+
+
+def test_what_a_killed_trainer_left_half_written_is_removed(fake: Callable[[str], None], tmp_path: Path) -> None:
+    (tmp_path / "cycle_01").mkdir()
+    part = tmp_path / "cycle_01" / "model.safetensors.part"
+    fake(f"open({str(part)!r}, 'w').write('half'); os.kill(os.getpid(), signal.SIGKILL)")
+    trainer, _ = run_until(tmp_path, "failed")
+    assert not part.exists()
     trainer.close()
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from rarebox.errors import Unavailable
+from rarebox.files import write_json
 from rarebox.project import HELD_BACK, Project
-from rarebox.run_folder import write_json
 from rarebox.types import ImageRecord, Query
 from tests.web import BOX, CLASSES, House, ask_whole_images, item, make_project, open_cycle, opened, record
 

@@ -10,9 +10,9 @@ import numpy as np
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from rarebox.files import write_json
 from rarebox.project import Project, create
 from rarebox.ranking import Head
-from rarebox.run_folder import write_json
 from rarebox.types import Candidates, Query
 from rarebox.web.app import make_app
 from rarebox.web.desk import Desk

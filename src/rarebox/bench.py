@@ -26,9 +26,10 @@ from rarebox.cluster import Cluster
 from rarebox.compare import FULL, RESULTS
 from rarebox.config import PseudoSettings, Settings
 from rarebox.data import Dataset, refuse_missing
-from rarebox.errors import Busy, UserError, unknown_name
+from rarebox.errors import Busy, Damaged, UserError, unknown_name
+from rarebox.files import read_json, write_json, write_text
 from rarebox.parsing import Loader, from_yaml
-from rarebox.run_folder import RunFolder, hold_when_free, read_json, write_json, write_text
+from rarebox.run_folder import RunFolder, hold_when_free
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
 """What a grid file may hold."""
@@ -352,7 +353,11 @@ class Bench:
 
     def reason(self, run: Planned) -> str | None:
         """Why a run failed."""
-        return read_json(self.place(run).failed).get("reason", "unknown") if self.state(run) == "failed" else None
+        if self.state(run) != "failed":
+            return None
+        with suppress(Damaged):
+            return read_json(self.place(run).failed, dict).get("reason", "unknown")
+        return "unknown"
 
     def work(self, file: Path) -> list[Planned]:
         """Do what is wanted and not done yet; the runs that failed come back. ``file`` is the grid's.

@@ -574,7 +574,7 @@ def rank(
     from rarebox import outside
     from rarebox.data import labelstudio, ranked
     from rarebox.data.review import sheets
-    from rarebox.run_folder import write_text
+    from rarebox.files import write_text
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
@@ -654,6 +654,7 @@ def init(
         init_project(folder, place, classes, labels, partial, predictions, preset, given)
         return
     from rarebox import loop
+    from rarebox.files import write_text
 
     settings = config.resolve(
         preset, None, {"data": data if data == "scenes" else str(Path(data or "").resolve()), **given}
@@ -664,7 +665,7 @@ def init(
     with progress_bars(as_json=False) as progress:
         dataset = loop.load_data(settings.data, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(config.commented(settings), encoding="utf-8")
+    write_text(file, config.commented(settings))
     print_summary(dataset)
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
 

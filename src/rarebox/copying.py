@@ -1,6 +1,7 @@
 """Writing the augmented copies of images as files, with a map of where boxes on them lie: for detectors that cannot
 make copies themselves."""
 
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from rarebox import seeds
 from rarebox.data import coco
 from rarebox.data.images import UnreadableImage, image_files, read_image
 from rarebox.errors import UserError
-from rarebox.run_folder import write_text
+from rarebox.files import write_bytes, write_text
 from rarebox.views import View, make_views
 
 MAP = "views.jsonl"
@@ -102,7 +103,9 @@ def _write_view(name: str, view: View, image: torch.Tensor, to: Path, seed: int)
     suffix = ".jpg" if Path(name).suffix.lower() in JPEG else ".png"
     file = Path("images") / f"{name}.{view.name}{suffix}"
     (to / file).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(copy).save(to / file, quality=QUALITY)
+    content = io.BytesIO()
+    Image.fromarray(copy).save(content, "JPEG" if suffix == ".jpg" else "PNG", quality=QUALITY)
+    write_bytes(to / file, content.getvalue())
     line = {
         "file": file.as_posix(), "image": name, "view": view.name, "width": copy.shape[1], "height": copy.shape[0],
         "matrix": view.matrix.tolist(), "inverse": view.inverse.tolist(), "patches": view.patches.tolist(),

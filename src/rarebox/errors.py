@@ -34,6 +34,10 @@ class Unavailable(UserError):
     """The database cannot do it just now (disk full, locked, gone): nothing of it was done, trying again may help."""
 
 
+class Damaged(UserError):
+    """A file that rarebox wrote is gone or cannot be read; what made it can make it again."""
+
+
 class TrainingDiverged(UserError):
     """The loss stopped being a finite number."""
 

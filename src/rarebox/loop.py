@@ -1,7 +1,7 @@
 """Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -17,14 +17,16 @@ from rarebox.candidates import Shards
 from rarebox.config import Settings, TrainingSettings
 from rarebox.data import scenes, voc
 from rarebox.detectors import TorchDetector
+from rarebox.detectors.detector import check_saved
 from rarebox.detectors.environment import describe
-from rarebox.errors import UserError
+from rarebox.errors import Damaged, UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
+from rarebox.files import copy, read_json, write_json
 from rarebox.oracle import SimulatedOracle
 from rarebox.places import cache_folder
 from rarebox.project import HELD_BACK
 from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder, read_json, write_json
+from rarebox.run_folder import RunFolder
 from rarebox.running import Engine, Progress, Run, StageProgress
 from rarebox.store import ImageLabels, Store
 from rarebox.types import (
@@ -117,6 +119,8 @@ def run(
             write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
             now = open_run(place, settings, dataset, store, progress, engine, share)
+            if not store.queries(1):
+                running.new_detector(now)  # a device or weights that cannot be had are told before the first answer
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle)
@@ -227,6 +231,7 @@ def label_initial_pool(run: Run) -> None:
 def rank_pool(run: Run, cycle: int) -> Ranked:
     """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
+    restore_model(run, cycle - 1)
     pool, images = scoring.score_pool(run, cycle)
     state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
     queue = Head.of(Candidates.none(len(run.classes)), iter(()))
@@ -382,14 +387,33 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
 
 def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetector:
     """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
-    there = (run.folder.cycle(cycle) / "model.safetensors").exists()
-    if cycle == 1 and run.share is not None:
-        run.notes.append(f"the cycle-1 model was taken from {run.share}")
-        if not there:
-            take_first_model(run, run.share)
-    elif not there:
-        fit(run, cycle, targets)
+    shared = run.share if cycle == 1 else None
+    if shared is not None:
+        run.notes.append(f"the cycle-1 model was taken from {shared}")
+    try:
+        check_saved(run.folder.cycle(cycle))
+    except Damaged:
+        if shared is not None:
+            take_first_model(run, shared)
+        else:
+            fit(run, cycle, targets)
     return running.load_detector(run, cycle)
+
+
+def restore_model(run: Run, cycle: int) -> None:
+    """Make the model of a finished cycle anew where it is gone or damaged, from the same answers and candidates."""
+    try:
+        check_saved(run.folder.cycle(cycle))
+    except Damaged as error:
+        run.notes.append(f"the model of cycle {cycle} is made anew: {error}")
+        if cycle > 1 and not scoring.is_scored(run, cycle):
+            restore_model(run, cycle - 1)
+            scoring.score_pool(run, cycle)
+        now, run.cycle = run.cycle, cycle
+        try:
+            retrain(run, cycle, training_targets(run, cycle, scoring.scored_pool(run, cycle) if cycle > 1 else None))
+        finally:
+            run.cycle = now
 
 
 def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
@@ -403,6 +427,8 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
     running.look(run, pictures)
     with run.stage("fit") as report:
         warm = run.settings.training.start == "warm" and cycle > 1
+        if warm:
+            restore_model(run, cycle - 1)
         detector = running.load_detector(run, cycle - 1) if warm else None
         if detector is None or detector.num_classes != len(run.classes):  # people may add classes
             detector = running.new_detector(run)
@@ -437,7 +463,10 @@ def take_first_model(run: Run, share: Path) -> None:
     """Copy the cycle-1 model of another run; UserError if it has none, or one that this run would not have made."""
     theirs, ours = RunFolder(share).cycle(1), first_cycle(run)
     RunFolder(share).check_first_model()
-    told = read_json(theirs / "shared.json")
+    try:
+        told = read_json(theirs / "shared.json", dict)
+    except Damaged as error:
+        raise UserError(f"--share {share}: {error.args[0]}; or share another run, or leave --share out") from error
     # What an earlier version did not know yet is as it was then.
     told["detector"] = detectors.read_about(theirs)[1].model_dump(mode="json")
     told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
@@ -447,9 +476,12 @@ def take_first_model(run: Run, share: Path) -> None:
         raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))
     part = run.folder.cycle(1).with_name("cycle_01.part")
     rmtree(part, ignore_errors=True)
-    copytree(theirs, part)
-    rmtree(run.folder.cycle(1), ignore_errors=True)
-    part.replace(run.folder.cycle(1))
+    try:
+        copytree(theirs, part, copy_function=copy)
+        rmtree(run.folder.cycle(1), ignore_errors=True)
+        part.replace(run.folder.cycle(1))
+    finally:
+        rmtree(part, ignore_errors=True)
 
 
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
@@ -459,8 +491,9 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
     test images.
     """
     kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
-    if kept.exists() and (told := read_json(kept))["test"] == asked:
-        return told["result"]
+    with suppress(Damaged):  # made anew
+        if (told := read_json(kept, dict)).get("test") == asked:
+            return told["result"]
     found: dict[int, Detections] = {}
     running.look(run, run.test)
     with run.stage("evaluate") as report:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
+from rarebox.config import Settings
 from rarebox.data.images import (
     SUFFIXES,
     UnreadableImage,
@@ -24,11 +25,12 @@ from rarebox.data.images import (
     readers,
 )
 from rarebox.data.remote import is_list, is_url, listing, location, trust
-from rarebox.errors import Busy, UserError
+from rarebox.errors import Busy, Damaged, UserError
+from rarebox.files import PART, damaged, read_json, write_json, write_text
 from rarebox.people import clean_name
 from rarebox.photos import digest, find_again
 from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder, hold, read_json, write_json, write_text
+from rarebox.run_folder import RunFolder, answers_in, discard_store, is_store
 from rarebox.store import Store
 from rarebox.strategies import IMAGE
 from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict
@@ -72,7 +74,13 @@ class Project:
             raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
         if not self.settings.budget:
             raise UserError("budget is empty; give at least one number, such as [50]")
-        self.store = Store(self.folder.labels(self.settings))
+        labels = self.folder.labels(self.settings)
+        if not is_store(labels):
+            raise UserError(
+                f"{labels} is gone or empty; restore a copy of it, or move {self.folder.settings.name} away and begin "
+                f"anew: rarebox init {root} --images FOLDER"
+            )
+        self.store = Store(labels)
 
     def add_new_images(self) -> int:
         """Take in what has come into the folder of photos since; how many images that were.
@@ -157,7 +165,7 @@ class Project:
         tables.write(self._ranking(cycle, "parquet"), columns)
 
     def read_ranking(self, cycle: int) -> Ranking:
-        """What is kept of a cycle's ranking (labels as what they count as by now)."""
+        """What is kept of a cycle's ranking (labels as what they count as by now). Damaged if it cannot be read."""
         counts_as = self.store.counts_as()
         with _as_written(self._ranking(cycle, "parquet")):
             columns = tables.read(self._ranking(cycle, "parquet"))
@@ -165,7 +173,7 @@ class Project:
             labels, no_vectors = counts_as[columns.pop("labels")], np.zeros((len(utility), 0))
             candidates = Candidates(**columns, labels=labels, class_probs=no_vectors)
         with _as_written(self._ranking(cycle, "json")):
-            told = read_json(self._ranking(cycle, "json"))
+            told = read_json(self._ranking(cycle, "json"), dict)
             frequency = np.array(told["class_frequency"], dtype=np.float64)
             frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
             open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
@@ -175,8 +183,12 @@ class Project:
         return Ranking(candidates, Head.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
 
     def has_ranking(self, cycle: int) -> bool:
-        """Whether the ranking of a cycle is there."""
-        return self._ranking(cycle, "parquet").exists()
+        """Whether the ranking of a cycle is there and can be read; otherwise the trainer makes it anew."""
+        try:
+            self.read_ranking(cycle)
+        except Damaged:
+            return False
+        return True
 
     def _ranking(self, cycle: int, suffix: str) -> Path:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
@@ -195,11 +207,11 @@ class Project:
 
 @contextmanager
 def _as_written(file: Path) -> Iterator[None]:
-    """UserError for a file whose content is not what is written here, though it can be read."""
+    """Damaged for a file whose content is not what is written here, though it can be read."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeWarning) as error:
-        raise UserError(f"{file} is damaged ({error!r:.100}); restore it from a copy") from error
+        raise damaged(file, repr(error)[:100]) from error
 
 
 def _new_files(known: Mapping[int, ImageRecord], folder: Path, root: Path) -> list[str]:
@@ -246,7 +258,7 @@ def relocate(root: Path, place: Path) -> Relocated:
         raise UserError(f"{place} does not exist; name the folder in which the photos are now")
     within = place if place.is_dir() else place.parent
     try:
-        with hold(root / "serve.lock"), hold(root / "lock"), Store(folder.labels(settings)) as store:
+        with folder.alone(), Store(folder.labels(settings)) as store:
             find_moved_images(store, within, root)
             images = store.images().values()
             inside = os.path.join(os.path.abspath(within), "")
@@ -278,19 +290,32 @@ def create(
 
     ``labels`` is a data set that :func:`rarebox.data.load` reads: what it says of images of that name is taken in,
     as complete, unless ``partial``. UserError where there is a project already, or no image.
+
+    A store with answers that lies in the folder, a restored backup say, is taken over as it is.
     """
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
     if folder.settings.exists():
         raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
-    leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")] + [folder.problems.name]
-    if root.exists() and any(file.name not in leftovers for file in root.iterdir()):
+    leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
+    leftovers += [f"{file.name}{end}" for file in (folder.problems, folder.settings) for end in ("", PART)]
+    leftovers += [lock.name for lock in folder.locks]
+    place = folder.labels(settings)
+    count = answers_in(place)
+    if not count and root.exists() and any(file.name not in leftovers for file in root.iterdir()):
         raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
+    if count and labels:
+        raise UserError(
+            f"{place} holds {count} answers; repeat the command without --labels to take it over (a start that "
+            "was cut short has taken in all of the labels, or none)"
+        )
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
         raise UserError(f"{images} is no folder; name the one with your images")
     known = data.load(labels) if labels else None
     names = _class_names([*(known.classes if known else ()), *classes])
+    if count:
+        return _take_over(folder, settings, names)
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may take its time
@@ -307,15 +332,28 @@ def create(
         found = f"none of its images can be read ({problems[0].what})" if problems else "no image in it"
         raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
-    for name in leftovers:  # of a start that was cut short
-        (root / name).unlink(missing_ok=True)
-    with Store(folder.labels(settings), classes=names) as store:
-        store.add_images(records, digests)
-        if known:
-            problems += _take_in(store, known, records, partial, settings.seed)
-    write_json(folder.problems, [asdict(problem) for problem in problems])
-    write_text(folder.settings, config.commented(settings))
+    with folder.alone():
+        discard_store(folder.store)  # of a start that was cut short
+        with Store(place, classes=names) as store, store.transaction(writes=True):
+            store.add_images(records, digests)
+            if known:
+                problems += _take_in(store, known, records, partial, settings.seed)
+        write_json(folder.problems, [asdict(problem) for problem in problems])
+        write_text(folder.settings, config.commented(settings))
     return problems
+
+
+def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) -> list[data.Problem]:
+    """Go on with the answers of a store whose project is gone; the photos that are new come in when it is served."""
+    with folder.alone(), Store(folder.labels(settings)) as store:
+        there = {name.casefold() for name in store.classes()}
+        if lacking := [name for name in classes if name.casefold() not in there]:
+            raise UserError(
+                f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
+                "repeat the command without --classes to take it over, and add classes on the page"
+            )
+        write_text(folder.settings, config.commented(settings))
+    return []
 
 
 def _class_names(names: Sequence[str]) -> list[str]:

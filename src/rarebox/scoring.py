@@ -7,22 +7,22 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from shutil import copyfile
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 
 from rarebox import candidates as pool_file
-from rarebox import strategies, tables
+from rarebox import files, strategies, tables
 from rarebox.candidates import Shards
 from rarebox.config import Settings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.frozen import FrozenPictures
-from rarebox.errors import UserError
+from rarebox.errors import Damaged, UserError
+from rarebox.files import read_json, write_json
 from rarebox.pictures import Pictures
-from rarebox.run_folder import RunFolder, read_json, write_json
+from rarebox.run_folder import RunFolder
 from rarebox.running import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
 from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
 
@@ -53,23 +53,43 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
 def scored_pool(run: Run, cycle: int) -> Shards:
     """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
     folder = run.folder.cycle(cycle) / "candidates"
-    names = _listed_shards(folder)
+    names = _listed(folder)
     files = [folder / f"shard_{name}" for name in names] if names is not None else folder.glob("shard_*")
     return Shards(sorted(files), run.store.counts_as())
 
 
-def _listed_shards(folder: Path) -> list[str] | None:
-    """The shards that ``shards.json`` names; None where it is not there."""
-    if not (folder / SHARDS).exists():
+def is_scored(run: Run, cycle: int) -> bool:
+    """Whether all that :func:`scored_pool` reads is there, and whole."""
+    folder = run.folder.cycle(cycle) / "candidates"
+    if not folder.exists():
+        return False
+    names = _listed(folder)
+    if names is None:
+        return not (folder / SHARDS).exists() and all(map(tables.is_whole, folder.glob("shard_*")))
+    return all(tables.is_whole(folder / f"{kind}_{name}") for name in names for kind in KINDS)
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    """What ``shards.json`` holds, in the form of today; None where it cannot be read."""
+    try:
+        told = read_json(folder / SHARDS)
+    except Damaged:
         return None
-    told = read_json(folder / SHARDS)
-    return told if isinstance(told, list) else told["shards"]
+    if isinstance(told, list):  # as an earlier version wrote it
+        return {"rules": None, "shards": told}
+    return told if isinstance(told, dict) and isinstance(told.get("shards"), list) else None
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """The names of the shards that belong together; None where no list of them can be read."""
+    told = _told(folder)
+    return told["shards"] if told else None
 
 
 def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
     """Whether an earlier version scored this cycle by other rules, and questions of that ranking have been asked."""
-    told = read_json(folder / SHARDS) if (folder / SHARDS).exists() else []
-    if isinstance(told, dict) and told["rules"] == RULES:
+    told = _told(folder)
+    if told and told["rules"] == RULES:
         return False
     asked = any(query.why and "rank" in query.why for query in run.store.queries(cycle))
     return asked and any(folder.glob("shard_*.parquet"))
@@ -98,11 +118,11 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
         for place in (lender.root / "scored", lender.cycle(2) / "candidates"):
             with suppress(OSError):
                 _give(place, folder, wanted)
-    missing = [place for place, name in enumerate(names) if not all((folder / f"{k}_{name}").exists() for k in KINDS)]
+    missing = [p for p, name in enumerate(names) if not all(tables.is_whole(folder / f"{k}_{name}") for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
     listing = {"rules": RULES, "shards": names}
-    if not (folder / SHARDS).exists() or read_json(folder / SHARDS) != listing:
+    if _told(folder) != listing:
         write_json(folder / SHARDS, listing)
     for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
         if file.name not in wanted:
@@ -123,10 +143,13 @@ def _give(there: Path, here: Path, names: Iterable[str]) -> None:
         here.mkdir(parents=True, exist_ok=True)
         part = here / f"{name}.{uuid4().hex}"
         try:
-            part.hardlink_to(there / name)
-        except OSError:
-            copyfile(there / name, part)
-        part.replace(here / name)
+            try:
+                part.hardlink_to(there / name)
+            except OSError:
+                files.copy(there / name, part)
+            part.replace(here / name)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _score_shards(

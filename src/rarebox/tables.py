@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rarebox.errors import UserError
+from rarebox import files
 
 
 def write(file: Path, columns: Mapping[str, NDArray]) -> None:
     """Columns (T,) or (T, width) -> one Parquet file; its folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    pq.write_table(pa.table({name: _to_arrow(column) for name, column in columns.items()}), part)
-    part.replace(file)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table({name: _to_arrow(column) for name, column in columns.items()}), content)
+    files.write_bytes(file, content.getvalue().to_pybytes())
 
 
 def is_whole(file: Path) -> bool:
@@ -30,7 +30,7 @@ def is_whole(file: Path) -> bool:
 
 
 def read(file: Path) -> dict[str, NDArray]:
-    """Read what :func:`write` wrote, by column name; UserError for a damaged file."""
+    """Read what :func:`write` wrote, by column name; Damaged if it is gone or cannot be read."""
     with _damage_explained(file):
         table = pq.read_table(file)
     return {name: _to_numpy(table[name].combine_chunks()) for name in table.column_names}
@@ -49,7 +49,7 @@ def _damage_explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it and repeat the command to make it anew") from error
+        raise files.damaged(file, error) from error
 
 
 def _to_arrow(column: NDArray) -> pa.Array:

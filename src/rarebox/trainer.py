@@ -19,9 +19,9 @@ import numpy as np
 
 from rarebox import cluster, detectors, loop, running, scoring, seeds
 from rarebox.errors import UserError
+from rarebox.files import write_json
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
-from rarebox.run_folder import write_json
 from rarebox.running import Engine, Progress, Run
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
@@ -44,10 +44,15 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
     if len(records) >= cycle:
         run.cycle = cycle + 1
         return "questions" if prepare(now, run, cycle + 1) else None
-    if is_due(now, cycle, train):
-        run.cycle = cycle
-        write_json(now.folder.metrics, [*records, loop.train_cycle(run, cycle, ranked_before(now, run, cycle))])
+    trained = len(records) + 1
+    if trained < cycle or is_due(now, cycle, train):  # an earlier one: its record is lost
+        run.cycle = trained
+        write_json(now.folder.metrics, [*records, loop.train_cycle(run, trained, ranked_before(now, run, trained))])
         return "trained"
+    if cycle > 1 and not now.has_ranking(cycle):  # lost, while people are asked
+        run.cycle = cycle
+        rank(now, run, cycle)
+        return "questions"
     return None
 
 
@@ -111,8 +116,7 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
     """
     store, settings = now.store, now.settings
     if not now.has_ranking(cycle):
-        ranked = loop.rank_pool(run, cycle)
-        now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
+        rank(now, run, cycle)
     kept, counts_as = now.read_ranking(cycle), store.counts_as()
     missing = not kept.open_per_class[counts_as == np.arange(len(counts_as))].all()
     said = store.labels()
@@ -126,6 +130,12 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
         store.open_cycle(cycle)
         store.ask(cycle, [Query(int(image_id)) for image_id in chance[:wanted]])
     return True
+
+
+def rank(now: Project, run: Run, cycle: int) -> None:
+    """Score and rank the pool for a cycle, and keep the ranking."""
+    ranked = loop.rank_pool(run, cycle)
+    now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
 
 
 def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
@@ -144,9 +154,11 @@ def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
 
 
 def ranked_before(now: Project, run: Run, cycle: int) -> loop.Ranked | None:
-    """What was scored and ranked for a cycle, from disk."""
+    """What was scored and ranked for a cycle, from disk; what is lost there is made anew."""
     if cycle == 1:
         return None
+    if not now.has_ranking(cycle) or not scoring.is_scored(run, cycle):
+        rank(now, run, cycle)
     kept = now.read_ranking(cycle)
     state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
     return loop.Ranked(scoring.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)

@@ -205,6 +205,10 @@ class Query:
     asked_by: str | None = None
 
 
+ORACLE = "oracle"
+"""Who gives the answers of a simulation."""
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What came back: the objects' boxes (G, 4) and labels (G,). A box query that hit nothing has no boxes."""
@@ -213,7 +217,7 @@ class Answer:
     boxes: Floats
     labels: Ints
     verdict: Verdict
-    by: str = "oracle"
+    by: str = ORACLE
     milliseconds: int = 0
 
     def __post_init__(self) -> None:

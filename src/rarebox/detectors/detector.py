@@ -1,6 +1,5 @@
 """What the rest of rarebox sees of a network: pictures and targets in, losses or detections out."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,9 +24,9 @@ from rarebox.detectors.maps import Seen, padded
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
+from rarebox.files import damaged, read_json, write_bytes, write_json
 from rarebox.frames import Frame
 from rarebox.pictures import Pictures
-from rarebox.run_folder import write_bytes, write_json
 from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
 from rarebox.views import View
 
@@ -230,7 +229,7 @@ class TorchDetector:
         try:
             self.network.load_state_dict(load_file(folder / WEIGHTS, device=str(self.device)))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"the model in {folder} cannot be read: {error}") from error
+            raise damaged(folder / WEIGHTS, error) from error
         except RuntimeError as error:
             kind = f"{settings.name} on {settings.backbone}"
             raise UserError(f"the model in {folder} is a {kind}, not the network it is loaded into") from error
@@ -318,11 +317,21 @@ def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[Scored | No
     return result
 
 
-def read_about(folder: Path) -> tuple[int, DetectorSettings]:
-    """Number of classes and settings of a saved model; UserError if there is none."""
+def check_saved(folder: Path) -> None:
+    """Damaged unless a model is there, as far as can be told without reading its weights."""
+    read_about(folder)
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        with safe_open(str(folder / WEIGHTS), "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise damaged(folder / WEIGHTS, error) from error
+
+
+def read_about(folder: Path) -> tuple[int, DetectorSettings]:
+    """Number of classes and settings of a saved model; Damaged if there is none."""
+    about = read_json(folder / ABOUT, dict)
+    try:
         told = as_written_before({"detector": dict(about["detector"])})["detector"]
         return about["num_classes"], DetectorSettings.model_validate(told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no model of rarebox: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(folder / ABOUT, error) from error

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rarebox import frames
 from rarebox.detectors.maps import Maps, Seen, padded
 from rarebox.errors import UserError
+from rarebox.files import damaged
 from rarebox.pictures import Pictures
 from rarebox.run_folder import hold_when_free
 from rarebox.types import ImageRecord
@@ -106,24 +107,33 @@ class MapStore:
         with hold_when_free(self.folder / "lock"):
             self._read()
             end = max((f + self.layout.numbers(h, w) for f, h, w in self._places.values()), default=0)
-            with (self.folder / "maps.f16").open("ab") as numbers, (self.folder / "index.jsonl").open("ab") as index:
-                numbers.truncate(2 * end)  # what a kill left half-written
-                index.truncate(self._read_up_to)
+            kept = {self.folder / "maps.f16": 2 * end, self.folder / "index.jsonl": self._read_up_to}
+            try:
+                with ExitStack() as open_files:
+                    numbers, index = (open_files.enter_context(file.open("ab")) for file in kept)
+                    for file, size in zip((numbers, index), kept.values(), strict=True):
+                        file.truncate(size)  # what a kill left half-written
 
-                def keep(batch: Mapping[int, Look]) -> None:
-                    nonlocal end
-                    lines = []
-                    for image_id, (size, levels) in batch.items():
-                        lines.append(json.dumps([image_id, end, *size]) + "\n")
-                        for level in levels:
-                            numbers.write(np.ascontiguousarray(level, dtype=np.float16).tobytes())
-                            end += level.size
-                    for file, content in ((numbers, b""), (index, "".join(lines).encode())):
-                        file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    def keep(batch: Mapping[int, Look]) -> None:
+                        nonlocal end
+                        lines = []
+                        for image_id, (size, levels) in batch.items():
+                            lines.append(json.dumps([image_id, end, *size]) + "\n")
+                            for level in levels:
+                                numbers.write(np.ascontiguousarray(level, dtype=np.float16).tobytes())
+                                end += level.size
+                        for file, content in ((numbers, b""), (index, "".join(lines).encode())):
+                            file.write(content)
+                            file.flush()
+                            os.fsync(file.fileno())
+                        kept.update(zip(kept, (2 * end, index.tell()), strict=True))
 
-                yield keep
+                    yield keep
+            except BaseException:  # the disk is full, say: what is half-written would keep it full
+                for name, size in kept.items():
+                    with suppress(OSError):
+                        os.truncate(name, size)
+                raise
         self._read()
 
     def _read(self) -> None:
@@ -138,12 +148,18 @@ class MapStore:
             new = index.read()
         new = new[: new.rfind(b"\n") + 1]
         for line in new.splitlines():
-            image_id, first, height, width = json.loads(line)
-            self._places[image_id] = (first, height, width)
+            try:
+                image_id, first, height, width = json.loads(line)
+                self._places[image_id] = (first, height, width)
+            except (ValueError, TypeError) as error:
+                raise damaged(self.folder, error) from error
         self._read_up_to += len(new)
         if self._places and (new or self._numbers is None):
             file = self.folder / "maps.f16"  # a kill may have left half a number at its end
-            self._numbers = np.memmap(file, dtype=np.float16, mode="r", shape=(file.stat().st_size // 2,))
+            there = file.stat().st_size // 2 if file.exists() else 0
+            if there < max(f + self.layout.numbers(h, w) for f, h, w in self._places.values()):
+                raise damaged(self.folder, "maps.f16 is too short")
+            self._numbers = np.memmap(file, dtype=np.float16, mode="r", shape=(there,))
 
 
 class FrozenPictures(Pictures):

@@ -19,8 +19,8 @@ from rarebox.config import TrainingSettings
 from rarebox.detectors import distributed, on_device
 from rarebox.detectors.maps import Seen
 from rarebox.errors import TrainingDiverged
+from rarebox.files import write_bytes
 from rarebox.pictures import which_are_tall
-from rarebox.run_folder import write_bytes
 from rarebox.types import Bools, Picture, Targets
 
 Progress = Callable[[int, int, float], None]

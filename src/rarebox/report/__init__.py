@@ -12,12 +12,12 @@ from pathlib import Path
 
 from rarebox import compare
 from rarebox.errors import UserError
+from rarebox.files import write_text
 from rarebox.report import figures, gallery, grid, words
 from rarebox.report.figures import Panel
 from rarebox.report.gallery import Gallery
 from rarebox.report.page import render
 from rarebox.report.reading import ReportedRun, read_runs, settings_of
-from rarebox.run_folder import write_text
 
 __all__ = ["write_report"]
 

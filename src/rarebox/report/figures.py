@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rarebox.evaluate import imbalance_factor
+from rarebox.files import write_bytes, write_text
 from rarebox.report.reading import Record, ReportedRun
 from rarebox.report.words import count, factor, is_number, number, plural, short
-from rarebox.run_folder import write_text
 
 LIGHT = {
     "card": "#ffffff", "ink": "#1b1f27", "muted": "#596170", "line": "#dde1e7", "quiet": "#b9c1cd",
@@ -433,9 +433,9 @@ def publish(panel: Panel, folder: Path, prefix: str = "") -> Panel:
     text = _svg(panel.figure, stem)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{stem}.svg", text)
-    part = folder / f"{stem}.png.part"
-    panel.figure.savefig(part, format="png", dpi=144, metadata={"Software": None})
-    part.replace(folder / f"{stem}.png")
+    content = io.BytesIO()
+    panel.figure.savefig(content, format="png", dpi=144, metadata={"Software": None})
+    write_bytes(folder / f"{stem}.png", content.getvalue())
     return replace(panel, svg=_inline(text, panel.alt))
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rarebox import compare
 from rarebox.compare import ENOUGH_SEEDS, Group
+from rarebox.files import write_text
 from rarebox.report import figures, grid_figures, grid_tables
 from rarebox.report.figures import Panel
 from rarebox.report.grid_tables import Table
 from rarebox.report.page import render
 from rarebox.report.words import listed, number, plural
-from rarebox.run_folder import write_text
 
 MOST_NAMED = 8
 """Methods that a sentence names; the figures have them all."""

@@ -10,7 +10,8 @@ import numpy as np
 from rarebox import strategies
 from rarebox.config import Section, Settings
 from rarebox.errors import UserError
-from rarebox.run_folder import RunFolder, read_json
+from rarebox.files import read_json
+from rarebox.run_folder import RunFolder
 
 Record = dict[str, Any]
 """One cycle of ``metrics.json``."""

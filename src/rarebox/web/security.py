@@ -4,7 +4,6 @@ import base64
 import hmac
 import ipaddress
 import json
-import os
 import re
 import secrets
 import socket
@@ -15,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rarebox.errors import UserError
+from rarebox.files import write_bytes
 from rarebox.people import clean_name
 from rarebox.run_folder import write_text
 
@@ -102,11 +102,8 @@ def read_secret(file: Path) -> bytes:
     """The project's secret, made on first use and readable by its owner only. Without it everybody signs in again."""
     secret = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     if len(secret) != 64:
-        secret, part = secrets.token_hex(32), file.with_name(f"{file.name}.part")
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secret)
-        part.replace(file)
+        secret = secrets.token_hex(32)
+        write_bytes(file, secret.encode(), mode=0o600)
     return secret.encode()
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import IO, Any
+
+from rarebox.files import sweep
 
 COMMAND = (sys.executable, "-m", "rarebox.trainer")
 
@@ -18,6 +20,9 @@ CLOSING_SECONDS = 5
 
 LONGEST_REASON = 300
 """Characters of an unexpected error that people are shown."""
+
+LAST_WORDS = 2.0
+"""Seconds in which what a process said before its end is still read."""
 
 
 class Supervisor:
@@ -40,21 +45,24 @@ class Supervisor:
 
     def send(self, what: str) -> None:
         """``go on`` with what is due, ``train`` without waiting for the budget, or ``rank on`` where what is kept of
-        the ranking is used up; nothing while it is at work."""
+        the ranking is used up; nothing while it is at work. Where it cannot be started the status says so."""
         with self._lock:
             if self.working or self._closed:
                 return
             self._wanted, self.status = what, _status("working", stage="starting")
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            assert self._process
-            assert self._process.stdin
             try:
-                self._process.stdin.write(json.dumps({"do": what}) + "\n")
-                self._process.stdin.flush()
-            except (OSError, ValueError):
-                pass  # it has just ended; the reader of its output says why
-        self._told("progress")
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                assert self._process
+                assert self._process.stdin
+                with suppress(BrokenPipeError, ValueError):  # it has just ended; who waits for it says why
+                    self._process.stdin.write(json.dumps({"do": what}) + "\n")
+                    self._process.stdin.flush()
+            except (OSError, MemoryError, RuntimeError) as error:  # the last: no thread to be had
+                if self._process:
+                    self._process.kill()
+                self._process, self.status = None, _status("failed", reason=_why_it_did_not_start(error))
+        self._told("failed" if self.status["state"] == "failed" else "progress")
 
     def again(self) -> None:
         """What it was told last, once more."""
@@ -70,32 +78,41 @@ class Supervisor:
             self._follower.join(CLOSING_SECONDS)  # something that it started may hold its output open
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
+        sweep(self._root)  # nobody writes there now
+        process = self._process = subprocess.Popen(
             [*COMMAND, str(self._root), *self._engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
-        self._follower = Thread(target=self._follow, args=(self._process,), daemon=True)
-        self._follower.start()
-
-    def _follow(self, process: subprocess.Popen[str]) -> None:
-        """Hear what a process says until it ends."""
         assert process.stdout
         assert process.stderr
         complaints: deque[str] = deque(maxlen=20)
-        complaining = Thread(target=complaints.extend, args=(process.stderr,), daemon=True)
-        with suppress(OSError), process:  # a command that it did not read any more cannot be flushed
-            complaining.start()
-            for line in process.stdout:
-                if process is self._process:
-                    self._hear(line)
-            complaining.join()
+        readers = [
+            Thread(target=_read, args=(process.stdout, lambda line: self._hear(process, line)), daemon=True),
+            Thread(target=_read, args=(process.stderr, complaints.append), daemon=True),
+        ]
+        self._follower = Thread(target=self._follow, args=(process, readers, complaints), daemon=True)
+        for thread in (*readers, self._follower):
+            thread.start()
+
+    def _follow(self, process: subprocess.Popen[str], readers: Sequence[Thread], complaints: Iterable[str]) -> None:
+        """Wait for the end of a process, which counts as working no longer, whoever still holds its output open."""
+        process.wait()
+        until = time.monotonic() + LAST_WORDS
+        for reader in readers:
+            reader.join(max(until - time.monotonic(), 0))
+        assert process.stdin
+        with suppress(OSError):  # a command that it did not read any more cannot be flushed
+            process.stdin.close()
         with self._lock:
             if self._closed or process is not self._process:
                 return
-            self.status = _status("failed", reason=_why_it_ended(process.returncode, complaints))
+            sweep(self._root)  # what was half-written would keep a full disk full
+            self.status = _status("failed", reason=_why_it_ended(process.returncode, [*complaints]))
         self._told("failed")
 
-    def _hear(self, line: str) -> None:
+    def _hear(self, process: subprocess.Popen[str], line: str) -> None:
+        if process is not self._process:
+            return
         try:
             event = json.loads(line)
             kind = event["event"]
@@ -115,6 +132,18 @@ class Supervisor:
         _, since, first = self._stage
         seconds = (time.monotonic() - since) / (done - first) * (of - done) if done > first else None
         return _status("working", stage, done, of, seconds, note)
+
+
+def _read(stream: IO[str], hear: Callable[[str], None]) -> None:
+    """Hand on the lines of a stream until nobody holds its other end."""
+    with stream:
+        for line in stream:
+            hear(line)
+
+
+def _why_it_did_not_start(error: BaseException) -> str:
+    said = (error.strerror if isinstance(error, OSError) else str(error)) or "the memory of the machine is full"
+    return f"the training process could not be started ({said}). No label is lost; try again, or free some memory first"
 
 
 def _why_it_ended(code: int, complaints: Iterable[str]) -> str:
