@@ -17,7 +17,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 ROWS = (
     {"__init__", "errors", "seeds"},
-    {"types", "boxes", "tables", "naming"},
+    {"types", "boxes", "tables", "naming", "text", "classes"},
     {"schema"},
     {"method", "config", "store", "data", "frames"},
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people"},

@@ -5,6 +5,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
+ASPECT = 0.02
+"""How much the shape of a picture and of a copy of another size may differ, as a share: copies have whole pixels."""
+
 
 def area(boxes: Floats) -> Floats:
     """(..., 4) -> (...): width times height, in square pixels."""
@@ -38,6 +41,18 @@ def cover(boxes: Floats, patches: Floats) -> Floats:
 def clip(boxes: Floats, width: float, height: float) -> Floats:
     """Boxes cut at the borders of a ``width`` x ``height`` image: (..., 4) -> (..., 4)."""
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+def rescaling(said: tuple[float, float], real: tuple[float, float]) -> NDArray[np.float64] | None:
+    """What boxes in a picture of one (width, height) are multiplied by to be those of a copy of another size: (4,).
+
+    None where the shapes differ by more than ``ASPECT``: the one is turned or cut, or another picture, so no box fits.
+    """
+    sides = np.array([said, real], dtype=np.float64)
+    if not (np.isfinite(sides).all() and (sides > 0).all()):
+        return None
+    across, down = sides[1] / sides[0]
+    return np.array([across, down, across, down]) if abs(across / down - 1) <= ASPECT else None
 
 
 def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool_]:

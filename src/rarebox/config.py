@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rarebox.errors import UserError, unknown_name
+from rarebox.text import read_text
 
 Share = float
 """A number in [0, 1]."""
@@ -383,8 +384,8 @@ def difference(one: Settings, other: Settings, but: Collection[str] = ()) -> lis
 def read_file(file: Path) -> dict[str, Any]:
     """The nested plain values of a YAML file; UserError if it cannot be read or holds something else."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text(file))
+    except OSError as error:
         raise UserError(f"the settings file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"the settings file {file} is not valid YAML: {error}") from error

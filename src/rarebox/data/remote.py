@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rarebox.errors import UserError
+from rarebox.text import decode
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
     try:
         if is_list(url):
             text = fetch(url) if is_url(url) else Path(url).read_bytes()
-            lines = dict.fromkeys(line.strip() for line in text.decode().splitlines())
+            lines = dict.fromkeys(line.strip() for line in decode(text, url).splitlines())
             folder = url.rpartition("/")[0]
             named = [
                 location(line if is_url(line) or (os.path.isabs(line) and not is_url(url)) else f"{folder}/{line}")
