@@ -19,7 +19,7 @@ ROWS = (
     {"__init__", "errors", "seeds", "places"},
     {"parsing"},
     {"files"},
-    {"types", "boxes", "tables", "naming"},
+    {"types", "boxes", "tables", "naming", "text", "classes"},
     {"schema", "rows"},
     {"method", "config", "store", "data", "frames"},
     {"views", "candidates", "evaluate", "oracle", "pictures", "run_folder", "people", "photos"},

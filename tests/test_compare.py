@@ -134,7 +134,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"results\.jsonl cannot be read \(No such file"):
         compare.read([tmp_path])
     (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="holds no text"):
+    with pytest.raises(UserError, match="is not UTF-16 text"):
         compare.read([tmp_path])
 
 

@@ -182,7 +182,7 @@ def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"nowhere.yaml cannot be read"):
         config.resolve(file=tmp_path / "nowhere.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match=r"bytes.yaml cannot be read"):
+    with pytest.raises(UserError, match=r"bytes.yaml: this is not UTF-16 text"):
         config.resolve(file=tmp_path / "bytes.yaml")
 
 

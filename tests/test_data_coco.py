@@ -230,11 +230,12 @@ def test_the_file_s_own_size_counts(tmp_path: Path) -> None:
     write(
         tmp_path / "train.json",
         [image(1, "a.png", width=50, height=25), image(2, "b.png", width=None)],
-        [box(1, 1), box(2, 2)],
+        [box(1, 1, [5, 10, 15, 5]), box(2, 2)],
     )
     data = load(tmp_path)
     assert [(i.width, i.height) for i in data.train.images] == [(100, 50), (100, 50)]
-    assert "50 x 25" in only(data, "image size differs").what
+    assert [data.train.truth[i].boxes.tolist() for i in (1, 2)] == [[[10, 20, 40, 30]]] * 2
+    assert "50 x 25" in only(data, "boxes scaled").what
 
 
 def test_an_image_turned_by_exif_has_its_upright_size(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_an_image_turned_by_exif_has_its_upright_size(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert [(i.width, i.height) for i in data.train.images] == [(50, 100), (50, 100)]
     assert data.train.truth[0].boxes.tolist() == [[10, 70, 30, 90]]
-    assert Path(only(data, "image turned by EXIF").where).name == "stored.jpg"
+    assert Path(only(data, "size in labels is wrong").where).name == "stored.jpg"
 
 
 @pytest.mark.parametrize(

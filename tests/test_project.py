@@ -210,7 +210,7 @@ def test_labels_do_not_go_to_a_photo_that_only_shares_its_name(pictures: Path, t
     (images / "more").mkdir()
     shutil.copy(second, images / "more" / first.name)
     problems = create(tmp_path / "p", images, [], pictures, changes=CHANGES)
-    assert [Path(one.where).name for one in problems if "or several" in one.what].count(first.name) == 1
+    assert [Path(one.where).name for one in problems if "several photos" in one.what].count(first.name) == 1
     now = Project(tmp_path / "p")
     labelled = {Path(now.store.images()[i].path).name for i in now.store.labels()}
     assert first.name not in labelled
@@ -232,8 +232,9 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no project; start one: rarebox init"):
         Project(tmp_path / "p")
     Image.new("RGB", (30, 20)).save(tmp_path / "empty" / "fine.png")
-    (problem,) = create(tmp_path / "p", tmp_path / "empty", ["Fish", "fish", " fish "])
+    *alike, problem = create(tmp_path / "p", tmp_path / "empty", ["Fish", "fish", " fish "])
     assert problem.where.endswith("broken.jpg")
+    assert [one.where for one in alike] == ["fish", "fish"]
     assert Project(tmp_path / "p").store.classes() == ("fish",) or Project(tmp_path / "p").store.classes() == ("Fish",)
     with pytest.raises(UserError, match="go on with it: rarebox serve"):
         create(tmp_path / "p", images)

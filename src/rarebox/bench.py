@@ -30,6 +30,7 @@ from rarebox.errors import Busy, Damaged, UserError, unknown_name
 from rarebox.files import read_json, write_json, write_text
 from rarebox.parsing import Loader, from_yaml
 from rarebox.run_folder import RunFolder, hold_when_free
+from rarebox.text import read_text
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
 """What a grid file may hold."""
@@ -130,10 +131,10 @@ class _OneOfEach(Loader):
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        grid = from_yaml(file.read_text(encoding="utf-8"), _OneOfEach)
+        grid = from_yaml(read_text(file), _OneOfEach)
     except FileNotFoundError as error:
         raise UserError("there is no such grid; the paper's are in the folder paper/ of the sources") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"the grid cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}") from error
@@ -447,7 +448,7 @@ class Bench:
             # Where the data of a finished run lay, and on what it ran, does not matter any more.
             self.place(run).check(run.settings, but=HERE if self.state(run) == "done" else ())
         with hold_when_free(self.out / "lock"):
-            write_text(self.out / "grid.yaml", file.read_text(encoding="utf-8"))
+            write_text(self.out / "grid.yaml", read_text(file))
         told = self.results.read_text(encoding="utf-8", errors="replace").splitlines() if self.results.exists() else []
         before = set[str]()
         for line in told:

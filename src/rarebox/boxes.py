@@ -15,6 +15,9 @@ FEW, PAIRS = 2**12, 2**18
 BLOCK = 512
 """Boxes that suppress each other at once."""
 
+ASPECT = 0.02
+"""How much the shape of a picture and of a copy of another size may differ, as a share: copies have whole pixels."""
+
 
 def area(boxes: Floats) -> Floats:
     """(..., 4) -> (...): width times height, in square pixels."""
@@ -166,6 +169,18 @@ def hull_of_ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     wide, high = math.hypot(across * cos, down * sin), math.hypot(across * sin, down * cos)
     return np.array([x - wide, y - high, x + wide, y + high])
+
+
+def rescaling(said: tuple[float, float], real: tuple[float, float]) -> NDArray[np.float64] | None:
+    """What boxes in a picture of one (width, height) are multiplied by to be those of a copy of another size: (4,).
+
+    None where the shapes differ by more than ``ASPECT``: the one is turned or cut, or another picture, so no box fits.
+    """
+    sides = np.array([said, real], dtype=np.float64)
+    if not (np.isfinite(sides).all() and (sides > 0).all()):
+        return None
+    across, down = sides[1] / sides[0]
+    return np.array([across, down, across, down]) if abs(across / down - 1) <= ASPECT else None
 
 
 def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool_]:

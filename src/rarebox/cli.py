@@ -690,17 +690,19 @@ def init_project(
         problems = create(
             folder, images, names, labels, partial=partial, preset=preset, changes=changes, progress=progress
         )
-    for problem in problems[:5]:
-        console.print(f"{problem.where}: {problem.what}", markup=False, soft_wrap=True)
-    if len(problems) > 5:
-        console.print(f"and {len(problems) - 5} more: {folder / 'problems.json'}", markup=False, soft_wrap=True)
+    print_problems(problems)
+    if problems:
+        console.print(f"all {len(problems)} are listed in {folder / 'problems.json'}", markup=False, soft_wrap=True)
     project = Project(folder)
     store = project.store
     if said_before:
         count = take_predictions(project, said_before)
         console.print(f"{count} boxes of {predictions} will be offered on the first images", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
-    said, kind = store.labels(), "as labelled in part" if partial else "as labelled completely (--partial if not)"
-    known = f"; {len(said)} of them taken {kind}" if said else ""
+    said = store.labels().values()
+    whole = sum(one.complete for one in said)
+    known = f"; {whole} of them taken as labelled completely (--partial if not)" if whole else ""
+    known += f"; {len(said) - whole} as labelled in part" if len(said) > whole else ""
+    known = known or ("; no label was taken in" if labels else "")
     shown = ", ".join(store.classes()) or "none yet: the page asks for them"
     console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
     console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
@@ -708,16 +710,29 @@ def init_project(
 
 
 def take_predictions(project: Any, ranked: Any) -> int:
-    """Give another detector's boxes the numbers of the project's images and classes; how many there are."""
-    by_name = ByName[int]()
-    for i, record in project.store.images().items():
+    """Give another detector's boxes the numbers of the project's images and classes, and its pixels; how many there
+    are."""
+    from rarebox.boxes import rescaling
+    from rarebox.classes import Classes
+
+    images, by_name, classes = project.store.images(), ByName[int](), Classes(project.store.classes())
+    for i, record in images.items():
         by_name.add(record.path, i)
-    labels = {name.casefold(): label for label, name in enumerate(project.store.classes())}
     kept = []
     for query in ranked.queries:
-        image_id = by_name.match(ranked.images[query.image_id].path)
-        if image_id is not None:
-            kept.append(replace(query, image_id=image_id, guess=labels[ranked.classes[query.guess].casefold()]))
+        record = ranked.images[query.image_id]
+        image_id = by_name.match(record.path)
+        if image_id is None:
+            continue
+        size = (images[image_id].width, images[image_id].height)
+        factors = rescaling((record.width, record.height) if record.width else size, size)
+        if factors is None:
+            raise UserError(
+                f"{record.path}: the boxes are of a picture of {record.width} x {record.height} pixels, the photo has "
+                f"{size[0]} x {size[1]}; let the detector look at the photos themselves"
+            )
+        guess = classes.find(ranked.classes[query.guess])
+        kept.append(replace(query, image_id=image_id, guess=guess, box=query.box * factors))
     project.write_predictions(kept)
     return len(kept)
 
@@ -769,9 +784,14 @@ def print_summary(dataset: Any) -> None:
     console.print(f"imbalance factor {imbalance_factor(train):.1f} (largest class over smallest)")
     if not dataset.problems:
         console.print("no problems found in the data")
-    for kind, count in Counter(p.kind for p in dataset.problems).most_common():
-        first = next(p for p in dataset.problems if p.kind == kind)
-        console.print(f"{count} x {kind}, the first: {first.where}: {first.what}", markup=False)
+    print_problems(dataset.problems)
+
+
+def print_problems(problems: Sequence[Any]) -> None:
+    """How many problems of each kind there are, and the first of each."""
+    for kind, count in Counter(p.kind for p in problems).most_common():
+        first = next(p for p in problems if p.kind == kind)
+        console.print(f"{count} x {kind}, the first: {first.where}: {first.what}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 from rarebox import config, strategies
 from rarebox.config import Settings
 from rarebox.errors import UserError
+from rarebox.text import read_text
 
 RESULTS = "results.jsonl"
 FULL = "full"
@@ -175,13 +176,11 @@ def _unit(run: GridRun) -> str:
 
 def _read_file(file: Path) -> list[GridRun]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except OSError as error:
         raise UserError(
             f"{file} cannot be read ({error.strerror}); name the folder of a grid, or its {RESULTS}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not a results file: it holds no text ({error.reason})") from error
     runs = [_read_line(file, n, line) for n, line in enumerate(lines, start=1) if line.strip()]
     if not runs:
         raise UserError(f"{file} holds no run yet, so there is nothing to compare; wait for the grid's first run")

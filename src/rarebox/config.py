@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rarebox.errors import UserError, unknown_name
 from rarebox.parsing import from_yaml
+from rarebox.text import read_text
 
 Share = float
 """A number in [0, 1]."""
@@ -431,8 +432,8 @@ def difference(one: Settings, other: Settings, but: Collection[str] = ()) -> lis
 def read_file(file: Path) -> dict[str, Any]:
     """The nested plain values of a YAML file; UserError if it cannot be read or holds something else."""
     try:
-        values = from_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        values = from_yaml(read_text(file))
+    except OSError as error:
         raise UserError(f"the settings file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"the settings file {file} is not valid YAML: {error}") from error

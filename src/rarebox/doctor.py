@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from rarebox import loop
+from rarebox import data, loop
 from rarebox.detectors.backbones import BACKBONES, WeightsUnavailable
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
@@ -74,7 +74,7 @@ def _voc() -> Check:
 
 def _data(path: str) -> Check:
     try:
-        found = loop.load_data(path)
+        found = data.usable(loop.load_data(path))
     except UserError as error:
         return Check("data", False, path, str(error))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(p.kind for p in found.problems).most_common())

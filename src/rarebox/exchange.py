@@ -16,12 +16,13 @@ import numpy as np
 from sqlalchemy import select
 
 from rarebox import schema
-from rarebox.boxes import iou_matrix, overlapping
+from rarebox.boxes import iou_matrix, overlapping, rescaling
 from rarebox.candidates import rows_by_image
+from rarebox.classes import Classes
 from rarebox.data.export import sent_as
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
 from rarebox.errors import UserError, unknown_name
-from rarebox.naming import ByName, clean
+from rarebox.naming import ByName
 from rarebox.people import People, clean_name
 from rarebox.project import Project
 from rarebox.ranking import still_open
@@ -36,9 +37,6 @@ SAME_OBJECT = 0.5
 
 STILL = 0.05
 """Pixels by which the edges of an untouched box may move on the way (CVAT keeps two decimals)."""
-
-ASPECT = 0.02
-"""How much the shape of a picture may differ between here and there, as a share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +199,7 @@ class _Known:
     queries of boxes that came before, by the keys of their answers."""
 
     images: Mapping[int, ImageRecord]
-    labels: Mapping[str, int]
+    classes: Classes
     queries: dict[int, dict[int, Query]] = field(default_factory=dict)
     standing: dict[int, dict[str, Answer]] = field(default_factory=dict)
     drawn: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -210,9 +208,10 @@ class _Known:
     @classmethod
     def of(cls, store: Store, source: str) -> "_Known":
         names, counts_as = store.classes(), store.counts_as()
-        by_worth = sorted(range(len(names)), key=lambda n: counts_as[n] == n)
-        labels = {spelt(names[label]): label for spelt in (clean, str) for label in by_worth}
-        known = cls(store.images(), labels)
+        classes = Classes(())
+        for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # those that count first
+            classes.add(names[label], label)
+        known = cls(store.images(), classes)
         for query in store.queries():
             known.queries.setdefault(query.image_id, {})[query.id] = query
         for given in People(store).given():
@@ -340,13 +339,14 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
 
 def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
     """The regions' boxes in pixels of the image here: (N, 4). UserError for another picture, or a box without area."""
-    width, height = one.size or (record.width, record.height)
-    if abs(width * record.height / (height * record.width) - 1) > ASPECT:
+    size = (record.width, record.height)
+    scale = rescaling(one.size or size, size)
+    if scale is None:
+        width, height = one.size or size
         raise UserError(
             f"{one.where}: the picture there has {width} x {height} pixels, here {record.width} x {record.height}; it "
             "is another one, or turned"
         )
-    scale = np.array([record.width / width, record.height / height] * 2)
     boxes = np.array([region.box for region in one.regions], dtype=np.float64).reshape(-1, 4) * scale
     boxes = np.clip(boxes, 0, [record.width, record.height] * 2)
     try:
@@ -356,9 +356,12 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
 
 
 def _label(region: Region, one: Returned, known: _Known) -> int:
-    if region.name not in known.labels:
-        raise UserError(f"{one.where}: {unknown_name('class', region.name, known.labels)}; add it to the project first")
-    return known.labels[region.name]
+    label = known.classes.find(region.name)
+    if label is None:
+        raise UserError(
+            f"{one.where}: {unknown_name('class', region.name, known.classes)}; add it to the project first"
+        )
+    return label
 
 
 def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:

@@ -113,8 +113,11 @@ def run(
     strategies.choose(settings.selection)
     dataset = dataset or load_data(settings.data, progress)
     with _disk_errors_explained(folder), place.locked():
+        begun = place.environment.exists()
+        if not begun or _leaves_images_out(place):
+            dataset = data.usable(dataset)
         settings = place.claim(settings)
-        if not place.environment.exists():
+        if not begun:
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
@@ -127,6 +130,12 @@ def run(
                 write_json(place.metrics, [*place.records(), done])
                 finished(done)
     return place.records()
+
+
+def _leaves_images_out(place: RunFolder) -> bool:
+    """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
+    listed = read_json(place.problems) if place.problems.exists() else []
+    return any(problem["kind"] == data.NOT_USED for problem in listed)
 
 
 def load_data(name: str, progress: Progress = lambda *_: None) -> data.Dataset:

@@ -73,6 +73,12 @@ class Loader(yaml.SafeLoader):
         return super().construct_object(node, deep)
 
 
+class PlainLoader(Loader):
+    """The same, with every scalar as the text that is written: ``no``, ``012`` and ``1_000`` are names."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
 def _parts(node: Any) -> list[Any]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]

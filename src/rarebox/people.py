@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, i
 
 from rarebox import schema
 from rarebox.boxes import clip, nearest
+from rarebox.classes import class_key
 from rarebox.errors import UserError
 from rarebox.rows import is_number, is_text
 from rarebox.store import ANSWER, Store
@@ -336,7 +337,7 @@ class People:
         name = clean_name(name, "class")
         counts_as = self.store.counts_as()
         for label, there in enumerate(self.store.classes()):
-            if label != but and counts_as[label] == label and there.casefold() == name.casefold():
+            if label != but and counts_as[label] == label and class_key(there) == class_key(name):
                 raise UserError(f"there is a class {there!r} already; choose another name, or merge the two")
         return name
 

@@ -1,7 +1,6 @@
 """A project: a folder in which people answer. What it holds, and how it begins; see :mod:`rarebox.trainer` for more."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ import numpy as np
 
 from rarebox import config, data, seeds, tables
 from rarebox.asking import Asker
+from rarebox.boxes import rescaling
+from rarebox.classes import Classes, class_key
 from rarebox.config import Settings
 from rarebox.data.images import (
     SUFFIXES,
@@ -27,13 +28,14 @@ from rarebox.data.images import (
 from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import Busy, Damaged, UserError
 from rarebox.files import PART, damaged, read_json, write_json, write_text
+from rarebox.naming import ByName
 from rarebox.people import clean_name
 from rarebox.photos import digest, find_again
 from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, answers_in, discard_store, is_store
 from rarebox.store import Store
 from rarebox.strategies import IMAGE
-from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict
+from rarebox.types import Answer, Bools, Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 HELD_BACK = "held_out"
 """Mark, among the reasons of a question, of a first image that is kept for evaluation."""
@@ -288,8 +290,9 @@ def create(
 ) -> list[data.Problem]:  # fmt: skip
     """Make a project of the images below a folder or URL (:mod:`rarebox.data.remote`); the problems met come back.
 
-    ``labels`` is a data set that :func:`rarebox.data.load` reads: what it says of images of that name is taken in,
-    as complete, unless ``partial``. UserError where there is a project already, or no image.
+    ``labels`` is a data set that :func:`rarebox.data.load` reads: what it says of images of that name is taken in. An
+    image counts as labelled completely, unless ``partial``, or an object of it was lost. UserError where there is a
+    project already, or no image.
 
     A store with answers that lies in the folder, a restored backup say, is taken over as it is.
     """
@@ -312,10 +315,6 @@ def create(
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
         raise UserError(f"{images} is no folder; name the one with your images")
-    known = data.load(labels) if labels else None
-    names = _class_names([*(known.classes if known else ()), *classes])
-    if count:
-        return _take_over(folder, settings, names)
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may take its time
@@ -323,13 +322,19 @@ def create(
         progress("list", 1, 1, str(images))
     else:
         files, unknown = photos_in(Path(images), root), files_below(images, NOT_READ)
+    if count:
+        return _take_over(folder, settings, list(classes))
+    known = data.load(labels, photos=files) if labels else None
+    problems = list(known.problems) if known else []
+    names = _class_names([*(known.classes if known else ()), *classes], problems)
     digests: dict[int, str] = {}
-    records, problems = read_images(files, settings.detector.size, progress, digests=digests)
+    records, unreadable = read_images(files, settings.detector.size, progress, digests=digests)
+    problems += unreadable
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
         problems.append(data.Problem("kind not read", str(unknown[0]), what))
     if not records:
-        found = f"none of its images can be read ({problems[0].what})" if problems else "no image in it"
+        found = f"none of its images can be read ({unreadable[0].what})" if unreadable else "no image in it"
         raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
     with folder.alone():
@@ -346,8 +351,8 @@ def create(
 def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) -> list[data.Problem]:
     """Go on with the answers of a store whose project is gone; the photos that are new come in when it is served."""
     with folder.alone(), Store(folder.labels(settings)) as store:
-        there = {name.casefold() for name in store.classes()}
-        if lacking := [name for name in classes if name.casefold() not in there]:
+        there = {class_key(name) for name in store.classes()}
+        if lacking := [name for name in classes if class_key(name) not in there]:
             raise UserError(
                 f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
                 "repeat the command without --classes to take it over, and add classes on the page"
@@ -356,11 +361,14 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
     return []
 
 
-def _class_names(names: Sequence[str]) -> list[str]:
-    """Cleaned, each once whatever its capitals."""
+def _class_names(names: Sequence[str], problems: list[data.Problem]) -> list[str]:
+    """Cleaned, each once; a name that is another's but for its capitals is a problem, and counts as that one."""
     once: dict[str, str] = {}
-    for name in names:
-        once.setdefault(clean_name(name, "class").casefold(), clean_name(name, "class"))
+    for name in (clean_name(name, "class") for name in names):
+        first = once.setdefault(class_key(name), name)
+        if first != name:
+            what = f"the class {name!r} counts as {first!r}, which differs in capitals only; rename one if they are two"
+            problems.append(data.Problem("class names alike", name, what))
     return list(once.values())
 
 
@@ -403,36 +411,110 @@ def read_images(
     return records, problems
 
 
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """What labels that were there before say of a photo: boxes (N, 4) in its pixels, the project's labels (N,) of them,
+    and which of them are around several objects. ``complete``: every object has a box of its own."""
+
+    boxes: Floats
+    labels: Ints
+    crowds: Bools
+    complete: bool
+
+    def joined(self, other: "_Labels") -> "_Labels":
+        """These and what another entry of the same photo adds."""
+        ours = {(*box, label) for box, label in zip(self.boxes.tolist(), self.labels.tolist(), strict=True)}
+        theirs = zip(other.boxes.tolist(), other.labels.tolist(), strict=True)
+        new = np.array([(*box, label) not in ours for box, label in theirs], dtype=bool)
+        return _Labels(
+            np.concatenate([self.boxes, other.boxes[new]]), np.concatenate([self.labels, other.labels[new]]),
+            np.concatenate([self.crowds, other.crowds[new]]), self.complete and other.complete,
+        )  # fmt: skip
+
+
 def _take_in(
     store: Store, known: data.Dataset, records: Sequence[ImageRecord], partial: bool, seed: int
 ) -> list[data.Problem]:
-    """Answers from labels that were there before: whole images, or, if ``partial``, single boxes."""
-    by_path = {record.path: record for record in records}
-    names = Counter(Path(record.path).name for record in records)
-    by_name = {Path(record.path).name: record for record in records if names[Path(record.path).name] == 1}
-    problems, found = [], []
-    for split in filter(None, (known.train, known.test)):
-        for image in split.images:
-            if record := by_path.get(image.path) or by_name.get(Path(image.path).name):
-                found.append((record, split.truth[image.id]))
-            else:
-                what = "no image of that name, or several; left out"
-                problems.append(data.Problem("labels of no image", image.path, what))
+    """Answers from labels that were there before: whole images where they are complete, else single boxes.
+
+    A crowd is no object, and whoever labelled it did not label what it holds: nobody is asked about it.
+    """
+    problems: list[data.Problem] = []
+    found = _labels_of_photos(known, records, Classes(store.classes()), problems)
     store.open_cycle(1)
-    asked, said = [], []
-    chance = seeds.stream(seed, "held out").permutation(len(found))
-    for (record, truth), place in zip(found, chance, strict=True):
-        if partial:
-            for box, label in zip(truth.boxes, truth.labels, strict=True):
-                asked.append(Query(record.id, box, int(label), asked_by=IMPORTED))
-                said.append((box[None], [int(label)]))
-        else:
-            kept = place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
-            asked.append(Query(record.id, why={HELD_BACK: 1.0} if kept else None, asked_by=IMPORTED))
-            said.append((truth.boxes, truth.labels))
+    asked: list[Query] = []
+    said: list[tuple[Floats, list[int], Verdict]] = []
+    nothing = np.zeros((0, 4), dtype=np.float32)
+    whole = [record for record, one in found if one.complete and not partial]
+    chance = seeds.stream(seed, "held out").permutation(len(whole))
+    kept = {record.id for record, place in zip(whole, chance, strict=True) if place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1}  # fmt: skip  # noqa: E501
+    for record, one in found:
+        if one.complete and not partial:
+            asked.append(Query(record.id, why={HELD_BACK: 1.0} if record.id in kept else None, asked_by=IMPORTED))
+            said.append((one.boxes, one.labels.tolist(), Verdict.OBJECT))
+            continue
+        for box, label, crowd in zip(one.boxes, one.labels.tolist(), one.crowds, strict=True):
+            asked.append(Query(record.id, box, label, asked_by=IMPORTED))
+            said.append((nothing, [], Verdict.CANNOT_TELL) if crowd else (box[None], [label], Verdict.OBJECT))
     queries = store.ask(1, asked)
     store.record([
-        Answer(query.id, boxes, np.asarray(labels), Verdict.OBJECT, IMPORTED)
-        for query, (boxes, labels) in zip(queries, said, strict=True)
+        Answer(query.id, boxes, np.asarray(labels), verdict, IMPORTED)
+        for query, (boxes, labels, verdict) in zip(queries, said, strict=True)
     ])  # fmt: skip
     return problems
+
+
+def _labels_of_photos(
+    known: data.Dataset, records: Sequence[ImageRecord], classes: Classes, problems: list[data.Problem]
+) -> list[tuple[ImageRecord, _Labels]]:
+    """Each photo that the labels speak of, and what they say. What belongs to no photo, or to several, is a problem."""
+    photos, by_id = ByName[int](), {record.id: record for record in records}
+    for record in records:
+        photos.add(record.path, record.id)
+    numbers = np.array([classes.find(clean_name(name, "class")) for name in known.classes], dtype=np.int64)
+    claims: dict[int, dict[str, _Labels]] = {}
+
+    def leave_out(path: str, what: str) -> None:
+        problems.append(data.Problem("labels of no photo", path, f"{what}; its labels are left out"))
+
+    for split in filter(None, (known.train, known.test)):
+        for image in split.images:
+            try:
+                photo = photos.match(image.path)
+            except UserError as error:
+                leave_out(image.path, f"several photos have that name: {error}")
+                continue
+            if photo is None:
+                leave_out(image.path, "there is no photo of that name")
+            elif image.id in split.unlabelled:
+                problems.append(data.Problem("photo without labels", image.path, "it will be asked about like others"))
+            elif (one := _labels_of(split, image, by_id[photo], numbers)) is None:
+                record = by_id[photo]
+                sizes = f"{image.width} x {image.height}, the photo {record.width} x {record.height}"
+                leave_out(image.path, f"the labelled image has {sizes} pixels, so they show different things")
+            else:
+                before = claims.setdefault(photo, {})
+                before[image.path] = before[image.path].joined(one) if image.path in before else one
+    taken = []
+    for photo, claiming in sorted(claims.items()):
+        record = by_id[photo]
+        chosen = record.path if record.path in claiming else next(iter(claiming)) if len(claiming) == 1 else None
+        for path in claiming:
+            if path != chosen:
+                leave_out(path, f"labels of other images have the name of {record.path} too")
+        if chosen:
+            taken.append((record, claiming[chosen]))
+    return taken
+
+
+def _labels_of(split: data.Split, image: ImageRecord, photo: ImageRecord, numbers: Ints) -> _Labels | None:
+    """What a data set says of a photo, which may be a larger or smaller copy of the image that was labelled; None if it
+    is none."""
+    factors = rescaling((image.width, image.height), (photo.width, photo.height))
+    if factors is None:
+        return None
+    truth, unsure = split.truth[image.id], split.unsure[image.id]
+    complete = image.id not in split.incomplete and not unsure.any()
+    by_people = ~unsure | truth.difficult  # what a model made is asked about anew
+    boxes, labels = as_boxes(truth.boxes * factors), numbers[truth.labels]
+    return _Labels(boxes[by_people], labels[by_people], unsure[by_people], complete)

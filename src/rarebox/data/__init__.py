@@ -4,6 +4,7 @@ A reader (``coco``, ``voc``, ``yolo``) only parses: it hands over what the label
 can be used is decided here, once for all formats, and everything else is listed as a `Problem`.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +13,21 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rarebox.boxes import clip
+from rarebox.boxes import clip, rescaling
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_image, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError, presentable
-from rarebox.naming import clean
-from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
+from rarebox.naming import ByName, clean
+from rarebox.text import read_text
+from rarebox.types import Bools, Floats, GroundTruth, ImageRecord, Source
 
-__all__ = ["EXPORT_MARK", "Dataset", "ListedBox", "ListedImage", "Listing", "Problem", "Split", "assemble", "load"]
+__all__ = [
+    "EXPORT_MARK", "Dataset", "ListedBox", "ListedImage", "Listing", "Problem", "Split", "assemble", "load", "usable",
+]  # fmt: skip
 
 EXPORT_MARK = "rarebox.json"  # lies in every folder that rarebox has exported
 
@@ -32,6 +36,10 @@ _LAYOUTS = """Understood are:
   VOC    VOCdevkit/VOC2007 and VOC2012, or a folder with Annotations/ and JPEGImages/
   YOLO   data.yaml with images/ and labels/"""
 _LARGEST_ID = 2**53  # what every JSON reader holds exactly
+_FIRST_PIXEL = 1.001  # a box that ends there is written in shares of the image's sides, with some rounding
+
+NOT_USED = "image not used"
+"""The kind of problem that says which images a simulation leaves out."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,20 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Readable images in the order in which they are listed, and for every image id its objects (none: 0 rows)."""
+    """Readable images in the order in which they are listed, and for every image id its objects (none: 0 rows).
+
+    ``incomplete`` are the ids of images that show objects which ``truth`` lacks: one was dropped, or the labels say
+    themselves that some are missing. What lies outside the boxes of these images is not background. ``unlabelled`` are
+    images that no label file speaks of: a finished data set means that they show no object, anybody else that they
+    wait for labels. ``unsure`` marks the rows of truth that no person drew around one object: crowds, which are
+    difficult as well, and boxes that a model made.
+    """
 
     images: tuple[ImageRecord, ...]
     truth: Mapping[int, GroundTruth]
+    incomplete: frozenset[int] = frozenset()
+    unlabelled: frozenset[int] = frozenset()
+    unsure: Mapping[int, Bools] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +95,8 @@ class Dataset:
 class ListedBox(NamedTuple):
     """A box as a label file gives it: x1, y1, x2, y2 that may be anything, and where it is written.
 
-    ``source`` is what the file says of where the box comes from (a `Source`), empty where it says nothing.
+    ``source`` is what the file says of where the box comes from (a `Source`), empty where it says nothing. ``crowd``:
+    the box is around several objects.
     """
 
     box: tuple[float, float, float, float]
@@ -85,6 +104,7 @@ class ListedBox(NamedTuple):
     difficult: bool
     where: str
     source: str = ""
+    crowd: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +113,8 @@ class ListedImage:
 
     ``path`` is a file, or the URL of one. ``size`` is the (width, height) written there, if any. With ``relative`` the
     boxes are in shares of the image's sides, otherwise in 0-based pixels. ``complete``: whether all its objects have a
-    box; None where nobody says.
+    box; None where nobody says. ``lost``: the file lists an object there that cannot be used and is not among the
+    ``boxes``. ``labelled``: whether there are labels of this image at all.
     """
 
     path: Path | str
@@ -102,6 +123,8 @@ class ListedImage:
     size: tuple[int, int] | None = None
     relative: bool = False
     complete: bool | None = None
+    lost: bool = False
+    labelled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +165,16 @@ Size = tuple[int, int, bool]
 """Width and height of an upright image, and whether it had to be turned."""
 
 
-def load(path: str | Path, *, check_pixels: bool = False, read: ReadProgress = lambda *_: None) -> Dataset:
+def load(
+    path: str | Path, *, check_pixels: bool = False, read: ReadProgress = lambda *_: None,
+    photos: Sequence[str | Path] = (),
+) -> Dataset:  # fmt: skip
     """Read a data set whose format is told by the folder's content: COCO, VOC or YOLO.
 
     The headers of all images are read, their pixels only with ``check_pixels``. What cannot be used is left out and
     listed in ``problems``. A folder ``voc0712``, ``voc2007`` or ``voc2012`` is downloaded when it is not there.
-    ``read`` hears of every image that was read.
-    Raises `UserError` when nothing is left to go on with.
+    ``read`` hears of every image that was read. Images that do not lie where the labels say are looked for, by name,
+    among ``photos``. Raises `UserError` when nothing is left to go on with.
     """
     from rarebox.data import voc  # not at the top, here and in `_reader`, because the readers import this module
 
@@ -161,7 +187,7 @@ def load(path: str | Path, *, check_pixels: bool = False, read: ReadProgress = l
     if reader is None:
         raise _not_understood(path)
     train, test = reader()
-    return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read)
+    return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read, photos=photos)
 
 
 MADE = "scenes"
@@ -188,9 +214,11 @@ def refuse_missing(name: str | Path) -> None:
 
 def assemble(
     root: Path, train: Listing, test: Listing | None = None, *, check_pixels: bool = False,
-    read: ReadProgress = lambda *_: None,
+    read: ReadProgress = lambda *_: None, photos: Sequence[str | Path] = (),
 ) -> Dataset:  # fmt: skip
     """Number the images and classes of what a reader found, and keep what the image files bear out."""
+    if photos:
+        train, test = _found_among(photos, train, test), None
     splits = [train, test] if test else [train]
     for listing in splits:
         if not listing.images:
@@ -208,8 +236,96 @@ def assemble(
     sizes = _sizes([image.path for listing in splits for image in listing.images], check_pixels, read)
     for_training = _split(train, sizes[: len(train_ids)], train_ids, classes, problems)
     for_test = _split(test, sizes[len(train_ids) :], test_ids, classes, problems) if test else None
+    _refuse_if_all_is_lost(train, for_training, problems)
     name = root.stem if root.is_file() else root.name
     return Dataset(name, root, classes, for_training, for_test, tuple(problems))
+
+
+def usable(dataset: Dataset) -> Dataset:
+    """What of a data set a simulation can use: the images whose objects are all known.
+
+    On the others a right box would count as wrong, and an object that was dropped would be taught as background. They
+    are listed as problems. Raises `UserError` if no training image with an object is left.
+    """
+    problems = list(dataset.problems)
+    train, test = (split and _complete_only(split, problems) for split in (dataset.train, dataset.test))
+    assert train is not None
+    if not any(len(truth) for truth in train.truth.values()):
+        kinds = Counter(problem.kind for problem in problems)
+        counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "no label names one"
+        raise UserError(f"{dataset.root}: no training image has an object that can be used ({counts}); mend the labels")
+    return replace(dataset, train=train, test=test if test and test.images else None, problems=tuple(problems))
+
+
+def _complete_only(split: Split, problems: list[Problem]) -> Split:
+    for image in split.images:
+        if image.id in split.incomplete:
+            what = "an object in it has no usable box, or its labels say so; a simulation leaves the image out"
+            problems.append(Problem(NOT_USED, image.path, what))
+    images = tuple(image for image in split.images if image.id not in split.incomplete)
+    return replace(split, images=images, truth={image.id: split.truth[image.id] for image in images})
+
+
+def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | None) -> Listing:
+    """Both listings as one, with the images that do not lie where they say taken from among the photos."""
+    by_name = ByName[str | Path]()
+    for photo in photos:
+        by_name.add(location(photo), photo)
+
+    def find(image: ListedImage) -> ListedImage:
+        if is_url(image.path) or os.path.isfile(image.path):
+            return image
+        try:
+            photo = by_name.match(str(image.path))
+        except UserError:  # several photos are called so; the image stays missing, which is listed
+            photo = None
+        return replace(image, path=Path(photo) if isinstance(photo, Path) else photo) if photo else image
+
+    listings = [train, test] if test else [train]
+    return Listing(
+        train.source,
+        list(dict.fromkeys(name for listing in listings for name in listing.classes)),
+        [find(image) for listing in listings for image in listing.images],
+        [problem for listing in listings for problem in listing.problems],
+    )
+
+
+def _refuse_if_all_is_lost(listing: Listing, split: Split, problems: Sequence[Problem]) -> None:
+    """UserError if objects are labelled, and not one of them can be used."""
+    if any(len(truth) for truth in split.truth.values()):
+        return
+    lost = [problem for problem in problems if problem.kind in OBJECT_LOST]
+    if lost:
+        raise UserError(
+            f"{listing.source}: none of its objects can be used ({len(lost)} problems). The first: {lost[0].where}: "
+            f"{lost[0].what}; mend the labels, or export them again"
+        )
+
+
+OBJECT_LOST = (
+    "box dropped",
+    "unknown category",
+    "annotation without image",
+    "image size differs",
+    "image turned by EXIF",
+)
+"""Kinds of problems that cost an object its box."""
+
+
+def export_mark(folder: Path) -> Mapping[str, Any]:
+    """What rarebox wrote beside the labels that it exported to this folder; nothing for any other folder."""
+    try:
+        content = json.loads(read_text(folder / EXPORT_MARK))
+    except (OSError, ValueError, RecursionError, UserError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def exported_complete(mark: Mapping[str, Any]) -> Mapping[str, bool]:
+    """The image files of an export by their names, and whether each is labelled as a whole."""
+    images = mark.get("images")
+    entries = images.items() if isinstance(images, dict) else ()
+    return {name: bool(entry.get("complete")) for name, entry in entries if isinstance(entry, dict)}
 
 
 def _reader(path: Path) -> Reader | None:
@@ -294,22 +410,29 @@ def _split(
     number = {name: label for label, name in enumerate(classes)}
     images: list[ImageRecord] = []
     truth: dict[int, GroundTruth] = {}
+    incomplete, unlabelled, unsure = set[int](), set[int](), dict[int, Bools]()
     for image, id, size in zip(listing.images, ids, sizes, strict=True):
         if isinstance(size, UnreadableImage):
             kind = "unreadable image" if is_url(image.path) or os.path.isfile(image.path) else "missing image file"
             problems.append(Problem(kind, str(image.path), f"{size.reason}; the image is left out"))
             continue
-        problems += _check_size(image, *size)
         record = ImageRecord(id, location(image.path), size[0], size[1])
         images.append(record)
-        truth[id] = _truth(image, record, number, problems)
+        image = _fitted(image, *size, problems)
+        truth[id], kept = _truth(image, record, number, problems)
+        guessed = np.array([box.source == Source.PSEUDO for box in kept], dtype=bool)
+        unsure[id] = guessed | np.array([box.crowd for box in kept], dtype=bool)
+        if image.lost or guessed.any() or len(kept) < len(image.boxes) or image.complete is False:
+            incomplete.add(id)
+        if not image.labelled:
+            unlabelled.add(id)
     if not images:
         last = problems[-1]
         raise UserError(
             f"{listing.source}: none of its {len(listing.images)} images can be read, for example {last.where} "
             f"({last.kind}: {last.what}); put the image files where the labels expect them"
         )
-    return Split(tuple(images), truth)
+    return Split(tuple(images), truth, frozenset(incomplete), frozenset(unlabelled), unsure)
 
 
 def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:
@@ -322,20 +445,45 @@ def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:
         return error
 
 
-def _check_size(image: ListedImage, width: int, height: int, turned: bool) -> list[Problem]:
-    """Whether the labels were made for this image; nothing is rescaled, but a person should know."""
-    if image.size is None or image.size == (width, height):
-        return []
-    listed, real = "{} x {}".format(*image.size), f"{width} x {height}"
-    if turned and image.size == (height, width):
-        what = f"the labels say {listed}, upright it is {real}; its boxes are taken as drawn on the upright image"
-        return [Problem("image turned by EXIF", str(image.path), what)]
-    what = f"the labels say {listed}, the file has {real} pixels; the boxes are used as they are"
-    return [Problem("image size differs", str(image.path), what)]
+def _fitted(image: ListedImage, width: int, height: int, turned: bool, problems: list[Problem]) -> ListedImage:
+    """The image with its boxes in pixels of the file, which may not be the copy that they were drawn on.
+
+    They are scaled if the shape is the same. Otherwise they are left out, unless a box reaches out of the picture that
+    the labels speak of and not out of the file: then only the size in the labels is wrong.
+    """
+    real = (width, height)
+    if image.relative or image.size is None or image.size == real:
+        return image
+    listed, here, where = "{:g} x {:g}".format(*image.size), f"{width} x {height}", str(image.path)
+    kind = "image turned by EXIF" if turned and image.size == (height, width) else "image size differs"
+    if _reach_out(image, image.size) and not _reach_out(image, real):
+        what = f"the labels say {listed}, but a box of theirs reaches beyond; they are taken for the upright {here}"
+        problems.append(Problem("size in labels is wrong", where, what))
+        return image
+    factors = rescaling(image.size, real)
+    if factors is not None:
+        what = f"the labels are of a copy of {listed} pixels, the file has {here}; the boxes were scaled"
+        problems.append(Problem("boxes scaled", where, what))
+        return replace(image, boxes=[b._replace(box=tuple((np.array(b.box) * factors).tolist())) for b in image.boxes])
+    why = (
+        "they may be drawn on the photo as it lies in the file"
+        if kind.endswith("EXIF")
+        else "it is cut, turned or other"
+    )
+    what = f"the labels say {listed}, upright it is {here}: {why}; its labels are left out, save one of them anew"
+    problems.append(Problem(kind, where, what))
+    return replace(image, boxes=(), labelled=False, lost=True)
 
 
-def _truth(image: ListedImage, record: ImageRecord, number: Mapping[str, int], problems: list[Problem]) -> GroundTruth:
-    """The usable boxes of one image, in pixels, cut at its borders."""
+def _reach_out(image: ListedImage, size: tuple[float, float]) -> bool:
+    """Whether a box ends so far beyond a picture of that size that it was not drawn on it, sloppily or not."""
+    return any(box[2] > 1.05 * size[0] + 1 or box[3] > 1.05 * size[1] + 1 for box, *_ in image.boxes)
+
+
+def _truth(
+    image: ListedImage, record: ImageRecord, number: Mapping[str, int], problems: list[Problem]
+) -> tuple[GroundTruth, list[ListedBox]]:
+    """The usable boxes of one image, in pixels, cut at its borders; and the same as they are listed."""
     sides = np.tile([record.width, record.height], 2) if image.relative else np.ones(4)
     with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite and is dropped as such
         boxes = (np.array([b.box for b in image.boxes], dtype=np.float64).reshape(-1, 4) * sides).astype(np.float32)
@@ -343,8 +491,10 @@ def _truth(image: ListedImage, record: ImageRecord, number: Mapping[str, int], p
     faults = {
         "it is not made of finite numbers": ~np.isfinite(boxes).all(axis=1),
         "its right or bottom edge is not beyond its left or top edge": ~_has_area(boxes),
+        "it ends within the first pixel; if it is written in shares of the image's sides, write pixels":
+            _in_first_pixel(image, boxes) & (min(record.width, record.height) > 2),
         f"it lies outside the {record.width} x {record.height} image": ~_has_area(inside),
-    }
+    }  # fmt: skip
     bad = np.any(list(faults.values()), axis=0)
     for row in np.flatnonzero(bad).tolist():
         fault = next(fault for fault, rows in faults.items() if rows[row])
@@ -353,7 +503,15 @@ def _truth(image: ListedImage, record: ImageRecord, number: Mapping[str, int], p
         what = f"{boxes[row].tolist()} reaches out of the {record.width} x {record.height} image and was cut there"
         problems.append(Problem("box clipped", image.boxes[row].where, what))
     kept = [b for b, dropped in zip(image.boxes, bad, strict=True) if not dropped]
-    return GroundTruth(inside[~bad], np.array([number[b.name] for b in kept]), np.array([b.difficult for b in kept]))
+    labels, difficult = np.array([number[b.name] for b in kept]), np.array([b.difficult for b in kept])
+    return GroundTruth(inside[~bad], labels, difficult), kept
+
+
+def _in_first_pixel(image: ListedImage, boxes: Floats) -> Bools:
+    """Which boxes are no larger than the corner pixel, though nobody but rarebox itself writes such boxes: (N,)."""
+    if image.relative:
+        return np.zeros(len(boxes), dtype=bool)
+    return (boxes[:, 2:] <= _FIRST_PIXEL).all(axis=1) & np.array([not b.source for b in image.boxes], dtype=bool)
 
 
 def _has_area(boxes: Floats) -> Bools:

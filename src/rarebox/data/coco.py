@@ -3,14 +3,17 @@
 import json
 import os
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
+from rarebox.data.disk import Disk, slashes
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 from rarebox.parsing import from_json
+from rarebox.text import read_text
 
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
@@ -51,7 +54,7 @@ def categories(path: Path) -> dict[int, str]:
 
 def _looks_like_coco(path: Path) -> bool:
     """By its words only, so that a broken file is recognised too and its reader can say what is wrong."""
-    text = path.read_bytes() if path.name != EXPORT_MARK else b""
+    text = path.read_bytes().replace(b"\0", b"") if path.name != EXPORT_MARK else b""  # UTF-16 has zeros between
     return b'"images"' in text or b'"annotations"' in text
 
 
@@ -59,8 +62,9 @@ def _listing(path: Path) -> Listing:
     content = _parse(path)
     problems: list[Problem] = []
     names = _names(path, content, problems)
-    boxes = _boxes(path, content, names, problems)
-    images = _images(path, content, boxes, problems)
+    boxes, lost = _boxes(path, content, names, problems)
+    images = _images(path, content, boxes, lost, problems)
+    _refuse_corners(path, images)
     return Listing(path, list(dict.fromkeys(names.values())), images, problems)
 
 
@@ -68,12 +72,10 @@ def _parse(path: Path) -> dict[str, list[Any]]:
     """The file's content, with its three lists present. Raises `UserError`, naming the line of a syntax error."""
     repair = "repair the file or export it again"
     try:
-        content = from_json(path.read_text(encoding="utf-8-sig"))
+        content = from_json(read_text(path))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}, {where}: this is not valid JSON ({error.msg}); {repair}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: this is not UTF-8 text ({error.reason} at byte {error.start}); {repair}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); {repair}") from None
     if not isinstance(content, dict):
@@ -87,18 +89,26 @@ def _parse(path: Path) -> dict[str, list[Any]]:
 def _names(path: Path, content: dict[str, list[Any]], problems: list[Problem]) -> dict[Any, str]:
     """Category id -> class name, by rising id, without a placeholder that only names the others' supercategory."""
     categories: dict[Any, dict[str, Any]] = {}
+    ambiguous: set[Any] = set()
     for index, category in enumerate(content["categories"]):
         where = f"{path}: category {index + 1} in the list"
-        if not isinstance(category, dict) or "id" not in category or not str(category.get("name") or "").strip():
+        if not isinstance(category, dict) or "id" not in category or not _name(category):
             problems.append(Problem("unknown category", where, "it has no id or no name; it is left out"))
-        elif _key(category["id"]) in categories:
-            problems.append(Problem("duplicate id", where, f"id {category['id']} is taken; the first one is used"))
-        else:
-            categories[_key(category["id"])] = category
-    for key in _placeholders(categories, content["annotations"]):
+        elif (first := categories.setdefault(_key(category["id"]), category)) is not category:
+            same = _name(first) == _name(category)
+            ambiguous |= set() if same else {_key(category["id"])}
+            what = "is taken; the first one is used" if same else "has two names, so its boxes are dropped"
+            problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
+    for key in {*_placeholders(categories, content["annotations"]), *ambiguous}:
         del categories[key]
     by_id = sorted(categories, key=lambda key: (isinstance(key, str), key))
-    return {key: str(categories[key]["name"]).strip() for key in by_id}
+    return {key: _name(categories[key]) for key in by_id}
+
+
+def _name(category: dict[str, Any]) -> str:
+    """What a category is called, which may be a number; empty if it has no name."""
+    name = category.get("name")
+    return "" if name is None else str(name).strip()
 
 
 def _placeholders(categories: dict[Any, dict[str, Any]], annotations: list[Any]) -> list[Any]:
@@ -114,9 +124,10 @@ def _is_above(category: dict[str, Any], others: list[dict[str, Any]]) -> bool:
 
 def _boxes(
     path: Path, content: dict[str, list[Any]], names: dict[Any, str], problems: list[Problem]
-) -> dict[Any, list[ListedBox]]:
-    """Image id -> its boxes."""
+) -> tuple[dict[Any, list[ListedBox]], set[Any]]:
+    """Image id -> its boxes; and the ids of images that lost an object, for it has no box or no class."""
     boxes: dict[Any, list[ListedBox]] = defaultdict(list)
+    lost: set[Any] = set()
     seen: dict[Any, Any] = {}
     for index, annotation in enumerate(content["annotations"]):
         if not isinstance(annotation, dict):
@@ -127,6 +138,9 @@ def _boxes(
         box, name = _corners(annotation.get("bbox")), names.get(_key(annotation.get("category_id")))
         if "id" in annotation and _is_repeated(annotation, seen, where, problems):
             continue
+        image_id = _key(annotation.get("image_id"))
+        if name is None or box is None:
+            lost.add(image_id)
         if name is None:
             what = f"category_id {annotation.get('category_id')!r} is not among the categories; the box is dropped"
             problems.append(Problem("unknown category", where, what))
@@ -134,9 +148,9 @@ def _boxes(
             what = f"bbox is {annotation.get('bbox')!r:.60}, not four numbers x, y, width, height"
             problems.append(Problem("box dropped", where, what))
         else:
-            listed = ListedBox(box, name, _difficult(annotation), where, str(_said(annotation).get("source", "")))
-            boxes[_key(annotation.get("image_id"))].append(listed)
-    return boxes
+            source, crowd = str(_said(annotation).get("source", "")), _crowd(annotation)
+            boxes[image_id].append(ListedBox(box, name, _difficult(annotation), where, source, crowd))
+    return boxes, lost
 
 
 def _is_repeated(annotation: dict[str, Any], seen: dict[Any, Any], where: str, problems: list[Problem]) -> bool:
@@ -158,22 +172,44 @@ def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
     return x, y, x + width, y + height
 
 
+def _refuse_corners(path: Path, images: list[ListedImage]) -> None:
+    """UserError if the boxes make sense only as x1, y1, x2, y2: as read, most reach far out of their images."""
+    judged = [(box.box, image.size) for image in images if image.size for box in image.boxes]
+    far = sum(x2 > 1.02 * width + 1 or y2 > 1.02 * height + 1 for (_, _, x2, y2), (width, height) in judged)
+    fitting = all(
+        0 <= x1 < x2 - x1 <= width + 1 and 0 <= y1 < y2 - y1 <= height + 1
+        for (x1, y1, x2, y2), (width, height) in judged
+    )
+    if len(judged) > 1 and 2 * far >= len(judged) and fitting:
+        raise UserError(
+            f"{path}: a COCO bbox is x, y, width, height, and these seem to be x1, y1, x2, y2, for {far} of "
+            f"{len(judged)} reach out of their images; write width and height in place of the second corner"
+        )
+
+
 def _said(entry: dict[str, Any]) -> dict[str, Any]:
     """What rarebox's own export says beside the format."""
     attributes = entry.get("attributes")
     return attributes if isinstance(attributes, dict) else {}
 
 
+def _crowd(annotation: dict[str, Any]) -> bool:
+    """Whether the box is a region of several objects, or one to be ignored, as some data sets say."""
+    return annotation.get("iscrowd") in _TRUE or annotation.get("ignore") in _TRUE
+
+
 def _difficult(annotation: dict[str, Any]) -> bool:
-    """COCO's crowds, and the flag ``difficult`` where converters put it."""
+    """Crowds, and the flag ``difficult`` where converters put it."""
     places = [annotation, annotation.get("attributes"), annotation.get("extra")]
     flags = [place.get("difficult") for place in places if isinstance(place, dict)]
-    return any(flag in _TRUE for flag in (annotation.get("iscrowd"), *flags))
+    return _crowd(annotation) or any(flag in _TRUE for flag in flags)
 
 
 def _images(
-    path: Path, content: dict[str, list[Any]], boxes: dict[Any, list[ListedBox]], problems: list[Problem]
-) -> list[ListedImage]:
+    path: Path, content: dict[str, list[Any]], boxes: dict[Any, list[ListedBox]], lost: set[Any],
+    problems: list[Problem],
+) -> list[ListedImage]:  # fmt: skip
+    disk = Disk()
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for index, entry in enumerate(content["images"]):
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and "id" in entry:
@@ -182,12 +218,14 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name; it is left out"))
     images = []
+    strays = boxes.keys() - entries.keys()  # boxes of any image, perhaps of one that seems to show nothing
     for key, same in entries.items():
         if len(same) > 1:
             problems += _duplicates(path, same)
         if len({entry["file_name"] for entry in same}) == 1:
-            images.append(_image(path, same[0], boxes.get(key, [])))
-            if key not in boxes:
+            image = _image(path, same[0], boxes.get(key, []), disk)
+            images.append(replace(image, lost=key in lost, labelled=key in boxes or key in lost or not strays))
+            if key not in boxes and key not in lost:
                 what = "it has no boxes and counts as showing no object"
                 problems.append(Problem("image without annotation", f"{path}: {same[0]['file_name']}", what))
     for key in (key for key in boxes if key not in entries):
@@ -206,25 +244,28 @@ def _duplicates(path: Path, same: list[dict[str, Any]]) -> list[Problem]:
     return [Problem("duplicate id", where, what)]
 
 
-def _image(path: Path, entry: dict[str, Any], boxes: list[ListedBox]) -> ListedImage:
+def _image(path: Path, entry: dict[str, Any], boxes: list[ListedBox], disk: Disk) -> ListedImage:
     size = (entry.get("width"), entry.get("height"))
     known = all(isinstance(side, int | float) and side > 0 for side in size)
-    own = entry["id"] if type(entry["id"]) is int else None
+    key = _key(entry["id"])
+    own = key if type(key) is int else None
     complete = _said(entry)["complete"] in _TRUE if "complete" in _said(entry) else None
-    place = _locate(path, entry["file_name"])
+    place = _locate(path, entry["file_name"], disk)
     return ListedImage(place, boxes, own, size if known else None, complete=complete)  # type: ignore[arg-type]
 
 
-def _locate(path: Path, name: str) -> Path | str:
+def _locate(path: Path, name: str, disk: Disk) -> Path | str:
     """The image file: a URL, or relative to the JSON's folder, or in ``images/`` or a folder named like the split."""
     if is_url(name):
         return name
-    name = name.replace("\\", "/")
-    folder = path.parent
-    places = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
-    return next((place / name for place in places if os.path.isfile(place / name)), folder / name)
+    name, folder = slashes(name), path.parent
+    places = [place / name for place in (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)]
+    found = next((place for place in places if os.path.isfile(place)), None)
+    return found or next(filter(None, map(disk.find, places)), folder / name)
 
 
 def _key(value: Any) -> Any:
-    """An id as something to look up by, whatever the file holds."""
-    return value if isinstance(value, int | float | str) else repr(value)
+    """An id as something to look up by, whatever the file holds; ``"1"`` and ``1`` are one id."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < 19 and str(int(value)) == value else value
+    return value if isinstance(value, int | float) else repr(value)

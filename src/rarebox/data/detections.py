@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rarebox.errors import UserError
 from rarebox.naming import is_writable
 from rarebox.parsing import from_json
+from rarebox.text import decode, encoding_of, read_text
 from rarebox.types import Floats
 
 Image = str | int
@@ -78,12 +79,16 @@ def open_detections(path: Path) -> DetectionFile:
     """COCO results or JSON lines, told apart by the first sign; UserError names the line that cannot be used."""
     try:
         with path.open("rb") as file:
-            first = file.read(4096).lstrip()[:1]
+            start = file.read(4096)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if first == b"[":
+    encoding = encoding_of(start)
+    first = start.decode(encoding, errors="ignore").lstrip()[:1]
+    if first == "[":
         return CocoResults(path)
-    if first == b"{":
+    if first == "{":
+        if not encoding.startswith("utf-8"):
+            raise UserError(f"{path}: JSON lines are UTF-8, and this is {encoding.upper()}; save it as UTF-8")
         return JsonLines(path)
     raise UserError(
         f"{path} holds no detections; wanted is a list of COCO results, or one JSON object a line such as "
@@ -142,7 +147,7 @@ class JsonLines:
 
     def _parse(self, number: int, text: bytes) -> dict[str, Any]:
         try:
-            value = from_json(text)
+            value = from_json(decode(text, f"{self.path}, line {number}"))
         except ValueError as error:
             raise UserError(
                 f"{self.path}, line {number}: this is not one JSON object ({error}); write each picture on a line of "
@@ -308,11 +313,18 @@ def _entries(path: Path) -> Iterator[Any]:
 
 def _parsed(path: Path) -> Iterator[Any]:
     decoder, text, place, number = json.JSONDecoder(), "", 0, 0
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as start:
+        encoding = encoding_of(start.read(4))
+    with path.open(encoding=encoding) as file:
 
         def more() -> bool:
             nonlocal text, place
-            read = file.read(CHUNK)
+            try:
+                read = file.read(CHUNK)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: this is not {encoding.upper()} text ({error.reason}); save it as UTF-8"
+                ) from None
             text, place = text[place:] + read, 0
             return bool(read)
 
@@ -348,8 +360,8 @@ def read_map(path: Path) -> dict[str, dict[str, Any]]:
     """What ``rarebox views`` wrote: the file of each copy -> its entry (image, view, matrix, patches, …)."""
     copies = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     for number, text in enumerate(lines, 1):
         try:

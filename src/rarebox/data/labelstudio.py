@@ -25,6 +25,7 @@ from rarebox.data.markup import from_xml
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
 from rarebox.parsing import from_json
+from rarebox.text import read_text
 from rarebox.types import Floats, Query
 
 LABEL, IMAGE, OURS = "label", "image", "rarebox"
@@ -114,7 +115,7 @@ def _region(sheet: Sheet, query: Query, classes: Sequence[str], key: str) -> dic
 def read(file: Path) -> Batch:
     """An export as JSON or JSON-MIN. Of several annotations of an image the latest counts; drafts do not."""
     try:
-        content = from_json(file.read_text(encoding="utf-8-sig"))
+        content = from_json(read_text(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); export it again, as JSON") from None
     if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
 from rarebox.naming import is_litter
+from rarebox.text import decode
 
 T = TypeVar("T")
 
@@ -142,9 +143,9 @@ def _listed(url: str) -> list[str]:
     """The images that a text file names."""
     if is_url(url):
         with fetched(url) as content:
-            text = content.decode("utf-8-sig")
+            text = decode(content, url)
     else:
-        text = Path(url).read_bytes().decode("utf-8-sig")
+        text = decode(Path(url).read_bytes(), url)
     folder = url.rpartition("/")[0]
     named = []
     for line in dict.fromkeys(line.strip() for line in text.splitlines()):

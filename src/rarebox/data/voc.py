@@ -8,7 +8,7 @@ import re
 import tarfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -20,15 +20,17 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import NDArray
 
-from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
-from rarebox.data.images import SUFFIXES, image_files
+from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
+from rarebox.data.disk import Disk, place_key, slashes
+from rarebox.data.images import image_files
 from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
-from rarebox.naming import is_litter
-from rarebox.parsing import from_json
+from rarebox.text import read_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_LABELS, _PICTURES = "Annotations", "JPEGImages"
 
 HOST = "http://host.robots.ox.ac.uk/pascal/VOC"
 _TRAIN_2007, _TEST_2007 = "voc2007/VOCtrainval_06-Nov-2007.tar", "voc2007/VOCtest_06-Nov-2007.tar"
@@ -69,59 +71,133 @@ def find(path: Path) -> Reader | None:
     return partial(read, [path]) if _is_devkit(path) else None
 
 
-def read(years: Sequence[Path]) -> tuple[Listing, Listing | None]:
+def read(folders: Sequence[Path]) -> tuple[Listing, Listing | None]:
     """Trainval of all years, and as test that of the first year that has a labelled one (of 2007 and 2012: 2007).
 
     Without lists of images, all of them are training data. Raises `UserError` if no label file can be read.
     """
     problems: list[Problem] = []
-    train = [xml for year in years for xml in _listed(year, "trainval", "train")]
-    test = next((xmls for year in years if (xmls := _test(year, problems))), [])
+    years = [_Year(folder) for folder in folders]
+    train = [(year, xml) for year in years for xml in year.listed("trainval", "train")]
+    test = next((found for year in years if (found := [(year, xml) for xml in _test(year, problems)])), [])
     if not train and not test:
-        train = [xml for year in years for xml in _unlisted(year)]
-    return _listing(years[0], train, problems), _listing(years[0], test, []) if test else None
+        train = [(year, xml) for year in years for xml in year.unlisted()]
+    return _listing(folders[0], train, problems), _listing(folders[0], test, []) if test else None
 
 
 def _is_devkit(path: Path) -> bool:
-    return (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir()
+    disk = Disk()
+    labels, pictures = (disk.find(path / name) for name in (_LABELS, _PICTURES))
+    return labels is not None and labels.is_dir() and (pictures is not None or any(labels.rglob("*.xml")))
 
 
-def _listed(year: Path, *names: str) -> list[Path]:
-    """The label files that the first of these image sets asks for, whether they exist or not."""
-    lists = (year / "ImageSets" / "Main" / f"{name}.txt" for name in names)
-    chosen = next((path for path in lists if path.is_file()), None)
-    if chosen is None:
-        return []
-    lines = chosen.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [year / "Annotations" / f"{line.strip()}.xml" for line in lines if line.strip()]
+class _Year:
+    """A folder with label files and photos, paired by name: that of the path below the two folders without its suffix,
+    or the last part of it alone where only one photo and one label file share that. Capitals do not count."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.disk = folder, Disk()
+        self.labels, self.pictures = (self.disk.find(folder / n) or folder / n for n in (_LABELS, _PICTURES))
+        self.complete = exported_complete(export_mark(folder))
+        self._pictures: dict[str, list[Path]] = {}
+        self._labels = {self._key(xml): xml for xml in self.labels.rglob("*") if xml.suffix.lower() == ".xml"}
+        for picture in image_files(self.pictures) if self.pictures.is_dir() else ():
+            self._pictures.setdefault(self._key(picture), []).append(picture)
+        self._pair_by_last_part()
+
+    def _key(self, file: Path) -> str:
+        top = self.pictures if file.is_relative_to(self.pictures) else self.labels
+        return place_key(file.relative_to(top).with_suffix(""))
+
+    def _pair_by_last_part(self) -> None:
+        """Call photos whose own folder has no label file as the label file of their name in another folder."""
+        lonely, others = (
+            _by_last_part(one.keys() - two.keys())
+            for one, two in ((self._labels, self._pictures), (self._pictures, self._labels))
+        )
+        for name, labels in lonely.items():
+            if len(labels) == 1 and len(pictures := others.get(name, [])) == 1:
+                self._pictures[labels[0]] = self._pictures.pop(pictures[0])
+
+    def listed(self, *names: str) -> list[Path]:
+        """The label files that the first of these image sets asks for, whether they exist or not."""
+        lists = (self.disk.find(self.folder / "ImageSets" / "Main" / f"{name}.txt") for name in names)
+        chosen = next(filter(None, lists), None)
+        lines = [slashes(line.strip()) for line in read_text(chosen).splitlines()] if chosen else []
+        return [self._labels.get(place_key(line), self.labels / f"{line}.xml") for line in lines if line]
+
+    def unlisted(self) -> list[Path]:
+        """The label files of all images, and those without an image."""
+        without = (self.labels / f"{_stem(key, files[0])}.xml" for key, files in self._pictures.items() if key not in self._labels)  # fmt: skip  # noqa: E501
+        return [*self._labels.values(), *without]
+
+    def picture_of(self, xml: Path, name: str | None, problems: list[Problem]) -> Path:
+        """The photo of a label file: the one that is called like it, else the one that it names.
+
+        Where ``<filename>`` names another photo that is there too, files were renamed and it was not.
+        """
+        own = self._pictures.get(self._key(xml), [])
+        said = slashes(name.strip()).rsplit("/", 1)[-1] if name else ""
+        if own:
+            named = [picture for picture in own if place_key(picture.name) == place_key(said)]
+            if not named and self._photos_called(said):
+                what = f"its <filename> is {said}, another photo; its boxes count for {own[0].name}, by its own name"
+                problems.append(Problem("contradicting filename", str(xml), what))
+            return min(named or own, key=lambda picture: (picture.suffix.lower() != ".jpg", picture))
+        named = self._photos_called(said)
+        if len(named) == 1 and self._key(named[0]) not in self._labels:
+            return named[0]
+        suffix = Path(said).suffix if Path(said).stem == xml.stem else ".jpg"
+        return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
+
+    def _photos_called(self, name: str) -> list[Path]:
+        return self._by_name.get(place_key(name), [])
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for picture in (picture for pictures in self._pictures.values() for picture in pictures):
+            found.setdefault(place_key(picture.name), []).append(picture)
+        return found
 
 
-def _test(year: Path, problems: list[Problem]) -> list[Path]:
+def _by_last_part(keys: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(key.rsplit("/", 1)[-1], []).append(key)
+    return found
+
+
+def _stem(key: str, picture: Path) -> str:
+    """The path of a photo below its folder without the suffix, as it is written."""
+    return Path(*picture.parts[-len(Path(key).parts) :]).with_suffix("").as_posix()
+
+
+def _test(year: _Year, problems: list[Problem]) -> list[Path]:
     """The label files of a year's test set; those of its val set, if that is not part of the training data."""
-    xmls = _listed(year, "test") or (_listed(year, "val") if not _listed(year, "trainval") else [])
+    xmls = year.listed("test") or (year.listed("val") if not year.listed("trainval") else [])
     if xmls and not any(os.path.isfile(xml) for xml in xmls):
-        problems.append(Problem("split not used", str(year), f"no label file of its {len(xmls)} test images is there"))
+        what = f"no label file of its {len(xmls)} test images is there"
+        problems.append(Problem("split not used", str(year.folder), what))
         return []
     return xmls
 
 
-def _unlisted(year: Path) -> list[Path]:
-    """The label files of all images, and those without an image."""
-    images = {p.stem for p in image_files(year / "JPEGImages") if p.parent == year / "JPEGImages"}
-    labels = {p.stem for p in (year / "Annotations").glob("*.xml") if not is_litter(p.name)}
-    return [year / "Annotations" / f"{stem}.xml" for stem in images | labels]
-
-
-def _listing(source: Path, xmls: Sequence[Path], problems: list[Problem]) -> Listing:
+def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[Problem]) -> Listing:
     images: list[ListedImage] = []
     broken: list[UserError] = []
-    for xml in sorted(set(xmls)):
+    of_year = {xml: year for year, xml in files}
+    labelled: set[Path | str] = set()
+    for xml in sorted(of_year, key=lambda xml: (not xml.is_file(), xml)):
+        if not xml.is_file() and of_year[xml].picture_of(xml, None, []) in labelled:
+            continue  # a label file of another name has it as its <filename>
         try:
-            images.append(_image(xml, problems))
+            images.append(_image(xml, of_year[xml], problems))
+            labelled.add(images[-1].path)
         except UserError as error:
             broken.append(error)
             problems.append(Problem("unreadable annotation", str(xml), f"{error}; its image is left out"))
-    if broken and len(broken) == sum(os.path.isfile(xml) for xml in set(xmls)):
+    if broken and len(broken) == sum(os.path.isfile(xml) for xml in of_year):
         raise UserError(f"none of the {len(broken)} label files can be read: {broken[0]}")
     images.sort(key=lambda image: image.path)
     names = {box.name for image in images for box in image.boxes}
@@ -131,21 +207,22 @@ def _listing(source: Path, xmls: Sequence[Path], problems: list[Problem]) -> Lis
 
 def exported_classes(folder: Path) -> list[str]:
     """The classes in the order of the run that rarebox exported this folder from; none for any other folder."""
-    try:
-        return [str(name) for name in from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))["classes"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    classes = export_mark(folder).get("classes")
+    return [str(name) for name in classes] if isinstance(classes, list) else []
 
 
-def _image(xml: Path, problems: list[Problem]) -> ListedImage:
+def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
     """One label file; without it the image counts as showing no object. Raises `UserError` if it is broken."""
     if not os.path.isfile(xml):
         what = "it has no label file and counts as showing no object"
         problems.append(Problem("image without annotation", str(xml), what))
-        return ListedImage(_picture_file(xml, None))
+        return ListedImage(year.picture_of(xml, None, problems), labelled=False)
     root = _parse(xml)
-    boxes = [box for index, item in enumerate(root.findall("object")) if (box := _box(xml, index, item, problems))]
-    return ListedImage(_picture_file(xml, root.findtext("filename")), boxes, size=_size(root))
+    items = root.findall("object")
+    boxes = [box for index, item in enumerate(items) if (box := _box(xml, index, item, problems))]
+    picture = year.picture_of(xml, root.findtext("filename"), problems)
+    complete, lost = year.complete.get(picture.name), len(boxes) < len(items)
+    return ListedImage(picture, boxes, size=_size(root), complete=complete, lost=lost)
 
 
 def _parse(xml: Path) -> ET.Element:
@@ -156,16 +233,6 @@ def _parse(xml: Path) -> ET.Element:
         raise UserError(f"{xml}, line {error.position[0]}: this is not valid XML ({error}); repair the file") from None
     except ValueError as error:
         raise UserError(f"{xml}: {error}") from None
-
-
-def _picture_file(xml: Path, name: str | None) -> Path:
-    """The image that the label file names, else the one that is named like it."""
-    folder = xml.parent.parent / "JPEGImages"
-    if name and os.path.isfile(folder / Path(name.strip()).name):
-        return folder / Path(name.strip()).name
-    jpeg = folder / f"{xml.stem}.jpg"
-    others = (folder / f"{xml.stem}{suffix}" for suffix in sorted(SUFFIXES))
-    return jpeg if os.path.isfile(jpeg) else next((path for path in others if os.path.isfile(path)), jpeg)
 
 
 def _size(root: ET.Element) -> tuple[int, int] | None:
@@ -181,14 +248,17 @@ def _box(xml: Path, index: int, item: ET.Element, problems: list[Problem]) -> Li
     if not name:
         problems.append(Problem("unknown category", where, "the object has no name; it is dropped"))
         return None
+    edges = [(item.findtext(f"bndbox/{edge}") or "").strip() for edge in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        written = [float(item.findtext(f"bndbox/{edge}") or "nothing") for edge in ("xmin", "ymin", "xmax", "ymax")]
+        written = [float(edge) for edge in edges]
     except ValueError:
-        problems.append(Problem("box dropped", where, "its bndbox does not hold xmin, ymin, xmax and ymax as numbers"))
+        comma = ", with a point and not a comma before the decimals" if "," in "".join(edges) else ""
+        what = f"its bndbox does not hold xmin, ymin, xmax and ymax as numbers{comma}"
+        problems.append(Problem("box dropped", where, what))
         return None
     x1, y1, x2, y2 = to_zero_based(np.array(written)).tolist()
     difficult = (item.findtext("difficult") or "").strip().lower() in ("1", "true")
-    return ListedBox((x1, y1, x2, y2), name, difficult, where)
+    return ListedBox((x1, y1, x2, y2), name, difficult, where, (item.findtext("rarebox/source") or "").strip())
 
 
 def wants_download(path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rarebox import ranking, seeds, strategies
+from rarebox.boxes import clip, rescaling
 from rarebox.candidates import Shards, score_image
 from rarebox.config import Settings
 from rarebox.data import detections
@@ -22,7 +23,7 @@ from rarebox.outside.pool import Pool, image_labels
 from rarebox.outside.words import Understanding, vocabulary
 from rarebox.store import ImageLabels
 from rarebox.strategies.box import entropies
-from rarebox.types import Candidates, Floats, ImageRecord, ImageScores, Query, concatenate
+from rarebox.types import Candidates, Detections, Floats, ImageRecord, ImageScores, Query, concatenate
 
 Report = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -78,6 +79,12 @@ def rank(
     if images:
         pool.add_images(images, notes)
     placed = pool.place(file.images(), found, closed=images is not None)
+    if pool.disputed:
+        number = min(pool.disputed)
+        notes.append(
+            f"{len(pool.disputed)} numbers of images are ids in the COCO file and names of other images there, such as "
+            f"{number}: they are taken for ids, so {number} is {pool.records[number].path}"
+        )
     words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes)
     understand = Understanding(words)
     copies = None
@@ -86,7 +93,7 @@ def rank(
         copies = Copies(file_of_views, entries, pool, settings.scoring.views)
     candidates = read_candidates(file, placed, copies, understand, pool, settings, report)
     notes += _counted(len(pool.records) - len(placed) if images else 0, understand, copies)
-    labelled = {image_id: image_labels(one, words.classes) for image_id, one in said.items()}
+    labelled = {image_id: image_labels(one, words.classes) for image_id, one in pool.fitted(said, notes).items()}
     queries, frequency, total = _queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
     return Ranked(
         settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
@@ -176,7 +183,7 @@ def read_candidates(
         line = _single_line(file, placed[image_id])
         if line.size and not pool.records[image_id].width:
             pool.add(replace(pool.records[image_id], width=line.size[0], height=line.size[1]))
-        detected = understand(line)
+        detected = _in_image(understand(line), line, pool.records[image_id])
         views, frames = copies.of(image_id, understand) if copies else ([], [])
         scored, _ = score_image(image_id, [detected, *views], frames, settings.scoring, num_classes)
         if len(scored):
@@ -186,6 +193,28 @@ def read_candidates(
         report(done, len(placed))
     understand.check_pixels(file.path)
     return concatenate(found) if found else Candidates.none(num_classes)
+
+
+def _in_image(found: Detections, line: Line, record: ImageRecord) -> Detections:
+    """What was found, in pixels of the image. UserError if that is of another size and shape, or boxes lie outside."""
+    if not record.width:
+        return found
+    size = (record.width, record.height)
+    factors = rescaling(line.size or size, size)
+    if factors is None:
+        said = "{} x {}".format(*(line.size or size))
+        raise UserError(
+            f"{line.where}: the picture has {said} pixels, and {record.path} {size[0]} x {size[1]}: it is cut, turned "
+            "or another one; let the detector look at the image itself"
+        )
+    boxes = (found.boxes * factors).astype(np.float32)
+    inside = clip(boxes, *size)
+    if not (inside[:, 2:] > inside[:, :2]).all():
+        raise UserError(
+            f"{line.where}: a box lies outside of {record.path}, which has {size[0]} x {size[1]} pixels; write boxes "
+            "in its pixels, or beside them the width and height of the picture that they are of"
+        )
+    return replace(found, boxes=boxes)
 
 
 def _single_line(file: DetectionFile, names: Sequence[Image]) -> Line:

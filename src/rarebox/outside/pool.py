@@ -1,15 +1,20 @@
 """The images that detections from outside are about: their ids, how files name them, what is labelled of them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from rarebox import data
+from rarebox.boxes import rescaling
 from rarebox.data import coco
 from rarebox.data.detections import FARTHEST, Image
-from rarebox.data.images import UnreadableImage, image_files, image_size
+from rarebox.data.disk import slashes
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
+from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 from rarebox.naming import ByName
 from rarebox.run_folder import open_store
@@ -19,38 +24,95 @@ from rarebox.types import Floats, ImageRecord, Source, as_boxes
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What is labelled of one image, by class names."""
+    """What is labelled of one image, by class names; ``size`` is the image's (width, height) there, if it is known."""
 
     boxes: Floats
     names: Sequence[str]
     rejected: Floats
     skipped: Floats
     complete: bool
+    size: tuple[int, int] | None = None
+
+
+class _Names:
+    """Images by the ends of their paths, and by the names of their files without suffix, as text and as numbers."""
+
+    def __init__(self, records: Iterable[ImageRecord]) -> None:
+        self.by_path = ByName[int]()
+        self.by_stem: dict[str | int, set[int]] = defaultdict(set)
+        for record in records:
+            self.by_path.add(record.path, record.id)
+            stem = PurePath(slashes(record.path)).stem
+            for form in (stem, int(stem)) if stem.isdecimal() else (stem,):
+                self.by_stem[form].add(record.id)
 
 
 class Pool:
-    """The images, by id, and how files name them; the classes that files name, and by which numbers."""
+    """The images, by id, and how files name them; the classes that files name, and by which numbers.
+
+    A number names the image of that id where a file has given the ids, and otherwise the one whose file is called so:
+    detectors that know of no ids write 2 for ``2.jpg``, and 139 for ``000000000139.jpg``.
+    """
 
     def __init__(self) -> None:
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
-        self._by_name = ByName[int]()
+        self.disputed: set[int] = set()
+        """Numbers that are the id of one image and the name of another; they are taken for ids."""
+        self._known: _Names | None = None
+        self._given: set[int] = set()
+        self._internal: set[int] = set()
 
-    def add(self, record: ImageRecord) -> None:
-        """Make an image known, or know its size now."""
-        if record.id not in self.records:
-            self._by_name.add(record.path, record.id)
+    def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
+        """Make an image known, or know its size now. ``given``: a file told its id; ``internal``: a store counted."""
+        if record.id not in self.records or self.records[record.id].path != record.path:
+            self._known = None
+        self._given |= {record.id} if given else set()
+        self._internal |= {record.id} if internal else set()
         self.records[record.id] = record
 
     def find(self, image: Image) -> int | None:
         """The id of an image that a file names, by its number or by the end of its path; None if it is unknown.
 
-        UserError where several images end alike.
+        UserError where it may be several images.
         """
-        if isinstance(image, int):
-            return image if image in self.records else None
-        return self._by_name.find(image)
+        if isinstance(image, str):
+            found = self._names().by_path.find(image)
+            is_stem = found is None and PurePath(slashes(image)).suffix.lower() not in SUFFIXES
+            return self._called(image) if is_stem else found
+        if image in self._given:
+            if self._names().by_stem.get(image, {image}) != {image}:
+                self.disputed.add(image)
+            return image
+        called = self._called(image)
+        if image in self._internal and called not in (None, image):
+            assert called is not None
+            raise UserError(
+                f"the image {image} may be {self.records[image].path}, which has that number in the store, or "
+                f"{self.records[called].path}; write file names in place of numbers"
+            )
+        return image if image in self._internal else called
+
+    def _called(self, stem: str | int) -> int | None:
+        """The image whose file has that name, but for its suffix. UserError where there are several."""
+        alike = sorted(self._names().by_stem.get(stem, ()))
+        if len(alike) > 1:
+            paths = " or ".join(self.records[i].path for i in alike[:2])
+            raise UserError(f"the image {stem!r} may be {paths}; write file names with their folders")
+        return alike[0] if alike else None
+
+    def _names(self) -> "_Names":
+        if self._known is None:
+            self._known = _Names(self.records.values())
+        return self._known
+
+    def _listed(self, name: str, known: "_Names") -> int | None:
+        """The id of an image that a folder or file lists: one of that path, or of that name that is not there."""
+        found = known.by_path.find(name)
+        if found is None and (alike := known.by_path.match(name)) is not None and not is_url(self.records[alike].path):
+            return None if os.path.exists(self.records[alike].path) else alike
+        return found
 
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
         """The id of every image of a file, with the names that the file has for it.
@@ -66,7 +128,8 @@ class Pool:
             )
         for image in unknown:
             free = max(self.records, default=0) + 1
-            self.add(ImageRecord(image if isinstance(image, int) else free, str(image), 0, 0))
+            number = image if isinstance(image, int) and image not in self.records else free
+            self.add(ImageRecord(number, str(image), 0, 0), given=number == image)
         placed: dict[int, list[Image]] = {}
         for image in images:
             image_id = self.find(image)
@@ -94,12 +157,13 @@ class Pool:
             listed = [(i.id, str(i.path), size[0], size[1]) for i, size in sized]
         if not listed:
             raise UserError(f"{path} holds no image")
+        names = self._names()
         for image_id, name, width, height in listed:
-            known = self.find(name)
+            known = self._listed(name, names)
             if known is None:
                 free = max(self.records, default=0) + 1
                 known = free if image_id is None or image_id in self.records else image_id
-            self.add(ImageRecord(known, name, width, height))
+            self.add(ImageRecord(known, name, width, height), given=known == image_id)
 
     def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Said]:
         """What is labelled, by image id, from a store or a COCO file; its images become known."""
@@ -109,8 +173,15 @@ class Pool:
         self._name_classes(path, listing)
         said: dict[int, Said] = {}
         for image_id, image in zip(data.own_numbers(listing.images), listing.images, strict=True):
-            self.add(ImageRecord(image_id, str(image.path), *(image.size or (0, 0))))
+            record = ImageRecord(image_id, str(image.path), *(image.size or (0, 0)))
+            self.add(record, given=image.id is not None)
             said[image_id] = _said(image, all_complete)
+        lost = [problem for problem in listing.problems if problem.kind in data.OBJECT_LOST]
+        if lost:
+            notes.append(
+                f"{len(lost)} objects of the labels cannot be used, and their images do not count as labelled "
+                f"completely; the first: {lost[0].where}: {lost[0].what}"
+            )
         partly = sum(not one.complete for one in said.values())
         if partly and not any(image.complete is not None for image in listing.images):
             notes.append(
@@ -132,12 +203,39 @@ class Pool:
     def _add_store(self, path: Path) -> dict[int, Said]:
         with open_store(path) as store:
             self.classes = store.classes()
-            for record in store.images().values():
-                self.add(record)
+            images = store.images()
+            for record in images.values():
+                self.add(record, internal=True)
             return {
-                i: Said(one.boxes, [self.classes[c] for c in one.labels], one.rejected, one.skipped, one.complete)
+                i: Said(
+                    one.boxes, [self.classes[c] for c in one.labels], one.rejected, one.skipped, one.complete,
+                    (images[i].width, images[i].height),
+                )
                 for i, one in store.labels().items()
-            }
+            }  # fmt: skip
+
+    def fitted(self, said: Mapping[int, Said], notes: list[str]) -> dict[int, Said]:
+        """What is labelled, in pixels of the images as they are: another file may know them in another size.
+
+        Labels that fit no copy of their image are left out, which is noted.
+        """
+        fitted: dict[int, Said] = {}
+        other: list[str] = []
+        for image_id, one in said.items():
+            record = self.records[image_id]
+            size = (record.width, record.height)
+            factors = rescaling(one.size or size, size) if record.width else np.ones(4)
+            if factors is None:
+                other.append(record.path)
+            else:
+                columns = {name: as_boxes(getattr(one, name) * factors) for name in ("boxes", "rejected", "skipped")}
+                fitted[image_id] = replace(one, **columns)
+        if other:
+            notes.append(
+                f"the labels of {len(other)} images are of pictures of another shape, cut or turned, and are left out; "
+                f"the first is {other[0]}"
+            )
+        return fitted
 
 
 def _said(image: data.ListedImage, all_complete: bool) -> Said:
@@ -151,12 +249,14 @@ def _said(image: data.ListedImage, all_complete: bool) -> Said:
         return not box.difficult and box.source not in (Source.PSEUDO, Source.REJECTED)
 
     kept = [b for b in image.boxes if human(b) and len(_with_area(np.array([b.box])))]
+    lost = image.lost or not image.labelled or len(kept) < sum(map(human, image.boxes))
     return Said(
         as_boxes([b.box for b in kept]),
         [b.name for b in kept],
         boxes(lambda b: b.source == Source.REJECTED),
         boxes(lambda b: b.difficult),
-        all_complete or bool(image.complete),
+        (all_complete or bool(image.complete)) and not lost,
+        image.size,
     )
 
 

@@ -1,0 +1,42 @@
+"""Finding files under names that were written on another system: with other capitals, accents or separators."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+
+def slashes(name: str) -> str:
+    """A path as Windows writes it, or any other, with ``/`` between its folders."""
+    return name.replace("\\", "/")
+
+
+def place_key(path: str | Path) -> str:
+    """What is equal for two paths that some systems take for one: capitals and the encoding of accents do not count."""
+    return unicodedata.normalize("NFC", Path(path).as_posix()).casefold()
+
+
+class Disk:
+    """Files and folders by name, whatever its capitals. Folders are listed once, so make one for each read."""
+
+    def __init__(self) -> None:
+        self._inside: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """What has that path, or else the only one whose path is alike; None if there is none, or several."""
+        if os.path.exists(path):
+            return path
+        if path.parent == path or (parent := self.find(path.parent)) is None:
+            return None
+        names = self._entries(parent).get(place_key(path.name), ())
+        return parent / names[0] if len(names) == 1 else None
+
+    def _entries(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self._inside:
+            found: dict[str, list[str]] = {}
+            try:
+                for name in os.listdir(folder):
+                    found.setdefault(place_key(name), []).append(name)
+            except OSError:  # no folder, or one that cannot be read: nothing is found there
+                pass
+            self._inside[folder] = found
+        return self._inside[folder]
