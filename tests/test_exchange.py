@@ -5,6 +5,7 @@ import html
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,7 +18,7 @@ from PIL import Image
 from rarebox.cli import main
 from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export, export_queries
-from rarebox.data.review import Batch
+from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
 from rarebox.exchange import Imported, bring_in, open_questions
 from rarebox.people import People
@@ -265,6 +266,21 @@ def edited(file: Path, number: int, edit: Edit | Callable[[list[Task]], Any]) ->
     other = file.with_stem(file.stem + "-edited")
     other.write_text(json.dumps(tasks))
     return other
+
+
+def test_keys_that_a_browser_has_made_up_stop_no_import(store: Store) -> None:
+    def batch() -> Batch:
+        region = Region((30.0, 30.0, 70.0, 80.0), CLASSES[0], None, "abc")
+        return Batch([Returned("task 1", "0 ä.png", 4, None, (), (region,))])
+
+    theirs = f"cvat:4:{sha256(b'abc').hexdigest()[:24]}"
+    nowhere = np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
+    store.record(
+        [Answer(3, *nowhere, Verdict.CANNOT_TELL), Answer(3, *nowhere, Verdict.CANNOT_TELL)], [theirs, "cvat:x"]
+    )
+    assert bring_in(store, batch(), "cvat").missed == 1
+    assert bring_in(store, batch(), "cvat").unchanged == 1
+    assert store.labels_of(4).labels.tolist() == [0]
 
 
 def test_a_box_drawn_anew_in_place_of_a_guess_is_its_object(project: Path, tmp_path: Path, store: Store) -> None:

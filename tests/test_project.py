@@ -92,6 +92,25 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     assert {q.image_id for q in first[:-1]} <= set(_trained_on(now, 3))
 
 
+def test_photos_that_are_gone_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+    oracle, images = oracle_of(pictures, now), now.store.images()
+    Path(images[1].path).unlink()
+    assert trainer.advance(now, quiet) == "questions"
+    answer_cycle(now, oracle)
+    first = [query.image_id for query in now.store.queries(1)]
+    assert 1 not in first
+    for gone in (first[0], first[-1]):  # labelled for training, and to measure on
+        Path(images[gone].path).rename(tmp_path / f"{gone}.aside")
+    assert trainer.advance(now, quiet) == "trained"
+    assert trainer.advance(now, quiet) == "questions"
+    assert first[0] not in _trained_on(now, 1)
+    answer_cycle(now, oracle)
+    Path(tmp_path / f"{first[0]}.aside").rename(images[first[0]].path)
+    assert trainer.advance(now, quiet) == "trained"
+    assert first[0] in _trained_on(now, 2)  # its labels have waited for it
+
+
 def _trained_on(now: Project, cycle: int) -> list[int]:
     from rarebox.pseudo import read_targets
 

@@ -27,6 +27,11 @@ def digest(file: str | Path, content: bytes | None = None) -> str | None:
         return None
 
 
+def is_there(record: ImageRecord) -> bool:
+    """Whether an image's file is where it was; one behind a URL is taken to be."""
+    return is_url(record.path) or os.path.isfile(record.path)
+
+
 def find_again(
     lost: Mapping[int, ImageRecord], digests: Mapping[int, str], files: Sequence[str]
 ) -> dict[int, str]:  # fmt: skip

@@ -519,7 +519,10 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         connection.text_factory = _AS_TEXT
         connection.isolation_level = None  # the driver opens no transactions behind our back; `begin` below does
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except UnicodeDecodeError as error:  # SQLite complains of the damage, and quotes it
+            raise sqlite3.DatabaseError("malformed database schema") from error
         if not tables or schema.rarebox.name in tables:  # it is written into the file: never into somebody else's
             _log_ahead(connection)
         connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
@@ -540,6 +543,7 @@ _AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 def _copy(source: sqlite3.Connection, part: Path) -> None:
     """Copy a database in one go, and check the copy."""
     part.unlink(missing_ok=True)
+    part.touch()  # which says better than SQLite why it cannot be
     with closing(sqlite3.connect(part)) as copy:
         source.backup(copy)
         copy.execute("PRAGMA journal_mode = DELETE")  # a single file, until rarebox opens it
@@ -633,7 +637,8 @@ def _reason(error: DatabaseError) -> str:
         "not a database": "this is not a rarebox label store; choose another path",
         "unable to open": "check that the folder exists and may be written",
         "readonly": "allow this user to write the file and its folder",
-        "malformed": "the file is damaged; restore a copy",
+        "malformed": "the file is damaged; restore a backup (docs/store.md)",
+        "no such": "the file is damaged; restore a backup (docs/store.md)",
     }
     return next((f"{said}: {what}" for sign, what in advice.items() if sign in said), said)
 

@@ -45,7 +45,7 @@ def config_of(app: FastAPI, limits: Limits | None = None) -> uvicorn.Config:
         logging.getLogger(name).addFilter(Seldom())
     return uvicorn.Config(
         app, http=Connection, ws="none", backlog=BACKLOG, log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=2, timeout_keep_alive=int(limits.idle),
+        timeout_graceful_shutdown=2, timeout_keep_alive=int(limits.idle), lifespan="off",
     )  # fmt: skip
 
 

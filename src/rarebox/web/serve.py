@@ -19,9 +19,9 @@ from types import FrameType
 import uvicorn
 
 from rarebox import cluster
-from rarebox.data.remote import is_url
 from rarebox.errors import Busy, UserError
 from rarebox.people import clean_name
+from rarebox.photos import is_there
 from rarebox.project import Project
 from rarebox.run_folder import hold
 from rarebox.web.app import make_app
@@ -83,7 +83,7 @@ def _serve(
     images = len(desk.images)
     more = f", {new} of them new" if new else ""
     say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
-    if gone := sum(not is_url(image.path) and not Path(image.path).exists() for image in desk.images.values()):
+    if gone := sum(not is_there(image) for image in desk.images.values()):
         say(
             f"{gone} of them are not where they were and cannot be shown. Put them back into {project.settings.data}, "
             f"or, if the folder has moved: rarebox relocate {root} FOLDER"
