@@ -67,12 +67,15 @@ class RunFolder:
             raise UserError(f"{self.root} does not exist; name the folder of a run")
         if not self.settings.exists():
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
-        told = config.read_file(self.settings)
-        if not told:
-            raise UserError(f"{self.settings} is empty; restore a copy of it")
-        if isinstance(told.get("detector"), dict):  # before that setting existed, anchors shrank as the input did
-            told["detector"].setdefault("anchor_cells", 0.0)
-        return config.check(told)
+        try:
+            told = config.read_file(self.settings)
+            if not told:
+                raise UserError(f"the settings file {self.settings} is empty")
+            if isinstance(told.get("detector"), dict):  # before that setting existed, anchors shrank as the input did
+                told["detector"].setdefault("anchor_cells", 0.0)
+            return config.check(told)
+        except UserError as error:
+            raise UserError(f"{error}. Mend {self.settings}, or restore a copy of it") from error
 
     def check_first_model(self) -> None:
         """UserError if there is no model of cycle 1."""
