@@ -542,7 +542,8 @@ def record(
     store, classes = run.store, len(run.classes)
     labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
     boxes = [(q, a) for q, a in answered if q.box is not None]
-    spent, total = store.spent(cycle), store.spent()
+    so_far = [store.spent(before) for before in range(1, cycle + 1)]  # later ones may be there, too
+    spent = so_far[-1]
     human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
@@ -560,8 +561,8 @@ def record(
     }
     return {
         "cycle": cycle,
-        "labels": total.labels,
-        "looks": total.looks,
+        "labels": sum(each.labels for each in so_far),
+        "looks": sum(each.looks for each in so_far),
         "labels_this_cycle": spent.labels,
         "looks_this_cycle": spent.looks,
         "hits": len(hits),

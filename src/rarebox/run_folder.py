@@ -68,10 +68,13 @@ class RunFolder:
             raise UserError(f"{self.root} does not exist; name the folder of a run")
         if not self.settings.exists():
             raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
-        told = self._written()
-        if not told:
-            raise UserError(f"{self.settings} is empty; restore a copy of it")
-        settings = config.check(config.as_written_before(told))
+        try:
+            told = self._written()
+            if not told:
+                raise UserError(f"the settings file {self.settings} is empty")
+            settings = config.check(config.as_written_before(told))
+        except UserError as error:
+            raise UserError(f"{error}. Mend {self.settings}, or restore a copy of it") from error
         trust(settings.data)
         return settings
 

@@ -634,7 +634,7 @@ def _reason(error: DatabaseError) -> str:
         "disk I/O error": "the disk may be full; free some space and go on; nothing recorded before is lost",
         "is full": "free some space and go on; nothing recorded before is lost",
         "is locked": f"another program kept it busy for {BUSY_SECONDS} s; nothing recorded before is lost, try again",
-        "not a database": "this is not a rarebox label store; choose another path",
+        "not a database": "this is not a rarebox label store; restore a copy of it, or choose another path",
         "unable to open": "check that the folder exists and may be written",
         "readonly": "allow this user to write the file and its folder",
         "malformed": "the file is damaged; restore a backup (docs/store.md)",

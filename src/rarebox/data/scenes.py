@@ -123,7 +123,9 @@ def _is_made(folder: Path, wanted: dict[str, Any]) -> bool:
     try:
         found = dict(json.loads((folder / "scenes.json").read_text()))
     except (OSError, ValueError, TypeError):
-        raise UserError(f"{folder} exists and was not made by `scenes`; name another folder") from None
+        raise UserError(
+            f"{folder} exists and was not made by `scenes`; name another folder, or delete it if it was"
+        ) from None
     if found != wanted:
         differing = [k for k in wanted if found.get(k) != wanted[k]]
         said = ", ".join(f"{k} is {found.get(k)} and should be {wanted[k]}" for k in differing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -330,10 +331,15 @@ def _stream(url: str, part: Path, progress: Progress) -> None:
         total = have + int(response.headers.get("Content-Length", 0))
         task = progress.add_task(part.stem, total=total or None, completed=have)
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab" if have else "wb") as out:
-            while block := response.read(1 << 18):
-                out.write(block)
-                progress.advance(task, len(block))
+        try:
+            with part.open("ab" if have else "wb") as out:
+                while block := response.read(1 << 18):
+                    out.write(block)
+                    progress.advance(task, len(block))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # what is there of it would keep the disk full
+                part.unlink()
+            raise
     if part.stat().st_size < total:
         raise ConnectionError("the connection was closed too early")
 

@@ -170,7 +170,7 @@ def _user() -> str | None:
 def _listen(host: str, port: int | None, last: Path) -> socket.socket:
     """A listening socket: on the wanted port, or on the last one (open pages are there), or on the first free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    before = [int(text)] if last.exists() and (text := last.read_text().strip()).isdecimal() else []
+    before = [int(text)] if last.exists() and (text := last.read_text(errors="replace").strip()).isdecimal() else []
     for candidate in (port,) if port is not None else (*before, *range(DEFAULT_PORT, DEFAULT_PORT + 20), 0):
         # Named as TCP: only then asyncio sends small packets at once (TCP_NODELAY); a reply would wait for 40 ms.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
