@@ -460,5 +460,5 @@ def test_files_whose_names_are_no_text_are_listed(monkeypatch, capsys, tmp_path)
     assert call(monkeypatch, "init", tmp_path / "p", "--images", tmp_path / "photos", "--classes", "cat") == 0
     (problem,) = json.loads((tmp_path / "p" / "problems.json").read_text())
     assert "not valid UTF-8" in problem["what"]
-    assert problem["where"].endswith("caf\udce9.jpg")
+    assert problem["where"].endswith(r"caf\udce9.jpg")
     assert "1 photos" in capsys.readouterr().err

@@ -231,4 +231,4 @@ def test_damage_beyond_cells_asks_for_a_backup(root: Path, old: bytes, new: byte
     status, told = run("export", root, root.parent / "out")
     assert status != 0
     assert f"{file}: " in told
-    assert "the file is damaged; restore a backup (docs/store.md)" in told
+    assert "the file is damaged; restore a copy of it (docs/store.md)" in told

@@ -42,6 +42,8 @@ COMMANDS: dict[str, list[str]] = {
         "{project} {project}", "{project} {store}", "{project} {out}", "{project} {project}/cycle_01",
         "{project} {project} --queries --format cvat",
     ],
+    "backup": ["{project} {out}", "{project} {store}", "{project} {store}-wal", "{store} {project}/cycle_01"],
+    "relocate": ["{project} {photos}", "{project} {data}", "{project} {project}"],
     "import": ["{project} {tasks} --format labelstudio --replace --complete", "{store} {tasks} --format labelstudio"],
     "rank": [
         "--detections {found} --budget 3 --to {store}", "--detections {found} --budget 3 --to {store}-wal",

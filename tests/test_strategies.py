@@ -162,6 +162,7 @@ def asked(
         return {**rows, "image_features": STATE.image_features[untouched]}
 
     monkeypatch.setattr(loop, "features", features)
+    monkeypatch.setattr(loop, "restore_model", lambda run, cycle: None)  # nothing is trained here
     monkeypatch.setattr(scoring, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)

@@ -73,6 +73,8 @@ def read_json(file: Path, kind: type = object) -> Any:
 
 def damaged(file: Path, error: object) -> Damaged:
     """The error for a file that rarebox wrote and cannot read; each such file is made anew, or not needed."""
+    if isinstance(error, FileNotFoundError):
+        return Damaged(f"{file} is missing; restore a copy of it, or repeat the command")
     return Damaged(f"{file} is damaged ({error}); restore a copy of it, or delete it and repeat the command")
 
 

@@ -378,7 +378,7 @@ class Store:
             version = connection.scalar(select(schema.rarebox.c.schema))
         if type(version) is not int or version < 1:
             raise UserError(
-                f"{self._where}: table rarebox: schema is damaged ({version!r}); restore a backup (docs/store.md)"
+                f"{self._where}: table rarebox: schema is damaged ({version!r}); restore a copy of it (docs/store.md)"
             )
         if version > schema.SCHEMA:
             raise UserError(
@@ -637,8 +637,8 @@ def _reason(error: DatabaseError) -> str:
         "not a database": "this is not a rarebox label store; restore a copy of it, or choose another path",
         "unable to open": "check that the folder exists and may be written",
         "readonly": "allow this user to write the file and its folder",
-        "malformed": "the file is damaged; restore a backup (docs/store.md)",
-        "no such": "the file is damaged; restore a backup (docs/store.md)",
+        "malformed": "the file is damaged; restore a copy of it (docs/store.md)",
+        "no such": "the file is damaged; restore a copy of it (docs/store.md)",
     }
     return next((f"{said}: {what}" for sign, what in advice.items() if sign in said), said)
 

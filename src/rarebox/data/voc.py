@@ -92,6 +92,12 @@ def _is_devkit(path: Path) -> bool:
     return labels is not None and labels.is_dir() and (pictures is not None or any(labels.rglob("*.xml")))
 
 
+def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
+    """Whether no two files have names that some systems take for one."""
+    stems = {file.with_suffix("") for file in files}
+    return len({place_key(stem) for stem in stems}) == len(stems)
+
+
 class _Year:
     """A folder with label files and photos, paired by name: that of the path below the two folders without its suffix,
     or the last part of it alone where only one photo and one label file share that. Capitals do not count."""
@@ -101,14 +107,20 @@ class _Year:
         self.labels, self.pictures = (self.disk.find(folder / n) or folder / n for n in (_LABELS, _PICTURES))
         self.complete = exported_complete(export_mark(folder))
         self._pictures: dict[str, list[Path]] = {}
-        self._labels = {self._key(xml): xml for xml in self.labels.rglob("*") if xml.suffix.lower() == ".xml"}
-        for picture in image_files(self.pictures) if self.pictures.is_dir() else ():
+        xmls = files_below(self.labels, {".xml"})
+        pictures = image_files(self.pictures) if self.pictures.is_dir() else []
+        self._fold = all(_told_apart_by_more_than_capitals(files) for files in (xmls, pictures))
+        self._labels = {self._key(xml): xml for xml in xmls}
+        for picture in pictures:
             self._pictures.setdefault(self._key(picture), []).append(picture)
         self._pair_by_last_part()
 
     def _key(self, file: Path) -> str:
         top = self.pictures if file.is_relative_to(self.pictures) else self.labels
-        return place_key(file.relative_to(top).with_suffix(""))
+        return self._place(file.relative_to(top).with_suffix(""))
+
+    def _place(self, path: str | Path) -> str:
+        return place_key(path) if self._fold else Path(path).as_posix()
 
     def _pair_by_last_part(self) -> None:
         """Call photos whose own folder has no label file as the label file of their name in another folder."""
@@ -124,8 +136,8 @@ class _Year:
         """The label files that the first of these image sets asks for, whether they exist or not."""
         lists = (self.disk.find(self.folder / "ImageSets" / "Main" / f"{name}.txt") for name in names)
         chosen = next(filter(None, lists), None)
-        lines = [slashes(line.strip()) for line in read_text(chosen).splitlines()] if chosen else []
-        return [self._labels.get(place_key(line), self.labels / f"{line}.xml") for line in lines if line]
+        lines = [slashes(line.strip()).lstrip("/") for line in read_text(chosen).splitlines()] if chosen else []
+        return [self._labels.get(self._place(line), self.labels / f"{line}.xml") for line in lines if line]
 
     def unlisted(self) -> list[Path]:
         """The label files of all images, and those without an image."""
