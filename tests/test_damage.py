@@ -219,7 +219,7 @@ def test_a_store_of_no_version(root: Path) -> None:
     connection.close()
     status, told = run("export", root, root.parent / "out")
     assert status != 0
-    assert "table rarebox: schema is damaged (None); restore a backup" in told
+    assert "table rarebox: schema is damaged (None); restore a copy of it (docs/store.md)" in told
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,9 @@ def test_a_project_goes_on(
         create(root, asking.with_name("photos"), changes={**tiny.CHANGES, "budget": [6], "budget_unit": "looks"})
         assert len(questions(root)) == 4
         return
+    if (name, damage) == ("settings.yaml", "cut short"):  # at the end of a line: shorter settings, the rest as usual
+        assert questions(root)
+        return
     asked, times = with_advice(lambda: questions(root), file)
     assert asked == wanted[0]
     if name not in (*FOR_GOOD, "predictions.parquet", "metrics.json"):

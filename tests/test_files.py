@@ -127,10 +127,11 @@ def test_parts_that_a_killed_process_left_are_swept(tmp_path: Path) -> None:
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [tmp_path / "cycle_02" / "model.safetensors"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'"text"', None])
-def test_json_that_cannot_be_read_is_damaged(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "metrics.json").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'"text"'])
+def test_json_that_cannot_be_read_is_damaged(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(Damaged, match=r"metrics\.json is missing; restore a copy of it, or repeat the command"):
+        files.read_json(tmp_path / "metrics.json", list)
+    (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(Damaged, match=r"metrics\.json is damaged .*delete it and repeat the command"):
         files.read_json(tmp_path / "metrics.json", list)
 

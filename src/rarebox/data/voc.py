@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
 from rarebox.data.disk import Disk, place_key, slashes
-from rarebox.data.images import image_files
+from rarebox.data.images import files_below, image_files
 from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
 from rarebox.text import read_text
