@@ -255,7 +255,7 @@ def open_store(place: str | Path) -> Store:
 @contextmanager
 def hold(lock: Path) -> Iterator[None]:
     """Keep other processes out of the folder of the lock file; Busy where one is in. The lock ends with the process."""
-    with lock.open("w") as handle:
+    with lock.open("a") as handle:
         try:
             _try_lock(handle.fileno())
         except OSError:
