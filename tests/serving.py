@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 
 from rarebox import config
-from rarebox.files import write_text
 from rarebox.project import Project
 from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder
@@ -39,7 +38,7 @@ def make_project(
     )
     folder = RunFolder(root)
     root.mkdir(parents=True)
-    write_text(folder.settings, config.dump(settings))
+    folder.settings.write_text(config.dump(settings), encoding="utf-8")
     with Store(folder.labels(settings), classes=classes) as store:
         store.add_images(records)
         store.open_cycle(1)
