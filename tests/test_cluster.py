@@ -112,6 +112,14 @@ class Watched:
                 self.after(self)
 
 
+def _command(process: psutil.Process) -> str:
+    """What a process runs; nothing for one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def wait_for_two_workers(watched: Watched) -> None:
     # The pool is so small that one worker could be through before the other has begun.
     until = time.monotonic() + 60
@@ -147,7 +155,7 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_only(
     def kill(watched: Watched) -> None:
         wait_for_two_workers(watched)
         ours = psutil.Process().children(recursive=True)  # others may use Ray on this machine, too
-        workers = [process for process in ours if "ray::Scorer" in " ".join(process.cmdline())]
+        workers = [process for process in ours if "ray::Scorer" in _command(process)]
         assert len(workers) == 2
         workers[0].send_signal(signal.SIGKILL)
 
