@@ -89,7 +89,7 @@ def _listed(folder: Path) -> list[str] | None:
 def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
     """Whether an earlier version scored this cycle by other rules, and questions of that ranking have been asked."""
     told = _told(folder)
-    if told and told["rules"] == RULES:
+    if told is None or told["rules"] == RULES:  # without the list, what is missing is scored again by our rules
         return False
     asked = any(query.why and "rank" in query.why for query in run.store.queries(cycle))
     return asked and any(folder.glob("shard_*.parquet"))

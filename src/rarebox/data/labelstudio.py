@@ -227,10 +227,8 @@ def _regions(
         if isinstance(entry.get("value"), dict) and (_shape(entry["value"]) or _names(entry["value"])):
             place = {name: entry["value"][name] for name in _PLACE if name in entry["value"]}
             of_region.setdefault(json.dumps([entry.get("id"), place], sort_keys=True), []).append(entry)
-    if (
-        len({repr((entry.get("to_name"), entry.get("item_index"))) for same in of_region.values() for entry in same})
-        > 1
-    ):
+    every = [entry for same in of_region.values() for entry in same]
+    if len({repr((entry.get("to_name"), entry.get("item_index"))) for entry in every}) > 1:
         raise UserError(f"{where}: its regions are on several images; only tasks with one image can be taken in")
     size: tuple[int, int] | None = None
     regions, left_out = list[Region](), list[str]()
