@@ -399,7 +399,6 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
     [
         (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([0, 0, 9, 8], "cta")), "did you mean 'cat'"),
         (lambda tasks: tasks[1]["data"].update(image="/upload/12345678-other.png", rarebox={}), "other.png' is not"),
-        (lambda tasks: tasks[1]["data"]["rarebox"].update(image_id=77), "another project"),
         (lambda tasks: tasks[1]["data"]["rarebox"].update(queries=[77]), "query 77 is not one of this image's"),
         (lambda tasks: tasks.append(tasks[1]), "this image came already"),
         (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([9, 9, 9, 9], "cat")), "x2 > x1"),
@@ -425,6 +424,50 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
         bring_in(store, labelstudio.read(tmp_path / "x.json"), "labelstudio", complete=True)
     assert everything(store) == []
     assert len(store.queries()) == 3
+
+
+def other_project(root: Path, *names: str) -> Store:
+    """A project of photos with those names, numbered from 4, with a question about each."""
+    store = Store(root / "other.sqlite", classes=CLASSES)
+    store.add_images([ImageRecord(4 + n, str(root / "elsewhere" / name), 200, 100) for n, name in enumerate(names)])
+    store.open_cycle(2)
+    store.ask(2, [Query(4 + n, np.array([150, 60, 190, 90]), 0) for n in range(len(names))])
+    return store
+
+
+def test_numbers_of_another_project_do_not_say_which_photo_is_meant(project: Path, tmp_path: Path) -> None:
+    """The same photos have other numbers there, and its questions are none of ours."""
+    file = annotated(project, tmp_path)
+    with open_store(project) as store:
+        bring_in(store, labelstudio.read(file), "labelstudio")
+        wanted = {Path(store.images()[i].path).name: said.boxes.tolist() for i, said in store.labels().items()}
+    with other_project(tmp_path, "1 ä.png", "0 ä.png") as other:
+        bring_in(other, labelstudio.read(file), "labelstudio")
+        found = {Path(other.images()[i].path).name: said.boxes.tolist() for i, said in other.labels().items()}
+        assert {name: sorted(boxes) for name, boxes in found.items()} == {n: sorted(b) for n, b in wanted.items()}
+        assert len(other.unanswered(2)) == 2
+
+
+def test_a_file_about_other_photos_is_refused_whatever_its_numbers(project: Path, tmp_path: Path) -> None:
+    file = annotated(project, tmp_path)
+    with other_project(tmp_path, "a.png", "b.png") as other, pytest.raises(UserError, match="another project"):
+        bring_in(other, labelstudio.read(file), "labelstudio")
+    tasks = json.loads(file.read_text())
+    tasks[1]["data"].update(image="/upload/12345678-other.png")
+    file.write_text(json.dumps(tasks))
+    with open_store(project) as store:
+        with pytest.raises(UserError, match=r"other\.png' is not in the store"):
+            bring_in(store, labelstudio.read(file), "labelstudio")
+        assert everything(store) == []
+
+
+def test_a_photo_that_was_renamed_since_it_was_sent_keeps_its_answers(project: Path, tmp_path: Path) -> None:
+    file = annotated(project, tmp_path)
+    with open_store(project) as store:
+        store.move_images({4: "/moved/first.png", 5: "/moved/second.png"})
+        store.move_images({4: "/again/one.png"})
+        assert bring_in(store, labelstudio.read(file), "labelstudio").objects == 3
+        assert sorted(store.labels()) == [4, 5]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "<annotations/>"])

@@ -20,9 +20,10 @@ from rarebox.boxes import iou_matrix, overlapping, rescaling
 from rarebox.candidates import rows_by_image
 from rarebox.classes import Classes
 from rarebox.data.export import sent_as
+from rarebox.data.images import SUFFIXES
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
 from rarebox.errors import UserError, unknown_name
-from rarebox.naming import ByName
+from rarebox.naming import ByName, file_names
 from rarebox.people import People, clean_name
 from rarebox.project import Project
 from rarebox.ranking import still_open
@@ -115,15 +116,15 @@ class Offer:
 
         Images are named, and numbered if the number is known; None for one that the project does not have.
         """
-        found = open_questions(self._project.store)
-        by_name, asked = _by_name(found.images), dict[int, list[Query]]()
+        found, photos = open_questions(self._project.store), _Photos(self._project.store)
+        asked = dict[int, list[Query]]()
         for query in found.queries:
             if query.box is not None:
                 asked.setdefault(query.image_id, []).append(query)
         sheets: list[Sheet | None] = []
         for name, number in images:
-            image_id = by_name.match(name) if number is None else number
-            if image_id is None or image_id not in found.images:
+            image_id = number if number is not None and photos.agree(number, name) else photos.named(name)
+            if image_id is None:
                 sheets.append(None)
                 continue
             record, ours = found.images[image_id], asked.get(image_id, [])
@@ -248,7 +249,7 @@ def bring_in(
         known = _Known.of(store, source)
         said = [
             one
-            for returned, record in _located(batch.returned, known)
+            for returned, record in _located(batch.returned, known, _Photos(store))
             for one in _answers(returned, record, known, source, by, complete)
         ]
         fates = [_fate(one, known, instead) for one in said]
@@ -256,11 +257,16 @@ def bring_in(
     return Imported(**Counter(fate for fate in fates if fate), shapes=sum(len(one.left_out) for one in batch.returned))
 
 
-def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned, ImageRecord]]:
-    """Each with its image. UserError names the first of those that are unknown, and how many there are."""
-    by_name = _by_name(known.images)
+def _located(returned: Sequence[Returned], known: _Known, photos: "_Photos") -> list[tuple[Returned, ImageRecord]]:
+    """Each with its image. UserError names the first of those that are unknown, and how many there are.
+
+    If one number does not fit the name beside it, the file is another project's. Then no number of images and
+    questions in it means anything here, and names alone tell which photo is meant.
+    """
+    if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
+        returned = [_without_numbers(one) for one in returned]
     sent = sent_as(known.images.values()) if any(one.image_id is None for one in returned) else {}
-    located = [(one, _find(one, known, by_name, sent)) for one in returned]
+    located = [(one, _find(one, known, photos, sent)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:
         raise UserError(
@@ -276,21 +282,46 @@ def _located(returned: Sequence[Returned], known: _Known) -> list[tuple[Returned
     return pairs
 
 
-def _by_name(images: Mapping[int, ImageRecord]) -> ByName[int]:
-    by_name = ByName[int]()
-    for record in images.values():
-        by_name.add(record.path, record.id)
-    return by_name
+def _without_numbers(one: Returned) -> Returned:
+    regions = tuple(region._replace(query=None) for region in one.regions)
+    return replace(one, image_id=None, queries=(), regions=regions)
 
 
-def _find(one: Returned, known: _Known, by_name: ByName[int], sent: Mapping[str, int]) -> ImageRecord | None:
+class _Photos:
+    """The photos of a store by name: the names that they have, and those that they had."""
+
+    def __init__(self, store: Store) -> None:
+        self._paths = store.image_paths()
+        self._by_name = ByName[int]()
+        for image_id, paths in self._paths.items():
+            self._by_name.add(paths[-1], image_id)
+
+    def named(self, name: str) -> int | None:
+        """The id of the photo that another tool means by a name. UserError if it fits several."""
+        return self._by_name.match(name)
+
+    def agree(self, image_id: int, name: str) -> bool:
+        """Whether the photo with this id has the name in another tool, or had it when it was sent there."""
+        own = ByName[int]()
+        for path in self._paths.get(image_id, ()):
+            (file,) = file_names([(image_id, path)], SUFFIXES)
+            stem, _, suffix = file.rpartition(".")
+            for alike in (path, file, f"{stem}-{image_id}.{suffix}"):  # as `data.export` tells two of one name apart
+                own.add(alike, image_id)
+        try:
+            return own.match(name) is not None
+        except UserError:  # several of its names fit
+            return True
+
+
+def _find(one: Returned, known: _Known, photos: _Photos, sent: Mapping[str, int]) -> ImageRecord | None:
     if one.image_id is not None:
         return known.images.get(one.image_id)
     ours = sent.get(one.image, -1)
     if known.queries.get(ours, {}).keys() & {*one.queries}:  # our own file: its name need not be that of the photo
         return known.images[ours]
-    image_id = by_name.match(one.image)
-    return None if image_id is None else known.images[image_id]
+    image_id = photos.named(one.image)
+    return None if image_id is None else known.images.get(image_id)
 
 
 def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by: str, complete: bool) -> list[_Said]:

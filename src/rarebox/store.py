@@ -208,6 +208,17 @@ class Store:
                 rows = [{"image_id": number, "path": path} for number, path in paths.items()]
                 connection.execute(insert(schema.image_moves), rows)
 
+    def image_paths(self) -> dict[int, list[str]]:
+        """Every path that each image has had, by its id, the present one last."""
+        with self.transaction() as connection:
+            paths = {image_id: [image.path] for image_id, image in self._read_images(connection).items()}
+            earlier = [(row.id, row.path) for row in connection.execute(select(schema.images))]
+            earlier += [(row.image_id, row.path) for row in connection.execute(_MOVES)]
+        for image_id, path in earlier:
+            if image_id in paths and is_text(path) and path not in paths[image_id]:
+                paths[image_id].insert(-1, path)
+        return paths
+
     def classes(self) -> tuple[str, ...]:
         """The K class names; a label is an index into them. Classes merged into another keep their place."""
         with self.transaction() as connection:
