@@ -426,6 +426,12 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
     assert len(store.queries()) == 3
 
 
+def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+    for read in (labelstudio.read, cvat.read):
+        with pytest.raises(UserError, match=r"nothing\.file cannot be read: No such file"):
+            read(tmp_path / "nothing.file")
+
+
 def other_project(root: Path, *names: str) -> Store:
     """A project of photos with those names, numbered from 4, with a question about each."""
     store = Store(root / "other.sqlite", classes=CLASSES)

@@ -292,6 +292,20 @@ def test_a_restored_backup_is_taken_over(
     assert "holds 4 answers; repeat the command without --labels to take it over" in said(capsys)
     assert tame(*where, "--classes", "smudge") == 2
     assert "repeat the command without --classes to take it over" in said(capsys)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    now = [shutil.move(photo, elsewhere) for photo in sorted(photos.iterdir())]
+    try:
+        assert tame(*where) == 2
+        assert f"photos of the store is in {photos}" in said(capsys)
+        assert not (project / "settings.yaml").exists()
+        Path(now[0]).rename(photos / Path(now[0]).name)
+        assert tame(*where) == 0
+        assert "it is not in" in said(capsys)
+        (project / "settings.yaml").unlink()
+    finally:
+        for photo in elsewhere.iterdir():
+            shutil.move(photo, photos)
     assert tame(*where) == 0
     now = Project(project)
     assert len(now.store.answered()) == 4

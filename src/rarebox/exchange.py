@@ -269,9 +269,10 @@ def _located(returned: Sequence[Returned], known: _Known, photos: "_Photos") -> 
     located = [(one, _find(one, known, photos, sent)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:
+        more = f", and {len(unknown) - 1} more of {len(returned)} are not" if len(unknown) > 1 else ""
         raise UserError(
-            f"{unknown[0].where}: the image {unknown[0].image!r} is not in the store, nor are {len(unknown) - 1} "
-            f"others of {len(returned)}; is this the file of another project?"
+            f"{unknown[0].where}: the image {unknown[0].image!r} is not in the store{more}. Is this the file of "
+            "another project?"
         )
     pairs = [(one, record) for one, record in located if record is not None]
     seen: dict[int, Returned] = {}

@@ -357,8 +357,22 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
                 f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
                 "repeat the command without --classes to take it over, and add classes on the page"
             )
+        photos = Path(settings.data)
+        missing = _not_found(store, photos, folder.root) if photos.is_dir() else []
+        if missing and len(missing) == len(store.images()):
+            raise UserError(
+                f"none of the {len(missing)} photos of the store is in {photos}, {Path(missing[0]).name} for example. "
+                "Name the folder in which they are."
+            )
         write_text(folder.settings, config.commented(settings))
-    return []
+    return [data.Problem("photo not found", path, f"it is not in {photos}; its answers are kept") for path in missing]
+
+
+def _not_found(store: Store, photos: Path, root: Path) -> list[str]:
+    """The paths of images that are neither where they were nor in the folder of photos, once moved ones are found."""
+    find_moved_images(store, photos, root)
+    paths = [image.path for image in store.images().values()]
+    return [path for path in paths if not is_url(path) and not os.path.isfile(path)]
 
 
 def _class_names(names: Sequence[str], problems: list[data.Problem]) -> list[str]:

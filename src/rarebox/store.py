@@ -361,6 +361,8 @@ class Store:
             raise UserError(f"{self._where}: a database server makes its own copies; use pg_dump")
         if file.exists() or file.is_symlink():
             raise UserError(f"{file} exists and is not overwritten; name a new file")
+        if not file.parent.is_dir():
+            raise UserError(f"there is no folder {file.parent}; make it, or name a file in another one")
         part = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
             with self._explained(), closing(self._engine.raw_connection()) as source:

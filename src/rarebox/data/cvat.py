@@ -95,7 +95,9 @@ def read(file: Path) -> Batch:
     """
     try:
         root = from_xml(file.read_bytes())
-    except (OSError, ET.ParseError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (ET.ParseError, ValueError) as error:
         raise UserError(f"{file} cannot be read as XML ({error}); export it again as CVAT for images 1.1") from None
     if root.tag != "annotations" or root.find("track") is not None:
         raise UserError(f'{file} is not in the format "CVAT for images 1.1"; export the task again in that format')

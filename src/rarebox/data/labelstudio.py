@@ -116,7 +116,9 @@ def read(file: Path) -> Batch:
     """An export as JSON or JSON-MIN. Of several annotations of an image the latest counts; drafts do not."""
     try:
         content = from_json(read_text(file))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); export it again, as JSON") from None
     if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
         raise UserError(f"{file} is not a list of tasks; in Label Studio choose Export, then JSON")
