@@ -74,7 +74,7 @@ def test_a_backup_overwrites_nothing(project: Project, tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "link", tmp_path, root / "labels.sqlite"):
         with pytest.raises(UserError, match="exists and is not overwritten; name a new file"):
             project.store.back_up(place)
-    with pytest.raises(UserError, match="there is no folder .*no; make it"):
+    with pytest.raises(UserError, match=r"there is no folder .*no; make it"):
         project.store.back_up(tmp_path / "no" / "folder.sqlite")
     assert (tmp_path / "file").read_text() == "mine"
 
