@@ -169,12 +169,14 @@ def project(root: Path, images: int, grid: int, answered: int, opened: int) -> N
 
 
 def fill(made: Project, answered: int, opened: int) -> None:
-    """Ask many questions from the top of the ranking, and answer the first of them; what is more than the ranking
-    holds was asked and answered in the cycle before."""
+    """Ask questions from the top of the ranking and answer the first of them.
+
+    At most half of the ranking is asked about. Further answers belong to the cycle before and to the same boxes.
+    """
     found = made.read_ranking(2).candidates
     before = max(answered + opened - len(found) // 2, 0)
     for start in range(0, before, 5000):
-        rows = np.arange(start, min(start + 5000, before)) % len(found)
+        rows = np.arange(start, min(start + 5000, before)) % (len(found) // 2)
         asked = [Query(int(found.image_id[r]), found.boxes[r], int(found.labels[r])) for r in rows]
         made.store.record([
             Answer(q.id, found.boxes[[r]], found.labels[[r]], Verdict.OBJECT, f"person {r % 5}", 1500)

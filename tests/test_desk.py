@@ -199,8 +199,8 @@ def small(tmp_path: Path) -> Iterator[Project]:
 
 def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    labels_of = Store.labels_of
-    monkeypatch.setattr(Store, "labels_of", lambda store, image: (looked.append(image), labels_of(store, image))[1])
+    labels_of = Store.labels_of_images
+    monkeypatch.setattr(Store, "labels_of_images", lambda store, ids: (looked.extend(ids), labels_of(store, ids))[1])
     desk = Desk(small, train=False)
     held = [query for who in range(10) for query in next_of(desk, f"person {who}")]
     assert len(held) == 10

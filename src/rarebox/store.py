@@ -88,7 +88,7 @@ _LABELS = (
 _ORPHANS = select(schema.answers.c.id, schema.answers.c.query_id).where(
     schema.answers.c.query_id.not_in(select(schema.queries.c.id))
 )
-_LABELS_OF_IMAGE = _LABELS.where(schema.queries.c.image_id == bindparam("image_id"))
+_LABELS_OF_IMAGES = _LABELS.where(schema.queries.c.image_id.in_(bindparam("images", expanding=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,7 +325,13 @@ class Store:
 
     def labels_of(self, image_id: int) -> ImageLabels:
         """What is known of one image; without answers, empty."""
-        return self._labels(_LABELS_OF_IMAGE, {"image_id": image_id}).get(image_id, _NOTHING)
+        return self.labels_of_images([image_id])[image_id]
+
+    def labels_of_images(self, image_ids: Iterable[int]) -> dict[int, ImageLabels]:
+        """What is known of each of at most some thousand images; without answers, empty."""
+        images = list(image_ids)
+        found = self._labels(_LABELS_OF_IMAGES, {"images": images})
+        return {image_id: found.get(image_id, _NOTHING) for image_id in images}
 
     def spent(self, cycle: int | None = None) -> Spent:
         """What the answers of one cycle, or of all, cost on each meter."""
