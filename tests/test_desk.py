@@ -228,11 +228,11 @@ def test_of_few_photos_everybody_gets_one(small: Project) -> None:
 
 def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
     """The places that are to be asked, by going through the ranking from its top."""
-    found, taken = [], set(busy)
+    found, taken, labels = [], set(busy), asker.store.labels()
     for place in range(1000):
         row, _ = asker.queue(place) or (0, 0.0)
         image = int(asker.queue.candidates.image_id[row])
-        said = asker.store.labels_of(image)
+        said = labels.get(image) or asker.store.labels_of(image)
         if place in done or not still_open(asker.queue.candidates.boxes[[row]], said, 0.5)[0] or len(found) == most:
             continue
         if image not in taken:
