@@ -7,16 +7,18 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rarebox import cli, store
-from rarebox.errors import UserError
+from rarebox.errors import Unavailable, UserError
 from rarebox.labels import collect
-from rarebox.people import People
+from rarebox.people import People, Status, Submission
 from rarebox.project import Project
 from rarebox.store import Store
 from rarebox.types import Answer, Query, Verdict
@@ -154,3 +156,41 @@ def test_a_backup_is_restored_as_the_page_says(project: Project, tmp_path: Path,
     finally:
         house.desk.close()
     assert sum(len(one.boxes) for one in collect(tmp_path / "project")[2]) == 4
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replaced: bool) -> None:
+    project = make_project(tmp_path)
+    ask_whole_images(project, 1, 2, 3)
+    file = project.folder.root / "labels.sqlite"
+    project.store.back_up(tmp_path / "copy.sqlite")
+    with closing(House(project).desk) as desk:
+        _, (first, second) = desk.answer("tab", "anna", [], 2).result(20)
+        boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+        said = [
+            Submission(str(uuid4()), Verdict.NOT_AN_OBJECT, boxes, labels, query_id=query.id)
+            for query in (first, second)
+        ]
+        assert desk.answer("tab", "anna", said[:1], 0).result(20)[0][0].status is Status.SAVED
+        for part in file.parent.glob("labels.sqlite*"):
+            part.unlink()
+        if replaced:
+            shutil.copy(tmp_path / "copy.sqlite", file)
+        with pytest.raises(Unavailable, match=r"labels\.sqlite: the file was removed or replaced while it was open"):
+            desk.answer("tab", "anna", said[1:], 0).result(20)
+
+
+def test_a_backup_of_a_damaged_store_is_refused(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    ask_whole_images(project, 1, 2, 3)
+    project.store.close()
+    file = project.folder.root / "labels.sqlite"
+    content = bytearray(file.read_bytes())
+    page = int.from_bytes(content[16:18])
+    with closing(sqlite3.connect(file)) as opened:
+        (root,) = opened.execute("SELECT rootpage FROM sqlite_master WHERE name = 'queries'").fetchone()
+    content[(root - 1) * page + 8 : (root - 1) * page + 10] = b"\xff\xff"  # where its first cell lies
+    file.write_bytes(content)
+    with Store(file) as damaged, pytest.raises(UserError, match="damaged"):
+        damaged.back_up(tmp_path / "copy.sqlite")
+    assert not (tmp_path / "copy.sqlite").exists()

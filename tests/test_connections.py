@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,7 +15,9 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from rarebox.web import connections
+from rarebox.data.images import UnreadableImage
+from rarebox.data.remote import is_url
+from rarebox.web import app, connections
 from rarebox.web.connections import Limits, Seldom, config_of
 from tests import test_serve
 from tests.test_serve import serving
@@ -26,8 +29,9 @@ LIMITS = Limits(connections=20, request=1.0, idle=30, reply=1.0)
 class Listening:
     """The application of a house on a port, in a thread."""
 
-    def __init__(self, house: House) -> None:
-        self.server = uvicorn.Server(config_of(house.app, LIMITS))
+    def __init__(self, house: House, limits: Limits = LIMITS) -> None:
+        self.house = house
+        self.server = uvicorn.Server(config_of(house.app, limits))
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
@@ -102,6 +106,42 @@ HALF = {
         "\r\nCookie: COOKIE\r\n\r\n", b" ",
     ),
 }  # fmt: skip
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Listening]:
+    """One that takes more connections than its server has threads."""
+    with opened(make_project(tmp_path)) as house, closing(Listening(house, Limits(connections=100))) as listening:
+        yield listening
+
+
+def test_a_host_that_does_not_send_its_pictures_delays_nobody(
+    roomy: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening, images = roomy, roomy.house.desk.images
+    images[1] = replace(images[1], path="http://images.example/1.jpg")
+    begun, released = threading.Semaphore(0), threading.Event()
+
+    @contextmanager
+    def waiting(path: str) -> Iterator[bytes]:
+        begun.release()
+        released.wait(30)
+        raise UnreadableImage(path, "the host did not answer")
+        yield b""
+
+    real = app.content_of
+    monkeypatch.setattr(app, "content_of", lambda path: waiting(path) if is_url(path) else real(path))
+    request = f"GET /api/images/1 HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {listening.cookie}\r\n\r\n".encode()
+    many = [listening.connect(request) for _ in range(45)]  # more than the threads of the server
+    with closed(many):
+        assert begun.acquire(timeout=10)
+        for path in ("/api/state", "/api/images/2"):
+            reply = httpx.get(
+                f"http://127.0.0.1:{listening.port}{path}", headers={"Cookie": listening.cookie}, timeout=5
+            )
+            assert reply.status_code == 200
+        released.set()
+        assert many[0].recv(20).startswith(b"HTTP/1.1 404")
 
 
 @pytest.mark.parametrize("kind", HALF)

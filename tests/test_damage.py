@@ -23,6 +23,7 @@ from tests.web import BOX, House, ask_whole_images, make_project, open_cycle
 
 GARBAGE = (
     b"\xff\xfe\x00",
+    "a\0b",
     "[[1, 2",
     "no such thing",
     -5,

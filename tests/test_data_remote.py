@@ -24,6 +24,7 @@ from rarebox import cli, data, loop
 from rarebox.data import remote
 from rarebox.data.export import export
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, read_picture
+from rarebox.data.remote import Refused, check_hop
 from rarebox.data.room import Room
 from rarebox.errors import UserError
 from rarebox.pictures import AHEAD, Pictures
@@ -587,3 +588,17 @@ def test_an_export_names_files_after_photos_and_not_after_signatures(buckets: Bu
     export(tmp_path / "labels", "coco", ["cat"], images, [])
     names = sorted(file.name for file in (tmp_path / "labels" / "images").iterdir())
     assert names == ["_.._c.jpg", "a b.png", "d.png"]
+
+
+@pytest.mark.parametrize(("url", "to"), [
+    ("https://a.example/x.jpg", "http://a.example/x.jpg"), ("https://a.example/x.jpg", "s3://bucket/x.jpg"),
+    ("http://a.example/x.jpg", "file:///etc/passwd"), ("http://a.example/x.jpg", "http://"),
+])  # fmt: skip
+def test_a_redirect_leads_to_no_weaker_or_other_scheme(url: str, to: str) -> None:
+    with pytest.raises(Refused):
+        check_hop(url, to)
+
+
+@pytest.mark.parametrize("url", ["http://a.example/x.jpg", "https://a.example/x.jpg"])
+def test_a_redirect_may_lead_to_https(url: str) -> None:
+    check_hop(url, "https://b.example/x.jpg")

@@ -72,7 +72,7 @@ class Rows:
                 self.report("images", row.id, side, value, "the image and its labels are left out")
                 return None
         path = row.path
-        if not is_text(path):
+        if not is_text(path) or "\0" in path:
             path = f"image {row.id}"
             self.report("images", row.id, "path", row.path, "its photo cannot be found; its labels are kept")
         return ImageRecord(row.id, path, row.width, row.height)

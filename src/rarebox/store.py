@@ -146,8 +146,11 @@ class Store:
             raise UserError(f"{self._where}: there is no label store here; start a project, or mend the path")
         self._engine = _engine(url, flush)
         self._thread = local()
+        self._file = Path(self._where) if in_file and url.database else None
+        self._identity: tuple[int, int] | None = None
         try:
             self._prepare(classes)
+            self._identity = _identity(self._file)
         except BaseException:
             self.close()
             raise
@@ -425,6 +428,11 @@ class Store:
         with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
             try:
                 yield self._thread.connection
+                if writes and self._identity and _identity(self._file) != self._identity:
+                    raise Unavailable(
+                        f"{self._where}: the file was removed or replaced while it was open, so nothing is saved; "
+                        "put the file back if you can, and start the command again"
+                    )
             finally:
                 del self._thread.connection
 
@@ -479,7 +487,7 @@ class Store:
         rows = connection.execute(select(schema.images).order_by(schema.images.c.id)).all()
         found = {record.id: record for row in rows if (record := self.rows.image(row))}
         for row in connection.execute(_MOVES):
-            if type(row.image_id) is not int or not is_text(row.path):
+            if type(row.image_id) is not int or not is_text(row.path) or "\0" in row.path:
                 self.rows.report("image_moves", row.id, "path", row.path, "the move is left out")
             elif row.image_id in found:
                 found[row.image_id] = replace(found[row.image_id], path=row.path)
@@ -557,6 +565,15 @@ def _sqlite(url: URL, flush: bool) -> Engine:
 
 _AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 """Damaged text is read too: it is one cell, and whoever makes an object of its row says which."""
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """What tells an open file from another one of its name; None if there is no file."""
+    try:
+        found = os.stat(file) if file else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None
 
 
 def _copy(source: sqlite3.Connection, part: Path) -> None:

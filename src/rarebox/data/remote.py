@@ -111,6 +111,13 @@ def check(url: str) -> str:
     return scheme
 
 
+def check_hop(url: str, to: str) -> None:
+    """Whether a redirect may be followed. Raises `Refused`."""
+    scheme = check(to)
+    if SCHEMES[scheme] != "http" or (urlsplit(url).scheme, scheme) == ("https", "http"):
+        raise Refused(f"it leads from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
+
+
 @contextmanager
 def fetched(url: str) -> Iterator[bytes]:
     """What is at a URL, for as long as the block runs, tried again where that may help.
@@ -277,9 +284,7 @@ def _over_http() -> dict[str, Any]:
             return await super().read()
 
     async def check_redirect(_: Any, __: Any, params: Any) -> None:
-        there = params.url.join(URL(params.response.headers.get("Location", "")))
-        if SCHEMES[check(str(there))] != "http" or (params.url.scheme, there.scheme) == ("https", "http"):
-            raise Refused(f"it leads from {params.url.scheme}:// to {there.scheme}://{there.host}")
+        check_hop(str(params.url), str(params.url.join(URL(params.response.headers.get("Location", "")))))
 
     async def session(**given: Any) -> aiohttp.ClientSession:
         watch = aiohttp.TraceConfig()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
@@ -26,6 +27,7 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rarebox.data.images import UnreadableImage, content_of, opened, read_picture
+from rarebox.data.remote import is_url
 from rarebox.errors import Unavailable, UserError
 from rarebox.exchange import Offer
 from rarebox.people import Submission, clean_name
@@ -38,6 +40,9 @@ STATIC = Path(__file__).parent / "static"
 
 LARGEST_SIDE = 4096
 """Pixels of a picture's longer side that the page is sent at most."""
+
+MOST_FAR = 8
+"""Threads that read pictures from other hosts for the page."""
 
 LOOK_SECONDS = 0.25
 """How often an open page is looked after for news."""
@@ -287,16 +292,25 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
             raise HTTPException(404, "there is no such image")
         return desk.images[image_id]
 
+    far = CapacityLimiter(MOST_FAR)
+
     @app.get("/api/image/{image_id}", dependencies=[Depends(visitor)])
     def about_image(image_id: Identifier) -> dict[str, Any]:
         """One image with its boxes."""
         return desk.image(record(image_id).id)
 
     @app.get("/api/images/{image_id}", dependencies=[Depends(visitor)], response_class=Response)
-    def picture(image_id: Identifier, size: Annotated[int | None, Query(ge=16, le=LARGEST_SIDE)] = None) -> Response:
-        """The picture itself, upright, for a browser."""
+    async def picture(
+        image_id: Identifier, size: Annotated[int | None, Query(ge=16, le=LARGEST_SIDE)] = None
+    ) -> Response:
+        """The picture itself, upright, for a browser.
+
+        Reading one from another host may take minutes. Such reads have threads of their own, so that a slow host
+        delays no other request.
+        """
+        found = record(image_id)
         try:
-            return _picture(record(image_id), size)
+            return await to_thread.run_sync(_picture, found, size, limiter=far if is_url(found.path) else None)
         except UnreadableImage as error:
             raise HTTPException(404, f"this picture cannot be shown: {error.reason}") from error
 
