@@ -654,3 +654,303 @@ def test_a_data_set_without_an_object_is_not_well_and_not_run(tmp_path: Path) ->
 def test_the_verdict_on_a_crowd_brings_no_object(tmp_path: Path) -> None:
     begun = Begun(tmp_path / "p", tmp_path / "set", crowd_in_coco(tmp_path / "set"))
     assert [answer.verdict for _, answer in begun.project.store.answered()] == [Verdict.OBJECT, Verdict.CANNOT_TELL]
+
+
+# ------------------------------------------------------------------------------------------ what files say in passing
+
+
+def lists(folder: Path, **of: str) -> None:
+    """Write image sets of a VOC folder: their names and lines."""
+    (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    for name, lines in of.items():
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
+
+
+def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path:
+    """A cat in a box of 80 x 10 pixels at 40, 55, which the file calls turned."""
+    flat = [40.0, 55.0, 120.0, 65.0]
+    if format == "coco":
+        photo(folder / "a.jpg")
+        more = {name: value} if place == "beside" else {place: {name: value}}
+        return coco(folder / "train.json", [entry(1, "a.jpg")], [annotation(1, 1, flat, **more)])
+    beside = {name: value} if place == "beside" else {}
+    attribute = f"<attribute><name>{name}</name><value>{value}</value></attribute>"
+    voc(folder, "a", item("cat", flat, **(beside or {"attributes": attribute})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("format", "place"),
+    [("coco", "attributes"), ("coco", "extra"), ("coco", "beside"), ("voc", "attributes"), ("voc", "beside")],
+)
+@pytest.mark.parametrize(("name", "value"), [("rotation", 90.0), ("rotation", "-90"), ("angle", 270)])
+def test_a_turned_box_is_the_upright_box_around_it(
+    tmp_path: Path, format: str, place: str, name: str, value: Any
+) -> None:
+    data = load(turned(place, format, tmp_path, name, value))
+    assert boxes_of(data) == {"a.jpg": [("cat", [75.0, 20.0, 85.0, 100.0])]}
+    assert data.problems == ()
+
+
+@pytest.mark.parametrize("format", ["coco", "voc"])
+@pytest.mark.parametrize(("name", "value"), [("angle", 1.57), ("theta", "0.3"), ("rotation", "nan")])
+def test_a_box_whose_turn_cannot_be_told_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"none of its objects can be used .*it is turned \({name} {value}\)"):
+        load(turned("attributes", format, tmp_path, name, value))
+
+
+@pytest.mark.parametrize("format", ["coco", "voc"])
+@pytest.mark.parametrize(("name", "value"), [("rotation", "0.0"), ("angle", "from above"), ("rotation", "")])
+def test_what_is_no_turn_leaves_the_box_as_it_is(tmp_path: Path, format: str, name: str, value: Any) -> None:
+    data = load(turned("attributes", format, tmp_path, name, value))
+    assert boxes_of(data) == {"a.jpg": [("cat", [40.0, 55.0, 120.0, 65.0])]}
+
+
+@pytest.mark.parametrize("filename", ["", "b.jpg"])
+def test_a_label_file_does_not_go_to_the_photo_of_another_folder(tmp_path: Path, filename: str) -> None:
+    for name in ("day/c", "night/a"):
+        voc(tmp_path, name, item("dog", DOG))
+    voc(tmp_path, "night/b", item("cat", CAT), filename=filename, photo_as="day/b.jpg")
+    begun = Begun(tmp_path / "p", tmp_path / "JPEGImages", tmp_path)
+    assert begun.said.keys() == {"a.jpg", "c.jpg"}
+    assert {"missing image file", "image without annotation"} <= {*kinds(begun.problems)}
+
+
+def test_label_files_of_two_folders_that_may_be_of_one_photo_are_left_out(tmp_path: Path) -> None:
+    for name in ("day/b", "night/b"):
+        voc(tmp_path, name, item("cat", CAT if name == "day/b" else DOG), photo_as="b.jpg")
+    voc(tmp_path, "c", item("dog", DOG))
+    begun = Begun(tmp_path / "p", tmp_path / "JPEGImages", tmp_path)
+    assert begun.said.keys() == {"c.jpg"}
+    assert "several label files" in kinds(begun.problems)
+
+
+@pytest.mark.parametrize("second", ["a.XML", "other.xml"])
+def test_two_label_files_of_one_photo_are_not_used(tmp_path: Path, second: str) -> None:
+    voc(tmp_path, "b", item("dog", DOG))
+    voc(tmp_path, "1", item("cat", CAT), filename="a.jpg", photo_as="a.jpg")
+    first = tmp_path / "Annotations" / ("1.xml" if second == "other.xml" else "a.xml")
+    (tmp_path / "Annotations" / "1.xml").rename(first)
+    other = tmp_path / "Annotations" / second
+    other.write_bytes(first.read_bytes())
+    assert kinds(load(tmp_path).problems) == []  # they say the same
+    other.write_text(first.read_text().replace("cat", "dog"))
+    assert Begun(tmp_path / "p", tmp_path / "JPEGImages", tmp_path).said.keys() == {"b.jpg"}
+    data = load(tmp_path)
+    assert kinds(data.problems) == ["several label files"]
+    assert boxes_of(usable(data)) == {"b.jpg": [("dog", DOG)]}
+
+
+def test_a_label_file_of_two_photos_is_listed(tmp_path: Path) -> None:
+    voc(tmp_path, "a", item("cat", CAT), photo_as="a.png")
+    photo(tmp_path / "JPEGImages" / "a.bmp")
+    assert kinds(load(tmp_path).problems) == ["several photos of one name"]
+    voc(tmp_path, "a", item("cat", CAT), photo_as="a.png", filename="a.png")
+    data = load(tmp_path)
+    assert boxes_of(data) == {"a.png": [("cat", CAT)]}
+    assert data.problems == ()
+
+
+def test_label_files_that_no_used_list_names_are_listed(tmp_path: Path) -> None:
+    for name in "abcd":
+        voc(tmp_path, name, item("cat", CAT))
+    lists(tmp_path, train="a\n", val="b\n", test="c\n")
+    data = load(tmp_path)
+    assert [(p.kind, Path(p.where).name) for p in data.problems] == [
+        ("split not used", "val.txt"),
+        ("split not used", "Annotations"),
+    ]
+    assert "b.xml" in data.problems[0].what
+    assert "d.xml" in data.problems[1].what
+    lists(tmp_path, trainval="a\nb\nd\n")
+    assert load(tmp_path).problems == ()
+
+
+def test_elements_of_voc_are_found_by_their_local_names_and_whatever_their_capitals(tmp_path: Path) -> None:
+    voc(tmp_path, "a", item("cat", CAT))
+    xml = tmp_path / "Annotations" / "a.xml"
+    text = xml.read_text()
+    for changed in (
+        text.replace("<annotation>", '<annotation xmlns="http://x.org/voc">'),
+        text.replace("<annotation>", '<v:annotation xmlns:v="http://x.org/voc">').replace("</ann", "</v:ann"),
+        text.replace("object>", "Object>").replace("bndbox>", "BndBox>").replace("xmin>", "XMin>"),
+    ):
+        xml.write_text(changed)
+        data = load(tmp_path)
+        assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
+        assert data.problems == ()
+
+
+CAT_ITEM = item("cat", CAT)
+UNREAD = {
+    "nested": f"<objects>{CAT_ITEM}</objects>",
+    "other names": CAT_ITEM.replace("object", "item"),
+    "in an object": CAT_ITEM.replace("</object>", f"{CAT_ITEM}</object>"),
+    "as attributes": '<object_list><box label="cat" xmin="1" /></object_list>',
+    "as text": "<boxes>40 30 120 90</boxes>",
+    "two boxes": CAT_ITEM.replace("</bndbox>", "</bndbox><bndbox><xmin>1</xmin></bndbox>"),
+    "two names": CAT_ITEM.replace("<bndbox>", "<name>dog</name><bndbox>"),
+    "two edges": CAT_ITEM.replace("<ymin>", "<xmin>3</xmin><ymin>"),
+}
+
+
+@pytest.mark.parametrize("unread", UNREAD.values(), ids=UNREAD)
+def test_an_object_of_voc_that_is_not_read_makes_its_image_incomplete(tmp_path: Path, unread: str) -> None:
+    voc(tmp_path, "a", item("dog", DOG), unread)
+    begun = Begun(tmp_path / "p", tmp_path / "JPEGImages", tmp_path)
+    assert ("dog", DOG) in begun.boxes("a.jpg")
+    assert not begun.said["a.jpg"].complete
+    assert "box dropped" in kinds(begun.problems)
+
+
+def test_what_tools_write_beside_the_objects_of_voc_holds_none(tmp_path: Path) -> None:
+    head = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    about = "<source><annotation>PASCAL VOC2007</annotation></source><owner><name>A B</name></owner>"
+    size = f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height><depth>3</depth></size><segmented>0</segmented>"
+    voc(tmp_path, "a", CAT_ITEM.replace("</object>", f"{head}</object>"), size=size + about)
+    data = load(tmp_path)
+    assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
+    assert data.problems == ()
+    assert not data.train.incomplete
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("annotation>", "annotations>"),
+        ("<annotation>", "<annotation><filename>a.jpg</filename><filename>b.jpg</filename>"),
+        ("<annotation>", "<annotation><size><width>1</width></size><size><width>2</width></size>"),
+    ],
+)
+def test_a_voc_file_of_another_kind_is_unreadable(tmp_path: Path, before: str, after: str) -> None:
+    for name in "ab":
+        voc(tmp_path, name, item("cat", CAT))
+    xml = tmp_path / "Annotations" / "b.xml"
+    xml.write_text(xml.read_text().replace(before, after))
+    data = load(tmp_path)
+    assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
+    assert kinds(data.problems) == ["unreadable annotation"]
+
+
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_sizes_may_be_text_and_what_is_no_size_is_listed(tmp_path: Path, format: str) -> None:
+    def labels(width: Any, height: Any) -> Path:
+        voc(tmp_path, "a", item("cat", CAT), size=f"<size><width>{width}</width><height>{height}</height></size>")
+        photo(tmp_path / "JPEGImages" / "a.jpg", (320, 240))
+        if format == "voc":
+            return tmp_path
+        return coco(tmp_path / "l.json", [entry(1, "JPEGImages/a.jpg", width=width, height=height)], [annotation(1, 1, CAT)])  # fmt: skip  # noqa: E501
+
+    assert boxes_of(load(labels("160", "120.0"))) == {"a.jpg": [("cat", [2 * edge for edge in CAT])]}
+    for width, height in (("160px", "120"), (-160, -120), (160, 0), ("1,60", "1,20"), ("inf", "nan")):
+        data = load(labels(width, height))
+        assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
+        assert kinds(data.problems) == ["size in labels is wrong"]
+    assert load(labels(0, 0)).problems == ()
+
+
+def test_labels_of_two_images_that_have_the_name_of_one_photo_are_left_out(tmp_path: Path) -> None:
+    for place in ("photos/1.jpg", "photos/2.jpg", "photos/3.jpg", "set/x/2.jpg"):
+        photo(tmp_path / place)
+    images = [entry(n, name) for n, name in enumerate(("train/1.jpg", "test/1.jpg", "x/2.jpg", "y/2.jpg", "x/3.jpg"))]
+    labels = [annotation(n, n, DOG if n % 2 else CAT) for n in range(5)]
+    begun = Begun(tmp_path / "p", tmp_path / "photos", coco(tmp_path / "set" / "l.json", images, labels))
+    assert begun.said.keys() == {"3.jpg"}
+    assert kinds(begun.problems).count("labels of no photo") == 4
+
+
+def test_a_photo_s_own_labels_count_and_not_those_of_its_namesakes(tmp_path: Path) -> None:
+    photo(tmp_path / "photos" / "1.jpg")
+    images = [entry(1, "photos/1.jpg"), entry(2, "test/1.jpg")]
+    file = coco(tmp_path / "l.json", images, [annotation(1, 1, CAT), annotation(2, 2, DOG)])
+    begun = Begun(tmp_path / "p", tmp_path / "photos", file)
+    assert begun.boxes("1.jpg") == [("cat", CAT)]
+    assert "labels of no photo" in kinds(begun.problems)
+
+
+def test_labels_that_fit_several_photos_are_listed_as_such(tmp_path: Path) -> None:
+    for place in ("x/1.jpg", "y/1.jpg", "2.jpg"):
+        photo(tmp_path / "photos" / place)
+    file = coco(tmp_path / "l.json", [entry(1, "1.jpg"), entry(2, "2.jpg")], [annotation(1, 1, CAT), annotation(2, 2, CAT)])  # fmt: skip  # noqa: E501
+    begun = Begun(tmp_path / "p", tmp_path / "photos", file)
+    assert begun.said.keys() == {"2.jpg"}
+    assert "labels of no photo" in kinds(begun.problems)
+
+
+@pytest.mark.parametrize("there", [["a.jpg"], ["a.jpg", "b.jpg"]])
+def test_two_names_in_coco_do_not_share_a_file_that_differs_in_capitals(tmp_path: Path, there: list[str]) -> None:
+    for name in there:
+        photo(tmp_path / name)
+    images = [entry(1, "a.jpg"), entry(2, "A.jpg"), entry(3, "b.JPG"), entry(4, "B.jpg")]
+    data = load(coco(tmp_path / "l.json", images, [annotation(n, n, CAT if n == 1 else DOG) for n in range(1, 5)]))
+    assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
+    assert kinds(data.problems) == ["missing image file"] * 3
+
+
+@pytest.mark.parametrize("size", [SIZE, (320, 240)])
+@pytest.mark.parametrize(
+    ("bbox", "more"),
+    [
+        ([0.6, 0.6, 0.5, 0.6], {}),  # a centre and a size
+        ([0.1, 0.1, 0.2, 0.2], {"attributes": {"source": "manual"}}),
+        ([0.1, 0.1, 0.9, 0.9], {"attributes": {"source": "human"}}),
+    ],
+)
+def test_shares_of_every_kind_are_dropped_and_listed(
+    tmp_path: Path, bbox: list[float], more: dict[str, Any], size: tuple[int, int]
+) -> None:
+    photo(tmp_path / "a.jpg", size)
+    labels = [annotation(1, 1, CAT), annotation(2, 1, CAT, **more) | {"bbox": bbox}]
+    data = load(coco(tmp_path / "l.json", [entry(1, "a.jpg")], labels))
+    assert [len(truth) for truth in data.train.truth.values()] == [1]
+    assert "box dropped" in kinds(data.problems)
+    assert data.train.incomplete
+
+
+def test_objects_inside_an_image_of_coco_are_not_passed_over(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    inside = entry(1, "a.jpg", annotations=[annotation(2, 1, DOG)])
+    data = load(coco(tmp_path / "l.json", [inside], [annotation(1, 1, CAT)]))
+    assert kinds(data.problems) == ["box dropped"]
+    assert data.train.incomplete
+
+
+LONG = "x" * 400
+
+
+@pytest.mark.parametrize(("format", "name"), [("coco", LONG), ("coco", "a\0b"), ("voc", LONG), ("yolo", LONG)])
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path: Path, format: str, name: str) -> None:
+    if format == "coco":
+        photo(tmp_path / "a.jpg")
+        coco(tmp_path / "train.json", [entry(1, "a.jpg"), entry(2, f"{name}.jpg")], [annotation(1, 1, CAT)])
+    elif format == "voc":
+        voc(tmp_path, "a", CAT_ITEM)
+        lists(tmp_path, trainval=f"a\n{name}\n")
+    else:
+        yolo(tmp_path, f"0 {share(CAT)}")
+        (tmp_path / "data.yaml").write_text("train: list.txt\nnames: [cat]\n")
+        (tmp_path / "list.txt").write_text(f"images/a.jpg\nimages/{name}.jpg\n")
+    data = load(tmp_path)
+    assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
+    assert [p.what for p in data.problems if p.kind == "missing image file"] == ["there is no such file; the image is left out"]  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("path", [LONG, f"{LONG}/set"])
+def test_a_data_set_whose_name_no_file_can_have_does_not_exist(path: str) -> None:
+    check = next(check for check in examine(path) if check.name == "data")
+    assert not check.ok
+    assert "does not exist" in f"{check.found} {check.advice}"
+
+
+def test_a_key_that_is_twice_in_an_object_of_json_is_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    file = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, CAT)])
+    file.write_text(file.read_text().replace('"annotations": ', '"annotations": [], "annotations": '))
+    with pytest.raises(UserError, match=r"l\.json .*the key 'annotations' occurs more than once"):
+        load(file)
+    twice = '"bbox": [1, 2, 3, 4], "bbox": [5, 6, 7, 8]'
+    (tmp_path / "r.json").write_text(f'[{{"image_id": 1, "category_id": 1, {twice}, "score": 0.5}}]')
+    (tmp_path / "l.jsonl").write_text('{"image": "a.jpg", "boxes": [], "scores": [], "boxes": [[1, 2, 3, 4]]}\n')
+    for name in ("r.json", "l.jsonl"):
+        with pytest.raises(UserError, match="occurs more than once"):
+            open_detections(tmp_path / name)

@@ -6,6 +6,7 @@ Here JSON raises ``ValueError`` and YAML ``YAMLError``, and nothing else. XML is
 """
 
 import json
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -27,10 +28,23 @@ LONGEST_YAML = 2 << 20
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that holds these pairs. Raises ``ValueError`` if a key occurs twice.
+
+    Python keeps the last of two values, so the first of two lists of annotations would be lost. Pass this function to
+    ``json`` as ``object_pairs_hook``.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (repeated, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {repeated!r:.60} occurs more than once in one object")
+    return found
+
+
 def from_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ``ValueError`` (``json.JSONDecodeError`` for a syntax error)."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unrepeated)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -4,7 +4,7 @@ A reader (``coco``, ``voc``, ``yolo``) only parses: it hands over what the label
 can be used is decided here, once for all formats, and everything else is listed as a `Problem`.
 """
 
-import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rarebox.boxes import clip, rescaling
+from rarebox.boxes import clip, hull_of_turned, rescaling
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_image, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError, presentable
 from rarebox.naming import ByName, clean
+from rarebox.parsing import from_json
 from rarebox.text import read_text
 from rarebox.types import Bools, Floats, GroundTruth, ImageRecord, Source
 
@@ -36,7 +37,7 @@ _LAYOUTS = """Understood are:
   VOC    VOCdevkit/VOC2007 and VOC2012, or a folder with Annotations/ and JPEGImages/
   YOLO   data.yaml with images/ and labels/"""
 _LARGEST_ID = 2**53  # what every JSON reader holds exactly
-_FIRST_PIXEL = 1.001  # a box that ends there is written in shares of the image's sides, with some rounding
+_LARGEST_SHARE = 1.001  # of an image's side, with some rounding
 
 NOT_USED = "image not used"
 """The kind of problem that says which images a simulation leaves out."""
@@ -105,6 +106,52 @@ class ListedBox(NamedTuple):
     where: str
     source: str = ""
     crowd: bool = False
+
+
+def upright(box: Sequence[float], said: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """The upright box around a box that a label file may call turned about its centre: x1, y1, x2, y2 in pixels.
+
+    ``said`` are the attributes of the box. ``rotation`` is in degrees, as CVAT writes it beside the unturned box.
+    Raises ``ValueError`` for a turn that is not finite, and for an ``angle`` or ``theta`` that may be in radians. A
+    value that is not a number is an attribute of another meaning.
+    """
+    for name in ("rotation", "angle", "theta"):
+        value = said.get(name)
+        try:
+            turn = 0.0 if isinstance(value, bool) else float(value or 0)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if not math.isfinite(turn) or (name != "rotation" and 0 < abs(turn) <= 2 * math.pi):
+            what = "degrees or radians" if math.isfinite(turn) else "how far"
+            raise ValueError(
+                f"it is turned ({name} {value}), and {what} cannot be told; write the upright box around it"
+            )
+        if turn:
+            x1, y1, x2, y2 = hull_of_turned(box, turn).tolist()
+            return x1, y1, x2, y2
+    x1, y1, x2, y2 = box
+    return x1, y1, x2, y2
+
+
+def listed_size(width: Any, height: Any, where: str, problems: list[Problem]) -> tuple[int, int] | None:
+    """The (width, height) in pixels that a label file gives an image, as numbers or as text; None if it gives none.
+
+    It gives none if a side is absent or empty, or both are 0. Anything else that is not a size is a problem.
+    """
+    if {None, ""}.intersection(side for side in (width, height) if isinstance(side, str | None)):
+        return None
+    try:
+        if isinstance(width, bool) or isinstance(height, bool):
+            raise TypeError
+        said = [float(side) for side in (width, height)]
+        size = (round(said[0]), round(said[1]))
+        if min(size) < 1 and any(said):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        what = f"they say {width!r:.30} x {height!r:.30}, which is no size; boxes are used as pixels of the file"
+        problems.append(Problem("size in labels is wrong", where, what))
+        return None
+    return size if any(said) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +228,7 @@ def load(
     path = Path(os.path.expanduser(path))
     if voc.wants_download(path):
         voc.download(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that the file system refuses
         raise _missing(path)
     reader = _reader(path)
     if reader is None:
@@ -206,7 +253,7 @@ def refuse_missing(name: str | Path) -> None:
     path = Path(os.path.expanduser(name))
     if str(name) == MADE or voc.wants_download(path):
         return
-    if not path.exists():
+    if not os.path.exists(path):
         raise _missing(path)
     if _reader(path) is None:
         raise _not_understood(path)
@@ -227,6 +274,7 @@ def assemble(
     problems = [problem for listing in splits for problem in listing.problems]
     classes = tuple(dict.fromkeys(name for listing in splits for name in listing.classes))
     if not classes:
+        _refuse_lost(train, [problem for problem in problems if problem.kind == "box dropped"])
         raise UserError(f"{train.source} names no class; label at least one object")
     for name in classes:
         if name not in train.classes:
@@ -236,7 +284,8 @@ def assemble(
     sizes = _sizes([image.path for listing in splits for image in listing.images], check_pixels, read)
     for_training = _split(train, sizes[: len(train_ids)], train_ids, classes, problems)
     for_test = _split(test, sizes[len(train_ids) :], test_ids, classes, problems) if test else None
-    _refuse_if_all_is_lost(train, for_training, problems)
+    if not any(len(truth) for truth in for_training.truth.values()):
+        _refuse_lost(train, problems)
     name = root.stem if root.is_file() else root.name
     return Dataset(name, root, classes, for_training, for_test, tuple(problems))
 
@@ -267,33 +316,55 @@ def _complete_only(split: Split, problems: list[Problem]) -> Split:
 
 
 def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | None) -> Listing:
-    """Both listings as one, with the images that do not lie where they say taken from among the photos."""
+    """Both listings as one, with the images that do not lie where they say taken from among the photos.
+
+    Where the name of a photo fits several images, and none of them lies there, whose labels are the photo's cannot be
+    told: those of all of them are left out.
+    """
     by_name = ByName[str | Path]()
     for photo in photos:
         by_name.add(location(photo), photo)
-
-    def find(image: ListedImage) -> ListedImage:
-        if is_url(image.path) or os.path.isfile(image.path):
-            return image
-        try:
-            photo = by_name.match(str(image.path))
-        except UserError:  # several photos are called so; the image stays missing, which is listed
-            photo = None
-        return replace(image, path=Path(photo) if isinstance(photo, Path) else photo) if photo else image
-
     listings = [train, test] if test else [train]
+    images = [image for listing in listings for image in listing.images]
+    problems = [problem for listing in listings for problem in listing.problems]
+    there = {image.path: is_url(image.path) or os.path.isfile(image.path) for image in images}
+    named: dict[str | Path, list[str | Path]] = {}  # photo -> the images that have its name
+    for path, found in there.items():
+        try:
+            photo = by_name.match(location(path))
+        except UserError as error:
+            if not found:
+                what = f"several photos have that name: {error}; its labels are left out"
+                problems.append(Problem("labels of no photo", str(path), what))
+            continue
+        if photo is not None:
+            named.setdefault(photo, []).append(path)
+    instead: dict[str | Path, str | Path] = {}
+    nobody: set[str | Path] = set()
+    for photo, paths in named.items():
+        missing = [path for path in paths if not there[path]]
+        own = any(location(path) == location(photo) for path in paths)
+        if missing and len(paths) == 1:
+            instead[missing[0]] = photo
+        elif missing:
+            nobody.update(missing if own else paths)
+            what = f"{len(paths)} labelled images have the name of {photo}; its labels are left out"
+            problems += [Problem("labels of no photo", str(path), what) for path in (missing if own else paths)]
     return Listing(
         train.source,
         list(dict.fromkeys(name for listing in listings for name in listing.classes)),
-        [find(image) for listing in listings for image in listing.images],
-        [problem for listing in listings for problem in listing.problems],
+        [
+            replace(image, boxes=(), labelled=False, lost=True)
+            if image.path in nobody
+            else replace(image, path=instead.get(image.path, image.path))
+            for image in images
+        ],
+        problems,
     )
 
 
-def _refuse_if_all_is_lost(listing: Listing, split: Split, problems: Sequence[Problem]) -> None:
-    """UserError if objects are labelled, and not one of them can be used."""
-    if any(len(truth) for truth in split.truth.values()):
-        return
+def _refuse_lost(listing: Listing, problems: Sequence[Problem]) -> None:
+    """UserError for a listing without a usable object, if it lists objects."""
     lost = [problem for problem in problems if problem.kind in OBJECT_LOST]
     if lost:
         raise UserError(
@@ -306,6 +377,7 @@ OBJECT_LOST = (
     "box dropped",
     "unknown category",
     "annotation without image",
+    "several label files",
     "image size differs",
     "image turned by EXIF",
 )
@@ -315,8 +387,8 @@ OBJECT_LOST = (
 def export_mark(folder: Path) -> Mapping[str, Any]:
     """What rarebox wrote beside the labels that it exported to this folder; nothing for any other folder."""
     try:
-        content = json.loads(read_text(folder / EXPORT_MARK))
-    except (OSError, ValueError, RecursionError, UserError):
+        content = from_json(read_text(folder / EXPORT_MARK))
+    except (OSError, ValueError, UserError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -341,8 +413,8 @@ def _missing(path: Path) -> UserError:
 
     if str(path) == path.name and (known := get_close_matches(path.name, (MADE, *voc.ARCHIVES), n=1, cutoff=0.7)):
         return UserError(f"{path} does not exist; did you mean {known[0]!r}?")
-    if not path.parent.is_dir():
-        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+    if not os.path.isdir(path.parent):
+        there = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
         return UserError(f"{path} does not exist (there is only {there}); name a folder with images and labels")
     beside = [p.name for p in path.parent.iterdir() if p.exists()]
     near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
@@ -418,7 +490,7 @@ def _split(
             continue
         record = ImageRecord(id, location(image.path), size[0], size[1])
         images.append(record)
-        image = _fitted(image, *size, problems)
+        image = _fitted(_without_shares(image, size, problems), *size, problems)
         truth[id], kept = _truth(image, record, number, problems)
         guessed = np.array([box.source == Source.PSEUDO for box in kept], dtype=bool)
         unsure[id] = guessed | np.array([box.crowd for box in kept], dtype=bool)
@@ -443,6 +515,26 @@ def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:
             return image_size(path, content)
     except UnreadableImage as error:
         return error
+
+
+def _without_shares(image: ListedImage, size: Size, problems: list[Problem]) -> ListedImage:
+    """The image without boxes that must be in shares of its sides, where its labels are in pixels.
+
+    As corners, a corner and a size, or a centre and a size, shares are at most 1. In pixels such a box is not larger
+    than one pixel and lies in the corner of the image.
+    """
+    if image.relative or min(size[:2]) <= 2:
+        return image
+    kept = []
+    for box in image.boxes:
+        x1, y1, x2, y2 = box.box
+        ends, begins = max(x2, y2), max(x1, y1, x2 - x1, y2 - y1)
+        if min(x2 - x1, y2 - y1) > 0 and min(ends, begins) <= _LARGEST_SHARE:
+            what = f"{list(box.box)}: it is not larger than the first pixel; if it is written in shares of the image's sides, write pixels"  # noqa: E501
+            problems.append(Problem("box dropped", box.where, what))
+        else:
+            kept.append(box)
+    return replace(image, boxes=kept, lost=image.lost or len(kept) < len(image.boxes))
 
 
 def _fitted(image: ListedImage, width: int, height: int, turned: bool, problems: list[Problem]) -> ListedImage:
@@ -491,8 +583,6 @@ def _truth(
     faults = {
         "it is not made of finite numbers": ~np.isfinite(boxes).all(axis=1),
         "its right or bottom edge is not beyond its left or top edge": ~_has_area(boxes),
-        "it ends within the first pixel; if it is written in shares of the image's sides, write pixels":
-            _in_first_pixel(image, boxes) & (min(record.width, record.height) > 2),
         f"it lies outside the {record.width} x {record.height} image": ~_has_area(inside),
     }  # fmt: skip
     bad = np.any(list(faults.values()), axis=0)
@@ -505,13 +595,6 @@ def _truth(
     kept = [b for b, dropped in zip(image.boxes, bad, strict=True) if not dropped]
     labels, difficult = np.array([number[b.name] for b in kept]), np.array([b.difficult for b in kept])
     return GroundTruth(inside[~bad], labels, difficult), kept
-
-
-def _in_first_pixel(image: ListedImage, boxes: Floats) -> Bools:
-    """Which boxes are no larger than the corner pixel, though nobody but rarebox itself writes such boxes: (N,)."""
-    if image.relative:
-        return np.zeros(len(boxes), dtype=bool)
-    return (boxes[:, 2:] <= _FIRST_PIXEL).all(axis=1) & np.array([not b.source for b in image.boxes], dtype=bool)
 
 
 def _has_area(boxes: Floats) -> Bools:

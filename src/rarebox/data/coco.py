@@ -3,12 +3,13 @@
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader
+from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
@@ -17,6 +18,7 @@ from rarebox.text import read_text
 
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
+_OBJECTS = ("annotations", "objects", "boxes", "bboxes", "bbox")
 _TRUE = (1, True, "1", "true", "True")
 
 
@@ -24,15 +26,15 @@ def find(path: Path) -> Reader | None:
     """Recognises train.json beside test.json (or valid.json, val.json), and Roboflow's one folder for each split."""
     for pattern in ("{}.json", "{}/" + _ROBOFLOW):
         train = path / pattern.format("train")
-        if train.is_file():
+        if os.path.isfile(train):
             tests = [path / pattern.format(name) for name in _TEST_NAMES]
-            return partial(read, train, *(test for test in tests if test.is_file()))
+            return partial(read, train, *filter(os.path.isfile, tests))
     return None
 
 
 def find_single(path: Path) -> Reader | None:
     """Recognises a JSON file, and a folder that holds exactly one that looks like COCO."""
-    if path.is_file():
+    if os.path.isfile(path):
         return partial(read, path) if path.suffix.lower() == ".json" else None
     candidates = [p for p in sorted(path.glob("*.json")) if _looks_like_coco(p)]
     return partial(read, candidates[0]) if len(candidates) == 1 else None
@@ -135,7 +137,11 @@ def _boxes(
             problems.append(Problem("box dropped", where, f"{annotation!r:.60} is not an annotation"))
             continue
         where = f"{path}: annotation {annotation.get('id', f'{index + 1} in the list')}"
-        box, name = _corners(annotation.get("bbox")), names.get(_key(annotation.get("category_id")))
+        name = names.get(_key(annotation.get("category_id")))
+        try:
+            box, fault = _corners(annotation), ""
+        except ValueError as error:
+            box, fault = None, str(error)
         if "id" in annotation and _is_repeated(annotation, seen, where, problems):
             continue
         image_id = _key(annotation.get("image_id"))
@@ -145,8 +151,7 @@ def _boxes(
             what = f"category_id {annotation.get('category_id')!r} is not among the categories; the box is dropped"
             problems.append(Problem("unknown category", where, what))
         elif box is None:
-            what = f"bbox is {annotation.get('bbox')!r:.60}, not four numbers x, y, width, height"
-            problems.append(Problem("box dropped", where, what))
+            problems.append(Problem("box dropped", where, fault))
         else:
             source, crowd = str(_said(annotation).get("source", "")), _crowd(annotation)
             boxes[image_id].append(ListedBox(box, name, _difficult(annotation), where, source, crowd))
@@ -164,12 +169,15 @@ def _is_repeated(annotation: dict[str, Any], seen: dict[Any, Any], where: str, p
     return repeated
 
 
-def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
+def _corners(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
+    """The upright box of an annotation: x1, y1, x2, y2. Raises ``ValueError`` that says what is wrong with it."""
+    bbox = annotation.get("bbox")
     try:
         x, y, width, height = (float(value) for value in (bbox if isinstance(bbox, list) else ()))
     except (TypeError, ValueError, OverflowError):
-        return None
-    return x, y, x + width, y + height
+        raise ValueError(f"bbox is {bbox!r:.60}, not four numbers x, y, width, height") from None
+    said = {key: value for place in _places(annotation) for key, value in place.items() if value}
+    return upright((x, y, x + width, y + height), said)
 
 
 def _refuse_corners(path: Path, images: list[ListedImage]) -> None:
@@ -200,16 +208,19 @@ def _crowd(annotation: dict[str, Any]) -> bool:
 
 def _difficult(annotation: dict[str, Any]) -> bool:
     """Crowds, and the flag ``difficult`` where converters put it."""
-    places = [annotation, annotation.get("attributes"), annotation.get("extra")]
-    flags = [place.get("difficult") for place in places if isinstance(place, dict)]
-    return _crowd(annotation) or any(flag in _TRUE for flag in flags)
+    return _crowd(annotation) or any(place.get("difficult") in _TRUE for place in _places(annotation))
+
+
+def _places(annotation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects in which tools write what they say beside the format."""
+    places = (annotation, annotation.get("attributes"), annotation.get("extra"))
+    return [place for place in places if isinstance(place, dict)]
 
 
 def _images(
     path: Path, content: dict[str, list[Any]], boxes: dict[Any, list[ListedBox]], lost: set[Any],
     problems: list[Problem],
 ) -> list[ListedImage]:  # fmt: skip
-    disk = Disk()
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for index, entry in enumerate(content["images"]):
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and "id" in entry:
@@ -218,14 +229,16 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name; it is left out"))
     images = []
+    found = _located(path, {entry["file_name"] for same in entries.values() for entry in same})
     strays = boxes.keys() - entries.keys()  # boxes of any image, perhaps of one that seems to show nothing
     for key, same in entries.items():
         if len(same) > 1:
             problems += _duplicates(path, same)
         if len({entry["file_name"] for entry in same}) == 1:
-            image = _image(path, same[0], boxes.get(key, []), disk)
-            images.append(replace(image, lost=key in lost, labelled=key in boxes or key in lost or not strays))
-            if key not in boxes and key not in lost:
+            image = _image(path, same[0], boxes.get(key, []), found[same[0]["file_name"]], problems)
+            empty = key not in boxes and key not in lost and not image.lost
+            images.append(replace(image, lost=image.lost or key in lost, labelled=not empty or not strays))
+            if empty:
                 what = "it has no boxes and counts as showing no object"
                 problems.append(Problem("image without annotation", f"{path}: {same[0]['file_name']}", what))
     for key in (key for key in boxes if key not in entries):
@@ -244,24 +257,39 @@ def _duplicates(path: Path, same: list[dict[str, Any]]) -> list[Problem]:
     return [Problem("duplicate id", where, what)]
 
 
-def _image(path: Path, entry: dict[str, Any], boxes: list[ListedBox], disk: Disk) -> ListedImage:
-    size = (entry.get("width"), entry.get("height"))
-    known = all(isinstance(side, int | float) and side > 0 for side in size)
+def _image(
+    path: Path, entry: dict[str, Any], boxes: list[ListedBox], place: Path | str, problems: list[Problem]
+) -> ListedImage:
+    """One image; ``lost`` if its entry holds objects of its own, which are not read."""
+    where = f"{path}: {entry['file_name']}"
+    size = listed_size(entry.get("width"), entry.get("height"), where, problems)
     key = _key(entry["id"])
     own = key if type(key) is int else None
     complete = _said(entry)["complete"] in _TRUE if "complete" in _said(entry) else None
-    place = _locate(path, entry["file_name"], disk)
-    return ListedImage(place, boxes, own, size if known else None, complete=complete)  # type: ignore[arg-type]
+    inside = next((name for name in _OBJECTS if isinstance(entry.get(name), list) and entry[name]), None)
+    if inside:
+        what = f"the image's own list '{inside}' is not read; write its objects into the file's list 'annotations'"
+        problems.append(Problem("box dropped", where, what))
+    return ListedImage(place, boxes, own, size, complete=complete, lost=inside is not None)
 
 
-def _locate(path: Path, name: str, disk: Disk) -> Path | str:
-    """The image file: a URL, or relative to the JSON's folder, or in ``images/`` or a folder named like the split."""
-    if is_url(name):
-        return name
-    name, folder = slashes(name), path.parent
-    places = [place / name for place in (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)]
-    found = next((place for place in places if os.path.isfile(place)), None)
-    return found or next(filter(None, map(disk.find, places)), folder / name)
+def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
+    """The image file of each name: a URL, or in the folder of the JSON, in ``images/``, or in one named like the split.
+
+    A file whose name differs, in capitals say, belongs to a name only if no other name in the list fits it.
+    """
+    disk, folder = Disk(), path.parent
+    folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
+    found: dict[str, Path | str] = {}
+    alike: dict[Path, list[str]] = defaultdict(list)
+    for name in names:
+        places = [place / slashes(name) for place in folders]
+        there = name if is_url(name) else next(filter(os.path.isfile, places), None)
+        if there is None and (near := next(filter(None, map(disk.find, places)), None)):
+            alike[near].append(name)
+        found[name] = there or places[0]
+    taken = set(found.values())
+    return found | {same[0]: place for place, same in alike.items() if len(same) == 1 and place not in taken}
 
 
 def _key(value: Any) -> Any:

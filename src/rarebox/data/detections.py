@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rarebox.errors import UserError
 from rarebox.naming import is_writable
-from rarebox.parsing import from_json
+from rarebox.parsing import from_json, unrepeated
 from rarebox.text import decode, encoding_of, read_text
 from rarebox.types import Floats
 
@@ -312,7 +312,7 @@ def _entries(path: Path) -> Iterator[Any]:
 
 
 def _parsed(path: Path) -> Iterator[Any]:
-    decoder, text, place, number = json.JSONDecoder(), "", 0, 0
+    decoder, text, place, number = json.JSONDecoder(object_pairs_hook=unrepeated), "", 0, 0
     with path.open("rb") as start:
         encoding = encoding_of(start.read(4))
     with path.open(encoding=encoding) as file:

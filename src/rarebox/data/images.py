@@ -1,5 +1,6 @@
 """Reading image files of every common kind as upright 8-bit RGB; whatever cannot be read says why."""
 
+import errno
 import io
 import os
 import warnings
@@ -238,7 +239,9 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
             reason = "it is not an image of a known kind" if size else "the file is empty"
             raise UnreadableImage(path, reason) from None
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
-            raise UnreadableImage(path, str(error) or type(error).__name__) from error
+            refused = getattr(error, "errno", None) == errno.ENAMETOOLONG or "\0" in str(path)  # no file has that name
+            reason = "there is no such file" if refused else str(error) or type(error).__name__
+            raise UnreadableImage(path, reason) from error
 
 
 def _is_text(path: str) -> bool:

@@ -8,8 +8,8 @@ import os
 import re
 import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -21,16 +21,30 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import NDArray
 
-from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
+from rarebox.data import (
+    ListedBox,
+    ListedImage,
+    Listing,
+    Problem,
+    Reader,
+    export_mark,
+    exported_complete,
+    listed_size,
+    upright,
+)
 from rarebox.data.disk import Disk, place_key, slashes
 from rarebox.data.images import files_below, image_files
 from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
+from rarebox.naming import ByName
 from rarebox.text import read_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+_BOX = ("xmin", "ymin", "xmax", "ymax")
+_EDGES = frozenset({"xmin", "x1", "xtl", "left", "x"})
+_OBJECT = re.compile("object|box|polygon")
 _LABELS, _PICTURES = "Annotations", "JPEGImages"
 
 HOST = "http://host.robots.ox.ac.uk/pascal/VOC"
@@ -81,7 +95,9 @@ def read(folders: Sequence[Path]) -> tuple[Listing, Listing | None]:
     years = [_Year(folder) for folder in folders]
     train = [(year, xml) for year in years for xml in year.listed("trainval", "train")]
     test = next((found for year in years if (found := [(year, xml) for xml in _test(year, problems)])), [])
-    if not train and not test:
+    if train or test:
+        problems += [problem for year in years for problem in year.unused({xml for _, xml in (*train, *test)})]
+    else:
         train = [(year, xml) for year in years for xml in year.unlisted()]
     return _listing(folders[0], train, problems), _listing(folders[0], test, []) if test else None
 
@@ -100,20 +116,24 @@ def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
 
 class _Year:
     """A folder with label files and photos, paired by name: that of the path below the two folders without its suffix,
-    or the last part of it alone where only one photo and one label file share that. Capitals do not count."""
+    else as :meth:`rarebox.naming.ByName.match` finds it. Capitals do not count."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.disk = folder, Disk()
         self.labels, self.pictures = (self.disk.find(folder / n) or folder / n for n in (_LABELS, _PICTURES))
         self.complete = exported_complete(export_mark(folder))
+        self._labels: dict[str, list[Path]] = {}
         self._pictures: dict[str, list[Path]] = {}
+        self._by_stem, self._by_file = ByName[Path](), ByName[Path]()
         xmls = files_below(self.labels, {".xml"})
         pictures = image_files(self.pictures) if self.pictures.is_dir() else []
         self._fold = all(_told_apart_by_more_than_capitals(files) for files in (xmls, pictures))
-        self._labels = {self._key(xml): xml for xml in xmls}
-        for picture in pictures:
+        for xml in xmls:
+            self._labels.setdefault(self._key(xml), []).append(xml)
+        for picture in sorted(pictures, key=lambda picture: (picture.suffix.lower() != ".jpg", picture)):
             self._pictures.setdefault(self._key(picture), []).append(picture)
-        self._pair_by_last_part()
+            self._by_stem.add(self._key(picture), picture)
+            self._by_file.add(place_key(picture.relative_to(self.pictures)), picture)
 
     def _key(self, file: Path) -> str:
         top = self.pictures if file.is_relative_to(self.pictures) else self.labels
@@ -122,27 +142,36 @@ class _Year:
     def _place(self, path: str | Path) -> str:
         return place_key(path) if self._fold else Path(path).as_posix()
 
-    def _pair_by_last_part(self) -> None:
-        """Call photos whose own folder has no label file as the label file of their name in another folder."""
-        lonely, others = (
-            _by_last_part(one.keys() - two.keys())
-            for one, two in ((self._labels, self._pictures), (self._pictures, self._labels))
-        )
-        for name, labels in lonely.items():
-            if len(labels) == 1 and len(pictures := others.get(name, [])) == 1:
-                self._pictures[labels[0]] = self._pictures.pop(pictures[0])
-
     def listed(self, *names: str) -> list[Path]:
         """The label files that the first of these image sets asks for, whether they exist or not."""
-        lists = (self.disk.find(self.folder / "ImageSets" / "Main" / f"{name}.txt") for name in names)
-        chosen = next(filter(None, lists), None)
+        chosen = next(filter(None, map(self._list, names)), None)
         lines = [slashes(line.strip()).lstrip("/") for line in read_text(chosen).splitlines()] if chosen else []
-        return [self._labels.get(self._place(line), self.labels / f"{line}.xml") for line in lines if line]
+        asked = (self._labels.get(self._place(line), [self.labels / f"{line}.xml"]) for line in lines if line)
+        return [xml for xmls in asked for xml in xmls]
+
+    def _list(self, name: str) -> Path | None:
+        return self.disk.find(self.folder / "ImageSets" / "Main" / f"{name}.txt")
 
     def unlisted(self) -> list[Path]:
         """The label files of all images, and those without an image."""
-        without = (self.labels / f"{_stem(key, files[0])}.xml" for key, files in self._pictures.items() if key not in self._labels)  # fmt: skip  # noqa: E501
-        return [*self._labels.values(), *without]
+        lonely = (pictures[0] for key, pictures in self._pictures.items() if key not in self._labels)
+        without = (self.labels / picture.relative_to(self.pictures).with_suffix(".xml") for picture in lonely)
+        return [*(xml for xmls in self._labels.values() for xml in xmls), *without]
+
+    def unused(self, used: Collection[Path]) -> list[Problem]:
+        """A problem for each list with label files that are not used, and one for those that no list names."""
+        left = {xml for xmls in self._labels.values() for xml in xmls}.difference(used)
+        problems = []
+        for name in ("trainval", "train", "val", "test"):
+            found = [xml for xml in self.listed(name) if xml in left]
+            if found:
+                what = f"other lists are used, so these label files are not: {len(found)}, the first is {found[0]}"
+                problems.append(Problem("split not used", str(self._list(name)), what))
+                left.difference_update(found)
+        if left:
+            what = f"no list in ImageSets/Main names these label files: {len(left)}, the first is {min(left)}"
+            problems.append(Problem("split not used", str(self.labels), what))
+        return problems
 
     def picture_of(self, xml: Path, name: str | None, problems: list[Problem]) -> Path:
         """The photo of a label file: the one that is called like it, else the one that it names.
@@ -150,40 +179,38 @@ class _Year:
         Where ``<filename>`` names another photo that is there too, files were renamed and it was not.
         """
         own = self._pictures.get(self._key(xml), [])
-        said = slashes(name.strip()).rsplit("/", 1)[-1] if name else ""
+        said = slashes((name or "").strip())
+        file = said.rsplit("/", 1)[-1]
         if own:
-            named = [picture for picture in own if place_key(picture.name) == place_key(said)]
-            if not named and self._photos_called(said):
-                what = f"its <filename> is {said}, another photo; its boxes count for {own[0].name}, by its own name"
+            named = [picture for picture in own if place_key(picture.name) == place_key(file)]
+            doubts: list[Problem] = []
+            other = self._match(self._by_file, place_key(said), xml, doubts) if said and not named else None
+            if doubts or other not in (None, *own):
+                what = f"its <filename> is {file}, another photo; its boxes count for {own[0].name}, by its own name"
                 problems.append(Problem("contradicting filename", str(xml), what))
-            return min(named or own, key=lambda picture: (picture.suffix.lower() != ".jpg", picture))
-        named = self._photos_called(said)
-        if len(named) == 1 and self._key(named[0]) not in self._labels:
-            return named[0]
-        suffix = Path(said).suffix if Path(said).stem == xml.stem else ".jpg"
+            elif not named and len(own) > 1 and os.path.isfile(xml):
+                names = " and ".join(picture.name for picture in own)
+                what = f"{names} have its name; its boxes count for {own[0].name}; write the right name as <filename>"
+                problems.append(Problem("several photos of one name", str(xml), what))
+            return (named or own)[0]
+        if os.path.isfile(xml):
+            folder = xml.relative_to(self.labels).parent.as_posix()
+            place = said if folder == "." else f"{folder}/{file}"
+            found = self._match(self._by_stem, self._key(xml), xml, problems)
+            if found is None and file:
+                found = self._match(self._by_file, place_key(place), xml, problems)
+            if found is not None and self._key(found) not in self._labels:
+                return found
+        suffix = Path(file).suffix if Path(file).stem == xml.stem else ".jpg"
         return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
 
-    def _photos_called(self, name: str) -> list[Path]:
-        return self._by_name.get(place_key(name), [])
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for picture in (picture for pictures in self._pictures.values() for picture in pictures):
-            found.setdefault(place_key(picture.name), []).append(picture)
-        return found
-
-
-def _by_last_part(keys: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        found.setdefault(key.rsplit("/", 1)[-1], []).append(key)
-    return found
-
-
-def _stem(key: str, picture: Path) -> str:
-    """The path of a photo below its folder without the suffix, as it is written."""
-    return Path(*picture.parts[-len(Path(key).parts) :]).with_suffix("").as_posix()
+    def _match(self, photos: ByName[Path], name: str, xml: Path, problems: list[Problem]) -> Path | None:
+        """The photo of that name; None if there is none, or, which is a problem, if there are several."""
+        try:
+            return photos.match(name)
+        except UserError as error:
+            problems.append(Problem("annotation without image", str(xml), f"{error}; its boxes are not used"))
+            return None
 
 
 def _test(year: _Year, problems: list[Problem]) -> list[Path]:
@@ -197,25 +224,36 @@ def _test(year: _Year, problems: list[Problem]) -> list[Path]:
 
 
 def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[Problem]) -> Listing:
-    images: list[ListedImage] = []
+    found: dict[Path | str, dict[Path, ListedImage | None]] = {}  # photo -> its label files, and what they say
     broken: list[UserError] = []
     of_year = {xml: year for year, xml in files}
-    labelled: set[Path | str] = set()
-    for xml in sorted(of_year, key=lambda xml: (not xml.is_file(), xml)):
-        if not xml.is_file() and of_year[xml].picture_of(xml, None, []) in labelled:
-            continue  # a label file of another name has it as its <filename>
+    for xml in sorted(of_year, key=lambda xml: (not os.path.isfile(xml), xml)):
+        if not os.path.isfile(xml) and of_year[xml].picture_of(xml, None, []) in found:
+            continue  # its photo has a label file of another name
         try:
-            images.append(_image(xml, of_year[xml], problems))
-            labelled.add(images[-1].path)
+            image = _image(xml, of_year[xml], problems)
+            found.setdefault(image.path, {})[xml] = image
         except UserError as error:
             broken.append(error)
             problems.append(Problem("unreadable annotation", str(xml), f"{error}; its image is left out"))
+            found.setdefault(of_year[xml].picture_of(xml, None, []), {})[xml] = None
+    images = [image for path, said in found.items() if (image := _agreed(path, said, problems)) is not None]
     if broken and len(broken) == sum(os.path.isfile(xml) for xml in of_year):
         raise UserError(f"none of the {len(broken)} label files can be read: {broken[0]}")
     images.sort(key=lambda image: image.path)
     names = {box.name for image in images for box in image.boxes}
     known = exported_classes(source)
     return Listing(source, [*known, *sorted(names - set(known))], images, problems)
+
+
+def _agreed(path: Path | str, said: Mapping[Path, ListedImage | None], problems: list[Problem]) -> ListedImage | None:
+    """A photo as its label file has it, None if that is broken; without labels if it has label files that differ."""
+    first, *others = said
+    if not others or all(xml.read_bytes() == first.read_bytes() for xml in others):
+        return said[first]
+    what = f"its label files {' and '.join(map(str, said))} differ, so none of them is used; keep the right one"
+    problems.append(Problem("several label files", str(path), what))
+    return ListedImage(path, labelled=False, lost=True)
 
 
 def exported_classes(folder: Path) -> list[str]:
@@ -233,27 +271,51 @@ def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
     root = _parse(xml)
     items = root.findall("object")
     boxes = [box for index, item in enumerate(items) if (box := _box(xml, index, item, problems))]
+    unread = [*_unread(root), *(inner for item in items for inner in item if "object" in inner.tag and len(inner))]
+    for element in unread:
+        what = "it may hold objects; only each <object> directly below <annotation> is read, so write them there"
+        problems.append(Problem("box dropped", f"{xml}: <{element.tag}>", what))
     picture = year.picture_of(xml, root.findtext("filename"), problems)
-    complete, lost = year.complete.get(picture.name), len(boxes) < len(items)
-    return ListedImage(picture, boxes, size=_size(root), complete=complete, lost=lost)
+    size = listed_size(root.findtext("size/width"), root.findtext("size/height"), str(xml), problems)
+    complete, lost = year.complete.get(picture.name), len(boxes) < len(items) or bool(unread)
+    return ListedImage(picture, boxes, size=size, complete=complete, lost=lost)
+
+
+def _unread(parent: ET.Element) -> Iterator[ET.Element]:
+    """The elements, other than the root's objects, that may hold objects, by their names or by what is in them."""
+    for element in parent:
+        if element.tag == "object":
+            if parent.tag != "annotation":
+                yield element
+        elif not {child.tag for child in element}.isdisjoint(_EDGES) or (
+            _OBJECT.search(element.tag) and (element.attrib or len((element.text or "").split()) > 1)
+        ):
+            yield element
+        else:
+            yield from _unread(element)
 
 
 def _parse(xml: Path) -> ET.Element:
-    """The root of a label file. Raises `UserError`, naming the line of a syntax error."""
+    """The root of a label file, with the names of all elements in small letters. Raises `UserError`, naming the line of
+    a syntax error."""
     try:
-        return from_xml(xml.read_bytes())
+        root = from_xml(xml.read_bytes())
     except ET.ParseError as error:
         raise UserError(f"{xml}, line {error.position[0]}: this is not valid XML ({error}); repair the file") from None
     except ValueError as error:
         raise UserError(f"{xml}: {error}") from None
+    for element in root.iter():
+        element.tag = element.tag.lower()
+    if root.tag != "annotation":
+        raise UserError(f"{xml}: a PASCAL VOC file begins with <annotation>, not <{root.tag}>; export it again as VOC")
+    if twice := _repeated(root, "filename", "size", "size/width", "size/height"):
+        raise UserError(f"{xml}: there is more than one <{twice}>; keep the right one")
+    return root
 
 
-def _size(root: ET.Element) -> tuple[int, int] | None:
-    try:
-        width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    except (ValueError, OverflowError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None
+def _repeated(element: ET.Element, *paths: str) -> str:
+    """The first of these elements that is there more often than once, so that which one counts cannot be told."""
+    return next((path for path in paths if len(element.findall(path)) > 1), "")
 
 
 def _box(xml: Path, index: int, item: ET.Element, problems: list[Problem]) -> ListedBox | None:
@@ -261,7 +323,10 @@ def _box(xml: Path, index: int, item: ET.Element, problems: list[Problem]) -> Li
     if not name:
         problems.append(Problem("unknown category", where, "the object has no name; it is dropped"))
         return None
-    edges = [(item.findtext(f"bndbox/{edge}") or "").strip() for edge in ("xmin", "ymin", "xmax", "ymax")]
+    if twice := _repeated(item, "name", "bndbox", *(f"bndbox/{edge}" for edge in _BOX)):
+        problems.append(Problem("box dropped", where, f"it has more than one {twice}; write one object for each box"))
+        return None
+    edges = [(item.findtext(f"bndbox/{edge}") or "").strip() for edge in _BOX]
     try:
         written = [float(edge) for edge in edges]
     except ValueError:
@@ -269,16 +334,27 @@ def _box(xml: Path, index: int, item: ET.Element, problems: list[Problem]) -> Li
         what = f"its bndbox does not hold xmin, ymin, xmax and ymax as numbers{comma}"
         problems.append(Problem("box dropped", where, what))
         return None
-    x1, y1, x2, y2 = to_zero_based(np.array(written)).tolist()
+    try:
+        box = upright(to_zero_based(np.array(written)).tolist(), _attributes(item))
+    except ValueError as error:
+        problems.append(Problem("box dropped", where, str(error)))
+        return None
     difficult = (item.findtext("difficult") or "").strip().lower() in ("1", "true")
-    return ListedBox((x1, y1, x2, y2), name, difficult, where, (item.findtext("rarebox/source") or "").strip())
+    return ListedBox(box, name, difficult, where, (item.findtext("rarebox/source") or "").strip())
+
+
+def _attributes(item: ET.Element) -> dict[str, str]:
+    """What an object says beside the format: in elements of its own or of its bndbox, or in CVAT's ``<attributes>``."""
+    said = [(child.tag, child.text) for child in (*item, *item.findall("bndbox/*"))]
+    said += [(one.findtext("name"), one.findtext("value")) for one in item.findall("attributes/attribute")]
+    return {name: text for name, text in said if name and text}
 
 
 def wants_download(path: Path) -> bool:
     """Whether the path is named like a key of ``ARCHIVES`` and its data are missing or not all unpacked yet."""
-    if path.name not in ARCHIVES or path.is_file():
+    if path.name not in ARCHIVES or os.path.isfile(path):
         return False
-    if not path.exists() or not any(path.iterdir()):
+    if not os.path.exists(path) or not any(path.iterdir()):
         return True
     files = [path / Path(archive).name for archive in ARCHIVES[path.name]]
     begun = any(file.exists() or _part(file).exists() for file in files)
