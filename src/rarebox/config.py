@@ -340,14 +340,24 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+FIRST, LAST = "---", "..."
+"""What YAML begins and ends a document with."""
+
+
 def dump(settings: Settings) -> str:
     """The settings as YAML text that :func:`resolve` reads back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return f"{FIRST}\n{yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False)}{LAST}\n"
 
 
 def commented(settings: Settings) -> str:
     """The settings as YAML text with a comment on each, to edit."""
-    return "\n".join(_commented(settings, "")) + "\n"
+    return "\n".join([FIRST, *_commented(settings, ""), LAST]) + "\n"
+
+
+def is_cut_short(text: str) -> bool:
+    """Whether the end of a text is missing that :func:`dump` or :func:`commented` wrote."""
+    lines = text.split()
+    return lines[:1] == [FIRST] and lines[-1:] != [LAST]
 
 
 def with_data(file: Path, settings: Settings, data: str) -> str:

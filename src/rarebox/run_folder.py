@@ -17,6 +17,7 @@ from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
 from rarebox.files import PART, read_json, sweep, write_text
 from rarebox.store import Store
+from rarebox.text import read_text
 from rarebox.types import ORACLE
 
 if os.name == "nt":
@@ -80,7 +81,11 @@ class RunFolder:
 
     def _written(self) -> dict[str, Any]:
         """What ``settings.yaml`` holds; nothing where it is not there yet."""
-        return config.read_file(self.settings) if self.settings.exists() else {}
+        if not self.settings.exists():
+            return {}
+        if config.is_cut_short(read_text(self.settings)):
+            raise UserError(f"the end of {self.settings} is missing (it begins with '---' but does not end with '...')")
+        return config.read_file(self.settings)
 
     def check_first_model(self) -> None:
         """UserError if there is no model of cycle 1."""
