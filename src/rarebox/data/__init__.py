@@ -306,6 +306,7 @@ OBJECT_LOST = (
     "box dropped",
     "unknown category",
     "annotation without image",
+    "ambiguous annotation",
     "image size differs",
     "image turned by EXIF",
 )

@@ -8,7 +8,6 @@ person takes a prediction over, so it carries the query; the list of what was sh
 """
 
 import json
-import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.data.markup import from_xml
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
-from rarebox.parsing import from_json
+from rarebox.parsing import finite, from_json
 from rarebox.text import read_text
 from rarebox.types import Floats, Query
 
@@ -282,30 +281,24 @@ def _names(value: Mapping[str, Any]) -> list[str]:
     return [str(name) for names in lists for name in names]
 
 
-def _number(value: Any) -> float:
-    if not math.isfinite(number := float(value)):
-        raise ValueError(f"{value} is not a finite number")
-    return number
-
-
 def _pair(value: Mapping[str, Any], first: str, second: str, percent: Floats) -> Floats:
     """Two of a value's numbers, of which the first is across and the second down, in pixels: (2,)."""
-    return np.array([_number(value[first]), _number(value[second])]) * percent
+    return np.array([finite(value[first]), finite(value[second])]) * percent
 
 
 def _rectangle_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
     corner = _pair(value, "x", "y", percent)
     opposite = corner + _pair(value, "width", "height", percent)
-    return hull_of_turned([*corner, *opposite], _number(value.get("rotation") or 0), about=corner)
+    return hull_of_turned([*corner, *opposite], finite(value.get("rotation") or 0), about=corner)
 
 
 def _ellipse_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
     centre, radii = _pair(value, "x", "y", percent), _pair(value, "radiusX", "radiusY", percent)
-    return hull_of_ellipse(centre, radii, _number(value.get("rotation") or 0))
+    return hull_of_ellipse(centre, radii, finite(value.get("rotation") or 0))
 
 
 def _polygon_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
-    return hull(np.array([[_number(x), _number(y)] for x, y in value["points"]]) * percent)
+    return hull(np.array([[finite(x), finite(y)] for x, y in value["points"]]) * percent)
 
 
 _HULLS: Mapping[str, Callable[[Mapping[str, Any], Floats], Floats]] = {
