@@ -453,7 +453,7 @@ def test_two_corners_are_not_taken_for_a_corner_and_a_size(tmp_path: Path) -> No
         ("0 0,5 0,5 0,5 0,5", "not commas"),
         ("0 0.5 0.5 0.5 0.5 0.93", "adds its score"),
         ("0 0.5 0.5 0.5 0.5 0.93 7", "adds its score"),
-        ("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.6 0.6 2", "not pixels"),  # key points, without kpt_shape in data.yaml
+        ("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.9 0.9 2", "not pixels"),  # key points, without kpt_shape in data.yaml
     ],
 )
 def test_a_yolo_line_of_another_kind_is_listed_and_says_what_to_do(tmp_path: Path, line: str, fault: str) -> None:

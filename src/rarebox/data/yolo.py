@@ -71,7 +71,8 @@ class _Pairs:
 
     A label file belongs to the photo whose name it has. If there is none, it belongs to the only photo whose name
     differs in capitals. If several photos fit equally well, it is nobody's: ``rivals`` is label file -> those photos.
-    Photos beside the listed ones count too. ``claimed`` are all label files that some photo fits.
+    Photos beside the listed ones count too. ``claimed`` are all label files that
+    some photo fits.
     """
 
     def __init__(self, images: Iterable[Path], disk: Disk) -> None:
@@ -286,11 +287,12 @@ def label_file(image: Path) -> Path:
 
 
 def _labels_alone(folder: Path, pairs: _Pairs) -> list[Problem]:
-    """Label files below the labels folder of an images folder that no image claims."""
+    """Label files below the labels folder of an images folder that no image has the name of."""
     labels = pairs.disk.find(label_file(folder / "x").parent)
     if labels is None or labels == folder or not labels.is_dir():
         return []
-    alone = [p for p in files_below(labels, {".txt"}) if p not in pairs.claimed and p.name != "classes.txt"]
+    claimed = {file for file, photos in pairs.claimed.items() if any(map(os.path.exists, photos))}
+    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != "classes.txt"]
     what = "there is no image of that name; the labels are not used"
     return [Problem("annotation without image", str(path), what) for path in alone]
 
