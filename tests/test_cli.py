@@ -381,7 +381,7 @@ def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pic
     take_in = ("import", tmp_path / "project", file, "--format", "cvat", "--by", "Ada")
     capsys.readouterr()
     assert call(monkeypatch, *take_in) == 0
-    assert "1 guesses are objects" in capsys.readouterr().out
+    assert "1 guess confirmed" in capsys.readouterr().out
     assert call(monkeypatch, *take_in, "--json") == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] == 1
     with open_store(tmp_path / "project") as store:

@@ -438,7 +438,9 @@ def _split(
         if not image.labelled:
             unlabelled.add(id)
     if turned:
-        what = f"labelled images with an EXIF turn: {len(turned)}. Their labels fit the file before and after the turn, "
+        what = (
+            f"labelled images with an EXIF turn: {len(turned)}. Their labels fit the file before and after the turn, "
+        )
         what += "and are taken as drawn on the upright photo. Look at one"
         problems.append(Problem("EXIF turn", turned[0], what))
     if not images:
@@ -481,11 +483,7 @@ def _fitted(image: ListedImage, width: int, height: int, orientation: int, probl
         what = f"the labels are of a copy of {listed} pixels, the file has {here}; the boxes were scaled"
         problems.append(Problem("boxes scaled", where, what))
         return replace(image, boxes=[b._replace(box=tuple((np.array(b.box) * factors).tolist())) for b in image.boxes])
-    why = (
-        "they may be drawn on the photo as it lies in the file"
-        if turned
-        else "it is cut, turned or other"
-    )
+    why = "they may be drawn on the photo as it lies in the file" if turned else "it is cut, turned or other"
     what = f"the labels say {listed}, upright it is {here}: {why}; its labels are left out, save one of them anew"
     problems.append(Problem(kind, where, what))
     return replace(image, boxes=(), labelled=False, lost=True)
