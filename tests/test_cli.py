@@ -461,4 +461,4 @@ def test_files_whose_names_are_no_text_are_listed(monkeypatch, capsys, tmp_path)
     (problem,) = json.loads((tmp_path / "p" / "problems.json").read_text())
     assert "not valid UTF-8" in problem["what"]
     assert problem["where"].endswith(r"caf\udce9.jpg")
-    assert "1 photos" in capsys.readouterr().err
+    assert "1 photo" in capsys.readouterr().err
