@@ -238,8 +238,8 @@ def test_a_training_folder_above_the_data_set_is_refused(tmp_path: Path) -> None
 
 
 def test_an_entry_that_is_neither_a_folder_nor_a_file_is_refused(tmp_path: Path) -> None:
-    data_yaml(tmp_path, "train: /dev/zero")
-    with pytest.raises(UserError, match=r"data\.yaml: 'train' names /dev/zero, which cannot be read"):
+    data_yaml(tmp_path, "train: /dev/null")
+    with pytest.raises(UserError, match=r"data\.yaml: 'train' names /dev/null, which cannot be read"):
         load(tmp_path)
 
 
