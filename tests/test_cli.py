@@ -381,7 +381,7 @@ def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pic
     take_in = ("import", tmp_path / "project", file, "--format", "cvat", "--by", "Ada")
     capsys.readouterr()
     assert call(monkeypatch, *take_in) == 0
-    assert "1 guesses are objects" in capsys.readouterr().out
+    assert "1 guess confirmed" in capsys.readouterr().out
     assert call(monkeypatch, *take_in, "--json") == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] == 1
     with open_store(tmp_path / "project") as store:
@@ -461,4 +461,4 @@ def test_files_whose_names_are_no_text_are_listed(monkeypatch, capsys, tmp_path)
     (problem,) = json.loads((tmp_path / "p" / "problems.json").read_text())
     assert "not valid UTF-8" in problem["what"]
     assert problem["where"].endswith(r"caf\udce9.jpg")
-    assert "1 photos" in capsys.readouterr().err
+    assert "1 photo" in capsys.readouterr().err

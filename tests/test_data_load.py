@@ -86,3 +86,9 @@ def test_several_label_files_without_the_known_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text('{"images": []}')
     with pytest.raises(UserError, match=r"found one\.json, two\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nolabels.json", "none/data.yaml"])
+def test_a_missing_file_is_not_called_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"does not exist.* check the path of the file"):
+        load(tmp_path / name)

@@ -136,7 +136,7 @@ def test_an_index_page_and_a_list_name_the_same_images(
 def test_what_is_busy_is_tried_again_and_what_is_gone_is_not(web: str) -> None:
     url = f"{web}/images/train_0000.jpg"
     Handler.refusals["train_0000.jpg"] = [503, 429, 500]
-    assert image_size(url) == (96, 96, False)
+    assert image_size(url) == (96, 96, 1)
     assert Handler.asked["train_0000.jpg"] == 4
     Handler.refusals["train_0001.jpg"] = [403] * 9
     with pytest.raises(UnreadableImage, match="403"):
@@ -464,7 +464,7 @@ def test_what_the_user_wrote_is_followed_and_what_its_list_names_is_not(
     remote._named.clear()  # another process
     project = Project(tmp_path / "project")
     for image in project.store.images().values():
-        assert image_size(image.path) == (96, 96, False)
+        assert image_size(image.path) == (96, 96, 1)
     project.store.close()
 
 

@@ -604,8 +604,75 @@ def test_the_command_names_the_shapes_that_it_leaves_out(
         main()
     told = capsys.readouterr()
     assert "task 1: key point (cat) left out" in told.err
-    assert "1 shapes left out" in told.out
-    assert "complete now" not in told.out
+    assert "1 shape left out" in told.out
+    assert "now complete" not in told.out
+
+
+def in_text(file: Path, format: str) -> None:
+    """Change an export to what older versions and tables write."""
+    (task,) = json.loads(file.read_text())
+    result = task["annotations"][0]["result"]
+    if format == "completions":
+        task["completions"] = task.pop("annotations")
+    elif format == "annotations as text":
+        task["annotations"] = json.dumps(task["annotations"])
+    elif format == "result as text":
+        task["annotations"][0]["result"] = json.dumps(result)
+    else:
+        sizes = {name: result[0][name] for name in ("original_width", "original_height")}
+        regions = [{**one["value"], **sizes} for one in result]
+        field = {"JSON-MIN as text": json.dumps(regions), "texts": [json.dumps(one) for one in regions]}
+        task = {**task["data"], "id": 1, "label": field.get(format, regions[0])}
+    file.write_text(json.dumps([task]))
+
+
+@pytest.mark.parametrize(
+    "format", ["completions", "annotations as text", "result as text", "JSON-MIN as text", "texts", "one region"]
+)
+def test_regions_are_read_however_they_are_wrapped(tmp_path: Path, fresh: Store, format: str) -> None:
+    file = labelled(tmp_path / "x.json", [region([10, 20, 50, 60], "cat")])
+    in_text(file, format)
+    done = bring_in(fresh, labelstudio.read(file), "labelstudio", complete=True)
+    assert (done.missed, done.complete) == (1, 1)
+    (said,) = fresh.labels().values()
+    assert said.boxes.tolist() == [[10, 20, 50, 60]]
+
+
+def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fresh: Store) -> None:
+    file = labelled(tmp_path / "x.json", [region([10, 20, 50, 60], "cat")])
+    in_text(file, "JSON-MIN as text")
+    (task,) = json.loads(file.read_text())
+    file.write_text(json.dumps([{**task, "label": task["label"][:-3]}]))
+    with pytest.raises(UserError, match=r"a text of regions is not valid JSON .*export it again"):
+        labelstudio.read(file)
+    file.write_text(json.dumps([{**task, "label": "[a note] {of mine"}]))
+    assert labelstudio.read(file).returned[0].regions == ()
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool) -> None:
+    records = [ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)]  # fmt: skip  # noqa: E501
+    one = np.ones(1)
+    said = [Annotations(r.id, np.array([[r.id * 10, 10, 100, 60]]), np.array([0]), np.array([Source.HUMAN]), one, one, one, True) for r in records]  # fmt: skip  # noqa: E501
+    export(tmp_path / "out", "cvat", CLASSES, records, said, photos=False)
+    if only:
+        tree = ET.parse(tmp_path / "out" / "annotations.xml")
+        for image in tree.getroot().findall("image"):
+            if image.get("name") != "a-2.jpg":
+                tree.getroot().remove(image)
+        tree.write(tmp_path / "out" / "annotations.xml")
+    with Store(tmp_path / "s.sqlite", classes=CLASSES) as store:
+        store.add_images(records)
+        bring_in(store, cvat.read(tmp_path / "out" / "annotations.xml"), "cvat")
+        found = {i: one.boxes[0, 0] for i, one in store.labels().items()}
+    assert found == ({3: 30} if only else {1: 10, 2: 20, 3: 30})
+
+
+def test_a_bare_name_of_two_photos_is_still_refused(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(n, f"/photos/d{n}/a.jpg", 200, 100) for n in (1, 2)])
+        with pytest.raises(UserError, match="may be"):
+            bring_in(store, Batch([Returned("file", "a.jpg", None, None, (), ())]), "cvat")
 
 
 FOLDERS = ("cam1/1.jpg", "cam2/1.jpg", "20240315-0900.jpg", "0900.jpg", "cam1/a b.jpg")

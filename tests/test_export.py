@@ -238,6 +238,44 @@ def test_other_files_are_never_overwritten(tmp_path: Path, images: list[ImageRec
     assert (tmp_path / "out" / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_an_export_never_writes_through_a_link_to_a_photo(tmp_path: Path, images: list[ImageRecord]) -> None:
+    """On a disk that takes two names for one, the second photo meets the link to the first."""
+    before = Path(images[0].path).read_bytes()
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "b.png").symlink_to(images[0].path)
+    taken = export_module._Item(images[1], "b.png", annotations(3, [], []))
+    for copy in (True, False):
+        with pytest.raises(UserError, match=r"takes b\.png for the name of another image"):
+            export_module._place_images(tmp_path / "stage", [taken], copy, tmp_path / "out")
+    assert Path(images[0].path).read_bytes() == before
+
+
+def test_files_that_came_while_an_export_was_written_stay(
+    tmp_path: Path, images: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    mark = export_module._write_mark
+
+    def slow(*given: Any) -> None:
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        mark(*given)
+
+    monkeypatch.setattr(export_module, "_write_mark", slow)
+    with pytest.raises(UserError, match=r"such as notes\.txt"):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_an_export_to_a_link_replaces_what_the_link_leads_to(tmp_path: Path, images: list[ImageRecord]) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out").symlink_to("far")
+    for _ in range(2):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["far", "out", "photos"]
+
+
 def test_a_file_in_the_way(tmp_path: Path, images: list[ImageRecord]) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="out is a file; name a folder"):

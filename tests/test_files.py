@@ -137,8 +137,7 @@ def test_json_that_cannot_be_read_is_damaged(tmp_path: Path, content: bytes) -> 
 
 
 OTHER_WRITERS = {
-    "data/export.py": "an export is made in a folder of its own, which takes its place as a whole",
-    "data/scenes.py": "so are the pictures of scenes",
+    "data/scenes.py": "pictures of scenes are made in a folder of their own, which takes its place as a whole",
     "data/voc.py": "an archive is fetched on from where it stopped",
     "cluster.py": "into a temporary folder",
     "web/serve.py": "the last port; a damaged one is as good as none",
@@ -159,3 +158,14 @@ def test_nobody_else_writes_files() -> None:
                     found.add(str(file.relative_to(SRC)))
     # These write into memory.
     assert found - {"tables.py", "report/figures.py"} == OTHER_WRITERS.keys()
+
+
+def test_a_new_file_is_never_written_through_a_link(tmp_path: Path) -> None:
+    photo, name = tmp_path / "photo.jpg", tmp_path / "export.jpg"
+    photo.write_bytes(b"the only one")
+    name.symlink_to(photo)
+    with pytest.raises(FileExistsError):
+        files.write_new(name, b"another")
+    assert photo.read_bytes() == b"the only one"
+    files.write_new(tmp_path / "b.jpg", b"another")
+    assert (tmp_path / "b.jpg").read_bytes() == b"another"

@@ -306,7 +306,11 @@ def test_a_restored_backup_is_taken_over(
     finally:
         for photo in elsewhere.iterdir():
             shutil.move(photo, photos)
+    said(capsys)
     assert tame(*where) == 0
+    told = said(capsys)
+    assert "the store labels" in told
+    assert "--partial" not in told  # these are answers, not labels to be believed or not
     now = Project(project)
     assert len(now.store.answered()) == 4
     assert now.add_new_images() == 0

@@ -355,6 +355,28 @@ def test_two_labelled_images_that_may_be_one_photo_are_left_out(tmp_path: Path) 
     assert kinds(begun.problems) == ["labels of no photo"] * 2
 
 
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_an_own_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, format: str, copied: bool) -> None:
+    names = ["d1/a.jpg", "d2/a.jpg", "z/a-2.jpg", "z/\u00e9.jpg", "y/e\u0301.jpg"]
+    for n, name in enumerate(names):
+        photo(tmp_path / "photos" / name, (SIZE[0] + n, SIZE[1]))
+    labels = [annotation(n, n, [10 * n, 10, 10 * n + 9, 30]) for n in range(1, 6)]
+    images = [entry(n, name, width=SIZE[0] + n - 1) for n, name in enumerate(names, 1)]
+    first = Begun(tmp_path / "p", tmp_path / "photos", coco(tmp_path / "photos" / "l.json", images, labels))
+    store = first.project.store
+    records = list(store.images().values())
+    said = [
+        Annotations(i, one.boxes, one.labels, np.array([Source.HUMAN]), np.ones(1), np.ones(1), np.ones(1), True)
+        for i, one in store.labels().items()
+    ]
+    assert len(said) == 5
+    export(tmp_path / "out", format, store.classes(), records, said, copy_images=copied)
+    again = Begun(tmp_path / "again", tmp_path / "photos", tmp_path / "out").project.store
+    found = {i: np.round(one.boxes, 2).tolist() for i, one in again.labels().items()}
+    assert found == {i: one.boxes.tolist() for i, one in store.labels().items()}
+
+
 def test_a_photo_that_is_listed_twice_is_labelled_once(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     labels = [annotation(1, 1, CAT), annotation(2, 2, CAT), annotation(3, 2, DOG, 2)]
@@ -415,6 +437,34 @@ def test_labels_that_may_be_of_the_photo_before_it_was_turned_are_left_out(tmp_p
     assert "image turned by EXIF" in kinds(begun.problems)
 
 
+def test_a_nearly_square_photo_that_was_turned_is_not_scaled(tmp_path: Path) -> None:
+    photo(tmp_path / "set" / "a.jpg", (400, 396), orientation=6)  # upright it is 396 x 400
+    photo(tmp_path / "set" / "b.jpg", (200, 198))
+    photo(tmp_path / "photos" / "b.jpg", (396, 400))
+    photo(tmp_path / "photos" / "a.jpg", (400, 396), orientation=6)
+    images = [entry(1, "a.jpg", width=400, height=396), entry(2, "b.jpg", width=200, height=198)]
+    file = coco(tmp_path / "set" / "l.json", images, [annotation(1, 1, DOG), annotation(2, 2, CAT)])
+    begun = Begun(tmp_path / "p", tmp_path / "photos", file)
+    assert begun.said == {}
+    assert {"image turned by EXIF", "labels of no photo"} <= {*kinds(begun.problems)}
+    assert "boxes scaled" not in kinds(begun.problems)
+
+
+def test_a_turn_by_exif_that_labels_cannot_show_is_listed_once(tmp_path: Path) -> None:
+    for name, size, orientation in (("a", (120, 120), 6), ("b", SIZE, 3), ("c", SIZE, 6), ("d", SIZE, 1)):
+        photo(tmp_path / f"{name}.jpg", size, orientation)
+    images = [entry(1, "a.jpg", width=120), entry(2, "b.jpg"), entry(3, "c.jpg", width=120, height=160)]
+    images.append(entry(4, "d.jpg"))
+    data = load(coco(tmp_path / "l.json", images, [annotation(n, n, DOG) for n in range(1, 5)]))
+    (problem,) = data.problems
+    assert (problem.kind, Path(problem.where).name) == ("EXIF turn", "a.jpg")
+    assert "2" in problem.what
+    assert "upright" in problem.what
+    photo(tmp_path / "y" / "images" / "b.jpg", SIZE, 6)
+    yolo(tmp_path / "y", f"0 {share(DOG)}", labels="labels/b.txt")
+    assert "EXIF turn" in kinds(load(tmp_path / "y").problems)
+
+
 SHARES = [0.25, 0.25, 0.75, 0.75]
 
 
@@ -453,7 +503,7 @@ def test_two_corners_are_not_taken_for_a_corner_and_a_size(tmp_path: Path) -> No
         ("0 0,5 0,5 0,5 0,5", "not commas"),
         ("0 0.5 0.5 0.5 0.5 0.93", "adds its score"),
         ("0 0.5 0.5 0.5 0.5 0.93 7", "adds its score"),
-        ("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.6 0.6 2", "not pixels"),  # key points, without kpt_shape in data.yaml
+        ("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.9 0.9 2", "not pixels"),  # key points, without kpt_shape in data.yaml
     ],
 )
 def test_a_yolo_line_of_another_kind_is_listed_and_says_what_to_do(tmp_path: Path, line: str, fault: str) -> None:
@@ -649,6 +699,20 @@ def test_a_data_set_without_an_object_is_not_well_and_not_run(tmp_path: Path) ->
     with pytest.raises(UserError, match="mend the labels"):
         loop.run(tmp_path / "run", config.resolve("laptop", None, {"data": str(folder)}))
     assert not (tmp_path / "run" / "settings.yaml").exists()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_test_images_without_an_object_are_not_replaced_in_silence(tmp_path: Path, lost: bool) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        photo(tmp_path / name)
+    coco(
+        tmp_path / "train.json", [entry(1, "a.jpg"), entry(2, "b.jpg")], [annotation(1, 1, CAT), annotation(2, 2, CAT)]
+    )
+    coco(tmp_path / "test.json", [entry(1, "c.jpg")], [annotation(1, 1, [9, 9, 9, 9])] if lost else [])
+    check = next(check for check in examine(str(tmp_path)) if check.name == "data")
+    assert not check.ok
+    with pytest.raises(UserError, match=r"no test image has an object .*mend the labels, or remove the test images"):
+        loop.run(tmp_path / "run", config.resolve("laptop", None, {"data": str(tmp_path)}))
 
 
 def test_the_verdict_on_a_crowd_brings_no_object(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def test_relocate(root: Path, photos: Path, before: dict[int, str], tmp_path: Pa
     for _ in range(2):
         done = CliRunner().invoke(cli.app, ["relocate", str(root), str(tmp_path / "my photos")])
         assert done.exit_code == 0, done.output
-        assert "5 photos are in" in done.stdout
+        assert "5 photos found in" in done.stdout
+        assert "1 photo not found there" in done.stderr
         assert f"not found: {photos / 'twin.png'}" in done.stderr
     assert settings.read_text(encoding="utf-8") == text.replace(str(photos), str(tmp_path / "my photos"))
     after, new = start(root)

@@ -174,13 +174,17 @@ def hull_of_ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -
 def rescaling(said: tuple[float, float], real: tuple[float, float]) -> NDArray[np.float64] | None:
     """What boxes in a picture of one (width, height) are multiplied by to be those of a copy of another size: (4,).
 
-    None where the shapes differ by more than ``ASPECT``: the one is turned or cut, or another picture, so no box fits.
+    None where the shapes differ by more than ``ASPECT``, or differ less when one is laid on its side: it is turned or
+    cut, or another picture, so no box fits.
     """
     sides = np.array([said, real], dtype=np.float64)
     if not (np.isfinite(sides).all() and (sides > 0).all()):
         return None
     across, down = sides[1] / sides[0]
-    return np.array([across, down, across, down]) if abs(across / down - 1) <= ASPECT else None
+    misfit, on_its_side = np.abs(np.log([across / down, sides[:, 0].prod() / sides[:, 1].prod()]))
+    if abs(across / down - 1) > ASPECT or misfit > on_its_side + 1e-9:
+        return None
+    return np.array([across, down, across, down])
 
 
 def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from rarebox import __version__, config, places
 from rarebox.errors import UserError
 from rarebox.naming import ByName
 from rarebox.progress import bench_events, console, minutes, progress_bars, shown
+from rarebox.text import counted
 
 app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
@@ -399,7 +400,7 @@ class Format(StrEnum):
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    to: Annotated[Path, typer.Argument(help="New folder for the labels.")],
+    to: Annotated[Path, typer.Argument(help="Folder for the labels; replaces an earlier export, and nothing else.")],
     format: Annotated[Format, typer.Option(help="Format of the labels.")] = Format.COCO,
     include_pseudo: Annotated[bool, typer.Option(help="Also the last cycle's pseudo labels.")] = False,
     complete_only: Annotated[bool, typer.Option(help="Only images that are labelled completely.")] = False,
@@ -427,7 +428,11 @@ def export(
         )  # fmt: skip
         name_missing(done.missing)
         told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
-        print(json.dumps(told) if as_json else f"{done.folder}: {done.boxes} questions on {done.images} images")
+        print(
+            json.dumps(told)
+            if as_json
+            else f"{done.folder}: {counted(done.boxes, 'question')} on {counted(done.images, 'image')}"
+        )
         return
     images, classes, annotations = collect(run)
     done = write(
@@ -438,7 +443,7 @@ def export(
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}))
         return
-    print(f"{done.folder}: {done.boxes} boxes on {done.images} images")
+    print(f"{done.folder}: {counted(done.boxes, 'box', 'boxes')} on {counted(done.images, 'image')}")
     if done.partly_labelled or done.unlabelled:
         console.print(
             f"careful: {done.partly_labelled} of the images are labelled in part and {done.unlabelled} not at all "
@@ -453,8 +458,8 @@ def name_missing(missing: Sequence[str]) -> None:
         console.print(f"no photo: {line}", markup=False, soft_wrap=True)
     if missing:
         console.print(
-            f"{len(missing)} photos cannot be read (missing.txt lists them); their labels are exported all the same. "
-            "Put them back, or say where they are now: rarebox relocate", markup=False, soft_wrap=True,
+            f"{counted(len(missing), 'photo')} cannot be read (see missing.txt). All labels are exported all the same. "
+            "Put the photos back, or say where they are now: rarebox relocate", markup=False, soft_wrap=True,
         )  # fmt: skip
 
 
@@ -467,13 +472,13 @@ def relocate(
     from rarebox.project import relocate as say
 
     done = say(run, data)
-    print(f"{run}: {done.there} photos are in {data}")
+    print(f"{run}: {counted(done.there, 'photo')} found in {data}")
     for path in done.missing[:5]:
         console.print(f"not found: {path}", markup=False, soft_wrap=True)
     if done.missing:
         console.print(
-            f"{len(done.missing)} photos were not found there. They keep their labels; put them into {data} and "
-            "repeat the command", markup=False, soft_wrap=True,
+            f"{counted(len(done.missing), 'photo')} not found there. The labels are kept. Put the photos into {data} "
+            "and repeat the command", markup=False, soft_wrap=True,
         )  # fmt: skip
 
 
@@ -521,25 +526,24 @@ def bring_in(
         return
     for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
         console.print(f"{where}: {shape} left out; draw a box there if it is an object", markup=False, soft_wrap=True)
-    print(
-        f"{file}: " + (", ".join(f"{count} {IMPORTED[name]}" for name, count in counts.items() if count) or "nothing")
-    )
+    told = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
+    print(f"{file}: {', '.join(told) or 'nothing'}")
 
 
 IMPORTED = {
-    "objects": "guesses are objects",
-    "no_objects": "guesses are not, or have their label already",
-    "missed": "boxes that were missed",
-    "complete": "images are complete now",
-    "withdrawn": "boxes taken back",
-    "unchanged": "answers known before",
-    "left": "answers that somebody else gave otherwise meanwhile, which stand (--replace lets the file's count)",
-    "unseen": "guesses that the annotation did not begin with, left unanswered",
-    "skipped": "images skipped there, left unanswered",
-    "older": "older annotations of the same images",
-    "shapes": "shapes left out, for no box can be made of them; their images do not count as complete",
+    "objects": ("guess", "guesses", "confirmed"),
+    "no_objects": ("guess", "guesses", "rejected, or labelled already"),
+    "missed": ("box", "boxes", "drawn for missed objects"),
+    "complete": ("image", "images", "now complete"),
+    "withdrawn": ("box", "boxes", "taken back"),
+    "unchanged": ("answer", "answers", "known before"),
+    "left": ("answer", "answers", "not used, because another person answered otherwise (--replace uses the file's)"),
+    "unseen": ("guess", "guesses", "that the annotation did not begin with, left unanswered"),
+    "skipped": ("image", "images", "skipped there, left unanswered"),
+    "older": ("annotation", None, "replaced by later ones of the same image"),
+    "shapes": ("shape", "shapes", "left out, because no box can be made of them; such images do not count as complete"),
 }
-"""What the command says of each count."""
+"""What the command says of each count: one, several, and what became of them."""
 
 
 class ListFormat(StrEnum):
@@ -697,14 +701,17 @@ def init_project(
     store = project.store
     if said_before:
         count = take_predictions(project, said_before)
-        console.print(f"{count} boxes of {predictions} will be offered on the first images", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
+        console.print(f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the first images", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
     said = store.labels().values()
     whole = sum(one.complete for one in said)
-    known = f"; {whole} of them taken as labelled completely (--partial if not)" if whole else ""
-    known += f"; {len(said) - whole} as labelled in part" if len(said) > whole else ""
-    known = known or ("; no label was taken in" if labels else "")
+    if labels:
+        known = f"; {whole} of them taken as labelled completely (--partial if not)" if whole else ""
+        known += f"; {len(said) - whole} as labelled in part" if len(said) > whole else ""
+        known = known or "; no label was taken in"
+    else:  # answers that were there already
+        known = f"; the store labels {whole} of them completely and {len(said) - whole} in part" if said else ""
     shown = ", ".join(store.classes()) or "none yet: the page asks for them"
-    console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
+    console.print(f"{counted(len(store.images()), 'photo')}{known}. Classes: {shown}", markup=False, soft_wrap=True)
     console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
     store.close()
 

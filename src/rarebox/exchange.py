@@ -261,12 +261,20 @@ def _located(returned: Sequence[Returned], known: _Known, photos: "_Photos") -> 
     """Each with its image. UserError names the first of those that are unknown, and how many there are.
 
     If one number does not fit the name beside it, the file is another project's. Then no number of images and
-    questions in it means anything here, and names alone tell which photo is meant.
+    questions in it means anything here, and names alone tell which photo is meant. If only names of our export are in
+    the file, and one that no photo has, they are meant as that export means them.
     """
     if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
         returned = [_without_numbers(one) for one in returned]
     sent = sent_as(known.images.values()) if any(one.image_id is None for one in returned) else {}
-    located = [(one, _find(one, known, photos, sent)) for one in returned]
+    names = {one.image for one in returned}
+    made = (
+        file
+        for file, i in sent.items()
+        if file in names and file_names([(i, known.images[i].path)], SUFFIXES) != [file]
+    )
+    ours = names <= sent.keys() and any(made)
+    located = [(one, _find(one, known, photos, sent, ours)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:
         more = f", and {len(unknown) - 1} more of {len(returned)} are not" if len(unknown) > 1 else ""
@@ -307,7 +315,8 @@ class _Photos:
         for path in self._paths.get(image_id, ()):
             (file,) = file_names([(image_id, path)], SUFFIXES)
             stem, _, suffix = file.rpartition(".")
-            for alike in (path, file, f"{stem}-{image_id}.{suffix}"):  # as `data.export` tells two of one name apart
+            # `data.export` tells two of one name apart by a number, written as often as it takes
+            for alike in (path, file, *(f"{stem}{f'-{image_id}' * times}.{suffix}" for times in (1, 2, 3))):
                 own.add(alike, image_id)
         try:
             return own.match(name) is not None
@@ -315,12 +324,15 @@ class _Photos:
             return True
 
 
-def _find(one: Returned, known: _Known, photos: _Photos, sent: Mapping[str, int]) -> ImageRecord | None:
+def _find(
+    one: Returned, known: _Known, photos: _Photos, sent: Mapping[str, int], ours: bool
+) -> ImageRecord | None:  # fmt: skip
+    """The image that is meant. ``sent`` are the names in an export of ours; ``ours``: the file is one for certain."""
     if one.image_id is not None:
         return known.images.get(one.image_id)
-    ours = sent.get(one.image, -1)
-    if known.queries.get(ours, {}).keys() & {*one.queries}:  # our own file: its name need not be that of the photo
-        return known.images[ours]
+    there = sent.get(one.image, -1)
+    if ours or known.queries.get(there, {}).keys() & {*one.queries}:
+        return known.images[there]
     image_id = photos.named(one.image)
     return None if image_id is None else known.images.get(image_id)
 

@@ -50,6 +50,12 @@ def write_bytes(file: Path, content: bytes, mode: int = 0o666) -> None:
     _flush_folder(file.parent)
 
 
+def write_new(file: Path, content: bytes) -> None:
+    """Write a file that is not there. ``FileExistsError`` where something has its name; a link is never followed."""
+    with open(file, "xb") as handle:
+        handle.write(content)
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text file in UTF-8, as :func:`write_bytes` does; what it cannot hold (lone surrogates) is escaped."""
     write_bytes(file, text.encode(errors="backslashreplace"))

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePath
 from typing import Generic, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -68,24 +68,35 @@ def clean_all(names: Iterable[str]) -> list[str]:
 def file_names(images: Sequence[tuple[int, str]], suffixes: Iterable[str]) -> list[str]:
     """A name for the file of each image, from its number and path (or URL): cleaned, and no two alike but for suffixes.
 
-    Names do not depend on the images that follow. A name without one of the ``suffixes``, by which readers know an
-    image, gets ``.jpg``.
+    Of several images with one name, all but the first have their number behind it, as often as it takes to be a name
+    that no image has. A name without one of the ``suffixes``, by which readers know an image, gets ``.jpg``.
     """
-    known, taken = frozenset(suffixes), set[str]()
+    known = frozenset(suffixes)
+    own = [_stem_and_suffix(path, known) for _, path in images]
+    having = {_folded(stem) for stem, _ in own}
+    taken = set[str]()
     names = []
-    for number, path in images:
-        place = unquote(urlsplit(path).path.rsplit("/", 1)[-1]) if "://" in path else PurePath(path).name
-        stem, dot, suffix = clean(place.replace("/", "_").replace("\\", "_")).rpartition(".")
-        if f".{suffix.lower()}" not in known:
-            stem, suffix = f"{stem}{dot}{suffix}", "jpg"
-        stem = (
-            stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(". ") or "image"
-        )  # a leading dot would hide it
-        while stem.casefold() in taken:
+    for (number, _), (stem, suffix) in zip(images, own, strict=True):
+        if _folded(stem) in taken:
             stem += f"-{number}"
-        taken.add(stem.casefold())
+            while _folded(stem) in taken or _folded(stem) in having:
+                stem += f"-{number}"
+        taken.add(_folded(stem))
         names.append(f"{stem}.{suffix}")
     return names
+
+
+def _stem_and_suffix(path: str, known: Collection[str]) -> tuple[str, str]:
+    place = unquote(urlsplit(path).path.rsplit("/", 1)[-1]) if "://" in path else PurePath(path).name
+    stem, dot, suffix = clean(place.replace("/", "_").replace("\\", "_")).rpartition(".")
+    if f".{suffix.lower()}" not in known:
+        stem, suffix = f"{stem}{dot}{suffix}", "jpg"
+    return stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(". ") or "image", suffix  # a dot would hide it
+
+
+def _folded(stem: str) -> str:
+    """What is equal for two names that some file systems take for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
 
 
 class ByName(Generic[T]):

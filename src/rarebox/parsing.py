@@ -6,6 +6,7 @@ Here JSON raises ``ValueError`` and YAML ``YAMLError``, and nothing else. XML is
 """
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
@@ -49,8 +50,26 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def finite(value: Any) -> float:
+    """The finite number that a value is, or that a text writes. Raises ``ValueError`` or ``TypeError`` for another.
+
+    Unlike ``float`` it refuses NaN, infinity, truth values and Python's own ``1_000``.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        raise ValueError(f"{value!r:.60} is not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r:.60} is not a finite number")
+    return number
+
+
 class Loader(yaml.SafeLoader):
     """YAML whose aliases stand for a bounded number of nodes, and whose numbers for a bounded number of digits.
+
+    No mapping has a key twice.
 
     An alias is kept as a reference, so ten lines can hold ten to the tenth nodes, which show when somebody goes
     through them.
@@ -80,6 +99,17 @@ class Loader(yaml.SafeLoader):
             self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
         return node
 
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[int | str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (plain := _as_number(key.value)) in seen:
+                    problem = f"the key {key.value!r:.60} occurs more than once"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add(plain)
+        return node
+
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
             problem = f"a number of more than {LONGEST_NUMBER} characters"
@@ -91,6 +121,14 @@ class PlainLoader(Loader):
     """The same, with every scalar as the text that is written: ``no``, ``012`` and ``1_000`` are names."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+def _as_number(key: str) -> int | str:
+    """A key as the whole number that it writes, if it does: ``0`` and ``00`` are the same key."""
+    try:
+        return int(key) if len(key) <= LONGEST_NUMBER else key
+    except ValueError:
+        return key
 
 
 def _parts(node: Any) -> list[Any]:

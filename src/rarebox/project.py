@@ -454,7 +454,7 @@ def _take_in(
     A crowd is no object, and whoever labelled it did not label what it holds: nobody is asked about it.
     """
     problems: list[data.Problem] = []
-    found = _labels_of_photos(known, records, Classes(store.classes()), problems)
+    found = _labels_of_photos(known, records, store.digests(), Classes(store.classes()), problems)
     store.open_cycle(1)
     asked: list[Query] = []
     said: list[tuple[Floats, list[int], Verdict]] = []
@@ -479,14 +479,37 @@ def _take_in(
 
 
 def _labels_of_photos(
-    known: data.Dataset, records: Sequence[ImageRecord], classes: Classes, problems: list[data.Problem]
-) -> list[tuple[ImageRecord, _Labels]]:
-    """Each photo that the labels speak of, and what they say. What belongs to no photo, or to several, is a problem."""
+    known: data.Dataset, records: Sequence[ImageRecord], digests: Mapping[int, str], classes: Classes,
+    problems: list[data.Problem],
+) -> list[tuple[ImageRecord, _Labels]]:  # fmt: skip
+    """Each photo that the labels speak of, and what they say. What belongs to no photo, or to several, is a problem.
+
+    A photo is known by its place (an image of our own exports is a link of another name), else by its name, else by its
+    content: ``digests`` are the hashes of the photos.
+    """
     photos, by_id = ByName[int](), {record.id: record for record in records}
+    places: dict[str, int] = {}
+    of_content: dict[str, list[int]] = {}
     for record in records:
         photos.add(record.path, record.id)
+        if not is_url(record.path):
+            places[os.path.realpath(record.path)] = record.id
+        of_content.setdefault(digests.get(record.id, ""), []).append(record.id)
     numbers = np.array([classes.find(clean_name(name, "class")) for name in known.classes], dtype=np.int64)
     claims: dict[int, dict[str, _Labels]] = {}
+
+    def photo_of(path: str) -> int | None:
+        """Raises `UserError` if several have that name."""
+        if not is_url(path) and (there := places.get(os.path.realpath(path))):
+            return there
+        try:
+            named, error = photos.match(path), None
+        except UserError as several:
+            named, error = None, several
+        same = [] if named or is_url(path) else of_content.get(digest(path) or "-", [])
+        if error and len(same) != 1:
+            raise error
+        return named or (same[0] if len(same) == 1 else None)
 
     def leave_out(path: str, what: str) -> None:
         problems.append(data.Problem("labels of no photo", path, f"{what}; its labels are left out"))
@@ -494,12 +517,13 @@ def _labels_of_photos(
     for split in filter(None, (known.train, known.test)):
         for image in split.images:
             try:
-                photo = photos.match(image.path)
+                photo = photo_of(image.path)
             except UserError as error:
                 leave_out(image.path, f"several photos have that name: {error}")
                 continue
             if photo is None:
-                leave_out(image.path, "there is no photo of that name")
+                to_do = "Name the folder of the photos that were labelled, with the file names that they had"
+                leave_out(image.path, f"no photo has that name. {to_do}")
             elif image.id in split.unlabelled:
                 problems.append(data.Problem("photo without labels", image.path, "it will be asked about like others"))
             elif (one := _labels_of(split, image, by_id[photo], numbers)) is None:

@@ -17,7 +17,7 @@ from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
 from rarebox.files import PART, read_json, sweep, write_text
 from rarebox.store import Store
-from rarebox.text import read_text
+from rarebox.text import counted, read_text
 from rarebox.types import ORACLE
 
 if os.name == "nt":
@@ -101,9 +101,10 @@ class RunFolder:
             return
         before = self.read_settings()
         if self._is_project(before):
+            count = counted(answers_in(self.labels(before)), "answer")
             raise UserError(
-                f"{self.root} holds a project in which people answer ({_counted(answers_in(self.labels(before)))} so "
-                f"far); go on with it: rarebox serve {self.root}, or name another folder for the run"
+                f"{self.root} holds a project in which people answer ({count} so far); go on with it: "
+                f"rarebox serve {self.root}, or name another folder for the run"
             )
         # A setting that this run's version did not have stays as it was then, unless the user asks for a special value.
         new = config.usual(settings).difference(name for name, _ in config.flatten(self._written()))
@@ -167,7 +168,7 @@ class RunFolder:
         # In this order: another process may be making the folder its run just now.
         if self._holds_something_else() and not self.settings.exists():
             count = answers_in(self.store)
-            held = f" It holds {self.store.name} with {_counted(count)}: take that over with rarebox init {self.root} --images FOLDER." if count else ""  # fmt: skip  # noqa: E501
+            held = f" It holds {self.store.name} with {counted(count, 'answer')}: take that over with rarebox init {self.root} --images FOLDER." if count else ""  # fmt: skip  # noqa: E501
             raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder.{held}")
         with self.alone():
             yield
@@ -218,7 +219,7 @@ def discard_store(file: Path) -> None:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
             if count := connection.execute("SELECT count(*) FROM answers").fetchone()[0]:
-                raise UserError(f"{file} holds {_counted(count)} and stays as it is; name another folder")
+                raise UserError(f"{file} holds {counted(count, 'answer')} and stays as it is; name another folder")
             for table in reversed(schema.tables.sorted_tables):
                 connection.execute(f"DROP TABLE IF EXISTS {table.name}")
             connection.execute("COMMIT")
@@ -250,10 +251,6 @@ def is_store(place: str | Path) -> bool:
             return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
     except sqlite3.Error:
         return True  # as above
-
-
-def _counted(answers: int) -> str:
-    return f"{answers} answer{'' if answers == 1 else 's'}"
 
 
 def open_store(place: str | Path) -> Store:

@@ -14,6 +14,11 @@ _MARKS = (
 )
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """``1 photo``, ``2 photos``; ``many`` where it is not ``one`` with an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def encoding_of(start: bytes) -> str:
     """The encoding that a byte-order mark at the start of a file tells; UTF-8 without one."""
     return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rarebox.boxes import clip, hull_of_turned, rescaling
-from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_image, readers
+from rarebox.data.images import SIDEWAYS, UnreadableImage, content_of, image_files, image_size, read_image, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError, presentable
 from rarebox.naming import ByName, clean
@@ -208,8 +208,8 @@ Reader = Callable[[], tuple[Listing, Listing | None]]
 ReadProgress = Callable[[int, int], None]
 """Called with (images read, in all)."""
 
-Size = tuple[int, int, bool]
-"""Width and height of an upright image, and whether it had to be turned."""
+Size = tuple[int, int, int]
+"""Width and height of an upright image, and the EXIF orientation of its file."""
 
 
 def load(
@@ -294,16 +294,21 @@ def usable(dataset: Dataset) -> Dataset:
     """What of a data set a simulation can use: the images whose objects are all known.
 
     On the others a right box would count as wrong, and an object that was dropped would be taught as background. They
-    are listed as problems. Raises `UserError` if no training image with an object is left.
+    are listed as problems. Raises `UserError` if no training image with an object is left, or no test image with an
+    object where the data set names test images.
     """
     problems = list(dataset.problems)
     train, test = (split and _complete_only(split, problems) for split in (dataset.train, dataset.test))
     assert train is not None
-    if not any(len(truth) for truth in train.truth.values()):
-        kinds = Counter(problem.kind for problem in problems)
-        counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "no label names one"
-        raise UserError(f"{dataset.root}: no training image has an object that can be used ({counts}); mend the labels")
-    return replace(dataset, train=train, test=test if test and test.images else None, problems=tuple(problems))
+    for which, split in (("training", train), ("test", test)):
+        if split and not any(len(truth) for truth in split.truth.values()):
+            kinds = Counter(problem.kind for problem in problems)
+            counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "no label names one"
+            or_not = ", or remove the test images, and training images are held out instead" if split is test else ""
+            raise UserError(
+                f"{dataset.root}: no {which} image has an object that can be used ({counts}); mend the labels{or_not}"
+            )
+    return replace(dataset, train=train, test=test, problems=tuple(problems))
 
 
 def _complete_only(split: Split, problems: list[Problem]) -> Split:
@@ -378,6 +383,7 @@ OBJECT_LOST = (
     "unknown category",
     "annotation without image",
     "several label files",
+    "ambiguous annotation",
     "image size differs",
     "image turned by EXIF",
 )
@@ -415,10 +421,12 @@ def _missing(path: Path) -> UserError:
         return UserError(f"{path} does not exist; did you mean {known[0]!r}?")
     if not os.path.isdir(path.parent):
         there = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
-        return UserError(f"{path} does not exist (there is only {there}); name a folder with images and labels")
+        where = "check the path of the file" if path.suffix else "name a folder with images and labels"
+        return UserError(f"{path} does not exist (there is only {there}); {where}")
     beside = [p.name for p in path.parent.iterdir() if p.exists()]
     near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
-    hint = f"did you mean {path.parent / near[0]}?" if near else "name a folder with images and labels"
+    where = "check the path of the file" if path.suffix else "name a folder with images and labels"
+    hint = f"did you mean {path.parent / near[0]}?" if near else where
     return UserError(f"{path} does not exist; {hint}")
 
 
@@ -483,6 +491,7 @@ def _split(
     images: list[ImageRecord] = []
     truth: dict[int, GroundTruth] = {}
     incomplete, unlabelled, unsure = set[int](), set[int](), dict[int, Bools]()
+    turned: list[str] = []
     for image, id, size in zip(listing.images, ids, sizes, strict=True):
         if isinstance(size, UnreadableImage):
             kind = "unreadable image" if is_url(image.path) or os.path.isfile(image.path) else "missing image file"
@@ -491,6 +500,8 @@ def _split(
         record = ImageRecord(id, location(image.path), size[0], size[1])
         images.append(record)
         image = _fitted(_without_shares(image, size, problems), *size, problems)
+        if _hides_its_turn(image, size[2]):
+            turned.append(record.path)
         truth[id], kept = _truth(image, record, number, problems)
         guessed = np.array([box.source == Source.PSEUDO for box in kept], dtype=bool)
         unsure[id] = guessed | np.array([box.crowd for box in kept], dtype=bool)
@@ -498,6 +509,12 @@ def _split(
             incomplete.add(id)
         if not image.labelled:
             unlabelled.add(id)
+    if turned:
+        what = (
+            f"labelled images with an EXIF turn: {len(turned)}. Their labels fit the file before and after the turn, "
+        )
+        what += "and are taken as drawn on the upright photo. Look at one"
+        problems.append(Problem("EXIF turn", turned[0], what))
     if not images:
         last = problems[-1]
         raise UserError(
@@ -537,8 +554,8 @@ def _without_shares(image: ListedImage, size: Size, problems: list[Problem]) -> 
     return replace(image, boxes=kept, lost=image.lost or len(kept) < len(image.boxes))
 
 
-def _fitted(image: ListedImage, width: int, height: int, turned: bool, problems: list[Problem]) -> ListedImage:
-    """The image with its boxes in pixels of the file, which may not be the copy that they were drawn on.
+def _fitted(image: ListedImage, width: int, height: int, orientation: int, problems: list[Problem]) -> ListedImage:
+    """The image with its boxes in pixels of the upright file, which may not be the copy that they were drawn on.
 
     They are scaled if the shape is the same. Otherwise they are left out, unless a box reaches out of the picture that
     the labels speak of and not out of the file: then only the size in the labels is wrong.
@@ -547,7 +564,8 @@ def _fitted(image: ListedImage, width: int, height: int, turned: bool, problems:
     if image.relative or image.size is None or image.size == real:
         return image
     listed, here, where = "{:g} x {:g}".format(*image.size), f"{width} x {height}", str(image.path)
-    kind = "image turned by EXIF" if turned and image.size == (height, width) else "image size differs"
+    turned = orientation in SIDEWAYS and rescaling(image.size, (height, width)) is not None
+    kind = "image turned by EXIF" if turned else "image size differs"
     if _reach_out(image, image.size) and not _reach_out(image, real):
         what = f"the labels say {listed}, but a box of theirs reaches beyond; they are taken for the upright {here}"
         problems.append(Problem("size in labels is wrong", where, what))
@@ -557,14 +575,17 @@ def _fitted(image: ListedImage, width: int, height: int, turned: bool, problems:
         what = f"the labels are of a copy of {listed} pixels, the file has {here}; the boxes were scaled"
         problems.append(Problem("boxes scaled", where, what))
         return replace(image, boxes=[b._replace(box=tuple((np.array(b.box) * factors).tolist())) for b in image.boxes])
-    why = (
-        "they may be drawn on the photo as it lies in the file"
-        if kind.endswith("EXIF")
-        else "it is cut, turned or other"
-    )
+    why = "they may be drawn on the photo as it lies in the file" if turned else "it is cut, turned or other"
     what = f"the labels say {listed}, upright it is {here}: {why}; its labels are left out, save one of them anew"
     problems.append(Problem(kind, where, what))
     return replace(image, boxes=(), labelled=False, lost=True)
+
+
+def _hides_its_turn(image: ListedImage, orientation: int) -> bool:
+    """Whether the file carries an EXIF turn, and the labels fit the picture before and after it."""
+    if orientation == 1 or not image.boxes:
+        return False
+    return orientation not in SIDEWAYS or image.relative or image.size is None or image.size[0] == image.size[1]
 
 
 def _reach_out(image: ListedImage, size: tuple[float, float]) -> bool:

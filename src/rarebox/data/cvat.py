@@ -6,7 +6,6 @@ the CVAT task, which is what ``labels.json`` is for.
 """
 
 import json
-import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.data.markup import from_xml
 from rarebox.data.review import Batch, Region, Returned, Sheet, colour
 from rarebox.errors import UserError
+from rarebox.parsing import finite
 from rarebox.types import Floats, Query
 
 QUERY, TAG, SHOWN = "query", "rarebox", "queries"
@@ -131,18 +131,12 @@ def _region(shape: ET.Element) -> Region:
 
 
 def _numbers(shape: ET.Element, *names: str) -> list[float]:
-    return [_number(shape.attrib[name]) for name in names]
-
-
-def _number(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is not a finite number")
-    return number
+    return [finite(shape.attrib[name]) for name in names]
 
 
 def _degrees(shape: ET.Element) -> float:
     """How far a shape is turned about its centre, clockwise."""
-    return _number(shape.get("rotation") or "0")
+    return finite(shape.get("rotation") or "0")
 
 
 def _box_hull(shape: ET.Element) -> Floats:
@@ -154,7 +148,7 @@ def _ellipse_hull(shape: ET.Element) -> Floats:
 
 
 def _points_hull(shape: ET.Element) -> Floats:
-    return hull([[_number(n) for n in point.split(",")] for point in shape.attrib["points"].split(";")])
+    return hull([[finite(n) for n in point.split(",")] for point in shape.attrib["points"].split(";")])
 
 
 def _mask_hull(shape: ET.Element) -> Floats:

@@ -20,6 +20,7 @@ class Disk:
 
     def __init__(self) -> None:
         self._inside: dict[Path, dict[str, list[str]]] = {}
+        self._stems: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, path: Path) -> Path | None:
         """What has that path, or else the only one whose path is alike; None if there is none, or several."""
@@ -29,6 +30,15 @@ class Disk:
             return None
         names = self._entries(parent).get(place_key(path.name), ())
         return parent / names[0] if len(names) == 1 else None
+
+    def namesakes(self, path: Path) -> list[Path]:
+        """What lies in the folder of a path and has its name but for capitals and the suffix."""
+        folder = path.parent
+        if folder not in self._stems:
+            found = self._stems[folder] = {}
+            for name in (name for alike in self._entries(folder).values() for name in alike):
+                found.setdefault(place_key(Path(name).stem), []).append(name)
+        return [folder / name for name in self._stems[folder].get(place_key(path.stem), ())]
 
     def _entries(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._inside:

@@ -26,6 +26,7 @@ from rarebox.data.review import MODEL, Sheet, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
+from rarebox.files import write_new
 from rarebox.naming import clean_all, file_names
 from rarebox.parsing import from_json
 from rarebox.types import Floats, ImageRecord, Ints, Query, Source, as_boxes
@@ -124,7 +125,6 @@ def export(
     incomplete = [item for item in items if not item.labels.complete]
     if format == "yolo" and incomplete and not (allow_partial or include_pseudo):
         raise _incomplete(incomplete, len(items))
-    _check_free(folder)
     with _staged(folder) as stage:
         if format in REVIEW:
             write_review(stage, format, classes, _labelled(items), image_url or local_files(folder))
@@ -164,7 +164,6 @@ def export_queries(
     classes = clean_all(classes)
     asked = {query.image_id for query in queries}
     items = [item for item in _items(images, [], False) if item.record.id in asked]
-    _check_free(folder)
     with _staged(folder) as stage:
         shown = sheets([(item.record, item.file) for item in items], queries)
         write_review(stage, format, classes, shown, image_url or local_files(folder), version)
@@ -264,12 +263,18 @@ def _written_before(folder: Path) -> set[str]:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to write to, which takes its place at the end, or vanishes on an error."""
+    """A folder beside ``folder`` to write to, which takes its place at the end, or vanishes on an error.
+
+    Raises `UserError` if files that are not of an earlier export are in ``folder``, also if they came in the meantime.
+    """
+    _check_free(folder)
+    folder = Path(os.path.realpath(folder))  # of a link, what it leads to is replaced
     stage, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("new", "old"))
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
         yield stage
+        _check_free(folder)
         if folder.exists():
             folder.rename(old)
         stage.rename(folder)
@@ -284,7 +289,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_new(path, text.encode())
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -308,9 +313,14 @@ def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Pa
                     if may_link and source.is_file() and os.access(source, os.R_OK) and _linked(source, target):
                         continue
                     content = _content(source)
-                target.write_bytes(content)
+                write_new(target, content)
         except UnreadableImage as error:
             missing.append(f"{error.path}: {error.reason}")
+        except FileExistsError:
+            raise UserError(
+                f"{replaced}: the file system there takes {item.file} for the name of another image. Export to "
+                "another disk"
+            ) from None
     return tuple(missing)
 
 
@@ -331,6 +341,8 @@ def _not_found(items: Sequence[_Item]) -> tuple[str, ...]:
 def _linked(source: Path, target: Path) -> bool:
     try:
         target.symlink_to(source)
+    except FileExistsError:
+        raise
     except (OSError, NotImplementedError):  # not every system lets everybody make links
         return False
     return True

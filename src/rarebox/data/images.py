@@ -66,7 +66,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = frozenset({5, 6, 7, 8})
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""EXIF orientations that swap width and height."""
 
 
 class UnreadableImage(UserError):
@@ -134,14 +135,14 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
     return sorted([*found.values(), *nowhere] if lost else found.values())
 
 
-def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int, bool]:
-    """Width and height of the upright image, and whether EXIF lays it on its side in the file.
+def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int, int]:
+    """Width and height of the upright image, and the EXIF orientation of the file (1: it is upright).
 
     Reads the header only, of the file's ``content`` if that is at hand. Raises `UnreadableImage`.
     """
     with opened(path, content) as image:
         orientation = _orientation(image)
-        return *_swapped(image.size, orientation), orientation in _SIDEWAYS
+        return *_swapped(image.size, orientation), orientation if orientation in _UPRIGHT else 1
 
 
 def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
@@ -231,8 +232,10 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
             reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels; scale it down"
             raise UnreadableImage(path, reason) from None
         except FileNotFoundError:
-            dead = os.path.islink(path)
-            reason = f"it is a link to {os.readlink(path)}, where there is nothing" if dead else "there is no such file"
+            try:
+                reason = f"it is a link to {os.readlink(path)}, where there is nothing"
+            except OSError:
+                reason = "there is no such file"
             raise UnreadableImage(path, reason) from None
         except Image.UnidentifiedImageError:
             size = Path(path).stat().st_size if content is None else len(content)
@@ -271,7 +274,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """A size in the file as that of the upright image, and the other way round."""
-    return (size[1], size[0]) if orientation in _SIDEWAYS else size
+    return (size[1], size[0]) if orientation in SIDEWAYS else size
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

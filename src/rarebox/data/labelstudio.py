@@ -8,7 +8,6 @@ person takes a prediction over, so it carries the query; the list of what was sh
 """
 
 import json
-import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.data.markup import from_xml
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
-from rarebox.parsing import from_json
+from rarebox.parsing import finite, from_json
 from rarebox.text import read_text
 from rarebox.types import Floats, Query
 
@@ -113,7 +112,10 @@ def _region(sheet: Sheet, query: Query, classes: Sequence[str], key: str) -> dic
 
 
 def read(file: Path) -> Batch:
-    """An export as JSON or JSON-MIN. Of several annotations of an image the latest counts; drafts do not."""
+    """An export as JSON or JSON-MIN. Of several annotations of an image the latest counts; drafts do not.
+
+    Versions before 1.0 call annotations ``completions``. Lists may be JSON in a text, as tables hold them.
+    """
     try:
         content = from_json(read_text(file))
     except OSError as error:
@@ -129,8 +131,8 @@ def read(file: Path) -> Batch:
         if "data" not in task:
             returned.append(_from_short(task, where))
             continue
-        given = [a for a in _list(task.get("annotations")) if isinstance(a, dict)]
-        counted = [a for a in given if not a.get("was_cancelled")]
+        given = [a for a in _list(task.get("annotations") or task.get("completions"), where) if isinstance(a, dict)]
+        counted = [a for a in given if not (a.get("was_cancelled") or a.get("skipped"))]
         skipped += bool(given) and not counted
         older += max(len(counted) - 1, 0)
         if counted:
@@ -138,9 +140,18 @@ def read(file: Path) -> Batch:
     return Batch(returned, skipped, older)
 
 
-def _list(value: Any) -> list[Any]:
-    """A list as it is; none for anything else."""
-    return value if isinstance(value, list) else []
+def _list(value: Any, where: str) -> list[Any]:
+    """A list, or an object as a list of one, also if it is in a text as JSON; none for anything else.
+
+    UserError for a text that seems to hold regions and is not JSON.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            value = from_json(value)
+        except ValueError as error:
+            if "labels" in value or "result" in value:
+                raise UserError(f"{where}: a text of regions is not valid JSON ({error}); export it again") from None
+    return value if isinstance(value, list) else [value] if isinstance(value, dict) else []
 
 
 def _age(annotation: Mapping[str, Any]) -> tuple[str, int]:
@@ -156,9 +167,9 @@ def from_annotation(task: Mapping[str, Any], annotation: Mapping[str, Any], wher
     the predictions were not shown as a start. It also keeps the prediction itself, which tells what was shown even
     where the task is not one of our export.
     """
-    result = annotation.get("result")
-    if not isinstance(result, list):
+    if not isinstance(annotation.get("result"), list | str):
         raise UserError(f"{where}: the annotation has no result list")
+    result = _list(annotation["result"], where)
     by, seconds = annotation.get("completed_by"), annotation.get("lead_time")
     returned = _returned(task.get("data"), [r for r in result if isinstance(r, dict)], by, seconds, where)
     begun_with = annotation.get("parent_prediction", OURS)
@@ -178,8 +189,9 @@ def _query_of(region: Any) -> int | None:
 
 def _from_short(task: Mapping[str, Any], where: str) -> Returned:
     """A task of JSON-MIN: its data and its regions side by side, the regions without their ids."""
-    lists = [value for value in task.values() if isinstance(value, list)]
-    found = [{**entry, "value": entry} for entries in lists for entry in entries if _is_region(entry)]
+    listed = [entry for value in task.values() for entry in _list(value, where)]
+    entries = [part for entry in listed for part in (_list(entry, where) if isinstance(entry, str) else [entry])]
+    found = [{**entry, "value": entry} for entry in entries if _is_region(entry)]
     return _returned(task, found, task.get("annotator"), task.get("lead_time"), where)
 
 
@@ -204,7 +216,7 @@ def _ours(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _returned(data: Any, entries: Sequence[Mapping[str, Any]], by: Any, seconds: Any, where: str) -> Returned:
     image, image_id = image_of(data, where)
-    shown = tuple(q for q in _list(_ours(data).get("queries")) if isinstance(q, int))
+    shown = tuple(q for q in _list(_ours(data).get("queries"), where) if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
     size, regions, left_out = _regions(entries, where)
     return Returned(where, image, image_id, size, shown, regions, _person(by), milliseconds, left_out=left_out)
@@ -282,30 +294,24 @@ def _names(value: Mapping[str, Any]) -> list[str]:
     return [str(name) for names in lists for name in names]
 
 
-def _number(value: Any) -> float:
-    if not math.isfinite(number := float(value)):
-        raise ValueError(f"{value} is not a finite number")
-    return number
-
-
 def _pair(value: Mapping[str, Any], first: str, second: str, percent: Floats) -> Floats:
     """Two of a value's numbers, of which the first is across and the second down, in pixels: (2,)."""
-    return np.array([_number(value[first]), _number(value[second])]) * percent
+    return np.array([finite(value[first]), finite(value[second])]) * percent
 
 
 def _rectangle_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
     corner = _pair(value, "x", "y", percent)
     opposite = corner + _pair(value, "width", "height", percent)
-    return hull_of_turned([*corner, *opposite], _number(value.get("rotation") or 0), about=corner)
+    return hull_of_turned([*corner, *opposite], finite(value.get("rotation") or 0), about=corner)
 
 
 def _ellipse_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
     centre, radii = _pair(value, "x", "y", percent), _pair(value, "radiusX", "radiusY", percent)
-    return hull_of_ellipse(centre, radii, _number(value.get("rotation") or 0))
+    return hull_of_ellipse(centre, radii, finite(value.get("rotation") or 0))
 
 
 def _polygon_hull(value: Mapping[str, Any], percent: Floats) -> Floats:
-    return hull(np.array([[_number(x), _number(y)] for x, y in value["points"]]) * percent)
+    return hull(np.array([[finite(x), finite(y)] for x, y in value["points"]]) * percent)
 
 
 _HULLS: Mapping[str, Callable[[Mapping[str, Any], Floats], Floats]] = {

@@ -14,9 +14,9 @@ import yaml
 
 from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
 from rarebox.data.disk import Disk, slashes
-from rarebox.data.images import files_below, image_files
+from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.errors import UserError
-from rarebox.parsing import PlainLoader, from_yaml
+from rarebox.parsing import PlainLoader, finite, from_yaml
 from rarebox.text import read_text
 
 _SHARES = (-0.5, 1.5)
@@ -39,27 +39,78 @@ def find(path: Path) -> Reader | None:
 
 def read(file: Path) -> tuple[Listing, Listing | None]:
     """The images that ``train`` lists, and as test those of ``test``, or else of ``val``. Raises `UserError`."""
-    content = _parse(file)
-    form = _Form(_names(file, content), _key_points(file, content), exported_complete(export_mark(file.parent)), Disk())
-    listing = _listing(file, "train", content, form)
-    split = next((key for key in ("test", "val") if content.get(key)), None)
-    if split == "test" and content.get("val"):
-        listing.problems.append(Problem("split not used", f"{file}: val", "'test' is the test split"))
-    return listing, _listing(file, split, content, form) if split else None
+    content, disk = _parse(file), Disk()
+    names, key_points = _names(file, content), _key_points(file, content)
+    test = next((key for key in ("test", "val") if content.get(key)), None)
+    folders = {key: _entries(file, key, content, disk) for key in ("train", test) if key}
+    if test:
+        _refuse_above(file, test, folders[test], [path for _, path in folders["train"]])
+    images = {key: _images(file, key, entries, disk) for key, entries in folders.items()}
+    pairs = _Pairs([image for listed in images.values() for image in listed], disk)
+    problems: list[Problem] = []
+    if key_points is None:
+        key_points = _likely_key_points(pairs.owned.values())
+        if key_points:
+            problems.append(Problem("key points assumed", str(file), _ASSUMED.format(key_points)))
+    form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs)
+    if test == "test" and content.get("val"):
+        problems.append(Problem("split not used", f"{file}: val", "'test' is the test split"))
+    listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
+    listings["train"].problems[:0] = problems
+    return listings["train"], listings[test] if test else None
+
+
+_ASSUMED = (
+    "every row of the labels is a box and {} numbers of points in it, so they are taken for key points. Write their "
+    "kpt_shape there, or 'kpt_shape: [0, 2]' if the rows are polygons"
+)
+
+
+class _Pairs:
+    """Which label file belongs to which photo: ``owned`` is photo -> label file.
+
+    A label file belongs to the photo whose name it has. If there is none, it belongs to the only photo whose name
+    differs in capitals. If several photos fit equally well, it is nobody's: ``rivals`` is label file -> those photos.
+    Photos beside the listed ones count too. ``claimed`` are all label files that
+    some photo fits.
+    """
+
+    def __init__(self, images: Iterable[Path], disk: Disk) -> None:
+        self.disk = disk
+        self.owned: dict[Path, Path] = {}
+        self.rivals: dict[Path, list[Path]] = {}
+        self.claimed: dict[Path, dict[Path, bool]] = {}  # label file -> photo -> whether it has the very same name
+        listed = dict.fromkeys(images)
+        beside = (photo for image in listed for photo in disk.namesakes(image) if photo.suffix.lower() in SUFFIXES)
+        for photo in dict.fromkeys([*listed, *beside]):
+            places = [label_file(photo), photo.with_suffix(".txt")]
+            exact = next((place for place in places if os.path.exists(place)), None)
+            if file := exact or next(filter(None, map(disk.find, places)), None):
+                self.claimed.setdefault(file, {})[photo] = exact is not None
+        for file, photos in self.claimed.items():
+            there = [photo for photo in photos if os.path.exists(photo)] or list(photos)
+            best = [photo for photo in there if photos[photo]] or there
+            if len({os.path.realpath(photo) for photo in best}) == 1:
+                self.owned |= dict.fromkeys(best, file)
+            else:
+                self.rivals[file] = best
 
 
 class _Form(NamedTuple):
     """How the label files of a data set are to be read: class number -> name, how many numbers of key points follow a
-    box, which images an export of rarebox calls complete, and the files that are there."""
+    box, which images an export of rarebox calls complete, and whose they are."""
 
     names: Mapping[int, str]
     key_points: int
     complete: Mapping[str, bool]
-    disk: Disk
+    pairs: _Pairs
 
 
 def _looks_like_yolo(path: Path) -> bool:
-    text = path.read_bytes().replace(b"\0", b"")  # UTF-16 has zeros between
+    try:
+        text = path.read_bytes().replace(b"\0", b"")  # UTF-16 has zeros between
+    except OSError:  # a folder of that name, or a file that may not be read
+        return False
     return b"names:" in text and b"train:" in text
 
 
@@ -90,32 +141,124 @@ def _names(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(numbered.items()))
 
 
-def _key_points(file: Path, content: Mapping[str, Any]) -> int:
-    """How many numbers of key points follow each box: ``kpt_shape`` is their count, and 2 or 3 numbers for each."""
+def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
+    """How many numbers of key points follow each box: ``kpt_shape`` is their count, and 2 or 3 numbers for each. None
+    where the file does not say."""
     shape = content.get("kpt_shape")
     if shape is None:
-        return 0
+        return None
     try:
         count, numbers = (int(value) for value in shape)
     except (TypeError, ValueError):
         count = numbers = 0
-    if count < 1 or numbers not in (2, 3):
+    if count < 0 or numbers not in (2, 3):
         raise UserError(f"{file}: 'kpt_shape' is {shape!r}; write the number of key points and 2 or 3, such as [17, 3]")
     return count * numbers
 
 
-def _listing(file: Path, split: str, content: Mapping[str, Any], form: _Form) -> Listing:
-    problems: list[Problem] = []
-    entries = content[split] if isinstance(content[split], list) else [content[split]]
-    images: set[Path] = set()
-    for entry in entries:
-        path = _locate(file, content.get("path"), str(entry), form.disk)
+def _likely_key_points(files: Iterable[Path]) -> int:
+    """How many numbers of key points follow each box by the look of all rows; 0 where these may be anything else.
+
+    Every row must have the same number of values, at least eight, and the first four must be a box in the image that
+    holds the points behind them.
+    """
+    count, dimensions = 0, (2, 3)
+    for file in files:
+        try:
+            rows = [
+                [finite(word) for word in line.split()[1:]] for line in read_text(file).splitlines() if line.strip()
+            ]
+        except (OSError, UserError, ValueError):  # listed when it is read for its boxes
+            continue
+        for values in rows:
+            count = count or len(values)
+            dimensions = tuple(n for n in dimensions if len(values) == count >= 8 and _holds_points(values, n))
+            if not dimensions:
+                return 0
+    return max(count - 4, 0)
+
+
+def _holds_points(values: Sequence[float], numbers: int) -> bool:
+    """Whether a row may be a box that holds key points of 2 or 3 numbers, and is not the corners of a turned box."""
+    x, y, width, height, *rest = values
+    points = [rest[start : start + numbers] for start in range(0, len(rest), numbers)]
+    if len(rest) % numbers or any(point[2] not in (0, 1, 2) for point in points if numbers == 3):
+        return False
+    if len(values) == 8 and max(abs(x + rest[0] - width - rest[2]), abs(y + rest[1] - height - rest[3])) < _SLACK:
+        return False  # the diagonals of the four corners have one centre
+    inside = width / 2 <= min(x, 1 - x) + _SLACK and height / 2 <= min(y, 1 - y) + _SLACK
+    seen = [point for point in points if any(point)]  # zeros stand for a point that is not labelled
+    return inside and all(
+        abs(px - x) <= width / 2 + _SLACK and abs(py - y) <= height / 2 + _SLACK for px, py, *_ in seen
+    )
+
+
+_SLACK = 0.005
+"""By how much a key point may lie outside its box, as a fraction of the image's side."""
+
+
+def _entries(file: Path, key: str, content: Mapping[str, Any], disk: Disk) -> list[tuple[str, Path]]:
+    """What a split of data.yaml names, and where that is. Raises `UserError`."""
+    named = content[key] if isinstance(content[key], list) else [content[key]]
+    base = content.get("path")
+    entries = []
+    for entry in map(str, named):
+        path = _locate(file, base, entry, disk)
         if path is None:
-            raise UserError(f"{file}: '{split}' names {entry}, which is neither there nor under 'path'; correct it")
-        images.update(image_files(path) if path.is_dir() else _image_list(path, form.disk))
-        if path.is_dir():
-            problems += _labels_alone(path, form.disk)
-    listed = [_image(path, form, problems) for path in sorted(images)]
+            raise UserError(f"{file}: '{key}' names {entry}, which is neither there nor under 'path'; correct it")
+        entries.append((entry, path))
+    _refuse_above(file, key, entries, [file.parent, *([file.parent / slashes(str(base))] if base else [])])
+    return entries
+
+
+def _refuse_above(file: Path, key: str, entries: Sequence[tuple[str, Path]], inner: Sequence[Path]) -> None:
+    """UserError for a folder above one of these, or a whole disk: it holds more than the images of this split."""
+    within = {parent for place in inner for parent in Path(os.path.realpath(place)).parents}
+    for entry, path in entries:
+        real = Path(os.path.realpath(path))
+        if real in within or real == real.parent:
+            raise UserError(
+                f"{file}: '{key}' names {entry}, which is {real} and holds more than the images of '{key}'. Write the "
+                f"folder that holds only these, such as images/{key}"
+            )
+
+
+def _images(file: Path, key: str, entries: Sequence[tuple[str, Path]], disk: Disk) -> list[Path]:
+    """All images that a split of data.yaml names, each once, sorted. Raises `UserError`."""
+    images: set[Path] = set()
+    for entry, path in entries:
+        if os.path.isdir(path):
+            images.update(image_files(path))
+            continue
+        try:
+            if not os.path.isfile(path):
+                raise OSError(None, "it is neither a folder nor a file")
+            images.update(_image_list(path, disk))
+        except OSError as error:
+            raise UserError(
+                f"{file}: '{key}' names {entry}, which cannot be read ({error.strerror or error}). Name a folder of "
+                "images or a text file that lists them"
+            ) from None
+    return sorted(images)
+
+
+def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[Path], form: _Form) -> Listing:
+    problems: list[Problem] = []
+    for _, path in entries:
+        problems += _labels_alone(path, form.pairs) if os.path.isdir(path) else []
+    here = set(images)
+    rivals = {label: photos for label, photos in form.pairs.rivals.items() if not here.isdisjoint(photos)}
+    for label, photos in rivals.items():
+        names = ", ".join(photo.name for photo in photos)
+        what = (
+            f"it may be of any of {names}; its labels are left out. Give each photo a name and a label file of its own"
+        )
+        problems.append(Problem("ambiguous annotation", str(label), what))
+    doubtful = {photo for photos in rivals.values() for photo in photos}
+    listed = [
+        ListedImage(path, lost=True, labelled=False) if path in doubtful else _image(path, form, problems)
+        for path in images
+    ]
     return Listing(file, list(dict.fromkeys(form.names.values())), listed, problems)
 
 
@@ -143,24 +286,19 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _label_file(image: Path, disk: Disk) -> Path | None:
-    """The file that has the lines of an image, whatever its capitals; beside the image, if there is none elsewhere."""
-    return disk.find(label_file(image)) or disk.find(image.with_suffix(".txt"))
-
-
-def _labels_alone(folder: Path, disk: Disk) -> list[Problem]:
-    """Label files below the labels folder of an images folder that no image claims."""
-    labels = disk.find(label_file(folder / "x").parent)
+def _labels_alone(folder: Path, pairs: _Pairs) -> list[Problem]:
+    """Label files below the labels folder of an images folder that no image has the name of."""
+    labels = pairs.disk.find(label_file(folder / "x").parent)
     if labels is None or labels == folder or not labels.is_dir():
         return []
-    claimed = {_label_file(image, disk) for image in image_files(folder)}
+    claimed = {file for file, photos in pairs.claimed.items() if any(map(os.path.exists, photos))}
     alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != "classes.txt"]
     what = "there is no image of that name; the labels are not used"
     return [Problem("annotation without image", str(path), what) for path in alone]
 
 
 def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
-    file = _label_file(path, form.disk)
+    file = form.pairs.owned.get(path)
     if file is None:
         what = f"there is no {label_file(path)}; the image counts as showing no object"
         problems.append(Problem("image without annotation", str(path), what))
@@ -180,10 +318,10 @@ def _box(line: str, where: str, form: _Form, problems: list[Problem]) -> ListedB
     """One line, its box still in shares of the image's sides."""
     words = line.split()
     try:
-        number, *values = (float(word) for word in words)
+        number, *values = (finite(word) for word in words)
     except ValueError:
         comma = "; write points, not commas, and blanks between the numbers" if "," in line else ""
-        what = f"{line.strip()[:60]!r} is not a row of numbers{comma}"
+        what = f"{line.strip()[:60]!r} is not a row of finite numbers{comma}"
         problems.append(Problem("box dropped", where, what))
         return None
     if number not in form.names:

@@ -15,6 +15,7 @@ from rarebox.candidates import rows_by_image
 from rarebox.people import Given, Lease, Outcome, People, Submission
 from rarebox.project import Project
 from rarebox.pseudo import far_from
+from rarebox.text import counted
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web.ledger import Ledger
 from rarebox.web.supervisor import Supervisor
@@ -403,12 +404,12 @@ class Desk:
     def _held_out(self) -> dict[str, Any]:
         images, boxes = self._ledger.sums["held images",], self._ledger.sums["held boxes",]
         if boxes:
-            note = f"AP is measured on {_counted(images, 'image')} ({_counted(boxes, 'box', 'boxes')}) not trained on"
+            note = f"AP is measured on {counted(images, 'image')} ({counted(boxes, 'box', 'boxes')}) not trained on"
             note += "; read it as a rough trend." if images < FEW_IMAGES else "."
         elif self._cycle <= 1 and self._budget - self._spent > 0:
             note = "One of every five first images is kept aside, not trained on, to measure AP."
         elif images:
-            note = f"AP cannot be measured: there is no box on the {_counted(images, 'image')} kept aside for it."
+            note = f"AP cannot be measured: there is no box on the {counted(images, 'image')} kept aside for it."
         else:
             note = "AP is not measured: none of the first images was kept aside for it (of five or more, one is)."
         return {"images": images, "boxes": boxes, "note": note}
@@ -474,10 +475,6 @@ def _about(image: ImageRecord) -> dict[str, Any]:
     return {
         "id": image.id, "name": name, "width": image.width, "height": image.height, "url": f"/api/images/{image.id}",
     }  # fmt: skip
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _rounded(box: Floats) -> list[float]:
