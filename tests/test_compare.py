@@ -20,7 +20,7 @@ from rarebox.config import NAMES, Settings, flatten, resolve
 from rarebox.errors import UserError
 from rarebox.report import figures, grid, grid_figures, grid_tables, write_report
 
-from .test_report import Page
+from tests.test_report import Page
 
 CLASSES = ("cat", "dog", "yak")
 SETTINGS = {

@@ -246,14 +246,14 @@ def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_asked_is_what_going_through_the_ranking_finds(small: Project, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip  # noqa: E501
     monkeypatch.setattr(asking, "BATCH", 7)
-    dice, store, asker = random.Random(seed), small.store, small.asker(2)
-    assert asker
-    asker._iou, done, total = 0.5, set[int](), 0
+    dice, store, source = random.Random(seed), small.store, small.asker(2)
+    assert source
+    source._iou, done, total = 0.5, set[int](), 0
     for _ in range(60):
         most, anyhow = dice.randrange(1, 7), dice.random() < 0.5
         busy = {query.image_id for query in store.unanswered(2)}
-        wanted = plainly(asker, done, most, anyhow, busy)
-        asked = asker.ask(most, anyhow=anyhow)
+        wanted = plainly(source, done, most, anyhow, busy)
+        asked = source.ask(most, anyhow=anyhow)
         assert [int(query.why["rank"]) for query in asked if query.why] == wanted
         done.update(wanted)
         total += len(wanted)
@@ -269,7 +269,7 @@ def test_what_is_asked_is_what_going_through_the_ranking_finds(small: Project, s
         if dice.random() < 0.2:
             place = dice.randrange(300)
             done.add(place)
-            asker.was_asked({"rank": place})
+            source.was_asked({"rank": place})
     assert total > 30
 
 

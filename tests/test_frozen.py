@@ -43,14 +43,14 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def views_of(detector: TorchDetector, picture: Picture, seed: int) -> tuple[View, ...]:
+def plan_of(detector: TorchDetector, picture: Picture, seed: int) -> tuple[View, ...]:
     return make_views(VIEWS, *detector.input_size(picture), np.random.default_rng(seed))
 
 
 def seen(detector: TorchDetector, pictures: list[Picture], folder: Path) -> tuple[list[Seen], list[tuple[View, ...]]]:
     """The pictures as a frozen body saw them, through the files; ids count from 1."""
     store = MapStore(folder, Layout(body_channels(detector.settings), VIEWS))
-    plans = [views_of(detector, picture, i) for i, picture in enumerate(pictures)]
+    plans = [plan_of(detector, picture, i) for i, picture in enumerate(pictures)]
     with store.adding() as keep:
         for i, (picture, plan) in enumerate(zip(pictures, plans, strict=True)):
             keep({i + 1: detector.look([picture], [plan])[0]})
@@ -158,7 +158,7 @@ def test_what_a_kill_left_half_written_is_cut_off(
         index.write(b"[3, 123456")
     store = MapStore(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
     assert store.missing([1, 2, 3]) == [3]
-    plan = views_of(retinanet, pictures[2], 2)
+    plan = plan_of(retinanet, pictures[2], 2)
     with store.adding() as keep:
         keep({3: retinanet.look([pictures[2]], [plan])[0]})
     seen(retinanet, pictures, tmp_path / "at once")

@@ -310,10 +310,10 @@ def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
     found = read_all(tmp_path / "run/cycle_02/candidates")
     worth = loop.pseudo.calibrate(found.scores, shown, right)
     by_box = {tuple(b): w for b, w in zip(found.boxes.tolist(), worth, strict=True)}
-    targets = read_targets(tmp_path / "run/cycle_02/targets.parquet")
+    written = read_targets(tmp_path / "run/cycle_02/targets.parquet")
     pairs = [
         (by_box[tuple(b)], w)
-        for t in targets.values()
+        for t in written.values()
         for b, w, s in zip(t.boxes.tolist(), t.class_weight, t.source, strict=True)
         if s == "pseudo"
     ]

@@ -77,10 +77,10 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     assert [bool(q.why and q.why[project.HELD_BACK]) for q in first] == [False] * 4 + [True]
     assert trainer.advance(now, quiet) is None  # people have the word
     oracle = oracle_of(pictures, now)
-    for cycle in (1, 2, 3):
-        assert now.cycle == cycle
+    for number in (1, 2, 3):
+        assert now.cycle == number
         answer_cycle(now, oracle)
-        assert now.spent(cycle) == now.budget(cycle) == (5 if cycle == 1 else 6)
+        assert now.spent(number) == now.budget(number) == (5 if number == 1 else 6)
         assert trainer.advance(now, quiet) == "trained"
         assert trainer.advance(now, quiet) == "questions"
         assert trainer.advance(now, quiet) is None

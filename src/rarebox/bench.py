@@ -498,8 +498,8 @@ class Bench:
             if run in self.wanted and not self.keep_models:
                 remove_models(place)
             self._let_go_of_shared(run)
-            short = compare.short(records, run.settings.budget, run.settings.budget_unit)
-            told = {"ap50": [record["ap50"] for record in records], **({"short": short} if short else {})}
+            few = compare.short(records, run.settings.budget, run.settings.budget_unit)
+            told = {"ap50": [record["ap50"] for record in records], **({"short": few} if few else {})}
         except Busy:
             return False
         except Exception as error:

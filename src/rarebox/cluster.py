@@ -29,7 +29,7 @@ from rarebox.pictures import Pictures
 from rarebox.types import Candidates, ImageRecord, ImageScores
 
 if TYPE_CHECKING:
-    from rarebox import running
+    from rarebox.running import EngineProgress, Progress, Run
 
 MODEL = ("model.json", "model.safetensors")
 """The files of a saved model."""
@@ -151,7 +151,7 @@ class Cluster:
     ray: Any
 
     def score(
-        self, run: "running.Run", cycle: int, shards: Sequence[Sequence[ImageRecord]], report: "running.EngineProgress"
+        self, run: "Run", cycle: int, shards: Sequence[Sequence[ImageRecord]], report: "EngineProgress"
     ) -> Iterator[tuple[int, Candidates, ImageScores]]:
         """The engine of :func:`rarebox.scoring.make_shards`: shards by workers that hold the model, in any order."""
         ray, folder = self.ray, run.folder.cycle(cycle - 1)
@@ -162,7 +162,7 @@ class Cluster:
         yield from _Scoring(self, needs, start, shards, report).results()
 
     def run(
-        self, folder: Path, settings: Settings, *, share: Path | None, progress: "running.Progress",
+        self, folder: Path, settings: Settings, *, share: Path | None, progress: "Progress",
         finished: Callable[[dict[str, Any]], None], begun: Callable[[], None],
     ) -> list[dict[str, Any]]:  # fmt: skip
         """:func:`rarebox.loop.run` as a task; a run whose worker is lost goes on elsewhere from what is in its folder.
@@ -331,7 +331,7 @@ class _Scoring:
 
     def __init__(
         self, cluster: Cluster, needs: Mapping[str, int], start: Callable[[], Any],
-        shards: Sequence[Sequence[ImageRecord]], report: "running.EngineProgress",
+        shards: Sequence[Sequence[ImageRecord]], report: "EngineProgress",
     ) -> None:  # fmt: skip
         self.cluster, self.needs, self.start, self.shards, self.report = cluster, needs, start, shards, report
         self.waiting, self.tries = deque(range(len(shards))), [0] * len(shards)
