@@ -19,7 +19,6 @@ from rarebox.compare import Group, Point, Spread
 from rarebox.config import NAMES, Settings, flatten, resolve
 from rarebox.errors import UserError
 from rarebox.report import figures, grid, grid_figures, grid_tables, write_report
-
 from tests.test_report import Page
 
 CLASSES = ("cat", "dog", "yak")
