@@ -26,6 +26,7 @@ from rarebox.data.disk import Disk, place_key, slashes
 from rarebox.data.images import files_below, image_files
 from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
+from rarebox.files import read_bytes
 from rarebox.text import read_text
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
 def _parse(xml: Path) -> ET.Element:
     """The root of a label file. Raises `UserError`, naming the line of a syntax error."""
     try:
-        return from_xml(xml.read_bytes())
+        return from_xml(read_bytes(xml))
     except ET.ParseError as error:
         raise UserError(f"{xml}, line {error.position[0]}: this is not valid XML ({error}); repair the file") from None
     except ValueError as error:

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rarebox.data.images import UnreadableImage, content_of, opened, read_picture
 from rarebox.errors import Unavailable, UserError
 from rarebox.exchange import Offer
+from rarebox.files import real
 from rarebox.people import Submission, clean_name
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web.desk import Desk
@@ -296,7 +297,10 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     def picture(image_id: Identifier, size: Annotated[int | None, Query(ge=16, le=LARGEST_SIDE)] = None) -> Response:
         """The picture itself, upright, for a browser."""
         try:
-            return _picture(record(image_id), size)
+            image = record(image_id)
+            if Path(image.path).is_file() and not desk.photos.is_there(image):
+                raise UnreadableImage(image.path, "another photo has taken its path; restart the server")
+            return _picture(image, size)
         except UnreadableImage as error:
             raise HTTPException(404, f"this picture cannot be shown: {error.reason}") from error
 
@@ -353,10 +357,12 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
     def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
         """All labels as a zip file."""
-        name = f"{desk.project.folder.root.resolve().name}-{format}.zip"
+        name = f"{real(desk.project.folder.root).name}-{format}.zip"
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
         headers = {"Content-Disposition": f'attachment; filename="{safe}"'}
-        return Response(_zipped(desk.project.folder.root, format), media_type="application/zip", headers=headers)
+        content = _zipped(desk.project.folder.root, format)
+        desk.see_photos()
+        return Response(content, media_type="application/zip", headers=headers)
 
     offer = Offer(desk.project, do=lambda job: desk.do(job).result())
     app.include_router(router_of(offer), prefix="/ml/{key}", dependencies=[Depends(program)])
