@@ -121,21 +121,21 @@ class Found:
         """A sentence for each thing that a person should know."""
         told = []
         if self.lost:
-            told.append(
-                f"{_named(self.lost.values())} cannot be found: another photo has taken the path of each. They keep "
-                "their labels; put them back under any name"
-            )
+            one = "cannot be found, and another photo has taken its path"
+            several = "cannot be found, and other photos have taken their paths"
+            what = _counted(self.lost.values(), one, several)
+            told.append(f"{what}. The labels are kept; put the files back under any name")
         if self.changed:
-            told.append(
-                f"{_named(self.changed)} changed since they were labelled; check their labels, or restore the files"
-            )
+            what = _counted(self.changed, "changed since it was labelled", "changed since they were labelled")
+            told.append(f"{what}; check the labels or restore the files")
         return told
 
 
-def _named(paths: Iterable[str]) -> str:
+def _counted(paths: Iterable[str], one: str, several: str) -> str:
+    """``2 photos changed: a.jpg, b.jpg``."""
     names = [Path(path).name for path in paths]
-    more = ", …" if len(names) > MOST_NAMED else ""
-    return f"{len(names)} photo{'s' * (len(names) != 1)} ({', '.join(names[:MOST_NAMED])}{more})"
+    what = f"1 photo {one}" if len(names) == 1 else f"{len(names)} photos {several}"
+    return f"{what}: {', '.join(names[:MOST_NAMED])}{', …' if len(names) > MOST_NAMED else ''}"
 
 
 class Photos:

@@ -298,9 +298,10 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         """The picture itself, upright, for a browser."""
         try:
             image = record(image_id)
-            if Path(image.path).is_file() and not desk.photos.is_there(image):
+            picture = _picture(image, size)
+            if not desk.photos.is_there(image):
                 raise UnreadableImage(image.path, "another photo has taken its path; restart the server")
-            return _picture(image, size)
+            return picture
         except UnreadableImage as error:
             raise HTTPException(404, f"this picture cannot be shown: {error.reason}") from error
 
