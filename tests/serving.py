@@ -94,11 +94,12 @@ class Served:
         self.process = forked.start(be_server, self.root, self.port, log, tells)
         tells.close()
         try:
-            while "?token=" not in (said := hears.recv()):
-                pass
+            self.said = [hears.recv()]
+            while "?token=" not in self.said[-1]:
+                self.said.append(hears.recv())
         except EOFError:
             raise AssertionError(log.read_text()) from None
-        link = httpx.URL(said.split()[-1])
+        link = httpx.URL(self.said[-1].split()[-1])
         self.port, self.token = link.port or 0, link.params["token"]
         until = time.monotonic() + 60
         while time.monotonic() < until:

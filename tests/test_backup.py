@@ -81,6 +81,15 @@ def test_a_backup_overwrites_nothing(project: Project, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal", "-JOURNAL"])
+def test_a_backup_takes_no_name_that_sqlite_uses(project: Project, tmp_path: Path, end: str) -> None:
+    for place in (project.folder.root / f"labels.sqlite{end}", tmp_path / f"another.sqlite{end}"):
+        there = place.exists()
+        with pytest.raises(UserError, match=r"SQLite uses names such as|exists and is not overwritten"):
+            project.store.back_up(place)
+        assert place.exists() == there
+
+
 def test_a_backup_that_fails_leaves_nothing(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

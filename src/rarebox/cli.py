@@ -19,6 +19,7 @@ from rich.table import Table
 
 from rarebox import __version__, config, places
 from rarebox.errors import UserError
+from rarebox.files import real
 from rarebox.naming import ByName
 from rarebox.progress import bench_events, console, minutes, progress_bars, shown
 from rarebox.text import counted
@@ -148,7 +149,7 @@ def demo(
         run_to_end(out / strategy, settings, share=runs[0] if runs else None)
         runs.append(out / strategy)
     report = write_report(out, runs)
-    console.print(f"\nThe report is ready: {report.resolve()}", markup=False, style="bold", soft_wrap=True)
+    console.print(f"\nThe report is ready: {real(report)}", markup=False, style="bold", soft_wrap=True)
 
 
 DEMO: dict[str, Any] = {
@@ -220,7 +221,7 @@ def run(
     if not as_json:
         from rarebox.report import write_report
 
-        console.print(f"report: {write_report(out, [out]).resolve()}", markup=False, soft_wrap=True)
+        console.print(f"report: {real(write_report(out, [out]))}", markup=False, soft_wrap=True)
 
 
 def announce(out: Path, settings: config.Settings) -> None:
@@ -384,7 +385,7 @@ def report(
     from rarebox.report import write_report
 
     own = runs[0].parent if runs[0].is_file() else runs[0]
-    print(write_report(to or (own if len(runs) == 1 else SEVERAL), runs).resolve())
+    print(real(write_report(to or (own if len(runs) == 1 else SEVERAL), runs)))
 
 
 class Format(StrEnum):
@@ -418,7 +419,9 @@ def export(
     from rarebox.labels import collect
     from rarebox.run_folder import open_store
 
+    warnings: list[str] = []
     if queries:
+        warn_of_photos(run)
         ask_ahead(run, most)
         with open_store(run) as store:
             found = open_questions(store)
@@ -434,7 +437,10 @@ def export(
             else f"{done.folder}: {counted(done.boxes, 'question')} on {counted(done.images, 'image')}"
         )
         return
-    images, classes, annotations = collect(run)
+    with progress_bars(False) as progress:
+        images, classes, annotations = collect(run, None, warnings, progress)
+    for warning in warnings:
+        console.print(warning, markup=False, soft_wrap=True)
     done = write(
         to, format, classes, images, annotations, allow_partial=allow_partial, complete_only=complete_only,
         include_pseudo=include_pseudo, copy_images=copy_images, image_url=image_url,
@@ -450,6 +456,16 @@ def export(
             "(incomplete.txt lists them). To most trainers what has no box there is background; --complete-only "
             "leaves these images out", soft_wrap=True,
         )  # fmt: skip
+
+
+def warn_of_photos(project: Path) -> None:
+    """Find the photos of a project that have moved, and say what a person should know of the others."""
+    from rarebox.project import check_photos
+
+    with progress_bars(False) as progress:
+        found = check_photos(project, progress)
+    for warning in found.warnings():
+        console.print(warning, markup=False, soft_wrap=True)
 
 
 def name_missing(missing: Sequence[str]) -> None:
@@ -471,8 +487,11 @@ def relocate(
     """Say where the photos of a project are now; each keeps its labels."""
     from rarebox.project import relocate as say
 
-    done = say(run, data)
+    with progress_bars(False) as progress:
+        done = say(run, data, progress)
     print(f"{run}: {counted(done.there, 'photo')} found in {data}")
+    for warning in done.warnings:
+        console.print(warning, markup=False, soft_wrap=True)
     for path in done.missing[:5]:
         console.print(f"not found: {path}", markup=False, soft_wrap=True)
     if done.missing:
@@ -515,8 +534,10 @@ def bring_in(
     """Take in what people answered in Label Studio or CVAT; the same file again changes nothing."""
     from rarebox import exchange
     from rarebox.data import cvat, labelstudio
-    from rarebox.run_folder import open_store
+    from rarebox.run_folder import RunFolder, open_store
 
+    if "://" not in run and RunFolder(Path(run)).settings.exists():
+        warn_of_photos(Path(run))
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
     with open_store(run) as store:
         done = exchange.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
@@ -660,9 +681,7 @@ def init(
     from rarebox import loop
     from rarebox.files import write_text
 
-    settings = config.resolve(
-        preset, None, {"data": data if data == "scenes" else str(Path(data or "").resolve()), **given}
-    )
+    settings = config.resolve(preset, None, {"data": data if data == "scenes" else str(real(data or "")), **given})
     file = folder / "rarebox.yaml"
     if file.exists():
         raise UserError(f"{file} is there already; edit it, or name another folder")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from rarebox.config import Settings
 from rarebox.data.remote import trust
 from rarebox.errors import UserError, unknown_name
+from rarebox.files import real
 from rarebox.pictures import Pictures
 from rarebox.types import Candidates, ImageRecord, ImageScores
 
@@ -176,7 +177,7 @@ class Cluster:
         lost: Exception | None = None
         for _ in range(MOST_TRIES):
             try:
-                stream = task.remote(folder.resolve(), settings, share and share.resolve(), _about()["threads"])
+                stream = task.remote(real(folder), settings, share and real(share), _about()["threads"])
                 while True:
                     kind, said = self.hear(stream)
                     if kind == "result":

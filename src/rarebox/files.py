@@ -1,10 +1,12 @@
-"""The one way in which rarebox writes a file: whole or not at all, on the disk for good, never over a label store."""
+"""Files: written whole or not at all, never over a label store; read only if they are regular files."""
 
 import errno
 import json
 import os
 import shutil
+import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from rarebox.parsing import from_json
 ROOM_FOR_ANSWERS = 8 << 20
 """Bytes that a file leaves free on its disk: people's answers go first."""
 
+NOT_REGULAR = "it is not a regular file"
+"""The reason why a pipe, a socket or a device is not read."""
+
 PART = ".part"
 """Ends the name of a file that is being written."""
 
@@ -22,6 +27,37 @@ PARTS = (f"*{PART}", f"cycle_*/*{PART}", f"cycle_*/candidates/*{PART}", f"figure
 
 DATABASES = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 """How an SQLite file begins, and its write-ahead log."""
+
+
+def real(path: str | Path) -> Path:
+    """The absolute path without links. Where the links form a loop or lead nowhere, the rest stays as it is; no error.
+
+    ``Path.resolve`` raises ``RuntimeError`` for a loop, ``ValueError`` for a NUL.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):
+        return Path(os.path.abspath(path))
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a file of somebody else for reading. ``OSError`` if it is missing, unreadable or not a regular file.
+
+    Opening a named pipe waits for a writer, and a device such as ``/dev/zero`` has no end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL in the path
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    return open(path, "rb")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file, opened by :func:`open_regular`."""
+    with open_regular(path) as opened:
+        return opened.read()
 
 
 def write_bytes(file: Path, content: bytes, mode: int = 0o666) -> None:
@@ -86,7 +122,7 @@ def damaged(file: Path, error: object) -> Damaged:
 
 def copy(source: str | Path, to: str | Path) -> None:
     """Copy the content of a file, as :func:`write_bytes` writes it."""
-    write_bytes(Path(to), Path(source).read_bytes())
+    write_bytes(Path(to), read_bytes(source))
 
 
 def refuse_database(file: Path) -> None:

@@ -5,18 +5,24 @@ from pathlib import Path
 import numpy as np
 
 from rarebox.data.export import Annotations
+from rarebox.project import Progress, check_photos
 from rarebox.pseudo import read_targets
 from rarebox.run_folder import RunFolder
 from rarebox.store import ImageLabels, Store
 from rarebox.types import ImageRecord, Source, Targets
 
 
-def collect(run: Path, damage: list[str] | None = None) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
+def collect(
+    run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = lambda *_: None
+) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:  # fmt: skip
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
-    What is damaged in the store is left out, and named in the list ``damage``. Raises UserError where no run has been.
+    What is damaged in the store is left out, and named in the list ``damage``. Photos that have moved are found again;
+    what a person should know of the photos goes to ``warnings``. Raises UserError where no run has been.
     """
-    folder = RunFolder(run)
+    folder, found = RunFolder(run), check_photos(run, progress)
+    if warnings is not None:
+        warnings += found.warnings()
     with Store(folder.labels(folder.read_settings())) as store:
         said, images, classes = store.labels(), store.images(), store.classes()
         if damage is not None:

@@ -23,9 +23,8 @@ from rarebox.errors import Damaged, UserError
 from rarebox.evaluate import coco_ap, imbalance_factor, voc_ap
 from rarebox.files import copy, read_json, write_json
 from rarebox.oracle import SimulatedOracle
-from rarebox.photos import is_there
 from rarebox.places import cache_folder
-from rarebox.project import HELD_BACK
+from rarebox.project import HELD_BACK, photos_of
 from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder
 from rarebox.running import Engine, Progress, Run, StageProgress
@@ -183,7 +182,8 @@ def open_project(
     held = {q.image_id for q in store.queries(1) if q.why and q.why.get(HELD_BACK)}
     truth = {i: GroundTruth(said[i].boxes, said[i].labels, np.zeros(len(said[i].boxes), dtype=bool))
              for i in sorted(held) if i in said and said[i].complete}  # fmt: skip
-    images = {i: image for i, image in store.images().items() if is_there(image)}  # the others' labels wait for them
+    photos = photos_of(folder, store)
+    images = {i: image for i, image in store.images().items() if photos.is_there(image)}  # labels of the others wait
     truth = {i: said_of for i, said_of in truth.items() if i in images}
     pool = data.Split(tuple(image for i, image in images.items() if i not in held), {})
     test = data.Split(tuple(images[i] for i in truth), truth)

@@ -1,10 +1,11 @@
 """A project: a folder in which people answer. What it holds, and how it begins; see :mod:`rarebox.trainer` for more."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from rarebox.data.images import (
 )
 from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import Busy, Damaged, UserError
-from rarebox.files import PART, damaged, read_json, write_json, write_text
+from rarebox.files import PART, damaged, read_json, real, write_json, write_text
 from rarebox.naming import ByName
 from rarebox.people import clean_name
-from rarebox.photos import digest, find_again
+from rarebox.photos import Contents, Found, Photos, Progress
 from rarebox.ranking import Head
 from rarebox.run_folder import RunFolder, answers_in, discard_store, is_store
 from rarebox.store import Store
@@ -92,15 +93,21 @@ class Project:
         self.find_moved_images()
         known = self.store.images()
         new, digests = _new_files(known, Path(self.settings.data), self.folder.root), dict[int, str]()
+        contents = Contents(self.folder.photos)
         records, _ = read_images(
-            new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests
+            new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests, contents=contents
         )  # fmt: skip
         self.store.add_images(records, digests)
+        contents.save()
         return len(records)
 
-    def find_moved_images(self) -> int:
-        """Know photos again that lie elsewhere in the folder of photos now, or under another name; how many."""
-        return find_moved_images(self.store, Path(self.settings.data), self.folder.root)
+    def find_moved_images(self, progress: Progress = lambda *_: None) -> Found:
+        """Find the photos that lie elsewhere in the folder of photos now, or under another name."""
+        return find_moved_images(self.store, Path(self.settings.data), self.folder, progress)
+
+    def photos(self) -> Photos:
+        """Tells whether the file at an image's path is its photo."""
+        return photos_of(self.folder, self.store)
 
     @property
     def cycle(self) -> int:
@@ -218,38 +225,52 @@ def _as_written(file: Path) -> Iterator[None]:
 
 def _new_files(known: Mapping[int, ImageRecord], folder: Path, root: Path) -> list[str]:
     """Image files below a folder, outside the project's own, that no image lies in, by whatever links."""
-    paths = {os.path.realpath(image.path) for image in known.values()}
+    paths = {real(image.path) for image in known.values()}
     files = photos_in(folder, root) if folder.is_dir() else ()
-    return [os.path.abspath(file) for file in files if os.path.realpath(file) not in paths]
+    return [os.path.abspath(file) for file in files if real(file) not in paths]
 
 
-def find_moved_images(store: Store, folder: Path, root: Path) -> int:
-    """Look for the images of a store that do not lie in a folder among its new files; how many were found.
+def photos_of(folder: RunFolder, store: Store) -> Photos:
+    """The photos of a project, with the hashes that its folder keeps of their files."""
+    return Photos(store.digests(), Contents(folder.photos))
 
-    An image whose file is where it was, outside of that folder, counts as moved only if a copy of it is found.
+
+def find_moved_images(
+    store: Store, place: Path, folder: RunFolder, progress: Progress = lambda *_: None
+) -> Found:  # fmt: skip
+    """Find the images of a store whose photo is not at their path, below ``place``; the store then has their new paths.
+
+    :meth:`rarebox.photos.Photos.find` says how.
     """
-    known = store.images()
-    if not (new := _new_files(known, folder, root)):
-        return 0
-    inside = os.path.join(os.path.abspath(folder), "")
-    lost = {
-        i: image for i, image in known.items()
-        if not is_url(image.path) and not (image.path.startswith(inside) and os.path.isfile(image.path))
-    }  # fmt: skip
-    found = find_again(lost, store.digests(), new) if lost else {}
-    store.move_images(found)
-    return len(found)
+    photos, inside = photos_of(folder, store), photos_in(place, folder.root) if place.is_dir() else ()
+    found = photos.find(store.images(), [os.path.abspath(file) for file in inside], place, progress)
+    store.move_images({**found.moved, **found.lost})
+    photos.contents.save()
+    return found
+
+
+def check_photos(root: Path, progress: Progress = lambda *_: None) -> Found:
+    """The same for a project by its folder. In a simulation, whose store keeps no hashes, nothing is looked for."""
+    folder = RunFolder(root)
+    settings = folder.read_settings()
+    with Store(folder.labels(settings)) as store:
+        known = store.digests()
+        return find_moved_images(store, Path(settings.data), folder, progress) if known else Found({}, {}, ())
 
 
 @dataclass(frozen=True)
 class Relocated:
-    """What became of the images of a store: how many are in the new folder, and those that are not."""
+    """What became of the images of a store: how many are in the new folder, and those that are not.
+
+    ``warnings``: a sentence for each thing that a person should know.
+    """
 
     there: int
     missing: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
-def relocate(root: Path, place: Path) -> Relocated:
+def relocate(root: Path, place: Path, progress: Progress = lambda *_: None) -> Relocated:
     """Say that the photos of a project, or the data set of a run, lie in another folder (or COCO or YOLO file) now.
 
     Each image keeps its number and all that was said of it. UserError, and nothing is changed, if none is found.
@@ -261,7 +282,7 @@ def relocate(root: Path, place: Path) -> Relocated:
     within = place if place.is_dir() else place.parent
     try:
         with folder.alone(), Store(folder.labels(settings)) as store:
-            find_moved_images(store, within, root)
+            found = find_moved_images(store, within, folder, progress)
             images = store.images().values()
             inside = os.path.join(os.path.abspath(within), "")
             missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
@@ -269,7 +290,7 @@ def relocate(root: Path, place: Path) -> Relocated:
                 raise UserError(f"none of the {len(images)} images of {root} is in {within}; name another folder")
             data = location(place) if os.path.isabs(settings.data) else str(place)
             write_text(folder.settings, config.with_data(folder.settings, settings, data))
-            return Relocated(len(images) - len(missing), missing)
+            return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))
     except Busy:
         raise UserError(f"{root} is being worked on; stop `rarebox serve` or `rarebox run` there first") from None
 
@@ -280,8 +301,6 @@ RANKED = tuple(f.name for f in fields(Candidates) if f.name in (
 
 
 # ------------------------------------------------------------------------------------------- how it begins
-
-Progress = Callable[[str, int, int, str], None]
 
 
 def create(
@@ -327,8 +346,8 @@ def create(
     known = data.load(labels, photos=files) if labels else None
     problems = list(known.problems) if known else []
     names = _class_names([*(known.classes if known else ()), *classes], problems)
-    digests: dict[int, str] = {}
-    records, unreadable = read_images(files, settings.detector.size, progress, digests=digests)
+    digests, contents = dict[int, str](), Contents(folder.photos)
+    records, unreadable = read_images(files, settings.detector.size, progress, digests=digests, contents=contents)
     problems += unreadable
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
@@ -345,6 +364,7 @@ def create(
                 problems += _take_in(store, known, records, partial, settings.seed)
         write_json(folder.problems, [asdict(problem) for problem in problems])
         write_text(folder.settings, config.commented(settings))
+        contents.save()
     return problems
 
 
@@ -358,7 +378,7 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
                 "repeat the command without --classes to take it over, and add classes on the page"
             )
         photos = Path(settings.data)
-        missing = _not_found(store, photos, folder.root) if photos.is_dir() else []
+        missing = _not_found(store, photos, folder) if photos.is_dir() else []
         if missing and len(missing) == len(store.images()):
             raise UserError(
                 f"none of the {len(missing)} photos of the store is in {photos}, {Path(missing[0]).name} for example. "
@@ -368,9 +388,9 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
     return [data.Problem("photo not found", path, f"it is not in {photos}; its answers are kept") for path in missing]
 
 
-def _not_found(store: Store, photos: Path, root: Path) -> list[str]:
+def _not_found(store: Store, photos: Path, folder: RunFolder) -> list[str]:
     """The paths of images that are neither where they were nor in the folder of photos, once moved ones are found."""
-    find_moved_images(store, photos, root)
+    find_moved_images(store, photos, folder)
     paths = [image.path for image in store.images().values()]
     return [path for path in paths if not is_url(path) and not os.path.isfile(path)]
 
@@ -388,27 +408,30 @@ def _class_names(names: Sequence[str], problems: list[data.Problem]) -> list[str
 
 def photos_in(folder: Path, root: Path) -> list[Path]:
     """The image files below a folder that are not in the folder of the project, where that lies among the photos."""
-    return [file for file in image_files(folder) if root.resolve() not in file.resolve().parents]
+    own = real(root)
+    return [file for file in image_files(folder) if own not in real(file).parents]
 
 
 def read_images(
     files: Sequence[Path | str], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1,
-    digests: dict[int, str] | None = None,
+    digests: dict[int, str] | None = None, contents: Contents | None = None,
 ) -> tuple[list[ImageRecord], list[data.Problem]]:  # fmt: skip
     """Every image file (or URL) that can be decoded, numbered in that order; the others are problems.
 
-    ``digests`` is given the hash of each image's content, by its number.
+    ``digests`` is given the hash of each image's content, by its number; ``contents`` knows those of local files.
     """
+    known = contents or Contents()
     records: list[ImageRecord] = []
     problems: list[data.Problem] = []
 
     def probe(file: Path | str) -> tuple[ImageRecord, str | None] | UnreadableImage:
         try:
             with content_of(file) as content:
+                found = None if digests is None else known.of(file) if content is None else sha256(content).hexdigest()
                 width, height, _ = image_size(file, content)
                 record = ImageRecord(0, location(file), width, height)
                 read_picture(record, *size, content)
-                return record, None if digests is None else digest(file, content)
+                return record, found
         except UnreadableImage as error:
             return error
 
@@ -489,7 +512,7 @@ def _labels_of_photos(
     """
     photos, by_id = ByName[int](), {record.id: record for record in records}
     places: dict[str, int] = {}
-    of_content: dict[str, list[int]] = {}
+    contents, of_content = Contents(), dict[str, list[int]]()
     for record in records:
         photos.add(record.path, record.id)
         if not is_url(record.path):
@@ -506,7 +529,7 @@ def _labels_of_photos(
             named, error = photos.match(path), None
         except UserError as several:
             named, error = None, several
-        same = [] if named or is_url(path) else of_content.get(digest(path) or "-", [])
+        same = [] if named or is_url(path) else of_content.get(contents.of(path) or "-", [])
         if error and len(same) != 1:
             raise error
         return named or (same[0] if len(same) == 1 else None)

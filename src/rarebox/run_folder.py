@@ -15,7 +15,7 @@ from rarebox import config, schema
 from rarebox.config import Settings
 from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
-from rarebox.files import PART, read_json, sweep, write_text
+from rarebox.files import PART, read_json, real, sweep, write_text
 from rarebox.store import Store
 from rarebox.text import counted, read_text
 from rarebox.types import ORACLE
@@ -49,6 +49,7 @@ class RunFolder:
         self.settings, self.environment = root / "settings.yaml", root / "environment.json"
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
         self.problems, self.failed = root / "problems.json", root / "failed.json"
+        self.photos = root / "photos.json"
         self.locks = root / "lock", root / "serve.lock"
 
     def labels(self, settings: Settings) -> Path | str:
@@ -238,7 +239,7 @@ def is_store(place: str | Path) -> bool:
         except (SQLAlchemyError, ImportError):
             return True  # opening it as a store will say what is wrong with it
     file = Path(place)
-    log = file.resolve().with_name(f"{file.resolve().name}-wal")
+    log = real(file).with_name(f"{real(file).name}-wal")
     if not file.exists() or not file.stat().st_size:
         if log.exists() and log.stat().st_size:
             raise UserError(
@@ -247,7 +248,7 @@ def is_store(place: str | Path) -> bool:
             )
         return False
     try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{real(file).as_uri()}?mode=rw", uri=True)) as connection:
             return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
     except sqlite3.Error:
         return True  # as above

@@ -47,6 +47,7 @@ from rarebox.rows import Rows, Unreadable, is_box, is_text
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 BUSY_SECONDS = 30
+COMPANIONS = ("-wal", "-shm", "-journal")  # how the names of the files end that SQLite makes beside a database
 WRITERS_LOCK = 0x7261726562  # of the whole database; any number that nobody else takes
 MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
@@ -364,12 +365,17 @@ class Store:
     def back_up(self, file: Path) -> None:
         """Copy the store, as it is now, to a new file, whole or not at all; others may read and write meanwhile.
 
-        ``UserError`` where the file exists, cannot be written, or the store is a database server's.
+        ``UserError`` where the file exists, cannot be written, has a name that SQLite uses for itself, or the store is
+        a database server's.
         """
         if self._engine.url.get_backend_name() != "sqlite":
             raise UserError(f"{self._where}: a database server makes its own copies; use pg_dump")
         if file.exists() or file.is_symlink():
             raise UserError(f"{file} exists and is not overwritten; name a new file")
+        if file.name.casefold().endswith(COMPANIONS):
+            raise UserError(
+                f"SQLite uses names such as {file.name} for files of its own and may delete them; name another file"
+            )
         if not file.parent.is_dir():
             raise UserError(f"there is no folder {file.parent}; make it, or name a file in another one")
         part = file.with_name(f".{file.name}.{os.getpid()}.part")

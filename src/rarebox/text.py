@@ -4,6 +4,7 @@ import codecs
 from pathlib import Path
 
 from rarebox.errors import UserError
+from rarebox.files import read_bytes
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -43,4 +44,4 @@ def read_text(file: Path) -> str:
 
     Raises ``OSError`` for a file that cannot be read, `UserError` for one that is not text.
     """
-    return decode(file.read_bytes(), file)
+    return decode(read_bytes(file), file)

@@ -20,7 +20,6 @@ import numpy as np
 from rarebox import cluster, detectors, loop, running, scoring, seeds
 from rarebox.errors import UserError
 from rarebox.files import write_json
-from rarebox.photos import is_there
 from rarebox.pictures import Pictures
 from rarebox.project import HELD_BACK, HELD_BACK_EVERY, Project
 from rarebox.running import Engine, Progress, Run
@@ -83,8 +82,8 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     False if every image is labelled already. (Asked again, where the first ones brought no object at all.)
     """
     store, settings = now.store, now.settings
-    known = store.labels()
-    records = [record for record in store.images().values() if is_there(record)]
+    known, photos = store.labels(), now.photos()
+    records = [record for record in store.images().values() if photos.is_there(record)]
     if all(record.id in known for record in records):
         return False
     chance = seeds.stream(settings.seed, "first images").permutation(len(records))

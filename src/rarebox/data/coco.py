@@ -13,6 +13,7 @@ from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, 
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
+from rarebox.files import read_bytes
 from rarebox.parsing import from_json
 from rarebox.text import read_text
 
@@ -56,7 +57,7 @@ def categories(path: Path) -> dict[int, str]:
 
 def _looks_like_coco(path: Path) -> bool:
     """By its words only, so that a broken file is recognised too and its reader can say what is wrong."""
-    text = path.read_bytes().replace(b"\0", b"") if path.name != EXPORT_MARK else b""  # UTF-16 has zeros between
+    text = read_bytes(path).replace(b"\0", b"") if path.name != EXPORT_MARK else b""  # UTF-16 has zeros between
     return b'"images"' in text or b'"annotations"' in text
 
 

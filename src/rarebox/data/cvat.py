@@ -18,6 +18,7 @@ from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.data.markup import from_xml
 from rarebox.data.review import Batch, Region, Returned, Sheet, colour
 from rarebox.errors import UserError
+from rarebox.files import read_bytes
 from rarebox.parsing import finite
 from rarebox.types import Floats, Query
 
@@ -94,7 +95,7 @@ def read(file: Path) -> Batch:
     skeletons do not outline an object: they are left out, and named.
     """
     try:
-        root = from_xml(file.read_bytes())
+        root = from_xml(read_bytes(file))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
     except (ET.ParseError, ValueError) as error:

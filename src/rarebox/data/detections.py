@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.errors import UserError
+from rarebox.files import open_regular
 from rarebox.naming import is_writable
 from rarebox.parsing import from_json, unrepeated
 from rarebox.text import decode, encoding_of, read_text
@@ -78,7 +79,7 @@ class DetectionFile(Protocol):
 def open_detections(path: Path) -> DetectionFile:
     """COCO results or JSON lines, told apart by the first sign; UserError names the line that cannot be used."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(4096)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -106,7 +107,7 @@ class JsonLines:
         self.names, self.numbers = set[str](), set[int]()
         self._places: dict[Image, list[tuple[int, int]]] = defaultdict(list)
         place = 0
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
                     self._note(number, place, self._parse(number, text))
@@ -139,7 +140,7 @@ class JsonLines:
     def read(self, image: Image) -> list[Line]:
         """The lines of one image."""
         lines = []
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for number, place in self._places.get(image, ()):
                 file.seek(place)
                 lines.append(_line(self._parse(number, file.readline()), self.path, number))
@@ -313,7 +314,7 @@ def _entries(path: Path) -> Iterator[Any]:
 
 def _parsed(path: Path) -> Iterator[Any]:
     decoder, text, place, number = json.JSONDecoder(object_pairs_hook=unrepeated), "", 0, 0
-    with path.open("rb") as start:
+    with open_regular(path) as start:
         encoding = encoding_of(start.read(4))
     with path.open(encoding=encoding) as file:
 

@@ -26,7 +26,7 @@ from rarebox.data.review import MODEL, Sheet, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
-from rarebox.files import write_new
+from rarebox.files import read_bytes, real, write_new
 from rarebox.naming import clean_all, file_names
 from rarebox.parsing import from_json
 from rarebox.types import Floats, ImageRecord, Ints, Query, Source, as_boxes
@@ -308,8 +308,8 @@ def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Pa
         try:
             with content_of(item.record.path) as content:
                 if content is None:
-                    source = Path(item.record.path).resolve()
-                    may_link = not copy and not source.is_relative_to(replaced.resolve())
+                    source = real(item.record.path)
+                    may_link = not copy and not source.is_relative_to(real(replaced))
                     if may_link and source.is_file() and os.access(source, os.R_OK) and _linked(source, target):
                         continue
                     content = _content(source)
@@ -327,7 +327,7 @@ def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Pa
 def _content(file: Path) -> bytes:
     """What is in a file. Raises `UnreadableImage`."""
     try:
-        return file.read_bytes()
+        return read_bytes(file)
     except OSError as error:
         raise UnreadableImage(file, error.strerror or "it cannot be read") from error
 

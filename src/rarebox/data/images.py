@@ -16,6 +16,7 @@ from PIL import Image
 from rarebox.data import remote
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
+from rarebox.files import NOT_REGULAR
 from rarebox.naming import is_litter
 from rarebox.types import ImageRecord, Picture
 
@@ -218,7 +219,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
             raise UnreadableImage(path, "its name is not valid UTF-8, so rename it")
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
             folder = os.path.isdir(path)
-            raise UnreadableImage(path, "it is a folder that may not be read" if folder else "it is not a regular file")
+            raise UnreadableImage(path, "it is a folder that may not be read" if folder else NOT_REGULAR)
         try:
             image = Image.open(path if content is None else io.BytesIO(content), formats=_formats())
             held.enter_context(image)

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
+from rarebox.files import read_bytes
 from rarebox.naming import is_litter
 from rarebox.text import decode
 
@@ -152,7 +153,7 @@ def _listed(url: str) -> list[str]:
         with fetched(url) as content:
             text = decode(content, url)
     else:
-        text = decode(Path(url).read_bytes(), url)
+        text = decode(read_bytes(url), url)
     folder = url.rpartition("/")[0]
     named = []
     for line in dict.fromkeys(line.strip() for line in text.splitlines()):

@@ -36,6 +36,7 @@ from rarebox.data.disk import Disk, place_key, slashes
 from rarebox.data.images import files_below, image_files
 from rarebox.data.markup import from_xml
 from rarebox.errors import UserError
+from rarebox.files import read_bytes
 from rarebox.naming import ByName
 from rarebox.text import read_text
 
@@ -249,7 +250,7 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
 def _agreed(path: Path | str, said: Mapping[Path, ListedImage | None], problems: list[Problem]) -> ListedImage | None:
     """A photo as its label file has it, None if that is broken; without labels if it has label files that differ."""
     first, *others = said
-    if not others or all(xml.read_bytes() == first.read_bytes() for xml in others):
+    if not others or all(read_bytes(xml) == read_bytes(first) for xml in others):
         return said[first]
     what = f"its label files {' and '.join(map(str, said))} differ, so none of them is used; keep the right one"
     problems.append(Problem("several label files", str(path), what))
@@ -299,7 +300,7 @@ def _parse(xml: Path) -> ET.Element:
     """The root of a label file, with the names of all elements in small letters. Raises `UserError`, naming the line of
     a syntax error."""
     try:
-        root = from_xml(xml.read_bytes())
+        root = from_xml(read_bytes(xml))
     except ET.ParseError as error:
         raise UserError(f"{xml}, line {error.position[0]}: this is not valid XML ({error}); repair the file") from None
     except ValueError as error:

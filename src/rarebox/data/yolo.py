@@ -16,6 +16,7 @@ from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader, expor
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.errors import UserError
+from rarebox.files import read_bytes
 from rarebox.parsing import PlainLoader, finite, from_yaml
 from rarebox.text import read_text
 
@@ -108,7 +109,7 @@ class _Form(NamedTuple):
 
 def _looks_like_yolo(path: Path) -> bool:
     try:
-        text = path.read_bytes().replace(b"\0", b"")  # UTF-16 has zeros between
+        text = read_bytes(path).replace(b"\0", b"")  # UTF-16 has zeros between
     except OSError:  # a folder of that name, or a file that may not be read
         return False
     return b"names:" in text and b"train:" in text

@@ -10,7 +10,7 @@ import numpy as np
 from rarebox import strategies
 from rarebox.config import Section, Settings
 from rarebox.errors import UserError
-from rarebox.files import read_json
+from rarebox.files import read_json, real
 from rarebox.run_folder import RunFolder
 
 Record = dict[str, Any]
@@ -117,7 +117,7 @@ def _read(folder: RunFolder) -> ReportedRun:
         records,
         environment=read_json(folder.environment) if folder.environment.exists() else {},
         problems=read_json(problems) if problems.exists() else [],
-        name=folder.root.resolve().name,
+        name=real(folder.root).name,
     )
 
 

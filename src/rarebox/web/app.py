@@ -30,6 +30,7 @@ from rarebox.data.images import UnreadableImage, content_of, opened, read_pictur
 from rarebox.data.remote import is_url
 from rarebox.errors import Unavailable, UserError
 from rarebox.exchange import Offer
+from rarebox.files import real
 from rarebox.people import Submission, clean_name
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web.desk import Desk
@@ -310,7 +311,10 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         """
         found = record(image_id)
         try:
-            return await to_thread.run_sync(_picture, found, size, limiter=far if is_url(found.path) else None)
+            picture = await to_thread.run_sync(_picture, found, size, limiter=far if is_url(found.path) else None)
+            if not desk.photos.is_there(found):
+                raise UnreadableImage(found.path, "another photo has taken its path; restart the server")
+            return picture
         except UnreadableImage as error:
             raise HTTPException(404, f"this picture cannot be shown: {error.reason}") from error
 
@@ -367,10 +371,12 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
     def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
         """All labels as a zip file."""
-        name = f"{desk.project.folder.root.resolve().name}-{format}.zip"
+        name = f"{real(desk.project.folder.root).name}-{format}.zip"
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
         headers = {"Content-Disposition": f'attachment; filename="{safe}"'}
-        return Response(_zipped(desk.project.folder.root, format), media_type="application/zip", headers=headers)
+        content = _zipped(desk.project.folder.root, format)
+        desk.see_photos()
+        return Response(content, media_type="application/zip", headers=headers)
 
     offer = Offer(desk.project, do=lambda job: desk.do(job).result())
     app.include_router(router_of(offer), prefix="/ml/{key}", dependencies=[Depends(program)])

@@ -12,6 +12,7 @@ import numpy as np
 
 from rarebox.asking import Asker
 from rarebox.candidates import rows_by_image
+from rarebox.files import real
 from rarebox.people import Given, Lease, Outcome, People, Submission
 from rarebox.project import Project
 from rarebox.pseudo import far_from
@@ -50,7 +51,7 @@ class Desk:
 
     def __init__(self, project: Project, train: bool = True, engine: Sequence[str] = ()) -> None:
         self.project, self.people = project, People(project.store)
-        self.images: dict[int, ImageRecord] = project.store.images()
+        self.see_photos()
         self.version, self.questions = 0, 0
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
         self._ledger, self._lock, self._anew = Ledger(), RLock(), False
@@ -118,6 +119,11 @@ class Desk:
             self.questions += 1
 
         return self.do(work)
+
+    def see_photos(self) -> None:
+        """Read where the photos lie: they may have been found elsewhere."""
+        self.images: dict[int, ImageRecord] = self.project.store.images()
+        self.photos = self.project.photos()
 
     def train(self) -> None:
         """Train now, whatever is left of the budget."""
@@ -363,7 +369,7 @@ class Desk:
         ledger, settings = self._ledger, self.project.settings
         trainer = self.trainer.status if self.trainer else {"state": "idle"}
         return {
-            "project": self.project.folder.root.resolve().name,
+            "project": real(self.project.folder.root).name,
             "classes": [
                 {"label": label, "name": name, "count": int(self._counts[label]),
                  "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label])}

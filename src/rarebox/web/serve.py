@@ -20,9 +20,9 @@ import uvicorn
 
 from rarebox import cluster
 from rarebox.errors import Busy, UserError
+from rarebox.files import real
 from rarebox.people import clean_name
-from rarebox.photos import is_there
-from rarebox.project import Project
+from rarebox.project import Progress, Project
 from rarebox.run_folder import hold
 from rarebox.web.app import make_app
 from rarebox.web.connections import config_of
@@ -30,6 +30,9 @@ from rarebox.web.desk import Desk
 from rarebox.web.security import Door, Visitor, is_loopback, read_name, read_secret
 
 DEFAULT_PORT = 8765
+
+LOG_SECONDS = 5
+"""How often the start reports work that takes long."""
 
 
 def serve(
@@ -72,8 +75,11 @@ def _serve(
     port = listening.getsockname()[1]
     secret = read_secret(root / "secret")
     door = Door(secret, read_name(root / "name", secret))
-    if moved := project.find_moved_images():
-        say(f"{moved} photos were found again where they are now; they keep their labels")
+    found = project.find_moved_images(_sometimes(say))
+    if found.moved:
+        say(f"{len(found.moved)} photos were found again where they are now; they keep their labels")
+    for warning in found.warnings():
+        say(warning)
     new = project.add_new_images()
     desk = Desk(project, engine=engine)
     shown = f"[{host}]" if ":" in host else host
@@ -82,8 +88,8 @@ def _serve(
     base = f"http://{shown}:{port}/"
     images = len(desk.images)
     more = f", {new} of them new" if new else ""
-    say(f"{root.resolve().name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
-    if gone := sum(not is_there(image) for image in desk.images.values()):
+    say(f"{real(root).name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
+    if gone := sum(not desk.photos.is_there(image) for image in desk.images.values()):
         say(
             f"{gone} of them are not where they were and cannot be shown. Put them back into {project.settings.data}, "
             f"or, if the folder has moved: rarebox relocate {root} FOLDER"
@@ -106,6 +112,19 @@ def _serve(
         ending.server.run(sockets=[listening])
     finally:
         desk.close()
+
+
+def _sometimes(say: Callable[[str], None]) -> Progress:
+    """Report long work now and then."""
+    last = time.monotonic()
+
+    def progress(stage: str, done: int, of: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > LOG_SECONDS:
+            last = time.monotonic()
+            say(f"{stage}: {done} of {of} {note}")
+
+    return progress
 
 
 def _is_worth_an_error(record: logging.LogRecord) -> bool:
