@@ -85,7 +85,7 @@ def test_photos_are_found_again_beside_it(photos: Path, tmp_path: Path, make: Ca
     (photos / "1.png").unlink()
     make(photos / "1.png")  # where a photo was
     said = command("relocate", tmp_path / "project", photos)
-    assert "3 photos are in" in said
+    assert "3 photos found in" in said
     assert f"not found: {photos / '1.png'}" in said
     project = Project(tmp_path / "project")
     assert project.add_new_images() == 0
