@@ -244,3 +244,15 @@ def test_a_hash_of_a_file_that_has_only_just_changed_is_not_kept(tmp_path: Path)
     file.write_bytes(b"two")  # of the same size, in the same inode
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert contents.of(file) != known
+
+
+def test_a_path_with_a_nul_does_not_keep_the_others_from_being_exported(root: Path, tmp_path: Path) -> None:
+    with Store(root / "labels.sqlite") as store:
+        store.move_images({3: "x\0y"})
+    assert exported(root, tmp_path / "out") == LABELS  # its photo is found by its content
+    with Store(root / "labels.sqlite") as store:
+        gone = Path(store.images()[3].path)
+        store.move_images({3: "x\0y"})
+    gone.unlink()
+    assert exported(root, tmp_path / "out") == {n: boxes for n, boxes in LABELS.items() if n != 3}
+    assert start(root) == 0

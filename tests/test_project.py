@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
-from rarebox import cli, config, loop, outside, project, ranking, trainer
+from rarebox import cli, config, loop, outside, project, ranking, schema, trainer
 from rarebox.data import load
 from rarebox.errors import UserError
 from rarebox.oracle import SimulatedOracle
@@ -423,3 +424,16 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
     assert [(one["box"], one["label"]) for one in desk.image(4)["others"]] == [([10, 20, 50, 60], 2)]
     assert desk.image(3)["others"] == []
     desk.close()
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_a_photo_whose_size_is_damaged_is_not_taken_in_again(pictures: Path, tmp_path: Path, which: str) -> None:
+    now = start(pictures, tmp_path)
+    last = max(now.store.images())
+    damaged = schema.images.c.id == (last if which == "last" else 1)
+    with now.store.transaction(writes=True) as connection:
+        connection.execute(update(schema.images).where(damaged).values(width=-1))
+    assert now.add_new_images() == 0
+    Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "new.png")
+    assert now.add_new_images() == 1
+    assert max(now.store.images()) == last + 1

@@ -1,7 +1,7 @@
 """A project: a folder in which people answer. What it holds, and how it begins; see :mod:`rarebox.trainer` for more."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -91,8 +91,8 @@ class Project:
         A photo that was moved or renamed is no new one: it keeps its number and its labels.
         """
         self.find_moved_images()
-        known = self.store.images()
-        new, digests = _new_files(known, Path(self.settings.data), self.folder.root), dict[int, str]()
+        known = self.store.taken_paths()
+        new, digests = _new_files(known.values(), Path(self.settings.data), self.folder.root), dict[int, str]()
         contents = Contents(self.folder.photos)
         records, _ = read_images(
             new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests, contents=contents
@@ -223,9 +223,9 @@ def _as_written(file: Path) -> Iterator[None]:
         raise damaged(file, repr(error)[:100]) from error
 
 
-def _new_files(known: Mapping[int, ImageRecord], folder: Path, root: Path) -> list[str]:
+def _new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
     """Image files below a folder, outside the project's own, that no image lies in, by whatever links."""
-    paths = {real(image.path) for image in known.values()}
+    paths = {*map(real, known)}
     files = photos_in(folder, root) if folder.is_dir() else ()
     return [os.path.abspath(file) for file in files if real(file) not in paths]
 

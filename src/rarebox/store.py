@@ -212,6 +212,14 @@ class Store:
                 rows = [{"image_id": number, "path": path} for number, path in paths.items()]
                 connection.execute(insert(schema.image_moves), rows)
 
+    def taken_paths(self) -> dict[int, str]:
+        """Where each image lies now, by its id, images without a usable size included: neither the id nor the file is
+        free for a new one."""
+        with self.transaction() as connection:
+            rows = [(row.id, row.path) for row in connection.execute(select(schema.images))]
+            rows += [(row.image_id, row.path) for row in connection.execute(_MOVES)]
+        return {image_id: path if is_text(path) else "" for image_id, path in rows if type(image_id) is int}
+
     def image_paths(self) -> dict[int, list[str]]:
         """Every path that each image has had, by its id, the present one last."""
         with self.transaction() as connection:
