@@ -128,7 +128,7 @@ def test_labels_follow_photos_that_are_renumbered_after_a_deletion(root: Path, f
     for number in range(3, COUNT + 1):
         (folder / name(number)).rename(folder / name(number - 1))
     said = command("relocate", root, folder)
-    assert f"{COUNT - 1} photos are in" in said
+    assert f"{COUNT - 1} photos found in" in said
     assert "cannot be found, and another photo has taken its path: frame_2 (missing, image 2).png." in said
     assert start(root) == 0
     assert exported(root, tmp_path / "out") == {n: boxes for n, boxes in LABELS.items() if n != 2}
@@ -187,7 +187,7 @@ def test_a_touched_photo_is_the_same_photo(root: Path, folder: Path) -> None:
         os.utime(file, (0, 0))
     said = command("relocate", root, folder)
     assert "changed" not in said
-    assert f"{COUNT} photos are in" in said
+    assert f"{COUNT} photos found in" in said
 
 
 def test_neither_training_nor_the_page_shows_a_photo_that_has_taken_anothers_path(tmp_path: Path) -> None:

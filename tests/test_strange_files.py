@@ -92,7 +92,7 @@ def test_photos_are_found_again_beside_it(photos: Path, tmp_path: Path, make: Ca
     assert not project.photos().is_there(project.store.images()[2])
     project.store.close()
     for how in ("--copy-images", "--format=voc"):
-        assert "1 photos cannot be read" in command("export", tmp_path / "project", tmp_path / f"out{how}", how)
+        assert "1 photo cannot be read" in command("export", tmp_path / "project", tmp_path / f"out{how}", how)
 
 
 def test_init_refuses_it_in_place_of_labels(photos: Path, tmp_path: Path, make: Callable[[Path], None]) -> None:
