@@ -730,7 +730,7 @@ def init_project(
     else:  # answers that were there already
         known = f"; the store labels {whole} of them completely and {len(said) - whole} in part" if said else ""
     shown = ", ".join(store.classes()) or "none yet: the page asks for them"
-    console.print(f"{counted(len(store.images()), 'photo')}{known}. Classes: {shown}", markup=False, soft_wrap=True)
+    console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
     console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
     store.close()
 
