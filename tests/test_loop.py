@@ -34,9 +34,17 @@ from rarebox.ranking import Head, still_open
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
+from tests import tiny
 from tests.tiny import as_options, make_data, settings
 
 Record = dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network() -> Iterator[None]:
+    """Nothing here depends on how well a detector sees."""
+    with tiny.small_network():
+        yield
 
 
 @pytest.fixture(scope="module")
