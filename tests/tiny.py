@@ -31,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "training.lr": 3e-3,
     "scoring.candidate_threshold": 0.01,
     "pseudo.score_floor": 0.01,
+    "scoring.views": ["flip", "rotate_5"],
     "scoring.per_image": 8,
     "scoring.shard_size": 5,
     "oracle.iou": 0.1,  # a detector this weak hits little; the rules are the same
