@@ -424,7 +424,9 @@ def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-EAGER: dict[str, Any] = {"detector__score_threshold": 0.001, "scoring__candidate_threshold": 0.001}
+EAGER: dict[str, Any] = {
+    "detector__score_threshold": 0.001, "scoring__candidate_threshold": 0.001, "pseudo__class_low": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["retinanet", "faster_rcnn"])
@@ -442,7 +444,7 @@ def first(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pyte
 def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path, strategy: str, method: str) -> None:
     chosen = settings(
         pictures, detector__name=RunFolder(first).read_settings().detector.name, selection__strategy=strategy,
-        pseudo__method=method, pseudo__calibrated=False, budget=[6], scoring__per_image=30, **EAGER,
+        pseudo__method=method, pseudo__calibrated=False, budget=[6], **EAGER,
     )  # fmt: skip
     records = loop.run(tmp_path / "run", chosen, share=first)
     assert records[-1]["looks_this_cycle"] > 0
