@@ -24,6 +24,7 @@ from rarebox.config import TrainingSettings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.types import Picture, Targets
+from tests import tiny
 
 torch.set_num_threads(1)
 
@@ -124,6 +125,13 @@ def targets() -> list[Targets]:
         Targets.of([[10, 10, 50, 70]], [1]),
         Targets.of([], []),
     ]
+
+
+@pytest.fixture(scope="module")
+def small_network() -> Iterator[None]:
+    """Detectors of this module have a small body. Not for modules that use this file's detectors."""
+    with tiny.small_network():
+        yield
 
 
 @pytest.fixture

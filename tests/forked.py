@@ -2,11 +2,21 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-PRELOADED = ["rarebox.cli", "rarebox.loop", "rarebox.web.serve", "tests.crew", "tests.serving"]
+PRELOADED = [
+    "rarebox.cli",
+    "rarebox.loop",
+    "rarebox.web.serve",
+    "rarebox.report",
+    "tests.crew",
+    "tests.serving",
+    "tests.tiny",
+]
 """All that any of them needs, for the first one decides what is loaded."""
 
 CONTEXT = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
@@ -18,3 +28,23 @@ def start(work: Callable[..., None], *given: Any) -> BaseProcess:
     process = CONTEXT.Process(target=work, args=given, daemon=True)
     process.start()
     return process
+
+
+def start_command(words: Sequence[object], said: Path) -> BaseProcess:
+    """``rarebox words…`` on a small network, as another process; it writes all its output to a file."""
+    return start(be_command, [str(word) for word in words], said)
+
+
+def be_command(words: Sequence[str], said: Path) -> None:
+    """Be ``rarebox words…``. The process ends with the command's exit code."""
+    import torch
+
+    from rarebox import cli
+    from tests import tiny
+
+    torch.set_num_threads(1)
+    for stream in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv = ["rarebox", *words]
+    with tiny.small_network():
+        cli.main()

@@ -25,6 +25,8 @@ from rarebox.files import write_json
 from rarebox.run_folder import RunFolder
 from tests.tiny import CHANGES, make_data
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 AXES = ("budget", "pseudo.method", "detector.name")
 COMMON = {name: value for name, value in CHANGES.items() if name not in AXES}
 METHODS = {

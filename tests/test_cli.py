@@ -21,6 +21,8 @@ from rarebox.run_folder import RunFolder, open_store
 from rarebox.types import Query
 from tests.tiny import as_options, make_data
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:

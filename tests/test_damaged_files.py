@@ -22,8 +22,15 @@ from rarebox.types import Query
 from rarebox.web.desk import Desk
 from tests import tiny
 
+
+def first_half(content: bytes) -> bytes:
+    """The first half and, of text, what is left of a name: what remains does not depend on how long its paths are."""
+    half = len(content) // 2
+    return content[: max(half, content.find(b":", half) - 1)]
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
-    "cut short": lambda content: content[: len(content) // 2],
+    "cut short": first_half,
     "cut at a line": lambda content: content[: content.rfind(b"\n", 0, len(content) // 2) + 1],
     "empty": lambda content: b"",
     "garbage": lambda content: random.Random(0).randbytes(max(len(content), 1)),
@@ -53,8 +60,8 @@ FOR_GOOD = ("settings.yaml", "labels.sqlite")
 
 @pytest.fixture(scope="module", autouse=True)
 def untrained() -> Any:
-    """Nothing here depends on what a training teaches."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Nothing here depends on what a training teaches, or on how a report's figures look."""
+    with tiny.small_network(), tiny.figures_not_drawn(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(TorchDetector, "fit", lambda *_, **__: 0.0)
         yield
 
@@ -240,7 +247,7 @@ def test_a_project_goes_on(
         with pytest.raises(UserError, match="start one: rarebox init"):
             questions(root)
         create(root, asking.with_name("photos"), changes={**tiny.CHANGES, "budget": [6], "budget_unit": "looks"})
-        assert len(questions(root)) == 4
+        assert questions(root) == wanted[0]
         return
     asked, times = with_advice(lambda: questions(root), file)
     assert asked == wanted[0]

@@ -33,6 +33,8 @@ from rarebox.types import ImageRecord
 from tests import tiny
 from tests.web import opened
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 CHANGES = {"initial_images": 2, "budget": [3], "detector.image_size": 64}
 
 

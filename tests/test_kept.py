@@ -25,6 +25,8 @@ from rarebox.web import supervisor
 from tests import tiny
 from tests.serving import WAITING
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 DETECTIONS = {
     "classes": ["zero"], "image": "train_0000.jpg", "width": 96, "height": 96, "boxes": [[10, 20, 50, 60]],
     "scores": [0.9], "labels": ["zero"],

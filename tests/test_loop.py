@@ -1,12 +1,9 @@
 """The loop as a whole: what a run leaves behind, that it repeats itself, and that nothing can make it lose its way."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +31,10 @@ from rarebox.ranking import Head, still_open
 from rarebox.run_folder import RunFolder
 from rarebox.store import Store
 from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
+from tests import forked
 from tests.tiny import as_options, make_data, settings
+
+pytestmark = pytest.mark.usefixtures("small_network")
 
 Record = dict[str, Any]
 
@@ -424,7 +424,9 @@ def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-EAGER: dict[str, Any] = {"detector__score_threshold": 0.001, "scoring__candidate_threshold": 0.001}
+EAGER: dict[str, Any] = {
+    "detector__score_threshold": 0.001, "scoring__candidate_threshold": 0.001, "pseudo__class_low": 0.0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["retinanet", "faster_rcnn"])
@@ -875,22 +877,24 @@ def test_death_before_any_write_changes_nothing_in_the_end(
 
 def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
     """A real process, killed for real; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
-    out, moments = tmp_path / "run", random.Random(0)
-    command = [sys.executable, "-m", "rarebox", "run", str(out), "--data", str(pictures), "--json", *as_options()]
-    kills = 0
-    while kills < 2:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert child.stdout is not None
-        for _ in range(moments.randrange(2, 9)):  # so many lines of progress, then a moment more
-            if not child.stdout.readline():
-                break
+    out, moments, kills = tmp_path / "run", random.Random(0), 0
+    command = ["run", out, "--data", pictures, "--json", *as_options()]
+    while kills < 4:
+        said = tmp_path / f"said_{kills}"
+        child = forked.start_command(command, said)
+        wanted = moments.randrange(2, 9)  # so many lines of progress, then a moment more
+        while child.is_alive() and not (said.exists() and said.read_bytes().count(b"\n") >= wanted):
+            time.sleep(0.01)
         time.sleep(moments.random() * 0.3)
-        child.send_signal(signal.SIGKILL)
-        child.stdout.close()
-        if child.wait() == 0:
+        child.kill()
+        child.join()
+        if child.exitcode == 0:
             break
+        assert child.exitcode == -signal.SIGKILL, said.read_text()
         kills += 1
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = forked.start_command(command, tmp_path / "said")
+    last.join()
+    assert last.exitcode == 0, (tmp_path / "said").read_text()
     assert kills
     assert outcome(out) == outcome(finished)
 

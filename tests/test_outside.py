@@ -23,6 +23,8 @@ from rarebox.types import Answer, Detections, ImageRecord, Query, Source, Verdic
 from rarebox.views import make_views
 from tests.tiny import make_data, settings
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 Lines = list[dict[str, Any]]
 
 

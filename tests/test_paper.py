@@ -10,6 +10,8 @@ from PIL import Image
 from rarebox import bench, config, data
 from tests.tiny import CHANGES, make_data
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 PAPER = Path(__file__).parent.parent / "paper"
 GRIDS = sorted(PAPER.glob("*.yaml"))
 VOC = [grid for grid in GRIDS if "voc0712" in grid.read_text(encoding="utf-8")]

@@ -17,6 +17,8 @@ from rarebox.store import Store
 from rarebox.types import Answer, Query, Verdict
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 NAMES = ("a/1.png", "a/2.png", "b/1.png", "b/2.png", "twin.png", "b/twin.png")
 BOX = np.array([[1, 1, 9, 9]], dtype=np.float32)
 

@@ -23,6 +23,8 @@ from rarebox.types import Answer, Query, Verdict
 from rarebox.web.desk import Desk
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 CHANGES = {name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")}
 CHANGES |= {"initial_images": 5, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
 

@@ -1,10 +1,20 @@
-"""A data set and settings small enough for a whole run in a second or two."""
+"""A data set, settings and a network small enough for a whole run in a second or two."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor, nn
+
 from rarebox import config
 from rarebox.data import scenes
+from rarebox.detectors.backbones import BACKBONES
+from rarebox.report import figures
 
 CHANGES: dict[str, Any] = {
     "initial_images": 4,
@@ -21,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "training.lr": 3e-3,
     "scoring.candidate_threshold": 0.01,
     "pseudo.score_floor": 0.01,
+    "scoring.views": ["flip", "rotate_5"],
     "scoring.per_image": 8,
     "scoring.shard_size": 5,
     "oracle.iou": 0.1,  # a detector this weak hits little; the rules are the same
@@ -42,3 +53,59 @@ def as_options(**changes: Any) -> list[str]:
     """The same settings for the command line."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
     return [part for name, value in {**CHANGES, **named}.items() for part in ("--set", f"{name}={value}")]
+
+
+WIDTHS = {8: 8, 16: 12, 32: 16}
+"""Channels of the small body's maps, by stride."""
+
+
+class SmallBody(nn.Module):
+    """Five convolutions where EfficientNet-Lite0 has fifty: maps at strides 8, 16 and 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(halving(3, 8), nn.ReLU(), halving(8, 8), nn.ReLU(), halving(8, WIDTHS[8]))
+        self.later = nn.ModuleList(halving(*pair) for pair in pairwise(WIDTHS.values()))
+        self.stem.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        maps = [self.stem(pixels)]
+        for layer in self.later:
+            maps.append(layer(maps[-1].relu()))
+        return maps
+
+
+def halving(given: int, wanted: int) -> nn.Module:
+    return nn.Conv2d(given, wanted, 3, stride=2, padding=1)
+
+
+def pretrained() -> dict[str, Tensor]:
+    """The same weights every time, drawn without touching the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        body = SmallBody()
+        for layer in body.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+    return body.state_dict()
+
+
+@contextmanager
+def small_network() -> Iterator[None]:
+    """Detectors on EfficientNet-Lite0 have a small body in this process: for what does not depend on how well one sees.
+
+    The heads, the losses, and all that reads and writes models are the product's own.
+    """
+    spec = BACKBONES["efficientnet_lite0"]
+    small = replace(spec, body=lambda _: SmallBody(), channels=WIDTHS, width=16, imagenet=pretrained)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "efficientnet_lite0", small)
+        yield
+
+
+@contextmanager
+def figures_not_drawn() -> Iterator[None]:
+    """Reports make their figures and do not draw them, which takes most of a report's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "publish", lambda panel, *_: panel)
+        yield
