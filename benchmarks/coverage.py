@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rarebox import config, ranking, seeds, tables
-from rarebox.candidates import Shards
+from rarebox import config
+from rarebox.core import parquet, seeds
+from rarebox.pool import ranking
+from rarebox.pool.candidates import Shards
 from rarebox.types import ImageScores, LabelState
 
 WIDTH, CLUSTERS, CLASSES = 256, 500, 20
@@ -43,7 +45,7 @@ def make(folder: Path, shards: int) -> list[Path]:
         cluster = dice.choice(CLUSTERS, SHARD, p=share / share.sum())
         features = middles[cluster] + spread[cluster, None] * dice.normal(size=(SHARD, WIDTH)).astype(np.float32)
         corner, side = dice.uniform(0, 900, (SHARD, 2)), dice.uniform(8, 100, (SHARD, 2))
-        tables.write(file, {
+        parquet.write(file, {
             "image_id": np.repeat(np.arange(number * IMAGES, (number + 1) * IMAGES), BOXES),
             "box_index": np.tile(np.arange(BOXES), IMAGES),
             "boxes": np.hstack([corner, corner + side]).astype(np.float32),
@@ -91,11 +93,11 @@ def distances(files: list[Path], picked: list[int]) -> dict[str, float]:
     for number, file in enumerate(files):
         here = wanted[wanted // SHARD == number] % SHARD
         if len(here):
-            parts.append(tables.read(file)["features"][here].astype(np.float32))
+            parts.append(parquet.read(file)["features"][here].astype(np.float32))
     centres = np.concatenate(parts)
     nearest = []
     for file in files:
-        points = tables.read(file)["features"].astype(np.float32)
+        points = parquet.read(file)["features"].astype(np.float32)
         product = points @ centres.T
         squares = (points**2).sum(axis=1) + ((centres**2).sum(axis=1) - 2 * product).min(axis=1)
         nearest.append(np.sqrt(np.maximum(squares, 0)))

@@ -22,12 +22,16 @@ from pathlib import Path
 from shutil import copyfile, rmtree
 from statistics import median
 
-from rarebox import candidates, cluster, config, data, loop, running, scoring
-from rarebox.data import scenes
+from rarebox import config
+from rarebox.data import datasets, scenes
+from rarebox.data.pictures import Pictures
 from rarebox.detectors.environment import compute_with
-from rarebox.pictures import Pictures
-from rarebox.run_folder import RunFolder
-from rarebox.store import Store
+from rarebox.labels.store import Store
+from rarebox.loop import cluster, simulate
+from rarebox.loop.run import Run, load_detector, new_detector
+from rarebox.loop.run_folder import RunFolder
+from rarebox.loop.scoring import make_shards, score_images
+from rarebox.pool import candidates
 from rarebox.types import ImageRecord
 
 PROCESSES, DRAWN = 2, 20
@@ -44,19 +48,19 @@ def prepare(folder: Path, images: int, size: int) -> None:
     run_folder = RunFolder(folder / "run")
     run_folder.root.mkdir()
     run_folder.settings.write_text(config.dump(config.resolve("laptop", None, changes)))
-    drawn = data.load(place).train.images
+    drawn = datasets.load(place).train.images
     for number in range(images):  # drawing so many would take longer than all rounds
         copyfile(drawn[number % len(drawn)].path, folder / f"{number:05d}.jpg")
-    run = open_run(folder, Store(folder / "labels.sqlite", classes=data.load(place).classes))
-    running.new_detector(run).save(run.folder.cycle(1))
+    run = open_run(folder, Store(folder / "labels.sqlite", classes=datasets.load(place).classes))
+    new_detector(run).save(run.folder.cycle(1))
     run.store.close()
 
 
-def open_run(folder: Path, store: Store) -> running.Run:
+def open_run(folder: Path, store: Store) -> Run:
     """That run, with all files as its pool; nothing decoded is kept."""
     place = RunFolder(folder / "run")
     settings = place.read_settings()
-    run = loop.open_run(place, settings, data.load(settings.data), store, lambda *_: None)
+    run = simulate.open_run(place, settings, datasets.load(settings.data), store, lambda *_: None)
     files = sorted(folder.glob("*.jpg"))
     records = [ImageRecord(number, str(file), 128, 128) for number, file in enumerate(files)]
     run.pool = Pictures(records, settings.detector.size, keep_bytes=0)
@@ -72,11 +76,11 @@ def part(folder: Path, number: int) -> None:
         size = run.settings.scoring.shard_size
         every = [run.pool.records[i : i + size] for i in range(0, len(run.pool), size)]
         places = range(number, len(every), PROCESSES)
-        detector = running.load_detector(run, 1)
+        detector = load_detector(run, 1)
         print("started", flush=True)
         for place in places:
             pictures = Pictures(every[place], run.settings.detector.size, keep_bytes=0)
-            found, of_images = scoring.score_images(detector, pictures, run.settings, 2)
+            found, of_images = score_images(detector, pictures, run.settings, 2)
             candidates.write(folder / "plain" / f"images_{place:05d}.parquet", of_images)
             candidates.write(folder / "plain" / f"shard_{place:05d}.parquet", found)
 
@@ -112,7 +116,7 @@ def by_ray(folder: Path, where: cluster.Cluster) -> tuple[float, float]:
                 begun.append(time.perf_counter() - begin)
 
         run.progress, run.engine = progress, where.score
-        scoring.make_shards(run, 2, run.pool.records)
+        make_shards(run, 2, run.pool.records)
         return time.perf_counter() - begin, begun[0]
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rarebox import config, loop
+from rarebox import config
+from rarebox.loop import simulate
 
 
 def cycles(out: Path, settings: config.Settings, turn: Any, done: Any) -> None:
@@ -32,7 +33,7 @@ def cycles(out: Path, settings: config.Settings, turn: Any, done: Any) -> None:
             turn.acquire()
         start = time.process_time()
 
-    loop.run(out, settings, finished=finished)
+    simulate.simulate(out, settings, finished=finished)
 
 
 def main() -> None:

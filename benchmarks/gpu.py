@@ -29,9 +29,10 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
-from rarebox import config, running, scoring
+from rarebox import config
+from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, build, on_device
-from rarebox.pictures import Pictures
+from rarebox.loop import run, scoring
 from rarebox.types import ImageRecord, Targets
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def rate(work: Callable[[], object], count: int, device: torch.device) -> float:
 
 def plain(detector: TorchDetector, pictures: Pictures, size: int) -> None:
     """Each picture once through ``predict``, in batches of one shape."""
-    for _, batch in pictures.in_batches(running.batches(pictures, size)):
+    for _, batch in pictures.in_batches(run.batches(pictures, size)):
         detector.predict(batch)
 
 

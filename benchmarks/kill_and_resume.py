@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tests.tiny import as_options, make_data
 
-from rarebox.run_folder import RunFolder
-from rarebox.store import Store
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder
 
 
 def outcome(out: Path) -> object:

@@ -30,9 +30,9 @@ import httpx
 from PIL import Image
 from tests.serving import Served, make_project
 
-from rarebox.people import People
-from rarebox.run_folder import RunFolder
-from rarebox.store import Store
+from rarebox.labels.leases import People
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder
 from rarebox.types import ImageRecord
 
 IMAGES, SIDE, GRID = 40, 1000, 30

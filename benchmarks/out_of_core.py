@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rarebox import config, ranking, seeds, tables
-from rarebox.candidates import Shards
-from rarebox.store import ImageLabels
-from rarebox.types import ImageScores, as_boxes
+from rarebox import config
+from rarebox.core import parquet, seeds
+from rarebox.pool import ranking
+from rarebox.pool.candidates import Shards
+from rarebox.types import ImageLabels, ImageScores, as_boxes
 
 IMAGES, BOXES, CLASSES = 2_000, 100, 20
 SHARD = IMAGES * BOXES
@@ -38,7 +39,7 @@ def make(folder: Path, shards: int) -> list[Path]:
         dice = np.random.default_rng(number)
         corner = dice.uniform(0, 900, (SHARD, 2)).astype(np.float32)
         side = dice.uniform(8, 100, (SHARD, 2)).astype(np.float32)
-        tables.write(file, {
+        parquet.write(file, {
             "image_id": np.repeat(np.arange(number * IMAGES, (number + 1) * IMAGES), BOXES),
             "box_index": np.tile(np.arange(BOXES), IMAGES),
             "boxes": np.hstack([corner, corner + side]),
@@ -55,7 +56,7 @@ def answers(files: list[Path]) -> dict[int, ImageLabels]:
     labels, nothing = {}, np.zeros((0, 4), np.float32)
     each = ANSWERS // 3 // len(files) + 1
     for number, file in enumerate(files):
-        boxes = next(tables.batches(file, ["boxes"], each * BOXES))["boxes"]
+        boxes = next(parquet.batches(file, ["boxes"], each * BOXES))["boxes"]
         for image in range(min(each, ANSWERS // 3 - len(labels))):
             human = as_boxes(boxes[image * BOXES : image * BOXES + 2] + 1)
             rejected = as_boxes(boxes[[image * BOXES + 2]])

@@ -13,10 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rarebox import config, loop
-from rarebox.candidates import Shards
-from rarebox.run_folder import RunFolder
-from rarebox.store import Store
+from rarebox import config
+from rarebox.data import datasets
+from rarebox.labels.store import Store
+from rarebox.loop import cycle, simulate
+from rarebox.loop.run_folder import RunFolder
+from rarebox.pool.candidates import Shards
 
 
 def main() -> None:
@@ -34,17 +36,17 @@ def main() -> None:
             place = place[section]
         place[last] = value
     settings = config.check(told)
-    dataset = loop.load_data(settings.data)
+    dataset = datasets.load_data(settings.data)
     with tempfile.TemporaryDirectory() as scratch:
         here = RunFolder(Path(scratch))
         shutil.copy(before.store, here.store)
         with Store(here.store, classes=dataset.classes, flush=False) as store:
-            run = loop.open_run(here, settings, dataset, store, tell)
+            run = simulate.open_run(here, settings, dataset, store, tell)
             run.cycle = given.cycle
             folder = before.cycle(given.cycle) / "candidates"
             found = Shards(sorted(folder.glob("shard_*.parquet"))) if given.cycle > 1 else None
-            targets = loop.training_targets(run, given.cycle, found)
-            result = loop.evaluate(run, given.cycle, loop.retrain(run, given.cycle, targets))
+            targets = cycle.training_targets(run, given.cycle, found)
+            result = cycle.evaluate(run, given.cycle, cycle.retrain(run, given.cycle, targets))
     counts = {"images": len(targets), "boxes": sum(len(t) for t in targets.values())}
     line = {"run": given.run.name, "cycle": given.cycle, "set": given.changes, **counts, "ap50": result["ap50"]}
     print(json.dumps({**line, "per_class_ap50": result["per_class_ap50"]}))

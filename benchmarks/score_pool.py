@@ -15,16 +15,18 @@ from pathlib import Path
 
 import torch
 
-from rarebox import detectors, loop, running, scoring
+from rarebox import detectors
+from rarebox.data import datasets
+from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector
-from rarebox.pictures import Pictures
-from rarebox.run_folder import RunFolder
+from rarebox.loop import run, scoring
+from rarebox.loop.run_folder import RunFolder
 
 
 def plain(detector: TorchDetector, pictures: Pictures, passes: int, size: int) -> None:
     """So many passes of ``predict`` over pictures, in batches of one shape."""
     for _ in range(passes):
-        for _, batch in pictures.in_batches(running.batches(pictures, size)):
+        for _, batch in pictures.in_batches(run.batches(pictures, size)):
             detector.predict(batch)
 
 
@@ -47,7 +49,7 @@ def main() -> None:
     chosen = options.parse_args()
     folder = RunFolder(chosen.run)
     settings = folder.read_settings()
-    records = loop.load_data(settings.data).train.images[: chosen.images]
+    records = datasets.load_data(settings.data).train.images[: chosen.images]
     model = folder.cycle(folder.records()[-1]["cycle"])
     detector = detectors.load(model, chosen.device or settings.device, settings.training)
     views = len(settings.scoring.views)

@@ -43,7 +43,7 @@ import numpy as np
 import psutil
 from tests.serving import Served, make_project
 
-from rarebox.project import Project
+from rarebox.project.project import Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
 
 SCENARIOS: dict[str, dict[str, Any]] = {

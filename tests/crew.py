@@ -16,13 +16,14 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from torch.nn.modules.module import register_module_forward_hook
 
 import rarebox.detectors.detector
-from rarebox import cli, detectors
+from rarebox import detectors
+from rarebox.cli import main
 from rarebox.config import TrainingSettings
+from rarebox.data.pictures import Pictures, which_are_tall
 from rarebox.detectors import TorchDetector, distributed
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.errors import UserError
-from rarebox.pictures import Pictures, which_are_tall
 from rarebox.types import Bools, Picture, Source, Targets
 from tests import forked
 from tests.conftest import CLASSES, make
@@ -184,7 +185,7 @@ def run_command(arguments: Sequence[str], said: Path, end: Callable[[], None] | 
         torch.nn.modules.module.register_module_forward_pre_hook(count)
     sys.argv = ["rarebox", "run", *arguments]
     try:
-        cli.main()
+        main.main()
     except SystemExit as error:
         if error.code:
             raise

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "rarebox.cli",
-    "rarebox.loop",
+    "rarebox.cli.main",
+    "rarebox.loop.cycle",
     "rarebox.web.serve",
     "rarebox.report",
     "tests.crew",
@@ -39,7 +39,7 @@ def be_command(words: Sequence[str], said: Path) -> None:
     """Be ``rarebox words…``. The process ends with the command's exit code."""
     import torch
 
-    from rarebox import cli
+    from rarebox.cli import main
     from tests import tiny
 
     torch.set_num_threads(1)
@@ -47,4 +47,4 @@ def be_command(words: Sequence[str], said: Path) -> None:
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = ["rarebox", *words]
     with tiny.small_network():
-        cli.main()
+        main.main()

@@ -13,16 +13,20 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from rarebox import bench, compare, config, data, outside, tables
-from rarebox.data import cvat, labelstudio, remote
+from rarebox import config, external
+from rarebox.core import parquet
+from rarebox.data import cvat, datasets, labelstudio, listings, remote
 from rarebox.data.images import FORMATS, image_size, read_image, read_picture
 from rarebox.data.review import Batch
-from rarebox.exchange import bring_in
-from rarebox.project import Project, create
-from rarebox.ranking import Head
+from rarebox.grid import spec
+from rarebox.grid.results import read
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import open_store
+from rarebox.pool.ranking import Head
+from rarebox.project.create import create
+from rarebox.project.exchange import bring_in
+from rarebox.project.project import Project
 from rarebox.report import reading
-from rarebox.run_folder import open_store
-from rarebox.store import Store
 from rarebox.types import Candidates, ImageRecord, Query
 
 CLASSES = ("cat", "dog")
@@ -54,7 +58,7 @@ def put(file: Path, content: Any) -> None:
 # ------------------------------------------------------------------------------------------- data sets
 
 
-def use(found: data.Dataset) -> None:
+def use(found: listings.Dataset) -> None:
     """A data set goes to a store, its problems to a file and a terminal."""
     for problem in found.problems:
         json.dumps(asdict(problem)).encode()
@@ -64,7 +68,7 @@ def use(found: data.Dataset) -> None:
 
 
 def load(folder: Path) -> None:
-    use(data.load(folder))
+    use(datasets.load(folder))
 
 
 def coco_content() -> dict[str, Any]:
@@ -273,7 +277,7 @@ def rank(folder: Path, *names: str | None, strategy: str = "class_balanced") -> 
     found, views, views_map, labels, images = (folder / name if name else None for name in names)
     assert found is not None
     settings = config.resolve("laptop", None, {"selection.strategy": strategy})
-    ranked = outside.rank(found, views, labels, images, settings, 5, views_map=views_map)
+    ranked = external.rank(found, views, labels, images, settings, 5, views_map=views_map)
     from rarebox.data import ranked as lists
     from rarebox.data.review import sheets
 
@@ -430,7 +434,7 @@ READERS: Mapping[str, Reader] = {
         ["changes.txt"],
         read_changes,
     ),
-    "grid": Reader(make_grid, ["grid.yaml"], lambda folder: bench.read(folder / "grid.yaml", {})),
+    "grid": Reader(make_grid, ["grid.yaml"], lambda folder: spec.read(folder / "grid.yaml", {})),
     "project": Reader(
         make_project,
         [
@@ -442,7 +446,7 @@ READERS: Mapping[str, Reader] = {
         read_project,
     ),
     "run": Reader(make_run, ["settings.yaml", "metrics.json", "problems.json", "environment.json"], read_run),
-    "grid results": Reader(make_run, ["results.jsonl"], lambda folder: compare.read([folder / "results.jsonl"])),
+    "grid results": Reader(make_run, ["results.jsonl"], lambda folder: read([folder / "results.jsonl"])),
     "pictures": Reader(make_pictures, ["*"], read_pictures),
     "list": Reader(
         make_list, ["list.txt"], lambda folder: remote.listing(str(folder / "list.txt"), frozenset({".png"}))
@@ -670,7 +674,7 @@ def spoil_table(file: Path, content: bytes, dice: random.Random) -> bytes:
     """A table with a column less, of another type, or with other values."""
     other = file.with_suffix(".spoilt")
     other.write_bytes(content)
-    columns = tables.read(other)
+    columns = parquet.read(other)
     name = dice.choice(list(columns))
     match dice.randrange(4):
         case 0:
@@ -681,7 +685,7 @@ def spoil_table(file: Path, content: bytes, dice: random.Random) -> bytes:
             columns[name] = columns[name].astype(str) if columns[name].ndim == 1 else columns[name][:, :3].copy()
         case _:
             columns[name] = np.full_like(columns[name], dice.choice([99, 0]))
-    tables.write(other, columns)
+    parquet.write(other, columns)
     spoilt = other.read_bytes()
     other.unlink()
     return spoilt

@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 
 from rarebox import config
-from rarebox.project import Project
-from rarebox.ranking import Head
-from rarebox.run_folder import RunFolder
-from rarebox.store import Store
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder
+from rarebox.pool.ranking import Head
+from rarebox.project.project import Project
 from rarebox.types import Candidates, ImageRecord
 from rarebox.web import serve, supervisor
 from tests import forked

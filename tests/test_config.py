@@ -9,7 +9,7 @@ import yaml
 from rarebox import config
 from rarebox.config import PseudoSettings, Section, Settings
 from rarebox.errors import UserError
-from rarebox.views import VIEWS
+from rarebox.pool.views import VIEWS
 
 
 def write(folder: Path, text: str) -> Path:
@@ -252,7 +252,7 @@ def test_every_setting_is_described_and_listed() -> None:
 
 
 def test_each_named_choice_of_pseudo_labels_exists() -> None:
-    from rarebox.pseudo import METHODS
+    from rarebox.labels.targets import METHODS
 
     choices = PseudoSettings.model_fields["method"].annotation
     assert set(METHODS) == set(getattr(choices, "__args__", ()))

@@ -1,6 +1,6 @@
 """``python -m rarebox``."""
 
-from rarebox.cli import main
+from rarebox.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rarebox.core.parsing import from_yaml
+from rarebox.core.text import read_text
 from rarebox.errors import UserError, unknown_name
-from rarebox.parsing import from_yaml
-from rarebox.text import read_text
 
 Share = float
 """A number in [0, 1]."""

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rarebox.boxes import nearest
+from rarebox.core.boxes import nearest
 from rarebox.types import Bools, Detections, Floats, GroundTruth, Ints
 
 # ---------------------------------------------------------------------------------------------- VOC

@@ -317,3 +317,25 @@ class GroundTruth(Rows):
         object.__setattr__(self, "boxes", as_boxes(self.boxes))
         self._column("labels", np.int64)
         self._column("difficult", np.bool_)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageLabels:
+    """What people (or the oracle) said of one image so far, each object once.
+
+    ``boxes`` (G, 4) with ``labels`` (G,) are the human boxes. ``rejected`` (R, 4) were shown and are not an object.
+    ``skipped`` (S, 4) were shown and brought neither: nobody could tell, or the object had its label already.
+    ``complete``: the whole image was labelled (a query without a box, whose answer was not that nobody can tell), so
+    what has no box is background.
+    """
+
+    boxes: Floats
+    labels: Ints
+    rejected: Floats
+    skipped: Floats
+    complete: bool
+
+    @property
+    def settled(self) -> Floats:
+        """(G + R + S, 4): the boxes near which nothing is to be asked again."""
+        return np.concatenate([self.boxes, self.rejected, self.skipped])

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rarebox.data import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
+from rarebox.core.files import read_bytes
+from rarebox.core.parsing import from_json
+from rarebox.core.text import read_text
 from rarebox.data.disk import Disk, slashes
+from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
-from rarebox.files import read_bytes
-from rarebox.parsing import from_json
-from rarebox.text import read_text
 
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"

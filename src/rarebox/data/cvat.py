@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
+from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
+from rarebox.core.files import read_bytes
+from rarebox.core.parsing import finite
 from rarebox.data.markup import from_xml
 from rarebox.data.review import Batch, Region, Returned, Sheet, colour
 from rarebox.errors import UserError
-from rarebox.files import read_bytes
-from rarebox.parsing import finite
 from rarebox.types import Floats, Query
 
 QUERY, TAG, SHOWN = "query", "rarebox", "queries"

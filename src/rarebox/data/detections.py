@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rarebox.core.files import open_regular
+from rarebox.core.parsing import from_json, unrepeated
+from rarebox.core.text import decode, encoding_of, read_text
+from rarebox.data.naming import is_writable
 from rarebox.errors import UserError
-from rarebox.files import open_regular
-from rarebox.naming import is_writable
-from rarebox.parsing import from_json, unrepeated
-from rarebox.text import decode, encoding_of, read_text
 from rarebox.types import Floats
 
 Image = str | int

@@ -19,16 +19,17 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rarebox.data import EXPORT_MARK, cvat, labelstudio
+from rarebox.core.files import read_bytes, real, write_new
+from rarebox.core.parsing import from_json
+from rarebox.data import cvat, labelstudio
 from rarebox.data.images import SUFFIXES, UnreadableImage, content_of
+from rarebox.data.listings import EXPORT_MARK
+from rarebox.data.naming import clean_all, file_names
 from rarebox.data.remote import is_url
 from rarebox.data.review import MODEL, Sheet, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
-from rarebox.files import read_bytes, real, write_new
-from rarebox.naming import clean_all, file_names
-from rarebox.parsing import from_json
 from rarebox.types import Floats, ImageRecord, Ints, Query, Source, as_boxes
 
 _COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rarebox.core.files import NOT_REGULAR
 from rarebox.data import remote
+from rarebox.data.naming import is_litter
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
-from rarebox.files import NOT_REGULAR
-from rarebox.naming import is_litter
 from rarebox.types import ImageRecord, Picture
 
 SUFFIXES = frozenset(

@@ -19,12 +19,12 @@ from zlib import crc32
 
 import numpy as np
 
-from rarebox.boxes import hull, hull_of_ellipse, hull_of_turned
+from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
+from rarebox.core.parsing import finite, from_json
+from rarebox.core.text import read_text
 from rarebox.data.markup import from_xml
 from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
 from rarebox.errors import UserError
-from rarebox.parsing import finite, from_json
-from rarebox.text import read_text
 from rarebox.types import Floats, Query
 
 LABEL, IMAGE, OURS = "label", "image", "rarebox"
@@ -201,7 +201,7 @@ def _is_region(entry: Any) -> bool:
 
 
 def image_of(data: Any, where: str) -> tuple[str, int | None]:
-    """The image's address in a task's data (see :class:`rarebox.naming.ByName`), and its number here, if the task is
+    """The image's address in a task's data (see :class:`~rarebox.data.naming.ByName`), and its number here, if the task
     one of ours."""
     if not isinstance(data, dict) or not isinstance(data.get(IMAGE), str):
         raise UserError(f'{where}: its data names no "{IMAGE}"; only tasks with an image can be taken in')

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from rarebox.core.files import read_bytes
+from rarebox.core.text import decode
+from rarebox.data.naming import is_litter
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
-from rarebox.files import read_bytes
-from rarebox.naming import is_litter
-from rarebox.text import decode
 
 T = TypeVar("T")
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
-from rarebox.boxes import area, intersection
+from rarebox.core.boxes import area, intersection
+from rarebox.core.seeds import stream
 from rarebox.errors import UserError
-from rarebox.seeds import stream
 
 Floats = NDArray[np.floating]
 Colour = tuple[int, int, int]

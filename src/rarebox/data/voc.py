@@ -1,7 +1,5 @@
 """PASCAL VOC: one XML for each image in ``Annotations/``, images in ``JPEGImages/``, lists in ``ImageSets/Main/``."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os
@@ -21,7 +19,11 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import NDArray
 
-from rarebox.data import (
+from rarebox.core.files import read_bytes
+from rarebox.core.text import read_text
+from rarebox.data.disk import Disk, place_key, slashes
+from rarebox.data.images import files_below, image_files
+from rarebox.data.listings import (
     ListedBox,
     ListedImage,
     Listing,
@@ -32,13 +34,9 @@ from rarebox.data import (
     listed_size,
     upright,
 )
-from rarebox.data.disk import Disk, place_key, slashes
-from rarebox.data.images import files_below, image_files
 from rarebox.data.markup import from_xml
+from rarebox.data.naming import ByName
 from rarebox.errors import UserError
-from rarebox.files import read_bytes
-from rarebox.naming import ByName
-from rarebox.text import read_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -117,7 +115,7 @@ def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
 
 class _Year:
     """A folder with label files and photos, paired by name: that of the path below the two folders without its suffix,
-    else as :meth:`rarebox.naming.ByName.match` finds it. Capitals do not count."""
+    else as :meth:`rarebox.data.naming.ByName.match` finds it. Capitals do not count."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.disk = folder, Disk()
@@ -391,7 +389,7 @@ def _mark(file: Path) -> Path:
     return file.with_name(file.name + ".unpacked")
 
 
-def _fetch(file: Path, archive: str, progress: Progress) -> None:
+def _fetch(file: Path, archive: str, progress: "Progress") -> None:
     """Leave the archive at ``file``, whole and as published. Raises `UserError`, ``OSError`` or ``HTTPException``."""
     mine = not file.exists()
     if mine:
@@ -405,7 +403,7 @@ def _fetch(file: Path, archive: str, progress: Progress) -> None:
         _part(file).rename(file)
 
 
-def _stream(url: str, part: Path, progress: Progress) -> None:
+def _stream(url: str, part: Path, progress: "Progress") -> None:
     """Append what is still missing of a file to ``part``."""
     have = part.stat().st_size if part.exists() else 0
     try:

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from rarebox.data import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
+from rarebox.core.files import read_bytes
+from rarebox.core.parsing import PlainLoader, finite, from_yaml
+from rarebox.core.text import read_text
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.images import SUFFIXES, files_below, image_files
+from rarebox.data.listings import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
 from rarebox.errors import UserError
-from rarebox.files import read_bytes
-from rarebox.parsing import PlainLoader, finite, from_yaml
-from rarebox.text import read_text
 
 _SHARES = (-0.5, 1.5)
 """Between these lies every share of an image's side, also of a box that reaches out of it; pixels do not."""

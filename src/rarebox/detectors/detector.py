@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rarebox.config import DetectorSettings, TrainingSettings, as_written_before
+from rarebox.core.files import damaged, read_json, write_bytes, write_json
+from rarebox.data.pictures import Pictures
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
@@ -24,11 +26,9 @@ from rarebox.detectors.maps import Seen, padded
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
-from rarebox.files import damaged, read_json, write_bytes, write_json
-from rarebox.frames import Frame
-from rarebox.pictures import Pictures
+from rarebox.pool.affine import Frame
+from rarebox.pool.views import View
 from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
-from rarebox.views import View
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
 

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rarebox import frames
+from rarebox.core.files import damaged, hold_when_free
+from rarebox.data.pictures import Pictures
 from rarebox.detectors.maps import Maps, Seen, padded
 from rarebox.errors import UserError
-from rarebox.files import damaged
-from rarebox.pictures import Pictures
-from rarebox.run_folder import hold_when_free
+from rarebox.pool import affine
 from rarebox.types import ImageRecord
 
 ROOM_LEFT = 1 << 30
@@ -43,7 +42,7 @@ class Layout:
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """(h, w) of an input and of the pictures of its views."""
-        return [(height, width), *(frames.size(name, height, width) for name in self.views)]
+        return [(height, width), *(affine.size(name, height, width) for name in self.views)]
 
     def shapes(self, height: int, width: int) -> list[list[tuple[int, int, int]]]:
         """(h, w, C) of each level of the input and of each of its views."""

@@ -11,8 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from rarebox.detectors.distributed import largest
 from rarebox.detectors.maps import Maps, Seen, collate, padded
+from rarebox.pool.views import View, send
 from rarebox.types import Floats, Picture, Targets
-from rarebox.views import View, send
 
 SMALLEST = 0.1
 """Pixels of the input below which a box's side is nothing: mirrored in float32 it could lose its area."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rarebox.views import send
+from rarebox.pool.views import send
 
 STRIDE = 32
 """Inputs are padded to a multiple of this, the coarsest stride of the body."""

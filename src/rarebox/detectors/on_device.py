@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
-from rarebox.frames import Frame
+from rarebox.pool.affine import Frame
+from rarebox.pool.views import send
 from rarebox.types import Floats
-from rarebox.views import send
 
 Columns = dict[str, Tensor]
 """Detections of a batch: (B, n, …) by the names of :class:`~rarebox.types.Detections`, ``real`` (B, n), and ``settled``

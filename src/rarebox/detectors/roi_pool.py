@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
 from rarebox.detectors import on_device
-from rarebox.views import send
+from rarebox.pool.views import send
 
 
 class RoIPool(MultiScaleRoIAlign):

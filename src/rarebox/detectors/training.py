@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rarebox import seeds
 from rarebox.config import TrainingSettings
+from rarebox.core import seeds
+from rarebox.core.files import write_bytes
+from rarebox.data.pictures import which_are_tall
 from rarebox.detectors import distributed, on_device
 from rarebox.detectors.maps import Seen
 from rarebox.errors import TrainingDiverged
-from rarebox.files import write_bytes
-from rarebox.pictures import which_are_tall
 from rarebox.types import Bools, Picture, Targets
 
 Progress = Callable[[int, int, float], None]

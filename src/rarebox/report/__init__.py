@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarebox import compare
+from rarebox.core.files import write_text
 from rarebox.errors import UserError
-from rarebox.files import write_text
-from rarebox.report import figures, gallery, grid, words
+from rarebox.grid import results
+from rarebox.report import figures, grid, words
 from rarebox.report.figures import Panel
-from rarebox.report.gallery import Gallery
+from rarebox.report.gallery import Gallery, of_run
 from rarebox.report.page import render
 from rarebox.report.reading import ReportedRun, read_runs, settings_of
 
@@ -54,7 +54,7 @@ def write_report(out: Path, runs: Sequence[Path]) -> Path:
     A run need not be finished, but one cycle of it must be: UserError says so, or that a folder holds no run, or that
     the report cannot be written there. The folders of grids, or their ``results.jsonl``, make a comparison instead.
     """
-    groups = compare.read(runs) if any(map(compare.is_grid, runs)) else []
+    groups = results.read(runs) if any(map(results.is_grid, runs)) else []
     found = [] if groups else read_runs(runs)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _part(run: ReportedRun, uncertain: ReportedRun | None, folder: Path, prefix:
         findings=words.findings(run),
         tiles=_tiles(run),
         panels=_published(figures.of_run(run, uncertain), folder, prefix),
-        gallery=gallery.of_run(run),
+        gallery=of_run(run),
         problems=_problems(run),
     )
 

@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rarebox.core.files import write_bytes, write_text
 from rarebox.evaluate import imbalance_factor
-from rarebox.files import write_bytes, write_text
 from rarebox.report.reading import Record, ReportedRun
 from rarebox.report.words import count, factor, is_number, number, plural, short
 

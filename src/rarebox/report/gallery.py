@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rarebox import pseudo
-from rarebox.candidates import Shards
 from rarebox.data.images import UnreadableImage, read_picture
 from rarebox.errors import UserError
+from rarebox.labels.store import Store
+from rarebox.labels.targets import read_targets
+from rarebox.pool.candidates import Shards
 from rarebox.report.reading import ReportedRun
 from rarebox.report.words import number, plural, short
-from rarebox.store import ImageLabels, Store
-from rarebox.types import Answer, Floats, ImageRecord, Query, Source, Targets, Verdict
+from rarebox.types import Answer, Floats, ImageLabels, ImageRecord, Query, Source, Targets, Verdict
 
 WIDTH, HEIGHT = 480, 640  # an image is shown 480 pixels wide, or narrower where it would be higher than 640
 MOST = 8
@@ -101,7 +101,7 @@ def _gallery(run: ReportedRun, cycle: int) -> Gallery:
     def name(label: int | None) -> str:
         return "something" if label is None else classes[label]
 
-    targets = pseudo.read_targets(folder / "targets.parquet") if (folder / "targets.parquet").exists() else {}
+    targets = read_targets(folder / "targets.parquet") if (folder / "targets.parquet").exists() else {}
     scores = _scores(folder / "candidates", ids)
     shots = [_shot(images[i], by_image[i], targets.get(i), before.get(i), name, scores) for i in ids]
     return Gallery(tuple(shots), cycle)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarebox import compare
-from rarebox.compare import ENOUGH_SEEDS, Group
-from rarebox.files import write_text
+from rarebox.core.files import write_text
+from rarebox.grid import measures, paper, results, statistics
+from rarebox.grid.results import Group
+from rarebox.grid.statistics import ENOUGH_SEEDS
 from rarebox.report import figures, grid_figures, grid_tables
 from rarebox.report.figures import Panel
 from rarebox.report.grid_tables import Table
@@ -59,10 +60,10 @@ def headline(groups: Sequence[Group]) -> str:
     """Whether the paper's whole method is ahead of plain uncertainty, if both are there; else what is compared."""
     steps = []
     for group in groups:
-        whole, plain = (compare.ablation(group).get(row) for row in ("+ TSPL", "U"))
+        whole, plain = (paper.ablation(group).get(row) for row in ("+ TSPL", "U"))
         if whole and plain:
-            values = compare.measures(group)["AP50"]
-            steps.append(compare.paired(values[whole], values[plain]))
+            values = measures.measures(group)["AP50"]
+            steps.append(statistics.paired(values[whole], values[plain]))
     known = [step for step in steps if step.n]
     if not known:
         names = {name for group in groups for name in group.methods}
@@ -95,15 +96,15 @@ def findings(group: Group) -> list[str]:
     """What the numbers of a group say, in plain words; only intervals decide what is called a difference."""
     if not group.methods:
         return ["No run has finished here."]
-    best = compare.ranked(group)[0]
-    reached = compare.spread(compare.ap50(run.cycles[-1]) for run in group.methods[best].values())
+    best = measures.ranked(group)[0]
+    reached = statistics.spread(results.ap50(run.cycles[-1]) for run in group.methods[best].values())
     said = [
         f"{plural(len(group.methods), 'method')} with {_seeds(group)}.",
         f"The highest final AP50 is that of “{best}”, {number(reached.mean, 3)}"
         + (f"; training on all labels reaches {number(group.ceiling, 3)}." if group.full else "."),
-        *(_against(group, label, reference) for label, reference in compare.references(group).items()),
+        *(_against(group, label, reference) for label, reference in paper.references(group).items()),
     ]
-    missing = [label for label in compare.REFERENCES if label not in compare.references(group)]
+    missing = [label for label in paper.REFERENCES if label not in paper.references(group)]
     if missing:
         said.append(f"The grid has no {' and no '.join(missing)} to compare with.")
     if group.failed:
@@ -122,13 +123,13 @@ def _seeds(group: Group) -> str:
 
 def _against(group: Group, label: str, reference: str) -> str:
     """Which methods' intervals lie above, below or across 0."""
-    values = compare.measures(group)["AP50"]
-    steps = {name: compare.paired(values[name], values[reference]) for name in compare.ranked(group)}
+    values = measures.measures(group)["AP50"]
+    steps = {name: statistics.paired(values[name], values[reference]) for name in measures.ranked(group)}
     steps = {name: step for name, step in steps.items() if name != reference and step.n > 1}
     who = f"Against {label} (“{reference}”)"
     if not steps:
         return f"{who} there are not two common seeds, so no difference can be told from chance."
-    named = {name: f"{name} ({compare.signed(step.mean)})" for name, step in steps.items()}
+    named = {name: f"{name} ({results.signed(step.mean)})" for name, step in steps.items()}
     places = {
         "above 0 for": [named[name] for name, step in steps.items() if step.sign > 0],
         "below 0 for": [named[name] for name, step in steps.items() if step.sign < 0],

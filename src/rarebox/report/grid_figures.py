@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from rarebox import compare
-from rarebox.compare import Group, Point, Value
+from rarebox.grid import measures, paper, results, statistics
+from rarebox.grid.measures import Point
+from rarebox.grid.results import Group, Value
 from rarebox.report.figures import (
     LIGHT,
     MARKERS,
@@ -21,7 +22,7 @@ from rarebox.report.figures import (
     _curve_axes,
     _nothing,
     _row_axes,
-)  # fmt: skip
+)
 from rarebox.report.words import number, plural, short
 
 MOST_BANDS = 4
@@ -37,23 +38,21 @@ Look = tuple[str, str]
 def looks_of(groups: Sequence[Group]) -> dict[str, Look]:
     """The look of each method, the same in all figures: the references and the ablation get a colour first, then the
     best of the others."""
-    first = [
-        name for group in groups for name in (*compare.ablation(group).values(), *compare.references(group).values())
-    ]
-    names = list(dict.fromkeys([*first, *(name for group in groups for name in compare.ranked(group))]))
+    first = [name for group in groups for name in (*paper.ablation(group).values(), *paper.references(group).values())]
+    names = list(dict.fromkeys([*first, *(name for group in groups for name in measures.ranked(group))]))
     plain = (LIGHT["muted"], "")
     return {name: (PALETTE[i], MARKERS[i]) if i < len(PALETTE) else plain for i, name in enumerate(names)}
 
 
 def of_group(group: Group, looks: Mapping[str, Look]) -> dict[str, list[Panel]]:
     """All panels of a group, by section of the page."""
-    rare = compare.mean_ap(compare.rarest(group))
-    values = {"all classes": compare.ap50, "the rarest third": rare}
+    rare = measures.mean_ap(measures.rarest(group))
+    values = {"all classes": results.ap50, "the rarest third": rare}
     many = len(group.methods) > MOST_BANDS
     return {
         "learning": [_overview(group, looks, m, which, v) for which, v in values.items() for m in ("labels", "looks")],
         "each": [_each(group, looks, meter) for meter in ("labels", "looks")] if many else [],
-        "differences": [_differences(group, looks, *pair) for pair in compare.references(group).items()],
+        "differences": [_differences(group, looks, *pair) for pair in paper.references(group).items()],
         "classes": _classes(group),
     }
 
@@ -66,7 +65,7 @@ def _overview(group: Group, looks: Mapping[str, Look], meter: str, which: str, v
     figure, axes = _canvas(330)
     ends, said = [], []
     for name, runs in group.methods.items():
-        points = compare.curve(runs.values(), meter, value)
+        points = measures.curve(runs.values(), meter, value)
         colour, marker = looks[name]
         if marker:
             _line(axes, points, colour, marker, band=len(group.methods) <= MOST_BANDS)
@@ -74,7 +73,7 @@ def _overview(group: Group, looks: Mapping[str, Look], meter: str, which: str, v
         else:
             _line(axes, points, LIGHT["quiet"], "", width=1.2)
         said.append(f"{name}: {', '.join(number(point.value.mean, 3) for point in points)}")
-    ceiling = compare.spread(value(run.cycles[-1]) for run in group.full).mean
+    ceiling = statistics.spread(value(run.cycles[-1]) for run in group.full).mean
     _ceiling(axes, ceiling)
     _curve_axes(axes, meter)
     _name_ends(axes, [end for end in ends if end[0].value.n])
@@ -138,8 +137,8 @@ def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> lis
 
 def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
     """A small panel for each method: its mean and standard deviation, all others in grey behind it."""
-    names = compare.ranked(group)
-    curves = {name: compare.curve(group.methods[name].values(), meter) for name in names}
+    names = measures.ranked(group)
+    curves = {name: measures.curve(group.methods[name].values(), meter) for name in names}
     rows = -(-len(names) // 2)
     figure, _ = _canvas(30 + 98 * rows)
     figure.clear()
@@ -173,11 +172,11 @@ def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
 
 def _differences(group: Group, looks: Mapping[str, Look], label: str, reference: str) -> Panel:
     """Mean paired difference of the final AP50 and its interval, a row for each method."""
-    values = compare.measures(group)["AP50"]
-    names = [name for name in compare.ranked(group) if name != reference]
+    values = measures.measures(group)["AP50"]
+    names = [name for name in measures.ranked(group) if name != reference]
     figure, axes = _canvas(64 + ROW * max(1, len(names)))
     title = f"Final AP50 minus {label}"
-    steps = {name: compare.paired(values[name], values[reference]) for name in names}
+    steps = {name: statistics.paired(values[name], values[reference]) for name in names}
     if not names:
         _nothing(axes, "there is no other method")
     for row, (name, step) in enumerate(steps.items()):
@@ -186,23 +185,23 @@ def _differences(group: Group, looks: Mapping[str, Look], label: str, reference:
             axes.plot([step.low, step.high], [row, row], color=colour, linewidth=2.2)
         axes.plot(step.mean, row, color=colour, marker="o", markeredgewidth=1.8,
                   markerfacecolor=colour if step.sign else LIGHT["card"])  # fmt: skip
-        axes.annotate(compare.signed(step.mean) if step.n else compare.DASH, (1.02, row), fontsize=10, va="center",
+        axes.annotate(results.signed(step.mean) if step.n else results.DASH, (1.02, row), fontsize=10, va="center",
                       xycoords=("axes fraction", "data"), color=LIGHT["muted"], annotation_clip=False)  # fmt: skip
     if names:
         _row_axes(axes, [short(name, LONGEST_METHOD) for name in names])
         axes.axvline(0, color=LIGHT["ink"], linewidth=1)
         axes.locator_params(axis="x", nbins=5)
         _below(axes, f"AP50 minus that of {short(reference, 30)}, paired by seed")
-    said = "; ".join(f"{name} {compare.signed(step.mean)}" for name, step in steps.items())
+    said = "; ".join(f"{name} {results.signed(step.mean)}" for name, step in steps.items())
     return Panel(
         f"minus_{label.replace(' ', '_')}", title,
         f"Right of the line: better. The bar is the paired 95 % t interval{_over(steps.values())}. A full dot: it "
-        f"excludes 0, over {compare.ENOUGH_SEEDS} seeds or more.",
+        f"excludes 0, over {statistics.ENOUGH_SEEDS} seeds or more.",
         f"{title}: {said}", figure,
     )  # fmt: skip
 
 
-def _over(steps: Iterable[compare.Difference]) -> str:
+def _over(steps: Iterable[statistics.Difference]) -> str:
     """Over how many seeds."""
     numbers = sorted({step.n for step in steps if step.n})
     return f" over {' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} seeds" if numbers else ""
@@ -212,12 +211,12 @@ def _over(steps: Iterable[compare.Difference]) -> str:
 
 
 def _classes(group: Group) -> list[Panel]:
-    order = compare.rare_first(group)
-    hits = {name: compare.hit_rates(group.methods[name].values()) for name in compare.ranked(group)}
+    order = measures.rare_first(group)
+    hits = {name: measures.hit_rates(group.methods[name].values()) for name in measures.ranked(group)}
     hits = {name: rates for name, rates in hits.items() if rates[""] == rates[""]}
     heights = {
-        name: {c: compare.spread(compare.mean_ap([c])(run.cycles[-1]) for run in runs.values()).mean for c in order}
-        for name, runs in ((name, group.methods[name]) for name in compare.ranked(group))
+        name: {c: statistics.spread(measures.mean_ap([c])(run.cycles[-1]) for run in runs.values()).mean for c in order}
+        for name, runs in ((name, group.methods[name]) for name in measures.ranked(group))
     }
     ap = _heat(
         heights, order, "ap_of_classes", "Final AP50 of each class",

@@ -5,32 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rarebox.compare import (
-    CAUTION,
-    DASH,
-    ENOUGH_SEEDS,
-    Difference,
-    Group,
-    Spread,
-    Values,
-    ablation,
-    ap50,
-    ap50_11,
-    curve,
-    hit_rates,
-    is_papers,
-    labels_to_reach,
-    mean_ap,
-    measures,
-    paired,
-    ranked,
-    rarest,
-    references,
-    several_seeds,
-    short,
-    signed,
-    spread,
-)
+from rarebox.grid.measures import curve, hit_rates, labels_to_reach, mean_ap, measures, ranked, rarest, several_seeds
+from rarebox.grid.paper import ablation, is_papers, references
+from rarebox.grid.results import DASH, Group, Values, ap50, ap50_11, short, signed
+from rarebox.grid.statistics import CAUTION, ENOUGH_SEEDS, Difference, Spread, paired, spread
 
 PAPER_TABLE_1 = {
     "U": ((57.13, 1.03), (64.26, 3.29), (72.54, 0.20)),

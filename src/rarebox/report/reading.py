@@ -9,9 +9,9 @@ import numpy as np
 
 from rarebox import strategies
 from rarebox.config import Section, Settings
+from rarebox.core.files import read_json, real
 from rarebox.errors import UserError
-from rarebox.files import read_json, real
-from rarebox.run_folder import RunFolder
+from rarebox.loop.run_folder import RunFolder
 
 Record = dict[str, Any]
 """One cycle of ``metrics.json``."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from rarebox.boxes import keep_best
+from rarebox.core.boxes import keep_best
 from rarebox.method import js_divergence
 from rarebox.strategies.box import Ranking, entropies
 from rarebox.strategies.greedy import k_center

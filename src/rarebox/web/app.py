@@ -26,12 +26,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as StarletteError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rarebox.core.files import real
 from rarebox.data.images import UnreadableImage, content_of, opened, read_picture
 from rarebox.data.remote import is_url
 from rarebox.errors import Unavailable, UserError
-from rarebox.exchange import Offer
-from rarebox.files import real
-from rarebox.people import Submission, clean_name
+from rarebox.labels.leases import Submission, clean_name
+from rarebox.project.exchange import Offer
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web.desk import Desk
 from rarebox.web.ml_backend import router_of
@@ -437,7 +437,7 @@ def _plain(record: ImageRecord, content: bytes | None) -> str | None:
 def _zipped(root: Path, format: str) -> bytes:
     """The labels of a project as files in a zip, without the images."""
     from rarebox.data.export import export
-    from rarebox.labels import collect
+    from rarebox.project.collect import collect
 
     damage: list[str] = []
     images, classes, annotations = collect(root, damage)

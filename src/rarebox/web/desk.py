@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rarebox.asking import Asker
-from rarebox.candidates import rows_by_image
-from rarebox.files import real
-from rarebox.people import Given, Lease, Outcome, People, Submission
-from rarebox.project import Project
-from rarebox.pseudo import far_from
-from rarebox.text import counted
+from rarebox.core.boxes import far_from
+from rarebox.core.files import real
+from rarebox.core.text import counted
+from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
+from rarebox.pool.asker import Asker
+from rarebox.pool.candidates import rows_by_image
+from rarebox.project.project import Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web.ledger import Ledger
 from rarebox.web.supervisor import Supervisor

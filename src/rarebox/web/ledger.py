@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rarebox.people import Given, Lease, Question, agreement
-from rarebox.project import HELD_BACK
+from rarebox.labels.leases import Given, Lease, Question, agreement
+from rarebox.project.project import HELD_BACK
 from rarebox.types import Ints, Verdict
 
 Merged = Mapping[int, int]

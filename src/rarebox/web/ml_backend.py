@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from rarebox.data import labelstudio
 from rarebox.data.review import Batch, Returned, Sheet
 from rarebox.errors import UserError
-from rarebox.exchange import Offer
+from rarebox.project.exchange import Offer
 
 ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 """Events that bring an answer; all others are heard and passed over."""

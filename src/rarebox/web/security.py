@@ -13,10 +13,9 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from rarebox.core.files import write_bytes, write_text
 from rarebox.errors import UserError
-from rarebox.files import write_bytes
-from rarebox.people import clean_name
-from rarebox.run_folder import write_text
+from rarebox.labels.leases import clean_name
 
 LARGEST_BODY = 1 << 20
 """Bytes of a request."""

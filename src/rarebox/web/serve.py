@@ -18,12 +18,12 @@ from types import FrameType
 
 import uvicorn
 
-from rarebox import cluster
+from rarebox.core.files import hold, real
+from rarebox.core.progress import Progress
 from rarebox.errors import Busy, UserError
-from rarebox.files import real
-from rarebox.people import clean_name
-from rarebox.project import Progress, Project
-from rarebox.run_folder import hold
+from rarebox.labels.leases import clean_name
+from rarebox.loop import cluster
+from rarebox.project.project import Project
 from rarebox.web.app import make_app
 from rarebox.web.connections import config_of
 from rarebox.web.desk import Desk

@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import IO, Any
 
-from rarebox.files import sweep
+from rarebox.core.files import sweep
 
-COMMAND = (sys.executable, "-m", "rarebox.trainer")
+COMMAND = (sys.executable, "-m", "rarebox.project.trainer")
 
 CLOSING_SECONDS = 5
 """How long the end of a killed trainer's output is waited for."""

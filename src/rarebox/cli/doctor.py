@@ -1,0 +1,83 @@
+"""What this installation has and lacks."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rarebox.core.places import cache_folder
+from rarebox.data import datasets, listings
+from rarebox.detectors.backbones import BACKBONES, WeightsUnavailable
+from rarebox.detectors.environment import describe
+from rarebox.errors import UserError
+
+
+class Check(NamedTuple):
+    """One thing looked at: is it well, what was found, what to do if not, and whether a run would miss it."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    needed: bool = True
+
+
+def examine(path: str | None) -> list[Check]:
+    """All checks, quick ones; a data set is read when its path is given."""
+    facts = describe()
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("rarebox", "python", "torch", "torchvision", "timm"))
+    checks = [Check("versions", True, versions), _accelerator(facts["cores"]), _disk()]
+    checks += [_weights(name) for name in BACKBONES]
+    checks.append(_voc())
+    if path:
+        checks.append(_data(path))
+    photos = Check("your own photos", True, "rarebox init PROJECT --images FOLDER, then rarebox serve PROJECT")
+    return [*checks, photos]
+
+
+def _accelerator(cores: int) -> Check:
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        return Check("accelerator", True, f"{torch.cuda.get_device_name()}, {memory:.0f} GiB")
+    if torch.backends.mps.is_available():
+        return Check("accelerator", True, "Apple GPU (mps)")
+    return Check(
+        "accelerator", True, f"none; {cores} CPU cores", "the preset laptop is made for this; paper wants a GPU"
+    )
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    advice = "" if free > 2 else "a run keeps a model a cycle; free some space"
+    return Check("disk", free > 2, f"{free:.0f} GiB free here", advice)
+
+
+def _weights(backbone: str) -> Check:
+    try:
+        where = BACKBONES[backbone].at_hand()
+    except WeightsUnavailable as error:
+        return Check(f"weights of {backbone}", False, "not here yet; fetched when first used", str(error), needed=False)
+    return Check(f"weights of {backbone}", True, str(where))
+
+
+def _voc() -> Check:
+    root = cache_folder() / "voc0712"
+    if root.exists():
+        return Check("PASCAL VOC", True, str(root))
+    return Check(
+        "PASCAL VOC", False, "not here yet; fetched when first used",
+        "only to reproduce the paper: --data voc0712 fetches it, or says where to put it", needed=False,
+    )  # fmt: skip
+
+
+def _data(path: str) -> Check:
+    try:
+        found = listings.usable(datasets.load_data(path))
+    except UserError as error:
+        return Check("data", False, path, str(error))
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(p.kind for p in found.problems).most_common())
+    test = len(found.test.images) if found.test else 0
+    text = f"{found.name}: {len(found.train.images)} training and {test} test images, {len(found.classes)} classes"
+    return Check("data", True, text, f"left out or changed: {kinds}" if kinds else "")

@@ -1,0 +1,299 @@
+"""The commands for annotators: start a project, serve it, import and export."""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rarebox import config
+from rarebox.cli.options import (
+    MOST_NAMED,
+    Address,
+    AsJson,
+    Engine,
+    EngineName,
+    ImageUrl,
+    app,
+    name_missing,
+    print_problems,
+    warn_of_photos,
+)
+from rarebox.cli.progress import console, progress_bars
+from rarebox.cli.simulate import print_summary
+from rarebox.core.files import real
+from rarebox.core.text import counted
+from rarebox.errors import UserError
+
+
+class Format(StrEnum):
+    """Label formats that can be written."""
+
+    COCO = "coco"
+    VOC = "voc"
+    YOLO = "yolo"
+    LABELSTUDIO = "labelstudio"
+    CVAT = "cvat"
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path, typer.Argument(help="Folder for the labels; replaces an earlier export, and nothing else.")],
+    format: Annotated[Format, typer.Option(help="Format of the labels.")] = Format.COCO,
+    include_pseudo: Annotated[bool, typer.Option(help="Also the last cycle's pseudo labels.")] = False,
+    complete_only: Annotated[bool, typer.Option(help="Only images that are labelled completely.")] = False,
+    allow_partial: Annotated[bool, typer.Option(help="YOLO: also partly labelled images, unsafe as that is.")] = False,
+    copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
+    queries: Annotated[bool, typer.Option("--queries", help="Open questions, for labelstudio or cvat.")] = False,
+    most: Annotated[int, typer.Option(min=1, help="Of --queries: how many, within the budget.")] = 1000,
+    image_url: ImageUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the labels of a run, with where each box comes from; or its open questions, for another tool."""
+    from rarebox.data.export import export as write
+    from rarebox.data.export import export_queries
+    from rarebox.loop.run_folder import open_store
+    from rarebox.project.collect import collect
+    from rarebox.project.exchange import ask_ahead, open_questions
+
+    warnings: list[str] = []
+    if queries:
+        warn_of_photos(run)
+        ask_ahead(run, most)
+        with open_store(run) as store:
+            found = open_questions(store)
+        done = export_queries(
+            to, format.value, found.classes, list(found.images.values()), found.queries, copy_images=copy_images,
+            image_url=image_url, version=f"rarebox cycle {found.cycle}",
+        )  # fmt: skip
+        name_missing(done.missing)
+        told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
+        print(
+            json.dumps(told)
+            if as_json
+            else f"{done.folder}: {counted(done.boxes, 'question')} on {counted(done.images, 'image')}"
+        )
+        return
+    with progress_bars(False) as progress:
+        images, classes, annotations = collect(run, None, warnings, progress)
+    for warning in warnings:
+        console.print(warning, markup=False, soft_wrap=True)
+    done = write(
+        to, format, classes, images, annotations, allow_partial=allow_partial, complete_only=complete_only,
+        include_pseudo=include_pseudo, copy_images=copy_images, image_url=image_url,
+    )  # fmt: skip
+    name_missing(done.missing)
+    if as_json:
+        print(json.dumps({**asdict(done), "folder": str(done.folder)}))
+        return
+    print(f"{done.folder}: {counted(done.boxes, 'box', 'boxes')} on {counted(done.images, 'image')}")
+    if done.partly_labelled or done.unlabelled:
+        console.print(
+            f"careful: {done.partly_labelled} of the images are labelled in part and {done.unlabelled} not at all "
+            "(incomplete.txt lists them). To most trainers what has no box there is background; --complete-only "
+            "leaves these images out", soft_wrap=True,
+        )  # fmt: skip
+
+
+@app.command()
+def relocate(
+    run: Annotated[Path, typer.Argument(help="Folder of a project or run.")],
+    data: Annotated[Path, typer.Argument(help="Where its photos, or its data set, are now.")],
+) -> None:
+    """Say where the photos of a project are now; each keeps its labels."""
+    from rarebox.project.photo_folder import relocate as say
+
+    with progress_bars(False) as progress:
+        done = say(run, data, progress)
+    print(f"{run}: {counted(done.there, 'photo')} found in {data}")
+    for warning in done.warnings:
+        console.print(warning, markup=False, soft_wrap=True)
+    for path in done.missing[:5]:
+        console.print(f"not found: {path}", markup=False, soft_wrap=True)
+    if done.missing:
+        console.print(
+            f"{counted(len(done.missing), 'photo')} not found there. The labels are kept. Put the photos into {data} "
+            "and repeat the command", markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+@app.command()
+def backup(
+    run: Annotated[str, typer.Argument(help="Folder of a project or run, or its store.")],
+    to: Annotated[Path, typer.Argument(help="New file for the copy.")],
+) -> None:
+    """Copy the label store to a file, also while people answer; docs/store.md says how to go back to it."""
+    from rarebox.loop.run_folder import open_store
+
+    with open_store(run) as store:
+        store.back_up(to)
+    print(f"{to}: all that was answered so far")
+
+
+class Tool(StrEnum):
+    """Tools whose answers can be taken in."""
+
+    LABELSTUDIO = "labelstudio"
+    CVAT = "cvat"
+
+
+@app.command(name="import")
+def bring_in(
+    run: Annotated[str, typer.Argument(help="Folder of a run or project, its store, or a database URL.")],
+    file: Annotated[Path, typer.Argument(help="Label Studio: exported JSON or JSON-MIN. CVAT: annotations.xml.")],
+    format: Annotated[Tool, typer.Option(help="Where the file comes from.")],
+    by: Annotated[str, typer.Option(help="Whose answers they are; else whom the file names.")] = "",
+    complete: Annotated[bool, typer.Option("--complete", help="Every image in it is labelled completely.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Also where somebody answered otherwise since.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in what people answered in Label Studio or CVAT; the same file again changes nothing."""
+    from rarebox.data import cvat, labelstudio
+    from rarebox.loop.run_folder import RunFolder, open_store
+    from rarebox.project import exchange
+
+    if "://" not in run and RunFolder(Path(run)).settings.exists():
+        warn_of_photos(Path(run))
+    batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
+    with open_store(run) as store:
+        done = exchange.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
+    counts = {**asdict(done), "skipped": batch.skipped, "older": batch.older}
+    if as_json:
+        print(json.dumps(counts))
+        return
+    for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
+        console.print(f"{where}: {shape} left out; draw a box there if it is an object", markup=False, soft_wrap=True)
+    told = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
+    print(f"{file}: {', '.join(told) or 'nothing'}")
+
+
+IMPORTED = {
+    "objects": ("guess", "guesses", "confirmed"),
+    "no_objects": ("guess", "guesses", "rejected, or labelled already"),
+    "missed": ("box", "boxes", "drawn for missed objects"),
+    "complete": ("image", "images", "now complete"),
+    "withdrawn": ("box", "boxes", "taken back"),
+    "unchanged": ("answer", "answers", "known before"),
+    "left": ("answer", "answers", "not used, because another person answered otherwise (--replace uses the file's)"),
+    "unseen": ("guess", "guesses", "that the annotation did not begin with, left unanswered"),
+    "skipped": ("image", "images", "skipped there, left unanswered"),
+    "older": ("annotation", None, "replaced by later ones of the same image"),
+    "shapes": ("shape", "shapes", "left out, because no box can be made of them; such images do not count as complete"),
+}
+"""What the command says of each count: one, several, and what became of them."""
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
+    images: Annotated[str | None, typer.Option(help="Folder or URL of photos that people are to label.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Names of the classes, a,b,c; more can be added later.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels that are there already (COCO, VOC, YOLO).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Those labels leave objects out.")] = False,
+    predictions: Annotated[Path | None, typer.Option(help="Boxes of a detector, offered on the first images.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Or a labelled data set (COCO, VOC, YOLO), or scenes, to simulate on.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+) -> None:
+    """Begin: a project of your own photos, to label in the browser, or settings for a simulation on a data set."""
+    if (images is None) == (data is None):
+        raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
+    from rarebox.data.remote import is_url
+
+    given = config.parse_changes(changes or [])
+    if images is not None:
+        place = images if is_url(images) else Path(images)
+        init_project(folder, place, classes, labels, partial, predictions, preset, given)
+        return
+    from rarebox.core.files import write_text
+    from rarebox.data import datasets
+
+    settings = config.resolve(preset, None, {"data": data if data == "scenes" else str(real(data or "")), **given})
+    file = folder / "rarebox.yaml"
+    if file.exists():
+        raise UserError(f"{file} is there already; edit it, or name another folder")
+    with progress_bars(as_json=False) as progress:
+        dataset = datasets.load_data(settings.data, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, config.commented(settings))
+    print_summary(dataset)
+    console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
+
+
+def init_project(
+    folder: Path, images: Path | str, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
+    preset: str, changes: dict[str, Any],
+) -> None:  # fmt: skip
+    """A project of photos."""
+    from rarebox import external
+    from rarebox.project.create import create
+    from rarebox.project.project import Project
+
+    names = [name for name in (classes or "").split(",") if name.strip()]
+    said_before = None
+    if predictions:
+        every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
+        numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
+        here = images if isinstance(images, Path) else None
+        said_before = external.rank(predictions, None, None, here, every, 10**9, classes=numbered)
+        names += [name for name in said_before.classes if name not in names]
+    with progress_bars(as_json=False) as progress:
+        problems = create(
+            folder, images, names, labels, partial=partial, preset=preset, changes=changes, progress=progress
+        )
+    print_problems(problems)
+    if problems:
+        console.print(f"all {len(problems)} are listed in {folder / 'problems.json'}", markup=False, soft_wrap=True)
+    project = Project(folder)
+    store = project.store
+    if said_before:
+        from rarebox.project.create import take_predictions
+
+        count = take_predictions(project, said_before)
+        console.print(f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the first images", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
+    said = store.labels().values()
+    whole = sum(one.complete for one in said)
+    if labels:
+        known = f"; {whole} of them taken as labelled completely (--partial if not)" if whole else ""
+        known += f"; {len(said) - whole} as labelled in part" if len(said) > whole else ""
+        known = known or "; no label was taken in"
+    else:  # answers that were there already
+        known = f"; the store labels {whole} of them completely and {len(said) - whole} in part" if said else ""
+    shown = ", ".join(store.classes()) or "none yet: the page asks for them"
+    console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
+    console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
+    store.close()
+
+
+@app.command()
+def serve(
+    project: Annotated[Path, typer.Argument(help="Folder of the project (`rarebox init` makes it).")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port; by default 8765 or the next that is free.", min=0, max=65535)
+    ] = None,
+    people: Annotated[str | None, typer.Option(help="Who may come in, anna,ben: a link for each of them.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--name", help="Another host name the server goes by; repeatable.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    label_studio: Annotated[bool, typer.Option("--label-studio", help="Print the address for Label Studio.")] = False,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
+) -> None:
+    """Ask people in the browser, and train and choose the next questions meanwhile."""
+    from rarebox.web.serve import leave
+    from rarebox.web.serve import serve as serve_project
+
+    names = [name for name in (people or "").split(",") if name.strip()]
+    serve_project(
+        project, host, port, names, browser=browser, also=also or [], label_studio=label_studio,
+        engine=[engine, *([address] if address else [])],
+        say=lambda line: console.print(line, markup=False, soft_wrap=True),
+    )  # fmt: skip
+    leave()

@@ -1,0 +1,291 @@
+"""The commands for researchers: simulated runs, grids, and reports."""
+
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rarebox import config
+from rarebox.cli.options import SEVERAL, Address, AsJson, Engine, EngineName, app, connected, print_problems
+from rarebox.cli.progress import bench_events, console, minutes, progress_bars, shown
+from rarebox.core.files import real
+from rarebox.errors import UserError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Where to put the runs and the report.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Root seed.")] = 0,
+) -> None:
+    """Run the method on the embedded data set, next to random boxes, and write a report to look at."""
+    from rarebox.report import write_report
+
+    console.print("[bold]rarebox demo[/bold]: handwritten digits in busy pictures, ten classes with a long tail")
+    runs = []
+    for number, (strategy, method) in enumerate(DEMO_RUNS, start=1):
+        console.print(f"\nrun {number} of {len(DEMO_RUNS)}")
+        changes = {**DEMO, "seed": seed, "selection.strategy": strategy, "pseudo.method": method}
+        settings = config.resolve("laptop", None, changes)
+        announce(out / strategy, settings)
+        run_to_end(out / strategy, settings, share=runs[0] if runs else None)
+        runs.append(out / strategy)
+    report = write_report(out, runs)
+    console.print(f"\nThe report is ready: {real(report)}", markup=False, style="bold", soft_wrap=True)
+
+
+DEMO: dict[str, Any] = {
+    "data": "scenes",
+    "detector.name": "faster_rcnn",
+    "initial_images": 30,
+    "budget": [60, 120],
+    "detector.image_size": 192,
+    "training.steps": 160,
+    "training.epochs": 6,  # single boxes are spread over many images
+}
+DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Argument(help="Folder of the run; an unfinished run there is continued.")],
+    data: Annotated[str | None, typer.Option(help="Data set folder (COCO, VOC, YOLO), scenes, or voc0712.")] = None,
+    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads alone.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="How boxes or images are chosen: class_balanced, …")] = None,
+    pseudo: Annotated[str | None, typer.Option(help="none, hard, task_hard, soft or ignore_only.")] = None,
+    initial_images: Annotated[int | None, typer.Option(help="Images labelled completely at the start.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Labels bought in each further cycle, such as 150,300.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    share: Annotated[Path | None, typer.Option(help="A run whose initial pool and cycle-1 model to share.")] = None,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate active learning on a labelled data set: select, label, train, evaluate, again and again."""
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":  # torchrun's others do as the first says
+        from rarebox import detectors
+        from rarebox.detectors import distributed
+
+        distributed.follow(detectors.help_train)
+        return
+    given = {
+        "data": data, "detector.name": detector, "detector.backbone": backbone, "detector.weights": weights,
+        "training.freeze": freeze, "selection.strategy": strategy, "pseudo.method": pseudo,
+        "initial_images": initial_images, "budget": parse_budget(budget), "seed": seed, "device": device,
+    }  # fmt: skip
+    named = {name: value for name, value in given.items() if value is not None}
+    from rarebox.loop import cluster
+
+    settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
+    refuse_early(out, settings, share)
+    cluster.check(engine, address, settings)
+    if not as_json:  # before the imports, which take some seconds
+        announce(out, settings)
+    if preset == "laptop":
+        settings = with_weights_at_hand(settings)
+    from rarebox import detectors
+    from rarebox.detectors import distributed
+
+    with distributed.leading():
+        idle = distributed.processes() - settings.training.batch_size
+        if idle > 0:
+            console.print(
+                f"note: {idle} of the processes have nothing to do, for training.batch_size is "
+                f"{settings.training.batch_size}"
+            )
+        with connected(engine, address, as_json) as where:
+            run_to_end(out, settings, share=share, engine=where.score if where else None, as_json=as_json)
+    if not as_json:
+        from rarebox.report import write_report
+
+        console.print(f"report: {real(write_report(out, [out]))}", markup=False, soft_wrap=True)
+
+
+def announce(out: Path, settings: config.Settings) -> None:
+    """Say what is run, and where."""
+    network = f"{settings.detector.name} on {settings.detector.backbone}"
+    method = f"{settings.selection.strategy}, {settings.pseudo.method} pseudo labels, seed {settings.seed}"
+    console.print(f"{out}: {settings.data}, {network}, {method}", markup=False, soft_wrap=True)
+
+
+def refuse_early(out: Path, settings: config.Settings, share: Path | None) -> None:
+    """UserError for what can be told without torch, which takes some seconds to load."""
+    from rarebox import strategies
+    from rarebox.data import datasets
+    from rarebox.loop.run_folder import RunFolder
+
+    strategies.choose(settings.selection)
+    datasets.refuse_missing(settings.data)
+    if share and not RunFolder(out).records():
+        RunFolder(share).check_first_model()
+    # Weights that cannot be had may still change these two.
+    RunFolder(out).check(settings, but=("detector.backbone", "detector.weights"))
+
+
+def parse_budget(text: str | None) -> list[int] | None:
+    """``"150,300"`` -> [150, 300]; UserError for anything else."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(
+            f"--budget wants whole numbers with commas between them, such as 150,300; got {text!r}"
+        ) from None
+
+
+def with_weights_at_hand(settings: config.Settings) -> config.Settings:
+    """The settings, or, where their weights cannot be had, the same with the backbone that comes along, saying so."""
+    from rarebox import detectors
+    from rarebox.detectors.backbones import WeightsUnavailable
+
+    try:
+        detectors.fetch_weights(settings.detector)
+    except WeightsUnavailable as error:
+        console.print(f"{error}\nGoing on with --backbone efficientnet_lite0 instead.", markup=False, soft_wrap=True)
+        changed = {"backbone": "efficientnet_lite0", "weights": "imagenet"}
+        return settings.model_copy(update={"detector": settings.detector.model_copy(update=changed)})
+    return settings
+
+
+def run_to_end(
+    out: Path, settings: config.Settings, *, share: Path | None = None, engine: Any = None, as_json: bool = False
+) -> None:
+    """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
+    from rarebox.data import datasets
+    from rarebox.loop import simulate
+    from rarebox.loop.run_folder import RunFolder
+
+    ends: list[float] = []
+    before = len(RunFolder(out).records())
+    if 0 < before <= len(settings.budget) and not as_json:
+        console.print(f"{out} goes on after cycle {before} of {len(settings.budget) + 1}", markup=False, soft_wrap=True)
+
+    def finished(record: dict[str, Any]) -> None:
+        ends.append(time.monotonic())
+        done, cycles = record["cycle"], len(settings.budget) + 1
+        if as_json:
+            print(json.dumps({"event": "cycle", **record}), flush=True)
+            return
+        rest = ""
+        if done < cycles and len(ends) > 1:
+            # The first to end says nothing: it is cycle 1, which scores no pool, or was begun before a stop.
+            left = (ends[-1] - ends[0]) / (len(ends) - 1) * (cycles - done)
+            rest = f"; about {minutes(left)} left of this run"
+        console.print(
+            f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{shown(record['ap50'])}[/bold] with "
+            f"{record['labels']} labels and {record['looks']} looks{rest}"
+        )
+        for note in record["notes"]:
+            console.print(f"  note: {note}", markup=False)
+
+    with progress_bars(as_json) as progress:
+        dataset = datasets.load_data(settings.data, progress)
+        if dataset.problems and not as_json:
+            kinds = Counter(p.kind for p in dataset.problems)
+            counts = ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common())
+            console.print(f"{dataset.name}: {counts} (listed in {out / 'problems.json'})", markup=False)
+        records = simulate.simulate(
+            out, settings, dataset, share=share, engine=engine, progress=progress, finished=finished
+        )
+    if as_json:
+        print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
+    elif not ends:
+        console.print(
+            f"{out} is finished already: {len(records)} cycles, AP50 {shown(records[-1]['ap50'])}", markup=False
+        )
+
+
+@app.command()
+def bench(
+    grid: Annotated[Path, typer.Argument(help="YAML file of the grid; docs/bench.md says what is in it.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder of all its runs; bench-out/NAME by default.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Where a data set lies, NAME=FOLDER; repeatable.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Runs whose name holds or fits this; repeatable.")] = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
+    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and how they stand, and do none.")] = False,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of data, detectors, methods, budgets and seeds; any number of processes may work on it at once."""
+    from rarebox.grid import runner, spec
+
+    runs = spec.read(grid, dict(split_place(text) for text in data or []))
+    work = runner.Bench(out or Path("bench-out") / grid.stem, runs, spec.choose(runs, only or []), keep_models)
+    if just_list:
+        for run in work.wanted:
+            about = {**run.about, "state": work.state(run), "reason": work.reason(run)}
+            why = f": {about['reason']}" if about["reason"] else ""
+            print(json.dumps(about) if as_json else f"{about['state']:<8}{run.name}{why}")
+        return
+    with connected(engine, address, as_json) as work.cluster, progress_bars(as_json) as work.progress:
+        work.tell = bench_events(grid, work, as_json)
+        failed = work.work(grid)
+    done = len(work.wanted) - len(failed)
+    if as_json:
+        told = {"event": "end", "results": str(work.results), "done": done, "failed": [run.folder for run in failed]}
+        print(json.dumps(told), flush=True)
+    else:
+        console.print(f"{done} of {len(work.wanted)} runs are done: {work.results}", markup=False, soft_wrap=True)
+        for run in failed:
+            console.print(f"failed: {run.name}: {work.reason(run)}", markup=False, soft_wrap=True)
+        if failed:
+            console.print("repeat the command to try again what failed")
+        if done:
+            console.print(f"next: rarebox report {work.out}", markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def split_place(text: str) -> tuple[str, str]:
+    """``"NAME=FOLDER"`` -> its two parts."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"--data wants NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a grid, or its results.jsonl.")],
+    to: Annotated[Path | None, typer.Option(help=f"Folder for the report; one run's own, or {SEVERAL}.")] = None,
+) -> None:
+    """Write one HTML page (and its figures as PNG and SVG) about one run, several side by side, or a whole grid."""
+    from rarebox.report import write_report
+
+    own = runs[0].parent if runs[0].is_file() else runs[0]
+    print(real(write_report(to or (own if len(runs) == 1 else SEVERAL), runs)))
+
+
+def print_summary(dataset: Any) -> None:
+    """Images, objects per class and problems of a data set, as a table."""
+    from rarebox.evaluate import imbalance_factor
+    from rarebox.loop.record import count_classes
+
+    held = f", {len(dataset.test.images)} test images" if dataset.test else ", no test images"
+    console.print(f"{dataset.name}: {len(dataset.train.images)} training images{held}", markup=False, soft_wrap=True)
+    table = Table()
+    for column in ("class", "training", "test"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    train = count_classes(dataset.train, len(dataset.classes))
+    test = count_classes(dataset.test, len(dataset.classes)) if dataset.test else [""] * len(dataset.classes)
+    for name, *counts in zip(dataset.classes, train, test, strict=True):
+        table.add_row(escape(name), *(str(c) for c in counts))
+    console.print(table)
+    console.print(f"imbalance factor {imbalance_factor(train):.1f} (largest class over smallest)")
+    if not dataset.problems:
+        console.print("no problems found in the data")
+    print_problems(dataset.problems)

@@ -1,0 +1,1 @@
+"""Tools that know nothing of active learning: boxes, files, text, random streams."""

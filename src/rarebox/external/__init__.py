@@ -1,0 +1,228 @@
+"""Detections that rarebox did not make -> the boxes to label next, by the very path that the loop takes.
+
+What a detector says of an image and of its augmented copies becomes candidates (:func:`candidates.score_image`), what
+is labelled settles some of them (:mod:`ranking`), a strategy ranks the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from rarebox import strategies
+from rarebox.config import Settings
+from rarebox.core import seeds
+from rarebox.core.boxes import clip, rescaling
+from rarebox.data import detections
+from rarebox.data.detections import DetectionFile, Image, Line
+from rarebox.errors import UserError
+from rarebox.external.copies import Copies
+from rarebox.external.pool import Pool, image_labels
+from rarebox.external.vocabulary import Understanding, vocabulary
+from rarebox.pool import ranking
+from rarebox.pool.candidates import Shards, score_image
+from rarebox.strategies.box import entropies
+from rarebox.types import Candidates, Detections, Floats, ImageLabels, ImageRecord, ImageScores, Query, concatenate
+
+Report = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+
+NO_VIEWS = (
+    "no --views: the uncertainty is the entropy of each box's class, not the consistency over augmented copies of "
+    "Eq. 2 and 3, and box consistency is unknown; with `rarebox views` you can make the copies"
+)
+
+NEED_VIEWS = ("compas",)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The boxes to label next, best first, as queries, and what they were ranked by.
+
+    ``class_frequency`` (K,) is p(l) of Eq. 1, ``from_views`` whether the uncertainty is Eq. 3's, ``candidates`` how
+    many open boxes there were to choose from. ``notes`` say what a person should know of the input.
+    """
+
+    strategy: str
+    classes: tuple[str, ...]
+    images: Mapping[int, ImageRecord]
+    queries: Sequence[Query]
+    class_frequency: Floats
+    from_views: bool
+    candidates: int
+    notes: tuple[str, ...]
+
+
+def rank(
+    found: Path, views: Path | None, labels: Path | None, images: Path | None, settings: Settings, budget: int, *,
+    classes: Sequence[str] | None = None, views_map: Path | None = None, labels_complete: bool = False,
+    report: Report = lambda done, of: None,
+) -> Ranked:  # fmt: skip
+    """Rank the boxes of a file of detections by the strategy of the settings.
+
+    ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
+    count as labelled completely. ``images`` is a folder or a COCO file that says which images there are. Raises
+    UserError for anything in the files that cannot be what it should be.
+    """
+    _check_strategy(settings, views)
+    if budget < 1:
+        raise UserError(f"--budget must be at least 1 box, got {budget}")
+    file, file_of_views = detections.open_detections(found), views and detections.open_detections(views)
+    if isinstance(file_of_views, detections.CocoResults):
+        raise UserError(f"{views}: COCO results cannot say of which copy they are; write the copies as JSON lines")
+    notes: list[str] = [] if views else [NO_VIEWS]
+    pool = Pool()
+    said = pool.add_labels(labels, labels_complete, notes) if labels else {}
+    if images:
+        pool.add_images(images, notes)
+    placed = pool.place(file.images(), found, closed=images is not None)
+    if pool.disputed:
+        number = min(pool.disputed)
+        notes.append(
+            f"{len(pool.disputed)} numbers of images are ids in the COCO file and names of other images there, such as "
+            f"{number}: they are taken for ids, so {number} is {pool.records[number].path}"
+        )
+    words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes)
+    understand = Understanding(words)
+    copies = None
+    if file_of_views:
+        entries = detections.read_map(views_map) if views_map else {}
+        copies = Copies(file_of_views, entries, pool, settings.scoring.views)
+    candidates = read_candidates(file, placed, copies, understand, pool, settings, report)
+    notes += _counted(len(pool.records) - len(placed) if images else 0, understand, copies)
+    labelled = {image_id: image_labels(one, words.classes) for image_id, one in pool.fitted(said, notes).items()}
+    queries, frequency, total = _queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
+    return Ranked(
+        settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
+    )
+
+
+def _counted(images_without: int, understand: Understanding, copies: Copies | None) -> list[str]:
+    counts = {
+        "images without a line in --detections, where nothing can be asked": images_without,
+        "boxes without an area, which were left out": understand.dropped,
+        "copies in --views of images that --detections does not have": copies.elsewhere if copies else 0,
+    }
+    return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+def _check_strategy(settings: Settings, views: Path | None) -> None:
+    strategy = settings.selection.strategy
+    strategies.choose(settings.selection)
+    if strategy in strategies.IMAGE:
+        raise UserError(f"{strategy} ranks whole images, and boxes are wanted here; name {', '.join(_usable())}")
+    if strategy in strategies.NEEDS:
+        raise UserError(f"{strategy} needs features of the detector's inside; name {', '.join(_usable())}")
+    if strategy in NEED_VIEWS and not views:
+        raise UserError(f"{strategy} compares detections on augmented copies; give them with --views")
+
+
+def _usable() -> list[str]:
+    return [name for name in strategies.BOX if name not in strategies.NEEDS]
+
+
+def _queries(
+    candidates: Candidates, labels: Mapping[int, ImageLabels], settings: Settings, budget: int, num_classes: int,
+    from_views: bool,
+) -> tuple[list[Query], Floats, int]:  # fmt: skip
+    """The first ``budget`` open boxes of the ranking, p(l), and how many open boxes there were.
+
+    A box that lies as near to one above it as to an answered one (decisions row 9) is passed over: the answer to that
+    one will settle it.
+    """
+    iou = settings.selection.answered_iou
+    pool = Shards([candidates])
+    state, open_per_class = ranking.label_state(settings, budget, labels, pool, ImageScores.none(num_classes))
+    total = int(open_per_class.sum())
+    if not total:
+        return [], state.class_frequency, 0
+    queue = ranking.head(settings, pool, labels, state, partial(seeds.stream, settings.seed, "strategy", 0))
+    asked: dict[int, Floats] = {}
+    queries: list[Query] = []
+    for place in range(total):
+        if len(queries) == budget or not (item := queue(place)):
+            break
+        (row, utility), open_ones = item, queue.candidates
+        image_id, box = int(open_ones.image_id[row]), open_ones.boxes[[row]]
+        before = asked.get(image_id, NO_BOXES)
+        if ranking.still_open(box, _settled_by(before), iou)[0]:
+            asked[image_id] = np.concatenate([before, box])
+            queries.append(_query(open_ones, row, utility, place, state.class_frequency, from_views))
+    return queries, state.class_frequency, total
+
+
+def _settled_by(boxes: Floats) -> ImageLabels:
+    return ImageLabels(NO_BOXES, np.zeros(0, np.int64), NO_BOXES, boxes, complete=False)
+
+
+def _query(candidates: Candidates, row: int, utility: float, place: int, frequency: Floats, from_views: bool) -> Query:
+    label = int(candidates.labels[row])
+    why = {
+        "rank": place,
+        "score": float(candidates.scores[row]),
+        "uncertainty": float(candidates.uncertainty[row]),
+        "class_frequency": float(frequency[label]),
+    }
+    if from_views:
+        why["box_consistency"] = float(candidates.box_consistency[row])
+    return Query(int(candidates.image_id[row]), candidates.boxes[row], label, float(utility), why)
+
+
+def read_candidates(
+    file: DetectionFile, placed: Mapping[int, Sequence[Image]], copies: Copies | None, understand: Understanding,
+    pool: Pool, settings: Settings, report: Report,
+) -> Candidates:  # fmt: skip
+    """Candidates of every image, by image id; without copies, with the entropy of the class as uncertainty."""
+    num_classes = len(understand.words.classes)
+    with_vectors = settings.selection.strategy == "entropy"  # no other one looks at them again
+    found: list[Candidates] = []
+    for done, image_id in enumerate(sorted(placed), 1):
+        line = _single_line(file, placed[image_id])
+        if line.size and not pool.records[image_id].width:
+            pool.add(replace(pool.records[image_id], width=line.size[0], height=line.size[1]))
+        detected = _in_image(understand(line), line, pool.records[image_id])
+        views, frames = copies.of(image_id, understand) if copies else ([], [])
+        scored, _ = score_image(image_id, [detected, *views], frames, settings.scoring, num_classes)
+        if len(scored):
+            unsure = scored.uncertainty if copies else entropies(scored, num_classes)
+            vectors = scored.class_probs if with_vectors else scored.class_probs[:, :0]
+            found.append(replace(scored, uncertainty=unsure, class_probs=vectors.astype(np.float16)))
+        report(done, len(placed))
+    understand.check_pixels(file.path)
+    return concatenate(found) if found else Candidates.none(num_classes)
+
+
+def _in_image(found: Detections, line: Line, record: ImageRecord) -> Detections:
+    """What was found, in pixels of the image. UserError if that is of another size and shape, or boxes lie outside."""
+    if not record.width:
+        return found
+    size = (record.width, record.height)
+    factors = rescaling(line.size or size, size)
+    if factors is None:
+        said = "{} x {}".format(*(line.size or size))
+        raise UserError(
+            f"{line.where}: the picture has {said} pixels, and {record.path} {size[0]} x {size[1]}: it is cut, turned "
+            "or another one; let the detector look at the image itself"
+        )
+    boxes = (found.boxes * factors).astype(np.float32)
+    inside = clip(boxes, *size)
+    if not (inside[:, 2:] > inside[:, :2]).all():
+        raise UserError(
+            f"{line.where}: a box lies outside of {record.path}, which has {size[0]} x {size[1]} pixels; write boxes "
+            "in its pixels, or beside them the width and height of the picture that they are of"
+        )
+    return replace(found, boxes=boxes)
+
+
+def _single_line(file: DetectionFile, names: Sequence[Image]) -> Line:
+    """The one line about an image; UserError where there are more."""
+    lines = [line for name in names for line in file.read(name)]
+    if len(lines) > 1:
+        raise UserError(f"{lines[1].where}: this image came already, in {lines[0].where}; write all its boxes together")
+    if lines[0].view:
+        raise UserError(f"{lines[0].where}: this is a copy (view {lines[0].view!r}); give those as --views")
+    return lines[0]

@@ -1,0 +1,270 @@
+"""The images that detections from outside are about: their ids, how files name them, what is labelled of them."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from rarebox.core.boxes import rescaling
+from rarebox.data import coco, listings
+from rarebox.data.detections import FARTHEST, Image
+from rarebox.data.disk import slashes
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
+from rarebox.data.naming import ByName
+from rarebox.data.remote import is_url
+from rarebox.errors import UserError
+from rarebox.loop.run_folder import open_store
+from rarebox.types import Floats, ImageLabels, ImageRecord, Source, as_boxes
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What is labelled of one image, by class names; ``size`` is the image's (width, height) there, if it is known."""
+
+    boxes: Floats
+    names: Sequence[str]
+    rejected: Floats
+    skipped: Floats
+    complete: bool
+    size: tuple[int, int] | None = None
+
+
+class _Names:
+    """Images by the ends of their paths, and by the names of their files without suffix, as text and as numbers."""
+
+    def __init__(self, records: Iterable[ImageRecord]) -> None:
+        self.by_path = ByName[int]()
+        self.by_stem: dict[str | int, set[int]] = defaultdict(set)
+        for record in records:
+            self.by_path.add(record.path, record.id)
+            stem = PurePath(slashes(record.path)).stem
+            for form in (stem, int(stem)) if stem.isdecimal() else (stem,):
+                self.by_stem[form].add(record.id)
+
+
+class Pool:
+    """The images, by id, and how files name them; the classes that files name, and by which numbers.
+
+    A number names the image of that id where a file has given the ids, and otherwise the one whose file is called so:
+    detectors that know of no ids write 2 for ``2.jpg``, and 139 for ``000000000139.jpg``.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[int, ImageRecord] = {}
+        self.classes: tuple[str, ...] = ()
+        self.categories: dict[int, str] = {}
+        self.disputed: set[int] = set()
+        """Numbers that are the id of one image and the name of another; they are taken for ids."""
+        self._known: _Names | None = None
+        self._given: set[int] = set()
+        self._internal: set[int] = set()
+
+    def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
+        """Make an image known, or know its size now. ``given``: a file told its id; ``internal``: a store counted."""
+        if record.id not in self.records or self.records[record.id].path != record.path:
+            self._known = None
+        self._given |= {record.id} if given else set()
+        self._internal |= {record.id} if internal else set()
+        self.records[record.id] = record
+
+    def find(self, image: Image) -> int | None:
+        """The id of an image that a file names, by its number or by the end of its path; None if it is unknown.
+
+        UserError where it may be several images.
+        """
+        if isinstance(image, str):
+            found = self._names().by_path.find(image)
+            is_stem = found is None and PurePath(slashes(image)).suffix.lower() not in SUFFIXES
+            return self._called(image) if is_stem else found
+        if image in self._given:
+            if self._names().by_stem.get(image, {image}) != {image}:
+                self.disputed.add(image)
+            return image
+        called = self._called(image)
+        if image in self._internal and called not in (None, image):
+            assert called is not None
+            raise UserError(
+                f"the image {image} may be {self.records[image].path}, which has that number in the store, or "
+                f"{self.records[called].path}; write file names in place of numbers"
+            )
+        return image if image in self._internal else called
+
+    def _called(self, stem: str | int) -> int | None:
+        """The image whose file has that name, but for its suffix. UserError where there are several."""
+        alike = sorted(self._names().by_stem.get(stem, ()))
+        if len(alike) > 1:
+            paths = " or ".join(self.records[i].path for i in alike[:2])
+            raise UserError(f"the image {stem!r} may be {paths}; write file names with their folders")
+        return alike[0] if alike else None
+
+    def _names(self) -> "_Names":
+        if self._known is None:
+            self._known = _Names(self.records.values())
+        return self._known
+
+    def _listed(self, name: str, known: "_Names") -> int | None:
+        """The id of an image that a folder or file lists: one of that path, or of that name that is not there."""
+        found = known.by_path.find(name)
+        if found is None and (alike := known.by_path.match(name)) is not None and not is_url(self.records[alike].path):
+            return None if os.path.exists(self.records[alike].path) else alike
+        return found
+
+    def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
+        """The id of every image of a file, with the names that the file has for it.
+
+        Unknown ones get ids: their own numbers, or, in the order of their names, the next ones that are free; where
+        the pool is ``closed`` they are an error.
+        """
+        unknown = sorted({i for i in images if self.find(i) is None}, key=lambda i: (isinstance(i, str), i))
+        if unknown and closed:
+            raise UserError(
+                f"{file}: {len(unknown)} of its images are not among --images, the first is {unknown[0]!r}; name the "
+                "images as there, or leave --images out"
+            )
+        for image in unknown:
+            free = max(self.records, default=0) + 1
+            number = image if isinstance(image, int) and image not in self.records else free
+            self.add(ImageRecord(number, str(image), 0, 0), given=number == image)
+        placed: dict[int, list[Image]] = {}
+        for image in images:
+            image_id = self.find(image)
+            assert image_id is not None
+            placed.setdefault(image_id, []).append(image)
+        return placed
+
+    def add_images(self, path: Path, notes: list[str]) -> None:
+        """The images of a folder, or of a COCO file; those known by name keep their ids."""
+        if path.is_dir():
+            unreadable = []
+            listed: list[tuple[int | None, str, int, int]] = []
+            for place in image_files(path):
+                try:
+                    width, height, _ = image_size(place)
+                    listed.append((None, str(place), width, height))
+                except UnreadableImage as error:
+                    unreadable.append(error)
+            if unreadable:
+                notes.append(f"{len(unreadable)} images cannot be read and are left out, the first: {unreadable[0]}")
+        else:
+            listing, _ = coco.read(path)
+            self._name_classes(path, listing)
+            sized = [(i, i.size or (0, 0)) for i in listing.images]
+            listed = [(i.id, str(i.path), size[0], size[1]) for i, size in sized]
+        if not listed:
+            raise UserError(f"{path} holds no image")
+        names = self._names()
+        for image_id, name, width, height in listed:
+            known = self._listed(name, names)
+            if known is None:
+                free = max(self.records, default=0) + 1
+                known = free if image_id is None or image_id in self.records else image_id
+            self.add(ImageRecord(known, name, width, height), given=known == image_id)
+
+    def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Said]:
+        """What is labelled, by image id, from a store or a COCO file; its images become known."""
+        if path.is_dir() or path.suffix != ".json":
+            return self._add_store(path)
+        listing, _ = coco.read(path)
+        self._name_classes(path, listing)
+        said: dict[int, Said] = {}
+        for image_id, image in zip(listings.own_numbers(listing.images), listing.images, strict=True):
+            record = ImageRecord(image_id, str(image.path), *(image.size or (0, 0)))
+            self.add(record, given=image.id is not None)
+            said[image_id] = _said(image, all_complete)
+        lost = [problem for problem in listing.problems if problem.kind in listings.OBJECT_LOST]
+        if lost:
+            notes.append(
+                f"{len(lost)} objects of the labels cannot be used, and their images do not count as labelled "
+                f"completely; the first: {lost[0].where}: {lost[0].what}"
+            )
+        partly = sum(not one.complete for one in said.values())
+        if partly and not any(image.complete is not None for image in listing.images):
+            notes.append(
+                f"{path.name} does not say which images are labelled completely: all count as partly labelled, so "
+                "boxes of theirs may be asked about; --labels-complete says that all are"
+            )
+        return said
+
+    def _name_classes(self, path: Path, listing: listings.Listing) -> None:
+        """Take over the classes of a COCO file, and their numbers; UserError if another file numbers them otherwise."""
+        self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
+        for number, name in coco.categories(path).items():
+            if self.categories.setdefault(number, name) != name:
+                raise UserError(
+                    f"{path}: category {number} is {name!r} here and {self.categories[number]!r} in the other COCO "
+                    "file; both must number the classes alike"
+                )
+
+    def _add_store(self, path: Path) -> dict[int, Said]:
+        with open_store(path) as store:
+            self.classes = store.classes()
+            images = store.images()
+            for record in images.values():
+                self.add(record, internal=True)
+            return {
+                i: Said(
+                    one.boxes, [self.classes[c] for c in one.labels], one.rejected, one.skipped, one.complete,
+                    (images[i].width, images[i].height),
+                )
+                for i, one in store.labels().items()
+            }  # fmt: skip
+
+    def fitted(self, said: Mapping[int, Said], notes: list[str]) -> dict[int, Said]:
+        """What is labelled, in pixels of the images as they are: another file may know them in another size.
+
+        Labels that fit no copy of their image are left out, which is noted.
+        """
+        fitted: dict[int, Said] = {}
+        other: list[str] = []
+        for image_id, one in said.items():
+            record = self.records[image_id]
+            size = (record.width, record.height)
+            factors = rescaling(one.size or size, size) if record.width else np.ones(4)
+            if factors is None:
+                other.append(record.path)
+            else:
+                columns = {name: as_boxes(getattr(one, name) * factors) for name in ("boxes", "rejected", "skipped")}
+                fitted[image_id] = replace(one, **columns)
+        if other:
+            notes.append(
+                f"the labels of {len(other)} images are of pictures of another shape, cut or turned, and are left out; "
+                f"the first is {other[0]}"
+            )
+        return fitted
+
+
+def _said(image: listings.ListedImage, all_complete: bool) -> Said:
+    """Boxes of a COCO file as labels: pseudo labels are none, rejected boxes stay rejected, difficult ones are not
+    asked about."""
+
+    def boxes(wanted: Callable[[listings.ListedBox], bool]) -> Floats:
+        return _with_area(np.array([b.box for b in image.boxes if wanted(b)], dtype=np.float64).reshape(-1, 4))
+
+    def human(box: listings.ListedBox) -> bool:
+        return not box.difficult and box.source not in (Source.PSEUDO, Source.REJECTED)
+
+    kept = [b for b in image.boxes if human(b) and len(_with_area(np.array([b.box])))]
+    lost = image.lost or not image.labelled or len(kept) < sum(map(human, image.boxes))
+    return Said(
+        as_boxes([b.box for b in kept]),
+        [b.name for b in kept],
+        boxes(lambda b: b.source == Source.REJECTED),
+        boxes(lambda b: b.difficult),
+        (all_complete or bool(image.complete)) and not lost,
+        image.size,
+    )
+
+
+def _with_area(boxes: Floats) -> Floats:
+    """Those boxes (N, 4) that are places of an image and have an area as ``float32``."""
+    boxes = boxes[(np.abs(boxes) < FARTHEST).all(axis=1)].astype(np.float32)
+    return as_boxes(boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
+
+
+def image_labels(said: Said, classes: Sequence[str]) -> ImageLabels:
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.array([number[name] for name in said.names], dtype=np.int64)
+    return ImageLabels(said.boxes, labels, said.rejected, said.skipped, said.complete)

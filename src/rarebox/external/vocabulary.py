@@ -1,0 +1,192 @@
+"""What lines of detections mean: classes by name or number, scores, class vectors with a background or without."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rarebox.data import detections
+from rarebox.data.detections import DetectionFile, Line
+from rarebox.errors import UserError, unknown_name
+from rarebox.external.pool import Pool
+from rarebox.types import Bools, Detections, Floats, Ints
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The K classes. ``numbers`` says which class a number in the files stands for, ``own`` how many classes the
+    detector knows; they are the first of all. ``background`` says where a class vector has it, if the file does."""
+
+    classes: tuple[str, ...]
+    numbers: Mapping[int, int]
+    own: int
+    background: str | None = None
+
+    def label(self, label: str | int) -> int:
+        """The index of a class that a file names or numbers."""
+        return self.classes.index(label) if isinstance(label, str) else self.numbers[label]
+
+
+def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool: Pool, notes: list[str]) -> Vocabulary:
+    """The classes by what names them first: --classes, the head of the file, the labels and images, the boxes."""
+    names = set[str]().union(*(file.names for file in files))
+    numbers = set[int]().union(*(file.numbers for file in files))
+    if isinstance(files[0], detections.CocoResults):
+        return _by_category(files[0].path, given, pool, numbers)
+    if len({file.classes for file in files if file.classes}) > 1:
+        raise UserError(f"{files[1].path} names other classes than {files[0].path}; both must be of one detector")
+    declared = tuple(given or next((file.classes for file in files if file.classes), ()))
+    for name in sorted(names - {*declared}) if declared else ():
+        raise unknown_name("class", name, declared)
+    new = tuple(sorted(names - {*pool.classes}))
+    if not declared and pool.classes and new:
+        notes.append(f"classes that the labels and images do not name: {', '.join(new)}")
+    strange = tuple(name for name in pool.classes if name not in declared) if declared else ()
+    if strange:
+        alike = {name.casefold(): name for name in declared}
+        meant = [f"{name!r} as {alike[name.casefold()]!r}" for name in strange if name.casefold() in alike]
+        notes.append(
+            f"classes of the labels and images that the detector does not name: {', '.join(strange)}; no box will be "
+            "taken for one of them" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
+        )
+    own = declared or (*pool.classes, *new) or tuple(str(n) for n in range(max(numbers, default=0) + 1))
+    if max(numbers, default=-1) >= len(own):
+        raise UserError(
+            f"{files[0].path} has boxes of class number {max(numbers)}, counted from 0, but only {len(own)} classes "
+            f"are known: {', '.join(own)}; name all of them with --classes"
+        )
+    background = next((file.background for file in files if file.background), None)
+    classes = tuple(dict.fromkeys((*own, *pool.classes)))
+    return Vocabulary(classes, {n: n for n in range(len(own))}, len(own), background)
+
+
+def _by_category(path: Path, given: Sequence[str] | None, pool: Pool, numbers: set[int]) -> Vocabulary:
+    """COCO results number their classes as a COCO file does; without one, the numbers are the names."""
+    categories = pool.categories
+    if given or (pool.classes and not categories):
+        raise UserError(
+            f"{path} gives classes as category numbers; give a COCO file with these categories as --images or "
+            "--labels, and leave --classes out"
+        )
+    if not categories:
+        categories = {number: str(number) for number in sorted(numbers)}
+    unknown = sorted(numbers - categories.keys())
+    if unknown:
+        raise UserError(f"{path} has boxes of category {unknown[0]}, which no given COCO file names")
+    own = tuple(dict.fromkeys(categories.values()))
+    classes = tuple(dict.fromkeys((*own, *pool.classes)))
+    return Vocabulary(classes, {number: classes.index(name) for number, name in categories.items()}, len(own))
+
+
+class Understanding:
+    """What lines mean: boxes with labels, scores and class vectors of one kind, as Detections.
+
+    Where the file has no class vectors, the score is taken for the probability of the class, and the rest for that of
+    the background: the nearest to a detector with a background that a score alone allows. The entropy of such a vector
+    is that of the score against its complement.
+    """
+
+    def __init__(self, words: Vocabulary) -> None:
+        self.words = words
+        self.dropped = 0
+        self._width: int | None = None
+        self._reach = 0.0
+
+    def __call__(self, line: Line) -> Detections:
+        """UserError where a line contradicts itself or those before."""
+        boxes, keep = self._boxes(line)
+        probs = self._vectors(line)
+        labels = self._labels(line, probs)
+        scores = self._scores(line, labels, probs)
+        if probs is None:
+            probs = np.zeros((len(scores), len(self.words.classes) + 1))
+            probs[np.arange(len(scores)), labels + 1] = scores
+            probs[:, 0] = 1 - scores
+        self._same_kind(line, probs)
+        return Detections(boxes[keep], labels[keep], scores[keep], probs[keep])
+
+    def check_pixels(self, path: Path) -> None:
+        """UserError if all boxes lie within a pixel: they are then given as shares of the image."""
+        if 0 < self._reach <= 1.5:
+            raise UserError(f"{path}: all boxes lie between 0 and 1; write them in pixels of the image, not in shares")
+
+    def _boxes(self, line: Line) -> tuple[Floats, Bools]:
+        boxes = line.boxes.astype(np.float32)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        if (sides < 0).any():
+            wrong = line.boxes[(sides < 0).any(axis=1)][0].tolist()
+            raise UserError(
+                f"{line.where}: a box is x1, y1, x2, y2 with x2 > x1 and y2 > y1, got {wrong}; if that is x, y, width, "
+                "height, add the corner"
+            )
+        keep = np.all(sides > 0, axis=1)
+        self.dropped += int((~keep).sum())
+        self._reach = max(self._reach, float(np.abs(boxes).max(initial=0)))
+        return boxes, keep
+
+    def _vectors(self, line: Line) -> Floats | None:
+        """Class vectors over all K classes, background first where there is one: (N, K or K + 1)."""
+        given, own = line.class_probs, self.words.own
+        if given is None or not len(line.boxes):
+            return None
+        if given.shape[1] not in (own, own + 1):
+            raise UserError(
+                f"{line.where}: class vectors have {given.shape[1]} numbers; wanted are {own}, one for each class, or "
+                f"{own + 1} with the background. Are all classes named ({', '.join(self.words.classes[:own])})?"
+            )
+        if given.min() < 0 or given.max() > 1 + 1e-3:
+            raise UserError(
+                f"{line.where}: class vectors must hold probabilities in [0, 1], got {given.min():.3g} to "
+                f"{given.max():.3g}; if these are logits, take their softmax or sigmoid"
+            )
+        more = np.zeros((len(given), len(self.words.classes) - own))
+        if given.shape[1] == own:
+            return np.hstack([given, more])
+        last = self.words.background == "last"
+        if self.words.background is None:
+            self._background_first(line, given)
+        return np.hstack([given[:, -1:], given[:, :-1], more] if last else [given, more])
+
+    def _background_first(self, line: Line, given: Floats) -> None:
+        """UserError if the boxes' own scores do not lie where they would with the background in front."""
+        if line.labels is None or line.scores is None:
+            raise UserError(
+                f"{line.where}: class vectors have one number more than there are classes; say where the background is "
+                'with a first line such as {"classes": ["cat", "dog"], "background": "first"}'
+            )
+        labels = np.array([self.words.label(label) for label in line.labels])
+        if np.abs(given[np.arange(len(given)), labels + 1] - line.scores).max() > 0.01:
+            raise UserError(
+                f"{line.where}: the scores are not those of the boxes' classes in vectors with the background first; "
+                'say where it is with a first line such as {"classes": ["cat", "dog"], "background": "last"}'
+            )
+
+    def _labels(self, line: Line, probs: Floats | None) -> Ints:
+        if line.labels is not None:
+            return np.array([self.words.label(label) for label in line.labels], dtype=np.int64)
+        if len(line.boxes) and probs is None:
+            raise UserError(f'{line.where}: there are neither "labels" nor "class_probs"')
+        first = 0 if probs is None else probs.shape[1] - len(self.words.classes)
+        return np.zeros(0, np.int64) if probs is None else probs[:, first:].argmax(axis=1)
+
+    def _scores(self, line: Line, labels: Ints, probs: Floats | None) -> Floats:
+        if line.scores is not None:
+            scores = line.scores
+        elif probs is not None:
+            scores = probs[np.arange(len(probs)), labels + probs.shape[1] - len(self.words.classes)]
+        elif len(line.boxes):
+            raise UserError(f'{line.where}: there are neither "scores" nor "class_probs"')
+        else:
+            scores = np.zeros(0)
+        if len(scores) and (scores.min() < 0 or scores.max() > 1 + 1e-3):
+            raise UserError(f"{line.where}: scores must be in [0, 1], got {scores.min():.3g} to {scores.max():.3g}")
+        return np.minimum(scores, 1)
+
+    def _same_kind(self, line: Line, probs: Floats) -> None:
+        if len(probs) and self._width not in (None, probs.shape[1]):
+            raise UserError(
+                f"{line.where}: some boxes have class vectors with a background, others without, or none at all; write "
+                "all of them in one way, also on the copies"
+            )
+        self._width = self._width or (probs.shape[1] if len(probs) else None)

@@ -1,0 +1,114 @@
+"""Writing the augmented copies of images as files, with a map of where boxes on them lie: for detectors that cannot
+make copies themselves."""
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from rarebox.core import seeds
+from rarebox.core.files import write_bytes, write_text
+from rarebox.data import coco
+from rarebox.data.images import UnreadableImage, image_files, read_image
+from rarebox.errors import UserError
+from rarebox.pool.views import View, make_views
+
+MAP = "views.jsonl"
+JPEG = (".jpg", ".jpeg")
+QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Copied:
+    """How many images were copied, into how many files; the map; and why the others could not be read."""
+
+    images: int
+    copies: int
+    map: Path
+    unreadable: tuple[UnreadableImage, ...]
+
+
+def write_copies(
+    images: Path, to: Path, views: Sequence[str], seed: int, report: Callable[[int, int], None] = lambda done, of: None
+) -> Copied:
+    """Write every view of every image to ``to/images``, and ``to/views.jsonl``, a line for each copy.
+
+    ``images`` is a folder, or a COCO file. A copy of a JPEG is a JPEG, of any other image a PNG, at full size. A line
+    holds ``file`` (of the copy, from ``to``), ``image``, ``view``, ``width`` and ``height`` of the copy, ``matrix``
+    (2, 3) from the image's pixels to the copy's, its ``inverse``, ``patches`` (P, 4) of the image that the copy hides,
+    and the ``seed``. What is drawn at random follows from the seed and the image's name alone. Raises UserError for an
+    unknown view, without an image that can be read, and for a folder that holds something else.
+    """
+    make_views(views, 64, 64, np.random.default_rng(0))
+    if len(set(views)) < len(views):
+        raise UserError(f"--views must name each view once, got {', '.join(views)}")
+    files = _files(images)
+    if to.is_dir() and any(to.iterdir()) and not (to / MAP).exists():
+        raise UserError(f"{to} is not empty and holds no copies of rarebox; name a new or empty folder")
+    lines: list[str] = []
+    unreadable: list[UnreadableImage] = []
+    for done, (name, file) in enumerate(files, 1):
+        try:
+            lines += _write_views(name, read_image(file), to, views, seed)
+        except UnreadableImage as error:
+            unreadable.append(error)
+        report(done, len(files))
+    if not lines:
+        raise UserError(f"none of the {len(files)} images can be read, the first: {unreadable[0]}")
+    write_text(to / MAP, "".join(lines))
+    return Copied(len(files) - len(unreadable), len(lines), to / MAP, tuple(unreadable))
+
+
+def _files(images: Path) -> list[tuple[str, Path | str]]:
+    """Each image's name, from the folder that was named, and its file."""
+    if images.is_dir():
+        files = image_files(images)
+    elif images.exists():
+        files = [image.path for image in coco.read(images)[0].images]
+    else:
+        raise UserError(f"{images} does not exist; name a folder of images, or a COCO file")
+    if not files:
+        raise UserError(f"{images} holds no image")
+    root = os.path.abspath(images if images.is_dir() else images.parent)
+    named: dict[str, Path | str] = {}
+    for file in files:
+        place = PurePosixPath(urlsplit(file).path) if isinstance(file, str) else Path(os.path.abspath(file))
+        if place.is_relative_to(root):
+            named.setdefault(place.relative_to(root).as_posix(), file)
+            continue
+        ends = ("/".join(place.parts[-n:]) for n in range(1, len(place.parts)))  # as much as tells it from others
+        named.setdefault(next((end for end in ends if end not in named), place.name), file)
+    return [*named.items()]
+
+
+def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:
+    """Write the copies of one image; the lines of the map."""
+    height, width = pixels.shape[:2]
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float()
+    made = make_views(views, height, width, seeds.stream(seed, "views", 0, crc32(name.encode())))
+    return [_write_view(name, view, image, to, seed) for view in made]
+
+
+def _write_view(name: str, view: View, image: torch.Tensor, to: Path, seed: int) -> str:
+    copy = view.apply(image).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    suffix = ".jpg" if Path(name).suffix.lower() in JPEG else ".png"
+    file = Path("images") / f"{name}.{view.name}{suffix}"
+    (to / file).parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    Image.fromarray(copy).save(content, "JPEG" if suffix == ".jpg" else "PNG", quality=QUALITY)
+    write_bytes(to / file, content.getvalue())
+    line = {
+        "file": file.as_posix(), "image": name, "view": view.name, "width": copy.shape[1], "height": copy.shape[0],
+        "matrix": view.matrix.tolist(), "inverse": view.inverse.tolist(), "patches": view.patches.tolist(),
+        "seed": seed,
+    }  # fmt: skip
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""Many runs: which ones, running them, and what their results show."""

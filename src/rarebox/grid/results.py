@@ -1,0 +1,253 @@
+"""What a grid of runs says: curves over seeds, differences paired by seed, areas, rare classes.
+
+The input is ``results.jsonl``, one line a run. Only runs of one :class:`Group` are compared: same data, same detector,
+same budgets. A number that is not known is NaN here and a dash in a table; a standard deviation is the sample's
+(divisor n - 1), and unknown with one seed.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from rarebox import strategies
+from rarebox.config import Settings
+from rarebox.core.text import read_text
+from rarebox.errors import UserError
+from rarebox.grid.statistics import NAN, spread
+
+RESULTS = "results.jsonl"
+FULL = "full"
+"""The method name of a run that trains on all labels: the ceiling. It has a single cycle."""
+
+DASH = "–"
+
+Record = dict[str, Any]
+"""One cycle of a run, as in its ``metrics.json``."""
+
+Values = dict[str, dict[int, float]]
+"""One number of each run: method -> seed -> value."""
+
+# ------------------------------------------------------------------------------------------------ what the file holds
+
+
+@dataclass(frozen=True, eq=False)
+class GridRun:
+    """One line of the results. ``reason`` says why a run failed; None: it is done."""
+
+    data: str
+    detector: str
+    method: str
+    seed: int
+    budget: tuple[int, ...]
+    settings: Mapping[str, Any]
+    cycles: Sequence[Record]
+    reason: str | None = None
+
+    def setting(self, name: str) -> Any:
+        """A setting by its dotted name; what the line does not hold is at its default."""
+        return self.settings[name] if name in self.settings else reduce(getattr, name.split("."), Settings())
+
+    def curve(self, meter: str, value: "Value") -> tuple[np.ndarray, np.ndarray]:
+        """The paid labels (or looks) and the value after each cycle, without cycles whose value is not known."""
+        points = [(record[meter], value(record)) for record in self.cycles]
+        known = [point for point in points if point[1] == point[1]]
+        x, y = np.array(known, dtype=float).reshape(-1, 2).T
+        return x, y
+
+
+Value = Callable[[Record], float]
+"""What is read off a record, such as :func:`ap50`."""
+
+
+def ap50(record: Record) -> float:
+    """AP50 by area; NaN where there was no truth to measure on."""
+    return NAN if record["ap50"] is None else record["ap50"]
+
+
+def ap50_11(record: Record) -> float:
+    """AP50 by 11 points, as VOC 2007 and the paper count."""
+    return NAN if record["ap50_11"] is None else record["ap50_11"]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The runs that may be compared: same data, detector and budgets. Its ceiling may come from other budgets."""
+
+    data: str
+    detector: str
+    budget: tuple[int, ...]
+    unit: str
+    runs: Sequence[GridRun]
+
+    @property
+    def title(self) -> str:
+        spent = ", ".join(f"+{n}" for n in self.budget)
+        return " · ".join(filter(None, (Path(self.data).name, self.detector, spent and f"{spent} {self.unit}")))
+
+    @cached_property
+    def methods(self) -> dict[str, dict[int, GridRun]]:
+        """Finished runs by method and seed, in the order of the file."""
+        found: dict[str, dict[int, GridRun]] = {}
+        for run in self.runs:
+            if run.reason is None and run.method != FULL:
+                found.setdefault(run.method, {})[run.seed] = run
+        return found
+
+    @cached_property
+    def full(self) -> list[GridRun]:
+        """Finished runs on all labels."""
+        return [run for run in self.runs if run.reason is None and run.method == FULL]
+
+    @cached_property
+    def failed(self) -> list[GridRun]:
+        return [run for run in self.runs if run.reason is not None]
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        return sorted({seed for runs in self.methods.values() for seed in runs})
+
+    @cached_property
+    def finished(self) -> list[GridRun]:
+        """One run after the other, without the ceiling."""
+        return [run for runs in self.methods.values() for run in runs.values()]
+
+    @property
+    def ceiling(self) -> float:
+        """Mean AP50 of the runs on all labels; NaN without one."""
+        return spread([ap50(run.cycles[-1]) for run in self.full]).mean
+
+    def values(self, value: Callable[[GridRun], float]) -> Values:
+        """A number of every finished run."""
+        return {name: {seed: value(run) for seed, run in runs.items()} for name, runs in self.methods.items()}
+
+
+def is_grid(path: Path) -> bool:
+    """Whether a path is the outcome of a grid, or the results file of one, rather than a run."""
+    return path.suffix == ".jsonl" or ((path / RESULTS).exists() and not (path / "settings.yaml").exists())
+
+
+def read(paths: Sequence[Path]) -> list[Group]:
+    """The groups of one or more grids, in the order of the files; of two lines about one run the last one holds.
+
+    UserError names a file that is missing, holds nothing, or has a line that is not a run.
+    """
+    runs: dict[tuple[Any, ...], GridRun] = {}
+    for file in (path / RESULTS if path.is_dir() else path for path in paths):
+        for run in _read_file(file):
+            runs[run.data, run.detector, run.method, run.seed, run.budget, _unit(run)] = run
+    return _grouped(list(runs.values()))
+
+
+def _grouped(runs: Sequence[GridRun]) -> list[Group]:
+    """A ceiling belongs to every group of its data and detector; it makes one of its own only where there is none."""
+    compared = [run for run in runs if run.method != FULL]
+    places = {(run.data, run.detector) for run in compared}
+    lonely = [run for run in runs if run.method == FULL and (run.data, run.detector) not in places]
+    keys = dict.fromkeys((run.data, run.detector, run.budget, _unit(run)) for run in [*compared, *lonely])
+    for data in {run.data for run in runs}:
+        named = {tuple(cycle["per_class_ap50"]) for run in runs if run.data == data for cycle in run.cycles}
+        if len(named) > 1:
+            raise UserError(
+                f"the runs on {data} do not have the same classes, so they are not of one data set; compare them "
+                "apart, or name the data sets differently"
+            )
+    return [
+        Group(*key, [run for run in runs if (run.data, run.detector) == key[:2]
+                     and (run.method == FULL or (run.budget, _unit(run)) == key[2:])])
+        for key in keys
+    ]  # fmt: skip
+
+
+def _unit(run: GridRun) -> str:
+    return str(run.setting("budget_unit"))
+
+
+def _read_file(file: Path) -> list[GridRun]:
+    try:
+        lines = read_text(file).splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}); name the folder of a grid, or its {RESULTS}"
+        ) from error
+    runs = [_read_line(file, n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    if not runs:
+        raise UserError(f"{file} holds no run yet, so there is nothing to compare; wait for the grid's first run")
+    return runs
+
+
+class _Cycle(BaseModel):
+    """What is read of a record; it may hold more."""
+
+    cycle: int
+    labels: float
+    looks: float
+    ap50: float | None
+    ap50_11: float | None
+    per_class_ap50: dict[str, float | None]
+    human_per_class: dict[str, float]
+    selected_per_class: dict[str, float]
+    hits_per_class: dict[str, float]
+
+
+class _Line(BaseModel):
+    """What is read of a line."""
+
+    data: str
+    detector: str
+    method: str
+    seed: int
+    budget: tuple[int, ...]
+    status: Literal["done", "failed"]
+    settings: dict[str, Any]
+    reason: str | None = None
+    cycles: list[_Cycle]
+
+
+def _read_line(file: Path, number: int, line: str) -> GridRun:
+    try:
+        told = _Line.model_validate_json(line)
+        if told.status == "done" and not told.cycles:
+            raise ValueError("a run that is done has cycles")
+        if (unit := told.settings.get("budget_unit", "labels")) not in ("labels", "looks"):
+            raise ValueError(f"budget_unit is {unit!r}, not labels or looks")
+    except ValueError as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            error = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+        raise UserError(f"{file}, line {number} is not a run of a grid ({error}); mend or delete the line") from None
+    own_name = told.method == told.settings.get("selection.strategy")
+    method = strategies.SHOWN_AS.get(told.method, told.method) if own_name else told.method
+    return GridRun(
+        told.data, told.detector, method, told.seed, told.budget, told.settings, json.loads(line)["cycles"],
+        reason=None if told.status == "done" else told.reason or "no reason was given",
+    )  # fmt: skip
+
+
+class Short(NamedTuple):
+    """A batch that ended short of its budget: nothing was left to ask about, or (in older runs) no image fitted."""
+
+    cycle: int
+    spent: int
+    budget: int
+
+
+def short(cycles: Sequence[Record], budget: Sequence[int], unit: str) -> list[Short]:
+    """The batches of a run that ended short; ``unit`` says whether labels or looks were to be spent."""
+    batches = [
+        Short(after["cycle"], after[unit] - before[unit], wanted)
+        for (before, after), wanted in zip(pairwise(cycles), budget, strict=False)  # a run may have failed on the way
+    ]
+    return [batch for batch in batches if batch.spent < batch.budget]
+
+
+def signed(value: float) -> str:
+    """``0.0214`` -> ``+0.021``, ``-0.003`` -> ``−0.003``, and ``0.000``."""
+    text = f"{abs(value):.3f}"
+    return f"{'' if float(text) == 0 else '+' if value > 0 else '−'}{text}"

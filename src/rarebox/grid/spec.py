@@ -1,0 +1,287 @@
+"""The grammar of a grid file: which settings, methods, budgets and seeds it spans."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rarebox import config, strategies
+from rarebox.config import PseudoSettings, Settings
+from rarebox.core.parsing import Loader, from_yaml
+from rarebox.core.text import read_text
+from rarebox.errors import UserError, unknown_name
+from rarebox.grid.results import FULL
+
+KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
+"""What a grid file may hold."""
+
+OWNED = {
+    "data": "data",
+    "detector": "detector.name",
+    "strategy": "selection.strategy",
+    "pseudo": "pseudo.method",
+    "budgets": "budget",
+    "seeds": "seed",
+}
+"""Each axis and its own setting, which nothing else in the grid may give."""
+
+EVERY_IMAGE = 10**9
+"""More images than any pool has."""
+
+Changes = dict[str, Any]
+"""Dotted names of settings -> values."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that a grid wants, with its folder in the grid's."""
+
+    folder: str
+    data: str
+    detector: str
+    method: str
+    settings: Settings
+    share: "Planned | None" = None
+    """The run that trains the cycle-1 model of this one."""
+
+    @property
+    def name(self) -> str:
+        """``<data>/<detector>/<method>/seed_<n>``, as people see it."""
+        return self.folder.removeprefix("runs/")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Where the run stands in the grid."""
+        return {
+            "run": self.folder, "data": self.data, "detector": self.detector, "method": self.method,
+            "seed": self.settings.seed, "budget": list(self.settings.budget),
+        }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- the grid file
+
+
+def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
+    """Every run of a grid file, checked, in the order they are done; ``places`` says where its data sets lie.
+
+    UserError names the file and what is wrong in it.
+    """
+    try:
+        return list(_expand(_load(file), places or {}))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except RecursionError:
+        raise UserError(f"{file}: something in it holds itself (an alias, *, inside its own anchor, &)") from None
+
+
+MOST_SEEDS = 1000
+"""How many seeds a grid may ask for by their number."""
+
+
+def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
+    """The runs whose name holds one of the texts, or fits it if it has ``*``, ``?`` or ``[``; all if there is none."""
+
+    def fits(name: str, text: str) -> bool:
+        return fnmatchcase(name, text) if set(text) & set("*?[") else text in name
+
+    for text in only:
+        if not any(fits(run.name, text) for run in runs):
+            raise UserError(f"--only {text}: none of the {len(runs)} runs is named so; the first is {runs[0].name}")
+    return [run for run in runs if not only or any(fits(run.name, text) for text in only)]
+
+
+class _OneOfEach(Loader):
+    """YAML lets the last of two equal names win, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise UserError(f"{twice[0]!r} is there twice, after line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        grid = from_yaml(read_text(file), _OneOfEach)
+    except FileNotFoundError as error:
+        raise UserError("there is no such grid; the paper's are in the folder paper/ of the sources") from error
+    except OSError as error:
+        raise UserError(f"the grid cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}") from error
+    if not isinstance(grid, dict):
+        raise UserError(f"a grid is a mapping with some of the keys {', '.join(KEYS)}")
+    for key in grid:
+        if key not in KEYS:
+            raise unknown_name("key", str(key), KEYS)
+    return grid
+
+
+def _expand(grid: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Planned]:
+    preset, common = grid.get("preset", "laptop"), _changes("settings", grid.get("settings"))
+    base = config.resolve(str(preset), None, common)
+    axes = {"data": _axis(grid, "data", base.data), "detector": _axis(grid, "detector", base.detector.name)}
+    if "methods" in grid:
+        axes["methods"] = _axis(grid, "methods", None)
+    if "methods" not in grid or {"strategy", "pseudo"} & grid.keys():
+        axes["strategy"] = _axis(grid, "strategy", base.selection.strategy)
+        axes["pseudo"] = _axis(grid, "pseudo", base.pseudo.method)
+    _each_setting_from_one_place(grid, {"settings": {"": common}, **axes})
+    _place_data(axes["data"], places)
+    budgets, seeds = _budgets(grid), _seeds(grid, base.seed)
+    ceilings = _whole(grid.get("full", 0), "full")
+    if ceilings > len(seeds):
+        raise UserError(f"full is {ceilings}, but there are only {len(seeds)} seeds")
+
+    def run(folder: str, data: str, detector: str, method: str, *changes: Changes) -> Planned:
+        layers = [common, axes["data"][data], axes["detector"][detector], *changes]
+        try:
+            settings = config.resolve(str(preset), None, {n: value for layer in layers for n, value in layer.items()})
+            strategies.choose(settings.selection)
+        except UserError as error:
+            raise UserError(f"{data}/{detector}/{method}: {error}") from error
+        place = f"{folder}/seed_{settings.seed}"
+        share = None if method == FULL else _first(data, detector, settings)
+        return Planned(place, data, detector, method, settings, share)
+
+    for place, seed in enumerate(seeds):
+        pairs = [(data, detector) for data in axes["data"] for detector in axes["detector"]]
+        for data, detector in pairs if place < ceilings else ():
+            all_labels = {"initial_images": EVERY_IMAGE, "budget": [], "seed": seed}
+            yield run(f"runs/{data}/{detector}/{FULL}", data, detector, FULL, all_labels)
+        for data, detector in pairs:
+            for method, changes in _methods(axes).items():
+                for name, budget in budgets.items():
+                    part = f"/budget_{name}" if len(budgets) > 1 else ""
+                    folder = f"runs/{data}/{detector}/{method}{part}"
+                    yield run(folder, data, detector, method, changes, budget, {"seed": seed})
+
+
+def _first(data: str, detector: str, settings: Settings) -> Planned:
+    """The run that trains cycle 1 and stops.
+
+    What a first cycle does not depend on (``loop.first_cycle`` says what it does) is left at its default, so that all
+    methods of a seed come to the same run.
+    """
+    first = Settings(
+        data=settings.data, seed=settings.seed, initial_images=settings.initial_images, budget=(),
+        device=settings.device, detector=settings.detector, training=settings.training,
+        pseudo=PseudoSettings(difficult=settings.pseudo.difficult),
+    )  # fmt: skip
+    told = config.dump(first.model_copy(update={"data": "", "seed": 0}))
+    folder = f"first/{data}-{detector}-{sha256(told.encode()).hexdigest()[:8]}-seed_{settings.seed}"
+    return Planned(folder, data, detector, "first", first)
+
+
+def _axis(grid: Mapping[str, Any], key: str, default: Any) -> dict[str, Changes]:
+    """Name -> changes of settings. A list names values of the axis' own setting, data sets by the last part."""
+    given = grid.get(key, [default])
+    if isinstance(given, list) and key in OWNED:
+        pairs = [(Path(str(v)).name if key == "data" else v, {OWNED[key]: v}) for v in given]
+    elif isinstance(given, dict):
+        pairs = [(name, _changes(f"{key}.{name}", changes)) for name, changes in given.items()]
+    else:
+        wanted = "names with changes of settings" + (", or a list" if key in OWNED else "")
+        raise UserError(f"{key} must be {wanted}; got {given!r}")
+    return _named(key, pairs)
+
+
+def _named(key: str, pairs: Sequence[tuple[Any, Changes]]) -> dict[str, Changes]:
+    """The pairs, if there are any and each name is good for a folder, on file systems without capitals too."""
+    if not pairs:
+        raise UserError(f"{key} is empty; give at least one value, or leave it out")
+    seen: dict[str, str] = {}
+    for name, _ in pairs:
+        if not isinstance(name, str):
+            raise UserError(f"{key}: the name {name!r} is not text; put it in quotes")
+        if not re.fullmatch(r"[\w+]([\w.+=-]*[\w+=-])?", name) or (key == "methods" and name == FULL):
+            kept = f" ({FULL!r} is kept for training on all labels)" if name == FULL else ""
+            raise UserError(
+                f"{key}: {name!r} cannot name a folder{kept}; use letters, digits and . + = _ -, "
+                f"as in  {key}: {{NAME: {{setting: value}}}}"
+            )
+        if name.casefold() in seen:
+            raise UserError(f"{key}: {seen[name.casefold()]!r} and {name!r} are the same name")
+        seen[name.casefold()] = name
+    return dict(pairs)
+
+
+def _changes(where: str, given: Any) -> Changes:
+    """Nested or dotted changes in dotted form, their names checked."""
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise UserError(f"{where} must hold settings and values, got {given!r}")
+    changes = dict(config.flatten(given))
+    for name in changes:
+        if name not in config.NAMES:
+            raise UserError(f"{where}: {unknown_name('setting', name, config.NAMES)}")
+    return changes
+
+
+def _each_setting_from_one_place(grid: Mapping[str, Any], layers: Mapping[str, Mapping[str, Changes]]) -> None:
+    if "methods" in layers and "strategy" in layers:
+        raise UserError("give either methods, or strategy and pseudo")
+    for axis in OWNED.keys() & grid.keys():
+        for layer, entries in layers.items():
+            for name, changes in entries.items():
+                if layer != axis and OWNED[axis] in changes:
+                    where = f"{layer}.{name}".rstrip(".")
+                    raise UserError(f"{OWNED[axis]} is given by {axis} and by {where}; leave one of them out")
+
+
+def _place_data(data: Mapping[str, Changes], places: Mapping[str, str]) -> None:
+    """Put in where the data sets lie, if that was said apart from the grid."""
+    for name, folder in places.items():
+        if name not in data:
+            raise unknown_name("data set of the grid", name, data)
+        data[name]["data"] = folder
+    for name, changes in data.items():
+        if "data" not in changes:
+            raise UserError(f"data.{name}: its folder is missing; give `data`, or --data {name}=FOLDER")
+
+
+def _methods(axes: Mapping[str, Mapping[str, Changes]]) -> Mapping[str, Changes]:
+    if "methods" in axes:
+        return axes["methods"]
+    return {f"{s}+{p}": {**one, **two} for s, one in axes["strategy"].items() for p, two in axes["pseudo"].items()}
+
+
+def _budgets(grid: Mapping[str, Any]) -> dict[str, Changes]:
+    if "budgets" not in grid:
+        return {"": {}}
+    given = grid["budgets"]
+    if not isinstance(given, list) or not all(isinstance(budget, list) for budget in given):
+        raise UserError(f"budgets must be a list of budgets, such as [[60, 120]]; got {given!r}")
+    pairs = [("-".join(str(_whole(spend, "budgets")) for spend in b) or "none", {"budget": b}) for b in given]
+    return _named("budgets", pairs)
+
+
+def _seeds(grid: Mapping[str, Any], default: int) -> list[int]:
+    given = grid.get("seeds", [default])
+    if not isinstance(given, list) and _whole(given, "seeds") > MOST_SEEDS:
+        raise UserError(f"seeds: {given} are more than {MOST_SEEDS}; give fewer, or a list of the seeds themselves")
+    seeds = [_whole(s, "seeds") for s in given] if isinstance(given, list) else [*range(given)]
+    _named("seeds", [(str(seed), {}) for seed in seeds])
+    return seeds
+
+
+def _whole(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"{key}: a whole number is wanted, 0 or more; got {value!r}")
+    return value
+
+
+def with_shares(runs: Iterable[Planned], wanted: Callable[[Planned], bool] = lambda _: True) -> list[Planned]:
+    """The runs, each behind the one that it shares the first cycle of, if that is wanted."""
+    found: dict[str, Planned] = {}
+    for run in runs:
+        if run.share and wanted(run.share):
+            found.setdefault(run.share.folder, run.share)
+        found[run.folder] = run
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""What annotators said, and the training targets that follow from it."""

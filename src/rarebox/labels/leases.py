@@ -1,0 +1,420 @@
+"""People at the label store: who is at work on which question, and answers that never overwrite one another.
+
+A question is *leased* to one holder (a tab of a browser) for a while, so that no two people get the same one unless it
+wants two answers. An answer that corrects another names the one that it corrects; if that is not the latest any more,
+nothing is written and the person is shown what stands.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select, update
+
+from rarebox.core.boxes import clip, nearest
+from rarebox.data.classes import class_key
+from rarebox.errors import UserError
+from rarebox.labels import schema
+from rarebox.labels.rows import is_number, is_text
+from rarebox.labels.store import ANSWER, Store
+from rarebox.types import Answer, Floats, Ints, Query, Verdict
+
+LONGEST_LEASE = 7 * 24 * 3600
+"""Seconds; a lease that would run for longer is damaged, and over."""
+
+TICK = 1.0
+"""Seconds by which the store's clock may lag behind."""
+
+LONGEST_NAME = 60
+"""Characters of a class's or a person's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """What one person says, under a ``key`` of their own making: the same answer under the same key is saved once.
+
+    Another answer under a key that is taken is refused.
+    It answers the query ``query_id``; with ``after`` it corrects (or withdraws) the answer of that id. Without a query
+    it is about the image ``image_id``: a box drawn unasked, or, with ``complete``, that every object has its box now.
+    """
+
+    key: str
+    verdict: Verdict
+    boxes: Floats
+    labels: Ints
+    milliseconds: int = 0
+    query_id: int | None = None
+    image_id: int | None = None
+    after: int | None = None
+    complete: bool = False
+
+
+class Status(StrEnum):
+    """What became of a submission. REFUSED: it cannot count; CONFLICT: somebody else was there first."""
+
+    SAVED = "saved"
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """An answer with its number, its question and when it came."""
+
+    id: int
+    query: Query
+    cycle: int
+    answer: Answer
+    at: datetime
+
+
+class Question(NamedTuple):
+    """What is to be known of a question in order to give it to somebody."""
+
+    id: int
+    cycle: int
+    position: int
+    image_id: int
+    wanted: int
+    asked_by: str | None
+    why: dict[str, float] | None
+
+
+class Lease(NamedTuple):
+    """Somebody at work on a question, until a time by the store's clock."""
+
+    query_id: int
+    holder: str
+    by: str
+    until: float
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a submission; ``current`` is the answer that stands, where it is another one."""
+
+    key: str
+    status: Status
+    query_id: int | None = None
+    answer_id: int | None = None
+    reason: str | None = None
+    current: Given | None = None
+
+
+class People:
+    """Leases, answers and classes of one store. Every method is one transaction, or part of the one around it.
+
+    Leases run by a clock that the store itself keeps: the seconds during which some process worked on it. Each process
+    adds the time that has passed since it last looked, by its own monotonic ``clock``; of several processes the one
+    that is ahead is right. So a change of the time of day neither ends nor prolongs a lease, and a restart pauses it.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store = store
+        self._clock = clock
+        self._looked: tuple[float, float] | None = None  # what the store's clock said, and when by our own
+
+    # Questions
+
+    def claim(
+        self, holder: str, by: str, want: int, seconds: float, cycle: int | None = None,
+        among: Sequence[int] | None = None,
+    ) -> list[Query]:  # fmt: skip
+        """Up to ``want`` questions for a holder: those it has, then open ones of a cycle (the latest) in their order.
+
+        Each is this holder's for so many seconds from now. With ``among`` only these ids are looked at for open ones,
+        which saves going through all that was answered.
+        """
+        with self.store.transaction(writes=True) as connection:
+            now = self._now(connection, writes=True)
+            asking: dict[str, Any] = {"holder": holder, "by": by, "now": now}
+            found = connection.execute(_HELD, asking).all()
+            if (more := want - len(found)) > 0:
+                if among is not None:
+                    statement, asking = _OPEN_AMONG, {**asking, "among": among}
+                else:
+                    asking["cycle"] = connection.scalar(_LATEST_CYCLE) if cycle is None else cycle
+                    statement = _OPEN
+                found = [*found, *connection.execute(statement, {**asking, "most": more}).all()]
+            connection.execute(_END_LEASES, {"ended_holder": holder})
+            if found:
+                rows = [{"query_id": row.id, "holder": holder, "by": by, "until": now + seconds} for row in found]
+                connection.execute(_LEASE, rows)
+        return [query for row in found if (query := self.store.rows.query(row))]
+
+    def leave_other_tabs(self, holder: str, by: str, seconds: float) -> bool:
+        """End a person's leases in other tabs that must be closed: an open one renews its leases of so many seconds
+        before half of that is over. Whether there were any."""
+        with self.store.transaction(writes=True) as connection:
+            until = self._now(connection, writes=True) + seconds / 2
+            ended = {"ended_holder": holder, "ended_by": by, "ended_until": until}
+            return connection.execute(_END_OTHER_TABS, ended).rowcount > 0
+
+    def let_go(self, holder: str) -> None:
+        """End a tab's leases now: others may have its questions, which stay its own until somebody takes them."""
+        with self.store.transaction(writes=True) as connection:
+            now = self._now(connection, writes=True)
+            connection.execute(_LET_GO, {"ended_holder": holder, "now": now})
+
+    def leases(self, holder: str = "") -> list[Lease]:
+        """Who is at work on what just now; of this holder those, too, whose time is up."""
+        with self.store.transaction() as connection:
+            found = connection.execute(_LEASES, {"now": self._now(connection), "holder": holder}).all()
+        return [Lease._make(row) for row in found if is_text(row.holder) and is_text(row.by)]
+
+    def waiting(self, cycle: int) -> int:
+        """How many questions of a cycle are open and nobody's just now."""
+        with self.store.transaction() as connection:
+            nobody = {"holder": "", "by": "", "now": self._now(connection), "cycle": cycle, "most": 2**31 - 1}
+            return len(connection.execute(_OPEN, nobody).all())
+
+    def _now(self, connection: Connection, writes: bool = False) -> float:
+        """What the store's clock says; where the caller writes anyhow, it is set."""
+        told = connection.scalar(_CLOCK)
+        kept: float = told if told is not None and is_number(told) else 0.0
+        here, now = self._clock(), kept
+        if self._looked is not None:
+            now = max(kept, self._looked[0] + here - self._looked[1])
+        self._looked = (now, here)
+        behind = told != kept or now - kept >= TICK
+        if writes and behind and not connection.execute(_SET_CLOCK, {"now": now}).rowcount:
+            connection.execute(insert(schema.clock), {"seconds": now})
+        return now
+
+    # Answers
+
+    def submit(self, holder: str, by: str, said: Submission, seconds: float = 0) -> Outcome:
+        """Record what a person says, unless that cannot be; ``seconds`` for which a withdrawn question stays theirs."""
+        try:
+            with self.store.part() as connection:
+                if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
+                    return self._again(connection, there, by, said)
+                submit = self._unasked if said.query_id is None else self._asked
+                return submit(connection, holder, by, said, seconds)
+        except ValueError as error:
+            return Outcome(said.key, Status.REFUSED, said.query_id, reason=str(error))
+
+    def _again(self, connection: Connection, there: Row[Any], by: str, said: Submission) -> Outcome:
+        """A key that is known: saved, with its number, where the answer under it is this one; refused otherwise."""
+        boxes, labels, verdict = self.store.rows.said(there, 2**31)
+        image_id = there.image_id if said.query_id is not None else said.image_id or 0
+        answer = self._answer(connection, there.query_id, image_id, by, said)
+        about = there.query_id == said.query_id
+        if said.query_id is None:
+            about = (there.image_id, there.asked_by, there.box is None) == (said.image_id, by, said.complete)
+        told = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
+        if about and told == (there.by, verdict, boxes, labels):
+            return Outcome(said.key, Status.SAVED, there.query_id, there.answer_id)
+        reason = "another answer was saved under this key before; send this one under a key of its own"
+        return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
+
+    def _asked(self, connection: Connection, holder: str, by: str, said: Submission, seconds: float) -> Outcome:
+        """The answer to a question, or the correction of one."""
+        now = self._now(connection, writes=True)
+        row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "by": by, "now": now}).first()
+        if row is None or (query := self.store.rows.query(row)) is None:
+            return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
+        if objection := self._objection(connection, row, query, by, said):
+            return objection
+        answer = self._answer(connection, row.id, row.image_id, by, said)
+        (number,) = self.store.record([answer], [said.key])
+        connection.execute(_END_LEASE, {"ended_holder": holder, "ended_query": row.id})
+        if said.verdict is Verdict.WITHDRAWN and row.asked_by is None:
+            lease = {"query_id": row.id, "holder": holder, "by": by, "until": now + seconds}
+            connection.execute(_LEASE, lease)
+        return Outcome(said.key, Status.SAVED, row.id, number)
+
+    def _unasked(self, connection: Connection, _: str, by: str, said: Submission, __: float) -> Outcome:
+        """A box that was missed, or the word that an image is complete: a question of the person's own, answered."""
+        refused = Outcome(said.key, Status.REFUSED)
+        if said.verdict is not Verdict.OBJECT or len(said.boxes) != (0 if said.complete else 1):
+            return replace(refused, reason="a missed object needs one box, and a complete image none")
+        cycle = connection.scalar(_LATEST_CYCLE)
+        if cycle is None:
+            return replace(refused, reason="the project is still being prepared; wait for the first questions")
+        answer = self._answer(connection, 0, said.image_id or 0, by, said)
+        box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
+        (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])
+        (number,) = self.store.record([replace(answer, query_id=query.id)], [said.key])
+        return Outcome(said.key, Status.SAVED, query.id, number)
+
+    def _answer(self, connection: Connection, query_id: int, image_id: int, by: str, said: Submission) -> Answer:
+        """What was said as an answer, its boxes cut at the border of the image; ValueError for what cannot be one."""
+        boxes = said.boxes
+        if len(boxes):
+            if (image := connection.execute(_IMAGE_SIZE, {"id": image_id}).first()) is None:
+                raise ValueError(f"there is no image {image_id}")
+            boxes = clip(boxes, *image)
+        return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
+
+    def _objection(
+        self, connection: Connection, row: Row[Any], query: Query, by: str, said: Submission
+    ) -> Outcome | None:
+        """Why a submission about a query, whose row is this, cannot be recorded, if so."""
+        rows = connection.execute(_STANDING, {"id": query.id}).all()
+        current = self._given(rows[-1], self.store.counts_as()) if rows else None
+        conflict = Outcome(said.key, Status.CONFLICT, query.id, current=current)
+        refused = replace(conflict, status=Status.REFUSED)
+        if said.after is not None:
+            if current is None or current.id != said.after:
+                return replace(conflict, reason="somebody has changed this answer meanwhile")
+            if said.verdict is Verdict.WITHDRAWN and current.answer.by != by:
+                return replace(refused, reason=f"this is {current.answer.by}'s answer: correct it")
+            return None
+        if said.verdict is Verdict.WITHDRAWN:
+            return replace(refused, reason="there is nothing to take back")
+        if len(rows) >= query.wanted or any(one.by == by for one in rows):
+            return replace(conflict, reason="this question has been answered meanwhile")
+        if query.asked_by == by:
+            return None  # their own box, taken back and given again
+        if not row.leased:
+            return replace(refused, reason="this question was not given to you; ask for the next one")
+        if len(rows) + row.others >= query.wanted:
+            return replace(refused, reason="somebody else has this question by now")
+        return None
+
+    def questions(self, after: int = 0) -> list[Question]:
+        """Every question with a number above ``after``, in the order in which they were asked."""
+        with self.store.transaction() as connection:
+            rows = connection.execute(_QUESTIONS, {"after": after}).all()
+            asked = ((row, query) for row in rows if (query := self.store.rows.query(row)))
+            return [
+                Question(row.id, row.cycle, row.position, row.image_id, query.wanted, query.asked_by, query.why)
+                for row, query in asked
+            ]
+
+    def given(self, after: int = 0) -> list[Given]:
+        """Every answer with a number above ``after``, withdrawn ones too, in the order in which they came."""
+        with self.store.transaction() as connection:
+            rows = connection.execute(_GIVEN, {"after": after}).all()
+            counts_as = self.store.counts_as() if rows else np.zeros(0, dtype=np.int64)
+        return [given for row in rows if (given := self._given(row, counts_as))]
+
+    def _given(self, row: Row[Any], counts_as: Ints) -> Given | None:
+        rows = self.store.rows
+        if (query := rows.query(row)) is None:
+            return None
+        if query.guess is not None:
+            query = replace(query, guess=int(counts_as[query.guess]))
+        return Given(row.answer_id, query, row.cycle, rows.answer(row, counts_as), rows.time(row))
+
+    # Classes
+
+    def add_class(self, name: str) -> int:
+        """A new class; its label, the next number, comes back. UserError for a name that is taken or none."""
+        with self.store.transaction(writes=True) as connection:
+            name = self._free(name)
+            label = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
+            connection.execute(insert(schema.classes), {"id": label, "name": name})
+        return label
+
+    def rename_class(self, label: int, name: str, by: str) -> None:
+        """Call a class otherwise; its label stays."""
+        with self.store.transaction(writes=True) as connection:
+            self._known(label)
+            name = self._free(name, but=label)
+            connection.execute(insert(schema.class_changes), {"label": label, "name": name, "by": by})
+
+    def merge_class(self, label: int, into: int, by: str) -> None:
+        """Let all that has been and will be called one class count as another."""
+        with self.store.transaction(writes=True) as connection:
+            self._known(label)
+            self._known(into)
+            if label == into:
+                raise UserError("a class cannot be merged into itself; choose another one")
+            connection.execute(insert(schema.class_changes), {"label": label, "merged_into": into, "by": by})
+
+    def _known(self, label: int) -> None:
+        counts_as = self.store.counts_as()
+        if not 0 <= label < len(counts_as) or counts_as[label] != label:
+            raise UserError(f"there is no class {label} (any more); look at the list of classes")
+
+    def _free(self, name: str, but: int | None = None) -> str:
+        name = clean_name(name, "class")
+        counts_as = self.store.counts_as()
+        for label, there in enumerate(self.store.classes()):
+            if label != but and counts_as[label] == label and class_key(there) == class_key(name):
+                raise UserError(f"there is a class {there!r} already; choose another name, or merge the two")
+        return name
+
+
+def clean_name(name: str, kind: str) -> str:
+    """A name without blanks around it, or a UserError: it must be printable and not too long."""
+    name = " ".join(name.split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UserError(f"a {kind} needs a name of 1 to {LONGEST_NAME} printable characters, got {name[:80]!r}")
+    return name
+
+
+def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
+    """Whether people said the same of one box: the same verdict and, for an object, the same class and place."""
+    first = answers[0]
+    for other in answers[1:]:
+        if other.verdict is not first.verdict or sorted(other.labels) != sorted(first.labels):
+            return False
+        if len(first.boxes) and nearest(first.boxes, other.boxes, iou)[1].min() < iou:
+            return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------- what is open, and to whom
+#
+# Statements are put together once, here: that takes longer than to run them. Who asks is bound as holder, by and now.
+
+_holder, _by, _now = bindparam("holder"), bindparam("by"), bindparam("now")
+_of_query = schema.leases.c.query_id == schema.queries.c.id
+_running = and_(schema.leases.c.until > _now, schema.leases.c.until < _now + LONGEST_LEASE)
+_stands = and_(schema.answers.c.query_id == schema.queries.c.id, schema.stands(schema.answers))
+_others = (
+    select(func.count())
+    .select_from(schema.leases)
+    .where(_of_query, schema.leases.c.holder != _holder, _running)
+    .scalar_subquery()
+)
+_said = select(func.count()).select_from(schema.answers).where(_stands).scalar_subquery()
+_mine = exists().where(_of_query, schema.leases.c.holder == _holder)
+_my_other_tab = exists().where(_of_query, schema.leases.c.by == _by, schema.leases.c.holder != _holder, _running)
+_can_be_given = and_(_said + _others < schema.queries.c.wanted, ~exists().where(_stands, schema.answers.c.by == _by), ~_my_other_tab)  # fmt: skip  # noqa: E501
+_open = (
+    select(schema.queries)
+    .where(schema.queries.c.asked_by.is_(None), _can_be_given, ~_mine)
+    .order_by(*schema.in_order)
+    .limit(bindparam("most"))
+)
+_OPEN = _open.where(schema.queries.c.cycle == bindparam("cycle"))
+_OPEN_AMONG = _open.where(schema.queries.c.id.in_(bindparam("among", expanding=True)))
+# A question whose lease has run out is its holder's all the same, unless somebody else has taken it.
+_of_holder = select(schema.leases.c.query_id).where(schema.leases.c.holder == _holder)
+_HELD = select(schema.queries).where(schema.queries.c.id.in_(_of_holder), _can_be_given).order_by(*schema.in_order)
+_QUESTION = select(schema.queries, _others.label("others"), _mine.label("leased")).where(schema.queries.c.id == bindparam("id"))  # fmt: skip  # noqa: E501
+_QUESTIONS = select(schema.queries).where(schema.queries.c.id > bindparam("after")).order_by(schema.queries.c.id)
+_LEASES = select(schema.leases).where(or_(_running, schema.leases.c.holder == _holder))
+_LEASE = insert(schema.leases)
+_END_LEASES = delete(schema.leases).where(schema.leases.c.holder == bindparam("ended_holder"))
+_END_LEASE = _END_LEASES.where(schema.leases.c.query_id == bindparam("ended_query"))
+_LET_GO = (
+    update(schema.leases)
+    .where(schema.leases.c.holder == bindparam("ended_holder"), schema.leases.c.until > bindparam("now"))
+    .values(until=bindparam("now"))
+)
+_END_OTHER_TABS = delete(schema.leases).where(
+    schema.leases.c.holder != bindparam("ended_holder"),
+    schema.leases.c.by == bindparam("ended_by"),
+    schema.leases.c.until < bindparam("ended_until"),
+)
+_LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))
+_IMAGE_SIZE = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == bindparam("id"))
+_CLOCK = select(schema.clock.c.seconds)
+_SET_CLOCK = update(schema.clock).values(seconds=bindparam("now"))
+_answers = (
+    select(*schema.queries.c, *ANSWER)
+    .join_from(schema.queries, schema.answers)
+    .order_by(schema.answers.c.id)
+)  # fmt: skip
+_SAID_BEFORE = _answers.where(schema.answers.c.key == bindparam("key"))
+_GIVEN = _answers.where(schema.answers.c.id > bindparam("after"))
+_STANDING = _answers.where(schema.queries.c.id == bindparam("id"), schema.stands(schema.answers))

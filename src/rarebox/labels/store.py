@@ -1,0 +1,748 @@
+"""The label store: images, questions and answers as append-only events, in SQLite or, by URL, in PostgreSQL.
+
+No row of these is ever changed or removed: who corrects an answer adds another to the same query, and the latest one
+counts; who takes one back adds that it is withdrawn. :mod:`rarebox.labels.leases` has what is special to people.
+A method that writes does so in one transaction; when it returns, the rows are there for good, also after ``kill -9``.
+"""
+
+import os
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from json import JSONDecoder
+from pathlib import Path
+from threading import local
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.schema import CreateColumn
+
+from rarebox.core.boxes import overlapping
+from rarebox.errors import Unavailable, UserError
+from rarebox.labels import schema
+from rarebox.labels.rows import Rows, Unreadable, is_box, is_text
+from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
+
+BUSY_SECONDS = 30
+COMPANIONS = ("-wal", "-shm", "-journal")  # how the names of the files end that SQLite makes beside a database
+WRITERS_LOCK = 0x7261726562  # of the whole database; any number that nobody else takes
+MANY = 64  # boxes of an image
+SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
+
+_json = JSONDecoder()
+
+# What is asked for again and again; it takes longer to put a statement together than to run it.
+_CYCLE = select(schema.cycles).where(schema.cycles.c.cycle == bindparam("cycle"))
+_LAST_POSITION = select(func.max(schema.queries.c.position)).where(schema.queries.c.cycle == bindparam("cycle"))
+_ADD_QUERIES = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
+_ADD_ANSWERS = insert(schema.answers).returning(schema.answers.c.id, sort_by_parameter_order=True)
+_HOW_MANY_CLASSES = select(func.count()).select_from(schema.classes)
+_merged = and_(schema.class_changes.c.label == schema.classes.c.id, schema.class_changes.c.merged_into.is_not(None))
+_MERGERS = (
+    select(schema.classes.c.id, schema.class_changes.c.merged_into, schema.class_changes.c.id.label("change"))
+    .outerjoin_from(schema.classes, schema.class_changes, _merged)
+    .order_by(schema.class_changes.c.id)
+)
+_CHANGES = select(schema.class_changes.c.id, schema.class_changes.c.label, schema.class_changes.c.name).order_by(
+    schema.class_changes.c.id
+)
+_MOVES = select(schema.image_moves.c.id, schema.image_moves.c.image_id, schema.image_moves.c.path).order_by(
+    schema.image_moves.c.id
+)
+ANSWER = (
+    *(column for column in schema.answers.c if column.name not in ("id", "key")),
+    schema.answers.c.id.label("answer_id"),
+)
+"""The columns of an answer beside those of its query."""
+_LABELS = (
+    select(
+        schema.queries.c.id, schema.queries.c.image_id, schema.queries.c.box, schema.answers.c.verdict,
+        schema.answers.c.boxes, schema.answers.c.labels, schema.answers.c.id.label("answer_id"),
+    )
+    .join_from(schema.queries, schema.answers)
+    .where(schema.is_latest)
+    .order_by(*schema.in_order)
+)  # fmt: skip
+_ORPHANS = select(schema.answers.c.id, schema.answers.c.query_id).where(
+    schema.answers.c.query_id.not_in(select(schema.queries.c.id))
+)
+_LABELS_OF_IMAGES = _LABELS.where(schema.queries.c.image_id.in_(bindparam("images", expanding=True)))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What answers cost. ``labels``: boxes that came back. ``looks``: boxes shown. A whole image costs as many looks as
+    it brought boxes; one that was asked about and brought none costs one look. Of each query the latest answer counts;
+    ``milliseconds`` adds up every answer, corrected ones too, for that time was spent."""
+
+    labels: int = 0
+    looks: int = 0
+    milliseconds: int = 0
+
+
+class Store:
+    """The labels of one project, in a file (SQLite) or at a database URL such as ``postgresql+psycopg://...``.
+
+    ``Store(path, classes=names)`` makes the store where there is none yet; ``Store(path)`` wants one that is there.
+    With ``flush`` every write waits until the disk has it, so that a power cut loses nothing (people); without, only
+    the operating system has it: safe from ``kill -9``, and much faster (simulations). Use it as a context manager, or
+    ``close`` it. It may be shared between threads, and many processes may open one store.
+
+    Every method raises ``UserError`` where the database cannot be read or written (not a store, a newer one, disk
+    full, locked by another process); the failed write then left nothing behind.
+    """
+
+    def __init__(self, path_or_url: str | Path, *, classes: Sequence[str] | None = None, flush: bool = True) -> None:
+        url = _url(path_or_url)
+        in_file = url.get_backend_name() == "sqlite"
+        self._where = url.database if in_file and url.database else str(url)  # a URL prints without its password
+        self._image_ids, self._class_count = frozenset[int](), 0
+        self.rows = Rows(self._where, self._has_image, self._is_label)
+        if in_file and classes is None and not Path(self._where).exists():
+            raise UserError(f"{self._where}: there is no label store here; start a project, or mend the path")
+        self._engine = _engine(url, flush)
+        self._thread = local()
+        self._file = Path(self._where) if in_file and url.database else None
+        self._identity: tuple[int, int] | None = None
+        try:
+            self._prepare(classes)
+            self._identity = _identity(self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; an SQLite file is then complete in itself and may be copied."""
+        if self._engine.url.get_backend_name() == "sqlite":
+            with (
+                suppress(DatabaseError, sqlite3.Error),
+                self._engine.connect() as connection,
+            ):  # another one may still be open
+                connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+        self._engine.dispose()
+
+    # Images, classes, cycles
+
+    def add_images(self, records: Iterable[ImageRecord], digests: Mapping[int, str] | None = None) -> None:
+        """Add those that are not there yet. ``UserError`` if an id already names another path or size.
+
+        ``digests`` are hashes of the files' content, by image id, by which :meth:`digests` knows them again.
+        """
+        with self.transaction(writes=True) as connection:
+            known = self._read_images(connection)
+            new: dict[int, ImageRecord] = {}
+            for record in records:
+                there = known.get(record.id) or new.setdefault(record.id, record)
+                if there != record:
+                    raise UserError(
+                        f"{self._where}: image {record.id} is {_describe(there)} in the store but {_describe(record)} "
+                        "now; put the images back as they were, or start a new project"
+                    )
+            if new:
+                found = digests or {}
+                rows = [{**vars(record), "digest": found.get(record.id)} for record in new.values()]
+                connection.execute(insert(schema.images), rows)
+
+    def images(self) -> dict[int, ImageRecord]:
+        """Every image, by its id, where it lies now."""
+        with self.transaction() as connection:
+            return self._read_images(connection)
+
+    def digests(self) -> dict[int, str]:
+        """The hash of each image's content, by its id, where one was kept."""
+        told = select(schema.images.c.id, schema.images.c.digest).where(schema.images.c.digest.is_not(None))
+        with self.transaction() as connection:
+            return {row.id: row.digest for row in connection.execute(told) if is_text(row.digest)}
+
+    def move_images(self, paths: Mapping[int, str]) -> None:
+        """Images, by their ids, lie at other paths from now on."""
+        with self.transaction(writes=True) as connection:
+            if paths:
+                rows = [{"image_id": number, "path": path} for number, path in paths.items()]
+                connection.execute(insert(schema.image_moves), rows)
+
+    def taken_paths(self) -> dict[int, str]:
+        """Where each image lies now, by its id, images without a usable size included: neither the id nor the file is
+        free for a new one."""
+        with self.transaction() as connection:
+            rows = [(row.id, row.path) for row in connection.execute(select(schema.images))]
+            rows += [(row.image_id, row.path) for row in connection.execute(_MOVES)]
+        return {image_id: path if is_text(path) else "" for image_id, path in rows if type(image_id) is int}
+
+    def image_paths(self) -> dict[int, list[str]]:
+        """Every path that each image has had, by its id, the present one last."""
+        with self.transaction() as connection:
+            paths = {image_id: [image.path] for image_id, image in self._read_images(connection).items()}
+            earlier = [(row.id, row.path) for row in connection.execute(select(schema.images))]
+            earlier += [(row.image_id, row.path) for row in connection.execute(_MOVES)]
+        for image_id, path in earlier:
+            if image_id in paths and is_text(path) and path not in paths[image_id]:
+                paths[image_id].insert(-1, path)
+        return paths
+
+    def classes(self) -> tuple[str, ...]:
+        """The K class names; a label is an index into them. Classes merged into another keep their place."""
+        with self.transaction() as connection:
+            rows = connection.execute(select(schema.classes)).all()
+            changes = connection.execute(_CHANGES).all()
+        names = {label: f"class {label}" for label in range(len(rows))}
+        for row in rows:
+            if row.id in names:
+                names[row.id] = self.rows.name("classes", row.id, "name", row.name, names[row.id])
+            else:
+                self.rows.report("classes", row.id, "id", row.id, f"{len(rows)} classes have labels below {len(rows)}")
+        for row in changes:
+            if row.label not in names:
+                self.rows.report("class_changes", row.id, "label", row.label, "the change is left out")
+            elif row.name is not None:
+                names[row.label] = self.rows.name("class_changes", row.id, "name", row.name, names[row.label])
+        return tuple(names.values())
+
+    def counts_as(self) -> Ints:
+        """(K,): the label that each label counts as; its own unless the class was merged into another."""
+        with self.transaction() as connection:
+            return self._counts_as(connection)
+
+    def open_cycle(self, cycle: int) -> None:
+        """Make the cycle known; one that is known stays as it is. The highest one is the latest."""
+        with self.transaction(writes=True) as connection:
+            if connection.scalar(select(schema.cycles).where(schema.cycles.c.cycle == cycle)) is None:
+                connection.execute(insert(schema.cycles), {"cycle": cycle})
+
+    def cycles(self) -> list[int]:
+        """The opened cycles, ascending."""
+        with self.transaction() as connection:
+            return list(connection.scalars(select(schema.cycles.c.cycle).order_by(schema.cycles.c.cycle)))
+
+    # Questions
+
+    def ask(self, cycle: int, queries: Sequence[Query]) -> list[Query]:
+        """Append queries to an opened cycle, all or none; they come back with their ids, in the same order.
+
+        ``ValueError`` if the cycle is not open, an image is unknown or a box has no area.
+        """
+        queries = [q if q.box is None else replace(q, box=as_boxes([q.box])[0]) for q in queries]
+        if not queries:
+            return []
+        with self.transaction(writes=True) as connection:
+            if connection.scalar(_CYCLE, {"cycle": cycle}) is None:
+                raise ValueError(f"cycle {cycle} is not open; call open_cycle({cycle}) before asking in it")
+            last = connection.scalar(_LAST_POSITION, {"cycle": cycle})
+            first = 0 if last is None else last + 1
+            rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=first)]
+            try:
+                ids = connection.scalars(_ADD_QUERIES, rows).all()
+            except IntegrityError as error:
+                raise ValueError("every query must be about an image that was added, by add_images()") from error
+        return [replace(query, id=id) for query, id in zip(queries, ids, strict=True)]
+
+    def queries(self, cycle: int | None = None) -> list[Query]:
+        """Everything asked in one cycle, or in all of them, in the order asked."""
+        return self._asked(*_of(cycle))
+
+    def unanswered(self, cycle: int) -> list[Query]:
+        """What a strategy asks in a cycle and nobody has answered, in the order asked."""
+        return self._asked(schema.queries.c.cycle == cycle, schema.is_unanswered)
+
+    def next_query(self) -> Query | None:
+        """The first unanswered query of the latest cycle, or None when all are answered."""
+        latest = select(func.max(schema.cycles.c.cycle)).scalar_subquery()
+        return next(iter(self._asked(schema.queries.c.cycle == latest, schema.is_unanswered, limit=1)), None)
+
+    # Answers
+
+    def record(self, answers: Sequence[Answer], keys: Sequence[str] | None = None) -> list[int]:
+        """Append answers, all or none; their numbers come back. A query answered before is thereby corrected: its
+        latest answer counts. ``keys`` are their senders' own names for them, unique in the store.
+
+        ``ValueError`` if a query was never asked, a label is no class, or an answer other than OBJECT has boxes.
+        """
+        if not answers:
+            return []
+        with self.transaction(writes=True) as connection:
+            classes = connection.scalar(_HOW_MANY_CLASSES) or 0
+            rows = [_answer_row(answer, classes) for answer in answers]
+            rows = [{**row, "key": key} for row, key in zip(rows, keys, strict=True)] if keys else rows
+            try:
+                return list(connection.scalars(_ADD_ANSWERS, rows))
+            except IntegrityError as error:
+                raise ValueError(
+                    "every answer must name a query that was asked, by the id ask() gave it, and have a key of its own"
+                ) from error
+
+    def answered(self, cycle: int | None = None) -> list[tuple[Query, Answer]]:
+        """Each answered query of one cycle, or of all, with its latest answer, in the order asked."""
+        statement = select(schema.queries, *ANSWER).join_from(schema.queries, schema.answers)
+        statement = statement.where(schema.is_latest, *_of(cycle)).order_by(*schema.in_order)
+        with self.transaction() as connection:
+            counts_as = self._counts_as(connection)
+            rows = connection.execute(statement).all()
+            return [(query, self.rows.answer(row, counts_as)) for row in rows if (query := self.rows.query(row))]
+
+    def labels(self, up_to_cycle: int | None = None) -> dict[int, ImageLabels]:
+        """What is known of each image with an answer, by image id; on request only from cycles up to that one."""
+        within = () if up_to_cycle is None else (schema.queries.c.cycle <= up_to_cycle,)
+        return self._labels(_LABELS.where(*within))
+
+    def labels_of(self, image_id: int) -> ImageLabels:
+        """What is known of one image; without answers, empty."""
+        return self.labels_of_images([image_id])[image_id]
+
+    def labels_of_images(self, image_ids: Iterable[int]) -> dict[int, ImageLabels]:
+        """What is known of each of at most some thousand images; without answers, empty."""
+        images = list(image_ids)
+        found = self._labels(_LABELS_OF_IMAGES, {"images": images})
+        return {image_id: found.get(image_id, _NOTHING) for image_id in images}
+
+    def spent(self, cycle: int | None = None) -> Spent:
+        """What the answers of one cycle, or of all, cost on each meter."""
+        flags = (
+            schema.queries.c.box.is_(None).label("whole"),
+            schema.queries.c.asked_by.is_(None).label("asked"),
+            schema.is_latest.label("latest"),
+        )
+        statement = select(*ANSWER, *flags).join_from(schema.queries, schema.answers)
+        with self.transaction() as connection:
+            rows = connection.execute(statement.where(*_of(cycle))).all()
+            classes = connection.scalar(_HOW_MANY_CLASSES) or 0
+        latest = [(row.whole, row.asked, len(self.rows.said(row, classes)[1])) for row in rows if row.latest]
+        return Spent(
+            labels=sum(boxes for _, _, boxes in latest),
+            looks=sum(max(boxes, asked) if whole else 1 for whole, asked, boxes in latest),
+            milliseconds=sum(self.rows.milliseconds(row) for row in rows),
+        )
+
+    # Damage and copies
+
+    @property
+    def damage(self) -> list[str]:
+        """A sentence for each damaged cell met so far; :mod:`rarebox.labels.rows` says what becomes of them."""
+        return self.rows.damage
+
+    def back_up(self, file: Path) -> None:
+        """Copy the store, as it is now, to a new file, whole or not at all; others may read and write meanwhile.
+
+        ``UserError`` where the file exists, cannot be written, has a name that SQLite uses for itself, or the store is
+        a database server's.
+        """
+        if self._engine.url.get_backend_name() != "sqlite":
+            raise UserError(f"{self._where}: a database server makes its own copies; use pg_dump")
+        if file.exists() or file.is_symlink():
+            raise UserError(f"{file} exists and is not overwritten; name a new file")
+        if file.name.casefold().endswith(COMPANIONS):
+            raise UserError(
+                f"SQLite uses names such as {file.name} for files of its own and may delete them; name another file"
+            )
+        if not file.parent.is_dir():
+            raise UserError(f"there is no folder {file.parent}; make it, or name a file in another one")
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            with self._explained(), closing(self._engine.raw_connection()) as source:
+                _copy(source.driver_connection, part)  # type: ignore[arg-type]
+            _place(part, file)
+        except FileExistsError:
+            raise UserError(f"{file} exists and is not overwritten; name a new file") from None
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self._where} cannot be copied to {file}: {error}") from error
+        except OSError as error:
+            raise UserError(f"{file} cannot be written ({error}); free some space or name another file") from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    # Inside
+
+    def _prepare(self, classes: Sequence[str] | None) -> None:
+        """Check that the database is a store which we can read, having made one if it is empty."""
+        with self.transaction(writes=classes is not None) as connection:
+            there = inspect(connection).get_table_names()
+            if not there and classes is not None:
+                _create(connection, classes)
+            elif schema.rarebox.name not in there:
+                raise UserError(f"{self._where}: this is not a rarebox label store; choose another path")
+            version = connection.scalar(select(schema.rarebox.c.schema))
+        if type(version) is not int or version < 1:
+            raise UserError(
+                f"{self._where}: table rarebox: schema is damaged ({version!r}); restore a copy of it (docs/store.md)"
+            )
+        if version > schema.SCHEMA:
+            raise UserError(
+                f"{self._where}: written by a newer rarebox (schema {version}, this one reads up to {schema.SCHEMA}); "
+                "install a newer rarebox"
+            )
+        if version < schema.SCHEMA:
+            with self.transaction(writes=True) as connection:
+                _bring_up_to_date(connection)
+        if classes is not None and self.classes() != tuple(classes):
+            raise UserError(
+                f"{self._where}: the store has the classes {', '.join(self.classes())}, but these were given: "
+                f"{', '.join(classes)}; give the same ones, or start a new project"
+            )
+
+    @contextmanager
+    def transaction(self, writes: bool = False) -> Iterator[Connection]:
+        """All that this thread reads and writes inside is one transaction: durable at the end, all of it, or none.
+
+        A transaction inside another is part of it; see :meth:`part` for one that may fail by itself.
+        """
+        if (outer := getattr(self._thread, "connection", None)) is not None:
+            yield outer
+            return
+        with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
+            try:
+                yield self._thread.connection
+                if writes and self._identity and _identity(self._file) != self._identity:
+                    raise Unavailable(
+                        f"{self._where}: the file was removed or replaced while it was open, so nothing is saved; "
+                        "put the file back if you can, and start the command again"
+                    )
+            finally:
+                del self._thread.connection
+
+    @contextmanager
+    def part(self) -> Iterator[Connection]:
+        """A part of a transaction that is all or nothing by itself: where it raises, what was done before it stays."""
+        with self.transaction(writes=True) as connection, self._explained(), connection.begin_nested():
+            yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the database in words; those of a wrong row or statement as they are."""
+        try:
+            yield
+        except DatabaseError as error:
+            if type(error) not in (DatabaseError, OperationalError):
+                raise
+            raise Unavailable(f"{self._where}: {_reason(error)}") from error
+
+    def _asked(self, *where: ColumnElement[bool], limit: int | None = None) -> list[Query]:
+        statement = select(schema.queries).where(*where).order_by(*schema.in_order).limit(limit)
+        with self.transaction() as connection:
+            rows = connection.execute(statement).all()
+            return [query for row in rows if (query := self.rows.query(row))]
+
+    def _labels(
+        self, statement: Select[*tuple[Any, ...]], values: dict[str, Any] | None = None
+    ) -> dict[int, ImageLabels]:
+        rows_of: dict[int, list[Said]] = defaultdict(list)
+        with self.transaction() as connection:
+            rows = connection.execute(statement, values).all()
+            counts_as = self._counts_as(connection) if rows else np.zeros(0, dtype=np.int64)
+            if values is None:
+                for answer, query in connection.execute(_ORPHANS):
+                    self.rows.report("answers", answer, "query_id", query, "the answer is left out")
+            for row in rows:
+                if self._has_image(row.image_id):
+                    rows_of[row.image_id].append(self._said(row, len(counts_as)))
+                else:
+                    self.rows.report("queries", row.id, "image_id", row.image_id, "its labels are left out")
+        return {image_id: _image_labels(said, counts_as) for image_id, said in rows_of.items()}
+
+    def _said(self, row: Row[Any], classes: int) -> "Said":
+        boxes, labels, verdict = self.rows.said(row, classes)
+        shown, whole = row.box, row.box is None
+        if not whole and not is_box(shown):
+            self.rows.report("queries", row.id, "box", shown, "it is not kept what was shown; the labels are kept")
+            shown = None
+        return Said(boxes, labels, verdict, shown, whole)
+
+    def _read_images(self, connection: Connection) -> dict[int, ImageRecord]:
+        rows = connection.execute(select(schema.images).order_by(schema.images.c.id)).all()
+        found = {record.id: record for row in rows if (record := self.rows.image(row))}
+        for row in connection.execute(_MOVES):
+            if type(row.image_id) is not int or not is_text(row.path) or "\0" in row.path:
+                self.rows.report("image_moves", row.id, "path", row.path, "the move is left out")
+            elif row.image_id in found:
+                found[row.image_id] = replace(found[row.image_id], path=row.path)
+        self._image_ids = frozenset(found)
+        return found
+
+    def _has_image(self, value: Any) -> bool:
+        """Whether it is the id of an image that can be used."""
+        if type(value) is int and value not in self._image_ids:
+            self.images()
+        return type(value) is int and value in self._image_ids
+
+    def _is_label(self, value: Any) -> bool:
+        """Whether it is the label of a class."""
+        if type(value) is int and value >= self._class_count:
+            with self.transaction() as connection:
+                self._class_count = connection.scalar(_HOW_MANY_CLASSES) or 0
+        return type(value) is int and 0 <= value < self._class_count
+
+    def _counts_as(self, connection: Connection) -> Ints:
+        """(K,): the label that each label counts as."""
+        rows = connection.execute(_MERGERS).all()
+        found = np.arange(len({row.id for row in rows}))
+        for label, into, change in rows:
+            if into is None:
+                continue
+            if type(into) is int and 0 <= into < len(found):
+                found[found == label] = into
+            else:
+                self.rows.report("class_changes", change, "merged_into", into, "the change is left out")
+        return found
+
+
+def _url(path_or_url: str | Path) -> URL:
+    if "://" not in str(path_or_url):
+        return URL.create("sqlite", database=str(path_or_url))
+    try:
+        return make_url(str(path_or_url))
+    except ArgumentError as error:
+        raise UserError(f"{path_or_url}: not a database URL; wanted is driver://user:password@host/name") from error
+
+
+def _engine(url: URL, flush: bool) -> Engine:
+    try:
+        return _sqlite(url, flush) if url.get_backend_name() == "sqlite" else _postgresql(url)
+    except (ImportError, ArgumentError) as error:
+        raise UserError(f"{url}: no driver for this database ({error}); install it, e.g. psycopg") from error
+
+
+def _sqlite(url: URL, flush: bool) -> Engine:
+    """All that is special to SQLite."""
+    engine = create_engine(url, json_deserializer=_read_json)
+
+    @event.listens_for(engine, "connect")
+    def tune(connection: Any, _: object) -> None:
+        connection.text_factory = _AS_TEXT
+        connection.isolation_level = None  # the driver opens no transactions behind our back; `begin` below does
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except UnicodeDecodeError as error:  # SQLite complains of the damage, and quotes it
+            raise sqlite3.DatabaseError("malformed database schema") from error
+        if not tables or schema.rarebox.name in tables:  # it is written into the file: never into somebody else's
+            _log_ahead(connection)
+        connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        """A writer takes its lock at once, for one that starts as a reader may find the door closed half-way."""
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine
+
+
+_AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
+"""Damaged text is read too: it is one cell, and whoever makes an object of its row says which."""
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """What tells an open file from another one of its name; None if there is no file."""
+    try:
+        found = os.stat(file) if file else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None
+
+
+def _copy(source: sqlite3.Connection, part: Path) -> None:
+    """Copy a database in one go, and check the copy."""
+    part.unlink(missing_ok=True)
+    part.touch()  # which says better than SQLite why it cannot be
+    with closing(sqlite3.connect(part)) as copy:
+        source.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")  # a single file, until rarebox opens it
+        if (found := copy.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+            raise sqlite3.DatabaseError(f"the store is damaged: {found[0]}")
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _place(part: Path, file: Path) -> None:
+    """Give a finished file its name. FileExistsError where that is taken."""
+    try:
+        os.link(part, file)  # unlike a rename, never replaces a file that has come to be meanwhile
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links
+        if file.exists():
+            raise FileExistsError(file) from None
+        part.rename(file)
+    if os.name == "posix":
+        folder = os.open(file.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def _log_ahead(connection: Any) -> None:
+    """Switch to a write-ahead log. Where others open a new file at the same moment SQLite does not wait by itself."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def _postgresql(url: URL) -> Engine:
+    """All that is special to PostgreSQL: writers come one after the other, as in SQLite, and so do their numbers."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        """Readers never wait for this lock; it ends with the transaction."""
+        if connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+
+    return engine
+
+
+def _read_json(text: str) -> Any:
+    """``json.loads`` without its search for blanks around the text, which takes half of its time on short texts."""
+    try:
+        value, end = _json.raw_decode(text)
+    except (ValueError, TypeError, RecursionError):
+        return Unreadable(text)
+    return value if end == len(text) else Unreadable(text)
+
+
+def _create(connection: Connection, classes: Sequence[str]) -> None:
+    if len(set(classes)) < len(classes):
+        raise UserError(f"each class needs its own name, got {', '.join(classes)}")
+    schema.tables.create_all(connection)
+    connection.execute(insert(schema.rarebox), {"schema": schema.SCHEMA})
+    if classes:
+        connection.execute(insert(schema.classes), [{"id": label, "name": name} for label, name in enumerate(classes)])
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    """From an older schema: tables and columns that it lacks. Leases ended by the clock on the wall, and start over."""
+    schema.tables.create_all(connection)
+    there = {t: {c["name"] for c in inspect(connection).get_columns(t)} for t in ("images", "queries", "answers")}
+    for column in (schema.images.c.digest, schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key):
+        if column.name not in there[column.table.name]:
+            added = CreateColumn(column).compile(connection)
+            connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {added}"))
+    for index in schema.answers.indexes:
+        index.create(connection, checkfirst=True)
+    connection.execute(update(schema.leases).values(until=0))
+    connection.execute(update(schema.rarebox).values(schema=schema.SCHEMA))
+
+
+def _reason(error: DatabaseError) -> str:
+    """What went wrong in the database, and what to do."""
+    said = str(error.orig)
+    advice = {
+        "disk I/O error": "the disk may be full; free some space and go on; nothing recorded before is lost",
+        "is full": "free some space and go on; nothing recorded before is lost",
+        "is locked": f"another program kept it busy for {BUSY_SECONDS} s; nothing recorded before is lost, try again",
+        "not a database": "this is not a rarebox label store; restore a copy of it, or choose another path",
+        "unable to open": "check that the folder exists and may be written",
+        "readonly": "allow this user to write the file and its folder",
+        "malformed": "the file is damaged; restore a copy of it (docs/store.md)",
+        "no such": "the file is damaged; restore a copy of it (docs/store.md)",
+    }
+    return next((f"{said}: {what}" for sign, what in advice.items() if sign in said), said)
+
+
+def _of(cycle: int | None) -> tuple[ColumnElement[bool], ...]:
+    return () if cycle is None else (schema.queries.c.cycle == cycle,)
+
+
+def _describe(image: ImageRecord) -> str:
+    return f"{image.path} ({image.width} x {image.height})"
+
+
+def _query_row(query: Query, cycle: int, position: int) -> dict[str, Any]:
+    return {
+        "cycle": cycle,
+        "position": position,
+        "image_id": int(query.image_id),
+        "box": None if query.box is None else query.box.tolist(),
+        "guess": None if query.guess is None else int(query.guess),
+        "utility": float(query.utility),
+        "why": None if query.why is None else {name: float(value) for name, value in query.why.items()},
+        "wanted": query.wanted,
+        "asked_by": query.asked_by,
+    }
+
+
+def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
+    if len(answer.boxes) and answer.verdict != Verdict.OBJECT:
+        raise ValueError(f"an answer {answer.verdict.value!r} must have no boxes, got {len(answer.boxes)}")
+    if ((answer.labels < 0) | (answer.labels >= classes)).any():
+        raise ValueError(f"labels must be in [0, {classes}), got {answer.labels.tolist()}")
+    return {
+        "query_id": answer.query_id,
+        "verdict": answer.verdict.value,
+        "boxes": answer.boxes.tolist(),
+        "labels": answer.labels.tolist(),
+        "by": answer.by,
+        "milliseconds": answer.milliseconds,
+    }
+
+
+class Said(NamedTuple):
+    """A latest answer as it is stored, and the box that was ``shown``, if it can be read; ``whole``: an image was."""
+
+    boxes: list[Any]
+    labels: list[int]
+    verdict: Verdict
+    shown: list[float] | None
+    whole: bool
+
+
+def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
+    """Put together the latest answers of one image."""
+    boxes = as_boxes([box for one in said for box in one.boxes])
+    labels = counts_as[np.array([label for one in said for label in one.labels], dtype=np.int64)]
+    once = _first_of_each(boxes, labels)
+    fruitless = [(one.shown, one.verdict) for one in said if one.shown is not None and not one.boxes]
+    return ImageLabels(
+        boxes=boxes[once],
+        labels=labels[once],
+        rejected=as_boxes([shown for shown, verdict in fruitless if verdict is Verdict.NOT_AN_OBJECT]),
+        skipped=as_boxes([shown for shown, verdict in fruitless if verdict is not Verdict.NOT_AN_OBJECT]),
+        complete=any(one.whole and one.verdict is not Verdict.CANNOT_TELL for one in said),
+    )
+
+
+def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
+    """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
+    first = np.zeros(len(boxes), dtype=bool)
+    rows = np.arange(len(boxes))
+    if len(rows) > MANY:  # very many may be equal: of those the first alone is compared
+        rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
+    first[rows] = True
+    for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):
+        first[rows[later[earlier < later]]] = False
+    return first
+
+
+_NOTHING = _image_labels([], np.zeros(0, dtype=np.int64))

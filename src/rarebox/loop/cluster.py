@@ -1,0 +1,439 @@
+"""The same work on a Ray cluster: shards of the pool by workers that hold the model, runs of a grid as tasks.
+
+A worker gets everything but the images by wire, the model included, and hands back tables, which the driver (the
+process of the command) writes: no disk needs to be shared for scoring. It computes with as many threads as the driver
+would, on which the last bits of a float may depend, so that what comes out is the same. What a lost worker or node had
+begun is given to another. Ray is imported on connecting only, the loop (and torch) where work begins.
+"""
+
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from rarebox.config import Settings
+from rarebox.core.files import real
+from rarebox.data.pictures import Pictures
+from rarebox.data.remote import trust
+from rarebox.errors import UserError, unknown_name
+from rarebox.types import Candidates, ImageRecord, ImageScores
+
+if TYPE_CHECKING:
+    from rarebox.core.progress import Progress
+    from rarebox.loop.run import EngineProgress, Run
+
+MODEL = ("model.json", "model.safetensors")
+"""The files of a saved model."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns
+    "RAY_worker_niceness": "0",  # of a cluster that begins here: its work is the command's own, not what is left over
+}
+"""What Ray reads before it begins, unless the user said otherwise."""
+
+PATIENCE = 600.0
+"""Seconds without a single worker after which waiting for the cluster ends."""
+
+REACHABLE = 10.0
+"""Seconds in which an address must take a connection."""
+
+MOST_TRIES = 4
+"""How often a shard or run is begun whose workers are lost; then it is taken for what kills them."""
+
+TOLD_EVERY = 0.3
+"""Seconds between two words of a worker on its progress."""
+
+SAME = ("rarebox", "torch")
+"""Versions that a worker must share with the driver, for the same numbers."""
+
+
+def check(engine: str, address: str | None = None, settings: Settings | None = None) -> None:
+    """UserError for an engine that nobody knows or that is not installed, for an address where nobody answers, and for
+    settings that only the engine ``local`` can follow."""
+    if engine not in ("local", "ray"):
+        raise unknown_name("engine", engine, ("local", "ray"))
+    if engine == "local" and address:
+        raise UserError(f"--address {address} says where a Ray cluster is; it goes with --engine ray")
+    if address is not None and not address.strip():
+        raise UserError("--address is empty; give HOST:PORT, or auto, or leave it out to use this machine alone")
+    if engine == "ray" and settings and settings.training.freeze == "backbone":
+        raise UserError(
+            "what a frozen backbone has seen is kept on this machine, and others would have to look again in each "
+            "cycle; leave out --engine ray, or train with training.freeze: nothing"
+        )
+    if engine == "ray" and find_spec("ray") is None:
+        raise UserError('Ray is not installed: pip install "rarebox[cluster]"')
+    if address and "://" in address:
+        raise UserError(
+            f"--address {address}: only a node of the cluster itself can give out work; run the command there with "
+            "--address auto, or hand it over: ray job submit -- rarebox …"
+        )
+    if address and address not in ("auto", "local"):
+        host, _, port = address.rpartition(":")
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE).close()
+        except (ValueError, OverflowError):
+            raise UserError(f"--address {address}: give HOST:PORT, or auto for the cluster of this machine") from None
+        except OSError as error:
+            raise UserError(
+                f"--address {address}: nobody answers there ({error.strerror or error}); start a cluster "
+                "(ray start --head), and name the address that it says"
+            ) from None
+
+
+@contextmanager
+def connected(engine: str, address: str | None = None) -> "Iterator[Cluster | None]":
+    """The cluster that an engine works on; None for ``local``. UserError as :func:`check` says.
+
+    ``ray`` without an address is a cluster of this machine alone, which ends with the command.
+    """
+    address = address or (os.environ.get("RAY_ADDRESS") if engine == "ray" else None)
+    check(engine, address)
+    if engine == "local":
+        yield None
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield Cluster(ray)
+        return
+    _connect(ray, address or "local")
+    try:
+        yield Cluster(ray)
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Join the cluster, quietly."""
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
+        what = "Ray does not start here" if address == "local" else f"--address {address}: no such cluster"
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{what} ({reason}). Give auto for the cluster that this machine is part of, HOST:PORT for the one whose "
+            f"head says so, or no address for this machine alone{_token_hint(address)}"
+        ) from error
+    worker = sys.modules["ray._private.worker"]
+    if hasattr(worker, "print_to_stdstream"):  # it would print what befalls workers, amid JSON and progress bars
+        worker.print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+def _token_hint(address: str) -> str:
+    """What else may be wrong where a token of Ray lies on this machine: its head wants it then, unasked."""
+    if (
+        address == "local"
+        or "RAY_AUTH_MODE" in os.environ
+        or not os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    ):
+        return ""
+    return ". Or it wants the token in ~/.ray/auth_token: export RAY_AUTH_MODE=token, and try again"
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster that this process is connected to."""
+
+    ray: Any
+
+    def score(
+        self, run: "Run", cycle: int, shards: Sequence[Sequence[ImageRecord]], report: "EngineProgress"
+    ) -> Iterator[tuple[int, Candidates, ImageScores]]:
+        """The engine of :func:`rarebox.loop.scoring.make_shards`: shards by workers, in any order."""
+        ray, folder = self.ray, run.folder.cycle(cycle - 1)
+        model = ray.put({name: (folder / name).read_bytes() for name in MODEL})
+        needs, threads = self._needs(run.settings.device), _about()["threads"]
+        actor = ray.remote(Scorer).options(**needs, max_restarts=0, max_task_retries=0)
+        start = partial(actor.remote, model, run.settings, cycle, threads)
+        yield from _Scoring(self, needs, start, shards, report).results()
+
+    def run(
+        self, folder: Path, settings: Settings, *, share: Path | None, progress: "Progress",
+        finished: Callable[[dict[str, Any]], None], begun: Callable[[], None],
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """:func:`rarebox.loop.simulate.simulate` as a task; it resumes elsewhere if its worker is lost.
+
+        The folder and the data set must be where they are on every node (a shared file system).
+        """
+        ray = self.ray
+        task = ray.remote(_run).options(
+            **self._needs(settings.device), max_retries=0, num_returns="streaming", name=folder.name
+        )
+        lost: Exception | None = None
+        for _ in range(MOST_TRIES):
+            try:
+                stream = task.remote(real(folder), settings, share and real(share), _about()["threads"])
+                while True:
+                    kind, said = self.hear(stream)
+                    if kind == "result":
+                        return said
+                    {"begun": begun, "progress": progress, "finished": finished}[kind](*said)
+            except Lost as error:
+                lost = error
+        raise UserError(f"its worker was lost {MOST_TRIES} times ({lost})")
+
+    def hear(self, stream: Any) -> Any:
+        """The next thing that a worker says. Lost if it is; an error of its own is raised as it was raised there."""
+        exceptions = self.ray.exceptions
+        try:
+            return self.ray.get(next(stream))
+        except exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if not isinstance(cause, Exception) or isinstance(cause, exceptions.RayError):
+                raise
+            raise cause from (None if isinstance(cause, UserError) else error)  # which tells where
+        except exceptions.RayError as error:
+            raise Lost(next(iter(str(error).splitlines()), type(error).__name__)) from error
+
+    def _needs(self, device: str) -> dict[str, int]:
+        """What of a node a worker takes: a GPU, or as many cores as scoring takes here."""
+        if device != "cpu" and self.ray.cluster_resources().get("GPU"):
+            return {"num_gpus": 1, "num_cpus": 1}
+        largest = max((node.get("CPU", 0) for node in self.nodes()), default=0)
+        return {"num_cpus": max(1, min(_about()["threads"], int(largest)))}
+
+    def nodes(self) -> list[Mapping[str, float]]:
+        """What each node has that is alive."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
+    def room(self, needs: Mapping[str, int]) -> int:
+        """How many such workers the cluster can hold when nobody else uses it."""
+        wanted = {name: needs[key] for name, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if key in needs}
+        return sum(min(int(node.get(name, 0) // count) for name, count in wanted.items()) for node in self.nodes())
+
+
+def _about() -> dict[str, Any]:
+    """What this process runs on."""
+    from rarebox.detectors.environment import describe
+
+    return describe()
+
+
+class Lost(Exception):
+    """A worker or its node is gone."""
+
+
+# ------------------------------------------------------------------------------------------- on a worker
+
+
+class Scorer:
+    """A worker that holds the model of a cycle."""
+
+    def __init__(self, model: Mapping[str, bytes], settings: Settings, cycle: int, threads: int) -> None:
+        self.model, self.settings, self.cycle, self.threads, self.detector = model, settings, cycle, threads, None
+        trust(settings.data)
+        trust(settings.data)
+
+    def ready(self) -> Iterator[dict[str, Any]]:
+        """Load the model; what this worker runs on, and its process."""
+        from rarebox import detectors
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.model.items():
+                (Path(folder) / name).write_bytes(content)
+            self.detector = detectors.load(Path(folder), self.settings.device, self.settings.training)
+        self.model = {}
+        about = _about()
+        yield {"pid": os.getpid(), **{name: about[name] for name in SAME}}
+
+    def score(self, images: Sequence[ImageRecord]) -> Iterator[tuple[str, Any]]:
+        """The candidates and image scores of a shard, after how far they are."""
+        from rarebox.loop import scoring
+
+        detector = self.detector
+        assert detector is not None
+        pictures = Pictures(images, self.settings.detector.size, keep_bytes=0)  # each is looked at once
+
+        def work(tell: Callable[..., None]) -> tuple[Candidates, ImageScores]:
+            return scoring.score_images(
+                detector, pictures, self.settings, self.cycle,
+                _now_and_then(lambda done: tell("progress", done), lambda done: done == len(images)),
+            )  # fmt: skip
+
+        yield from _told(work, self.threads)
+
+
+def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> Iterator[tuple[str, Any]]:
+    """A run of a grid; its events, then its records."""
+    from rarebox.loop import simulate
+
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not there on the node {socket.gethostname()}; a grid on a cluster needs its folder and its "
+            "data under the same path on every node, on a shared file system"
+        )
+    yield "begun", ()
+
+    def work(tell: Callable[..., None]) -> list[dict[str, Any]]:
+        return simulate.simulate(
+            folder, settings, share=share, finished=lambda record: tell("finished", record),
+            progress=_now_and_then(lambda *said: tell("progress", *said), lambda _, done, of, note: done == of),
+        )  # fmt: skip
+
+    yield from _told(work, threads)
+
+
+def _now_and_then(tell: Callable[..., None], always: Callable[..., bool]) -> Callable[..., None]:
+    """The same, but seldom."""
+    last = 0.0
+
+    def told(*said: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last > TOLD_EVERY or always(*said):
+            last = time.monotonic()
+            tell(*said)
+
+    return told
+
+
+def _told(work: Callable[[Callable[..., None]], Any], threads: int) -> Iterator[tuple[str, Any]]:
+    """What work tells while it is done by so many threads, as (kind, what), and last ("result", its result)."""
+    from rarebox.detectors.environment import compute_with
+
+    said: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+
+    def go() -> None:
+        try:
+            compute_with(threads)
+            said.put(("result", work(lambda kind, *what: said.put((kind, what)))))
+        except BaseException as error:
+            said.put(("error", error))
+
+    Thread(target=go, daemon=True).start()
+    while True:
+        kind, what = said.get()
+        if kind == "error":
+            raise what
+        yield kind, what
+        if kind == "result":
+            return
+
+
+# ------------------------------------------------------------------------------------------- on the driver
+
+
+class _Scoring:
+    """Shards that are waiting, and the workers that are starting or at work on one."""
+
+    def __init__(
+        self, cluster: Cluster, needs: Mapping[str, int], start: Callable[[], Any],
+        shards: Sequence[Sequence[ImageRecord]], report: "EngineProgress",
+    ) -> None:  # fmt: skip
+        self.cluster, self.needs, self.start, self.shards, self.report = cluster, needs, start, shards, report
+        self.waiting, self.tries = deque(range(len(shards))), [0] * len(shards)
+        self.starting: dict[Any, Any] = {}
+        self.busy: dict[Any, tuple[Any, int]] = {}
+        self.idle: list[Any] = []
+        self.done: dict[int, int] = {}
+        self.failed_starts = self.lost = 0
+        self.reason = ""
+        self.alive_at = time.monotonic()
+
+    def results(self) -> Iterator[tuple[int, Candidates, ImageScores]]:
+        """Every shard's number and scores, as they come."""
+        try:
+            while self.waiting or self.busy:
+                self._start_workers()
+                refs = [*self.starting, *self.busy]
+                ready, _ = self.cluster.ray.wait(refs, num_returns=1, timeout=1.0) if refs else (time.sleep(1.0), 0)
+                for ref in ready or ():
+                    if ref in self.starting:
+                        self._started(ref)
+                    elif (result := self._heard(ref)) is not None:
+                        yield result
+                self._watch()
+        finally:
+            for actor in [*self.starting.values(), *self.idle, *(actor for actor, _ in self.busy.values())]:
+                with suppress(Exception):
+                    self.cluster.ray.kill(actor)
+
+    def _start_workers(self) -> None:
+        """As many as the cluster has room for now, nodes that came later included, and as there is work for."""
+        wanted = min(self.cluster.room(self.needs), len(self.waiting) + len(self.busy))
+        for _ in range(wanted - len(self.starting) - len(self.busy) - len(self.idle)):
+            actor = self.start()
+            self.starting[actor.ready.options(num_returns="streaming").remote()] = actor
+
+    def _started(self, ref: Any) -> None:
+        actor = self.starting.pop(ref)
+        try:
+            about = self.cluster.hear(ref)
+        except (Lost, ImportError) as error:
+            self.failed_starts, self.reason = self.failed_starts + 1, str(error)
+            if self.failed_starts >= MOST_TRIES and not self.busy:
+                raise UserError(
+                    f"no worker of the cluster starts ({self.reason}); every node needs the same rarebox and Python"
+                ) from error
+            return
+        here = _about()
+        if other := [f"{name} {about[name]} there, {here[name]} here" for name in SAME if about[name] != here[name]]:
+            raise UserError(f"the nodes of the cluster run other versions ({', '.join(other)}); install the same")
+        self.failed_starts = 0
+        self._give(actor)
+
+    def _give(self, actor: Any) -> None:
+        """The next shard to a worker that is free; without one it stands by, as another worker may be lost."""
+        if not self.waiting:
+            self.idle.append(actor)
+            return
+        number = self.waiting.popleft()
+        self.tries[number] += 1
+        self.busy[actor.score.options(num_returns="streaming").remote(self.shards[number])] = (actor, number)
+
+    def _heard(self, stream: Any) -> tuple[int, Candidates, ImageScores] | None:
+        """A word of a worker on its shard: its scores, if they are complete."""
+        actor, number = self.busy[stream]
+        try:
+            kind, said = self.cluster.hear(stream)
+        except Lost as error:
+            del self.busy[stream]
+            self.lost, self.reason = self.lost + 1, str(error)
+            self.done[number] = 0
+            self.waiting.appendleft(number)
+            if self.tries[number] >= MOST_TRIES:
+                name = self.shards[number][0].path
+                raise UserError(
+                    f"the shard of {name} has cost {MOST_TRIES} workers ({error}); if their memory is full, lower "
+                    "scoring.batch_size"
+                ) from error
+            if self.idle:
+                self._give(self.idle.pop())
+            return None
+        if kind == "progress":
+            self.done[number] = said[0]
+            return None
+        del self.busy[stream]
+        self.done[number] = len(self.shards[number])
+        self._give(actor)
+        return number, *said
+
+    def _watch(self) -> None:
+        """Report how far all is, and do not wait forever for a cluster that has nothing to give."""
+        at_work = len(self.busy)
+        lost = f"; {self.lost} lost" if self.lost else ""
+        workers = f" by {at_work} worker{'s' * (at_work != 1)}" if at_work else "; workers are starting"
+        self.report(sum(self.done.values()), workers + lost)
+        if at_work:
+            self.alive_at = time.monotonic()
+        elif time.monotonic() - self.alive_at > PATIENCE and self.waiting:
+            wanted = {name.removeprefix("num_"): count for name, count in self.needs.items() if name.startswith("num_")}
+            raise UserError(
+                f"no worker for {PATIENCE / 60:.0f} minutes: one needs {wanted}, the nodes have "
+                f"{[dict(node) for node in self.cluster.nodes()]}"
+            )

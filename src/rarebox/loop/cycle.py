@@ -1,0 +1,241 @@
+"""Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from rarebox import strategies
+from rarebox.core import seeds
+from rarebox.core.files import read_json, write_json
+from rarebox.data import listings
+from rarebox.detectors import TorchDetector
+from rarebox.detectors.detector import check_saved
+from rarebox.errors import Damaged
+from rarebox.evaluate import coco_ap, voc_ap
+from rarebox.labels.targets import calibrate, make_targets, write_targets
+from rarebox.loop import scoring
+from rarebox.loop.ask import ask, label_initial_pool
+from rarebox.loop.record import _named, _or_null, record
+from rarebox.loop.run import Ranked, Run, batches, load_detector, look, new_detector
+from rarebox.loop.run_folder import RunFolder
+from rarebox.loop.sharing import first_cycle, take_first_model
+from rarebox.pool import ranking
+from rarebox.pool.candidates import Shards
+from rarebox.pool.ranking import Head
+from rarebox.types import Candidates, Detections, ImageLabels, Targets, Verdict
+
+TEST_BATCH = 8
+
+TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
+"""Answers that say whether a guess was right."""
+
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
+
+
+def run_cycle(run: Run, cycle: int) -> dict[str, Any]:
+    """One cycle of the paper's Fig. 2; cycle 1 labels random images completely. Its record comes back.
+
+    Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
+    """
+    run.store.open_cycle(cycle)
+    if cycle == 1:
+        label_initial_pool(run)
+        return train_cycle(run, cycle, None)
+    ranked = rank_pool(run, cycle)
+    ask(run, cycle, ranked)
+    return train_cycle(run, cycle, ranked)
+
+
+def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> dict[str, Any]:
+    """The second half of a cycle: what was answered trains the next model. Its record comes back."""
+    targets = training_targets(run, cycle, ranked.pool if ranked else None)
+    detector = retrain(run, cycle, targets)
+    result = evaluate(run, cycle, detector)
+    return record(run, cycle, ranked, targets, result)
+
+
+def _leaves_images_out(place: RunFolder) -> bool:
+    """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
+    listed = read_json(place.problems) if place.problems.exists() else []
+    return any(problem["kind"] == listings.NOT_USED for problem in listed)
+
+
+def rank_pool(run: Run, cycle: int) -> Ranked:
+    """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
+    settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
+    restore_model(run, cycle - 1)
+    pool, images = scoring.score_pool(run, cycle)
+    state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
+    queue = Head.of(Candidates.none(len(run.classes)), iter(()))
+    if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
+        state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
+        queue = ranking.head(settings, pool, before, state, partial(seeds.stream, settings.seed, "strategy", cycle))
+    return Ranked(pool, queue, state, open_per_class)
+
+
+def features(
+    run: Run, cycle: int, labels: Mapping[int, ImageLabels], untouched: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """The features that the strategy needs, by the model of the cycle before, as fields of LabelState."""
+    needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
+    if not needs:
+        return {}
+    detector = load_detector(run, cycle - 1)
+    records = {record.id: record for record in run.pool.records}  # not those held out, which are labelled too
+    look(run, run.pool)
+
+    def image_features(ids: Sequence[int]) -> np.ndarray:
+        """Of the pictures of those ids, in their order; a batch holds one shape."""
+        pictures = run.pool.of([records[i] for i in ids])
+        rows = list(batches(pictures, run.settings.scoring.batch_size))
+        found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
+        return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
+
+    def box_features() -> np.ndarray:
+        """Of all labelled boxes."""
+        pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
+        found: list[np.ndarray] = []
+        for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
+            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])
+        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+    with run.stage("features"):
+        if "box_features" in needs:
+            return {"box_features": box_features()}
+        return {
+            "image_features": image_features(untouched),
+            "labelled_image_features": image_features(sorted(i for i, said in labels.items() if said.complete)),
+        }
+
+
+def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[int, Targets]:
+    """Targets of every image that is trained on (decisions row 21), by image id."""
+    settings = run.settings.pseudo
+    labels = run.store.labels(up_to_cycle=cycle)
+    lowest = run.settings.lowest_pseudo_score
+    pool = {record.id for record in run.pool.records}
+    chosen = {i: said for i, said in labels.items() if i in pool and (said.complete or len(said.boxes))}
+    found: dict[int, Candidates] = {}
+    if candidates is not None:
+        found = candidates.of_images(pool if settings.images == "pool" else chosen)
+        found = {i: strong for i, each in found.items() if len(strong := each[each.scores >= lowest])}
+    if settings.images == "pool":
+        chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
+    if settings.calibrated and found:
+        asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in TELLING]
+        shown = np.array([q.why["score"] for q, _ in asked if q.why])
+        right = np.array([q.guess in a.labels for q, a in asked], dtype=bool)
+        worth = calibrate(np.concatenate([one.scores for one in found.values()]), shown, right)
+        parts = np.split(worth, np.cumsum([len(one) for one in found.values()])[:-1])
+        found = {i: replace(found[i], scores=scores) for i, scores in zip(found, parts, strict=True)}
+    truth = run.dataset.train.truth
+    # A difficult object is part of what a person says of a complete image, and unknown on every other image.
+    difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete and i in truth}
+    return {
+        i: make_targets(said, found.get(i), difficult.get(i, NO_BOXES), settings) for i, said in sorted(chosen.items())
+    }
+
+
+def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetector:
+    """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
+    shared = run.share if cycle == 1 else None
+    if shared is not None:
+        run.notes.append(f"the cycle-1 model was taken from {shared}")
+    try:
+        check_saved(run.folder.cycle(cycle))
+    except Damaged:
+        if shared is not None:
+            take_first_model(run, shared)
+        else:
+            fit(run, cycle, targets)
+    return load_detector(run, cycle)
+
+
+def restore_model(run: Run, cycle: int) -> None:
+    """Make the model of a finished cycle anew where it is gone or damaged, from the same answers and candidates."""
+    try:
+        check_saved(run.folder.cycle(cycle))
+    except Damaged as error:
+        run.notes.append(f"the model of cycle {cycle} is made anew: {error}")
+        if cycle > 1 and not scoring.is_scored(run, cycle):
+            restore_model(run, cycle - 1)
+            scoring.score_pool(run, cycle)
+        now, run.cycle = run.cycle, cycle
+        try:
+            retrain(run, cycle, training_targets(run, cycle, scoring.scored_pool(run, cycle) if cycle > 1 else None))
+        finally:
+            run.cycle = now
+
+
+def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
+    """Train on the targets, and keep them and the model; a fit that was cut short goes on from its checkpoint."""
+    folder = run.folder.cycle(cycle)
+    write_targets(folder / "targets.parquet", targets)
+    # People may add a class before a fit that was cut short goes on: then it starts afresh.
+    checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
+    records = {record.id: record for record in run.pool.records}
+    pictures = run.pool.of([records[i] for i in targets])
+    look(run, pictures)
+    with run.stage("fit") as report:
+        warm = run.settings.training.start == "warm" and cycle > 1
+        if warm:
+            restore_model(run, cycle - 1)
+        detector = load_detector(run, cycle - 1) if warm else None
+        if detector is None or detector.num_classes != len(run.classes):  # people may add classes
+            detector = new_detector(run)
+        labelled = run.store.labels(up_to_cycle=cycle)
+        complete = np.array([i in labelled and labelled[i].complete for i in targets])
+        detector.fit(
+            pictures, list(targets.values()), complete=complete, seed=seeds.number(run.settings.seed, "fit", cycle),
+            checkpoint=checkpoint, progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),
+        )  # fmt: skip
+        if cycle == 1:
+            write_json(folder / "shared.json", first_cycle(run))
+        detector.save(folder)
+        checkpoint.unlink(missing_ok=True)
+
+
+def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
+    """AP of the model on the test images, by VOC's and by COCO's rules.
+
+    It is kept beside the model, and goes with that of cycle 1 to the runs that share it, where it counts for the same
+    test images.
+    """
+    kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
+    with suppress(Damaged):  # made anew
+        if (told := read_json(kept, dict)).get("test") == asked:
+            return told["result"]
+    found: dict[int, Detections] = {}
+    look(run, run.test)
+    with run.stage("evaluate") as report:
+        for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
+            found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
+            report(len(found), len(run.test), "images")
+        voc = voc_ap(found, run.test_truth, len(run.classes))
+        coco = coco_ap(found, run.test_truth, len(run.classes))
+    result = {
+        "ap50": _or_null(voc.mean_ap),
+        "ap50_11": _or_null(voc.mean_ap11),
+        "per_class_ap50": _named(run, voc.ap),
+        "coco_ap": _or_null(coco["ap"]),
+        "coco_ap50": _or_null(coco["ap50"]),
+        "coco_ap75": _or_null(coco["ap75"]),
+    }
+    write_json(kept, {"test": asked, "result": result})
+    return result
+
+
+def _test(run: Run) -> str:
+    """What an AP is measured on: the test images, their truth, and the kind of device."""
+    truths = [run.test_truth[record.id] for record in run.test.records]
+    columns = [np.ascontiguousarray(column) for truth in truths for column in vars(truth).values()]
+    told = sha256(repr((scoring.listed(run.test.records), run.classes, run.settings.device)).encode())
+    for column in columns:
+        told.update(column.tobytes())
+    return told.hexdigest()

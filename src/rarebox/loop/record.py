@@ -1,0 +1,75 @@
+"""The record of a cycle: the line of ``metrics.json``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rarebox.data import listings
+from rarebox.evaluate import imbalance_factor
+from rarebox.labels.targets import count_sure
+from rarebox.loop.run import Ranked, Run
+from rarebox.pool import ranking
+from rarebox.types import Ints, Targets
+
+
+def record(
+    run: Run, cycle: int, ranked: Ranked | None, targets: Mapping[int, Targets], result: dict[str, Any]
+) -> dict[str, Any]:
+    """What one cycle spent, chose and reached, as it stands in ``metrics.json``."""
+    store, classes = run.store, len(run.classes)
+    labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
+    boxes = [(q, a) for q, a in answered if q.box is not None]
+    so_far = [store.spent(before) for before in range(1, cycle + 1)]  # later ones may be there, too
+    spent = so_far[-1]
+    human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
+    hits = [q.guess for q, a in boxes if len(a.boxes)]
+    pseudo_above = run.settings.pseudo.class_high
+    most_uncertain: Sequence[int] | Ints = []
+    sure = np.zeros(classes, dtype=np.int64)
+    if ranked:
+        before = store.labels(up_to_cycle=cycle - 1)
+        most_uncertain = ranking.most_uncertain(ranked.pool, ranking.Answered(before), run.settings, len(boxes))
+        sure = ranking.sure_per_class(run.settings, before, ranked.pool, classes)
+    counts = {
+        "uncertainty_would_select": most_uncertain,
+        "selected_per_class": [q.guess for q, _ in boxes],
+        "hits_per_class": hits,
+        "labels_per_class": ranking.joined([a.labels for _, a in answered]),
+    }
+    return {
+        "cycle": cycle,
+        "labels": sum(each.labels for each in so_far),
+        "looks": sum(each.looks for each in so_far),
+        "labels_this_cycle": spent.labels,
+        "looks_this_cycle": spent.looks,
+        "hits": len(hits),
+        "images_full": sum(said.complete for said in labels.values()),
+        "images_partial": sum(not said.complete and len(said.boxes) > 0 for said in labels.values()),
+        **result,
+        "candidates_per_class": _named(run, ranked.open_per_class if ranked else np.zeros(classes, np.int64)),
+        **{name: _named(run, np.bincount(np.array(c, np.int64), minlength=classes)) for name, c in counts.items()},
+        "human_per_class": _named(run, human),
+        "pseudo_per_class": _named(run, count_sure(targets, classes, pseudo_above)),
+        "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
+        "sure_per_class": _named(run, sure),
+        "class_frequency": _named(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
+        "imbalance_factor": _or_null(imbalance_factor(human)),
+        "notes": list(run.notes),
+        "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
+    }
+
+
+def _named(run: Run, values: np.ndarray) -> dict[str, Any]:
+    """Values by class name."""
+    return {name: _or_null(value) for name, value in zip(run.classes, values.tolist(), strict=True)}
+
+
+def _or_null(value: float) -> float | None:
+    """NaN, which stands for "no truth to measure on" and which JSON lacks, becomes null."""
+    return None if value != value else value
+
+
+def count_classes(split: listings.Split, num_classes: int) -> list[int]:
+    """Objects of each class in a split, difficult ones included: (K,)."""
+    return np.bincount(ranking.joined([t.labels for t in split.truth.values()]), minlength=num_classes).tolist()

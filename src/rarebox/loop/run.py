@@ -1,0 +1,176 @@
+"""A run and what all its steps work with: pictures, models, views, and how they report. Read :class:`Run` first."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from rarebox import detectors
+from rarebox.config import Settings
+from rarebox.core import seeds
+from rarebox.core.progress import Progress, StageProgress
+from rarebox.data import listings
+from rarebox.data.pictures import Pictures
+from rarebox.detectors import TorchDetector
+from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
+from rarebox.labels.oracle import SimulatedOracle
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder
+from rarebox.pool.candidates import Shards
+from rarebox.pool.ranking import Head
+from rarebox.pool.views import View, make_views
+from rarebox.types import Candidates, GroundTruth, ImageRecord, ImageScores, Ints, LabelState
+
+EngineProgress = Callable[..., None]
+"""Called by an engine with the number of images scored, and perhaps a note on its workers."""
+
+Engine = Callable[
+    ["Run", int, Sequence[Sequence[ImageRecord]], EngineProgress], Iterator[tuple[int, Candidates, ImageScores]]
+]
+"""What scores shards of the pool: a run, its cycle, the images of each shard -> the shards' numbers and scores, in any
+order. It must not change a bit of them."""
+
+
+@dataclass
+class Run:
+    """Everything one run works with.
+
+    ``open_ended``: people answer, for as many cycles as they like. ``share``: the folder of the run whose cycle-1 model
+    this one takes over.
+    """
+
+    folder: RunFolder
+    settings: Settings
+    dataset: listings.Dataset
+    pool: Pictures
+    test: Pictures
+    test_truth: Mapping[int, GroundTruth]
+    store: Store
+    oracle: SimulatedOracle
+    progress: Progress
+    engine: Engine
+    open_ended: bool = False
+    share: Path | None = None
+    cycle: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.dataset.classes
+
+    def budget(self, cycle: int) -> int:
+        """What a cycle after the first may spend; the last number holds on where people answer."""
+        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[StageProgress]:
+        """Time a stage, and report its progress under its name."""
+        start = time.perf_counter()
+        of = "" if self.open_ended else f"/{len(self.settings.budget) + 1}"
+        title = f"cycle {self.cycle}{of}: {name}"
+        yield lambda done, of, note="": self.progress(title, done, of, note)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def pictures_of(
+    settings: Settings,
+    pool: Sequence[ImageRecord],
+    test: Sequence[ImageRecord],
+    keep_in: Path,
+    name_of_test: str = "test",
+) -> tuple[Pictures, Pictures]:
+    """Images of the pool and of the test set, decoded on access; with a frozen body, what it saw of them.
+
+    That is kept in the folder ``keep_in``, apart for all that it depends on but the images, which go by their ids:
+    runs that share a folder have the same pool, and a ``name_of_test`` for each test set.
+    """
+    size, views = settings.detector.size, settings.scoring.views
+    decoded = Pictures(pool, size), Pictures(test, size)
+    if settings.training.freeze != "backbone":
+        return decoded
+    if settings.training.flip and "flip" not in views:
+        views = (*views, "flip")  # last: the others draw the same random numbers as without it
+    body = settings.detector.model_dump(include={"name", "backbone", "weights", "image_size", "long_side"})
+    weights = Path(settings.detector.weights)
+    content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    told = repr((body, content, views, settings.seed, settings.training.precision))
+    folder = keep_in / "maps" / sha256(told.encode()).hexdigest()[:12]
+    channels = detectors.body_channels(settings.detector)
+    return (
+        FrozenPictures(decoded[0], MapStore(folder / "pool", Layout(channels, views))),
+        FrozenPictures(decoded[1], MapStore(folder / name_of_test, Layout(channels, ()))),
+    )
+
+
+def look(run: Run, pictures: Pictures) -> None:
+    """Have a frozen body look at those pictures, and at their views, that it has not seen yet."""
+    if not isinstance(pictures, FrozenPictures) or not len(pictures.missing()):
+        return
+    detector = new_detector(run)
+    with run.stage("backbone") as report, pictures.store.adding() as keep:
+        missing = pictures.missing()
+        note, views, done = f"images, {_size(missing.check_room())}", pictures.store.layout.views, 0
+        for rows, batch in missing.decoded.in_batches(batches(missing, run.settings.scoring.batch_size)):
+            ids = [missing.records[i].id for i in rows]
+            sizes = [detector.input_size(picture) for picture in batch]
+            plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
+            keep(dict(zip(ids, detector.look(batch, plans), strict=True)))
+            done += len(rows)
+            report(done, len(missing), note)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count // 10**6, 1)} MB"
+
+
+def views_of(
+    settings: Settings, names: Sequence[str], cycle: int, image_id: int, size: tuple[int, int]
+) -> tuple[View, ...]:
+    """The views of an image with that input size; a frozen body sees the same ones in every cycle."""
+    cycle = 0 if settings.training.freeze == "backbone" else cycle
+    return make_views(names, *size, seeds.stream(settings.seed, "views", cycle, image_id))
+
+
+def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
+    """Places of the pictures in batches of one shape.
+
+    Nothing is padded but to the network's stride, so what an image gets does not depend on what else is in its batch.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for place, shape in enumerate(pictures.sizes):
+        by_shape.setdefault(shape, []).append(place)
+    for places in by_shape.values():
+        yield from (np.array(places[i : i + size]) for i in range(0, len(places), size))
+
+
+def new_detector(run: Run) -> TorchDetector:
+    """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
+    settings = run.settings
+    return detectors.build(
+        **settings.detector.model_dump(), num_classes=len(run.classes), device=settings.device,
+        training=settings.training, seed=seeds.number(settings.seed, "model"),
+    )  # fmt: skip
+
+
+def load_detector(run: Run, cycle: int) -> TorchDetector:
+    """The model of a finished cycle."""
+    return detectors.load(run.folder.cycle(cycle), run.settings.device, run.settings.training)
+
+
+@dataclass
+class Ranked:
+    """The pool of a cycle, scored and ranked.
+
+    ``pool`` are all its candidates, ``open_per_class`` (K,) counts those that may be asked about, ``queue`` is their
+    order (or that of image ids), ``state`` what the strategy knew.
+    """
+
+    pool: Shards
+    queue: Head
+    state: LabelState
+    open_per_class: Ints

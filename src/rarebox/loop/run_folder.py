@@ -1,0 +1,249 @@
+"""Where a run keeps its state on disk; who may work in its folder; and that no answer in its store is ever deleted."""
+
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, func, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from rarebox import config
+from rarebox.config import Settings
+from rarebox.core.files import PART, hold, read_json, real, sweep, write_text
+from rarebox.core.text import counted, read_text
+from rarebox.data.remote import trust
+from rarebox.errors import Busy, UserError
+from rarebox.labels import schema
+from rarebox.labels.store import Store
+from rarebox.types import ORACLE
+
+KEPT = ("scoring.shard_size",)
+"""Settings that change nothing in what comes out; a run goes on with those it began with."""
+
+
+class RunFolder:
+    """The files of one run; every one is written whole or not at all.
+
+    ``settings.yaml``, ``environment.json``, ``problems.json`` (of the data), ``labels.sqlite`` (the store),
+    ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
+    the targets it was trained on. A run of a grid that failed has ``failed.json``, with the reason.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings, self.environment = root / "settings.yaml", root / "environment.json"
+        self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
+        self.problems, self.failed = root / "problems.json", root / "failed.json"
+        self.photos = root / "photos.json"
+        self.locks = root / "lock", root / "serve.lock"
+
+    def labels(self, settings: Settings) -> Path | str:
+        """Where the store of a run with those settings is: a file, or a database's URL."""
+        return settings.people.store or self.store
+
+    def cycle(self, cycle: int) -> Path:
+        """The folder of one cycle, counted from 1."""
+        return self.root / f"cycle_{cycle:02d}"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The finished cycles' records."""
+        return read_json(self.metrics, list) if self.metrics.exists() else []
+
+    def read_settings(self) -> Settings:
+        """The settings this run was started with; UserError where no run has been."""
+        if not self.root.exists():
+            raise UserError(f"{self.root} does not exist; name the folder of a run")
+        if not self.settings.exists():
+            raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
+        try:
+            told = self._written()
+            if not told:
+                raise UserError(f"the settings file {self.settings} is empty")
+            settings = config.check(config.as_written_before(told))
+        except UserError as error:
+            raise UserError(f"{error}. Mend {self.settings}, or restore a copy of it") from error
+        trust(settings.data)
+        return settings
+
+    def _written(self) -> dict[str, Any]:
+        """What ``settings.yaml`` holds; nothing where it is not there yet."""
+        if not self.settings.exists():
+            return {}
+        if config.is_cut_short(read_text(self.settings)):
+            raise UserError(f"the end of {self.settings} is missing (it begins with '---' but does not end with '...')")
+        return config.read_file(self.settings)
+
+    def check_first_model(self) -> None:
+        """UserError if there is no model of cycle 1."""
+        if not (self.cycle(1) / "model.safetensors").exists():
+            raise UserError(
+                f"--share {self.root}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
+            )
+
+    def check(self, settings: Settings, but: Collection[str] = ()) -> None:
+        """UserError if the folder is not this run's: it holds a project of people, or a run that has answers or a model
+        under settings that differ in something else than ``but``; the message shows in what."""
+        if not self.settings.exists():
+            return
+        before = self.read_settings()
+        if self._is_project(before):
+            count = counted(answers_in(self.labels(before)), "answer")
+            raise UserError(
+                f"{self.root} holds a project in which people answer ({count} so far); go on with it: "
+                f"rarebox serve {self.root}, or name another folder for the run"
+            )
+        # A setting that this run's version did not have stays as it was then, unless the user asks for a special value.
+        new = config.usual(settings).difference(name for name, _ in config.flatten(self._written()))
+        changed = config.difference(before, settings, (*KEPT, *but, *new)) if self._has_begun() else []
+        if changed:
+            raise UserError(
+                f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
+                "started with:\n  " + "\n  ".join(changed)
+            )
+
+    def claim(self, settings: Settings) -> Settings:
+        """Make the folder this run's, or check that it is; the settings to go on with. The folder must be locked."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.check(settings)
+        if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
+            raise UserError(
+                f"{self.store} is gone or empty, and the run cannot go on without its answers; restore a copy of it, "
+                "or name a new folder"
+            )
+        if not self.settings.exists():
+            write_text(self.settings, config.dump(settings))
+        elif not self._has_begun() and self.read_settings() != settings:
+            self._begin_anew(settings)
+        return self.read_settings()
+
+    def _holds_something_else(self) -> bool:
+        # A first start that was cut short, or failed before it began.
+        ours = {*(lock.name for lock in self.locks), self.failed.name}
+        ours |= {f"{self.settings.name}{PART}", f"{self.failed.name}{PART}"}
+        return any(file.name not in ours for file in self.root.iterdir())
+
+    def _has_begun(self) -> bool:
+        """Whether there is something to lose: an answer, or what was trained on one."""
+        return self._has_trained() or (self.settings.exists() and answers_in(self.store) > 0)
+
+    def _has_trained(self) -> bool:
+        trained = (self.cycle(1) / "model.safetensors", self.cycle(1) / "fit.checkpoint", self.metrics)
+        return self.settings.exists() and any(file.exists() for file in trained)
+
+    def _is_project(self, settings: Settings) -> bool:
+        """Whether people answer here: a run writes its environment before its store, a project has none."""
+        labels = self.labels(settings)
+        if self.environment.exists() or (isinstance(labels, Path) and not labels.exists()):
+            return False
+        return not self._has_trained() or answers_in(labels, of_people=True) > 0
+
+    def _begin_anew(self, settings: Settings) -> None:
+        """A run that stopped before its first answer (a mistyped option, say) may be started with other settings."""
+        discard_store(self.store)
+        for file in (self.environment, self.problems):
+            file.unlink(missing_ok=True)
+        write_text(self.settings, config.dump(settings))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against every other process, a server's too; the lock goes with this one, however it ends.
+
+        What a killed process left half-written is removed.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        # In this order: another process may be making the folder its run just now.
+        if self._holds_something_else() and not self.settings.exists():
+            count = answers_in(self.store)
+            held = f" It holds {self.store.name} with {counted(count, 'answer')}: take that over with rarebox init {self.root} --images FOLDER." if count else ""  # fmt: skip  # noqa: E501
+            raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder.{held}")
+        with self.alone():
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The same, whatever the folder holds."""
+        first, second = self.locks
+        with hold(first), hold(second):
+            sweep(self.root)
+            yield
+
+
+# ------------------------------------------------------------------------------------------- what is never lost
+
+
+def answers_in(place: str | Path, *, of_people: bool = False) -> int:
+    """How many answers a label store holds, withdrawn and corrected ones and what a killed writer left in its log
+    included; 0 where no store is. ``of_people``: those that the simulated oracle has not given.
+
+    UserError where that cannot be told: the file is damaged, not a label store, or of a newer rarebox, or its log lies
+    there without it.
+    """
+    statement = select(func.count()).select_from(schema.answers)
+    if of_people:
+        statement = statement.where(schema.answers.c.by != ORACLE)
+    if not is_store(place):
+        return 0
+    with Store(place) as store, store.transaction() as connection:
+        return connection.scalar(statement) or 0
+
+
+def discard_store(file: Path) -> None:
+    """Empty a store that holds no answer, for another one to be made in its place. Nothing else ever removes a store.
+
+    Whether it holds an answer is looked up in the transaction that empties it, by the only process that has the file
+    open; who opens it later finds no store. Otherwise nothing is changed: UserError where it holds an answer or cannot
+    be read, Busy where another process has it open.
+    """
+    if not is_store(file):
+        return
+    with Store(file):
+        pass  # it is one, and of a schema that is known
+    try:
+        with closing(sqlite3.connect(file, timeout=1, isolation_level=None)) as connection:
+            # Leaving the log mode takes the only connection there is; then it is nobody else's until it is closed.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("BEGIN EXCLUSIVE")
+            if count := connection.execute("SELECT count(*) FROM answers").fetchone()[0]:
+                raise UserError(f"{file} holds {counted(count, 'answer')} and stays as it is; name another folder")
+            for table in reversed(schema.tables.sorted_tables):
+                connection.execute(f"DROP TABLE IF EXISTS {table.name}")
+            connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise UserError(f"{file}: {error}; it stays as it is") from error
+        raise Busy(f"another program has {file} open; close it and try again") from error
+
+
+def is_store(place: str | Path) -> bool:
+    """Whether a file or database has tables, or is something else that is not to be touched. UserError where a file is
+    gone and its log is not."""
+    if "://" in str(place):
+        try:
+            return bool(inspect(create_engine(str(place))).get_table_names())
+        except (SQLAlchemyError, ImportError):
+            return True  # opening it as a store will say what is wrong with it
+    file = Path(place)
+    log = real(file).with_name(f"{real(file).name}-wal")
+    if not file.exists() or not file.stat().st_size:
+        if log.exists() and log.stat().st_size:
+            raise UserError(
+                f"{log} holds what was answered last, and {file} itself is gone; put both back together, or move the "
+                "log away"
+            )
+        return False
+    try:
+        with closing(sqlite3.connect(f"{real(file).as_uri()}?mode=rw", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] > 0
+    except sqlite3.Error:
+        return True  # as above
+
+
+def open_store(place: str | Path) -> Store:
+    """The label store of a run or project: by its folder, its file, or a database URL. UserError if there is none."""
+    if "://" in str(place) or not Path(place).is_dir():
+        return Store(place)
+    folder = RunFolder(Path(place))
+    return Store(folder.labels(folder.read_settings()) if folder.settings.exists() else folder.store)

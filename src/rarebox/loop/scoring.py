@@ -1,0 +1,276 @@
+"""The pool becomes scored candidates, shard by shard. Read :func:`make_shards` first."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import numpy as np
+
+from rarebox import strategies
+from rarebox.config import Settings
+from rarebox.core import parquet
+from rarebox.core.files import copy, read_json, write_json
+from rarebox.data.pictures import Pictures
+from rarebox.detectors import TorchDetector
+from rarebox.detectors.detector import ABOUT, WEIGHTS
+from rarebox.detectors.frozen import FrozenPictures
+from rarebox.errors import Damaged, UserError
+from rarebox.loop.run import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
+from rarebox.loop.run_folder import RunFolder
+from rarebox.pool import candidates as pool_file
+from rarebox.pool.candidates import Shards
+from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
+
+
+def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
+    """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
+
+    The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
+    candidates, and the images have none.
+    """
+    labels = run.store.labels(up_to_cycle=cycle - 1)
+    images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
+    if not images:
+        return Shards([]), ImageScores.none(len(run.classes))
+    if run.settings.selection.strategy in strategies.BLIND and run.settings.pseudo.images == "labelled":
+        ids = np.array([image.id for image in images])
+        no_scores = np.zeros((len(images), len(run.classes)))
+        return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)
+    folder = make_shards(run, cycle, images)
+    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
+        return scored_pool(run, cycle), ImageScores.none(len(run.classes))
+    scores = pool_file.read_images(folder)
+    # Where people answer, classes may have been merged or added since the model was trained.
+    lacking = len(run.classes) - scores.class_scores.shape[1]
+    return scored_pool(run, cycle), replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking))))
+
+
+def scored_pool(run: Run, cycle: int) -> Shards:
+    """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
+    folder = run.folder.cycle(cycle) / "candidates"
+    names = _listed(folder)
+    files = [folder / f"shard_{name}" for name in names] if names is not None else folder.glob("shard_*")
+    return Shards(sorted(files), run.store.counts_as())
+
+
+def is_scored(run: Run, cycle: int) -> bool:
+    """Whether all that :func:`scored_pool` reads is there, and whole."""
+    folder = run.folder.cycle(cycle) / "candidates"
+    if not folder.exists():
+        return False
+    names = _listed(folder)
+    if names is None:
+        return not (folder / SHARDS).exists() and all(map(parquet.is_whole, folder.glob("shard_*")))
+    return all(parquet.is_whole(folder / f"{kind}_{name}") for name in names for kind in KINDS)
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    """What ``shards.json`` holds, in the form of today; None where it cannot be read."""
+    try:
+        told = read_json(folder / SHARDS)
+    except Damaged:
+        return None
+    if isinstance(told, list):  # as an earlier version wrote it
+        return {"rules": None, "shards": told}
+    return told if isinstance(told, dict) and isinstance(told.get("shards"), list) else None
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """The names of the shards that belong together; None where no list of them can be read."""
+    told = _told(folder)
+    return told["shards"] if told else None
+
+
+def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
+    """Whether an earlier version scored this cycle by other rules, and questions of that ranking have been asked."""
+    told = _told(folder)
+    if told is None or told["rules"] == RULES:  # without the list, what is missing is scored again by our rules
+        return False
+    asked = any(query.why and "rank" in query.why for query in run.store.queries(cycle))
+    return asked and any(folder.glob("shard_*.parquet"))
+
+
+def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
+    """Score what is not scored yet of the images, shard by shard; the folder of all their files.
+
+    A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
+    on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
+    belong together; it changes when all of them are there, and what was there before goes only then. A cycle that an
+    earlier version has scored and asked from keeps those scores to its end: places in two rankings must not be mixed.
+    """
+    folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
+    if _began_by_other_rules(run, cycle, folder):
+        run.notes.append("an earlier version scored this cycle; its scores are used to the end of the cycle")
+        return folder
+    shards = [images[i : i + size] for i in range(0, len(images), size)]
+    recipe = scoring_recipe(run, cycle)
+    names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
+    wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
+    # The model of cycle 1 is that of all runs that share it, and so are its scores. Giving and taking are favours:
+    # where a folder cannot be written to or read, a run scores by itself.
+    lender = RunFolder(run.share) if run.share and run.share.exists() and cycle == 2 else None
+    if lender:
+        for place in (lender.root / "scored", lender.cycle(2) / "candidates"):
+            with suppress(OSError):
+                _give(place, folder, wanted)
+    missing = [p for p, name in enumerate(names) if not all(parquet.is_whole(folder / f"{k}_{name}") for k in KINDS)]
+    if missing:
+        _score_shards(run, cycle, folder, images, shards, names, missing)
+    listing = {"rules": RULES, "shards": names}
+    if _told(folder) != listing:
+        write_json(folder / SHARDS, listing)
+    for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
+        if file.name not in wanted:
+            file.unlink()
+    if lender:
+        with suppress(OSError):
+            _give(folder, lender.root / "scored", wanted)
+    return folder
+
+
+def _give(there: Path, here: Path, names: Iterable[str]) -> None:
+    """Put those files of one folder that are there, and whole, into another that lacks them.
+
+    They are never changed in place, so a second name for the same bytes will do where the disk knows that.
+    """
+    lacking = [name for name in names if not parquet.is_whole(here / name) and parquet.is_whole(there / name)]
+    for name in lacking:
+        here.mkdir(parents=True, exist_ok=True)
+        part = here / f"{name}.{uuid4().hex}"
+        try:
+            try:
+                part.hardlink_to(there / name)
+            except OSError:
+                copy(there / name, part)
+            part.replace(here / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _score_shards(
+    run: Run, cycle: int, folder: Path, images: Sequence[ImageRecord], shards: Sequence[Sequence[ImageRecord]],
+    names: Sequence[str], missing: Sequence[int],
+) -> None:  # fmt: skip
+    """Score the missing ones of the shards, by the run's engine, and write them as they come."""
+    known = len(images) - sum(len(shards[place]) for place in missing)
+    look(run, run.pool.of([image for place in missing for image in shards[place]]))
+    with run.stage("score") as report:
+        scored = run.engine(
+            run, cycle, [shards[place] for place in missing],
+            lambda done, note="": report(known + done, len(images), f"images{note}"),
+        )  # fmt: skip
+        for number, found, of_images in scored:
+            pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
+            pool_file.write(folder / f"shard_{names[missing[number]]}", found)
+
+
+def score_here(
+    run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
+) -> Iterator[tuple[int, Candidates, ImageScores]]:
+    """The engine ``local``: one shard after the other, in this process."""
+    detector, done = load_detector(run, cycle - 1), 0
+    if isinstance(run.pool, FrozenPictures) and not detector.has_body_of(new_detector(run)):
+        raise UserError(
+            "training.freeze was switched on in the middle: the model of the cycle before has trained its backbone, "
+            "and cannot work with what the pretrained one sees. Set training.freeze to nothing, or begin anew in "
+            "another folder"
+        )
+    for number, images in enumerate(shards):
+        yield (
+            number,
+            *score_images(detector, run.pool.of(images), run.settings, cycle, lambda n, done=done: report(done + n)),
+        )
+        done += len(images)
+
+
+SHARDS = "shards.json"
+"""The list of the shards that a cycle chooses from, in the order of the pool."""
+
+RULES = 2
+"""Counts up when the same model and settings give other scores. 2: boxes are compared in the view's frame."""
+
+KINDS = ("shard", "images")
+"""What the two files of a shard are called: candidates, and scores of whole images."""
+
+
+def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
+    """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
+    settings, model = run.settings, run.folder.cycle(cycle - 1)
+    return {
+        "rules": RULES,
+        "model": [sha256((model / name).read_bytes()).hexdigest() for name in (ABOUT, WEIGHTS)],
+        "detector": settings.detector.model_dump(mode="json"),
+        "scoring": settings.scoring.model_dump(mode="json", exclude={"shard_size"}),
+        "lowest_score": settings.lowest_score,
+        "features": wants_features(settings),
+        "precision": settings.training.precision,
+        "freeze": settings.training.freeze,
+        "device": settings.device,
+        "seed": settings.seed,
+        "cycle": cycle,
+    }
+
+
+def shard_name(recipe: Mapping[str, Any], images: Sequence[ImageRecord]) -> str:
+    """What tells a shard from all others."""
+    return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
+
+
+def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
+    """What tells images from others, wherever their folder has been moved."""
+    return [(i.id, Path(i.path).name, i.width, i.height) for i in images]
+
+
+def score_images(
+    detector: TorchDetector, pictures: Pictures, settings: Settings, cycle: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> tuple[Candidates, ImageScores]:  # fmt: skip
+    """Candidates of the pictures and a row for each picture, by image id.
+
+    Images of one shape go together; each comes with all its views. A GPU works on the next batch meanwhile.
+    """
+    found: list[tuple[Candidates, ImageScores]] = []
+    with_features = wants_features(settings)
+
+    def queued() -> Iterator[tuple[Any, ...]]:
+        for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
+            ids = [pictures.records[i].id for i in rows]
+            sizes = [detector.input_size(picture) for picture in batch]
+            views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
+            frames = [detector.frames(picture, plan) for picture, plan in zip(batch, views, strict=True)]
+            yield ids, frames, detector.queue_views(batch, views, features=with_features)
+
+    for ids, frames, read in behind(queued(), detector.ahead):
+        for image_id, of_views, (boxes, matched) in zip(ids, frames, read(), strict=True):
+            found.append(
+                pool_file.score_image(
+                    image_id, boxes, of_views, settings.scoring, detector.num_classes, matched, settings.lowest_score
+                )
+            )
+        report(len(found))
+    found.sort(key=lambda one: one[1].image_id[0])
+    return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
+
+
+T = TypeVar("T")
+
+
+def behind(items: Iterable[T], by: int) -> Iterator[T]:
+    """The items in their order, each when ``by`` more of them have been made."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > by:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def wants_features(settings: Settings) -> bool:
+    """Whether the strategy looks at the features of candidates."""
+    return "features" in strategies.NEEDS.get(settings.selection.strategy, ())

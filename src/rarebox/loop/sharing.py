@@ -1,0 +1,54 @@
+"""Runs that share a first model: methods that differ only after cycle 1 train it once."""
+
+from hashlib import sha256
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
+
+from rarebox import config, detectors
+from rarebox.config import TrainingSettings
+from rarebox.core.files import copy, read_json
+from rarebox.errors import Damaged, UserError
+from rarebox.loop import scoring
+from rarebox.loop.run import Run
+from rarebox.loop.run_folder import RunFolder
+
+
+def first_cycle(run: Run) -> dict[str, Any]:
+    """All that the model of cycle 1 depends on, to tell whether two runs may share it."""
+    settings = run.settings
+    pool = sha256(repr(scoring.listed(run.pool.records)).encode()).hexdigest()
+    return {
+        "seed": settings.seed,
+        "initial_images": settings.initial_images,
+        "detector": settings.detector.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+        "difficult": settings.pseudo.difficult,
+        "classes": list(run.classes),
+        "pool": pool,
+    }
+
+
+def take_first_model(run: Run, share: Path) -> None:
+    """Copy the cycle-1 model of another run; UserError if it has none, or one that this run would not have made."""
+    theirs, ours = RunFolder(share).cycle(1), first_cycle(run)
+    RunFolder(share).check_first_model()
+    try:
+        told = read_json(theirs / "shared.json", dict)
+    except Damaged as error:
+        raise UserError(f"--share {share}: {error.args[0]}; or share another run, or leave --share out") from error
+    # What an earlier version did not know yet is as it was then.
+    told["detector"] = detectors.read_about(theirs)[1].model_dump(mode="json")
+    told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
+    there, here = dict(config.flatten(told)), dict(config.flatten(ours))
+    different = [f"{n}: {there.get(n)} there, {here[n]} here" for n in here if there.get(n) != here[n]]
+    if different:
+        raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))
+    part = run.folder.cycle(1).with_name("cycle_01.part")
+    rmtree(part, ignore_errors=True)
+    try:
+        copytree(theirs, part, copy_function=copy)
+        rmtree(run.folder.cycle(1), ignore_errors=True)
+        part.replace(run.folder.cycle(1))
+    finally:
+        rmtree(part, ignore_errors=True)

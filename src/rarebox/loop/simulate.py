@@ -1,0 +1,123 @@
+"""A simulated run: open or resume its folder, and repeat the cycle until the budget is spent."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rarebox import strategies
+from rarebox.config import Settings
+from rarebox.core import seeds
+from rarebox.core.files import write_json
+from rarebox.core.progress import Progress
+from rarebox.data import listings
+from rarebox.data.datasets import load_data
+from rarebox.detectors.environment import describe
+from rarebox.errors import UserError
+from rarebox.labels.oracle import SimulatedOracle
+from rarebox.labels.store import Store
+from rarebox.loop import scoring
+from rarebox.loop.cycle import _leaves_images_out, run_cycle
+from rarebox.loop.run import Engine, Run, new_detector, pictures_of
+from rarebox.loop.run_folder import RunFolder
+from rarebox.types import ImageRecord
+
+HELD_OUT = 0.2
+"""Share of the pool kept for evaluation where a data set has no test split."""
+
+
+# ------------------------------------------------------------------------------------------- the whole run
+
+
+def simulate(
+    folder: Path,
+    settings: Settings,
+    dataset: listings.Dataset | None = None,
+    *,
+    share: Path | None = None,
+    engine: Engine | None = None,
+    progress: Progress = lambda *_: None,
+    finished: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
+
+    ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run
+    with the same seed, data, detector and training, whose cycle-1 model is taken over. ``engine`` scores the pool;
+    this process does if none is named. ``finished`` is called with each new record. Raises UserError for anything the
+    user can mend.
+    """
+    place = RunFolder(folder)
+    strategies.choose(settings.selection)
+    dataset = dataset or load_data(settings.data, progress)
+    with _disk_errors_explained(folder), place.locked():
+        begun = place.environment.exists()
+        if not begun or _leaves_images_out(place):
+            dataset = listings.usable(dataset)
+        settings = place.claim(settings)
+        if not begun:
+            write_json(place.problems, [asdict(problem) for problem in dataset.problems])
+            write_json(place.environment, describe())
+        with Store(place.store, classes=dataset.classes, flush=False) as store:
+            now = open_run(place, settings, dataset, store, progress, engine, share)
+            if not store.queries(1):
+                new_detector(now)  # a device or weights that cannot be had are told before the first answer
+            for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
+                now.cycle, now.seconds, now.notes = cycle, {}, []
+                done = run_cycle(now, cycle)
+                write_json(place.metrics, [*place.records(), done])
+                finished(done)
+    return place.records()
+
+
+def open_run(
+    folder: RunFolder, settings: Settings, dataset: listings.Dataset, store: Store, progress: Progress,
+    engine: Engine | None = None, share: Path | None = None,
+) -> Run:  # fmt: skip
+    """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
+    images, test = dataset.train.images, dataset.test
+    if test is None:
+        held_out = _held_out(images, settings.seed)
+        test = listings.Split(held_out, {i.id: dataset.train.truth[i.id] for i in held_out})
+        images = tuple(i for i in images if i.id not in test.truth)
+    of_test = sha256(repr([(i.id, i.path, i.width, i.height) for i in test.images]).encode()).hexdigest()[:12]
+    keep_in = share if share and share.exists() else folder.root
+    pool, tested = pictures_of(settings, images, test.images, keep_in, f"test_{of_test}")
+    _same_pool_as_before(store.images(), images)
+    store.add_images(images)
+    oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
+    oracle.remember(store.answered())
+    how = engine or scoring.score_here
+    return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how, share=share)
+
+
+def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
+    """UserError if a run is continued on other images than it began with."""
+    changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set()
+    if changed:
+        raise UserError(
+            f"the data set has changed since this run began: {len(changed)} images are new, gone or other than before, "
+            f"{min(changed)} among them. Restore them, or start again in a new folder"
+        )
+
+
+def _held_out(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
+    """A random share of the pool's images, at least one, in their order."""
+    if len(images) < 2:
+        raise UserError("the data set has no test split and a single image; there is nothing to hold out for testing")
+    count = max(1, round(HELD_OUT * len(images)))
+    chosen = seeds.stream(seed, "held out").permutation(len(images))[:count]
+    return tuple(images[i] for i in sorted(chosen))
+
+
+@contextmanager
+def _disk_errors_explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a copy of a folder collects its errors in `shutil.Error`, which has no number
+        reason = error.strerror or error.args[0][0][2]
+        raise UserError(
+            f"{error.filename or folder}: {reason}. Nothing that was finished is lost; mend this and repeat the "
+            "command to go on"
+        ) from error

@@ -1,0 +1,135 @@
+"""From a ranking to questions in the store: the same for a simulation and for people."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from heapq import heappop, heappush, nsmallest
+
+from rarebox.labels.store import Store
+from rarebox.pool.ranking import Head, still_open
+from rarebox.types import Query
+
+BATCH = 500
+"""Questions asked at once at most."""
+
+
+class Asker:
+    """Asks about candidates from the top of a ranking, as many as there is a use for.
+
+    A box that an answer of this very cycle has settled is passed over. A box whose image has an open question waits,
+    and what stands behind it too, so that asking many at once comes to the same as asking one by one.
+
+    Places of the ranking that were looked at are kept by image until they are asked or settled. So a call reads the
+    labels of the images that it asks about, and not those of every place.
+    """
+
+    def __init__(
+        self, store: Store, cycle: int, queue: Head, answered_iou: float,
+        wanted: Callable[[int], int] = lambda place: 1,
+    ) -> None:  # fmt: skip
+        """``wanted`` says how many people a place is asked of."""
+        self.store, self.cycle, self.queue = store, cycle, queue
+        self._iou, self._wanted = answered_iou, wanted
+        self._done: set[int] = set()
+        self._waiting: dict[int, list[int]] = {}  # of each image: places that were looked at, ascending
+        self._firsts: list[tuple[int, int]] = []  # a heap of (first waiting place, image); may hold outdated entries
+        self._checked: set[int] = set()  # images none of whose waiting places is settled, as far as this call knows
+        self._next = 0  # the first place that was not looked at
+        for query in store.queries(cycle):
+            self.was_asked(query.why)
+
+    def was_asked(self, why: Mapping[str, float] | None) -> None:
+        """Somebody else, another process say, has asked a question of the ranking."""
+        if why and "rank" in why:
+            self._done.add(int(why["rank"]))
+
+    def ask(self, most: int, anyhow: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
+        """Ask up to ``most`` questions, and return them; none when nothing is left, or all must wait.
+
+        ``anyhow`` takes also what stands behind a box that waits: for one more person, who would have nothing to do.
+        ``busy`` are the images with an open question, where the caller knows them; otherwise the store is asked.
+        """
+        batch: list[Query] = []
+        busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}
+        self._checked.clear()
+        aside: list[tuple[int, int]] = []
+        at_once = 1
+        while len(batch) < min(most, BATCH) and (first := self._first(busy if anyhow else (), aside)) is not None:
+            place, image_id = first
+            if image_id not in self._checked:
+                self._pass_over_settled(at_once)
+                at_once = min(2 * at_once, BATCH)  # a long settled stretch takes few queries
+            elif image_id in busy:
+                break
+            else:
+                self._keep(image_id, self._waiting[image_id][1:])
+                self._done.add(place)
+                batch.append(self._query(place))
+                busy.add(image_id)
+        for entry in aside:
+            heappush(self._firsts, entry)
+        return self.store.ask(self.cycle, batch)
+
+    def _first(self, without: Collection[int], aside: list[tuple[int, int]]) -> tuple[int, int] | None:
+        """The first place that was neither asked nor settled, and its image; None when the ranking ends.
+
+        Entries of the images in ``without`` move to ``aside``.
+        """
+        while self._firsts or self._look_further():
+            if not self._firsts:
+                continue
+            place, image_id = self._firsts[0]
+            places = self._waiting.get(image_id)
+            if not places or places[0] != place:
+                heappop(self._firsts)
+            elif place in self._done:
+                self._keep(image_id, [other for other in places if other not in self._done])
+            elif image_id in without:
+                aside.append(heappop(self._firsts))
+            else:
+                return place, image_id
+        return None
+
+    def _look_further(self) -> bool:
+        """Look at the next places; False where the ranking ends."""
+        start = self._next
+        while self._next < start + BATCH and (item := self.queue(self._next)):
+            if self._next not in self._done:
+                image_id = int(self.queue.candidates.image_id[item[0]])
+                self._waiting.setdefault(image_id, []).append(self._next)
+                if len(self._waiting[image_id]) == 1:
+                    heappush(self._firsts, (self._next, image_id))
+                self._checked.discard(image_id)
+            self._next += 1
+        return self._next > start
+
+    def _pass_over_settled(self, most: int) -> None:
+        """Drop the settled places of images that this call has not checked, of those among the first ``most``."""
+        first = {image for _, image in nsmallest(most, self._firsts) if image in self._waiting}
+        unchecked = first - self._checked
+        for image_id, said in self.store.labels_of_images(unchecked).items():
+            places = self._waiting[image_id]
+            rows = [item[0] for place in places if (item := self.queue(place))]
+            free = still_open(self.queue.candidates.boxes[rows], said, self._iou)
+            self._keep(image_id, [place for place, one in zip(places, free, strict=True) if one])
+        self._checked |= unchecked
+
+    def _keep(self, image_id: int, places: list[int]) -> None:
+        before = self._waiting.pop(image_id)
+        if places:
+            self._waiting[image_id] = places
+            if places[0] != before[0]:
+                heappush(self._firsts, (places[0], image_id))
+
+    def _query(self, place: int) -> Query:
+        item, found = self.queue(place), self.queue.candidates
+        assert item
+        row, utility = item
+        why = {
+            "rank": place,
+            "cycle": self.cycle,
+            "score": float(found.scores[row]),
+            "uncertainty": float(found.uncertainty[row]),
+            "box_consistency": float(found.box_consistency[row]),
+        }
+        return Query(
+            int(found.image_id[row]), found.boxes[row], int(found.labels[row]), utility, why, wanted=self._wanted(place)
+        )

@@ -1,0 +1,304 @@
+"""Start a project from a folder of photos, with or without labels."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rarebox import config
+from rarebox.config import Settings
+from rarebox.core import seeds
+from rarebox.core.boxes import rescaling
+from rarebox.core.files import PART, write_json, write_text
+from rarebox.data import datasets, listings
+from rarebox.data.classes import Classes, class_key
+from rarebox.data.images import SUFFIXES, files_below
+from rarebox.data.naming import ByName
+from rarebox.data.remote import is_list, is_url, listing, location, trust
+from rarebox.errors import UserError
+from rarebox.labels.leases import clean_name
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
+from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
+from rarebox.project.photos import Contents, Progress
+from rarebox.project.project import HELD_BACK, HELD_BACK_EVERY
+from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+
+
+def take_predictions(project: Any, ranked: Any) -> int:
+    """Give another detector's boxes the numbers of the project's images and classes, and its pixels; how many there
+    are."""
+    from rarebox.core.boxes import rescaling
+    from rarebox.data.classes import Classes
+
+    images, by_name, classes = project.store.images(), ByName[int](), Classes(project.store.classes())
+    for i, record in images.items():
+        by_name.add(record.path, i)
+    kept = []
+    for query in ranked.queries:
+        record = ranked.images[query.image_id]
+        image_id = by_name.match(record.path)
+        if image_id is None:
+            continue
+        size = (images[image_id].width, images[image_id].height)
+        factors = rescaling((record.width, record.height) if record.width else size, size)
+        if factors is None:
+            raise UserError(
+                f"{record.path}: the boxes are of a picture of {record.width} x {record.height} pixels, the photo has "
+                f"{size[0]} x {size[1]}; let the detector look at the photos themselves"
+            )
+        guess = classes.find(ranked.classes[query.guess])
+        kept.append(replace(query, image_id=image_id, guess=guess, box=query.box * factors))
+    project.write_predictions(kept)
+    return len(kept)
+
+
+IMPORTED = "import"
+"""Who has answered what was labelled before."""
+
+
+# ------------------------------------------------------------------------------------------- how it begins
+
+
+def create(
+    root: Path, images: str | Path, classes: Sequence[str] = (), labels: Path | None = None, *, partial: bool = False,
+    preset: str = "laptop", changes: Mapping[str, Any] | None = None, progress: Progress = lambda *_: None,
+) -> list[listings.Problem]:  # fmt: skip
+    """Make a project of the images below a folder or URL (:mod:`rarebox.data.remote`); the problems met come back.
+
+    ``labels`` is a data set that :func:`rarebox.data.datasets.load` reads: what it says of images of that name is taken
+    in. An
+    image counts as labelled completely, unless ``partial``, or an object of it was lost. UserError where there is a
+    project already, or no image.
+
+    A store with answers that lies in the folder, a restored backup say, is taken over as it is.
+    """
+    settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
+    folder = RunFolder(root)
+    if folder.settings.exists():
+        raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
+    leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
+    leftovers += [f"{file.name}{end}" for file in (folder.problems, folder.settings) for end in ("", PART)]
+    leftovers += [lock.name for lock in folder.locks]
+    place = folder.labels(settings)
+    count = answers_in(place)
+    if not count and root.exists() and any(file.name not in leftovers for file in root.iterdir()):
+        raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
+    if count and labels:
+        raise UserError(
+            f"{place} holds {count} answers; repeat the command without --labels to take it over (a start that "
+            "was cut short has taken in all of the labels, or none)"
+        )
+    from_list = is_url(images) or (is_list(images) and Path(images).is_file())
+    if not from_list and not Path(images).is_dir():
+        raise UserError(f"{images} is no folder; name the one with your images")
+    if from_list:
+        trust(images)
+        progress("list", 0, 1, str(images))  # a server may take its time
+        files, unknown = listing(location(images), SUFFIXES), []
+        progress("list", 1, 1, str(images))
+    else:
+        files, unknown = photos_in(Path(images), root), files_below(images, NOT_READ)
+    if count:
+        return _take_over(folder, settings, list(classes))
+    known = datasets.load(labels, photos=files) if labels else None
+    problems = list(known.problems) if known else []
+    names = _class_names([*(known.classes if known else ()), *classes], problems)
+    digests, contents = dict[int, str](), Contents(folder.photos)
+    records, unreadable = read_images(files, settings.detector.size, progress, digests=digests, contents=contents)
+    problems += unreadable
+    if unknown:
+        what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
+        problems.append(listings.Problem("kind not read", str(unknown[0]), what))
+    if not records:
+        found = f"none of its images can be read ({unreadable[0].what})" if unreadable else "no image in it"
+        raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
+    root.mkdir(parents=True, exist_ok=True)
+    with folder.alone():
+        discard_store(folder.store)  # of a start that was cut short
+        with Store(place, classes=names) as store, store.transaction(writes=True):
+            store.add_images(records, digests)
+            if known:
+                problems += _take_in(store, known, records, partial, settings.seed)
+        write_json(folder.problems, [asdict(problem) for problem in problems])
+        write_text(folder.settings, config.commented(settings))
+        contents.save()
+    return problems
+
+
+def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) -> list[listings.Problem]:
+    """Go on with the answers of a store whose project is gone; the photos that are new come in when it is served."""
+    with folder.alone(), Store(folder.labels(settings)) as store:
+        there = {class_key(name) for name in store.classes()}
+        if lacking := [name for name in classes if class_key(name) not in there]:
+            raise UserError(
+                f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
+                "repeat the command without --classes to take it over, and add classes on the page"
+            )
+        photos = Path(settings.data)
+        missing = _not_found(store, photos, folder) if photos.is_dir() else []
+        if missing and len(missing) == len(store.images()):
+            raise UserError(
+                f"none of the {len(missing)} photos of the store is in {photos}, {Path(missing[0]).name} for example. "
+                "Name the folder in which they are."
+            )
+        write_text(folder.settings, config.commented(settings))
+    return [
+        listings.Problem("photo not found", path, f"it is not in {photos}; its answers are kept") for path in missing
+    ]
+
+
+def _not_found(store: Store, photos: Path, folder: RunFolder) -> list[str]:
+    """The paths of images that are neither where they were nor in the folder of photos, once moved ones are found."""
+    find_moved_images(store, photos, folder)
+    paths = [image.path for image in store.images().values()]
+    return [path for path in paths if not is_url(path) and not os.path.isfile(path)]
+
+
+def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list[str]:
+    """Cleaned, each once; a name that is another's but for its capitals is a problem, and counts as that one."""
+    once: dict[str, str] = {}
+    for name in (clean_name(name, "class") for name in names):
+        first = once.setdefault(class_key(name), name)
+        if first != name:
+            what = f"the class {name!r} counts as {first!r}, which differs in capitals only; rename one if they are two"
+            problems.append(listings.Problem("class names alike", name, what))
+    return list(once.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """What labels that were there before say of a photo: boxes (N, 4) in its pixels, the project's labels (N,) of them,
+    and which of them are around several objects. ``complete``: every object has a box of its own."""
+
+    boxes: Floats
+    labels: Ints
+    crowds: Bools
+    complete: bool
+
+    def joined(self, other: "_Labels") -> "_Labels":
+        """These and what another entry of the same photo adds."""
+        ours = {(*box, label) for box, label in zip(self.boxes.tolist(), self.labels.tolist(), strict=True)}
+        theirs = zip(other.boxes.tolist(), other.labels.tolist(), strict=True)
+        new = np.array([(*box, label) not in ours for box, label in theirs], dtype=bool)
+        return _Labels(
+            np.concatenate([self.boxes, other.boxes[new]]), np.concatenate([self.labels, other.labels[new]]),
+            np.concatenate([self.crowds, other.crowds[new]]), self.complete and other.complete,
+        )  # fmt: skip
+
+
+def _take_in(
+    store: Store, known: listings.Dataset, records: Sequence[ImageRecord], partial: bool, seed: int
+) -> list[listings.Problem]:
+    """Answers from labels that were there before: whole images where they are complete, else single boxes.
+
+    A crowd is no object, and whoever labelled it did not label what it holds: nobody is asked about it.
+    """
+    problems: list[listings.Problem] = []
+    found = _labels_of_photos(known, records, store.digests(), Classes(store.classes()), problems)
+    store.open_cycle(1)
+    asked: list[Query] = []
+    said: list[tuple[Floats, list[int], Verdict]] = []
+    nothing = np.zeros((0, 4), dtype=np.float32)
+    whole = [record for record, one in found if one.complete and not partial]
+    chance = seeds.stream(seed, "held out").permutation(len(whole))
+    kept = {record.id for record, place in zip(whole, chance, strict=True) if place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1}  # fmt: skip  # noqa: E501
+    for record, one in found:
+        if one.complete and not partial:
+            asked.append(Query(record.id, why={HELD_BACK: 1.0} if record.id in kept else None, asked_by=IMPORTED))
+            said.append((one.boxes, one.labels.tolist(), Verdict.OBJECT))
+            continue
+        for box, label, crowd in zip(one.boxes, one.labels.tolist(), one.crowds, strict=True):
+            asked.append(Query(record.id, box, label, asked_by=IMPORTED))
+            said.append((nothing, [], Verdict.CANNOT_TELL) if crowd else (box[None], [label], Verdict.OBJECT))
+    queries = store.ask(1, asked)
+    store.record([
+        Answer(query.id, boxes, np.asarray(labels), verdict, IMPORTED)
+        for query, (boxes, labels, verdict) in zip(queries, said, strict=True)
+    ])  # fmt: skip
+    return problems
+
+
+def _labels_of_photos(
+    known: listings.Dataset, records: Sequence[ImageRecord], digests: Mapping[int, str], classes: Classes,
+    problems: list[listings.Problem],
+) -> list[tuple[ImageRecord, _Labels]]:  # fmt: skip
+    """Each photo that the labels speak of, and what they say. What belongs to no photo, or to several, is a problem.
+
+    A photo is known by its place (an image of our own exports is a link of another name), else by its name, else by its
+    content: ``digests`` are the hashes of the photos.
+    """
+    photos, by_id = ByName[int](), {record.id: record for record in records}
+    places: dict[str, int] = {}
+    contents, of_content = Contents(), dict[str, list[int]]()
+    for record in records:
+        photos.add(record.path, record.id)
+        if not is_url(record.path):
+            places[os.path.realpath(record.path)] = record.id
+        of_content.setdefault(digests.get(record.id, ""), []).append(record.id)
+    numbers = np.array([classes.find(clean_name(name, "class")) for name in known.classes], dtype=np.int64)
+    claims: dict[int, dict[str, _Labels]] = {}
+
+    def photo_of(path: str) -> int | None:
+        """Raises `UserError` if several have that name."""
+        if not is_url(path) and (there := places.get(os.path.realpath(path))):
+            return there
+        try:
+            named, error = photos.match(path), None
+        except UserError as several:
+            named, error = None, several
+        same = [] if named or is_url(path) else of_content.get(contents.of(path) or "-", [])
+        if error and len(same) != 1:
+            raise error
+        return named or (same[0] if len(same) == 1 else None)
+
+    def leave_out(path: str, what: str) -> None:
+        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are left out"))
+
+    for split in filter(None, (known.train, known.test)):
+        for image in split.images:
+            try:
+                photo = photo_of(image.path)
+            except UserError as error:
+                leave_out(image.path, f"several photos have that name: {error}")
+                continue
+            if photo is None:
+                to_do = "Name the folder of the photos that were labelled, with the file names that they had"
+                leave_out(image.path, f"no photo has that name. {to_do}")
+            elif image.id in split.unlabelled:
+                problems.append(
+                    listings.Problem("photo without labels", image.path, "it will be asked about like others")
+                )
+            elif (one := _labels_of(split, image, by_id[photo], numbers)) is None:
+                record = by_id[photo]
+                sizes = f"{image.width} x {image.height}, the photo {record.width} x {record.height}"
+                leave_out(image.path, f"the labelled image has {sizes} pixels, so they show different things")
+            else:
+                before = claims.setdefault(photo, {})
+                before[image.path] = before[image.path].joined(one) if image.path in before else one
+    taken = []
+    for photo, claiming in sorted(claims.items()):
+        record = by_id[photo]
+        chosen = record.path if record.path in claiming else next(iter(claiming)) if len(claiming) == 1 else None
+        for path in claiming:
+            if path != chosen:
+                leave_out(path, f"labels of other images have the name of {record.path} too")
+        if chosen:
+            taken.append((record, claiming[chosen]))
+    return taken
+
+
+def _labels_of(split: listings.Split, image: ImageRecord, photo: ImageRecord, numbers: Ints) -> _Labels | None:
+    """What a data set says of a photo, which may be a larger or smaller copy of the image that was labelled; None if it
+    is none."""
+    factors = rescaling((image.width, image.height), (photo.width, photo.height))
+    if factors is None:
+        return None
+    truth, unsure = split.truth[image.id], split.unsure[image.id]
+    complete = image.id not in split.incomplete and not unsure.any()
+    by_people = ~unsure | truth.difficult  # what a model made is asked about anew
+    boxes, labels = as_boxes(truth.boxes * factors), numbers[truth.labels]
+    return _Labels(boxes[by_people], labels[by_people], unsure[by_people], complete)

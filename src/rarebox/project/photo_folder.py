@@ -1,0 +1,138 @@
+"""The folder of photos of a project: read it, find new photos and those that moved."""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from rarebox import config
+from rarebox.core.files import real, write_text
+from rarebox.data import listings
+from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_picture, readers
+from rarebox.data.remote import is_url, location
+from rarebox.errors import Busy, UserError
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder
+from rarebox.project.photos import Contents, Found, Photos, Progress
+from rarebox.types import ImageRecord
+
+NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
+"""Pictures that cannot be decoded here, and that people have."""
+
+
+def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
+    """Image files below a folder, outside the project's own, that no image lies in, by whatever links."""
+    paths = {*map(real, known)}
+    files = photos_in(folder, root) if folder.is_dir() else ()
+    return [os.path.abspath(file) for file in files if real(file) not in paths]
+
+
+def photos_of(folder: RunFolder, store: Store) -> Photos:
+    """The photos of a project, with the hashes that its folder keeps of their files."""
+    return Photos(store.digests(), Contents(folder.photos))
+
+
+def find_moved_images(
+    store: Store, place: Path, folder: RunFolder, progress: Progress = lambda *_: None
+) -> Found:  # fmt: skip
+    """Find the images of a store whose photo is not at their path, below ``place``; the store then has their new paths.
+
+    :meth:`rarebox.project.photos.Photos.find` says how.
+    """
+    photos, inside = photos_of(folder, store), photos_in(place, folder.root) if place.is_dir() else ()
+    found = photos.find(store.images(), [os.path.abspath(file) for file in inside], place, progress)
+    store.move_images({**found.moved, **found.lost})
+    photos.contents.save()
+    return found
+
+
+def check_photos(root: Path, progress: Progress = lambda *_: None) -> Found:
+    """The same for a project by its folder. In a simulation, whose store keeps no hashes, nothing is looked for."""
+    folder = RunFolder(root)
+    settings = folder.read_settings()
+    with Store(folder.labels(settings)) as store:
+        known = store.digests()
+        return find_moved_images(store, Path(settings.data), folder, progress) if known else Found({}, {}, ())
+
+
+@dataclass(frozen=True)
+class Relocated:
+    """What became of the images of a store: how many are in the new folder, and those that are not.
+
+    ``warnings``: a sentence for each thing that a person should know.
+    """
+
+    there: int
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def relocate(root: Path, place: Path, progress: Progress = lambda *_: None) -> Relocated:
+    """Say that the photos of a project, or the data set of a run, lie in another folder (or COCO or YOLO file) now.
+
+    Each image keeps its number and all that was said of it. UserError, and nothing is changed, if none is found.
+    """
+    folder = RunFolder(root)
+    settings = folder.read_settings()
+    if not place.exists():
+        raise UserError(f"{place} does not exist; name the folder in which the photos are now")
+    within = place if place.is_dir() else place.parent
+    try:
+        with folder.alone(), Store(folder.labels(settings)) as store:
+            found = find_moved_images(store, within, folder, progress)
+            images = store.images().values()
+            inside = os.path.join(os.path.abspath(within), "")
+            missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
+            if len(missing) == len(images):
+                raise UserError(f"none of the {len(images)} images of {root} is in {within}; name another folder")
+            data = location(place) if os.path.isabs(settings.data) else str(place)
+            write_text(folder.settings, config.with_data(folder.settings, settings, data))
+            return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))
+    except Busy:
+        raise UserError(f"{root} is being worked on; stop `rarebox serve` or `rarebox run` there first") from None
+
+
+def photos_in(folder: Path, root: Path) -> list[Path]:
+    """The image files below a folder that are not in the folder of the project, where that lies among the photos."""
+    own = real(root)
+    return [file for file in image_files(folder) if own not in real(file).parents]
+
+
+def read_images(
+    files: Sequence[Path | str], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1,
+    digests: dict[int, str] | None = None, contents: Contents | None = None,
+) -> tuple[list[ImageRecord], list[listings.Problem]]:  # fmt: skip
+    """Every image file (or URL) that can be decoded, numbered in that order; the others are problems.
+
+    ``digests`` is given the hash of each image's content, by its number; ``contents`` knows those of local files.
+    """
+    known = contents or Contents()
+    records: list[ImageRecord] = []
+    problems: list[listings.Problem] = []
+
+    def probe(file: Path | str) -> tuple[ImageRecord, str | None] | UnreadableImage:
+        try:
+            with content_of(file) as content:
+                found = None if digests is None else known.of(file) if content is None else sha256(content).hexdigest()
+                width, height, _ = image_size(file, content)
+                record = ImageRecord(0, location(file), width, height)
+                read_picture(record, *size, content)
+                return record, found
+        except UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor(readers(any(map(is_url, files)))) as pool:
+        for done, (file, found) in enumerate(zip(files, pool.map(probe, files), strict=True), start=1):
+            progress("looking at the images", done, len(files), "")
+            if isinstance(found, UnreadableImage):
+                problems.append(
+                    listings.Problem("unreadable image", str(file), f"{found.reason}; the image is left out")
+                )
+                continue
+            record, content = found
+            records.append(replace(record, id=first_id + len(records)))
+            if digests is not None and content:
+                digests[records[-1].id] = content
+    return records, problems

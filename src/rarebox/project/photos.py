@@ -1,0 +1,290 @@
+"""Which photo is which: the content of a file decides, wherever it lies and whatever it is called.
+
+Git's index is the model. A file is hashed once, and again only when its size, its times or its inode have changed.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from rarebox.core.files import open_regular, read_json, real, write_text
+from rarebox.data.images import UnreadableImage, image_size, readers
+from rarebox.data.remote import is_url
+from rarebox.errors import Damaged
+from rarebox.types import ImageRecord
+
+MOST_PAIRS = 10_000
+"""Images times files of one and the same content that are paired by their names."""
+
+JUST_NOW = 2 * 10**9
+"""Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
+
+QUICK = 1
+"""Seconds of work that are not reported."""
+
+MOST_NAMED = 5
+"""Photos that a warning names."""
+
+Progress = Callable[[str, int, int, str], None]
+
+Stat = tuple[int, int, int, int]
+"""Size, modification time and change time in nanoseconds, inode."""
+
+
+class Contents:
+    """The SHA-256 of files, by path, with what each file looked like when it was hashed.
+
+    ``file`` is where :meth:`save` keeps them. It may be deleted: the hashes are then computed again. Safe to use from
+    several threads.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file, self._known, self._saved = file, dict[str, tuple[Stat, str]](), True
+        if file and file.exists():
+            with suppress(Damaged, KeyError, TypeError, ValueError):
+                self._known = {
+                    path: (_four(stat), str(content)) for path, (stat, content) in read_json(file, dict).items()
+                }
+
+    def of(self, path: str | Path) -> str | None:
+        """The hash of a file's content. None for a file that is missing, unreadable or not a regular file."""
+        name = os.path.abspath(path)
+        if self._is_current(name):
+            return self._known[name][1]
+        try:
+            with open_regular(name) as opened:
+                before = _stat(os.fstat(opened.fileno()))
+                content = hashlib.file_digest(opened, "sha256").hexdigest()
+                after = _stat(os.fstat(opened.fileno()))
+        except OSError:
+            return None
+        if before == after and all(abs(time.time_ns() - at) > JUST_NOW for at in after[1:3]):
+            self._known[name], self._saved = (after, content), False
+        return content
+
+    def read(self, paths: Iterable[str], progress: Progress = lambda *_: None) -> None:
+        """Hash those of the files that have changed, several at a time. Only work that takes long is reported."""
+        start = time.monotonic()
+        changed = [path for path in dict.fromkeys(map(os.path.abspath, paths)) if not self._is_current(path)]
+        with ThreadPoolExecutor(readers(far=False)) as pool:
+            for done, _ in enumerate(pool.map(self.of, changed), start=1):
+                if time.monotonic() - start > QUICK:
+                    progress("comparing photos", done, len(changed), "photos")
+
+    def save(self) -> None:
+        """Keep what is known of the files that still exist; where the disk is full or read-only, do without."""
+        if self._file is None or self._saved:
+            return
+        known = {path: entry for path, entry in self._known.copy().items() if os.path.exists(path)}
+        with suppress(OSError):
+            write_text(self._file, json.dumps(known))
+            self._saved = True
+
+    def _is_current(self, path: str) -> bool:
+        known = self._known.get(path)
+        try:
+            return known is not None and known[0] == _stat(os.stat(path))
+        except (OSError, ValueError):
+            return False
+
+
+def _stat(found: os.stat_result) -> Stat:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _four(values: Sequence[int]) -> Stat:
+    size, modified, changed, inode = map(int, values)
+    return size, modified, changed, inode
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of photos. ``moved``: where each image lies now that lay elsewhere before, by its id.
+
+    ``lost``: the same for images whose path another photo has taken; no file lies at the path they get here.
+    ``changed``: the paths of photos with another content than when they were added, and the same size in pixels.
+    """
+
+    moved: Mapping[int, str]
+    lost: Mapping[int, str]
+    changed: tuple[str, ...]
+
+    def warnings(self) -> list[str]:
+        """A sentence for each thing that a person should know."""
+        told = []
+        if self.lost:
+            one = "cannot be found, and another photo has taken its path"
+            several = "cannot be found, and other photos have taken their paths"
+            what = _counted(self.lost.values(), one, several)
+            told.append(f"{what}. The labels are kept; put the files back under any name")
+        if self.changed:
+            what = _counted(self.changed, "changed since it was labelled", "changed since they were labelled")
+            told.append(f"{what}; check the labels or restore the files")
+        return told
+
+
+def _counted(paths: Iterable[str], one: str, several: str) -> str:
+    """``2 photos changed: a.jpg, b.jpg``."""
+    names = [Path(path).name for path in paths]
+    what = f"1 photo {one}" if len(names) == 1 else f"{len(names)} photos {several}"
+    return f"{what}: {', '.join(names[:MOST_NAMED])}{', …' if len(names) > MOST_NAMED else ''}"
+
+
+class Photos:
+    """The photos of a store: ``digests`` are the hashes that it keeps by image id, ``contents`` those of the files.
+
+    An image without a digest (an older store, a simulation, a URL) is taken to be the file at its path.
+    """
+
+    def __init__(self, digests: Mapping[int, str], contents: Contents) -> None:
+        self.digests, self.contents = digests, contents
+        self._all = frozenset(digests.values())
+
+    def is_there(self, record: ImageRecord) -> bool:
+        """Whether the photo of an image lies at its path, perhaps edited; one behind a URL is taken to be there."""
+        if is_url(record.path):
+            return True
+        return os.path.isfile(record.path) and (self._is_own(record) or self._is_edited(record))
+
+    def find(
+        self, images: Mapping[int, ImageRecord], files: Sequence[str], folder: Path,
+        progress: Progress = lambda *_: None,
+    ) -> Found:  # fmt: skip
+        """Look among the ``files`` of the ``folder`` of photos for every image whose photo is not at its path.
+
+        An image whose file is where it was, outside of that folder, counts as moved only if a copy of it is found. No
+        two images get one file: an image whose path holds the photo of another one is ``lost``.
+        """
+        inside = os.path.join(os.path.abspath(folder), "")
+        local = {i: image for i, image in images.items() if not is_url(image.path)}
+        self.contents.read([image.path for i, image in local.items() if i in self.digests], progress)
+        away = {
+            i: image for i, image in local.items()
+            if not (image.path.startswith(inside) and os.path.isfile(image.path) and self._is_own(image))
+        }  # fmt: skip
+        if not away:
+            return Found({}, {}, ())
+        held = {real(image.path) for i, image in local.items() if i not in away}
+        free = [file for file in files if real(file) not in held]
+        claimed = {real(image.path) for image in away.values()}
+        moved = self._find_again(away, free, [file for file in free if real(file) not in claimed], progress)
+        left = {i: image for i, image in away.items() if i not in moved and os.path.isfile(image.path)}
+        held |= {real(file) for file in moved.values()}
+        held |= {real(image.path) for image in left.values() if self._is_own(image)}
+        strange = {i: image for i, image in left.items() if not self._is_own(image)}
+        # Photos outside of the folder may have changed places, too.
+        elsewhere = [image.path for image in strange.values() if real(image.path) not in held]
+        moved |= self._find_again(strange, elsewhere, [], progress)
+        held |= {real(file) for file in moved.values()}
+        lost, changed = dict[int, str](), list[str]()
+        for i, image in strange.items():
+            if i in moved or self.contents.of(image.path) is None:  # unreadable, perhaps only now
+                continue
+            if real(image.path) in held or not self._is_edited(image):
+                lost[i] = path_of_lost(image)
+            else:
+                held.add(real(image.path))
+                changed.append(image.path)
+        return Found(moved, lost, tuple(changed))
+
+    def _is_own(self, image: ImageRecord) -> bool:
+        """Whether the file at an image's path has the content that the image had when it was added, as far as known."""
+        return image.id not in self.digests or self.contents.of(image.path) == self.digests[image.id]
+
+    def _is_edited(self, image: ImageRecord) -> bool:
+        """Whether the file at an image's path may be the same photo, edited: no other image's, and of the same size."""
+        return self.contents.of(image.path) not in self._all and _size(image.path) == (image.width, image.height)
+
+    def _find_again(
+        self, lost: Mapping[int, ImageRecord], files: Sequence[str], new: Sequence[str], progress: Progress
+    ) -> dict[int, str]:
+        """Which of ``files`` each image of ``lost`` lies in now, by its id, as far as one is found by its content.
+
+        An image without a digest, whose file is gone, is known by its name, its size in pixels and the folder that
+        most of them moved to, if only one of the ``new`` files fits. No two images get one file.
+        """
+        known = {i: self.digests.get(i) or self.contents.of(record.path) for i, record in lost.items()}
+        by_content: dict[str, list[str]] = defaultdict(list)
+        if any(known.values()):
+            self.contents.read(files, progress)
+            for file in files:
+                by_content[self.contents.of(file) or ""].append(file)
+        ids_of: dict[str, list[int]] = defaultdict(list)
+        for i, content in known.items():
+            ids_of[content or ""].append(i)
+        without = ids_of.pop("", [])
+        found: dict[int, str] = {}
+        for content, ids in ids_of.items():
+            for i, file in _pairs(
+                ids, lost, by_content.get(content, ())
+            ):  # any pair is right; names make it a neat one
+                found[i] = file
+        taken = set(found.values())
+        return found | _by_name({i: lost[i] for i in without}, [file for file in new if file not in taken])
+
+
+def path_of_lost(image: ImageRecord) -> str:
+    """The path of an image whose old path another photo has taken: no file lies there, and it says why."""
+    path = Path(image.path)
+    return str(path.with_name(f"{path.stem} (missing, image {image.id}){path.suffix}"))
+
+
+def _pairs(ids: Sequence[int], lost: Mapping[int, ImageRecord], files: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Images with one file each, in the order of how much their paths end alike."""
+    if len(ids) * len(files) > MOST_PAIRS:
+        yield from zip(ids, files, strict=False)
+        return
+    pairs = sorted(((i, file) for i in ids for file in files), key=lambda pair: -_alike(lost[pair[0]].path, pair[1]))
+    seen: set[int | str] = set()
+    for i, file in pairs:
+        if not seen & {i, file}:
+            seen |= {i, file}
+            yield i, file
+
+
+def _by_name(lost: Mapping[int, ImageRecord], files: Sequence[str]) -> dict[int, str]:
+    """By name, size and the folder that most of them moved to, where nothing else could be meant."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        named[os.path.basename(file)].append(file)
+    size_of = cache(_size)
+    moves = {
+        (i, file): _move(record.path, file)
+        for i, record in lost.items()
+        for file in named[os.path.basename(record.path)]
+        if size_of(file) == (record.width, record.height)
+    }
+    votes = Counter(moves.values())
+    best_of: dict[int | str, list[tuple[int, str]]] = defaultdict(list)
+    for pair in sorted(moves, key=lambda pair: -votes[moves[pair]]):
+        for one in pair:
+            if not best_of[one] or votes[moves[best_of[one][0]]] == votes[moves[pair]]:
+                best_of[one].append(pair)
+    return dict(pair for pair in moves if best_of[pair[0]] == best_of[pair[1]] == [pair])
+
+
+def _size(file: str) -> tuple[int, int] | None:
+    try:
+        return image_size(file)[:2]
+    except UnreadableImage:
+        return None
+
+
+def _alike(path: str, other: str) -> int:
+    """How many parts at the end of two paths are the same."""
+    parts = list(zip(reversed(Path(path).parts), reversed(Path(other).parts), strict=False))
+    return next((n for n, (a, b) in enumerate(parts) if a != b), len(parts))
+
+
+def _move(path: str, other: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """From which folder to which one a file was moved, with all that lies below it."""
+    alike = _alike(path, other)
+    return Path(path).parts[:-alike], Path(other).parts[:-alike]

@@ -1,0 +1,203 @@
+"""A project: a folder in which people answer, and what it holds."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from rarebox.core import parquet, seeds
+from rarebox.core.files import damaged, read_json, write_json
+from rarebox.errors import Damaged, UserError
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder, is_store
+from rarebox.pool.asker import Asker
+from rarebox.pool.ranking import Head
+from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
+from rarebox.project.photos import Contents, Found, Photos, Progress
+from rarebox.strategies import IMAGE
+from rarebox.types import Candidates, Floats, Ints, Query
+
+HELD_BACK = "held_out"
+"""Mark, among the reasons of a question, of a first image that is kept for evaluation."""
+
+HELD_BACK_EVERY = 5
+"""Every so manieth of the first images is kept for evaluation."""
+
+MOST_RANKED = 50_000
+"""Boxes of a cycle's ranking that are kept to ask from; when they are used up, as many more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What is kept of a cycle's ranking: candidates in the order in which they are asked about, p(l), and how many
+    candidates of each class were open when it was made, also those that are not kept (K,)."""
+
+    candidates: Candidates
+    queue: Head
+    class_frequency: Floats
+    open_per_class: Ints
+
+
+class Project:
+    """An open project. ``folder`` is laid out as a run's; ``settings.yaml`` may be edited between two starts."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = RunFolder(root)
+        if not self.folder.settings.exists():
+            raise UserError(f"{root} holds no project; start one: rarebox init {root} --images FOLDER")
+        self.settings = self.folder.read_settings()
+        if self.settings.selection.strategy in IMAGE:
+            raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
+        if not self.settings.budget:
+            raise UserError("budget is empty; give at least one number, such as [50]")
+        labels = self.folder.labels(self.settings)
+        if not is_store(labels):
+            raise UserError(
+                f"{labels} is gone or empty; restore a copy of it, or move {self.folder.settings.name} away and begin "
+                f"anew: rarebox init {root} --images FOLDER"
+            )
+        self.store = Store(labels)
+
+    def add_new_images(self) -> int:
+        """Take in what has come into the folder of photos since; how many images that were.
+
+        A photo that was moved or renamed is no new one: it keeps its number and its labels.
+        """
+        self.find_moved_images()
+        known = self.store.taken_paths()
+        new, digests = new_files(known.values(), Path(self.settings.data), self.folder.root), dict[int, str]()
+        contents = Contents(self.folder.photos)
+        records, _ = read_images(
+            new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests, contents=contents
+        )  # fmt: skip
+        self.store.add_images(records, digests)
+        contents.save()
+        return len(records)
+
+    def find_moved_images(self, progress: Progress = lambda *_: None) -> Found:
+        """Find the photos that lie elsewhere in the folder of photos now, or under another name."""
+        return find_moved_images(self.store, Path(self.settings.data), self.folder, progress)
+
+    def photos(self) -> Photos:
+        """Tells whether the file at an image's path is its photo."""
+        return photos_of(self.folder, self.store)
+
+    @property
+    def cycle(self) -> int:
+        """The cycle that people answer now; 0 before the first question."""
+        return max(self.store.cycles(), default=0)
+
+    def budget(self, cycle: int) -> int:
+        """What a cycle may spend: the first one is as many images as were asked for."""
+        if cycle <= 1:
+            return sum(query.asked_by is None for query in self.store.queries(1))
+        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+
+    def spent(self, cycle: int) -> int:
+        """What of the budget of a cycle is spent."""
+        if cycle <= 1:
+            return self.budget(1) - len(self.store.unanswered(1))
+        return getattr(self.store.spent(cycle), self.settings.budget_unit)
+
+    # What another detector said before there was one here
+
+    def write_predictions(self, queries: Sequence[Query]) -> None:
+        """Keep another detector's boxes, to be offered on the first images: queries with box, guess and score."""
+        boxes = np.array([query.box for query in queries], dtype=np.float32).reshape(-1, 4)
+        parquet.write(self.folder.root / "predictions.parquet", {
+            "image_id": np.array([query.image_id for query in queries], dtype=np.int64), "boxes": boxes,
+            "labels": np.array([query.guess for query in queries], dtype=np.int64),
+            "scores": np.array([(query.why or {}).get("score", 0) for query in queries], dtype=np.float32),
+        })  # fmt: skip
+
+    def read_predictions(self) -> Candidates | None:
+        """Those boxes, if there are any."""
+        file = self.folder.root / "predictions.parquet"
+        if not file.exists():
+            return None
+        with _as_written(file):
+            columns = parquet.read(file)
+            count = len(columns["labels"])
+            nothing, place = np.zeros(count), np.arange(count)
+            return Candidates(
+                columns["image_id"], place, columns["boxes"], self.store.counts_as()[columns["labels"]],
+                columns["scores"], nothing, nothing, np.zeros((count, 0)),
+            )  # fmt: skip
+
+    # The ranking of a cycle, which the trainer makes and the server asks from
+
+    def write_ranking(self, cycle: int, queue: Head, frequency: Floats, open_per_class: Ints, most: int | None = None) -> None:  # fmt: skip  # noqa: E501
+        """Keep the first boxes of a cycle's ranking in their order, ``most`` of them (or MOST_RANKED); and p(l) and the
+        number of open candidates of each class. Two files. What was kept before stays, what is new comes after it."""
+        most = most or MOST_RANKED
+        queue(most - 1)  # one pass over the pool makes them all
+        order = [item for place in range(most) if (item := queue(place))]
+        rows = queue.candidates[np.array([row for row, _ in order], dtype=np.int64)]
+        columns = {name: getattr(rows, name) for name in RANKED}
+        columns["utility"] = np.array([utility for _, utility in order], dtype=np.float64)
+        if self.has_ranking(cycle):
+            before = parquet.read(self._ranking(cycle, "parquet"))
+            known = {*zip(before["image_id"].tolist(), before["box_index"].tolist(), strict=True)}
+            named = zip(columns["image_id"].tolist(), columns["box_index"].tolist(), strict=True)
+            new = np.array([name not in known for name in named], dtype=bool)
+            columns = {name: np.concatenate([before[name], column[new]]) for name, column in columns.items()}
+        self.folder.cycle(cycle).mkdir(parents=True, exist_ok=True)
+        told = {"class_frequency": frequency.tolist(), "open_per_class": open_per_class.tolist()}
+        write_json(self._ranking(cycle, "json"), told)
+        parquet.write(self._ranking(cycle, "parquet"), columns)
+
+    def read_ranking(self, cycle: int) -> Ranking:
+        """What is kept of a cycle's ranking (labels as what they count as by now). Damaged if it cannot be read."""
+        counts_as = self.store.counts_as()
+        with _as_written(self._ranking(cycle, "parquet")):
+            columns = parquet.read(self._ranking(cycle, "parquet"))
+            utility = columns.pop("utility").astype(np.float64)
+            labels, no_vectors = counts_as[columns.pop("labels")], np.zeros((len(utility), 0))
+            candidates = Candidates(**columns, labels=labels, class_probs=no_vectors)
+        with _as_written(self._ranking(cycle, "json")):
+            told = read_json(self._ranking(cycle, "json"), dict)
+            frequency = np.array(told["class_frequency"], dtype=np.float64)
+            frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
+            open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
+            if "open_per_class" in told:
+                then = np.array(told["open_per_class"], dtype=np.int64)
+                open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
+        return Ranking(candidates, Head.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
+
+    def has_ranking(self, cycle: int) -> bool:
+        """Whether the ranking of a cycle is there and can be read; otherwise the trainer makes it anew."""
+        try:
+            self.read_ranking(cycle)
+        except Damaged:
+            return False
+        return True
+
+    def _ranking(self, cycle: int, suffix: str) -> Path:
+        return self.folder.cycle(cycle) / f"ranking.{suffix}"
+
+    def asker(self, cycle: int) -> Asker | None:
+        """What asks the questions of a cycle; None where there is no ranking."""
+        if not self.has_ranking(cycle):
+            return None
+        seed, overlap = self.settings.seed, self.settings.people.overlap
+
+        def wanted(place: int) -> int:
+            return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
+
+        return Asker(self.store, cycle, self.read_ranking(cycle).queue, self.settings.selection.answered_iou, wanted)
+
+
+@contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    """Damaged for a file whose content is not what is written here, though it can be read."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeWarning) as error:
+        raise damaged(file, repr(error)[:100]) from error
+
+
+RANKED = tuple(f.name for f in fields(Candidates) if f.name in (
+    "image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency"
+))  # fmt: skip

@@ -1,0 +1,221 @@
+"""The other half of ``rarebox serve``: a process of its own that trains and scores while people answer.
+
+Read :func:`advance` first. It takes commands as JSON lines on its input, ``{"do": "go on"}``, ``{"do": "train"}``
+(without waiting for the budget) or ``{"do": "rank on"}`` (what is kept of the ranking is used up), and tells as JSON
+lines what it does. Every step leaves its result on disk, so one that was killed goes on where it was. It ends with
+whoever started it.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import Queue as Mailbox
+from typing import Any
+
+import numpy as np
+
+from rarebox import detectors
+from rarebox.core import seeds
+from rarebox.core.files import write_json
+from rarebox.core.progress import Progress
+from rarebox.data.pictures import Pictures
+from rarebox.errors import UserError
+from rarebox.loop import cluster, scoring
+from rarebox.loop.cycle import rank_pool, train_cycle
+from rarebox.loop.run import Engine, Ranked, Run, batches
+from rarebox.project.project import HELD_BACK, HELD_BACK_EVERY, Project
+from rarebox.project.run import open_project
+from rarebox.strategies.greedy import k_center
+from rarebox.types import ImageScores, LabelState, Query
+
+MOST_LOOKED_AT = 1000
+"""Images among which the first, most different ones are looked for."""
+
+
+def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
+    """Do the next thing that is due, and name it; None when people have the word.
+
+    Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
+    scored, ranked and opened.
+    """
+    cycle = now.cycle
+    if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
+        return "questions" if ask_first_images(now, tell) else None
+    run = open_project(now.folder, now.settings, now.store, tell, engine)
+    records = now.folder.records()
+    if len(records) >= cycle:
+        run.cycle = cycle + 1
+        return "questions" if prepare(now, run, cycle + 1) else None
+    trained = len(records) + 1
+    if trained < cycle or is_due(now, cycle, train):  # an earlier one: its record is lost
+        run.cycle = trained
+        write_json(now.folder.metrics, [*records, train_cycle(run, trained, ranked_before(now, run, trained))])
+        return "trained"
+    if cycle > 1 and not now.has_ranking(cycle):  # lost, while people are asked
+        run.cycle = cycle
+        rank(now, run, cycle)
+        return "questions"
+    return None
+
+
+def asked_first(now: Project) -> bool:
+    """Whether cycle 1 has asked for images; what was labelled before the project began does not count."""
+    return any(query.asked_by is None for query in now.store.queries(1))
+
+
+def is_due(now: Project, cycle: int, train: bool) -> bool:
+    """Whether a cycle's model should be trained: its budget is spent, somebody wants it, or it was cut short."""
+    said = now.store.labels().values()
+    labelled = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
+    if not any(len(labels.boxes) for labels in said) or not now.store.classes():
+        return False
+    if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
+        return True
+    if cycle == 1:
+        # Labels that were there before may be as good as answers.
+        enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
+        return enough and not now.store.unanswered(1)
+    return now.spent(cycle) >= now.budget(cycle)
+
+
+def ask_first_images(now: Project, tell: Progress) -> bool:
+    """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back.
+
+    False if every image is labelled already. (Asked again, where the first ones brought no object at all.)
+    """
+    store, settings = now.store, now.settings
+    known, photos = store.labels(), now.photos()
+    records = [record for record in store.images().values() if photos.is_there(record)]
+    if all(record.id in known for record in records):
+        return False
+    chance = seeds.stream(settings.seed, "first images").permutation(len(records))
+    looked_at = [records[i] for i in sorted(chance[:MOST_LOOKED_AT])]
+    detector = detectors.build(
+        **settings.detector.model_dump(), num_classes=max(1, len(store.classes())), device=settings.device,
+        training=settings.training, seed=settings.seed,
+    )  # fmt: skip
+    pictures = Pictures(looked_at, settings.detector.size)
+    features: dict[int, np.ndarray] = {}
+    for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
+        features |= zip(rows.tolist(), detector.image_features(batch), strict=True)
+        tell("looking for the most different photos", len(features), len(looked_at), "images")
+    points = np.stack([features[i] for i in range(len(looked_at))])
+    typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
+    order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
+    store.open_cycle(1)
+    store.ask(1, [
+        # Not the first ones: training needs those more.
+        Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
+        for place, image_id in enumerate(order[: settings.initial_images])
+    ])  # fmt: skip
+    return True
+
+
+def prepare(now: Project, run: Run, cycle: int) -> bool:
+    """Score and rank the pool for a cycle, and open it; False when nothing is left to ask about.
+
+    Where no candidate is left, or (with ``selection.exploration``) a class has none, whole images are asked for.
+    """
+    store, settings = now.store, now.settings
+    if not now.has_ranking(cycle):
+        rank(now, run, cycle)
+    kept, counts_as = now.read_ranking(cycle), store.counts_as()
+    missing = not kept.open_per_class[counts_as == np.arange(len(counts_as))].all()
+    said = store.labels()
+    untouched = sorted(record.id for record in run.pool.records if record.id not in said)
+    chance = seeds.stream(settings.seed, "explore", cycle).permutation(untouched)
+    empty = not len(kept.candidates)
+    wanted = settings.initial_images if empty else int(missing and settings.selection.exploration > 0)
+    if empty and not len(untouched):
+        return False
+    with store.transaction(writes=True):
+        store.open_cycle(cycle)
+        store.ask(cycle, [Query(int(image_id)) for image_id in chance[:wanted]])
+    return True
+
+
+def rank(now: Project, run: Run, cycle: int) -> None:
+    """Score and rank the pool for a cycle, and keep the ranking."""
+    ranked = rank_pool(run, cycle)
+    now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
+
+
+def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
+    """Where people have used up what is kept of the ranking: keep as much again of it; False if that was all."""
+    cycle = now.cycle
+    if not now.has_ranking(cycle):
+        return False
+    kept = now.read_ranking(cycle)
+    if len(kept.candidates) >= kept.open_per_class.sum():
+        return False
+    run = open_project(now.folder, now.settings, now.store, tell, engine)
+    run.cycle = cycle
+    queue = rank_pool(run, cycle).queue
+    now.write_ranking(cycle, queue, kept.class_frequency, kept.open_per_class, 2 * len(kept.candidates))
+    return len(now.read_ranking(cycle).candidates) > len(kept.candidates)
+
+
+def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
+    """What was scored and ranked for a cycle, from disk; what is lost there is made anew."""
+    if cycle == 1:
+        return None
+    if not now.has_ranking(cycle) or not scoring.is_scored(run, cycle):
+        rank(now, run, cycle)
+    kept = now.read_ranking(cycle)
+    state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
+    return Ranked(scoring.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
+
+
+# ------------------------------------------------------------------------------------------- the process
+
+
+def main(root: str, engine: str = "local", address: str | None = None) -> None:
+    """Take commands until the input ends, and then stop at once, in the middle of whatever is going on."""
+    mailbox: Mailbox[dict[str, Any]] = Mailbox()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            mailbox.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    now = Project(Path(root))
+    last = 0.0
+
+    def progress(stage: str, done: int, of: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.3 or done == of:
+            last = time.monotonic()
+            say(event="progress", stage=stage, done=done, of=of, note=note)
+
+    say(event="ready")
+    while True:
+        what = mailbox.get()["do"]
+        train = what == "train"
+        try:
+            with cluster.connected(engine, address) as where:  # anew for each command: it may be days to the next
+                how = where.score if where else None
+                if what == "rank on":
+                    if rank_on(now, progress, how):
+                        say(event="questions")
+                    else:
+                        train = now.spent(now.cycle) > 0
+                while step := advance(now, progress, train, how):
+                    train = False
+                    say(event=step)
+            say(event="idle")
+        except (UserError, OSError, MemoryError) as error:
+            reason = str(error) or "the memory of this machine is full; lower training.batch_size in settings.yaml"
+            say(event="failed", reason=reason)
+
+
+def say(**what: Any) -> None:
+    """One JSON line to whoever started this process."""
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,359 @@
+"""What is exported comes back, with its provenance, and nothing is overwritten or taught as background by accident."""
+
+import errno
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rarebox.data import export as export_module
+from rarebox.data.datasets import load
+from rarebox.data.export import Annotations, Exported, export, export_queries
+from rarebox.errors import UserError
+from rarebox.types import ImageRecord, Query, Source
+
+CLASSES = ("zebra", "ant", "a cat & <dog>")
+FORMATS = ("coco", "voc", "yolo")
+TOLERANCE = {"coco": 1e-4, "voc": 1e-4, "yolo": 1e-3}  # pixels; as docs/data.md says
+
+
+def annotations(
+    image_id: int,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    source: Any = Source.HUMAN,
+    complete: bool = True,
+) -> Annotations:
+    ones = np.ones(len(boxes))
+    names = np.broadcast_to(np.asarray(source, dtype=np.str_), len(boxes))
+    return Annotations(image_id, np.array(boxes), np.array(labels), names, ones, ones, ones, complete)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[ImageRecord]:
+    """Three images of 100 x 50 pixels, two of them with the same name but for the suffix and the folder."""
+    paths = [tmp_path / "photos" / name for name in ("b.png", "x/a.png", "y/a.jpg")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 50)).save(path)
+    return [ImageRecord(id, str(path), 100, 50) for id, path in zip((7, 3, 12), paths, strict=True)]
+
+
+@st.composite
+def one_image(draw: st.DrawFn) -> tuple[int, int, list[list[float]], list[int]]:
+    """Width, height, boxes at least half a pixel wide and high that lie inside, and their labels."""
+    width, height = draw(st.integers(1, 5000)), draw(st.integers(1, 5000))
+
+    def span(side: int) -> list[float]:
+        start = draw(st.floats(0, side - 0.5, width=32))
+        return [start, draw(st.floats(start + 0.5, side))]
+
+    pairs = [(span(width), span(height)) for _ in range(draw(st.integers(0, 4)))]
+    boxes = [[x[0], y[0], x[1], y[1]] for x, y in pairs]
+    return width, height, boxes, [draw(st.integers(0, 2)) for _ in boxes]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(content=st.lists(one_image(), min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, content: list[Any]) -> None:
+    """Ids too in COCO; in the others images are counted in the order of their names."""
+    folder = tmp_path_factory.mktemp("round")
+    records, given_labels = [], []
+    for number, (width, height, boxes, labels) in enumerate(content, 1):
+        path = folder / f"{number}.png"
+        Image.new("1", (width, height)).save(path)
+        records.append(ImageRecord(number, str(path), width, height))
+        given_labels.append(annotations(number, boxes, labels))
+    export(folder / "out", format, CLASSES, records, given_labels)
+    data = load(folder / "out")
+    assert data.classes == CLASSES
+    assert {p.kind for p in data.problems} <= {"image without annotation"}
+    assert [(i.id, i.width, i.height) for i in data.train.images] == [(r.id, r.width, r.height) for r in records]
+    for expected in given_labels:
+        truth = data.train.truth[expected.image_id]
+        assert truth.labels.tolist() == expected.labels.tolist()
+        np.testing.assert_allclose(truth.boxes, expected.boxes, rtol=0, atol=TOLERANCE[format])
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("copy", [True, False])
+def test_images_come_along_under_names_of_their_own(
+    tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
+) -> None:
+    done = export(tmp_path / "out", format, CLASSES, images, [annotations(i.id, [[1, 2, 3, 4]], [1]) for i in images],
+                  copy_images=copy)  # fmt: skip
+    assert done == Exported(tmp_path / "out", images=3, boxes=3, partly_labelled=0, unlabelled=0)
+    data = load(tmp_path / "out")
+    assert sorted(Path(i.path).name for i in data.train.images) == ["a-12.jpg", "a.png", "b.png"]
+    assert all(Path(i.path).is_symlink() != copy for i in data.train.images)
+    if format == "coco":
+        assert [i.id for i in data.train.images] == [7, 3, 12]
+
+
+def test_the_voc_file_has_one_based_pixels_and_difficult(tmp_path: Path, images: list[ImageRecord]) -> None:
+    """The whole 100 x 50 image is 1, 1, 100, 50 there."""
+    boxes, sources = [[0, 0, 100, 50], [0.5, 1, 2, 2]], [Source.HUMAN, Source.DIFFICULT]
+    export(tmp_path / "out", "voc", CLASSES, images[:1], [annotations(7, boxes, [2, 0], sources)])
+    root = ET.parse(tmp_path / "out" / "Annotations" / "b.xml").getroot()
+    edges = [[item.findtext(f"bndbox/{e}") for e in ("xmin", "ymin", "xmax", "ymax")] for item in root.iter("object")]
+    assert edges == [["1", "1", "100", "50"], ["1.5", "2", "2", "2"]]
+    assert [item.findtext("name") for item in root.iter("object")] == [CLASSES[2], CLASSES[0]]
+    assert [item.findtext("difficult") for item in root.iter("object")] == ["0", "1"]
+    assert [item.findtext("rarebox/source") for item in root.iter("object")] == ["human", "human"]
+    assert (tmp_path / "out" / "ImageSets" / "Main" / "trainval.txt").read_text() == "b\n"
+    assert load(tmp_path / "out").train.truth[1].difficult.tolist() == [False, True]
+
+
+def test_the_yolo_file(tmp_path: Path, images: list[ImageRecord]) -> None:
+    export(tmp_path / "out", "yolo", CLASSES, images[:1], [annotations(7, [[10, 10, 30, 20]], [2])])
+    number, *shares = (tmp_path / "out" / "labels" / "b.txt").read_text().split()
+    assert number == "2"
+    assert [float(share) for share in shares] == [0.2, 0.3, 0.2, 0.2]
+    content = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert content == {"train": "images", "names": dict(enumerate(CLASSES))}
+
+
+@pytest.mark.parametrize("include_pseudo", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_only_the_wanted_sources_are_written(
+    tmp_path: Path, images: list[ImageRecord], format: str, include_pseudo: bool
+) -> None:
+    boxes = [[i, i, i + 5, i + 5] for i in range(4)]
+    sources = [Source.HUMAN, Source.PSEUDO, Source.REJECTED, Source.DIFFICULT]
+    export(tmp_path / "out", format, CLASSES, images[:1], [annotations(7, boxes, [0, 1, 2, 0], sources)],
+           include_pseudo=include_pseudo)  # fmt: skip
+    truth = next(iter(load(tmp_path / "out").train.truth.values()))
+    np.testing.assert_allclose(truth.boxes[:, 0], [0, 1, 3] if include_pseudo else [0, 3], atol=1e-3)
+    assert truth.difficult.any() == (format != "yolo")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: str) -> None:
+    """In rarebox.json for every format, in COCO also where COCO readers find it."""
+    labels = Annotations(7, np.array([[1, 2, 3, 4.0]]), np.array([1]), np.array(["pseudo"]), np.array([0.9]),
+                         np.array([0.25]), np.array([0.1]), complete=False)  # fmt: skip
+    export(tmp_path / "out", format, CLASSES, images, [labels], include_pseudo=True)
+    expected = {"source": "pseudo", "score": 0.9, "class_weight": 0.25, "box_weight": 0.1, "difficult": 0}
+    mark = json.loads((tmp_path / "out" / "rarebox.json").read_text())
+    assert mark["images"]["b.png"] == {"id": 7, "complete": False, "objects": [expected]}
+    assert (tmp_path / "out" / "incomplete.txt").read_text() == "b.png\na.png\na-12.jpg\n"
+    if format == "coco":
+        content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+        assert content["annotations"][0]["attributes"] == expected
+        assert content["annotations"][0]["iscrowd"] == 0
+        assert content["annotations"][0]["bbox"] == [1, 2, 2, 2]
+        assert content["images"][0]["attributes"] == {"complete": False}
+
+
+def test_yolo_refuses_partly_labelled_images_and_names_the_ways_out(tmp_path: Path, images: list[ImageRecord]) -> None:
+    labels = [annotations(7, [[1, 2, 3, 4]], [0]), annotations(3, [[1, 2, 3, 4]], [1], complete=False)]
+    with pytest.raises(UserError) as caught:
+        export(tmp_path / "out", "yolo", CLASSES, images, labels)
+    message = str(caught.value)
+    assert message.startswith("2 of 3 images are labelled in part or not at all (for example a.png)")
+    for word in ("taught as background", "--complete-only", "--include-pseudo", "--allow-partial", "incomplete.txt"):
+        assert word in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("ways_out", "files", "incomplete"),
+    [({"complete_only": True}, 1, None), ({"allow_partial": True}, 3, 2), ({"include_pseudo": True}, 3, 2)],
+)
+def test_the_ways_out(
+    tmp_path: Path, images: list[ImageRecord], ways_out: dict[str, bool], files: int, incomplete: int | None
+) -> None:
+    labels = [annotations(7, [[1, 2, 3, 4]], [0]), annotations(3, [[1, 2, 3, 4]], [1], complete=False)]
+    export(tmp_path / "out", "yolo", CLASSES, images, labels, **ways_out)  # type: ignore[arg-type]
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == files
+    listed = tmp_path / "out" / "incomplete.txt"
+    assert (len(listed.read_text().splitlines()) if listed.exists() else None) == incomplete
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_image_without_any_box_is_not_partly_labelled(
+    tmp_path: Path, images: list[ImageRecord], format: str
+) -> None:
+    """One as a whole, without objects; one in part; one that nobody has labelled, though a box there was rejected."""
+    labels = [
+        annotations(7, [], []),
+        annotations(3, [[1, 2, 3, 4]], [1], complete=False),
+        annotations(12, [[1, 2, 3, 4]], [1], Source.REJECTED, complete=False),
+    ]
+    done = export(tmp_path / "out", format, CLASSES, images, labels, allow_partial=True)
+    assert done == Exported(tmp_path / "out", images=3, boxes=1, partly_labelled=1, unlabelled=1)
+    assert (tmp_path / "out" / "incomplete.txt").read_text() == "a.png\na-12.jpg\n"
+
+
+def test_nothing_complete_is_nothing_to_export(tmp_path: Path, images: list[ImageRecord]) -> None:
+    with pytest.raises(UserError, match=r"nothing to export to .*out: .*drop --complete-only"):
+        export(tmp_path / "out", "coco", CLASSES, images, [], complete_only=True)
+
+
+def test_an_unknown_format_suggests_the_nearest(tmp_path: Path, images: list[ImageRecord]) -> None:
+    with pytest.raises(UserError, match=r"unknown export format 'coca'; did you mean 'coco'\?"):
+        export(tmp_path / "out", "coca", CLASSES, images, [])
+
+
+def test_an_earlier_export_is_replaced_as_a_whole(tmp_path: Path, images: list[ImageRecord]) -> None:
+    everything = [annotations(i.id, [[1, 2, 3, 4]], [0]) for i in images]
+    export(tmp_path / "out", "yolo", CLASSES, images, everything)
+    export(tmp_path / "out", "voc", CLASSES, images[:1], everything[:1])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "Annotations", "ImageSets", "JPEGImages", "rarebox.json"]  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_an_export_of_an_export_to_the_same_place_keeps_the_images(
+    tmp_path: Path, images: list[ImageRecord], copy: bool
+) -> None:
+    everything = [annotations(i.id, [[1, 2, 3, 4]], [0]) for i in images]
+    export(tmp_path / "out", "coco", CLASSES, images, everything, copy_images=copy)
+    again = load(tmp_path / "out").train.images
+    export(tmp_path / "out", "yolo", CLASSES, again, everything)
+    assert len(load(tmp_path / "out", check_pixels=True).train.images) == 3
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_other_files_are_never_overwritten(tmp_path: Path, images: list[ImageRecord], earlier: bool) -> None:
+    everything = [annotations(i.id, [[1, 2, 3, 4]], [0]) for i in images]
+    if earlier:
+        export(tmp_path / "out", "coco", CLASSES, images, everything)
+    (tmp_path / "out" / "mine").mkdir(parents=True)
+    (tmp_path / "out" / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"out holds files that are not from a rarebox export, such as mine/thesis.txt"):
+        export(tmp_path / "out", "coco", CLASSES, images, everything)
+    assert (tmp_path / "out" / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_export_never_writes_through_a_link_to_a_photo(tmp_path: Path, images: list[ImageRecord]) -> None:
+    """On a disk that takes two names for one, the second photo meets the link to the first."""
+    before = Path(images[0].path).read_bytes()
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "b.png").symlink_to(images[0].path)
+    taken = export_module._Item(images[1], "b.png", annotations(3, [], []))
+    for copy in (True, False):
+        with pytest.raises(UserError, match=r"takes b\.png for the name of another image"):
+            export_module._place_images(tmp_path / "stage", [taken], copy, tmp_path / "out")
+    assert Path(images[0].path).read_bytes() == before
+
+
+def test_files_that_came_while_an_export_was_written_stay(
+    tmp_path: Path, images: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    mark = export_module._write_mark
+
+    def slow(*given: Any) -> None:
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        mark(*given)
+
+    monkeypatch.setattr(export_module, "_write_mark", slow)
+    with pytest.raises(UserError, match=r"such as notes\.txt"):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_an_export_to_a_link_replaces_what_the_link_leads_to(tmp_path: Path, images: list[ImageRecord]) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out").symlink_to("far")
+    for _ in range(2):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["far", "out", "photos"]
+
+
+def test_a_file_in_the_way(tmp_path: Path, images: list[ImageRecord]) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is a file; name a folder"):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+
+
+def test_an_empty_folder_is_used(tmp_path: Path, images: list[ImageRecord]) -> None:
+    (tmp_path / "out").mkdir()
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out" / "annotations.json").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_export(
+    tmp_path: Path, images: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "out", "coco", CLASSES, images, [annotations(7, [[1, 2, 3, 4]], [0])])
+    before = (tmp_path / "out" / "annotations.json").read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export_module, "_write_mark", full)
+    with pytest.raises(UserError, match=r"out cannot be written \(.*No space left on device\); free some space"):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out" / "annotations.json").read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "labelstudio", "cvat"])
+@pytest.mark.parametrize("copy", [True, False])
+def test_photos_that_cannot_be_read_are_named_and_all_labels_are_there(
+    tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
+) -> None:
+    gone, folder, _ = (Path(image.path) for image in images)
+    gone.unlink()
+    folder.unlink()
+    folder.mkdir()
+    said = [annotations(i.id, [[1, 2, 3, 4]], [1]) for i in images]
+    done = export(tmp_path / "out", format, CLASSES, images, said, copy_images=copy)
+    assert (done.images, done.boxes) == (3, 3)
+    assert list(done.missing) == [f"{gone}: No such file or directory", f"{folder}: Is a directory"]
+    assert (tmp_path / "out" / "missing.txt").read_text(encoding="utf-8").splitlines() == list(done.missing)
+    placed = {file.name for file in (tmp_path / "out").rglob("*.[jp][pn]g")}
+    assert placed == {"a-12.jpg"}
+    mark = json.loads((tmp_path / "out" / "rarebox.json").read_text(encoding="utf-8"))
+    assert {file: len(one["objects"]) for file, one in mark["images"].items()} == {
+        "b.png": 1,
+        "a.png": 1,
+        "a-12.jpg": 1,
+    }
+    again = export(tmp_path / "out", format, CLASSES, images[2:], said[2:], copy_images=copy)
+    assert again.missing == ()
+    assert not (tmp_path / "out" / "missing.txt").exists()
+
+
+def test_a_photo_that_no_server_gives_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
+    far = ImageRecord(99, "memory://nowhere/c.png", 100, 50)
+    done = export(tmp_path / "out", "coco", CLASSES, [*images, far], [])
+    assert [line.split(": ")[0] for line in done.missing] == [far.path]
+    without = export(tmp_path / "out", "coco", CLASSES, [*images, far], [], photos=False)
+    assert without.missing == ()
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_questions_about_a_photo_that_is_gone(tmp_path: Path, images: list[ImageRecord]) -> None:
+    Path(images[0].path).unlink()
+    asked = [Query(i.id, np.array([1, 2, 3, 4], dtype=np.float32), 0, id=i.id) for i in images]
+    done = export_queries(tmp_path / "out", "labelstudio", CLASSES, images, asked)
+    assert (done.boxes, done.missing) == (3, (f"{images[0].path}: No such file or directory",))
+
+
+def test_wrong_columns_are_refused() -> None:
+    one = np.ones(1)
+    with pytest.raises(ValueError, match=r"labels must have shape \(1,\), got \(2,\)"):
+        Annotations(1, np.array([[1, 2, 3, 4.0]]), np.array([1, 2]), np.array(["human"]), one, one, one, True)
+    with pytest.raises(ValueError, match=r"source must be one of .*, got guess"):
+        annotations(1, [[1, 2, 3, 4]], [1], "guess")
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
+        export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [3])])
+    with pytest.raises(ValueError, match="all of them among those to export"):
+        export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [2])])

@@ -1,0 +1,94 @@
+"""Paths that hold no data set, as a new user would name them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rarebox.data.datasets import load, refuse_missing
+from rarebox.errors import UserError
+
+
+def test_a_missing_folder_suggests_its_nearest_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "aquarium").mkdir()
+    with pytest.raises(UserError, match=r"aquariun does not exist; did you mean .*/aquarium\?"):
+        load(tmp_path / "aquariun")
+    with pytest.raises(UserError, match="xyz does not exist; name a folder with images and labels"):
+        load(tmp_path / "xyz")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("scene", "scenes"), ("voc712", "voc0712")])
+def test_a_name_that_is_nearly_that_of_a_known_data_set_suggests_it(name: str, meant: str) -> None:
+    for look in (load, refuse_missing):
+        with pytest.raises(UserError, match=f"{name} does not exist; did you mean '{meant}'"):
+            look(name)
+
+
+def test_a_folder_without_a_data_set_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is empty; put images and labels there"):
+        refuse_missing(tmp_path)
+    refuse_missing("scenes")
+    refuse_missing("voc0712")
+
+
+def test_what_lies_under_the_name_of_a_download_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("voc2007").mkdir()
+    (tmp_path / "voc2007" / "readme.txt").touch()
+    (tmp_path / "photos").symlink_to("gone")
+    with pytest.raises(UserError, match="voc2007"):
+        refuse_missing("voc2007")
+    with pytest.raises(UserError, match="photos does not exist; name a folder"):
+        refuse_missing("photos")
+    with pytest.raises(UserError, match="neither a COCO JSON"):
+        refuse_missing("/dev/null")
+
+
+def test_a_missing_path_says_how_far_it_is_right(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"there is only {tmp_path}\)"):
+        load(tmp_path / "no" / "such" / "folder")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)is empty; put images and labels there.*COCO.*VOC.*YOLO"):
+        load(tmp_path)
+
+
+def test_images_without_labels_are_counted(tmp_path: Path) -> None:
+    for name in "abc":
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match=r"(?s)holds 3 images and no labels.*COCO.*VOC.*YOLO"):
+        load(tmp_path)
+
+
+def test_a_folder_of_something_else_shows_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match=r"holds no data set .*found notes\.txt, papers/"):
+        load(tmp_path)
+
+
+def test_a_data_set_one_folder_deeper_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "fish").mkdir()
+    (tmp_path / "fish" / "train.json").write_text("{}")
+    with pytest.raises(UserError, match=r"did you mean .*/fish\?"):
+        load(tmp_path)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"labels\.csv is neither a COCO JSON nor a YOLO data\.yaml"):
+        load(tmp_path / "labels.csv")
+
+
+def test_several_label_files_without_the_known_names(tmp_path: Path) -> None:
+    for name in ("one.json", "two.json"):
+        (tmp_path / name).write_text('{"images": []}')
+    with pytest.raises(UserError, match=r"found one\.json, two\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nolabels.json", "none/data.yaml"])
+def test_a_missing_file_is_not_called_a_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"does not exist.* check the path of the file"):
+        load(tmp_path / name)

@@ -1,0 +1,83 @@
+"""Names of images in files of other tools, and the photos that they mean."""
+
+import pytest
+
+from rarebox.data.naming import ByName
+from rarebox.errors import UserError
+
+PHOTOS = (
+    "/x/photos/cam1/1.jpg",
+    "/x/photos/cam2/1.jpg",
+    "/x/photos/cam1/2.jpg",
+    "/x/photos/20240315-0900.jpg",
+    "/x/photos/0900.jpg",
+    "/x/photos/\u00e4 b.png",
+    "/x/photos/IMG (4).jpg",
+    "/x/photos/deadbeef-5.jpg",
+    "/x/photos/100%25.jpg",
+    "s3://bucket/far/6.jpg",
+)
+
+
+def known(*paths: str) -> ByName[str]:
+    by_name = ByName[str]()
+    for path in paths:
+        by_name.add(path, path)
+    return by_name
+
+
+@pytest.mark.parametrize(
+    ("name", "photo"),
+    [
+        ("/x/photos/cam2/1.jpg", "/x/photos/cam2/1.jpg"),
+        ("/elsewhere/cam2/1.jpg", "/x/photos/cam2/1.jpg"),  # another machine's folder
+        ("C:\\Users\\me\\cam2\\1.jpg", "/x/photos/cam2/1.jpg"),
+        ("/data/local-files/?d=mnt/cam1/1.jpg", "/x/photos/cam1/1.jpg"),
+        ("https://example.org/cam1/1.jpg?width=3", "/x/photos/cam1/1.jpg"),
+        ("cam2%2F1.jpg", "/x/photos/cam2/1.jpg"),
+        ("mnt/2.jpg", "/x/photos/cam1/2.jpg"),  # the only one of that name, and no folder of ours is named
+        ("cam2/2.jpg", None),
+        ("20240315-0900.jpg", "/x/photos/20240315-0900.jpg"),
+        ("/data/upload/3/20240315-0900.jpg", "/x/photos/20240315-0900.jpg"),
+        ("20240316-0900.jpg", None),  # may be the photo of another day
+        ("/data/upload/3/20240316-0900.jpg", "/x/photos/0900.jpg"),  # Label Studio has put a prefix there
+        ("images/1a2b3c4d-2.jpg", "/x/photos/cam1/2.jpg"),
+        ("cam2/1a2b3c4d-2.jpg", None),
+        ("/data/upload/3/deadbeef-5.jpg", "/x/photos/deadbeef-5.jpg"),
+        ("/data/upload/3/1a2b3c4d-IMG_4.jpg", "/x/photos/IMG (4).jpg"),
+        ("/data/local-files/?d=a%CC%88%20b.png", "/x/photos/\u00e4 b.png"),
+        ("a\u0308 b.png", "/x/photos/\u00e4 b.png"),
+        ("100%25.jpg", "/x/photos/100%25.jpg"),  # the name as it is comes first
+        ("s3://bucket/far/6.jpg", "s3://bucket/far/6.jpg"),
+        ("7.jpg", None),
+        ("", None),
+    ],
+)
+def test_what_another_tool_means(name: str, photo: str | None) -> None:
+    assert known(*PHOTOS).match(name) == photo
+
+
+@pytest.mark.parametrize("name", ["1.jpg", "mnt/1.jpg", "/data/upload/3/1a2b3c4d-1.jpg"])
+def test_a_name_that_means_two_photos_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"may be .*cam1/1.jpg or .*cam2/1.jpg"):
+        known(*PHOTOS).match(name)
+
+
+def test_uploads_whose_cleaned_names_are_the_same_are_told_apart_or_refused() -> None:
+    with pytest.raises(UserError, match="may be"):
+        known("a/IMG_4.jpg", "a/IMG (4).jpg").match("/data/upload/1/1a2b3c4d-IMG_4.jpg")
+
+
+def test_a_number_in_the_address_of_an_upload_is_no_folder_of_ours() -> None:
+    assert known("/x/3/1.jpg", "/x/4/2.jpg").match("/data/upload/3/1a2b3c4d-2.jpg") == "/x/4/2.jpg"
+
+
+def test_find_takes_a_name_at_its_word() -> None:
+    photos = known(*PHOTOS, "b.jpg", "c/b.jpg")
+    assert photos.find("cam1/1.jpg") == "/x/photos/cam1/1.jpg"
+    assert photos.find("c/b.jpg") == "c/b.jpg"
+    assert photos.find("d/b.jpg") == "b.jpg"
+    for name in ("elsewhere/2.jpg", "1a2b3c4d-2.jpg", "/photos/cam1/1.jpg"):
+        assert photos.find(name) is None
+    with pytest.raises(UserError, match="as much of the path"):
+        photos.find("1.jpg")

@@ -1,0 +1,146 @@
+"""A small project at the server's desk, and browsers that know the way in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from rarebox.core.files import write_json
+from rarebox.pool.ranking import Head
+from rarebox.project.create import create
+from rarebox.project.project import Project
+from rarebox.types import Candidates, Query
+from rarebox.web.app import make_app
+from rarebox.web.desk import Desk
+from rarebox.web.security import Door, Visitor
+
+HOST = "localhost:8765"
+CLASSES = ("fish", "ray", "shark")
+BOX = [10.0, 10.0, 50.0, 40.0]
+CHANGES: dict[str, Any] = {"initial_images": 3, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
+
+
+def make_project(folder: Path, images: int = 12, **changes: Any) -> Project:
+    """A project of grey photos (96 x 64) in ``folder / "project"``, without any question yet."""
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for number in range(1, images + 1):
+        Image.new("RGB", (96, 64), (10 * number, 90, 90)).save(photos / f"photo{number:02d}.jpg")
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    create(folder / "project", photos, CLASSES, changes={**CHANGES, **named})
+    return Project(folder / "project")
+
+
+def ask_whole_images(project: Project, *image_ids: int) -> None:
+    """The first cycle, as the trainer opens it."""
+    project.store.open_cycle(1)
+    project.store.ask(1, [Query(image_id) for image_id in image_ids])
+
+
+def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess: int = 0) -> None:
+    """A cycle with one candidate on each of these images, ranked in this order; the cycles before it are trained."""
+    count = len(image_ids)
+    found = Candidates(
+        image_id=np.array(image_ids), box_index=np.zeros(count, np.int64), boxes=np.array([BOX] * count),
+        labels=np.full(count, guess), scores=np.linspace(0.9, 0.1, count), uncertainty=np.linspace(0.8, 0.2, count),
+        box_consistency=np.ones(count), class_probs=np.zeros((count, 0)),
+    )  # fmt: skip
+    project.folder.cycle(cycle).mkdir()
+    order = Head.of(found, enumerate(found.scores.tolist()))
+    counts = np.bincount(found.labels, minlength=len(CLASSES))
+    project.write_ranking(cycle, order, np.ones(len(CLASSES)) / len(CLASSES), counts)
+    write_json(project.folder.metrics, [record(number) for number in range(1, cycle)])
+    project.store.open_cycle(1)
+    project.store.open_cycle(cycle)
+
+
+def record(cycle: int) -> dict[str, Any]:
+    """What is kept of a finished cycle."""
+    return {"cycle": cycle, "labels": 3, "looks": 3 * cycle, "ap50": 0.1 * cycle, "seconds": {"fit": 1.0}}
+
+
+def item(**what: Any) -> dict[str, Any]:
+    """One answer, "object" with one box unless told otherwise, under a key of its own."""
+    if what.get("verdict", "object") == "object" and not what.get("complete"):
+        what = {"boxes": [BOX], "labels": [0], **what}
+    return {"key": str(uuid4()), "milliseconds": 1200, "verdict": "object", **what}
+
+
+class Browser:
+    """One tab of somebody's browser: its cookies, and the page's requests."""
+
+    def __init__(self, client: TestClient, name: str = "tab") -> None:
+        self.http, self.tab = client, name
+
+    def get(self, path: str, **query: Any) -> Any:
+        """What a GET brings; anything but success fails the test."""
+        reply = self.http.get(path, params=query)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What a POST brings; anything but success fails the test."""
+        reply = self.http.post(path, json=body or {})
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    def refused(self, path: str, body: dict[str, Any], status: int = 400) -> str:
+        """The sentence with which a POST is refused."""
+        reply = self.http.post(path, json=body)
+        assert reply.status_code == status, reply.text
+        assert list(reply.json()) == ["error"]
+        return reply.json()["error"]
+
+    def next(self, want: int = 3) -> list[dict[str, Any]]:
+        """Questions."""
+        return self.post("/api/next", {"client": self.tab, "want": want})["queries"]
+
+    def answer(self, *items: dict[str, Any], want: int = 0) -> dict[str, Any]:
+        """Answers, all in one request."""
+        return self.post("/api/answers", {"client": self.tab, "answers": items, "want": want})
+
+    def say(self, **what: Any) -> dict[str, Any]:
+        """One answer, and what became of it."""
+        (result,) = self.answer(item(**what))["results"]
+        return result
+
+    def saved(self, **what: Any) -> int:
+        """One answer that must be saved; its number."""
+        result = self.say(**what)
+        assert result["status"] == "saved", result
+        return result["answer"]
+
+
+class House:
+    """A project at a desk, with a door."""
+
+    def __init__(self, project: Project, host: str = "127.0.0.1", also: tuple[str, ...] = ()) -> None:
+        self.project, self.door = project, Door(b"a secret for tests")
+        self.desk = Desk(project, train=False)
+        self.app = make_app(self.desk, self.door, host, also)
+
+    def stranger(self, host: str = HOST, **options: Any) -> TestClient:
+        """A browser without a cookie."""
+        return TestClient(self.app, base_url=f"http://{host}", follow_redirects=False, **options)
+
+    def browser(self, name: str | None = "anna", tab: str = "tab") -> Browser:
+        """A browser that came in by a link that works once."""
+        client = self.stranger()
+        reply = client.get("/", params={"token": self.door.one_time_link(Visitor(name))})
+        assert reply.status_code == 303
+        return Browser(client, tab)
+
+
+@contextmanager
+def opened(project: Project, **options: Any) -> Iterator[House]:
+    """A house that is closed in the end."""
+    house = House(project, **options)
+    try:
+        yield house
+    finally:
+        house.desk.close()

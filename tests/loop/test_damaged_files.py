@@ -1,0 +1,259 @@
+"""Each file of a run and of a project, damaged or gone: work goes on, or what the message says to do is a way out."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rarebox.data.datasets import load
+from rarebox.detectors import TorchDetector
+from rarebox.errors import UserError
+from rarebox.labels.oracle import SimulatedOracle
+from rarebox.loop import simulate
+from rarebox.project import trainer
+from rarebox.project.collect import collect
+from rarebox.project.create import create
+from rarebox.project.project import Project
+from rarebox.report import write_report
+from rarebox.types import Query
+from rarebox.web.desk import Desk
+from tests import tiny
+
+
+def first_half(content: bytes) -> bytes:
+    """The first half and, of text, what is left of a name: what remains does not depend on how long its paths are."""
+    half = len(content) // 2
+    return content[: max(half, content.find(b":", half) - 1)]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "cut short": first_half,
+    "cut at a line": lambda content: content[: content.rfind(b"\n", 0, len(content) // 2) + 1],
+    "empty": lambda content: b"",
+    "garbage": lambda content: random.Random(0).randbytes(max(len(content), 1)),
+    "gone": lambda content: None,
+}
+
+RUN = (
+    "settings.yaml", "environment.json", "problems.json", "labels.sqlite", "metrics.json", "cycle_01/model.json",
+    "cycle_01/model.safetensors", "cycle_01/shared.json", "cycle_01/evaluated.json", "cycle_01/targets.parquet",
+    "cycle_02/model.json", "cycle_02/model.safetensors", "cycle_02/evaluated.json", "cycle_02/targets.parquet",
+    "cycle_02/candidates/shards.json", "cycle_02/candidates/shard_00000_*.parquet",
+    "cycle_02/candidates/images_00000_*.parquet",
+)  # fmt: skip
+
+LATER = ("environment.json", "cycle_02/model.json", "cycle_02/model.safetensors", "cycle_02/targets.parquet",
+         "cycle_02/evaluated.json", "cycle_01/shared.json")  # fmt: skip
+"""What a project in its second cycle does not have."""
+
+PROJECT = (
+    *(name for name in RUN if name not in LATER), "predictions.parquet", "cycle_02/ranking.parquet",
+    "cycle_02/ranking.json", "secret", "port",
+)  # fmt: skip
+
+FOR_GOOD = ("settings.yaml", "labels.sqlite")
+"""What nothing else can make anew."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untrained() -> Any:
+    """Nothing here depends on what a training teaches, or on how a report's figures look."""
+    with tiny.small_network(), tiny.figures_not_drawn(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchDetector, "fit", lambda *_, **__: 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_data(tmp_path_factory.mktemp("data") / "scenes")
+
+
+def each(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Names with damages: all for what is most at stake, two for the rest."""
+    most = (*FOR_GOOD, "metrics.json", "cycle_02/ranking.parquet", "cycle_02/ranking.json")
+    damages = {name: [*DAMAGES] if name in most else ["garbage", "gone"] for name in names}
+    return [
+        (name, damage) for name in names for damage in damages[name] if damage != "cut at a line" or name in FOR_GOOD
+    ]
+
+
+def in_words(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What cycles came to, without how long they took and what had to be made anew."""
+    return [{name: value for name, value in record.items() if name not in ("seconds", "notes")} for record in records]
+
+
+def harm(root: Path, name: str, damage: str) -> Path:
+    """Damage a file; a copy of it stays beside the folder."""
+    file = sorted(root.glob(name))[0]
+    shutil.copy(file, root.with_name("backup"))
+    content = DAMAGES[damage](file.read_bytes())
+    for log in root.glob(f"{file.name}-*"):
+        log.unlink()
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    return file
+
+
+def follow(error: UserError, file: Path) -> None:
+    """Do what a message says to do with a file."""
+    said = str(error)
+    assert str(file) in said or file.parent.name in said, said
+    if "delete it and repeat" in said:
+        (named,) = {Path(path) for path in re.findall(r"(/\S+) is damaged", said)}
+        assert named.is_relative_to(file.parents[1])
+        named.unlink(missing_ok=True)
+    else:
+        assert "restore a copy" in said, said
+        shutil.copy(file.parent.with_name("backup"), file)
+
+
+def with_advice(do: Callable[[], Any], file: Path) -> tuple[Any, int]:
+    """Do something, following the advice of what goes wrong, at most twice; the result, and how often."""
+    for times in range(3):
+        try:
+            return do(), times
+        except UserError as error:
+            follow(error, file)
+    raise AssertionError("the advice led nowhere")
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+@pytest.fixture(scope="module")
+def chosen(pictures: Path) -> Any:
+    return tiny.settings(pictures, scoring__shard_size=8)
+
+
+@pytest.fixture(scope="module")
+def finished(chosen: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    simulate.simulate(out, chosen)
+    return out
+
+
+@pytest.mark.parametrize(("name", "damage"), each(RUN))
+def test_a_run_goes_on(name: str, damage: str, finished: Path, chosen: Any, tmp_path: Path) -> None:
+    """It was stopped in cycle 3; then a file was damaged."""
+    out = shutil.copytree(finished, tmp_path / "run")
+    records = json.loads((out / "metrics.json").read_text())
+    (out / "metrics.json").write_text(json.dumps(records[:2]))
+    shutil.rmtree(out / "cycle_03")
+    file = harm(out, name, damage)
+    if (name, damage) == ("settings.yaml", "gone"):  # it is not known any more what the run was
+        with pytest.raises(UserError, match=r"holds no run.*name a new or empty folder.*It holds labels\.sqlite"):
+            simulate.simulate(out, chosen)
+        return
+    again, _ = with_advice(lambda: simulate.simulate(out, chosen), file)
+    assert in_words(again) == in_words(records)
+    with_advice(lambda: write_report(out, [out]), file)
+    with_advice(lambda: collect(out), file)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "gone"])
+@pytest.mark.parametrize("name", ["shared.json", "model.json", "model.safetensors"])
+def test_a_run_that_shares_a_damaged_model_says_so(
+    name: str, damage: str, finished: Path, chosen: Any, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "lender")
+    harm(out, f"cycle_01/{name}", damage)
+    with pytest.raises(UserError, match=r"cycle_01|cycle-1"):
+        simulate.simulate(tmp_path / "run", chosen, share=out)
+    assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # left out, as the message says
+
+
+# ------------------------------------------------------------------------------------------- a project
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+def oracle_of(pictures: Path, now: Project) -> SimulatedOracle:
+    truth = load(pictures).train
+    by_name = {Path(image.path).name: truth.truth[image.id] for image in truth.images}
+    return SimulatedOracle({i: by_name[Path(image.path).name] for i, image in now.store.images().items()}, iou=0.1)
+
+
+@pytest.fixture(scope="module")
+def asking(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose second cycle is open."""
+    folder = tmp_path_factory.mktemp("asking")
+    (folder / "photos").mkdir()
+    for image in load(pictures).train.images:
+        shutil.copy(image.path, folder / "photos")
+    changes = {**tiny.CHANGES, "initial_images": 5, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
+    create(folder / "project", folder / "photos", load(pictures).classes, changes=changes)
+    now = Project(folder / "project")
+    now.write_predictions([Query(1, [10, 10, 40, 40], 0, why={"score": 0.5})])  # type: ignore[arg-type]
+    (now.folder.root / "secret").write_text("x" * 64)
+    (now.folder.root / "port").write_text("8765")
+    trainer.advance(now, quiet)
+    oracle = oracle_of(pictures, now)
+    now.store.record([oracle.answer(query) for query in now.store.unanswered(1)])
+    while trainer.advance(now, quiet):
+        pass
+    now.store.close()
+    return folder / "project"
+
+
+def questions(root: Path) -> list[tuple[int, list[float]]]:
+    """Serve, train what is due, and ask; the questions."""
+    now = Project(root)
+    try:
+        desk = Desk(now, train=False)
+        while trainer.advance(now, quiet):
+            pass
+        desk._hear("questions")
+        desk.do(lambda: None).result(60)
+        asked = desk.answer("anna", "anna", [], 4).result(60)[1]
+        desk.close()
+        return [(query.image_id, query.box.tolist()) for query in asked if query.box is not None]
+    finally:
+        now.store.close()
+
+
+def lessons(root: Path, pictures: Path) -> list[dict[str, Any]]:
+    """Answer what is asked in cycle 2, and train."""
+    now = Project(root)
+    try:
+        oracle = oracle_of(pictures, now)
+        now.store.record([oracle.answer(query) for query in now.store.unanswered(2)])
+        while trainer.advance(now, quiet, train=len(now.folder.records()) < 2):
+            pass
+        return now.folder.records()
+    finally:
+        now.store.close()
+
+
+@pytest.fixture(scope="module")
+def wanted(asking: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    root = shutil.copytree(asking, tmp_path_factory.mktemp("wanted") / "project")
+    return questions(root), in_words(lessons(root, pictures))
+
+
+@pytest.mark.parametrize(("name", "damage"), each(PROJECT))
+def test_a_project_goes_on(
+    name: str, damage: str, asking: Path, wanted: tuple[Any, Any], pictures: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(asking, tmp_path / "project")
+    file = harm(root, name, damage)
+    if (name, damage) == ("settings.yaml", "gone"):
+        with pytest.raises(UserError, match="start one: rarebox init"):
+            questions(root)
+        create(root, asking.with_name("photos"), changes={**tiny.CHANGES, "budget": [6], "budget_unit": "looks"})
+        assert questions(root) == wanted[0]
+        return
+    asked, times = with_advice(lambda: questions(root), file)
+    assert asked == wanted[0]
+    if name not in (*FOR_GOOD, "predictions.parquet", "metrics.json"):
+        assert not times  # it is made anew without a word
+    records, _ = with_advice(lambda: lessons(root, pictures), file)
+    assert in_words(records) == wanted[1]

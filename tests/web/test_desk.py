@@ -1,0 +1,297 @@
+"""The desk without HTTP: what went wrong for one is nobody else's, and what was answered costs nothing later."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import event
+
+from rarebox.errors import Unavailable, UserError
+from rarebox.labels.leases import People, Status, Submission
+from rarebox.labels.store import Store
+from rarebox.pool import asker
+from rarebox.pool.asker import Asker
+from rarebox.pool.ranking import still_open
+from rarebox.project.project import Project
+from rarebox.types import Answer, ImageRecord, Query, Verdict
+from rarebox.web.desk import Desk
+from tests.serving import make_project
+
+CLASSES = ("fish", "ray", "shark")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 4001)]
+    made = make_project(tmp_path / "project", records, CLASSES)
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+def desk(project: Project) -> Iterator[Desk]:
+    desk = Desk(project, train=False)
+    yield desk
+    desk.close()
+
+
+def next_of(desk: Desk, who: str = "anna", want: int = 4) -> list[Query]:
+    return desk.answer(who, who, [], want).result(20)[1]
+
+
+def said(query: Query, key: str = "k") -> Submission:
+    assert query.box is not None
+    return Submission(f"{key} {query.id}", Verdict.OBJECT, query.box[None], np.array([1]), 1000, query.id)
+
+
+def save(desk: Desk, query: Query, who: str = "anna", want: int = 4) -> list[Query]:
+    outcomes, queries = desk.answer(who, who, [said(query)], want).result(20)
+    assert [outcome.status for outcome in outcomes] == [Status.SAVED]
+    return queries
+
+
+def spent(desk: Desk) -> int:
+    return desk.state("anna", False)["budget"]["spent"]
+
+
+def test_somebody_who_goes_away_while_they_wait_stops_nobody(desk: Desk) -> None:
+    gone = [desk.answer("anna", "anna", [], 1) for _ in range(20)]
+    cancelled = [future.cancel() for future in gone]
+    assert any(cancelled)
+    assert len(next_of(desk, "ben")) == 4
+
+
+def test_what_fails_for_one_is_undone_for_one(desk: Desk) -> None:
+    first, second, *_ = next_of(desk)
+
+    def fail() -> None:
+        desk.people.submit("anna", "anna", said(first))
+        desk._take_in()
+        raise UserError("no")
+
+    failed, kept = desk.do(fail), desk.answer("anna", "anna", [said(second)], 4)
+    with pytest.raises(UserError, match="no"):
+        failed.result(20)
+    assert kept.result(20)[0][0].status is Status.SAVED
+    assert spent(desk) == 1
+    assert save(desk, first)  # under the same number, perhaps, as what was undone
+    assert spent(desk) == 2
+    assert desk.project.spent(2) == 2
+
+
+def test_a_disk_that_fails_for_a_while_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = next_of(desk)
+    record, full = Store.record, True
+
+    def failing(store: Store, answers: Any, keys: Any = None) -> list[int]:
+        numbers = record(store, answers, keys)
+        if full:
+            with store.transaction() as connection:
+                connection.exec_driver_sql("PRAGMA max_page_count = 1")
+                connection.exec_driver_sql("CREATE TABLE more AS SELECT randomblob(100000)")
+        return numbers
+
+    def room() -> None:
+        with desk.people.store.transaction() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+
+    monkeypatch.setattr(Store, "record", failing)
+    waiting = [desk.answer("anna", "anna", [said(first)], 4), desk.answer("ben", "ben", [], 4)]
+    with pytest.raises(Unavailable, match="full"):
+        waiting[0].result(20)
+    assert (spent(desk), desk.project.spent(2)) == (0, 0)
+    full = False
+    desk.do(room).result(20)
+    assert save(desk, first)
+    assert save(desk, second)
+    assert (spent(desk), desk.project.spent(2)) == (2, 2)
+
+
+def test_next_and_save_do_not_grow_with_what_was_answered(project: Project) -> None:
+    """Counted in steps of the database's own machine, which are the same on every computer."""
+    few, many = steps(project, answered=100), steps(project, answered=3000)
+    assert many < 1.2 * few
+
+
+def steps(project: Project, answered: int) -> float:
+    """How much work an answer is for the database, in hundreds of steps, with so many answers there already."""
+    found = project.read_ranking(2).candidates
+    there = len(project.store.queries(2))
+    rows, nothing = range(there, answered), np.zeros((0, 4))
+    asked = [Query(int(found.image_id[row]), found.boxes[row], 0, 1.0, {"rank": float(row)}) for row in rows]
+    queries = project.store.ask(2, asked)
+    project.store.record([Answer(q.id, nothing, np.zeros(0, int), Verdict.NOT_AN_OBJECT, "ben") for q in queries])
+    done = 0
+
+    def count() -> int:
+        nonlocal done
+        done += 1
+        return 0
+
+    def watch(connection: Any, _: object) -> None:
+        connection.set_progress_handler(count, 100)
+
+    again = Project(project.folder.root)
+    event.listen(again.store._engine, "connect", watch)
+    again.store._engine.dispose()
+    desk = Desk(again, train=False)
+    queries = next_of(desk)
+    done = 0
+    for _ in range(20):
+        queries = save(desk, queries[0])
+    desk.close()
+    return done / 20
+
+
+def test_another_process_may_ask_too(desk: Desk, project: Project) -> None:
+    """`rarebox export` asks ahead for people who work elsewhere: the page does not ask the same again."""
+    before = next_of(desk)
+    asker = project.asker(2)
+    assert asker
+    elsewhere = asker.ask(30)
+    assert len(elsewhere) == 30
+    seen: list[Query] = []
+    queries = before
+    for _ in range(60):
+        seen.append(queries[0])
+        queries = save(desk, queries[0])
+    ranks = [int(query.why["rank"]) for query in project.store.queries(2) if query.why]
+    assert len(ranks) == len(set(ranks))
+    assert [query.id for query in seen] == sorted({query.id for query in seen})
+
+
+def test_a_future_of_a_job_is_running_before_it_begins(desk: Desk) -> None:
+    """Nobody can take back what is being written."""
+    states: list[bool] = []
+    future: Future[None] = desk.do(lambda: states.append(future.cancel()))
+    future.result(20)
+    assert states == [False]
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 1])
+def test_the_wanted_share_of_the_questions_is_for_two_people(tmp_path: Path, share: float) -> None:
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 401)]
+    made = make_project(tmp_path / "project", records, CLASSES, people__overlap=share)
+    asker = made.asker(2)
+    assert asker
+    wanted = [query.wanted for query in asker.ask(400)]
+    assert len(wanted) == 400
+    assert set(wanted) <= {1, 2}
+    assert wanted.count(2) / 400 == pytest.approx(share, abs=0.07)  # three standard deviations
+    made.store.close()
+
+
+# ------------------------------------------------------------------------------------------- more people than photos
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Project]:
+    """Ten photos with 100 boxes each."""
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 11)]
+    made = make_project(tmp_path / "small", records, CLASSES, grid=10)
+    yield made
+    made.store.close()
+
+
+def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    labels_of = Store.labels_of_images
+    monkeypatch.setattr(Store, "labels_of_images", lambda store, ids: (looked.extend(ids), labels_of(store, ids))[1])
+    desk = Desk(small, train=False)
+    held = [query for who in range(10) for query in next_of(desk, f"person {who}")]
+    assert len(held) == 10
+    looked.clear()
+    for who in range(10, 30):
+        assert next_of(desk, f"person {who}") == []
+    assert len(looked) <= 20  # one image for each of them, and not the whole ranking
+    desk.close()
+
+
+def test_of_few_photos_everybody_gets_one(small: Project) -> None:
+    desk = Desk(small, train=False)
+    tabs = [f"person {who}" for who in range(10)]
+    held = {tab: next_of(desk, tab) for tab in tabs}
+    assert [len(queries) for queries in held.values()][:5] == [4, 4, 2, 0, 0]  # who came first knew of nobody else
+    for tab in tabs[:3]:
+        for query in held[tab]:
+            assert desk.answer(tab, tab, [said(query)], 0).result(20)[0][0].status is Status.SAVED
+    assert [len(next_of(desk, tab)) for tab in tabs] == [1] * 10
+    for tab in tabs[1:]:
+        desk.leave(tab).result(20)
+    assert len(next_of(desk, tabs[0])) == 4
+    desk.close()
+
+
+def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
+    """The places that are to be asked, by going through the ranking from its top."""
+    found, taken, labels = [], set(busy), asker.store.labels()
+    for place in range(1000):
+        row, _ = asker.queue(place) or (0, 0.0)
+        image = int(asker.queue.candidates.image_id[row])
+        said = labels.get(image) or asker.store.labels_of(image)
+        if place in done or not still_open(asker.queue.candidates.boxes[[row]], said, 0.5)[0] or len(found) == most:
+            continue
+        if image not in taken:
+            found.append(place)
+            taken.add(image)
+        elif not anyhow:
+            break
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_asked_is_what_going_through_the_ranking_finds(small: Project, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip  # noqa: E501
+    monkeypatch.setattr(asker, "BATCH", 7)
+    dice, store, source = random.Random(seed), small.store, small.asker(2)
+    assert source
+    source._iou, done, total = 0.5, set[int](), 0
+    for _ in range(60):
+        most, anyhow = dice.randrange(1, 7), dice.random() < 0.5
+        busy = {query.image_id for query in store.unanswered(2)}
+        wanted = plainly(source, done, most, anyhow, busy)
+        asked = source.ask(most, anyhow=anyhow)
+        assert [int(query.why["rank"]) for query in asked if query.why] == wanted
+        done.update(wanted)
+        total += len(wanted)
+        for query in store.unanswered(2):
+            if dice.random() < 0.5:
+                # Its own box, or a large one that settles others beside it, or the whole image.
+                box = query.box if dice.random() < 0.7 else np.array([0, 0, 640, 480], dtype=np.float32)
+                assert box is not None
+                store.record([Answer(query.id, box[None], np.array([0]), Verdict.OBJECT, "anna")])
+        if dice.random() < 0.1:
+            (whole,) = store.ask(2, [Query(dice.randrange(1, 11), asked_by="anna")])
+            store.record([Answer(whole.id, np.zeros((0, 4)), np.zeros(0, int), Verdict.OBJECT, "anna")])
+        if dice.random() < 0.2:
+            place = dice.randrange(300)
+            done.add(place)
+            source.was_asked({"rank": place})
+    assert total > 30
+
+
+# ------------------------------------------------------------------------------------------- classes
+
+
+def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    given = People.given
+    monkeypatch.setattr(People, "given", lambda people, after=0: (read.append(after), given(people, after))[1])
+    desk = Desk(project, train=False)
+    for query in next_of(desk):
+        save(desk, query)
+    asker, before, questions = desk._asker, len(read), desk.questions
+    desk.change_classes(lambda: desk.people.add_class("eel")).result(20)
+    desk.change_classes(lambda: desk.people.rename_class(0, "cod", "anna")).result(20)
+    desk.change_classes(lambda: desk.people.merge_class(1, 2, "anna")).result(20)
+    assert all(after == 4 for after in read[before:])  # what came after the last answer
+    assert desk._asker is asker
+    assert desk.questions == questions + 3  # open pages ask again: what they show may have another name
+    classes = desk.state("anna", False)["classes"]
+    assert [(one["name"], one["count"], one["merged_into"]) for one in classes] == [
+        ("cod", 0, None), ("ray", 0, 2), ("shark", 4, None), ("eel", 0, None),
+    ]  # fmt: skip
+    desk.close()

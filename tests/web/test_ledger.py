@@ -1,0 +1,152 @@
+"""What the server keeps in memory says the same as the store, whatever people do, and as a ledger made anew."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rarebox.labels.leases import Outcome, People, Status, Submission
+from rarebox.labels.store import Store
+from rarebox.project.project import HELD_BACK
+from rarebox.types import ImageRecord, Query, Verdict
+from rarebox.web.ledger import Ledger
+
+PEOPLE = ("anna", "ben", "cleo")
+SECONDS = 600
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Iterator[People]:
+    """Whole images in cycle 1, and boxes, a third of them for two people, in cycle 2."""
+    with Store(tmp_path / "labels.sqlite", classes=("fish", "ray", "shark"), flush=False) as store:
+        store.add_images(ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 8))
+        for cycle in (1, 2):
+            store.open_cycle(cycle)
+        store.ask(1, [Query(i, why={HELD_BACK: float(i == 2)}) for i in (1, 2, 3)])
+        yield People(store)
+
+
+def ask(people: People, number: int) -> None:
+    box = np.array([number, 0, number + 10, 10], dtype=np.float32)
+    people.store.ask(2, [Query(1 + number % 7, box, number % 3, wanted=1 + (number % 3 == 0))])
+
+
+def act(people: People, dice: random.Random, step: int) -> Outcome | None:
+    """Somebody answers, corrects, takes back, draws a box, or is asked something new."""
+    by, what = dice.choice(PEOPLE), dice.random()
+    key, label = f"k{step}", dice.randrange(3)
+    cycle = dice.choice((1, 2, 2))
+    box = np.array([[dice.randrange(500), 0, 600, 10]], dtype=np.float32)
+    if what < 0.25:
+        ask(people, step)
+        return None
+    if what < 0.35:
+        return people.submit(by, by, Submission(key, Verdict.OBJECT, box, np.array([label]), image_id=1 + step % 7))
+    if what < 0.55 and (given := people.given()):
+        one = dice.choice(given)
+        verdict = dice.choice((Verdict.WITHDRAWN, Verdict.WITHDRAWN, Verdict.CANNOT_TELL))
+        said = Submission(key, verdict, box[:0], np.zeros(0, np.int64), query_id=one.query.id, after=one.id)
+        return people.submit(by, by, said, SECONDS)
+    queries = people.claim(by, by, dice.randrange(1, 4), dice.choice((SECONDS, SECONDS, -1)), cycle)
+    if not queries:
+        return None
+    query, verdict = dice.choice(queries), dice.choice((Verdict.OBJECT, Verdict.OBJECT, Verdict.NOT_AN_OBJECT))
+    boxes = box if verdict is Verdict.OBJECT else box[:0]
+    return people.submit(by, by, Submission(key, verdict, boxes, np.full(len(boxes), label), 1000, query.id))
+
+
+def take_in(ledger: Ledger, people: People) -> Ledger:
+    ledger.take_in(people.questions(ledger.last_question), people.given(ledger.last_answer))
+    return ledger
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: int) -> None:
+    dice, ledger, store, saved = random.Random(seed), Ledger(), people.store, 0
+    for step in range(250):
+        outcome = act(people, dice, step)
+        saved += outcome is not None and outcome.status is Status.SAVED
+        if dice.random() < 0.5:
+            take_in(ledger, people)
+    take_in(ledger, people)
+    assert saved > 80
+    for cycle in (1, 2):
+        spent, unanswered = store.spent(cycle), store.unanswered(cycle)
+        assert (ledger.sums["labels", cycle], ledger.sums["looks", cycle]) == (spent.labels, spent.looks)
+        assert ledger.sums["asked", cycle] == sum(query.asked_by is None for query in store.queries(cycle))
+        assert ledger.sums["open", cycle] == len(unanswered)
+        assert set(ledger.busy(cycle)) == {query.image_id for query in unanswered}
+    answered = {query.id: answer for query, answer in store.answered()}
+    assert {one.query.id: one.id for one in ledger.standing()}.keys() == answered.keys()
+    for one in ledger.standing():
+        assert (one.answer.by, one.answer.labels.tolist()) == (answered[one.query.id].by, answered[one.query.id].labels.tolist())  # fmt: skip  # noqa: E501
+    labels = [label for answer in answered.values() for label in answer.labels.tolist()]
+    assert ledger.counts(3).tolist() == np.bincount(labels, minlength=3).tolist()
+    held = [
+        answer for query, answer in store.answered(1)
+        if query.why and query.why[HELD_BACK] and answer.verdict is not Verdict.CANNOT_TELL
+    ]  # fmt: skip
+    assert ledger.sums["held images",] == len(held)
+    said = {(one.query.id, one.answer.by): one.answer.verdict for one in people.given()}
+    for name in PEOPLE:
+        count = sum(by == name and verdict is not Verdict.WITHDRAWN for (_, by), verdict in said.items())
+        assert ledger.sums["by", name] == count
+
+    anew = take_in(Ledger(), people)
+    assert {what: n for what, n in anew.sums.items() if n} == {what: n for what, n in ledger.sums.items() if n}
+    assert [h.question.id for h in anew.disagreements()] == [h.question.id for h in ledger.disagreements()]
+    twice = [h for h in anew.queries.values() if h.agrees({}) is not None]
+    assert len(twice) > 3
+    assert ledger.agreement_between_people() == sum(bool(h.agrees({})) for h in twice) / len(twice)
+    assert anew.disagreements() == [h for h in twice if not h.agrees({}) and h.ever <= h.question.wanted]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: People, seed: int) -> None:
+    dice, ledger = random.Random(seed), Ledger()
+    for step in range(150):
+        act(people, dice, step)
+        take_in(ledger, people)
+        for by in (*PEOPLE, "dora"):
+            for tab in ("", "'s phone"):
+                holder = by + tab
+                leases = people.leases(holder)
+                everything = [query.id for query in _would_be_given(people, holder, by)]
+                held = ledger.held(holder, by, leases)
+                open_ones = list(ledger.open_to(holder, by, 2, leases))
+                assert (sorted(everything[: len(held)]), everything[len(held) :]) == (sorted(held), open_ones)
+
+
+def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
+    """What a claim of everything gives, which is then undone."""
+    with people.store.transaction(writes=True) as connection:
+        undone = connection.begin_nested()
+        try:
+            return people.claim(holder, by, 10**6, SECONDS)
+        finally:
+            undone.rollback()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ledger_told_of_merged_classes_counts_as_one_made_after_them(people: People, seed: int) -> None:
+    dice, ledger = random.Random(seed), Ledger()
+    for step in range(240):
+        act(people, dice, step)
+        take_in(ledger, people)
+        if step in (120, 180):
+            people.merge_class(1 if step == 120 else 0, 2, "anna")
+            ledger.merge(people.store.counts_as())
+    anew = take_in(Ledger(), people)
+    anew.merge(people.store.counts_as())
+    assert ledger.counts(3).tolist() == anew.counts(3).tolist()
+    assert ledger.counts(3)[:2].tolist() == [0, 0]
+    for cycle in (1, 2):
+        assert ledger.agreement_with_guesses(cycle) == anew.agreement_with_guesses(cycle)
+    assert ledger.agreement_with_guesses(2) == 1 or ledger.sums["guesses", 2] > ledger.sums["right guesses", 2]
+    assert ledger.agreement_between_people() == anew.agreement_between_people()
+    assert [h.question.id for h in ledger.disagreements()] == [h.question.id for h in anew.disagreements()]
+    named = ("guessed", "label")  # of these the sum over classes is what counts
+    told, plain = ({what: n for what, n in one.sums.items() if n and what[0] not in named} for one in (ledger, anew))
+    assert told == plain

@@ -1,0 +1,263 @@
+"""Label Studio's ML-backend contract, with requests as Label Studio sends them; and stacks of a project's questions."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from rarebox.data import labelstudio
+from rarebox.data.export import export_queries
+from rarebox.errors import UserError
+from rarebox.labels.leases import People
+from rarebox.pool.ranking import Head
+from rarebox.project.create import create
+from rarebox.project.exchange import Imported, Offer, ask_ahead, bring_in, open_questions
+from rarebox.project.project import Project
+from rarebox.types import Candidates, Query
+from rarebox.web.ml_backend import make_router, router_of
+from tests.project.test_exchange import region, sdk
+
+CLASSES = ("cat", "dog")
+BOXES = np.array([[10, 20, 50, 60], [100, 20, 150, 90], [60, 5, 90, 95], [10, 10, 90, 90]], dtype=np.float32)
+IMAGE_OF = np.array([1, 1, 1, 2])
+SCORES = np.array([0.5, 0.6, 0.2, 0.9], dtype=np.float32)
+LABELS = np.array([0, 1, 1, 0])
+
+CONFIG = labelstudio.config(CLASSES)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """Three photos of 200 x 100 pixels, and the ranking of cycle 2: three boxes on the first, one on the second."""
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        Image.new("RGB", (200, 100)).save(tmp_path / "photos" / f"{name}.jpg")
+    create(tmp_path / "project", tmp_path / "photos", CLASSES, changes={"budget": [3], "people.overlap": 0})
+    now = Project(tmp_path / "project")
+    now.store.open_cycle(2)
+    u = np.array([0.9, 0.8, 0.7, 0.6])
+    candidates = Candidates(IMAGE_OF, np.arange(4), BOXES, LABELS, SCORES, u, u, np.zeros((4, 0)))
+    now.folder.cycle(2).mkdir()
+    now.write_ranking(2, Head.of(candidates, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([2, 2]))
+    yield now
+    now.store.close()
+
+
+@pytest.fixture
+def client(project: Project) -> Iterator[TestClient]:
+    ask_ahead(project.folder.root, 10)
+    app = FastAPI()
+    app.include_router(router_of(Offer(project)), prefix="/labelstudio")
+    with TestClient(app, base_url="http://testserver/labelstudio/") as opened:
+        yield opened
+
+
+def task(number: int, name: str, **data: Any) -> dict[str, Any]:
+    """A task as Label Studio sends it: with many fields that are none of our business."""
+    return {
+        "id": number, "data": {"image": f"/data/upload/1/1a2b3c4d-{name}", **data}, "meta": {}, "project": 1,
+        "created_at": "2026-11-23T18:00:00Z", "updated_at": "2026-11-23T18:00:00Z", "is_labeled": False, "overlap": 1,
+        "inner_id": number, "total_annotations": 0, "cancelled_annotations": 0, "total_predictions": 0,
+        "file_upload": 3, "comment_count": 0, "unresolved_comment_count": 0, "last_comment_updated_at": None,
+        "updated_by": 1, "comment_authors": [], "annotations": [], "predictions": [],
+    }  # fmt: skip
+
+
+def ask(client: TestClient, *names: str) -> list[dict[str, Any]]:
+    answer = client.post("predict", json={
+        "tasks": [task(n, name) for n, name in enumerate(names, 1)], "project": "1.1732380000", "label_config": CONFIG,
+        "params": {"login": None, "password": None, "context": None},
+    })  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    return answer.json()["results"]
+
+
+def event(action: str, name: str, prediction: dict[str, Any], result: list[Any], **more: Any) -> dict[str, Any]:
+    """A webhook's payload."""
+    annotation = {
+        "id": 5, "result": result, "completed_by": 7, "was_cancelled": False, "ground_truth": False, "task": 1,
+        "created_at": "2026-11-23T18:10:00Z", "updated_at": "2026-11-23T18:10:00Z", "lead_time": 4.5, "project": 1,
+        "prediction": {"id": 9, **prediction}, "parent_prediction": 9, "parent_annotation": None, "unique_id": "x",
+        "result_count": len(result), "import_id": None, "last_action": None, "last_created_by": None, **more,
+    }  # fmt: skip
+    return {"action": action, "annotation": annotation, "task": task(1, name), "project": {"id": 1, "title": "t"}}
+
+
+def test_health_setup_and_versions(client: TestClient) -> None:
+    assert client.get("health").json()["status"] == "UP"
+    assert client.get("").json()["status"] == "UP"
+    body = {"project": "1.1732380000", "schema": CONFIG, "hostname": "http://localhost:8080", "access_token": "t", "extra_params": None}  # fmt: skip  # noqa: E501
+    assert client.post("setup", json=body).json() == {"model_version": "rarebox cycle 2"}
+    assert client.get("versions").json() == {"versions": ["rarebox cycle 2"]}
+    refused = client.post("setup", json={**body, "schema": labelstudio.config(["cat"])})
+    assert refused.status_code == 400
+    assert "no rectangle label for dog" in refused.json()["detail"]
+    assert client.post("setup", json={**body, "schema": "<View"}).status_code == 400
+    assert client.get("is_training").json() == {"is_training": False}
+    assert client.post("job_status", json={"job": "1"}).status_code == 410
+
+
+def test_predictions_are_the_open_questions_and_what_else_is_likely(client: TestClient, project: Project) -> None:
+    first, second, third, fourth = ask(client, "a.jpg", "c.jpg", "b.jpg", "unknown.jpg")
+    (about_a, about_b) = project.store.unanswered(2)
+    # One question an image is open at a time; the second box of the first image is likely (0.6), the third not (0.2).
+    assert [r["id"].split("-")[0] for r in first["result"]] == ["query", "guess"]
+    assert first["result"][0]["id"] == f"query-{about_a.id}"
+    assert [r["value"]["rectanglelabels"] for r in first["result"]] == [["cat"], ["dog"]]
+    assert [r["score"] for r in first["result"]] == pytest.approx([0.5, 0.6])
+    assert [r["id"] for r in third["result"]] == [f"query-{about_b.id}"]
+    assert second["result"] == fourth["result"] == []
+    for prediction in (first, second, third):
+        assert prediction["model_version"] == "rarebox cycle 2"
+
+
+def test_predictions_are_what_label_studios_own_library_takes(client: TestClient) -> None:
+    interface = sdk("label_interface.interface").LabelInterface(CONFIG)
+    for prediction in ask(client, "a.jpg", "b.jpg"):
+        assert prediction["result"]
+        assert interface.validate_prediction(prediction, return_errors=True) == []
+
+
+def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Project) -> None:
+    shown = ask(client, "a.jpg")[0]
+    kept = [{**r, "origin": "prediction"} for r in shown["result"]]
+    drawn = region([0, 0, 20, 10], "dog")
+    answer = client.post("webhook", json=event("ANNOTATION_CREATED", "a.jpg", shown, [*kept, drawn]))
+    assert answer.status_code == 201
+    assert answer.json()["result"] == {**zeros(), "objects": 1, "missed": 2}
+    said = project.store.labels()[1]
+    assert sorted(said.boxes.tolist()) == sorted([*BOXES[:2].tolist(), [0, 0, 20, 10]])
+    assert {given.answer.by for given in People(project.store).given()} == {"user 7"}
+    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is told by what was shown.
+    again = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, [*kept, drawn]))
+    assert again.json()["result"] == {**zeros(), "unchanged": 3}
+    changed = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, kept[1:]))
+    assert changed.json()["result"] == {**zeros(), "no_objects": 1, "unchanged": 1, "withdrawn": 1}
+    assert project.store.labels()[1].rejected.tolist() == BOXES[:1].tolist()
+    # The image has nothing open now, but the ranking goes on.
+    assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
+
+
+def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Path) -> None:
+    for name in ("cam1", "cam2"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (200, 100)).save(tmp_path / "photos" / name / "1.jpg")
+    create(tmp_path / "project", tmp_path / "photos", CLASSES)
+    project = Project(tmp_path / "project")
+    app = FastAPI()
+    app.include_router(router_of(Offer(project)))
+    (second,) = (i for i, record in project.store.images().items() if "cam2" in record.path)
+    drawn = [
+        {
+            **region([0, 0, 1, 1], "cat", "p"),
+            "type": "polygonlabels",
+            "value": {"points": [[10, 10], [20, 30], [5, 40]], "polygonlabels": ["cat"]},
+        },
+        region([100, 50, 140, 70], "dog", "t", rotation=90),
+    ]
+    key_point = {
+        **region([0, 0, 1, 1], "cat", "k"),
+        "type": "keypointlabels",
+        "value": {"x": 5, "y": 5, "width": 1, "keypointlabels": ["cat"]},
+    }
+    told = event("ANNOTATION_CREATED", "1.jpg", {}, [*drawn, key_point], parent_prediction=None)
+    told["task"]["data"]["image"] = "/data/local-files/?d=mnt/cam2/1.jpg"
+    with TestClient(app) as client:
+        answer = client.post("/webhook", json=told)
+    assert answer.json()["result"] == {**zeros(), "missed": 2, "shapes": 1}
+    said = project.store.labels()[second].boxes
+    assert said.tolist() == [pytest.approx([10, 10, 40, 40]), pytest.approx([80, 50, 100, 90])]
+    project.store.close()
+
+
+def zeros() -> dict[str, int]:
+    return dict.fromkeys(Imported.__dataclass_fields__, 0)
+
+
+def test_other_events_and_skipped_tasks_change_nothing(client: TestClient, project: Project) -> None:
+    shown = ask(client, "a.jpg")[0]
+    assert client.post("webhook", json={"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 5}]}).status_code == 201
+    assert client.post("webhook", json={"action": "START_TRAINING", "project": {"id": 1}}).status_code == 201
+    skipped = client.post("webhook", json=event("ANNOTATION_CREATED", "a.jpg", shown, [], was_cancelled=True))
+    assert skipped.json()["result"] == zeros()
+    assert People(project.store).given() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"task": task(1, "unknown.jpg")}, "unknown.jpg' is not in the store"),
+        ({"task": None}, "payload"),
+        ({"task": {"data": {"text": "no image"}}}, "names no"),
+    ],
+)
+def test_events_that_cannot_be_taken_in(client: TestClient, project: Project, change: Any, wanted: str) -> None:
+    shown = ask(client, "a.jpg")[0]
+    answer = client.post("webhook", json={**event("ANNOTATION_CREATED", "a.jpg", shown, shown["result"]), **change})
+    assert answer.status_code == 422
+    assert wanted in answer.json()["detail"]
+    assert People(project.store).given() == []
+
+
+@pytest.mark.parametrize("path", ["predict", "setup", "webhook"])
+@pytest.mark.parametrize("body", ["[]", "nonsense", '{"tasks": 3, "schema": 4, "action": 5}'])
+def test_malformed_requests_are_refused(client: TestClient, path: str, body: str) -> None:
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+
+
+def test_any_provider_will_do() -> None:
+    told: list[Any] = []
+    app = FastAPI()
+    app.include_router(make_router(lambda images: [None] * len(images), lambda: CLASSES, lambda: "v", lambda b: told.append(b) or {}))  # fmt: skip  # noqa: E501
+    with TestClient(app) as client:
+        assert client.post("/predict", json={"tasks": [task(1, "a.jpg"), {"id": 2}]}).json() == {
+            "results": [{"model_version": "v", "score": 0.0, "result": []}] * 2, "model_version": "v",
+        }  # fmt: skip
+        client.post("/webhook", json=event("ANNOTATION_CREATED", "a.jpg", {"result": [{"id": "query-3"}]}, []))
+    assert [one.queries for one in told[0].returned] == [(3,)]
+
+
+# ------------------------------------------------------------------------------------------- stacks of questions
+
+
+def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_path: Path) -> None:
+    ask_ahead(project.folder.root, 1)
+    assert [q.image_id for q in open_questions(project.store).queries] == [1]
+    ask_ahead(project.folder.root, 10)
+    ask_ahead(project.folder.root, 10)
+    found = open_questions(project.store)
+    assert [(q.image_id, q.guess) for q in found.queries] == [(1, 0), (2, 0)]  # one an image
+    export_queries(tmp_path / "out", "labelstudio", found.classes, list(found.images.values()), found.queries)
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    for number, sent in enumerate(tasks):
+        sent["annotations"] = [{"id": number, "result": sent["predictions"][0]["result"], "parent_prediction": 1}]
+    (tmp_path / "back.json").write_text(json.dumps(tasks))
+    assert bring_in(project.store, labelstudio.read(tmp_path / "back.json"), "labelstudio") == Imported(objects=2)
+    ask_ahead(project.folder.root, 10)
+    assert [q.image_id for q in open_questions(project.store).queries] == [1]  # what is left of three
+    assert project.spent(2) == 2
+
+
+def test_whole_images_go_out_without_boxes_and_come_back_complete(project: Project, tmp_path: Path) -> None:
+    project.store.open_cycle(3)
+    project.store.ask(3, [Query(3)])
+    found = open_questions(project.store)
+    export_queries(tmp_path / "out", "labelstudio", found.classes, list(found.images.values()), found.queries)
+    (sent,) = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    assert "predictions" not in sent
+    sent["annotations"] = [{"id": 1, "result": [region([0, 0, 20, 10], "dog")], "parent_prediction": None}]
+    (tmp_path / "back.json").write_text(json.dumps([sent]))
+    done = bring_in(project.store, labelstudio.read(tmp_path / "back.json"), "labelstudio", complete=True)
+    assert done == Imported(missed=1, complete=1)
+    assert project.store.unanswered(3) == []
+    assert project.store.labels()[3].complete
+    found = open_questions(project.store)
+    with pytest.raises(UserError, match="no open question"):
+        export_queries(tmp_path / "out", "cvat", found.classes, list(found.images.values()), found.queries)

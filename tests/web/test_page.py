@@ -1,0 +1,425 @@
+"""The page in a real browser where the server, the network or the person does not behave; nothing is trained."""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Route
+
+from rarebox.data.datasets import load
+from rarebox.labels.leases import People
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import RunFolder
+from rarebox.types import ImageRecord
+from tests import tiny
+from tests.browser import CHROMIUM, LAPTOP, PHONE, Person, chromium
+from tests.serving import Served, make_project
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@dataclass
+class Office:
+    """A server, and the browsers of people who are signed in there."""
+
+    server: Served
+    chrome: Browser
+    cookies: dict[str, httpx.Cookies]
+    shots: Path
+
+    def browser(self, name: str) -> BrowserContext:
+        context = self.chrome.new_context(viewport=LAPTOP)  # type: ignore[arg-type]
+        context.add_cookies([
+            {"name": cookie.name, "value": cookie.value or "", "url": self.server.url}
+            for cookie in self.cookies[name].jar
+        ])  # fmt: skip
+        return context
+
+    def tab(self, context: BrowserContext) -> Person:
+        person = Person(context.new_page(), self.shots)
+        person.page.goto(self.server.url)
+        return person
+
+    def given(self) -> list[tuple[int, str, str]]:
+        """What the store holds: query, verdict and author of each answer, the oldest first."""
+        folder = RunFolder(self.server.root)
+        with Store(folder.labels(folder.read_settings())) as store:
+            return [(one.query.id, one.answer.verdict.value, one.answer.by) for one in People(store).given()]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Sequence[ImageRecord]:
+    return load(tiny.make_data(tmp_path_factory.mktemp("pictures"))).train.images
+
+
+@pytest.fixture
+def office(
+    pictures: Sequence[ImageRecord], tmp_path: Path, chrome: Browser, request: pytest.FixtureRequest
+) -> Iterator[Office]:
+    """Ten pictures with four questions each, or as many pictures with one as the test asks for."""
+    few = getattr(request, "param", None)
+    root = tmp_path / "project"
+    make_project(root, pictures[: few or 10], ("fish", "ray", "shark"), grid=1 if few else 2).store.close()
+    with Served(root) as server:
+        yield Office(server, chrome, server.cookies(("anna", "ben")), tmp_path)
+
+
+def test_the_next_questions_are_there_before_they_are_asked_for(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.page.wait_for_timeout(1000)
+    office.server.signal(signal.SIGSTOP)
+    try:
+        seen = [anna.photo()]
+        for _ in range(3):
+            anna.press("x")
+            anna.task("box", 5)  # with its picture
+            seen.append(anna.photo())
+        assert len(set(seen)) == 4
+        assert anna.see("save-state").get_attribute("data-state") == "saving"
+    finally:
+        office.server.signal(signal.SIGCONT)
+    anna.saved()
+    assert [verdict for _, verdict, _ in office.given()] == ["not_an_object"] * 3
+
+
+def test_answers_to_a_dead_server_survive_the_end_of_the_page(office: Office) -> None:
+    browser = office.browser("anna")
+    anna = office.tab(browser)
+    anna.task("box", 30)
+    anna.page.wait_for_timeout(1000)
+    office.server.kill()
+    anna.press("x")
+    anna.task("box", 10)
+    anna.press("Enter")
+    anna.page.wait_for_function("() => document.querySelector('#save-state').textContent.includes('2 waiting')")
+    anna.page.close()
+    office.server.start()
+    assert office.given() == []
+    again = office.tab(browser)
+    again.until(lambda state: state["budget"]["spent"] == 2, 30)
+    assert [answer[1:] for answer in office.given()] == [("not_an_object", "anna"), ("object", "anna")]
+
+
+def test_undo_reaches_back_over_several_answers_and_redo_forth(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    photos = []
+    for key in ("x", "Enter", "Space"):
+        anna.task("box", 30)
+        photos.append(anna.photo())
+        anna.press(key)
+    for photo in reversed(photos):
+        anna.press("z")
+        anna.page.wait_for_function(
+            "name => document.querySelector('[data-fact=photo] b')?.innerText === name", arg=photo
+        )
+    anna.saved()
+    verdicts = [verdict for _, verdict, _ in office.given()]
+    assert verdicts == ["not_an_object", "object", "cannot_tell"] + ["withdrawn"] * 3
+    assert anna.state()["budget"]["spent"] == 0
+    anna.press("y", "y")
+    anna.saved()
+    assert [verdict for _, verdict, _ in office.given()][6:] == ["not_an_object", "object"]
+
+
+@pytest.mark.parametrize("office", [5], indirect=True)
+def test_what_somebody_leaves_comes_to_who_has_nothing_to_do(office: Office) -> None:
+    browser = office.browser("anna")
+    anna = office.tab(browser)
+    anna.task("box", 30)  # with three to come
+    photo = anna.photo()
+    other = office.tab(browser)  # closed again: the question is at once hers in the next tab
+    other.task("box", 30)
+    assert other.photo() != photo
+    anna.page.close()
+    third = office.tab(browser)
+    third.task("box", 30)
+    assert third.photo() == photo
+
+    for _ in range(4):
+        third.task("box", 30)
+        third.press("x")
+    third.saved()
+    third.page.close()
+    ben = office.tab(office.browser("ben"))
+    ben.see("waiting").get_by_text("Nothing to ask").wait_for()
+    assert "other people or in another tab" in ben.see("waiting").inner_text()
+    began = time.monotonic()
+    other.page.close()
+    ben.task("box", 30)
+    assert time.monotonic() - began < 20
+
+
+def test_a_change_of_an_old_answer_that_was_not_finished_is_kept(office: Office) -> None:
+    browser = office.browser("anna")
+    anna = office.tab(browser)
+    anna.task("box", 30)
+    anna.press("Enter")
+    anna.saved()
+    anna.see("recent-answer").first.click()
+    anna.page.wait_for_function(
+        "() => document.body.dataset.task === 'edit' && document.querySelector('#waiting').hidden"
+    )
+    anna.press("Shift+ArrowRight", "Shift+ArrowDown")
+    anna.page.reload()
+    anna.page.wait_for_function(
+        "() => document.body.dataset.task === 'edit' && document.querySelector('#waiting').hidden"
+    )
+    assert "unfinished change" in anna.see("notices").inner_text()
+    anna.press("Enter")
+    anna.saved()
+    (answer,) = anna.page.evaluate("fetch('/api/answers').then(r => r.json())")["answers"]
+    assert [round(x - y) for x, y in zip(answer["boxes"][0], answer["box"], strict=True)] == [10] * 4
+    anna.page.reload()
+    anna.task("box", 30)  # it is finished now
+
+
+def test_a_server_that_comes_back_has_the_answers_of_the_same_page(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.page.evaluate("window.sameDocument = true")
+    office.server.kill()
+    anna.press("x")
+    anna.page.wait_for_function("() => document.querySelector('#save-state').dataset.state === 'offline'")
+    office.server.start()
+    anna.saved()
+    assert anna.page.evaluate("window.sameDocument") is True
+    assert [answer[1:] for answer in office.given()] == [("not_an_object", "anna")]
+    anna.task("box", 30)
+    anna.press("Enter")
+    anna.saved()
+    assert len(office.given()) == 2
+
+
+def test_classes_are_made_renamed_and_merged_in_the_page_and_are_never_markup(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    evil = "<img src=x onerror=document.title=1>"
+    anna.press("/")
+    anna.page.keyboard.type(f"  {evil.replace(' ', '   ')} ")
+    anna.press("Enter")  # a new class, and the answer
+    anna.until(lambda state: [(one["name"], one["count"]) for one in state["classes"]][3:] == [(evil, 1)])
+    anna.task("box", 30)
+    anna.press("g")
+    anna.see("gallery-item").get_by_text(evil).wait_for()
+    anna.press("Escape")
+    anna.see("classes-editor").click()
+    row = anna.see("class-row").nth(1)
+    row.get_by_test_id("rename").click()
+    anna.see("rename-input").fill("FISH")
+    anna.press("Enter")
+    anna.page.get_by_text("there is a class 'fish' already").wait_for()
+    anna.see("rename-input").fill("<b>stingray</b>")
+    anna.press("Enter")
+    anna.see("class-row").get_by_text("<b>stingray</b>").wait_for()
+    anna.see("class-row").nth(3).get_by_test_id("merge").click()
+    anna.page.keyboard.type("STING")
+    anna.press("Enter")
+    anna.see("merge-confirm").click()
+    anna.until(lambda state: [one["count"] for one in state["classes"]] == [0, 1, 0, 0])
+    anna.press("Escape")
+    anna.see("class-1").get_by_text("<b>stingray</b>").wait_for()
+    assert anna.page.locator("img[src=x], b b").count() == 0
+    assert anna.page.title() == "project · rarebox"
+    assert ["400" in problem for problem in anna.problems] == [True]  # the name that was taken
+
+
+def test_a_clock_runs_for_as_long_as_somebody_means_to_work(office: Office) -> None:
+    context = office.browser("anna")
+    context.clock.install()
+    anna = office.tab(context)
+    anna.task("box", 30)
+    anna.see("goal").select_option("10")
+    context.clock.run_for(300_000)  # hands at rest for five minutes
+    assert anna.see("goal-clock").inner_text() == "1 of 10 min"
+    over = anna.page.get_by_text("10 minutes are over")
+    for _ in range(75):
+        anna.press("h")
+        context.clock.run_for(8_000)
+        if over.count():
+            break
+    else:
+        pytest.fail("nothing was said")
+    assert anna.see("goal-clock").inner_text() == "10 of 10 min"
+
+
+def test_who_is_not_signed_in_is_told_so_and_nothing_else(office: Office) -> None:
+    stranger = Person(office.chrome.new_page(viewport=PHONE), office.shots)  # type: ignore[arg-type]
+    stranger.page.goto(f"{office.server.url}/?token={office.server.token}")  # used up
+    stranger.see("waiting").get_by_text("Not signed in").wait_for()
+    for name in ("save-state", "yes", "undo"):
+        assert not stranger.see(name).is_visible()
+    assert not stranger.page.locator(".top .bar").is_visible()
+
+
+def test_an_invitation_at_a_server_for_this_machine_says_so(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.see("invite").click()
+    assert "this computer only" in anna.see("invite-local").inner_text()
+    assert office.server.url in anna.see("invite-link").input_value()
+
+
+# ------------------------------------------------------------------------------------------- no answer is lost
+
+HTML = {"content_type": "text/html", "body": "<html>Please sign in</html>"}
+JSON = {"content_type": "application/json"}
+STRANGE: dict[str, dict[str, Any]] = {
+    "a proxy's 404": {"status": 404, **HTML},
+    "a proxy's 413": {"status": 413, **HTML},
+    "a proxy's 401": {"status": 401, **HTML},
+    "a page": {"status": 200, **HTML},
+    "a redirect": {"status": 302, "headers": {"Location": "/"}},
+    "another program": {"status": 200, **JSON, "body": "{}"},
+    "another program's list": {"status": 200, **JSON, "body": "[]"},
+    "another program's refusal": {"status": 422, **JSON, "body": '{"detail": [{"msg": "no"}]}'},
+    "cut short": {"status": 200, **JSON, "body": '{"results": [{"key"'},
+    "nothing": {"status": 204},
+    "a whole body refused": {"status": 413, **JSON, "body": '{"error": "too large"}'},
+    "another's answer refused": {"status": 422, **JSON, "body": '{"error": "wrong", "keys": ["x"]}'},
+    "another's answer saved": {"status": 200, **JSON, "body": '{"results": [], "queries": [], "state": {}}'},
+    "another name": {"status": 421, **JSON, "body": '{"error": "this server does not go by that name"}'},
+}
+
+
+def kept(person: Person) -> int:
+    """Answers that the browser keeps."""
+    return person.page.evaluate("Object.keys(localStorage).filter(name => name.includes('/out/')).length")
+
+
+def fulfil(reply: dict[str, Any], route: Route) -> None:
+    route.fulfill(**reply)
+
+
+def is_offline(person: Person) -> None:
+    person.page.wait_for_function("() => document.querySelector('#save-state').dataset.state === 'offline'")
+
+
+def test_only_our_own_word_on_an_answer_settles_it(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    for number, (name, reply) in enumerate(STRANGE.items()):
+        anna.task("box", 30)
+        anna.page.route("**/api/answers", partial(fulfil, reply))
+        anna.press("x")
+        is_offline(anna)
+        assert kept(anna) == 1, name
+        anna.page.unroute("**/api/answers")
+        anna.saved()
+        assert (kept(anna), len(office.given())) == (0, number + 1), name
+
+
+def test_an_answer_that_is_refused_by_its_key_takes_no_other_with_it(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.page.wait_for_timeout(1000)
+    anna.page.route("**/api/answers", lambda route: route.abort())
+    for _ in range(3):
+        anna.press("x")
+        anna.task("box", 10)
+    wrong = """() => {
+        const name = Object.keys(localStorage).filter((name) => name.includes("/out/")).sort()[1];
+        const record = JSON.parse(localStorage.getItem(name));
+        localStorage.setItem(name, JSON.stringify({ ...record, item: { ...record.item, boxes: ["abcd"] } }));
+    }"""
+    anna.page.evaluate(wrong)
+    anna.page.reload()
+    is_offline(anna)
+    anna.page.unroute("**/api/answers")
+    anna.page.get_by_text("Not saved").wait_for()
+    anna.saved()
+    assert kept(anna) == 0
+    assert len({query for query, _, _ in office.given()}) == 2
+
+
+def test_the_correction_of_an_answer_is_sent_by_another_tab(office: Office) -> None:
+    browser = office.browser("anna")
+    other = office.tab(browser)
+    other.task("box", 30)
+    anna = office.tab(browser)
+    anna.task("box", 30)
+    anna.press("x")
+    anna.saved()
+    anna.page.route("**/api/answers", lambda route: route.abort())
+    anna.press("z")
+    is_offline(anna)
+    anna.page.close()
+    other.until(lambda state: state["budget"]["spent"] == 0, 30)
+    assert [verdict for _, verdict, _ in office.given()] == ["not_an_object", "withdrawn"]
+
+
+def test_what_is_damaged_in_the_browser_stops_nobody(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    damage = """id => {
+        for (const [name, text] of [["a", "{}"], ["b", "null"], ["c", "{"], ["d", '{"item": 1, "client": "x", "at": 1}'], ["e", '"x"']])
+            localStorage.setItem(`rarebox/${id}/out/${name}`, text);
+        localStorage.setItem(`rarebox/${id}/saved`, "null");
+        sessionStorage.setItem(`rarebox/${id}/history`, "{}");
+    }"""  # noqa: E501
+    anna.page.evaluate(damage, anna.state()["id"])
+    anna.page.reload()
+    anna.task("box", 30)
+    anna.page.wait_for_timeout(9000)  # by then what other tabs have left behind is looked for
+    anna.press("x")
+    anna.saved()
+    assert len(office.given()) == 1
+
+
+def test_a_browser_without_room_says_so_and_keeps_what_it_can(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    fill = """() => {
+        for (let size = 1 << 22, n = 0; size >= 1; n++) {
+            try { localStorage.setItem(`filler${n}`, "x".repeat(size)); } catch { size >>= 1; }
+        }
+    }"""
+    anna.page.evaluate(fill)
+    office.server.kill()
+    anna.press("x")
+    anna.page.get_by_text("has no room").wait_for()
+    is_offline(anna)
+    office.server.start()
+    anna.saved()
+    assert len(office.given()) == 1
+
+
+def test_another_project_on_the_port_does_not_get_the_answers(office: Office, tmp_path: Path) -> None:
+    """The browser knows both projects, and cookies do not tell ports apart."""
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 11)]
+    make_project(tmp_path / "second", records, ("fish", "ray", "shark"), grid=2).store.close()
+    browser = office.browser("anna")
+    with Served(tmp_path / "second") as second:
+        cookies = second.cookies(["anna"])["anna"].jar
+        browser.add_cookies([{"name": c.name, "value": c.value or "", "url": second.url} for c in cookies])
+        second.kill()
+        anna = office.tab(browser)
+        anna.task("box", 30)
+        office.server.kill()
+        second.port = office.server.port
+        second.start()
+        anna.press("x")
+        anna.page.get_by_text("another project is served here").wait_for()
+        anna.page.wait_for_timeout(2000)
+        assert (kept(anna), Office(second, office.chrome, {}, tmp_path).given()) == (1, [])
+    (office.server.root / "secret").unlink()  # everybody signs in again; what the browsers keep is still this project's
+    office.server.start()
+    with httpx.Client(base_url=office.server.url) as http:
+        http.get("/", params={"token": office.server.token})
+        http.post("/api/me", json={"name": "anna"})
+        browser.add_cookies(
+            [{"name": c.name, "value": c.value or "", "url": office.server.url} for c in http.cookies.jar]
+        )
+    anna.until(lambda state: state.get("budget", {}).get("spent") == 1, 60)
+    assert kept(anna) == 0
