@@ -302,7 +302,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
 
     monkeypatch.setattr("rarebox.loop.simulate.simulate", stopped)
     monkeypatch.setattr(sys, "argv", ["rarebox", "run", str(tmp_path / "out")])
-    monkeypatch.setattr("rarebox.data.datasets.load_data", lambda name, progress: SimpleNamespace(problems=()))
+    monkeypatch.setattr("rarebox.loop.simulate.load_data", lambda name, progress: SimpleNamespace(problems=()))
     with pytest.raises(SystemExit) as left:
         main.main()
     assert left.value.code == 130

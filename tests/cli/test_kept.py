@@ -400,7 +400,7 @@ def test_a_start_that_was_cut_short_at_any_moment_goes_on(
     photos: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before its store is whole, before its settings are there, and once more."""
-    from rarebox.project import project as module
+    from rarebox.project import create as module
 
     def die(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -222,7 +222,7 @@ def test_pictures_are_read_ahead_by_many_but_never_more_than_a_bound(monkeypatch
             at_once -= 1
         return record.id
 
-    monkeypatch.setattr("rarebox.data.images.read_picture", slow)
+    monkeypatch.setattr("rarebox.data.pictures.read_picture", slow)
     records = [ImageRecord(i, f"s3://x/{i}.jpg", 4, 4) for i in range(200)]
     pictures = Pictures(records, (4, 4), keep_bytes=0)
     monkeypatch.setattr(pictures._memory, "keep", lambda *_: None)

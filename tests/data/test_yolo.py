@@ -290,6 +290,9 @@ def test_key_points_are_known_without_kpt_shape_where_all_rows_have_them(tmp_pat
         ((POSES[2][0], "1 0.1 0.1 0.5 0.1 0.3 0.5"), ""),
         (("0 0.5 0.5 0.6 0.5 0.6 0.6 0.5 0.6",), ""),  # the corners of a box
         (("0 0.1 0.1 0.9 0.1 0.9 0.8 0.1 0.9",), ""),
+        (("0 0.5 0.45 0.55 0.5 0.55 0.55 0.5 0.6 0.45 0.55",), ""),  # a small pentagon
+        (("0 0.5 0.5 0.52 0.5 0.52 0.52 0.5 0.52 0.5 0.5",), ""),  # a small ring that is closed
+        (("0 0.5 0.5 0.3 0.4 0.4 0.6 0.6 0.6 0.5 0.5",), ""),  # a larger one
     ],
 )
 def test_polygons_are_not_taken_for_key_points(tmp_path: Path, rows: tuple[str, ...], more: str) -> None:

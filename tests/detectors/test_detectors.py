@@ -720,7 +720,7 @@ def test_a_fit_and_its_helpers_know_what_is_complete(
     make_detector: Make, pictures: list[Picture], targets: list[Targets], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Any] = []
-    monkeypatch.setattr("rarebox.detectors.distributed.call_helpers", jobs.append)
+    monkeypatch.setattr("rarebox.detectors.detector.call_helpers", jobs.append)
     complete = np.arange(len(pictures)) == 0
 
     def loss(share: float | None) -> float:

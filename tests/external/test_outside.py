@@ -469,8 +469,8 @@ def test_many_boxes_are_ranked_in_little_memory(tmp_path: Path) -> None:
 def test_ranking_starts_without_torch_and_learning_libraries(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", FOUND)
     script = (
-        "import sys; from rarebox import cli\n"
-        "try: cli.main()\nexcept SystemExit as left: assert not left.code\n"
+        "import sys; from rarebox.cli.main import main\n"
+        "try: main()\nexcept SystemExit as left: assert not left.code\n"
         "assert not {'torch', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
     )
     words = ["rank", "--detections", str(tmp_path / "d.jsonl"), "--budget", "2", "--to", str(tmp_path / "out.csv")]

@@ -203,8 +203,8 @@ def test_mistakes_in_the_file_are_named(grid, changes: dict[str, Any], wanted: s
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("seeds: 1\nseeds: 2", "'seeds' is there twice"),
-        ("methods:\n  U: {}\n  U: {}", "'U' is there twice, after line 2"),
+        ("seeds: 1\nseeds: 2", "the key 'seeds' occurs more than once"),
+        ("methods:\n  U: {}\n  U: {}", "the key 'U' occurs more than once"),
         ("seeds: [", "not valid YAML"),
         ("- seeds", "a grid is a mapping"),
     ],
@@ -656,9 +656,9 @@ def test_command_in_a_log_names_the_grid_the_runs_and_what_ended_short(
 def test_a_mistake_in_a_grid_is_refused_before_torch_is_loaded(grid, tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from rarebox import cli\n"
+        "from rarebox.cli.main import main\n"
         "try:\n"
-        "    cli.main()\n"
+        "    main()\n"
         "except SystemExit as left:\n"
         "    print(left.code, 'torch' in sys.modules)\n"
     )

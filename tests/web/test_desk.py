@@ -295,3 +295,18 @@ def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.
         ("cod", 0, None), ("ray", 0, 2), ("shark", 4, None), ("eel", 0, None),
     ]  # fmt: skip
     desk.close()
+
+
+def test_a_class_is_counted_from_the_moment_it_is_listed(small: Project) -> None:
+    desk = Desk(small, train=False)
+    seen: list[dict[str, Any]] = []
+
+    def add() -> None:
+        desk.people.add_class("new")
+        desk._see_classes()
+        seen.append(desk.state("anna", False))  # as another thread may ask, before the writing thread is done
+
+    desk.do(add).result(20)
+    assert [one["name"] for one in seen[0]["classes"]] == [*CLASSES, "new"]
+    assert [one["name"] for one in desk.state("anna", False)["classes"]] == [*CLASSES, "new"]
+    desk.close()

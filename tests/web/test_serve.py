@@ -61,7 +61,7 @@ def project(tmp_path: Path) -> Project:
 NOT_TRAINING = f"""
 from rarebox.web import supervisor
 supervisor.COMMAND = {(sys.executable, "-c", WAITING)!r}
-from rarebox.cli import main
+from rarebox.cli.main import main
 main()
 """
 

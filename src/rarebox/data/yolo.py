@@ -161,7 +161,7 @@ def _likely_key_points(files: Iterable[Path]) -> int:
     """How many numbers of key points follow each box by the look of all rows; 0 where these may be anything else.
 
     Every row must have the same number of values, at least eight, and the first four must be a box in the image that
-    holds the points behind them.
+    holds the points behind them. Points of two numbers must fill it, too, for a polygon of some points looks alike.
     """
     count, dimensions = 0, (2, 3)
     for file in files:
@@ -189,9 +189,23 @@ def _holds_points(values: Sequence[float], numbers: int) -> bool:
         return False  # the diagonals of the four corners have one centre
     inside = width / 2 <= min(x, 1 - x) + _SLACK and height / 2 <= min(y, 1 - y) + _SLACK
     seen = [point for point in points if any(point)]  # zeros stand for a point that is not labelled
-    return inside and all(
-        abs(px - x) <= width / 2 + _SLACK and abs(py - y) <= height / 2 + _SLACK for px, py, *_ in seen
-    )
+    held = all(abs(px - x) <= width / 2 + _SLACK and abs(py - y) <= height / 2 + _SLACK for px, py, *_ in seen)
+    return inside and held and (numbers == 3 or _fill(seen, x, y, width, height))
+
+
+def _fill(points: Sequence[Sequence[float]], x: float, y: float, width: float, height: float) -> bool:
+    """Whether points spread over at least half of a box, about its centre, and do not end where they began.
+
+    A small polygon read as a box and key points has its points in one spot of a large box.
+    """
+    if not points or points[-1] == [x, y]:
+        return False
+    ratios = []
+    for values, centre, side in (([p[0] for p in points], x, width), ([p[1] for p in points], y, height)):
+        if abs(sum(values) / len(values) - centre) > side / 4:
+            return False
+        ratios.append((max(values) - min(values) + _SLACK) / side if side > 0 else 0)
+    return max(ratios) >= 0.5
 
 
 _SLACK = 0.005

@@ -1,8 +1,7 @@
 """The grammar of a grid file: which settings, methods, budgets and seeds it spans."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -13,7 +12,7 @@ import yaml
 
 from rarebox import config, strategies
 from rarebox.config import PseudoSettings, Settings
-from rarebox.core.parsing import Loader, from_yaml
+from rarebox.core.parsing import from_yaml
 from rarebox.core.text import read_text
 from rarebox.errors import UserError, unknown_name
 from rarebox.grid.results import FULL
@@ -96,19 +95,9 @@ def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
     return [run for run in runs if not only or any(fits(run.name, text) for text in only)]
 
 
-class _OneOfEach(Loader):
-    """YAML lets the last of two equal names win, without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [name for name, times in names.items() if times > 1]:
-            raise UserError(f"{twice[0]!r} is there twice, after line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
 def _load(file: Path) -> dict[str, Any]:
     try:
-        grid = from_yaml(read_text(file), _OneOfEach)
+        grid = from_yaml(read_text(file))
     except FileNotFoundError as error:
         raise UserError("there is no such grid; the paper's are in the folder paper/ of the sources") from error
     except OSError as error:

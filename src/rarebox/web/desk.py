@@ -248,6 +248,7 @@ class Desk:
         with self._lock, self.project.store.transaction():
             self._classes, self._counts_as = self.project.store.classes(), self.project.store.counts_as()
             self._ledger.merge(self._counts_as)
+            self._counts = self._ledger.counts(len(self._classes))
 
     def _forget(self) -> None:
         """Read everything again: what was taken in has not come to be."""
