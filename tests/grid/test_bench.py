@@ -1,7 +1,6 @@
 """Grids: what a file means, and that every run is done once, whoever does it and whatever happens on the way."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from rarebox.grid.runner import Bench
 from rarebox.grid.spec import Planned
 from rarebox.loop import scoring, simulate
 from rarebox.loop.run_folder import RunFolder
+from tests import forked
 from tests.tiny import CHANGES, make_data
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -506,14 +507,16 @@ def test_a_run_that_failed_in_another_process_meanwhile_is_left(
     assert len(pretended) == 2
 
 
-def process(file: Path, out: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "rarebox", "bench", str(file), str(out), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def events(child: "subprocess.Popen[str]") -> Iterator[Event]:
-    assert child.stdout is not None
-    return (json.loads(line) for line in child.stdout)
+def events(child: BaseProcess, said: Path) -> Iterator[Event]:
+    """What a process tells, as it tells it, until it has ended."""
+    alive, done = True, 0
+    while alive:
+        alive = child.is_alive()
+        told = said.read_text().splitlines(keepends=True) if said.exists() else []
+        whole = [line for line in told if line.endswith("\n")]
+        yield from map(json.loads, whole[done:])
+        done = len(whole)
+        time.sleep(0.01)
 
 
 def cycles(told: Iterable[Event]) -> list[tuple[str, int]]:
@@ -530,19 +533,20 @@ def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     runs = spec.read(file)
     first, second, third = (run.folder for run in runs)
     ours: list[Event] = []
-    with process(file, out) as child:
+    child = forked.start_command(["bench", file, out, "--json"], tmp_path / "said")
 
-        def tell(event: Event) -> None:
-            ours.append(event)
-            if event["event"] == "cycle":
-                child.send_signal(signal.SIGKILL)
+    def tell(event: Event) -> None:
+        ours.append(event)
+        if event["event"] == "cycle":
+            child.kill()
 
-        told = events(child)
-        theirs = [next(e for e in told if e["event"] == "cycle" and e["run"] == second)]
-        before = {file: when for file, when in metrics_written(out).items() if second not in file.as_posix()}
-        assert [line["run"] for line in lines(out)] == [first]
-        assert Bench(out, runs, runs, tell=tell).work(file) == []
-        theirs += told
+    told = events(child, tmp_path / "said")
+    theirs = [next(e for e in told if e["event"] == "cycle" and e["run"] == second)]
+    before = {file: when for file, when in metrics_written(out).items() if second not in file.as_posix()}
+    assert [line["run"] for line in lines(out)] == [first]
+    assert Bench(out, runs, runs, tell=tell).work(file) == []
+    theirs += told
+    assert child.exitcode == -signal.SIGKILL
     assert cycles(theirs)[0] == (second, 1)
     assert cycles(ours)[:2] == [(third, 1), (third, 2)]
     both = cycles(ours)[2:] + cycles(theirs)  # what it did last it may not have told any more
@@ -689,7 +693,8 @@ def test_command_mistakes(monkeypatch, capsys, grid, tmp_path: Path, options: li
 def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
     grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
-    file, out = grid(data=[str(pictures)], settings={**COMMON, "training.freeze": "backbone"}), tmp_path / "out"
+    chosen = {name: value for name, value in COMMON.items() if name != "scoring.views"}
+    file, out = grid(data=[str(pictures)], settings={**chosen, "training.freeze": "backbone"}), tmp_path / "out"
     failed, _ = work(file, out, only=("U",))
     assert not failed
     assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # R has yet to come
