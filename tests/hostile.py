@@ -22,7 +22,7 @@ from rarebox.grid import spec
 from rarebox.grid.results import read
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
 from rarebox.project.exchange import bring_in
 from rarebox.project.project import Project
@@ -301,7 +301,7 @@ def make_project(folder: Path) -> None:
         np.array([1, 2]), np.arange(2), boxes, np.array([0, 1]), np.array([0.5, 0.6]), u, u, np.zeros((2, 0))
     )
     now.folder.cycle(2).mkdir()
-    now.write_ranking(2, Head.of(found, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([1, 1]))
+    now.write_ranking(2, LazyRanking.of(found, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([1, 1]))
     now.write_predictions([Query(1, boxes[0], 0, 0.5, {"score": 0.5})])
     now.store.close()
 

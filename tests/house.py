@@ -11,13 +11,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from rarebox.core.files import write_json
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Query
 from rarebox.web.app import make_app
-from rarebox.web.desk import Desk
-from rarebox.web.security import Door, Visitor
+from rarebox.web.security import Authenticator, Visitor
+from rarebox.web.service import AnnotationService
 
 HOST = "localhost:8765"
 CLASSES = ("fish", "ray", "shark")
@@ -51,7 +51,7 @@ def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess
         box_consistency=np.ones(count), class_probs=np.zeros((count, 0)),
     )  # fmt: skip
     project.folder.cycle(cycle).mkdir()
-    order = Head.of(found, enumerate(found.scores.tolist()))
+    order = LazyRanking.of(found, enumerate(found.scores.tolist()))
     counts = np.bincount(found.labels, minlength=len(CLASSES))
     project.write_ranking(cycle, order, np.ones(len(CLASSES)) / len(CLASSES), counts)
     write_json(project.folder.metrics, [record(number) for number in range(1, cycle)])
@@ -120,9 +120,9 @@ class House:
     """A project at a desk, with a door."""
 
     def __init__(self, project: Project, host: str = "127.0.0.1", also: tuple[str, ...] = ()) -> None:
-        self.project, self.door = project, Door(b"a secret for tests")
-        self.desk = Desk(project, train=False)
-        self.app = make_app(self.desk, self.door, host, also)
+        self.project, self.authenticator = project, Authenticator(b"a secret for tests")
+        self.service = AnnotationService(project, train=False)
+        self.app = make_app(self.service, self.authenticator, host, also)
 
     def stranger(self, host: str = HOST, **options: Any) -> TestClient:
         """A browser without a cookie."""
@@ -131,7 +131,7 @@ class House:
     def browser(self, name: str | None = "anna", tab: str = "tab") -> Browser:
         """A browser that came in by a link that works once."""
         client = self.stranger()
-        reply = client.get("/", params={"token": self.door.one_time_link(Visitor(name))})
+        reply = client.get("/", params={"token": self.authenticator.one_time_link(Visitor(name))})
         assert reply.status_code == 303
         return Browser(client, tab)
 
@@ -143,4 +143,4 @@ def opened(project: Project, **options: Any) -> Iterator[House]:
     try:
         yield house
     finally:
-        house.desk.close()
+        house.service.close()

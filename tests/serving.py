@@ -14,7 +14,7 @@ import numpy as np
 from rarebox import config
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.project.project import Project
 from rarebox.types import Candidates, ImageRecord
 from rarebox.web import serve, supervisor
@@ -56,7 +56,7 @@ def make_project(
         box_consistency=chance.random(len(rows)), class_probs=np.zeros((len(rows), 0)),
     )  # fmt: skip
     folder.cycle(2).mkdir()
-    order = Head.of(found, enumerate(np.linspace(1, 0, len(rows)).tolist()))
+    order = LazyRanking.of(found, enumerate(np.linspace(1, 0, len(rows)).tolist()))
     counts = np.bincount(found.labels, minlength=len(classes))
     project.write_ranking(2, order, np.ones(len(classes)) / len(classes), counts)
     return project

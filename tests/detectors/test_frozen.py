@@ -18,8 +18,8 @@ from rarebox.data import datasets
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, body_channels, frozen
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
-from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
-from rarebox.detectors.maps import Seen
+from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
+from rarebox.detectors.maps import CachedPicture
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
 from rarebox.loop import simulate
@@ -52,9 +52,11 @@ def plan_of(detector: TorchDetector, picture: Picture, seed: int) -> tuple[View,
     return make_views(VIEWS, *detector.input_size(picture), np.random.default_rng(seed))
 
 
-def seen(detector: TorchDetector, pictures: list[Picture], folder: Path) -> tuple[list[Seen], list[tuple[View, ...]]]:
+def seen(
+    detector: TorchDetector, pictures: list[Picture], folder: Path
+) -> tuple[list[CachedPicture], list[tuple[View, ...]]]:
     """The pictures as a frozen body saw them, through the files; ids count from 1."""
-    store = MapStore(folder, Layout(body_channels(detector.settings), VIEWS))
+    store = FeatureCache(folder, Layout(body_channels(detector.settings), VIEWS))
     plans = [plan_of(detector, picture, i) for i, picture in enumerate(pictures)]
     with store.adding() as keep:
         for i, (picture, plan) in enumerate(zip(pictures, plans, strict=True)):
@@ -77,7 +79,9 @@ def test_predictions_are_those_on_pixels_for_an_image_and_every_view(
         # A view smaller than its batch is padded before the body or after it: compared where nothing is padded.
         as_large = [view for view in plan if view.name != "scale_0.8"]
         places = [0, *(plan.index(view) + 1 for view in as_large)]
-        apart = Seen(one.width, one.height, one.input_size, lambda m, one=one, places=places: one.maps(places[m]))
+        apart = CachedPicture(
+            one.width, one.height, one.input_size, lambda m, one=one, places=places: one.maps(places[m])
+        )
         wanted = detector.predict_views([picture], [as_large])[0]
         for found, expected in zip(detector.predict_views([apart], [as_large])[0], wanted, strict=True):
             assert len(found) == len(expected) > 5
@@ -161,7 +165,7 @@ def test_what_a_kill_left_half_written_is_cut_off(
     with (tmp_path / "maps.f16").open("ab") as numbers, (tmp_path / "index.jsonl").open("ab") as index:
         numbers.write(b"half of the next")
         index.write(b"[3, 123456")
-    store = MapStore(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
+    store = FeatureCache(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
     assert store.missing([1, 2, 3]) == [3]
     plan = plan_of(retinanet, pictures[2], 2)
     with store.adding() as keep:
@@ -176,7 +180,7 @@ def test_what_a_kill_left_half_written_is_cut_off(
 def test_a_second_process_sees_what_the_first_has_added(
     retinanet: TorchDetector, pictures: list[Picture], tmp_path: Path
 ) -> None:
-    reader = MapStore(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
+    reader = FeatureCache(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
     assert reader.missing([1, 2]) == [1, 2]
     kept, _ = seen(retinanet, pictures[:1], tmp_path)
     assert reader.missing([1, 2]) == [2]
@@ -187,10 +191,10 @@ def test_another_process_that_is_sent_the_pictures_finds_their_maps(
     retinanet: TorchDetector, pictures: list[Picture], tmp_path: Path
 ) -> None:
     seen(retinanet, pictures[:1], tmp_path)
-    store = MapStore(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
+    store = FeatureCache(tmp_path, Layout(body_channels(retinanet.settings), VIEWS))
     records = [ImageRecord(1, "0.png", pictures[0].width, pictures[0].height)]
     sent = pickle.loads(pickle.dumps(FrozenPictures(Pictures(records, retinanet.settings.size), store)))
-    assert (sent[0].maps(0).levels[0] == MapStore.maps(sent.store, 1, 0).levels[0]).all()
+    assert (sent[0].maps(0).levels[0] == FeatureCache.maps(sent.store, 1, 0).levels[0]).all()
 
 
 def test_views_are_those_that_were_looked_at_in_every_cycle(data: Path) -> None:
@@ -257,7 +261,7 @@ def test_frozen_maps_cannot_be_scaled(data: Path) -> None:
 
 def test_one_process_adds_at_a_time(retinanet: TorchDetector, tmp_path: Path) -> None:
     layout = Layout(body_channels(retinanet.settings), VIEWS)
-    one, other = MapStore(tmp_path, layout), MapStore(tmp_path, layout)
+    one, other = FeatureCache(tmp_path, layout), FeatureCache(tmp_path, layout)
     with one.adding():
         with pytest.raises(Busy), hold(tmp_path / "lock"):
             pass

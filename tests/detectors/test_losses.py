@@ -112,7 +112,7 @@ def test_our_input_transform_is_torchvisions_where_no_resizing_is_needed(
 # ------------------------------------------------------------------------------------------- what is taught where
 
 
-class Seen:
+class CachedPicture:
     """What one training step of a detector did at each anchor: outputs with gradients, and the matched target."""
 
     def __init__(self, detector: TorchDetector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def sample_everything(faster_rcnn: TorchDetector, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(network.roi_heads, "fg_bg_sampler", everything)
 
 
-def matching(detector: TorchDetector, seen: Seen, target: Targets) -> Tensor:
+def matching(detector: TorchDetector, seen: CachedPicture, target: Targets) -> Tensor:
     """Which target each anchor belongs to (-1 background, -2 between), by torchvision's matcher and thresholds."""
     high, low = (0.5, 0.4) if isinstance(detector.network, WeightedRetinaNet) else (0.7, 0.3)
     return Matcher(high, low, allow_low_quality_matches=True)(box_iou(torch.tensor(target.boxes), seen.anchors[0]))
@@ -183,7 +183,7 @@ def step(sample_everything: None, pictures: list[Picture], monkeypatch: pytest.M
 
     def take(detector: TorchDetector, target: Targets) -> tuple[Tensor, Tensor, Tensor]:
         with monkeypatch.context() as patch:
-            seen = Seen(detector, patch)
+            seen = CachedPicture(detector, patch)
             logits, deltas = seen.gradients(losses_of(detector, pictures[:1], [target]))
         return logits, deltas, matching(detector, seen, target)
 
@@ -740,7 +740,7 @@ def test_with_roi_only_the_first_stage_still_ignores_and_still_learns_background
         (Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], [False, True]), "background"),
     ]:
         with monkeypatch.context() as patch:
-            seen = Seen(second_only, patch)
+            seen = CachedPicture(second_only, patch)
             logits, deltas = seen.gradients(losses_of(second_only, pictures[:1], [target]))
         matched = matching(second_only, seen, target)
         assert moved(deltas).equal(matched == 0)

@@ -33,7 +33,9 @@ VIEWS = ("flip", "cutout", "scale_0.8", "rotate_5", "noise")
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """A function that makes detectors take the GPU's way, on whatever device, or the CPU's."""
-    return lambda on: monkeypatch.setattr(on_device, "wanted", lambda device: on and not on_device._may_wait.get())
+    return lambda on: monkeypatch.setattr(
+        on_device, "use_async_path", lambda device: on and not on_device._may_wait.get()
+    )
 
 
 def random_boxes(*shape: int) -> Tensor:

@@ -164,7 +164,7 @@ def test_a_backup_is_restored_as_the_page_says(project: Project, tmp_path: Path,
         assert asked["id"] == 4
         anna.saved(query=4, boxes=[BOX], labels=[1])
     finally:
-        house.desk.close()
+        house.service.close()
     assert sum(len(one.boxes) for one in collect(tmp_path / "project")[2]) == 4
 
 
@@ -174,20 +174,20 @@ def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replac
     ask_whole_images(project, 1, 2, 3)
     file = project.folder.root / "labels.sqlite"
     project.store.back_up(tmp_path / "copy.sqlite")
-    with closing(House(project).desk) as desk:
-        _, (first, second) = desk.answer("tab", "anna", [], 2).result(20)
+    with closing(House(project).service) as service:
+        _, (first, second) = service.answer("tab", "anna", [], 2).result(20)
         boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
         said = [
             Submission(str(uuid4()), Verdict.NOT_AN_OBJECT, boxes, labels, query_id=query.id)
             for query in (first, second)
         ]
-        assert desk.answer("tab", "anna", said[:1], 0).result(20)[0][0].status is Status.SAVED
+        assert service.answer("tab", "anna", said[:1], 0).result(20)[0][0].status is Status.SAVED
         for part in file.parent.glob("labels.sqlite*"):
             part.unlink()
         if replaced:
             shutil.copy(tmp_path / "copy.sqlite", file)
         with pytest.raises(Unavailable, match=r"labels\.sqlite: the file was removed or replaced while it was open"):
-            desk.answer("tab", "anna", said[1:], 0).result(20)
+            service.answer("tab", "anna", said[1:], 0).result(20)
 
 
 def test_a_backup_of_a_damaged_store_is_refused(tmp_path: Path) -> None:

@@ -142,11 +142,11 @@ def everything(project: Project, to: Path) -> None:
             browser.saved(query=query["id"], boxes=[BOX], labels=[0])
         browser.get("/api/answers", limit=200)
         browser.get("/api/disagreements")
-        for image in house.desk.images:
+        for image in house.service.images:
             browser.get(f"/api/image/{image}")
         assert browser.http.get("/api/export", params={"format": "coco"}).status_code == 200
     finally:
-        house.desk.close()
+        house.service.close()
     for command in (
         ["export", root, to / "out", "--format", "voc"], ["backup", root, to / "copy"],
         ["export", root, to / "asked", "--queries", "--format", "cvat"],
@@ -195,7 +195,7 @@ def test_the_download_names_what_is_damaged(root: Path) -> None:
     try:
         reply = house.browser().http.get("/api/export", params={"format": "coco"})
     finally:
-        house.desk.close()
+        house.service.close()
     archive = zipfile.ZipFile(io.BytesIO(reply.content))
     assert "table answers, row 1: boxes is damaged" in archive.read("damaged.txt").decode()
     assert len(json.loads(archive.read("annotations.json"))["annotations"]) == 3
@@ -210,7 +210,7 @@ def test_a_damaged_answer_may_be_given_again(root: Path) -> None:
         assert (given["verdict"], given["boxes"]) == ("cannot_tell", [])
         anna.saved(query=given["query"], boxes=[BOX], labels=[0], after=1)
     finally:
-        house.desk.close()
+        house.service.close()
     assert sum(len(one.boxes) for one in collect(root)[2]) == 4
 
 

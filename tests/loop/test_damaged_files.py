@@ -21,7 +21,7 @@ from rarebox.project.create import create
 from rarebox.project.project import Project
 from rarebox.report import write_report
 from rarebox.types import Query
-from rarebox.web.desk import Desk
+from rarebox.web.service import AnnotationService
 from tests import tiny
 
 
@@ -208,13 +208,13 @@ def questions(root: Path) -> list[tuple[int, list[float]]]:
     """Serve, train what is due, and ask; the questions."""
     now = Project(root)
     try:
-        desk = Desk(now, train=False)
+        service = AnnotationService(now, train=False)
         while trainer.advance(now, quiet):
             pass
-        desk._hear("questions")
-        desk.do(lambda: None).result(60)
-        asked = desk.answer("anna", "anna", [], 4).result(60)[1]
-        desk.close()
+        service._hear("questions")
+        service.do(lambda: None).result(60)
+        asked = service.answer("anna", "anna", [], 4).result(60)[1]
+        service.close()
         return [(query.image_id, query.box.tolist()) for query in asked if query.box is not None]
     finally:
         now.store.close()

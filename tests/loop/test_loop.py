@@ -31,11 +31,11 @@ from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.labels.targets import METHODS, read_targets
 from rarebox.loop import ask, scoring, simulate
-from rarebox.loop.cycle import TELLING, _test
+from rarebox.loop.cycle import INFORMATIVE, _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool.candidates import read_all
-from rarebox.pool.ranking import Head, still_open
+from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.strategies import box
 from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
 from tests import forked
@@ -204,7 +204,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
         for cycle in range(150):
             store.open_cycle(cycle)
             ranking = strategies.IMAGE["image_random"](Candidates.none(1), state, np.random.default_rng(cycle))
-            assert ask.ask_about_images(run, cycle, Head.of(Candidates.none(1), ranking), lambda *_: None) <= 0
+            assert ask.ask_about_images(run, cycle, LazyRanking.of(Candidates.none(1), ranking), lambda *_: None) <= 0
         bought = [len(answer.boxes) for _, answer in store.answered()]
         spent = store.spent()
     assert np.mean(bought) == pytest.approx(sizes.mean(), rel=0.1)
@@ -313,7 +313,7 @@ def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
     changes: dict[str, Any] = {"pseudo__calibrated": True, "budget": [6], "pseudo__class_low": 0.0}
     simulate.simulate(tmp_path / "run", settings(pictures, **changes), share=finished)
     with Store(RunFolder(tmp_path / "run").store) as store:
-        told = [(q, a) for q, a in store.answered(2) if a.verdict in TELLING]
+        told = [(q, a) for q, a in store.answered(2) if a.verdict in INFORMATIVE]
     shown = np.array([q.why["score"] for q, _ in told if q.why])
     right = np.array([q.guess in a.labels for q, a in told])
     found = read_all(tmp_path / "run/cycle_02/candidates")

@@ -17,7 +17,7 @@ from PIL import Image
 from rarebox import config, external
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, body_channels, on_device
-from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
+from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
 from rarebox.external.write_copies import write_copies
 from rarebox.loop import scoring
 from rarebox.loop.run import views_of
@@ -76,7 +76,7 @@ class Perfect:
             }
             for place, one in enumerate(tensors)
         ]  # fmt: skip
-        if not on_device.wanted(self.detector.device):
+        if not on_device.use_async_path(self.detector.device):
             return pictures
         columns = {name: torch.stack([one[name] for one in pictures]) for name in pictures[0]}
         real = torch.ones(len(pictures), 6, dtype=torch.bool)
@@ -120,12 +120,12 @@ def test_a_perfect_detector_is_consistent_on_every_view(
     pool: Any = Pictures([ImageRecord(4, str(photo / "a.png"), WIDTH, HEIGHT)], size)
     plan = views_of(told, views, 2, 4, retinanet.input_size(pool[0]))
     if way == "frozen":
-        store = MapStore(photo.parent / "maps", Layout(body_channels(retinanet.settings), tuple(views)))
+        store = FeatureCache(photo.parent / "maps", Layout(body_channels(retinanet.settings), tuple(views)))
         with store.adding() as keep:
             keep({4: retinanet.look(pool[:1], [plan])[0]})
         pool = FrozenPictures(pool, store)
     if way == "gpu":
-        monkeypatch.setattr(on_device, "wanted", lambda device: not on_device._may_wait.get())
+        monkeypatch.setattr(on_device, "use_async_path", lambda device: not on_device._may_wait.get())
     monkeypatch.setattr(retinanet, "_run", Perfect(retinanet, plan, retinanet.scale_of(pool[0])))
     found, image = scoring.score_images(retinanet, pool, told, cycle=2)
     is_perfect(found)

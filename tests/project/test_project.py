@@ -28,7 +28,7 @@ from rarebox.project.create import create, take_predictions
 from rarebox.project.project import Project
 from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict
-from rarebox.web.desk import Desk
+from rarebox.web.service import AnnotationService
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -366,23 +366,23 @@ def test_a_ranking_of_which_the_kept_part_is_used_up_goes_on(
     queue = rank_pool(open_project(now.folder, now.settings, now.store, quiet), 2).queue
     queue(10_000)
     whole = queue.candidates[[item[0] for place in range(len(queue.candidates)) if (item := queue(place))]]
-    desk = Desk(Project(now.folder.root), train=False)
-    desk.trainer = idle = Idle()  # type: ignore[assignment]
+    service = AnnotationService(Project(now.folder.root), train=False)
+    service.trainer = idle = Idle()  # type: ignore[assignment]
     kept, asked = [len(now.read_ranking(2).candidates)], []
     while True:
-        while queries := desk.answer("anna", "anna", [], 1).result(20)[1]:
+        while queries := service.answer("anna", "anna", [], 1).result(20)[1]:
             (query,) = queries
             asked.append((query.image_id, query.box.tolist()))  # type: ignore[union-attr]
             no = Submission(f"k{query.id}", Verdict.NOT_AN_OBJECT, np.zeros((0, 4)), np.zeros(0, int), 1, query.id)
-            assert desk.answer("anna", "anna", [no], 0).result(20)[0][0].status is Status.SAVED
-        desk.do(lambda: None).result(20)  # what follows the last job is done by now
+            assert service.answer("anna", "anna", [no], 0).result(20)[0][0].status is Status.SAVED
+        service.do(lambda: None).result(20)  # what follows the last job is done by now
         assert idle.sent.pop() == "rank on"
         if not trainer.rank_on(now, quiet):
             break
         kept.append(len(now.read_ranking(2).candidates))
-        desk._hear("questions")
-        desk.do(lambda: None).result(20)
-    desk.close()
+        service._hear("questions")
+        service.do(lambda: None).result(20)
+    service.close()
     assert kept == [min(3 * 2**i, len(whole)) for i in range(len(kept))]
     assert kept[-1] == len(whole) > 12
     # Every box of the whole ranking in its order, but for those that one before it had settled.
@@ -430,10 +430,10 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
         [2],
         [[10, 20, 50, 60]],
     )
-    desk = Desk(now, train=False)
-    assert [(one["box"], one["label"]) for one in desk.image(4)["others"]] == [([10, 20, 50, 60], 2)]
-    assert desk.image(3)["others"] == []
-    desk.close()
+    service = AnnotationService(now, train=False)
+    assert [(one["box"], one["label"]) for one in service.image(4)["others"]] == [([10, 20, 50, 60], 2)]
+    assert service.image(3)["others"] == []
+    service.close()
 
 
 @pytest.mark.parametrize("which", ["first", "last"])

@@ -22,7 +22,7 @@ from rarebox.project.create import create
 from rarebox.project.project import Project
 from rarebox.web import security
 from rarebox.web.app import SIGN_IN
-from rarebox.web.security import LARGEST_BODY, Door, Visitor, good_host, good_origin, read_name
+from rarebox.web.security import LARGEST_BODY, Authenticator, Visitor, good_host, good_origin, read_name
 from tests.house import BOX, CLASSES, HOST, House, ask_whole_images, item, make_project, open_cycle, opened
 
 JSON = {"Content-Type": "application/json"}
@@ -60,30 +60,34 @@ def test_the_routes_are_the_ones_that_these_tests_go_through(house: House) -> No
 # ------------------------------------------------------------------------------------------- who may come in
 
 
-def cookie_without_signature(door: Door) -> str:
+def cookie_without_signature(authenticator: Authenticator) -> str:
     return base64.urlsafe_b64encode(b'{"name": "anna", "fixed": false}').decode()
 
 
 FORGED = {
-    "none": lambda door: None,
-    "empty": lambda door: "",
+    "none": lambda authenticator: None,
+    "empty": lambda authenticator: "",
     "unsigned": cookie_without_signature,
-    "empty signature": lambda door: cookie_without_signature(door) + ".",
-    "rubbish": lambda door: "%00\xe9..{}[]",
-    "another project's": lambda door: Door(b"another secret").cookie_of(Visitor("anna")),
-    "tampered name": lambda door: cookie_without_signature(door) + "." + door.cookie_of(Visitor("ben")).split(".")[1],
-    "tampered signature": lambda door: door.cookie_of(Visitor("anna"))[:-1] + "x",
-    "a personal link": lambda door: door.personal_link("anna"),
-    "a personal link's signature": lambda door: "person:anna." + door.personal_link("anna").split(".")[1],
-    "a one-time link": lambda door: door.one_time_link(Visitor("anna")),
+    "empty signature": lambda authenticator: cookie_without_signature(authenticator) + ".",
+    "rubbish": lambda authenticator: "%00\xe9..{}[]",
+    "another project's": lambda authenticator: Authenticator(b"another secret").cookie_of(Visitor("anna")),
+    "tampered name": lambda authenticator: (
+        cookie_without_signature(authenticator) + "." + authenticator.cookie_of(Visitor("ben")).split(".")[1]
+    ),
+    "tampered signature": lambda authenticator: authenticator.cookie_of(Visitor("anna"))[:-1] + "x",
+    "a personal link": lambda authenticator: authenticator.personal_link("anna"),
+    "a personal link's signature": lambda authenticator: (
+        "person:anna." + authenticator.personal_link("anna").split(".")[1]
+    ),
+    "a one-time link": lambda authenticator: authenticator.one_time_link(Visitor("anna")),
 }
 
 
 @pytest.mark.parametrize("forged", FORGED)
 def test_without_our_cookie_no_route_of_the_api_answers(house: House, forged: str) -> None:
     tried = 0
-    cookie = FORGED[forged](house.door)
-    headers = [] if cookie is None else [(b"Cookie", f"{house.door.cookie}={cookie}".encode("latin-1"))]
+    cookie = FORGED[forged](house.authenticator)
+    headers = [] if cookie is None else [(b"Cookie", f"{house.authenticator.cookie}={cookie}".encode("latin-1"))]
     for method, path in routes(house):
         if path.startswith("/api"):
             reply = house.stranger().request(method, path, headers=headers, json=None if method == "GET" else {})
@@ -97,14 +101,21 @@ def test_without_our_cookie_no_route_of_the_api_answers(house: House, forged: st
 def test_without_the_key_no_other_program_is_answered(house: House) -> None:
     for method, path in routes(house):
         if path.startswith("/ml/"):
-            for key in ("0" * 32, house.door.key[:-1], house.door.key + "0", "é", "%00", Door(b"another secret").key):
+            for key in (
+                "0" * 32,
+                house.authenticator.key[:-1],
+                house.authenticator.key + "0",
+                "é",
+                "%00",
+                Authenticator(b"another secret").key,
+            ):
                 address = path.replace("0" * 32, key)
                 reply = house.browser().http.request(method, address, json=None if method == "GET" else {})
                 assert reply.status_code == 404, (method, address)  # a cookie is no key
-            reply = house.stranger().request(method, path.replace("0" * 32, house.door.key), json={})
+            reply = house.stranger().request(method, path.replace("0" * 32, house.authenticator.key), json={})
             assert reply.status_code != 404, (method, path)
-    assert house.stranger().get("/api/state", params={"key": house.door.key}).status_code == 401
-    assert house.door.enter(house.door.key) is None
+    assert house.stranger().get("/api/state", params={"key": house.authenticator.key}).status_code == 401
+    assert house.authenticator.enter(house.authenticator.key) is None
 
 
 def test_the_page_alone_lets_nobody_in(house: House) -> None:
@@ -117,27 +128,27 @@ def test_the_page_alone_lets_nobody_in(house: House) -> None:
 
 
 def test_a_one_time_link_works_once(house: House) -> None:
-    token = house.door.one_time_link(Visitor("anna"))
+    token = house.authenticator.one_time_link(Visitor("anna"))
     assert house.stranger().get("/", params={"token": token}).status_code == 303
     assert "set-cookie" not in house.stranger().get("/", params={"token": token}).headers
 
 
 def test_a_personal_link_cannot_be_changed_into_another_persons(house: House) -> None:
-    name, signature = house.door.personal_link("anna").split(".")
+    name, signature = house.authenticator.personal_link("anna").split(".")
     for forged in (
         f"{base64.urlsafe_b64encode(b'ben').decode()}.{signature}",
         f"{base64.urlsafe_b64encode(b' anna ').decode()}.{signature}",
         f"{name}.{signature[:-1]}",
         f"{name}.{signature}0",
         f"{name}\n.{signature}",
-        house.door.cookie_of(Visitor("anna", fixed=True)),
-        Door(b"another secret").personal_link("anna"),
+        house.authenticator.cookie_of(Visitor("anna", fixed=True)),
+        Authenticator(b"another secret").personal_link("anna"),
     ):
-        assert house.door.enter(forged) is None, forged
+        assert house.authenticator.enter(forged) is None, forged
 
 
 def test_the_cookie_is_for_this_site_and_no_script(house: House) -> None:
-    reply = house.stranger().get("/", params={"token": house.door.personal_link("anna")})
+    reply = house.stranger().get("/", params={"token": house.authenticator.personal_link("anna")})
     cookie = reply.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
@@ -159,7 +170,7 @@ def test_questions_that_were_not_given_out_cannot_be_answered(house: House) -> N
     number = anna.saved(query=query["id"])
     assert ben.say(query=query["id"], verdict="withdrawn", after=number)["status"] == "refused"
     assert ben.say(query=query["id"])["status"] == "conflict"
-    assert len(house.desk.people.given()) == 1
+    assert len(house.service.people.given()) == 1
 
 
 def test_nobody_takes_anothers_tab(house: House) -> None:
@@ -404,7 +415,7 @@ def test_what_is_no_request_is_refused_with_a_sentence(house: House, body: str) 
     assert reply.status_code in (400, 422), reply.text
     assert list(reply.json()) in (["error"], ["error", "keys"])
     assert len(reply.text) < 600
-    assert house.desk.people.given() == []
+    assert house.service.people.given() == []
     assert len(anna.next()) == 3
 
 
@@ -444,7 +455,7 @@ def test_of_thousands_of_mistakes_few_are_looked_at(house: House, body: str) -> 
         return refuse(request, error)
 
     house.app.exception_handlers[RequestValidationError] = note
-    path = f"/ml/{house.door.key}/predict" if body == "tasks" else "/api/answers"
+    path = f"/ml/{house.authenticator.key}/predict" if body == "tasks" else "/api/answers"
     assert len(ALL_WRONG[body]) <= LARGEST_BODY
     reply = house.browser().http.post(path, content=ALL_WRONG[body], headers=JSON)
     assert reply.status_code == 422
@@ -471,7 +482,7 @@ def test_what_is_meant_for_another_project_is_refused(house: House) -> None:
     said = {"client": "tab", "answers": [item(image=4)]}
     reply = anna.http.post("/api/answers", json=said, headers={"Rarebox-Project": "rarebox-0000"})
     assert (reply.status_code, list(reply.json())) == (421, ["error"])
-    assert house.desk.people.given() == []
+    assert house.service.people.given() == []
     assert house.stranger().get("/api/state", headers={"Rarebox-Project": "rarebox-0000"}).status_code == 421
     ours = {"Rarebox-Project": anna.get("/api/state")["id"]}
     assert anna.http.post("/api/answers", json=said, headers=ours).json()["results"][0]["status"] == "saved"
@@ -479,12 +490,12 @@ def test_what_is_meant_for_another_project_is_refused(house: House) -> None:
 
 def test_a_project_keeps_its_name_when_its_secret_is_changed(tmp_path: Path) -> None:
     """Pages keep unsaved answers under that name; before there was a file for it, they did under the cookie's."""
-    first, then = Door(b"first"), b"then"
+    first, then = Authenticator(b"first"), b"then"
     assert read_name(tmp_path / "name", b"first") == first.cookie == first.project
-    door = Door(then, read_name(tmp_path / "name", then))
-    assert (door.project, door.cookie) == (first.cookie, Door(then).cookie)
+    authenticator = Authenticator(then, read_name(tmp_path / "name", then))
+    assert (authenticator.project, authenticator.cookie) == (first.cookie, Authenticator(then).cookie)
     (tmp_path / "name").write_text("\x00")
-    assert read_name(tmp_path / "name", then) == Door(then).cookie
+    assert read_name(tmp_path / "name", then) == Authenticator(then).cookie
 
 
 @pytest.mark.parametrize(
@@ -560,7 +571,7 @@ def test_a_surprise_is_a_500_without_its_story(house: House, monkeypatch: pytest
     def explode(*_: Any) -> None:
         raise RuntimeError("the password is 1234")
 
-    monkeypatch.setattr(house.desk, "state", explode)
+    monkeypatch.setattr(house.service, "state", explode)
     anna = house.browser()
     careless = TestClient(
         house.app, base_url=f"http://{HOST}", cookies=anna.http.cookies, raise_server_exceptions=False
@@ -593,7 +604,7 @@ def with_at(value: Any, at: tuple[Any, ...], part: Any) -> Any:
 @pytest.mark.parametrize("junk", [None, -1, 2**1100, float("inf"), float("nan"), "\x00", [[]], {"a": 1}], ids=repr)
 def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
     """Each part of a real request is replaced in turn."""
-    anna, base = house.browser(), f"/ml/{house.door.key}"
+    anna, base = house.browser(), f"/ml/{house.authenticator.key}"
     anna.next(1)
     task = {"id": 1, "data": {"image": "/data/upload/1/1a2b3c4d-photo04.jpg"}}
     predict = {"tasks": [task]}
@@ -617,7 +628,7 @@ def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
             assert reply.status_code < 500, (at, reply.text)
     assert statuses >= {200, 201, 422}
     assert anna.http.post(f"{base}/webhook", json=event).status_code == 201
-    assert all(np.isfinite(one.answer.boxes).all() for one in house.desk.people.given())
+    assert all(np.isfinite(one.answer.boxes).all() for one in house.service.people.given())
 
 
 @pytest.mark.parametrize(
@@ -632,7 +643,7 @@ def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
     ids=["a file", "a bomb", "deep", "cut short", "NUL"],
 )  # fmt: skip
 def test_a_labelling_configuration_is_no_way_in(house: House, config: str) -> None:
-    reply = house.stranger().post(f"/ml/{house.door.key}/setup", json={"schema": config})
+    reply = house.stranger().post(f"/ml/{house.authenticator.key}/setup", json={"schema": config})
     assert reply.status_code == 400
     assert "root:" not in reply.text
     assert "not valid XML" in reply.json()["error"]
@@ -676,7 +687,7 @@ def test_the_api_fuzzed_from_its_schema_never_fails(house: House, operation: str
                 if isinstance(said, dict):
                     said |= {"query": query, "image": None} if number % 2 else {"query": None, "image": 4}
         if "key" in case.path_parameters:
-            case.path_parameters["key"] = house.door.key
+            case.path_parameters["key"] = house.authenticator.key
         if isinstance(number := case.path_parameters.get("image_id"), int):
             case.path_parameters["image_id"] = number % 20  # of twelve images
         reply = case.call(base_url=f"http://{HOST}", headers={"Host": HOST}, cookies=cookies)

@@ -35,7 +35,7 @@ class Listening:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
-        self.cookie = f"{house.door.cookie}={house.browser().http.cookies[house.door.cookie]}"
+        self.cookie = f"{house.authenticator.cookie}={house.browser().http.cookies[house.authenticator.cookie]}"
         self.thread.start()
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ def roomy(tmp_path: Path) -> Iterator[Listening]:
 def test_a_host_that_does_not_send_its_pictures_delays_nobody(
     roomy: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listening, images = roomy, roomy.house.desk.images
+    listening, images = roomy, roomy.house.service.images
     images[1] = replace(images[1], path="http://images.example/1.jpg")
     begun, released = threading.Semaphore(0), threading.Event()
 

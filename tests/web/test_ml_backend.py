@@ -15,9 +15,9 @@ from rarebox.data import labelstudio
 from rarebox.data.export import export_queries
 from rarebox.errors import UserError
 from rarebox.labels.leases import People
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
-from rarebox.project.exchange import Imported, Offer, ask_ahead, bring_in, open_questions
+from rarebox.project.exchange import Imported, ReviewSource, ask_ahead, bring_in, open_questions
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Query
 from rarebox.web.ml_backend import make_router, router_of
@@ -44,7 +44,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     u = np.array([0.9, 0.8, 0.7, 0.6])
     candidates = Candidates(IMAGE_OF, np.arange(4), BOXES, LABELS, SCORES, u, u, np.zeros((4, 0)))
     now.folder.cycle(2).mkdir()
-    now.write_ranking(2, Head.of(candidates, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([2, 2]))
+    now.write_ranking(2, LazyRanking.of(candidates, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([2, 2]))
     yield now
     now.store.close()
 
@@ -53,7 +53,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 def client(project: Project) -> Iterator[TestClient]:
     ask_ahead(project.folder.root, 10)
     app = FastAPI()
-    app.include_router(router_of(Offer(project)), prefix="/labelstudio")
+    app.include_router(router_of(ReviewSource(project)), prefix="/labelstudio")
     with TestClient(app, base_url="http://testserver/labelstudio/") as opened:
         yield opened
 
@@ -151,7 +151,7 @@ def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Pa
     create(tmp_path / "project", tmp_path / "photos", CLASSES)
     project = Project(tmp_path / "project")
     app = FastAPI()
-    app.include_router(router_of(Offer(project)))
+    app.include_router(router_of(ReviewSource(project)))
     (second,) = (i for i, record in project.store.images().items() if "cam2" in record.path)
     drawn = [
         {

@@ -29,9 +29,9 @@ from rarebox.labels.store import Store
 from rarebox.project.project import Project
 from rarebox.types import Verdict
 from rarebox.web import supervisor
-from rarebox.web.desk import Desk
 from rarebox.web.security import read_secret
 from rarebox.web.serve import serve
+from rarebox.web.service import AnnotationService
 from rarebox.web.supervisor import Supervisor
 from tests import tiny
 from tests.house import BOX, CHANGES, ask_whole_images, item, make_project, open_cycle, record
@@ -344,11 +344,11 @@ def drawn(key: str) -> Submission:
 
 def test_what_is_still_to_be_written_is_written_before_the_end(project: Project) -> None:
     for _ in range(3):
-        desk = Desk(Project(project.folder.root), train=False)
+        service = AnnotationService(Project(project.folder.root), train=False)
         busy = threading.Event()
-        first = desk.do(lambda busy=busy: busy.wait(10))
-        waiting = [desk.answer("anna", "anna", [drawn(f"{id(desk)}-{number}")], 0) for number in range(5)]
-        closing = threading.Thread(target=desk.close, daemon=True)
+        first = service.do(lambda busy=busy: busy.wait(10))
+        waiting = [service.answer("anna", "anna", [drawn(f"{id(service)}-{number}")], 0) for number in range(5)]
+        closing = threading.Thread(target=service.close, daemon=True)
         closing.start()
         time.sleep(0.1)
         busy.set()
@@ -359,40 +359,40 @@ def test_what_is_still_to_be_written_is_written_before_the_end(project: Project)
 
 
 def test_who_does_not_wait_for_the_reply_stops_nobody_else(project: Project) -> None:
-    desk = Desk(project, train=False)
+    service = AnnotationService(project, train=False)
     busy = threading.Event()
-    desk.do(lambda: busy.wait(10))
-    gone = desk.answer("anna", "anna", [drawn("gone")], 0)
+    service.do(lambda: busy.wait(10))
+    gone = service.answer("anna", "anna", [drawn("gone")], 0)
     gone.cancel()
     busy.set()
-    outcomes, _ = desk.answer("ben", "ben", [drawn("there")], 0).result(10)
+    outcomes, _ = service.answer("ben", "ben", [drawn("there")], 0).result(10)
     assert outcomes[0].status == "saved"
-    desk.close()
+    service.close()
 
 
 def test_a_job_that_fails_leaves_the_others(project: Project) -> None:
-    desk = Desk(project, train=False)
+    service = AnnotationService(project, train=False)
     busy = threading.Event()
-    desk.do(lambda: busy.wait(10))
-    bad = desk.do(lambda: 1 / 0)
-    good = desk.answer("ben", "ben", [drawn("there")], 0)
+    service.do(lambda: busy.wait(10))
+    bad = service.do(lambda: 1 / 0)
+    good = service.answer("ben", "ben", [drawn("there")], 0)
     busy.set()
     with pytest.raises(ZeroDivisionError):
         bad.result(10)
     assert good.result(10)[0][0].status == "saved"
-    desk.close()
+    service.close()
 
 
 def test_new_questions_are_announced(project: Project) -> None:
-    desk = Desk(project, train=False)
-    before, version = desk.questions, desk.version
+    service = AnnotationService(project, train=False)
+    before, version = service.questions, service.version
     open_cycle(project, 2, range(4, 13))
-    desk._hear("questions")
-    wait_for(lambda: desk.version > version)
-    assert desk.questions > before
-    assert desk.state("anna", False)["records"] == [record(1)]
-    assert desk.answer("anna", "anna", [], 1).result(10)[1][0].box is not None
-    desk.close()
+    service._hear("questions")
+    wait_for(lambda: service.version > version)
+    assert service.questions > before
+    assert service.state("anna", False)["records"] == [record(1)]
+    assert service.answer("anna", "anna", [], 1).result(10)[1][0].box is not None
+    service.close()
 
 
 # ------------------------------------------------------------------------------------------- the trainer's process
@@ -577,18 +577,18 @@ def test_what_a_killed_trainer_left_half_written_is_removed(fake: Callable[[str]
 
 def test_people_go_on_while_the_trainer_fails(fake: Callable[[str], None], project: Project) -> None:
     fake("os.kill(os.getpid(), signal.SIGKILL)")
-    desk = Desk(project)
-    wait_for(lambda: desk.state("anna", False)["trainer"]["state"] == "failed")
-    outcomes, queries = desk.answer("anna", "anna", [drawn("one")], 3).result(10)
+    service = AnnotationService(project)
+    wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "failed")
+    outcomes, queries = service.answer("anna", "anna", [drawn("one")], 3).result(10)
     assert outcomes[0].status == "saved"
     assert len(queries) == 3
-    version = desk.version
+    version = service.version
     fake('say(event="idle")')
-    desk.retry()
-    wait_for(lambda: desk.state("anna", False)["trainer"]["state"] == "idle")
-    assert desk.version > version
+    service.retry()
+    wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "idle")
+    assert service.version > version
     assert len(project.store.labels()) == 1
-    desk.close()
+    service.close()
 
 
 def test_a_real_trainer_that_is_killed_in_the_middle(project: Project) -> None:

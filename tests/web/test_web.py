@@ -129,8 +129,8 @@ def test_the_stop_signal_is_in_words(tmp_path: Path) -> None:
 
 def test_a_project_at_its_end_is_finished(later: House) -> None:
     write_json(later.project.folder.metrics, [record(1), record(2)])
-    later.desk._hear("idle")
-    later.desk.do(lambda: None).result(10)
+    later.service._hear("idle")
+    later.service.do(lambda: None).result(10)
     state = later.browser().get("/api/state")
     assert (state["phase"], state["can_train"]) == ("finished", False)
 
@@ -249,7 +249,7 @@ def test_undo_comes_first_also_before_older_questions(later: House) -> None:
     anna, ben = later.browser("anna"), later.browser("ben")
     (early,), (late,) = anna.next(1), ben.next(1)
     number = ben.saved(query=late["id"])
-    later.desk.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has run out
+    later.service.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has run out
     assert ben.next(1)[0]["id"] == early["id"]
     result = ben.answer(item(query=late["id"], verdict="withdrawn", after=number), want=1)
     assert [query["id"] for query in result["queries"]] == [late["id"], early["id"]]
@@ -282,7 +282,7 @@ def test_people_go_on_beyond_the_budget_while_the_trainer_works(later: House) ->
     for query in anna.next(6):
         anna.saved(query=query["id"])
     assert anna.next(3) == []  # the budget is spent
-    later.desk.trainer = Busy()  # type: ignore[assignment]
+    later.service.trainer = Busy()  # type: ignore[assignment]
     beyond = anna.next(3)
     assert len(beyond) == 3
     anna.saved(query=beyond[0]["id"])
@@ -450,7 +450,7 @@ def test_an_invitation_made_at_the_servers_own_machine_names_it_as_others_do(pro
 
 
 def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:
-    link = house.door.personal_link("anna")
+    link = house.authenticator.personal_link("anna")
     devices = [house.stranger() for _ in range(2)]
     for device in devices:
         assert device.get("/", params={"token": link}).status_code == 303
@@ -467,8 +467,8 @@ def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:
 
 def test_training_is_asked_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(house.desk, "train", lambda: asked.append("train"))
-    monkeypatch.setattr(house.desk, "retry", lambda: asked.append("retry"))
+    monkeypatch.setattr(house.service, "train", lambda: asked.append("train"))
+    monkeypatch.setattr(house.service, "retry", lambda: asked.append("retry"))
     anna = house.browser()
     assert anna.post("/api/train")["you"] == "anna"
     assert anna.post("/api/retry")["you"] == "anna"
@@ -614,7 +614,7 @@ def test_the_labels_are_exported(house: House) -> None:
 def test_a_photo_that_is_gone_does_not_block_the_download(house: House, format: str) -> None:
     anna = house.browser()
     anna.saved(query=anna.next(1)[0]["id"], boxes=[BOX], labels=[2])
-    photo = Path(house.desk.images[1].path)
+    photo = Path(house.service.images[1].path)
     photo.unlink()
     archive = exported(house, format)
     assert archive.read("missing.txt").decode() == f"{photo}: No such file or directory\n"

@@ -18,7 +18,7 @@ from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.core.files import read_bytes
 from rarebox.core.parsing import finite
 from rarebox.data.markup import from_xml
-from rarebox.data.review import Batch, Region, Returned, Sheet, colour
+from rarebox.data.review import Batch, Region, Returned, ReviewTask, colour
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
@@ -41,7 +41,7 @@ def labels(classes: Sequence[str]) -> str:
     return json.dumps([*boxes, tag], indent=1, ensure_ascii=False) + "\n"
 
 
-def annotations(sheets: Iterable[Sheet], classes: Sequence[str]) -> str:
+def annotations(sheets: Iterable[ReviewTask], classes: Sequence[str]) -> str:
     """``annotations.xml``: every image with its boxes; queries come from the machine, labelled boxes from people."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
@@ -61,7 +61,7 @@ def annotations(sheets: Iterable[Sheet], classes: Sequence[str]) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _image(root: ET.Element, sheet: Sheet, classes: Sequence[str]) -> None:
+def _image(root: ET.Element, sheet: ReviewTask, classes: Sequence[str]) -> None:
     record = sheet.record
     about = {"id": str(sheet.number - 1), "name": sheet.file, "width": str(record.width), "height": str(record.height)}
     image = ET.SubElement(root, "image", about)
@@ -74,7 +74,7 @@ def _image(root: ET.Element, sheet: Sheet, classes: Sequence[str]) -> None:
         ET.SubElement(tag, "attribute", name=SHOWN).text = " ".join(shown)
 
 
-def _box(image: ET.Element, sheet: Sheet, query: Query, classes: Sequence[str], source: str, said: str) -> None:
+def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[str], source: str, said: str) -> None:
     assert query.box is not None
     assert query.guess is not None
     limits = [sheet.record.width or np.inf, sheet.record.height or np.inf] * 2

@@ -26,7 +26,7 @@ from rarebox.data.images import SUFFIXES, UnreadableImage, content_of
 from rarebox.data.listings import EXPORT_MARK
 from rarebox.data.naming import clean_all, file_names
 from rarebox.data.remote import is_url
-from rarebox.data.review import MODEL, Sheet, sheets, short
+from rarebox.data.review import MODEL, ReviewTask, sheets, short
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
@@ -184,7 +184,7 @@ REVIEW = ("labelstudio", "cvat")
 
 
 def write_review(
-    folder: Path, format: str, classes: Sequence[str], shown: Sequence[Sheet], image_url: str, version: str = MODEL
+    folder: Path, format: str, classes: Sequence[str], shown: Sequence[ReviewTask], image_url: str, version: str = MODEL
 ) -> None:
     """The files that such a tool takes in: its tasks or annotations, and its classes."""
     if format == "cvat":
@@ -196,10 +196,10 @@ def write_review(
         _write(folder / "config.xml", labelstudio.config(classes))
 
 
-def _labelled(items: Sequence[_Item]) -> list[Sheet]:
+def _labelled(items: Sequence[_Item]) -> list[ReviewTask]:
     """Images with their labels, for a tool to show as what people have said."""
     return [
-        Sheet(number, item.record, item.file, (), _as_queries(item), item.labels.complete)
+        ReviewTask(number, item.record, item.file, (), _as_queries(item), item.labels.complete)
         for number, item in enumerate(items, 1)
     ]
 

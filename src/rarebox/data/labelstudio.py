@@ -23,7 +23,7 @@ from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.core.parsing import finite, from_json
 from rarebox.core.text import read_text
 from rarebox.data.markup import from_xml
-from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet, colour, short
+from rarebox.data.review import MODEL, Batch, Region, Returned, ReviewTask, colour, short
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
@@ -60,13 +60,13 @@ def classes_of(config: str) -> list[str]:
 
 
 def tasks(
-    sheets: Iterable[Sheet], classes: Sequence[str], image_url: str, version: str = MODEL
+    sheets: Iterable[ReviewTask], classes: Sequence[str], image_url: str, version: str = MODEL
 ) -> list[dict[str, Any]]:
     """Tasks to import, one for each image; ``image_url`` goes before the image's name."""
     return [_task(sheet, classes, image_url, version) for sheet in sheets]
 
 
-def _task(sheet: Sheet, classes: Sequence[str], image_url: str, version: str) -> Task:
+def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: str) -> Task:
     shown = [query.id for query in sheet.queries if query.id]
     about = {"image_id": sheet.record.id, "rank": sheet.number, "queries": shown, "complete": sheet.complete}
     task: Task = {"data": {IMAGE: image_url + quote(sheet.file), OURS: about}}
@@ -79,7 +79,7 @@ def _task(sheet: Sheet, classes: Sequence[str], image_url: str, version: str) ->
     return task
 
 
-def prediction(sheet: Sheet, classes: Sequence[str], version: str = MODEL) -> dict[str, Any]:
+def prediction(sheet: ReviewTask, classes: Sequence[str], version: str = MODEL) -> dict[str, Any]:
     """All queries of an image as one prediction; its score is the mean of theirs."""
     result = [_region(sheet, query, classes, _key(query)) for query in sheet.queries]
     scores = [region["score"] for region in result if "score" in region]
@@ -92,7 +92,7 @@ def _key(query: Query) -> str:
     return f"query-{query.id}" if query.id else f"guess-{crc32(query.box.tobytes()):08x}"
 
 
-def _region(sheet: Sheet, query: Query, classes: Sequence[str], key: str) -> dict[str, Any]:
+def _region(sheet: ReviewTask, query: Query, classes: Sequence[str], key: str) -> dict[str, Any]:
     assert query.box is not None
     assert query.guess is not None
     width, height = sheet.record.width, sheet.record.height

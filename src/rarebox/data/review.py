@@ -13,7 +13,7 @@ MODEL = "rarebox"
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class ReviewTask:
     """One image as another tool shows it: the queries about it, best first, and the labelled boxes, if any.
 
     ``file`` names the image there. ``labelled`` are queries too, of label ``guess``; ``complete``: a person has
@@ -71,7 +71,7 @@ class Batch:
     older: int = 0
 
 
-def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) -> list[Sheet]:
+def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) -> list[ReviewTask]:
     """One sheet for each image that is asked about, in the order of the best query of each.
 
     A query about a whole image brings a sheet without boxes.
@@ -80,7 +80,7 @@ def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) 
     of_image: dict[int, list[Query]] = {}
     for query in queries:
         of_image.setdefault(query.image_id, []).extend([] if query.box is None else [query])
-    return [Sheet(n, *known[image_id], asked) for n, (image_id, asked) in enumerate(of_image.items(), 1)]
+    return [ReviewTask(n, *known[image_id], asked) for n, (image_id, asked) in enumerate(of_image.items(), 1)]
 
 
 def short(number: float | np.floating | None) -> float | None:

@@ -19,7 +19,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from rarebox.detectors.maps import Maps
+from rarebox.detectors.maps import FeatureMaps
 from rarebox.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,9 +55,9 @@ class Pyramid(nn.Module):
         self.out_channels = spec.width
         self.strides = strides
 
-    def forward(self, pixels: Tensor | Maps) -> "OrderedDict[str, Tensor]":
+    def forward(self, pixels: Tensor | FeatureMaps) -> "OrderedDict[str, Tensor]":
         """(B, 3, h, w) -> maps "0", "1", … from fine to coarse, then those of the extra levels."""
-        levels = pixels.levels if isinstance(pixels, Maps) else self.look(pixels)
+        levels = pixels.levels if isinstance(pixels, FeatureMaps) else self.look(pixels)
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(levels)))
 
     def look(self, pixels: Tensor) -> list[Tensor]:

@@ -22,7 +22,7 @@ from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.frozen import Look
 from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
-from rarebox.detectors.maps import Seen, padded
+from rarebox.detectors.maps import CachedPicture, padded
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import Progress, autocast, train
 from rarebox.errors import UserError
@@ -32,7 +32,7 @@ from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
 
-Image = Picture | Seen | NDArray[np.uint8]
+Image = Picture | CachedPicture | NDArray[np.uint8]
 """A picture that knows the size of its original, one that a frozen body has seen, or bare pixels (h, w, 3), RGB."""
 
 Matched = tuple[Ints, Floats]
@@ -77,13 +77,13 @@ class TorchDetector:
         if not len(images):
             raise UserError("there is no image to train on; label some first")
 
-        pictures: Sequence[Picture | Seen] = images if isinstance(images, Pictures) else _as_pictures(images)
+        pictures: Sequence[Picture | CachedPicture] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(
             Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed, complete)
         )
 
         def prepare(
-            pictures: Sequence[Picture | Seen], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
+            pictures: Sequence[Picture | CachedPicture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
         ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
             return augment(*self._prepare(pictures, truths), dice, self.training.flip, self.training.scale_jitter)
 
@@ -110,7 +110,7 @@ class TorchDetector:
     @property
     def ahead(self) -> int:
         """How many batches should be queued before the first of them is read."""
-        return int(on_device.wanted(self.device))
+        return int(on_device.use_async_path(self.device))
 
     def queue_views(
         self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
@@ -124,7 +124,7 @@ class TorchDetector:
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
         backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
         found = self._run([one for views_too in inputs for one in views_too], features)
-        if on_device.wanted(self.device):
+        if on_device.use_async_path(self.device):
             parcel = self._matched(found, [self.frames(*each) for each in zip(pictures, views, strict=True)], backs)
 
             def read() -> list[Scored]:
@@ -198,18 +198,18 @@ class TorchDetector:
             rows.append(torch.cat([part.float().mean(dim=(1, 2)) for part in parts]))
         return torch.stack(rows).cpu().numpy()
 
-    def input_size(self, picture: Picture | Seen) -> tuple[int, int]:
+    def input_size(self, picture: Picture | CachedPicture) -> tuple[int, int]:
         """Height and width of the network's input for a picture."""
-        if isinstance(picture, Seen):
+        if isinstance(picture, CachedPicture):
             return picture.input_size
         return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
 
-    def scale_of(self, picture: Picture | Seen) -> Floats:
+    def scale_of(self, picture: Picture | CachedPicture) -> Floats:
         """What boxes in the original image's pixels are multiplied by in the network's input: (4,)."""
         height, width = self.input_size(picture)
         return scale_of(picture, height, width)
 
-    def frames(self, picture: Picture | Seen, views: Sequence[View]) -> list[Frame]:
+    def frames(self, picture: Picture | CachedPicture, views: Sequence[View]) -> list[Frame]:
         """Where boxes in the original image's pixels lie on each view of a picture."""
         return [view.from_original(self.scale_of(picture)) for view in views]
 
@@ -286,8 +286,8 @@ def _memory_errors_explained() -> Iterator[None]:
         ) from error
 
 
-def _as_pictures(images: Sequence[Image]) -> list[Picture | Seen]:
-    return [image if isinstance(image, Seen) else Picture.of(image) for image in images]
+def _as_pictures(images: Sequence[Image]) -> list[Picture | CachedPicture]:
+    return [image if isinstance(image, CachedPicture) else Picture.of(image) for image in images]
 
 
 def _detections(found: dict[str, Tensor], back: Floats | float = 1.0) -> Detections:

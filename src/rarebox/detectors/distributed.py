@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImport
 from torch.distributed.rendezvous import rendezvous
 
 from rarebox.config import DetectorSettings, TrainingSettings
-from rarebox.detectors.maps import Seen
+from rarebox.detectors.maps import CachedPicture
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.types import Bools, Picture, Targets
 
@@ -49,7 +49,7 @@ class Job:
     detector: DetectorSettings
     training: TrainingSettings
     num_classes: int
-    images: Sequence[Picture | Seen]
+    images: Sequence[Picture | CachedPicture]
     targets: Sequence[Targets]
     seed: int
     complete: Bools | None

@@ -80,7 +80,7 @@ class WeightedProposals(RegionProposalNetwork):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Proposals of each image, and in training the losses, by torchvision's own path."""
         maps = list(features.values())
-        if self.training or not on_device.wanted(maps[0].device):
+        if self.training or not on_device.use_async_path(maps[0].device):
             return super().forward(images, features, targets)
         return self._propose_for_all(images, maps), {}
 
@@ -199,7 +199,7 @@ class WeightedRoIHeads(RoIHeads):
         if not self.training:
             pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
             logits, deltas = self.box_predictor(pooled)
-            detect = self._detect_all if on_device.wanted(logits.device) else self._detect
+            detect = self._detect_all if on_device.use_async_path(logits.device) else self._detect
             return detect(logits.float(), deltas.float(), pooled, proposals, image_shapes), {}
         assert targets is not None
         sampled, samples = self.choose_samples(proposals, targets)

@@ -1,6 +1,6 @@
 """A frozen body looks at each image and its views once: its maps are kept on disk, and only the heads work after that.
 
-Read :class:`MapStore` for how they are kept, :class:`FrozenPictures` for what takes the place of decoded pictures.
+Read :class:`FeatureCache` for how they are kept, :class:`FrozenPictures` for what takes the place of decoded pictures.
 """
 
 import json
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rarebox.core.files import damaged, hold_when_free
 from rarebox.data.pictures import Pictures
-from rarebox.detectors.maps import Maps, Seen, padded
+from rarebox.detectors.maps import CachedPicture, FeatureMaps, padded
 from rarebox.errors import UserError
 from rarebox.pool import affine
 from rarebox.types import ImageRecord
@@ -54,7 +54,7 @@ class Layout:
         return sum(math.prod(level) for view in self.shapes(height, width) for level in view)
 
 
-class MapStore:
+class FeatureCache:
     """Maps of images by id, in a file that only grows, ``maps.f16``, and a list of what lies where, ``index.jsonl``.
 
     An image is in the list only when its maps are on the disk for good, so a kill loses those of one batch at most.
@@ -85,7 +85,7 @@ class MapStore:
         """(h, w) of an image's input. KeyError if it is missing."""
         return self._places[image_id][1:]
 
-    def maps(self, image_id: int, view: int) -> Maps:
+    def maps(self, image_id: int, view: int) -> FeatureMaps:
         """Of an image (``view`` 0) or of one of its views. KeyError if it is missing."""
         first, height, width = self._places[image_id]
         shapes = self.layout.shapes(height, width)
@@ -97,7 +97,7 @@ class MapStore:
             first += math.prod(shape)
         size, views = self.layout.sizes(height, width)[view], self.layout.views
         mirror = partial(self.maps, image_id, views.index("flip") + 1) if not view and "flip" in views else None
-        return Maps(tuple(levels), (3, *size), mirror)
+        return FeatureMaps(tuple(levels), (3, *size), mirror)
 
     @contextmanager
     def adding(self) -> Iterator[Callable[[Mapping[int, Look]], None]]:
@@ -162,9 +162,9 @@ class MapStore:
 
 
 class FrozenPictures(Pictures):
-    """Pictures that are not decoded any more: each that is not ``missing`` is a :class:`Seen`."""
+    """Pictures that are not decoded any more: each that is not ``missing`` is a :class:`CachedPicture`."""
 
-    def __init__(self, pictures: Pictures, store: MapStore) -> None:
+    def __init__(self, pictures: Pictures, store: FeatureCache) -> None:
         self._pictures, self.store = pictures, store
         self.records, self.size = pictures.records, pictures.size
 
@@ -172,11 +172,13 @@ class FrozenPictures(Pictures):
         return FrozenPictures, (self._pictures, self.store)
 
     def __getitem__(self, index: Any) -> Any:
-        """The :class:`Seen` at a place."""
+        """The :class:`CachedPicture` at a place."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         record = self.records[index]
-        return Seen(record.width, record.height, self.store.input_size(record.id), partial(self.store.maps, record.id))
+        return CachedPicture(
+            record.width, record.height, self.store.input_size(record.id), partial(self.store.maps, record.id)
+        )
 
     def of(self, records: Sequence[ImageRecord]) -> "FrozenPictures":
         return FrozenPictures(self._pictures.of(records), self.store)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from rarebox.detectors.distributed import largest
-from rarebox.detectors.maps import Maps, Seen, collate, padded
+from rarebox.detectors.maps import CachedPicture, FeatureMaps, collate, padded
 from rarebox.pool.views import View, send
 from rarebox.types import Floats, Picture, Targets
 
@@ -38,7 +38,7 @@ class InputTransform(nn.Module):
         """
         sizes = [(i.shape[1], i.shape[2]) for i in images]
         height, width = (padded(side) for side in largest(*(max(size[d] for size in sizes) for d in (0, 1))))
-        if isinstance(images[0], Maps):
+        if isinstance(images[0], FeatureMaps):
             return ImageList(collate(images, height, width, self.mean.device), sizes), targets  # type: ignore[arg-type]
         batch = self.mean.new_empty(len(images), 3, height, width).to(memory_format=torch.channels_last)
         batch[:] = self.mean  # the padding is 0 after normalising
@@ -61,12 +61,12 @@ def input_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def as_input(picture: Picture | Seen, size: tuple[int, int], device: torch.device) -> Any:
+def as_input(picture: Picture | CachedPicture, size: tuple[int, int], device: torch.device) -> Any:
     """A picture -> (3, h, w) on the device, values in [0, 255], resized unless it has the input's size already.
 
     Of a picture whose maps are kept, those.
     """
-    if isinstance(picture, Seen):
+    if isinstance(picture, CachedPicture):
         return picture.maps(0)
     pixels = send(torch.tensor(picture.pixels), device).permute(2, 0, 1).float()
     wanted = input_size(pixels.shape[1], pixels.shape[2], size)
@@ -76,10 +76,10 @@ def as_input(picture: Picture | Seen, size: tuple[int, int], device: torch.devic
 
 
 def with_views(
-    picture: Picture | Seen, views: Sequence[View], size: tuple[int, int], device: torch.device
+    picture: Picture | CachedPicture, views: Sequence[View], size: tuple[int, int], device: torch.device
 ) -> list[Any]:
     """The input of a picture, then those of its views."""
-    if isinstance(picture, Seen):
+    if isinstance(picture, CachedPicture):
         return [picture.maps(m) for m in range(len(views) + 1)]
     image = as_input(picture, size, device)
     return [image, *(view.apply(image) for view in views)]
@@ -90,7 +90,7 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def scale_of(picture: Picture | Seen, height: int, width: int) -> Floats:
+def scale_of(picture: Picture | CachedPicture, height: int, width: int) -> Floats:
     """What boxes of the original image are multiplied by in an input of that size: (4,)."""
     return np.tile([width / picture.width, height / picture.height], 2).astype(np.float32)
 

@@ -13,7 +13,7 @@ STRIDE = 32
 
 
 @dataclass(frozen=True)
-class Maps:
+class FeatureMaps:
     """What the body made of one input, in place of its pixels; or of a whole batch of them.
 
     ``levels`` (C, h, w) at growing strides, ``shape`` (3, h, w) of the input; with a leading B for a batch. ``mirror``
@@ -22,16 +22,16 @@ class Maps:
 
     levels: tuple[Tensor, ...]
     shape: tuple[int, ...]
-    mirror: "Callable[[], Maps] | None" = None
+    mirror: "Callable[[], FeatureMaps] | None" = None
 
-    def flip(self, dim: int) -> "Maps":
+    def flip(self, dim: int) -> "FeatureMaps":
         """As of a tensor (3, h, w) of pixels: mirrored, which is possible in its width alone."""
         assert dim == 2
         assert self.mirror is not None
         return self.mirror()
 
 
-def collate(inputs: Sequence[Maps], height: int, width: int, device: torch.device) -> Maps:
+def collate(inputs: Sequence[FeatureMaps], height: int, width: int, device: torch.device) -> FeatureMaps:
     """Maps of several inputs -> those of one batch on the device, of an input of that padded size: filled up with 0."""
     levels, own = [], inputs[0].shape
     for parts in zip(*(one.levels for one in inputs), strict=True):
@@ -40,7 +40,7 @@ def collate(inputs: Sequence[Maps], height: int, width: int, device: torch.devic
         for row, part in zip(batch, parts, strict=True):
             row[:, : part.shape[1], : part.shape[2]] = send(part, device)
         levels.append(batch)
-    return Maps(tuple(levels), (len(inputs), 3, height, width))
+    return FeatureMaps(tuple(levels), (len(inputs), 3, height, width))
 
 
 def padded(side: int) -> int:
@@ -49,11 +49,11 @@ def padded(side: int) -> int:
 
 
 @dataclass(frozen=True)
-class Seen:
+class CachedPicture:
     """A picture whose maps are kept: ``width`` and ``height`` of the original, (h, w) of the input; ``maps(m)`` brings
     those of its view m, counted from 1, and of the input itself for 0."""
 
     width: int
     height: int
     input_size: tuple[int, int]
-    maps: Callable[[int], Maps]
+    maps: Callable[[int], FeatureMaps]

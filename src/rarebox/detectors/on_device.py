@@ -33,7 +33,7 @@ ROUNDS = 32
 _may_wait = ContextVar("may_wait", default=False)
 
 
-def wanted(device: torch.device) -> bool:
+def use_async_path(device: torch.device) -> bool:
     """Whether detectors take this way: here alone it is chosen. A CPU is faster with lists that shrink."""
     return device.type == "cuda" and not _may_wait.get()
 

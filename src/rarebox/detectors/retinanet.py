@@ -78,7 +78,7 @@ class WeightedRetinaNet(RetinaNet):
         per_place = self.anchor_generator.num_anchors_per_location()[0]
         sizes = [f.shape[2] * f.shape[3] * per_place for f in features]
         flat = [t.flatten(2).transpose(1, 2) for t in towers]
-        if on_device.wanted(features[0].device):
+        if on_device.use_async_path(features[0].device):
             logits, deltas = (outputs[name].float().split(sizes, 1) for name in ("cls_logits", "bbox_regression"))
             return self._detect_all(logits, deltas, anchors[0].split(sizes), batch.image_sizes, flat, per_place)
         return [

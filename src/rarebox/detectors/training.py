@@ -19,7 +19,7 @@ from rarebox.core import seeds
 from rarebox.core.files import write_bytes
 from rarebox.data.pictures import which_are_tall
 from rarebox.detectors import distributed, on_device
-from rarebox.detectors.maps import Seen
+from rarebox.detectors.maps import CachedPicture
 from rarebox.errors import TrainingDiverged
 from rarebox.types import Bools, Picture, Targets
 
@@ -27,7 +27,7 @@ Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, smoothed loss)."""
 
 Prepare = Callable[
-    [Sequence[Picture | Seen], Sequence[Targets], Sequence[np.random.Generator]],
+    [Sequence[Picture | CachedPicture], Sequence[Targets], Sequence[np.random.Generator]],
     tuple[list[Tensor], list[dict[str, Tensor]]],
 ]
 """Pictures, their targets and a generator for each -> what the network takes, augmented."""
@@ -111,7 +111,7 @@ def autocast(device: torch.device, precision: str, inference: bool = False) -> A
 def train(
     network: nn.Module,
     prepare: Prepare,
-    images: Sequence[Picture | Seen],
+    images: Sequence[Picture | CachedPicture],
     targets: Sequence[Targets],
     settings: TrainingSettings,
     *,
@@ -136,7 +136,7 @@ def train(
 
 
 def _train(
-    network: nn.Module, prepare: Prepare, images: Sequence[Picture | Seen], targets: Sequence[Targets],
+    network: nn.Module, prepare: Prepare, images: Sequence[Picture | CachedPicture], targets: Sequence[Targets],
     settings: TrainingSettings, seed: int, device: torch.device, checkpoint: Path | None, progress: Progress | None,
     complete: Bools | None, crew: distributed.Crew,
 ) -> float:  # fmt: skip
@@ -151,7 +151,7 @@ def _train(
 
     with ThreadPoolExecutor(READERS) as readers:
 
-        def load(step: int) -> list[tuple[Future[Picture | Seen], Targets]]:
+        def load(step: int) -> list[tuple[Future[Picture | CachedPicture], Targets]]:
             chosen = walk(step)[crew.rank :: crew.size] if step < steps else []
             return [(readers.submit(images.__getitem__, i), targets[i]) for i in chosen]
 

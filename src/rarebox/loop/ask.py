@@ -9,7 +9,7 @@ from rarebox.core import seeds
 from rarebox.core.progress import StageProgress
 from rarebox.loop.run import Ranked, Run
 from rarebox.pool.asker import Asker
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.types import Ints, Query
 
 # ------------------------------------------------------------------------------------------- the steps of a cycle
@@ -67,7 +67,7 @@ def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress)
     return left
 
 
-def ask_about_images(run: Run, cycle: int, queue: Head, report: StageProgress) -> int:
+def ask_about_images(run: Run, cycle: int, queue: LazyRanking, report: StageProgress) -> int:
     """Have whole images labelled from the top of the queue; what is left of the budget, below 0 if it was overshot.
 
     Nobody knows an image's price before it is labelled, so the last one may overshoot the budget (decisions row 15).

@@ -26,12 +26,12 @@ from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
 from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.types import Candidates, Detections, ImageLabels, Targets, Verdict
 
 TEST_BATCH = 8
 
-TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
+INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
@@ -72,7 +72,7 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     restore_model(run, cycle - 1)
     pool, images = scoring.score_pool(run, cycle)
     state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
-    queue = Head.of(Candidates.none(len(run.classes)), iter(()))
+    queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
         queue = ranking.head(settings, pool, before, state, partial(seeds.stream, settings.seed, "strategy", cycle))
@@ -128,7 +128,9 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
     if settings.images == "pool":
         chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
     if settings.calibrated and found:
-        asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in TELLING]
+        asked = [
+            (q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in INFORMATIVE
+        ]
         shown = np.array([q.why["score"] for q, _ in asked if q.why])
         right = np.array([q.guess in a.labels for q, a in asked], dtype=bool)
         worth = calibrate(np.concatenate([one.scores for one in found.values()]), shown, right)

@@ -16,12 +16,12 @@ from rarebox.core.progress import Progress, StageProgress
 from rarebox.data import listings
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector
-from rarebox.detectors.frozen import FrozenPictures, Layout, MapStore
+from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool.candidates import Shards
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.pool.views import View, make_views
 from rarebox.types import Candidates, GroundTruth, ImageRecord, ImageScores, Ints, LabelState
 
@@ -102,8 +102,8 @@ def pictures_of(
     folder = keep_in / "maps" / sha256(told.encode()).hexdigest()[:12]
     channels = detectors.body_channels(settings.detector)
     return (
-        FrozenPictures(decoded[0], MapStore(folder / "pool", Layout(channels, views))),
-        FrozenPictures(decoded[1], MapStore(folder / name_of_test, Layout(channels, ()))),
+        FrozenPictures(decoded[0], FeatureCache(folder / "pool", Layout(channels, views))),
+        FrozenPictures(decoded[1], FeatureCache(folder / name_of_test, Layout(channels, ()))),
     )
 
 
@@ -171,6 +171,6 @@ class Ranked:
     """
 
     pool: Shards
-    queue: Head
+    queue: LazyRanking
     state: LabelState
     open_per_class: Ints

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from heapq import heappop, heappush, nsmallest
 
 from rarebox.labels.store import Store
-from rarebox.pool.ranking import Head, still_open
+from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.types import Query
 
 BATCH = 500
@@ -22,7 +22,7 @@ class Asker:
     """
 
     def __init__(
-        self, store: Store, cycle: int, queue: Head, answered_iou: float,
+        self, store: Store, cycle: int, queue: LazyRanking, answered_iou: float,
         wanted: Callable[[int], int] = lambda place: 1,
     ) -> None:  # fmt: skip
         """``wanted`` says how many people a place is asked of."""

@@ -124,7 +124,7 @@ def most_uncertain(pool: Shards, answered: Answered, settings: Settings, most: i
     return labels
 
 
-class Head:
+class LazyRanking:
     """The order in which boxes are asked about, as far as it is looked at: call it with a place.
 
     ``fetch(most)`` goes through the pool and gives candidates, their ranking, and how many of its places are those of
@@ -138,7 +138,7 @@ class Head:
         self.candidates, self._queue = Candidates.none(0), Queue(iter(()))
 
     @classmethod
-    def of(cls, candidates: Candidates, ranking: Ranking) -> "Head":
+    def of(cls, candidates: Candidates, ranking: Ranking) -> "LazyRanking":
         """A ranking of candidates that are all there is."""
         return cls(lambda most: (candidates, ranking, np.inf), 1)
 
@@ -155,7 +155,7 @@ class Head:
 def head(
     settings: Settings, pool: Shards, labels: Mapping[int, ImageLabels], state: LabelState,
     rng: Callable[[], np.random.Generator],
-) -> Head:  # fmt: skip
+) -> LazyRanking:  # fmt: skip
     """What to ask, best first, by the strategy of the settings; ``rng`` gives the same randomness at each call."""
     name = settings.selection.strategy
     strategy, answered = strategies.choose(settings.selection), Answered(labels)
@@ -176,7 +176,7 @@ def head(
         found = [] if name in strategies.BLIND | strategies.BY_SCORES else list(pieces(None))
         return nothing, rank(concatenate(found) if found else nothing, state), np.inf
 
-    return Head(fetch, max(LEAST, AHEAD * state.budget))
+    return LazyRanking(fetch, max(LEAST, AHEAD * state.budget))
 
 
 def joined(labels: Sequence[Ints]) -> Ints:

@@ -20,7 +20,7 @@ from rarebox.data.classes import Classes
 from rarebox.data.export import sent_as
 from rarebox.data.images import SUFFIXES
 from rarebox.data.naming import ByName, file_names
-from rarebox.data.review import MODEL, Batch, Region, Returned, Sheet
+from rarebox.data.review import MODEL, Batch, Region, Returned, ReviewTask
 from rarebox.errors import UserError, unknown_name
 from rarebox.labels import schema
 from rarebox.labels.leases import People, clean_name
@@ -93,7 +93,7 @@ SHOWN_ABOVE = 0.3
 """Score from which a box that nobody asks about is shown as well; weaker ones would be in the way."""
 
 
-class Offer:
+class ReviewSource:
     """What a project shows in another tool, image by image, and how its answers come in.
 
     ``do`` runs a job that writes, as the thread that writes wants it. All methods may be called from any thread.
@@ -111,7 +111,7 @@ class Offer:
         """The name of the model whose guesses are shown."""
         return f"{MODEL} cycle {self._project.cycle}"
 
-    def sheets_of(self, images: Sequence[tuple[str, int | None]]) -> list[Sheet | None]:
+    def sheets_of(self, images: Sequence[tuple[str, int | None]]) -> list[ReviewTask | None]:
         """The open questions about each image, and further boxes of the latest ranking that no answer has settled.
 
         Images are named, and numbered if the number is known; None for one that the project does not have.
@@ -121,14 +121,16 @@ class Offer:
         for query in found.queries:
             if query.box is not None:
                 asked.setdefault(query.image_id, []).append(query)
-        sheets: list[Sheet | None] = []
+        sheets: list[ReviewTask | None] = []
         for name, number in images:
             image_id = number if number is not None and photos.agree(number, name) else photos.named(name)
             if image_id is None:
                 sheets.append(None)
                 continue
             record, ours = found.images[image_id], asked.get(image_id, [])
-            sheets.append(Sheet(len(sheets) + 1, record, record.path, [*ours, *self._others(image_id, ours, found)]))
+            sheets.append(
+                ReviewTask(len(sheets) + 1, record, record.path, [*ours, *self._others(image_id, ours, found)])
+            )
         return sheets
 
     def record(self, batch: Batch) -> dict[str, int]:

@@ -13,7 +13,7 @@ from rarebox.errors import Damaged, UserError
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder, is_store
 from rarebox.pool.asker import Asker
-from rarebox.pool.ranking import Head
+from rarebox.pool.ranking import LazyRanking
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
 from rarebox.project.photos import Contents, Found, Photos, Progress
 from rarebox.strategies import IMAGE
@@ -35,7 +35,7 @@ class Ranking:
     candidates of each class were open when it was made, also those that are not kept (K,)."""
 
     candidates: Candidates
-    queue: Head
+    queue: LazyRanking
     class_frequency: Floats
     open_per_class: Ints
 
@@ -128,7 +128,7 @@ class Project:
 
     # The ranking of a cycle, which the trainer makes and the server asks from
 
-    def write_ranking(self, cycle: int, queue: Head, frequency: Floats, open_per_class: Ints, most: int | None = None) -> None:  # fmt: skip  # noqa: E501
+    def write_ranking(self, cycle: int, queue: LazyRanking, frequency: Floats, open_per_class: Ints, most: int | None = None) -> None:  # fmt: skip  # noqa: E501
         """Keep the first boxes of a cycle's ranking in their order, ``most`` of them (or MOST_RANKED); and p(l) and the
         number of open candidates of each class. Two files. What was kept before stays, what is new comes after it."""
         most = most or MOST_RANKED
@@ -164,7 +164,7 @@ class Project:
             if "open_per_class" in told:
                 then = np.array(told["open_per_class"], dtype=np.int64)
                 open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
-        return Ranking(candidates, Head.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
+        return Ranking(candidates, LazyRanking.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
 
     def has_ranking(self, cycle: int) -> bool:
         """Whether the ranking of a cycle is there and can be read; otherwise the trainer makes it anew."""

@@ -31,11 +31,11 @@ from rarebox.data.images import UnreadableImage, content_of, opened, read_pictur
 from rarebox.data.remote import is_url
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels.leases import Submission, clean_name
-from rarebox.project.exchange import Offer
+from rarebox.project.exchange import ReviewSource
 from rarebox.types import ImageRecord, Verdict
-from rarebox.web.desk import Desk
 from rarebox.web.ml_backend import router_of
-from rarebox.web.security import HEADERS, LARGEST_BODY, Door, Visitor, good_host, good_origin, is_loopback
+from rarebox.web.security import HEADERS, LARGEST_BODY, Authenticator, Visitor, good_host, good_origin, is_loopback
+from rarebox.web.service import AnnotationService
 
 STATIC = Path(__file__).parent / "static"
 
@@ -157,10 +157,10 @@ class Me(Body):
 
 async def visitor(request: Request) -> Visitor:
     """Whoever has one of our cookies, and means this project: another one may have been served on this port before."""
-    door: Door = request.app.state.door
-    if request.headers.get("rarebox-project", door.project) != door.project:
+    authenticator: Authenticator = request.app.state.authenticator
+    if request.headers.get("rarebox-project", authenticator.project) != authenticator.project:
         raise HTTPException(421, OTHER_PROJECT)
-    found = door.recognise(request.cookies.get(door.cookie))
+    found = authenticator.recognise(request.cookies.get(authenticator.cookie))
     if found is None:
         raise HTTPException(401, SIGN_IN)
     return found
@@ -181,25 +181,29 @@ Somebody = Annotated[str, Depends(person)]
 
 def program(request: Request, key: str) -> None:
     """Another program (Label Studio) that has the key in the address it was given."""
-    door: Door = request.app.state.door
-    if not hmac.compare_digest(key.encode(), door.key.encode()):
+    authenticator: Authenticator = request.app.state.authenticator
+    if not hmac.compare_digest(key.encode(), authenticator.key.encode()):
         raise HTTPException(404, "there is nothing here")
 
 
-def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str] = ()) -> FastAPI:
+def make_app(
+    service: AnnotationService, authenticator: Authenticator, host: str = "127.0.0.1", also: Sequence[str] = ()
+) -> FastAPI:
     """The application for one project. ``host`` is the address listened on, ``also`` further names it goes by."""
     app = FastAPI(title="rarebox", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.door = door
+    app.state.authenticator = authenticator
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _explain_errors(app)
 
     def sign_in(response: Response, found: Visitor) -> None:
         year = 365 * 24 * 3600
-        response.set_cookie(door.cookie, door.cookie_of(found), max_age=year, httponly=True, samesite="strict")
+        response.set_cookie(
+            authenticator.cookie, authenticator.cookie_of(found), max_age=year, httponly=True, samesite="strict"
+        )
 
     def state_of(found: Visitor) -> dict[str, Any]:
         # The page keeps what is not saved yet under this, so that no other project on this port ever gets it.
-        return {"id": door.project, **desk.state(found.name, found.fixed)}
+        return {"id": authenticator.project, **service.state(found.name, found.fixed)}
 
     listening: set[Request] = set()
 
@@ -207,11 +211,11 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
 
     @app.get("/", include_in_schema=False)
     def page(request: Request, token: str | None = None) -> Response:
-        if token is not None and (found := door.enter(token)):
+        if token is not None and (found := authenticator.enter(token)):
             response: Response = RedirectResponse("/", status_code=303)
             sign_in(response, found)
             return response
-        if token is not None and door.recognise(request.cookies.get(door.cookie)):
+        if token is not None and authenticator.recognise(request.cookies.get(authenticator.cookie)):
             return RedirectResponse("/", status_code=303)
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
@@ -229,15 +233,15 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         """The same, pushed whenever something changes; ``queries`` when a new cycle has questions."""
 
         async def news() -> AsyncIterator[ServerSentEvent]:
-            version, questions = -1, desk.questions
+            version, questions = -1, service.questions
             listening.add(request)
             try:
                 while not await request.is_disconnected():
-                    if desk.questions != questions:
-                        questions = desk.questions
+                    if service.questions != questions:
+                        questions = service.questions
                         yield ServerSentEvent(data="{}", event="queries")
-                    if desk.version != version:
-                        version = desk.version
+                    if service.version != version:
+                        version = service.version
                         yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
                     await asyncio.sleep(LOOK_SECONDS)
             finally:
@@ -252,22 +256,22 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Questions for one tab of a browser."""
-        _, queries = await _done(desk.answer(_holder(by, body.client), by, [], body.want))
-        return {"queries": [desk.query(query) for query in queries], "state": state_of(found)}
+        _, queries = await _done(service.answer(_holder(by, body.client), by, [], body.want))
+        return {"queries": [service.query(query) for query in queries], "state": state_of(found)}
 
     @app.post("/api/leave", status_code=204, response_class=Response)
     async def leave(body: Leave, by: Somebody) -> None:
         """A tab is being closed, or loaded again: what it was asked may be asked elsewhere."""
-        await _done(desk.leave(_holder(by, body.client)))
+        await _done(service.leave(_holder(by, body.client)))
 
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
         said = [_submission(item) for item in body.answers]
-        outcomes, queries = await _done(desk.answer(_holder(by, body.client), by, said, body.want))
+        outcomes, queries = await _done(service.answer(_holder(by, body.client), by, said, body.want))
         return {
-            "results": [desk.outcome(outcome) for outcome in outcomes],
-            "queries": [desk.query(query) for query in queries],
+            "results": [service.outcome(outcome) for outcome in outcomes],
+            "queries": [service.query(query) for query in queries],
             "state": state_of(found),
         }
 
@@ -279,26 +283,26 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     ) -> dict[str, Any]:  # fmt: skip
         """Answers that count, newest first."""
         who = found.name if by == "me" else by
-        return {"answers": desk.answers(limit, before, who, label, verdict and verdict.value)}
+        return {"answers": service.answers(limit, before, who, label, verdict and verdict.value)}
 
     @app.get("/api/disagreements", dependencies=[Depends(visitor)])
     def disagreements() -> dict[str, Any]:
         """Questions that two people answered differently."""
-        return {"disagreements": desk.disagreements()}
+        return {"disagreements": service.disagreements()}
 
     # Pictures
 
     def record(image_id: int) -> ImageRecord:
-        if image_id not in desk.images:
+        if image_id not in service.images:
             raise HTTPException(404, "there is no such image")
-        return desk.images[image_id]
+        return service.images[image_id]
 
     far = CapacityLimiter(MOST_FAR)
 
     @app.get("/api/image/{image_id}", dependencies=[Depends(visitor)])
     def about_image(image_id: Identifier) -> dict[str, Any]:
         """One image with its boxes."""
-        return desk.image(record(image_id).id)
+        return service.image(record(image_id).id)
 
     @app.get("/api/images/{image_id}", dependencies=[Depends(visitor)], response_class=Response)
     async def picture(
@@ -312,7 +316,7 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         found = record(image_id)
         try:
             picture = await to_thread.run_sync(_picture, found, size, limiter=far if is_url(found.path) else None)
-            if not desk.photos.is_there(found):
+            if not service.photos.is_there(found):
                 raise UnreadableImage(found.path, "another photo has taken its path; restart the server")
             return picture
         except UnreadableImage as error:
@@ -323,7 +327,7 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/classes")
     async def classes(body: ClassChange, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Add, rename or merge a class."""
-        people = desk.people
+        people = service.people
         if body.add is not None:
             job: Callable[[], object] = partial(people.add_class, body.add)
         elif body.rename is not None:
@@ -331,7 +335,7 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
         else:
             assert body.merge is not None
             job = partial(people.merge_class, body.merge.label, body.merge.into, by)
-        await _done(desk.change_classes(job))
+        await _done(service.change_classes(job))
         return state_of(found)
 
     @app.post("/api/me")
@@ -347,13 +351,13 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.post("/api/train")
     def train(found: Anybody, by: Somebody) -> dict[str, Any]:
         """Train now, whatever is left of the budget."""
-        desk.train()
+        service.train()
         return state_of(found)
 
     @app.post("/api/retry")
     def retry(found: Anybody, by: Somebody) -> dict[str, Any]:
         """Go on after the trainer failed."""
-        desk.retry()
+        service.retry()
         return state_of(found)
 
     @app.post("/api/invite")
@@ -362,7 +366,7 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
 
         ``local``: other machines cannot reach it.
         """
-        address, token = request.base_url, door.one_time_link(found if found.fixed else Visitor())
+        address, token = request.base_url, authenticator.one_time_link(found if found.fixed else Visitor())
         local = is_loopback(address.hostname or "")
         if local and also and not is_loopback(host):  # who sits at the server's own machine
             address, local = address.replace(hostname=also[0]), False
@@ -371,14 +375,14 @@ def make_app(desk: Desk, door: Door, host: str = "127.0.0.1", also: Sequence[str
     @app.get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
     def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
         """All labels as a zip file."""
-        name = f"{real(desk.project.folder.root).name}-{format}.zip"
+        name = f"{real(service.project.folder.root).name}-{format}.zip"
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
         headers = {"Content-Disposition": f'attachment; filename="{safe}"'}
-        content = _zipped(desk.project.folder.root, format)
-        desk.see_photos()
+        content = _zipped(service.project.folder.root, format)
+        service.see_photos()
         return Response(content, media_type="application/zip", headers=headers)
 
-    offer = Offer(desk.project, do=lambda job: desk.do(job).result())
+    offer = ReviewSource(service.project, do=lambda job: service.do(job).result())
     app.include_router(router_of(offer), prefix="/ml/{key}", dependencies=[Depends(program)])
     app.add_middleware(Guard, host=host, also=tuple(also))
     return app

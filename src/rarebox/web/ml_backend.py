@@ -11,9 +11,9 @@ from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from rarebox.data import labelstudio
-from rarebox.data.review import Batch, Returned, Sheet
+from rarebox.data.review import Batch, Returned, ReviewTask
 from rarebox.errors import UserError
-from rarebox.project.exchange import Offer
+from rarebox.project.exchange import ReviewSource
 
 ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 """Events that bring an answer; all others are heard and passed over."""
@@ -51,7 +51,7 @@ class Event(Message):
 
 
 def make_router(
-    sheets_of: Callable[[Sequence[tuple[str, int | None]]], Sequence[Sheet | None]],
+    sheets_of: Callable[[Sequence[tuple[str, int | None]]], Sequence[ReviewTask | None]],
     classes: Callable[[], Sequence[str]],
     version: Callable[[], str],
     record: Callable[[Batch], Mapping[str, int]],
@@ -117,7 +117,7 @@ def make_router(
     return router
 
 
-def router_of(offer: Offer) -> APIRouter:
+def router_of(offer: ReviewSource) -> APIRouter:
     """The routes for one project."""
     return make_router(offer.sheets_of, offer.classes, offer.version, offer.record)
 
@@ -130,7 +130,7 @@ def _image_of(task: Mapping[str, Any]) -> tuple[str, int | None]:
         return "", None
 
 
-def _prediction(sheet: Sheet | None, classes: Sequence[str], version: str) -> dict[str, Any]:
+def _prediction(sheet: ReviewTask | None, classes: Sequence[str], version: str) -> dict[str, Any]:
     if sheet is None or not sheet.queries:
         return {"model_version": version, "score": 0.0, "result": []}
     return labelstudio.prediction(sheet, classes, version)

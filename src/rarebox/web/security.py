@@ -40,7 +40,7 @@ class Visitor:
     fixed: bool = False
 
 
-class Door:
+class Authenticator:
     """Lets people in by link, and knows them again by cookie, also after the server was started anew."""
 
     def __init__(self, secret: bytes, project: str | None = None) -> None:

@@ -26,8 +26,8 @@ from rarebox.loop import cluster
 from rarebox.project.project import Project
 from rarebox.web.app import make_app
 from rarebox.web.connections import config_of
-from rarebox.web.desk import Desk
-from rarebox.web.security import Door, Visitor, is_loopback, read_name, read_secret
+from rarebox.web.security import Authenticator, Visitor, is_loopback, read_name, read_secret
+from rarebox.web.service import AnnotationService
 
 DEFAULT_PORT = 8765
 
@@ -74,44 +74,45 @@ def _serve(
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
     secret = read_secret(root / "secret")
-    door = Door(secret, read_name(root / "name", secret))
+    authenticator = Authenticator(secret, read_name(root / "name", secret))
     found = project.find_moved_images(_sometimes(say))
     if found.moved:
         say(f"{len(found.moved)} photos were found again where they are now; they keep their labels")
     for warning in found.warnings():
         say(warning)
     new = project.add_new_images()
-    desk = Desk(project, engine=engine)
+    service = AnnotationService(project, engine=engine)
     shown = f"[{host}]" if ":" in host else host
     if host in ("0.0.0.0", "::"):
         shown = socket.gethostname()
     base = f"http://{shown}:{port}/"
-    images = len(desk.images)
+    images = len(service.images)
     more = f", {new} of them new" if new else ""
     say(f"{real(root).name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
-    if gone := sum(not desk.photos.is_there(image) for image in desk.images.values()):
+    if gone := sum(not service.photos.is_there(image) for image in service.images.values()):
         say(
             f"{gone} of them are not where they were and cannot be shown. Put them back into {project.settings.data}, "
             f"or, if the folder has moved: rarebox relocate {root} FOLDER"
         )
     for name in names:
-        say(f"{name}: {base}?token={door.personal_link(name)}")
+        say(f"{name}: {base}?token={authenticator.personal_link(name)}")
     if names:
         say("each link is good for that person on any device; to take all links back, remove the file 'secret'")
     else:
-        link = f"{base}?token={door.one_time_link(Visitor(_user()))}"
+        link = f"{base}?token={authenticator.one_time_link(Visitor(_user()))}"
         say(f"open this link (it works once; the page can make more): {link}")
         if browser:
             Timer(1.0, lambda: webbrowser.open(link)).start()
     if label_studio:
-        say(f"Label Studio, Settings, Model, connect: {base}ml/{door.key} (and the same with /webhook as a webhook)")
-    config = config_of(make_app(desk, door, host, [shown, *also]))
+        address = f"{base}ml/{authenticator.key}"
+        say(f"Label Studio, Settings, Model, connect: {address} (and the same with /webhook as a webhook)")
+    config = config_of(make_app(service, authenticator, host, [shown, *also]))
     logging.getLogger("uvicorn.error").addFilter(_is_worth_an_error)
     ending.server = uvicorn.Server(config)
     try:
         ending.server.run(sockets=[listening])
     finally:
-        desk.close()
+        service.close()
 
 
 def _sometimes(say: Callable[[str], None]) -> Progress:

@@ -1,7 +1,7 @@
 /** Where everything meets: the question's words, the buttons, the keys, the news from the server. */
 
 import { get, isFor, listen, post, SignedOut } from "./api.js";
-import { Asking } from "./asking.js";
+import { Annotator } from "./annotator.js";
 import { openClasses } from "./classes.js";
 import { colour } from "./colours.js";
 import { nameForm, openDialog } from "./dialogs.js";
@@ -9,7 +9,7 @@ import { byId, counted, el, icon, percent, replace } from "./dom.js";
 import { findClass } from "./finder.js";
 import { openDisagreements, openGallery } from "./gallery.js";
 import { hint, listenToKeys } from "./keys.js";
-import { Line } from "./line.js";
+import { Outbox } from "./outbox.js";
 import { tabId } from "./local.js";
 import { say } from "./notices.js";
 import { makePanel } from "./panel.js";
@@ -66,7 +66,7 @@ function askName(first) {
 function run(first) {
   isFor(first.id);
   for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
-  const line = new Line(first.id, tab, {
+  const line = new Outbox(first.id, tab, {
     state: accept,
     queries: (queries) => asking.receive(queries),
     results: (pairs) => {
@@ -128,7 +128,7 @@ function run(first) {
   });
 
   let returnTo = /** @type {(() => void) | null} */ (null);
-  const asking = new Asking(line, view, new Pictures(), {
+  const asking = new Annotator(line, view, new Pictures(), {
     changed: () => update(),
     say,
     findClass: (done) => findClass(done),

@@ -18,7 +18,7 @@ from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import still_open
 from rarebox.project.project import Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
-from rarebox.web.desk import Desk
+from rarebox.web.service import AnnotationService
 from tests.serving import make_project
 
 CLASSES = ("fish", "ray", "shark")
@@ -33,14 +33,14 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.fixture
-def desk(project: Project) -> Iterator[Desk]:
-    desk = Desk(project, train=False)
-    yield desk
-    desk.close()
+def service(project: Project) -> Iterator[AnnotationService]:
+    service = AnnotationService(project, train=False)
+    yield service
+    service.close()
 
 
-def next_of(desk: Desk, who: str = "anna", want: int = 4) -> list[Query]:
-    return desk.answer(who, who, [], want).result(20)[1]
+def next_of(service: AnnotationService, who: str = "anna", want: int = 4) -> list[Query]:
+    return service.answer(who, who, [], want).result(20)[1]
 
 
 def said(query: Query, key: str = "k") -> Submission:
@@ -48,43 +48,45 @@ def said(query: Query, key: str = "k") -> Submission:
     return Submission(f"{key} {query.id}", Verdict.OBJECT, query.box[None], np.array([1]), 1000, query.id)
 
 
-def save(desk: Desk, query: Query, who: str = "anna", want: int = 4) -> list[Query]:
-    outcomes, queries = desk.answer(who, who, [said(query)], want).result(20)
+def save(service: AnnotationService, query: Query, who: str = "anna", want: int = 4) -> list[Query]:
+    outcomes, queries = service.answer(who, who, [said(query)], want).result(20)
     assert [outcome.status for outcome in outcomes] == [Status.SAVED]
     return queries
 
 
-def spent(desk: Desk) -> int:
-    return desk.state("anna", False)["budget"]["spent"]
+def spent(service: AnnotationService) -> int:
+    return service.state("anna", False)["budget"]["spent"]
 
 
-def test_somebody_who_goes_away_while_they_wait_stops_nobody(desk: Desk) -> None:
-    gone = [desk.answer("anna", "anna", [], 1) for _ in range(20)]
+def test_somebody_who_goes_away_while_they_wait_stops_nobody(service: AnnotationService) -> None:
+    gone = [service.answer("anna", "anna", [], 1) for _ in range(20)]
     cancelled = [future.cancel() for future in gone]
     assert any(cancelled)
-    assert len(next_of(desk, "ben")) == 4
+    assert len(next_of(service, "ben")) == 4
 
 
-def test_what_fails_for_one_is_undone_for_one(desk: Desk) -> None:
-    first, second, *_ = next_of(desk)
+def test_what_fails_for_one_is_undone_for_one(service: AnnotationService) -> None:
+    first, second, *_ = next_of(service)
 
     def fail() -> None:
-        desk.people.submit("anna", "anna", said(first))
-        desk._take_in()
+        service.people.submit("anna", "anna", said(first))
+        service._take_in()
         raise UserError("no")
 
-    failed, kept = desk.do(fail), desk.answer("anna", "anna", [said(second)], 4)
+    failed, kept = service.do(fail), service.answer("anna", "anna", [said(second)], 4)
     with pytest.raises(UserError, match="no"):
         failed.result(20)
     assert kept.result(20)[0][0].status is Status.SAVED
-    assert spent(desk) == 1
-    assert save(desk, first)  # under the same number, perhaps, as what was undone
-    assert spent(desk) == 2
-    assert desk.project.spent(2) == 2
+    assert spent(service) == 1
+    assert save(service, first)  # under the same number, perhaps, as what was undone
+    assert spent(service) == 2
+    assert service.project.spent(2) == 2
 
 
-def test_a_disk_that_fails_for_a_while_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, *_ = next_of(desk)
+def test_a_disk_that_fails_for_a_while_loses_nothing(
+    service: AnnotationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = next_of(service)
     record, full = Store.record, True
 
     def failing(store: Store, answers: Any, keys: Any = None) -> list[int]:
@@ -96,19 +98,19 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(desk: Desk, monkeypatch: py
         return numbers
 
     def room() -> None:
-        with desk.people.store.transaction() as connection:
+        with service.people.store.transaction() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 100000")
 
     monkeypatch.setattr(Store, "record", failing)
-    waiting = [desk.answer("anna", "anna", [said(first)], 4), desk.answer("ben", "ben", [], 4)]
+    waiting = [service.answer("anna", "anna", [said(first)], 4), service.answer("ben", "ben", [], 4)]
     with pytest.raises(Unavailable, match="full"):
         waiting[0].result(20)
-    assert (spent(desk), desk.project.spent(2)) == (0, 0)
+    assert (spent(service), service.project.spent(2)) == (0, 0)
     full = False
-    desk.do(room).result(20)
-    assert save(desk, first)
-    assert save(desk, second)
-    assert (spent(desk), desk.project.spent(2)) == (2, 2)
+    service.do(room).result(20)
+    assert save(service, first)
+    assert save(service, second)
+    assert (spent(service), service.project.spent(2)) == (2, 2)
 
 
 def test_next_and_save_do_not_grow_with_what_was_answered(project: Project) -> None:
@@ -138,18 +140,18 @@ def steps(project: Project, answered: int) -> float:
     again = Project(project.folder.root)
     event.listen(again.store._engine, "connect", watch)
     again.store._engine.dispose()
-    desk = Desk(again, train=False)
-    queries = next_of(desk)
+    service = AnnotationService(again, train=False)
+    queries = next_of(service)
     done = 0
     for _ in range(20):
-        queries = save(desk, queries[0])
-    desk.close()
+        queries = save(service, queries[0])
+    service.close()
     return done / 20
 
 
-def test_another_process_may_ask_too(desk: Desk, project: Project) -> None:
+def test_another_process_may_ask_too(service: AnnotationService, project: Project) -> None:
     """`rarebox export` asks ahead for people who work elsewhere: the page does not ask the same again."""
-    before = next_of(desk)
+    before = next_of(service)
     asker = project.asker(2)
     assert asker
     elsewhere = asker.ask(30)
@@ -158,16 +160,16 @@ def test_another_process_may_ask_too(desk: Desk, project: Project) -> None:
     queries = before
     for _ in range(60):
         seen.append(queries[0])
-        queries = save(desk, queries[0])
+        queries = save(service, queries[0])
     ranks = [int(query.why["rank"]) for query in project.store.queries(2) if query.why]
     assert len(ranks) == len(set(ranks))
     assert [query.id for query in seen] == sorted({query.id for query in seen})
 
 
-def test_a_future_of_a_job_is_running_before_it_begins(desk: Desk) -> None:
+def test_a_future_of_a_job_is_running_before_it_begins(service: AnnotationService) -> None:
     """Nobody can take back what is being written."""
     states: list[bool] = []
-    future: Future[None] = desk.do(lambda: states.append(future.cancel()))
+    future: Future[None] = service.do(lambda: states.append(future.cancel()))
     future.result(20)
     assert states == [False]
 
@@ -201,29 +203,29 @@ def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, mo
     looked: list[int] = []
     labels_of = Store.labels_of_images
     monkeypatch.setattr(Store, "labels_of_images", lambda store, ids: (looked.extend(ids), labels_of(store, ids))[1])
-    desk = Desk(small, train=False)
-    held = [query for who in range(10) for query in next_of(desk, f"person {who}")]
+    service = AnnotationService(small, train=False)
+    held = [query for who in range(10) for query in next_of(service, f"person {who}")]
     assert len(held) == 10
     looked.clear()
     for who in range(10, 30):
-        assert next_of(desk, f"person {who}") == []
+        assert next_of(service, f"person {who}") == []
     assert len(looked) <= 20  # one image for each of them, and not the whole ranking
-    desk.close()
+    service.close()
 
 
 def test_of_few_photos_everybody_gets_one(small: Project) -> None:
-    desk = Desk(small, train=False)
+    service = AnnotationService(small, train=False)
     tabs = [f"person {who}" for who in range(10)]
-    held = {tab: next_of(desk, tab) for tab in tabs}
+    held = {tab: next_of(service, tab) for tab in tabs}
     assert [len(queries) for queries in held.values()][:5] == [4, 4, 2, 0, 0]  # who came first knew of nobody else
     for tab in tabs[:3]:
         for query in held[tab]:
-            assert desk.answer(tab, tab, [said(query)], 0).result(20)[0][0].status is Status.SAVED
-    assert [len(next_of(desk, tab)) for tab in tabs] == [1] * 10
+            assert service.answer(tab, tab, [said(query)], 0).result(20)[0][0].status is Status.SAVED
+    assert [len(next_of(service, tab)) for tab in tabs] == [1] * 10
     for tab in tabs[1:]:
-        desk.leave(tab).result(20)
-    assert len(next_of(desk, tabs[0])) == 4
-    desk.close()
+        service.leave(tab).result(20)
+    assert len(next_of(service, tabs[0])) == 4
+    service.close()
 
 
 def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
@@ -280,33 +282,33 @@ def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.
     read: list[int] = []
     given = People.given
     monkeypatch.setattr(People, "given", lambda people, after=0: (read.append(after), given(people, after))[1])
-    desk = Desk(project, train=False)
-    for query in next_of(desk):
-        save(desk, query)
-    asker, before, questions = desk._asker, len(read), desk.questions
-    desk.change_classes(lambda: desk.people.add_class("eel")).result(20)
-    desk.change_classes(lambda: desk.people.rename_class(0, "cod", "anna")).result(20)
-    desk.change_classes(lambda: desk.people.merge_class(1, 2, "anna")).result(20)
+    service = AnnotationService(project, train=False)
+    for query in next_of(service):
+        save(service, query)
+    asker, before, questions = service._asker, len(read), service.questions
+    service.change_classes(lambda: service.people.add_class("eel")).result(20)
+    service.change_classes(lambda: service.people.rename_class(0, "cod", "anna")).result(20)
+    service.change_classes(lambda: service.people.merge_class(1, 2, "anna")).result(20)
     assert all(after == 4 for after in read[before:])  # what came after the last answer
-    assert desk._asker is asker
-    assert desk.questions == questions + 3  # open pages ask again: what they show may have another name
-    classes = desk.state("anna", False)["classes"]
+    assert service._asker is asker
+    assert service.questions == questions + 3  # open pages ask again: what they show may have another name
+    classes = service.state("anna", False)["classes"]
     assert [(one["name"], one["count"], one["merged_into"]) for one in classes] == [
         ("cod", 0, None), ("ray", 0, 2), ("shark", 4, None), ("eel", 0, None),
     ]  # fmt: skip
-    desk.close()
+    service.close()
 
 
 def test_a_class_is_counted_from_the_moment_it_is_listed(small: Project) -> None:
-    desk = Desk(small, train=False)
+    service = AnnotationService(small, train=False)
     seen: list[dict[str, Any]] = []
 
     def add() -> None:
-        desk.people.add_class("new")
-        desk._see_classes()
-        seen.append(desk.state("anna", False))  # as another thread may ask, before the writing thread is done
+        service.people.add_class("new")
+        service._see_classes()
+        seen.append(service.state("anna", False))  # as another thread may ask, before the writing thread is done
 
-    desk.do(add).result(20)
+    service.do(add).result(20)
     assert [one["name"] for one in seen[0]["classes"]] == [*CLASSES, "new"]
-    assert [one["name"] for one in desk.state("anna", False)["classes"]] == [*CLASSES, "new"]
-    desk.close()
+    assert [one["name"] for one in service.state("anna", False)["classes"]] == [*CLASSES, "new"]
+    service.close()

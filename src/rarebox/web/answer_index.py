@@ -20,7 +20,7 @@ from rarebox.types import Ints, Verdict
 Merged = Mapping[int, int]
 """What labels of merged classes count as by now."""
 
-TELLING = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
+INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
 
 
@@ -74,7 +74,7 @@ class History:
         yield ("looks", cycle), max(boxes, question.asked_by is None) if query.box is None else 1
         for label in latest.answer.labels.tolist():
             yield ("label", label), 1
-        if question.asked_by is None and query.guess is not None and latest.answer.verdict in TELLING:
+        if question.asked_by is None and query.guess is not None and latest.answer.verdict in INFORMATIVE:
             labels = latest.answer.labels.tolist()
             yield ("guesses", cycle), 1
             yield ("right guesses", cycle), int(right(query.guess, labels, merged))
@@ -84,7 +84,7 @@ class History:
             yield ("held boxes",), boxes
 
 
-class Ledger:
+class AnswerIndex:
     """Questions and answers by query, image and person."""
 
     def __init__(self) -> None:

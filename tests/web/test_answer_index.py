@@ -11,7 +11,7 @@ from rarebox.labels.leases import Outcome, People, Status, Submission
 from rarebox.labels.store import Store
 from rarebox.project.project import HELD_BACK
 from rarebox.types import ImageRecord, Query, Verdict
-from rarebox.web.ledger import Ledger
+from rarebox.web.answer_index import AnswerIndex
 
 PEOPLE = ("anna", "ben", "cleo")
 SECONDS = 600
@@ -57,65 +57,65 @@ def act(people: People, dice: random.Random, step: int) -> Outcome | None:
     return people.submit(by, by, Submission(key, verdict, boxes, np.full(len(boxes), label), 1000, query.id))
 
 
-def take_in(ledger: Ledger, people: People) -> Ledger:
-    ledger.take_in(people.questions(ledger.last_question), people.given(ledger.last_answer))
-    return ledger
+def take_in(answer_index: AnswerIndex, people: People) -> AnswerIndex:
+    answer_index.take_in(people.questions(answer_index.last_question), people.given(answer_index.last_answer))
+    return answer_index
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: int) -> None:
-    dice, ledger, store, saved = random.Random(seed), Ledger(), people.store, 0
+    dice, answer_index, store, saved = random.Random(seed), AnswerIndex(), people.store, 0
     for step in range(250):
         outcome = act(people, dice, step)
         saved += outcome is not None and outcome.status is Status.SAVED
         if dice.random() < 0.5:
-            take_in(ledger, people)
-    take_in(ledger, people)
+            take_in(answer_index, people)
+    take_in(answer_index, people)
     assert saved > 80
     for cycle in (1, 2):
         spent, unanswered = store.spent(cycle), store.unanswered(cycle)
-        assert (ledger.sums["labels", cycle], ledger.sums["looks", cycle]) == (spent.labels, spent.looks)
-        assert ledger.sums["asked", cycle] == sum(query.asked_by is None for query in store.queries(cycle))
-        assert ledger.sums["open", cycle] == len(unanswered)
-        assert set(ledger.busy(cycle)) == {query.image_id for query in unanswered}
+        assert (answer_index.sums["labels", cycle], answer_index.sums["looks", cycle]) == (spent.labels, spent.looks)
+        assert answer_index.sums["asked", cycle] == sum(query.asked_by is None for query in store.queries(cycle))
+        assert answer_index.sums["open", cycle] == len(unanswered)
+        assert set(answer_index.busy(cycle)) == {query.image_id for query in unanswered}
     answered = {query.id: answer for query, answer in store.answered()}
-    assert {one.query.id: one.id for one in ledger.standing()}.keys() == answered.keys()
-    for one in ledger.standing():
+    assert {one.query.id: one.id for one in answer_index.standing()}.keys() == answered.keys()
+    for one in answer_index.standing():
         assert (one.answer.by, one.answer.labels.tolist()) == (answered[one.query.id].by, answered[one.query.id].labels.tolist())  # fmt: skip  # noqa: E501
     labels = [label for answer in answered.values() for label in answer.labels.tolist()]
-    assert ledger.counts(3).tolist() == np.bincount(labels, minlength=3).tolist()
+    assert answer_index.counts(3).tolist() == np.bincount(labels, minlength=3).tolist()
     held = [
         answer for query, answer in store.answered(1)
         if query.why and query.why[HELD_BACK] and answer.verdict is not Verdict.CANNOT_TELL
     ]  # fmt: skip
-    assert ledger.sums["held images",] == len(held)
+    assert answer_index.sums["held images",] == len(held)
     said = {(one.query.id, one.answer.by): one.answer.verdict for one in people.given()}
     for name in PEOPLE:
         count = sum(by == name and verdict is not Verdict.WITHDRAWN for (_, by), verdict in said.items())
-        assert ledger.sums["by", name] == count
+        assert answer_index.sums["by", name] == count
 
-    anew = take_in(Ledger(), people)
-    assert {what: n for what, n in anew.sums.items() if n} == {what: n for what, n in ledger.sums.items() if n}
-    assert [h.question.id for h in anew.disagreements()] == [h.question.id for h in ledger.disagreements()]
+    anew = take_in(AnswerIndex(), people)
+    assert {what: n for what, n in anew.sums.items() if n} == {what: n for what, n in answer_index.sums.items() if n}
+    assert [h.question.id for h in anew.disagreements()] == [h.question.id for h in answer_index.disagreements()]
     twice = [h for h in anew.queries.values() if h.agrees({}) is not None]
     assert len(twice) > 3
-    assert ledger.agreement_between_people() == sum(bool(h.agrees({})) for h in twice) / len(twice)
+    assert answer_index.agreement_between_people() == sum(bool(h.agrees({})) for h in twice) / len(twice)
     assert anew.disagreements() == [h for h in twice if not h.agrees({}) and h.ever <= h.question.wanted]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: People, seed: int) -> None:
-    dice, ledger = random.Random(seed), Ledger()
+    dice, answer_index = random.Random(seed), AnswerIndex()
     for step in range(150):
         act(people, dice, step)
-        take_in(ledger, people)
+        take_in(answer_index, people)
         for by in (*PEOPLE, "dora"):
             for tab in ("", "'s phone"):
                 holder = by + tab
                 leases = people.leases(holder)
                 everything = [query.id for query in _would_be_given(people, holder, by)]
-                held = ledger.held(holder, by, leases)
-                open_ones = list(ledger.open_to(holder, by, 2, leases))
+                held = answer_index.held(holder, by, leases)
+                open_ones = list(answer_index.open_to(holder, by, 2, leases))
                 assert (sorted(everything[: len(held)]), everything[len(held) :]) == (sorted(held), open_ones)
 
 
@@ -131,22 +131,27 @@ def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_ledger_told_of_merged_classes_counts_as_one_made_after_them(people: People, seed: int) -> None:
-    dice, ledger = random.Random(seed), Ledger()
+    dice, answer_index = random.Random(seed), AnswerIndex()
     for step in range(240):
         act(people, dice, step)
-        take_in(ledger, people)
+        take_in(answer_index, people)
         if step in (120, 180):
             people.merge_class(1 if step == 120 else 0, 2, "anna")
-            ledger.merge(people.store.counts_as())
-    anew = take_in(Ledger(), people)
+            answer_index.merge(people.store.counts_as())
+    anew = take_in(AnswerIndex(), people)
     anew.merge(people.store.counts_as())
-    assert ledger.counts(3).tolist() == anew.counts(3).tolist()
-    assert ledger.counts(3)[:2].tolist() == [0, 0]
+    assert answer_index.counts(3).tolist() == anew.counts(3).tolist()
+    assert answer_index.counts(3)[:2].tolist() == [0, 0]
     for cycle in (1, 2):
-        assert ledger.agreement_with_guesses(cycle) == anew.agreement_with_guesses(cycle)
-    assert ledger.agreement_with_guesses(2) == 1 or ledger.sums["guesses", 2] > ledger.sums["right guesses", 2]
-    assert ledger.agreement_between_people() == anew.agreement_between_people()
-    assert [h.question.id for h in ledger.disagreements()] == [h.question.id for h in anew.disagreements()]
+        assert answer_index.agreement_with_guesses(cycle) == anew.agreement_with_guesses(cycle)
+    assert (
+        answer_index.agreement_with_guesses(2) == 1
+        or answer_index.sums["guesses", 2] > answer_index.sums["right guesses", 2]
+    )
+    assert answer_index.agreement_between_people() == anew.agreement_between_people()
+    assert [h.question.id for h in answer_index.disagreements()] == [h.question.id for h in anew.disagreements()]
     named = ("guessed", "label")  # of these the sum over classes is what counts
-    told, plain = ({what: n for what, n in one.sums.items() if n and what[0] not in named} for one in (ledger, anew))
+    told, plain = (
+        {what: n for what, n in one.sums.items() if n and what[0] not in named} for one in (answer_index, anew)
+    )
     assert told == plain

@@ -23,7 +23,7 @@ const BATCH = 50;
 const REMEMBERED = 400; // answers whose numbers are kept, to correct them by
 const ADOPT_AFTER = 8000; // answers left behind by a closed tab; a living one sends its own sooner
 
-export class Line {
+export class Outbox {
   /** @type {Sending[]} */
   #waiting = [];
   /** What became of answers: their numbers, or null where they were not saved. @type {Record<string, {query: number, answer: number} | null>} */

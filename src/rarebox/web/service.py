@@ -1,4 +1,4 @@
-"""Where questions are handed out and answers come in. Read :meth:`Desk.answer` first."""
+"""Where questions are handed out and answers come in. Read :meth:`AnnotationService.answer` first."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from rarebox.pool.asker import Asker
 from rarebox.pool.candidates import rows_by_image
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
-from rarebox.web.ledger import Ledger
+from rarebox.web.answer_index import AnswerIndex
 from rarebox.web.supervisor import Supervisor
 
 MOST_TOGETHER = 20
@@ -42,7 +42,7 @@ FEW_IMAGES = 20
 T = TypeVar("T")
 
 
-class Desk:
+class AnnotationService:
     """One project being worked on by people.
 
     All writing is done by one thread, which takes together what has piled up: many people's answers cost one
@@ -54,7 +54,7 @@ class Desk:
         self.see_photos()
         self.version, self.questions = 0, 0
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
-        self._ledger, self._lock, self._anew = Ledger(), RLock(), False
+        self._answer_index, self._lock, self._anew = AnswerIndex(), RLock(), False
         self._asker: Asker | None = None
         self._cycle = -1
         self._shown: Candidates | None = None
@@ -141,19 +141,19 @@ class Desk:
         When the budget is spent people go on with the ranking until the next cycle's questions are there.
         """
         self._take_in()
-        ledger, cycle, leases = self._ledger, self._cycle, self.people.leases(holder)
+        answer_index, cycle, leases = self._answer_index, self._cycle, self.people.leases(holder)
         want = min(want, self._share_of(holder, leases))
-        held = len(ledger.held(holder, by, leases))
-        found = list(islice(ledger.open_to(holder, by, cycle, leases), max(want - held, 0)))
+        held = len(answer_index.held(holder, by, leases))
+        found = list(islice(answer_index.open_to(holder, by, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget, spent = self._of_budget(cycle)
-            open_ones, left = ledger.sums["open", cycle], budget - spent
+            open_ones, left = answer_index.sums["open", cycle], budget - spent
             over = left <= 0 and self.trainer is not None and self.trainer.working
             most = missing if over else min(missing, left - open_ones)
             if most > 0:
-                asked = self._asker.ask(most, busy=ledger.busy(cycle))
+                asked = self._asker.ask(most, busy=answer_index.busy(cycle))
                 if not asked and not held and not found:
-                    asked = self._asker.ask(1, anyhow=True, busy=ledger.busy(cycle))
+                    asked = self._asker.ask(1, anyhow=True, busy=answer_index.busy(cycle))
                 self._exhausted = not asked and not open_ones and left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
@@ -171,7 +171,7 @@ class Desk:
 
     def _of_budget(self, cycle: int) -> tuple[int, int]:
         """What a cycle may spend, and has spent: as :class:`Project` says it, without going through all answers."""
-        sums = self._ledger.sums
+        sums = self._answer_index.sums
         if cycle <= 1:
             return sums["asked", cycle], sums["asked", cycle] - sums["open", cycle]
         return self.project.budget(cycle), sums[self.project.settings.budget_unit, cycle]
@@ -194,14 +194,14 @@ class Desk:
             try:
                 with store.transaction(writes=True):
                     for work, future in jobs:
-                        known = self._ledger.last_question, self._ledger.last_answer
+                        known = self._answer_index.last_question, self._answer_index.last_answer
                         try:
                             with store.part():
                                 result = work()
                             done.append((future, result, None))
                         except Exception as error:
                             done.append((future, None, error))
-                            if known != (self._ledger.last_question, self._ledger.last_answer):
+                            if known != (self._answer_index.last_question, self._answer_index.last_answer):
                                 self._forget()
             except Exception as error:  # the disk is full, say: nothing of it all was written
                 done = [(future, None, error) for _, future in jobs]
@@ -228,17 +228,17 @@ class Desk:
             if (cycle := project.cycle) != self._cycle:
                 self._open(cycle)
             self._budget, self._spent = self._of_budget(cycle)
-            self._counts = self._ledger.counts(len(self._classes))
+            self._counts = self._answer_index.counts(len(self._classes))
             self.version += 1
 
     def _take_in(self) -> None:
         """Questions and answers that are new in the store, those of the transaction going on, too."""
         with self._lock, self.project.store.transaction():
-            given = self.people.given(after=self._ledger.last_answer)
-            asked = self.people.questions(after=self._ledger.last_question)
+            given = self.people.given(after=self._answer_index.last_answer)
+            asked = self.people.questions(after=self._answer_index.last_question)
             if any(one.answer.labels.max(initial=-1) >= len(self._classes) for one in given):
                 self._see_classes()  # another process has added some
-            self._ledger.take_in(asked, given)
+            self._answer_index.take_in(asked, given)
             for question in asked:
                 if self._asker and question.cycle == self._cycle:
                     self._asker.was_asked(question.why)
@@ -247,13 +247,13 @@ class Desk:
         """Classes have changed, or may have."""
         with self._lock, self.project.store.transaction():
             self._classes, self._counts_as = self.project.store.classes(), self.project.store.counts_as()
-            self._ledger.merge(self._counts_as)
-            self._counts = self._ledger.counts(len(self._classes))
+            self._answer_index.merge(self._counts_as)
+            self._counts = self._answer_index.counts(len(self._classes))
 
     def _forget(self) -> None:
         """Read everything again: what was taken in has not come to be."""
         with self._lock:
-            self._ledger, self._anew = Ledger(), True
+            self._answer_index, self._anew = AnswerIndex(), True
             self._see_classes()
             self._take_in()
             self._anew = False
@@ -335,7 +335,7 @@ class Desk:
         """Answers that count, newest first."""
         with self._lock:
             found = (
-                one for one in self._ledger.standing()
+                one for one in self._answer_index.standing()
                 if (before is None or one.id < before) and by in (None, one.answer.by)
                 and (label is None or label in self._counted(one)) and verdict in (None, one.answer.verdict.value)
             )  # fmt: skip
@@ -344,7 +344,7 @@ class Desk:
     def disagreements(self) -> list[dict[str, Any]]:
         """Questions that people answered differently, with their answers."""
         with self._lock:
-            found = [sorted(h.standing.values(), key=lambda one: one.id) for h in self._ledger.disagreements()]
+            found = [sorted(h.standing.values(), key=lambda one: one.id) for h in self._answer_index.disagreements()]
         return [{"query": self.query(all[0].query), "answers": [self.given(one) for one in all]} for all in found]
 
     def outcome(self, outcome: Outcome) -> dict[str, Any]:
@@ -360,14 +360,14 @@ class Desk:
         with self._lock:
             if self._common[0] != self.version:
                 self._common = (self.version, self._state_for_all())
-            per_minute = self._ledger.per_minute(person) if person else None
+            per_minute = self._answer_index.per_minute(person) if person else None
             left = max(self._budget - self._spent, 0)
             minutes = round(left / per_minute, 1) if per_minute and self._cycle > 1 else None
             speed = {"per_minute": per_minute and round(per_minute, 1), "minutes_left": minutes}
             return {**self._common[1], "you": person, "fixed_name": fixed, "speed": speed}
 
     def _state_for_all(self) -> dict[str, Any]:
-        ledger, settings = self._ledger, self.project.settings
+        answer_index, settings = self._answer_index, self.project.settings
         trainer = self.trainer.status if self.trainer else {"state": "idle"}
         return {
             "project": real(self.project.folder.root).name,
@@ -389,12 +389,14 @@ class Desk:
             ],
             "held_out": self._held_out(),
             "agreement": {
-                "with_guesses": _share(ledger.agreement_with_guesses(self._cycle)),
-                "between_people": _share(ledger.agreement_between_people()),
-                "disagreements": len(ledger.disagreements()),
+                "with_guesses": _share(answer_index.agreement_with_guesses(self._cycle)),
+                "between_people": _share(answer_index.agreement_between_people()),
+                "disagreements": len(answer_index.disagreements()),
             },
             "advice": self._advice(),
-            "people": [{"name": name, "answers": ledger.sums["by", name]} for name in sorted(ledger.of_person)],
+            "people": [
+                {"name": name, "answers": answer_index.sums["by", name]}
+                for name in sorted(answer_index.of_person)],
             "can_train": trainer["state"] != "working" and bool(self._counts.sum())
             and len(self._records) < self._cycle,
             "version": self.version,
@@ -409,7 +411,7 @@ class Desk:
         return "first_images" if self._cycle == 1 else "asking"
 
     def _held_out(self) -> dict[str, Any]:
-        images, boxes = self._ledger.sums["held images",], self._ledger.sums["held boxes",]
+        images, boxes = self._answer_index.sums["held images",], self._answer_index.sums["held boxes",]
         if boxes:
             note = f"AP is measured on {counted(images, 'image')} ({counted(boxes, 'box', 'boxes')}) not trained on"
             note += "; read it as a rough trend." if images < FEW_IMAGES else "."
@@ -424,7 +426,7 @@ class Desk:
     def _advice(self) -> str | None:
         """The stop signal: what the last answers brought, and how often the guesses are right by now."""
         measured = [record for record in self._records if record["ap50"] is not None]
-        right = self._ledger.agreement_with_guesses(self._cycle)
+        right = self._answer_index.agreement_with_guesses(self._cycle)
         agreed = f" People confirm {right:.0%} of the guesses." if right is not None else ""
         if len(measured) < 2 or (looks := measured[-1]["looks"] - measured[-2]["looks"]) < 1:
             return agreed.strip() or None
@@ -436,7 +438,7 @@ class Desk:
         return f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle; one more cycle will tell.{agreed}"
 
     def _image(self, image: ImageRecord) -> dict[str, Any]:
-        given = self._ledger.image(image.id)
+        given = self._answer_index.image(image.id)
         labels = [
             {"box": _rounded(box), "label": label, "query": one.query.id, "answer": one.id, "by": one.answer.by}
             for one in given

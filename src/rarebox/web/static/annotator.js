@@ -1,5 +1,5 @@
 /**
- * The question at hand and what a person does with it: answer, mend, draw, undo. Everything ends as an Item on the Line; what
+ * The question at hand and what a person does with it: answer, mend, draw, undo. Everything ends as an Item on the Outbox; what
  * is still on its way is laid over what the server last said, so the picture is always as the person left it.
  */
 
@@ -49,7 +49,7 @@ const WITHDRAWN = { verdict: "withdrawn", boxes: [], labels: [] };
 /** Does this step put a new box on the image? @param {Step} step */
 const draws = (step) => !step.refer && step.item.image !== undefined && !step.item.complete;
 
-export class Asking {
+export class Annotator {
   /** @type {Task | null} */
   task = null;
   /** Questions leased to this tab, the one shown included. @type {Query[]} */
@@ -72,7 +72,7 @@ export class Asking {
   #returning = false;
 
   /**
-   * @param {import("./line.js").Line} line @param {import("./view.js").View} view @param {import("./pictures.js").Pictures} pictures
+   * @param {import("./outbox.js").Outbox} line @param {import("./view.js").View} view @param {import("./pictures.js").Pictures} pictures
    * @param {{changed: () => void, say: (sentence: string, kind?: string) => void, findClass: (done: (label: number) => void, cancelled?: () => void) => void,
    *   left: (saved: boolean) => void}} page
    */
@@ -115,7 +115,7 @@ export class Asking {
     this.#changed();
   }
 
-  /** @param {{record: import("./line.js").Sending, result: import("./types.js").Result}[]} pairs */
+  /** @param {{record: import("./outbox.js").Sending, result: import("./types.js").Result}[]} pairs */
   settle(pairs) {
     for (const { record, result } of pairs) {
       if (result.status === "saved") continue;
