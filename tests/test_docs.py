@@ -1,5 +1,6 @@
 """The pages do not point at what is not there."""
 
+import ast
 import re
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +10,11 @@ import pytest
 from rarebox import config
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -71,3 +76,12 @@ def test_files_of_the_code_exist(page: Path) -> None:
     folders = [ROOT / name for name in ("src", "tests", "benchmarks")]
     there = [str(file) for folder in folders for kind in ("*.py", "*.js") for file in folder.rglob(kind)]
     assert [name for name in named if not any(file.endswith(f"/{name}") for file in there)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_imports_of_snippets_exist(page: Path) -> None:
+    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rarebox"):
+                for name in node.names:
+                    resolve(f"{node.module}.{name.name}".removeprefix("rarebox."))
