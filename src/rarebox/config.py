@@ -121,7 +121,7 @@ class ScoringSettings(Section):
     views: tuple[ViewName, ...] = Field(default=("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
     beta: float = Field(default=1.3, ge=0, le=2, description="beta of Eq. 2")
     unmatched: Literal["formula", "skip", "most_uncertain"] = Field(
-        default="formula", description="a box lost on a view [3]"
+        default="formula", description="how to score a box with no match in a view [3]"
     )
     js_base: float = Field(default=2.0, ge=2, description="base of the logarithm in JS [4]")
     candidate_threshold: Share = Field(default=0.1, ge=0, le=1, description="lowest score of a box asked about [7]")
@@ -131,7 +131,7 @@ class ScoringSettings(Section):
     shard_size: int = Field(
         default=2000,
         ge=1,
-        description="images per candidates file: what a kill may lose of scoring; a run keeps the size it began with",
+        description="images per candidates file: the work lost if scoring is interrupted; a run keeps the size it started with",
     )
 
 

@@ -86,7 +86,7 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     assert len(first) == 5
     assert len({q.image_id for q in first}) == 5
     assert [bool(q.why and q.why[project.HELD_BACK]) for q in first] == [False] * 4 + [True]
-    assert trainer.advance(now, quiet) is None  # people have the word
+    assert trainer.advance(now, quiet) is None  # annotators must answer first
     oracle = oracle_of(pictures, now)
     for number in (1, 2, 3):
         assert now.cycle == number

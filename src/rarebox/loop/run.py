@@ -64,7 +64,7 @@ class Run:
         return self.dataset.classes
 
     def budget(self, cycle: int) -> int:
-        """What a cycle after the first may spend; the last number holds on where people answer."""
+        """What a cycle after the first may spend. In a project, the last value applies to all later cycles."""
         return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
 
     @contextmanager

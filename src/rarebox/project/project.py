@@ -23,7 +23,7 @@ HELD_BACK = "held_out"
 """Mark, among the reasons of a question, of a first image that is kept for evaluation."""
 
 HELD_BACK_EVERY = 5
-"""Every so manieth of the first images is kept for evaluation."""
+"""Every n-th initial image is held out for evaluation."""
 
 MOST_RANKED = 50_000
 """Boxes of a cycle's ranking that are kept to ask from; when they are used up, as many more."""

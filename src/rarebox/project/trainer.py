@@ -36,7 +36,7 @@ MOST_LOOKED_AT = 1000
 
 
 def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
-    """Do the next thing that is due, and name it; None when people have the word.
+    """Do the next step that is due, and name it; None if annotators must answer first.
 
     Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
     scored, ranked and opened.
