@@ -39,9 +39,14 @@ def main() -> None:
     for data, detector, size, steps, several in CASES:
         for cells in several if f"{data}-{detector}-{size}".startswith(given.only) and data in places else ():
             changes = {
-                "budget": "[]", "initial_images": 100_000, "detector.image_size": size, "training.steps": steps,
-                "training.epochs": 1, "scoring.views": "[flip]", "detector.anchor_cells": cells,
-            }  # fmt: skip
+                "budget": "[]",
+                "initial_images": 100_000,
+                "detector.image_size": size,
+                "training.steps": steps,
+                "training.epochs": 1,
+                "scoring.views": "[flip]",
+                "detector.anchor_cells": cells,
+            }
             words = ["--detector", detector, "--freeze", "backbone"]
             words += [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
             command = shlex.join(["rarebox", "run", "OUT", "--data", data, *words])

@@ -45,16 +45,19 @@ def make(folder: Path, shards: int) -> list[Path]:
         cluster = dice.choice(CLUSTERS, SHARD, p=share / share.sum())
         features = middles[cluster] + spread[cluster, None] * dice.normal(size=(SHARD, WIDTH)).astype(np.float32)
         corner, side = dice.uniform(0, 900, (SHARD, 2)), dice.uniform(8, 100, (SHARD, 2))
-        parquet.write(file, {
-            "image_id": np.repeat(np.arange(number * IMAGES, (number + 1) * IMAGES), BOXES),
-            "box_index": np.tile(np.arange(BOXES), IMAGES),
-            "boxes": np.hstack([corner, corner + side]).astype(np.float32),
-            "labels": cluster % CLASSES,
-            "scores": dice.random(SHARD, dtype=np.float32),
-            "uncertainty": (0.65 * (level[cluster] + dice.random(SHARD))).astype(np.float32),
-            "box_consistency": dice.random(SHARD, dtype=np.float32),
-            "features": features.astype(np.float16),
-        })  # fmt: skip
+        parquet.write(
+            file,
+            {
+                "image_id": np.repeat(np.arange(number * IMAGES, (number + 1) * IMAGES), BOXES),
+                "box_index": np.tile(np.arange(BOXES), IMAGES),
+                "boxes": np.hstack([corner, corner + side]).astype(np.float32),
+                "labels": cluster % CLASSES,
+                "scores": dice.random(SHARD, dtype=np.float32),
+                "uncertainty": (0.65 * (level[cluster] + dice.random(SHARD))).astype(np.float32),
+                "box_consistency": dice.random(SHARD, dtype=np.float32),
+                "features": features.astype(np.float16),
+            },
+        )
     return files
 
 
@@ -68,9 +71,12 @@ def pick(files: list[Path], points: int, picks: int) -> dict[str, object]:
     """The first picks of coreset, in this process; the rows of the pool that they are."""
     settings = config.resolve(changes={"selection.strategy": "coreset", "selection.coreset_points": points})
     state = LabelState(
-        np.zeros(CLASSES), np.zeros(CLASSES, dtype=np.int64), ImageScores.none(CLASSES), budget=picks,
+        np.zeros(CLASSES),
+        np.zeros(CLASSES, dtype=np.int64),
+        ImageScores.none(CLASSES),
+        budget=picks,
         box_features=np.zeros((0, WIDTH), np.float32),
-    )  # fmt: skip
+    )
     before = peak_mib()
     load, start, processor = os.getloadavg()[0], time.perf_counter(), time.process_time()
     queue = ranking.head(settings, Shards(files), {}, state, partial(seeds.stream, 0, "strategy", 2))
@@ -80,11 +86,14 @@ def pick(files: list[Path], points: int, picks: int) -> dict[str, object]:
     seconds, peak = time.perf_counter() - start, peak_mib()
     found = queue.candidates
     return {
-        "seconds": round(seconds, 1), "to_the_first_pick": round(read - start, 1),
+        "seconds": round(seconds, 1),
+        "to_the_first_pick": round(read - start, 1),
         "processor_seconds": round(time.process_time() - processor, 1),
-        "peak_mib": peak, "before_mib": before, "load": round(load, 1),
+        "peak_mib": peak,
+        "before_mib": before,
+        "load": round(load, 1),
         "picked": (found.image_id[rows] * BOXES + found.box_index[rows]).tolist(),
-    }  # fmt: skip
+    }
 
 
 def distances(files: list[Path], picked: list[int]) -> dict[str, float]:

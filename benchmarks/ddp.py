@@ -27,7 +27,13 @@ from rarebox import config, detectors
 from rarebox.config import TrainingSettings
 from rarebox.detectors import TorchDetector
 
-CASES = (("retinanet", "own"), ("retinanet", "batch"), ("retinanet", "paper"), ("faster_rcnn", "own"), ("faster_rcnn", "paper"))  # fmt: skip  # noqa: E501
+CASES = (
+    ("retinanet", "own"),
+    ("retinanet", "batch"),
+    ("retinanet", "paper"),
+    ("faster_rcnn", "own"),
+    ("faster_rcnn", "paper"),
+)
 
 
 RESULTS = Path(__file__).parent / "results" / "ddp.jsonl"
@@ -38,9 +44,13 @@ def beginner(steps: int, optimiser: str, case: Case) -> TorchDetector:
     preset = "paper" if optimiser == "sgd" else "laptop"
     settings = config.resolve(preset, None, {"detector.name": case.detector}).training
     changes: dict[str, Any] = {
-        "steps": steps, "epochs": 0, "batch_size": case.batch_size, "scale_jitter": 0.2, "precision": "float32",
+        "steps": steps,
+        "epochs": 0,
+        "batch_size": case.batch_size,
+        "scale_jitter": 0.2,
+        "precision": "float32",
         **({"warmup_steps": 1} if optimiser == "sgd" else {}),  # else next to nothing moves in so few steps
-    }  # fmt: skip
+    }
     training = TrainingSettings.model_validate({**settings.model_dump(), **changes})
     return detectors.build(
         case.detector, 3, image_size=crew.SIZE, device="cpu", training=training, seed=0, normaliser=case.normaliser

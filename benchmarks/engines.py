@@ -41,10 +41,17 @@ def prepare(folder: Path, images: int, size: int) -> None:
     """The files of a pool, and a run that has a model of cycle 1."""
     place = scenes.make(folder / "data", seed=3, train=DRAWN, test=2, size=(128, 128))
     changes = {
-        "data": str(place), "device": "cpu", "detector.name": "retinanet", "detector.image_size": size,
-        "detector.score_threshold": 0.01, "scoring.candidate_threshold": 0.01, "scoring.shard_size": 100,
-        "scoring.views": ["flip"], "scoring.batch_size": 16, "training.precision": "float32",
-    }  # fmt: skip
+        "data": str(place),
+        "device": "cpu",
+        "detector.name": "retinanet",
+        "detector.image_size": size,
+        "detector.score_threshold": 0.01,
+        "scoring.candidate_threshold": 0.01,
+        "scoring.shard_size": 100,
+        "scoring.views": ["flip"],
+        "scoring.batch_size": 16,
+        "training.precision": "float32",
+    }
     run_folder = RunFolder(folder / "run")
     run_folder.root.mkdir()
     run_folder.settings.write_text(config.dump(config.resolve("laptop", None, changes)))
@@ -148,22 +155,31 @@ def main() -> None:
         assert where
         for turn in range(chosen.rounds):
             # In turn the first: what else the machine does changes slowly.
-            if turn % 2:
-                ray, ray_start = by_ray(folder, where)
-            plain, plain_start = by_processes(folder)
-            if not turn % 2:
-                ray, ray_start = by_ray(folder, where)
-            row = {"ray": ray, "ray_start": ray_start, "plain": plain, "plain_start": plain_start, "load": os.getloadavg()[0]}  # type: ignore[possibly-unbound]  # fmt: skip  # noqa: E501
+            found: dict[str, float] = {"load": os.getloadavg()[0]}
+            for engine in ("ray", "plain") if turn % 2 else ("plain", "ray"):
+                found[engine], found[f"{engine}_start"] = (
+                    by_ray(folder, where) if engine == "ray" else by_processes(folder)
+                )
+            row = {name: found[name] for name in ("ray", "ray_start", "plain", "plain_start", "load")}
             rows.append({**{name: round(value, 1) for name, value in row.items()}, "same_bytes": same_files(folder)})
             print(rows[-1], file=sys.stderr, flush=True)
     rmtree(folder)
     whole = [row["ray"] / row["plain"] for row in rows]
     scoring = [(row["ray"] - row["ray_start"]) / (row["plain"] - row["plain_start"]) for row in rows]
-    print(json.dumps({
-        "images": chosen.images, "size": chosen.size, "processes": PROCESSES, "rounds": rows,
-        "ray_over_plain": [round(r, 3) for r in whole], "median": round(median(whole), 3),
-        "after_start": [round(r, 3) for r in scoring], "median_after_start": round(median(scoring), 3),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "images": chosen.images,
+                "size": chosen.size,
+                "processes": PROCESSES,
+                "rounds": rows,
+                "ray_over_plain": [round(r, 3) for r in whole],
+                "median": round(median(whole), 3),
+                "after_start": [round(r, 3) for r in scoring],
+                "median_after_start": round(median(scoring), 3),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

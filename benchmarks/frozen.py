@@ -51,13 +51,19 @@ def main() -> None:
         turns = {}
         for freeze in ("nothing", "backbone"):
             settings = config.resolve(
-                "laptop", None,
+                "laptop",
+                None,
                 {
-                    "data": options.data, "detector.name": options.detector, "detector.image_size": options.image_size,
-                    "training.steps": options.steps, "training.epochs": 0, "training.freeze": freeze,
-                    "initial_images": options.initial_images, "budget": budget,
+                    "data": options.data,
+                    "detector.name": options.detector,
+                    "detector.image_size": options.image_size,
+                    "training.steps": options.steps,
+                    "training.epochs": 0,
+                    "training.freeze": freeze,
+                    "initial_images": options.initial_images,
+                    "budget": budget,
                 },
-            )  # fmt: skip
+            )
             turns[freeze] = multiprocessing.Semaphore(0)
             process = multiprocessing.Process(target=cycles, args=(Path(place) / freeze, settings, turns[freeze], done))
             process.daemon = True

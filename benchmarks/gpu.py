@@ -119,9 +119,7 @@ def measure(name: str, records: Sequence[ImageRecord], rounds: int, steps: int, 
 
     def make(precision: str) -> TorchDetector:
         chosen = training.model_copy(update={"precision": precision, "batch_size": batch})
-        return build(
-            **NETWORKS[name], num_classes=CLASSES, device=device, training=chosen, seed=0, score_threshold=0.0
-        )  # fmt: skip
+        return build(**NETWORKS[name], num_classes=CLASSES, device=device, training=chosen, seed=0, score_threshold=0.0)
 
     detector = make("auto")
     size, views = detector.settings.size, len(settings.scoring.views)

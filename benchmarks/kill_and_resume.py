@@ -43,9 +43,18 @@ def main() -> int:
 
     def command(out: str) -> list[str]:
         return [
-            sys.executable, "-m", "rarebox", "run", str(folder / out), "--data", str(data), "--json", "--detector",
-            chosen.detector, *settings,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "rarebox",
+            "run",
+            str(folder / out),
+            "--data",
+            str(data),
+            "--json",
+            "--detector",
+            chosen.detector,
+            *settings,
+        ]
 
     start = time.monotonic()
     subprocess.run(command("whole"), check=True, capture_output=True)

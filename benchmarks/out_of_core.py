@@ -39,15 +39,18 @@ def make(folder: Path, shards: int) -> list[Path]:
         dice = np.random.default_rng(number)
         corner = dice.uniform(0, 900, (SHARD, 2)).astype(np.float32)
         side = dice.uniform(8, 100, (SHARD, 2)).astype(np.float32)
-        parquet.write(file, {
-            "image_id": np.repeat(np.arange(number * IMAGES, (number + 1) * IMAGES), BOXES),
-            "box_index": np.tile(np.arange(BOXES), IMAGES),
-            "boxes": np.hstack([corner, corner + side]),
-            "labels": dice.choice(CLASSES, SHARD, p=frequency / frequency.sum()),
-            "scores": dice.random(SHARD, dtype=np.float32),
-            "uncertainty": dice.random(SHARD, dtype=np.float32) * np.float32(1.3),
-            "box_consistency": dice.random(SHARD, dtype=np.float32),
-        })  # fmt: skip
+        parquet.write(
+            file,
+            {
+                "image_id": np.repeat(np.arange(number * IMAGES, (number + 1) * IMAGES), BOXES),
+                "box_index": np.tile(np.arange(BOXES), IMAGES),
+                "boxes": np.hstack([corner, corner + side]),
+                "labels": dice.choice(CLASSES, SHARD, p=frequency / frequency.sum()),
+                "scores": dice.random(SHARD, dtype=np.float32),
+                "uncertainty": dice.random(SHARD, dtype=np.float32) * np.float32(1.3),
+                "box_consistency": dice.random(SHARD, dtype=np.float32),
+            },
+        )
     return files
 
 
@@ -84,11 +87,17 @@ def measure(folder: Path, shards: int) -> dict[str, object]:
     asked = [item for place in range(4 * BUDGET) if (item := queue(place))]
     end = time.perf_counter()
     return {
-        "boxes": shards * SHARD, "open": int(open_per_class.sum()), "first": [round(asked[0][1], 6), len(asked)],
-        "seconds": round(end - start, 2), "p_of_l": round(middle - start, 2), "ranking": round(end - middle, 2),
+        "boxes": shards * SHARD,
+        "open": int(open_per_class.sum()),
+        "first": [round(asked[0][1], 6), len(asked)],
+        "seconds": round(end - start, 2),
+        "p_of_l": round(middle - start, 2),
+        "ranking": round(end - middle, 2),
         "processor_seconds": round(time.process_time() - processor, 2),
-        "peak_mib": peak_mib(), "before_mib": before, "load": round(load, 1),
-    }  # fmt: skip
+        "peak_mib": peak_mib(),
+        "before_mib": before,
+        "load": round(load, 1),
+    }
 
 
 def main() -> None:

@@ -109,9 +109,15 @@ def measure_evaluation(images: int, classes: int) -> dict[str, float]:
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             size = [box[2] - box[0], box[3] - box[1]]
             annotations.append(
-                {"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1, "iscrowd": 0,
-                 "bbox": [*box[:2], *size], "area": size[0] * size[1]}
-            )  # fmt: skip
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": label + 1,
+                    "iscrowd": 0,
+                    "bbox": [*box[:2], *size],
+                    "area": size[0] * size[1],
+                }
+            )
         for box, label, score in zip(found[image_id].boxes.tolist(), named.tolist(), scores.tolist(), strict=True):
             wide = [*box[:2], box[2] - box[0], box[3] - box[1]]
             listed.append({"image_id": image_id, "category_id": label + 1, "bbox": wide, "score": score})

@@ -49,9 +49,16 @@ from rarebox.types import Answer, ImageRecord, Query, Verdict
 SCENARIOS: dict[str, dict[str, Any]] = {
     "few": {"annotators": "50", "images": 60, "boxes": 100, "rounds": 2000, "seconds": 30},
     "many": {"annotators": "50", "images": 5000, "boxes": 9, "rounds": 2000, "seconds": 30},
-    "class": {"annotators": "10", "images": 5000, "boxes": 9, "answered": 200_000, "classes": 1, "seconds": 60,
-              "rounds": 10**6},
-}  # fmt: skip
+    "class": {
+        "annotators": "10",
+        "images": 5000,
+        "boxes": 9,
+        "answered": 200_000,
+        "classes": 1,
+        "seconds": 60,
+        "rounds": 10**6,
+    },
+}
 """Nearly as many people as photos; many photos; and a class that is added, renamed and merged beside many answers."""
 
 CLASSES = ("fish", "ray", "shark")
@@ -88,11 +95,16 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         people_of, authors_of = Counter(task for task, _ in self.given), Counter(task for task, _ in self.answered)
         return {
-            "next_ms": summary(self.next), "save_ms": summary(self.save), "classes_ms": summary(self.classes),
-            "without_question": self.waits, "errors": dict(Counter(self.errors)),
-            "questions_given": len(people_of), "given_to_several": sum(n > 1 for n in people_of.values()),
-            "questions_answered": len(authors_of), "answered_by_several": sum(n > 1 for n in authors_of.values()),
-        }  # fmt: skip
+            "next_ms": summary(self.next),
+            "save_ms": summary(self.save),
+            "classes_ms": summary(self.classes),
+            "without_question": self.waits,
+            "errors": dict(Counter(self.errors)),
+            "questions_given": len(people_of),
+            "given_to_several": sum(n > 1 for n in people_of.values()),
+            "questions_answered": len(authors_of),
+            "answered_by_several": sum(n > 1 for n in authors_of.values()),
+        }
 
 
 def summary(times: Milliseconds) -> dict[str, float]:
@@ -128,9 +140,12 @@ def disk(folder: Path, times: int = 40) -> dict[str, float]:
 
 
 async def annotate(
-    people: Sequence[str], rounds: int, work: Callable[[str, Iterator[int]], Awaitable[None]], seconds: float = 3600,
+    people: Sequence[str],
+    rounds: int,
+    work: Callable[[str, Iterator[int]], Awaitable[None]],
+    seconds: float = 3600,
     beside: Callable[[], Awaitable[None]] | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """All at once, until the rounds or the time is used up or what is done ``beside`` is over; how many seconds."""
     start, over = time.perf_counter(), False
     ticket = takewhile(lambda _: not over and time.perf_counter() < start + seconds, range(rounds))
@@ -178,22 +193,38 @@ def fill(made: Project, answered: int, opened: int) -> None:
     for start in range(0, before, 5000):
         rows = np.arange(start, min(start + 5000, before)) % (len(found) // 2)
         asked = [Query(int(found.image_id[r]), found.boxes[r], int(found.labels[r])) for r in rows]
-        made.store.record([
-            Answer(q.id, found.boxes[[r]], found.labels[[r]], Verdict.OBJECT, f"person {r % 5}", 1500)
-            for q, r in zip(made.store.ask(1, asked), rows, strict=True)
-        ])  # fmt: skip
+        made.store.record(
+            [
+                Answer(q.id, found.boxes[[r]], found.labels[[r]], Verdict.OBJECT, f"person {r % 5}", 1500)
+                for q, r in zip(made.store.ask(1, asked), rows, strict=True)
+            ]
+        )
     answered -= min(before, answered)
-    queries = made.store.ask(2, [
-        Query(int(found.image_id[row]), found.boxes[row], int(found.labels[row]), 1.0, {
-            "rank": float(row), "cycle": 2.0, "score": float(found.scores[row]),
-            "uncertainty": float(found.uncertainty[row]),
-        })
-        for row in range(answered + opened)
-    ])  # fmt: skip
-    made.store.record([
-        Answer(q.id, q.box[None], np.array([q.guess]), Verdict.OBJECT, f"person {place % 5}", 1500)
-        for place, q in enumerate(queries[:answered]) if q.box is not None
-    ])  # fmt: skip
+    queries = made.store.ask(
+        2,
+        [
+            Query(
+                int(found.image_id[row]),
+                found.boxes[row],
+                int(found.labels[row]),
+                1.0,
+                {
+                    "rank": float(row),
+                    "cycle": 2.0,
+                    "score": float(found.scores[row]),
+                    "uncertainty": float(found.uncertainty[row]),
+                },
+            )
+            for row in range(answered + opened)
+        ],
+    )
+    made.store.record(
+        [
+            Answer(q.id, q.box[None], np.array([q.guess]), Verdict.OBJECT, f"person {place % 5}", 1500)
+            for place, q in enumerate(queries[:answered])
+            if q.box is not None
+        ]
+    )
 
 
 async def ours(
@@ -219,8 +250,14 @@ async def ours(
                         continue
                     query = reply["queries"][0]
                     tally.given.update((one["id"], name) for one in reply["queries"])
-                    item = {"key": str(uuid4()), "query": query["id"], "verdict": "object", "boxes": [query["box"]],
-                            "labels": [query["guess"]], "milliseconds": 1000}  # fmt: skip
+                    item = {
+                        "key": str(uuid4()),
+                        "query": query["id"],
+                        "verdict": "object",
+                        "boxes": [query["box"]],
+                        "labels": [query["guess"]],
+                        "milliseconds": 1000,
+                    }
                     reply = await tally.timed(tally.save, http.post("/api/answers", json={**body, "answers": [item]}))
                     if reply and reply["results"][0]["status"] == "saved":
                         tally.answered[query["id"], name] += 1
@@ -232,9 +269,10 @@ async def ours(
                 for turn in range(classes):
                     new = len(CLASSES) + turn
                     for change in (
-                        {"add": f"new {turn}"}, {"rename": {"label": new, "name": f"renamed {turn}"}},
+                        {"add": f"new {turn}"},
+                        {"rename": {"label": new, "name": f"renamed {turn}"}},
                         {"merge": {"label": new, "into": 0}},
-                    ):  # fmt: skip
+                    ):
                         await asyncio.sleep(1)
                         await tally.timed(tally.classes, http.post("/api/classes", json=change))
                 await asyncio.sleep(1)
@@ -243,9 +281,12 @@ async def ours(
         used = cpu_seconds(process) - before
         memory = process.memory_info().rss / 2**20
     shutil.rmtree(root)
-    return {**tally.summary(), "answers_per_second": round(sum(tally.answered.values()) / seconds, 1),
-            "cpu_ms_per_answer": round(1000 * used / max(sum(tally.answered.values()), 1), 1),
-            "server_mib": round(memory)}  # fmt: skip
+    return {
+        **tally.summary(),
+        "answers_per_second": round(sum(tally.answered.values()) / seconds, 1),
+        "cpu_ms_per_answer": round(1000 * used / max(sum(tally.answered.values()), 1), 1),
+        "server_mib": round(memory),
+    }
 
 
 @asynccontextmanager
@@ -271,11 +312,18 @@ async def listening(server: Served, cookies: httpx.Cookies, wanted: bool) -> Asy
 
 LABELS = """<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">
 <Label value="fish"/><Label value="ray"/><Label value="shark"/></RectangleLabels></View>"""
-PREDICTED = [{
-    "id": "box1", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "original_width": 1024,
-    "original_height": 768, "image_rotation": 0,
-    "value": {"x": 5, "y": 5, "width": 80, "height": 80, "rotation": 0, "rectanglelabels": ["fish"]},
-}]  # fmt: skip
+PREDICTED = [
+    {
+        "id": "box1",
+        "from_name": "label",
+        "to_name": "image",
+        "type": "rectanglelabels",
+        "original_width": 1024,
+        "original_height": 768,
+        "image_rotation": 0,
+        "value": {"x": 5, "y": 5, "width": 80, "height": 80, "rotation": 0, "rectanglelabels": ["fish"]},
+    }
+]
 MAKE_USERS = """
 from users.models import User
 from organizations.models import Organization
@@ -302,13 +350,33 @@ def label_studio(environment: Path, folder: Path, people: int) -> Iterator[tuple
     """Label Studio as its own command starts it, SQLite by default, with so many users."""
     port, data = 18123, folder / "label-studio"
     data.mkdir()
-    quiet = {**os.environ, "COLLECT_ANALYTICS": "0", "LATEST_VERSION_CHECK": "0", "SENTRY_DSN": "",
-             "FRONTEND_SENTRY_DSN": "", "HOME": str(data)}  # fmt: skip
+    quiet = {
+        **os.environ,
+        "COLLECT_ANALYTICS": "0",
+        "LATEST_VERSION_CHECK": "0",
+        "SENTRY_DSN": "",
+        "FRONTEND_SENTRY_DSN": "",
+        "HOME": str(data),
+    }
     program = str(environment / "bin" / "label-studio")
     shared = ["--data-dir", str(data)]
-    start = [program, "start", "--no-browser", *shared, "--internal-host", "127.0.0.1", "-p", str(port), "--username",
-             "person0@example.com", "--password", "secret-0", "--user-token", f"{0:040d}",
-             "--enable-legacy-api-token"]  # fmt: skip
+    start = [
+        program,
+        "start",
+        "--no-browser",
+        *shared,
+        "--internal-host",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "--username",
+        "person0@example.com",
+        "--password",
+        "secret-0",
+        "--user-token",
+        f"{0:040d}",
+        "--enable-legacy-api-token",
+    ]
     with (folder / "label-studio.log").open("w") as log:
         process = subprocess.Popen(start, stdout=log, stderr=log, env=quiet, start_new_session=True)
         try:
@@ -319,8 +387,9 @@ def label_studio(environment: Path, folder: Path, people: int) -> Iterator[tuple
                         break
                 time.sleep(0.5)
             users = MAKE_USERS.format(people=people)
-            subprocess.run([program, "shell", *shared], input=users, text=True, check=True, env=quiet, stdout=log,
-                           stderr=log)  # fmt: skip
+            subprocess.run(
+                [program, "shell", *shared], input=users, text=True, check=True, env=quiet, stdout=log, stderr=log
+            )
             yield url, psutil.Process(process.pid)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
@@ -354,9 +423,12 @@ async def theirs(url: str, process: psutil.Process, annotators: int, rounds: int
     before = cpu_seconds(process)
     seconds = await annotate(people, rounds, work)
     used, done = cpu_seconds(process) - before, sum(tally.answered.values())
-    return {**tally.summary(), "answers_per_second": round(done / seconds, 1),
-            "cpu_ms_per_answer": round(1000 * used / max(done, 1), 1),
-            "server_mib": round(process.memory_info().rss / 2**20)}  # fmt: skip
+    return {
+        **tally.summary(),
+        "answers_per_second": round(done / seconds, 1),
+        "cpu_ms_per_answer": round(1000 * used / max(done, 1), 1),
+        "server_mib": round(process.memory_info().rss / 2**20),
+    }
 
 
 # ------------------------------------------------------------------------------------------- the run
@@ -391,12 +463,23 @@ def main() -> None:
     command = " ".join(["python", "benchmarks/serve.py", *(places.get(part, part) for part in sys.argv[1:])])
     numbers = [int(number) for number in given.annotators.split(",")]
     size = {"images": given.images, "grid": round(given.boxes**0.5), "answered": given.answered, "opened": given.open}
-    with tempfile.TemporaryDirectory(dir=given.folder) as name, theirs_if(given.label_studio, Path(name), max(numbers)) as peer:  # fmt: skip  # noqa: E501
+    with (
+        tempfile.TemporaryDirectory(dir=given.folder) as name,
+        theirs_if(given.label_studio, Path(name), max(numbers)) as peer,
+    ):
         for annotators in numbers:
-            line = {"command": command, "scenario": given.scenario, "annotators": annotators, "rounds": given.rounds,
-                    "pages": given.pages, "classes": given.classes,
-                    "images": given.images, "boxes_of_each": given.boxes, "answered": given.answered,
-                    "open": given.open}  # fmt: skip
+            line = {
+                "command": command,
+                "scenario": given.scenario,
+                "annotators": annotators,
+                "rounds": given.rounds,
+                "pages": given.pages,
+                "classes": given.classes,
+                "images": given.images,
+                "boxes_of_each": given.boxes,
+                "answered": given.answered,
+                "open": given.open,
+            }
             for who in ("rarebox", *(("label-studio",) if peer else ())):
                 about = {**line, "who": who, "disk": disk(Path(name)), "load": round(os.getloadavg()[0], 1)}
                 if who == "rarebox":
@@ -425,7 +508,9 @@ def compare(scenario: str, given: argparse.Namespace, options: argparse.Argument
         for which, tree in trees.items():
             command = [sys.executable, __file__, *arguments, *(("--scenario", scenario) if scenario else ())]
             path = os.pathsep.join(map(str, (tree / "src", here)))
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path})  # fmt: skip  # noqa: E501
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+            )
             for line in map(json.loads, done.stdout.splitlines()):
                 found[which].append(line)
                 print(json.dumps({"source": which, **line}), flush=True)
@@ -436,8 +521,14 @@ def compare(scenario: str, given: argparse.Namespace, options: argparse.Argument
 def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians over the runs, before and now, and how many times the former is the latter."""
     figures: dict[str, Any] = {}
-    for name, part in (("save_ms", "median"), ("save_ms", "p95"), ("save_ms", "max"), ("next_ms", "p95"),
-                       ("classes_ms", "max"), ("answers_per_second", None)):  # fmt: skip
+    for name, part in (
+        ("save_ms", "median"),
+        ("save_ms", "p95"),
+        ("save_ms", "max"),
+        ("next_ms", "p95"),
+        ("classes_ms", "max"),
+        ("answers_per_second", None),
+    ):
         values = {
             which: [line[name] if part is None else line[name][part] for line in lines if part is None or line[name]]
             for which, lines in found.items()

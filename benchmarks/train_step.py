@@ -73,9 +73,11 @@ def times(name: str, backbone: str, rounds: int) -> dict[str, object]:
     medians = {stock: statistics.median(taken) for stock, taken in seconds.items()}
     fastest = {stock: min(taken) for stock, taken in seconds.items()}
     return {
-        "detector": name, "backbone": backbone, "time_ratio_of_medians": round(medians[False] / medians[True], 3),
+        "detector": name,
+        "backbone": backbone,
+        "time_ratio_of_medians": round(medians[False] / medians[True], 3),
         "time_ratio_of_minima": round(fastest[False] / fastest[True], 3),
-    }  # fmt: skip
+    }
 
 
 def peak_memory(name: str, backbone: str, stock: bool) -> int:

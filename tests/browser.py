@@ -16,9 +16,14 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 LAPTOP = {"width": 1366, "height": 768}
 PHONE = {"width": 390, "height": 844}
@@ -78,8 +83,9 @@ class Person:
         """Wait until such a task is shown: ``image``, ``box`` or ``none``."""
         self.page.wait_for_function(
             "kind => document.body.dataset.task === kind && document.querySelector('#waiting').hidden",
-            arg=kind, timeout=seconds * 1000,
-        )  # fmt: skip
+            arg=kind,
+            timeout=seconds * 1000,
+        )
 
     def photo(self) -> str:
         return self.page.locator("[data-fact=photo] b").inner_text()

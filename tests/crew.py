@@ -29,9 +29,14 @@ from tests import forked
 from tests.conftest import CLASSES, make
 
 TRAINING: dict[str, Any] = {
-    "steps": 2, "epochs": 0, "batch_size": 4, "lr": 1e-3, "warmup_steps": 1, "scale_jitter": 0.2,
+    "steps": 2,
+    "epochs": 0,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "warmup_steps": 1,
+    "scale_jitter": 0.2,
     "precision": "float32",
-}  # fmt: skip
+}
 
 SIZE = 64
 """Short side of the pictures and of the network's input."""
@@ -229,7 +234,11 @@ def together(processes: int, work: Callable[..., None], *given: Any, seconds: fl
 def in_place(rank: int, processes: int, port: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
     """Be one process of several."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     work(*given)

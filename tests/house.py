@@ -46,10 +46,15 @@ def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess
     """A cycle with one candidate on each of these images, ranked in this order; the cycles before it are trained."""
     count = len(image_ids)
     found = Candidates(
-        image_id=np.array(image_ids), box_index=np.zeros(count, np.int64), boxes=np.array([BOX] * count),
-        labels=np.full(count, guess), scores=np.linspace(0.9, 0.1, count), uncertainty=np.linspace(0.8, 0.2, count),
-        box_consistency=np.ones(count), class_probs=np.zeros((count, 0)),
-    )  # fmt: skip
+        image_id=np.array(image_ids),
+        box_index=np.zeros(count, np.int64),
+        boxes=np.array([BOX] * count),
+        labels=np.full(count, guess),
+        scores=np.linspace(0.9, 0.1, count),
+        uncertainty=np.linspace(0.8, 0.2, count),
+        box_consistency=np.ones(count),
+        class_probs=np.zeros((count, 0)),
+    )
     project.folder.cycle(cycle).mkdir()
     order = LazyRanking.of(found, enumerate(found.scores.tolist()))
     counts = np.bincount(found.labels, minlength=len(CLASSES))

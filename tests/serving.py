@@ -50,11 +50,15 @@ def make_project(
     corners = np.array([(x + 0.1, y + 0.1, x + 0.9, y + 0.9) for _, _, (x, y) in rows])
     chance = np.random.default_rng(0)
     found = Candidates(
-        image_id=np.array([record.id for _, record, _ in rows]), box_index=np.array([index for index, _, _ in rows]),
-        boxes=corners * np.stack(sides), labels=chance.integers(len(classes), size=len(rows)),
-        scores=chance.random(len(rows)), uncertainty=chance.random(len(rows)),
-        box_consistency=chance.random(len(rows)), class_probs=np.zeros((len(rows), 0)),
-    )  # fmt: skip
+        image_id=np.array([record.id for _, record, _ in rows]),
+        box_index=np.array([index for index, _, _ in rows]),
+        boxes=corners * np.stack(sides),
+        labels=chance.integers(len(classes), size=len(rows)),
+        scores=chance.random(len(rows)),
+        uncertainty=chance.random(len(rows)),
+        box_consistency=chance.random(len(rows)),
+        class_probs=np.zeros((len(rows), 0)),
+    )
     folder.cycle(2).mkdir()
     order = LazyRanking.of(found, enumerate(np.linspace(1, 0, len(rows)).tolist()))
     counts = np.bincount(found.labels, minlength=len(classes))

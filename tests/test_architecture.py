@@ -48,7 +48,11 @@ def imports_of(file: Path) -> Iterator[str]:
 
 def parts_of_rarebox(file: Path) -> set[str]:
     """The other parts of rarebox that a file imports."""
-    found = {name.split(".")[1] if "." in name else "__init__" for name in imports_of(file) if name.split(".")[0] == "rarebox"}  # fmt: skip  # noqa: E501
+    found = {
+        name.split(".")[1] if "." in name else "__init__"
+        for name in imports_of(file)
+        if name.split(".")[0] == "rarebox"
+    }
     return {part if part in ROW_OF else "__init__" for part in found} - {module_of(file)}
 
 
@@ -154,7 +158,9 @@ def test_the_evaluation_does_not_know_the_pool() -> None:
 def test_only_the_data_readers_know_label_formats() -> None:
     marks = {"bndbox", "xmin", "iscrowd", "annotations", "ImageSets", "data.yaml"}
     for file in outside("data"):
-        constants = {n.value for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}  # fmt: skip  # noqa: E501
+        constants = {
+            n.value for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)
+        }
         if module_of(file) == "evaluate":  # the COCO library takes COCO's words, in memory
             constants -= {"iscrowd", "annotations"}
         assert not marks & constants, file

@@ -54,15 +54,20 @@ def test_the_paper_preset_is_section_4_1() -> None:
     assert (network.batch_norm, network.box_loss, network.normaliser) == ("affine", "l1", "batch")
     assert (network.low_quality_iou, network.proposals) == (0.3, 1000)
     assert (training.precision, training.optimiser, training.momentum, training.weight_decay) == (
-        "float32", "sgd", 0.9, 1e-4,
-    )  # fmt: skip
+        "float32",
+        "sgd",
+        0.9,
+        1e-4,
+    )
     assert (training.backbone_lr, training.flip, training.scale_jitter) == (1.0, 0.5, 0.0)
 
 
 def test_candidates_and_pseudo_labels_have_each_their_floor() -> None:
     assert (Settings().scoring.candidate_threshold, Settings().lowest_pseudo_score, Settings().lowest_score) == (
-        0.1, 0.05, 0.05,
-    )  # fmt: skip
+        0.1,
+        0.05,
+        0.05,
+    )
     for floor, wanted in ((0.3, 0.1), (None, 0.1), (0.0, 0.0)):
         assert config.resolve(changes={"pseudo.score_floor": floor}).lowest_score == wanted
 

@@ -192,8 +192,9 @@ def plain_iou(a: np.ndarray, b: np.ndarray, extra: int) -> float:
     return float(width * height) / (areas[0] + areas[1] - float(width * height))
 
 
-def plain_voc(detections: dict[int, Detections], truth: dict[int, GroundTruth], label: int, iou: float,
-              extra: int) -> tuple[float, float]:  # fmt: skip
+def plain_voc(
+    detections: dict[int, Detections], truth: dict[int, GroundTruth], label: int, iou: float, extra: int
+) -> tuple[float, float]:
     """Area and 11-point AP of one class, following VOCevaldet.m line by line."""
     wanted = sum(1 for t in truth.values() for c, d in zip(t.labels, t.difficult, strict=True) if c == label and not d)
     if wanted == 0:

@@ -104,7 +104,9 @@ class TrainingSettings(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where it pays"
     )
-    start: Literal["pretrained", "warm"] = Field(default="pretrained", description="each cycle from: pretrained weights, or the last model [22]")  # fmt: skip  # noqa: E501
+    start: Literal["pretrained", "warm"] = Field(
+        default="pretrained", description="each cycle from: pretrained weights, or the last model [22]"
+    )
     freeze: Literal["nothing", "backbone"] = Field(
         default="nothing",
         description="backbone: its body is never trained; it looks at each image and its views once, and a cycle "
@@ -118,7 +120,11 @@ class TrainingSettings(Section):
 class ScoringSettings(Section):
     """How the pool becomes candidates."""
 
-    views: tuple[ViewName, ...] = Field(default=("flip", "cutout", "scale_0.8", "rotate_5"), min_length=1, description="augmentations M of Eq. 2 and 4 [1]")  # fmt: skip  # noqa: E501
+    views: tuple[ViewName, ...] = Field(
+        default=("flip", "cutout", "scale_0.8", "rotate_5"),
+        min_length=1,
+        description="augmentations M of Eq. 2 and 4 [1]",
+    )
     beta: float = Field(default=1.3, ge=0, le=2, description="beta of Eq. 2")
     unmatched: Literal["formula", "skip", "most_uncertain"] = Field(
         default="formula", description="how to score a box with no match in a view [3]"
@@ -131,7 +137,8 @@ class ScoringSettings(Section):
     shard_size: int = Field(
         default=2000,
         ge=1,
-        description="images per candidates file: the work lost if scoring is interrupted; a run keeps the size it started with",
+        description="images per candidates file: the work lost if scoring is interrupted; a run keeps the size it "
+        "started with",
     )
 
 
@@ -145,7 +152,9 @@ class SelectionSettings(Section):
     image_entropy: Literal["mean", "max", "sum"] = Field(
         default="mean", description="image_entropy: what becomes of the entropies of an image's boxes"
     )
-    class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field(default="hard", description="p(l) of Eq. 1 [10]")  # fmt: skip  # noqa: E501
+    class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field(
+        default="hard", description="p(l) of Eq. 1 [10]"
+    )
     coreset_points: int = Field(
         default=100_000,
         ge=1,
@@ -165,12 +174,16 @@ class SelectionSettings(Section):
 class PseudoSettings(Section):
     """Which predictions train the next model, and with which weight."""
 
-    method: Literal["none", "hard", "task_hard", "soft", "ignore_only"] = Field(default="soft", description="pseudo labels [17]")  # fmt: skip  # noqa: E501
+    method: Literal["none", "hard", "task_hard", "soft", "ignore_only"] = Field(
+        default="soft", description="pseudo labels [17]"
+    )
     class_high: Share = Field(default=0.8, ge=0, le=1, description="tau_0^cls of Eq. 5")
     class_low: Share = Field(default=0.1, ge=0, le=1, description="tau_1^cls of Eq. 5")
     box_high: Share = Field(default=0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
     box_low: Share = Field(default=0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
-    zero_weight: Literal["ignore", "drop"] = Field(default="ignore", description="a box of weight 0: ignored, or background [17]")  # fmt: skip  # noqa: E501
+    zero_weight: Literal["ignore", "drop"] = Field(
+        default="ignore", description="a box of weight 0: ignored, or background [17]"
+    )
     calibrated: bool = Field(
         default=False,
         description="conf(b) of Eq. 5: what the answers of the cycle say of a score, not the score itself",
@@ -261,16 +274,30 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initial_images": 1000,
         "budget": [2000, 4000, 8000],
         "detector": {
-            "backbone": "resnet50", "image_size": 600, "long_side": 1000, "normaliser": "batch",
-            "batch_norm": "affine", "box_loss": "l1", "low_quality_iou": 0.3, "proposals": 1000,
+            "backbone": "resnet50",
+            "image_size": 600,
+            "long_side": 1000,
+            "normaliser": "batch",
+            "batch_norm": "affine",
+            "box_loss": "l1",
+            "low_quality_iou": 0.3,
+            "proposals": 1000,
         },
         "training": {
-            "steps": None, "epochs": 26, "batch_size": 2, "optimiser": "sgd", "lr": 1e-3, "backbone_lr": 1.0,
-            "schedule": "step", "warmup_steps": 500, "clip_norm": 35.0, "precision": "float32",
+            "steps": None,
+            "epochs": 26,
+            "batch_size": 2,
+            "optimiser": "sgd",
+            "lr": 1e-3,
+            "backbone_lr": 1.0,
+            "schedule": "step",
+            "warmup_steps": 500,
+            "clip_norm": 35.0,
+            "precision": "float32",
         },
         "pseudo": {"rejected": "forget", "difficult": "background"},
     },
-}  # fmt: skip
+}
 
 PROJECT: dict[str, Any] = {"initial_images": 8, "budget": [50], "budget_unit": "looks"}
 """What a project of people starts with over its preset; the last budget holds for all cycles after it too."""

@@ -43,8 +43,14 @@ class VocResult:
         return _mean(self.ap11)
 
 
-def voc_ap(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int, iou: float = 0.5,
-           *, legacy_pixels: bool = False) -> VocResult:  # fmt: skip
+def voc_ap(
+    detections: Mapping[int, Detections],
+    truth: Mapping[int, GroundTruth],
+    num_classes: int,
+    iou: float = 0.5,
+    *,
+    legacy_pixels: bool = False,
+) -> VocResult:
     """Average precision by the rules of the PASCAL VOC devkit (VOCevaldet.m, release of 2010 on).
 
     The detections of a class, over all images, come in order of their score; equal scores in order of image id and
@@ -88,8 +94,9 @@ class _True(NamedTuple):
     difficult: Bools
 
 
-def _flatten(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth],
-             num_classes: int) -> tuple[_Found, _True]:  # fmt: skip
+def _flatten(
+    detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int
+) -> tuple[_Found, _True]:
     """One table of all detections and one of all truth, in order of the image ids."""
     strange = sorted(set(detections) - set(truth))
     if strange:
@@ -208,8 +215,12 @@ class CocoTables(NamedTuple):
 CocoEngine = Callable[[CocoTables], Floats]
 
 
-def coco_ap(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int,
-            engine: CocoEngine | None = None) -> CocoResult:  # fmt: skip
+def coco_ap(
+    detections: Mapping[int, Detections],
+    truth: Mapping[int, GroundTruth],
+    num_classes: int,
+    engine: CocoEngine | None = None,
+) -> CocoResult:
     """COCO's average precision: 101 points of recall, all object sizes, at most 100 detections per image and class.
 
     COCO knows no difficult objects; they become ``iscrowd``, which is not the same: a detection that lies on one is
@@ -220,16 +231,18 @@ def coco_ap(detections: Mapping[int, Detections], truth: Mapping[int, GroundTrut
     found, true = _flatten(detections, truth, num_classes)
     columns = [found.image + 1, _corner_and_size(found.boxes), found.scores, found.labels + 1]
     results = np.column_stack(columns).astype(np.float64)
-    tables = CocoTables(len(truth), num_classes, true.image + 1, true.labels + 1, _corner_and_size(true.boxes),
-                        true.difficult, results)  # fmt: skip
+    tables = CocoTables(
+        len(truth), num_classes, true.image + 1, true.labels + 1, _corner_and_size(true.boxes), true.difficult, results
+    )
     if len(truth) == 0 or num_classes == 0:
         precision = np.full((10, 101, num_classes), -1.0)
     else:
         precision = (engine or hotcoco_precision)(tables)
     ap = np.where((precision > -1).all(axis=1), precision.mean(axis=1), np.nan)  # (10, K)
     whole, ap50, ap75 = ap.mean(axis=0), ap[0], ap[5]
-    return CocoResult(ap=_mean(whole), ap50=_mean(ap50), ap75=_mean(ap75), per_class=whole, per_class_ap50=ap50,
-                      per_class_ap75=ap75)  # fmt: skip
+    return CocoResult(
+        ap=_mean(whole), ap50=_mean(ap50), ap75=_mean(ap75), per_class=whole, per_class_ap50=ap50, per_class_ap75=ap75
+    )
 
 
 def hotcoco_precision(tables: CocoTables) -> Floats:
@@ -238,8 +251,9 @@ def hotcoco_precision(tables: CocoTables) -> Floats:
 
     images = [{"id": i + 1} for i in range(tables.images)]
     categories = [{"id": i + 1, "name": str(i)} for i in range(tables.categories)]
-    truth = hotcoco.COCO.from_arrays(images, categories, tables.truth_image, tables.truth_category, tables.truth_boxes,
-                                     iscrowd=tables.truth_crowd)  # fmt: skip
+    truth = hotcoco.COCO.from_arrays(
+        images, categories, tables.truth_image, tables.truth_category, tables.truth_boxes, iscrowd=tables.truth_crowd
+    )
     evaluator = hotcoco.COCOeval(truth, truth.load_res(tables.results), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()

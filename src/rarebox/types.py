@@ -266,8 +266,15 @@ class Targets(Rows):
         self._column("source", np.str_)
 
     @classmethod
-    def of(cls, boxes: ArrayLike, labels: ArrayLike, source: Source = Source.HUMAN, class_weight: ArrayLike = 1.0,
-           box_weight: ArrayLike = 1.0, background: ArrayLike = False) -> Self:  # fmt: skip
+    def of(
+        cls,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        source: Source = Source.HUMAN,
+        class_weight: ArrayLike = 1.0,
+        box_weight: ArrayLike = 1.0,
+        background: ArrayLike = False,
+    ) -> Self:
         """Boxes of one source; the weights and the flag may be one number for all of them."""
         boxes = as_boxes(boxes)
         columns = (np.broadcast_to(c, len(boxes)) for c in (class_weight, box_weight, background, str(source)))

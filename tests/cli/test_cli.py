@@ -330,8 +330,9 @@ def test_rank_in_all_formats(monkeypatch, capsys, tmp_path, found) -> None:
     assert "no --views" in " ".join(said.err.split())
     rows = list(csv.DictReader(said.out.splitlines()))
     assert [(row["rank"], row["image"], row["guess"], row["box_consistency"]) for row in rows] == [
-        ("1", "a.png", "dog", ""), ("2", "b.png", "cat", ""),
-    ]  # fmt: skip
+        ("1", "a.png", "dog", ""),
+        ("2", "b.png", "cat", ""),
+    ]
     assert [row["score"] for row in rows] == ["0.6", "0.9"]  # single precision would be 0.6000000238418579
     assert call(monkeypatch, *words, "--format", "json") == 0
     listed = json.loads(capsys.readouterr().out)
@@ -389,7 +390,9 @@ def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pic
     assert call(monkeypatch, *take_in, "--json") == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] == 1
     with open_store(tmp_path / "project") as store:
-        assert [(a.by, a.labels.tolist(), a.boxes.tolist()) for _, a in store.answered()] == [("Ada", [1], [[5, 5, 30, 40]])]  # fmt: skip  # noqa: E501
+        assert [(a.by, a.labels.tolist(), a.boxes.tolist()) for _, a in store.answered()] == [
+            ("Ada", [1], [[5, 5, 30, 40]])
+        ]
     assert "no open question" in complaint(monkeypatch, capsys, *words, "--format", "cvat")
     assert "no label store" in complaint(monkeypatch, capsys, "import", tmp_path, file, "--format", "cvat")
     assert call(monkeypatch, "export", tmp_path / "project", tmp_path / "labels", "--format", "cvat") == 0

@@ -32,39 +32,54 @@ from tests.serving import WAITING
 pytestmark = pytest.mark.usefixtures("small_network")
 
 DETECTIONS = {
-    "classes": ["zero"], "image": "train_0000.jpg", "width": 96, "height": 96, "boxes": [[10, 20, 50, 60]],
-    "scores": [0.9], "labels": ["zero"],
-}  # fmt: skip
+    "classes": ["zero"],
+    "image": "train_0000.jpg",
+    "width": 96,
+    "height": 96,
+    "boxes": [[10, 20, 50, 60]],
+    "scores": [0.9],
+    "labels": ["zero"],
+}
 
 COMMANDS: dict[str, list[str]] = {
     "demo": ["{project}"],
     "run": [
-        "{project} --data {data}", "{project} --data {data} --config {project}/settings.yaml",
-        "{project} --data {data} --strategy random --share {project}", "{store} --data {data}", "{project}",
+        "{project} --data {data}",
+        "{project} --data {data} --config {project}/settings.yaml",
+        "{project} --data {data} --strategy random --share {project}",
+        "{store} --data {data}",
+        "{project}",
     ],
     "bench": ["{grid} {project}", "{grid} {project} --list", "{project}/settings.yaml {project}"],
     "report": ["{project}", "{project} --to {project}", "{project} --to {store}"],
     "export": [
-        "{project} {project}", "{project} {store}", "{project} {out}", "{project} {project}/cycle_01",
+        "{project} {project}",
+        "{project} {store}",
+        "{project} {out}",
+        "{project} {project}/cycle_01",
         "{project} {project} --queries --format cvat",
     ],
     "backup": ["{project} {out}", "{project} {store}", "{project} {store}-wal", "{store} {project}/cycle_01"],
     "relocate": ["{project} {photos}", "{project} {data}", "{project} {project}"],
     "import": ["{project} {tasks} --format labelstudio --replace --complete", "{store} {tasks} --format labelstudio"],
     "rank": [
-        "--detections {found} --budget 3 --to {store}", "--detections {found} --budget 3 --to {store}-wal",
+        "--detections {found} --budget 3 --to {store}",
+        "--detections {found} --budget 3 --to {store}-wal",
         "--detections {found} --budget 3 --to {store} --format labelstudio",
         "--detections {found} --budget 3 --labels {project}",
     ],
     "views": ["--images {photos} --to {project}", "--images {photos} --to {store}"],
     "init": [
-        "{project} --images {photos}", "{project} --images {photos} --classes zero,one", "{project} --data {data}",
-        "{project} --images {photos} --labels {data}", "{store} --images {photos}",
+        "{project} --images {photos}",
+        "{project} --images {photos} --classes zero,one",
+        "{project} --data {data}",
+        "{project} --images {photos} --labels {data}",
+        "{store} --images {photos}",
         "{project} --images {photos} --predictions {found}",
     ],
     "serve": ["{project} --no-browser", "{project} --no-browser --port 0 --people anna"],
     "doctor": ["", "--data {project}"],
-}  # fmt: skip
+}
 """How each command is tried on the folder of a project and on its store."""
 
 EACH = [(name, line) for name, lines in COMMANDS.items() for line in lines]
@@ -184,9 +199,20 @@ def newer(project: Path, holding: ExitStack) -> None:
 
 
 STATES = [
-    as_it_is, restored, killed, killed_and_restored, log_alone, served, served_without_settings, simulated, by_nobody,
-    trained, damaged, damaged_without_settings, newer,
-]  # fmt: skip
+    as_it_is,
+    restored,
+    killed,
+    killed_and_restored,
+    log_alone,
+    served,
+    served_without_settings,
+    simulated,
+    by_nobody,
+    trained,
+    damaged,
+    damaged_without_settings,
+    newer,
+]
 
 
 def answers(project: Path) -> set[tuple[Any, ...]] | bytes:
@@ -234,9 +260,13 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_no_command_deletes_an_answer(
-    state: Callable[[Path, ExitStack], None], answered: Path, pictures: Path, photos: Path, tmp_path: Path,
+    state: Callable[[Path, ExitStack], None],
+    answered: Path,
+    pictures: Path,
+    photos: Path,
+    tmp_path: Path,
     tame: Callable[..., int],
-) -> None:  # fmt: skip
+) -> None:
     found, grid, tasks = tmp_path / "found.jsonl", tmp_path / "grid.yaml", tmp_path / "tasks.json"
     found.write_text(json.dumps(DETECTIONS) + "\n")
     grid.write_text(f"data: {{tiny: {{data: '{pictures}'}}}}\nmethods: {{a: {{}}}}\nsettings: {{budget: [4]}}\n")
@@ -249,9 +279,15 @@ def test_no_command_deletes_an_answer(
             before = answers(project)
             assert before
             words = line.format(
-                project=project, store=project / "labels.sqlite", data=pictures, photos=photos, found=found, grid=grid,
-                tasks=tasks, out=tmp_path / f"{number}" / "out",
-            )  # fmt: skip
+                project=project,
+                store=project / "labels.sqlite",
+                data=pictures,
+                photos=photos,
+                found=found,
+                grid=grid,
+                tasks=tasks,
+                out=tmp_path / f"{number}" / "out",
+            )
             status = tame(command, *words.split())
             after = answers(project)
         assert status in (0, 1, 2), (command, line)
@@ -271,7 +307,9 @@ def test_a_run_in_a_project_is_refused_with_what_is_there(
 ) -> None:
     project = shutil.copytree(answered, tmp_path / "project")
     assert tame("run", str(project), "--data", str(pictures)) == 2
-    assert f"holds a project in which people answer (4 answers so far); go on with it: rarebox serve {project}" in said(capsys)  # fmt: skip  # noqa: E501
+    assert f"holds a project in which people answer (4 answers so far); go on with it: rarebox serve {project}" in said(
+        capsys
+    )
     with Store(project / "labels.sqlite") as store:
         assert len(store.answered()) == 4
 
@@ -287,9 +325,13 @@ def test_a_project_without_an_answer_is_no_place_for_a_run(
 
 
 def test_a_restored_backup_is_taken_over(
-    answered: Path, photos: Path, pictures: Path, tmp_path: Path, tame: Callable[..., int],
+    answered: Path,
+    photos: Path,
+    pictures: Path,
+    tmp_path: Path,
+    tame: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     project = shutil.copytree(answered, tmp_path / "project")
     before = answers(project)
     restored(project, ExitStack())

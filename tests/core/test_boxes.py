@@ -131,7 +131,9 @@ def test_no_candidates_is_a_table_with_the_right_widths() -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=6), st.booleans())
-def test_columns_come_back_from_a_file_as_they_were(tmp_path_factory: pytest.TempPathFactory, labels: list[int], wide: bool) -> None:  # fmt: skip  # noqa: E501
+def test_columns_come_back_from_a_file_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, labels: list[int], wide: bool
+) -> None:
     file = tmp_path_factory.mktemp("tables") / "deep" / "some.parquet"
     columns = {"labels": np.array(labels, dtype=np.int64), "names": np.array([str(i) for i in labels], dtype=object)}
     if wide:

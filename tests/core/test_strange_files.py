@@ -100,10 +100,18 @@ def test_init_refuses_it_in_place_of_labels(photos: Path, tmp_path: Path, make: 
     command("init", tmp_path / "p", "--images", photos, "--labels", tmp_path / "strange.json", status=2)
 
 
-@pytest.mark.parametrize("reader", [
-    read_bytes, read_text, open_detections, cvat.read, labelstudio.read, image_size,
-    lambda path: datasets.load(path.with_name("data.yaml")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "reader",
+    [
+        read_bytes,
+        read_text,
+        open_detections,
+        cvat.read,
+        labelstudio.read,
+        image_size,
+        lambda path: datasets.load(path.with_name("data.yaml")),
+    ],
+)
 def test_every_reader_refuses_it(
     tmp_path: Path, make: Callable[[Path], None], reader: Callable[[Path], object]
 ) -> None:
@@ -117,8 +125,9 @@ def test_every_reader_refuses_it(
 @pytest.mark.parametrize("form", ["yolo", "voc"])
 def test_a_label_file_is_listed_and_the_rest_is_read(tmp_path: Path, make: Callable[[Path], None], form: str) -> None:
     images, labels, suffix = {
-        "yolo": ("images/train", "labels/train", "txt"), "voc": ("JPEGImages", "Annotations", "xml")
-    }[form]  # fmt: skip
+        "yolo": ("images/train", "labels/train", "txt"),
+        "voc": ("JPEGImages", "Annotations", "xml"),
+    }[form]
     for folder in (images, labels):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("a", "b"):

@@ -263,7 +263,7 @@ def test_an_image_turned_by_exif_has_its_upright_size(tmp_path: Path) -> None:
         ("\xff", r"train\.json: this is not UTF-8 text"),
         ("[" * 100_000, r"train\.json cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "train.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
@@ -299,8 +299,10 @@ def test_real_data(name: str) -> None:
         listed = json.loads((REAL / name / file).read_text())
         assert len(split.images) == len(listed["images"])
         boxes = [row for i in split.images for row in split.truth[i.id].boxes.tolist()]
-        expected = [[a["bbox"][0], a["bbox"][1], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]]
-                    for a in listed["annotations"]]  # fmt: skip
+        expected = [
+            [a["bbox"][0], a["bbox"][1], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]]
+            for a in listed["annotations"]
+        ]
         assert sorted(boxes) == [pytest.approx(row, abs=0.02) for row in sorted(expected)]
         names = {c["id"]: c["name"] for c in listed["categories"]}
         found = [data.classes[label] for i in split.images for label in split.truth[i.id].labels]

@@ -91,8 +91,14 @@ def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, 
 def test_images_come_along_under_names_of_their_own(
     tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
 ) -> None:
-    done = export(tmp_path / "out", format, CLASSES, images, [annotations(i.id, [[1, 2, 3, 4]], [1]) for i in images],
-                  copy_images=copy)  # fmt: skip
+    done = export(
+        tmp_path / "out",
+        format,
+        CLASSES,
+        images,
+        [annotations(i.id, [[1, 2, 3, 4]], [1]) for i in images],
+        copy_images=copy,
+    )
     assert done == Exported(tmp_path / "out", images=3, boxes=3, partly_labelled=0, unlabelled=0)
     data = load(tmp_path / "out")
     assert sorted(Path(i.path).name for i in data.train.images) == ["a-12.jpg", "a.png", "b.png"]
@@ -131,8 +137,14 @@ def test_only_the_wanted_sources_are_written(
 ) -> None:
     boxes = [[i, i, i + 5, i + 5] for i in range(4)]
     sources = [Source.HUMAN, Source.PSEUDO, Source.REJECTED, Source.DIFFICULT]
-    export(tmp_path / "out", format, CLASSES, images[:1], [annotations(7, boxes, [0, 1, 2, 0], sources)],
-           include_pseudo=include_pseudo)  # fmt: skip
+    export(
+        tmp_path / "out",
+        format,
+        CLASSES,
+        images[:1],
+        [annotations(7, boxes, [0, 1, 2, 0], sources)],
+        include_pseudo=include_pseudo,
+    )
     truth = next(iter(load(tmp_path / "out").train.truth.values()))
     np.testing.assert_allclose(truth.boxes[:, 0], [0, 1, 3] if include_pseudo else [0, 3], atol=1e-3)
     assert truth.difficult.any() == (format != "yolo")
@@ -141,8 +153,16 @@ def test_only_the_wanted_sources_are_written(
 @pytest.mark.parametrize("format", FORMATS)
 def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: str) -> None:
     """In rarebox.json for every format, in COCO also where COCO readers find it."""
-    labels = Annotations(7, np.array([[1, 2, 3, 4.0]]), np.array([1]), np.array(["pseudo"]), np.array([0.9]),
-                         np.array([0.25]), np.array([0.1]), complete=False)  # fmt: skip
+    labels = Annotations(
+        7,
+        np.array([[1, 2, 3, 4.0]]),
+        np.array([1]),
+        np.array(["pseudo"]),
+        np.array([0.9]),
+        np.array([0.25]),
+        np.array([0.1]),
+        complete=False,
+    )
     export(tmp_path / "out", format, CLASSES, images, [labels], include_pseudo=True)
     expected = {"source": "pseudo", "score": 0.9, "class_weight": 0.25, "box_weight": 0.1, "difficult": 0}
     mark = json.loads((tmp_path / "out" / "rarebox.json").read_text())
@@ -211,7 +231,11 @@ def test_an_earlier_export_is_replaced_as_a_whole(tmp_path: Path, images: list[I
     export(tmp_path / "out", "yolo", CLASSES, images, everything)
     export(tmp_path / "out", "voc", CLASSES, images[:1], everything[:1])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "Annotations", "ImageSets", "JPEGImages", "rarebox.json"]  # fmt: skip
+        "Annotations",
+        "ImageSets",
+        "JPEGImages",
+        "rarebox.json",
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
 
 

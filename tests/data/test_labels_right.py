@@ -50,7 +50,9 @@ def annotation(id: int, image_id: Any, box: Sequence[float], category: Any = 1, 
     return {"id": id, "image_id": image_id, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1], **more}
 
 
-def coco(file: Path, images: list[Any], annotations: list[Any], categories: list[Any] = CATEGORIES, encoding: str = "utf-8") -> Path:  # fmt: skip  # noqa: E501
+def coco(
+    file: Path, images: list[Any], annotations: list[Any], categories: list[Any] = CATEGORIES, encoding: str = "utf-8"
+) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": categories}
     file.write_text(json.dumps(content), encoding=encoding)
@@ -76,7 +78,14 @@ def item(name: str, box: Sequence[float | str], **more: Any) -> str:
     return f"<object><name>{name}</name>{flags}<bndbox>{edges}</bndbox></object>"
 
 
-def yolo(folder: Path, *lines: str, more: str = "", names: str = "[cat, dog]", labels: str = "labels/a.txt", encoding: str = "utf-8") -> Path:  # fmt: skip  # noqa: E501
+def yolo(
+    folder: Path,
+    *lines: str,
+    more: str = "",
+    names: str = "[cat, dog]",
+    labels: str = "labels/a.txt",
+    encoding: str = "utf-8",
+) -> Path:
     photo(folder / "images" / "a.jpg")
     (folder / "data.yaml").write_text(f"train: images\nnames: {names}\n{more}", encoding=encoding)
     (folder / labels).parent.mkdir(parents=True, exist_ok=True)
@@ -420,7 +429,12 @@ def test_labels_of_smaller_copies_are_scaled(tmp_path: Path) -> None:
 def test_labels_of_a_picture_of_another_shape_are_left_out(tmp_path: Path, format: str) -> None:
     for name in ("a", "b"):
         size = (160, 200) if name == "a" else SIZE
-        voc(tmp_path / "set", name, item("cat", CAT), size=f"<size><width>{size[0]}</width><height>{size[1]}</height></size>")  # fmt: skip  # noqa: E501
+        voc(
+            tmp_path / "set",
+            name,
+            item("cat", CAT),
+            size=f"<size><width>{size[0]}</width><height>{size[1]}</height></size>",
+        )
     file = tmp_path / "set"
     if format == "coco":
         images = [entry(1, "JPEGImages/a.jpg", height=200), entry(2, "JPEGImages/b.jpg")]
@@ -522,8 +536,15 @@ def test_a_yolo_line_of_another_kind_is_listed_and_says_what_to_do(tmp_path: Pat
 @pytest.mark.parametrize("numbers", [2, 3])
 def test_key_points_are_not_corners(tmp_path: Path, numbers: int) -> None:
     point = "0.9 0.9" + " 2" * (numbers - 2)
-    data = load(yolo(tmp_path, f"0 {share(CAT)} {point} {point}", f"1 {share(DOG)}", f"0 {share(CAT)} 0.1 0.1",
-                     more=f"kpt_shape: [2, {numbers}]"))  # fmt: skip
+    data = load(
+        yolo(
+            tmp_path,
+            f"0 {share(CAT)} {point} {point}",
+            f"1 {share(DOG)}",
+            f"0 {share(CAT)} 0.1 0.1",
+            more=f"kpt_shape: [2, {numbers}]",
+        )
+    )
     assert boxes_of(data) == {"a.jpg": [("cat", CAT), ("dog", DOG)]}
     assert "kpt_shape" in data.problems[0].what
     with pytest.raises(UserError, match="'kpt_shape' is"):
@@ -907,7 +928,9 @@ def test_sizes_may_be_text_and_what_is_no_size_is_listed(tmp_path: Path, format:
         photo(tmp_path / "JPEGImages" / "a.jpg", (320, 240))
         if format == "voc":
             return tmp_path
-        return coco(tmp_path / "l.json", [entry(1, "JPEGImages/a.jpg", width=width, height=height)], [annotation(1, 1, CAT)])  # fmt: skip  # noqa: E501
+        return coco(
+            tmp_path / "l.json", [entry(1, "JPEGImages/a.jpg", width=width, height=height)], [annotation(1, 1, CAT)]
+        )
 
     assert boxes_of(load(labels("160", "120.0"))) == {"a.jpg": [("cat", [2 * edge for edge in CAT])]}
     for width, height in (("160px", "120"), (-160, -120), (160, 0), ("1,60", "1,20"), ("inf", "nan")):
@@ -939,7 +962,9 @@ def test_a_photo_s_own_labels_count_and_not_those_of_its_namesakes(tmp_path: Pat
 def test_labels_that_fit_several_photos_are_listed_as_such(tmp_path: Path) -> None:
     for place in ("x/1.jpg", "y/1.jpg", "2.jpg"):
         photo(tmp_path / "photos" / place)
-    file = coco(tmp_path / "l.json", [entry(1, "1.jpg"), entry(2, "2.jpg")], [annotation(1, 1, CAT), annotation(2, 2, CAT)])  # fmt: skip  # noqa: E501
+    file = coco(
+        tmp_path / "l.json", [entry(1, "1.jpg"), entry(2, "2.jpg")], [annotation(1, 1, CAT), annotation(2, 2, CAT)]
+    )
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.said.keys() == {"2.jpg"}
     assert "labels of no photo" in kinds(begun.problems)
@@ -1000,7 +1025,9 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path: Path,
         (tmp_path / "list.txt").write_text(f"images/a.jpg\nimages/{name}.jpg\n")
     data = load(tmp_path)
     assert boxes_of(data) == {"a.jpg": [("cat", CAT)]}
-    assert [p.what for p in data.problems if p.kind == "missing image file"] == ["there is no such file; the image is left out"]  # fmt: skip  # noqa: E501
+    assert [p.what for p in data.problems if p.kind == "missing image file"] == [
+        "there is no such file; the image is left out"
+    ]
 
 
 @pytest.mark.parametrize("path", [LONG, f"{LONG}/set"])

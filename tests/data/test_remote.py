@@ -595,10 +595,15 @@ def test_an_export_names_files_after_photos_and_not_after_signatures(buckets: Bu
     assert names == ["_.._c.jpg", "a b.png", "d.png"]
 
 
-@pytest.mark.parametrize(("url", "to"), [
-    ("https://a.example/x.jpg", "http://a.example/x.jpg"), ("https://a.example/x.jpg", "s3://bucket/x.jpg"),
-    ("http://a.example/x.jpg", "file:///etc/passwd"), ("http://a.example/x.jpg", "http://"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "to"),
+    [
+        ("https://a.example/x.jpg", "http://a.example/x.jpg"),
+        ("https://a.example/x.jpg", "s3://bucket/x.jpg"),
+        ("http://a.example/x.jpg", "file:///etc/passwd"),
+        ("http://a.example/x.jpg", "http://"),
+    ],
+)
 def test_a_redirect_leads_to_no_weaker_or_other_scheme(url: str, to: str) -> None:
     with pytest.raises(Refused):
         check_hop(url, to)

@@ -271,12 +271,15 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, wrong: dict[str, Any]):
         make(tmp_path / "scenes", **(SMALL | wrong))
 
 
-@pytest.mark.parametrize(("size", "look"), [
-    ((96, 96), scenes.DEFAULT_LOOK),
-    ((96, 97), Look(max_objects=12, object_size=(20, 95))),
-    ((96, 400), Look(object_size=(40, 60), max_objects=13)),
-    ((96, 96), Look(object_size=(8, 90), max_objects=60, strangers=(20, 40))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "look"),
+    [
+        ((96, 96), scenes.DEFAULT_LOOK),
+        ((96, 97), Look(max_objects=12, object_size=(20, 95))),
+        ((96, 400), Look(object_size=(40, 60), max_objects=13)),
+        ((96, 96), Look(object_size=(8, 90), max_objects=60, strangers=(20, 40))),
+    ],
+)
 def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
     size: tuple[int, int], look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

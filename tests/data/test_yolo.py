@@ -105,8 +105,17 @@ def test_a_polygon_becomes_its_hull(tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_is_listed(tmp_path: Path) -> None:
     data_yaml(tmp_path, "train: [images, list.txt]")
-    lines = ["7 0.5 0.5 0.2 0.4", "0 0.5 0.5 0.2", "0 0.5 0.5 0.2 0.4 0.9", "x 1 2 3 4", "0 nan 0.5 0.2 0.4",
-             "0 0.5 0.5 0 0.4", "0 0.5 0.5 -0.2 0.4", "0 2.5 0.5 0.2 0.4", "0 0.05 0.5 0.2 0.4"]  # fmt: skip
+    lines = [
+        "7 0.5 0.5 0.2 0.4",
+        "0 0.5 0.5 0.2",
+        "0 0.5 0.5 0.2 0.4 0.9",
+        "x 1 2 3 4",
+        "0 nan 0.5 0.2 0.4",
+        "0 0.5 0.5 0 0.4",
+        "0 0.5 0.5 -0.2 0.4",
+        "0 2.5 0.5 0.2 0.4",
+        "0 0.05 0.5 0.2 0.4",
+    ]
     add(tmp_path, "images/a.png", *lines)
     add(tmp_path, "images/b.png")
     (tmp_path / "labels/c.txt").write_text("0 0.5 0.5 0.2 0.4")
@@ -190,9 +199,7 @@ def test_a_label_file_belongs_to_the_photo_of_the_very_same_name(tmp_path: Path)
 
 @pytest.mark.parametrize("listed", ["images", "only.txt"])
 @pytest.mark.parametrize("other", ["x.jpg", "X.png"])
-def test_a_label_file_that_several_photos_fit_equally_well_is_nobodys(
-    tmp_path: Path, listed: str, other: str
-) -> None:  # fmt: skip
+def test_a_label_file_that_several_photos_fit_equally_well_is_nobodys(tmp_path: Path, listed: str, other: str) -> None:
     data_yaml(tmp_path, f"train: [{listed}, more]")
     add(tmp_path, "more/y.png", "0 0.5 0.5 0.2 0.4")
     add(tmp_path, "images/x.png")

@@ -801,10 +801,12 @@ def test_scale_and_shift_of_batch_norm_are_trained_on_request_and_the_statistics
         name for name, p in body.named_parameters() if p.requires_grad and ("bn" in name or "downsample.1" in name)
     }
     assert trained == {
-        name for name in body.state_dict()
-        if name.startswith(("layer2", "layer3", "layer4")) and ("bn" in name or "downsample.1" in name)
+        name
+        for name in body.state_dict()
+        if name.startswith(("layer2", "layer3", "layer4"))
+        and ("bn" in name or "downsample.1" in name)
         and name.endswith(("weight", "bias"))
-    }  # fmt: skip
+    }
     # torchvision's ordinary batch norm in evaluation, as MMDetection runs it (norm_eval), has the same gradients.
     ordinary: Any = resnet50(weights=None)
     ordinary.load_state_dict(body.state_dict(), strict=False)

@@ -149,9 +149,15 @@ def test_when_a_process_is_killed_the_other_ends_and_the_command_again_goes_on(
 
 def test_torchrun_starts_lost_processes_again(whole: tuple[Any, bytes], data: Path, tmp_path: Path) -> None:
     torchrun = LaunchConfig(
-        1, 1, 2, run_id="tests", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1,
+        1,
+        1,
+        2,
+        run_id="tests",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=1,
         start_method="forkserver",
-    )  # fmt: skip
+    )
     said = tmp_path / "said"
     elastic_launch(torchrun, crew.run_command)(arguments(tmp_path / "run", data), said, crew.die, 1, 3)
     assert outcome(tmp_path / "run") == whole

@@ -34,9 +34,11 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TorchDe
 
 @NAMES
 def test_a_gpu_finds_what_a_cpu_finds(
-    name: str, make_detector: Callable[..., TorchDetector], pictures: list[Picture],
+    name: str,
+    make_detector: Callable[..., TorchDetector],
+    pictures: list[Picture],
     on_gpu: Callable[[TorchDetector], TorchDetector],
-) -> None:  # fmt: skip
+) -> None:
     detector = make_detector(name)
     detector.training = detector.training.model_copy(update={"precision": "float32"})
     dice = np.random.default_rng(0)
@@ -53,9 +55,12 @@ def test_a_gpu_finds_what_a_cpu_finds(
 @NAMES
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Synchronization debug mode")
 def test_scoring_never_makes_the_host_wait(
-    name: str, make_detector: Callable[..., TorchDetector], pictures: list[Picture], tmp_path: Path,
+    name: str,
+    make_detector: Callable[..., TorchDetector],
+    pictures: list[Picture],
+    tmp_path: Path,
     on_gpu: Callable[[TorchDetector], TorchDetector],
-) -> None:  # fmt: skip
+) -> None:
     """torch itself refuses every operation that waits, once the first batch has put the anchors where they stay."""
     detector, pool = on_gpu(make_detector(name)), on_disk(pictures, tmp_path)
     scoring.score_images(detector, pool, SETTINGS, cycle=2)
@@ -72,9 +77,13 @@ def test_scoring_never_makes_the_host_wait(
 @NAMES
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_learns(
-    name: str, precision: str, make_detector: Callable[..., TorchDetector], pictures: list[Picture],
-    targets: list[Targets], on_gpu: Callable[[TorchDetector], TorchDetector],
-) -> None:  # fmt: skip
+    name: str,
+    precision: str,
+    make_detector: Callable[..., TorchDetector],
+    pictures: list[Picture],
+    targets: list[Targets],
+    on_gpu: Callable[[TorchDetector], TorchDetector],
+) -> None:
     detector = on_gpu(make_detector(name))
     changes = {"precision": precision, "steps": 60, "epochs": 0, "warmup_steps": 5, "lr": 1e-3, "batch_size": 3}
     detector.training = detector.training.model_copy(update=changes)

@@ -267,9 +267,13 @@ def test_a_rejected_box_takes_no_negative_away(detector: TorchDetector, step: St
 
 
 IGNORED_AND_REJECTED = Targets.of(
-    [[4, 6, 40, 50], [50, 20, 90, 44], [54, 22, 94, 46]], [2, 0, 0], Source.PSEUDO, [1, 0, 1], [1, 0, 0],
+    [[4, 6, 40, 50], [50, 20, 90, 44], [54, 22, 94, 46]],
+    [2, 0, 0],
+    Source.PSEUDO,
+    [1, 0, 1],
+    [1, 0, 0],
     [False, False, True],
-)  # fmt: skip
+)
 """A human box, an ignored box, and a rejected box that lies on most of the ignored one."""
 
 
@@ -350,8 +354,12 @@ def test_where_both_branches_weigh_alike_they_match_as_one(low_quality: bool) ->
         found, wanted = assign(overlap, target, match), matched_once(overlap, target, match)
         taught = found.box_weight > 0
         columns = (
-            found.class_weight, found.positive, found.row * found.positive, found.box_weight, found.box_row * taught
-        )  # fmt: skip
+            found.class_weight,
+            found.positive,
+            found.row * found.positive,
+            found.box_weight,
+            found.box_row * taught,
+        )
         for one, other in zip(columns, wanted, strict=True):
             assert one.equal(other)
 
@@ -622,9 +630,12 @@ def test_retinanets_own_normaliser_counts_each_branchs_positives_that_are_not_ig
     outputs = {"cls_logits": torch.zeros(1, 4, 1), "bbox_regression": torch.zeros(1, 4, 4)}
     row = torch.tensor([0, 1, 1, 0])
     given = Assignment(
-        row, torch.tensor([False, True, True, False]), torch.tensor([0, 0.5, 0.5, 1]), row,
+        row,
+        torch.tensor([False, True, True, False]),
+        torch.tensor([0, 0.5, 0.5, 1]),
+        row,
         torch.tensor([0.5, 0.25, 0.25, 0]),
-    )  # fmt: skip
+    )
     losses = head.compute_loss([target], outputs, [anchors], [given])
     # class branch: two anchors of weight 1/2 count, the ignored one does not; box branch: all three count
     wanted = {
@@ -677,9 +688,12 @@ def test_the_box_heads_normalisers_by_hand(
     heads = network.roi_heads
     # six proposals: one on each of four targets, then two on none
     samples = Samples(
-        torch.tensor([1, 2, 0, 1, 0, 0]), torch.tensor([1, 0.5, 0, 1, 1, 1]), torch.tensor([1, 2, 3, 1, 1, 1]),
-        torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1), torch.tensor([1, 0.25, 1, 0, 0, 0]),
-    )  # fmt: skip
+        torch.tensor([1, 2, 0, 1, 0, 0]),
+        torch.tensor([1, 0.5, 0, 1, 1, 1]),
+        torch.tensor([1, 2, 3, 1, 1, 1]),
+        torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1),
+        torch.tensor([1, 0.25, 1, 0, 0, 0]),
+    )
     monkeypatch.setattr(heads, "choose_samples", lambda *_: ([torch.zeros(6, 4)], samples))
     monkeypatch.setattr(heads, "box_roi_pool", nn.Identity())
     monkeypatch.setattr(heads, "box_head", nn.Identity())

@@ -102,9 +102,12 @@ def test_a_picture_is_settled_if_the_rest_cannot_count(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("where", ["ROUNDS", "FIRST", "one view"])
 def test_an_image_that_is_not_settled_is_done_the_other_way(
-    where: str, detector: TorchDetector, pictures: list[Picture], forced: Callable[[bool], None],
+    where: str,
+    detector: TorchDetector,
+    pictures: list[Picture],
+    forced: Callable[[bool], None],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """All of them, and the second alone, for its last view: with features, as the batch was asked for."""
     plans = [make_views(VIEWS, *detector.input_size(p), np.random.default_rng(0)) for p in pictures]
     forced(False)
@@ -130,9 +133,11 @@ def test_an_image_that_is_not_settled_is_done_the_other_way(
 
 
 def test_proposals_of_one_level_that_are_not_settled_unsettle_their_picture(
-    make_detector: Callable[..., TorchDetector], pictures: list[Picture], forced: Callable[[bool], None],
+    make_detector: Callable[..., TorchDetector],
+    pictures: list[Picture],
+    forced: Callable[[bool], None],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Each call of ``survivors`` by the proposal network is one level of all pictures."""
     detector, told = make_detector("faster_rcnn"), []
     monkeypatch.setattr(detector, "_matched", lambda found, *_: told.append(found["settled"].tolist()))
@@ -341,9 +346,12 @@ def to_gpu(detector: TorchDetector) -> None:
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 def test_scoring_never_waits_for_a_gpu(
-    name: str, make_detector: Callable[..., TorchDetector], pictures: list[Picture], tmp_path: Path,
+    name: str,
+    make_detector: Callable[..., TorchDetector],
+    pictures: list[Picture],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     pool = on_disk(pictures, tmp_path)
     detector = make_detector(name)
     with no_gpu_needed(monkeypatch) as told:
@@ -358,12 +366,16 @@ def test_scoring_never_waits_for_a_gpu(
 @pytest.mark.parametrize(
     "waits",
     [
-        lambda t: t.sum().item(), lambda t: t[t > 0], lambda t: t.nonzero(), lambda t: t.cpu(),
-        lambda t: torch.tensor(1.0, device=t.device), lambda t: t[torch.tensor([0])],
+        lambda t: t.sum().item(),
+        lambda t: t[t > 0],
+        lambda t: t.nonzero(),
+        lambda t: t.cpu(),
+        lambda t: torch.tensor(1.0, device=t.device),
+        lambda t: t[torch.tensor([0])],
         lambda t: torch.zeros(2).to(t.device, non_blocking=True),
         lambda t: torch.ops.torchvision.nms(t.view(1, 4), t[:1], 0.5),
     ],
-)  # fmt: skip
+)
 def test_what_waits_is_noticed(waits: Callable[[Tensor], object]) -> None:
     with FakeTensorMode(), NoWaiting():
         given = torch.zeros(4, device="cuda")

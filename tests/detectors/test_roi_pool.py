@@ -21,9 +21,7 @@ def pools(side: int, ratio: int) -> tuple[RoIPool, MultiScaleRoIAlign]:
 
 def maps(images: int, dice: torch.Generator) -> dict[str, Tensor]:
     sizes = [(13, 17), (7, 9), (4, 5)]
-    return {
-        str(i): torch.randn(images, 6, *size, generator=dice).requires_grad_() for i, size in enumerate(sizes)
-    }  # fmt: skip
+    return {str(i): torch.randn(images, 6, *size, generator=dice).requires_grad_() for i, size in enumerate(sizes)}
 
 
 @pytest.mark.parametrize(("side", "ratio"), [(7, 2), (3, 1)])

@@ -118,6 +118,11 @@ def test_a_broken_map(photos: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps({**line, **extra}))
     with pytest.raises(UserError, match="line 1: this is not a map"):
         external.rank(
-            tmp_path / "d.jsonl", tmp_path / "v.jsonl", None, None, config.resolve("laptop"), 9,
+            tmp_path / "d.jsonl",
+            tmp_path / "v.jsonl",
+            None,
+            None,
+            config.resolve("laptop"),
+            9,
             views_map=tmp_path / "views.jsonl",
-        )  # fmt: skip
+        )

@@ -115,8 +115,10 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
     for query in ranked.queries:  # at each place the very box, with the very utility
         row, utility = order[int(query.why["rank"])]  # type: ignore[index]
         assert (query.image_id, query.guess, query.utility) == (
-            open_ones.image_id[row], open_ones.labels[row], pytest.approx(utility, rel=1e-6),
-        )  # fmt: skip
+            open_ones.image_id[row],
+            open_ones.labels[row],
+            pytest.approx(utility, rel=1e-6),
+        )
         assert query.box.tolist() == open_ones.boxes[row].tolist()  # type: ignore[union-attr]
     # What was passed over lies near a box above it.
     places = {int(q.why["rank"]) for q in ranked.queries}  # type: ignore[index]
@@ -158,16 +160,27 @@ def annotated(image_id: int, boxes: Any, labels: Any, complete: bool, source: An
 HEAD = {"classes": ["cat", "dog", "owl"]}
 FOUND: Lines = [
     HEAD,
-    {"image": "b.jpg", "width": 200, "height": 100, "boxes": [[10, 10, 50, 50], [100, 20, 150, 90]],
-     "scores": [0.9, 0.6], "labels": ["cat", "dog"]},
+    {
+        "image": "b.jpg",
+        "width": 200,
+        "height": 100,
+        "boxes": [[10, 10, 50, 50], [100, 20, 150, 90]],
+        "scores": [0.9, 0.6],
+        "labels": ["cat", "dog"],
+    },
     {"image": "a.jpg", "width": 200, "height": 100, "boxes": [[20, 20, 60, 60]], "scores": [0.5], "labels": [2]},
-]  # fmt: skip
+]
 LINE = FOUND[1]
 VIEWS: Lines = [
-    {"image": "b.jpg", "view": "flip", "boxes": [[150, 10, 190, 50], [50, 20, 100, 90]], "scores": [0.9, 0.2],
-     "labels": ["cat", "dog"]},
+    {
+        "image": "b.jpg",
+        "view": "flip",
+        "boxes": [[150, 10, 190, 50], [50, 20, 100, 90]],
+        "scores": [0.9, 0.2],
+        "labels": ["cat", "dog"],
+    },
     {"image": "a.jpg", "view": "flip", "boxes": [], "scores": [], "labels": []},
-]  # fmt: skip
+]
 
 
 def test_an_outside_detectors_numbers_by_hand(tmp_path: Path) -> None:
@@ -212,12 +225,19 @@ def test_labels_of_a_class_that_the_detector_does_not_name_are_said(tmp_path: Pa
 
 def test_the_order_of_lines_and_the_names_of_labels_do_not_matter(tmp_path: Path) -> None:
     one = external.rank(write(tmp_path / "d.jsonl", FOUND), write(tmp_path / "v.jsonl", VIEWS), None, None, chosen(), 9)
-    numbered = [{**line, "labels": [HEAD["classes"].index(n) if isinstance(n, str) else n for n in line["labels"]]}
-                for line in reversed(FOUND[1:])]  # fmt: skip
+    numbered = [
+        {**line, "labels": [HEAD["classes"].index(n) if isinstance(n, str) else n for n in line["labels"]]}
+        for line in reversed(FOUND[1:])
+    ]
     two = external.rank(
-        write(tmp_path / "e.jsonl", numbered), write(tmp_path / "w.jsonl", VIEWS[::-1]), None, None, chosen(), 9,
+        write(tmp_path / "e.jsonl", numbered),
+        write(tmp_path / "w.jsonl", VIEWS[::-1]),
+        None,
+        None,
+        chosen(),
+        9,
         classes=HEAD["classes"],
-    )  # fmt: skip
+    )
     assert listed(one) == listed(two)
     assert one.classes == two.classes == ("cat", "dog", "owl")
 
@@ -311,7 +331,9 @@ def test_class_vectors_with_the_background_first_last_or_not_at_all(tmp_path: Pa
     )
     scores = np.array([0.4, 0.7])
     binary = -(scores * np.log(scores) + (1 - scores) * np.log(1 - scores))
-    assert [q.utility for q in external.rank(without, None, None, None, chosen("entropy"), 9).queries] == pytest.approx(binary)  # fmt: skip  # noqa: E501
+    assert [q.utility for q in external.rank(without, None, None, None, chosen("entropy"), 9).queries] == pytest.approx(
+        binary
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,7 +391,10 @@ def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(t
     [
         (["nonsense"], "holds no detections"),
         ([HEAD, {"image": "a.jpg"}], 'line 2: there are no "boxes"'),
-        ([HEAD, {**LINE, "boxes": [[10, 10, 5, 50], [0, 0, 9, 9]]}], r"got \[10.0, 10.0, 5.0, 50.0\]; if that is x, y, width"),  # noqa: E501
+        (
+            [HEAD, {**LINE, "boxes": [[10, 10, 5, 50], [0, 0, 9, 9]]}],
+            r"got \[10.0, 10.0, 5.0, 50.0\]; if that is x, y, width",
+        ),
         ([HEAD, {**LINE, "boxes": [[10, 10, 50]]}], '"boxes" must be rows of 4 numbers'),
         ([HEAD, {**LINE, "boxes": [[0.1, 0.1, 0.5, 0.5], [0.2, 0.2, 0.3, 0.9]]}], "not in shares"),
         ([HEAD, {**LINE, "scores": [0.9]}], 'there are 2 boxes but 1 "scores"'),
@@ -390,7 +415,7 @@ def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(t
         ([{"classes": ["cat", "cat"]}, LINE], "different names"),
         ([HEAD, {**LINE, "width": "200"}], "width and height must be whole numbers"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_detections(tmp_path: Path, lines: list[Any], wanted: str) -> None:
     file = tmp_path / "d.jsonl"
     file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))

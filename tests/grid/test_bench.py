@@ -52,9 +52,14 @@ def grid(tmp_path: Path) -> Callable[..., Path]:
 
     def write(**changes: Any) -> Path:
         keys = {
-            "settings": COMMON, "data": ["scenes"], "detector": ["retinanet"], "methods": METHODS, "budgets": [[6]],
-            "seeds": 1, **changes,
-        }  # fmt: skip
+            "settings": COMMON,
+            "data": ["scenes"],
+            "detector": ["retinanet"],
+            "methods": METHODS,
+            "budgets": [[6]],
+            "seeds": 1,
+            **changes,
+        }
         file = tmp_path / "grid.yaml"
         file.write_text(yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, sort_keys=False))
         return file
@@ -106,9 +111,13 @@ def test_the_product_in_order_with_shared_first_cycles(grid) -> None:
     assert [r.settings.seed for r in runs] == [0] * 10 + [3] * 8
     one = runs[3]
     assert one.about == {
-        "run": "runs/scenes/retinanet/U/budget_9-9/seed_0", "data": "scenes", "detector": "retinanet", "method": "U",
-        "seed": 0, "budget": [9, 9],
-    }  # fmt: skip
+        "run": "runs/scenes/retinanet/U/budget_9-9/seed_0",
+        "data": "scenes",
+        "detector": "retinanet",
+        "method": "U",
+        "seed": 0,
+        "budget": [9, 9],
+    }
     assert one.settings.selection.strategy == "uncertainty"
     assert one.settings.training.steps == COMMON["training.steps"]
     assert runs[0].share is None
@@ -121,9 +130,12 @@ def test_the_product_in_order_with_shared_first_cycles(grid) -> None:
 
 def test_what_cycle_1_depends_on_makes_another_first_run(grid) -> None:
     methods = {
-        "a": {}, "b": {"selection.sigma": 3, "pseudo.class_high": 0.9}, "c": {"training.steps": 7},
-        "d": {"pseudo.difficult": "background"}, "e": {"initial_images": 5},
-    }  # fmt: skip
+        "a": {},
+        "b": {"selection.sigma": 3, "pseudo.class_high": 0.9},
+        "c": {"training.steps": 7},
+        "d": {"pseudo.difficult": "background"},
+        "e": {"initial_images": 5},
+    }
     a, b, c, d, e = (r.share.folder for r in spec.read(grid(methods=methods)) if r.share)
     assert a == b
     assert len({a, c, d, e}) == 4
@@ -132,16 +144,24 @@ def test_what_cycle_1_depends_on_makes_another_first_run(grid) -> None:
 def test_lists_mappings_and_products(grid) -> None:
     runs = spec.read(
         grid(
-            methods=None, budgets=None, seeds=None, preset="paper", strategy=["random", "uncertainty"],
-            pseudo=["none", "hard"], data={"few": {"data": "scenes", "budget": [3], "initial_images": 2}},
+            methods=None,
+            budgets=None,
+            seeds=None,
+            preset="paper",
+            strategy=["random", "uncertainty"],
+            pseudo=["none", "hard"],
+            data={"few": {"data": "scenes", "budget": [3], "initial_images": 2}},
             detector={"R": {}, "F": {"detector": {"name": "faster_rcnn"}}},
             settings={"training": {"steps": 3}, "detector.image_size": 64},
         )
-    )  # fmt: skip
+    )
     assert [r.name for r in runs][:5] == [
-        "few/R/random+none/seed_0", "few/R/random+hard/seed_0", "few/R/uncertainty+none/seed_0",
-        "few/R/uncertainty+hard/seed_0", "few/F/random+none/seed_0",
-    ]  # fmt: skip
+        "few/R/random+none/seed_0",
+        "few/R/random+hard/seed_0",
+        "few/R/uncertainty+none/seed_0",
+        "few/R/uncertainty+hard/seed_0",
+        "few/F/random+none/seed_0",
+    ]
     assert runs[4].settings.training.lr == 5e-3  # the preset's, which depends on the detector
     assert runs[4].settings.budget == (3,)
     assert runs[4].settings.pseudo.method == "none"
@@ -235,9 +255,14 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A finished grid: its file, its folder, how often a detector was trained, and what was told."""
     folder = tmp_path_factory.mktemp("grid")
     keys = {
-        "settings": COMMON, "data": [str(pictures)], "detector": ["retinanet"], "methods": METHODS, "budgets": [[6]],
-        "seeds": 1, "full": 1,
-    }  # fmt: skip
+        "settings": COMMON,
+        "data": [str(pictures)],
+        "detector": ["retinanet"],
+        "methods": METHODS,
+        "budgets": [[6]],
+        "seeds": 1,
+        "full": 1,
+    }
     (folder / "grid.yaml").write_text(yaml.safe_dump(keys))
     calls: list[int] = []
     honest = TorchDetector.fit
@@ -604,8 +629,9 @@ def test_command_lists(monkeypatch, capsys, finished, grid, pictures: Path) -> N
     more = grid(data=["tiny"], seeds=2, full=1)
     assert call(monkeypatch, more, out, "--list", "--only", "/U/", "--data", f"tiny={pictures}") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "done    tiny/retinanet/U/seed_0", "open    tiny/retinanet/U/seed_1",
-    ]  # fmt: skip
+        "done    tiny/retinanet/U/seed_0",
+        "open    tiny/retinanet/U/seed_1",
+    ]
     assert call(monkeypatch, more, out, "--list", "--json") == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [t["state"] for t in told] == ["done", "done", "done", "open", "open"]
@@ -617,8 +643,11 @@ def test_command_says_that_all_is_done(monkeypatch, capsys, finished) -> None:
     assert f"3 of 3 runs are done: {out / 'results.jsonl'}" in capsys.readouterr().err
     assert call(monkeypatch, file, out, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
-        "event": "end", "results": str(out / "results.jsonl"), "done": 3, "failed": [],
-    }  # fmt: skip
+        "event": "end",
+        "results": str(out / "results.jsonl"),
+        "done": 3,
+        "failed": [],
+    }
 
 
 def test_command_names_what_failed(monkeypatch, capsys, grid, tmp_path: Path, pictures: Path) -> None:

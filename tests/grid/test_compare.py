@@ -38,20 +38,34 @@ def record(
 ) -> dict[str, Any]:
     """A record; the yak is the rarest and a tenth worse, all that is shown is taken for the dog."""
     return {
-        "cycle": cycle, "labels": labels, "looks": looks or labels, "hits": hits, "ap50": ap,
+        "cycle": cycle,
+        "labels": labels,
+        "looks": looks or labels,
+        "hits": hits,
+        "ap50": ap,
         "ap50_11": None if ap is None else ap + 0.01,
         "per_class_ap50": {"cat": ap, "dog": None, "yak": None if ap is None else ap - 0.1},
         "human_per_class": {"cat": labels - 6, "dog": 4, "yak": 2},
-        "selected_per_class": {"cat": 0, "dog": shown, "yak": 0}, "hits_per_class": {"cat": 0, "dog": hits, "yak": 0},
-    }  # fmt: skip
+        "selected_per_class": {"cat": 0, "dog": shown, "yak": 0},
+        "hits_per_class": {"cat": 0, "dog": hits, "yak": 0},
+    }
 
 
 def line(method: str, seed: int, cycles: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
     return {
-        "run": f"{method}-{seed}", "data": "zoo", "detector": "retinanet", "method": method, "seed": seed,
-        "budget": [50], "status": "done", "reason": None, "settings": SETTINGS.get(method, {}), "cycles": list(cycles),
-        "seconds": 1.0, **more,
-    }  # fmt: skip
+        "run": f"{method}-{seed}",
+        "data": "zoo",
+        "detector": "retinanet",
+        "method": method,
+        "seed": seed,
+        "budget": [50],
+        "status": "done",
+        "reason": None,
+        "settings": SETTINGS.get(method, {}),
+        "cycles": list(cycles),
+        "seconds": 1.0,
+        **more,
+    }
 
 
 def two_cycles(method: str, seed: int, **more: Any) -> dict[str, Any]:
@@ -91,9 +105,11 @@ def test_runs_of_one_data_set_detector_and_budget_make_a_group(tmp_path: Path) -
     looks = two_cycles("plain", 0, settings={**SETTINGS["plain"], "budget_unit": "looks"})
     groups = results.read([write(tmp_path / "grid", [*standard(), FAILED, FULL, *other, looks])])
     assert [g.title for g in groups] == [
-        "zoo · retinanet · +50 labels", "farm · retinanet · +50 labels", "zoo · retinanet · +60 labels",
+        "zoo · retinanet · +50 labels",
+        "farm · retinanet · +50 labels",
+        "zoo · retinanet · +60 labels",
         "zoo · retinanet · +50 looks",
-    ]  # fmt: skip
+    ]
     assert list(groups[0].methods) == ["plain", "whole", "dice"]
     assert groups[0].seeds == [0, 1, 2]
     assert [run.reason for run in groups[0].failed] == ["the disk | is full\nreally"]
@@ -303,7 +319,11 @@ def test_first_images_are_counted_once_a_seed(tmp_path: Path) -> None:
 
 
 def test_hit_rate_pools_the_choosing_cycles(tmp_path: Path) -> None:
-    cycles = [record(1, 100, 0.3, shown=7, hits=7), record(2, 150, 0.4, shown=100, hits=50), record(3, 150, 0.4, shown=20, hits=4)]  # fmt: skip  # noqa: E501
+    cycles = [
+        record(1, 100, 0.3, shown=7, hits=7),
+        record(2, 150, 0.4, shown=100, hits=50),
+        record(3, 150, 0.4, shown=20, hits=4),
+    ]
     group = group_of(tmp_path, [line("plain", 0, cycles), line("image", 0, [record(1, 100, 0.3), record(2, 150, 0.3)])])
     rates = measures.hit_rates(group.methods["plain"].values())
     assert (rates["dog"], rates[""]) == (54 / 120, 54 / 120)
@@ -376,8 +396,10 @@ def test_the_table_of_differences(tmp_path: Path) -> None:
 
 def lead(seeds: int) -> list[dict[str, Any]]:
     """The whole method is ahead of plain by 6, 7, 8 ... hundredths."""
-    cycles = {m: [[record(1, 100, 0.3), record(2, 150, 0.4 + (0.06 + s / 100) * (m == "whole"))] for s in range(seeds)]
-              for m in ("plain", "whole")}  # fmt: skip
+    cycles = {
+        m: [[record(1, 100, 0.3), record(2, 150, 0.4 + (0.06 + s / 100) * (m == "whole"))] for s in range(seeds)]
+        for m in ("plain", "whole")
+    }
     return [line(method, seed, told) for method, runs in cycles.items() for seed, told in enumerate(runs)]
 
 
@@ -419,8 +441,10 @@ def voc_runs(**changes: Any) -> list[dict[str, Any]]:
     points = ((1, 3000, 0.4), (2, 5000, 0.5), (3, 9000, 0.6), (4, 17000, 0.7))
     classes = dict.fromkeys(sorted(paper.VOC_CLASSES), 0.5)
     counts = dict.fromkeys(classes, 7)
-    per_class = {"per_class_ap50": classes, **dict.fromkeys(
-        ("human_per_class", "selected_per_class", "hits_per_class"), counts)}  # fmt: skip
+    per_class = {
+        "per_class_ap50": classes,
+        **dict.fromkeys(("human_per_class", "selected_per_class", "hits_per_class"), counts),
+    }
     cycles = [{**record(i, n, ap), **per_class} for i, n, ap in points]
     about = {"data": "voc0712", "budget": told["budget"], "settings": told}
     return [line("whole", seed, cycles, **about) for seed in range(2)]
@@ -430,8 +454,13 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
     group = group_of(tmp_path, voc_runs())
     rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["+ TSPL"][5:11] == (
-        "51.00 (0.00)", "61.90 (0.88)", "61.00 (0.00)", "67.92 (1.87)", "71.00 (0.00)", "73.56 (0.32)"
-    )  # fmt: skip  # by 11 points
+        "51.00 (0.00)",
+        "61.90 (0.88)",
+        "61.00 (0.00)",
+        "67.92 (1.87)",
+        "71.00 (0.00)",
+        "73.56 (0.32)",
+    )  # by 11 points
     machine = {"device": "cuda", "scoring.batch_size": 16, "training.checkpoint_seconds": 5.0}
     assert paper.is_papers(group_of(tmp_path, voc_runs(**machine)))
 

@@ -104,9 +104,12 @@ def test_the_papers_grids_start_on_a_voc_tree(grid: Path, voc: Path, tmp_path: P
     told = yaml.safe_load(grid.read_text(encoding="utf-8"))
     few = [n for n in ("U+CB+TSPL", "image_random") if n in told["methods"]] or [*told["methods"]]
     told |= {
-        "settings": {**told.get("settings", {}), **SMALLER}, "seeds": 1, "full": 0,
-        "detector": told["detector"][:1], "methods": {name: told["methods"][name] for name in few},
-    }  # fmt: skip
+        "settings": {**told.get("settings", {}), **SMALLER},
+        "seeds": 1,
+        "full": 0,
+        "detector": told["detector"][:1],
+        "methods": {name: told["methods"][name] for name in few},
+    }
     small = tmp_path / grid.name
     small.write_text(yaml.safe_dump(told))
     runs = spec.read(small, {"voc0712": str(voc)})

@@ -148,9 +148,10 @@ def everything(project: Project, to: Path) -> None:
     finally:
         house.service.close()
     for command in (
-        ["export", root, to / "out", "--format", "voc"], ["backup", root, to / "copy"],
+        ["export", root, to / "out", "--format", "voc"],
+        ["backup", root, to / "copy"],
         ["export", root, to / "asked", "--queries", "--format", "cvat"],
-    ):  # fmt: skip
+    ):
         status, told = run(*command)
         assert status == 0, told
 
@@ -158,14 +159,25 @@ def everything(project: Project, to: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "column", "value", "left"),
     [
-        ("answers", "boxes", "[[10, 10, 50,", 3), ("answers", "labels", "[9]", 3), ("answers", "verdict", "objecv", 3),
-        ("answers", "by", b"\xff", 4), ("answers", "milliseconds", "x", 4), ("answers", "query_id", 999, 3),
-        ("answers", "answered_at", "2026-99-99", 4), ("queries", "utility", "x", 4), ("queries", "box", "[1, 2]", 4),
-        ("queries", "why", "{", 4), ("queries", "guess", 77, 4), ("queries", "wanted", "x", 4),
-        ("queries", "image_id", 999, 3), ("images", "width", "x", 3), ("images", "path", b"\xff", 4),
-        ("classes", "name", b"\xff", 4), ("class_changes", "merged_into", 99, 4),
+        ("answers", "boxes", "[[10, 10, 50,", 3),
+        ("answers", "labels", "[9]", 3),
+        ("answers", "verdict", "objecv", 3),
+        ("answers", "by", b"\xff", 4),
+        ("answers", "milliseconds", "x", 4),
+        ("answers", "query_id", 999, 3),
+        ("answers", "answered_at", "2026-99-99", 4),
+        ("queries", "utility", "x", 4),
+        ("queries", "box", "[1, 2]", 4),
+        ("queries", "why", "{", 4),
+        ("queries", "guess", 77, 4),
+        ("queries", "wanted", "x", 4),
+        ("queries", "image_id", 999, 3),
+        ("images", "width", "x", 3),
+        ("images", "path", b"\xff", 4),
+        ("classes", "name", b"\xff", 4),
+        ("class_changes", "merged_into", 99, 4),
     ],
-)  # fmt: skip
+)
 def test_what_is_damaged_is_named_and_the_rest_exported(
     root: Path, caplog: pytest.LogCaptureFixture, table: str, column: str, value: Any, left: int
 ) -> None:

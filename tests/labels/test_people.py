@@ -43,8 +43,13 @@ def people(database: str, hands: Hands) -> Iterator[People]:
         yield People(store, hands)
 
 
-def said(key: str, query: int | None = None, verdict: Verdict = Verdict.OBJECT, *objects: tuple[list[float], int],
-         **more: Any) -> Submission:  # fmt: skip
+def said(
+    key: str,
+    query: int | None = None,
+    verdict: Verdict = Verdict.OBJECT,
+    *objects: tuple[list[float], int],
+    **more: Any,
+) -> Submission:
     boxes = np.array([box for box, _ in objects], dtype=np.float32).reshape(-1, 4)
     return Submission(key, verdict, boxes, np.array([label for _, label in objects], np.int64), query_id=query, **more)
 
@@ -86,8 +91,11 @@ def test_only_questions_named_are_looked_at(people: People) -> None:
     assert [q.id for q in people.claim("anna", "anna", 3, 100, among=[2])] == [3, 4, 2]
     assert [q.id for q in people.claim("cleo", "cleo", 3, 100, among=[])] == []
     assert sorted(lease[:3] for lease in people.leases()) == [
-        (1, "ben", "ben"), (2, "anna", "anna"), (3, "anna", "anna"), (4, "anna", "anna"),
-    ]  # fmt: skip
+        (1, "ben", "ben"),
+        (2, "anna", "anna"),
+        (3, "anna", "anna"),
+        (4, "anna", "anna"),
+    ]
 
 
 def test_a_refused_submission_leaves_nothing_behind(people: People) -> None:
@@ -158,7 +166,7 @@ def test_the_same_key_again_saves_once(people: People) -> None:
     claimed(people, "anna")
     for _ in range(2):
         assert told(people.submit("anna", "anna", said("k1", 1, Verdict.NOT_AN_OBJECT))) == ("saved", 1)
-    assert told(people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, (A, 1), image_id=5))) == ("saved", 2)  # fmt: skip  # noqa: E501
+    assert told(people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, (A, 1), image_id=5))) == ("saved", 2)
     assert told(people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, (A, 1), image_id=5))) == ("saved", 2)
     assert len(people.given()) == 2
     assert people.store.spent().labels == 1
@@ -405,11 +413,17 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
         store.record([Answer(query.id, np.array([A]), np.array([0]), Verdict.OBJECT)])
     connection = sqlite3.connect(tmp_path / "new.sqlite")
     for statement in (
-        "DROP INDEX answers_key", "ALTER TABLE answers DROP COLUMN key", "ALTER TABLE queries DROP COLUMN wanted",
-        "ALTER TABLE queries DROP COLUMN asked_by", "DROP TABLE leases", "DROP TABLE class_changes",
-        "ALTER TABLE images DROP COLUMN digest", "DROP TABLE image_moves", "DROP TABLE clock",
+        "DROP INDEX answers_key",
+        "ALTER TABLE answers DROP COLUMN key",
+        "ALTER TABLE queries DROP COLUMN wanted",
+        "ALTER TABLE queries DROP COLUMN asked_by",
+        "DROP TABLE leases",
+        "DROP TABLE class_changes",
+        "ALTER TABLE images DROP COLUMN digest",
+        "DROP TABLE image_moves",
+        "DROP TABLE clock",
         "UPDATE rarebox SET schema = 1",
-    ):  # fmt: skip
+    ):
         connection.execute(statement)
     connection.commit()
     connection.close()

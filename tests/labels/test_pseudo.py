@@ -31,9 +31,15 @@ def candidates(*rows: tuple[float, float, float]) -> Candidates:
     n = len(rows)
     x, scores, steady = np.array(rows).reshape(n, 3).T
     return Candidates(
-        np.full(n, 5), np.arange(n), as_boxes([box(v) for v in x]), np.arange(n), scores, np.zeros(n), steady,
+        np.full(n, 5),
+        np.arange(n),
+        as_boxes([box(v) for v in x]),
+        np.arange(n),
+        scores,
+        np.zeros(n),
+        steady,
         np.full((n, 2), 0.5),
-    )  # fmt: skip
+    )
 
 
 def said(
@@ -80,13 +86,19 @@ def rows(targets: Targets) -> list[Row]:
         # TSPL: the class branch 1, 1, 0.6, 0.5, 0, 0; the box branch 1, 0, 1, 0.5, 1, 0; weight 0 is ignored
         (
             "soft",
-            [(0, 1, 1, False), (1, 1, 0, False), (2, 0.6, 1, False), (3, 0.5, 0.5, False), (4, 0, 1, False),
-             (5, 0, 0, False)],
+            [
+                (0, 1, 1, False),
+                (1, 1, 0, False),
+                (2, 0.6, 1, False),
+                (3, 0.5, 0.5, False),
+                (4, 0, 1, False),
+                (5, 0, 0, False),
+            ],
         ),
         # 0.1 < score < 0.8 ignored by both branches, at 0.8 and above as HPL, at 0.1 and below background
         ("ignore_only", [(0, 1, 1, False), (1, 1, 1, False), (2, 0, 0, False), (3, 0, 0, False)]),
     ],
-)  # fmt: skip
+)
 def test_each_method_by_hand(method: str, wanted: list[Row]) -> None:
     targets = pseudo_labels(SIX, settings(method=method))
     assert rows(targets) == [pytest.approx(row) for row in wanted]
@@ -187,9 +199,11 @@ def test_a_completely_labelled_image_gets_no_pseudo_labels() -> None:
 
 def test_rejected_and_difficult_boxes_are_forgotten_where_the_settings_say_so() -> None:
     targets = make_targets(
-        said([box(300)], rejected=[box(320)]), None, as_boxes([box(340)]),
+        said([box(300)], rejected=[box(320)]),
+        None,
+        as_boxes([box(340)]),
         settings(rejected="forget", difficult="background"),
-    )  # fmt: skip
+    )
     assert by_source(targets) == {"human": [(box(300), 1, 1, False)]}
 
 

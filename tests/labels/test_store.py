@@ -62,8 +62,15 @@ def ask_one(store: Store, box: Sequence[float] | None = None, image_id: int = 1,
     return store.ask(cycle, [query(image_id, box)])[0]
 
 
-def tell(store: Store, box: Sequence[float] | None, verdict: Verdict, *objects: tuple[Sequence[float], int],
-         image_id: int = 1, cycle: int = 0, ms: int = 0) -> Query:  # fmt: skip
+def tell(
+    store: Store,
+    box: Sequence[float] | None,
+    verdict: Verdict,
+    *objects: tuple[Sequence[float], int],
+    image_id: int = 1,
+    cycle: int = 0,
+    ms: int = 0,
+) -> Query:
     """Ask about one box (or the whole image) and answer at once."""
     asked = ask_one(store, box, image_id, cycle)
     store.record([answer(asked, verdict, *objects, ms=ms)])

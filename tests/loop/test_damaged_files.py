@@ -40,21 +40,43 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 RUN = (
-    "settings.yaml", "environment.json", "problems.json", "labels.sqlite", "metrics.json", "cycle_01/model.json",
-    "cycle_01/model.safetensors", "cycle_01/shared.json", "cycle_01/evaluated.json", "cycle_01/targets.parquet",
-    "cycle_02/model.json", "cycle_02/model.safetensors", "cycle_02/evaluated.json", "cycle_02/targets.parquet",
-    "cycle_02/candidates/shards.json", "cycle_02/candidates/shard_00000_*.parquet",
+    "settings.yaml",
+    "environment.json",
+    "problems.json",
+    "labels.sqlite",
+    "metrics.json",
+    "cycle_01/model.json",
+    "cycle_01/model.safetensors",
+    "cycle_01/shared.json",
+    "cycle_01/evaluated.json",
+    "cycle_01/targets.parquet",
+    "cycle_02/model.json",
+    "cycle_02/model.safetensors",
+    "cycle_02/evaluated.json",
+    "cycle_02/targets.parquet",
+    "cycle_02/candidates/shards.json",
+    "cycle_02/candidates/shard_00000_*.parquet",
     "cycle_02/candidates/images_00000_*.parquet",
-)  # fmt: skip
+)
 
-LATER = ("environment.json", "cycle_02/model.json", "cycle_02/model.safetensors", "cycle_02/targets.parquet",
-         "cycle_02/evaluated.json", "cycle_01/shared.json")  # fmt: skip
+LATER = (
+    "environment.json",
+    "cycle_02/model.json",
+    "cycle_02/model.safetensors",
+    "cycle_02/targets.parquet",
+    "cycle_02/evaluated.json",
+    "cycle_01/shared.json",
+)
 """What a project in its second cycle does not have."""
 
 PROJECT = (
-    *(name for name in RUN if name not in LATER), "predictions.parquet", "cycle_02/ranking.parquet",
-    "cycle_02/ranking.json", "secret", "port",
-)  # fmt: skip
+    *(name for name in RUN if name not in LATER),
+    "predictions.parquet",
+    "cycle_02/ranking.parquet",
+    "cycle_02/ranking.json",
+    "secret",
+    "port",
+)
 
 FOR_GOOD = ("settings.yaml", "labels.sqlite")
 """What nothing else can make anew."""

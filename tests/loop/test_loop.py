@@ -85,9 +85,19 @@ def test_record_holds_what_the_page_promises(finished: Path) -> None:
     records = json.loads((finished / "metrics.json").read_text())
     assert [r["cycle"] for r in records] == [1, 2, 3]
     wanted = {
-        "cycle", "labels", "looks", "images_full", "images_partial", "ap50", "ap50_11", "per_class_ap50",
-        "selected_per_class", "hits", "class_frequency", "seconds",
-    }  # fmt: skip
+        "cycle",
+        "labels",
+        "looks",
+        "images_full",
+        "images_partial",
+        "ap50",
+        "ap50_11",
+        "per_class_ap50",
+        "selected_per_class",
+        "hits",
+        "class_frequency",
+        "seconds",
+    }
     assert all(wanted <= set(record) for record in records)
     assert set(records[1]["seconds"]) == {"score", "ask", "fit", "evaluate"}
 
@@ -177,9 +187,10 @@ def test_coreset_starts_where_no_labelled_image_has_a_box(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        oracle.SimulatedOracle, "answer",
+        oracle.SimulatedOracle,
+        "answer",
         lambda self, q: Answer(q.id, np.zeros((0, 4)), np.zeros(0, int), VERDICTS[q.box is None]),
-    )  # fmt: skip
+    )
     chosen = settings(pictures, selection__strategy="coreset", budget_unit="looks", budget=[3])
     assert simulate.simulate(tmp_path / "run", chosen, share=finished)[1]["looks_this_cycle"] == 3
 
@@ -282,7 +293,7 @@ def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
 ) -> None:
     seen: list[tuple[Any, Any]] = []
     coreset = box.coreset
-    monkeypatch.setattr(box, "coreset", lambda c, s, *more, **k: seen.append((c, s)) or coreset(c, s, *more, **k))  # fmt: skip  # noqa: E501
+    monkeypatch.setattr(box, "coreset", lambda c, s, *more, **k: seen.append((c, s)) or coreset(c, s, *more, **k))
     simulate.simulate(tmp_path / "run", settings(pictures, selection__strategy="coreset", budget=[6]), share=finished)
     candidates, state = seen[0]
     assert candidates.features.shape == (len(candidates), state.box_features.shape[1])
@@ -295,9 +306,10 @@ def test_the_record_counts_what_was_open_and_what_plain_uncertainty_would_have_t
         before, looks, classes = store.labels(up_to_cycle=1), store.spent(2).looks, store.classes()
     found = read_all(finished / "cycle_02/candidates")
     rows = [
-        i for i in range(len(found))
+        i
+        for i in range(len(found))
         if (said := before.get(int(found.image_id[i]))) is None or still_open(found.boxes[[i]], said, 0.5)[0]
-    ]  # fmt: skip
+    ]
     labels = found.labels[rows]
     taken = labels[np.argsort(-found.uncertainty[rows], kind="stable")[:looks]]
     record = folder.records()[1]
@@ -338,9 +350,14 @@ def test_weak_detections_become_ignored_pseudo_labels_and_are_not_asked_about(
     scores = np.sort(read_all(finished / "cycle_02/candidates").scores)
     weak, strong = float(scores[len(scores) // 10]), float(scores[len(scores) // 2])
     chosen: dict[str, Any] = {
-        "budget": [6], "scoring__candidate_threshold": strong, "pseudo__score_floor": weak,
-        "pseudo__class_low": strong, "pseudo__box_low": 1.0, "pseudo__box_high": 1.0, "budget_unit": "looks",
-    }  # fmt: skip
+        "budget": [6],
+        "scoring__candidate_threshold": strong,
+        "pseudo__score_floor": weak,
+        "pseudo__class_low": strong,
+        "pseudo__box_low": 1.0,
+        "pseudo__box_high": 1.0,
+        "budget_unit": "looks",
+    }
     record = simulate.simulate(tmp_path / "run", settings(pictures, **chosen), share=finished)[1]
     found = read_all(tmp_path / "run/cycle_02/candidates")
     assert weak <= found.scores.min() < strong
@@ -364,9 +381,12 @@ def test_a_run_of_an_earlier_version_keeps_its_ways(pictures: Path, finished: Pa
     old = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     told = yaml.safe_load(old.settings.read_text())
     for section, name in (
-        ("pseudo", "score_floor"), ("detector", "batch_norm"), ("detector", "box_loss"), ("detector", "proposals"),
+        ("pseudo", "score_floor"),
+        ("detector", "batch_norm"),
+        ("detector", "box_loss"),
+        ("detector", "proposals"),
         ("detector", "low_quality_iou"),
-    ):  # fmt: skip
+    ):
         del told[section][name]
     old.settings.write_text(yaml.safe_dump(told))
     kept = old.read_settings()
@@ -436,8 +456,10 @@ def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
 
 
 EAGER: dict[str, Any] = {
-    "detector__score_threshold": 0.001, "scoring__candidate_threshold": 0.001, "pseudo__class_low": 0.0,
-}  # fmt: skip
+    "detector__score_threshold": 0.001,
+    "scoring__candidate_threshold": 0.001,
+    "pseudo__class_low": 0.0,
+}
 
 
 @pytest.fixture(scope="module", params=["retinanet", "faster_rcnn"])
@@ -454,9 +476,14 @@ def first(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pyte
 )
 def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path, strategy: str, method: str) -> None:
     chosen = settings(
-        pictures, detector__name=RunFolder(first).read_settings().detector.name, selection__strategy=strategy,
-        pseudo__method=method, pseudo__calibrated=False, budget=[6], **EAGER,
-    )  # fmt: skip
+        pictures,
+        detector__name=RunFolder(first).read_settings().detector.name,
+        selection__strategy=strategy,
+        pseudo__method=method,
+        pseudo__calibrated=False,
+        budget=[6],
+        **EAGER,
+    )
     records = simulate.simulate(tmp_path / "run", chosen, share=first)
     assert records[-1]["looks_this_cycle"] > 0
     targets = read_targets(tmp_path / "run" / "cycle_02" / "targets.parquet")
@@ -498,9 +525,11 @@ def test_test_images_are_told_apart_by_their_truth_and_the_device() -> None:
     ) -> str:
         truth = GroundTruth(np.array([[x1, 0, 9, 9]]), np.array([label]), np.array([difficult]))
         run: Any = SimpleNamespace(
-            test=SimpleNamespace(records=[ImageRecord(3, image, 10, 10)]), test_truth={3: truth}, classes=("a", "b"),
+            test=SimpleNamespace(records=[ImageRecord(3, image, 10, 10)]),
+            test_truth={3: truth},
+            classes=("a", "b"),
             settings=SimpleNamespace(device=device),
-        )  # fmt: skip
+        )
         return _test(run)
 
     assert told() == told()
@@ -694,9 +723,11 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
     }.items():
         told: list[tuple[int, int, str]] = []
         record = simulate.simulate(
-            tmp_path / name, settings(pictures, budget=[6], **changes), share=finished,
+            tmp_path / name,
+            settings(pictures, budget=[6], **changes),
+            share=finished,
             progress=lambda stage, *rest, told=told: told.append(rest) if stage == "cycle 2/2: ask" else None,
-        )[1]  # fmt: skip
+        )[1]
         unit = "looks" if name == "boxes" else "labels"
         spent = [done for done, _, _ in told]
         assert spent == sorted(spent)
@@ -958,9 +989,12 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
     next((out / "cycle_02" / "candidates").glob("images_00001*")).unlink()
     assert score() == [5]
     changes: list[dict[str, Any]] = [
-        {"scoring__beta": 1.2}, {"seed": 1}, {"selection__strategy": "coreset"}, {"training__precision": "bfloat16"},
+        {"scoring__beta": 1.2},
+        {"seed": 1},
+        {"selection__strategy": "coreset"},
+        {"training__precision": "bfloat16"},
         {"device": "auto"},
-    ]  # fmt: skip
+    ]
     for change in changes:
         assert score(**change) == [5, 5], change
     weights = folder.cycle(1) / "model.safetensors"

@@ -27,9 +27,14 @@ AQUARIUM = Path(os.environ.get("RAREBOX_AQUARIUM") or Path(__file__).parents[3] 
 
 CHANGES: dict[str, Any] = {
     **{name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")},
-    "initial_images": 4, "budget": [8], "budget_unit": "looks", "people.overlap": 0, "training.steps": 8,
-    "detector.score_threshold": 0.001, "scoring.candidate_threshold": 0.001,
-}  # fmt: skip
+    "initial_images": 4,
+    "budget": [8],
+    "budget_unit": "looks",
+    "people.overlap": 0,
+    "training.steps": 8,
+    "detector.score_threshold": 0.001,
+    "scoring.candidate_threshold": 0.001,
+}
 CYCLES = 3
 
 
@@ -61,9 +66,12 @@ class Annotator:
             # A person says "can't tell" of what they have labelled already, or moves on: it brings no box either way.
             verdict = {"already_labelled": "cannot_tell"}.get(said.verdict.value, said.verdict.value)
             item = {
-                "key": f"{cycle}-{self.number}", "query": query["id"], "verdict": verdict,
-                "boxes": said.boxes.tolist(), "labels": said.labels.tolist(),
-            }  # fmt: skip
+                "key": f"{cycle}-{self.number}",
+                "query": query["id"],
+                "verdict": verdict,
+                "boxes": said.boxes.tolist(),
+                "labels": said.labels.tolist(),
+            }
             done = self.post("/api/answers", answers=[item], want=3)
             assert [result["status"] for result in done["results"]] == ["saved"]
             at_hand = done["queries"]

@@ -208,9 +208,15 @@ def labelled(labels: list[int], scores: list[float]) -> Candidates:
     n = len(labels)
     corner = 20.0 * np.arange(n)[:, None] + np.array([0, 0, 9, 9])
     return Candidates(
-        np.arange(n) // 2, np.arange(n) % 2, corner, np.array(labels, dtype=np.int64), np.array(scores),
-        np.linspace(0, 1, n), np.linspace(1, 0, n), np.full((n, 3), 0.25),
-    )  # fmt: skip
+        np.arange(n) // 2,
+        np.arange(n) % 2,
+        corner,
+        np.array(labels, dtype=np.int64),
+        np.array(scores),
+        np.linspace(0, 1, n),
+        np.linspace(1, 0, n),
+        np.full((n, 3), 0.25),
+    )
 
 
 POOL = labelled([0, 0, 0, 1, 1, 0], [0.9, 0.8, 0.9, 0.85, 0.3, 0.2])

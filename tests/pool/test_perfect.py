@@ -71,11 +71,13 @@ class Perfect:
         assert len(tensors) == 1 + len(self.plan)
         pictures = [
             {
-                "boxes": torch.tensor(self.boxes(place, tuple(one.shape[1:]))), "scores": torch.tensor(SCORES),
-                "labels": torch.zeros(6, dtype=torch.int64), "class_probs": torch.tensor(PROBS),
+                "boxes": torch.tensor(self.boxes(place, tuple(one.shape[1:]))),
+                "scores": torch.tensor(SCORES),
+                "labels": torch.zeros(6, dtype=torch.int64),
+                "class_probs": torch.tensor(PROBS),
             }
             for place, one in enumerate(tensors)
-        ]  # fmt: skip
+        ]
         if not on_device.use_async_path(self.detector.device):
             return pictures
         columns = {name: torch.stack([one[name] for one in pictures]) for name in pictures[0]}

@@ -50,10 +50,13 @@ def project(tmp_path: Path) -> Path:
     with Store(tmp_path / "project" / "labels.sqlite", classes=CLASSES) as store:
         store.add_images(records)
         store.open_cycle(2)
-        store.ask(2, [
-            Query(4 + image, np.array(box), guess, 0.5, {"score": 0.25 + guess / 4, "rank": guess})
-            for image, box, guess in zip(IMAGES, BOXES, GUESSES, strict=True)
-        ])  # fmt: skip
+        store.ask(
+            2,
+            [
+                Query(4 + image, np.array(box), guess, 0.5, {"score": 0.25 + guess / 4, "rank": guess})
+                for image, box, guess in zip(IMAGES, BOXES, GUESSES, strict=True)
+            ],
+        )
     return tmp_path / "project"
 
 
@@ -84,10 +87,19 @@ def annotated(project: Path, to: Path, edit: Edit = nothing, only: int | None = 
         if only is None or only == number:
             edit(result)
         annotation = {
-            "id": 30 + number, "completed_by": 1, "result": result, "was_cancelled": False, "ground_truth": False,
-            "created_at": "2026-11-23T18:00:00.000000Z", "updated_at": "2026-11-23T18:00:09.000000Z", "lead_time": 9.0,
-            "prediction": {}, "result_count": len(result), "parent_prediction": 70 + number, **more,
-        }  # fmt: skip
+            "id": 30 + number,
+            "completed_by": 1,
+            "result": result,
+            "was_cancelled": False,
+            "ground_truth": False,
+            "created_at": "2026-11-23T18:00:00.000000Z",
+            "updated_at": "2026-11-23T18:00:09.000000Z",
+            "lead_time": 9.0,
+            "prediction": {},
+            "result_count": len(result),
+            "parent_prediction": 70 + number,
+            **more,
+        }
         exported.append(
             {**task, "id": 10 + number, "annotations": [annotation], "drafts": [], "meta": {}, "project": 1}
         )
@@ -101,9 +113,16 @@ def region(box: Sequence[float], name: str, key: str = "dRaWn1", **more: Any) ->
     x1, y1, x2, y2 = box
     value = {"x": x1 / 2, "y": y1, "width": (x2 - x1) / 2, "height": y2 - y1, "rotation": 0, "rectanglelabels": [name]}
     return {
-        "original_width": 200, "original_height": 100, "image_rotation": 0, "value": {**value, **more}, "id": key,
-        "from_name": "label", "to_name": "image", "type": "rectanglelabels", "origin": "manual",
-    }  # fmt: skip
+        "original_width": 200,
+        "original_height": 100,
+        "image_rotation": 0,
+        "value": {**value, **more},
+        "id": key,
+        "from_name": "label",
+        "to_name": "image",
+        "type": "rectanglelabels",
+        "origin": "manual",
+    }
 
 
 def verdicts(store: Store) -> dict[int, tuple[str, list[list[float]], list[int]]]:
@@ -176,7 +195,9 @@ def test_other_libraries_read_the_cvat_file(project: Path, tmp_path: Path, reade
 
 def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Store) -> None:
     ones = np.ones(2)
-    labels = [Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, True)]  # fmt: skip  # noqa: E501
+    labels = [
+        Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, True)
+    ]
     images = list(store.images().values())
     export(tmp_path / "ls", "labelstudio", CLASSES, images, labels)
     tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
@@ -364,10 +385,12 @@ def shortened(task: Task) -> Task:
 
 def test_somebody_elses_answer_stands(project: Path, tmp_path: Path, store: Store) -> None:
     file = annotated(project, tmp_path)
-    store.record([
-        Answer(1, [], [], Verdict.NOT_AN_OBJECT, "Bo"),  # type: ignore[arg-type]
-        Answer(2, [BOXES[1]], [1], Verdict.OBJECT, "Bo"),  # type: ignore[arg-type]
-    ])  # fmt: skip
+    store.record(
+        [
+            Answer(1, [], [], Verdict.NOT_AN_OBJECT, "Bo"),  # type: ignore[arg-type]
+            Answer(2, [BOXES[1]], [1], Verdict.OBJECT, "Bo"),  # type: ignore[arg-type]
+        ]
+    )
     assert bring_in(store, labelstudio.read(file), "labelstudio") == Imported(objects=1, unchanged=1, left=1)
     assert verdicts(store)[1][0] == "not_an_object"
     assert bring_in(store, labelstudio.read(file), "labelstudio", instead=True) == Imported(objects=1, unchanged=2)
@@ -414,7 +437,7 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
         (lambda tasks: tasks[1]["annotations"][0].update(result=None), "no result list"),
         (lambda tasks: tasks[1]["annotations"][0].update(completed_by="x" * 99), "1 to 60 printable"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edit: Any, wanted: str) -> None:
     file = annotated(project, tmp_path, lambda result: result.append(region([0, 0, 9, 9], "cat")))
     tasks = json.loads(file.read_text())
@@ -651,9 +674,16 @@ def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fres
 
 @pytest.mark.parametrize("only", [False, True])
 def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool) -> None:
-    records = [ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)]  # fmt: skip  # noqa: E501
+    records = [
+        ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)
+    ]
     one = np.ones(1)
-    said = [Annotations(r.id, np.array([[r.id * 10, 10, 100, 60]]), np.array([0]), np.array([Source.HUMAN]), one, one, one, True) for r in records]  # fmt: skip  # noqa: E501
+    said = [
+        Annotations(
+            r.id, np.array([[r.id * 10, 10, 100, 60]]), np.array([0]), np.array([Source.HUMAN]), one, one, one, True
+        )
+        for r in records
+    ]
     export(tmp_path / "out", "cvat", CLASSES, records, said, photos=False)
     if only:
         tree = ET.parse(tmp_path / "out" / "annotations.xml")
@@ -786,8 +816,11 @@ def test_boxes_drawn_on_a_smaller_copy_are_scaled(tmp_path: Path, tool: str) -> 
 
 
 def from_cvat(
-    project: Path, to: Path, drawn: list[list[float]] | tuple[()] = (), drop: list[int] | tuple[()] = (),
-) -> Path:  # fmt: skip
+    project: Path,
+    to: Path,
+    drawn: list[list[float]] | tuple[()] = (),
+    drop: list[int] | tuple[()] = (),
+) -> Path:
     """What CVAT exports when somebody has worked on the import: boxes dropped by query, drawn on the first image."""
     tree = ET.parse(send(project, to / "out", "cvat") / "annotations.xml")
     task = tree.find("meta/task")
@@ -801,7 +834,9 @@ def from_cvat(
                 image.remove(box)
     for x1, y1, x2, y2 in drawn:
         places = {"xtl": f"{x1:.2f}", "ytl": f"{y1:.2f}", "xbr": f"{x2:.2f}", "ybr": f"{y2:.2f}"}
-        box = ET.SubElement(images[0], "box", {"label": "cat", "source": "manual", "occluded": "0", **places, "z_order": "0"})  # fmt: skip  # noqa: E501
+        box = ET.SubElement(
+            images[0], "box", {"label": "cat", "source": "manual", "occluded": "0", **places, "z_order": "0"}
+        )
         ET.SubElement(box, "attribute", name="query").text = "new"
     tree.write(to / "annotations.xml", encoding="utf-8")
     return to / "annotations.xml"

@@ -50,9 +50,9 @@ def root(folder: Path, tmp_path: Path) -> Path:
     with Store(root / "labels.sqlite") as store:
         store.open_cycle(1)
         asked = store.ask(1, [Query(image_id) for image_id in store.images()])
-        store.record([
-            Answer(query.id, np.array([[query.image_id, 1, 9, 9]]), np.array([0]), Verdict.OBJECT) for query in asked
-        ])  # fmt: skip
+        store.record(
+            [Answer(query.id, np.array([[query.image_id, 1, 9, 9]]), np.array([0]), Verdict.OBJECT) for query in asked]
+        )
     return root
 
 
@@ -112,9 +112,13 @@ def nothing(root: Path) -> None:
     ids=["serve", "relocate", "export alone"],
 )
 def test_labels_follow_photos_that_change_places(
-    root: Path, folder: Path, tmp_path: Path, first: Callable[[Path], object], indexed: bool,
+    root: Path,
+    folder: Path,
+    tmp_path: Path,
+    first: Callable[[Path], object],
+    indexed: bool,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(photos, "JUST_NOW", -1)  # the photos are seconds old, and hashes of such are not kept
     start(root)
     assert len(json.loads((root / "photos.json").read_text())) == COUNT

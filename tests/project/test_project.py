@@ -419,7 +419,16 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
         '{"classes": ["smudge", "three"]}\n'
         f'{{"image": "{name}", "width": 96, "height": 96, "boxes": [[10, 20, 50, 60]], "scores": [0.9], "labels": ["three"]}}\n'  # noqa: E501
     )
-    command = ["init", str(tmp_path / "p"), "--images", str(images), "--classes", "one", "--predictions", str(tmp_path / "found.jsonl")]  # fmt: skip  # noqa: E501
+    command = [
+        "init",
+        str(tmp_path / "p"),
+        "--images",
+        str(images),
+        "--classes",
+        "one",
+        "--predictions",
+        str(tmp_path / "found.jsonl"),
+    ]
     subprocess.run([sys.executable, "-m", "rarebox", *command], check=True, capture_output=True, timeout=120)
     now = Project(tmp_path / "p")
     assert now.store.classes() == ("one", "smudge", "three")

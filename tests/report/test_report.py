@@ -31,9 +31,13 @@ SIZE = (960, 640)  # shown at 480 x 320: everything at half its size
 
 
 def make_run(
-    root: Path, cycles: int = 3, classes: Sequence[str] = CLASSES, ap: Sequence[float] = (0.31, 0.38, 0.43),
-    images: int = 6, settings: Mapping[str, Any] = MappingProxyType({}),
-) -> Path:  # fmt: skip
+    root: Path,
+    cycles: int = 3,
+    classes: Sequence[str] = CLASSES,
+    ap: Sequence[float] = (0.31, 0.38, 0.43),
+    images: int = 6,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """A run folder by the real writers, with counts that fall from class to class, and real small images."""
     folder = RunFolder(root)
     folder.claim(config.resolve(changes={"initial_images": 2, "budget": [20, 40], **settings}))

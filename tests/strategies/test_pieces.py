@@ -35,12 +35,18 @@ def made_up(seed: int, images: int = 60, background: bool = True) -> Candidates:
     probs = dice.integers(1, 4, (total, CLASSES + background)).astype(np.float16)
     half = dice.integers(0, 9, (2, total)) / 8
     return Candidates(
-        np.repeat(np.arange(images), counts), np.concatenate([np.arange(n) for n in counts]),
-        np.hstack([corner, corner + dice.integers(5, 20, (total, 2))]), dice.integers(0, CLASSES, total),
-        dice.integers(1, 10, total) / 10, dice.integers(0, 9, total) / 8, dice.random(total),
-        probs / probs.sum(axis=1, keepdims=True), dice.integers(0, 4, (total, WIDTH)).astype(np.float32),
-        np.where(dice.random(total) < 0.1, np.nan, half[0]), half[1],
-    )  # fmt: skip
+        np.repeat(np.arange(images), counts),
+        np.concatenate([np.arange(n) for n in counts]),
+        np.hstack([corner, corner + dice.integers(5, 20, (total, 2))]),
+        dice.integers(0, CLASSES, total),
+        dice.integers(1, 10, total) / 10,
+        dice.integers(0, 9, total) / 8,
+        dice.random(total),
+        probs / probs.sum(axis=1, keepdims=True),
+        dice.integers(0, 4, (total, WIDTH)).astype(np.float32),
+        np.where(dice.random(total) < 0.1, np.nan, half[0]),
+        half[1],
+    )
 
 
 def answers(found: Candidates, seed: int) -> dict[int, ImageLabels]:
@@ -102,9 +108,11 @@ def plain_state(
 def with_features(state: LabelState) -> LabelState:
     dice = np.random.default_rng(4)
     return replace(
-        state, box_features=dice.random((3, WIDTH)), image_features=dice.random((len(state.images), 3)),
+        state,
+        box_features=dice.random((3, WIDTH)),
+        image_features=dice.random((len(state.images), 3)),
         labelled_image_features=dice.random((2, 3)),
-    )  # fmt: skip
+    )
 
 
 Asked = list[tuple[Any, float]]

@@ -53,9 +53,15 @@ def pool(count: int = 40, seed: int = 0) -> Candidates:
 DICE = np.random.default_rng(5)
 IMAGES = ImageScores(np.arange(8), DICE.integers(0, 4, 8) / 4, DICE.random((8, 3)))
 STATE = LabelState(
-    np.array([0.7, 0.3, 0.0]), np.array([20, 5, 0]), IMAGES, images_labelled=5, budget=20,
-    box_features=DICE.random((6, 4)), image_features=DICE.random((8, 12)), labelled_image_features=DICE.random((3, 12)),
-)  # fmt: skip
+    np.array([0.7, 0.3, 0.0]),
+    np.array([20, 5, 0]),
+    IMAGES,
+    images_labelled=5,
+    budget=20,
+    box_features=DICE.random((6, 4)),
+    image_features=DICE.random((8, 12)),
+    labelled_image_features=DICE.random((3, 12)),
+)
 
 
 def of(name: str, **changes: Any) -> strategies.Strategy:
@@ -106,9 +112,13 @@ def test_an_empty_pool_has_an_empty_ranking(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_first_cycle_without_any_label_is_ranked_too(name: str) -> None:
     state = LabelState(
-        np.zeros(3), np.zeros(3, dtype=np.int64), IMAGES, box_features=np.zeros((0, 4)),
-        image_features=STATE.image_features, labelled_image_features=np.zeros((0, 0)),
-    )  # fmt: skip
+        np.zeros(3),
+        np.zeros(3, dtype=np.int64),
+        IMAGES,
+        box_features=np.zeros((0, 4)),
+        image_features=STATE.image_features,
+        labelled_image_features=np.zeros((0, 0)),
+    )
     assert len(ranking(name, pool(), state)) == (8 if name in IMAGE else 40)
 
 
@@ -142,9 +152,15 @@ def test_a_strategy_is_handed_candidates_the_label_state_and_randomness_only(nam
     free = [p for p in inspect.signature(of(name)).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert [p.name for p in free] == ["candidates", "state", "rng"]
     assert [f.name for f in fields(LabelState)] == [
-        "class_frequency", "class_counts", "images", "images_labelled", "budget", "box_features", "image_features",
+        "class_frequency",
+        "class_counts",
+        "images",
+        "images_labelled",
+        "budget",
+        "box_features",
+        "image_features",
         "labelled_image_features",
-    ]  # fmt: skip
+    ]
 
 
 def asked(
@@ -171,9 +187,17 @@ def asked(
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = Run(
-            RunFolder(folder), settings, data, pictures, pictures, truth, store, SimulatedOracle(truth),
-            lambda *_: None, scoring.score_here,
-        )  # fmt: skip
+            RunFolder(folder),
+            settings,
+            data,
+            pictures,
+            pictures,
+            truth,
+            store,
+            SimulatedOracle(truth),
+            lambda *_: None,
+            scoring.score_here,
+        )
         store.open_cycle(1)
         ask.label_initial_pool(run)
         store.open_cycle(2)
@@ -340,9 +364,11 @@ def test_image_entropy_passes_over_candidates_of_images_that_are_not_open() -> N
 
 def test_image_coreset_goes_where_no_labelled_image_is_near() -> None:
     state = replace(
-        STATE, images=IMAGES[:4], image_features=np.array([[1.0], [5.0], [6.0], [3.0]]),
+        STATE,
+        images=IMAGES[:4],
+        image_features=np.array([[1.0], [5.0], [6.0], [3.0]]),
         labelled_image_features=np.array([[1.0]]),
-    )  # fmt: skip
+    )
     assert list(of("image_coreset")(pool(), state, np.random.default_rng(0))) == [(2, 5), (3, 2), (1, 1), (0, 0)]
 
 
@@ -398,9 +424,12 @@ def test_enms_divproto_passes_over_what_repeats_and_takes_minorities_first() -> 
 
 def test_enms_divproto_closes_a_minority_whose_quota_is_full() -> None:
     candidates = images_of(
-        [1, 1, 1], [0.5, 0.6, 0.55], labels=np.array([0, 1, 1]), class_probs=np.full((3, 2), 0.5),
+        [1, 1, 1],
+        [0.5, 0.6, 0.55],
+        labels=np.array([0, 1, 1]),
+        class_probs=np.full((3, 2), 0.5),
         features=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
-    )  # fmt: skip
+    )
     state = LabelState(
         np.zeros(2), np.array([20, 5]), ImageScores(np.arange(3), np.zeros(3), np.zeros((3, 2))), 5, budget=5
     )
@@ -413,9 +442,12 @@ def test_enms_divproto_closes_a_minority_whose_quota_is_full() -> None:
 @pytest.mark.parametrize(("score", "order"), [(0.29, [1, 0, 2]), (0.31, [1, 2, 0])])
 def test_enms_divproto_sees_a_minority_from_a_score_of_three_tenths_on(score: float, order: list[int]) -> None:
     candidates = images_of(
-        [1, 1, 1], [0.5, 0.6, score], labels=np.array([0, 1, 1]), class_probs=np.full((3, 2), 0.5),
+        [1, 1, 1],
+        [0.5, 0.6, score],
+        labels=np.array([0, 1, 1]),
+        class_probs=np.full((3, 2), 0.5),
         features=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
-    )  # fmt: skip
+    )
     state = LabelState(
         np.zeros(2), np.array([20, 5]), ImageScores(np.arange(3), np.zeros(3), np.zeros((3, 2))), 5, budget=10
     )
@@ -445,9 +477,12 @@ def test_enms_divproto_adds_up_the_entropies_that_stay_and_weighs_prototypes_by_
     # Image 0: two unlike boxes of class 1, of scores 0.5 and 0.95 (0.693 and 0.199 nats); image 1: one like their
     # weighted mean, (0.693, 0.199) / 0.721 = (0.961, 0.276), and far (cosine 0.7) from a plain sum's (0.707, 0.707).
     candidates = images_of(
-        [2, 1], [0.5, 0.95, 0.5], labels=np.array([1, 1, 1]), class_probs=np.full((3, 2), 0.5),
+        [2, 1],
+        [0.5, 0.95, 0.5],
+        labels=np.array([1, 1, 1]),
+        class_probs=np.full((3, 2), 0.5),
         features=np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -0.01]]),
-    )  # fmt: skip
+    )
     found = list(of("enms_divproto")(candidates, two_class_state(2, 50), np.random.default_rng(0)))
     assert found[0] == (0, pytest.approx(0.6931472 + 0.1985152))
     score, prototypes, confidence = _describe(candidates, two_class_state(2, 50))
@@ -459,9 +494,12 @@ def test_enms_divproto_adds_up_the_entropies_that_stay_and_weighs_prototypes_by_
 def test_enms_divproto_takes_an_image_that_is_new_in_one_of_its_classes_and_compares_with_all_before() -> None:
     x, y, z = np.eye(3)
     candidates = images_of(
-        [1, 1, 2, 1], [0.5, 0.52, 0.53, 0.4, 0.6],
-        labels=np.array([1, 1, 1, 0, 1]), class_probs=np.full((5, 2), 0.5), features=np.array([x, y, x, z, x]),
-    )  # fmt: skip
+        [1, 1, 2, 1],
+        [0.5, 0.52, 0.53, 0.4, 0.6],
+        labels=np.array([1, 1, 1, 0, 1]),
+        class_probs=np.full((5, 2), 0.5),
+        features=np.array([x, y, x, z, x]),
+    )
     # By entropy 2 (two boxes), 0, 1, 3. Image 2 opens with classes 0 and 1; 0 is like it in its only class; 1 is not;
     # 3 is like image 2, though not like the last one chosen. 0 and 3 come at the end, by entropy.
     assert ranking("enms_divproto", candidates, two_class_state(4, 50)) == [2, 1, 0, 3]
@@ -473,9 +511,12 @@ def test_enms_divproto_takes_an_image_that_is_new_in_one_of_its_classes_and_comp
 def test_enms_divproto_charges_an_image_to_every_open_minority_that_it_shows() -> None:
     # Four classes, the rarest two (2 and 3) have one place each: 0.75 x 2 images / 2, rounded up.
     candidates = images_of(
-        [2, 1, 1], [0.5, 0.5, 0.55, 0.6], labels=np.array([2, 3, 0, 3]), class_probs=np.full((4, 4), 0.5),
+        [2, 1, 1],
+        [0.5, 0.5, 0.55, 0.6],
+        labels=np.array([2, 3, 0, 3]),
+        class_probs=np.full((4, 4), 0.5),
         features=np.eye(4),
-    )  # fmt: skip
+    )
     state = two_class_state(3, 10, (20, 20, 5, 5))
     state = replace(state, images_labelled=10)  # five boxes an image
     # Image 0 takes both places, so the rest goes by entropy: 1 before 2, which shows class 3 too.
@@ -491,9 +532,12 @@ def test_t_enms_is_a_half(cosine: float, stays: bool) -> None:
 @pytest.mark.parametrize(("cosine", "taken"), [(0.69, True), (0.71, False)])
 def test_t_intra_is_seven_tenths(cosine: float, taken: bool) -> None:
     candidates = images_of(
-        [1, 1, 1], [0.5, 0.55, 0.51], labels=np.array([1, 1, 0]), class_probs=np.full((3, 2), 0.5),
+        [1, 1, 1],
+        [0.5, 0.55, 0.51],
+        labels=np.array([1, 1, 0]),
+        class_probs=np.full((3, 2), 0.5),
         features=np.array([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)], [0.0, 1.0]]),
-    )  # fmt: skip
+    )
     # 0 first; then 1, if it is unlike enough; 2 shows no minority but has more entropy than 1.
     assert ranking("enms_divproto", candidates, two_class_state(3, 50)) == ([0, 1, 2] if taken else [0, 2, 1])
 
@@ -503,9 +547,12 @@ def test_beta_of_the_picks_go_to_the_rarest_alpha_of_the_classes(wanted: int, pl
     # Two classes, one of them rare: 0.75 x 4 = 3 and 0.75 x 5 = 3.75, rounded up, images for it; then by entropy, where
     # image 5 comes first with the common class.
     candidates = images_of(
-        [1] * 6, [0.6, 0.61, 0.62, 0.63, 0.64, 0.5], labels=np.array([1, 1, 1, 1, 1, 0]),
-        class_probs=np.full((6, 2), 0.5), features=np.eye(6),
-    )  # fmt: skip
+        [1] * 6,
+        [0.6, 0.61, 0.62, 0.63, 0.64, 0.5],
+        labels=np.array([1, 1, 1, 1, 1, 0]),
+        class_probs=np.full((6, 2), 0.5),
+        features=np.eye(6),
+    )
     assert ranking("enms_divproto", candidates, two_class_state(6, 5 * wanted)).index(5) == places
 
 

@@ -81,13 +81,17 @@ def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: i
     answered = {query.id: answer for query, answer in store.answered()}
     assert {one.query.id: one.id for one in answer_index.standing()}.keys() == answered.keys()
     for one in answer_index.standing():
-        assert (one.answer.by, one.answer.labels.tolist()) == (answered[one.query.id].by, answered[one.query.id].labels.tolist())  # fmt: skip  # noqa: E501
+        assert (one.answer.by, one.answer.labels.tolist()) == (
+            answered[one.query.id].by,
+            answered[one.query.id].labels.tolist(),
+        )
     labels = [label for answer in answered.values() for label in answer.labels.tolist()]
     assert answer_index.counts(3).tolist() == np.bincount(labels, minlength=3).tolist()
     held = [
-        answer for query, answer in store.answered(1)
+        answer
+        for query, answer in store.answered(1)
         if query.why and query.why[HELD_BACK] and answer.verdict is not Verdict.CANNOT_TELL
-    ]  # fmt: skip
+    ]
     assert answer_index.sums["held images",] == len(held)
     said = {(one.query.id, one.answer.by): one.answer.verdict for one in people.given()}
     for name in PEOPLE:

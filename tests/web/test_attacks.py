@@ -186,10 +186,22 @@ def test_nobody_takes_anothers_tab(house: House) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "evil.example", "evil.example:8765", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.1.5",
-        "localhost@evil.example", "[::1", "[", "", "::", "localhost/x", "\xe9", "a" * 5000, "localhost:8765:8765",
+        "evil.example",
+        "evil.example:8765",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "192.168.1.5",
+        "localhost@evil.example",
+        "[::1",
+        "[",
+        "",
+        "::",
+        "localhost/x",
+        "\xe9",
+        "a" * 5000,
+        "localhost:8765:8765",
     ],
-)  # fmt: skip
+)
 def test_only_our_own_names_are_answered(house: House, host: str) -> None:
     """A foreign name server can give its name our address (DNS rebinding); the browser then still says that name."""
     for method, path in routes(house):
@@ -250,7 +262,9 @@ def test_a_form_of_another_site_cannot_speak_json(house: House) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "text/json"):
         reply = anna.http.post("/api/next", content=b'{"client": "tab"}', headers={"Content-Type": kind})
         assert reply.status_code == 415, kind
-    good = anna.http.post("/api/next", content=b'{"client": "t"}', headers={"Content-Type": "Application/JSON; charset=utf-8"})  # fmt: skip  # noqa: E501
+    good = anna.http.post(
+        "/api/next", content=b'{"client": "t"}', headers={"Content-Type": "Application/JSON; charset=utf-8"}
+    )
     assert good.status_code == 200
 
 
@@ -274,18 +288,45 @@ def test_every_answer_carries_the_headers(house: House) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/%2e%2e%2fapp.py",
-        "/static/..%5capp.py", "/static/....//app.py", "/static//etc/passwd", "/static/%2fetc/passwd",
-        "/static/..%c0%afapp.py", "/static/%00", "/static/main.js%00.png", "/static/../../../../../../../etc/passwd",
-        "/static/..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2fetc/passwd", "/static/.", "/static/", "/static",
-        "/static/" + "a" * 5000, "/app.py", "//etc/passwd", "/%2e%2e/secret", "/secret",
-        "/api/images/..%2f..%2fsecret", "/api/images/%2fetc%2fpasswd", "/api/images/1/../../x",
-        "/api/images/1%00", "/api/images/-1", "/api/images/1e3", "/api/images/photo01.jpg",
-        "/api/images/99999999999999999999", "/api/images/" + "9" * 5000, "/api/images/٣",
-        "/api/image/../../secret", "/api/image/-1", "/api/image/" + "9" * 5000,
-        "/api/export?format=../../etc", "/api/export?format=coco%00", "/api/export/../secret",
+        "/static/../app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/static/%2e%2e%2fapp.py",
+        "/static/..%5capp.py",
+        "/static/....//app.py",
+        "/static//etc/passwd",
+        "/static/%2fetc/passwd",
+        "/static/..%c0%afapp.py",
+        "/static/%00",
+        "/static/main.js%00.png",
+        "/static/../../../../../../../etc/passwd",
+        "/static/..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2fetc/passwd",
+        "/static/.",
+        "/static/",
+        "/static",
+        "/static/" + "a" * 5000,
+        "/app.py",
+        "//etc/passwd",
+        "/%2e%2e/secret",
+        "/secret",
+        "/api/images/..%2f..%2fsecret",
+        "/api/images/%2fetc%2fpasswd",
+        "/api/images/1/../../x",
+        "/api/images/1%00",
+        "/api/images/-1",
+        "/api/images/1e3",
+        "/api/images/photo01.jpg",
+        "/api/images/99999999999999999999",
+        "/api/images/" + "9" * 5000,
+        "/api/images/٣",
+        "/api/image/../../secret",
+        "/api/image/-1",
+        "/api/image/" + "9" * 5000,
+        "/api/export?format=../../etc",
+        "/api/export?format=coco%00",
+        "/api/export/../secret",
     ],
-)  # fmt: skip
+)
 def test_no_route_takes_a_file_path(house: House, path: str) -> None:
     (house.project.folder.root / "secret").write_text("0123")
     reply = house.browser().http.get(path)
@@ -501,13 +542,27 @@ def test_a_project_keeps_its_name_when_its_secret_is_changed(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "body",
     [
-        {}, {"add": None}, {"add": "a", "merge": {"label": 0, "into": 1}}, {"add": 7}, {"add": ["a"]},
-        {"rename": {"label": 0}}, {"rename": {"label": -1, "name": "a"}}, {"rename": {"label": True, "name": []}},
-        {"merge": {"label": 0, "into": 2**31}}, {"merge": {"label": 0, "into": 1, "by": "ben"}}, {"add": "x" * 300},
-        {"add": "a\ud800"}, {"add": "a\x00b"}, {"add": "\u202eabc"}, {"add": "\u200b"}, {"add": "\n\t "},
-        {"add": "a\x1b[2Jb"}, {"add": "\ufdd0"}, {"add": "\ue000"},
+        {},
+        {"add": None},
+        {"add": "a", "merge": {"label": 0, "into": 1}},
+        {"add": 7},
+        {"add": ["a"]},
+        {"rename": {"label": 0}},
+        {"rename": {"label": -1, "name": "a"}},
+        {"rename": {"label": True, "name": []}},
+        {"merge": {"label": 0, "into": 2**31}},
+        {"merge": {"label": 0, "into": 1, "by": "ben"}},
+        {"add": "x" * 300},
+        {"add": "a\ud800"},
+        {"add": "a\x00b"},
+        {"add": "\u202eabc"},
+        {"add": "\u200b"},
+        {"add": "\n\t "},
+        {"add": "a\x1b[2Jb"},
+        {"add": "\ufdd0"},
+        {"add": "\ue000"},
     ],
-)  # fmt: skip
+)
 def test_no_class_comes_of_rubbish(house: House, body: dict[str, Any]) -> None:
     reply = house.browser().http.post("/api/classes", content=json.dumps(body).encode(), headers=JSON)
     assert reply.status_code in (400, 422)
@@ -524,9 +579,12 @@ def test_names_of_people_and_classes_may_be_of_any_script(house: House, name: st
     assert browser.post("/api/classes", {"add": name})["classes"][-1]["name"] == name
     browser.saved(image=4, labels=[3])
     assert browser.get("/api/answers", by=name)["answers"][0]["by"] == name
-    assert name in json.loads(
-        zipfile.ZipFile(io.BytesIO(browser.http.get("/api/export").content)).read("annotations.json")
-    )["categories"][3]["name"]  # fmt: skip
+    assert (
+        name
+        in json.loads(zipfile.ZipFile(io.BytesIO(browser.http.get("/api/export").content)).read("annotations.json"))[
+            "categories"
+        ][3]["name"]
+    )
 
 
 def test_many_boxes_and_strange_ones(tmp_path: Path) -> None:
@@ -549,10 +607,18 @@ def test_many_boxes_and_strange_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "limit=0", "limit=201", "limit=-1", "limit=x", "before=-1", f"before={2**63}", "label=-1", "verdict=maybe",
-        "limit=" + "9" * 5000, "by=" + "x" * 300,
+        "limit=0",
+        "limit=201",
+        "limit=-1",
+        "limit=x",
+        "before=-1",
+        f"before={2**63}",
+        "label=-1",
+        "verdict=maybe",
+        "limit=" + "9" * 5000,
+        "by=" + "x" * 300,
     ],
-)  # fmt: skip
+)
 def test_a_gallery_asked_for_nonsense(house: House, query: str) -> None:
     reply = house.browser().http.get(f"/api/answers?{query}")
     assert reply.status_code == 422
@@ -638,10 +704,12 @@ def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
         "<!DOCTYPE l [<!ENTITY a 'aaaaaaaaaa'>"
         + "".join(f"<!ENTITY {chr(98 + i)} '{f'&{chr(97 + i)};' * 10}'>" for i in range(12))
         + "]><View>&m;</View>",
-        "<a>" * 100_000, "<View", "\x00",
+        "<a>" * 100_000,
+        "<View",
+        "\x00",
     ],
     ids=["a file", "a bomb", "deep", "cut short", "NUL"],
-)  # fmt: skip
+)
 def test_a_labelling_configuration_is_no_way_in(house: House, config: str) -> None:
     reply = house.stranger().post(f"/ml/{house.authenticator.key}/setup", json={"schema": config})
     assert reply.status_code == 400
@@ -651,14 +719,29 @@ def test_a_labelling_configuration_is_no_way_in(house: House, config: str) -> No
 
 HEALTH = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 PLAIN = (
-    "GET /api/state", "GET /api/disagreements", "POST /api/train", "POST /api/retry", "POST /api/invite",
-    "GET /ml/{key}/health", "GET /ml/{key}/versions", "POST /ml/{key}/versions",
-)  # fmt: skip
+    "GET /api/state",
+    "GET /api/disagreements",
+    "POST /api/train",
+    "POST /api/retry",
+    "POST /api/invite",
+    "GET /ml/{key}/health",
+    "GET /ml/{key}/versions",
+    "POST /ml/{key}/versions",
+)
 TAKING = (
-    "POST /api/next", "POST /api/leave", "POST /api/answers", "GET /api/answers", "GET /api/image/{image_id}",
-    "GET /api/images/{image_id}", "POST /api/classes", "POST /api/me", "GET /api/export", "POST /ml/{key}/setup",
-    "POST /ml/{key}/predict", "POST /ml/{key}/webhook",
-)  # fmt: skip
+    "POST /api/next",
+    "POST /api/leave",
+    "POST /api/answers",
+    "GET /api/answers",
+    "GET /api/image/{image_id}",
+    "GET /api/images/{image_id}",
+    "POST /api/classes",
+    "POST /api/me",
+    "GET /api/export",
+    "POST /ml/{key}/setup",
+    "POST /ml/{key}/predict",
+    "POST /ml/{key}/webhook",
+)
 
 
 def test_all_of_the_api_is_fuzzed(house: House) -> None:

@@ -17,10 +17,17 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 AQUARIUM = Path(os.environ.get("RAREBOX_AQUARIUM") or Path(__file__).parents[3] / "shared" / "data" / "aquarium")
 
 SMALL = (
-    "initial_images=5", "budget=[30]", "people.overlap=0", "detector.image_size=96", "training.steps=8",
-    "training.epochs=0", "training.warmup_steps=0", "training.lr=0.003", "scoring.candidate_threshold=0.001",
+    "initial_images=5",
+    "budget=[30]",
+    "people.overlap=0",
+    "detector.image_size=96",
+    "training.steps=8",
+    "training.epochs=0",
+    "training.warmup_steps=0",
+    "training.lr=0.003",
+    "scoring.candidate_threshold=0.001",
     "device=cpu",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +131,12 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         # The same on a phone, by touch.
         phone = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)  # type: ignore[arg-type]
         handy = Person(phone.new_page(), shots)
-        handy.page.goto(page.evaluate("fetch('/api/invite', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{}'}).then(a => a.json()).then(a => a.url)"))  # fmt: skip  # noqa: E501
+        handy.page.goto(
+            page.evaluate(
+                "fetch('/api/invite', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{}'})"
+                ".then(a => a.json()).then(a => a.url)"
+            )
+        )
         handy.see("name").fill("ben")
         handy.shoot("8-phone-name")
         handy.press("Enter")

@@ -103,9 +103,10 @@ HALF = {
     "a body": (["POST /api/next HTTP/1.1", "Host: localhost", "Content-Length: 9999"], "\r\n\r\n", b" "),
     "an answer": (
         ["POST /api/next HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 9999"],
-        "\r\nCookie: COOKIE\r\n\r\n", b" ",
+        "\r\nCookie: COOKIE\r\n\r\n",
+        b" ",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

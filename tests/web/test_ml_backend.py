@@ -61,19 +61,39 @@ def client(project: Project) -> Iterator[TestClient]:
 def task(number: int, name: str, **data: Any) -> dict[str, Any]:
     """A task as Label Studio sends it: with many fields that are none of our business."""
     return {
-        "id": number, "data": {"image": f"/data/upload/1/1a2b3c4d-{name}", **data}, "meta": {}, "project": 1,
-        "created_at": "2026-11-23T18:00:00Z", "updated_at": "2026-11-23T18:00:00Z", "is_labeled": False, "overlap": 1,
-        "inner_id": number, "total_annotations": 0, "cancelled_annotations": 0, "total_predictions": 0,
-        "file_upload": 3, "comment_count": 0, "unresolved_comment_count": 0, "last_comment_updated_at": None,
-        "updated_by": 1, "comment_authors": [], "annotations": [], "predictions": [],
-    }  # fmt: skip
+        "id": number,
+        "data": {"image": f"/data/upload/1/1a2b3c4d-{name}", **data},
+        "meta": {},
+        "project": 1,
+        "created_at": "2026-11-23T18:00:00Z",
+        "updated_at": "2026-11-23T18:00:00Z",
+        "is_labeled": False,
+        "overlap": 1,
+        "inner_id": number,
+        "total_annotations": 0,
+        "cancelled_annotations": 0,
+        "total_predictions": 0,
+        "file_upload": 3,
+        "comment_count": 0,
+        "unresolved_comment_count": 0,
+        "last_comment_updated_at": None,
+        "updated_by": 1,
+        "comment_authors": [],
+        "annotations": [],
+        "predictions": [],
+    }
 
 
 def ask(client: TestClient, *names: str) -> list[dict[str, Any]]:
-    answer = client.post("predict", json={
-        "tasks": [task(n, name) for n, name in enumerate(names, 1)], "project": "1.1732380000", "label_config": CONFIG,
-        "params": {"login": None, "password": None, "context": None},
-    })  # fmt: skip
+    answer = client.post(
+        "predict",
+        json={
+            "tasks": [task(n, name) for n, name in enumerate(names, 1)],
+            "project": "1.1732380000",
+            "label_config": CONFIG,
+            "params": {"login": None, "password": None, "context": None},
+        },
+    )
     assert answer.status_code == 200, answer.text
     return answer.json()["results"]
 
@@ -81,18 +101,39 @@ def ask(client: TestClient, *names: str) -> list[dict[str, Any]]:
 def event(action: str, name: str, prediction: dict[str, Any], result: list[Any], **more: Any) -> dict[str, Any]:
     """A webhook's payload."""
     annotation = {
-        "id": 5, "result": result, "completed_by": 7, "was_cancelled": False, "ground_truth": False, "task": 1,
-        "created_at": "2026-11-23T18:10:00Z", "updated_at": "2026-11-23T18:10:00Z", "lead_time": 4.5, "project": 1,
-        "prediction": {"id": 9, **prediction}, "parent_prediction": 9, "parent_annotation": None, "unique_id": "x",
-        "result_count": len(result), "import_id": None, "last_action": None, "last_created_by": None, **more,
-    }  # fmt: skip
+        "id": 5,
+        "result": result,
+        "completed_by": 7,
+        "was_cancelled": False,
+        "ground_truth": False,
+        "task": 1,
+        "created_at": "2026-11-23T18:10:00Z",
+        "updated_at": "2026-11-23T18:10:00Z",
+        "lead_time": 4.5,
+        "project": 1,
+        "prediction": {"id": 9, **prediction},
+        "parent_prediction": 9,
+        "parent_annotation": None,
+        "unique_id": "x",
+        "result_count": len(result),
+        "import_id": None,
+        "last_action": None,
+        "last_created_by": None,
+        **more,
+    }
     return {"action": action, "annotation": annotation, "task": task(1, name), "project": {"id": 1, "title": "t"}}
 
 
 def test_health_setup_and_versions(client: TestClient) -> None:
     assert client.get("health").json()["status"] == "UP"
     assert client.get("").json()["status"] == "UP"
-    body = {"project": "1.1732380000", "schema": CONFIG, "hostname": "http://localhost:8080", "access_token": "t", "extra_params": None}  # fmt: skip  # noqa: E501
+    body = {
+        "project": "1.1732380000",
+        "schema": CONFIG,
+        "hostname": "http://localhost:8080",
+        "access_token": "t",
+        "extra_params": None,
+    }
     assert client.post("setup", json=body).json() == {"model_version": "rarebox cycle 2"}
     assert client.get("versions").json() == {"versions": ["rarebox cycle 2"]}
     refused = client.post("setup", json={**body, "schema": labelstudio.config(["cat"])})
@@ -215,11 +256,14 @@ def test_malformed_requests_are_refused(client: TestClient, path: str, body: str
 def test_any_provider_will_do() -> None:
     told: list[Any] = []
     app = FastAPI()
-    app.include_router(make_router(lambda images: [None] * len(images), lambda: CLASSES, lambda: "v", lambda b: told.append(b) or {}))  # fmt: skip  # noqa: E501
+    app.include_router(
+        make_router(lambda images: [None] * len(images), lambda: CLASSES, lambda: "v", lambda b: told.append(b) or {})
+    )
     with TestClient(app) as client:
         assert client.post("/predict", json={"tasks": [task(1, "a.jpg"), {"id": 2}]}).json() == {
-            "results": [{"model_version": "v", "score": 0.0, "result": []}] * 2, "model_version": "v",
-        }  # fmt: skip
+            "results": [{"model_version": "v", "score": 0.0, "result": []}] * 2,
+            "model_version": "v",
+        }
         client.post("/webhook", json=event("ANNOTATION_CREATED", "a.jpg", {"result": [{"id": "query-3"}]}, []))
     assert [one.queries for one in told[0].returned] == [(3,)]
 

@@ -41,10 +41,12 @@ class Office:
 
     def browser(self, name: str) -> BrowserContext:
         context = self.chrome.new_context(viewport=LAPTOP)  # type: ignore[arg-type]
-        context.add_cookies([
-            {"name": cookie.name, "value": cookie.value or "", "url": self.server.url}
-            for cookie in self.cookies[name].jar
-        ])  # fmt: skip
+        context.add_cookies(
+            [
+                {"name": cookie.name, "value": cookie.value or "", "url": self.server.url}
+                for cookie in self.cookies[name].jar
+            ]
+        )
         return context
 
     def tab(self, context: BrowserContext) -> Person:

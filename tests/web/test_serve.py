@@ -150,8 +150,11 @@ def test_a_second_server_on_one_project_is_refused(project: Project) -> None:
             serve(project.folder.root, browser=False)
         second = subprocess.run(
             [sys.executable, "-m", "rarebox", "serve", str(project.folder.root), "--no-browser"],
-            capture_output=True, text=True, check=False, timeout=PATIENCE,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
         assert second.returncode == 2
         assert "Traceback" not in second.stderr
 
@@ -435,12 +438,12 @@ FAILURES = {
     "crash": ("os.abort()", "ended with status -6"),
     "rubbish first": (
         "print('hello', 1, flush=True); print('[1]'); print('null'); print('{}'); print('{\"event\": [1]}')\n"
-        "print('{\"event\": \"progress\"}'); print('{\"event\": \"idle\", ', '\\x00')\n"
+        'print(\'{"event": "progress"}\'); print(\'{"event": "idle", \', \'\\x00\')\n'
         "sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush(); os.kill(os.getpid(), 9)",
         "was killed",
     ),
     "much to say": ("sys.stderr.write('x' * 300_000 + '\\n'); sys.stderr.flush(); sys.exit(2)", "with status 2: x"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("failure", FAILURES)

@@ -246,7 +246,9 @@ def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_asked_is_what_going_through_the_ranking_finds(small: Project, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip  # noqa: E501
+def test_what_is_asked_is_what_going_through_the_ranking_finds(
+    small: Project, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(asker, "BATCH", 7)
     dice, store, source = random.Random(seed), small.store, small.asker(2)
     assert source
@@ -294,8 +296,11 @@ def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.
     assert service.questions == questions + 3  # open pages ask again: what they show may have another name
     classes = service.state("anna", False)["classes"]
     assert [(one["name"], one["count"], one["merged_into"]) for one in classes] == [
-        ("cod", 0, None), ("ray", 0, 2), ("shark", 4, None), ("eel", 0, None),
-    ]  # fmt: skip
+        ("cod", 0, None),
+        ("ray", 0, 2),
+        ("shark", 4, None),
+        ("eel", 0, None),
+    ]
     service.close()
 
 

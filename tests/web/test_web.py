@@ -56,9 +56,24 @@ def test_a_project_without_questions_is_being_prepared(tmp_path: Path) -> None:
 def test_the_state_of_the_first_images(house: House) -> None:
     state = house.browser().get("/api/state")
     assert set(state) == {
-        "id", "project", "you", "fixed_name", "classes", "phase", "cycle", "budget", "trainer", "records", "held_out",
-        "speed", "agreement", "advice", "people", "can_train", "version",
-    }  # fmt: skip
+        "id",
+        "project",
+        "you",
+        "fixed_name",
+        "classes",
+        "phase",
+        "cycle",
+        "budget",
+        "trainer",
+        "records",
+        "held_out",
+        "speed",
+        "agreement",
+        "advice",
+        "people",
+        "can_train",
+        "version",
+    }
     assert (state["project"], state["you"], state["fixed_name"]) == ("project", "anna", False)
     assert state["classes"] == [
         {"label": i, "name": name, "merged_into": None, "count": 0} for i, name in enumerate(CLASSES)
@@ -149,7 +164,10 @@ def test_whole_images_come_first(house: House) -> None:
     assert result["state"]["budget"]["spent"] == 1
     whole = anna.get("/api/image/1")
     assert whole["complete"]
-    assert [(one["box"], one["label"], one["by"]) for one in whole["labels"]] == [(BOX, 0, "anna"), ([0, 0, 5, 5], 2, "anna")]  # fmt: skip  # noqa: E501
+    assert [(one["box"], one["label"], one["by"]) for one in whole["labels"]] == [
+        (BOX, 0, "anna"),
+        ([0, 0, 5, 5], 2, "anna"),
+    ]
     anna.saved(query=second["id"], boxes=[], labels=[])  # nothing is in it
     assert anna.get("/api/image/2")["complete"]
 
@@ -157,9 +175,20 @@ def test_whole_images_come_first(house: House) -> None:
 def test_a_question_about_a_box(later: House) -> None:
     first, second = later.browser().next(2)
     assert set(first) == {
-        "id", "cycle", "position", "image", "box", "guess", "score", "uncertainty", "reason", "labels", "others",
-        "complete", "lease_seconds",
-    }  # fmt: skip
+        "id",
+        "cycle",
+        "position",
+        "image",
+        "box",
+        "guess",
+        "score",
+        "uncertainty",
+        "reason",
+        "labels",
+        "others",
+        "complete",
+        "lease_seconds",
+    }
     assert (first["cycle"], first["position"], second["position"]) == (2, 0, 1)
     assert (first["box"], first["guess"]) == (BOX, 0)
     assert first["score"] == pytest.approx(0.9)
@@ -322,7 +351,9 @@ def test_answers_are_cut_at_the_border(later: House) -> None:
 
 def test_the_last_answers_and_the_gallery(later: House) -> None:
     anna, ben = later.browser("anna"), later.browser("ben")
-    numbers = [anna.saved(query=query["id"], labels=[label]) for query, label in zip(anna.next(3), (0, 1, 1), strict=True)]  # fmt: skip  # noqa: E501
+    numbers = [
+        anna.saved(query=query["id"], labels=[label]) for query, label in zip(anna.next(3), (0, 1, 1), strict=True)
+    ]
     numbers.append(ben.saved(query=ben.next(1)[0]["id"], verdict="not_an_object"))
 
     def shown(**query: Any) -> list[int]:
@@ -337,8 +368,19 @@ def test_the_last_answers_and_the_gallery(later: House) -> None:
     assert shown(label=1, verdict="not_an_object") == []
     (newest,) = anna.get("/api/answers", limit=1)["answers"]
     assert set(newest) == {
-        "answer", "query", "by", "verdict", "boxes", "labels", "milliseconds", "at", "image", "box", "guess", "cycle",
-    }  # fmt: skip
+        "answer",
+        "query",
+        "by",
+        "verdict",
+        "boxes",
+        "labels",
+        "milliseconds",
+        "at",
+        "image",
+        "box",
+        "guess",
+        "cycle",
+    }
     assert (newest["by"], newest["milliseconds"], newest["box"], newest["guess"]) == ("ben", 1200, BOX, 0)
     assert newest["at"].endswith("Z")
 
@@ -539,7 +581,7 @@ def test_pictures_that_a_browser_would_show_otherwise_are_converted(project: Pro
             images[name] = image.convert("RGB")
 
         def near(name: str, at: tuple[int, int], colour: tuple[int, int, int]) -> bool:
-            return all(abs(a - b) < 12 for a, b in zip(images[name].getpixel(at), colour, strict=True))  # type: ignore[arg-type]  # fmt: skip
+            return all(abs(a - b) < 12 for a, b in zip(images[name].getpixel(at), colour, strict=True))  # type: ignore[arg-type]
 
         assert near("alpha", (10, 30), (255, 255, 255))
         assert near("alpha", (80, 30), (255, 0, 0))
@@ -600,8 +642,9 @@ def test_the_labels_are_exported(house: House) -> None:
     anna.saved(image=5, boxes=[BOX], labels=[1])
     coco = json.loads(exported(house, "coco").read("annotations.json"))
     assert [(one["image_id"], one["category_id"], one["bbox"]) for one in coco["annotations"]] == [
-        (1, 3, [10, 10, 40, 30]), (5, 2, [10, 10, 40, 30]),
-    ]  # fmt: skip
+        (1, 3, [10, 10, 40, 30]),
+        (5, 2, [10, 10, 40, 30]),
+    ]
     assert "<name>shark</name>" in exported(house, "voc").read("Annotations/photo01.xml").decode()
     yolo = exported(house, "yolo")
     labels = [name for name in yolo.namelist() if name.endswith("photo01.txt")]

@@ -67,9 +67,12 @@ def _voc() -> Check:
     if root.exists():
         return Check("PASCAL VOC", True, str(root))
     return Check(
-        "PASCAL VOC", False, "not here yet; fetched when first used",
-        "only to reproduce the paper: --data voc0712 fetches it, or says where to put it", needed=False,
-    )  # fmt: skip
+        "PASCAL VOC",
+        False,
+        "not here yet; fetched when first used",
+        "only to reproduce the paper: --data voc0712 fetches it, or says where to put it",
+        needed=False,
+    )
 
 
 def _data(path: str) -> Check:

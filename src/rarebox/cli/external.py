@@ -50,16 +50,25 @@ def rank(
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
     with progress_bars(False) as progress:
         found = external.rank(
-            detections, views, labels, images, config.resolve("laptop", None, given), budget, classes=names,
-            views_map=views_map, labels_complete=labels_complete,
+            detections,
+            views,
+            labels,
+            images,
+            config.resolve("laptop", None, given),
+            budget,
+            classes=names,
+            views_map=views_map,
+            labels_complete=labels_complete,
             report=lambda done, of: progress("score", done, of, "images"),
-        )  # fmt: skip
+        )
     for note in found.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     about = {
-        "strategy": found.strategy, "uncertainty": "views" if found.from_views else "class entropy", "budget": budget,
+        "strategy": found.strategy,
+        "uncertainty": "views" if found.from_views else "class entropy",
+        "budget": budget,
         "candidates": found.candidates,
-    }  # fmt: skip
+    }
     match format:
         case ListFormat.CSV:
             text = ranked.as_csv(found.images, found.classes, found.queries)

@@ -66,9 +66,15 @@ def export(
         with open_store(run) as store:
             found = open_questions(store)
         done = export_queries(
-            to, format.value, found.classes, list(found.images.values()), found.queries, copy_images=copy_images,
-            image_url=image_url, version=f"rarebox cycle {found.cycle}",
-        )  # fmt: skip
+            to,
+            format.value,
+            found.classes,
+            list(found.images.values()),
+            found.queries,
+            copy_images=copy_images,
+            image_url=image_url,
+            version=f"rarebox cycle {found.cycle}",
+        )
         name_missing(done.missing)
         told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
         print(
@@ -82,9 +88,17 @@ def export(
     for warning in warnings:
         console.print(warning, markup=False, soft_wrap=True)
     done = write(
-        to, format, classes, images, annotations, allow_partial=allow_partial, complete_only=complete_only,
-        include_pseudo=include_pseudo, copy_images=copy_images, image_url=image_url,
-    )  # fmt: skip
+        to,
+        format,
+        classes,
+        images,
+        annotations,
+        allow_partial=allow_partial,
+        complete_only=complete_only,
+        include_pseudo=include_pseudo,
+        copy_images=copy_images,
+        image_url=image_url,
+    )
     name_missing(done.missing)
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}))
@@ -94,8 +108,9 @@ def export(
         console.print(
             f"careful: {done.partly_labelled} of the images are labelled in part and {done.unlabelled} not at all "
             "(incomplete.txt lists them). To most trainers what has no box there is background; --complete-only "
-            "leaves these images out", soft_wrap=True,
-        )  # fmt: skip
+            "leaves these images out",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -116,8 +131,10 @@ def relocate(
     if done.missing:
         console.print(
             f"{counted(len(done.missing), 'photo')} not found there. The labels are kept. Put the photos into {data} "
-            "and repeat the command", markup=False, soft_wrap=True,
-        )  # fmt: skip
+            "and repeat the command",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -226,9 +243,15 @@ def init(
 
 
 def init_project(
-    folder: Path, images: Path | str, classes: str | None, labels: Path | None, partial: bool, predictions: Path | None,
-    preset: str, changes: dict[str, Any],
-) -> None:  # fmt: skip
+    folder: Path,
+    images: Path | str,
+    classes: str | None,
+    labels: Path | None,
+    partial: bool,
+    predictions: Path | None,
+    preset: str,
+    changes: dict[str, Any],
+) -> None:
     """A project of photos."""
     from rarebox import external
     from rarebox.project.create import create
@@ -255,7 +278,11 @@ def init_project(
         from rarebox.project.create import take_predictions
 
         count = take_predictions(project, said_before)
-        console.print(f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the first images", markup=False, soft_wrap=True)  # fmt: skip  # noqa: E501
+        console.print(
+            f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the first images",
+            markup=False,
+            soft_wrap=True,
+        )
     said = store.labels().values()
     whole = sum(one.complete for one in said)
     if labels:
@@ -292,8 +319,14 @@ def serve(
 
     names = [name for name in (people or "").split(",") if name.strip()]
     serve_project(
-        project, host, port, names, browser=browser, also=also or [], label_studio=label_studio,
+        project,
+        host,
+        port,
+        names,
+        browser=browser,
+        also=also or [],
+        label_studio=label_studio,
         engine=[engine, *([address] if address else [])],
         say=lambda line: console.print(line, markup=False, soft_wrap=True),
-    )  # fmt: skip
+    )
     leave()

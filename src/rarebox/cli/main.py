@@ -16,9 +16,20 @@ from rarebox.core import places
 from rarebox.errors import UserError
 
 COMMANDS = (
-    "demo", "init", "serve", "export", "import", "backup", "relocate", "run", "bench", "report", "rank",
-    "views", "doctor",
-)  # fmt: skip
+    "demo",
+    "init",
+    "serve",
+    "export",
+    "import",
+    "backup",
+    "relocate",
+    "run",
+    "bench",
+    "report",
+    "rank",
+    "views",
+    "doctor",
+)
 """The commands in the order of the help."""
 
 

@@ -80,8 +80,10 @@ def name_missing(missing: Sequence[str]) -> None:
     if missing:
         console.print(
             f"{counted(len(missing), 'photo')} cannot be read (see missing.txt). All labels are exported all the same. "
-            "Put the photos back, or say where they are now: rarebox relocate", markup=False, soft_wrap=True,
-        )  # fmt: skip
+            "Put the photos back, or say where they are now: rarebox relocate",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def print_problems(problems: Sequence[Any]) -> None:

@@ -53,9 +53,12 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
         yield tell
         return
     columns = (
-        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
         StageTime(),
-    )  # fmt: skip
+    )
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
         said = 0.0
@@ -97,8 +100,9 @@ def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, An
         if kind == "dropped":
             console.print(
                 f"{len(event['runs'])} runs are not in the grid any more: their folders stay, their lines in "
-                f"results.jsonl go; the first is {event['runs'][0]}", markup=False,
-            )  # fmt: skip
+                f"results.jsonl go; the first is {event['runs'][0]}",
+                markup=False,
+            )
             return
         if kind == "accepted":
             how_many = f"{event['of']} run{'s' * (event['of'] != 1)}, {event['finished']} done"

@@ -81,10 +81,18 @@ def run(
         distributed.follow(detectors.help_train)
         return
     given = {
-        "data": data, "detector.name": detector, "detector.backbone": backbone, "detector.weights": weights,
-        "training.freeze": freeze, "selection.strategy": strategy, "pseudo.method": pseudo,
-        "initial_images": initial_images, "budget": parse_budget(budget), "seed": seed, "device": device,
-    }  # fmt: skip
+        "data": data,
+        "detector.name": detector,
+        "detector.backbone": backbone,
+        "detector.weights": weights,
+        "training.freeze": freeze,
+        "selection.strategy": strategy,
+        "pseudo.method": pseudo,
+        "initial_images": initial_images,
+        "budget": parse_budget(budget),
+        "seed": seed,
+        "device": device,
+    }
     named = {name: value for name, value in given.items() if value is not None}
     from rarebox.loop import cluster
 

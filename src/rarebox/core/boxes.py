@@ -104,14 +104,18 @@ def _sweep(
     in_order, others_in_order = starts[order], other_starts[other_order]
     return [
         (
-            other_order, np.searchsorted(others_in_order, starts, "left"),
-            np.searchsorted(others_in_order, starts + reach, "right"), False,
+            other_order,
+            np.searchsorted(others_in_order, starts, "left"),
+            np.searchsorted(others_in_order, starts + reach, "right"),
+            False,
         ),
         (
-            order, np.searchsorted(in_order, other_starts, "right"),
-            np.searchsorted(in_order, other_starts + other_reach, "right"), True,
+            order,
+            np.searchsorted(in_order, other_starts, "right"),
+            np.searchsorted(in_order, other_starts + other_reach, "right"),
+            True,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def nearest(

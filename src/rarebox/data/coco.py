@@ -219,9 +219,12 @@ def _places(annotation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _images(
-    path: Path, content: dict[str, list[Any]], boxes: dict[Any, list[ListedBox]], lost: set[Any],
+    path: Path,
+    content: dict[str, list[Any]],
+    boxes: dict[Any, list[ListedBox]],
+    lost: set[Any],
     problems: list[Problem],
-) -> list[ListedImage]:  # fmt: skip
+) -> list[ListedImage]:
     entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for index, entry in enumerate(content["images"]):
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and "id" in entry:

@@ -20,9 +20,12 @@ _LAYOUTS = """Understood are:
 
 
 def load(
-    path: str | Path, *, check_pixels: bool = False, read: ReadProgress = lambda *_: None,
+    path: str | Path,
+    *,
+    check_pixels: bool = False,
+    read: ReadProgress = lambda *_: None,
     photos: Sequence[str | Path] = (),
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Read a data set whose format is told by the folder's content: COCO, VOC or YOLO.
 
     The headers of all images are read, their pixels only with ``check_pixels``. What cannot be used is left out and

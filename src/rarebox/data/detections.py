@@ -155,7 +155,9 @@ class JsonLines:
                 "its own"
             ) from None
         if not isinstance(value, dict):
-            raise UserError(f"{self.path}, line {number}: wanted is a JSON object, got {text[:40].decode('utf-8', 'replace')}")  # fmt: skip  # noqa: E501
+            raise UserError(
+                f"{self.path}, line {number}: wanted is a JSON object, got {text[:40].decode('utf-8', 'replace')}"
+            )
         return value
 
 
@@ -210,11 +212,18 @@ def _line(value: dict[str, Any], path: Path, number: int) -> Line:
         raise UserError(f'{where}: "matrix" must be two rows of three numbers that can be inverted')
     view = value.get("view")
     return Line(
-        where, value["image"], boxes, labels, columns["scores"], columns["class_probs"],
+        where,
+        value["image"],
+        boxes,
+        labels,
+        columns["scores"],
+        columns["class_probs"],
         size if known else None,  # type: ignore[arg-type]
-        None if view is None else str(view), bool(value.get("undone")), matrix,
+        None if view is None else str(view),
+        bool(value.get("undone")),
+        matrix,
         _array({"patches": value.get("patches") or []}, "patches", where, 4),
-    )  # fmt: skip
+    )
 
 
 def _inverts(matrix: NDArray[np.float64]) -> bool:

@@ -97,15 +97,24 @@ def _region(sheet: ReviewTask, query: Query, classes: Sequence[str], key: str) -
     assert query.guess is not None
     width, height = sheet.record.width, sheet.record.height
     if not width:
-        raise UserError(f"the size of {sheet.record.path} is unknown, and Label Studio's boxes are in percent of it; write its width and height beside its detections, or give --images")  # fmt: skip  # noqa: E501
+        raise UserError(
+            f"the size of {sheet.record.path} is unknown, and Label Studio's boxes are in percent of it; "
+            "write its width and height beside its detections, or give --images"
+        )
     x1, y1, x2, y2 = np.clip(query.box.astype(np.float64) * 100 / [width, height, width, height], 0, 100).tolist()
     place = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
     score = (query.why or {}).get("score")
     return {
-        "id": key, "type": TYPE, "from_name": LABEL, "to_name": IMAGE, "original_width": width,
-        "original_height": height, "image_rotation": 0, "value": {**place, TYPE: [classes[query.guess]]},
+        "id": key,
+        "type": TYPE,
+        "from_name": LABEL,
+        "to_name": IMAGE,
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "value": {**place, TYPE: [classes[query.guess]]},
         **({} if score is None else {"score": short(score)}),
-    }  # fmt: skip
+    }
 
 
 # ------------------------------------------------------------------------------------------- what comes back

@@ -26,8 +26,16 @@ from rarebox.errors import UserError, presentable
 from rarebox.types import Bools, Floats, GroundTruth, ImageRecord, Source
 
 __all__ = [
-    "EXPORT_MARK", "Dataset", "ListedBox", "ListedImage", "Listing", "Problem", "Split", "assemble", "usable",
-]  # fmt: skip
+    "EXPORT_MARK",
+    "Dataset",
+    "ListedBox",
+    "ListedImage",
+    "Listing",
+    "Problem",
+    "Split",
+    "assemble",
+    "usable",
+]
 
 EXPORT_MARK = "rarebox.json"  # lies in every folder that rarebox has exported
 _LARGEST_ID = 2**53  # what every JSON reader holds exactly
@@ -207,9 +215,14 @@ Size = tuple[int, int, int]
 
 
 def assemble(
-    root: Path, train: Listing, test: Listing | None = None, *, check_pixels: bool = False,
-    read: ReadProgress = lambda *_: None, photos: Sequence[str | Path] = (),
-) -> Dataset:  # fmt: skip
+    root: Path,
+    train: Listing,
+    test: Listing | None = None,
+    *,
+    check_pixels: bool = False,
+    read: ReadProgress = lambda *_: None,
+    photos: Sequence[str | Path] = (),
+) -> Dataset:
     """Number the images and classes of what a reader found, and keep what the image files bear out."""
     if photos:
         train, test = _found_among(photos, train, test), None
@@ -393,9 +406,12 @@ def _sizes(paths: Sequence[Path | str], check_pixels: bool, read: ReadProgress) 
 
 
 def _split(
-    listing: Listing, sizes: Sequence[Size | UnreadableImage], ids: Sequence[int], classes: Sequence[str],
+    listing: Listing,
+    sizes: Sequence[Size | UnreadableImage],
+    ids: Sequence[int],
+    classes: Sequence[str],
     problems: list[Problem],
-) -> Split:  # fmt: skip
+) -> Split:
     """The images of a listing that can be read, with their boxes cleaned; the rest goes to ``problems``."""
     number = {name: label for label, name in enumerate(classes)}
     images: list[ImageRecord] = []
@@ -515,7 +531,7 @@ def _truth(
         "it is not made of finite numbers": ~np.isfinite(boxes).all(axis=1),
         "its right or bottom edge is not beyond its left or top edge": ~_has_area(boxes),
         f"it lies outside the {record.width} x {record.height} image": ~_has_area(inside),
-    }  # fmt: skip
+    }
     bad = np.any(list(faults.values()), axis=0)
     for row in np.flatnonzero(bad).tolist():
         fault = next(fault for fault, rows in faults.items() if rows[row])

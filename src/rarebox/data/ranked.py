@@ -10,9 +10,20 @@ from rarebox.data.review import short
 from rarebox.types import Floats, ImageRecord, Query
 
 COLUMNS: tuple[str, ...] = (
-    "rank", "image", "image_id", "x1", "y1", "x2", "y2", "guess", "score", "uncertainty", "box_consistency",
-    "class_frequency", "utility",
-)  # fmt: skip
+    "rank",
+    "image",
+    "image_id",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "guess",
+    "score",
+    "uncertainty",
+    "box_consistency",
+    "class_frequency",
+    "utility",
+)
 """``rank`` counts from 1. ``box_consistency`` is empty where there were no augmented copies."""
 
 
@@ -28,9 +39,14 @@ def _row(place: int, record: ImageRecord, classes: Sequence[str], query: Query) 
     corners = dict(zip(("x1", "y1", "x2", "y2"), (short(edge) for edge in query.box), strict=True))
     numbers = {name: short(why.get(name)) for name in ("score", "uncertainty", "box_consistency", "class_frequency")}
     return {
-        "rank": place, "image": record.path, "image_id": record.id, **corners, "guess": classes[query.guess], **numbers,
+        "rank": place,
+        "image": record.path,
+        "image_id": record.id,
+        **corners,
+        "guess": classes[query.guess],
+        **numbers,
         "utility": short(query.utility),
-    }  # fmt: skip
+    }
 
 
 def as_csv(images: Mapping[int, ImageRecord], classes: Sequence[str], queries: Sequence[Query]) -> str:
@@ -43,9 +59,12 @@ def as_csv(images: Mapping[int, ImageRecord], classes: Sequence[str], queries: S
 
 
 def as_json(
-    images: Mapping[int, ImageRecord], classes: Sequence[str], queries: Sequence[Query], class_frequency: Floats,
+    images: Mapping[int, ImageRecord],
+    classes: Sequence[str],
+    queries: Sequence[Query],
+    class_frequency: Floats,
     about: Mapping[str, Any],
-) -> str:  # fmt: skip
+) -> str:
     """One object: what is ``about`` the list as a whole, p(l) of each class, and the boxes."""
     frequency = {name: float(value) for name, value in zip(classes, class_frequency, strict=True)}
     boxes = rows(images, classes, queries)

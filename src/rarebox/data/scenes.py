@@ -63,8 +63,14 @@ class Look:
 DEFAULT_LOOK = Look()
 
 
-def make(folder: Path | str, seed: int = 0, train: int = 400, test: int = 150, size: tuple[int, int] = (192, 256),
-         look: Look = DEFAULT_LOOK) -> Path:  # fmt: skip
+def make(
+    folder: Path | str,
+    seed: int = 0,
+    train: int = 400,
+    test: int = 150,
+    size: tuple[int, int] = (192, 256),
+    look: Look = DEFAULT_LOOK,
+) -> Path:
     """Write the data set in COCO format into ``folder`` and return it: train.json, test.json, images/*.jpg.
 
     ``size`` is (height, width) in pixels, at least 96 each, with room for all that ``look`` may draw in a picture, else
@@ -184,15 +190,29 @@ def _empty_coco() -> dict[str, Any]:
     return {"info": info, "categories": categories, "images": [], "annotations": []}
 
 
-def _add(coco: dict[str, Any], image_id: int, name: str, size: tuple[int, int], boxes: Floats,
-         labels: NDArray[np.int64], digits: NDArray[np.int64]) -> None:  # fmt: skip
+def _add(
+    coco: dict[str, Any],
+    image_id: int,
+    name: str,
+    size: tuple[int, int],
+    boxes: Floats,
+    labels: NDArray[np.int64],
+    digits: NDArray[np.int64],
+) -> None:
     coco["images"].append({"id": image_id, "file_name": name, "width": size[1], "height": size[0]})
     for (x1, y1, x2, y2), label, digit in zip(boxes.tolist(), labels.tolist(), digits.tolist(), strict=True):
         width, height = x2 - x1, y2 - y1
-        coco["annotations"].append({
-            "id": len(coco["annotations"]) + 1, "image_id": image_id, "category_id": label + 1,
-            "bbox": [x1, y1, width, height], "area": width * height, "iscrowd": 0, "digit": digit,
-        })  # fmt: skip
+        coco["annotations"].append(
+            {
+                "id": len(coco["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": label + 1,
+                "bbox": [x1, y1, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "digit": digit,
+            }
+        )
 
 
 # ---------------------------------------------------------------------------------------------- who appears where
@@ -224,8 +244,9 @@ def class_counts(total: int, imbalance: float, classes: int = len(CLASSES)) -> N
     return counts
 
 
-def _deal(rng: np.random.Generator, pictures: int, imbalance: float, pools: Sequence[NDArray[np.int64]],
-          look: Look) -> list[NDArray[np.int64]]:  # fmt: skip
+def _deal(
+    rng: np.random.Generator, pictures: int, imbalance: float, pools: Sequence[NDArray[np.int64]], look: Look
+) -> list[NDArray[np.int64]]:
     """The digits (indices) of each picture, 1 to ``max_objects`` of them; a class runs through its pool in turn."""
     per_picture = rng.integers(1, look.max_objects, size=pictures, endpoint=True)
     counts = class_counts(int(per_picture.sum()), imbalance)
@@ -236,8 +257,9 @@ def _deal(rng: np.random.Generator, pictures: int, imbalance: float, pools: Sequ
 # ---------------------------------------------------------------------------------------------- one picture
 
 
-def draw(rng: np.random.Generator, inks: Floats, spare: Floats, size: tuple[int, int],
-         look: Look = DEFAULT_LOOK) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:  # fmt: skip
+def draw(
+    rng: np.random.Generator, inks: Floats, spare: Floats, size: tuple[int, int], look: Look = DEFAULT_LOOK
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """One picture with every ink of (N, 8, 8) in it, and strangers, some of them made from ``spare`` (S, 8, 8).
 
     Returns pixels (height, width, 3) and the boxes (N, 4) tight around the digits, in the order of ``inks``.
@@ -254,8 +276,9 @@ def draw(rng: np.random.Generator, inks: Floats, spare: Floats, size: tuple[int,
     return np.clip(canvas.round(), 0, 255).astype(np.uint8), places[: len(inks)]
 
 
-def _arrange(rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int],
-             look: Look) -> tuple[list[Floats], NDArray[np.float32]]:  # fmt: skip
+def _arrange(
+    rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int], look: Look
+) -> tuple[list[Floats], NDArray[np.float32]]:
     """Stamps and their boxes (N, 4), found by trial: no two share more than an eighth of the smaller one.
 
     Where the large ones came first and left no room for another, all of them are arranged anew in cells.
@@ -278,8 +301,9 @@ def _arrange(rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, 
     return stamps, places
 
 
-def _arrange_in_cells(rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int],
-                      look: Look) -> tuple[list[Floats], NDArray[np.float32]]:  # fmt: skip
+def _arrange_in_cells(
+    rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int], look: Look
+) -> tuple[list[Floats], NDArray[np.float32]]:
     """The same with each in a cell of its own, somewhere in it, and as large as drawn or as the cell allows."""
     low, high = look.object_size
     cells = _cells(size, low)
@@ -301,8 +325,13 @@ def _cells(size: tuple[int, int], side: float) -> list[tuple[int, int, int]]:
     return [(size[0] * r // rows, size[1] * c // columns, room) for r in range(rows) for c in range(columns)]
 
 
-def _free_place(rng: np.random.Generator, shape: tuple[int, ...], places: NDArray[np.float32], size: tuple[int, int],
-                tries: int = 20) -> NDArray[np.float32] | None:  # fmt: skip
+def _free_place(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    places: NDArray[np.float32],
+    size: tuple[int, int],
+    tries: int = 20,
+) -> NDArray[np.float32] | None:
     height, width = shape
     x, y = rng.integers(0, size[1] - width + 1, tries), rng.integers(0, size[0] - height + 1, tries)
     boxes = np.stack([x, y, x + width, y + height], axis=1).astype(np.float32)
@@ -492,9 +521,19 @@ PALETTES: tuple[tuple[Colour, ...], ...] = (
     ((61, 64, 91), (129, 178, 154), (242, 204, 143), (244, 241, 222)),
 )
 INKS: tuple[Colour, ...] = (
-    (250, 247, 240), (24, 26, 38), (255, 209, 102), (239, 71, 111), (6, 214, 160), (17, 138, 178), (255, 140, 66),
-    (92, 61, 138), (200, 29, 37), (120, 190, 255), (60, 110, 60), (255, 182, 193),
-)  # fmt: skip
+    (250, 247, 240),
+    (24, 26, 38),
+    (255, 209, 102),
+    (239, 71, 111),
+    (6, 214, 160),
+    (17, 138, 178),
+    (255, 140, 66),
+    (92, 61, 138),
+    (200, 29, 37),
+    (120, 190, 255),
+    (60, 110, 60),
+    (255, 182, 193),
+)
 
 
 class _Layer:

@@ -47,10 +47,16 @@ class Detector(Protocol):
 
 
 def build(
-    name: str, num_classes: int, backbone: str = "efficientnet_lite0", image_size: int = 320,
-    weights: str = "imagenet", device: str = "auto", training: TrainingSettings | None = None, seed: int | None = None,
+    name: str,
+    num_classes: int,
+    backbone: str = "efficientnet_lite0",
+    image_size: int = 320,
+    weights: str = "imagenet",
+    device: str = "auto",
+    training: TrainingSettings | None = None,
+    seed: int | None = None,
     **settings: Any,
-) -> TorchDetector:  # fmt: skip
+) -> TorchDetector:
     """A detector for ``num_classes`` classes, ready to fit.
 
     ``name``: ``retinanet`` or ``faster_rcnn``. ``weights``: ``imagenet`` (backbone), ``coco`` (all but the class
@@ -155,9 +161,14 @@ def _retinanet(spec: BackboneSpec, body: nn.Module, classes: int, settings: Dete
     head = (light_head if spec.light else WeightedHead)(spec.width, 9, classes)
     head.normaliser = settings.normaliser
     network = WeightedRetinaNet(
-        retinanet_pyramid(spec, body, p6_from_p5=settings.weights == "coco"), classes, anchor_generator=anchors,
-        head=head, score_thresh=settings.score_threshold, nms_thresh=settings.nms_iou, detections_per_img=100,
-    )  # fmt: skip
+        retinanet_pyramid(spec, body, p6_from_p5=settings.weights == "coco"),
+        classes,
+        anchor_generator=anchors,
+        head=head,
+        score_thresh=settings.score_threshold,
+        nms_thresh=settings.nms_iou,
+        detections_per_img=100,
+    )
     network.transform = InputTransform(spec.mean, spec.std)  # type: ignore[assignment]
     return network
 
@@ -170,18 +181,32 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
     sizes = tuple(tuple(2 ** (5 + level) * unit * scale for scale in scales) for level in range(levels))
     proposals = WeightedProposals(
         Anchors(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
-        RPNHead(spec.width, 3 * len(scales)), 0.7, 0.3, 256, 0.5,
+        RPNHead(spec.width, 3 * len(scales)),
+        0.7,
+        0.3,
+        256,
+        0.5,
         {"training": 1000 if spec.light else 2000, "testing": 500 if spec.light else 1000},
-        {"training": settings.proposals or (500 if spec.light else 2000), "testing": 200 if spec.light else 1000}, 0.7,
-    )  # fmt: skip
+        {"training": settings.proposals or (500 if spec.light else 2000), "testing": 200 if spec.light else 1000},
+        0.7,
+    )
     pool = RoIPool(
         [str(level) for level in range(levels - 1)], 7, 2, canonical_scale=round(224 * unit), canonical_level=4
     )
     hidden = 256 if spec.light else 1024
     heads = WeightedRoIHeads(
-        pool, TwoMLPHead(spec.width * 49, hidden), FastRCNNPredictor(hidden, classes + 1), 0.5, 0.5,
-        128 if spec.light else 512, 0.25, None, settings.score_threshold, settings.nms_iou, 100,
-    )  # fmt: skip
+        pool,
+        TwoMLPHead(spec.width * 49, hidden),
+        FastRCNNPredictor(hidden, classes + 1),
+        0.5,
+        0.5,
+        128 if spec.light else 512,
+        0.25,
+        None,
+        settings.score_threshold,
+        settings.nms_iou,
+        100,
+    )
     proposals.proposal_matcher = LeastMatcher(0.7, 0.3, settings.low_quality_iou)
     proposals.beta = heads.beta = 0.0 if settings.box_loss == "l1" else BETA
     proposals.normaliser = heads.normaliser = settings.normaliser

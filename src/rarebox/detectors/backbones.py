@@ -136,14 +136,26 @@ def _lite0_at_hand() -> Path:
 
 BACKBONES = {
     "resnet50": BackboneSpec(
-        _resnet50_body, {4: 256, 8: 512, 16: 1024, 32: 2048}, 256, IMAGENET_MEAN, IMAGENET_STD,
-        _resnet50_imagenet, _resnet50_at_hand, light=False,
+        _resnet50_body,
+        {4: 256, 8: 512, 16: 1024, 32: 2048},
+        256,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        _resnet50_imagenet,
+        _resnet50_at_hand,
+        light=False,
     ),
     "efficientnet_lite0": BackboneSpec(
-        _lite0_body, {8: 40, 16: 112, 32: 320}, 96, (127 / 255,) * 3, (128 / 255,) * 3,
-        _lite0_imagenet, _lite0_at_hand, light=True,
+        _lite0_body,
+        {8: 40, 16: 112, 32: 320},
+        96,
+        (127 / 255,) * 3,
+        (128 / 255,) * 3,
+        _lite0_imagenet,
+        _lite0_at_hand,
+        light=True,
     ),
-}  # fmt: skip
+}
 
 
 def retinanet_pyramid(spec: BackboneSpec, body: nn.Module, p6_from_p5: bool) -> Pyramid:

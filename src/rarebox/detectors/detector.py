@@ -49,9 +49,13 @@ class TorchDetector:
     """A weighted network on a device. Boxes are in pixels of the original images, on the way in and out."""
 
     def __init__(
-        self, network: Network, num_classes: int, settings: DetectorSettings, training: TrainingSettings,
+        self,
+        network: Network,
+        num_classes: int,
+        settings: DetectorSettings,
+        training: TrainingSettings,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
         if training.freeze == "backbone":
@@ -66,9 +70,15 @@ class TorchDetector:
             return self.network(tensors, truths)
 
     def fit(
-        self, images: Sequence[Image], targets: Sequence[Targets], *, seed: int, checkpoint: Path | None = None,
-        progress: Progress | None = None, complete: Bools | None = None,
-    ) -> float:  # fmt: skip
+        self,
+        images: Sequence[Image],
+        targets: Sequence[Targets],
+        *,
+        seed: int,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+        complete: Bools | None = None,
+    ) -> float:
         """Train on images and their targets, as ``training`` says; the smoothed loss at the end.
 
         ``images`` may decode them on access; ``complete`` (n,) says which are completely labelled. With ``checkpoint``
@@ -89,9 +99,17 @@ class TorchDetector:
 
         with _memory_errors_explained():
             return train(
-                self.network, prepare, pictures, targets, self.training, seed=seed, device=self.device,
-                checkpoint=checkpoint, progress=progress, complete=complete,
-            )  # fmt: skip
+                self.network,
+                prepare,
+                pictures,
+                targets,
+                self.training,
+                seed=seed,
+                device=self.device,
+                checkpoint=checkpoint,
+                progress=progress,
+                complete=complete,
+            )
 
     def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:
         """Detections of each image, best score first; with ``features``, a feature vector for each box."""
@@ -191,10 +209,14 @@ class TorchDetector:
         for i, size in enumerate(batch.image_sizes):
             # Of each map the part that shows the image, not the padding.
             parts = [
-                level[i, :, : math.ceil(size[0] * level.shape[2] / batch.tensors.shape[2]),
-                      : math.ceil(size[1] * level.shape[3] / batch.tensors.shape[3])]
+                level[
+                    i,
+                    :,
+                    : math.ceil(size[0] * level.shape[2] / batch.tensors.shape[2]),
+                    : math.ceil(size[1] * level.shape[3] / batch.tensors.shape[3]),
+                ]
                 for level in maps
-            ]  # fmt: skip
+            ]
             rows.append(torch.cat([part.float().mean(dim=(1, 2)) for part in parts]))
         return torch.stack(rows).cpu().numpy()
 

@@ -152,9 +152,15 @@ class WeightedProposals(RegionProposalNetwork):
         )
         box_loss = smooth_l1(pred_bbox_deltas[in_box], deltas[in_box], self.beta)
         return reduce(
-            class_loss, wanted[in_class] > 0, class_weight[in_class], box_loss, box_weight[in_box],
-            by=len(in_class), boxes_by=len(sampled), normaliser=self.normaliser,
-        )  # fmt: skip
+            class_loss,
+            wanted[in_class] > 0,
+            class_weight[in_class],
+            box_loss,
+            box_weight[in_box],
+            by=len(in_class),
+            boxes_by=len(sampled),
+            normaliser=self.normaliser,
+        )
 
 
 def _all_ones(target: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -192,9 +198,12 @@ class WeightedRoIHeads(RoIHeads):
     with_features = False
 
     def forward(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]],
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
-    ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Training: no detections and the two losses. Otherwise: detections (a list, or Columns) and no losses."""
         if not self.training:
             pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
@@ -238,9 +247,15 @@ class WeightedRoIHeads(RoIHeads):
         by_class = deltas.reshape(len(deltas), -1, 4)
         box_loss = smooth_l1(by_class[in_box, samples.box_label[in_box]], samples.deltas[in_box], self.beta)
         classes, boxes = reduce(
-            class_loss, label > 0, samples.class_weight[in_class], box_loss, samples.box_weight[in_box],
-            by=len(label), boxes_by=len(samples.label), normaliser=self.normaliser,
-        )  # fmt: skip
+            class_loss,
+            label > 0,
+            samples.class_weight[in_class],
+            box_loss,
+            samples.box_weight[in_box],
+            by=len(label),
+            boxes_by=len(samples.label),
+            normaliser=self.normaliser,
+        )
         return {"loss_classifier": classes, "loss_box_reg": boxes}
 
     def _detect(
@@ -250,10 +265,7 @@ class WeightedRoIHeads(RoIHeads):
         counts = [len(p) for p in proposals]
         boxes = self.box_coder.decode(deltas, proposals).split(counts)
         probs = logits.softmax(dim=-1).split(counts)
-        return [
-            self._detect_one(*image)
-            for image in zip(boxes, probs, pooled.split(counts), sizes, strict=True)
-        ]  # fmt: skip
+        return [self._detect_one(*image) for image in zip(boxes, probs, pooled.split(counts), sizes, strict=True)]
 
     def _detect_one(self, boxes: Tensor, probs: Tensor, pooled: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         classes = probs.shape[1] - 1

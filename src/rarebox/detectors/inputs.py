@@ -113,9 +113,12 @@ def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str
 
 
 def augment(
-    images: Sequence[Tensor], truths: Sequence[dict[str, Tensor]], dice: Sequence[np.random.Generator], flip: float,
+    images: Sequence[Tensor],
+    truths: Sequence[dict[str, Tensor]],
+    dice: Sequence[np.random.Generator],
+    flip: float,
     jitter: float,
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:  # fmt: skip
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Mirror a share ``flip`` of the images and scale each by 1 ± ``jitter``, boxes along with them.
 
     Each image has its own generator, so that what becomes of it does not depend on those beside it.

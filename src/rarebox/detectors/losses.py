@@ -81,9 +81,15 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def reduce(
-    class_loss: Tensor, positive: Tensor, class_weight: Tensor, box_loss: Tensor, box_weight: Tensor, by: int,
-    boxes_by: int, normaliser: Normaliser,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    class_loss: Tensor,
+    positive: Tensor,
+    class_weight: Tensor,
+    box_loss: Tensor,
+    box_weight: Tensor,
+    by: int,
+    boxes_by: int,
+    normaliser: Normaliser,
+) -> tuple[Tensor, Tensor]:
     """Per-sample losses of a batch -> the class term and the box term of Eq. 7.
 
     Samples with weight 0 must have been left out. ``by`` and ``boxes_by`` are the detector's own normalisers. Where the
@@ -105,9 +111,13 @@ def reduce_image(
     """The same for one image by itself, each branch divided by its positives."""
     positives = class_loss[positive]
     terms = weighted_loss(
-        positives, class_weight[positive], class_loss[~positive], box_loss, box_weight,
+        positives,
+        class_weight[positive],
+        class_loss[~positive],
+        box_loss,
+        box_weight,
         (len(positives), len(positives), len(box_loss)),
-    )  # fmt: skip
+    )
     return terms[0] + terms[1], terms[2]
 
 

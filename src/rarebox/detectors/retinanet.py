@@ -18,9 +18,12 @@ class WeightedHead(RetinaNetHead):
     normaliser: Normaliser = "own"
 
     def compute_loss(
-        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor],
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
         matched_idxs: list[Any],
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Focal loss and L1 of each image, weighted per target box; the mean over images. ``matched_idxs`` are
         Assignments.
 

@@ -136,10 +136,18 @@ def train(
 
 
 def _train(
-    network: nn.Module, prepare: Prepare, images: Sequence[Picture | CachedPicture], targets: Sequence[Targets],
-    settings: TrainingSettings, seed: int, device: torch.device, checkpoint: Path | None, progress: Progress | None,
-    complete: Bools | None, crew: distributed.Crew,
-) -> float:  # fmt: skip
+    network: nn.Module,
+    prepare: Prepare,
+    images: Sequence[Picture | CachedPicture],
+    targets: Sequence[Targets],
+    settings: TrainingSettings,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path | None,
+    progress: Progress | None,
+    complete: Bools | None,
+    crew: distributed.Crew,
+) -> float:
     steps = steps_in_all(settings, len(images))
     optimiser = _optimiser(network, settings)
     kept_in = checkpoint if crew.rank == 0 else None

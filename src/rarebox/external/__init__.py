@@ -58,10 +58,18 @@ class Ranked:
 
 
 def rank(
-    found: Path, views: Path | None, labels: Path | None, images: Path | None, settings: Settings, budget: int, *,
-    classes: Sequence[str] | None = None, views_map: Path | None = None, labels_complete: bool = False,
+    found: Path,
+    views: Path | None,
+    labels: Path | None,
+    images: Path | None,
+    settings: Settings,
+    budget: int,
+    *,
+    classes: Sequence[str] | None = None,
+    views_map: Path | None = None,
+    labels_complete: bool = False,
     report: Report = lambda done, of: None,
-) -> Ranked:  # fmt: skip
+) -> Ranked:
     """Rank the boxes of a file of detections by the strategy of the settings.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
@@ -126,9 +134,13 @@ def _usable() -> list[str]:
 
 
 def _queries(
-    candidates: Candidates, labels: Mapping[int, ImageLabels], settings: Settings, budget: int, num_classes: int,
+    candidates: Candidates,
+    labels: Mapping[int, ImageLabels],
+    settings: Settings,
+    budget: int,
+    num_classes: int,
     from_views: bool,
-) -> tuple[list[Query], Floats, int]:  # fmt: skip
+) -> tuple[list[Query], Floats, int]:
     """The first ``budget`` open boxes of the ranking, p(l), and how many open boxes there were.
 
     A box that lies as near to one above it as to an answered one (decisions row 9) is passed over: the answer to that
@@ -173,9 +185,14 @@ def _query(candidates: Candidates, row: int, utility: float, place: int, frequen
 
 
 def read_candidates(
-    file: DetectionFile, placed: Mapping[int, Sequence[Image]], copies: Copies | None, understand: Understanding,
-    pool: Pool, settings: Settings, report: Report,
-) -> Candidates:  # fmt: skip
+    file: DetectionFile,
+    placed: Mapping[int, Sequence[Image]],
+    copies: Copies | None,
+    understand: Understanding,
+    pool: Pool,
+    settings: Settings,
+    report: Report,
+) -> Candidates:
     """Candidates of every image, by image id; without copies, with the entropy of the class as uncertainty."""
     num_classes = len(understand.words.classes)
     with_vectors = settings.selection.strategy == "entropy"  # no other one looks at them again

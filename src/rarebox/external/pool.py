@@ -206,11 +206,15 @@ class Pool:
                 self.add(record, internal=True)
             return {
                 i: Said(
-                    one.boxes, [self.classes[c] for c in one.labels], one.rejected, one.skipped, one.complete,
+                    one.boxes,
+                    [self.classes[c] for c in one.labels],
+                    one.rejected,
+                    one.skipped,
+                    one.complete,
                     (images[i].width, images[i].height),
                 )
                 for i, one in store.labels().items()
-            }  # fmt: skip
+            }
 
     def fitted(self, said: Mapping[int, Said], notes: list[str]) -> dict[int, Said]:
         """What is labelled, in pixels of the images as they are: another file may know them in another size.

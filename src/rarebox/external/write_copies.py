@@ -107,8 +107,14 @@ def _write_view(name: str, view: View, image: torch.Tensor, to: Path, seed: int)
     Image.fromarray(copy).save(content, "JPEG" if suffix == ".jpg" else "PNG", quality=QUALITY)
     write_bytes(to / file, content.getvalue())
     line = {
-        "file": file.as_posix(), "image": name, "view": view.name, "width": copy.shape[1], "height": copy.shape[0],
-        "matrix": view.matrix.tolist(), "inverse": view.inverse.tolist(), "patches": view.patches.tolist(),
+        "file": file.as_posix(),
+        "image": name,
+        "view": view.name,
+        "width": copy.shape[1],
+        "height": copy.shape[0],
+        "matrix": view.matrix.tolist(),
+        "inverse": view.inverse.tolist(),
+        "patches": view.patches.tolist(),
         "seed": seed,
-    }  # fmt: skip
+    }
     return json.dumps(line, ensure_ascii=False) + "\n"

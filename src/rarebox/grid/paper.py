@@ -27,20 +27,54 @@ ABLATION = {
 }
 """The rows of the paper's Table 1: strategy and pseudo labels."""
 
-VOC_CLASSES = frozenset({
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-})  # fmt: skip
+VOC_CLASSES = frozenset(
+    {
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    }
+)
 
-OF_THE_MACHINE = frozenset({
-    "data", "seed", "device", "training.checkpoint_seconds", "scoring.batch_size", "scoring.shard_size",
-})  # fmt: skip
+OF_THE_MACHINE = frozenset(
+    {
+        "data",
+        "seed",
+        "device",
+        "training.checkpoint_seconds",
+        "scoring.batch_size",
+        "scoring.shard_size",
+    }
+)
 """Settings that do not change what a run measures but for chance."""
 
-OF_OTHERS = frozenset({
-    "selection.strategy", "pseudo.method",  # these two make the row
-    "selection.image_entropy", "selection.coreset_points", "people.store", "people.overlap", "people.lease_seconds",
-})  # fmt: skip
+OF_OTHERS = frozenset(
+    {
+        "selection.strategy",
+        "pseudo.method",  # these two make the row
+        "selection.image_entropy",
+        "selection.coreset_points",
+        "people.store",
+        "people.overlap",
+        "people.lease_seconds",
+    }
+)
 """Settings that no row of Table 1 reads, and those that make the row."""
 
 

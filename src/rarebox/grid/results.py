@@ -159,10 +159,16 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
                 "apart, or name the data sets differently"
             )
     return [
-        Group(*key, [run for run in runs if (run.data, run.detector) == key[:2]
-                     and (run.method == FULL or (run.budget, _unit(run)) == key[2:])])
+        Group(
+            *key,
+            [
+                run
+                for run in runs
+                if (run.data, run.detector) == key[:2] and (run.method == FULL or (run.budget, _unit(run)) == key[2:])
+            ],
+        )
         for key in keys
-    ]  # fmt: skip
+    ]
 
 
 def _unit(run: GridRun) -> str:
@@ -225,9 +231,15 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
     own_name = told.method == told.settings.get("selection.strategy")
     method = strategies.SHOWN_AS.get(told.method, told.method) if own_name else told.method
     return GridRun(
-        told.data, told.detector, method, told.seed, told.budget, told.settings, json.loads(line)["cycles"],
+        told.data,
+        told.detector,
+        method,
+        told.seed,
+        told.budget,
+        told.settings,
+        json.loads(line)["cycles"],
         reason=None if told.status == "done" else told.reason or "no reason was given",
-    )  # fmt: skip
+    )
 
 
 class Short(NamedTuple):

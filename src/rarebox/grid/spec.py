@@ -58,9 +58,13 @@ class Planned:
     def about(self) -> dict[str, Any]:
         """Where the run stands in the grid."""
         return {
-            "run": self.folder, "data": self.data, "detector": self.detector, "method": self.method,
-            "seed": self.settings.seed, "budget": list(self.settings.budget),
-        }  # fmt: skip
+            "run": self.folder,
+            "data": self.data,
+            "detector": self.detector,
+            "method": self.method,
+            "seed": self.settings.seed,
+            "budget": list(self.settings.budget),
+        }
 
 
 # ------------------------------------------------------------------------------------------- the grid file
@@ -159,10 +163,15 @@ def _first(data: str, detector: str, settings: Settings) -> Planned:
     methods of a seed come to the same run.
     """
     first = Settings(
-        data=settings.data, seed=settings.seed, initial_images=settings.initial_images, budget=(),
-        device=settings.device, detector=settings.detector, training=settings.training,
+        data=settings.data,
+        seed=settings.seed,
+        initial_images=settings.initial_images,
+        budget=(),
+        device=settings.device,
+        detector=settings.detector,
+        training=settings.training,
         pseudo=PseudoSettings(difficult=settings.pseudo.difficult),
-    )  # fmt: skip
+    )
     told = config.dump(first.model_copy(update={"data": "", "seed": 0}))
     folder = f"first/{data}-{detector}-{sha256(told.encode()).hexdigest()[:8]}-seed_{settings.seed}"
     return Planned(folder, data, detector, "first", first)

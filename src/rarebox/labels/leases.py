@@ -121,9 +121,14 @@ class People:
     # Questions
 
     def claim(
-        self, holder: str, by: str, want: int, seconds: float, cycle: int | None = None,
+        self,
+        holder: str,
+        by: str,
+        want: int,
+        seconds: float,
+        cycle: int | None = None,
         among: Sequence[int] | None = None,
-    ) -> list[Query]:  # fmt: skip
+    ) -> list[Query]:
         """Up to ``want`` questions for a holder: those it has, then open ones of a cycle (the latest) in their order.
 
         Each is this holder's for so many seconds from now. With ``among`` only these ids are looked at for open ones,
@@ -378,7 +383,9 @@ _others = (
 _said = select(func.count()).select_from(schema.answers).where(_stands).scalar_subquery()
 _mine = exists().where(_of_query, schema.leases.c.holder == _holder)
 _my_other_tab = exists().where(_of_query, schema.leases.c.by == _by, schema.leases.c.holder != _holder, _running)
-_can_be_given = and_(_said + _others < schema.queries.c.wanted, ~exists().where(_stands, schema.answers.c.by == _by), ~_my_other_tab)  # fmt: skip  # noqa: E501
+_can_be_given = and_(
+    _said + _others < schema.queries.c.wanted, ~exists().where(_stands, schema.answers.c.by == _by), ~_my_other_tab
+)
 _open = (
     select(schema.queries)
     .where(schema.queries.c.asked_by.is_(None), _can_be_given, ~_mine)
@@ -390,7 +397,9 @@ _OPEN_AMONG = _open.where(schema.queries.c.id.in_(bindparam("among", expanding=T
 # A question whose lease has run out is its holder's all the same, unless somebody else has taken it.
 _of_holder = select(schema.leases.c.query_id).where(schema.leases.c.holder == _holder)
 _HELD = select(schema.queries).where(schema.queries.c.id.in_(_of_holder), _can_be_given).order_by(*schema.in_order)
-_QUESTION = select(schema.queries, _others.label("others"), _mine.label("leased")).where(schema.queries.c.id == bindparam("id"))  # fmt: skip  # noqa: E501
+_QUESTION = select(schema.queries, _others.label("others"), _mine.label("leased")).where(
+    schema.queries.c.id == bindparam("id")
+)
 _QUESTIONS = select(schema.queries).where(schema.queries.c.id > bindparam("after")).order_by(schema.queries.c.id)
 _LEASES = select(schema.leases).where(or_(_running, schema.leases.c.holder == _holder))
 _LEASE = insert(schema.leases)
@@ -410,11 +419,7 @@ _LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))
 _IMAGE_SIZE = select(schema.images.c.width, schema.images.c.height).where(schema.images.c.id == bindparam("id"))
 _CLOCK = select(schema.clock.c.seconds)
 _SET_CLOCK = update(schema.clock).values(seconds=bindparam("now"))
-_answers = (
-    select(*schema.queries.c, *ANSWER)
-    .join_from(schema.queries, schema.answers)
-    .order_by(schema.answers.c.id)
-)  # fmt: skip
+_answers = select(*schema.queries.c, *ANSWER).join_from(schema.queries, schema.answers).order_by(schema.answers.c.id)
 _SAID_BEFORE = _answers.where(schema.answers.c.key == bindparam("key"))
 _GIVEN = _answers.where(schema.answers.c.id > bindparam("after"))
 _STANDING = _answers.where(schema.queries.c.id == bindparam("id"), schema.stands(schema.answers))

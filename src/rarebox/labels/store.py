@@ -79,13 +79,18 @@ ANSWER = (
 """The columns of an answer beside those of its query."""
 _LABELS = (
     select(
-        schema.queries.c.id, schema.queries.c.image_id, schema.queries.c.box, schema.answers.c.verdict,
-        schema.answers.c.boxes, schema.answers.c.labels, schema.answers.c.id.label("answer_id"),
+        schema.queries.c.id,
+        schema.queries.c.image_id,
+        schema.queries.c.box,
+        schema.answers.c.verdict,
+        schema.answers.c.boxes,
+        schema.answers.c.labels,
+        schema.answers.c.id.label("answer_id"),
     )
     .join_from(schema.queries, schema.answers)
     .where(schema.is_latest)
     .order_by(*schema.in_order)
-)  # fmt: skip
+)
 _ORPHANS = select(schema.answers.c.id, schema.answers.c.query_id).where(
     schema.answers.c.query_id.not_in(select(schema.queries.c.id))
 )

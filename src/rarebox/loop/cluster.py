@@ -164,9 +164,15 @@ class Cluster:
         yield from _Scoring(self, needs, start, shards, report).results()
 
     def run(
-        self, folder: Path, settings: Settings, *, share: Path | None, progress: "Progress",
-        finished: Callable[[dict[str, Any]], None], begun: Callable[[], None],
-    ) -> list[dict[str, Any]]:  # fmt: skip
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        share: Path | None,
+        progress: "Progress",
+        finished: Callable[[dict[str, Any]], None],
+        begun: Callable[[], None],
+    ) -> list[dict[str, Any]]:
         """:func:`rarebox.loop.simulate.simulate` as a task; it resumes elsewhere if its worker is lost.
 
         The folder and the data set must be where they are on every node (a shared file system).
@@ -262,9 +268,12 @@ class Scorer:
 
         def work(tell: Callable[..., None]) -> tuple[Candidates, ImageScores]:
             return scoring.score_images(
-                detector, pictures, self.settings, self.cycle,
+                detector,
+                pictures,
+                self.settings,
+                self.cycle,
                 _now_and_then(lambda done: tell("progress", done), lambda done: done == len(images)),
-            )  # fmt: skip
+            )
 
         yield from _told(work, self.threads)
 
@@ -282,9 +291,12 @@ def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> 
 
     def work(tell: Callable[..., None]) -> list[dict[str, Any]]:
         return simulate.simulate(
-            folder, settings, share=share, finished=lambda record: tell("finished", record),
+            folder,
+            settings,
+            share=share,
+            finished=lambda record: tell("finished", record),
             progress=_now_and_then(lambda *said: tell("progress", *said), lambda _, done, of, note: done == of),
-        )  # fmt: skip
+        )
 
     yield from _told(work, threads)
 
@@ -332,9 +344,13 @@ class _Scoring:
     """Shards that are waiting, and the workers that are starting or at work on one."""
 
     def __init__(
-        self, cluster: Cluster, needs: Mapping[str, int], start: Callable[[], Any],
-        shards: Sequence[Sequence[ImageRecord]], report: "EngineProgress",
-    ) -> None:  # fmt: skip
+        self,
+        cluster: Cluster,
+        needs: Mapping[str, int],
+        start: Callable[[], Any],
+        shards: Sequence[Sequence[ImageRecord]],
+        report: "EngineProgress",
+    ) -> None:
         self.cluster, self.needs, self.start, self.shards, self.report = cluster, needs, start, shards, report
         self.waiting, self.tries = deque(range(len(shards))), [0] * len(shards)
         self.starting: dict[Any, Any] = {}

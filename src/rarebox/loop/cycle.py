@@ -194,9 +194,13 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
         labelled = run.store.labels(up_to_cycle=cycle)
         complete = np.array([i in labelled and labelled[i].complete for i in targets])
         detector.fit(
-            pictures, list(targets.values()), complete=complete, seed=seeds.number(run.settings.seed, "fit", cycle),
-            checkpoint=checkpoint, progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),
-        )  # fmt: skip
+            pictures,
+            list(targets.values()),
+            complete=complete,
+            seed=seeds.number(run.settings.seed, "fit", cycle),
+            checkpoint=checkpoint,
+            progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),
+        )
         if cycle == 1:
             write_json(folder / "shared.json", first_cycle(run))
         detector.save(folder)

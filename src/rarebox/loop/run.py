@@ -152,9 +152,12 @@ def new_detector(run: Run) -> TorchDetector:
     """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
     settings = run.settings
     return detectors.build(
-        **settings.detector.model_dump(), num_classes=len(run.classes), device=settings.device,
-        training=settings.training, seed=seeds.number(settings.seed, "model"),
-    )  # fmt: skip
+        **settings.detector.model_dump(),
+        num_classes=len(run.classes),
+        device=settings.device,
+        training=settings.training,
+        seed=seeds.number(settings.seed, "model"),
+    )
 
 
 def load_detector(run: Run, cycle: int) -> TorchDetector:

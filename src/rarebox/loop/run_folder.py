@@ -156,7 +156,12 @@ class RunFolder:
         # In this order: another process may be making the folder its run just now.
         if self._holds_something_else() and not self.settings.exists():
             count = answers_in(self.store)
-            held = f" It holds {self.store.name} with {counted(count, 'answer')}: take that over with rarebox init {self.root} --images FOLDER." if count else ""  # fmt: skip  # noqa: E501
+            held = (
+                f" It holds {self.store.name} with {counted(count, 'answer')}: take that over with "
+                f"rarebox init {self.root} --images FOLDER."
+                if count
+                else ""
+            )
             raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder.{held}")
         with self.alone():
             yield

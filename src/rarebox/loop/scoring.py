@@ -154,17 +154,24 @@ def _give(there: Path, here: Path, names: Iterable[str]) -> None:
 
 
 def _score_shards(
-    run: Run, cycle: int, folder: Path, images: Sequence[ImageRecord], shards: Sequence[Sequence[ImageRecord]],
-    names: Sequence[str], missing: Sequence[int],
-) -> None:  # fmt: skip
+    run: Run,
+    cycle: int,
+    folder: Path,
+    images: Sequence[ImageRecord],
+    shards: Sequence[Sequence[ImageRecord]],
+    names: Sequence[str],
+    missing: Sequence[int],
+) -> None:
     """Score the missing ones of the shards, by the run's engine, and write them as they come."""
     known = len(images) - sum(len(shards[place]) for place in missing)
     look(run, run.pool.of([image for place in missing for image in shards[place]]))
     with run.stage("score") as report:
         scored = run.engine(
-            run, cycle, [shards[place] for place in missing],
+            run,
+            cycle,
+            [shards[place] for place in missing],
             lambda done, note="": report(known + done, len(images), f"images{note}"),
-        )  # fmt: skip
+        )
         for number, found, of_images in scored:
             pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
             pool_file.write(folder / f"shard_{names[missing[number]]}", found)
@@ -228,9 +235,12 @@ def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
 
 
 def score_images(
-    detector: TorchDetector, pictures: Pictures, settings: Settings, cycle: int,
+    detector: TorchDetector,
+    pictures: Pictures,
+    settings: Settings,
+    cycle: int,
     report: Callable[[int], None] = lambda done: None,
-) -> tuple[Candidates, ImageScores]:  # fmt: skip
+) -> tuple[Candidates, ImageScores]:
     """Candidates of the pictures and a row for each picture, by image id.
 
     Images of one shape go together; each comes with all its views. A GPU works on the next batch meanwhile.

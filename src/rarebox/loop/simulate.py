@@ -72,9 +72,14 @@ def simulate(
 
 
 def open_run(
-    folder: RunFolder, settings: Settings, dataset: listings.Dataset, store: Store, progress: Progress,
-    engine: Engine | None = None, share: Path | None = None,
-) -> Run:  # fmt: skip
+    folder: RunFolder,
+    settings: Settings,
+    dataset: listings.Dataset,
+    store: Store,
+    progress: Progress,
+    engine: Engine | None = None,
+    share: Path | None = None,
+) -> Run:
     """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:

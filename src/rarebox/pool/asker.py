@@ -22,9 +22,13 @@ class Asker:
     """
 
     def __init__(
-        self, store: Store, cycle: int, queue: LazyRanking, answered_iou: float,
+        self,
+        store: Store,
+        cycle: int,
+        queue: LazyRanking,
+        answered_iou: float,
         wanted: Callable[[int], int] = lambda place: 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``wanted`` says how many people a place is asked of."""
         self.store, self.cycle, self.queue = store, cycle, queue
         self._iou, self._wanted = answered_iou, wanted

@@ -16,9 +16,14 @@ from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores, In
 
 
 def score_image(
-    image_id: int, found: Sequence[Detections], frames: Sequence[Frame], settings: ScoringSettings, num_classes: int,
-    matched: tuple[Ints, Floats] | None = None, lowest: float | None = None,
-) -> tuple[Candidates, ImageScores]:  # fmt: skip
+    image_id: int,
+    found: Sequence[Detections],
+    frames: Sequence[Frame],
+    settings: ScoringSettings,
+    num_classes: int,
+    matched: tuple[Ints, Floats] | None = None,
+    lowest: float | None = None,
+) -> tuple[Candidates, ImageScores]:
     """The candidates of one image, best score first, and what CALD says of the image as a whole (one row).
 
     ``found``: detections on the image, in its pixels, then on each of its M views, in the view's pixels. ``frames`` (M)
@@ -128,7 +133,9 @@ def box_disagreement(
 def _mean_where(counts: Bools, value: Floats) -> Floats:
     """Mean over the first axis of what counts; NaN where nothing does."""
     number = counts.sum(axis=0)
-    return np.divide(np.where(counts, value, 0).sum(axis=0), number, out=np.full(value.shape[1:], np.nan), where=number > 0)  # fmt: skip  # noqa: E501
+    return np.divide(
+        np.where(counts, value, 0).sum(axis=0), number, out=np.full(value.shape[1:], np.nan), where=number > 0
+    )
 
 
 MOST_REFERENCES, REFERENCES = 40, 50

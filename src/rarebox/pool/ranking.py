@@ -153,9 +153,12 @@ class LazyRanking:
 
 
 def head(
-    settings: Settings, pool: Shards, labels: Mapping[int, ImageLabels], state: LabelState,
+    settings: Settings,
+    pool: Shards,
+    labels: Mapping[int, ImageLabels],
+    state: LabelState,
     rng: Callable[[], np.random.Generator],
-) -> LazyRanking:  # fmt: skip
+) -> LazyRanking:
     """What to ask, best first, by the strategy of the settings; ``rng`` gives the same randomness at each call."""
     name = settings.selection.strategy
     strategy, answered = strategies.choose(settings.selection), Answered(labels)

@@ -15,7 +15,7 @@ from rarebox.types import ImageLabels, ImageRecord, Source, Targets
 
 def collect(
     run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = lambda *_: None
-) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:  # fmt: skip
+) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
     What is damaged in the store is left out, and named in the list ``damage``. Photos that have moved are found again;

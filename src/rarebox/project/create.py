@@ -64,9 +64,16 @@ IMPORTED = "import"
 
 
 def create(
-    root: Path, images: str | Path, classes: Sequence[str] = (), labels: Path | None = None, *, partial: bool = False,
-    preset: str = "laptop", changes: Mapping[str, Any] | None = None, progress: Progress = lambda *_: None,
-) -> list[listings.Problem]:  # fmt: skip
+    root: Path,
+    images: str | Path,
+    classes: Sequence[str] = (),
+    labels: Path | None = None,
+    *,
+    partial: bool = False,
+    preset: str = "laptop",
+    changes: Mapping[str, Any] | None = None,
+    progress: Progress = lambda *_: None,
+) -> list[listings.Problem]:
     """Make a project of the images below a folder or URL (:mod:`rarebox.data.remote`); the problems met come back.
 
     ``labels`` is a data set that :func:`rarebox.data.datasets.load` reads: what it says of images of that name is taken
@@ -185,9 +192,11 @@ class _Labels:
         theirs = zip(other.boxes.tolist(), other.labels.tolist(), strict=True)
         new = np.array([(*box, label) not in ours for box, label in theirs], dtype=bool)
         return _Labels(
-            np.concatenate([self.boxes, other.boxes[new]]), np.concatenate([self.labels, other.labels[new]]),
-            np.concatenate([self.crowds, other.crowds[new]]), self.complete and other.complete,
-        )  # fmt: skip
+            np.concatenate([self.boxes, other.boxes[new]]),
+            np.concatenate([self.labels, other.labels[new]]),
+            np.concatenate([self.crowds, other.crowds[new]]),
+            self.complete and other.complete,
+        )
 
 
 def _take_in(
@@ -205,7 +214,9 @@ def _take_in(
     nothing = np.zeros((0, 4), dtype=np.float32)
     whole = [record for record, one in found if one.complete and not partial]
     chance = seeds.stream(seed, "held out").permutation(len(whole))
-    kept = {record.id for record, place in zip(whole, chance, strict=True) if place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1}  # fmt: skip  # noqa: E501
+    kept = {
+        record.id for record, place in zip(whole, chance, strict=True) if place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
+    }
     for record, one in found:
         if one.complete and not partial:
             asked.append(Query(record.id, why={HELD_BACK: 1.0} if record.id in kept else None, asked_by=IMPORTED))
@@ -215,17 +226,22 @@ def _take_in(
             asked.append(Query(record.id, box, label, asked_by=IMPORTED))
             said.append((nothing, [], Verdict.CANNOT_TELL) if crowd else (box[None], [label], Verdict.OBJECT))
     queries = store.ask(1, asked)
-    store.record([
-        Answer(query.id, boxes, np.asarray(labels), verdict, IMPORTED)
-        for query, (boxes, labels, verdict) in zip(queries, said, strict=True)
-    ])  # fmt: skip
+    store.record(
+        [
+            Answer(query.id, boxes, np.asarray(labels), verdict, IMPORTED)
+            for query, (boxes, labels, verdict) in zip(queries, said, strict=True)
+        ]
+    )
     return problems
 
 
 def _labels_of_photos(
-    known: listings.Dataset, records: Sequence[ImageRecord], digests: Mapping[int, str], classes: Classes,
+    known: listings.Dataset,
+    records: Sequence[ImageRecord],
+    digests: Mapping[int, str],
+    classes: Classes,
     problems: list[listings.Problem],
-) -> list[tuple[ImageRecord, _Labels]]:  # fmt: skip
+) -> list[tuple[ImageRecord, _Labels]]:
     """Each photo that the labels speak of, and what they say. What belongs to no photo, or to several, is a problem.
 
     A photo is known by its place (an image of our own exports is a link of another name), else by its name, else by its

@@ -326,9 +326,7 @@ class _Photos:
             return True
 
 
-def _find(
-    one: Returned, known: _Known, photos: _Photos, sent: Mapping[str, int], ours: bool
-) -> ImageRecord | None:  # fmt: skip
+def _find(one: Returned, known: _Known, photos: _Photos, sent: Mapping[str, int], ours: bool) -> ImageRecord | None:
     """The image that is meant. ``sent`` are the names in an export of ours; ``ours``: the file is one for certain."""
     if one.image_id is not None:
         return known.images.get(one.image_id)

@@ -34,9 +34,7 @@ def photos_of(folder: RunFolder, store: Store) -> Photos:
     return Photos(store.digests(), Contents(folder.photos))
 
 
-def find_moved_images(
-    store: Store, place: Path, folder: RunFolder, progress: Progress = lambda *_: None
-) -> Found:  # fmt: skip
+def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = lambda *_: None) -> Found:
     """Find the images of a store whose photo is not at their path, below ``place``; the store then has their new paths.
 
     :meth:`rarebox.project.photos.Photos.find` says how.
@@ -101,9 +99,13 @@ def photos_in(folder: Path, root: Path) -> list[Path]:
 
 
 def read_images(
-    files: Sequence[Path | str], size: tuple[int, int], progress: Progress = lambda *_: None, first_id: int = 1,
-    digests: dict[int, str] | None = None, contents: Contents | None = None,
-) -> tuple[list[ImageRecord], list[listings.Problem]]:  # fmt: skip
+    files: Sequence[Path | str],
+    size: tuple[int, int],
+    progress: Progress = lambda *_: None,
+    first_id: int = 1,
+    digests: dict[int, str] | None = None,
+    contents: Contents | None = None,
+) -> tuple[list[ImageRecord], list[listings.Problem]]:
     """Every image file (or URL) that can be decoded, numbered in that order; the others are problems.
 
     ``digests`` is given the hash of each image's content, by its number; ``contents`` knows those of local files.

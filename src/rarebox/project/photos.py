@@ -155,9 +155,12 @@ class Photos:
         return os.path.isfile(record.path) and (self._is_own(record) or self._is_edited(record))
 
     def find(
-        self, images: Mapping[int, ImageRecord], files: Sequence[str], folder: Path,
+        self,
+        images: Mapping[int, ImageRecord],
+        files: Sequence[str],
+        folder: Path,
         progress: Progress = lambda *_: None,
-    ) -> Found:  # fmt: skip
+    ) -> Found:
         """Look among the ``files`` of the ``folder`` of photos for every image whose photo is not at its path.
 
         An image whose file is where it was, outside of that folder, counts as moved only if a copy of it is found. No
@@ -167,9 +170,10 @@ class Photos:
         local = {i: image for i, image in images.items() if not is_url(image.path)}
         self.contents.read([image.path for i, image in local.items() if i in self.digests], progress)
         away = {
-            i: image for i, image in local.items()
+            i: image
+            for i, image in local.items()
             if not (image.path.startswith(inside) and os.path.isfile(image.path) and self._is_own(image))
-        }  # fmt: skip
+        }
         if not away:
             return Found({}, {}, ())
         held = {real(image.path) for i, image in local.items() if i not in away}

@@ -71,7 +71,7 @@ class Project:
         contents = Contents(self.folder.photos)
         records, _ = read_images(
             new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests, contents=contents
-        )  # fmt: skip
+        )
         self.store.add_images(records, digests)
         contents.save()
         return len(records)
@@ -106,11 +106,15 @@ class Project:
     def write_predictions(self, queries: Sequence[Query]) -> None:
         """Keep another detector's boxes, to be offered on the first images: queries with box, guess and score."""
         boxes = np.array([query.box for query in queries], dtype=np.float32).reshape(-1, 4)
-        parquet.write(self.folder.root / "predictions.parquet", {
-            "image_id": np.array([query.image_id for query in queries], dtype=np.int64), "boxes": boxes,
-            "labels": np.array([query.guess for query in queries], dtype=np.int64),
-            "scores": np.array([(query.why or {}).get("score", 0) for query in queries], dtype=np.float32),
-        })  # fmt: skip
+        parquet.write(
+            self.folder.root / "predictions.parquet",
+            {
+                "image_id": np.array([query.image_id for query in queries], dtype=np.int64),
+                "boxes": boxes,
+                "labels": np.array([query.guess for query in queries], dtype=np.int64),
+                "scores": np.array([(query.why or {}).get("score", 0) for query in queries], dtype=np.float32),
+            },
+        )
 
     def read_predictions(self) -> Candidates | None:
         """Those boxes, if there are any."""
@@ -122,13 +126,21 @@ class Project:
             count = len(columns["labels"])
             nothing, place = np.zeros(count), np.arange(count)
             return Candidates(
-                columns["image_id"], place, columns["boxes"], self.store.counts_as()[columns["labels"]],
-                columns["scores"], nothing, nothing, np.zeros((count, 0)),
-            )  # fmt: skip
+                columns["image_id"],
+                place,
+                columns["boxes"],
+                self.store.counts_as()[columns["labels"]],
+                columns["scores"],
+                nothing,
+                nothing,
+                np.zeros((count, 0)),
+            )
 
     # The ranking of a cycle, which the trainer makes and the server asks from
 
-    def write_ranking(self, cycle: int, queue: LazyRanking, frequency: Floats, open_per_class: Ints, most: int | None = None) -> None:  # fmt: skip  # noqa: E501
+    def write_ranking(
+        self, cycle: int, queue: LazyRanking, frequency: Floats, open_per_class: Ints, most: int | None = None
+    ) -> None:
         """Keep the first boxes of a cycle's ranking in their order, ``most`` of them (or MOST_RANKED); and p(l) and the
         number of open candidates of each class. Two files. What was kept before stays, what is new comes after it."""
         most = most or MOST_RANKED
@@ -164,7 +176,7 @@ class Project:
             if "open_per_class" in told:
                 then = np.array(told["open_per_class"], dtype=np.int64)
                 open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
-        return Ranking(candidates, LazyRanking.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)  # fmt: skip  # noqa: E501
+        return Ranking(candidates, LazyRanking.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)
 
     def has_ranking(self, cycle: int) -> bool:
         """Whether the ranking of a cycle is there and can be read; otherwise the trainer makes it anew."""
@@ -198,6 +210,8 @@ def _as_written(file: Path) -> Iterator[None]:
         raise damaged(file, repr(error)[:100]) from error
 
 
-RANKED = tuple(f.name for f in fields(Candidates) if f.name in (
-    "image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency"
-))  # fmt: skip
+RANKED = tuple(
+    f.name
+    for f in fields(Candidates)
+    if f.name in ("image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency")
+)

@@ -22,8 +22,11 @@ def open_project(
     their truth is what people said of them."""
     said, classes = store.labels(), store.classes()
     held = {q.image_id for q in store.queries(1) if q.why and q.why.get(HELD_BACK)}
-    truth = {i: GroundTruth(said[i].boxes, said[i].labels, np.zeros(len(said[i].boxes), dtype=bool))
-             for i in sorted(held) if i in said and said[i].complete}  # fmt: skip
+    truth = {
+        i: GroundTruth(said[i].boxes, said[i].labels, np.zeros(len(said[i].boxes), dtype=bool))
+        for i in sorted(held)
+        if i in said and said[i].complete
+    }
     photos = photos_of(folder, store)
     images = {i: image for i, image in store.images().items() if photos.is_there(image)}  # labels of the others wait
     truth = {i: said_of for i, said_of in truth.items() if i in images}

@@ -94,9 +94,12 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     chance = seeds.stream(settings.seed, "first images").permutation(len(records))
     looked_at = [records[i] for i in sorted(chance[:MOST_LOOKED_AT])]
     detector = detectors.build(
-        **settings.detector.model_dump(), num_classes=max(1, len(store.classes())), device=settings.device,
-        training=settings.training, seed=settings.seed,
-    )  # fmt: skip
+        **settings.detector.model_dump(),
+        num_classes=max(1, len(store.classes())),
+        device=settings.device,
+        training=settings.training,
+        seed=settings.seed,
+    )
     pictures = Pictures(looked_at, settings.detector.size)
     features: dict[int, np.ndarray] = {}
     for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
@@ -106,11 +109,14 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
     order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
     store.open_cycle(1)
-    store.ask(1, [
-        # Not the first ones: training needs those more.
-        Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
-        for place, image_id in enumerate(order[: settings.initial_images])
-    ])  # fmt: skip
+    store.ask(
+        1,
+        [
+            # Not the first ones: training needs those more.
+            Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
+            for place, image_id in enumerate(order[: settings.initial_images])
+        ],
+    )
     return True
 
 

@@ -87,10 +87,11 @@ def _uncertain(run: ReportedRun, found: Sequence[ReportedRun]) -> ReportedRun | 
     """The run by plain uncertainty among those found that begins as this one does; itself, if it is one."""
     alike = ("data", "seed", "initial_images", "budget", "budget_unit", "detector", "training", "scoring")
     fitting = [
-        other for other in (run, *found)
+        other
+        for other in (run, *found)
         if other.settings.selection.strategy == "uncertainty"
         and all(getattr(other.settings, name) == getattr(run.settings, name) for name in alike)
-    ]  # fmt: skip
+    ]
     return fitting[0] if fitting else None
 
 
@@ -127,11 +128,12 @@ def _tiles(run: ReportedRun) -> list[Tile]:
         Tile("Looks", words.count(last["looks"]), "boxes that people were shown"),
         Tile("Hit rate", words.share(run.hit_rate), "of the boxes asked about held something new"),
         Tile(
-            "Images", words.count(last["images_full"] + last["images_partial"]),
+            "Images",
+            words.count(last["images_full"] + last["images_partial"]),
             f"{words.count(last['images_full'])} complete, {words.count(last['images_partial'])} partly labelled",
         ),
         Tile("Time", words.duration(sum(run.seconds.values())), f"most of it: {longest}" if longest else ""),
-    ]  # fmt: skip
+    ]
 
 
 def _problems(run: ReportedRun) -> list[tuple[str, int, list[dict[str, str]]]]:

@@ -26,29 +26,65 @@ from rarebox.report.reading import Record, ReportedRun
 from rarebox.report.words import count, factor, is_number, number, plural, short
 
 LIGHT = {
-    "card": "#ffffff", "ink": "#1b1f27", "muted": "#596170", "line": "#dde1e7", "quiet": "#b9c1cd",
-    "c0": "#0a5a8d", "c1": "#f25e76", "c2": "#1699a5", "c3": "#897627",
-    "c4": "#821e00", "c5": "#8d980d", "c6": "#004b47", "c7": "#865638",
-}  # fmt: skip
+    "card": "#ffffff",
+    "ink": "#1b1f27",
+    "muted": "#596170",
+    "line": "#dde1e7",
+    "quiet": "#b9c1cd",
+    "c0": "#0a5a8d",
+    "c1": "#f25e76",
+    "c2": "#1699a5",
+    "c3": "#897627",
+    "c4": "#821e00",
+    "c5": "#8d980d",
+    "c6": "#004b47",
+    "c7": "#865638",
+}
 """Colours by their role. c0 to c7 stay apart for the colour-blind too, and each has 3 : 1 against the card."""
 
 DARK = {
-    "card": "#1b1e24", "ink": "#eceef2", "muted": "#a7afbc", "line": "#343a44", "quiet": "#566070",
-    "c0": "#47adff", "c1": "#fec7cb", "c2": "#22e5f7", "c3": "#d8c06e",
-    "c4": "#fb693a", "c5": "#d2de40", "c6": "#42a59f", "c7": "#dca482",
-}  # fmt: skip
+    "card": "#1b1e24",
+    "ink": "#eceef2",
+    "muted": "#a7afbc",
+    "line": "#343a44",
+    "quiet": "#566070",
+    "c0": "#47adff",
+    "c1": "#fec7cb",
+    "c2": "#22e5f7",
+    "c3": "#d8c06e",
+    "c4": "#fb693a",
+    "c5": "#d2de40",
+    "c6": "#42a59f",
+    "c7": "#dca482",
+}
 
 PALETTE = tuple(LIGHT[f"c{i}"] for i in range(8))
 MARKERS = "osD^vPX*"
 
 STYLE = {
-    "font.family": "sans-serif", "font.size": 11, "text.color": LIGHT["ink"], "text.parse_math": False,
-    "figure.facecolor": LIGHT["card"], "axes.facecolor": "none", "axes.edgecolor": LIGHT["line"],
-    "axes.labelcolor": LIGHT["muted"], "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": LIGHT["line"], "grid.linewidth": 0.8, "xtick.color": LIGHT["line"],
-    "ytick.color": LIGHT["line"], "xtick.labelcolor": LIGHT["muted"], "ytick.labelcolor": LIGHT["ink"],
-    "legend.frameon": False, "lines.linewidth": 2.2, "lines.markersize": 7, "svg.fonttype": "none",
-}  # fmt: skip
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,
+    "figure.facecolor": LIGHT["card"],
+    "axes.facecolor": "none",
+    "axes.edgecolor": LIGHT["line"],
+    "axes.labelcolor": LIGHT["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.8,
+    "xtick.color": LIGHT["line"],
+    "ytick.color": LIGHT["line"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["ink"],
+    "legend.frameon": False,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 7,
+    "svg.fonttype": "none",
+}
 
 WIDTH = 390  # points; the page shows a figure a little larger than this on a desk, a little smaller on a phone
 ROW = 23  # points for one class
@@ -103,8 +139,15 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
         axes.plot(x, _floats(y), marker=MARKERS[i], color=PALETTE[i], linestyle=("-", "--")[i], label=name)
         for point in zip(x, y, strict=True):
             if is_number(point[1]):
-                axes.annotate(number(point[1]), point, xytext=(0, 8), textcoords="offset points", ha="center",
-                              color=LIGHT["muted"], fontsize=10)  # fmt: skip
+                axes.annotate(
+                    number(point[1]),
+                    point,
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    color=LIGHT["muted"],
+                    fontsize=10,
+                )
     _curve_axes(axes, meter)
     figure.legend(loc="outside upper left", ncols=2)
     look_for = {
@@ -132,10 +175,12 @@ def _ap_per_class(run: ReportedRun) -> Panel:
     _below(axes, "AP50 of the last cycle")
     alt = "AP50 of each class, rare to frequent: " + _spoken(rows, now, number)
     return Panel(
-        "ap_per_class", "AP50 of each class, rare to frequent",
+        "ap_per_class",
+        "AP50 of each class, rare to frequent",
         "The upper bars: do the rare classes catch up with the frequent ones? Beside each name its human boxes.",
-        alt, figure,
-    )  # fmt: skip
+        alt,
+        figure,
+    )
 
 
 def _looks_per_class(run: ReportedRun) -> Panel:
@@ -156,10 +201,12 @@ def _looks_per_class(run: ReportedRun) -> Panel:
         f"{row.label} {text}" for row, text in zip(rows, said, strict=True)
     )
     return Panel(
-        "looks_per_class", "Who was asked about, and how often it paid",
+        "looks_per_class",
+        "Who was asked about, and how often it paid",
         "Long bars at the top: the rare classes got the attention. Much grey: the detector sees ghosts of that class.",
-        alt, figure,
-    )  # fmt: skip
+        alt,
+        figure,
+    )
 
 
 def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
@@ -168,56 +215,100 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
     (c) are the labels that the run by plain uncertainty got, if there is one; (d) those of this run, if it is another.
     """
     first = f"of {plural(run.first['images_full'], 'image')}"
-    panels = [_counts(
-        run, run.first, "human_per_class", "fig1_a", "(a) The first labels", f"human boxes {first}",
-        "The long tail as it comes: these images were drawn at random.",
-    )]  # fmt: skip
+    panels = [
+        _counts(
+            run,
+            run.first,
+            "human_per_class",
+            "fig1_a",
+            "(a) The first labels",
+            f"human boxes {first}",
+            "The long tail as it comes: these images were drawn at random.",
+        )
+    ]
     if not run.choosing:
         return panels
     record = run.choosing[0]
     cycle = f"in cycle {record['cycle']}"
     if "sure_per_class" in record:  # records of earlier versions have no such counts
-        panels.append(_counts(
-            run, record, "sure_per_class", "fig1_b", "(b) The sure detections",
-            f"detections in the pool with a score of {run.settings.pseudo.class_high} or more",
-            "Usually more uneven than (a): the detector is sure of what it has seen often. p(l) is read off these.",
-        ))  # fmt: skip
+        panels.append(
+            _counts(
+                run,
+                record,
+                "sure_per_class",
+                "fig1_b",
+                "(b) The sure detections",
+                f"detections in the pool with a score of {run.settings.pseudo.class_high} or more",
+                "Usually more uneven than (a): the detector is sure of what it has seen often. p(l) is read off these.",
+            )
+        )
     if uncertain and uncertain.choosing:
-        panels.append(_counts(
-            run, uncertain.choosing[0], "labels_per_class", "fig1_c", "(c) What plain uncertainty brought",
-            f"labels {cycle} of “{short(uncertain.name, 40)}”, by their true class",
-            "Ranked by uncertainty alone, which tends to ask for what is frequent anyway.",
-        ))  # fmt: skip
+        panels.append(
+            _counts(
+                run,
+                uncertain.choosing[0],
+                "labels_per_class",
+                "fig1_c",
+                "(c) What plain uncertainty brought",
+                f"labels {cycle} of “{short(uncertain.name, 40)}”, by their true class",
+                "Ranked by uncertainty alone, which tends to ask for what is frequent anyway.",
+            )
+        )
     if run is not uncertain:
-        panels.append(_counts(
-            run, record, "labels_per_class", "fig1_d", "(d) What the answers brought",
-            f"labels {cycle}, by their true class",
-            "A more even picture than (c) is what class-balanced sampling is for.",
-        ))  # fmt: skip
+        panels.append(
+            _counts(
+                run,
+                record,
+                "labels_per_class",
+                "fig1_d",
+                "(d) What the answers brought",
+                f"labels {cycle}, by their true class",
+                "A more even picture than (c) is what class-balanced sampling is for.",
+            )
+        )
     return [
         *panels,
         _counts(
-            run, record, "class_frequency", "class_frequency", "p(l), as the strategy saw it",
-            "share of the sure detections", "A class with a short bar here is favoured by class-balanced sampling.",
+            run,
+            record,
+            "class_frequency",
+            "class_frequency",
+            "p(l), as the strategy saw it",
+            "share of the sure detections",
+            "A class with a short bar here is favoured by class-balanced sampling.",
             say=lambda value: number(value, 3),
         ),
         _counts(
-            run, record, "selected_per_class", "asked", "What was asked",
+            run,
+            record,
+            "selected_per_class",
+            "asked",
+            "What was asked",
             f"boxes, by the class they were taken for, {cycle}",
             "Compare with the labels: where the detector mistakes one class for another, its labels land elsewhere.",
         ),
         _counts(
-            run, record, "uncertainty_would_select", "uncertainty_would_ask", "What plain uncertainty would ask",
+            run,
+            record,
+            "uncertainty_would_select",
+            "uncertainty_would_ask",
+            "What plain uncertainty would ask",
             f"candidates, by the class they were taken for, {cycle}",
             "As many boxes as were asked about, ranked by uncertainty alone.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _counts(
-    run: ReportedRun, record: Record, key: str, name: str, title: str, label: str, look_for: str,
+    run: ReportedRun,
+    record: Record,
+    key: str,
+    name: str,
+    title: str,
+    label: str,
+    look_for: str,
     say: Callable[[float], str] = count,
-) -> Panel:  # fmt: skip
+) -> Panel:
     """Bars of one count per class, with its imbalance factor in the sentence below."""
     rows = _rows(run)
     figure, axes = _canvas(44 + ROW * len(rows))
@@ -245,8 +336,16 @@ def _time(run: ReportedRun) -> Panel:
     left = np.zeros(len(run.records))
     for i, stage in enumerate(run.seconds):
         minutes = np.array([record["seconds"].get(stage, 0.0) for record in run.records]) / 60
-        axes.barh(range(len(run.records)), minutes, left=left, height=0.66, label=stage, color=PALETTE[i % 8],
-                  edgecolor=LIGHT["card"], linewidth=1)  # fmt: skip
+        axes.barh(
+            range(len(run.records)),
+            minutes,
+            left=left,
+            height=0.66,
+            label=stage,
+            color=PALETTE[i % 8],
+            edgecolor=LIGHT["card"],
+            linewidth=1,
+        )
         left = left + minutes
     _row_axes(axes, [f"cycle {record['cycle']}" for record in run.records])
     _below(axes, "minutes")
@@ -270,15 +369,23 @@ def of_comparison(runs: Sequence[ReportedRun]) -> dict[str, list[Panel]]:
 
 def _compared_classes(runs: Sequence[ReportedRun]) -> list[Panel]:
     ap = _dots(
-        runs, lambda run, row: _mean(run.last["per_class_ap50"], row), number, "compare_ap_per_class",
-        "AP50 of each class, rare to frequent", "AP50 of each run's last cycle",
+        runs,
+        lambda run, row: _mean(run.last["per_class_ap50"], row),
+        number,
+        "compare_ap_per_class",
+        "AP50 of each class, rare to frequent",
+        "AP50 of each run's last cycle",
         "The upper rows: which run serves the rare classes best?",
-    )  # fmt: skip
+    )
     looks = _dots(
-        runs, lambda run, row: _mean(run.summed("selected_per_class"), row), count, "compare_looks_per_class",
-        "Who was asked about", "boxes, by the class they were taken for",
+        runs,
+        lambda run, row: _mean(run.summed("selected_per_class"), row),
+        count,
+        "compare_looks_per_class",
+        "Who was asked about",
+        "boxes, by the class they were taken for",
         "A class-balanced run lies to the right in the upper rows, and to the left in the lower ones.",
-    )  # fmt: skip
+    )
     return [ap, looks]
 
 
@@ -300,9 +407,14 @@ def _curves(runs: Sequence[ReportedRun], meter: str, which: str) -> Panel:
 
 
 def _dots(
-    runs: Sequence[ReportedRun], value: Callable[[ReportedRun, "Row"], float], say: Callable[[float], str], name: str,
-    title: str, label: str, look_for: str,
-) -> Panel:  # fmt: skip
+    runs: Sequence[ReportedRun],
+    value: Callable[[ReportedRun, "Row"], float],
+    say: Callable[[float], str],
+    name: str,
+    title: str,
+    label: str,
+    look_for: str,
+) -> Panel:
     """A row for each class, a dot in it for each run."""
     rows = _rows(runs[0])
     figure, axes = _canvas(60 + ROW * len(rows) + 17 * len(runs))
@@ -402,8 +514,16 @@ def _values(axes: Axes, ends: Sequence[float] | np.ndarray, texts: Sequence[str]
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     for y, (x, text) in enumerate(zip(ends, texts, strict=True)):
-        axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", va="center", color=LIGHT["muted"],
-                      fontsize=10, annotation_clip=False)  # fmt: skip
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=LIGHT["muted"],
+            fontsize=10,
+            annotation_clip=False,
+        )
 
 
 def _below(axes: Axes, text: str) -> None:

@@ -136,9 +136,13 @@ def _class(asked: Asked) -> int:
 
 
 def _shot(
-    record: ImageRecord, asked: Sequence[Asked], targets: Targets | None, before: ImageLabels | None, name: Name,
+    record: ImageRecord,
+    asked: Sequence[Asked],
+    targets: Targets | None,
+    before: ImageLabels | None,
+    name: Name,
     scores: Mapping[tuple[int, bytes], float],
-) -> Shot:  # fmt: skip
+) -> Shot:
     shrink = min(WIDTH / record.width, HEIGHT / record.height)
     width, height = max(1, round(record.width * shrink)), max(1, round(record.height * shrink))
     scale = np.array([width / record.width, height / record.height] * 2)

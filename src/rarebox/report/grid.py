@@ -44,10 +44,12 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
             parts.append(GroupPart(group, f"group{i}", findings(group), panels, grid_tables.tables(group)))
     page = render(
         "grid.html.j2",
-        parts=parts, headline=headline(groups), about=about(groups),
+        parts=parts,
+        headline=headline(groups),
+        about=about(groups),
         caution=grid_tables.caution(groups),
         failed=list(dict.fromkeys(run for group in groups for run in group.failed)),
-    )  # fmt: skip
+    )
     write_text(out / "tables.md", grid_tables.markdown(groups))
     write_text(out / "report.html", page)
     return out / "report.html"

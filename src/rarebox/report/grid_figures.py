@@ -86,8 +86,13 @@ def _overview(group: Group, looks: Mapping[str, Look], meter: str, which: str, v
     if ceiling == ceiling:
         look_for += " Dashed: training on all labels."
     title = f"AP50 of {which} against {meter}"
-    return Panel(f"{'ap50' if which == 'all classes' else 'rare'}_{meter}", title, look_for,
-                 f"{title}. {'; '.join(said)}", figure)  # fmt: skip
+    return Panel(
+        f"{'ap50' if which == 'all classes' else 'rare'}_{meter}",
+        title,
+        look_for,
+        f"{title}. {'; '.join(said)}",
+        figure,
+    )
 
 
 def _line(
@@ -111,11 +116,22 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[Point, str, str]]) -> None:
     places = _apart([end.value.mean for end, _, _ in ordered], gap=(high - low) * 13.5 / 250, low=low, high=high)
     for (end, name, colour), place in zip(ordered, places, strict=True):
         axes.annotate(
-            short(name, LONGEST_METHOD), (end.paid, end.value.mean), (1.04, place), fontsize=9.5, va="center",
-            textcoords=("axes fraction", "data"), annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 2, "shrinkB": 5,
-                        "relpos": (0, 0.5)},
-        )  # fmt: skip
+            short(name, LONGEST_METHOD),
+            (end.paid, end.value.mean),
+            (1.04, place),
+            fontsize=9.5,
+            va="center",
+            textcoords=("axes fraction", "data"),
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 2,
+                "shrinkB": 5,
+                "relpos": (0, 0.5),
+            },
+        )
 
 
 def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -160,11 +176,13 @@ def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
         for name in names
     )
     return Panel(
-        f"each_{meter}", f"Each method by itself against {meter}",
+        f"each_{meter}",
+        f"Each method by itself against {meter}",
         "The band is one standard deviation over seeds; grey are all others. Bands that overlap widely say that a few "
         "seeds cannot tell two methods apart; the paired differences below can often do more.",
-        f"AP50 by {meter}, best first. {said}", figure,
-    )  # fmt: skip
+        f"AP50 by {meter}, best first. {said}",
+        figure,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ differences
@@ -183,10 +201,23 @@ def _differences(group: Group, looks: Mapping[str, Look], label: str, reference:
         colour = looks[name][0]
         if step.low == step.low:
             axes.plot([step.low, step.high], [row, row], color=colour, linewidth=2.2)
-        axes.plot(step.mean, row, color=colour, marker="o", markeredgewidth=1.8,
-                  markerfacecolor=colour if step.sign else LIGHT["card"])  # fmt: skip
-        axes.annotate(results.signed(step.mean) if step.n else results.DASH, (1.02, row), fontsize=10, va="center",
-                      xycoords=("axes fraction", "data"), color=LIGHT["muted"], annotation_clip=False)  # fmt: skip
+        axes.plot(
+            step.mean,
+            row,
+            color=colour,
+            marker="o",
+            markeredgewidth=1.8,
+            markerfacecolor=colour if step.sign else LIGHT["card"],
+        )
+        axes.annotate(
+            results.signed(step.mean) if step.n else results.DASH,
+            (1.02, row),
+            fontsize=10,
+            va="center",
+            xycoords=("axes fraction", "data"),
+            color=LIGHT["muted"],
+            annotation_clip=False,
+        )
     if names:
         _row_axes(axes, [short(name, LONGEST_METHOD) for name in names])
         axes.axvline(0, color=LIGHT["ink"], linewidth=1)
@@ -194,11 +225,13 @@ def _differences(group: Group, looks: Mapping[str, Look], label: str, reference:
         _below(axes, f"AP50 minus that of {short(reference, 30)}, paired by seed")
     said = "; ".join(f"{name} {results.signed(step.mean)}" for name, step in steps.items())
     return Panel(
-        f"minus_{label.replace(' ', '_')}", title,
+        f"minus_{label.replace(' ', '_')}",
+        title,
         f"Right of the line: better. The bar is the paired 95 % t interval{_over(steps.values())}. A full dot: it "
         f"excludes 0, over {statistics.ENOUGH_SEEDS} seeds or more.",
-        f"{title}: {said}", figure,
-    )  # fmt: skip
+        f"{title}: {said}",
+        figure,
+    )
 
 
 def _over(steps: Iterable[statistics.Difference]) -> str:
@@ -219,14 +252,20 @@ def _classes(group: Group) -> list[Panel]:
         for name, runs in ((name, group.methods[name]) for name in measures.ranked(group))
     }
     ap = _heat(
-        heights, order, "ap_of_classes", "Final AP50 of each class",
+        heights,
+        order,
+        "ap_of_classes",
+        "Final AP50 of each class",
         "Columns go from rare to frequent: which method serves the columns on the left?",
-    )  # fmt: skip
+    )
     rates = _heat(
-        hits, order, "hits_of_classes", "Hit rate of each class",
+        hits,
+        order,
+        "hits_of_classes",
+        "Hit rate of each class",
         "Of the boxes shown that were taken for the class, how many held an object without a label. Methods that ask "
         "for whole images are not here.",
-    )  # fmt: skip
+    )
     return [ap, rates]
 
 
@@ -248,8 +287,9 @@ def _heat(
             if of[c] == of[c]:
                 shade = 0.04 + 0.5 * of[c] / (max(known) or 1)
                 axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, color=PALETTE[0], alpha=shade, lw=0))
-                axes.text(column, row, f"{100 * of[c]:.0f}", ha="center", va="center",
-                          fontsize=9 if len(order) <= 12 else 7)  # fmt: skip
+                axes.text(
+                    column, row, f"{100 * of[c]:.0f}", ha="center", va="center", fontsize=9 if len(order) <= 12 else 7
+                )
     _row_axes(axes, [short(method, LONGEST_METHOD) for method in values])
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.set_xticks(range(len(order)), [short(c, 16) for c in order], rotation=90)

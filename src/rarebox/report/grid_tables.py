@@ -46,17 +46,22 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
         points = curve(runs)
         paid = [spread(run.cycles[-1][meter] for run in runs).mean for meter in ("labels", "looks")]
         reach = [labels_to_reach(points, part * group.ceiling) for part in (0.90, 0.95) if group.full]
-        rows.append((
-            name, str(len(runs)), *(_spread(spread(values[name].values())) for values in found.values()),
-            _per_cent(hit_rates(runs)[""]), *map(_count, (*paid, *reach)),
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                str(len(runs)),
+                *(_spread(spread(values[name].values())) for values in found.values()),
+                _per_cent(hit_rates(runs)[""]),
+                *map(_count, (*paid, *reach)),
+            )
+        )
     if group.full:
         values = (ap50, mean_ap(rarest(group)))
         height, rare = (_spread(spread(value(run.cycles[-1]) for run in group.full)) for value in values)
         labels = spread(run.cycles[-1]["labels"] for run in group.full).mean
-        rows.append((
-            "all labels", str(len(group.full)), height, DASH, DASH, DASH, rare, DASH, _count(labels), *(DASH,) * 3
-        ))  # fmt: skip
+        rows.append(
+            ("all labels", str(len(group.full)), height, DASH, DASH, DASH, rare, DASH, _count(labels), *(DASH,) * 3)
+        )
     counted = "a run on all labels" if group.full else "the first images"
     over = "Mean ± standard deviation over seeds" if several_seeds(group) else "One seed"
     note = (
@@ -66,8 +71,13 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
         "something new."
     )
     columns = (
-        "method", "seeds", *found, "hit rate", "labels", "looks",
-    )  # fmt: skip
+        "method",
+        "seeds",
+        *found,
+        "hit rate",
+        "labels",
+        "looks",
+    )
     if group.full:
         columns += ("to 90\u00a0%", "to 95\u00a0%")
         note += " The last two columns: labels at which the mean curve reaches that share of the AP50 of all labels."

@@ -277,10 +277,13 @@ def make_app(
 
     @app.get("/api/answers")
     def answers(
-        found: Anybody, limit: Annotated[int, Query(ge=1, le=200)] = 10, before: Identifier | None = None,
-        by: Annotated[str | None, Query(max_length=200)] = None, label: Identifier | None = None,
+        found: Anybody,
+        limit: Annotated[int, Query(ge=1, le=200)] = 10,
+        before: Identifier | None = None,
+        by: Annotated[str | None, Query(max_length=200)] = None,
+        label: Identifier | None = None,
         verdict: Verdict | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Answers that count, newest first."""
         who = found.name if by == "me" else by
         return {"answers": service.answers(limit, before, who, label, verdict and verdict.value)}
@@ -400,9 +403,16 @@ def _holder(by: str, client: str) -> str:
 def _submission(item: Item) -> Submission:
     boxes, labels = np.array(item.boxes, dtype=np.float32).reshape(-1, 4), np.array(item.labels, dtype=np.int64)
     return Submission(
-        item.key, Verdict(item.verdict), boxes, labels, item.milliseconds, item.query, item.image, item.after,
+        item.key,
+        Verdict(item.verdict),
+        boxes,
+        labels,
+        item.milliseconds,
+        item.query,
+        item.image,
+        item.after,
         item.complete,
-    )  # fmt: skip
+    )
 
 
 def _picture(record: ImageRecord, size: int | None) -> Response:

@@ -44,9 +44,17 @@ def config_of(app: FastAPI, limits: Limits | None = None) -> uvicorn.Config:
     for name in ("asyncio", "uvicorn.error"):
         logging.getLogger(name).addFilter(Seldom())
     return uvicorn.Config(
-        app, http=Connection, ws="none", backlog=BACKLOG, log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=2, timeout_keep_alive=int(limits.idle), lifespan="off",
-    )  # fmt: skip
+        app,
+        http=Connection,
+        ws="none",
+        backlog=BACKLOG,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=int(limits.idle),
+        lifespan="off",
+    )
 
 
 class BoundedConnection(H11Protocol):

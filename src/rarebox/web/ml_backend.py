@@ -154,6 +154,7 @@ def _check_classes(config: str, classes: Sequence[str]) -> None:
     missing = [name for name in classes if name not in there]
     if missing:
         raise HTTPException(
-            400, f"the labelling configuration has no rectangle label for {', '.join(missing)}; add it, or take the "
-            "config.xml that `rarebox export --queries --format labelstudio` writes"
-        )  # fmt: skip
+            400,
+            f"the labelling configuration has no rectangle label for {', '.join(missing)}; add it, or take the "
+            "config.xml that `rarebox export --queries --format labelstudio` writes",
+        )

@@ -36,10 +36,17 @@ LOG_SECONDS = 5
 
 
 def serve(
-    root: Path, host: str = "127.0.0.1", port: int | None = None, people: Sequence[str] = (), *, browser: bool = True,
-    also: Sequence[str] = (), label_studio: bool = False, engine: Sequence[str] = (),
+    root: Path,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    people: Sequence[str] = (),
+    *,
+    browser: bool = True,
+    also: Sequence[str] = (),
+    label_studio: bool = False,
+    engine: Sequence[str] = (),
     say: Callable[[str], None] = print,
-) -> None:  # fmt: skip
+) -> None:
     """Serve a project until Ctrl-C or a signal to end.
 
     ``people`` get a link each; without them, one link that works once. ``engine``: where the pool is scored, if not in
@@ -67,9 +74,17 @@ def serve(
 
 
 def _serve(
-    project: Project, host: str, port: int | None, names: Sequence[str], browser: bool, also: Sequence[str],
-    label_studio: bool, engine: Sequence[str], say: Callable[[str], None], ending: "Ending",
-) -> None:  # fmt: skip
+    project: Project,
+    host: str,
+    port: int | None,
+    names: Sequence[str],
+    browser: bool,
+    also: Sequence[str],
+    label_studio: bool,
+    engine: Sequence[str],
+    say: Callable[[str], None],
+    ending: "Ending",
+) -> None:
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
@@ -151,7 +166,9 @@ class Ending:
     The store is closed in every case, so that its file is complete in itself. While it is being closed they do nothing.
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))  # fmt: skip  # noqa: E501
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
         self.server: uvicorn.Server | None = None
@@ -203,5 +220,7 @@ def _listen(host: str, port: int | None, last: Path) -> socket.socket:
         except (OSError, OverflowError) as error:
             listening.close()
             if port is not None:
-                raise UserError(f"cannot listen on {host}, port {port}: {error}; name another one with --port") from None  # fmt: skip  # noqa: E501
+                raise UserError(
+                    f"cannot listen on {host}, port {port}: {error}; name another one with --port"
+                ) from None
     raise UserError(f"cannot listen on {host}; name an address of this machine")

@@ -83,7 +83,9 @@ class AnnotationService:
 
     # What people do
 
-    def answer(self, holder: str, by: str, said: Sequence[Submission], want: int) -> Future[tuple[list[Outcome], list[Query]]]:  # fmt: skip  # noqa: E501
+    def answer(
+        self, holder: str, by: str, said: Sequence[Submission], want: int
+    ) -> Future[tuple[list[Outcome], list[Query]]]:
         """Record answers and hand out questions, in one transaction; done when it is on the disk."""
         seconds = self.project.settings.people.lease_seconds
 
@@ -318,12 +320,19 @@ class AnnotationService:
         """An answer as the page wants it."""
         image, guess = self.images[one.query.image_id], one.query.guess
         return {
-            "answer": one.id, "query": one.query.id, "by": one.answer.by, "verdict": one.answer.verdict.value,
-            "boxes": [_rounded(box) for box in one.answer.boxes], "labels": self._counted(one),
-            "milliseconds": one.answer.milliseconds, "at": f"{one.at.isoformat(timespec='seconds')}Z",
-            "image": _about(image), "box": None if one.query.box is None else _rounded(one.query.box),
-            "guess": None if guess is None else int(self._counts_as[guess]), "cycle": one.cycle,
-        }  # fmt: skip
+            "answer": one.id,
+            "query": one.query.id,
+            "by": one.answer.by,
+            "verdict": one.answer.verdict.value,
+            "boxes": [_rounded(box) for box in one.answer.boxes],
+            "labels": self._counted(one),
+            "milliseconds": one.answer.milliseconds,
+            "at": f"{one.at.isoformat(timespec='seconds')}Z",
+            "image": _about(image),
+            "box": None if one.query.box is None else _rounded(one.query.box),
+            "guess": None if guess is None else int(self._counts_as[guess]),
+            "cycle": one.cycle,
+        }
 
     def _counted(self, one: Given) -> list[int]:
         """The labels of an answer as what they count as by now."""
@@ -335,10 +344,13 @@ class AnnotationService:
         """Answers that count, newest first."""
         with self._lock:
             found = (
-                one for one in self._answer_index.standing()
-                if (before is None or one.id < before) and by in (None, one.answer.by)
-                and (label is None or label in self._counted(one)) and verdict in (None, one.answer.verdict.value)
-            )  # fmt: skip
+                one
+                for one in self._answer_index.standing()
+                if (before is None or one.id < before)
+                and by in (None, one.answer.by)
+                and (label is None or label in self._counted(one))
+                and verdict in (None, one.answer.verdict.value)
+            )
             return [self.given(one) for one in islice(found, limit)]
 
     def disagreements(self) -> list[dict[str, Any]]:
@@ -351,9 +363,13 @@ class AnnotationService:
         """What became of an answer, as the page wants it."""
         current = self.given(outcome.current) if outcome.current else None
         return {
-            "key": outcome.key, "status": outcome.status.value, "query": outcome.query_id,
-            "answer": outcome.answer_id, "reason": outcome.reason, "current": current,
-        }  # fmt: skip
+            "key": outcome.key,
+            "status": outcome.status.value,
+            "query": outcome.query_id,
+            "answer": outcome.answer_id,
+            "reason": outcome.reason,
+            "current": current,
+        }
 
     def state(self, person: str | None, fixed: bool) -> dict[str, Any]:
         """Everything around the question: progress, balance, cycles, people."""
@@ -372,14 +388,19 @@ class AnnotationService:
         return {
             "project": real(self.project.folder.root).name,
             "classes": [
-                {"label": label, "name": name, "count": int(self._counts[label]),
-                 "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label])}
+                {
+                    "label": label,
+                    "name": name,
+                    "count": int(self._counts[label]),
+                    "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label]),
+                }
                 for label, name in enumerate(self._classes)
             ],
             "phase": self._phase(),
             "cycle": self._cycle,
             "budget": {
-                "spent": self._spent, "of": self._budget,
+                "spent": self._spent,
+                "of": self._budget,
                 "unit": "images" if self._cycle <= 1 else settings.budget_unit,
             },
             "trainer": trainer,
@@ -395,12 +416,13 @@ class AnnotationService:
             },
             "advice": self._advice(),
             "people": [
-                {"name": name, "answers": answer_index.sums["by", name]}
-                for name in sorted(answer_index.of_person)],
-            "can_train": trainer["state"] != "working" and bool(self._counts.sum())
+                {"name": name, "answers": answer_index.sums["by", name]} for name in sorted(answer_index.of_person)
+            ],
+            "can_train": trainer["state"] != "working"
+            and bool(self._counts.sum())
             and len(self._records) < self._cycle,
             "version": self.version,
-        }  # fmt: skip
+        }
 
     def _phase(self) -> str:
         if self._cycle == 0:
@@ -482,8 +504,12 @@ class AnnotationService:
 def _about(image: ImageRecord) -> dict[str, Any]:
     name = image.path.replace("\\", "/").rsplit("/", 1)[-1]
     return {
-        "id": image.id, "name": name, "width": image.width, "height": image.height, "url": f"/api/images/{image.id}",
-    }  # fmt: skip
+        "id": image.id,
+        "name": name,
+        "width": image.width,
+        "height": image.height,
+        "url": f"/api/images/{image.id}",
+    }
 
 
 def _rounded(box: Floats) -> list[float]:

@@ -80,9 +80,14 @@ class Supervisor:
     def _start(self) -> None:
         sweep(self._root)  # nobody writes there now
         process = self._process = subprocess.Popen(
-            [*COMMAND, str(self._root), *self._engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            [*COMMAND, str(self._root), *self._engine],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
         assert process.stdout
         assert process.stderr
         complaints: deque[str] = deque(maxlen=20)
@@ -157,10 +162,20 @@ def _why_it_ended(code: int, complaints: Iterable[str]) -> str:
 
 
 def _status(
-    state: str, stage: str | None = None, done: int = 0, of: int = 0, seconds_left: float | None = None,
-    note: str = "", reason: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    state: str,
+    stage: str | None = None,
+    done: int = 0,
+    of: int = 0,
+    seconds_left: float | None = None,
+    note: str = "",
+    reason: str | None = None,
+) -> dict[str, Any]:
     return {
-        "state": state, "stage": stage, "done": done, "of": of, "note": note,
-        "seconds_left": None if seconds_left is None else round(seconds_left, 1), "reason": reason,
-    }  # fmt: skip
+        "state": state,
+        "stage": stage,
+        "done": done,
+        "of": of,
+        "note": note,
+        "seconds_left": None if seconds_left is None else round(seconds_left, 1),
+        "reason": reason,
+    }
