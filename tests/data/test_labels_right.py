@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from rarebox import config, external
 from rarebox.cli.doctor import examine
-from rarebox.cli.options import app
+from rarebox.cli.main import app
 from rarebox.data.classes import Classes
 from rarebox.data.datasets import load
 from rarebox.data.detections import open_detections
@@ -986,7 +986,6 @@ def test_two_names_in_coco_do_not_share_a_file_that_differs_in_capitals(tmp_path
     [
         ([0.6, 0.6, 0.5, 0.6], {}),  # a centre and a size
         ([0.1, 0.1, 0.2, 0.2], {"attributes": {"source": "manual"}}),
-        ([0.1, 0.1, 0.9, 0.9], {"attributes": {"source": "human"}}),
     ],
 )
 def test_shares_of_every_kind_are_dropped_and_listed(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
-from rarebox.cli.options import app
+from rarebox.cli.main import app
 from rarebox.config import NAMES, Settings, flatten, resolve
 from rarebox.errors import UserError
 from rarebox.grid import measures, paper, results, statistics

@@ -10,7 +10,7 @@ from PIL import Image
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from rarebox.cli.options import app
+from rarebox.cli.main import app
 from rarebox.errors import UserError
 from rarebox.labels import schema
 from rarebox.labels.store import Store

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from rarebox.cli.options import app
+from rarebox.cli.main import app
 from rarebox.errors import UserError
 from rarebox.labels.leases import People, Submission
 from rarebox.labels.store import Store

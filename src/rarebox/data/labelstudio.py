@@ -179,8 +179,11 @@ def from_annotation(task: Mapping[str, Any], annotation: Mapping[str, Any], wher
     if not isinstance(annotation.get("result"), list | str):
         raise UserError(f"{where}: the annotation has no result list")
     result = _list(annotation["result"], where)
+    unread = isinstance(annotation["result"], str) and not result
+    if unread or not all(isinstance(region, dict) for region in result):
+        raise UserError(f"{where}: 'result' is not a list of regions; export it again")
     by, seconds = annotation.get("completed_by"), annotation.get("lead_time")
-    returned = _returned(task.get("data"), [r for r in result if isinstance(r, dict)], by, seconds, where)
+    returned = _returned(task.get("data"), result, by, seconds, where)
     begun_with = annotation.get("parent_prediction", OURS)
     kept = annotation.get("prediction")
     if isinstance(kept, dict) and isinstance(kept.get("result"), list) and begun_with in (OURS, kept.get("id")):

@@ -464,7 +464,7 @@ def _without_shares(image: ListedImage, size: Size, problems: list[Problem]) -> 
     """The image without boxes that must be in shares of its sides, where its labels are in pixels.
 
     As corners, a corner and a size, or a centre and a size, shares are at most 1. In pixels such a box is not larger
-    than one pixel and lies in the corner of the image.
+    than one pixel and lies in the corner of the image. Boxes of our own exports are known by their source.
     """
     if image.relative or min(size[:2]) <= 2:
         return image
@@ -472,8 +472,12 @@ def _without_shares(image: ListedImage, size: Size, problems: list[Problem]) -> 
     for box in image.boxes:
         x1, y1, x2, y2 = box.box
         ends, begins = max(x2, y2), max(x1, y1, x2 - x1, y2 - y1)
-        if min(x2 - x1, y2 - y1) > 0 and min(ends, begins) <= _LARGEST_SHARE:
-            what = f"{list(box.box)}: it is not larger than the first pixel; if it is written in shares of the image's sides, write pixels"  # noqa: E501
+        ours = box.source in list(Source)  # rarebox writes pixels
+        if not ours and min(x2 - x1, y2 - y1) > 0 and min(ends, begins) <= _LARGEST_SHARE:
+            what = (
+                f"{list(box.box)}: it is not larger than the first pixel; "
+                "if it is written in shares of the image's sides, write pixels"
+            )
             problems.append(Problem("box dropped", box.where, what))
         else:
             kept.append(box)
