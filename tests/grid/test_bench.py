@@ -613,6 +613,34 @@ def test_many_at_once_do_each_run_once(grid, pictures: Path, tmp_path: Path, pre
     assert [line["run"] for line in lines(out)] == [run.folder for run in runs]
 
 
+def test_a_shared_run_that_is_finished_between_two_looks_has_not_failed(
+    grid, pictures: Path, tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = grid(data=[str(pictures)]), tmp_path / "out"
+    runs = spec.read(file)
+    state, attempt = Bench.state, Bench._attempt
+    unseen = list[str]()  # shared runs that another process finishes after the next look at them
+    seen = list[str]()
+
+    def look(self: Bench, run: Planned) -> str:
+        if run.folder in unseen:
+            unseen.remove(run.folder)
+            seen.append(run.folder)
+            return "started"
+        return state(self, run)
+
+    def attempt_while_it_finishes(self: Bench, run: Planned) -> bool:
+        if run.share and state(self, run.share) == "done" and run.share.folder not in seen:
+            unseen.append(run.share.folder)
+        return attempt(self, run)
+
+    monkeypatch.setattr(Bench, "state", look)
+    monkeypatch.setattr(Bench, "_attempt", attempt_while_it_finishes)
+    assert Bench(out, runs, runs).work(file) == []
+    assert seen
+    assert [line["status"] for line in lines(out)] == ["done"] * len(runs)
+
+
 # ------------------------------------------------------------------------------------------- the command
 
 

@@ -213,9 +213,10 @@ class Bench:
 
         place = self.place(run)
         try:
+            # In this order: another process may finish the shared run at any moment.
+            if run.share and self._is_open(run.share):
+                return False
             if run.share and self.state(run.share) != "done":
-                if self._is_open(run.share):
-                    return False
                 raise UserError(f"the first cycle that it shares has failed: {self.reason(run.share)}")
             with place.locked():
                 pass  # only whether it is free: the loop takes the lock itself
