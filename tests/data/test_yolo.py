@@ -309,4 +309,36 @@ def test_polygons_are_not_taken_for_key_points(tmp_path: Path, rows: tuple[str, 
     values = [float(word) for word in rows[0].split()[1:]]
     hull = [100 * min(values[::2]), 50 * min(values[1::2]), 100 * max(values[::2]), 50 * max(values[1::2])]
     assert data.train.truth[1].boxes[0].tolist() == pytest.approx(hull)
-    assert data.problems == ()
+    assert {problem.kind for problem in data.problems} <= {"polygons assumed"}
+
+
+FACE = "0 0.5 0.5 0.2 0.4 0.46 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57"
+FLAGGED = "0 0.5 0.5 0.2 0.4 0.46 0.43 1 0.54 0.43 1 0.47 0.57 1 0.53 0.57 0"
+
+
+@pytest.mark.parametrize("odd", ["0 0.5 0.5 0.2 0.4 0.65 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57", FACE])
+def test_points_that_may_be_key_points_are_never_read_as_polygons_in_silence(tmp_path: Path, odd: str) -> None:
+    """Landmarks that do not fill their box, or one point outside of it."""
+    data_yaml(tmp_path, "train: images")
+    add(tmp_path, "images/a.png", *[FACE] * 3, odd)
+    (problem,) = load(tmp_path).problems
+    assert problem.kind == "polygons assumed"
+    assert "kpt_shape" in problem.what
+
+
+@pytest.mark.parametrize("odd", [FLAGGED.replace("0.46 0.43", "0.75 0.43"), "0 0.5 0.5 0.2 0.4" + " 0" * 12])
+def test_one_odd_row_does_not_turn_flagged_key_points_into_polygons(tmp_path: Path, odd: str) -> None:
+    data_yaml(tmp_path, "train: images")
+    add(tmp_path, "images/a.png", *[FLAGGED] * 3, odd)
+    data = load(tmp_path)
+    assert data.train.truth[1].boxes.tolist() == [pytest.approx([40, 15, 60, 35])] * 4
+    assert [problem.kind for problem in data.problems] == ["key points assumed"]
+
+
+def test_plain_boxes_beside_key_points_are_boxes(tmp_path: Path) -> None:
+    data_yaml(tmp_path, "train: images")
+    add(tmp_path, "images/a.png", *[FLAGGED] * 3, "1 0.3 0.5 0.2 0.4")
+    data = load(tmp_path)
+    assert data.train.truth[1].boxes[3].tolist() == pytest.approx([20, 15, 40, 35])
+    assert len(data.train.truth[1]) == 4
+    assert [problem.kind for problem in data.problems] == ["key points assumed"]

@@ -57,9 +57,15 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file, opened by :func:`open_regular`."""
+    """The content of a file, opened by :func:`open_regular`. UserError if it does not fit into memory."""
     with open_regular(path) as opened:
-        return opened.read()
+        try:
+            return opened.read()
+        except MemoryError:
+            size = os.fstat(opened.fileno()).st_size
+            raise UserError(
+                f"{path}: its {size / 1e9:.1f} GB do not fit into memory; check whether it is whole"
+            ) from None
 
 
 def write_bytes(file: Path, content: bytes, mode: int = 0o666) -> None:

@@ -6,6 +6,7 @@ polygon, whose hull is the box. Where data.yaml has ``kpt_shape``, key points fo
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +51,11 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
     pairs = _Pairs([image for listed in images.values() for image in listed], disk)
     problems: list[Problem] = []
     if key_points is None:
-        key_points = _likely_key_points(pairs.owned.values())
+        key_points, unsure = _likely_key_points(pairs.owned.values())
         if key_points:
             problems.append(Problem("key points assumed", str(file), _ASSUMED.format(key_points)))
+        elif unsure:
+            problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs)
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", "'test' is the test split"))
@@ -62,8 +65,14 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
 
 
 _ASSUMED = (
-    "every row of the labels is a box and {} numbers of points in it, so they are taken for key points. Write their "
+    "the rows of the labels look like boxes with {} numbers of key points, and are read so. Write their "
     "kpt_shape there, or 'kpt_shape: [0, 2]' if the rows are polygons"
+)
+
+
+_POLYGONS = (
+    "the rows of the labels may be polygons or boxes with key points; they are read as polygons. If they are key "
+    "points, write their kpt_shape there; 'kpt_shape: [0, 2]' says that they are polygons"
 )
 
 
@@ -157,55 +166,67 @@ def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
     return count * numbers
 
 
-def _likely_key_points(files: Iterable[Path]) -> int:
-    """How many numbers of key points follow each box by the look of all rows; 0 where these may be anything else.
+def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
+    """How many numbers of key points follow each box by the look of all rows, 0 if the rows are read as polygons; and
+    whether they may be key points all the same.
 
-    Every row must have the same number of values, at least eight, and the first four must be a box in the image that
-    holds the points behind them. Points of two numbers must fill it, too, for a polygon of some points looks alike.
+    All rows but plain boxes must have the same number of values, at least eight. With a flag of 0, 1 or 2 behind each
+    point, most boxes must hold their points. Without flags all boxes must, and their points must fill them, for a small
+    polygon looks alike.
     """
-    count, dimensions = 0, (2, 3)
+    rows = []
     for file in files:
-        try:
-            rows = [
-                [finite(word) for word in line.split()[1:]] for line in read_text(file).splitlines() if line.strip()
-            ]
-        except (OSError, UserError, ValueError):  # listed when it is read for its boxes
-            continue
-        for values in rows:
-            count = count or len(values)
-            dimensions = tuple(n for n in dimensions if len(values) == count >= 8 and _holds_points(values, n))
-            if not dimensions:
-                return 0
-    return max(count - 4, 0)
+        with suppress(OSError, UserError, ValueError):  # listed when it is read for its boxes
+            lines = [line.split()[1:] for line in read_text(file).splitlines() if line.strip()]
+            rows += [values for words in lines if len(values := [finite(word) for word in words]) != 4]
+    counts = {len(values) for values in rows}
+    if len(counts) != 1 or (count := counts.pop()) < 8:
+        return 0, False
+    numbers = 3 if (count - 4) % 3 == 0 and all(flag in (0, 1, 2) for v in rows for flag in v[6::3]) else 2
+    if (count - 4) % numbers:
+        return 0, False
+    poses = [(values[:4], [values[at : at + 2] for at in range(4, count, numbers)]) for values in rows]
+    if numbers == 2 and any(points[-1] == box[:2] for box, points in poses):
+        return 0, False  # a ring of corners that ends where it began
+    holding = [_holds(box, points) for box, points in poses]
+    mostly = sum(holding) > len(rows) / 2
+    filled = all(holding) and all(_fills(box, points) for box, points in poses)
+    if mostly if numbers == 3 else filled:
+        return count - 4, False
+    return 0, mostly
 
 
-def _holds_points(values: Sequence[float], numbers: int) -> bool:
-    """Whether a row may be a box that holds key points of 2 or 3 numbers, and is not the corners of a turned box."""
-    x, y, width, height, *rest = values
-    points = [rest[start : start + numbers] for start in range(0, len(rest), numbers)]
-    if len(rest) % numbers or any(point[2] not in (0, 1, 2) for point in points if numbers == 3):
-        return False
-    if len(values) == 8 and max(abs(x + rest[0] - width - rest[2]), abs(y + rest[1] - height - rest[3])) < _SLACK:
-        return False  # the diagonals of the four corners have one centre
+def _holds(box: Sequence[float], points: Sequence[Sequence[float]]) -> bool:
+    """Whether four numbers may be a box in the image that holds points, and with them are no turned box."""
+    x, y, width, height = box
+    if len(points) == 2:
+        (x3, y3), (x4, y4) = points
+        if max(abs(x + x3 - width - x4), abs(y + y3 - height - y4)) < _SLACK:
+            return False  # the diagonals of the four corners have one centre
     inside = width / 2 <= min(x, 1 - x) + _SLACK and height / 2 <= min(y, 1 - y) + _SLACK
-    seen = [point for point in points if any(point)]  # zeros stand for a point that is not labelled
-    held = all(abs(px - x) <= width / 2 + _SLACK and abs(py - y) <= height / 2 + _SLACK for px, py, *_ in seen)
-    return inside and held and (numbers == 3 or _fill(seen, x, y, width, height))
+    within = (abs(px - x) <= width / 2 + _SLACK and abs(py - y) <= height / 2 + _SLACK for px, py in _seen(points))
+    return inside and all(within)
 
 
-def _fill(points: Sequence[Sequence[float]], x: float, y: float, width: float, height: float) -> bool:
-    """Whether points spread over at least half of a box, about its centre, and do not end where they began.
+def _fills(box: Sequence[float], points: Sequence[Sequence[float]]) -> bool:
+    """Whether points lie about the centre of a box and spread over at least half of it along one side.
 
     A small polygon read as a box and key points has its points in one spot of a large box.
     """
-    if not points or points[-1] == [x, y]:
-        return False
+    if not (seen := _seen(points)):
+        return True
     ratios = []
-    for values, centre, side in (([p[0] for p in points], x, width), ([p[1] for p in points], y, height)):
+    for along in (0, 1):
+        values, centre, side = [point[along] for point in seen], box[along], box[along + 2]
         if abs(sum(values) / len(values) - centre) > side / 4:
             return False
         ratios.append((max(values) - min(values) + _SLACK) / side if side > 0 else 0)
     return max(ratios) >= 0.5
+
+
+def _seen(points: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Points without those at (0, 0), which stand for a point that is not labelled."""
+    return [point for point in points if any(point)]
 
 
 _SLACK = 0.005
