@@ -246,6 +246,36 @@ def test_events_that_cannot_be_taken_in(client: TestClient, project: Project, ch
     assert People(project.store).given() == []
 
 
+@pytest.mark.parametrize("result", ["x", "[", [None], ["x"], [3], None, 3])
+def test_an_annotation_whose_result_cannot_be_read_takes_nothing_back(
+    client: TestClient, project: Project, result: Any
+) -> None:
+    shown = ask(client, "a.jpg")[0]
+    drawn = region([5, 5, 20, 20], "dog", "x")
+    assert client.post("webhook", json=event("ANNOTATION_CREATED", "a.jpg", shown, [drawn])).status_code == 201
+    before = project.store.labels()[1].boxes.tolist()
+    assert before
+    told = event("ANNOTATION_UPDATED", "a.jpg", shown, [])
+    told["annotation"]["result"] = result
+    answer = client.post("webhook", json=told)
+    assert answer.status_code == 422
+    assert "result" in answer.json()["detail"]
+    assert project.store.labels()[1].boxes.tolist() == before
+
+
+def test_an_event_that_arrives_late_undoes_nothing(client: TestClient, project: Project) -> None:
+    shown = ask(client, "a.jpg")[0]
+    first, second = region([5, 5, 20, 20], "dog", "x"), region([40, 5, 60, 20], "cat", "y")
+    later = event("ANNOTATION_UPDATED", "a.jpg", shown, [first, second], updated_at="2026-01-02T10:00:00Z")
+    earlier = event("ANNOTATION_CREATED", "a.jpg", shown, [first], updated_at="2026-01-01T10:00:00Z")
+    assert client.post("webhook", json=later).json()["result"]["missed"] == 2
+    boxes = project.store.labels()[1].boxes.tolist()
+    assert "later state" in client.post("webhook", json=earlier).json()["status"]
+    assert project.store.labels()[1].boxes.tolist() == boxes
+    newest = event("ANNOTATION_UPDATED", "a.jpg", shown, [second], updated_at="2026-01-03T10:00:00Z")
+    assert client.post("webhook", json=newest).json()["result"]["withdrawn"] == 1
+
+
 @pytest.mark.parametrize("path", ["predict", "setup", "webhook"])
 @pytest.mark.parametrize("body", ["[]", "nonsense", '{"tasks": 3, "schema": 4, "action": 5}'])
 def test_malformed_requests_are_refused(client: TestClient, path: str, body: str) -> None:

@@ -5,6 +5,7 @@ what is stored. Nothing is trained here: answers go to the store, where the trai
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Response
@@ -64,6 +65,8 @@ def make_router(
     returns, and says how many of which kind; its UserErrors are told to Label Studio.
     """
     router = APIRouter(tags=["Label Studio"])
+    newest: dict[Any, str] = {}  # of each annotation: when the last state taken in was saved in Label Studio
+    one_at_a_time = Lock()
 
     @router.get("/", include_in_schema=False)
     @router.get("/health")
@@ -88,14 +91,26 @@ def make_router(
     @router.post("/webhook", status_code=201)
     @router.post("/train", status_code=201, include_in_schema=False)
     def webhook(body: Event) -> dict[str, Any]:
-        """An annotation was submitted or changed: it becomes answers."""
+        """An annotation was submitted or changed: it becomes answers.
+
+        Events may arrive late or twice. A state older than the last one taken in (since the server started) is passed
+        over.
+        """
         if body.action not in ANSWERED:
             return {"result": {}, "status": "passed over"}
-        try:
-            returned = _returned(body)
-            return {"result": dict(record(Batch([returned] if returned else []))), "status": "ok"}
-        except UserError as error:
-            raise HTTPException(422, str(error)) from None
+        about = body.annotation or {}
+        number, saved_at = about.get("id"), str(about.get("updated_at") or "")  # ISO dates sort as text
+        with one_at_a_time:
+            if isinstance(number, int) and saved_at < newest.get(number, ""):
+                return {"result": {}, "status": "passed over: a later state of this annotation is here"}
+            try:
+                returned = _returned(body)
+                counts = dict(record(Batch([returned] if returned else [])))
+            except UserError as error:
+                raise HTTPException(422, str(error)) from None
+            if isinstance(number, int):
+                newest[number] = saved_at
+        return {"result": counts, "status": "ok"}
 
     @router.get("/versions")
     @router.post("/versions")
