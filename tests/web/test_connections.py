@@ -191,6 +191,17 @@ def test_a_reply_that_nobody_reads_is_given_up(listening: Listening) -> None:
         listening.answers()
 
 
+def test_replies_that_nobody_reads_give_way_to_others(listening: Listening) -> None:
+    request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
+    with closing(Listening(listening.house, replace(LIMITS, reply=60.0))) as patient:
+        many = [patient.connect(request.encode()) for _ in range(LIMITS.connections)]
+        with closed(many):
+            time.sleep(0.5)
+            assert patient.open() == LIMITS.connections
+            for _ in range(3):
+                patient.answers()
+
+
 def test_streams_are_bounded(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rarebox.web.app.MOST_STREAMS", 2)
     url, cookie = f"http://127.0.0.1:{listening.port}/api/events", {"Cookie": listening.cookie}

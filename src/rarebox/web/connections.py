@@ -106,14 +106,17 @@ class BoundedConnection(H11Protocol):
         self._coming = self.loop.call_later(self.seconds.request, self.transport.abort)
 
     def _make_room(self) -> None:
-        """Close who has waited longest without asking: first those who never did. Where all are being answered, the
-        newcomer has to come again."""
+        """Close the connection that has waited longest: one that never sent a request, else one between two requests,
+        else one whose reply is not being read. If all are being answered, the newcomer is closed."""
         there = [
             one for one in self.connections if isinstance(one, BoundedConnection) and not one.transport.is_closing()
         ]
         if len(there) > self.most:
-            waiting = [one for one in there if one is not self and not one.answering]
-            min(waiting, key=lambda one: (one.cycle is not None, one._since), default=self).transport.abort()
+            waiting = [one for one in there if one is not self and (one._unread or not one.answering)]
+            longest = min(
+                waiting, key=lambda one: (one._unread is not None, one.cycle is not None, one._since), default=self
+            )
+            longest.transport.abort()
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:
