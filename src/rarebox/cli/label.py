@@ -126,7 +126,7 @@ def relocate(
     print(f"{run}: {counted(done.there, 'photo')} found in {data}")
     for warning in done.warnings:
         console.print(warning, markup=False, soft_wrap=True)
-    for path in done.missing[:5]:
+    for path in done.missing[:MOST_NAMED]:
         console.print(f"not found: {path}", markup=False, soft_wrap=True)
     if done.missing:
         console.print(

@@ -75,7 +75,7 @@ def warn_of_photos(project: Path) -> None:
 
 def name_missing(missing: Sequence[str]) -> None:
     """Say which photos an export lacks."""
-    for line in missing[:5]:
+    for line in missing[:MOST_NAMED]:
         console.print(f"no photo: {line}", markup=False, soft_wrap=True)
     if missing:
         console.print(

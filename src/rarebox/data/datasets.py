@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
-from rarebox.data import listings, scenes
+from rarebox.data import coco, listings, scenes, voc, yolo
 from rarebox.data.images import image_files
 from rarebox.data.listings import Dataset, Reader, ReadProgress, assemble
-from rarebox.data.voc import ARCHIVES, download
 from rarebox.errors import UserError
 
 _LAYOUTS = """Understood are:
@@ -33,8 +32,6 @@ def load(
     ``read`` hears of every image that was read. Images that do not lie where the labels say are looked for, by name,
     among ``photos``. Raises `UserError` when nothing is left to go on with.
     """
-    from rarebox.data import voc  # not at the top, here and in `_reader`, because the readers import this module
-
     path = Path(os.path.expanduser(path))
     if voc.wants_download(path):
         voc.download(path)
@@ -56,8 +53,6 @@ def refuse_missing(name: str | Path) -> None:
 
     What its images are like is not looked at, and what would be made or downloaded is there.
     """
-    from rarebox.data import voc
-
     if not str(name).strip():
         raise UserError("the data set has no name; give a folder with images and labels, or scenes")
     path = Path(os.path.expanduser(name))
@@ -71,15 +66,11 @@ def refuse_missing(name: str | Path) -> None:
 
 def _reader(path: Path) -> Reader | None:
     """What reads this path: the first format that recognises it."""
-    from rarebox.data import coco, voc, yolo
-
     finders = (coco.find, voc.find, yolo.find, coco.find_single)
     return next((reader for find in finders if (reader := find(path)) is not None), None)
 
 
 def _missing(path: Path) -> UserError:
-    from rarebox.data import voc
-
     if str(path) == path.name and (known := get_close_matches(path.name, (MADE, *voc.ARCHIVES), n=1, cutoff=0.7)):
         return UserError(f"{path} does not exist; did you mean {known[0]!r}?")
     if not os.path.isdir(path.parent):
@@ -114,7 +105,7 @@ def load_data(name: str, progress: Progress = lambda *_: None) -> listings.Datas
 
     if name == MADE:
         return load(scenes.make(cache_folder() / f"scenes-{scenes.RECIPE}"), read=read)
-    if name in ARCHIVES and not Path(name).exists():
-        download(cache_folder() / name)
+    if name in voc.ARCHIVES and not Path(name).exists():
+        voc.download(cache_folder() / name)
         return load(cache_folder() / name, read=read)
     return load(name, check_pixels=True, read=read)

@@ -9,8 +9,6 @@ from typing import Any
 from rarebox import config
 from rarebox.grid.results import GridRun, Group
 
-# ------------------------------------------------------------------------------------------------ which method is what
-
 REFERENCES = {
     "U": ("uncertainty", ()),
     "box random": ("random", ()),

@@ -34,8 +34,6 @@ Record = dict[str, Any]
 Values = dict[str, dict[int, float]]
 """One number of each run: method -> seed -> value."""
 
-# ------------------------------------------------------------------------------------------------ what the file holds
-
 
 @dataclass(frozen=True, eq=False)
 class GridRun:

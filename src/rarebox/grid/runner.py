@@ -36,9 +36,6 @@ HERE = ("data", "device")
 """Settings that say something of the machine, not of the method; a line of the results leaves them out."""
 
 
-# ------------------------------------------------------------------------------------------- the work
-
-
 @dataclass
 class Bench:
     """A grid in its folder.

@@ -67,9 +67,6 @@ class Planned:
         }
 
 
-# ------------------------------------------------------------------------------------------- the grid file
-
-
 def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
     """Every run of a grid file, checked, in the order they are done; ``places`` says where its data sets lie.
 

@@ -11,9 +11,6 @@ ENOUGH_SEEDS = 6
 NAN = float("nan")
 
 
-# ------------------------------------------------------------------------------------------------ over the seeds
-
-
 class Spread(NamedTuple):
     """Mean and sample standard deviation of ``n`` known numbers."""
 

@@ -12,8 +12,6 @@ from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import LazyRanking
 from rarebox.types import Ints, Query
 
-# ------------------------------------------------------------------------------------------- the steps of a cycle
-
 
 def label_initial_pool(run: Run) -> None:
     """Random images of the pool, labelled completely; the same for every strategy of a seed."""

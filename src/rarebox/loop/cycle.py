@@ -20,7 +20,7 @@ from rarebox.evaluate import coco_ap, voc_ap
 from rarebox.labels.targets import calibrate, make_targets, write_targets
 from rarebox.loop import scoring
 from rarebox.loop.ask import ask, label_initial_pool
-from rarebox.loop.record import _named, _or_null, record
+from rarebox.loop.record import by_class, or_null, record
 from rarebox.loop.run import Ranked, Run, batches, load_detector, look, new_detector
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
@@ -60,7 +60,7 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> dict[str, Any]
     return record(run, cycle, ranked, targets, result)
 
 
-def _leaves_images_out(place: RunFolder) -> bool:
+def leaves_images_out(place: RunFolder) -> bool:
     """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
     listed = read_json(place.problems) if place.problems.exists() else []
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
@@ -226,12 +226,12 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))
     result = {
-        "ap50": _or_null(voc.mean_ap),
-        "ap50_11": _or_null(voc.mean_ap11),
-        "per_class_ap50": _named(run, voc.ap),
-        "coco_ap": _or_null(coco["ap"]),
-        "coco_ap50": _or_null(coco["ap50"]),
-        "coco_ap75": _or_null(coco["ap75"]),
+        "ap50": or_null(voc.mean_ap),
+        "ap50_11": or_null(voc.mean_ap11),
+        "per_class_ap50": by_class(run, voc.ap),
+        "coco_ap": or_null(coco["ap"]),
+        "coco_ap50": or_null(coco["ap50"]),
+        "coco_ap75": or_null(coco["ap75"]),
     }
     write_json(kept, {"test": asked, "result": result})
     return result

@@ -47,25 +47,25 @@ def record(
         "images_full": sum(said.complete for said in labels.values()),
         "images_partial": sum(not said.complete and len(said.boxes) > 0 for said in labels.values()),
         **result,
-        "candidates_per_class": _named(run, ranked.open_per_class if ranked else np.zeros(classes, np.int64)),
-        **{name: _named(run, np.bincount(np.array(c, np.int64), minlength=classes)) for name, c in counts.items()},
-        "human_per_class": _named(run, human),
-        "pseudo_per_class": _named(run, count_sure(targets, classes, pseudo_above)),
+        "candidates_per_class": by_class(run, ranked.open_per_class if ranked else np.zeros(classes, np.int64)),
+        **{name: by_class(run, np.bincount(np.array(c, np.int64), minlength=classes)) for name, c in counts.items()},
+        "human_per_class": by_class(run, human),
+        "pseudo_per_class": by_class(run, count_sure(targets, classes, pseudo_above)),
         "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
-        "sure_per_class": _named(run, sure),
-        "class_frequency": _named(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
-        "imbalance_factor": _or_null(imbalance_factor(human)),
+        "sure_per_class": by_class(run, sure),
+        "class_frequency": by_class(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
+        "imbalance_factor": or_null(imbalance_factor(human)),
         "notes": list(run.notes),
         "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
     }
 
 
-def _named(run: Run, values: np.ndarray) -> dict[str, Any]:
+def by_class(run: Run, values: np.ndarray) -> dict[str, Any]:
     """Values by class name."""
-    return {name: _or_null(value) for name, value in zip(run.classes, values.tolist(), strict=True)}
+    return {name: or_null(value) for name, value in zip(run.classes, values.tolist(), strict=True)}
 
 
-def _or_null(value: float) -> float | None:
+def or_null(value: float) -> float | None:
     """NaN, which stands for "no truth to measure on" and which JSON lacks, becomes null."""
     return None if value != value else value
 

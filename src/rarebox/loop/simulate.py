@@ -19,16 +19,13 @@ from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop import scoring
-from rarebox.loop.cycle import _leaves_images_out, run_cycle
+from rarebox.loop.cycle import leaves_images_out, run_cycle
 from rarebox.loop.run import Engine, Run, new_detector, pictures_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.types import ImageRecord
 
 HELD_OUT = 0.2
 """Share of the pool kept for evaluation where a data set has no test split."""
-
-
-# ------------------------------------------------------------------------------------------- the whole run
 
 
 def simulate(
@@ -53,7 +50,7 @@ def simulate(
     dataset = dataset or load_data(settings.data, progress)
     with _disk_errors_explained(folder), place.locked():
         begun = place.environment.exists()
-        if not begun or _leaves_images_out(place):
+        if not begun or leaves_images_out(place):
             dataset = listings.usable(dataset)
         settings = place.claim(settings)
         if not begun:

@@ -60,9 +60,6 @@ IMPORTED = "import"
 """Who has answered what was labelled before."""
 
 
-# ------------------------------------------------------------------------------------------- how it begins
-
-
 def create(
     root: Path,
     images: str | Path,
