@@ -249,7 +249,7 @@ def test_export_of_partly_labelled_images(monkeypatch, capsys, tmp_path, finishe
     assert told["boxes"] > 0
     assert (told["unlabelled"] == 0) == (format == "yolo")
     assert call(monkeypatch, "export", finished, out, "--format", format, *extra) == 0
-    warning = f"{told['partly_labelled']} of the images are labelled in part and {told['unlabelled']} not at all"
+    warning = f"{counted(told['partly_labelled'], 'image')} labelled in part, {told['unlabelled']} not at all"
     assert (warning in capsys.readouterr().err) == (format != "yolo")
     if format == "coco":
         labels = json.loads(next(out.glob("*.json")).read_text())

@@ -106,8 +106,8 @@ def export(
     print(f"{done.folder}: {counted(done.boxes, 'box', 'boxes')} on {counted(done.images, 'image')}")
     if done.partly_labelled or done.unlabelled:
         console.print(
-            f"careful: {done.partly_labelled} of the images are labelled in part and {done.unlabelled} not at all "
-            "(incomplete.txt lists them). To most trainers what has no box there is background; --complete-only "
+            f"careful: {counted(done.partly_labelled, 'image')} labelled in part, {done.unlabelled} not at all "
+            "(listed in incomplete.txt). Most trainers take whatever has no box for background; --complete-only "
             "leaves these images out",
             soft_wrap=True,
         )
