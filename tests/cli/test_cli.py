@@ -19,6 +19,7 @@ from PIL import Image
 from rarebox import config
 from rarebox.cli import main, simulate
 from rarebox.cli.options import PIPE_CLOSED
+from rarebox.core.text import counted
 from rarebox.loop.run_folder import RunFolder, open_store
 from rarebox.types import Query
 from tests.tiny import as_options, make_data
