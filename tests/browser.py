@@ -101,7 +101,8 @@ class Person:
         )
 
     def drag(self, box: Any, width: int, height: int) -> None:
-        """Draw a box, given in the pixels of the photo."""
+        """Draw a box, given in the pixels of the photo. The page moves the picture in its next frame."""
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         frame = self.page.locator("#stage .picture").bounding_box()
         assert frame
         x, y = frame["width"] / width, frame["height"] / height

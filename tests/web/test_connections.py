@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL import Image
 from rarebox.data.images import UnreadableImage, content_of
 from rarebox.data.remote import is_url
 from rarebox.web import app, connections
-from rarebox.web.connections import Limits, Seldom, config_of
+from rarebox.web.connections import BoundedConnection, Limits, Seldom, config_of
 from tests.house import House, make_project, open_cycle, opened
 from tests.web import test_serve
 from tests.web.test_serve import serving
@@ -50,10 +50,22 @@ class Listening:
     def open(self) -> int:
         return len(self.server.server_state.connections)
 
+    def unread(self) -> int:
+        """Connections whose client does not read its reply."""
+        there = list(self.server.server_state.connections)
+        return sum(isinstance(one, BoundedConnection) and one._unread is not None for one in there)
+
     def answers(self, within: float = 3) -> None:
         began = time.monotonic()
         assert httpx.get(f"http://127.0.0.1:{self.port}/static/icon.svg", timeout=within).status_code == 200
         assert time.monotonic() - began < within
+
+
+def until(came: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not came():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -184,10 +196,8 @@ def test_a_reply_that_nobody_reads_is_given_up(listening: Listening) -> None:
     request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
     many = [listening.connect(request.encode()) for _ in range(10)]
     with closed(many):
-        time.sleep(0.5)
-        assert listening.open() == 10  # the pictures are larger than what the system takes in our place
-        time.sleep(2)
-        assert listening.open() == 0
+        until(lambda: listening.unread() == 10)  # the pictures are larger than what the system takes in our place
+        until(lambda: listening.open() == 0)
         listening.answers()
 
 
@@ -196,8 +206,7 @@ def test_replies_that_nobody_reads_give_way_to_others(listening: Listening) -> N
     with closing(Listening(listening.house, replace(LIMITS, reply=60.0))) as patient:
         many = [patient.connect(request.encode()) for _ in range(LIMITS.connections)]
         with closed(many):
-            time.sleep(0.5)
-            assert patient.open() == LIMITS.connections
+            until(lambda: patient.unread() == len(many))
             for _ in range(3):
                 patient.answers()
 

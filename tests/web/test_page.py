@@ -137,6 +137,28 @@ def test_undo_reaches_back_over_several_answers_and_redo_forth(office: Office) -
 
 
 @pytest.mark.parametrize("office", [5], indirect=True)
+def test_a_box_drawn_over_the_asked_one_replaces_it_but_after_d_it_is_another_object(
+    office: Office, pictures: Sequence[ImageRecord]
+) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    shown = next(one for one in pictures if Path(one.path).name == anna.photo())
+    around = [0.05 * shown.width, 0.05 * shown.height, 0.95 * shown.width, 0.95 * shown.height]
+    anna.press("f")
+    anna.drag(around, shown.width, shown.height)
+    anna.page.get_by_text("Taken as the asked box").wait_for()
+    assert office.given() == []
+    anna.press("d")
+    anna.drag(around, shown.width, shown.height)
+    anna.saved()
+    assert [verdict for _, verdict, _ in office.given()] == ["object"]
+    anna.press("Escape", "x")  # the question is still open
+    anna.saved()
+    assert [verdict for _, verdict, _ in office.given()] == ["object", "not_an_object"]
+    assert anna.problems == []
+
+
+@pytest.mark.parametrize("office", [5], indirect=True)
 def test_what_somebody_leaves_comes_to_who_has_nothing_to_do(office: Office) -> None:
     browser = office.browser("anna")
     anna = office.tab(browser)

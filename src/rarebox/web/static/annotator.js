@@ -419,6 +419,7 @@ export class Annotator {
   /** @param {Box} box @param {boolean} again */
   draw(box, again) {
     const task = this.task;
+    const another = this.view.mode === "draw"; // D was pressed: another object, even there
     this.view.mode = "auto";
     if (!task || this.pictureStatus !== "ready") return this.#changed();
     const mark = this.active;
@@ -429,7 +430,7 @@ export class Annotator {
       if (this.pen === null && !offered().length) this.page.findClass((label) => this.choose(label)); // the first class of all
       return this.#changed();
     }
-    if (task.sketch.box && iou(box, task.sketch.box) > SAME_OBJECT) {
+    if (task.sketch.box && !another && iou(box, task.sketch.box) > SAME_OBJECT) {
       this.page.say("Taken as the asked box. For a second object there, press D before drawing.");
       return this.change("asked", box, "end", true);
     }
