@@ -320,7 +320,7 @@ def record_of_a_cycle(number: int) -> dict[str, Any]:
     return {
         "cycle": number,
         "labels": 6,
-        "looks": 8,
+        "reviews": 8,
         "ap50": 0.25,
         "ap50_11": 0.24,
         "seconds": {"train": 1.5},

@@ -22,7 +22,7 @@ from rarebox.web.service import AnnotationService
 HOST = "localhost:8765"
 CLASSES = ("fish", "ray", "shark")
 BOX = [10.0, 10.0, 50.0, 40.0]
-CHANGES: dict[str, Any] = {"initial_images": 3, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
+CHANGES: dict[str, Any] = {"initial_images": 3, "budget": [6], "budget_unit": "reviews", "people.overlap": 0}
 
 
 def make_project(folder: Path, images: int = 12, **changes: Any) -> Project:
@@ -66,7 +66,7 @@ def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess
 
 def record(cycle: int) -> dict[str, Any]:
     """What is kept of a finished cycle."""
-    return {"cycle": cycle, "labels": 3, "looks": 3 * cycle, "ap50": 0.1 * cycle, "seconds": {"fit": 1.0}}
+    return {"cycle": cycle, "labels": 3, "reviews": 3 * cycle, "ap50": 0.1 * cycle, "seconds": {"fit": 1.0}}
 
 
 def item(**what: Any) -> dict[str, Any]:

@@ -62,6 +62,15 @@ def test_the_paper_preset_is_section_4_1() -> None:
     assert (training.backbone_lr, training.flip, training.scale_jitter) == (1.0, 0.5, 0.0)
 
 
+def test_looks_is_the_former_name_of_reviews(tmp_path: Path) -> None:
+    (file := tmp_path / "settings.yaml").write_text("budget_unit: looks\n", encoding="utf-8")
+    for settings in (config.resolve(file=file), config.resolve(changes={"budget_unit": "looks"})):
+        assert settings.budget_unit == "reviews"
+        assert "looks" not in config.dump(settings)
+    with pytest.raises(UserError, match=r"budget_unit 'glances'.* labels, reviews"):
+        config.resolve(changes={"budget_unit": "glances"})
+
+
 def test_candidates_and_pseudo_labels_have_each_their_floor() -> None:
     assert (Settings().scoring.candidate_threshold, Settings().lowest_pseudo_score, Settings().lowest_score) == (
         0.1,
@@ -214,7 +223,7 @@ def test_settings_written_and_read_again_are_the_same(tmp_path: Path, text: Call
 
 def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
     lines = [line.strip() for line in config.commented(Settings()).splitlines()]
-    assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, looks" in lines
+    assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, reviews" in lines
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
     assert "name: retinanet  # the detector; one of retinanet, faster_rcnn" in lines
     assert "seed: 0  # root seed" in lines

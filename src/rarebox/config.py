@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rarebox.core.parsing import from_yaml
 from rarebox.core.text import read_text
@@ -227,7 +227,7 @@ class Settings(Section):
     seed: int = Field(default=0, ge=0, description="root seed")
     initial_images: int = Field(default=60, ge=1, description="images of the pool labelled completely at the start")
     budget: tuple[int, ...] = Field(default=(150, 300), description="what each further cycle may spend")
-    budget_unit: Literal["labels", "looks"] = Field(default="labels", description="what a budget counts [12]")
+    budget_unit: Literal["labels", "reviews"] = Field(default="labels", description="what a budget counts [12]")
     device: str = Field(default="auto", description="auto, cpu, cuda, mps")
     detector: DetectorSettings = DetectorSettings()
     training: TrainingSettings = TrainingSettings()
@@ -236,6 +236,11 @@ class Settings(Section):
     pseudo: PseudoSettings = PseudoSettings()
     oracle: OracleSettings = OracleSettings()
     people: PeopleSettings = PeopleSettings()
+
+    @field_validator("budget_unit", mode="before")
+    @classmethod
+    def _unit_of_earlier_versions(cls, unit: object) -> object:
+        return current_unit(unit)
 
     @property
     def lowest_score(self) -> float:
@@ -299,14 +304,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-PROJECT: dict[str, Any] = {"initial_images": 8, "budget": [50], "budget_unit": "looks"}
+PROJECT: dict[str, Any] = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"}
 """What a project of people starts with over its preset; the last budget holds for all cycles after it too."""
 
 BEFORE: dict[str, Any] = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
 """What runs did before a setting existed, where that is not its default. Files of earlier versions lack the setting."""
 
+FORMER_UNITS: dict[object, str] = {"looks": "reviews"}
+"""Values of ``budget_unit`` before version 0.2, and what they are called now."""
+
 PAPER_LR = {"retinanet": 1e-3, "faster_rcnn": 5e-3}
 """§4.1: the preset's learning rate depends on the detector."""
+
+
+def current_unit(unit: object) -> object:
+    """A value of ``budget_unit`` by the name it has today."""
+    return FORMER_UNITS.get(unit, unit) if isinstance(unit, str) else unit
 
 
 def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Settings:

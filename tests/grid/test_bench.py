@@ -26,6 +26,7 @@ from rarebox.grid.results import read
 from rarebox.grid.runner import Bench
 from rarebox.grid.spec import Planned
 from rarebox.loop import scoring, simulate
+from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run_folder import RunFolder
 from tests import forked
 from tests.tiny import CHANGES, make_data
@@ -356,7 +357,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs finish at once, with numbers out of thin air; each leaves its name here."""
     done: list[str] = []
 
-    def run(folder: Path, settings: Settings, *_: Any, **named: Any) -> list[Event]:
+    def run(folder: Path, settings: Settings, *_: Any, **named: Any) -> list[CycleRecord]:
         place = RunFolder(folder)
         with place.locked():
             place.claim(settings)
@@ -364,7 +365,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 return place.records()
             time.sleep(0.02)
             cycles = range(1, len(settings.budget) + 2)
-            paid = [{"cycle": c, "labels": 6 * c, "looks": 6 * c, "ap50": 0.5, "seconds": {"fit": 1.0}} for c in cycles]
+            paid = [
+                {"cycle": c, "labels": 6 * c, "reviews": 6 * c, "ap50": 0.5, "seconds": {"fit": 1.0}} for c in cycles
+            ]
             write_json(place.metrics, paid)
             done.append(folder.as_posix().split("/tiny")[1])
         return place.records()

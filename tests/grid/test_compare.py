@@ -20,6 +20,7 @@ from rarebox.grid import measures, paper, results, statistics
 from rarebox.grid.measures import Point
 from rarebox.grid.results import Group
 from rarebox.grid.statistics import Spread
+from rarebox.loop.metrics import as_record
 from rarebox.report import figures, grid, grid_figures, grid_tables, write_report
 from tests.report.test_report import Page
 
@@ -34,13 +35,13 @@ FINAL = {"plain": (0.40, 0.44, 0.48), "whole": (0.46, 0.48, 0.50), "dice": (0.30
 
 
 def record(
-    cycle: int, labels: int, ap: float | None, *, looks: int = 0, shown: int = 0, hits: int = 0
+    cycle: int, labels: int, ap: float | None, *, reviews: int = 0, shown: int = 0, hits: int = 0
 ) -> dict[str, Any]:
     """A record; the yak is the rarest and a tenth worse, all that is shown is taken for the dog."""
     return {
         "cycle": cycle,
         "labels": labels,
-        "looks": looks or labels,
+        "reviews": reviews or labels,
         "hits": hits,
         "ap50": ap,
         "ap50_11": None if ap is None else ap + 0.01,
@@ -69,8 +70,8 @@ def line(method: str, seed: int, cycles: Sequence[Mapping[str, Any]], **more: An
 
 
 def two_cycles(method: str, seed: int, **more: Any) -> dict[str, Any]:
-    """100 labels and AP50 0.3, then 150 labels (one more each seed), 100 looks, of which half hit."""
-    last = record(2, 150 + seed, FINAL[method][seed], looks=200, shown=100, hits=50)
+    """100 labels and AP50 0.3, then 150 labels (one more each seed), 100 reviews, of which half hit."""
+    last = record(2, 150 + seed, FINAL[method][seed], reviews=200, shown=100, hits=50)
     return line(method, seed, [record(1, 100, 0.3), last], **more)
 
 
@@ -102,13 +103,13 @@ def finals(group: Group) -> results.Values:
 
 def test_runs_of_one_data_set_detector_and_budget_make_a_group(tmp_path: Path) -> None:
     other = [two_cycles("plain", 0, data="farm"), two_cycles("plain", 0, budget=[60])]
-    looks = two_cycles("plain", 0, settings={**SETTINGS["plain"], "budget_unit": "looks"})
-    groups = results.read([write(tmp_path / "grid", [*standard(), FAILED, FULL, *other, looks])])
+    reviews = two_cycles("plain", 0, settings={**SETTINGS["plain"], "budget_unit": "reviews"})
+    groups = results.read([write(tmp_path / "grid", [*standard(), FAILED, FULL, *other, reviews])])
     assert [g.title for g in groups] == [
         "zoo · retinanet · +50 labels",
         "farm · retinanet · +50 labels",
         "zoo · retinanet · +60 labels",
-        "zoo · retinanet · +50 looks",
+        "zoo · retinanet · +50 reviews",
     ]
     assert list(groups[0].methods) == ["plain", "whole", "dice"]
     assert groups[0].seeds == [0, 1, 2]
@@ -241,11 +242,11 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     late = line("late", 0, [record(1, 125, 0.4), record(2, 150, 0.6)])
     begins_late = measures.areas(group_of(tmp_path, [two_cycles("plain", 0), over, late]))
     assert begins_late["over"] == {0: pytest.approx(0.45)}  # from 125 to 150: 0.4 to 0.5
-    by_looks = measures.areas(group, "looks")
-    assert by_looks["over"][0] == pytest.approx(0.5)
+    by_reviews = measures.areas(group, "reviews")
+    assert by_reviews["over"][0] == pytest.approx(0.5)
     # At the 150 labels that both have paid, not where each ended.
     assert measures.at_equal_cost(group) == {"plain": {0: pytest.approx(0.4)}, "over": {0: pytest.approx(0.5)}}
-    assert measures.at_equal_cost(group, "looks")["over"][0] == pytest.approx(0.7)
+    assert measures.at_equal_cost(group, "reviews")["over"][0] == pytest.approx(0.7)
     # One that bought nothing has no area, and takes the others' from nobody.
     idle = line("idle", 0, [record(1, 100, 0.3), record(2, 100, 0.3)])
     assert measures.areas(group_of(tmp_path, [two_cycles("plain", 0), over, idle])) == {
@@ -270,7 +271,7 @@ def test_labels_to_reach_a_height() -> None:
     ("changes", "told"),
     [
         ({"cycles": [1]}, "cycles"),
-        ({"settings": {"budget_unit": "coins"}}, "budget_unit is 'coins', not labels or looks"),
+        ({"settings": {"budget_unit": "coins"}}, "budget_unit is 'coins', not labels or reviews"),
         ({"budget": 5}, "budget"),
         ({"settings": None}, "settings"),
         ({"seed": "x"}, "seed"),
@@ -299,12 +300,20 @@ def test_runs_with_other_classes_are_not_compared(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ classes
 
 
+def test_lines_of_earlier_versions_count_looks(tmp_path: Path) -> None:
+    now = line("whole", 0, [record(1, 100, 0.3, reviews=100)], settings={**SETTINGS["whole"], "budget_unit": "reviews"})
+    before = json.loads(json.dumps(now).replace('"reviews', '"looks'))
+    assert before["cycles"][0]["looks"] == 100
+    assert before["settings"]["budget_unit"] == "looks"
+    assert results.read([write(tmp_path / "now", [now])]) == results.read([write(tmp_path / "before", [before])])
+
+
 def test_rare_classes_come_from_the_full_run_or_the_first_images(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard())
     assert measures.rare_first(group) == ["yak", "dog", "cat"]
     assert measures.rarest(group) == ["yak"]
-    assert measures.mean_ap(["yak", "dog"])(record(1, 100, 0.3)) == pytest.approx(0.2)  # no dog to find
-    assert np.isnan(measures.mean_ap(["dog"])(record(1, 100, 0.3)))
+    assert measures.mean_ap(["yak", "dog"])(as_record(record(1, 100, 0.3))) == pytest.approx(0.2)  # no dog to find
+    assert np.isnan(measures.mean_ap(["dog"])(as_record(record(1, 100, 0.3))))
     counted = {**record(1, 1000, 0.5), "human_per_class": {"cat": 5, "dog": 400, "yak": 900}}
     group = group_of(tmp_path, [*standard(), line("full", 0, [counted])])
     assert measures.rare_first(group) == ["cat", "dog", "yak"]
@@ -372,8 +381,8 @@ def cells(tables: Sequence[grid_tables.Table], title: str) -> dict[str, tuple[st
 def test_the_table_of_methods(tmp_path: Path) -> None:
     rows = cells(grid_tables.tables(group_of(tmp_path, [*standard(), FULL])), "All methods")
     assert list(rows) == ["whole", "plain", "dice", "all labels"]
-    seeds, ap, equal, area, _, rare, hit, labels, looks, at_90, at_95 = rows["whole"]
-    assert (seeds, ap, rare, hit, labels, looks) == ("3", "0.480 ± 0.020", "0.380 ± 0.020", "50\u00a0%", "151", "200")
+    seeds, ap, equal, area, _, rare, hit, labels, reviews, at_90, at_95 = rows["whole"]
+    assert (seeds, ap, rare, hit, labels, reviews) == ("3", "0.480 ± 0.020", "0.380 ± 0.020", "50\u00a0%", "151", "200")
     # Seed by seed (0.3 + the end) / 2 = 0.38, 0.39, 0.40.
     assert area == "0.390 ± 0.010"
     assert equal == ap  # all methods of a seed have paid as much
@@ -419,7 +428,7 @@ def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
     assert "in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell" in grid.headline([few, few])
     assert "in 1 of 2 settings" in grid.headline([few, enough])
     with figures.style():
-        dots = [grid_figures._differences(g, grid_figures.looks_of([g]), "U", "plain") for g in (few, enough)]
+        dots = [grid_figures._differences(g, grid_figures.styles_of([g]), "U", "plain") for g in (few, enough)]
     shapes = [panel.figure.axes[0].lines[1].get_markerfacecolor() for panel in dots]
     assert shapes[0] == figures.LIGHT["card"] != shapes[1]
     assert "over 5 seeds. A full dot: it excludes 0, over 6 seeds or more" in dots[0].look_for
@@ -469,7 +478,7 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
 def test_any_setting_that_matters_takes_the_papers_numbers_away(tmp_path: Path, name: str) -> None:
     value = paper.paper_setting()[name]
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, list: lambda v: v[:-1]}
-    changed = "looks" if name == "budget_unit" else other[type(value)](value) if type(value) in other else "another"
+    changed = "reviews" if name == "budget_unit" else other[type(value)](value) if type(value) in other else "another"
     runs = voc_runs(**{name: changed})
     group = group_of(tmp_path, runs)
     assert not paper.is_papers(group)
@@ -534,18 +543,18 @@ def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path
 
 
 def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
-    """Of 50 labels plain spends 50, 44, 52 and 47, whole 30 of 50 looks."""
+    """Of 50 labels plain spends 50, 44, 52 and 47, whole 30 of 50 reviews."""
     cycles = [[record(1, 100, 0.3), record(2, 100 + spent, 0.4)] for spent in (50, 44, 52, 47)]
     runs = [line("plain", seed, told) for seed, told in enumerate(cycles)]
     assert "ended short" not in grid_tables.markdown([group_of(tmp_path, [runs[0], runs[2]])])
     rows = cells(grid_tables.tables(group_of(tmp_path, runs)), "Batches that ended short of their budget")
     assert rows == {"plain": ("2 of 4", "44 of 50 (seed 1, cycle 2)")}
-    looks = {**SETTINGS["whole"], "budget_unit": "looks"}
-    told = [record(1, 100, 0.3, looks=100), record(2, 190, 0.4, looks=130)]
-    text = grid_tables.markdown([group_of(tmp_path, [line("whole", 0, told, settings=looks)])])
-    assert "The budget counts looks.\n" in text
+    reviews = {**SETTINGS["whole"], "budget_unit": "reviews"}
+    told = [record(1, 100, 0.3, reviews=100), record(2, 190, 0.4, reviews=130)]
+    text = grid_tables.markdown([group_of(tmp_path, [line("whole", 0, told, settings=reviews)])])
+    assert "The budget counts reviews.\n" in text
     assert "| whole | 1 of 1 | 30 of 50 (seed 0, cycle 2) |" in text
-    assert results.short(told[:1], [50, 60], "looks") == []
+    assert results.short([as_record(told[0])], [50, 60], "reviews") == []
 
 
 def test_what_is_not_quite_compas_is_named_so(tmp_path: Path) -> None:
@@ -592,7 +601,7 @@ def test_the_page_of_a_grid(tmp_path: Path) -> None:
     assert str(tmp_path) not in page.source
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")}
     assert stems == {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
-    assert {"ap50_labels", "ap50_looks", "rare_labels", "minus_U", "minus_box_random", "hits_of_classes"} <= stems
+    assert {"ap50_labels", "ap50_reviews", "rare_labels", "minus_U", "minus_box_random", "hits_of_classes"} <= stems
     assert (tmp_path / "out" / "tables.md").read_text(encoding="utf-8").startswith("## zoo")
 
 
@@ -635,14 +644,14 @@ def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_pa
             for key in ("per_class_ap50", "human_per_class", "selected_per_class", "hits_per_class"):
                 cycle[key] = {name: next(v for v in cycle[key].values() if v is not None) for name in classes}
     group = group_of(tmp_path, lines)
-    looks = grid_figures.looks_of([group])
-    assert [looks[name] for name in ("plain", "whole", "dice")] == [*zip(figures.PALETTE, "osD", strict=False)]
-    named = [name for name, (colour, _) in looks.items() if colour != figures.LIGHT["muted"]]
+    styles = grid_figures.styles_of([group])
+    assert [styles[name] for name in ("plain", "whole", "dice")] == [*zip(figures.PALETTE, "osD", strict=False)]
+    named = [name for name, (colour, _) in styles.items() if colour != figures.LIGHT["muted"]]
     assert len(named) == 8
     assert named[3:] == [f"other {i}" for i in (12, 11, 10, 9, 8)]  # the best of the others
     with figures.style():
-        panels = grid_figures.of_group(group, looks)
-    assert [panel.name for panel in panels["each"]] == ["each_labels", "each_looks"]
+        panels = grid_figures.of_group(group, styles)
+    assert [panel.name for panel in panels["each"]] == ["each_labels", "each_reviews"]
     assert all("Grey: 8 other methods" in panel.look_for for panel in panels["learning"])
     assert all("Of 80 classes the 10 rarest and the 10 most frequent." in panel.look_for for panel in panels["classes"])
 

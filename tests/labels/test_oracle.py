@@ -150,7 +150,7 @@ def test_a_new_oracle_that_remembers_goes_on_as_the_old_one_would(
 
 
 @given(OBJECTS, SPOTS)
-def test_looks_never_bring_an_object_twice_nor_reject_a_real_one(
+def test_reviews_never_bring_an_object_twice_nor_reject_a_real_one(
     objects: list[tuple[int, int, bool]], spots: list[int]
 ) -> None:
     oracle = SimulatedOracle({1: a_truth(objects)})

@@ -287,7 +287,7 @@ def test_a_missed_object_and_a_complete_image(people: People) -> None:
     people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, image_id=5, complete=True))
     labels, spent = people.store.labels_of(5), people.store.spent()
     assert (labels.complete, labels.boxes.tolist(), labels.labels.tolist()) == (True, [B], [1])
-    assert (spent.labels, spent.looks) == (1, 1)  # the word that it is complete costs no box
+    assert (spent.labels, spent.reviews) == (1, 1)  # the word that it is complete costs no box
     people.submit("anna", "anna", said("k3", people.given()[-1].query.id, Verdict.WITHDRAWN, after=2))
     assert not people.store.labels_of(5).complete
     again = people.given()[-1].query.id

@@ -212,7 +212,7 @@ def test_a_later_answer_supersedes_and_the_earlier_one_stays_on_file(store: Stor
     assert [(a.query_id, a.boxes.tolist()) for _, a in store.answered()] == [(asked.id, [C]), (other.id, [B])]
     assert store.labels_of(1).boxes.tolist() == [C, B]
     assert store.labels_of(1).rejected.tolist() == []
-    assert store.spent() == Spent(labels=2, looks=2, milliseconds=1100)
+    assert store.spent() == Spent(labels=2, reviews=2, milliseconds=1100)
     on_file = [verdict for (verdict,) in rows(path, "SELECT verdict FROM answers ORDER BY id")]
     assert on_file == ["object", "object", "not_an_object", "object"]
 
@@ -303,9 +303,9 @@ def test_both_meters(store: Store) -> None:
     tell(store, None, OBJECT, image_id=3, cycle=1)
     tell(store, D, CANNOT_TELL, image_id=3, cycle=1, ms=50)
     ask_one(store, D, image_id=4, cycle=1)
-    assert store.spent(0) == Spent(labels=1, looks=3, milliseconds=60)
-    assert store.spent(1) == Spent(labels=3, looks=3 + 1 + 1, milliseconds=90)  # image 3 was looked at, and is empty
-    assert store.spent() == Spent(labels=4, looks=8, milliseconds=150)
+    assert store.spent(0) == Spent(labels=1, reviews=3, milliseconds=60)
+    assert store.spent(1) == Spent(labels=3, reviews=3 + 1 + 1, milliseconds=90)  # image 3 was looked at, and is empty
+    assert store.spent() == Spent(labels=4, reviews=8, milliseconds=150)
 
 
 SAYINGS = st.lists(
@@ -337,7 +337,7 @@ def test_whatever_is_answered_the_last_word_counts(
     assert known.rejected.tolist() == says[NOT_AN_OBJECT]
     assert known.skipped.tolist() == says[CANNOT_TELL]
     assert unanswered == [i for i in range(4) if i not in last]
-    assert spent == Spent(labels=len(says[OBJECT]), looks=len(last))
+    assert spent == Spent(labels=len(says[OBJECT]), reviews=len(last))
 
 
 def test_the_simulated_oracle_goes_on_from_the_store(store: Store, path: Path) -> None:
@@ -537,7 +537,7 @@ def test_switching_to_the_log_is_tried_again_where_sqlite_does_not_wait(monkeypa
 def test_threads_may_share_a_store(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: tell(store, None, OBJECT, (A, 0), image_id=i), [*range(1, 9)] * 5))
-    assert store.spent() == Spent(labels=40, looks=40)
+    assert store.spent() == Spent(labels=40, reviews=40)
 
 
 KILLED_FIVE_TIMES = """

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def test_runs_of_a_grid_are_tasks_with_the_same_results(
     assert "gone.safetensors" in read_json(work.place(failed[0]).failed)["reason"]
 
 
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
+def timeless(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("seconds", "notes")}
 
 

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rarebox.detectors import TorchDetector
 from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.loop import simulate
+from rarebox.loop.metrics import CycleRecord
 from rarebox.project import trainer
 from rarebox.project.collect import collect
 from rarebox.project.create import create
@@ -104,7 +105,7 @@ def each(names: tuple[str, ...]) -> list[tuple[str, str]]:
     ]
 
 
-def in_words(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_words(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What cycles came to, without how long they took and what had to be made anew."""
     return [{name: value for name, value in record.items() if name not in ("seconds", "notes")} for record in records]
 
@@ -211,7 +212,7 @@ def asking(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for image in load(pictures).train.images:
         shutil.copy(image.path, folder / "photos")
-    changes = {**tiny.CHANGES, "initial_images": 5, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
+    changes = {**tiny.CHANGES, "initial_images": 5, "budget": [6], "budget_unit": "reviews", "people.overlap": 0}
     create(folder / "project", folder / "photos", load(pictures).classes, changes=changes)
     now = Project(folder / "project")
     now.write_predictions([Query(1, [10, 10, 40, 40], 0, why={"score": 0.5})])  # type: ignore[arg-type]
@@ -242,7 +243,7 @@ def questions(root: Path) -> list[tuple[int, list[float]]]:
         now.store.close()
 
 
-def lessons(root: Path, pictures: Path) -> list[dict[str, Any]]:
+def lessons(root: Path, pictures: Path) -> list[CycleRecord]:
     """Answer what is asked in cycle 2, and train."""
     now = Project(root)
     try:
@@ -270,7 +271,7 @@ def test_a_project_goes_on(
     if (name, damage) == ("settings.yaml", "gone"):
         with pytest.raises(UserError, match="start one: rarebox init"):
             questions(root)
-        create(root, asking.with_name("photos"), changes={**tiny.CHANGES, "budget": [6], "budget_unit": "looks"})
+        create(root, asking.with_name("photos"), changes={**tiny.CHANGES, "budget": [6], "budget_unit": "reviews"})
         assert questions(root) == wanted[0]
         return
     asked, times = with_advice(lambda: questions(root), file)

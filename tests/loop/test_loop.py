@@ -5,7 +5,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +67,11 @@ def untrained() -> Iterator[None]:
         yield
 
 
-def timeless(records: list[Record]) -> list[Record]:
+def spent_by(record: Mapping[str, Any], unit: str) -> int:
+    return record[f"{unit}_this_cycle"]
+
+
+def timeless(records: Sequence[Mapping[str, Any]]) -> list[Record]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
@@ -87,7 +91,7 @@ def test_record_holds_what_the_page_promises(finished: Path) -> None:
     wanted = {
         "cycle",
         "labels",
-        "looks",
+        "reviews",
         "images_full",
         "images_partial",
         "ap50",
@@ -107,18 +111,18 @@ def test_meters_add_up_from_the_stores_events(finished: Path) -> None:
         for record in RunFolder(finished).records():
             answered = [(q, a) for c in range(1, record["cycle"] + 1) for q, a in store.answered(c)]
             assert record["labels"] == sum(len(a.boxes) for _, a in answered)
-            assert record["looks"] == sum(1 if q.box is not None else max(len(a.boxes), 1) for q, a in answered)
+            assert record["reviews"] == sum(1 if q.box is not None else max(len(a.boxes), 1) for q, a in answered)
             this = [(q, a) for q, a in store.answered(record["cycle"]) if q.box is not None]
             assert record["hits"] == sum(len(a.boxes) > 0 for _, a in this)
             assert sum(record["selected_per_class"].values()) == len(this)
 
 
 def test_budget_is_spent_and_never_exceeded(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    for unit in ("labels", "looks"):
+    for unit in ("labels", "reviews"):
         records = simulate.simulate(
             tmp_path / unit, settings(pictures, budget_unit=unit, budget=[5, 3]), share=finished
         )
-        spent = [r[f"{unit}_this_cycle"] for r in records[1:]]
+        spent = [spent_by(r, unit) for r in records[1:]]
         assert spent == [5, 3] or any("no candidates are left" in n for r in records for n in r["notes"])
         assert all(s <= b for s, b in zip(spent, (5, 3), strict=True))
         assert spent[0] > 0
@@ -140,7 +144,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
             assert all(q.box is None and len(a.boxes) == prices[q.image_id] for q, a in asked)
             paid = [prices[q.image_id] for q, _ in asked]
             spent = sum(paid)
-            assert record["labels_this_cycle"] == record["looks_this_cycle"] == spent
+            assert record["labels_this_cycle"] == record["reviews_this_cycle"] == spent
             # The last image may overshoot the budget, and no other; none of the ranking is passed over.
             assert spent - paid[-1] < budget
             assert [q.why["rank"] for q, _ in asked if q.why] == [*range(len(asked))]
@@ -178,7 +182,7 @@ def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
 ) -> None:
     chosen = settings(pictures, selection__strategy=strategy, initial_images=99, budget=[5])
     record = simulate.simulate(tmp_path / "run", chosen, share=all_labelled)[1]
-    assert (record["looks_this_cycle"], record["images_full"]) == (0, 14)
+    assert (record["reviews_this_cycle"], record["images_full"]) == (0, 14)
     assert "no candidates are left: 0 of the budget of 5 labels were spent" in record["notes"]
 
 
@@ -191,8 +195,8 @@ def test_coreset_starts_where_no_labelled_image_has_a_box(
         "answer",
         lambda self, q: Answer(q.id, np.zeros((0, 4)), np.zeros(0, int), VERDICTS[q.box is None]),
     )
-    chosen = settings(pictures, selection__strategy="coreset", budget_unit="looks", budget=[3])
-    assert simulate.simulate(tmp_path / "run", chosen, share=finished)[1]["looks_this_cycle"] == 3
+    chosen = settings(pictures, selection__strategy="coreset", budget_unit="reviews", budget=[3])
+    assert simulate.simulate(tmp_path / "run", chosen, share=finished)[1]["reviews_this_cycle"] == 3
 
 
 VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
@@ -221,7 +225,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
     assert np.mean(bought) == pytest.approx(sizes.mean(), rel=0.1)
     assert np.mean(np.equal(bought, 0)) == pytest.approx(np.mean(sizes == 0), abs=0.03)
     # A look at an empty image is paid, as a look at a box is that holds nothing.
-    assert (spent.labels, spent.looks) == (sum(bought), sum(bought) + bought.count(0))
+    assert (spent.labels, spent.reviews) == (sum(bought), sum(bought) + bought.count(0))
 
 
 @pytest.mark.usefixtures("untrained")
@@ -303,7 +307,7 @@ def test_coreset_is_given_features_of_the_labelled_boxes_and_of_the_candidates(
 def test_the_record_counts_what_was_open_and_what_plain_uncertainty_would_have_taken(finished: Path) -> None:
     folder = RunFolder(finished)
     with Store(folder.store) as store:
-        before, looks, classes = store.labels(up_to_cycle=1), store.spent(2).looks, store.classes()
+        before, reviews, classes = store.labels(up_to_cycle=1), store.spent(2).reviews, store.classes()
     found = read_all(finished / "cycle_02/candidates")
     rows = [
         i
@@ -311,7 +315,7 @@ def test_the_record_counts_what_was_open_and_what_plain_uncertainty_would_have_t
         if (said := before.get(int(found.image_id[i]))) is None or still_open(found.boxes[[i]], said, 0.5)[0]
     ]
     labels = found.labels[rows]
-    taken = labels[np.argsort(-found.uncertainty[rows], kind="stable")[:looks]]
+    taken = labels[np.argsort(-found.uncertainty[rows], kind="stable")[:reviews]]
     record = folder.records()[1]
     for name, of in (("candidates_per_class", labels), ("uncertainty_would_select", taken)):
         assert list(record[name].values()) == np.bincount(of, minlength=len(classes)).tolist(), name
@@ -356,7 +360,7 @@ def test_weak_detections_become_ignored_pseudo_labels_and_are_not_asked_about(
         "pseudo__class_low": strong,
         "pseudo__box_low": 1.0,
         "pseudo__box_high": 1.0,
-        "budget_unit": "looks",
+        "budget_unit": "reviews",
     }
     record = simulate.simulate(tmp_path / "run", settings(pictures, **chosen), share=finished)[1]
     found = read_all(tmp_path / "run/cycle_02/candidates")
@@ -485,7 +489,7 @@ def test_every_row_of_the_table_runs(pictures: Path, first: Path, tmp_path: Path
         **EAGER,
     )
     records = simulate.simulate(tmp_path / "run", chosen, share=first)
-    assert records[-1]["looks_this_cycle"] > 0
+    assert records[-1]["reviews_this_cycle"] > 0
     targets = read_targets(tmp_path / "run" / "cycle_02" / "targets.parquet")
     sources = {str(source) for target in targets.values() for source in target.source}
     assert ("pseudo" in sources) == (method == "ignore_only" or records[-1]["pseudo_boxes"] > 0)
@@ -637,7 +641,7 @@ def test_budget_larger_than_the_pool_uses_all_and_says_so(pictures: Path, tmp_pa
     records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]))
     assert records[0]["images_full"] == 14
     assert "99" in records[0]["notes"][0]
-    assert records[1]["looks_this_cycle"] == 0
+    assert records[1]["reviews_this_cycle"] == 0
 
 
 @pytest.mark.usefixtures("untrained")
@@ -717,7 +721,7 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     for name, changes in {
-        "boxes": {"budget_unit": "looks"},
+        "boxes": {"budget_unit": "reviews"},
         "images": {"selection__strategy": "image_random"},
         "explored": {"selection__exploration": 1.0, "scoring__candidate_threshold": 0.999},
     }.items():
@@ -728,10 +732,10 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
             share=finished,
             progress=lambda stage, *rest, told=told: told.append(rest) if stage == "cycle 2/2: ask" else None,
         )[1]
-        unit = "looks" if name == "boxes" else "labels"
+        unit = "reviews" if name == "boxes" else "labels"
         spent = [done for done, _, _ in told]
         assert spent == sorted(spent)
-        assert spent[-1] == record[f"{unit}_this_cycle"] > 0
+        assert spent[-1] == spent_by(record, unit) > 0
         assert {(of, note) for _, of, note in told} == {(6, unit)}
 
 

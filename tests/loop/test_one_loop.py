@@ -29,7 +29,7 @@ CHANGES: dict[str, Any] = {
     **{name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")},
     "initial_images": 4,
     "budget": [8],
-    "budget_unit": "looks",
+    "budget_unit": "reviews",
     "people.overlap": 0,
     "training.steps": 8,
     "detector.score_threshold": 0.001,

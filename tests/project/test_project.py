@@ -34,7 +34,7 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("small_network")
 
 CHANGES = {name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")}
-CHANGES |= {"initial_images": 5, "budget": [6], "budget_unit": "looks", "people.overlap": 0}
+CHANGES |= {"initial_images": 5, "budget": [6], "budget_unit": "reviews", "people.overlap": 0}
 
 
 @pytest.fixture(scope="session")

@@ -98,9 +98,9 @@ def record(cycle: int, classes: Sequence[str], ap: float) -> dict[str, Any]:
     return {
         "cycle": cycle,
         "labels": 120 + 20 * (cycle - 1),
-        "looks": 120 + 33 * (cycle - 1),
+        "reviews": 120 + 33 * (cycle - 1),
         "labels_this_cycle": 20 if choosing else 120,
-        "looks_this_cycle": 33 if choosing else 120,
+        "reviews_this_cycle": 33 if choosing else 120,
         "hits": sum(falling.values()) if choosing else 0,
         "images_full": 2,
         "images_partial": 4 * choosing,
@@ -222,8 +222,8 @@ def test_same_run_same_bytes(standard: tuple[Path, Page], tmp_path: Path) -> Non
 
 def test_figures_are_written_as_svg_and_png(standard: tuple[Path, Page]) -> None:
     folder = standard[0] / "out" / "figures"
-    stems = ["ap50_labels", "ap50_looks", "ap_per_class", "asked", "class_frequency", "fig1_a", "fig1_b", "fig1_d"]
-    stems += ["looks_per_class", "time", "uncertainty_would_ask"]
+    stems = ["ap50_labels", "ap50_reviews", "ap_per_class", "asked", "class_frequency", "fig1_a", "fig1_b", "fig1_d"]
+    stems += ["reviews_per_class", "time", "uncertainty_would_ask"]
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{s}.{kind}" for s in stems for kind in ("png", "svg"))
     for stem in stems:
         assert "<text" in (folder / f"{stem}.svg").read_text(encoding="utf-8")
@@ -483,7 +483,13 @@ def test_runs_side_by_side_are_named_by_what_sets_them_apart(tmp_path: Path) -> 
     ]
     assert "“class_balanced, ignore_only pseudo labels” is ahead: AP50\u00a00.43 with 160 labels" in page.text
     names = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
-    assert {"compare_ap50_labels", "compare_tail_looks", "compare_ap_per_class", "run1_fig1_a", "run2_fig1_d"} <= names
+    assert {
+        "compare_ap50_labels",
+        "compare_tail_reviews",
+        "compare_ap_per_class",
+        "run1_fig1_a",
+        "run2_fig1_d",
+    } <= names
     curve = (tmp_path / "out" / "figures" / "compare_ap50_labels.svg").read_text(encoding="utf-8")
     assert "random, no pseudo labels" in curve
 

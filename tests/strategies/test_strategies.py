@@ -300,7 +300,7 @@ def test_inverse_frequency_divides_by_the_human_boxes_of_the_class() -> None:
 
 
 def test_quota_lets_each_class_fill_its_share_before_the_others_go_on() -> None:
-    # softmax(1 - (20, 5, 0) / 25) = 0.198, 0.361, 0.441; of a budget of 3, rounded up: 1, 2, 2 looks
+    # softmax(1 - (20, 5, 0) / 25) = 0.198, 0.361, 0.441; of a budget of 3, rounded up: 1, 2, 2 reviews
     candidates = replace(
         pool()[:6], uncertainty=np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), labels=np.array([0, 0, 0, 1, 1, 1])
     )

@@ -74,7 +74,10 @@ def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: i
     assert saved > 80
     for cycle in (1, 2):
         spent, unanswered = store.spent(cycle), store.unanswered(cycle)
-        assert (answer_index.sums["labels", cycle], answer_index.sums["looks", cycle]) == (spent.labels, spent.looks)
+        assert (answer_index.sums["labels", cycle], answer_index.sums["reviews", cycle]) == (
+            spent.labels,
+            spent.reviews,
+        )
         assert answer_index.sums["asked", cycle] == sum(query.asked_by is None for query in store.queries(cycle))
         assert answer_index.sums["open", cycle] == len(unanswered)
         assert set(answer_index.busy(cycle)) == {query.image_id for query in unanswered}

@@ -91,7 +91,11 @@ def test_the_state_of_the_first_images(house: House) -> None:
 def test_the_state_follows_the_answers(later: House) -> None:
     anna, ben = later.browser("anna"), later.browser("ben")
     before = anna.get("/api/state")
-    assert (before["phase"], before["cycle"], before["budget"]) == ("asking", 2, {"spent": 0, "of": 6, "unit": "looks"})
+    assert (before["phase"], before["cycle"], before["budget"]) == (
+        "asking",
+        2,
+        {"spent": 0, "of": 6, "unit": "reviews"},
+    )
     assert before["records"] == [record(1)]
     for query, label in zip(anna.next(3), (0, 0, 1), strict=True):
         anna.saved(query=query["id"], labels=[label], milliseconds=2000)
@@ -315,7 +319,7 @@ def test_people_go_on_beyond_the_budget_while_the_trainer_works(later: House) ->
     beyond = anna.next(3)
     assert len(beyond) == 3
     anna.saved(query=beyond[0]["id"])
-    assert anna.get("/api/state")["budget"] == {"spent": 7, "of": 6, "unit": "looks"}
+    assert anna.get("/api/state")["budget"] == {"spent": 7, "of": 6, "unit": "reviews"}
 
 
 def test_a_question_says_why_it_is_asked(later: House) -> None:

@@ -16,6 +16,7 @@ from rarebox.cli.options import SEVERAL, Address, AsJson, Engine, EngineName, ap
 from rarebox.cli.progress import bench_events, console, minutes, progress_bars, shown
 from rarebox.core.files import real
 from rarebox.errors import UserError
+from rarebox.loop.metrics import CycleRecord
 
 
 @app.command()
@@ -181,7 +182,7 @@ def run_to_end(
     if 0 < before <= len(settings.budget) and not as_json:
         console.print(f"{out} goes on after cycle {before} of {len(settings.budget) + 1}", markup=False, soft_wrap=True)
 
-    def finished(record: dict[str, Any]) -> None:
+    def finished(record: CycleRecord) -> None:
         ends.append(time.monotonic())
         done, cycles = record["cycle"], len(settings.budget) + 1
         if as_json:
@@ -194,7 +195,7 @@ def run_to_end(
             rest = f"; about {minutes(left)} left of this run"
         console.print(
             f"{escape(out.name)}, cycle {done} of {cycles}: AP50 [bold]{shown(record['ap50'])}[/bold] with "
-            f"{record['labels']} labels and {record['looks']} looks{rest}"
+            f"{record['labels']} labels and {record['reviews']} reviews{rest}"
         )
         for note in record["notes"]:
             console.print(f"  note: {note}", markup=False)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rarebox.grid.results import GridRun, Group, Record, Value, Values, ap50
+from rarebox.grid.results import GridRun, Group, Value, Values, ap50
 from rarebox.grid.statistics import NAN, Spread, area, spread
+from rarebox.loop.metrics import CycleRecord, Meter
 
 
 class Point(NamedTuple):
@@ -18,9 +19,9 @@ class Point(NamedTuple):
     value: Spread
 
 
-def curve(runs: Iterable[GridRun], meter: str = "labels", value: Value = ap50) -> list[Point]:
-    """The mean learning curve of one method's runs against ``labels`` or ``looks`` (the paper's Fig. 3)."""
-    cycles: dict[int, list[Record]] = {}
+def curve(runs: Iterable[GridRun], meter: Meter = "labels", value: Value = ap50) -> list[Point]:
+    """The mean learning curve of one method's runs against ``labels`` or ``reviews`` (the paper's Fig. 3)."""
+    cycles: dict[int, list[CycleRecord]] = {}
     for run in runs:
         for record in run.cycles:
             cycles.setdefault(record["cycle"], []).append(record)
@@ -30,24 +31,24 @@ def curve(runs: Iterable[GridRun], meter: str = "labels", value: Value = ap50) -
     ]
 
 
-def areas(group: Group, meter: str = "labels", value: Value = ap50) -> Values:
+def areas(group: Group, meter: Meter = "labels", value: Value = ap50) -> Values:
     """The area under each run's curve, over the range that all methods of its seed have in common.
 
-    The last image of an image-level batch may overshoot the budget, and box-level methods need more looks; a common
+    The last image of an image-level batch may overshoot the budget, and box-level methods need more reviews; a common
     range of what was paid is fair to both.
     """
     return _in_common(group, meter, value, area)
 
 
-def at_equal_cost(group: Group, meter: str = "labels", value: Value = ap50) -> Values:
+def at_equal_cost(group: Group, meter: Meter = "labels", value: Value = ap50) -> Values:
     """The height of each run's curve, linear between its points, at the most that all methods of its seed have paid."""
     return _in_common(group, meter, value, lambda x, y, low, high: float(np.interp(high, x, y)) if high > low else NAN)
 
 
 def _in_common(
-    group: Group, meter: str, value: Value, measure: Callable[[np.ndarray, np.ndarray, float, float], float]
+    group: Group, meter: Meter, value: Value, measure: Callable[[np.ndarray, np.ndarray, float, float], float]
 ) -> Values:
-    """``measure`` of each run's curve over the range of labels (or looks) that all methods of its seed have paid."""
+    """``measure`` of each run's curve over the range of labels (or reviews) that all methods of its seed have paid."""
     found: Values = {name: {} for name in group.methods}
     for seed in group.seeds:
         curves = {name: runs[seed].curve(meter, value) for name, runs in group.methods.items() if seed in runs}
@@ -95,7 +96,7 @@ def rarest(group: Group) -> list[str]:
 def mean_ap(classes: Sequence[str]) -> Value:
     """Reads the mean AP50 of some classes off a record, of those that have truth."""
 
-    def read_off(record: Record) -> float:
+    def read_off(record: CycleRecord) -> float:
         known = [ap for name in classes if (ap := record["per_class_ap50"][name]) is not None]
         return float(np.mean(known)) if known else NAN
 
@@ -103,18 +104,18 @@ def mean_ap(classes: Sequence[str]) -> Value:
 
 
 def hit_rates(runs: Iterable[GridRun]) -> dict[str, float]:
-    """Hits over looks of each class a box was taken for, all choosing cycles (all but the first) pooled.
+    """Hits over reviews of each class a box was taken for, all choosing cycles (all but the first) pooled.
 
     NaN where nothing was shown, as with image-level methods. The key ``""`` holds all classes together.
     """
     hits: dict[str, int] = {"": 0}
-    looks: dict[str, int] = {"": 0}
+    reviews: dict[str, int] = {"": 0}
     for record in (record for run in runs for record in run.cycles if record["cycle"] > 1):
         for name, shown in record["selected_per_class"].items():
             for key in (name, ""):
                 hits[key] = hits.get(key, 0) + record["hits_per_class"][name]
-                looks[key] = looks.get(key, 0) + shown
-    return {name: hits[name] / looks[name] if looks[name] else NAN for name in looks}
+                reviews[key] = reviews.get(key, 0) + shown
+    return {name: hits[name] / reviews[name] if reviews[name] else NAN for name in reviews}
 
 
 # ------------------------------------------------------------------------------------------- what is compared
@@ -127,7 +128,7 @@ def measures(group: Group) -> dict[str, Values]:
         "AP50": group.values(lambda run: ap50(run.cycles[-1])),
         "AP50, equal labels": at_equal_cost(group, "labels"),
         "area, labels": areas(group, "labels"),
-        "area, looks": areas(group, "looks"),
+        "area, reviews": areas(group, "reviews"),
         "rarest third": group.values(lambda run: rare(run.cycles[-1])),
     }
 

@@ -14,22 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from rarebox import strategies
-from rarebox.config import Settings
+from rarebox.config import Settings, current_unit
 from rarebox.core.text import read_text
 from rarebox.errors import UserError
 from rarebox.grid.statistics import NAN, spread
+from rarebox.loop.metrics import METERS, CycleRecord, Meter, as_record
 
 RESULTS = "results.jsonl"
 FULL = "full"
 """The method name of a run that trains on all labels: the ceiling. It has a single cycle."""
 
 DASH = "–"
-
-Record = dict[str, Any]
-"""One cycle of a run, as in its ``metrics.json``."""
 
 Values = dict[str, dict[int, float]]
 """One number of each run: method -> seed -> value."""
@@ -45,31 +43,31 @@ class GridRun:
     seed: int
     budget: tuple[int, ...]
     settings: Mapping[str, Any]
-    cycles: Sequence[Record]
+    cycles: Sequence[CycleRecord]
     reason: str | None = None
 
     def setting(self, name: str) -> Any:
         """A setting by its dotted name; what the line does not hold is at its default."""
         return self.settings[name] if name in self.settings else reduce(getattr, name.split("."), Settings())
 
-    def curve(self, meter: str, value: "Value") -> tuple[np.ndarray, np.ndarray]:
-        """The paid labels (or looks) and the value after each cycle, without cycles whose value is not known."""
+    def curve(self, meter: Meter, value: "Value") -> tuple[np.ndarray, np.ndarray]:
+        """The paid labels (or reviews) and the value after each cycle, without cycles whose value is not known."""
         points = [(record[meter], value(record)) for record in self.cycles]
         known = [point for point in points if point[1] == point[1]]
         x, y = np.array(known, dtype=float).reshape(-1, 2).T
         return x, y
 
 
-Value = Callable[[Record], float]
+Value = Callable[[CycleRecord], float]
 """What is read off a record, such as :func:`ap50`."""
 
 
-def ap50(record: Record) -> float:
+def ap50(record: CycleRecord) -> float:
     """AP50 by area; NaN where there was no truth to measure on."""
     return NAN if record["ap50"] is None else record["ap50"]
 
 
-def ap50_11(record: Record) -> float:
+def ap50_11(record: CycleRecord) -> float:
     """AP50 by 11 points, as VOC 2007 and the paper count."""
     return NAN if record["ap50_11"] is None else record["ap50_11"]
 
@@ -81,7 +79,7 @@ class Group:
     data: str
     detector: str
     budget: tuple[int, ...]
-    unit: str
+    unit: Meter
     runs: Sequence[GridRun]
 
     @property
@@ -148,7 +146,9 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
     compared = [run for run in runs if run.method != FULL]
     places = {(run.data, run.detector) for run in compared}
     lonely = [run for run in runs if run.method == FULL and (run.data, run.detector) not in places]
-    keys = dict.fromkeys((run.data, run.detector, run.budget, _unit(run)) for run in [*compared, *lonely])
+    keys: dict[tuple[str, str, tuple[int, ...], Meter], None] = dict.fromkeys(
+        (run.data, run.detector, run.budget, _unit(run)) for run in [*compared, *lonely]
+    )
     for data in {run.data for run in runs}:
         named = {tuple(cycle["per_class_ap50"]) for run in runs if run.data == data for cycle in run.cycles}
         if len(named) > 1:
@@ -158,19 +158,23 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
             )
     return [
         Group(
-            *key,
+            data,
+            detector,
+            budget,
+            unit,
             [
                 run
                 for run in runs
-                if (run.data, run.detector) == key[:2] and (run.method == FULL or (run.budget, _unit(run)) == key[2:])
+                if (run.data, run.detector) == (data, detector)
+                and (run.method == FULL or (run.budget, _unit(run)) == (budget, unit))
             ],
         )
-        for key in keys
+        for data, detector, budget, unit in keys
     ]
 
 
-def _unit(run: GridRun) -> str:
-    return str(run.setting("budget_unit"))
+def _unit(run: GridRun) -> Meter:
+    return run.setting("budget_unit")
 
 
 def _read_file(file: Path) -> list[GridRun]:
@@ -191,7 +195,7 @@ class _Cycle(BaseModel):
 
     cycle: int
     labels: float
-    looks: float
+    reviews: float = Field(validation_alias=AliasChoices("reviews", "looks"))
     ap50: float | None
     ap50_11: float | None
     per_class_ap50: dict[str, float | None]
@@ -219,8 +223,8 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
         told = _Line.model_validate_json(line)
         if told.status == "done" and not told.cycles:
             raise ValueError("a run that is done has cycles")
-        if (unit := told.settings.get("budget_unit", "labels")) not in ("labels", "looks"):
-            raise ValueError(f"budget_unit is {unit!r}, not labels or looks")
+        if (unit := current_unit(told.settings.get("budget_unit", "labels"))) not in METERS:
+            raise ValueError(f"budget_unit is {unit!r}, not labels or reviews")
     except ValueError as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
@@ -234,8 +238,8 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
         method,
         told.seed,
         told.budget,
-        told.settings,
-        json.loads(line)["cycles"],
+        {**told.settings, "budget_unit": unit},
+        [as_record(cycle) for cycle in json.loads(line)["cycles"]],
         reason=None if told.status == "done" else told.reason or "no reason was given",
     )
 
@@ -248,8 +252,8 @@ class Short(NamedTuple):
     budget: int
 
 
-def short(cycles: Sequence[Record], budget: Sequence[int], unit: str) -> list[Short]:
-    """The batches of a run that ended short; ``unit`` says whether labels or looks were to be spent."""
+def short(cycles: Sequence[CycleRecord], budget: Sequence[int], unit: Meter) -> list[Short]:
+    """The batches of a run that ended short; ``unit`` says whether labels or reviews were to be spent."""
     batches = [
         Short(after["cycle"], after[unit] - before[unit], wanted)
         for (before, after), wanted in zip(pairwise(cycles), budget, strict=False)  # a run may have failed on the way

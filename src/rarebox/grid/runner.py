@@ -24,6 +24,7 @@ from rarebox.errors import Busy, Damaged, UserError
 from rarebox.grid.results import RESULTS, short
 from rarebox.grid.spec import Planned, with_shares
 from rarebox.loop.cluster import Cluster
+from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run_folder import RunFolder
 
 POLL_SECONDS = 2.0
@@ -54,7 +55,7 @@ class Bench:
     cluster: Cluster | None = None
     """Where the runs are done, if not in this process."""
     _datasets: dict[str, Dataset] = field(default_factory=dict, init=False)
-    _done: dict[str, list[dict[str, Any]]] = field(default_factory=dict, init=False)
+    _done: dict[str, list[CycleRecord]] = field(default_factory=dict, init=False)
     _earlier: dict[str, int | None] = field(default_factory=dict, init=False)
     """The failures of before this work."""
     _one_talks: Lock = field(default_factory=Lock, init=False)
@@ -71,7 +72,7 @@ class Bench:
     def place(self, run: Planned) -> RunFolder:
         return RunFolder(self.out / run.folder)
 
-    def records(self, run: Planned) -> list[dict[str, Any]]:
+    def records(self, run: Planned) -> list[CycleRecord]:
         """A run's finished cycles; a file that says it all is read once."""
         records = self._done.get(run.folder) or self.place(run).records()
         if len(records) > len(run.settings.budget):

@@ -64,7 +64,7 @@ CAUTION = (
 
 
 def area(x: np.ndarray, y: np.ndarray, low: float, high: float) -> float:
-    """Area under the curve between two numbers of labels (or looks) over their distance: the mean height there."""
+    """Area under the curve between two numbers of labels (or reviews) over their distance: the mean height there."""
     if not high > low:
         return NAN
     at = np.array([low, *x[(x > low) & (x < high)], high])

@@ -99,12 +99,12 @@ _LABELS_OF_IMAGES = _LABELS.where(schema.queries.c.image_id.in_(bindparam("image
 
 @dataclass(frozen=True)
 class Spent:
-    """What answers cost. ``labels``: boxes that came back. ``looks``: boxes shown. A whole image costs as many looks as
-    it brought boxes; one that was asked about and brought none costs one look. Of each query the latest answer counts;
-    ``milliseconds`` adds up every answer, corrected ones too, for that time was spent."""
+    """What answers cost. ``labels``: boxes that came back. ``reviews``: boxes shown. A whole image costs as many
+    reviews as it brought boxes; one that was asked about and brought none costs one. Of each query the latest answer
+    counts; ``milliseconds`` adds up every answer, corrected ones too, for that time was spent."""
 
     labels: int = 0
-    looks: int = 0
+    reviews: int = 0
     milliseconds: int = 0
 
 
@@ -342,7 +342,7 @@ class Store:
         latest = [(row.whole, row.asked, len(self.rows.said(row, classes)[1])) for row in rows if row.latest]
         return Spent(
             labels=sum(boxes for _, _, boxes in latest),
-            looks=sum(max(boxes, asked) if whole else 1 for whole, asked, boxes in latest),
+            reviews=sum(max(boxes, asked) if whole else 1 for whole, asked, boxes in latest),
             milliseconds=sum(self.rows.milliseconds(row) for row in rows),
         )
 

@@ -27,6 +27,7 @@ from rarebox.core.files import real
 from rarebox.data.pictures import Pictures
 from rarebox.data.remote import trust
 from rarebox.errors import UserError, unknown_name
+from rarebox.loop.metrics import CycleRecord
 from rarebox.types import Candidates, ImageRecord, ImageScores
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ class Cluster:
         *,
         share: Path | None,
         progress: "Progress",
-        finished: Callable[[dict[str, Any]], None],
+        finished: Callable[[CycleRecord], None],
         begun: Callable[[], None],
-    ) -> list[dict[str, Any]]:
+    ) -> list[CycleRecord]:
         """:func:`rarebox.loop.simulate.simulate` as a task; it resumes elsewhere if its worker is lost.
 
         The folder and the data set must be where they are on every node (a shared file system).
@@ -289,7 +290,7 @@ def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> 
         )
     yield "begun", ()
 
-    def work(tell: Callable[..., None]) -> list[dict[str, Any]]:
+    def work(tell: Callable[..., None]) -> list[CycleRecord]:
         return simulate.simulate(
             folder,
             settings,

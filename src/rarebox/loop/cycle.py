@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from rarebox.evaluate import coco_ap, voc_ap
 from rarebox.labels.targets import calibrate, make_targets, write_targets
 from rarebox.loop import scoring
 from rarebox.loop.ask import ask, label_initial_pool
+from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.record import by_class, or_null, record
 from rarebox.loop.run import Ranked, Run, batches, load_detector, look, new_detector
 from rarebox.loop.run_folder import RunFolder
@@ -38,7 +38,7 @@ NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
 
 
-def run_cycle(run: Run, cycle: int) -> dict[str, Any]:
+def run_cycle(run: Run, cycle: int) -> CycleRecord:
     """One cycle of the paper's Fig. 2; cycle 1 labels random images completely. Its record comes back.
 
     Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
@@ -52,7 +52,7 @@ def run_cycle(run: Run, cycle: int) -> dict[str, Any]:
     return train_cycle(run, cycle, ranked)
 
 
-def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> dict[str, Any]:
+def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
     """The second half of a cycle: what was answered trains the next model. Its record comes back."""
     targets = training_targets(run, cycle, ranked.pool if ranked else None)
     detector = retrain(run, cycle, targets)
@@ -207,7 +207,7 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
+def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
     """AP of the model on the test images, by VOC's and by COCO's rules.
 
     It is kept beside the model, and goes with that of cycle 1 to the runs that share it, where it counts for the same
@@ -225,7 +225,7 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
             report(len(found), len(run.test), "images")
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))
-    result = {
+    result: Measures = {
         "ap50": or_null(voc.mean_ap),
         "ap50_11": or_null(voc.mean_ap11),
         "per_class_ap50": by_class(run, voc.ap),

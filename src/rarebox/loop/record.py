@@ -8,14 +8,15 @@ import numpy as np
 from rarebox.data import listings
 from rarebox.evaluate import imbalance_factor
 from rarebox.labels.targets import count_sure
+from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.run import Ranked, Run
 from rarebox.pool import ranking
 from rarebox.types import Ints, Targets
 
 
 def record(
-    run: Run, cycle: int, ranked: Ranked | None, targets: Mapping[int, Targets], result: dict[str, Any]
-) -> dict[str, Any]:
+    run: Run, cycle: int, ranked: Ranked | None, targets: Mapping[int, Targets], result: Measures
+) -> CycleRecord:
     """What one cycle spent, chose and reached, as it stands in ``metrics.json``."""
     store, classes = run.store, len(run.classes)
     labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
@@ -31,24 +32,25 @@ def record(
         before = store.labels(up_to_cycle=cycle - 1)
         most_uncertain = ranking.most_uncertain(ranked.pool, ranking.Answered(before), run.settings, len(boxes))
         sure = ranking.sure_per_class(run.settings, before, ranked.pool, classes)
-    counts = {
-        "uncertainty_would_select": most_uncertain,
-        "selected_per_class": [q.guess for q, _ in boxes],
-        "hits_per_class": hits,
-        "labels_per_class": ranking.joined([a.labels for _, a in answered]),
-    }
+
+    def counted(found: Sequence[int | None] | Ints) -> dict[str, int]:
+        return by_class(run, np.bincount(np.array(found, np.int64), minlength=classes))
+
     return {
         "cycle": cycle,
         "labels": sum(each.labels for each in so_far),
-        "looks": sum(each.looks for each in so_far),
+        "reviews": sum(each.reviews for each in so_far),
         "labels_this_cycle": spent.labels,
-        "looks_this_cycle": spent.looks,
+        "reviews_this_cycle": spent.reviews,
         "hits": len(hits),
         "images_full": sum(said.complete for said in labels.values()),
         "images_partial": sum(not said.complete and len(said.boxes) > 0 for said in labels.values()),
         **result,
         "candidates_per_class": by_class(run, ranked.open_per_class if ranked else np.zeros(classes, np.int64)),
-        **{name: by_class(run, np.bincount(np.array(c, np.int64), minlength=classes)) for name, c in counts.items()},
+        "uncertainty_would_select": counted(most_uncertain),
+        "selected_per_class": counted([q.guess for q, _ in boxes]),
+        "hits_per_class": counted(hits),
+        "labels_per_class": counted(ranking.joined([a.labels for _, a in answered])),
         "human_per_class": by_class(run, human),
         "pseudo_per_class": by_class(run, count_sure(targets, classes, pseudo_above)),
         "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),

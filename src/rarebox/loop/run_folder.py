@@ -17,6 +17,7 @@ from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
 from rarebox.labels import schema
 from rarebox.labels.store import Store
+from rarebox.loop.metrics import CycleRecord, as_record
 from rarebox.types import ORACLE
 
 KEPT = ("scoring.shard_size",)
@@ -47,9 +48,9 @@ class RunFolder:
         """The folder of one cycle, counted from 1."""
         return self.root / f"cycle_{cycle:02d}"
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[CycleRecord]:
         """The finished cycles' records."""
-        return read_json(self.metrics, list) if self.metrics.exists() else []
+        return [as_record(one) for one in read_json(self.metrics, list)] if self.metrics.exists() else []
 
     def read_settings(self) -> Settings:
         """The settings this run was started with; UserError where no run has been."""

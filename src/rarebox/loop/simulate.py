@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from rarebox import strategies
 from rarebox.config import Settings
@@ -20,6 +19,7 @@ from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop import scoring
 from rarebox.loop.cycle import leaves_images_out, run_cycle
+from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run import Engine, Run, new_detector, pictures_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.types import ImageRecord
@@ -36,8 +36,8 @@ def simulate(
     share: Path | None = None,
     engine: Engine | None = None,
     progress: Progress = lambda *_: None,
-    finished: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> list[dict[str, Any]]:
+    finished: Callable[[CycleRecord], None] = lambda _: None,
+) -> list[CycleRecord]:
     """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
 
     ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run

@@ -118,14 +118,14 @@ def _tiles(run: ReportedRun) -> list[Tile]:
     tail = run.tail_ap(last)
     longest = max(run.seconds, key=run.seconds.__getitem__, default="")
 
-    def since(now: float, before: float) -> str:
+    def since(now: float | None, before: float | None) -> str:
         return f"{words.change(now, before)} since cycle 1" if len(run.records) > 1 else ""
 
     return [
         Tile("AP50", words.number(last["ap50"]), since(last["ap50"], first["ap50"])),
         Tile("AP50, rarest third", words.number(tail), since(tail, run.tail_ap(first))),
         Tile("Labels", words.count(last["labels"]), f"{words.count(first['labels'])} of them in the first images"),
-        Tile("Looks", words.count(last["looks"]), "boxes that people were shown"),
+        Tile("Reviews", words.count(last["reviews"]), "boxes that people were shown"),
         Tile("Hit rate", words.share(run.hit_rate), "of the boxes asked about held something new"),
         Tile(
             "Images",

@@ -22,7 +22,8 @@ from matplotlib.ticker import MaxNLocator
 
 from rarebox.core.files import write_bytes, write_text
 from rarebox.evaluate import imbalance_factor
-from rarebox.report.reading import Record, ReportedRun
+from rarebox.loop.metrics import CycleRecord
+from rarebox.report.reading import ReportedRun
 from rarebox.report.words import count, factor, is_number, number, plural, short
 
 LIGHT = {
@@ -121,8 +122,8 @@ def style() -> Iterator[None]:
 def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, list[Panel]]:
     """All panels of one run, by section of the page. ``uncertain`` is the run by plain uncertainty beside it."""
     return {
-        "learning": [_learning(run, "labels"), _learning(run, "looks")],
-        "classes": [_ap_per_class(run), _looks_per_class(run)],
+        "learning": [_learning(run, "labels"), _learning(run, "reviews")],
+        "classes": [_ap_per_class(run), _reviews_per_class(run)],
         "balance": _balance(run, uncertain),
         "time": [_time(run)],
     }
@@ -152,7 +153,7 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
     figure.legend(loc="outside upper left", ncols=2)
     look_for = {
         "labels": "A line that climbs steeply: few labels bought much. A flat one: more of the same will not help.",
-        "looks": "The same against every box that a person had to look at, whether there was an object or not.",
+        "reviews": "The same against every box that a person had to look at, whether there was an object or not.",
     }[meter]
     points = "; ".join(f"{number(y)} at {count(n)}" for n, y in zip(x, lines["all classes"], strict=True))
     return Panel(f"ap50_{meter}", f"AP50 against {meter}", look_for, f"AP50 by {meter}: {points}", figure)
@@ -183,7 +184,7 @@ def _ap_per_class(run: ReportedRun) -> Panel:
     )
 
 
-def _looks_per_class(run: ReportedRun) -> Panel:
+def _reviews_per_class(run: ReportedRun) -> Panel:
     rows = _rows(run)
     figure, axes = _canvas(62 + ROW * len(rows))
     asked, hits = (_means(run.summed(name), rows) for name in ("selected_per_class", "hits_per_class"))
@@ -201,7 +202,7 @@ def _looks_per_class(run: ReportedRun) -> Panel:
         f"{row.label} {text}" for row, text in zip(rows, said, strict=True)
     )
     return Panel(
-        "looks_per_class",
+        "reviews_per_class",
         "Who was asked about, and how often it paid",
         "Long bars at the top: the rare classes got the attention. Much grey: the detector sees ghosts of that class.",
         alt,
@@ -301,7 +302,7 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
 
 def _counts(
     run: ReportedRun,
-    record: Record,
+    record: CycleRecord,
     key: str,
     name: str,
     title: str,
@@ -361,7 +362,7 @@ def _time(run: ReportedRun) -> Panel:
 def of_comparison(runs: Sequence[ReportedRun]) -> dict[str, list[Panel]]:
     """Panels with all runs in each, by section of the page."""
     learning = [
-        _curves(runs, meter, which) for which in ("all classes", "rarest third") for meter in ("labels", "looks")
+        _curves(runs, meter, which) for which in ("all classes", "rarest third") for meter in ("labels", "reviews")
     ]
     same_classes = len({tuple(run.classes) for run in runs}) == 1
     return {"learning": learning, "classes": _compared_classes(runs) if same_classes else []}
@@ -377,16 +378,16 @@ def _compared_classes(runs: Sequence[ReportedRun]) -> list[Panel]:
         "AP50 of each run's last cycle",
         "The upper rows: which run serves the rare classes best?",
     )
-    looks = _dots(
+    reviews = _dots(
         runs,
         lambda run, row: _mean(run.summed("selected_per_class"), row),
         count,
-        "compare_looks_per_class",
+        "compare_reviews_per_class",
         "Who was asked about",
         "boxes, by the class they were taken for",
         "A class-balanced run lies to the right in the upper rows, and to the left in the lower ones.",
     )
-    return [ap, looks]
+    return [ap, reviews]
 
 
 def _curves(runs: Sequence[ReportedRun], meter: str, which: str) -> Panel:
@@ -496,7 +497,7 @@ def _curve_axes(axes: Axes, meter: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter("{x:.2f}")
-    axes.set_xlabel({"labels": "labels: boxes that people gave", "looks": "looks: boxes that people were shown"}[meter])
+    axes.set_xlabel({"labels": "labels: boxes that people gave", "reviews": "reviews: boxes that people saw"}[meter])
     axes.set_ylabel("AP50")
 
 

@@ -31,12 +31,12 @@ class GroupPart:
 
 def write(out: Path, groups: Sequence[Group]) -> Path:
     """Write ``report.html``, ``tables.md`` and ``figures/`` into a folder that is there; the page's path."""
-    looks = grid_figures.looks_of(groups)
+    styles = grid_figures.styles_of(groups)
     parts = []
     with figures.style():
         for i, group in enumerate(groups, start=1):
             prefix = f"group{i}_" if len(groups) > 1 else ""
-            drawn = grid_figures.of_group(group, looks) if group.methods else {}
+            drawn = grid_figures.of_group(group, styles) if group.methods else {}
             panels = {
                 section: [figures.publish(panel, out / "figures", prefix) for panel in some]
                 for section, some in drawn.items()

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from rarebox.grid import measures, paper, results, statistics
 from rarebox.grid.measures import Point
 from rarebox.grid.results import Group, Value
+from rarebox.loop.metrics import METERS, Meter
 from rarebox.report.figures import (
     LIGHT,
     MARKERS,
@@ -31,11 +32,11 @@ MOST_BANDS = 4
 MOST_CLASSES = 20
 LONGEST_METHOD = 24
 
-Look = tuple[str, str]
+Style = tuple[str, str]
 """Colour and marker of a method."""
 
 
-def looks_of(groups: Sequence[Group]) -> dict[str, Look]:
+def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     """The look of each method, the same in all figures: the references and the ablation get a colour first, then the
     best of the others."""
     first = [name for group in groups for name in (*paper.ablation(group).values(), *paper.references(group).values())]
@@ -44,15 +45,15 @@ def looks_of(groups: Sequence[Group]) -> dict[str, Look]:
     return {name: (PALETTE[i], MARKERS[i]) if i < len(PALETTE) else plain for i, name in enumerate(names)}
 
 
-def of_group(group: Group, looks: Mapping[str, Look]) -> dict[str, list[Panel]]:
+def of_group(group: Group, styles: Mapping[str, Style]) -> dict[str, list[Panel]]:
     """All panels of a group, by section of the page."""
     rare = measures.mean_ap(measures.rarest(group))
     values = {"all classes": results.ap50, "the rarest third": rare}
     many = len(group.methods) > MOST_BANDS
     return {
-        "learning": [_overview(group, looks, m, which, v) for which, v in values.items() for m in ("labels", "looks")],
-        "each": [_each(group, looks, meter) for meter in ("labels", "looks")] if many else [],
-        "differences": [_differences(group, looks, *pair) for pair in paper.references(group).items()],
+        "learning": [_overview(group, styles, m, which, v) for which, v in values.items() for m in METERS],
+        "each": [_each(group, styles, meter) for meter in METERS] if many else [],
+        "differences": [_differences(group, styles, *pair) for pair in paper.references(group).items()],
         "classes": _classes(group),
     }
 
@@ -60,13 +61,13 @@ def of_group(group: Group, looks: Mapping[str, Look]) -> dict[str, list[Panel]]:
 # ------------------------------------------------------------------------------------------------ curves
 
 
-def _overview(group: Group, looks: Mapping[str, Look], meter: str, which: str, value: Value) -> Panel:
+def _overview(group: Group, styles: Mapping[str, Style], meter: Meter, which: str, value: Value) -> Panel:
     """All mean curves in one panel, as the paper's Fig. 3; names stand at the end of the coloured ones."""
     figure, axes = _canvas(330)
     ends, said = [], []
     for name, runs in group.methods.items():
         points = measures.curve(runs.values(), meter, value)
-        colour, marker = looks[name]
+        colour, marker = styles[name]
         if marker:
             _line(axes, points, colour, marker, band=len(group.methods) <= MOST_BANDS)
             ends.append((points[-1], name, colour))
@@ -79,9 +80,9 @@ def _overview(group: Group, looks: Mapping[str, Look], meter: str, which: str, v
     _name_ends(axes, [end for end in ends if end[0].value.n])
     look_for = {
         "labels": "The higher of two lines at the same number of labels learned more from what was paid.",
-        "looks": "The same against every box that a person had to look at, whether there was an object or not.",
+        "reviews": "The same against every box that a person had to look at, whether there was an object or not.",
     }[meter]
-    if grey := sum(not looks[name][1] for name in group.methods):
+    if grey := sum(not styles[name][1] for name in group.methods):
         look_for += f" Grey: {plural(grey, 'other method')}, shown one by one below."
     if ceiling == ceiling:
         look_for += " Dashed: training on all labels."
@@ -151,7 +152,7 @@ def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     return [place + i * gap for i, place in enumerate(level)]
 
 
-def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
+def _each(group: Group, styles: Mapping[str, Style], meter: Meter) -> Panel:
     """A small panel for each method: its mean and standard deviation, all others in grey behind it."""
     names = measures.ranked(group)
     curves = {name: measures.curve(group.methods[name].values(), meter) for name in names}
@@ -162,7 +163,7 @@ def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
     for axes, name in zip(grid, names, strict=False):
         for other in names:
             _line(axes, curves[other], LIGHT["line"], "", width=1)
-        _line(axes, curves[name], looks[name][0], looks[name][1] or "o", band=True)
+        _line(axes, curves[name], styles[name][0], styles[name][1] or "o", band=True)
         _ceiling(axes, group.ceiling)
         axes.set_title(short(name, 28), fontsize=10, loc="left", color=LIGHT["ink"], pad=3)
         axes.tick_params(labelsize=9)
@@ -188,7 +189,7 @@ def _each(group: Group, looks: Mapping[str, Look], meter: str) -> Panel:
 # ------------------------------------------------------------------------------------------------ differences
 
 
-def _differences(group: Group, looks: Mapping[str, Look], label: str, reference: str) -> Panel:
+def _differences(group: Group, styles: Mapping[str, Style], label: str, reference: str) -> Panel:
     """Mean paired difference of the final AP50 and its interval, a row for each method."""
     values = measures.measures(group)["AP50"]
     names = [name for name in measures.ranked(group) if name != reference]
@@ -198,7 +199,7 @@ def _differences(group: Group, looks: Mapping[str, Look], label: str, reference:
     if not names:
         _nothing(axes, "there is no other method")
     for row, (name, step) in enumerate(steps.items()):
-        colour = looks[name][0]
+        colour = styles[name][0]
         if step.low == step.low:
             axes.plot([step.low, step.high], [row, row], color=colour, linewidth=2.2)
         axes.plot(

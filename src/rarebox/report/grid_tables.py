@@ -44,7 +44,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
     for name in ranked(group):
         runs = group.methods[name].values()
         points = curve(runs)
-        paid = [spread(run.cycles[-1][meter] for run in runs).mean for meter in ("labels", "looks")]
+        paid = [spread(run.cycles[-1][meter] for run in runs).mean for meter in ("labels", "reviews")]
         reach = [labels_to_reach(points, part * group.ceiling) for part in (0.90, 0.95) if group.full]
         rows.append(
             (
@@ -66,7 +66,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
     over = "Mean ± standard deviation over seeds" if several_seeds(group) else "One seed"
     note = (
         f"{over}, after the last cycle. Equal labels: the AP50 curve at the most labels that all methods of a seed "
-        "have paid. Area: its mean height over the range of labels (looks) that all methods of a seed have paid. "
+        "have paid. Area: its mean height over the range of labels (reviews) that all methods of a seed have paid. "
         f"Rarest third: {', '.join(rarest(group))}, by the boxes of {counted}. Hit rate: boxes shown that held "
         "something new."
     )
@@ -76,7 +76,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
         *found,
         "hit rate",
         "labels",
-        "looks",
+        "reviews",
     )
     if group.full:
         columns += ("to 90\u00a0%", "to 95\u00a0%")

@@ -11,10 +11,8 @@ from rarebox import strategies
 from rarebox.config import Section, Settings
 from rarebox.core.files import read_json, real
 from rarebox.errors import UserError
+from rarebox.loop.metrics import CycleRecord, PerClass
 from rarebox.loop.run_folder import RunFolder
-
-Record = dict[str, Any]
-"""One cycle of ``metrics.json``."""
 
 Problem = dict[str, str]
 """One entry of ``problems.json``: ``kind``, ``where``, ``what``."""
@@ -26,21 +24,21 @@ class ReportedRun:
 
     folder: RunFolder
     settings: Settings
-    records: Sequence[Record]
+    records: Sequence[CycleRecord]
     environment: Mapping[str, Any]
     problems: Sequence[Problem]
     name: str
 
     @property
-    def first(self) -> Record:
+    def first(self) -> CycleRecord:
         return self.records[0]
 
     @property
-    def last(self) -> Record:
+    def last(self) -> CycleRecord:
         return self.records[-1]
 
     @property
-    def choosing(self) -> Sequence[Record]:
+    def choosing(self) -> Sequence[CycleRecord]:
         """The cycles in which a strategy chose: all but the first."""
         return self.records[1:]
 
@@ -63,12 +61,12 @@ class ReportedRun:
         """The rarest third of the classes, at least one."""
         return self.rare_first[: max(1, round(len(self.classes) / 3))]
 
-    def tail_ap(self, record: Record) -> float:
+    def tail_ap(self, record: CycleRecord) -> float:
         """Mean AP50 of the rarest third, of those classes that have truth; NaN if none has."""
         known = [ap for name in self.rarest if (ap := record["per_class_ap50"][name]) is not None]
         return float(np.mean(known)) if known else float("nan")
 
-    def summed(self, counts: str) -> dict[str, int]:
+    def summed(self, counts: PerClass) -> dict[str, int]:
         """A count per class, such as ``selected_per_class``, over all cycles in which a strategy chose."""
         return {name: sum(record[counts][name] for record in self.choosing) for name in self.classes}
 

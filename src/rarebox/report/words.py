@@ -1,14 +1,14 @@
 """Numbers as a person reads them, and the sentences that the page says of a run. No number: a dash."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeGuard
 
 from rarebox.report.reading import ReportedRun
 
 DASH = "–"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: float | None) -> TypeGuard[float]:
     """Whether there is a number: neither None nor NaN."""
     return value is not None and value == value
 
@@ -41,12 +41,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def change(now: float, before: float) -> str:
+def change(now: float | None, before: float | None) -> str:
     """``+0.12``, ``−0.03``, ``±0.00``; a dash if either is unknown."""
-    if not (is_number(now) and is_number(before)):
-        return DASH
-    step = round(now, 2) - round(before, 2)
-    return f"{'±' if abs(step) < 0.005 else '+' if step > 0 else '−'}{abs(step):.2f}"
+    if is_number(now) and is_number(before):
+        step = round(now, 2) - round(before, 2)
+        return f"{'±' if abs(step) < 0.005 else '+' if step > 0 else '−'}{abs(step):.2f}"
+    return DASH
 
 
 def plural(n: int, noun: str) -> str:
@@ -79,7 +79,7 @@ def headline(run: ReportedRun) -> str:
     return f"{reached}, {_compared(ap, start)}."
 
 
-def _compared(now: float, before: float) -> str:
+def _compared(now: float | None, before: float | None) -> str:
     step = change(now, before)
     if step == DASH:
         return "which cannot be compared with the start"
@@ -89,8 +89,8 @@ def _compared(now: float, before: float) -> str:
 
 
 def findings(run: ReportedRun) -> list[str]:
-    """A few sentences below the headline: the rare classes, the looks, what is still to come."""
-    return [s for s in (_tail(run), _attention(run), _looks(run), _left(run)) if s]
+    """A few sentences below the headline: the rare classes, the reviews, what is still to come."""
+    return [s for s in (_tail(run), _attention(run), _reviews(run), _left(run)) if s]
 
 
 def _tail(run: ReportedRun) -> str:
@@ -114,7 +114,7 @@ def _attention(run: ReportedRun) -> str:
     return f"They were {share(was)} of the first labels, and {share(got)} of the boxes asked about were taken for them."
 
 
-def _looks(run: ReportedRun) -> str:
+def _reviews(run: ReportedRun) -> str:
     if not run.asked:
         return "No box has been selected yet: that begins with cycle 2." if run.cycles_left else ""
     return f"Of {plural(run.asked, 'box')} asked about, {count(run.hits)} held an object that had no label yet."
@@ -133,8 +133,7 @@ def _left(run: ReportedRun) -> str:
 def comparison(runs: Sequence[ReportedRun]) -> str:
     """Which of several runs is ahead after the last cycle that all of them have finished, in one sentence."""
     place = min(len(run.records) for run in runs) - 1
-    ranked = sorted(runs, key=lambda run: -run.records[place]["ap50"] if is_number(run.records[place]["ap50"]) else 1)
-    best, next_best = ranked[0], ranked[1]
+    best, next_best = sorted(runs, key=lambda run: run.records[place]["ap50"] or -1.0, reverse=True)[:2]
     reached = [number(run.records[place]["ap50"]) for run in (best, next_best)]
     when = f"After {plural(place + 1, 'cycle')}"
     if reached[0] == reached[1]:

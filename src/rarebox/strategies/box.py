@@ -122,7 +122,7 @@ def inverse_frequency(candidates: Candidates, state: LabelState, rng: np.random.
 def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
     """MUS-CDB's balance in place of Eq. 1: by u(b), but of each class only its quota first, then the rest.
 
-    Class c may fill budget * softmax_c(1 - N_c / N) of the looks, N_c its human boxes. The utility is u(b).
+    Class c may fill budget * softmax_c(1 - N_c / N) of the reviews, N_c its human boxes. The utility is u(b).
     """
     order, over = _in_quota(candidates, state)
     rows = np.concatenate([order[~over], order[over]])

@@ -71,7 +71,7 @@ class History:
             return
         boxes, query = len(latest.answer.labels), latest.query
         yield ("labels", cycle), boxes
-        yield ("looks", cycle), max(boxes, question.asked_by is None) if query.box is None else 1
+        yield ("reviews", cycle), max(boxes, question.asked_by is None) if query.box is None else 1
         for label in latest.answer.labels.tolist():
             yield ("label", label), 1
         if question.asked_by is None and query.guess is not None and latest.answer.verdict in INFORMATIVE:

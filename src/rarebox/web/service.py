@@ -14,6 +14,7 @@ from rarebox.core.boxes import far_from
 from rarebox.core.files import real
 from rarebox.core.text import counted
 from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
+from rarebox.loop.metrics import CycleRecord
 from rarebox.pool.asker import Asker
 from rarebox.pool.candidates import rows_by_image
 from rarebox.project.project import Project
@@ -66,7 +67,7 @@ class AnnotationService:
         self._common: tuple[int, dict[str, Any]] = (-1, {})
         self._classes: tuple[str, ...] = ()
         self._counts_as: Ints = np.zeros(0, dtype=np.int64)
-        self._records: list[dict[str, Any]] = []
+        self._records: list[CycleRecord] = []
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._writer = Thread(target=self._write, daemon=True)
         self.refresh()
@@ -405,7 +406,7 @@ class AnnotationService:
             },
             "trainer": trainer,
             "records": [
-                {name: record[name] for name in ("cycle", "labels", "looks", "ap50", "seconds")}
+                {name: record[name] for name in ("cycle", "labels", "reviews", "ap50", "seconds")}
                 for record in self._records
             ],
             "held_out": self._held_out(),
@@ -447,12 +448,12 @@ class AnnotationService:
 
     def _advice(self) -> str | None:
         """The stop signal: what the last answers brought, and how often the guesses are right by now."""
-        measured = [record for record in self._records if record["ap50"] is not None]
+        measured = [(record["reviews"], ap) for record in self._records if (ap := record["ap50"]) is not None]
         right = self._answer_index.agreement_with_guesses(self._cycle)
         agreed = f" People confirm {right:.0%} of the guesses." if right is not None else ""
-        if len(measured) < 2 or (looks := measured[-1]["looks"] - measured[-2]["looks"]) < 1:
+        if len(measured) < 2 or (reviews := measured[-1][0] - measured[-2][0]) < 1:
             return agreed.strip() or None
-        gain = (measured[-1]["ap50"] - measured[-2]["ap50"]) / looks * 100
+        gain = (measured[-1][1] - measured[-2][1]) / reviews * 100
         if gain >= 0.01:
             return f"AP50 rose by {gain:.2f} per 100 answers in the last cycle: going on pays.{agreed}"
         if right is not None and right >= 0.9:

@@ -43,7 +43,7 @@
  *   at: string, image: Image, box: Box | null, guess: number | null, cycle: number}} Answer
  *
  * @typedef {{label: number, name: string, merged_into: number | null, count: number}} Class
- * @typedef {{cycle: number, labels: number, looks: number, ap50: number | null,
+ * @typedef {{cycle: number, labels: number, reviews: number, ap50: number | null,
  *   seconds?: Record<string, number>}} CycleRecord
  *
  * @typedef {object} State
