@@ -25,7 +25,7 @@ from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.errors import UserError
 from rarebox.types import Bools, Picture, Source, Targets
-from tests import forked
+from tests import forked, tiny
 from tests.conftest import CLASSES, make
 
 TRAINING: dict[str, Any] = {
@@ -96,7 +96,8 @@ class Watched(Pictures):
 def small(case: Case) -> TorchDetector:
     """A small detector; its fit draws all that can be drawn."""
     settings = TrainingSettings.model_validate({**TRAINING, "batch_size": case.batch_size})
-    return make(case.detector, normaliser=case.normaliser, image_size=SIZE, training=settings)
+    with tiny.small_network():
+        return make(case.detector, normaliser=case.normaliser, image_size=SIZE, training=settings)
 
 
 Terms = dict[str, list[float]]
@@ -160,7 +161,10 @@ def fit_cases(
         return loss
 
     TorchDetector.fit = fit  # type: ignore[method-assign]
-    with in_double_precision() if exactly else nullcontext():
+    with (
+        in_double_precision() if exactly else nullcontext(),
+        tiny.small_network() if make_it is small else nullcontext(),  # for those who follow
+    ):
         if os.environ["RANK"] != "0":
             distributed.follow(detectors.help_train)
             return
@@ -171,7 +175,9 @@ def fit_cases(
 
 
 def run_command(arguments: Sequence[str], said: Path, end: Callable[[], None] | None, rank: int, step: int) -> None:
-    """``rarebox run``, which says all in a file; the process of that rank meets its ``end`` in the middle of a step.
+    """``rarebox run`` on a small network, which says all in a file.
+
+    The process of that rank meets its ``end`` in the middle of a step.
 
     Not where torchrun has started it again.
     """
@@ -190,7 +196,8 @@ def run_command(arguments: Sequence[str], said: Path, end: Callable[[], None] | 
         torch.nn.modules.module.register_module_forward_pre_hook(count)
     sys.argv = ["rarebox", "run", *arguments]
     try:
-        main.main()
+        with tiny.small_network():
+            main.main()
     except SystemExit as error:
         if error.code:
             raise

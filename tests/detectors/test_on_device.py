@@ -100,13 +100,8 @@ def test_a_picture_is_settled_if_the_rest_cannot_count(monkeypatch: pytest.Monke
     assert on_device.best_boxes(boxes, torch.linspace(1, 0.5, 6)[None], labels, 0.2, 6)[2].item()
 
 
-@pytest.mark.parametrize("where", ["ROUNDS", "FIRST", "one view"])
 def test_an_image_that_is_not_settled_is_done_the_other_way(
-    where: str,
-    detector: TorchDetector,
-    pictures: list[Picture],
-    forced: Callable[[bool], None],
-    monkeypatch: pytest.MonkeyPatch,
+    detector: TorchDetector, pictures: list[Picture], forced: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them, and the second alone, for its last view: with features, as the batch was asked for."""
     plans = [make_views(VIEWS, *detector.input_size(p), np.random.default_rng(0)) for p in pictures]
@@ -114,22 +109,27 @@ def test_an_image_that_is_not_settled_is_done_the_other_way(
     other = detector.predict_views(pictures, plans, features=True)
     forced(True)
     settled = [found for found, _ in detector.queue_views(pictures, plans, features=True)()]
-    if where == "one view":
-        honest = detector._matched
+    honest = detector._matched
 
-        def unsettled(found: on_device.Columns, *args: Any) -> on_device.Parcel:
-            assert found["settled"].tolist() == [True] * 18
-            return honest({**found, "settled": torch.arange(18) != 11}, *args)
+    def unsettled(found: on_device.Columns, *args: Any) -> on_device.Parcel:
+        assert found["settled"].tolist() == [True] * 18
+        return honest({**found, "settled": torch.arange(18) != 11}, *args)
 
-        monkeypatch.setattr(detector, "_matched", unsettled)
-    else:
-        monkeypatch.setattr(on_device, where, 1)
-    for place, (found, matched) in enumerate(detector.queue_views(pictures, plans, features=True)()):
-        again = where != "one view" or place == 1
-        assert (matched is None) == again
-        for ours, theirs in zip(found, (other if again else settled)[place], strict=True):
-            for name in ("boxes", "features"):
-                np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    changes: list[tuple[Any, str, Any]] = [
+        (on_device, "ROUNDS", 1),
+        (on_device, "FIRST", 1),
+        (detector, "_matched", unsettled),
+    ]
+    for owner, name, value in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            result = detector.queue_views(pictures, plans, features=True)()
+        for place, (found, matched) in enumerate(result):
+            again = name != "_matched" or place == 1
+            assert (matched is None) == again, name
+            for ours, theirs in zip(found, (other if again else settled)[place], strict=True):
+                for column in ("boxes", "features"):
+                    np.testing.assert_array_equal(getattr(ours, column), getattr(theirs, column))
 
 
 def test_proposals_of_one_level_that_are_not_settled_unsettle_their_picture(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rarebox import config
@@ -175,15 +176,24 @@ class Page(HTMLParser):
         ]
 
 
-def report(tmp_path: Path, *runs: Path) -> Page:
-    return Page(write_report(tmp_path / "out", runs))
+def report(tmp_path: Path, *runs: Path, png: bool = False) -> Page:
+    """The page of a report. Its PNG files, which take most of the time, are empty unless asked for."""
+    honest = Figure.savefig
+
+    def savefig(self: Figure, file: Any, **named: Any) -> None:
+        if png or named["format"] != "png":
+            honest(self, file, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        return Page(write_report(tmp_path / "out", runs))
 
 
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     """The folder with the report of a plain run of three cycles, and its page."""
     folder = tmp_path_factory.mktemp("standard")
-    return folder, report(folder, make_run(folder / "run"))
+    return folder, report(folder, make_run(folder / "run"), png=True)
 
 
 def one_run(root: Path) -> ReportedRun:
@@ -438,7 +448,7 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
 
 def test_names_cannot_become_markup(tmp_path: Path) -> None:
     odd = ("<script>alert(1)</script>", 'a "quoted" & $x_1$ \n name', "日本語 \\frac{")
-    page = report(tmp_path, make_run(tmp_path / "run", classes=odd))
+    page = report(tmp_path, make_run(tmp_path / "run", classes=odd), png=True)
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "<script>alert(1)</script>" in page.text  # as text, that is
     assert "日本語" in page.text

@@ -295,7 +295,7 @@ def test_memory_does_not_grow_with_the_pool(name: str, tmp_path: Path, monkeypat
         return highest
 
     peak(2)  # what is imported and kept the first time
-    small, large = peak(20), peak(60)
+    small, large = peak(10), peak(30)
     assert large < 1.2 * small
 
 
