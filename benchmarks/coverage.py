@@ -1,4 +1,4 @@
-"""k-center on a pool that is read in pieces: seconds, peak memory, and the coverage lost by restricting it.
+"""k-center on a pool read in pieces: time, peak memory, and coverage when only the most uncertain may be chosen.
 
     OMP_NUM_THREADS=2 python benchmarks/coverage.py FOLDER --thousands 200 1000
 
@@ -61,7 +61,7 @@ def make(folder: Path, shards: int) -> list[Path]:
 
 
 def peak_mib() -> int:
-    """Peak memory of this process in MiB (``ru_maxrss`` would include the parent process)."""
+    """Peak memory of this process in MiB (``ru_maxrss`` starts at the peak of the parent process)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 

@@ -154,7 +154,7 @@ def main() -> None:
     with cluster.connected("ray") as where:
         assert where
         for turn in range(chosen.rounds):
-            # In turn the first: what else the machine does changes slowly.
+            # The order alternates, because other load on the machine changes slowly.
             found: dict[str, float] = {"load": os.getloadavg()[0]}
             for engine in ("ray", "plain") if turn % 2 else ("plain", "ray"):
                 found[engine], found[f"{engine}_start"] = (

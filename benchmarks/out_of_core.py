@@ -68,7 +68,7 @@ def answers(files: list[Path]) -> dict[int, ImageLabels]:
 
 
 def peak_mib() -> int:
-    """Peak memory of this process in MiB (``ru_maxrss`` would include the parent process)."""
+    """Peak memory of this process in MiB (``ru_maxrss`` starts at the peak of the parent process)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
