@@ -56,12 +56,12 @@ FILES = ("py", "js", "json", "jsonl", "yaml", "parquet", "sqlite", "txt", "html"
 
 
 def names_in(page: Path) -> set[str]:
-    """What a page calls by a dotted name, in backticks."""
+    """The dotted names in backticks on a page."""
     return set(re.findall(r"`(?:rarebox\.)?([a-z_]+(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text(encoding="utf-8")))
 
 
 def resolve(name: str) -> object:
-    """The module, or what it has of that name. Raises AttributeError or ImportError."""
+    """The module or attribute of that name. Raises AttributeError or ImportError if there is none."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:

@@ -30,7 +30,9 @@ from rarebox.detectors.backbones import BACKBONES
 from rarebox.grid import results
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.simulate import simulate
+from rarebox.project import trainer
 from rarebox.project.project import Project
+from rarebox.types import Answer, Verdict
 from tests import tiny
 from tests.browser import served
 
@@ -133,6 +135,18 @@ def test_an_old_project_is_served(project: Path) -> None:
         (query,) = http.post("/api/next", json={"client": "tab", "want": 1}).json()["queries"]
         assert query["cycle"] == 2
         assert http.get(query["image"]["url"]).headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.usefixtures("narrow_network")
+def test_an_old_project_is_trained_further(project: Path) -> None:
+    opened = Project(project)
+    with opened.store as store:
+        (query,) = store.unanswered(2)
+        store.record([Answer(query.id, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Verdict.NOT_AN_OBJECT)])
+        assert trainer.advance(opened, lambda *_: None) == "trained"
+        assert trainer.advance(opened, lambda *_: None) == "questions"
+        assert (opened.cycle, opened.spent(2)) == (3, 5)
+        assert [record["cycle"] for record in opened.folder.records()] == [1, 2]
 
 
 def test_an_old_run_is_reported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
