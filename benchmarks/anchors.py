@@ -1,10 +1,9 @@
-"""How wide must the smallest anchor be on a small input? A frozen backbone, all labels, one seed: AP50 by its cells.
+"""AP50 by the width of the smallest anchor on small inputs: frozen backbone, all labels, one seed.
 
     python benchmarks/anchors.py [--data aquarium=FOLDER] [--only scenes-retinanet]
 
-``detector.anchor_cells`` 0 lets anchors shrink with the input, as far as it does. What is measured already is left
-alone.
-Results are added to ``benchmarks/results/anchors.jsonl``, each with the command that made it.
+With ``detector.anchor_cells`` 0 anchors shrink with the input without a limit. Finished measurements are not repeated.
+Results are appended to ``benchmarks/results/anchors.jsonl``, each with its command.
 """
 
 import argparse
@@ -25,13 +24,13 @@ CASES = (
     ("aquarium", "retinanet", 320, 400, (0, 3)),
     ("aquarium", "faster_rcnn", 320, 400, (0, 3)),
 )
-"""Data, detector, short side of the input, steps, cells."""
+"""Data set, detector, short side of the input in pixels, steps, anchor cells."""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--data", action="append", default=[], help="where a data set lies, NAME=FOLDER")
-    options.add_argument("--only", default="", help="cases whose name begins so")
+    options.add_argument("--data", action="append", default=[], help="location of a data set, NAME=FOLDER")
+    options.add_argument("--only", default="", help="only cases whose name starts with this")
     given = options.parse_args()
     places = {"scenes": "scenes", **dict(place.split("=", 1) for place in given.data)}
     measured = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []

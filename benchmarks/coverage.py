@@ -1,12 +1,11 @@
-"""k-center on a pool that comes in pieces: seconds, peak memory, and the coverage that choosing among the 100,000 most
-uncertain candidates loses.
+"""k-center on a pool read in pieces: time, peak memory, and coverage when only the most uncertain may be chosen.
 
     OMP_NUM_THREADS=2 python benchmarks/coverage.py FOLDER --thousands 200 1000
 
-Made-up shards with 256 features a box go to FOLDER (0.5 GB a million; removed by ``--remove``): 500 clusters whose
-sizes fall off as 1/n, each with its own spread. Half of a box's uncertainty is its cluster's, half is chance.
-Each measurement is a process of its own and takes the path of the loop, ``ranking.head``; then the distances of all
-points of the pool to their nearest pick are measured, for random picks, too.
+Synthetic shards with 256 features per box are written to FOLDER (0.5 GB per million; ``--remove`` deletes them): 500
+clusters with sizes proportional to 1/n, each with its own spread. Half of a box's uncertainty is that of its cluster,
+half is random. Each measurement is a separate process that uses the code of the loop, ``ranking.head``. Then the
+distances of all points of the pool to their nearest pick are measured, also for random picks.
 """
 
 import argparse
@@ -32,7 +31,7 @@ SHARD = IMAGES * BOXES
 
 
 def make(folder: Path, shards: int) -> list[Path]:
-    """Shards with features, in the types that scoring writes."""
+    """Write shards with features, in the types that scoring writes."""
     dice = np.random.default_rng(0)
     middles = dice.normal(size=(CLUSTERS, WIDTH)).astype(np.float32)
     spread, level = dice.uniform(0.2, 0.8, CLUSTERS).astype(np.float32), dice.random(CLUSTERS)
@@ -62,13 +61,13 @@ def make(folder: Path, shards: int) -> list[Path]:
 
 
 def peak_mib() -> int:
-    """The largest memory of this process so far (the system's own count goes on where its parent's was)."""
+    """Peak memory of this process in MiB (``ru_maxrss`` starts at the peak of the parent process)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def pick(files: list[Path], points: int, picks: int) -> dict[str, object]:
-    """The first picks of coreset, in this process; the rows of the pool that they are."""
+    """Time and memory of the first picks of coreset in this process, and their rows in the pool."""
     settings = config.resolve(changes={"selection.strategy": "coreset", "selection.coreset_points": points})
     state = LabelState(
         np.zeros(CLASSES),
@@ -97,7 +96,7 @@ def pick(files: list[Path], points: int, picks: int) -> dict[str, object]:
 
 
 def distances(files: list[Path], picked: list[int]) -> dict[str, float]:
-    """From all points of the pool to the nearest pick: the largest and the mean."""
+    """The largest and the mean distance from the points of the pool to the nearest pick."""
     wanted, parts = np.array(sorted(picked)), []
     for number, file in enumerate(files):
         here = wanted[wanted // SHARD == number] % SHARD
@@ -119,8 +118,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--thousands", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--picks", type=int, default=2000)
-    parser.add_argument("--points", type=int, nargs="+", default=[100_000, 10**9], help="10**9: all, so exact")
-    parser.add_argument("--remove", action="store_true", help="remove the shards afterwards")
+    parser.add_argument(
+        "--points", type=int, nargs="+", default=[100_000, 10**9], help="10**9: all, so the result is exact"
+    )
+    parser.add_argument("--remove", action="store_true", help="delete the shards afterwards")
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.jsonl"))
     given = parser.parse_args()

@@ -1,11 +1,11 @@
-"""A fit by several processes against one by a single process at the same batch: every loss term of every step.
+"""A fit by several processes compared with one process at the same batch: every loss term of every step.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ddp [--precision float64] [--optimiser sgd] [--steps 20] [--processes 2]
 
 The targets have weights of every kind: 1, soft, 0, in one branch only, rejected boxes, none. The detectors start from
-the packaged weights and train on small pictures as the preset ``laptop`` does (AdamW), or as ``paper`` does (SGD). In
-float32, rounding is all that may differ, and it grows from step to step, by AdamW the more, which divides by the size
-of the gradients; in float64, what is left of a difference would be one of the method. Results are added to
+the packaged weights and train on small images like the preset ``laptop`` (AdamW) or ``paper`` (SGD). In float32 only
+rounding may differ. It grows from step to step, faster with AdamW, which divides by the size of the gradients. In
+float64 a remaining difference would be an error of the method. Results are appended to
 ``benchmarks/results/ddp.jsonl``.
 """
 
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "ddp.jsonl"
 
 
 def beginner(steps: int, optimiser: str, case: Case) -> TorchDetector:
-    """The detector of a case as it is before its fit."""
+    """Build the detector of a case, before its fit."""
     preset = "paper" if optimiser == "sgd" else "laptop"
     settings = config.resolve(preset, None, {"detector.name": case.detector}).training
     changes: dict[str, Any] = {
@@ -49,7 +49,7 @@ def beginner(steps: int, optimiser: str, case: Case) -> TorchDetector:
         "batch_size": case.batch_size,
         "scale_jitter": 0.2,
         "precision": "float32",
-        **({"warmup_steps": 1} if optimiser == "sgd" else {}),  # else next to nothing moves in so few steps
+        **({"warmup_steps": 1} if optimiser == "sgd" else {}),  # otherwise almost nothing changes in so few steps
     }
     training = TrainingSettings.model_validate({**settings.model_dump(), **changes})
     return detectors.build(
@@ -60,7 +60,7 @@ def beginner(steps: int, optimiser: str, case: Case) -> TorchDetector:
 def compare(
     case: Case, begin: Callable[[Case], TorchDetector], processes: int, exactly: bool, out: Path, number: int
 ) -> dict[str, object]:
-    """Largest differences of one case."""
+    """Return the largest differences of one case, in loss terms and weights."""
     with crew.in_double_precision() if exactly else nullcontext(), crew.terms_noted() as alone:
         detector = begin(case)
         before = {name: weight.double() for name, weight in detector.network.state_dict().items()}

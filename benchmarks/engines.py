@@ -1,14 +1,14 @@
-"""Scoring a pool by the engine ray with two workers, against two plain processes of the engine local.
+"""Scoring a pool with the engine ray and two workers, compared with two plain processes of the engine local.
 
     python benchmarks/engines.py [--images 2000] [--rounds 3] [--size 64]
 
-Both sides score the same shards by the same model with two processes of one thread, so what is compared is what Ray
-adds: sending shards, results and progress about, and its own processes on the same cores. Every second shard goes to
-either plain process; Ray hands them out. All start from files and write Parquet; every file must be the same on both
-sides, byte for byte. Rounds alternate in one run. ``start`` is when the first worker began to score: loading Python,
-torch and the model, which a plain process does once in a run and a worker once in a cycle.
+Both sides score the same shards with the same model in two processes of one thread. The difference is what Ray adds:
+sending shards, results and progress, and its own processes on the same cores. Each plain process gets every second
+shard; Ray assigns its shards dynamically. All sides start from files and write Parquet, and every file must be the same
+on both sides, byte for byte. Rounds alternate in one run. ``start`` is when the first worker began to score, after
+loading Python, torch and the model. A plain process loads them once per run, a worker once per cycle.
 
-The pool is made up: 20 `scenes`, each in many files; one view, batches of 16, ImageNet's backbone and fresh heads.
+The pool is synthetic: 20 `scenes`, each in many files; one view, batches of 16, an ImageNet backbone and fresh heads.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PROCESSES, DRAWN = 2, 20
 
 
 def prepare(folder: Path, images: int, size: int) -> None:
-    """The files of a pool, and a run that has a model of cycle 1."""
+    """Write the files of a pool, and a run that has a model of cycle 1."""
     place = scenes.make(folder / "data", seed=3, train=DRAWN, test=2, size=(128, 128))
     changes = {
         "data": str(place),
@@ -56,7 +56,7 @@ def prepare(folder: Path, images: int, size: int) -> None:
     run_folder.root.mkdir()
     run_folder.settings.write_text(config.dump(config.resolve("laptop", None, changes)))
     drawn = datasets.load(place).train.images
-    for number in range(images):  # drawing so many would take longer than all rounds
+    for number in range(images):  # drawing this many would take longer than all rounds
         copyfile(drawn[number % len(drawn)].path, folder / f"{number:05d}.jpg")
     run = open_run(folder, Store(folder / "labels.sqlite", classes=datasets.load(place).classes))
     new_detector(run).save(run.folder.cycle(1))
@@ -64,7 +64,7 @@ def prepare(folder: Path, images: int, size: int) -> None:
 
 
 def open_run(folder: Path, store: Store) -> Run:
-    """That run, with all files as its pool; nothing decoded is kept."""
+    """Open that run with all files as its pool, without a cache of decoded images."""
     place = RunFolder(folder / "run")
     settings = place.read_settings()
     run = simulate.open_run(place, settings, datasets.load(settings.data), store, lambda *_: None)
@@ -76,7 +76,7 @@ def open_run(folder: Path, store: Store) -> Run:
 
 
 def part(folder: Path, number: int) -> None:
-    """What one plain process does: every second shard, into files of its own."""
+    """Score every second shard, as one plain process, into separate files."""
     compute_with(1)
     with Store(folder / "labels.sqlite") as store:
         run = open_run(folder, store)
@@ -93,7 +93,7 @@ def part(folder: Path, number: int) -> None:
 
 
 def by_processes(folder: Path) -> tuple[float, float]:
-    """Seconds of two plain processes, and until the first of them scored."""
+    """Seconds of two plain processes, in total and until the first of them scored."""
     rmtree(folder / "plain", ignore_errors=True)
     begin = time.perf_counter()
     command = [sys.executable, __file__, "--folder", str(folder), "--part"]
@@ -112,7 +112,7 @@ def by_processes(folder: Path) -> tuple[float, float]:
 
 
 def by_ray(folder: Path, where: cluster.Cluster) -> tuple[float, float]:
-    """Seconds of Ray's workers, and until the first of them scored."""
+    """Seconds of Ray's workers, in total and until the first of them scored."""
     with Store(folder / "labels.sqlite") as store:
         run = open_run(folder, store)
         rmtree(run.folder.cycle(2), ignore_errors=True)
@@ -128,7 +128,7 @@ def by_ray(folder: Path, where: cluster.Cluster) -> tuple[float, float]:
 
 
 def same_files(folder: Path) -> bool:
-    """Whether both sides wrote the same, byte for byte."""
+    """Whether both sides wrote the same bytes."""
     ray = sorted((folder / "run" / "cycle_02" / "candidates").glob("*.parquet"))
     plain = sorted((folder / "plain").glob("*.parquet"))
     return len(ray) == len(plain) and all(a.read_bytes() == b.read_bytes() for a, b in zip(ray, plain, strict=True))
@@ -154,7 +154,7 @@ def main() -> None:
     with cluster.connected("ray") as where:
         assert where
         for turn in range(chosen.rounds):
-            # In turn the first: what else the machine does changes slowly.
+            # The order alternates, because other load on the machine changes slowly.
             found: dict[str, float] = {"load": os.getloadavg()[0]}
             for engine in ("ray", "plain") if turn % 2 else ("plain", "ray"):
                 found[engine], found[f"{engine}_start"] = (

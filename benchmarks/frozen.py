@@ -1,10 +1,10 @@
-"""A cycle with a frozen backbone beside the ordinary one, on the same images, seed and steps: time and AP50.
+"""Cycles with a frozen backbone and ordinary ones, on the same images, seed and steps: time and AP50.
 
     OMP_NUM_THREADS=1 python benchmarks/frozen.py DATA [--detector faster_rcnn] [--image-size 256] [--steps 300]
 
-The two runs take turns, cycle by cycle, in one process each; what counts is processor time, for the machine may be
-busy. What a person waits for between the last answer of a cycle and the first question of the next is the training of
-the one, its evaluation, and the scoring of the other.
+The two runs alternate, cycle by cycle, each in its own process. Compare processor time, because the machine may be
+busy. Between the last answer of one cycle and the first question of the next, a person waits for training and
+evaluation in the former and for scoring in the latter.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rarebox.loop import simulate
 
 
 def cycles(out: Path, settings: config.Settings, turn: Any, done: Any) -> None:
-    """Run all cycles, each only when it is this run's turn; the records go to ``done``, with processor seconds."""
+    """Run all cycles, each when it is this run's turn, and put the records with processor seconds into ``done``."""
     spent = 0.0
     turn.acquire()
     start = time.process_time()

@@ -1,18 +1,20 @@
-"""On a GPU: images a second of plain inference, of scoring and of training, and whether the GPU ever waits.
+"""Images per second on a GPU for plain inference, scoring and training, and whether the GPU ever waits.
 
     python benchmarks/gpu.py FOLDER [--images 512] [--networks retinanet-320 faster_rcnn-320 ...] [--device cuda]
 
-FOLDER holds JPEG or PNG images; if they are too few, they are taken again under new ids, and decoded again. ``320`` is
-the preset ``laptop`` (EfficientNet-Lite0), ``600`` the paper's network (ResNet-50, 1000 x 600). Heads are untrained and
-no score is too low, so that every picture gives the 100 boxes that it can give at most: the dearest case. Each number
-is the best of ``--rounds``; the ways that are compared take turns. Prints a line for each network:
+FOLDER holds JPEG or PNG images. If there are too few, they are repeated under new ids and decoded again. ``320`` is the
+preset ``laptop`` (EfficientNet-Lite0), ``600`` the paper's network (ResNet-50, 1000 x 600). The heads are untrained and
+the score threshold is 0, so every image yields the maximum of 100 boxes: the most expensive case. Each number is the
+best of ``--rounds``, and the compared methods alternate. Prints one line per network:
 
-- ``plain`` passes of ``predict`` and ``scored`` images, from files and from memory; an image of scoring counts once,
-  whatever its views. ``ratio`` is scoring over M + 1 plain passes, from memory.
-- ``scored_by_16``: sixteen images and their views at once, in place of four.
-- ``scored_waiting``: by torchvision's own post-processing, for which the host waits several times a batch.
-- ``train_*``: images a second of whole optimiser steps (forwards, backwards, update) in each precision, peak memory.
-- ``busy``: the share of the time of scoring from memory in which a kernel or copy was at work, and the dearest kernels.
+- ``plain``: passes of ``predict``; ``scored``: images, from files and from memory, each counted once with all its
+  views. ``ratio`` is scoring divided by M + 1 plain passes, from memory.
+- ``scored_by_16``: sixteen images and their views in one batch, instead of four.
+- ``scored_waiting``: with torchvision's own post-processing, for which the host waits several times per batch.
+- ``train_*``: images per second of whole optimiser steps (forward, backward, update) in each precision, and peak
+  memory.
+- ``busy``: the fraction of the time of scoring from memory in which a kernel or copy ran, and the most expensive
+  kernels.
 """
 
 import argparse
@@ -44,17 +46,17 @@ CLASSES = 20
 
 
 def records_of(folder: Path, count: int) -> list[ImageRecord]:
-    """So many images; the same files again under other ids, if they are too few."""
+    """``count`` images of a folder. If there are too few, files are repeated under other ids."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
-        raise SystemExit(f"{folder} holds no image")
+        raise SystemExit(f"{folder}: no JPEG or PNG image found.")
     sizes = [Image.open(file).size for file in files]
     places = [i % len(files) for i in range(count)]
     return [ImageRecord(id=n, path=str(files[i]), width=sizes[i][0], height=sizes[i][1]) for n, i in enumerate(places)]
 
 
 def rate(work: Callable[[], object], count: int, device: torch.device) -> float:
-    """How many a second, until a GPU has finished."""
+    """Items per second, including the time until a GPU has finished."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -64,13 +66,13 @@ def rate(work: Callable[[], object], count: int, device: torch.device) -> float:
 
 
 def plain(detector: TorchDetector, pictures: Pictures, size: int) -> None:
-    """Each picture once through ``predict``, in batches of one shape."""
+    """Run ``predict`` on each picture once, in batches of one shape."""
     for _, batch in pictures.in_batches(run.batches(pictures, size)):
         detector.predict(batch)
 
 
 def training_rate(detector: TorchDetector, pictures: Pictures, steps: int) -> float:
-    """Images a second of the steps after the first third."""
+    """Images per second over the steps after the first third."""
     dice = np.random.default_rng(0)
     targets = []
     for record in pictures.records:
@@ -90,7 +92,7 @@ def training_rate(detector: TorchDetector, pictures: Pictures, steps: int) -> fl
 
 
 def busy(work: Callable[[], object]) -> dict[str, Any]:
-    """The share of the time in which the GPU was at work, and what took it longest."""
+    """The fraction of the time in which the GPU was busy, and the kernels that took longest."""
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         torch.cuda.synchronize()
         start = time.perf_counter()

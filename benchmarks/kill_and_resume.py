@@ -1,10 +1,10 @@
-"""Kill a small run with SIGKILL at random moments, start it again each time, and compare with a run never killed.
+"""Kill a small run with SIGKILL at random moments, resume it each time, and compare it with a run never killed.
 
-A run that reaches its end before the kills are used up is compared, and the next one begins.
+When a run finishes before the kills are used up, it is compared, and the next one starts.
 
     python benchmarks/kill_and_resume.py [--kills 20] [--detector retinanet] [--seed 0]
 
-Exits with 1 unless metrics (time fields aside), questions and answers are the same in the end.
+Exits with 1 unless metrics (except times), questions and answers are the same at the end.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rarebox.loop.run_folder import RunFolder
 
 
 def outcome(out: Path) -> object:
-    """All that a run decided."""
+    """The records of a run without times, and its questions and answers."""
     records = [{k: v for k, v in record.items() if k != "seconds"} for record in RunFolder(out).records()]
     with Store(RunFolder(out).store) as store:
         said = [(q.image_id, q.box is None or q.box.tolist(), a.verdict, a.boxes.tolist()) for q, a in store.answered()]

@@ -1,12 +1,12 @@
-"""Kill `rarebox serve` again and again, with SIGKILL and SIGTERM, while four people answer over HTTP.
+"""Kill `rarebox serve` repeatedly, with SIGKILL and SIGTERM, while four people answer over HTTP.
 
-The writers do as the page does: each answer has a key, and is sent again, under the same key, until the server has
-called it saved. In the end the labels are exported, and every answer that was called saved must be there, once.
+The writers behave like the page: each answer has a key and is sent again, under the same key, until the server confirms
+that it is saved. At the end the labels are exported, and every confirmed answer must be there exactly once.
 
     python benchmarks/kill_serve.py [--kills 200] [--writers 4] [--seed 0]
 
-Prints one line of JSON. Exits with 1 if an answer is lost or there twice, if one was called anything but saved, or if
-the server did not end within ten seconds of SIGTERM.
+Prints one line of JSON. Exits with 1 if an answer is lost or doubled, if the server gave one another status than saved,
+or if the server did not end within ten seconds after SIGTERM.
 """
 
 import argparse
@@ -38,21 +38,21 @@ from rarebox.types import ImageRecord
 IMAGES, SIDE, GRID = 40, 1000, 30
 CLASSES = ("fish", "ray", "shark")
 UNASKED = 0.15
-"""Share of the answers that are a box nobody asked about."""
+"""Fraction of the answers that are a box drawn without a question."""
 
 PAUSE = 0.02
-"""Seconds for which a writer thinks, at most."""
+"""Longest think time of a writer, in seconds."""
 
 PATIENCE = 60
-"""Seconds after which a writer that is not answered gives up."""
+"""Seconds after which a writer without a reply gives up."""
 
 Box = tuple[int, float, float, float, float]
-"""An image's id, and x, y, width and height, to a tenth of a pixel."""
+"""Image id, x, y, width and height, rounded to a tenth of a pixel."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out. ``saved``: answers called saved; ``exported``: boxes in the export."""
+    """The result. ``saved``: answers confirmed as saved; ``exported``: boxes in the export."""
 
     kills: dict[str, int]
     saved: int
@@ -82,7 +82,7 @@ class Writer:
     sent_again: int = 0
 
     def work(self) -> None:
-        """Answer until it is over; what is under way then is brought to its end."""
+        """Answer until ``over`` is set; the request in progress is completed."""
         with httpx.Client(base_url=self.url, cookies=self.cookies, timeout=20) as http:
             queries = self.exchange(http, "/api/next", {})["queries"]
             while not self.over.is_set():
@@ -99,7 +99,7 @@ class Writer:
                 queries = reply["queries"]
 
     def say(self, query: dict[str, Any] | None) -> tuple[dict[str, Any], Box]:
-        """An answer whose box no other answer has, and that box."""
+        """Return an answer with a unique box, and that box."""
         if query is None:
             about, x, y = {"image": self.dice.randrange(IMAGES) + 1}, 0.0, 0.0
             side, most = 5.0, SIDE - 20.0
@@ -112,7 +112,7 @@ class Writer:
         return {**item, "labels": [self.dice.randrange(len(CLASSES))]}, box
 
     def exchange(self, http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send a request until it is answered."""
+        """Send a request until it gets a reply."""
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             try:
@@ -125,11 +125,11 @@ class Writer:
                 pass
             self.sent_again += 1
             time.sleep(0.02)
-        raise TimeoutError(f"{path} was not answered for {PATIENCE} s")
+        raise TimeoutError(f"{path}: no reply for {PATIENCE} s.")
 
 
 def run(kills: int, writers: int, seed: int, folder: Path) -> Outcome:
-    """Kill a server so many times, every second time with SIGTERM, and look at what its store holds in the end."""
+    """Kill a server ``kills`` times, every second time with SIGTERM, and compare its store at the end."""
     dice, root, start = random.Random(seed), folder / "project", time.monotonic()
     Image.new("RGB", (SIDE, SIDE), (90, 120, 90)).save(folder / "photo.png")
     records = [ImageRecord(i, str(folder / "photo.png"), SIDE, SIDE) for i in range(1, IMAGES + 1)]

@@ -1,9 +1,9 @@
-"""Selection from a pool that is not in memory: seconds and peak memory at 1, 10 and 100 million candidate boxes.
+"""Selection from a pool that does not fit in memory: seconds and peak memory at 1, 10 and 100 million candidates.
 
     OMP_NUM_THREADS=2 python benchmarks/out_of_core.py FOLDER
 
-Made-up shards of 2,000 images of 100 boxes each are written to FOLDER (3.1 GB; they are used again, and removed by
-``--remove``). Each measurement is a process of its own: p(l), the candidates that 6,000 answers leave open, the ranking
+Synthetic shards of 2,000 images with 100 boxes each are written to FOLDER (3.1 GB; they are reused, and ``--remove``
+deletes them). Each measurement is a separate process: p(l), the candidates that 6,000 answers leave open, the ranking
 by class_balanced, and its first 4 x 4,000 boxes, for a budget of 4,000. Rounds alternate between the sizes.
 """
 
@@ -30,7 +30,7 @@ ANSWERS, BUDGET = 6_000, 4_000
 
 
 def make(folder: Path, shards: int) -> list[Path]:
-    """Shards with the columns that every candidate has, in the types that scoring writes."""
+    """Write shards with the columns that every candidate has, in the types that scoring writes."""
     files = [folder / f"shard_{number:05d}.parquet" for number in range(shards)]
     frequency = 1 / np.arange(1, CLASSES + 1)
     for number, file in enumerate(files):
@@ -55,7 +55,7 @@ def make(folder: Path, shards: int) -> list[Path]:
 
 
 def answers(files: list[Path]) -> dict[int, ImageLabels]:
-    """Three answers each on images all over the pool, on boxes that are candidates there."""
+    """Three answers for each of several images from the whole pool, on boxes of candidates."""
     labels, nothing = {}, np.zeros((0, 4), np.float32)
     each = ANSWERS // 3 // len(files) + 1
     for number, file in enumerate(files):
@@ -68,13 +68,13 @@ def answers(files: list[Path]) -> dict[int, ImageLabels]:
 
 
 def peak_mib() -> int:
-    """The largest memory of this process so far (the system's own count goes on where its parent's was)."""
+    """Peak memory of this process in MiB (``ru_maxrss`` starts at the peak of the parent process)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def measure(folder: Path, shards: int) -> dict[str, object]:
-    """What one selection takes, in this process."""
+    """Time and memory of one selection in this process."""
     files = make(folder, shards)
     labels = answers(files)
     settings = config.resolve(changes={"selection.strategy": "class_balanced"})
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--millions", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--remove", action="store_true", help="remove the shards afterwards")
+    parser.add_argument("--remove", action="store_true", help="delete the shards afterwards")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/out_of_core.jsonl"))
     given = parser.parse_args()

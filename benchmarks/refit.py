@@ -1,9 +1,9 @@
-"""Train one cycle of a finished run again with other settings, everything else equal: what did it, and what not?
+"""Train one cycle of a finished run again with other settings, everything else equal, to find the cause of an effect.
 
     python benchmarks/refit.py RUN CYCLE --set pseudo.method=ignore_only --set training.steps=1000
 
-The run's answers and candidates are taken as they are; only the targets and the fit are made anew, in a folder that is
-thrown away. One JSON line comes out: settings, images, boxes, AP50.
+The answers and candidates of the run are reused. Only the targets and the fit are new, in a temporary folder. Prints
+one JSON line: settings, images, boxes, AP50.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def tell(stage: str, done: int, of: int, note: str) -> None:
-    """A line now and then on what is done."""
+    """Print a line of progress at every 50th step."""
     if done % 50 == 0:
         print(f"{stage}: {done} of {of} {note}", file=sys.stderr)
 

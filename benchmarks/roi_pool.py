@@ -1,4 +1,4 @@
-"""Pooling of boxes as a sparse product against torchvision's kernel on a CPU: seconds, forwards and backwards.
+"""Box pooling as a sparse product compared with torchvision's kernel on a CPU: seconds, forward and backward.
 
     OMP_NUM_THREADS=1 python benchmarks/roi_pool.py
 

@@ -1,10 +1,10 @@
-"""Scoring a pool with M views against M + 1 plain ``predict`` passes of the same model, decoding included.
+"""Scoring a pool with M views compared with M + 1 plain ``predict`` passes of the same model, including decoding.
 
     python benchmarks/score_pool.py RUN [--images 64] [--rounds 3] [--device cuda]
 
-RUN is the folder of a finished run, whose last model and data set are used. Both sides start from files on disk, which
-threads read ahead. Prints images a second of plain inference and of scoring, in the best round of each, and the ratio
-of the seconds in every round; an image of scoring counts once, whatever its views.
+RUN is the folder of a finished run; its last model and its data set are used. Both sides start from files on disk,
+which threads read ahead. Prints images per second of plain inference and of scoring in the best round of each, and the
+ratio of the seconds in every round. Scoring counts an image once, with all its views.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from rarebox.loop.run_folder import RunFolder
 
 
 def plain(detector: TorchDetector, pictures: Pictures, passes: int, size: int) -> None:
-    """So many passes of ``predict`` over pictures, in batches of one shape."""
+    """Run ``predict`` over all pictures ``passes`` times, in batches of one shape."""
     for _ in range(passes):
         for _, batch in pictures.in_batches(run.batches(pictures, size)):
             detector.predict(batch)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long that takes, until a GPU has finished it."""
+    """Seconds of some work, including the time until a GPU has finished."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -45,7 +45,7 @@ def main() -> None:
     options.add_argument("run", type=Path)
     options.add_argument("--images", type=int, default=64)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--device", help="that of the run, unless said")
+    options.add_argument("--device", help="default: that of the run")
     chosen = options.parse_args()
     folder = RunFolder(chosen.run)
     settings = folder.read_settings()

@@ -1,9 +1,9 @@
-"""Selection at scale, each beside a plain version, in one run: k-center, EnmsDivproto, and VOC AP beside pycocotools.
+"""Selection at scale compared with plain versions: k-center, EnmsDivproto, and VOC AP against pycocotools.
 
     OMP_NUM_THREADS=2 python benchmarks/selection.py
 
-The plain k-center holds the whole matrix of distances, as published code does; it is timed at a size that both can
-hold. Peak memory is that of a process of its own.
+The plain k-center holds the full distance matrix, as published code does. It is timed at a size that both can hold.
+Peak memory is that of a separate process.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def ours(points: np.ndarray, picks: int) -> list[int]:
 
 
 def full_matrix(points: np.ndarray, picks: int) -> list[int]:
-    """k-center with every distance computed first."""
+    """k-center that computes all distances first."""
     squares = (points**2).sum(axis=1)
     distance = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * points @ points.T, 0))
     nearest, chosen = distance[:, 0].copy(), []
@@ -44,7 +44,7 @@ def full_matrix(points: np.ndarray, picks: int) -> list[int]:
 
 
 def entropy_nms_loop(entropy: np.ndarray, labels: np.ndarray, features: np.ndarray) -> list[int]:
-    """Entropy-NMS box by box."""
+    """Entropy-NMS in a loop over boxes."""
     kept: list[int] = []
     for i in np.argsort(-entropy, kind="stable"):
         same = [j for j in kept if labels[j] == labels[i]]
@@ -68,7 +68,7 @@ def measure_k_center(which: str, size: int, picks: int, width: int) -> dict[str,
 
 
 def radius(size: int, width: int, chosen: object) -> float:
-    """The largest distance of any point to the nearest chosen one."""
+    """The largest distance from a point to its nearest chosen point."""
     points = np.random.default_rng(0).normal(size=(size, width)).astype(np.float32)
     centres = points[np.array([0, *chosen])]  # type: ignore[misc]
     squares = (points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2 * points @ centres.T
@@ -95,7 +95,7 @@ def measure_enms(images: int, boxes: int) -> tuple[float, float]:
 
 
 def measure_evaluation(images: int, classes: int) -> dict[str, float]:
-    """VOC AP and COCO AP of made-up detections, ours beside pycocotools, seconds."""
+    """Seconds for VOC AP and COCO AP of synthetic detections, ours and pycocotools."""
     dice = np.random.default_rng(0)
     truth, found, listed, annotations = {}, {}, [], []
     for image_id in range(1, images + 1):
@@ -155,7 +155,7 @@ def main() -> None:
         return
     lines: list[dict[str, object]] = []
     both = {which: in_a_process(which, 20_000, 800, 256) for which in ("ours", "full")}
-    for one in both.values():  # rounding may part the two, not how well they cover the points
+    for one in both.values():  # rounding may change the picks, but not how well they cover the points
         one["radius"] = radius(20_000, 256, one.pop("chosen"))
     ratio = float(str(both["full"]["seconds"])) / float(str(both["ours"]["seconds"]))
     lines.append({"what": "k-center, 20,000 x 256, 800 picks", **both, "ratio": ratio})

@@ -1,20 +1,22 @@
-"""How long people wait: the next question and the saving of an answer, at 1, 10 and 50 annotators without think time.
+"""Waiting times for the next question and for saving an answer, at 1, 10 and 50 annotators without think time.
 
     python benchmarks/serve.py [--label-studio VENV] [--annotators 1,10,50] [--rounds 250] >> results/serve.jsonl
     python benchmarks/serve.py --scenario few,many,class [--source OTHER_TREE] [--times 3] >> results/serve.jsonl
 
-Each annotator has one connection kept open and asks again as soon as the answer is there. A setting ends after so many
-rounds, all annotators together, on a fresh project of 500 images with one predicted box each. For us a round is one
-``POST /api/answers`` as the page sends it: it saves and brings the next questions. For Label Studio it is two requests,
-which its own page sends: ``next_task``, then the annotation with the predicted box. Where VENV, an environment with
-``label-studio`` in it, is given, both are measured in turn in the same run. What the disk needs for a commit is
-measured before each setting. Options for us alone: ``--pages`` opens the stream of events that every page listens to;
-``--images``, ``--boxes`` (a square number, of each image), ``--answered`` and ``--open`` make the project larger;
-``--classes`` so many times somebody adds, renames and merges a class meanwhile; no round begins after ``--seconds``.
+Each annotator keeps one connection open and asks again as soon as the reply arrives. A measurement ends after
+``--rounds`` rounds of all annotators together, on a fresh project of 500 images with one predicted box each. With
+rarebox a round is one ``POST /api/answers`` as the page sends it: it saves and returns the next questions. With Label
+Studio it is two requests that its own page sends: ``next_task``, then the annotation with the predicted box. If VENV
+names an environment with ``label-studio``, both are measured in turn in the same run. The commit time of the disk is
+measured each time.
 
-A scenario is a set of these options (``SCENARIOS``). With ``--source``, another source tree of ours (a ``git
-worktree`` of an earlier commit, say), each setting runs in turn with that tree and with this one, ``--times`` over,
-each in processes of its own; the last line of a scenario has the medians over the runs and their ratios.
+Options for rarebox only: ``--pages`` opens the event stream that every page listens to. ``--images``, ``--boxes`` (per
+image, a square number), ``--answered`` and ``--open`` make the project larger. ``--classes`` is how often somebody
+adds, renames and merges a class at the same time. No round starts after ``--seconds``.
+
+A scenario is a set of these options (``SCENARIOS``). With ``--source``, another source tree of rarebox (such as a
+``git worktree`` of an earlier commit), each measurement runs in turn with that tree and with this one, ``--times``
+times, each in separate processes. The last line of a scenario has the medians over the runs and their ratios.
 """
 
 import argparse
@@ -59,7 +61,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "rounds": 10**6,
     },
 }
-"""Nearly as many people as photos; many photos; and a class that is added, renamed and merged beside many answers."""
+"""Almost as many people as photos; many photos; a class that changes while there are many answers."""
 
 CLASSES = ("fish", "ray", "shark")
 TASKS, PATIENCE = 500, 120.0
@@ -68,7 +70,7 @@ Milliseconds = list[float]
 
 @dataclass
 class Tally:
-    """What the annotators of one setting met."""
+    """Times, errors and assignments of all annotators in one measurement."""
 
     next: Milliseconds = field(default_factory=list)
     save: Milliseconds = field(default_factory=list)
@@ -79,7 +81,7 @@ class Tally:
     answered: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     async def timed(self, into: Milliseconds, request: Awaitable[httpx.Response]) -> Any:
-        """The reply of a request that went well, and its time; of another one the error, and None."""
+        """Return the reply of a request and record its time; if it fails, record the error and return None."""
         start = time.perf_counter()
         try:
             reply = await request
@@ -146,7 +148,7 @@ async def annotate(
     seconds: float = 3600,
     beside: Callable[[], Awaitable[None]] | None = None,
 ) -> float:
-    """All at once, until the rounds or the time is used up or what is done ``beside`` is over; how many seconds."""
+    """Run all annotators until the rounds or the time is used up, or until ``beside`` ends. Returns the seconds."""
     start, over = time.perf_counter(), False
     ticket = takewhile(lambda _: not over and time.perf_counter() < start + seconds, range(rounds))
 
@@ -161,13 +163,13 @@ async def annotate(
 
 
 def connection(url: str, **more: Any) -> httpx.AsyncClient:
-    """One connection, kept open. (Without ``verify``, for reading certificates would take our time.)"""
+    """One connection that stays open. (``verify`` is off, because reading certificates takes time.)"""
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
     return httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits, verify=False, **more)
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """What a process and its children have used."""
+    """Processor seconds of a process and its children."""
     return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 
 
@@ -175,7 +177,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def project(root: Path, images: int, grid: int, answered: int, opened: int) -> None:
-    """A project as large as wanted, some of whose questions are open or answered."""
+    """Create a project of the given size, in which some questions are open or answered."""
     records = [ImageRecord(i, f"photo{i}.jpg", 1024, 768) for i in range(1, images + 1)]
     made = make_project(root, records, CLASSES, grid)
     if answered or opened:
@@ -186,7 +188,7 @@ def project(root: Path, images: int, grid: int, answered: int, opened: int) -> N
 def fill(made: Project, answered: int, opened: int) -> None:
     """Ask questions from the top of the ranking and answer the first of them.
 
-    At most half of the ranking is asked about. Further answers belong to the cycle before and to the same boxes.
+    At most half of the ranking is asked about. Further answers belong to the previous cycle and to the same boxes.
     """
     found = made.read_ranking(2).candidates
     before = max(answered + opened - len(found) // 2, 0)
@@ -291,7 +293,7 @@ async def ours(
 
 @asynccontextmanager
 async def listening(server: Served, cookies: httpx.Cookies, wanted: bool) -> AsyncIterator[None]:
-    """The stream of events that an open page listens to, read and thrown away."""
+    """Read and discard the event stream that an open page listens to."""
 
     async def listen() -> None:
         async with connection(server.url, cookies=cookies) as http, http.stream("GET", "/api/events") as stream:
@@ -341,13 +343,13 @@ for i in range(1, {people}):
 
 
 def token_of(name: str) -> dict[str, str]:
-    """The first person made the projects."""
+    """The header that authenticates a person. The first person creates the projects."""
     return {"Authorization": f"Token {int(name.split()[-1]):040d}"}
 
 
 @contextmanager
 def label_studio(environment: Path, folder: Path, people: int) -> Iterator[tuple[str, psutil.Process]]:
-    """Label Studio as its own command starts it, SQLite by default, with so many users."""
+    """Run Label Studio as its own command starts it (SQLite by default), with ``people`` users."""
     port, data = 18123, folder / "label-studio"
     data.mkdir()
     quiet = {
@@ -446,10 +448,10 @@ def main() -> None:
     options.add_argument("--open", type=int, default=0)
     options.add_argument("--classes", type=int, default=0)
     options.add_argument("--seconds", type=float, default=3600)
-    options.add_argument("--scenario", default="", help=f"of {', '.join(SCENARIOS)}, with commas between")
+    options.add_argument("--scenario", default="", help=f"any of {', '.join(SCENARIOS)}, separated by commas")
     options.add_argument("--source", type=Path, help="another source tree, for comparison")
     options.add_argument("--times", type=int, default=1)
-    options.add_argument("--folder", type=Path, help="where to work, on the disk to measure")
+    options.add_argument("--folder", type=Path, help="working folder, on the disk to measure")
     given = options.parse_args()
     names = [name for name in given.scenario.split(",") if name]
     if given.source or len(names) > 1:
@@ -493,7 +495,7 @@ def main() -> None:
 
 
 def compare(scenario: str, given: argparse.Namespace, options: argparse.ArgumentParser) -> None:
-    """One scenario, or the options as they are, in turn with another source tree and with this one."""
+    """Run one scenario, or the given options, in turn with another source tree and with this one."""
     arguments, skipped = [], {"--scenario", "--source", "--times"}
     parts = iter(sys.argv[1:])
     for part in parts:
@@ -519,7 +521,7 @@ def compare(scenario: str, given: argparse.Namespace, options: argparse.Argument
 
 
 def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over the runs, before and now, and how many times the former is the latter."""
+    """Medians over the runs, before and now, and the ratio of before to now."""
     figures: dict[str, Any] = {}
     for name, part in (
         ("save_ms", "median"),
@@ -542,7 +544,7 @@ def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 @contextmanager
 def theirs_if(environment: Path | None, folder: Path, people: int) -> Iterator[tuple[str, psutil.Process] | None]:
-    """Label Studio, where there is one."""
+    """Run Label Studio if an environment is given; otherwise yield None."""
     if environment is None:
         yield None
     else:

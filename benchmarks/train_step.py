@@ -1,9 +1,9 @@
-"""A training step with weights against torchvision's stock loss code on the same network: time and memory.
+"""A weighted training step compared with torchvision's stock loss code on the same network: time and memory.
 
     python benchmarks/train_step.py [--backbone resnet50] [--rounds 15]
 
-Both sides run the same network object on the same batch. The stock side swaps in torchvision's own classes (the loss
-code, the box head's forward, the proposal network's assignment, the pooling of boxes); rounds alternate, and the ratio
+Both sides run the same network object on the same batch. The stock side uses torchvision's own classes (the loss code,
+the forward pass of the box head, the assignment of the proposal network, box pooling). Rounds alternate, and the ratio
 of medians counts.
 """
 
@@ -30,7 +30,7 @@ from rarebox.types import Picture, Targets
 
 
 def make_stock(detector: TorchDetector, stock: bool) -> None:
-    """Give the network torchvision's own loss code, or ours back."""
+    """Switch the network to torchvision's own loss code, or back to ours."""
     if isinstance(detector.network, WeightedFasterRCNN):
         detector.network.rpn.__class__ = RegionProposalNetwork if stock else WeightedProposals  # type: ignore[assignment]
         detector.network.roi_heads.box_roi_pool.__class__ = MultiScaleRoIAlign if stock else RoIPool  # type: ignore[assignment]
@@ -40,7 +40,7 @@ def make_stock(detector: TorchDetector, stock: bool) -> None:
 
 
 def batch(images: int, classes: int, stock_labels: bool) -> tuple[list[Picture], list[Targets]]:
-    """Pictures of 427 x 320 with 8 boxes each, soft weights among them."""
+    """Images of 427 x 320 pixels with 8 boxes each, with soft weights unless ``stock_labels``."""
     rng = np.random.default_rng(0)
     pictures, targets = [], []
     for _ in range(images):
@@ -81,7 +81,7 @@ def times(name: str, backbone: str, rounds: int) -> dict[str, object]:
 
 
 def peak_memory(name: str, backbone: str, stock: bool) -> int:
-    """Largest resident memory of a fresh process that makes four steps, in KiB."""
+    """Peak resident memory in KiB of a new process that makes four steps."""
     code = f"import benchmarks.train_step as b; b.four_steps({name!r}, {backbone!r}, {stock})"
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 

@@ -1,4 +1,4 @@
-"""The pages do not point at what is not there."""
+"""Links, names, files, commands and options in the documentation exist."""
 
 import ast
 import re
@@ -6,24 +6,42 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from rarebox import config
+from rarebox.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
+    ROOT / "paper" / "README.md",
 ]
+PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@PAGE
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = (re.sub(r"\[([^]]*)\]\([^)]*\)|`", r"\1", line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@PAGE
+def test_links_to_sections_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    assert [anchor for file, anchor in links if anchor not in anchors(page.parent / file if file else page)] == []
+
+
+@PAGE
 def test_no_placeholder_is_left(page: Path) -> None:
     assert re.findall(r"@[A-Z]{3,}@|[A-Z]+PENDING|TODO|XXX", page.read_text(encoding="utf-8")) == []
 
@@ -38,12 +56,12 @@ FILES = ("py", "js", "json", "jsonl", "yaml", "parquet", "sqlite", "txt", "html"
 
 
 def names_in(page: Path) -> set[str]:
-    """What a page calls by a dotted name, in backticks."""
+    """The dotted names in backticks on a page."""
     return set(re.findall(r"`(?:rarebox\.)?([a-z_]+(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text(encoding="utf-8")))
 
 
 def resolve(name: str) -> object:
-    """The module, or what it has of that name. Raises AttributeError or ImportError."""
+    """The module or attribute of that name. Raises AttributeError or ImportError if there is none."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -56,7 +74,7 @@ def resolve(name: str) -> object:
     raise ImportError(name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@PAGE
 def test_names_of_the_code_exist(page: Path) -> None:
     wrong = []
     for name in names_in(page):
@@ -70,7 +88,7 @@ def test_names_of_the_code_exist(page: Path) -> None:
     assert sorted(wrong) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@PAGE
 def test_files_of_the_code_exist(page: Path) -> None:
     named = re.findall(r"`([\w/]+\.(?:py|js))\b", page.read_text(encoding="utf-8"))
     folders = [ROOT / name for name in ("src", "tests", "benchmarks")]
@@ -78,7 +96,39 @@ def test_files_of_the_code_exist(page: Path) -> None:
     assert [name for name in named if not any(file.endswith(f"/{name}") for file in there)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+COMMANDS = get_command(app)
+assert isinstance(COMMANDS, TyperGroup)
+OPTIONS = {
+    name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for name, command in COMMANDS.commands.items()
+}
+"""The options of each command of rarebox."""
+
+
+def commands_in(page: Path) -> list[tuple[str, list[str]]]:
+    """The command and the options of each call of rarebox in the code of a page."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"```(?!python|yaml)\w*\n(.*?)```", text, re.DOTALL)
+    lines = [
+        *"\n".join(blocks).splitlines(),
+        *re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)),
+    ]
+    calls = [re.search(r"(?:^|\s)rarebox ([a-z]+)([^#|;&]*)", line) for line in lines]
+    return [(call[1], re.findall(r"(?<!\S)--[a-z-]+", call[2])) for call in calls if call]
+
+
+@PAGE
+def test_commands_and_their_options_exist(page: Path) -> None:
+    wrong = [
+        f"rarebox {command} {option}"
+        for command, options in commands_in(page)
+        for option in options or [""]
+        if command not in OPTIONS or option not in {"", *OPTIONS[command]}
+    ]
+    assert wrong == []
+
+
+@PAGE
 def test_imports_of_snippets_exist(page: Path) -> None:
     for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for node in ast.walk(ast.parse(snippet)):
