@@ -588,8 +588,8 @@ export class Annotator {
     this.#changed();
   }
 
-  /** @param {Query} query @param {Answer | null} answer that is being changed */
-  #draftName(query, answer) {
+  /** @param {Query} query @param {Answer | null} [answer] that is being changed */
+  #draftName(query, answer = null) {
     return `${this.line.project}/${answer ? `edit/${answer.answer}` : `draft/${query.id}`}`;
   }
 

@@ -285,4 +285,4 @@ export class Outbox {
 }
 
 /** @param {Sending} record @param {string} reason @returns {Result} */
-const refusal = (record, reason) => ({ key: record.item.key ?? "", status: "refused", query: null, answer: null, reason, current: null });
+const refusal = (record, reason) => ({ key: record.item.key, status: "refused", query: null, answer: null, reason, current: null });

@@ -25,7 +25,7 @@
  * @property {number} lease_seconds
  *
  * @typedef {object} Item  An answer on its way to the server.
- * @property {string} [key]
+ * @property {string} key
  * @property {number} milliseconds
  * @property {number} [query]
  * @property {number} [image]
