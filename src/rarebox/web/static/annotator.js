@@ -126,7 +126,10 @@ export class Annotator {
         this.page.say(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}`, "bad");
       } else {
         const reason = result.reason ? `${result.reason} ` : "";
-        this.page.say(`${reason}What stands now: ${inWords(result.current)}, by ${result.current.by}. Yours (${record.what}) was not saved over it.`, "bad");
+        this.page.say(
+          `${reason}What stands now: ${inWords(result.current)}, by ${result.current.by}. Yours (${record.what}) was not saved over it.`,
+          "bad",
+        );
       }
     }
     this.#keepHistory();
@@ -143,10 +146,19 @@ export class Annotator {
   /** @param {Query} query @param {{kind?: "ask" | "edit", after?: number | null, answer?: Answer | null, sketch?: Sketch | null}} [how] */
   #show(query, { kind = "ask", after = null, answer = null, sketch = null } = {}) {
     const kept = recall(this.#draftName(query, answer))?.sketch;
-    if (kept && answer) this.page.say("Your unfinished change of this answer is back. Esc leaves the answer as it was.");
+    if (kept && answer)
+      this.page.say("Your unfinished change of this answer is back. Esc leaves the answer as it was.");
     this.task = {
-      kind, query, after, answer, armed: false, past: [], future: [],
-      sketch: structuredClone((answer ? kept ?? sketch : sketch ?? kept) ?? { box: query.box, drafts: [], dismissed: [] }),
+      kind,
+      query,
+      after,
+      answer,
+      armed: false,
+      past: [],
+      future: [],
+      sketch: structuredClone(
+        (answer ? (kept ?? sketch) : (sketch ?? kept)) ?? { box: query.box, drafts: [], dismissed: [] },
+      ),
     };
     this.hidden = false;
     this.#justDrawn = null;
@@ -205,7 +217,11 @@ export class Annotator {
   /** The class that Enter says yes to. */
   get guess() {
     const answer = this.task?.answer;
-    const label = answer ? (answer.verdict === "object" ? answer.labels[0] ?? null : null) : this.task?.query.guess ?? null;
+    const label = answer
+      ? answer.verdict === "object"
+        ? (answer.labels[0] ?? null)
+        : null
+      : (this.task?.query.guess ?? null);
     return classOf(label)?.label ?? label;
   }
 
@@ -218,14 +234,34 @@ export class Annotator {
     const labels = this.#labels(task);
     task.query.others.forEach((other, i) => {
       const score = other.score ?? 1;
-      const taken = task.sketch.drafts.some((draft) => draft.from === i) || task.sketch.dismissed.includes(i) || labels.some((label) => same(label.box, other.box));
+      const taken =
+        task.sketch.drafts.some((draft) => draft.from === i) ||
+        task.sketch.dismissed.includes(i) ||
+        labels.some((label) => same(label.box, other.box));
       const asked = task.query.box !== null && iou(task.query.box, other.box) > SAME_DETECTION;
-      if (!taken && !asked && score >= this.threshold) marks.push({ id: `o${i}`, base: `o${i}`, kind: "other", box: other.box, label: classOf(other.label)?.label ?? other.label, score: other.score });
+      if (!taken && !asked && score >= this.threshold)
+        marks.push({
+          id: `o${i}`,
+          base: `o${i}`,
+          kind: "other",
+          box: other.box,
+          label: classOf(other.label)?.label ?? other.label,
+          score: other.score,
+        });
     });
     marks.push(...labels);
-    task.sketch.drafts.forEach((draft, i) => marks.push({ id: `d${i}`, base: `d${i}`, kind: "draft", box: draft.box, label: draft.label }));
+    task.sketch.drafts.forEach((draft, i) =>
+      marks.push({ id: `d${i}`, base: `d${i}`, kind: "draft", box: draft.box, label: draft.label }),
+    );
     if (task.sketch.box) {
-      marks.push({ id: "asked", base: "asked", kind: "asked", box: task.sketch.box, label: this.guess, score: task.kind === "ask" ? task.query.score : null });
+      marks.push({
+        id: "asked",
+        base: "asked",
+        kind: "asked",
+        box: task.sketch.box,
+        label: this.guess,
+        score: task.kind === "ask" ? task.query.score : null,
+      });
     }
     return marks;
   }
@@ -237,7 +273,13 @@ export class Annotator {
     const groups = new Map();
     const add = (/** @type {string} */ base, /** @type {Omit<Mark, "id" | "base" | "kind">} */ rest) => {
       const group = groups.get(base) ?? [];
-      group.push({ ...rest, label: classOf(rest.label)?.label ?? rest.label, id: `${base}.${group.length}`, base, kind: "label" });
+      group.push({
+        ...rest,
+        label: classOf(rest.label)?.label ?? rest.label,
+        id: `${base}.${group.length}`,
+        base,
+        kind: "label",
+      });
       groups.set(base, group);
     };
     for (const label of task.query.labels) add(`q${label.query}`, label);
@@ -245,7 +287,15 @@ export class Annotator {
       if (record.image !== task.query.image.id || record.item.complete) continue;
       const base = this.line.baseOf(record.base);
       groups.delete(base);
-      record.item.boxes.forEach((box, i) => add(base, { box, label: record.item.labels[i], query: record.item.query ?? null, key: record.item.key, by: state()?.you ?? "you" }));
+      record.item.boxes.forEach((box, i) =>
+        add(base, {
+          box,
+          label: record.item.labels[i],
+          query: record.item.query ?? null,
+          key: record.item.key,
+          by: state()?.you ?? "you",
+        }),
+      );
     }
     groups.delete(own);
     const marks = [...groups.values()].flat();
@@ -360,10 +410,15 @@ export class Annotator {
     const task = this.task;
     if (!task) return;
     if (this.whole) return this.#finishWhole(deliberate);
-    if (this.imageComplete) return this.page.say("This image is already marked as complete. Z takes it back if you did it just now.");
+    if (this.imageComplete)
+      return this.page.say("This image is already marked as complete. Z takes it back if you did it just now.");
     const image = task.query.image.id;
     this.#step({
-      image, base: `complete-${image}`, query: null, sketch: null, what: "image complete",
+      image,
+      base: `complete-${image}`,
+      query: null,
+      sketch: null,
+      what: "image complete",
       forth: { item: { image, complete: true, verdict: "object", boxes: [], labels: [] }, refer: false, fresh: false },
       back: { item: { ...WITHDRAWN }, refer: true, fresh: false },
     });
@@ -385,7 +440,11 @@ export class Annotator {
       this.page.say("No box on this image. Press Enter again if there is nothing to label.");
       return this.#changed();
     }
-    this.#answer({ verdict: "object", boxes: drafts.map((draft) => draft.box), labels: drafts.map((draft) => /** @type {number} */ (draft.label)) });
+    this.#answer({
+      verdict: "object",
+      boxes: drafts.map((draft) => draft.box),
+      labels: drafts.map((draft) => /** @type {number} */ (draft.label)),
+    });
   }
 
   /** @param {number} label */
@@ -397,15 +456,24 @@ export class Annotator {
   /** @param {Step["item"]} item */
   #answer(item) {
     const task = /** @type {Task} */ (this.task);
-    if (this.pictureStatus !== "ready" && item.verdict !== "cannot_tell") return this.page.say("Wait for the picture, or say that you can't tell.");
+    if (this.pictureStatus !== "ready" && item.verdict !== "cannot_tell")
+      return this.page.say("Wait for the picture, or say that you can't tell.");
     this.#finishMending();
     const query = task.query.id;
     const forth = { item: { ...item, query, after: task.after }, refer: false, fresh: false };
     const back = task.answer
-      ? { item: { verdict: task.answer.verdict, boxes: task.answer.boxes, labels: task.answer.labels }, refer: true, fresh: false }
+      ? {
+          item: { verdict: task.answer.verdict, boxes: task.answer.boxes, labels: task.answer.labels },
+          refer: true,
+          fresh: false,
+        }
       : { item: { ...WITHDRAWN }, refer: true, fresh: false };
     this.#step({
-      image: task.query.image.id, base: `q${query}`, what: inWords(item), forth, back,
+      image: task.query.image.id,
+      base: `q${query}`,
+      what: inWords(item),
+      forth,
+      back,
       query: task.kind === "ask" ? task.query : null,
       sketch: task.kind === "ask" ? task.sketch : null,
     });
@@ -512,7 +580,9 @@ export class Annotator {
       this.#miss(mark.box, label);
       return this.select(null);
     }
-    this.#sketch((sketch) => sketch.drafts.push({ box: tidy(mark.box, task.query.image), label, from: Number(mark.id.slice(1)) }));
+    this.#sketch((sketch) =>
+      sketch.drafts.push({ box: tidy(mark.box, task.query.image), label, from: Number(mark.id.slice(1)) }),
+    );
     this.selected = `d${task.sketch.drafts.length - 1}`;
     this.#changed();
   }
@@ -523,7 +593,8 @@ export class Annotator {
     const others = this.marks().filter((mark) => mark.kind === "other");
     if (!others.length) return;
     this.#sketch((sketch) => {
-      for (const mark of others) sketch.drafts.push({ box: tidy(mark.box, image), label: mark.label, from: Number(mark.id.slice(1)) });
+      for (const mark of others)
+        sketch.drafts.push({ box: tidy(mark.box, image), label: mark.label, from: Number(mark.id.slice(1)) });
     });
     this.select(null);
   }
@@ -535,8 +606,16 @@ export class Annotator {
     if (label === null) return this.page.findClass((chosen) => this.#miss(box, chosen));
     const image = task.query.image.id;
     const key = this.#step({
-      image, base: "", query: null, sketch: null, what: `a new box, ${className(label)}`,
-      forth: { item: { image, verdict: "object", boxes: [tidy(box, task.query.image)], labels: [label] }, refer: false, fresh: false },
+      image,
+      base: "",
+      query: null,
+      sketch: null,
+      what: `a new box, ${className(label)}`,
+      forth: {
+        item: { image, verdict: "object", boxes: [tidy(box, task.query.image)], labels: [label] },
+        refer: false,
+        fresh: false,
+      },
       back: { item: { ...WITHDRAWN }, refer: true, fresh: false },
     });
     this.selected = `k${key}.0`;
@@ -550,21 +629,42 @@ export class Annotator {
     const task = /** @type {Task} */ (this.task);
     this.#mending = null;
     const group = this.#labels(task).filter((one) => one.base === mark.base);
-    const content = (/** @type {Mark[]} */ marks) => ({ verdict: /** @type {const} */ ("object"), boxes: marks.map((one) => one.box), labels: marks.map((one) => one.label ?? 0) });
-    const after = group.flatMap((one) => (one.id !== mark.id ? [one] : to ? [{ ...one, box: to.box ?? one.box, label: to.label ?? one.label }] : []));
+    const content = (/** @type {Mark[]} */ marks) => ({
+      verdict: /** @type {const} */ ("object"),
+      boxes: marks.map((one) => one.box),
+      labels: marks.map((one) => one.label ?? 0),
+    });
+    const after = group.flatMap((one) =>
+      one.id !== mark.id ? [one] : to ? [{ ...one, box: to.box ?? one.box, label: to.label ?? one.label }] : [],
+    );
     const before = content(group);
     // Only one's own answer can be withdrawn; another person's is corrected.
-    const gone = mark.by === state()?.you ? WITHDRAWN : { ...WITHDRAWN, verdict: /** @type {const} */ ("not_an_object") };
+    const gone =
+      mark.by === state()?.you ? WITHDRAWN : { ...WITHDRAWN, verdict: /** @type {const} */ ("not_an_object") };
     const item = after.length ? content(after) : gone;
     const image = task.query.image.id;
-    const drawn = this.#past.some((entry) => draws(entry.forth) && this.line.baseOf(entry.base) === this.line.baseOf(mark.base));
+    const drawn = this.#past.some(
+      (entry) => draws(entry.forth) && this.line.baseOf(entry.base) === this.line.baseOf(mark.base),
+    );
     const reopened = item.verdict === "withdrawn"; // bringing it back answers its question anew, or draws it anew
-    const known = mark.key ? {} : { query: /** @type {number} */ (mark.query), after: /** @type {number} */ (mark.answer) };
-    this.#step({
-      image, base: mark.base, query: null, sketch: null, what: to ? "a changed box" : "a removed box",
-      forth: { item: { ...item, ...known }, refer: false, fresh: false },
-      back: reopened && drawn ? { item: { ...before, image }, refer: false, fresh: false } : { item: before, refer: true, fresh: reopened },
-    }, mark.key ?? null);
+    const known = mark.key
+      ? {}
+      : { query: /** @type {number} */ (mark.query), after: /** @type {number} */ (mark.answer) };
+    this.#step(
+      {
+        image,
+        base: mark.base,
+        query: null,
+        sketch: null,
+        what: to ? "a changed box" : "a removed box",
+        forth: { item: { ...item, ...known }, refer: false, fresh: false },
+        back:
+          reopened && drawn
+            ? { item: { ...before, image }, refer: false, fresh: false }
+            : { item: before, refer: true, fresh: reopened },
+      },
+      mark.key ?? null,
+    );
   }
 
   #finishMending() {
@@ -595,12 +695,20 @@ export class Annotator {
 
   #keepDraft() {
     const task = this.task;
-    if (task) remember(this.#draftName(task.query, task.answer), { at: Date.now(), sketch: task.sketch, answer: task.answer, client: this.line.client });
+    if (task)
+      remember(this.#draftName(task.query, task.answer), {
+        at: Date.now(),
+        sketch: task.sketch,
+        answer: task.answer,
+        client: this.line.client,
+      });
   }
 
   /** Old answers that were being changed when a page was closed. @returns {{answer: Answer, client: string}[]} */
   unfinished() {
-    return names(`${this.line.project}/edit/`).map((name) => recall(name)).filter((kept) => kept?.answer);
+    return names(`${this.line.project}/edit/`)
+      .map((name) => recall(name))
+      .filter((kept) => kept?.answer);
   }
 
   /* ---- undo ---- */
@@ -632,7 +740,8 @@ export class Annotator {
     entry.at = Date.now();
     if (draws(step)) {
       // A box drawn anew is another box to the server; all steps on the old one mean this one from now on.
-      for (const one of [entry, ...this.#past, ...this.#future]) if (this.line.baseOf(one.base) === before) one.base = `k${entry.key}`;
+      for (const one of [entry, ...this.#past, ...this.#future])
+        if (this.line.baseOf(one.base) === before) one.base = `k${entry.key}`;
     }
     this.#nowAt(entry.base, entry.key);
   }
@@ -721,11 +830,22 @@ export class Annotator {
   edit(answer, around) {
     this.#finishMending();
     const { labels, others, complete } = around;
-    const box = answer.box ? answer.boxes[0] ?? answer.box : null;
+    const box = answer.box ? (answer.boxes[0] ?? answer.box) : null;
     const drafts = answer.box ? [] : answer.boxes.map((one, i) => ({ box: one, label: answer.labels[i], from: null }));
     const query = {
-      id: answer.query, cycle: answer.cycle, position: 0, image: answer.image, box: answer.box, guess: answer.guess,
-      score: null, uncertainty: null, reason: "", labels, others, complete, lease_seconds: 0,
+      id: answer.query,
+      cycle: answer.cycle,
+      position: 0,
+      image: answer.image,
+      box: answer.box,
+      guess: answer.guess,
+      score: null,
+      uncertainty: null,
+      reason: "",
+      labels,
+      others,
+      complete,
+      lease_seconds: 0,
     };
     this.#show(query, { kind: "edit", after: answer.answer, answer, sketch: { box, drafts, dismissed: [] } });
     this.#changed();

@@ -35,7 +35,8 @@ export const post = (path, body = {}) =>
   request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 /** The last word of a page that is going away. @param {string} path @param {object} body */
-export const lastWord = (path, body) => navigator.sendBeacon(path, new Blob([JSON.stringify(body)], { type: "application/json" }));
+export const lastWord = (path, body) =>
+  navigator.sendBeacon(path, new Blob([JSON.stringify(body)], { type: "application/json" }));
 
 /** A file with the name that the server gives it. @param {string} path @returns {Promise<{content: Blob, name: string | null}>} */
 export const getFile = (path) =>
@@ -50,7 +51,14 @@ async function request(path, init, read = (response) => response.json()) {
   const timer = setTimeout(() => giveUp.abort(), PATIENCE);
   try {
     const headers = { ...init.headers, ...about };
-    const response = await fetch(path, { ...init, headers, redirect: "error", credentials: "same-origin", cache: "no-store", signal: giveUp.signal });
+    const response = await fetch(path, {
+      ...init,
+      headers,
+      redirect: "error",
+      credentials: "same-origin",
+      cache: "no-store",
+      signal: giveUp.signal,
+    });
     if (response.ok) {
       const reply = await read(response).catch(() => null);
       if (reply === null) throw new Offline("The answer was cut short.", true);
@@ -58,7 +66,8 @@ async function request(path, init, read = (response) => response.json()) {
     }
     const refusal = await response.json().catch(() => null);
     const ours = typeof refusal?.error === "string";
-    if (!ours || response.status >= 500 || response.status === 429) throw new Offline(`The server answered ${response.status}.`, true);
+    if (!ours || response.status >= 500 || response.status === 429)
+      throw new Offline(`The server answered ${response.status}.`, true);
     if (response.status === 401) throw new SignedOut();
     throw new Refused(refusal.error, Array.isArray(refusal.keys) ? refusal.keys : []);
   } catch (error) {

@@ -65,7 +65,8 @@ export const contains = ([x1, y1, x2, y2], x, y, slack = 0) =>
 export const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
 
 /** @param {Box | null} a @param {Box | null} b */
-export const same = (a, b) => a === b || (a !== null && b !== null && a.every((value, i) => Math.abs(value - b[i]) < 0.01));
+export const same = (a, b) =>
+  a === b || (a !== null && b !== null && a.every((value, i) => Math.abs(value - b[i]) < 0.01));
 
 /** Intersection over union. @param {Box} a @param {Box} b */
 export function iou(a, b) {

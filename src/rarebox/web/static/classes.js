@@ -20,26 +20,71 @@ export function openClasses() {
 
     /** @param {import("./types.js").Class} one */
     function row({ label, name, count }) {
-      const line = el("li", { "data-testid": "class-row" }, el("i", { class: "swatch", style: { background: colour(label) } }), el("span", { class: "who", text: name }), el("small", { text: counted(count, "box", "boxes") }),
-        el("button", { text: "Rename", "data-testid": "rename", onclick: () => {
-          replace(line, nameForm({ label: "New name", value: name, button: "Rename", testid: "rename-input", done: (text) => change({ rename: { label, name: text } }) }));
-          line.querySelector("input").select();
-        } }),
-        el("button", { text: "Merge …", "data-testid": "merge", onclick: () => findClass((into) => confirm(line, label, into), undefined, { title: `Merge “${name}” into`, without: label, adding: false }) }));
+      const line = el(
+        "li",
+        { "data-testid": "class-row" },
+        el("i", { class: "swatch", style: { background: colour(label) } }),
+        el("span", { class: "who", text: name }),
+        el("small", { text: counted(count, "box", "boxes") }),
+        el("button", {
+          text: "Rename",
+          "data-testid": "rename",
+          onclick: () => {
+            replace(
+              line,
+              nameForm({
+                label: "New name",
+                value: name,
+                button: "Rename",
+                testid: "rename-input",
+                done: (text) => change({ rename: { label, name: text } }),
+              }),
+            );
+            line.querySelector("input").select();
+          },
+        }),
+        el("button", {
+          text: "Merge …",
+          "data-testid": "merge",
+          onclick: () =>
+            findClass((into) => confirm(line, label, into), undefined, {
+              title: `Merge “${name}” into`,
+              without: label,
+              adding: false,
+            }),
+        }),
+      );
       return line;
     }
 
     /** @param {HTMLElement} line @param {number} label @param {number} into */
     function confirm(line, label, into) {
-      replace(line, el("span", { class: "who", text: `All boxes of “${className(label)}” become “${className(into)}”. This cannot be undone here.` }),
-        el("button", { class: "primary", text: "Merge", "data-testid": "merge-confirm", onclick: () => change({ merge: { label, into } }).catch((error) => ((objection.textContent = error.message), show())) }),
-        el("button", { text: "Cancel", onclick: show }));
+      replace(
+        line,
+        el("span", {
+          class: "who",
+          text: `All boxes of “${className(label)}” become “${className(into)}”. This cannot be undone here.`,
+        }),
+        el("button", {
+          class: "primary",
+          text: "Merge",
+          "data-testid": "merge-confirm",
+          onclick: () =>
+            change({ merge: { label, into } }).catch((error) => ((objection.textContent = error.message), show())),
+        }),
+        el("button", { text: "Cancel", onclick: show }),
+      );
     }
 
-    const adder = nameForm({ label: "Name of a new class", button: "Add", testid: "add-class", done: async (name) => {
-      await change({ add: name });
-      adder.reset();
-    } });
+    const adder = nameForm({
+      label: "Name of a new class",
+      button: "Add",
+      testid: "add-class",
+      done: async (name) => {
+        await change({ add: name });
+        adder.reset();
+      },
+    });
     body.append(list, objection, adder);
     show();
   });

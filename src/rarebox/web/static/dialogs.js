@@ -11,7 +11,13 @@ export function openDialog(title, fill, { wide = false, fixed = false, testid = 
   if (dialog.open) dialog.close();
   const close = () => dialog.close();
   const body = el("div", { class: "dialog-body", "data-testid": testid || null });
-  const head = el("header", {}, el("h2", { text: title }), !fixed && el("button", { class: "bare", "aria-label": "Close", "data-testid": "close", onclick: close }, icon("close")));
+  const head = el(
+    "header",
+    {},
+    el("h2", { text: title }),
+    !fixed &&
+      el("button", { class: "bare", "aria-label": "Close", "data-testid": "close", onclick: close }, icon("close")),
+  );
   replace(dialog, head, body);
   dialog.setAttribute("aria-label", title);
   dialog.oncancel = (/** @type {Event} */ event) => {
@@ -32,7 +38,16 @@ export function openDialog(title, fill, { wide = false, fixed = false, testid = 
 
 /** A name that people type, with the server's objection shown below. @param {{label: string, value?: string, button: string, testid: string, done: (name: string) => Promise<any>}} what */
 export function nameForm({ label, value = "", button, testid, done }) {
-  const input = el("input", { type: "text", maxlength: 60, value, required: true, autocomplete: "off", "aria-label": label, placeholder: label, "data-testid": testid });
+  const input = el("input", {
+    type: "text",
+    maxlength: 60,
+    value,
+    required: true,
+    autocomplete: "off",
+    "aria-label": label,
+    placeholder: label,
+    "data-testid": testid,
+  });
   const objection = el("p", { class: "objection", role: "alert" });
   const form = el("form", { class: "name-form" }, input, el("button", { class: "primary", text: button }), objection);
   form.addEventListener("submit", async (/** @type {Event} */ event) => {

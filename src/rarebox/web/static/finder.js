@@ -17,8 +17,16 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
   /** @type {{text: string, label: number | null}[]} */
   let options = [];
   const input = el("input", {
-    type: "text", maxlength: 60, placeholder: adding ? `${title}, or type a new name` : title, autocomplete: "off", spellcheck: "false",
-    role: "combobox", "aria-expanded": "true", "aria-controls": "found", "aria-label": title, "data-testid": "class-search",
+    type: "text",
+    maxlength: 60,
+    placeholder: adding ? `${title}, or type a new name` : title,
+    autocomplete: "off",
+    spellcheck: "false",
+    role: "combobox",
+    "aria-expanded": "true",
+    "aria-controls": "found",
+    "aria-label": title,
+    "data-testid": "class-search",
   });
   const list = el("ul", { id: "found", role: "listbox", "aria-label": "Classes" });
   const objection = el("p", { class: "objection", role: "alert" });
@@ -36,12 +44,31 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
     show();
   };
   const show = () => {
-    replace(list, ...options.map(({ text, label }, i) =>
-      el("li", { role: "option", id: `found-${i}`, "aria-selected": String(i === at), "data-testid": label === null ? "class-add" : "class-option", onpointerdown: (/** @type {Event} */ event) => event.preventDefault(), onclick: () => take(i) },
-        label === null ? el("i", { class: "swatch new", text: "+" }) : el("i", { class: "swatch", style: { background: colour(label) } }),
-        el("span", { text: label === null ? `Add “${text}”` : text }),
-        label !== null && label < 20 && el("kbd", { text: label < 10 ? String((label + 1) % 10) : `⇧ ${(label - 9) % 10}` }))));
-    if (!options.length) list.append(el("li", { class: "none", text: "No class yet. Type the name of the first one." }));
+    replace(
+      list,
+      ...options.map(({ text, label }, i) =>
+        el(
+          "li",
+          {
+            role: "option",
+            id: `found-${i}`,
+            "aria-selected": String(i === at),
+            "data-testid": label === null ? "class-add" : "class-option",
+            onpointerdown: (/** @type {Event} */ event) => event.preventDefault(),
+            onclick: () => take(i),
+          },
+          label === null
+            ? el("i", { class: "swatch new", text: "+" })
+            : el("i", { class: "swatch", style: { background: colour(label) } }),
+          el("span", { text: label === null ? `Add “${text}”` : text }),
+          label !== null &&
+            label < 20 &&
+            el("kbd", { text: label < 10 ? String((label + 1) % 10) : `⇧ ${(label - 9) % 10}` }),
+        ),
+      ),
+    );
+    if (!options.length)
+      list.append(el("li", { class: "none", text: "No class yet. Type the name of the first one." }));
     input.setAttribute("aria-activedescendant", options.length ? `found-${at}` : "");
     list.children[at]?.scrollIntoView({ block: "nearest" });
   };
@@ -53,7 +80,9 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
       try {
         const next = await post("/api/classes", { add: option.text });
         accept(next);
-        label = next.classes.find((/** @type {any} */ one) => one.name.toLowerCase() === option.text.toLowerCase())?.label ?? null;
+        label =
+          next.classes.find((/** @type {any} */ one) => one.name.toLowerCase() === option.text.toLowerCase())?.label ??
+          null;
       } catch (error) {
         objection.textContent = /** @type {Error} */ (error).message;
         return;
@@ -69,7 +98,9 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
     if (event.isComposing) return;
     const digit = input.value === "" && /^\d$/.test(event.key) ? (Number(event.key) || 10) - 1 : -1;
     // A digit is a key, unless it may be the beginning of a search.
-    const byDigit = options.some(({ text }) => text.includes(event.key)) ? -1 : options.findIndex(({ label }) => label === digit);
+    const byDigit = options.some(({ text }) => text.includes(event.key))
+      ? -1
+      : options.findIndex(({ label }) => label === digit);
     if (byDigit >= 0) {
       event.preventDefault();
       return void take(byDigit); // as the key beside the name says

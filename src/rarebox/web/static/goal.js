@@ -12,10 +12,15 @@ const REST = 60;
 export function makeGoal() {
   const kept = recall("goal", { minutes: 0, worked: 0 }, sessionStorage);
   let touched = Date.now();
-  for (const kind of ["keydown", "pointerdown", "wheel"]) addEventListener(kind, () => (touched = Date.now()), { capture: true, passive: true });
+  for (const kind of ["keydown", "pointerdown", "wheel"])
+    addEventListener(kind, () => (touched = Date.now()), { capture: true, passive: true });
 
-  const select = el("select", { "aria-label": "How long I mean to work", "data-testid": "goal" }, el("option", { value: 0, text: "no limit" }),
-    ...CHOICES.map((minutes) => el("option", { value: minutes, text: `${minutes} min` })));
+  const select = el(
+    "select",
+    { "aria-label": "How long I mean to work", "data-testid": "goal" },
+    el("option", { value: 0, text: "no limit" }),
+    ...CHOICES.map((minutes) => el("option", { value: minutes, text: `${minutes} min` })),
+  );
   select.value = String(kept.minutes);
   const clock = el("output", { class: "quiet", "data-testid": "goal-clock" });
   const show = () => (clock.textContent = kept.minutes ? `${Math.floor(kept.worked / 60)} of ${kept.minutes} min` : "");
@@ -26,11 +31,13 @@ export function makeGoal() {
     show();
   });
   setInterval(() => {
-    if (!kept.minutes || document.hidden || document.body.dataset.task === "none" || Date.now() - touched > REST * 1000) return;
+    if (!kept.minutes || document.hidden || document.body.dataset.task === "none" || Date.now() - touched > REST * 1000)
+      return;
     kept.worked += 1;
     remember("goal", kept, sessionStorage);
     show();
-    if (kept.worked === kept.minutes * 60) say(`${kept.minutes} minutes are over. Everything is saved: stop here, or go on.`, "news");
+    if (kept.worked === kept.minutes * 60)
+      say(`${kept.minutes} minutes are over. Everything is saved: stop here, or go on.`, "news");
   }, 1000);
   show();
   return el("label", { class: "slider" }, el("span", { text: "stop me after" }), select, clock);

@@ -56,7 +56,8 @@ export const keysOf = (id) => changed[id] ?? ACTIONS.find((one) => one.id === id
 export function keyName(event) {
   if ((event.ctrlKey || event.altKey || event.metaKey) && !event.getModifierState("AltGraph")) return null;
   const key = event.key;
-  if (["Shift", "Control", "Alt", "Meta", "AltGraph", "CapsLock", "Dead", "Process", "Unidentified"].includes(key)) return null;
+  if (["Shift", "Control", "Alt", "Meta", "AltGraph", "CapsLock", "Dead", "Process", "Unidentified"].includes(key))
+    return null;
   if (key === "/" || key === "?" || key === "+" || key === "=" || key === "-") return key;
   const digit = /^Digit(\d)$/.exec(event.code) ?? (/^\d$/.test(key) ? [key, key] : null); // by place: AZERTY types digits with Shift
   if (digit) return event.shiftKey && event.code.startsWith("Digit") ? `Shift+${digit[1]}` : digit[1];
@@ -69,8 +70,21 @@ export function keyName(event) {
 /** How a key is shown on buttons and in the sheet. @param {string} key */
 export function shown(key) {
   if (key === "+") return key;
-  const names = { Shift: "⇧", Enter: "⏎", Space: "Space", Delete: "Del", Backspace: "⌫", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
-  return key.split("+").map((part) => names[/** @type {keyof typeof names} */ (part)] ?? (part.length > 1 ? part : part.toUpperCase())).join(" ");
+  const names = {
+    Shift: "⇧",
+    Enter: "⏎",
+    Space: "Space",
+    Delete: "Del",
+    Backspace: "⌫",
+    ArrowLeft: "←",
+    ArrowRight: "→",
+    ArrowUp: "↑",
+    ArrowDown: "↓",
+  };
+  return key
+    .split("+")
+    .map((part) => names[/** @type {keyof typeof names} */ (part)] ?? (part.length > 1 ? part : part.toUpperCase()))
+    .join(" ");
 }
 
 /** The first key of an action, for hints. @param {string} id */
@@ -82,9 +96,13 @@ export const hint = (id) => (keysOf(id)[0] ? shown(keysOf(id)[0]) : "");
  */
 export function rebind(id, event) {
   const key = keyName(event);
-  if (key === null) return event.ctrlKey || event.altKey || event.metaKey ? "Combinations with Ctrl, Alt or Cmd belong to the browser." : "Press a key.";
+  if (key === null)
+    return event.ctrlKey || event.altKey || event.metaKey
+      ? "Combinations with Ctrl, Alt or Cmd belong to the browser."
+      : "Press a key.";
   if (/^F\d+$/.test(key)) return `${key} belongs to the browser.`;
-  if (RESERVED.includes(key) || RESERVED.includes(key.replace("Shift+", ""))) return `${key} always means the same here.`;
+  if (RESERVED.includes(key) || RESERVED.includes(key.replace("Shift+", "")))
+    return `${key} always means the same here.`;
   if (/^(Shift\+)?\d$/.test(key)) return "Digits choose classes.";
   const other = ACTIONS.find((one) => one.id !== id && keysOf(one.id).includes(key));
   if (other) return `${shown(key)} already means “${other.title}”. Change that one first.`;
@@ -100,10 +118,12 @@ export function resetKeys() {
 
 /** @param {EventTarget | null} target */
 const typing = (target) =>
-  target instanceof HTMLElement && (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName));
+  target instanceof HTMLElement &&
+  (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName));
 
 /** @param {EventTarget | null} target */
-const pressable = (target) => target instanceof HTMLElement && target.closest("button, a, summary, [role=button]") !== null;
+const pressable = (target) =>
+  target instanceof HTMLElement && target.closest("button, a, summary, [role=button]") !== null;
 
 /**
  * Listens for keys. `on` maps actions to what they do; `on.digit(n)` gets 1 to 20, `on.arrow(dx, dy)` pixels,
@@ -115,7 +135,10 @@ export function listenToKeys(on) {
 
   /** @param {KeyboardEvent} event */
   const elsewhere = (event) =>
-    event.defaultPrevented || event.isComposing || typing(event.target) || document.querySelector("dialog[open]") !== null;
+    event.defaultPrevented ||
+    event.isComposing ||
+    typing(event.target) ||
+    document.querySelector("dialog[open]") !== null;
 
   addEventListener("keydown", (event) => {
     if (elsewhere(event)) return;

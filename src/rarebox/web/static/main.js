@@ -51,14 +51,27 @@ async function start() {
 /** @param {boolean} first @returns {Promise<void>} */
 function askName(first) {
   return new Promise((done) => {
-    openDialog(first ? "What is your name?" : "Change your name", (body, close) => {
-      body.append(
-        el("p", { text: "It is kept with each of your answers, so that people working together can tell who said what." }),
-        nameForm({ label: "Your name", value: state()?.you ?? "", button: first ? "Start" : "Change", testid: "name", done: async (name) => {
-          accept(await post("/api/me", { name }));
-          close();
-        } }));
-    }, { fixed: first, testid: "name-dialog", closed: done });
+    openDialog(
+      first ? "What is your name?" : "Change your name",
+      (body, close) => {
+        body.append(
+          el("p", {
+            text: "It is kept with each of your answers, so that people working together can tell who said what.",
+          }),
+          nameForm({
+            label: "Your name",
+            value: state()?.you ?? "",
+            button: first ? "Start" : "Change",
+            testid: "name",
+            done: async (name) => {
+              accept(await post("/api/me", { name }));
+              close();
+            },
+          }),
+        );
+      },
+      { fixed: first, testid: "name-dialog", closed: done },
+    );
   });
 }
 
@@ -75,7 +88,11 @@ function run(first) {
     },
     status: (now, count) => {
       if (status === "offline" && now !== "offline" && asking.pictureStatus === "failed") asking.showPicture();
-      if (now === "signed-out" && status !== now) say("The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.", "bad");
+      if (now === "signed-out" && status !== now)
+        say(
+          "The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.",
+          "bad",
+        );
       status = now;
       waiting = count;
       showSaveState();
@@ -89,7 +106,9 @@ function run(first) {
   const spentOnTheWay = () => {
     const labels = state()?.budget.unit === "labels";
     const counts = (/** @type {string} */ verdict) => verdict === "object" || (!labels && verdict !== "withdrawn");
-    return line.waiting.filter(({ base, item, parent }) => base.startsWith("q") && !item.after && !parent && counts(item.verdict)).length;
+    return line.waiting.filter(
+      ({ base, item, parent }) => base.startsWith("q") && !item.after && !parent && counts(item.verdict),
+    ).length;
   };
 
   const keys = listenToKeys({
@@ -153,31 +172,63 @@ function run(first) {
   }
   const gallery = () => openGallery((answer) => edit(answer, gallery));
   const pickClass = () => asking.task && findClass((label) => asking.choose(label));
-  const disagreements = () => openDisagreements(
-    (query, answers, chosen) => {
-      const after = Math.max(...answers.map((one) => one.answer));
-      line.send({ query: query.id, after, verdict: chosen.verdict, boxes: chosen.boxes, labels: chosen.labels, milliseconds: 0 }, { image: query.image.id, base: `q${query.id}`, what: inWords(chosen) });
-    },
-    (answer) => edit(answer, disagreements));
+  const disagreements = () =>
+    openDisagreements(
+      (query, answers, chosen) => {
+        const after = Math.max(...answers.map((one) => one.answer));
+        line.send(
+          {
+            query: query.id,
+            after,
+            verdict: chosen.verdict,
+            boxes: chosen.boxes,
+            labels: chosen.labels,
+            milliseconds: 0,
+          },
+          { image: query.image.id, base: `q${query.id}`, what: inWords(chosen) },
+        );
+      },
+      (answer) => edit(answer, disagreements),
+    );
 
   const panel = makePanel({
-    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false).then(() => news.again()),
-    threshold: (value) => asking.setThreshold(value), thresholdNow: () => asking.threshold,
+    edit: (answer) => edit(answer),
+    gallery,
+    classes: openClasses,
+    disagreements,
+    person: () => askName(false).then(() => news.again()),
+    threshold: (value) => asking.setThreshold(value),
+    thresholdNow: () => asking.threshold,
   });
 
   /* ---- buttons ---- */
 
   /** @param {string} id @param {string} text @param {any} glyph @param {() => void} act @param {string} [kind] */
   const button = (id, text, glyph, act, kind = "") =>
-    el("button", {
-      class: kind, "data-testid": id, "data-action": id, onclick: (/** @type {PointerEvent} */ event) => {
-        if (event.detail > 0) stage.focus({ preventScroll: true }); // pressed by hand: the keys go back to the picture
-        act();
+    el(
+      "button",
+      {
+        class: kind,
+        "data-testid": id,
+        "data-action": id,
+        onclick: (/** @type {PointerEvent} */ event) => {
+          if (event.detail > 0) stage.focus({ preventScroll: true }); // pressed by hand: the keys go back to the picture
+          act();
+        },
       },
-    }, glyph && icon(glyph), el("span", { class: "text", text }), el("kbd"));
+      glyph && icon(glyph),
+      el("span", { class: "text", text }),
+      el("kbd"),
+    );
 
   const buttons = {
-    yes: button("yes", "Yes", "check", () => (asking.whole && asking.active?.kind !== "other" ? asking.complete(true) : asking.yes()), "primary"),
+    yes: button(
+      "yes",
+      "Yes",
+      "check",
+      () => (asking.whole && asking.active?.kind !== "other" ? asking.complete(true) : asking.yes()),
+      "primary",
+    ),
     not_object: button("not_object", "Not an object", "cross", () => asking.notAnObject()),
     cannot_tell: button("cannot_tell", "Can't tell", "unsure", () => asking.cannotTell()),
     draw: button("draw", "Add box", "draw", () => asking.drawNext("draw"), "minor"),
@@ -189,26 +240,63 @@ function run(first) {
     leave: button("leave", "Back", "close", () => asking.leave(false), "minor"),
     undo: button("undo", "Undo", "undo", () => asking.undo(), "minor"),
   };
-  byId("answers").append(el("div", { class: "main-answers" }, buttons.yes, buttons.not_object, buttons.cannot_tell),
-    el("div", { class: "minor-answers" }, buttons.draw, buttons.redraw, buttons.remove, buttons.take_all, buttons.complete, buttons.withdraw, buttons.leave, buttons.undo));
-  const quiet = (/** @type {string} */ id, /** @type {any} */ glyph, /** @type {string} */ title, /** @type {() => void} */ act) =>
-    el("button", { class: "bare", "data-testid": id, "data-title": title, "data-action": id, "aria-label": title, onclick: (/** @type {PointerEvent} */ event) => {
-      if (event.detail > 0) stage.focus({ preventScroll: true });
-      act();
-    } }, icon(glyph));
+  byId("answers").append(
+    el("div", { class: "main-answers" }, buttons.yes, buttons.not_object, buttons.cannot_tell),
+    el(
+      "div",
+      { class: "minor-answers" },
+      buttons.draw,
+      buttons.redraw,
+      buttons.remove,
+      buttons.take_all,
+      buttons.complete,
+      buttons.withdraw,
+      buttons.leave,
+      buttons.undo,
+    ),
+  );
+  const quiet = (
+    /** @type {string} */ id,
+    /** @type {any} */ glyph,
+    /** @type {string} */ title,
+    /** @type {() => void} */ act,
+  ) =>
+    el(
+      "button",
+      {
+        class: "bare",
+        "data-testid": id,
+        "data-title": title,
+        "data-action": id,
+        "aria-label": title,
+        onclick: (/** @type {PointerEvent} */ event) => {
+          if (event.detail > 0) stage.focus({ preventScroll: true });
+          act();
+        },
+      },
+      icon(glyph),
+    );
   byId("tools").append(
-    quiet("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)), quiet("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
-    quiet("fit", "fit", "Fit the box or the image", () => asking.fit()), quiet("hide", "eye", "Hide or show all boxes", () => asking.toggleHidden()));
+    quiet("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)),
+    quiet("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
+    quiet("fit", "fit", "Fit the box or the image", () => asking.fit()),
+    quiet("hide", "eye", "Hide or show all boxes", () => asking.toggleHidden()),
+  );
   byId("top-buttons").append(
-    quiet("gallery", "grid", "Look back at all answers", gallery), quiet("classes-editor", "tag", "Edit classes", openClasses),
-    quiet("help", "keys", "Keys", () => openSheet(redraw)), quiet("panel", "panel", "Side panel", () => panel.toggle()));
+    quiet("gallery", "grid", "Look back at all answers", gallery),
+    quiet("classes-editor", "tag", "Edit classes", openClasses),
+    quiet("help", "keys", "Keys", () => openSheet(redraw)),
+    quiet("panel", "panel", "Side panel", () => panel.toggle()),
+  );
 
   const redraw = () => {
     for (const one of document.querySelectorAll("[data-action]")) {
       const key = hint(/** @type {HTMLElement} */ (one).dataset.action ?? "");
       const kbd = one.querySelector("kbd");
       if (kbd) kbd.textContent = key;
-      else /** @type {HTMLElement} */ (one).title = `${/** @type {HTMLElement} */ (one).dataset.title}${key ? ` (${key})` : ""}`;
+      else
+        /** @type {HTMLElement} */ (one).title =
+          `${/** @type {HTMLElement} */ (one).dataset.title}${key ? ` (${key})` : ""}`;
     }
     classesShown = "";
     update();
@@ -241,10 +329,19 @@ function run(first) {
   /** The picture is on its way, or did not come. @param {HTMLElement} place */
   function showPicture(place) {
     const name = asking.task?.query.image.name ?? "";
-    if (asking.pictureStatus === "loading") return replace(place, el("p", { class: "loading", text: "Loading the picture …" }));
-    replace(place, el("div", { class: "waiting-text", "data-testid": "picture-failed" }, el("h2", { text: "The picture cannot be shown" }), el("p", { text: name }),
-      el("p", { text: "Try again, or say that you can't tell and go on." }),
-      el("button", { text: "Try again", onclick: () => asking.showPicture() })));
+    if (asking.pictureStatus === "loading")
+      return replace(place, el("p", { class: "loading", text: "Loading the picture …" }));
+    replace(
+      place,
+      el(
+        "div",
+        { class: "waiting-text", "data-testid": "picture-failed" },
+        el("h2", { text: "The picture cannot be shown" }),
+        el("p", { text: name }),
+        el("p", { text: "Try again, or say that you can't tell and go on." }),
+        el("button", { text: "Try again", onclick: () => asking.showPicture() }),
+      ),
+    );
   }
 
   function showQuestion() {
@@ -265,15 +362,25 @@ function run(first) {
       reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
     } else if (active?.kind === "draft" && active.label === null) {
       named("What is in the new box?", null, "");
-      reason = touch ? "Tap its class, or find or add one." : `A digit chooses its class, ${hint("find")} finds or adds one.`;
+      reason = touch
+        ? "Tap its class, or find or add one."
+        : `A digit chooses its class, ${hint("find")} finds or adds one.`;
     } else if (active?.kind === "label") {
       named(asking.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
-      reason = touch ? "Tap a class to change it." : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
+      reason = touch
+        ? "Tap a class to change it."
+        : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
     } else if (active?.kind === "other") {
       named("Unanswered box: ", active.label, "?");
-      reason = touch ? "Tap its class to make it a label, or beside it to leave it." : `${hint("yes")} or a digit makes it a label. Esc leaves it.`;
+      reason = touch
+        ? "Tap its class to make it a label, or beside it to leave it."
+        : `${hint("yes")} or a digit makes it a label. Esc leaves it.`;
     } else if (task.kind === "edit" && task.answer) {
-      named(query.box ? "You are changing an answer: " : "You are changing a whole image", query.box && task.answer.verdict === "object" ? guess : null, query.box && task.answer.verdict !== "object" ? inWords(task.answer) : "");
+      named(
+        query.box ? "You are changing an answer: " : "You are changing a whole image",
+        query.box && task.answer.verdict === "object" ? guess : null,
+        query.box && task.answer.verdict !== "object" ? inWords(task.answer) : "",
+      );
       reason = `By ${task.answer.by}. ${touch ? "Back" : "Esc"} leaves it as it is.`;
     } else if (query.box) {
       if (guess === null) named("What is in this box?", null, "");
@@ -291,7 +398,17 @@ function run(first) {
     }
     if (task.kind === "ask" && now_phase() !== "first_images") facts.push(["cycle", String(query.cycle)]);
     facts.push(["photo", query.image.name]);
-    replace(byId("facts"), ...facts.map(([name, value]) => el("span", { title: `${name} ${value}`, "data-fact": name }, el("small", { text: name }), el("b", { text: value }))));
+    replace(
+      byId("facts"),
+      ...facts.map(([name, value]) =>
+        el(
+          "span",
+          { title: `${name} ${value}`, "data-fact": name },
+          el("small", { text: name }),
+          el("b", { text: value }),
+        ),
+      ),
+    );
   }
   const now_phase = () => state()?.phase;
 
@@ -304,9 +421,23 @@ function run(first) {
     const drafts = task?.sketch.drafts.length ?? 0;
     const { guess } = asking;
     const aside = active?.kind === "label";
-    const yes = !task ? "Yes" : active?.kind === "other" ? "Make it a label" : aside ? "Back to the question"
-      : whole ? (drafts ? `Complete: ${counted(drafts, "box", "boxes")}` : task.armed ? "Sure? Nothing to label here" : "Nothing to label here")
-      : task.kind === "edit" && guess !== null ? "Save" : guess === null ? "Choose a class" : `Yes, ${className(guess)}`;
+    const yes = !task
+      ? "Yes"
+      : active?.kind === "other"
+        ? "Make it a label"
+        : aside
+          ? "Back to the question"
+          : whole
+            ? drafts
+              ? `Complete: ${counted(drafts, "box", "boxes")}`
+              : task.armed
+                ? "Sure? Nothing to label here"
+                : "Nothing to label here"
+            : task.kind === "edit" && guess !== null
+              ? "Save"
+              : guess === null
+                ? "Choose a class"
+                : `Yes, ${className(guess)}`;
     setButton(buttons.yes, yes, !task || loading);
     buttons.yes.classList.toggle("armed", Boolean(task?.armed));
     setButton(buttons.not_object, "Not an object", !task || loading);
@@ -340,12 +471,41 @@ function run(first) {
     classesShown = key;
     const place = byId("classes");
     const shown = offered().filter((one) => one.label < 20 || one.label === label);
-    replace(place,
-      el("button", { class: "chip find", "data-testid": "find", "data-action": "find", disabled: !asking.task, onclick: pickClass }, icon("search"), el("span", { text: "Find" }), el("kbd", { text: hint("find") })),
-      ...shown.map((one) => el("button", { class: "chip", "data-testid": `class-${one.label}`, title: one.name, disabled: !asking.task, "aria-pressed": String(one.label === label), onclick: (/** @type {PointerEvent} */ event) => {
-        if (event.detail > 0) stage.focus({ preventScroll: true });
-        asking.choose(one.label);
-      } }, el("i", { class: "swatch", style: { background: colour(one.label) } }), el("span", { text: one.name }), one.label < 20 && el("kbd", { text: `${one.label > 9 ? "⇧" : ""}${(one.label + 1) % 10}` }))));
+    replace(
+      place,
+      el(
+        "button",
+        {
+          class: "chip find",
+          "data-testid": "find",
+          "data-action": "find",
+          disabled: !asking.task,
+          onclick: pickClass,
+        },
+        icon("search"),
+        el("span", { text: "Find" }),
+        el("kbd", { text: hint("find") }),
+      ),
+      ...shown.map((one) =>
+        el(
+          "button",
+          {
+            class: "chip",
+            "data-testid": `class-${one.label}`,
+            title: one.name,
+            disabled: !asking.task,
+            "aria-pressed": String(one.label === label),
+            onclick: (/** @type {PointerEvent} */ event) => {
+              if (event.detail > 0) stage.focus({ preventScroll: true });
+              asking.choose(one.label);
+            },
+          },
+          el("i", { class: "swatch", style: { background: colour(one.label) } }),
+          el("span", { text: one.name }),
+          one.label < 20 && el("kbd", { text: `${one.label > 9 ? "⇧" : ""}${(one.label + 1) % 10}` }),
+        ),
+      ),
+    );
     const pressed = place.querySelector("[aria-pressed=true]")?.getBoundingClientRect();
     const frame = place.getBoundingClientRect();
     if (pressed) place.scrollLeft += (pressed.left + pressed.right - frame.left - frame.right) / 2;
@@ -356,7 +516,12 @@ function run(first) {
     if (!now) return;
     const { spent, of, unit } = now.budget;
     const done = Math.min(of, spent + spentOnTheWay());
-    const text = now.phase === "first_images" ? `image ${Math.min(of, done + 1)} of ${of}` : now.phase === "preparing" ? "" : `${done} of ${of} ${unit}`;
+    const text =
+      now.phase === "first_images"
+        ? `image ${Math.min(of, done + 1)} of ${of}`
+        : now.phase === "preparing"
+          ? ""
+          : `${done} of ${of} ${unit}`;
     setText("progress-text", text);
     byId("progress-bar").style.width = `${of ? (100 * done) / of : 0}%`;
     byId("progress-bar").parentNode.hidden = !text;
@@ -365,11 +530,20 @@ function run(first) {
 
   function showSaveState() {
     const node = byId("save-state");
-    const words = { saved: "saved", saving: "saving", offline: waiting ? `offline (${waiting} waiting)` : "offline", "signed-out": "signed out" }[status] ?? status;
+    const words =
+      {
+        saved: "saved",
+        saving: "saving",
+        offline: waiting ? `offline (${waiting} waiting)` : "offline",
+        "signed-out": "signed out",
+      }[status] ?? status;
     if (node.dataset.state === status && node.textContent === words) return;
     node.dataset.state = status;
     node.textContent = words;
-    node.title = status === "offline" ? "The answers are kept in this browser and are sent when the server is back." : "Every answer is saved at once.";
+    node.title =
+      status === "offline"
+        ? "The answers are kept in this browser and are sent when the server is back."
+        : "Every answer is saved at once.";
   }
 
   /* ---- news ---- */
@@ -379,7 +553,10 @@ function run(first) {
     panel.update(now, spentOnTheWay());
     if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);
-      say(`Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`, "news");
+      say(
+        `Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`,
+        "news",
+      );
     }
     asking.refresh(); // classes may have new names and colours
   });
@@ -416,7 +593,8 @@ function run(first) {
   const unfinished = asking.unfinished();
   const own = unfinished.find((kept) => kept.client === tab);
   if (own) edit(own.answer);
-  else if (unfinished.length) say("A change of an old answer was not finished when its page was closed. Open that answer to go on with it.");
+  else if (unfinished.length)
+    say("A change of an old answer was not finished when its page was closed. Open that answer to go on with it.");
   stage.focus({ preventScroll: true });
 }
 
@@ -433,7 +611,13 @@ function setQuestion(before, label, after) {
   const whole = before + name + after;
   if (node.textContent === whole && node.dataset.label === String(label)) return;
   node.dataset.label = String(label);
-  replace(node, before, label !== null && el("em", { "data-testid": "guess" }, el("i", { class: "swatch", style: { background: colour(label) } }), name), after);
+  replace(
+    node,
+    before,
+    label !== null &&
+      el("em", { "data-testid": "guess" }, el("i", { class: "swatch", style: { background: colour(label) } }), name),
+    after,
+  );
 }
 
 /** @param {any} node @param {string} text @param {boolean} disabled */

@@ -77,7 +77,17 @@ export class Outbox {
     const key = uuid();
     const at = Date.now();
     const name = `${this.project}/out/${at}-${String(this.#sequence++).padStart(6, "0")}-${key}`;
-    const record = { name, client: this.client, at, item: { ...item, key }, image, base: base ?? `k${key}`, what, parent, fresh };
+    const record = {
+      name,
+      client: this.client,
+      at,
+      item: { ...item, key },
+      image,
+      base: base ?? `k${key}`,
+      what,
+      parent,
+      fresh,
+    };
     this.#waiting.push(record);
     if (!remember(name, record)) {
       this.#unkept.add(record);
@@ -200,7 +210,11 @@ export class Outbox {
     const bases = new Set();
     for (const record of this.#waiting) {
       const base = this.baseOf(record.base);
-      const later = this.#aside.has(record) || bases.has(base) || (record.parent !== null && onTheWay.has(record.parent)) || (batch[0] && batch[0].client !== record.client);
+      const later =
+        this.#aside.has(record) ||
+        bases.has(base) ||
+        (record.parent !== null && onTheWay.has(record.parent)) ||
+        (batch[0] && batch[0].client !== record.client);
       bases.add(base);
       if (!later) batch.push(record);
       if (batch.length === this.#most) break;
@@ -244,13 +258,19 @@ export class Outbox {
     this.#fates[key] = saved ? { query, answer } : null;
     this.#drop(record);
     const corrections = saved ? [] : this.#waiting.filter((one) => one.parent === key);
-    return [{ record, result }, ...corrections.flatMap((one) => this.#settle(one, refusal(one, "the answer that it changes was not saved.")))];
+    return [
+      { record, result },
+      ...corrections.flatMap((one) => this.#settle(one, refusal(one, "the answer that it changes was not saved."))),
+    ];
   }
 
   /** The server has refused answers by their keys. @param {Sending[]} batch @param {Refused} error @returns {boolean} whether there were any of ours */
   #refused(batch, error) {
     const named = batch.filter((record) => error.keys.includes(record.item.key));
-    const pairs = this.#receive(named, named.map((record) => refusal(record, error.message)));
+    const pairs = this.#receive(
+      named,
+      named.map((record) => refusal(record, error.message)),
+    );
     if (pairs.length) this.heard.results(pairs);
     return pairs.length > 0;
   }
@@ -285,4 +305,11 @@ export class Outbox {
 }
 
 /** @param {Sending} record @param {string} reason @returns {Result} */
-const refusal = (record, reason) => ({ key: record.item.key, status: "refused", query: null, answer: null, reason, current: null });
+const refusal = (record, reason) => ({
+  key: record.item.key,
+  status: "refused",
+  query: null,
+  answer: null,
+  reason,
+  current: null,
+});

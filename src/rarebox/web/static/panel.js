@@ -23,9 +23,16 @@ const RARE = 0.1;
 export function makePanel(doors) {
   const panel = byId("panel");
   const parts = Object.fromEntries(
-    ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"].map((name) => [name, el("section", { class: `part ${name}` })]),
+    ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"].map((name) => [
+      name,
+      el("section", { class: `part ${name}` }),
+    ]),
   );
-  const grip = el("button", { class: "grip", "aria-label": "Close the panel", onclick: () => show(false) }, icon("close"));
+  const grip = el(
+    "button",
+    { class: "grip", "aria-label": "Close the panel", onclick: () => show(false) },
+    icon("close"),
+  );
   replace(panel, grip, ...Object.values(parts));
   parts.trainer.dataset.testid = "trainer";
   parts.recent.dataset.testid = "recent";
@@ -48,9 +55,13 @@ export function makePanel(doors) {
     progress(now, waiting);
     balance(now);
     people(now);
-    replace(parts.ap, el("h2", { text: "AP50 per cycle" }), apChart(now.records),
+    replace(
+      parts.ap,
+      el("h2", { text: "AP50 per cycle" }),
+      apChart(now.records),
       now.held_out?.note && el("p", { class: "quiet", text: now.held_out.note, "data-testid": "held-out" }),
-      now.advice && el("p", { class: "advice", text: now.advice, "data-testid": "advice" }));
+      now.advice && el("p", { class: "advice", text: now.advice, "data-testid": "advice" }),
+    );
   }
 
   /** @param {State} now */
@@ -60,15 +71,36 @@ export function makePanel(doors) {
     parts.trainer.hidden = doing === "idle" && !now.can_train;
     parts.trainer.classList.toggle("failed", doing === "failed");
     if (doing === "failed") {
-      replace(parts.trainer, el("h2", { text: "Training failed" }), el("p", { text: reason ?? "No reason was given." }),
+      replace(
+        parts.trainer,
+        el("h2", { text: "Training failed" }),
+        el("p", { text: reason ?? "No reason was given." }),
         el("p", { class: "quiet", text: "All answers are kept." }),
-        el("button", { text: "Try again", "data-testid": "retry", onclick: () => ask("/api/retry") }));
+        el("button", { text: "Try again", "data-testid": "retry", onclick: () => ask("/api/retry") }),
+      );
     } else if (doing === "working") {
-      replace(parts.trainer, el("h2", { text: stage === "starting" ? "Getting ready" : "Training" }, seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` })),
-        bar(of ? done / of : 0, "Training"), el("p", { class: "quiet", text: [stageInWords(stage), seconds_left === null && time].filter(Boolean).join("; ") }));
+      replace(
+        parts.trainer,
+        el(
+          "h2",
+          { text: stage === "starting" ? "Getting ready" : "Training" },
+          seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` }),
+        ),
+        bar(of ? done / of : 0, "Training"),
+        el("p", {
+          class: "quiet",
+          text: [stageInWords(stage), seconds_left === null && time].filter(Boolean).join("; "),
+        }),
+      );
     } else {
-      replace(parts.trainer, el("button", { text: "Train now", "data-testid": "train-now", onclick: () => ask("/api/train") }),
-        el("p", { class: "quiet", text: `Learns from the answers so far without waiting for the budget${time ? `; ${time}` : ""}.` }));
+      replace(
+        parts.trainer,
+        el("button", { text: "Train now", "data-testid": "train-now", onclick: () => ask("/api/train") }),
+        el("p", {
+          class: "quiet",
+          text: `Learns from the answers so far without waiting for the budget${time ? `; ${time}` : ""}.`,
+        }),
+      );
     }
   }
 
@@ -77,59 +109,136 @@ export function makePanel(doors) {
     const { spent, of, unit } = now.budget;
     const left = Math.max(0, of - spent - waiting);
     const { per_minute, minutes_left } = now.speed;
-    replace(parts.progress,
-      el("h2", { text: now.phase === "first_images" ? "First images" : `Cycle ${now.cycle}` }, el("span", { text: `${Math.min(spent + waiting, of)} of ${of} ${unit}` })),
+    replace(
+      parts.progress,
+      el(
+        "h2",
+        { text: now.phase === "first_images" ? "First images" : `Cycle ${now.cycle}` },
+        el("span", { text: `${Math.min(spent + waiting, of)} of ${of} ${unit}` }),
+      ),
       bar(of ? (spent + waiting) / of : 0, "Budget spent"),
-      el("dl", { class: "figures" },
+      el(
+        "dl",
+        { class: "figures" },
         figure(String(left), `${unit} left`, "budget-left"),
         figure(per_minute === null ? "–" : per_minute.toFixed(per_minute < 10 ? 1 : 0), "a minute", "per-minute"),
-        figure(minutes_left === null ? "–" : duration(60 * minutes_left), "to go", "minutes-left")));
+        figure(minutes_left === null ? "–" : duration(60 * minutes_left), "to go", "minutes-left"),
+      ),
+    );
   }
 
   /** @param {State} now */
   function balance(now) {
     const classes = offered().toSorted((a, b) => a.count - b.count || a.label - b.label);
     const most = Math.max(1, ...now.classes.map((one) => one.count));
-    replace(parts.balance,
-      el("h2", { text: "Boxes per class" }, el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes })),
-      el("ul", { class: "bars" }, ...classes.map(({ label, name, count }) =>
-        el("li", { class: most >= 10 && count < RARE * most ? "rare" : null, title: name },
-          el("span", { class: "who", text: name }),
-          el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
-          el("b", { text: count })))),
-      !classes.length && el("p", { class: "quiet", text: "No class yet: draw a box and name it." }));
+    replace(
+      parts.balance,
+      el(
+        "h2",
+        { text: "Boxes per class" },
+        el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes }),
+      ),
+      el(
+        "ul",
+        { class: "bars" },
+        ...classes.map(({ label, name, count }) =>
+          el(
+            "li",
+            { class: most >= 10 && count < RARE * most ? "rare" : null, title: name },
+            el("span", { class: "who", text: name }),
+            el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
+            el("b", { text: count }),
+          ),
+        ),
+      ),
+      !classes.length && el("p", { class: "quiet", text: "No class yet: draw a box and name it." }),
+    );
   }
 
   /** @param {State} now */
   function people(now) {
     const { with_guesses, between_people, disagreements } = now.agreement;
-    replace(parts.people,
-      el("h2", { text: "People" }, !now.fixed_name && el("button", { class: "link", text: `You: ${now.you ?? "?"}`, onclick: doors.person })),
-      el("ul", { class: "crowd" }, ...now.people.map((one) => el("li", {}, el("span", { text: one.name }), el("b", { text: one.answers })))),
-      (with_guesses !== null || between_people !== null) && el("p", { class: "quiet", text: [
-        with_guesses !== null && `The guess was right in ${percent(with_guesses)} of the answers.`,
-        between_people !== null && `People agree in ${percent(between_people)}.`].filter(Boolean).join(" ") }),
-      disagreements > 0 && el("button", { class: "warn", text: `Decide ${counted(disagreements, "disagreement")}`, "data-testid": "disagreements", onclick: doors.disagreements }),
-      el("button", { text: "Invite somebody", "data-testid": "invite", onclick: invite }));
+    replace(
+      parts.people,
+      el(
+        "h2",
+        { text: "People" },
+        !now.fixed_name && el("button", { class: "link", text: `You: ${now.you ?? "?"}`, onclick: doors.person }),
+      ),
+      el(
+        "ul",
+        { class: "crowd" },
+        ...now.people.map((one) => el("li", {}, el("span", { text: one.name }), el("b", { text: one.answers }))),
+      ),
+      (with_guesses !== null || between_people !== null) &&
+        el("p", {
+          class: "quiet",
+          text: [
+            with_guesses !== null && `The guess was right in ${percent(with_guesses)} of the answers.`,
+            between_people !== null && `People agree in ${percent(between_people)}.`,
+          ]
+            .filter(Boolean)
+            .join(" "),
+        }),
+      disagreements > 0 &&
+        el("button", {
+          class: "warn",
+          text: `Decide ${counted(disagreements, "disagreement")}`,
+          "data-testid": "disagreements",
+          onclick: doors.disagreements,
+        }),
+      el("button", { text: "Invite somebody", "data-testid": "invite", onclick: invite }),
+    );
   }
 
   replace(parts.goal, makeGoal());
 
-  const slider = el("input", { type: "range", min: 0, max: 95, step: 5, value: 100 * doors.thresholdNow(), "aria-label": "Smallest score of dashed boxes", "data-testid": "threshold" });
+  const slider = el("input", {
+    type: "range",
+    min: 0,
+    max: 95,
+    step: 5,
+    value: 100 * doors.thresholdNow(),
+    "aria-label": "Smallest score of dashed boxes",
+    "data-testid": "threshold",
+  });
   const sliderText = el("output", { text: percent(doors.thresholdNow()) });
   slider.addEventListener("input", () => {
     sliderText.textContent = percent(slider.value / 100);
     doors.threshold(slider.value / 100);
   });
-  replace(parts.view, el("h2", { text: "Dashed boxes" }), el("label", { class: "slider" }, el("span", { text: "score from" }), slider, sliderText));
+  replace(
+    parts.view,
+    el("h2", { text: "Dashed boxes" }),
+    el("label", { class: "slider" }, el("span", { text: "score from" }), slider, sliderText),
+  );
 
-  const formats = [["coco", "COCO"], ["yolo", "YOLO"], ["voc", "Pascal VOC"], ["labelstudio", "Label Studio"], ["cvat", "CVAT"]];
-  replace(parts.data, el("h2", { text: "Labels" }),
+  const formats = [
+    ["coco", "COCO"],
+    ["yolo", "YOLO"],
+    ["voc", "Pascal VOC"],
+    ["labelstudio", "Label Studio"],
+    ["cvat", "CVAT"],
+  ];
+  replace(
+    parts.data,
+    el("h2", { text: "Labels" }),
     el("button", { text: "Look back at all answers", "data-testid": "open-gallery", onclick: doors.gallery }),
-    el("p", { class: "downloads" }, icon("download"), ...formats.map(([format, name]) => el("a", {
-      href: `/api/export?format=${format}`, download: "", text: name, "data-testid": `export-${format}`,
-      onclick: (/** @type {Event} */ event) => (event.preventDefault(), download(format)),
-    }))));
+    el(
+      "p",
+      { class: "downloads" },
+      icon("download"),
+      ...formats.map(([format, name]) =>
+        el("a", {
+          href: `/api/export?format=${format}`,
+          download: "",
+          text: name,
+          "data-testid": `export-${format}`,
+          onclick: (/** @type {Event} */ event) => (event.preventDefault(), download(format)),
+        }),
+      ),
+    ),
+  );
 
   /** @param {string} path */
   async function ask(path) {
@@ -155,18 +264,41 @@ export function makePanel(doors) {
   async function invite() {
     try {
       const { url, local } = await post("/api/invite");
-      const link = el("input", { type: "text", readonly: true, value: url, "aria-label": "Invite link", "data-testid": "invite-link" });
+      const link = el("input", {
+        type: "text",
+        readonly: true,
+        value: url,
+        "aria-label": "Invite link",
+        "data-testid": "invite-link",
+      });
       const { openDialog } = await import("./dialogs.js");
       openDialog("Invite somebody", (body) => {
         const copied = el("span", { class: "quiet", role: "status" });
         const copy = async () => {
           link.select();
-          const done = navigator.clipboard ? await navigator.clipboard.writeText(url).then(() => true, () => false) : false;
+          const done = navigator.clipboard
+            ? await navigator.clipboard.writeText(url).then(
+                () => true,
+                () => false,
+              )
+            : false;
           copied.textContent = done ? "Copied." : "Press Ctrl+C to copy.";
         };
-        body.append(el("p", { text: "One person opens this link once and labels in this project from then on. Until then it is as good as a password." }),
-          ...(local ? [el("p", { "data-testid": "invite-local", text: "It works in another browser on this computer only. To let other computers and phones in, stop the server and start it again with a link for each person: rarebox serve PROJECT --host 0.0.0.0 --people anna,ben" })] : []),
-          el("div", { class: "name-form" }, link, el("button", { class: "primary", text: "Copy", onclick: copy })), copied);
+        body.append(
+          el("p", {
+            text: "One person opens this link once and labels in this project from then on. Until then it is as good as a password.",
+          }),
+          ...(local
+            ? [
+                el("p", {
+                  "data-testid": "invite-local",
+                  text: "It works in another browser on this computer only. To let other computers and phones in, stop the server and start it again with a link for each person: rarebox serve PROJECT --host 0.0.0.0 --people anna,ben",
+                }),
+              ]
+            : []),
+          el("div", { class: "name-form" }, link, el("button", { class: "primary", text: "Copy", onclick: copy })),
+          copied,
+        );
       });
     } catch (error) {
       say(/** @type {Error} */ (error).message, "bad");
@@ -181,11 +313,28 @@ export function makePanel(doors) {
       try {
         const { answers } = await get("/api/answers?limit=10");
         parts.recent.hidden = !answers.length;
-        replace(parts.recent, el("h2", { text: "Last answers" }),
-          el("div", { class: "recent-list" }, ...answers.map((/** @type {Answer} */ answer) => {
-            const words = `${inWords(answer)}, by ${answer.by}`;
-            return el("button", { class: `thumb ${answer.verdict}`, title: `${words}: change`, "aria-label": `Change: ${words}`, "data-testid": "recent-answer", onclick: () => doors.edit(answer) }, answerCrop(answer, { width: 50, height: 50 }));
-          })));
+        replace(
+          parts.recent,
+          el("h2", { text: "Last answers" }),
+          el(
+            "div",
+            { class: "recent-list" },
+            ...answers.map((/** @type {Answer} */ answer) => {
+              const words = `${inWords(answer)}, by ${answer.by}`;
+              return el(
+                "button",
+                {
+                  class: `thumb ${answer.verdict}`,
+                  title: `${words}: change`,
+                  "aria-label": `Change: ${words}`,
+                  "data-testid": "recent-answer",
+                  onclick: () => doors.edit(answer),
+                },
+                answerCrop(answer, { width: 50, height: 50 }),
+              );
+            }),
+          ),
+        );
       } catch {
         // Offline: the list stays as it was.
       }
@@ -198,9 +347,20 @@ export function makePanel(doors) {
 /** @param {number} fraction @param {string} label */
 export function bar(fraction, label) {
   const value = Math.round(100 * Math.min(1, Math.max(0, fraction)));
-  return el("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuenow": value, "aria-valuemin": 0, "aria-valuemax": 100 },
-    el("i", { style: { width: `${value}%` } }));
+  return el(
+    "div",
+    {
+      class: "bar",
+      role: "progressbar",
+      "aria-label": label,
+      "aria-valuenow": value,
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    el("i", { style: { width: `${value}%` } }),
+  );
 }
 
 /** @param {string} value @param {string} name @param {string} testid */
-const figure = (value, name, testid) => el("div", {}, el("dd", { text: value, "data-testid": testid }), el("dt", { text: name }));
+const figure = (value, name, testid) =>
+  el("div", {}, el("dd", { text: value, "data-testid": testid }), el("dt", { text: name }));

@@ -43,10 +43,16 @@ export function classOf(label) {
 /** @param {number | null} label */
 export const className = (label) => classOf(label)?.name ?? (label === null ? "no guess" : `class ${label}`);
 
-const STAGES = { starting: "the training process is being loaded", fit: "training the detector (1 of 3)", evaluate: "measuring AP (2 of 3)", score: "looking through all photos (3 of 3)" };
+const STAGES = {
+  starting: "the training process is being loaded",
+  fit: "training the detector (1 of 3)",
+  evaluate: "measuring AP (2 of 3)",
+  score: "looking through all photos (3 of 3)",
+};
 
 /** What the trainer does, in words. @param {string | null} stage such as "cycle 2: fit" */
-export const stageInWords = (stage) => STAGES[/** @type {keyof typeof STAGES} */ (stage?.split(": ").at(-1) ?? "")] ?? stage ?? "";
+export const stageInWords = (stage) =>
+  STAGES[/** @type {keyof typeof STAGES} */ (stage?.split(": ").at(-1) ?? "")] ?? stage ?? "";
 
 /** How long it will take, in words, as far as anything is known. @param {State} now */
 export function timeInWords(now) {

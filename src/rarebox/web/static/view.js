@@ -61,8 +61,19 @@ export class View {
     this.boxes = svg("g");
     this.rubber = svg("rect", { class: "rubber", visibility: "hidden" });
     this.guides = svg("path", { class: "guides", d: "" });
-    this.handles = svg("g", { class: "handles" }, ...HANDLES.map((name) => svg("rect", { class: "handle", "data-handle": name, width: 9, height: 9, rx: 2 })));
-    this.overlay = svg("svg", { class: "overlay", "data-testid": "overlay", "aria-hidden": "true" }, this.guides, this.boxes, this.handles, this.rubber);
+    this.handles = svg(
+      "g",
+      { class: "handles" },
+      ...HANDLES.map((name) => svg("rect", { class: "handle", "data-handle": name, width: 9, height: 9, rx: 2 })),
+    );
+    this.overlay = svg(
+      "svg",
+      { class: "overlay", "data-testid": "overlay", "aria-hidden": "true" },
+      this.guides,
+      this.boxes,
+      this.handles,
+      this.rubber,
+    );
     this.names = el("div", { class: "names", "aria-hidden": "true" });
     stage.append(this.picture, this.overlay, this.names);
     this.#listen();
@@ -156,7 +167,11 @@ export class View {
     if (this.#fitted === "box" && this.#focus) {
       const [x1, y1, x2, y2] = withContext(this.#focus, this.#size);
       const whole = this.#wholeScale();
-      this.#scale = clamp(Math.min(clientWidth / (x2 - x1), clientHeight / (y2 - y1)), whole, Math.max(ZOOM.fit, whole));
+      this.#scale = clamp(
+        Math.min(clientWidth / (x2 - x1), clientHeight / (y2 - y1)),
+        whole,
+        Math.max(ZOOM.fit, whole),
+      );
       this.#x = clientWidth / 2 - (this.#scale * (x1 + x2)) / 2;
       this.#y = clientHeight / 2 - (this.#scale * (y1 + y2)) / 2;
     } else if (this.#fitted === "image") {
@@ -173,7 +188,8 @@ export class View {
     const height = this.#size.height * this.#scale;
     const slack = this.#fitted === "free" ? 80 : 0;
     this.#x = width <= clientWidth ? (clientWidth - width) / 2 : clamp(this.#x, clientWidth - width - slack, slack);
-    this.#y = height <= clientHeight ? (clientHeight - height) / 2 : clamp(this.#y, clientHeight - height - slack, slack);
+    this.#y =
+      height <= clientHeight ? (clientHeight - height) / 2 : clamp(this.#y, clientHeight - height - slack, slack);
   }
 
   /** @param {number} x @param {number} y @returns {[number, number]} */
@@ -183,7 +199,12 @@ export class View {
 
   /** @param {Box} box @returns {Box} */
   #toScreen([x1, y1, x2, y2]) {
-    return [x1 * this.#scale + this.#x, y1 * this.#scale + this.#y, x2 * this.#scale + this.#x, y2 * this.#scale + this.#y];
+    return [
+      x1 * this.#scale + this.#x,
+      y1 * this.#scale + this.#y,
+      x2 * this.#scale + this.#x,
+      y2 * this.#scale + this.#y,
+    ];
   }
 
   /* ---- drawing ---- */
@@ -204,7 +225,10 @@ export class View {
       const drawn = this.#drawn.get(mark.id) ?? this.#add(mark);
       const active = mark.id === this.#active;
       const [x1, y1, x2, y2] = this.#toScreen(mark.box);
-      drawn.group.setAttribute("class", `mark ${mark.kind}${active ? " active" : ""}${mark.id === this.#hovered ? " hovered" : ""}`);
+      drawn.group.setAttribute(
+        "class",
+        `mark ${mark.kind}${active ? " active" : ""}${mark.id === this.#hovered ? " hovered" : ""}`,
+      );
       for (const rect of [drawn.casing, drawn.line]) set(rect, { x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
       drawn.line.style.stroke = colour(mark.label);
 
@@ -220,10 +244,14 @@ export class View {
       drawn.name.style.background = colour(mark.label);
       drawn.name.style.color = ink;
       const height = active || mark.kind === "asked" ? 24 : 17;
-      const top = y1 - height - 3 >= 0 ? y1 - height - 3 : y2 + 3 + height <= clientHeight ? y2 + 3 : Math.max(y1, 0) + 3;
+      const top =
+        y1 - height - 3 >= 0 ? y1 - height - 3 : y2 + 3 + height <= clientHeight ? y2 + 3 : Math.max(y1, 0) + 3;
       const most = active || mark.kind === "asked" ? Math.min(340, clientWidth - 12) : Math.max(x2 - x1, 44);
       drawn.name.style.maxWidth = `${most}px`;
-      const left = active || mark.kind === "asked" ? clamp(x1 - 1, 4, clientWidth - Math.min(most, 28 + 8.5 * text.length)) : Math.max(x1 - 1, 2);
+      const left =
+        active || mark.kind === "asked"
+          ? clamp(x1 - 1, 4, clientWidth - Math.min(most, 28 + 8.5 * text.length))
+          : Math.max(x1 - 1, 2);
       drawn.name.style.transform = `translate(${left}px, ${top}px)`;
     }
     for (const id of gone) {
@@ -322,7 +350,8 @@ export class View {
     } else if (event.button === 0) {
       const mark = this.#editable();
       const handle = mark ? this.#handleAt(mark, at, event.pointerType) : null;
-      if (this.mode === "redraw" || (event.shiftKey && this.mode === "auto")) this.#gesture = { ...base, type: "draw", again: true };
+      if (this.mode === "redraw" || (event.shiftKey && this.mode === "auto"))
+        this.#gesture = { ...base, type: "draw", again: true };
       else if (this.mode === "draw") this.#gesture = { ...base, type: "draw", again: false };
       else if (mark && handle) this.#gesture = { ...base, type: "resize", mark, handle, box: mark.box };
       else if (mark && contains(mark.box, x, y)) this.#gesture = { ...base, type: "move", mark, box: mark.box };
@@ -343,7 +372,8 @@ export class View {
     if (!gesture.dragged) {
       if (Math.hypot(at.x - gesture.at.x, at.y - gesture.at.y) < CLICK * (gesture.touch ? 2 : 1)) return;
       gesture.dragged = true;
-      if (gesture.type === "resize" || gesture.type === "move") this.hands.change(gesture.mark.id, gesture.box, "start");
+      if (gesture.type === "resize" || gesture.type === "move")
+        this.hands.change(gesture.mark.id, gesture.box, "start");
       if (gesture.type === "pan") this.hands.panned();
     }
     const [x, y] = this.#toImage(at.x, at.y);
@@ -357,7 +387,11 @@ export class View {
       this.hands.change(gesture.mark.id, moved(gesture.box, x - gesture.x, y - gesture.y, this.#size), "move");
     } else if (gesture.type === "resize") {
       const [hx, hy] = handlePoint(gesture.box, gesture.handle); // no jump when the handle is not grabbed in its middle
-      this.hands.change(gesture.mark.id, resized(gesture.box, gesture.handle, hx + x - gesture.x, hy + y - gesture.y, this.#size), "move");
+      this.hands.change(
+        gesture.mark.id,
+        resized(gesture.box, gesture.handle, hx + x - gesture.x, hy + y - gesture.y, this.#size),
+        "move",
+      );
     } else if (gesture.type === "draw") {
       const [x1, y1, x2, y2] = this.#toScreen(tidy([gesture.x, gesture.y, x, y], this.#size));
       set(this.rubber, { x: x1, y: y1, width: x2 - x1, height: y2 - y1, visibility: "visible" });
@@ -383,7 +417,7 @@ export class View {
     }
     if (gesture.type === "move" || gesture.type === "resize") {
       const mark = this.#marks.find((one) => one.id === gesture.mark.id);
-      this.hands.change(gesture.mark.id, cancelled ? gesture.box : mark?.box ?? gesture.box, "end");
+      this.hands.change(gesture.mark.id, cancelled ? gesture.box : (mark?.box ?? gesture.box), "end");
     } else if (gesture.type === "draw" && !cancelled) {
       const wide = Math.abs(at.x - gesture.at.x) >= CLICK && Math.abs(at.y - gesture.at.y) >= CLICK;
       if (wide) this.hands.draw(tidy([gesture.x, gesture.y, x, y], this.#size), gesture.again);
@@ -392,10 +426,16 @@ export class View {
 
   #startPinch() {
     const gesture = this.#gesture;
-    if (gesture?.dragged && (gesture.type === "move" || gesture.type === "resize")) this.hands.change(gesture.mark.id, gesture.box, "end");
+    if (gesture?.dragged && (gesture.type === "move" || gesture.type === "resize"))
+      this.hands.change(gesture.mark.id, gesture.box, "end");
     this.rubber.setAttribute("visibility", "hidden");
     const [a, b] = [...this.#pointers.values()];
-    this.#gesture = { type: "pinch", distance: Math.hypot(a.x - b.x, a.y - b.y), x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
+    this.#gesture = {
+      type: "pinch",
+      distance: Math.hypot(a.x - b.x, a.y - b.y),
+      x: (a.x + b.x) / 2,
+      y: (a.y + b.y) / 2,
+    };
   }
 
   #pinch() {
@@ -412,7 +452,9 @@ export class View {
 
   /** Selects the smallest box at a point; again and again: the ones below it. @param {number} x @param {number} y */
   #click(x, y) {
-    const here = this.#marks.filter((mark) => contains(mark.box, x, y, 3 / this.#scale)).sort((a, b) => area(a.box) - area(b.box));
+    const here = this.#marks
+      .filter((mark) => contains(mark.box, x, y, 3 / this.#scale))
+      .sort((a, b) => area(a.box) - area(b.box));
     if (!here.length) return this.hands.select(null);
     const now = here.findIndex((mark) => mark.id === this.#active);
     this.hands.select(here[(now + 1) % here.length].id);
@@ -447,9 +489,11 @@ export class View {
       const mark = this.#editable();
       const handle = mark && this.mode === "auto" ? this.#handleAt(mark, at, "mouse") : null;
       if (this.hands.panning()) cursor = "grab";
-      else if (handle) cursor = `${{ nw: "nwse", se: "nwse", ne: "nesw", sw: "nesw", n: "ns", s: "ns", e: "ew", w: "ew" }[handle]}-resize`;
+      else if (handle)
+        cursor = `${{ nw: "nwse", se: "nwse", ne: "nesw", sw: "nesw", n: "ns", s: "ns", e: "ew", w: "ew" }[handle]}-resize`;
       else if (mark && this.mode === "auto" && contains(mark.box, x, y) && !event.shiftKey) cursor = "move";
-      hovered = this.#marks.filter((one) => contains(one.box, x, y)).sort((a, b) => area(a.box) - area(b.box))[0]?.id ?? null;
+      hovered =
+        this.#marks.filter((one) => contains(one.box, x, y)).sort((a, b) => area(a.box) - area(b.box))[0]?.id ?? null;
       const drawing = this.mode !== "auto" || (this.fingerDraws && cursor === "crosshair");
       if (drawing) guides = `M0 ${at.y}H${this.stage.clientWidth}M${at.x} 0V${this.stage.clientHeight}`;
     }
@@ -464,5 +508,6 @@ export class View {
 
 /** @param {Element} node @param {Record<string, number | string>} values */
 function set(node, values) {
-  for (const [name, value] of Object.entries(values)) node.setAttribute(name, String(typeof value === "number" ? Math.round(value * 10) / 10 : value));
+  for (const [name, value] of Object.entries(values))
+    node.setAttribute(name, String(typeof value === "number" ? Math.round(value * 10) / 10 : value));
 }
