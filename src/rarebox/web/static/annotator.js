@@ -72,25 +72,24 @@ export class Annotator {
   #returning = false;
 
   /**
-   * @param {import("./outbox.js").Outbox} line @param {import("./view.js").View} view @param {import("./pictures.js").Pictures} pictures
+   * @param {import("./outbox.js").Outbox} outbox @param {import("./view.js").View} view @param {import("./pictures.js").Pictures} pictures
    * @param {{changed: () => void, say: (sentence: string, kind?: string) => void, findClass: (done: (label: number) => void, cancelled?: () => void) => void,
    *   left: (saved: boolean) => void}} page
    */
-  constructor(line, view, pictures, page) {
-    Object.assign(this, { line, view, pictures, page });
-    this.line = line;
+  constructor(outbox, view, pictures, page) {
+    this.outbox = outbox;
     this.view = view;
     this.pictures = pictures;
     this.page = page;
-    const past = recall(`${line.project}/history`, [], sessionStorage);
+    const past = recall(`${outbox.project}/history`, [], sessionStorage);
     this.#past = Array.isArray(past) ? past : [];
-    for (const name of [...names(`${line.project}/draft/`), ...names(`${line.project}/edit/`)]) {
+    for (const name of [...names(`${outbox.project}/draft/`), ...names(`${outbox.project}/edit/`)]) {
       if (Date.now() - (recall(name)?.at ?? 0) > DRAFT_DAYS * 864e5) forget(name);
     }
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) return;
       this.#returning = true;
-      line.ask();
+      outbox.ask();
     });
   }
 
@@ -98,8 +97,8 @@ export class Annotator {
 
   /** What the server has leased to this tab. @param {Query[]} queries */
   receive(queries) {
-    const reopened = this.held.filter((query) => this.line.latest(query.id)?.item.verdict === "withdrawn");
-    const fresh = queries.filter((query) => !this.line.latest(query.id));
+    const reopened = this.held.filter((query) => this.outbox.latest(query.id)?.item.verdict === "withdrawn");
+    const fresh = queries.filter((query) => !this.outbox.latest(query.id));
     this.held = [...reopened, ...fresh];
     const task = this.task;
     if (task?.kind === "ask") {
@@ -197,7 +196,7 @@ export class Annotator {
     if (this.held.length) this.#show(this.held[0]);
     else {
       this.view.show(null, { width: 1, height: 1 });
-      this.line.ask();
+      this.outbox.ask();
     }
     this.#prefetch();
     this.#changed();
@@ -283,9 +282,9 @@ export class Annotator {
       groups.set(base, group);
     };
     for (const label of task.query.labels) add(`q${label.query}`, label);
-    for (const record of this.line.waiting) {
+    for (const record of this.outbox.waiting) {
       if (record.image !== task.query.image.id || record.item.complete) continue;
-      const base = this.line.baseOf(record.base);
+      const base = this.outbox.baseOf(record.base);
       groups.delete(base);
       record.item.boxes.forEach((box, i) =>
         add(base, {
@@ -306,7 +305,7 @@ export class Annotator {
   /** Is everything on this image labelled, as far as the page knows? */
   get imageComplete() {
     const image = this.task?.query.image.id;
-    const record = this.line.waiting.findLast((one) => one.image === image && one.base === `complete-${image}`);
+    const record = this.outbox.waiting.findLast((one) => one.image === image && one.base === `complete-${image}`);
     return record ? record.item.verdict !== "withdrawn" : Boolean(this.task?.query.complete);
   }
 
@@ -644,7 +643,7 @@ export class Annotator {
     const item = after.length ? content(after) : gone;
     const image = task.query.image.id;
     const drawn = this.#past.some(
-      (entry) => draws(entry.forth) && this.line.baseOf(entry.base) === this.line.baseOf(mark.base),
+      (entry) => draws(entry.forth) && this.outbox.baseOf(entry.base) === this.outbox.baseOf(mark.base),
     );
     const reopened = item.verdict === "withdrawn"; // bringing it back answers its question anew, or draws it anew
     const known = mark.key
@@ -690,7 +689,7 @@ export class Annotator {
 
   /** @param {Query} query @param {Answer | null} [answer] that is being changed */
   #draftName(query, answer = null) {
-    return `${this.line.project}/${answer ? `edit/${answer.answer}` : `draft/${query.id}`}`;
+    return `${this.outbox.project}/${answer ? `edit/${answer.answer}` : `draft/${query.id}`}`;
   }
 
   #keepDraft() {
@@ -700,13 +699,13 @@ export class Annotator {
         at: Date.now(),
         sketch: task.sketch,
         answer: task.answer,
-        client: this.line.client,
+        client: this.outbox.client,
       });
   }
 
   /** Old answers that were being changed when a page was closed. @returns {{answer: Answer, client: string}[]} */
   unfinished() {
-    return names(`${this.line.project}/edit/`)
+    return names(`${this.outbox.project}/edit/`)
       .map((name) => recall(name))
       .filter((kept) => kept?.answer);
   }
@@ -729,19 +728,19 @@ export class Annotator {
 
   /** All steps on one answer refer to what it is now. @param {string} base @param {string} key */
   #nowAt(base, key) {
-    const name = this.line.baseOf(base);
-    for (const entry of [...this.#past, ...this.#future]) if (this.line.baseOf(entry.base) === name) entry.key = key;
+    const name = this.outbox.baseOf(base);
+    for (const entry of [...this.#past, ...this.#future]) if (this.outbox.baseOf(entry.base) === name) entry.key = key;
   }
 
   /** Takes a step back or does it again. @param {Step} step @param {Entry} entry */
   #do(step, entry) {
-    const before = this.line.baseOf(entry.base);
+    const before = this.outbox.baseOf(entry.base);
     entry.key = this.#send(step, { ...entry, base: draws(step) ? "" : entry.base }, step.refer ? entry.key : null);
     entry.at = Date.now();
     if (draws(step)) {
       // A box drawn anew is another box to the server; all steps on the old one mean this one from now on.
       for (const one of [entry, ...this.#past, ...this.#future])
-        if (this.line.baseOf(one.base) === before) one.base = `k${entry.key}`;
+        if (this.outbox.baseOf(one.base) === before) one.base = `k${entry.key}`;
     }
     this.#nowAt(entry.base, entry.key);
   }
@@ -750,11 +749,11 @@ export class Annotator {
   #send(step, entry, parent) {
     const { image, base, what } = entry;
     const item = { after: null, ...step.item, milliseconds: stopwatch.lap() };
-    return this.line.send(item, { image, base: base || undefined, what, parent, fresh: step.fresh });
+    return this.outbox.send(item, { image, base: base || undefined, what, parent, fresh: step.fresh });
   }
 
   #keepHistory() {
-    remember(`${this.line.project}/history`, this.#past.slice(-20), sessionStorage);
+    remember(`${this.outbox.project}/history`, this.#past.slice(-20), sessionStorage);
   }
 
   get canUndo() {
@@ -901,8 +900,8 @@ export class Annotator {
       if (!marks.some((mark) => mark.id === this.selected)) {
         // A box drawn here gets a new name once the server has it.
         const [base, order] = this.selected.split(".");
-        const name = `${this.line.baseOf(base)}.${order ?? 0}`;
-        if (this.#justDrawn === base) this.#justDrawn = this.line.baseOf(base);
+        const name = `${this.outbox.baseOf(base)}.${order ?? 0}`;
+        if (this.#justDrawn === base) this.#justDrawn = this.outbox.baseOf(base);
         if (this.#mending?.id === this.selected) this.#mending.id = name;
         this.selected = marks.some((mark) => mark.id === name) ? name : this.#home;
       }

@@ -20,7 +20,7 @@ export function openClasses() {
 
     /** @param {import("./types.js").Class} one */
     function row({ label, name, count }) {
-      const line = el(
+      const item = el(
         "li",
         { "data-testid": "class-row" },
         el("i", { class: "swatch", style: { background: colour(label) } }),
@@ -31,7 +31,7 @@ export function openClasses() {
           "data-testid": "rename",
           onclick: () => {
             replace(
-              line,
+              item,
               nameForm({
                 label: "New name",
                 value: name,
@@ -40,27 +40,27 @@ export function openClasses() {
                 done: (text) => change({ rename: { label, name: text } }),
               }),
             );
-            line.querySelector("input").select();
+            item.querySelector("input").select();
           },
         }),
         el("button", {
           text: "Merge …",
           "data-testid": "merge",
           onclick: () =>
-            findClass((into) => confirm(line, label, into), undefined, {
+            findClass((into) => confirm(item, label, into), undefined, {
               title: `Merge “${name}” into`,
               without: label,
               adding: false,
             }),
         }),
       );
-      return line;
+      return item;
     }
 
-    /** @param {HTMLElement} line @param {number} label @param {number} into */
-    function confirm(line, label, into) {
+    /** @param {HTMLElement} item @param {number} label @param {number} into */
+    function confirm(item, label, into) {
       replace(
-        line,
+        item,
         el("span", {
           class: "who",
           text: `All boxes of “${className(label)}” become “${className(into)}”. This cannot be undone here.`,

@@ -79,15 +79,15 @@ function askName(first) {
 function run(first) {
   isFor(first.id);
   for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
-  const line = new Outbox(first.id, tab, {
+  const outbox = new Outbox(first.id, tab, {
     state: accept,
-    queries: (queries) => asking.receive(queries),
+    queries: (queries) => annotator.receive(queries),
     results: (pairs) => {
-      asking.settle(pairs);
+      annotator.settle(pairs);
       panel.refreshRecent(900);
     },
     status: (now, count) => {
-      if (status === "offline" && now !== "offline" && asking.pictureStatus === "failed") asking.showPicture();
+      if (status === "offline" && now !== "offline" && annotator.pictureStatus === "failed") annotator.showPicture();
       if (now === "signed-out" && status !== now)
         say(
           "The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.",
@@ -96,7 +96,7 @@ function run(first) {
       status = now;
       waiting = count;
       showSaveState();
-      if (!asking.task) update();
+      if (!annotator.task) update();
       const known = state();
       if (known) panel.update(known, spentOnTheWay());
     },
@@ -106,48 +106,49 @@ function run(first) {
   const spentOnTheWay = () => {
     const labels = state()?.budget.unit === "labels";
     const counts = (/** @type {string} */ verdict) => verdict === "object" || (!labels && verdict !== "withdrawn");
-    return line.waiting.filter(
+    return outbox.waiting.filter(
       ({ base, item, parent }) => base.startsWith("q") && !item.after && !parent && counts(item.verdict),
     ).length;
   };
 
   const keys = listenToKeys({
-    yes: () => asking.yes(),
+    yes: () => annotator.yes(),
     find: () => pickClass(),
-    not_object: () => asking.notAnObject(),
-    cannot_tell: () => asking.cannotTell(),
-    complete: () => asking.complete(),
-    undo: () => asking.undo(),
-    redo: () => asking.redo(),
-    draw: () => asking.drawNext("draw"),
-    redraw: () => asking.drawNext("redraw"),
-    next_box: () => asking.cycle(1),
-    previous_box: () => asking.cycle(-1),
-    remove: () => asking.remove(),
-    take_all: () => asking.takeAll(),
-    hide: () => asking.toggleHidden(),
-    fit: () => asking.fit(),
+    not_object: () => annotator.notAnObject(),
+    cannot_tell: () => annotator.cannotTell(),
+    complete: () => annotator.complete(),
+    undo: () => annotator.undo(),
+    redo: () => annotator.redo(),
+    draw: () => annotator.drawNext("draw"),
+    redraw: () => annotator.drawNext("redraw"),
+    next_box: () => annotator.cycle(1),
+    previous_box: () => annotator.cycle(-1),
+    remove: () => annotator.remove(),
+    take_all: () => annotator.takeAll(),
+    hide: () => annotator.toggleHidden(),
+    fit: () => annotator.fit(),
     zoom_in: () => view.zoom(1.25),
     zoom_out: () => view.zoom(1 / 1.25),
     gallery: () => gallery(),
     panel: () => panel.toggle(),
     help: () => openSheet(redraw),
-    digit: (/** @type {number} */ n) => asking.digit(n),
-    arrow: (/** @type {number} */ dx, /** @type {number} */ dy) => asking.nudge(dx, dy),
-    tab: (/** @type {number} */ step, /** @type {KeyboardEvent} */ event) => event.target === stage && asking.tab(step),
-    escape: () => asking.escape(),
+    digit: (/** @type {number} */ n) => annotator.digit(n),
+    arrow: (/** @type {number} */ dx, /** @type {number} */ dy) => annotator.nudge(dx, dy),
+    tab: (/** @type {number} */ step, /** @type {KeyboardEvent} */ event) =>
+      event.target === stage && annotator.tab(step),
+    escape: () => annotator.escape(),
   });
 
   const view = new View(stage, (mark) => (mark.label === null ? "?" : className(mark.label)), {
-    select: (id) => asking.select(id),
-    draw: (box, again) => asking.draw(box, again),
-    change: (id, box, phase) => asking.change(id, box, phase),
+    select: (id) => annotator.select(id),
+    draw: (box, again) => annotator.draw(box, again),
+    change: (id, box, phase) => annotator.change(id, box, phase),
     panning: keys.panning,
     panned: keys.panned,
   });
 
   let returnTo = /** @type {(() => void) | null} */ (null);
-  const asking = new Annotator(line, view, new Pictures(), {
+  const annotator = new Annotator(outbox, view, new Pictures(), {
     changed: () => update(),
     say,
     findClass: (done) => findClass(done),
@@ -163,7 +164,7 @@ function run(first) {
     try {
       const around = await get(`/api/image/${answer.image.id}`);
       returnTo = back;
-      asking.edit(answer, around);
+      annotator.edit(answer, around);
       if (matchMedia("(max-width: 860px)").matches) panel.show(false);
       stage.focus({ preventScroll: true });
     } catch (error) {
@@ -171,12 +172,12 @@ function run(first) {
     }
   }
   const gallery = () => openGallery((answer) => edit(answer, gallery));
-  const pickClass = () => asking.task && findClass((label) => asking.choose(label));
+  const pickClass = () => annotator.task && findClass((label) => annotator.choose(label));
   const disagreements = () =>
     openDisagreements(
       (query, answers, chosen) => {
         const after = Math.max(...answers.map((one) => one.answer));
-        line.send(
+        outbox.send(
           {
             query: query.id,
             after,
@@ -197,8 +198,8 @@ function run(first) {
     classes: openClasses,
     disagreements,
     person: () => askName(false).then(() => news.again()),
-    threshold: (value) => asking.setThreshold(value),
-    thresholdNow: () => asking.threshold,
+    threshold: (value) => annotator.setThreshold(value),
+    thresholdNow: () => annotator.threshold,
   });
 
   /* ---- buttons ---- */
@@ -226,19 +227,19 @@ function run(first) {
       "yes",
       "Yes",
       "check",
-      () => (asking.whole && asking.active?.kind !== "other" ? asking.complete(true) : asking.yes()),
+      () => (annotator.whole && annotator.active?.kind !== "other" ? annotator.complete(true) : annotator.yes()),
       "primary",
     ),
-    not_object: button("not_object", "Not an object", "cross", () => asking.notAnObject()),
-    cannot_tell: button("cannot_tell", "Can't tell", "unsure", () => asking.cannotTell()),
-    draw: button("draw", "Add box", "draw", () => asking.drawNext("draw"), "minor"),
-    remove: button("remove", "Remove", "trash", () => asking.remove(), "minor"),
-    take_all: button("take_all", "Take all", "check", () => asking.takeAll(), "minor"),
-    redraw: button("redraw", "Redraw", "redraw", () => asking.drawNext("redraw"), "minor"),
-    complete: button("complete", "Image complete", "done", () => asking.complete(true), "minor"),
-    withdraw: button("withdraw", "Withdraw", "trash", () => asking.withdraw(), "minor"),
-    leave: button("leave", "Back", "close", () => asking.leave(false), "minor"),
-    undo: button("undo", "Undo", "undo", () => asking.undo(), "minor"),
+    not_object: button("not_object", "Not an object", "cross", () => annotator.notAnObject()),
+    cannot_tell: button("cannot_tell", "Can't tell", "unsure", () => annotator.cannotTell()),
+    draw: button("draw", "Add box", "draw", () => annotator.drawNext("draw"), "minor"),
+    remove: button("remove", "Remove", "trash", () => annotator.remove(), "minor"),
+    take_all: button("take_all", "Take all", "check", () => annotator.takeAll(), "minor"),
+    redraw: button("redraw", "Redraw", "redraw", () => annotator.drawNext("redraw"), "minor"),
+    complete: button("complete", "Image complete", "done", () => annotator.complete(true), "minor"),
+    withdraw: button("withdraw", "Withdraw", "trash", () => annotator.withdraw(), "minor"),
+    leave: button("leave", "Back", "close", () => annotator.leave(false), "minor"),
+    undo: button("undo", "Undo", "undo", () => annotator.undo(), "minor"),
   };
   byId("answers").append(
     el("div", { class: "main-answers" }, buttons.yes, buttons.not_object, buttons.cannot_tell),
@@ -279,8 +280,8 @@ function run(first) {
   byId("tools").append(
     quiet("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)),
     quiet("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
-    quiet("fit", "fit", "Fit the box or the image", () => asking.fit()),
-    quiet("hide", "eye", "Hide or show all boxes", () => asking.toggleHidden()),
+    quiet("fit", "fit", "Fit the box or the image", () => annotator.fit()),
+    quiet("hide", "eye", "Hide or show all boxes", () => annotator.toggleHidden()),
   );
   byId("top-buttons").append(
     quiet("gallery", "grid", "Look back at all answers", gallery),
@@ -305,11 +306,11 @@ function run(first) {
   /* ---- the page as it should look now ---- */
 
   function update() {
-    const task = asking.task;
+    const task = annotator.task;
     const now = state();
     const place = byId("waiting");
     document.body.dataset.task = !task ? "none" : task.kind === "edit" ? "edit" : task.query.box ? "box" : "image";
-    place.hidden = task !== null && asking.pictureStatus === "ready";
+    place.hidden = task !== null && annotator.pictureStatus === "ready";
     if (!task) {
       showWaiting(place, now, status, waiting);
       setText("question", "");
@@ -328,8 +329,8 @@ function run(first) {
 
   /** The picture is on its way, or did not come. @param {HTMLElement} place */
   function showPicture(place) {
-    const name = asking.task?.query.image.name ?? "";
-    if (asking.pictureStatus === "loading")
+    const name = annotator.task?.query.image.name ?? "";
+    if (annotator.pictureStatus === "loading")
       return replace(place, el("p", { class: "loading", text: "Loading the picture …" }));
     replace(
       place,
@@ -339,25 +340,25 @@ function run(first) {
         el("h2", { text: "The picture cannot be shown" }),
         el("p", { text: name }),
         el("p", { text: "Try again, or say that you can't tell and go on." }),
-        el("button", { text: "Try again", onclick: () => asking.showPicture() }),
+        el("button", { text: "Try again", onclick: () => annotator.showPicture() }),
       ),
     );
   }
 
   function showQuestion() {
-    const task = asking.task;
+    const task = annotator.task;
     if (!task) return;
     const { query } = task;
-    const active = asking.active;
-    const { guess } = asking;
+    const active = annotator.active;
+    const { guess } = annotator;
     const named = (/** @type {string} */ before, /** @type {number | null} */ label, /** @type {string} */ after) =>
       setQuestion(before, label, after);
     let reason = query.reason;
     const touch = matchMedia("(pointer: coarse)").matches; // no keys to speak of
-    if (asking.view.mode === "draw") {
+    if (annotator.view.mode === "draw") {
       named("Draw a box with one drag", null, "");
       reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
-    } else if (asking.view.mode === "redraw") {
+    } else if (annotator.view.mode === "redraw") {
       named("Redraw the box with one drag", null, "");
       reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
     } else if (active?.kind === "draft" && active.label === null) {
@@ -366,7 +367,7 @@ function run(first) {
         ? "Tap its class, or find or add one."
         : `A digit chooses its class, ${hint("find")} finds or adds one.`;
     } else if (active?.kind === "label") {
-      named(asking.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
+      named(annotator.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
       reason = touch
         ? "Tap a class to change it."
         : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
@@ -387,7 +388,7 @@ function run(first) {
       else named("Is this ", guess, "?");
     } else {
       named("Box everything in this image", null, "");
-      const pen = classOf(asking.pen);
+      const pen = classOf(annotator.pen);
       reason = `${reason ? `${reason} ` : ""}Drag to draw${pen ? `; new boxes are “${pen.name}”` : ""}.`;
     }
     setText("reason", reason);
@@ -413,13 +414,13 @@ function run(first) {
   const now_phase = () => state()?.phase;
 
   function showButtons() {
-    const task = asking.task;
-    const active = asking.active;
-    const whole = asking.whole;
-    const failed = asking.pictureStatus === "failed";
-    const loading = asking.pictureStatus !== "ready";
+    const task = annotator.task;
+    const active = annotator.active;
+    const whole = annotator.whole;
+    const failed = annotator.pictureStatus === "failed";
+    const loading = annotator.pictureStatus !== "ready";
     const drafts = task?.sketch.drafts.length ?? 0;
-    const { guess } = asking;
+    const { guess } = annotator;
     const aside = active?.kind === "label";
     const yes = !task
       ? "Yes"
@@ -444,29 +445,29 @@ function run(first) {
     buttons.not_object.hidden = whole || aside || active?.kind === "other";
     setButton(buttons.cannot_tell, whole ? "Skip this image" : "Can't tell", !task || (loading && !failed));
     buttons.cannot_tell.hidden = aside || active?.kind === "other";
-    buttons.draw.setAttribute("aria-pressed", String(asking.view.mode === "draw"));
-    buttons.redraw.setAttribute("aria-pressed", String(asking.view.mode === "redraw"));
+    buttons.draw.setAttribute("aria-pressed", String(annotator.view.mode === "draw"));
+    buttons.redraw.setAttribute("aria-pressed", String(annotator.view.mode === "redraw"));
     buttons.redraw.hidden = !task || whole || task?.kind === "edit";
     setButton(buttons.redraw, "Redraw", !task || loading);
     setButton(buttons.draw, "Add box", !task || loading);
     buttons.draw.hidden = !task;
     buttons.remove.hidden = !active || active.kind === "asked";
-    buttons.take_all.hidden = !whole || !asking.marks().some((mark) => mark.kind === "other");
+    buttons.take_all.hidden = !whole || !annotator.marks().some((mark) => mark.kind === "other");
     buttons.complete.hidden = whole || task?.kind !== "ask" || aside;
-    buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
+    buttons.complete.setAttribute("aria-pressed", String(annotator.imageComplete));
     setButton(buttons.complete, "Image complete", loading);
     buttons.withdraw.hidden = task?.kind !== "edit" || task.answer?.by !== state()?.you; // another person's answer is corrected
     buttons.leave.hidden = task?.kind !== "edit";
-    setButton(buttons.undo, "Undo", !asking.canUndo);
+    setButton(buttons.undo, "Undo", !annotator.canUndo);
     byId("answers").classList.toggle("idle", !task);
-    document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(asking.hidden));
+    document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(annotator.hidden));
   }
 
   let classesShown = "";
   function showClasses() {
-    const active = asking.active;
-    const label = active ? active.label : asking.pen;
-    const key = JSON.stringify([offered().map((one) => [one.label, one.name]), label, asking.task !== null]);
+    const active = annotator.active;
+    const label = active ? active.label : annotator.pen;
+    const key = JSON.stringify([offered().map((one) => [one.label, one.name]), label, annotator.task !== null]);
     if (key === classesShown) return;
     classesShown = key;
     const place = byId("classes");
@@ -479,7 +480,7 @@ function run(first) {
           class: "chip find",
           "data-testid": "find",
           "data-action": "find",
-          disabled: !asking.task,
+          disabled: !annotator.task,
           onclick: pickClass,
         },
         icon("search"),
@@ -493,11 +494,11 @@ function run(first) {
             class: "chip",
             "data-testid": `class-${one.label}`,
             title: one.name,
-            disabled: !asking.task,
+            disabled: !annotator.task,
             "aria-pressed": String(one.label === label),
             onclick: (/** @type {PointerEvent} */ event) => {
               if (event.detail > 0) stage.focus({ preventScroll: true });
-              asking.choose(one.label);
+              annotator.choose(one.label);
             },
           },
           el("i", { class: "swatch", style: { background: colour(one.label) } }),
@@ -558,20 +559,20 @@ function run(first) {
         "news",
       );
     }
-    asking.refresh(); // classes may have new names and colours
+    annotator.refresh(); // classes may have new names and colours
   });
   let broken = false;
   const news = listen({
     state: accept,
-    queries: () => line.ask(),
+    queries: () => outbox.ask(),
     opened: () => {
       expectAnything();
-      if (broken) line.wake();
-      if (broken || !asking.held.length) line.ask();
+      if (broken) outbox.wake();
+      if (broken || !annotator.held.length) outbox.ask();
       broken = false;
     },
     broken: () => {
-      if (!broken) line.ask(); // finds out whether the server is there
+      if (!broken) outbox.ask(); // finds out whether the server is there
       broken = true;
     },
   });
@@ -579,18 +580,18 @@ function run(first) {
   // Who has nothing to do gets what others leave: nobody tells when a lease ends.
   let asked = Date.now();
   setInterval(() => {
-    const pause = asking.held[0] ? asking.held[0].lease_seconds / 3 : LOOK_AGAIN;
+    const pause = annotator.held[0] ? annotator.held[0].lease_seconds / 3 : LOOK_AGAIN;
     if (document.hidden || Date.now() - asked < 1000 * pause) return;
     asked = Date.now();
-    line.ask();
+    outbox.ask();
   }, 2000);
 
   panel.update(first, 0);
   panel.refreshRecent();
   redraw();
   showSaveState();
-  line.open();
-  const unfinished = asking.unfinished();
+  outbox.open();
+  const unfinished = annotator.unfinished();
   const own = unfinished.find((kept) => kept.client === tab);
   if (own) edit(own.answer);
   else if (unfinished.length)

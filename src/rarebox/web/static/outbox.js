@@ -1,5 +1,5 @@
 /**
- * The line to the server: answers go out, questions come in. Each answer is written to localStorage before the page moves on
+ * The way to the server: answers go out, questions come in. Each answer is written to localStorage before the page moves on
  * and leaves it when the server has it on disk, so a closed tab or a dead server loses nothing. One request at a time; each
  * answer carries a key, so sending it twice saves it once. Only a reply of our own server that names an answer's key settles
  * that answer; after anything else it is kept and sent again, with growing pauses and in smaller requests.

@@ -6,7 +6,7 @@ import { say } from "./notices.js";
 import { bar } from "./panel.js";
 import { accept, stageInWords, timeInWords } from "./state.js";
 
-/** @param {HTMLElement} place @param {import("./types.js").State | null} now @param {string} status of the line @param {number} waiting answers on their way */
+/** @param {HTMLElement} place @param {import("./types.js").State | null} now @param {string} status of the outbox @param {number} waiting answers on their way */
 export function showWaiting(place, now, status, waiting) {
   const kept = waiting
     ? `${counted(waiting, "answer")} ${waiting === 1 ? "is" : "are"} kept in this browser and will be sent.`
