@@ -18,6 +18,7 @@ test: .venv/ready node_modules/ready
 	$(BIN)/pyright
 	$(NODE) node_modules/typescript/bin/tsc
 	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
+	$(NODE) --test 'tests/js/*.test.js'
 	$(BIN)/pytest -n 2 --dist loadfile
 
 .venv/ready: requirements.lock bootstrap.lock pyproject.toml
