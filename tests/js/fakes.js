@@ -136,8 +136,24 @@ export class FakeServer {
       this.losesReply = false;
       throw new TypeError("connection reset");
     }
-    const queries = this.questions.filter((one) => !this.standing(one.id)).slice(0, body.want);
-    return json(200, { results, queries, state: this.state });
+    return json(200, { results, queries: this.#open(body.want), state: this.state });
+  }
+
+  #open(want) {
+    const open = this.questions.filter((one) => !this.standing(one.id)).slice(0, want);
+    return open.map((one) => ({ ...one, labels: this.#labels(one.image.id), complete: this.#complete(one.image.id) }));
+  }
+
+  #labels(image) {
+    const queries = new Set(this.saved.filter((one) => one.image === image && !one.complete).map((one) => one.query));
+    const standing = [...queries].map((query) => this.standing(query)).filter((one) => one !== null);
+    return standing.flatMap(({ query, answer, by, boxes, labels }) =>
+      boxes.map((box, i) => ({ query, answer, by, box, label: labels[i] })),
+    );
+  }
+
+  #complete(image) {
+    return this.saved.some((one) => one.image === image && one.complete && this.standing(one.query) === one);
   }
 
   #save(item) {
@@ -150,7 +166,9 @@ export class FakeServer {
       result = { key: item.key, status: "conflict", query, answer: null, reason: null, current };
     } else {
       const answer = this.saved.length + 1;
-      this.saved.push({ ...item, query, answer, by: "anna" });
+      const image =
+        item.image ?? [...this.saved, ...this.questions].find((one) => (one.query ?? one.id) === query).image;
+      this.saved.push({ ...item, image: image.id ?? image, query, answer, by: "anna" });
       result = { key: item.key, status: "saved", query, answer, reason: null, current: null };
     }
     this.#results.set(item.key, result);
