@@ -285,13 +285,13 @@ test("an unfinished change of an old answer is found again, until it is left", a
   annotator.nudge(0, 10);
   await openPage();
   assert.deepEqual(
-    annotator.unfinished().map((one) => [one.answer.query, one.client]),
+    annotator.drafts.unfinished().map((one) => [one.answer.query, one.client]),
     [[1, "tab"]],
   );
   annotator.edit(old, { labels: [], others: [], complete: false });
   assert.deepEqual(annotator.task?.sketch.box, [100, 110, 200, 210]);
   await press("escape");
-  assert.deepEqual(annotator.unfinished(), []);
+  assert.deepEqual(annotator.drafts.unfinished(), []);
 });
 
 test("a dashed box becomes a label, and all of them do on a whole image", async () => {

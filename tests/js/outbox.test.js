@@ -184,7 +184,8 @@ test("a conflict reports the answer that stands", async () => {
 test("requests that a proxy finds too large are halved until they pass", async () => {
   const { outbox } = tab();
   server.up = false;
-  for (let query = 1; query <= 20; query++) outbox.send({ ...OBJECT, query }, about(query));
+  server.questions = Array.from({ length: 20 }, (_, i) => question(i + 1));
+  for (const { id } of server.questions) outbox.send({ ...OBJECT, query: id }, about(id));
   await settled();
   Object.assign(server, { up: true, most: 3, requests: [] });
   for (let i = 0; i < 20; i++) await after(15_000);

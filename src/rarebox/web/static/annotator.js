@@ -1,74 +1,49 @@
 /**
- * The question at hand and what a person does with it: answer, mend, draw, undo. Everything ends as an Item on the Outbox; what
- * is still on its way is laid over what the server last said, so the picture is always as the person left it.
+ * What a person does with the question shown: answer, correct, draw, undo. The question is a Task; what the person changes on
+ * it before answering is its sketch. Each answer, drawn object and correction goes through the History to the Outbox, so that
+ * it can be undone. The marks on the picture are made anew from the task and the outbox after each action.
  */
 
 import { iou, moved, same, tidy } from "./boxes.js";
-import { forget, names, recall, remember } from "./local.js";
-import { classOf, className, inWords, offered, state } from "./state.js";
+import { Drafts } from "./drafts.js";
+import { History } from "./history.js";
+import { recall, remember } from "./local.js";
+import { guessOf, inReadingOrder, isComplete, labelsOf, marksOf } from "./marks.js";
+import { Queue } from "./queue.js";
+import { classOf, inWords, offered, state } from "./state.js";
+import { answerTo, completeImage, correction, newBox } from "./steps.js";
 import * as stopwatch from "./stopwatch.js";
+import { alter, makeTask, redoChange, undoChange } from "./task.js";
 
+/** @typedef {import("./types.js").Answer} Answer */
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {import("./types.js").Mark} Mark */
 /** @typedef {import("./types.js").Query} Query */
-/** @typedef {import("./types.js").Item} Item */
-/** @typedef {import("./types.js").Answer} Answer */
-/** @typedef {{box: Box, label: number | null, from: number | null}} Draft   from: the dashed box it was taken over from */
-/** @typedef {{box: Box | null, drafts: Draft[], dismissed: number[]}} Sketch   what a person may change before answering */
+/** @typedef {import("./steps.js").Content} Content */
+/** @typedef {import("./task.js").Sketch} Sketch */
+/** @typedef {import("./task.js").Task} Task */
 
-/**
- * @typedef {object} Task
- * @property {"ask" | "edit"} kind      a question of the queue, or an old answer looked at again
- * @property {Query} query
- * @property {number | null} after      the answer that an edit corrects
- * @property {Answer | null} answer
- * @property {Sketch} sketch
- * @property {{sketch: Sketch, at: number}[]} past
- * @property {{sketch: Sketch, at: number}[]} future
- * @property {boolean} armed            "nothing to label here" was said once
- */
-
-/**
- * One step that can be undone: `back` takes it back, `forth` does it again; both refer to the answer with `key`. A step with a
- * `query` was the answer to it, and undoing it shows that question again.
- * @typedef {{key: string, base: string, image: number, query: Query | null, sketch: Sketch | null, back: Step, forth: Step, what: string, at: number}} Entry
- * @typedef {{item: Partial<Item> & {verdict: import("./types.js").Verdict, boxes: Box[], labels: number[]}, refer: boolean, fresh: boolean}} Step
- */
-
-const HISTORY = 40;
-const DRAFT_DAYS = 14;
-/** Drawn so much over the asked box, a box is meant to replace it. */
+/** A box drawn with this IoU or more with the asked box replaces it. */
 const SAME_OBJECT = 0.6;
-/** A detection so much on the asked box is the asked box. */
-const SAME_DETECTION = 0.8;
+/** Milliseconds after the last arrow key until a moved box is saved. */
 const SETTLE = 700;
-
-/** @type {Step["item"]} */
-const WITHDRAWN = { verdict: "withdrawn", boxes: [], labels: [] };
-
-/** Does this step put a new box on the image? @param {Step} step */
-const draws = (step) => !step.refer && step.item.image !== undefined && !step.item.complete;
 
 export class Annotator {
   /** @type {Task | null} */
   task = null;
-  /** Questions leased to this tab, the one shown included. @type {Query[]} */
-  held = [];
-  /** @type {string | null} */
+  /** The id of the selected mark. @type {string | null} */
   selected = null;
   /** The class of the next drawn box. @type {number | null} */
   pen = null;
+  /** Are all boxes hidden? */
   hidden = false;
   /** Dashed boxes below this score are not shown. */
   threshold = recall("threshold", 0.25);
-  /** @type {Entry[]} */
-  #past = [];
-  /** @type {Entry[]} */
-  #future = [];
-  /** A saved box under the hand, not yet sent. @type {{id: string, box: Box, timer: number} | null} */
-  #mending = null;
-  /** @type {string | null} a box drawn a moment ago, waiting for its class */
+  /** A saved box that is being moved, not yet sent. @type {{id: string, box: Box, timer: number} | null} */
+  #moving = null;
+  /** The base of a box that was just drawn: the next class is meant for it. @type {string | null} */
   #justDrawn = null;
+  #nudged = -Infinity;
   #returning = false;
 
   /**
@@ -81,11 +56,9 @@ export class Annotator {
     this.view = view;
     this.pictures = pictures;
     this.page = page;
-    const past = recall(`${outbox.project}/history`, [], sessionStorage);
-    this.#past = Array.isArray(past) ? past : [];
-    for (const name of [...names(`${outbox.project}/draft/`), ...names(`${outbox.project}/edit/`)]) {
-      if (Date.now() - (recall(name)?.at ?? 0) > DRAFT_DAYS * 864e5) forget(name);
-    }
+    this.queue = new Queue(outbox);
+    this.history = new History(outbox, stopwatch.lap);
+    this.drafts = new Drafts(outbox.project, outbox.client);
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) return;
       this.#returning = true;
@@ -93,34 +66,30 @@ export class Annotator {
     });
   }
 
-  /* ---- the queue ---- */
+  /* ---- questions come and go ---- */
 
   /** What the server has leased to this tab. @param {Query[]} queries */
   receive(queries) {
-    const reopened = this.held.filter((query) => this.outbox.latest(query.id)?.item.verdict === "withdrawn");
-    const fresh = queries.filter((query) => !this.outbox.latest(query.id));
-    this.held = [...reopened, ...fresh];
+    this.queue.receive(queries);
     const task = this.task;
     if (task?.kind === "ask") {
-      const newer = this.held.find((query) => query.id === task.query.id);
+      const newer = this.queue.find(task.query.id);
       if (newer) task.query = newer;
       // It is no longer ours. Swapping it under a person's finger would put their answer on another box, so that waits until
       // they come back to the tab; an answer given meanwhile is refused by the server and said so.
       else if (this.#returning && !task.past.length) this.task = null;
     }
     this.#returning = false;
-    if (!this.task && this.held.length) this.#show(this.held[0]);
+    if (!this.task && this.queue.first) this.#ask(this.queue.first);
     this.#prefetch();
     this.#changed();
   }
 
-  /** @param {{record: import("./outbox.js").Sending, result: import("./types.js").Result}[]} pairs */
+  /** Reports answers that were not saved. @param {{record: import("./outbox.js").Sending, result: import("./types.js").Result}[]} pairs */
   settle(pairs) {
     for (const { record, result } of pairs) {
       if (result.status === "saved") continue;
-      const gone = (/** @type {Entry} */ entry) => entry.key !== record.item.key;
-      this.#past = this.#past.filter(gone);
-      this.#future = this.#future.filter(gone);
+      this.history.drop(record.item.key);
       if (!result.current) {
         this.page.say(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}`, "bad");
       } else {
@@ -131,34 +100,13 @@ export class Annotator {
         );
       }
     }
-    this.#keepHistory();
     this.#changed();
   }
 
-  #prefetch() {
-    const images = this.held.slice(0, 4).map((query) => query.image);
-    if (this.task) images.unshift(this.task.query.image);
-    for (const entry of this.#past.slice(-2)) if (entry.query) images.push(entry.query.image);
-    this.pictures.keep(images);
-  }
-
-  /** @param {Query} query @param {{kind?: "ask" | "edit", after?: number | null, answer?: Answer | null, sketch?: Sketch | null}} [how] */
-  #show(query, { kind = "ask", after = null, answer = null, sketch = null } = {}) {
-    const kept = recall(this.#draftName(query, answer))?.sketch;
-    if (kept && answer)
-      this.page.say("Your unfinished change of this answer is back. Esc leaves the answer as it was.");
-    this.task = {
-      kind,
-      query,
-      after,
-      answer,
-      armed: false,
-      past: [],
-      future: [],
-      sketch: structuredClone(
-        (answer ? (kept ?? sketch) : (sketch ?? kept)) ?? { box: query.box, drafts: [], dismissed: [] },
-      ),
-    };
+  /** @param {Task} task */
+  #show(task) {
+    const { query } = task;
+    this.task = task;
     this.hidden = false;
     this.#justDrawn = null;
     this.selected = this.#home;
@@ -188,12 +136,16 @@ export class Annotator {
     return this.task ? this.pictures.load(this.task.query.image).status : "loading";
   }
 
+  #prefetch() {
+    const shown = this.task ? [this.task.query.image] : [];
+    this.pictures.keep([...shown, ...this.queue.images, ...this.history.recent.map((query) => query.image)]);
+  }
+
   #advance() {
-    const done = this.task?.kind === "ask" ? this.task.query.id : null;
-    this.held = this.held.filter((query) => query.id !== done);
+    if (this.task?.kind === "ask") this.queue.remove(this.task.query.id);
     this.task = null;
     this.selected = null;
-    if (this.held.length) this.#show(this.held[0]);
+    if (this.queue.first) this.#ask(this.queue.first);
     else {
       this.view.show(null, { width: 1, height: 1 });
       this.outbox.ask();
@@ -202,124 +154,98 @@ export class Annotator {
     this.#changed();
   }
 
+  /** Shows a question, with the draft that was left of it. @param {Query} query */
+  #ask(query) {
+    this.#show(makeTask(query, { sketch: this.drafts.of(query) }));
+  }
+
+  /** Shows an old answer on the picture, to be changed. @param {Answer} answer @param {Pick<Query, "labels" | "others" | "complete">} around */
+  edit(answer, { labels, others, complete }) {
+    this.#finishMoving();
+    const box = answer.box ? (answer.boxes[0] ?? answer.box) : null;
+    const drafts = answer.box ? [] : answer.boxes.map((one, i) => ({ box: one, label: answer.labels[i], from: null }));
+    const query = {
+      ...{ id: answer.query, cycle: answer.cycle, position: 0, image: answer.image, box: answer.box },
+      ...{
+        guess: answer.guess,
+        score: null,
+        uncertainty: null,
+        reason: "",
+        labels,
+        others,
+        complete,
+        lease_seconds: 0,
+      },
+    };
+    const draft = this.drafts.of(query, answer);
+    if (draft) this.page.say("Your unfinished change of this answer is back. Esc leaves the answer as it was.");
+    const sketch = draft ?? { box, drafts, dismissed: [] };
+    this.#show(makeTask(query, { kind: "edit", after: answer.answer, answer, sketch }));
+    this.#changed();
+  }
+
+  /** Takes the answer being edited out of the labels; its question becomes open again. */
+  withdraw() {
+    if (this.task?.kind === "edit") this.#answer({ verdict: "withdrawn", boxes: [], labels: [] });
+  }
+
+  /** Back from an old answer to the questions. @param {boolean} saved */
+  leave(saved) {
+    if (this.task?.answer) this.drafts.forget(this.task.query, this.task.answer);
+    this.task = null;
+    this.#advance();
+    this.page.left(saved);
+    return true;
+  }
+
   /* ---- what is on the picture ---- */
 
+  /** Is the question about the whole image? */
   get whole() {
     return this.task !== null && this.task.query.box === null;
   }
+
+  /** The class that Enter confirms. */
+  get guess() {
+    return guessOf(this.task);
+  }
+
+  /** Is everything on this image labelled, as far as the page knows? */
+  get imageComplete() {
+    return this.task !== null && isComplete(this.task.query, this.outbox);
+  }
+
+  /** All boxes of the picture, hidden or not. @returns {Mark[]} */
+  marks() {
+    return this.task ? marksOf(this.task, this.#labels(this.task), this.threshold) : [];
+  }
+
+  /** Answered boxes, one of them perhaps under the hand. @param {Task} task @returns {Mark[]} */
+  #labels(task) {
+    const moving = this.#moving;
+    const labels = labelsOf(task.query, this.outbox);
+    return moving ? labels.map((mark) => (mark.id === moving.id ? { ...mark, box: moving.box } : mark)) : labels;
+  }
+
+  /* ---- the selected box ---- */
 
   /** What is selected when nothing else is. */
   get #home() {
     return this.task?.query.box ? "asked" : null;
   }
 
-  /** The class that Enter says yes to. */
-  get guess() {
-    const answer = this.task?.answer;
-    const label = answer
-      ? answer.verdict === "object"
-        ? (answer.labels[0] ?? null)
-        : null
-      : (this.task?.query.guess ?? null);
-    return classOf(label)?.label ?? label;
-  }
-
-  /** All boxes of the picture, hidden or not. @returns {Mark[]} */
-  marks() {
-    const task = this.task;
-    if (!task) return [];
-    /** @type {Mark[]} */
-    const marks = [];
-    const labels = this.#labels(task);
-    task.query.others.forEach((other, i) => {
-      const score = other.score ?? 1;
-      const taken =
-        task.sketch.drafts.some((draft) => draft.from === i) ||
-        task.sketch.dismissed.includes(i) ||
-        labels.some((label) => same(label.box, other.box));
-      const asked = task.query.box !== null && iou(task.query.box, other.box) > SAME_DETECTION;
-      if (!taken && !asked && score >= this.threshold)
-        marks.push({
-          id: `o${i}`,
-          base: `o${i}`,
-          kind: "other",
-          box: other.box,
-          label: classOf(other.label)?.label ?? other.label,
-          score: other.score,
-        });
-    });
-    marks.push(...labels);
-    task.sketch.drafts.forEach((draft, i) =>
-      marks.push({ id: `d${i}`, base: `d${i}`, kind: "draft", box: draft.box, label: draft.label }),
-    );
-    if (task.sketch.box) {
-      marks.push({
-        id: "asked",
-        base: "asked",
-        kind: "asked",
-        box: task.sketch.box,
-        label: this.guess,
-        score: task.kind === "ask" ? task.query.score : null,
-      });
-    }
-    return marks;
-  }
-
-  /** Answered boxes: as the server knows them, with what is on its way laid over. @param {Task} task @returns {Mark[]} */
-  #labels(task) {
-    const own = `q${task.query.id}`;
-    /** @type {Map<string, Mark[]>} */
-    const groups = new Map();
-    const add = (/** @type {string} */ base, /** @type {Omit<Mark, "id" | "base" | "kind">} */ rest) => {
-      const group = groups.get(base) ?? [];
-      group.push({
-        ...rest,
-        label: classOf(rest.label)?.label ?? rest.label,
-        id: `${base}.${group.length}`,
-        base,
-        kind: "label",
-      });
-      groups.set(base, group);
-    };
-    for (const label of task.query.labels) add(`q${label.query}`, label);
-    for (const record of this.outbox.waiting) {
-      if (record.image !== task.query.image.id || record.item.complete) continue;
-      const base = this.outbox.baseOf(record.base);
-      groups.delete(base);
-      record.item.boxes.forEach((box, i) =>
-        add(base, {
-          box,
-          label: record.item.labels[i],
-          query: record.item.query ?? null,
-          key: record.item.key,
-          by: state()?.you ?? "you",
-        }),
-      );
-    }
-    groups.delete(own);
-    const marks = [...groups.values()].flat();
-    const mending = this.#mending;
-    return mending ? marks.map((mark) => (mark.id === mending.id ? { ...mark, box: mending.box } : mark)) : marks;
-  }
-
-  /** Is everything on this image labelled, as far as the page knows? */
-  get imageComplete() {
-    const image = this.task?.query.image.id;
-    const record = this.outbox.waiting.findLast((one) => one.image === image && one.base === `complete-${image}`);
-    return record ? record.item.verdict !== "withdrawn" : Boolean(this.task?.query.complete);
-  }
-
   get active() {
     return this.marks().find((mark) => mark.id === this.selected) ?? null;
   }
 
+  /** Is the selected box one that was just drawn? */
   get justDrawn() {
     return this.#justDrawn !== null && this.#justDrawn === this.active?.base;
   }
 
   /** @param {string | null} id */
   select(id) {
-    this.#finishMending();
+    this.#finishMoving();
     if (this.task) this.task.armed = false;
     if (id) this.hidden = false;
     this.selected = id ?? this.#home;
@@ -331,7 +257,7 @@ export class Annotator {
 
   /** The next box of the picture, round and round. @param {number} step */
   cycle(step) {
-    const order = this.#inOrder();
+    const order = inReadingOrder(this.marks());
     if (!order.length) return;
     const now = order.findIndex((mark) => mark.id === this.selected);
     this.select(order[(now + step + order.length + (now < 0 && step < 0 ? 1 : 0)) % order.length].id);
@@ -339,7 +265,7 @@ export class Annotator {
 
   /** The same with Tab, but it lets go at either end, so that a keyboard can reach the buttons. @param {number} step */
   tab(step) {
-    const order = this.#inOrder();
+    const order = inReadingOrder(this.marks());
     const now = order.findIndex((mark) => mark.id === this.selected);
     const next = now < 0 && step < 0 ? -1 : now + step;
     if (next < 0 || next >= order.length) {
@@ -348,11 +274,6 @@ export class Annotator {
     }
     this.select(order[next].id);
     return true;
-  }
-
-  #inOrder() {
-    const first = (/** @type {Mark} */ mark) => (mark.kind === "asked" ? 0 : 1);
-    return this.marks().sort((a, b) => first(a) - first(b) || a.box[1] - b.box[1] || a.box[0] - b.box[0]);
   }
 
   /** Lets go of whatever is under the hand. */
@@ -368,9 +289,8 @@ export class Annotator {
   /* ---- answers ---- */
 
   yes() {
-    const task = this.task;
     const mark = this.active;
-    if (!task) return;
+    if (!this.task) return;
     if (mark?.kind === "other") return this.#take(mark, mark.label);
     if (this.whole) return this.#finishWhole(false);
     if (mark?.kind === "label") return this.select(null);
@@ -378,14 +298,14 @@ export class Annotator {
     this.#answerBox(this.guess);
   }
 
-  /** @param {number} label */
+  /** A class for the selected box, or for the next one. @param {number} label */
   choose(label) {
     const one = classOf(label);
     if (!one || one.label !== label || !this.task) return;
     const mark = this.active;
     this.pen = label;
     if (mark?.kind === "other") this.#take(mark, label);
-    else if (mark?.kind === "draft") this.#sketch((sketch) => (sketch.drafts[Number(mark.id.slice(1))].label = label));
+    else if (mark?.kind === "draft") this.#sketch((sketch) => (sketch.drafts[orderOf(mark)].label = label));
     else if (mark?.kind === "label") {
       const drawn = this.justDrawn;
       this.#correct(mark, { label });
@@ -405,22 +325,15 @@ export class Annotator {
     if (this.task) this.#answer({ verdict: "cannot_tell", boxes: [], labels: [] });
   }
 
+  /** Everything on the image has its box. @param {boolean} [deliberate] */
   complete(deliberate = false) {
     const task = this.task;
     if (!task) return;
     if (this.whole) return this.#finishWhole(deliberate);
-    if (this.imageComplete)
+    if (this.imageComplete) {
       return this.page.say("This image is already marked as complete. Z takes it back if you did it just now.");
-    const image = task.query.image.id;
-    this.#step({
-      image,
-      base: `complete-${image}`,
-      query: null,
-      sketch: null,
-      what: "image complete",
-      forth: { item: { image, complete: true, verdict: "object", boxes: [], labels: [] }, refer: false, fresh: false },
-      back: { item: { ...WITHDRAWN }, refer: true, fresh: false },
-    });
+    }
+    this.history.add(completeImage(task.query.image.id));
     this.page.say("Image marked as complete: what has no box on it counts as background.", "good");
     this.#changed();
   }
@@ -452,38 +365,22 @@ export class Annotator {
     if (box) this.#answer({ verdict: "object", boxes: [box], labels: [label] });
   }
 
-  /** @param {Step["item"]} item */
+  /** Answers the question shown, or changes the old answer. @param {Content} item */
   #answer(item) {
     const task = /** @type {Task} */ (this.task);
-    if (this.pictureStatus !== "ready" && item.verdict !== "cannot_tell")
+    if (this.pictureStatus !== "ready" && item.verdict !== "cannot_tell") {
       return this.page.say("Wait for the picture, or say that you can't tell.");
-    this.#finishMending();
-    const query = task.query.id;
-    const forth = { item: { ...item, query, after: task.after }, refer: false, fresh: false };
-    const back = task.answer
-      ? {
-          item: { verdict: task.answer.verdict, boxes: task.answer.boxes, labels: task.answer.labels },
-          refer: true,
-          fresh: false,
-        }
-      : { item: { ...WITHDRAWN }, refer: true, fresh: false };
-    this.#step({
-      image: task.query.image.id,
-      base: `q${query}`,
-      what: inWords(item),
-      forth,
-      back,
-      query: task.kind === "ask" ? task.query : null,
-      sketch: task.kind === "ask" ? task.sketch : null,
-    });
-    if (item.verdict !== "cannot_tell" || task.kind === "edit") forget(this.#draftName(task.query, task.answer));
+    }
+    this.#finishMoving();
+    this.history.add(answerTo(task, item));
+    if (item.verdict !== "cannot_tell" || task.kind === "edit") this.drafts.forget(task.query, task.answer);
     if (task.kind === "edit") this.leave(true);
     else this.#advance();
   }
 
   /* ---- boxes ---- */
 
-  /** @param {Box} box @param {boolean} again */
+  /** A box was drawn. @param {Box} box @param {boolean} again instead of the selected one */
   draw(box, again) {
     const task = this.task;
     const another = this.view.mode === "draw"; // D was pressed: another object, even there
@@ -492,43 +389,41 @@ export class Annotator {
     const mark = this.active;
     if (mark && mark.kind !== "other" && again) return this.change(mark.id, box, "end", true);
     if (this.whole) {
-      this.#sketch((sketch) => sketch.drafts.push({ box, label: this.pen, from: null }));
-      this.selected = `d${task.sketch.drafts.length - 1}`;
+      this.#addDraft(box, this.pen, null);
       if (this.pen === null && !offered().length) this.page.findClass((label) => this.choose(label)); // the first class of all
-      return this.#changed();
+      return;
     }
     if (task.sketch.box && !another && iou(box, task.sketch.box) > SAME_OBJECT) {
       this.page.say("Taken as the asked box. For a second object there, press D before drawing.");
       return this.change("asked", box, "end", true);
     }
-    this.#miss(box, this.pen);
+    this.#add(box, this.pen);
   }
 
-  /** D: the next drag is a new box, wherever it starts. R: it replaces the active one. @param {"draw" | "redraw"} mode */
+  /** D: the next drag is a new box, wherever it starts. R: it replaces the selected one. @param {"draw" | "redraw"} mode */
   drawNext(mode) {
     if (!this.task) return;
-    if (mode === "draw") this.#finishMending();
+    if (mode === "draw") this.#finishMoving();
     this.view.mode = this.view.mode === mode ? "auto" : mode;
     this.#changed();
   }
 
-  /** A box under the hand. @param {string} id @param {Box} box @param {"start" | "move" | "end"} phase @param {boolean} [atOnce] */
+  /** A box is moved or resized. @param {string} id @param {Box} box @param {"start" | "move" | "end"} phase @param {boolean} [atOnce] */
   change(id, box, phase, atOnce = false) {
     if (!this.task || this.pictureStatus !== "ready") return;
     this.hidden = false;
     if (id === "asked" || id.startsWith("d")) {
       const put = (/** @type {Sketch} */ sketch) => {
         if (id === "asked") sketch.box = box;
-        else sketch.drafts[Number(id.slice(1))].box = box;
+        else sketch.drafts[orderOf({ id })].box = box;
       };
       if (phase === "start" || atOnce) this.#sketch(put);
       else put(this.task.sketch);
-      if (phase === "end") this.#keepDraft();
+      if (phase === "end") this.drafts.keep(this.task);
     } else {
-      const timer = this.#mending?.timer ?? 0;
-      clearTimeout(timer);
-      this.#mending = { id, box, timer: 0 };
-      if (phase === "end") this.#finishMending();
+      clearTimeout(this.#moving?.timer);
+      this.#moving = { id, box, timer: 0 };
+      if (phase === "end") this.#finishMoving();
     }
     this.#changed();
   }
@@ -541,18 +436,18 @@ export class Annotator {
     const box = moved(mark.box, dx, dy, task.query.image);
     if (mark.kind === "label") {
       this.change(mark.id, box, "move");
-      if (this.#mending) this.#mending.timer = window.setTimeout(() => this.#finishMending(), SETTLE);
+      if (this.#moving) this.#moving.timer = window.setTimeout(() => this.#finishMoving(), SETTLE);
     } else {
       // Steps in quick succession are one step of undo.
       const now = performance.now();
       this.change(mark.id, box, now - this.#nudged > SETTLE ? "start" : "move");
       this.#nudged = now;
-      this.#keepDraft();
+      this.drafts.keep(task);
     }
     this.view.reveal(box);
   }
-  #nudged = -Infinity;
 
+  /** Removes the selected box. */
   remove() {
     const task = this.task;
     const mark = this.active;
@@ -561,9 +456,8 @@ export class Annotator {
       if (task.kind === "edit") return this.withdraw();
       return this.page.say("This box is being asked: X says that it is not an object.");
     }
-    const order = Number(mark.id.slice(1));
-    if (mark.kind === "draft") this.#sketch((sketch) => sketch.drafts.splice(order, 1));
-    else if (mark.kind === "other") this.#sketch((sketch) => sketch.dismissed.push(order));
+    if (mark.kind === "draft") this.#sketch((sketch) => sketch.drafts.splice(orderOf(mark), 1));
+    else if (mark.kind === "other") this.#sketch((sketch) => sketch.dismissed.push(orderOf(mark)));
     else {
       this.#correct(mark, null);
       this.page.say("Box removed. Z brings it back.");
@@ -571,52 +465,40 @@ export class Annotator {
     this.select(null);
   }
 
-  /** A dashed box becomes an answer. @param {Mark} mark @param {number | null} label */
-  #take(mark, label) {
-    const task = /** @type {Task} */ (this.task);
-    if (label === null) return this.page.findClass((chosen) => this.#take(mark, chosen));
-    if (!this.whole) {
-      this.#miss(mark.box, label);
-      return this.select(null);
-    }
-    this.#sketch((sketch) =>
-      sketch.drafts.push({ box: tidy(mark.box, task.query.image), label, from: Number(mark.id.slice(1)) }),
-    );
-    this.selected = `d${task.sketch.drafts.length - 1}`;
-    this.#changed();
-  }
-
+  /** A whole image: all dashed boxes become drafts. */
   takeAll() {
     if (!this.whole || !this.task) return;
     const { image } = this.task.query;
     const others = this.marks().filter((mark) => mark.kind === "other");
     if (!others.length) return;
-    this.#sketch((sketch) => {
-      for (const mark of others)
-        sketch.drafts.push({ box: tidy(mark.box, image), label: mark.label, from: Number(mark.id.slice(1)) });
+    this.#sketch(({ drafts }) => {
+      for (const mark of others) drafts.push({ box: tidy(mark.box, image), label: mark.label, from: orderOf(mark) });
     });
     this.select(null);
   }
 
-  /** A box that the model missed: saved at once. @param {Box} box @param {number | null} label */
-  #miss(box, label) {
+  /** A dashed box becomes an answer, or a draft of a whole image. @param {Mark} mark @param {number | null} label */
+  #take(mark, label) {
+    if (label === null) return this.page.findClass((chosen) => this.#take(mark, chosen));
+    if (this.whole) return this.#addDraft(mark.box, label, orderOf(mark));
+    this.#add(mark.box, label);
+    this.select(null);
+  }
+
+  /** @param {Box} box @param {number | null} label @param {number | null} from */
+  #addDraft(box, label, from) {
+    const task = /** @type {Task} */ (this.task);
+    this.#sketch(({ drafts }) => drafts.push({ box: tidy(box, task.query.image), label, from }));
+    this.selected = `d${task.sketch.drafts.length - 1}`;
+    this.#changed();
+  }
+
+  /** An object that the detector missed: saved at once. @param {Box} box @param {number | null} label */
+  #add(box, label) {
     const task = /** @type {Task} */ (this.task);
     if (this.pictureStatus !== "ready") return;
-    if (label === null) return this.page.findClass((chosen) => this.#miss(box, chosen));
-    const image = task.query.image.id;
-    const key = this.#step({
-      image,
-      base: "",
-      query: null,
-      sketch: null,
-      what: `a new box, ${className(label)}`,
-      forth: {
-        item: { image, verdict: "object", boxes: [tidy(box, task.query.image)], labels: [label] },
-        refer: false,
-        fresh: false,
-      },
-      back: { item: { ...WITHDRAWN }, refer: true, fresh: false },
-    });
+    if (label === null) return this.page.findClass((chosen) => this.#add(box, chosen));
+    const key = this.history.add(newBox(task.query.image, box, label));
     this.selected = `k${key}.0`;
     this.#justDrawn = `k${key}`;
     this.pen = label;
@@ -626,164 +508,54 @@ export class Annotator {
   /** Changes one answered box, or removes it (null). @param {Mark} mark @param {{box?: Box, label?: number} | null} to */
   #correct(mark, to) {
     const task = /** @type {Task} */ (this.task);
-    this.#mending = null;
+    this.#moving = null;
     const group = this.#labels(task).filter((one) => one.base === mark.base);
-    const content = (/** @type {Mark[]} */ marks) => ({
-      verdict: /** @type {const} */ ("object"),
-      boxes: marks.map((one) => one.box),
-      labels: marks.map((one) => one.label ?? 0),
-    });
-    const after = group.flatMap((one) =>
-      one.id !== mark.id ? [one] : to ? [{ ...one, box: to.box ?? one.box, label: to.label ?? one.label }] : [],
-    );
-    const before = content(group);
-    // Only one's own answer can be withdrawn; another person's is corrected.
-    const gone =
-      mark.by === state()?.you ? WITHDRAWN : { ...WITHDRAWN, verdict: /** @type {const} */ ("not_an_object") };
-    const item = after.length ? content(after) : gone;
-    const image = task.query.image.id;
-    const drawn = this.#past.some(
-      (entry) => draws(entry.forth) && this.outbox.baseOf(entry.base) === this.outbox.baseOf(mark.base),
-    );
-    const reopened = item.verdict === "withdrawn"; // bringing it back answers its question anew, or draws it anew
-    const known = mark.key
-      ? {}
-      : { query: /** @type {number} */ (mark.query), after: /** @type {number} */ (mark.answer) };
-    this.#step(
-      {
-        image,
-        base: mark.base,
-        query: null,
-        sketch: null,
-        what: to ? "a changed box" : "a removed box",
-        forth: { item: { ...item, ...known }, refer: false, fresh: false },
-        back:
-          reopened && drawn
-            ? { item: { ...before, image }, refer: false, fresh: false }
-            : { item: before, refer: true, fresh: reopened },
-      },
-      mark.key ?? null,
-    );
+    const own = mark.by === state()?.you;
+    const entry = correction(task.query.image.id, mark, group, to, own, this.history.drew(mark.base));
+    this.history.add(entry, mark.key);
   }
 
-  #finishMending() {
-    const mending = this.#mending;
-    if (!mending || !this.task) return;
-    clearTimeout(mending.timer);
-    this.#mending = null;
-    const mark = this.#labels(this.task).find((one) => one.id === mending.id);
-    if (mark && !same(mark.box, mending.box)) this.#correct(mark, { box: mending.box });
+  #finishMoving() {
+    const moving = this.#moving;
+    if (!moving || !this.task) return;
+    clearTimeout(moving.timer);
+    this.#moving = null;
+    const mark = this.#labels(this.task).find((one) => one.id === moving.id);
+    if (mark && !same(mark.box, moving.box)) this.#correct(mark, { box: moving.box });
     this.#changed();
   }
 
-  /** A change before the answer, which undo takes back first. @param {(sketch: Sketch) => void} change */
+  /** A change before the answer. Undo takes it back first. @param {(sketch: Sketch) => void} change */
   #sketch(change) {
     const task = /** @type {Task} */ (this.task);
-    task.past.push({ sketch: structuredClone(task.sketch), at: Date.now() });
-    task.future = [];
-    task.armed = false;
-    change(task.sketch);
-    this.#keepDraft();
+    alter(task, change);
+    this.drafts.keep(task);
     this.#changed();
-  }
-
-  /** @param {Query} query @param {Answer | null} [answer] that is being changed */
-  #draftName(query, answer = null) {
-    return `${this.outbox.project}/${answer ? `edit/${answer.answer}` : `draft/${query.id}`}`;
-  }
-
-  #keepDraft() {
-    const task = this.task;
-    if (task)
-      remember(this.#draftName(task.query, task.answer), {
-        at: Date.now(),
-        sketch: task.sketch,
-        answer: task.answer,
-        client: this.outbox.client,
-      });
-  }
-
-  /** Old answers that were being changed when a page was closed. @returns {{answer: Answer, client: string}[]} */
-  unfinished() {
-    return names(`${this.outbox.project}/edit/`)
-      .map((name) => recall(name))
-      .filter((kept) => kept?.answer);
   }
 
   /* ---- undo ---- */
 
-  /** @param {Omit<Entry, "key" | "at">} entry @param {string | null} [parent] @returns {string} key */
-  #step(entry, parent = null) {
-    const key = this.#send(entry.forth, entry, parent);
-    const base = entry.base || `k${key}`;
-    // Doing it again goes by the answer that undo left behind; only a first answer starts from nothing.
-    const forth = { ...entry.forth, refer: parent !== null || Boolean(entry.forth.item.after) };
-    this.#past.push({ ...entry, key, base, forth, at: Date.now() });
-    this.#nowAt(base, key);
-    this.#past = this.#past.slice(-HISTORY);
-    this.#future = [];
-    this.#keepHistory();
-    return key;
-  }
-
-  /** All steps on one answer refer to what it is now. @param {string} base @param {string} key */
-  #nowAt(base, key) {
-    const name = this.outbox.baseOf(base);
-    for (const entry of [...this.#past, ...this.#future]) if (this.outbox.baseOf(entry.base) === name) entry.key = key;
-  }
-
-  /** Takes a step back or does it again. @param {Step} step @param {Entry} entry */
-  #do(step, entry) {
-    const before = this.outbox.baseOf(entry.base);
-    entry.key = this.#send(step, { ...entry, base: draws(step) ? "" : entry.base }, step.refer ? entry.key : null);
-    entry.at = Date.now();
-    if (draws(step)) {
-      // A box drawn anew is another box to the server; all steps on the old one mean this one from now on.
-      for (const one of [entry, ...this.#past, ...this.#future])
-        if (this.outbox.baseOf(one.base) === before) one.base = `k${entry.key}`;
-    }
-    this.#nowAt(entry.base, entry.key);
-  }
-
-  /** @param {Step} step @param {Omit<Entry, "key" | "at">} entry @param {string | null} parent */
-  #send(step, entry, parent) {
-    const { image, base, what } = entry;
-    const item = { after: null, ...step.item, milliseconds: stopwatch.lap() };
-    return this.outbox.send(item, { image, base: base || undefined, what, parent, fresh: step.fresh });
-  }
-
-  #keepHistory() {
-    remember(`${this.outbox.project}/history`, this.#past.slice(-20), sessionStorage);
-  }
-
   get canUndo() {
-    return Boolean(this.task?.past.length) || this.#past.length > 0;
+    return Boolean(this.task?.past.length || this.history.last);
   }
 
   get canRedo() {
-    return Boolean(this.task?.future.length) || this.#future.length > 0;
+    return Boolean(this.task?.future.length || this.history.next);
   }
 
   undo() {
     const task = this.task;
-    this.#finishMending();
+    this.#finishMoving();
     this.view.mode = "auto";
-    const sketch = task?.past.at(-1);
-    if (task && sketch && sketch.at >= (this.#past.at(-1)?.at ?? 0)) {
-      task.past.pop();
-      task.future.push({ sketch: task.sketch, at: Date.now() });
-      return this.#putSketch(task, sketch.sketch);
-    }
+    if (task && undoChange(task, this.history.last?.at ?? 0)) return this.#sketchMoved(task);
     if (task?.kind === "edit") return this.leave(false);
-    const entry = this.#past.pop();
+    const entry = this.history.undo();
     if (!entry) return this.page.say("Nothing left to undo in this tab. The last answers are in the side panel.");
-    this.#do(entry.back, entry);
-    this.#future.push(entry);
-    this.#keepHistory();
     if (entry.query) {
-      this.held = [entry.query, ...this.held.filter((query) => query.id !== entry.query?.id)];
-      this.#show(entry.query, { sketch: entry.sketch });
-      this.#keepDraft();
+      const reopened = makeTask(entry.query, { sketch: entry.sketch ?? this.drafts.of(entry.query) });
+      this.queue.putFirst(entry.query);
+      this.#show(reopened);
+      this.drafts.keep(reopened);
       this.#prefetch();
     } else {
       this.page.say(`Taken back: ${entry.what}.`);
@@ -794,20 +566,12 @@ export class Annotator {
 
   redo() {
     const task = this.task;
-    const sketch = task?.future.at(-1);
-    if (task && sketch && sketch.at >= (this.#future.at(-1)?.at ?? 0)) {
-      task.future.pop();
-      task.past.push({ sketch: task.sketch, at: Date.now() });
-      return this.#putSketch(task, sketch.sketch);
-    }
-    const entry = this.#future.pop();
+    if (task && redoChange(task, this.history.next?.at ?? 0)) return this.#sketchMoved(task);
+    const entry = this.history.redo();
     if (!entry) return;
-    this.#do(entry.forth, entry);
-    this.#past.push(entry);
-    this.#keepHistory();
     if (entry.query) {
-      forget(this.#draftName(entry.query));
-      this.held = this.held.filter((query) => query.id !== entry.query?.id);
+      this.drafts.forget(entry.query);
+      this.queue.remove(entry.query.id);
       if (task?.query.id === entry.query.id) this.#advance();
     } else {
       this.page.say(`Done again: ${entry.what}.`);
@@ -815,53 +579,11 @@ export class Annotator {
     this.#changed();
   }
 
-  /** @param {Task} task @param {Sketch} sketch */
-  #putSketch(task, sketch) {
-    task.sketch = sketch;
+  /** Undo or redo has put another sketch. @param {Task} task */
+  #sketchMoved(task) {
     if (!this.active) this.selected = this.#home;
-    this.#keepDraft();
+    this.drafts.keep(task);
     this.#changed();
-  }
-
-  /* ---- old answers ---- */
-
-  /** Shows an old answer on the picture, to be changed. @param {Answer} answer @param {Pick<Query, "labels" | "others" | "complete">} around */
-  edit(answer, around) {
-    this.#finishMending();
-    const { labels, others, complete } = around;
-    const box = answer.box ? (answer.boxes[0] ?? answer.box) : null;
-    const drafts = answer.box ? [] : answer.boxes.map((one, i) => ({ box: one, label: answer.labels[i], from: null }));
-    const query = {
-      id: answer.query,
-      cycle: answer.cycle,
-      position: 0,
-      image: answer.image,
-      box: answer.box,
-      guess: answer.guess,
-      score: null,
-      uncertainty: null,
-      reason: "",
-      labels,
-      others,
-      complete,
-      lease_seconds: 0,
-    };
-    this.#show(query, { kind: "edit", after: answer.answer, answer, sketch: { box, drafts, dismissed: [] } });
-    this.#changed();
-  }
-
-  /** Takes the answer being edited out of the labels; its question becomes open again. */
-  withdraw() {
-    if (this.task?.kind === "edit") this.#answer({ ...WITHDRAWN });
-  }
-
-  /** Back from an old answer to the questions. @param {boolean} saved */
-  leave(saved) {
-    if (this.task?.answer) forget(this.#draftName(this.task.query, this.task.answer));
-    this.task = null;
-    this.#advance();
-    this.page.left(saved);
-    return true;
   }
 
   /* ---- view ---- */
@@ -895,19 +617,20 @@ export class Annotator {
   }
 
   #changed() {
-    if (this.selected && this.task) {
-      const marks = this.marks();
-      if (!marks.some((mark) => mark.id === this.selected)) {
-        // A box drawn here gets a new name once the server has it.
-        const [base, order] = this.selected.split(".");
-        const name = `${this.outbox.baseOf(base)}.${order ?? 0}`;
-        if (this.#justDrawn === base) this.#justDrawn = this.outbox.baseOf(base);
-        if (this.#mending?.id === this.selected) this.#mending.id = name;
-        this.selected = marks.some((mark) => mark.id === name) ? name : this.#home;
-      }
+    const marks = this.marks();
+    if (this.selected && this.task && !marks.some((mark) => mark.id === this.selected)) {
+      // A box drawn here gets a new id once the server has it.
+      const [base, order] = this.selected.split(".");
+      const id = `${this.outbox.baseOf(base)}.${order ?? 0}`;
+      if (this.#justDrawn === base) this.#justDrawn = this.outbox.baseOf(base);
+      if (this.#moving?.id === this.selected) this.#moving.id = id;
+      this.selected = marks.some((mark) => mark.id === id) ? id : this.#home;
     }
     const shown = !this.hidden && this.pictureStatus === "ready";
     this.view.render(shown ? this.marks() : [], this.selected);
     this.page.changed();
   }
 }
+
+/** The place of a draft or a detection in its list. @param {Pick<Mark, "id">} mark */
+const orderOf = (mark) => Number(mark.id.slice(1));

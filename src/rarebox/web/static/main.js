@@ -568,7 +568,7 @@ function run(first) {
     opened: () => {
       expectAnything();
       if (broken) outbox.wake();
-      if (broken || !annotator.held.length) outbox.ask();
+      if (broken || !annotator.queue.first) outbox.ask();
       broken = false;
     },
     broken: () => {
@@ -580,7 +580,7 @@ function run(first) {
   // Who has nothing to do gets what others leave: nobody tells when a lease ends.
   let asked = Date.now();
   setInterval(() => {
-    const pause = annotator.held[0] ? annotator.held[0].lease_seconds / 3 : LOOK_AGAIN;
+    const pause = annotator.queue.first ? annotator.queue.first.lease_seconds / 3 : LOOK_AGAIN;
     if (document.hidden || Date.now() - asked < 1000 * pause) return;
     asked = Date.now();
     outbox.ask();
@@ -591,7 +591,7 @@ function run(first) {
   redraw();
   showSaveState();
   outbox.open();
-  const unfinished = annotator.unfinished();
+  const unfinished = annotator.drafts.unfinished();
   const own = unfinished.find((kept) => kept.client === tab);
   if (own) edit(own.answer);
   else if (unfinished.length)
