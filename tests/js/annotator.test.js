@@ -43,7 +43,7 @@ async function openPage() {
 }
 
 const shown = () => annotator.task?.query.id;
-const marks = (kind) => annotator.marks().filter((mark) => mark.kind === kind);
+const marks = (kind) => annotator.editor.marks().filter((mark) => mark.kind === kind);
 const press = async (...keys) => {
   for (const key of keys) {
     annotator[key]();
@@ -96,7 +96,7 @@ test("undo and redo work on answers that are still unsent", async () => {
 });
 
 test("an undone question comes back with the box as it was corrected", async () => {
-  annotator.nudge(10, 0);
+  annotator.editor.nudge(10, 0);
   await press("yes");
   assert.deepEqual(server.standing(1).boxes, [[110, 100, 210, 200]]);
   await press("undo");
@@ -114,8 +114,8 @@ test("boxes of a whole image are undone and redone one by one before it is answe
   server.questions = [question(9, null)];
   await openPage();
   annotator.choose(1);
-  annotator.draw(BOX, false);
-  annotator.draw([10, 10, 50, 50], false);
+  annotator.editor.draw(BOX, false);
+  annotator.editor.draw([10, 10, 50, 50], false);
   assert.equal(marks("draft").length, 2);
   await press("undo");
   assert.deepEqual(
@@ -141,13 +141,13 @@ test("a whole image without a box needs a second press", async () => {
 
 test("a drawn object is saved at once, taken back by undo and drawn anew by redo", async () => {
   annotator.choose(1); // the guess of question 1 is corrected: question 2 comes
-  annotator.draw(BOX, false);
+  annotator.editor.draw(BOX, false);
   await settled();
   assert.equal(server.verdicts.length, 2);
   const drawn = server.saved[1].query;
   assert.deepEqual(
     marks("label").map((mark) => [mark.box, mark.label]),
-    [[BOX, annotator.pen]],
+    [[BOX, annotator.editor.pen]],
   );
   await press("undo");
   assert.equal(server.standing(drawn), null);
@@ -163,7 +163,7 @@ test("a drawn object is saved at once, taken back by undo and drawn anew by redo
 
 test("the class of a drawn object is corrected, undone and redone, also offline", async () => {
   server.up = false;
-  annotator.draw(BOX, false);
+  annotator.editor.draw(BOX, false);
   annotator.choose(2);
   assert.deepEqual(
     marks("label").map((mark) => mark.label),
@@ -196,10 +196,10 @@ test("the class of a drawn object is corrected, undone and redone, also offline"
 });
 
 test("a removed box comes back by undo", async () => {
-  annotator.draw(BOX, false);
+  annotator.editor.draw(BOX, false);
   await settled();
   const [mark] = marks("label");
-  annotator.select(mark.id);
+  annotator.editor.select(mark.id);
   await press("remove");
   assert.deepEqual(marks("label"), []);
   await press("undo");
@@ -215,7 +215,7 @@ test("another person's box is rejected, not withdrawn, and comes back by undo", 
   const label = { verdict: "object", query: 50, answer: 1, by: "ben", image: 1, boxes: [BOX], labels: [2] };
   server.saved.push(label);
   await openPage();
-  annotator.select("q50.0");
+  annotator.editor.select("q50.0");
   await press("remove");
   assert.equal(server.standing(50).verdict, "not_an_object");
   await press("undo");
@@ -224,11 +224,11 @@ test("another person's box is rejected, not withdrawn, and comes back by undo", 
 
 test("an image marked as complete is marked back by undo", async () => {
   await press("complete");
-  assert.ok(annotator.imageComplete);
+  assert.ok(annotator.editor.imageComplete);
   await press("undo");
-  assert.ok(!annotator.imageComplete);
+  assert.ok(!annotator.editor.imageComplete);
   await press("redo");
-  assert.ok(annotator.imageComplete);
+  assert.ok(annotator.editor.imageComplete);
 });
 
 test("an answer that the server refused cannot be undone", async () => {
@@ -259,7 +259,7 @@ test("answers can be undone after the page was loaded again", async () => {
 });
 
 test("a changed box survives a reload of the page before it is answered", async () => {
-  annotator.nudge(10, 0);
+  annotator.editor.nudge(10, 0);
   await openPage();
   assert.deepEqual(annotator.task?.sketch.box, [110, 100, 210, 200]);
 });
@@ -282,7 +282,7 @@ test("an unfinished change of an old answer is found again, until it is left", a
   await press("yes");
   const old = { ...server.saved[0], image: question(1).image, box: question(1).box, guess: 0, cycle: 1, at: "" };
   annotator.edit(old, { labels: [], others: [], complete: false });
-  annotator.nudge(0, 10);
+  annotator.editor.nudge(0, 10);
   await openPage();
   assert.deepEqual(
     annotator.drafts.unfinished().map((one) => [one.answer.query, one.client]),
@@ -303,7 +303,7 @@ test("a dashed box becomes a label, and all of them do on a whole image", async 
   server.questions = [{ ...question(1), others }];
   await openPage();
   assert.equal(marks("other").length, 2); // the third is below the threshold
-  annotator.select("o0");
+  annotator.editor.select("o0");
   await press("yes");
   assert.deepEqual(
     server.saved.map((one) => [one.boxes, one.labels]),
@@ -311,7 +311,7 @@ test("a dashed box becomes a label, and all of them do on a whole image", async 
   );
   server.questions.push({ ...question(2, null), others });
   await press("yes", "yes"); // back to the question, then its answer
-  annotator.takeAll();
+  annotator.editor.takeAll();
   assert.equal(marks("draft").length, 2);
   assert.equal(marks("other").length, 0);
   await press("undo");

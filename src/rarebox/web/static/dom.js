@@ -62,7 +62,9 @@ const ICONS = {
     "M9 5a3.2 3.2 0 1 0 0 6.400A3.2 3.2 0 0 0 9 5zM3 19c.5-3.5 2.800-5 6-5s5.5 1.5 6 5M16 5.5a3 3 0 0 1 0 5.5M17.5 14.2c2 .6 3.2 2.100 3.5 4.800",
 };
 
-/** @param {keyof typeof ICONS} name */
+/** @typedef {keyof typeof ICONS} Icon */
+
+/** @param {Icon} name */
 export function icon(name) {
   return svg("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
 }
@@ -70,6 +72,11 @@ export function icon(name) {
 /** @param {Element} node @param {...(Node | string | null | undefined | false)} children */
 export function replace(node, ...children) {
   node.replaceChildren(.../** @type {Node[]} */ (children.filter(Boolean)));
+}
+
+/** Writes only what changed, so that screen readers do not repeat it. @param {Element} node @param {string} text */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
 /** A plain sentence piece: 0.62 -> "62 %". @param {number} fraction */

@@ -87,3 +87,21 @@ export function showWaiting(place, now, status, waiting) {
     now.can_train && el("button", { class: "primary", text: "Train now", onclick: press("/api/train") }),
   );
 }
+
+/** The picture is on its way, or did not come. @param {HTMLElement} place @param {import("./editor.js").Editor} editor */
+export function showPictureStatus(place, editor) {
+  if (editor.pictureStatus === "loading") {
+    return replace(place, el("p", { class: "loading", text: "Loading the picture …" }));
+  }
+  replace(
+    place,
+    el(
+      "div",
+      { class: "waiting-text", "data-testid": "picture-failed" },
+      el("h2", { text: "The picture cannot be shown" }),
+      el("p", { text: editor.task?.query.image.name ?? "" }),
+      el("p", { text: "Try again, or say that you can't tell and go on." }),
+      el("button", { text: "Try again", onclick: () => editor.showPicture() }),
+    ),
+  );
+}
