@@ -34,7 +34,7 @@ async function openPage() {
   });
   annotator = new Annotator(outbox, view, pictures, {
     changed() {},
-    say: (sentence) => said.push(sentence),
+    notify: (sentence) => said.push(sentence),
     findClass() {},
     left() {},
   });
@@ -245,7 +245,7 @@ test("an answer that the server refused cannot be undone", async () => {
 test("a conflict tells what stands", async () => {
   server.saved.push({ verdict: "cannot_tell", query: 1, answer: 1, by: "ben", image: 1, boxes: [], labels: [] });
   await press("yes");
-  assert.match(said.at(-1), /can't tell, by ben/);
+  assert.match(said.at(-1), /“can't tell”, by ben/);
   assert.ok(!annotator.canUndo);
 });
 

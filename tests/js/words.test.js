@@ -61,7 +61,7 @@ test("the first button says what it does", () => {
   assert.equal(yesText(makeTask(question(1)), editor()), "Yes, fish");
   assert.equal(yesText(makeTask(question(1), { kind: "edit" }), editor()), "Save");
   assert.equal(yesText(makeTask(question(1)), editor({ guess: null })), "Choose a class");
-  assert.equal(yesText(whole, editor({ whole: true })), "Nothing to label here");
+  assert.equal(yesText(whole, editor({ whole: true })), "Nothing to label");
   alter(whole, ({ drafts }) => drafts.push({ box: BOX, label: 0, from: null }));
   assert.equal(yesText(whole, editor({ whole: true })), "Complete: 1 box");
 });

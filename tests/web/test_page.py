@@ -146,7 +146,7 @@ def test_a_box_drawn_over_the_asked_one_replaces_it_but_after_d_it_is_another_ob
     around = [0.05 * shown.width, 0.05 * shown.height, 0.95 * shown.width, 0.95 * shown.height]
     anna.press("f")
     anna.drag(around, shown.width, shown.height)
-    anna.page.get_by_text("Taken as the asked box").wait_for()
+    anna.page.get_by_text("replaces the box in question").wait_for()
     assert office.given() == []
     anna.press("d")
     anna.drag(around, shown.width, shown.height)
@@ -178,7 +178,7 @@ def test_what_somebody_leaves_comes_to_who_has_nothing_to_do(office: Office) -> 
     third.saved()
     third.page.close()
     ben = office.tab(office.browser("ben"))
-    ben.see("waiting").get_by_text("Nothing to ask").wait_for()
+    ben.see("waiting").get_by_text("No questions right now").wait_for()
     assert "other people or in another tab" in ben.see("waiting").inner_text()
     began = time.monotonic()
     other.page.close()
@@ -268,7 +268,7 @@ def test_a_clock_runs_for_as_long_as_somebody_means_to_work(office: Office) -> N
     anna.see("goal").select_option("10")
     context.clock.run_for(300_000)  # hands at rest for five minutes
     assert anna.see("goal-clock").inner_text() == "1 of 10 min"
-    over = anna.page.get_by_text("10 minutes are over")
+    over = anna.page.get_by_text("10 minutes are up")
     for _ in range(75):
         anna.press("h")
         context.clock.run_for(8_000)

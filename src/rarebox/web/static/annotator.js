@@ -18,6 +18,7 @@ import { makeTask, redoChange, undoChange } from "./task.js";
 /** @typedef {import("./task.js").Task} Task */
 
 export class Annotator {
+  /** Has the person just returned to this tab? */
   #returning = false;
 
   /**
@@ -54,8 +55,8 @@ export class Annotator {
     if (task?.kind === "ask") {
       const newer = this.queue.find(task.query.id);
       if (newer) task.query = newer;
-      // It is no longer ours. Swapping it under a person's finger would put their answer on another box, so that waits until
-      // they come back to the tab; an answer given meanwhile is refused by the server and said so.
+      // The lease has ended. Replacing the question while a person is about to press a key would put their answer on another
+      // box, so the page waits until they return to the tab. Until then, the server refuses answers and the page reports it.
       else if (this.#returning && !task.past.length) this.editor.task = null;
     }
     this.#returning = false;
@@ -70,11 +71,11 @@ export class Annotator {
       if (result.status === "saved") continue;
       this.history.drop(record.item.key);
       if (!result.current) {
-        this.page.say(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}`, "bad");
+        this.page.notify(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}`, "bad");
       } else {
         const reason = result.reason ? `${result.reason} ` : "";
-        this.page.say(
-          `${reason}What stands now: ${inWords(result.current)}, by ${result.current.by}. Yours (${record.what}) was not saved over it.`,
+        this.page.notify(
+          `${reason}The current answer is “${inWords(result.current)}”, by ${result.current.by}. Yours (${record.what}) was not saved.`,
           "bad",
         );
       }
@@ -82,7 +83,7 @@ export class Annotator {
     this.editor.refresh();
   }
 
-  /** Shows a question, with the draft that was left of it. @param {Query} query */
+  /** Shows a question with its unfinished draft, if any. @param {Query} query */
   #ask(query) {
     this.editor.open(makeTask(query, { sketch: this.drafts.of(query) }));
   }
@@ -106,7 +107,7 @@ export class Annotator {
 
   /* ---- answers ---- */
 
-  /** Yes to the guess, the selected box or the whole image. */
+  /** Confirms the guess, the selected box or the whole image. */
   yes() {
     const { active, guess, whole } = this.editor;
     if (!this.task) return;
@@ -117,7 +118,7 @@ export class Annotator {
     this.#answerBox(guess);
   }
 
-  /** A class for the selected box, or for the next one. @param {number} label */
+  /** Chooses the class of the selected box, or of the next one. @param {number} label */
   choose(label) {
     if (classOf(label)?.label !== label || !this.task) return;
     if (this.editor.active?.kind !== "asked") return this.editor.setClass(label);
@@ -125,18 +126,18 @@ export class Annotator {
     this.#answerBox(label);
   }
 
-  /** The digit of a class. @param {number} digit 1 to 20 */
+  /** Chooses a class by its digit. @param {number} digit 1 to 20 */
   digit(digit) {
     const one = offered().find((other) => other.label === digit - 1);
     if (one) this.choose(one.label);
-    else if (this.task) this.page.say(`There is no class ${digit}. Press / to find or add one.`);
+    else if (this.task) this.page.notify(`There is no class ${digit}. Press / to find or add one.`);
   }
 
   notAnObject() {
     const { active, whole } = this.editor;
     if (active?.kind === "asked") return this.#answer({ verdict: "not_an_object", boxes: [], labels: [] });
     if (active) return this.editor.remove();
-    if (whole) this.page.say("Select a box first; if the image holds nothing to label, press Enter.");
+    if (whole) this.page.notify("Select a box first. If there is nothing to label, press Enter.");
   }
 
   cannotTell() {
@@ -147,18 +148,18 @@ export class Annotator {
   remove() {
     if (this.editor.active?.kind !== "asked") return this.editor.remove();
     if (this.task?.kind === "edit") return this.withdraw();
-    this.page.say("This box is being asked: X says that it is not an object.");
+    this.page.notify("This is the box in question. Press X if it is not an object.");
   }
 
-  /** Everything on the image has its box. @param {boolean} [deliberate] a button that said "nothing here" was pressed */
+  /** Marks the image as complete: every object has a box. @param {boolean} [deliberate] a button that said "nothing here" was pressed */
   complete(deliberate = false) {
     if (!this.task) return;
     if (this.editor.whole) return this.#finishWhole(deliberate);
     if (this.editor.imageComplete) {
-      return this.page.say("This image is already marked as complete. Z takes it back if you did it just now.");
+      return this.page.notify("This image is already marked as complete. If you just marked it, press Z to undo.");
     }
     this.history.add(completeImage(this.task.query.image.id));
-    this.page.say("Image marked as complete: what has no box on it counts as background.", "good");
+    this.page.notify("Image marked as complete. Everything without a box counts as background.", "good");
     this.editor.refresh();
   }
 
@@ -173,7 +174,7 @@ export class Annotator {
     }
     if (!drafts.length && !deliberate && !task.armed) {
       task.armed = true;
-      this.page.say("No box on this image. Press Enter again if there is nothing to label.");
+      this.page.notify("No box on this image. Press Enter again if there is nothing to label.");
       return this.editor.refresh();
     }
     this.#answer({
@@ -193,7 +194,7 @@ export class Annotator {
   #answer(item) {
     const task = /** @type {Task} */ (this.task);
     if (this.editor.pictureStatus !== "ready" && item.verdict !== "cannot_tell") {
-      return this.page.say("Wait for the picture, or say that you can't tell.");
+      return this.page.notify("Wait for the picture, or press “Can't tell”.");
     }
     this.editor.finishMoving();
     this.history.add(answerTo(task, item));
@@ -223,18 +224,18 @@ export class Annotator {
       },
     };
     const draft = this.drafts.of(query, answer);
-    if (draft) this.page.say("Your unfinished change of this answer is back. Esc leaves the answer as it was.");
+    if (draft) this.page.notify("Your unfinished change of this answer is restored. Esc discards it.");
     const sketch = draft ?? { box, drafts, dismissed: [] };
     this.editor.open(makeTask(query, { kind: "edit", after: answer.answer, answer, sketch }));
     this.editor.refresh();
   }
 
-  /** Takes the old answer out of the labels; its question becomes open again. */
+  /** Withdraws the old answer and reopens its question. */
   withdraw() {
     if (this.task?.kind === "edit") this.#answer({ verdict: "withdrawn", boxes: [], labels: [] });
   }
 
-  /** Back from an old answer to the questions. @param {boolean} saved */
+  /** Returns from an old answer to the questions. @param {boolean} saved */
   leave(saved) {
     if (this.task?.answer) this.drafts.forget(this.task.query, this.task.answer);
     this.editor.task = null;
@@ -243,7 +244,7 @@ export class Annotator {
     return true;
   }
 
-  /** Lets go of the selected box, or else of the old answer. @returns {boolean} whether there was anything */
+  /** Cancels the drawing mode, else deselects the box, else closes the old answer. @returns {boolean} whether it did anything */
   escape() {
     return this.editor.escape() || (this.task?.kind === "edit" && this.leave(false));
   }
@@ -266,7 +267,7 @@ export class Annotator {
     if (task && undoChange(task, this.history.last?.at ?? 0)) return this.editor.sketchMoved(task);
     if (task?.kind === "edit") return this.leave(false);
     const entry = this.history.undo();
-    if (!entry) return this.page.say("Nothing left to undo in this tab. The last answers are in the side panel.");
+    if (!entry) return this.page.notify("Nothing left to undo in this tab. The side panel lists the last answers.");
     if (entry.query) {
       const reopened = makeTask(entry.query, { sketch: entry.sketch ?? this.drafts.of(entry.query) });
       this.queue.putFirst(entry.query);
@@ -275,12 +276,12 @@ export class Annotator {
       this.#prefetch();
       this.editor.refresh();
     } else {
-      this.page.say(`Taken back: ${entry.what}.`);
+      this.page.notify(`Undone: ${entry.what}.`);
       this.editor.deselect();
     }
   }
 
-  /** Redoes what was undone last. */
+  /** Redoes what undo took back. */
   redo() {
     const task = this.task;
     if (task && redoChange(task, this.history.next?.at ?? 0)) return this.editor.sketchMoved(task);
@@ -291,7 +292,7 @@ export class Annotator {
       this.queue.remove(entry.query.id);
       if (task?.query.id === entry.query.id) this.#advance();
     } else {
-      this.page.say(`Done again: ${entry.what}.`);
+      this.page.notify(`Redone: ${entry.what}.`);
     }
     this.editor.refresh();
   }

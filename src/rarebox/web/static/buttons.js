@@ -1,4 +1,4 @@
-/** The buttons of the page. Pressed by hand, they give the keyboard back to the picture. */
+/** The buttons of the page. A press with the pointer returns the keyboard focus to the picture. */
 
 import { byId, counted, el, icon, setText } from "./dom.js";
 import { hint } from "./keys.js";
@@ -49,7 +49,7 @@ export function makeAnswerButtons(annotator) {
     draw: answerButton("draw", "Add box", "draw", () => editor.drawNext("draw")),
     redraw: answerButton("redraw", "Redraw", "redraw", () => editor.drawNext("redraw")),
     remove: answerButton("remove", "Remove", "trash", () => annotator.remove()),
-    take_all: answerButton("take_all", "Take all", "check", () => editor.takeAll()),
+    take_all: answerButton("take_all", "Accept all", "check", () => editor.takeAll()),
     complete: answerButton("complete", "Image complete", "done", () => annotator.complete(true)),
     withdraw: answerButton("withdraw", "Withdraw", "trash", () => annotator.withdraw()),
     leave: answerButton("leave", "Back", "close", () => annotator.leave(false)),
@@ -87,21 +87,21 @@ function showAnswerButtons(buttons, { task, editor, canUndo }) {
   set(buttons.complete, "Image complete", loading);
   buttons.complete.hidden = whole || task?.kind !== "ask" || onLabel;
   buttons.complete.setAttribute("aria-pressed", String(editor.imageComplete));
-  buttons.withdraw.hidden = !edited || task?.answer?.by !== state()?.you; // another person's answer is corrected
+  buttons.withdraw.hidden = !edited || task?.answer?.by !== state()?.you; // another person's answer is changed instead
   buttons.leave.hidden = !edited;
   set(buttons.undo, "Undo", !canUndo);
   byId("answers").classList.toggle("idle", !task);
   document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(editor.hidden));
 }
 
-/** What the first button does. @param {import("./task.js").Task} task @param {Pick<Editor, "active" | "guess" | "whole">} editor */
+/** The text of the first button. @param {import("./task.js").Task} task @param {Pick<Editor, "active" | "guess" | "whole">} editor */
 export function yesText(task, { active, guess, whole }) {
   if (active?.kind === "other") return "Make it a label";
   if (active?.kind === "label") return "Back to the question";
   if (whole) {
     const drafts = task.sketch.drafts.length;
     if (drafts) return `Complete: ${counted(drafts, "box", "boxes")}`;
-    return task.armed ? "Sure? Nothing to label here" : "Nothing to label here";
+    return task.armed ? "Really nothing to label?" : "Nothing to label";
   }
   if (guess === null) return "Choose a class";
   return task.kind === "edit" ? "Save" : `Yes, ${className(guess)}`;

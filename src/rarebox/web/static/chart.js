@@ -1,4 +1,4 @@
-/** The AP50 of the finished cycles as a line. */
+/** A line chart of the AP50 of the finished cycles. */
 
 import { el, percent, svg } from "./dom.js";
 
@@ -8,7 +8,7 @@ export function apChart(records) {
   if (!points.length)
     return el("p", {
       class: "quiet",
-      text: records.length ? "There is none to show." : "Shown when the first cycle is finished.",
+      text: records.length ? "No AP50 was measured." : "Shown after the first cycle.",
     });
   const [width, height, left, right, top, bottom] = [272, 104, 30, 34, 12, 20];
   const most = Math.max(0.1, ...points.map((point) => point.ap50 ?? 0));

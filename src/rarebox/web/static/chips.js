@@ -1,4 +1,4 @@
-/** The row of classes below the picture: one press or one digit each. */
+/** The row of classes below the picture. */
 
 import { pressed } from "./buttons.js";
 import { colour } from "./colours.js";
@@ -26,7 +26,7 @@ export function makeChips(annotator, find) {
       label < DIGITS && el("kbd", { text: `${label > 9 ? "⇧" : ""}${(label + 1) % 10}` }),
     );
 
-  /** Draws the row again if it changed. */
+  /** Redraws the row if it changed. */
   function show() {
     const { active, pen } = annotator.editor;
     const label = active ? active.label : pen;

@@ -1,4 +1,4 @@
-/** The class editor: add, rename, merge. Indices never move, so colours and keys stay. */
+/** The class editor: add, rename, merge. Class indices never change, so colours and keys stay the same. */
 
 import { post } from "./api.js";
 import { colour } from "./colours.js";
@@ -10,9 +10,9 @@ import { accept, className, offered } from "./state.js";
 export function openClasses() {
   openDialog("Classes", (body) => {
     const list = el("ul", { class: "class-list", "data-testid": "class-list" });
-    const objection = el("p", { class: "objection", role: "alert" });
+    const problem = el("p", { class: "problem", role: "alert" });
     const change = async (/** @type {object} */ request) => {
-      objection.textContent = "";
+      problem.textContent = "";
       accept(await post("/api/classes", request));
       show();
     };
@@ -63,14 +63,14 @@ export function openClasses() {
         item,
         el("span", {
           class: "who",
-          text: `All boxes of “${className(label)}” become “${className(into)}”. This cannot be undone here.`,
+          text: `All boxes of “${className(label)}” become “${className(into)}”. This cannot be undone on this page.`,
         }),
         el("button", {
           class: "primary",
           text: "Merge",
           "data-testid": "merge-confirm",
           onclick: () =>
-            change({ merge: { label, into } }).catch((error) => ((objection.textContent = error.message), show())),
+            change({ merge: { label, into } }).catch((error) => ((problem.textContent = error.message), show())),
         }),
         el("button", { text: "Cancel", onclick: show }),
       );
@@ -85,7 +85,7 @@ export function openClasses() {
         adder.reset();
       },
     });
-    body.append(list, objection, adder);
+    body.append(list, problem, adder);
     show();
   });
 }

@@ -1,10 +1,10 @@
-/** The two dialogs of the page: a narrow one and one for galleries. The browser's own <dialog> keeps the focus inside. */
+/** The two dialogs of the page: a narrow one and one for galleries. The browser's <dialog> keeps the focus inside. */
 
 import { byId, el, icon, replace } from "./dom.js";
 
 /**
  * @param {string} title @param {(body: HTMLElement, close: () => void) => void} fill
- * @param {{wide?: boolean, fixed?: boolean, testid?: string, closed?: () => void}} [how] fixed: cannot be closed without an answer
+ * @param {{wide?: boolean, fixed?: boolean, testid?: string, closed?: () => void}} [how] fixed: only its form closes it
  */
 export function openDialog(title, fill, { wide = false, fixed = false, testid = "", closed } = {}) {
   const dialog = byId(wide ? "wide" : "dialog");
@@ -24,19 +24,19 @@ export function openDialog(title, fill, { wide = false, fixed = false, testid = 
     if (fixed) event.preventDefault();
   };
   dialog.onclose = () => {
-    if (dialog.open) return; // the late word of the dialog before this one
+    if (dialog.open) return; // the late event of the previous dialog
     replace(dialog);
     closed?.();
   };
   dialog.onpointerdown = (/** @type {PointerEvent} */ event) => {
-    if (!fixed && event.target === dialog) close(); // pressed beside it
+    if (!fixed && event.target === dialog) close(); // pressed outside
   };
   fill(body, close);
   dialog.showModal();
   return close;
 }
 
-/** A name that people type, with the server's objection shown below. @param {{label: string, value?: string, button: string, testid: string, done: (name: string) => Promise<any>}} what */
+/** A form for a name. It shows the error when the server refuses the name. @param {{label: string, value?: string, button: string, testid: string, done: (name: string) => Promise<any>}} what */
 export function nameForm({ label, value = "", button, testid, done }) {
   const input = el("input", {
     type: "text",
@@ -48,8 +48,8 @@ export function nameForm({ label, value = "", button, testid, done }) {
     placeholder: label,
     "data-testid": testid,
   });
-  const objection = el("p", { class: "objection", role: "alert" });
-  const form = el("form", { class: "name-form" }, input, el("button", { class: "primary", text: button }), objection);
+  const problem = el("p", { class: "problem", role: "alert" });
+  const form = el("form", { class: "name-form" }, input, el("button", { class: "primary", text: button }), problem);
   form.addEventListener("submit", async (/** @type {Event} */ event) => {
     event.preventDefault();
     const name = input.value.trim();
@@ -57,7 +57,7 @@ export function nameForm({ label, value = "", button, testid, done }) {
     try {
       await done(name);
     } catch (error) {
-      objection.textContent = /** @type {Error} */ (error).message;
+      problem.textContent = /** @type {Error} */ (error).message;
       input.focus();
     }
   });

@@ -1,10 +1,10 @@
-/** Making elements without HTML strings: text from the server can never become markup. */
+/** Makes elements without HTML strings, so that text from the server cannot become markup. */
 
 /** @param {string} id @returns {any} */
 export const byId = (id) => document.getElementById(id);
 
 /**
- * el("button", {class: "quiet", text: "Undo", onclick: undo, "data-testid": "undo"}, child, ...)
+ * An HTML element: el("button", {class: "quiet", text: "Undo", onclick: undo, "data-testid": "undo"}, child, ...)
  * @param {string} tag
  * @param {Record<string, any>} [props]
  * @param {...(Node | string | null | undefined | false)} children
@@ -15,6 +15,7 @@ export function el(tag, props = {}, ...children) {
 }
 
 /**
+ * An SVG element.
  * @param {string} tag
  * @param {Record<string, any>} [props]
  * @param {...(Node | string | null | undefined | false)} children
@@ -79,7 +80,7 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** A plain sentence piece: 0.62 -> "62 %". @param {number} fraction */
+/** 0.62 becomes "62 %". @param {number} fraction */
 export const percent = (fraction) => `${Math.round(100 * fraction)} %`;
 
 /** @param {number} count @param {string} one @param {string} [many] */

@@ -1,4 +1,4 @@
-/** Unfinished changes, kept in the browser so that a reload or a closed tab loses none. */
+/** Unfinished changes, stored in the browser so that a reload or a closed tab does not lose them. */
 
 import { forget, names, recall, remember } from "./local.js";
 
@@ -10,7 +10,7 @@ import { forget, names, recall, remember } from "./local.js";
 const DAYS = 14;
 
 export class Drafts {
-  /** Drops drafts that are too old. @param {string} project @param {string} client the tab */
+  /** Deletes old drafts. @param {string} project @param {string} client the tab */
   constructor(project, client) {
     this.project = project;
     this.client = client;

@@ -1,6 +1,6 @@
 /**
- * The picture of the question shown and its boxes: which there are, which one is selected, and what a hand does to them. Until
- * the question is answered, changes stay in the sketch of its task. Changes of other boxes of the image are saved at once.
+ * The picture of the question shown and its boxes: which there are, which one is selected, and how a person changes them.
+ * Changes that belong to the question stay in the sketch of its task until the answer. Other changes are saved immediately.
  */
 
 import { iou, moved, same, tidy } from "./boxes.js";
@@ -17,12 +17,12 @@ import { alter } from "./task.js";
 /** @typedef {import("./task.js").Task} Task */
 
 /**
- * What the editor and the annotator need of the page around them.
+ * What the editor and the annotator call in the page around them.
  * @typedef {object} Page
  * @property {() => void} changed
- * @property {(sentence: string, kind?: string) => void} say
+ * @property {(sentence: string, kind?: string) => void} notify
  * @property {(done: (label: number) => void) => void} findClass
- * @property {(saved: boolean) => void} left  an old answer is closed
+ * @property {(saved: boolean) => void} left  an old answer was closed
  */
 
 /** A box drawn with this IoU or more with the asked box replaces it. */
@@ -43,7 +43,7 @@ export class Editor {
   threshold = recall("threshold", 0.25);
   /** A saved box that is being moved, not yet sent. @type {{id: string, box: Box, timer: number} | null} */
   #moving = null;
-  /** The base of a box that was just drawn: the next class is meant for it. @type {string | null} */
+  /** The base of a box that was just drawn. The next class applies to it. @type {string | null} */
   #justDrawn = null;
   #nudged = -Infinity;
 
@@ -155,7 +155,7 @@ export class Editor {
     return this.task ? marksOf(this.task, this.#labels(this.task), this.threshold) : [];
   }
 
-  /** Answered boxes, one of them perhaps under the hand. @param {Task} task @returns {Mark[]} */
+  /** Answered boxes, including one that is being moved. @param {Task} task @returns {Mark[]} */
   #labels(task) {
     const moving = this.#moving;
     const labels = labelsOf(task.query, this.outbox);
@@ -164,7 +164,7 @@ export class Editor {
 
   /* ---- the selected box ---- */
 
-  /** What is selected when nothing else is. */
+  /** The default selection. */
   get #home() {
     return this.task?.query.box ? "asked" : null;
   }
@@ -190,13 +190,13 @@ export class Editor {
     this.refresh();
   }
 
-  /** Selects the asked box, or none, and leaves the picture where it is. */
+  /** Returns to the default selection without moving the picture. */
   deselect() {
     this.selected = this.#home;
     this.refresh();
   }
 
-  /** The next box of the picture, round and round. @param {number} step */
+  /** Selects the next box, and the first one after the last. @param {number} step */
   cycle(step) {
     const order = inReadingOrder(this.marks());
     if (!order.length) return;
@@ -204,7 +204,7 @@ export class Editor {
     this.select(order[(now + step + order.length + (now < 0 && step < 0 ? 1 : 0)) % order.length].id);
   }
 
-  /** The same with Tab, but it lets go at either end, so that a keyboard can reach the buttons. @param {number} step */
+  /** Selects the next box. At either end it returns false, so that Tab reaches the buttons. @param {number} step */
   tab(step) {
     const order = inReadingOrder(this.marks());
     const now = order.findIndex((mark) => mark.id === this.selected);
@@ -217,7 +217,7 @@ export class Editor {
     return true;
   }
 
-  /** Lets go of the mode or the selected box. @returns {boolean} whether there was one */
+  /** Cancels the drawing mode or deselects the box. @returns {boolean} whether it did anything */
   escape() {
     if (this.view.mode === "auto" && this.selected === this.#home) return false;
     if (this.view.mode === "auto") this.select(null);
@@ -249,14 +249,14 @@ export class Editor {
     else if (mark.kind === "other") this.#sketch((sketch) => sketch.dismissed.push(orderOf(mark)));
     else {
       this.#correct(mark, null);
-      this.page.say("Box removed. Z brings it back.");
+      this.page.notify("Box removed. Press Z to undo.");
     }
     this.select(null);
   }
 
   /* ---- drawing and moving ---- */
 
-  /** D: the next drag is a new box, wherever it starts. R: it replaces the selected one. @param {"draw" | "redraw"} mode */
+  /** Makes the next drag draw a new box (D) or replace the asked box (R). @param {"draw" | "redraw"} mode */
   drawNext(mode) {
     if (!this.task) return;
     if (mode === "draw") this.finishMoving();
@@ -264,10 +264,10 @@ export class Editor {
     this.refresh();
   }
 
-  /** A box was drawn. @param {Box} box @param {boolean} again instead of the selected one */
+  /** Takes a box that was drawn. @param {Box} box @param {boolean} again it replaces the selected box */
   draw(box, again) {
     const task = this.task;
-    const another = this.view.mode === "draw"; // D was pressed: another object, even there
+    const another = this.view.mode === "draw"; // D was pressed: a second object in the same place
     this.view.mode = "auto";
     if (!task || this.pictureStatus !== "ready") return this.refresh();
     const mark = this.active;
@@ -278,13 +278,13 @@ export class Editor {
       return;
     }
     if (task.sketch.box && !another && iou(box, task.sketch.box) > SAME_OBJECT) {
-      this.page.say("Taken as the asked box. For a second object there, press D before drawing.");
+      this.page.notify("This replaces the box in question. To draw a second object here, press D first.");
       return this.change("asked", box, "end", true);
     }
     this.#add(box, this.pen);
   }
 
-  /** A box is moved or resized. @param {string} id @param {Box} box @param {"start" | "move" | "end"} phase @param {boolean} [atOnce] */
+  /** Moves or resizes a box. @param {string} id @param {Box} box @param {"start" | "move" | "end"} phase @param {boolean} [atOnce] */
   change(id, box, phase, atOnce = false) {
     if (!this.task || this.pictureStatus !== "ready") return;
     this.hidden = false;
@@ -304,7 +304,7 @@ export class Editor {
     this.refresh();
   }
 
-  /** Arrow keys. @param {number} dx @param {number} dy */
+  /** Moves the selected box by pixels. @param {number} dx @param {number} dy */
   nudge(dx, dy) {
     const task = this.task;
     const mark = this.active;
@@ -314,7 +314,7 @@ export class Editor {
       this.change(mark.id, box, "move");
       if (this.#moving) this.#moving.timer = window.setTimeout(() => this.finishMoving(), SETTLE);
     } else {
-      // Steps in quick succession are one step of undo.
+      // Quick key presses are one step of undo.
       const now = performance.now();
       this.change(mark.id, box, now - this.#nudged > SETTLE ? "start" : "move");
       this.#nudged = now;
@@ -336,7 +336,7 @@ export class Editor {
 
   /* ---- boxes become labels ---- */
 
-  /** A dashed box becomes a label, or a draft of a whole image. @param {Mark} mark @param {number | null} label */
+  /** Turns a dashed box into a label, or into a draft of a whole image. @param {Mark} mark @param {number | null} label */
   take(mark, label) {
     if (label === null) return this.page.findClass((chosen) => this.take(mark, chosen));
     if (this.whole) return this.#addDraft(mark.box, label, orderOf(mark));
@@ -344,7 +344,7 @@ export class Editor {
     this.select(null);
   }
 
-  /** A whole image: all dashed boxes become drafts. */
+  /** Turns all dashed boxes of a whole image into drafts. */
   takeAll() {
     if (!this.whole || !this.task) return;
     const { image } = this.task.query;
@@ -364,7 +364,7 @@ export class Editor {
     this.refresh();
   }
 
-  /** An object that the detector missed: saved at once. @param {Box} box @param {number | null} label */
+  /** Saves an object that the detector missed. @param {Box} box @param {number | null} label */
   #add(box, label) {
     const task = /** @type {Task} */ (this.task);
     if (this.pictureStatus !== "ready") return;
@@ -388,7 +388,7 @@ export class Editor {
 
   /* ---- the sketch ---- */
 
-  /** A change before the answer. Undo takes it back first. @param {(sketch: Sketch) => void} change */
+  /** Changes the sketch, as one step of undo. @param {(sketch: Sketch) => void} change */
   #sketch(change) {
     const task = /** @type {Task} */ (this.task);
     alter(task, change);
@@ -396,7 +396,7 @@ export class Editor {
     this.refresh();
   }
 
-  /** Shows the sketch that undo or redo has put in place. @param {Task} task */
+  /** Shows the sketch that undo or redo restored. @param {Task} task */
   sketchMoved(task) {
     if (!this.active) this.selected = this.#home;
     this.drafts.keep(task);

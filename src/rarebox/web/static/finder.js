@@ -1,4 +1,4 @@
-/** Type to find a class; a name that does not exist is offered as a new class. */
+/** The search for a class. A name that does not exist can be added as a new class. */
 
 import { post } from "./api.js";
 import { colour } from "./colours.js";
@@ -29,10 +29,10 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
     "data-testid": "class-search",
   });
   const list = el("ul", { id: "found", role: "listbox", "aria-label": "Classes" });
-  const objection = el("p", { class: "objection", role: "alert" });
+  const problem = el("p", { class: "problem", role: "alert" });
 
   const search = () => {
-    const typed = input.value.trim().replace(/\s+/g, " "); // as the server writes it
+    const typed = input.value.trim().replace(/\s+/g, " "); // as the server normalises it
     const words = typed.toLowerCase();
     const found = offered().filter((one) => one.label !== without && one.name.toLowerCase().includes(words));
     const begins = (/** @type {string} */ name) => (name.toLowerCase().startsWith(words) ? 0 : 1);
@@ -68,7 +68,7 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
       ),
     );
     if (!options.length)
-      list.append(el("li", { class: "none", text: "No class yet. Type the name of the first one." }));
+      list.append(el("li", { class: "none", text: "No classes yet. Type a name to add the first one." }));
     input.setAttribute("aria-activedescendant", options.length ? `found-${at}` : "");
     list.children[at]?.scrollIntoView({ block: "nearest" });
   };
@@ -84,7 +84,7 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
           next.classes.find((/** @type {any} */ one) => one.name.toLowerCase() === option.text.toLowerCase())?.label ??
           null;
       } catch (error) {
-        objection.textContent = /** @type {Error} */ (error).message;
+        problem.textContent = /** @type {Error} */ (error).message;
         return;
       }
     }
@@ -97,13 +97,13 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
   input.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.isComposing) return;
     const digit = input.value === "" && /^\d$/.test(event.key) ? (Number(event.key) || 10) - 1 : -1;
-    // A digit is a key, unless it may be the beginning of a search.
+    // A digit chooses a class unless a name contains it.
     const byDigit = options.some(({ text }) => text.includes(event.key))
       ? -1
       : options.findIndex(({ label }) => label === digit);
     if (byDigit >= 0) {
       event.preventDefault();
-      return void take(byDigit); // as the key beside the name says
+      return void take(byDigit);
     }
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step && options.length) {
@@ -114,14 +114,14 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
     } else return;
     event.preventDefault();
   });
-  replace(dialog, input, list, objection);
+  replace(dialog, input, list, problem);
   dialog.onclose = () => {
     replace(dialog);
     if (!chosen) cancelled?.();
     byId("stage").focus({ preventScroll: true });
   };
   dialog.onpointerdown = (/** @type {PointerEvent} */ event) => {
-    if (event.target === dialog) dialog.close(); // pressed beside it
+    if (event.target === dialog) dialog.close(); // pressed outside
   };
   dialog.showModal();
   search();

@@ -1,4 +1,4 @@
-/** Looking back: a grid of answers to correct or withdraw, and the answers of two people side by side. */
+/** Galleries: all answers, to change or withdraw them, and answers of two people that disagree. */
 
 import { get } from "./api.js";
 import { answerCrop } from "./crop.js";
@@ -10,7 +10,7 @@ import { inWords, offered, state } from "./state.js";
 /** @typedef {import("./types.js").Query} Query */
 
 const PAGE = 36;
-/** The filter stays while one corrects answer after answer. */
+/** The filter is kept while the page is open. */
 const filter = { label: "", verdict: "", by: "" };
 
 /** @param {(answer: Answer) => void} edit */
@@ -36,7 +36,7 @@ export function openGallery(edit) {
           grid.append(...answers.map((/** @type {Answer} */ answer) => card(answer, () => (close(), edit(answer)))));
           oldest = answers.at(-1)?.answer ?? oldest;
           more.hidden = answers.length < PAGE;
-          remark.textContent = grid.children.length ? "" : "No answers like this.";
+          remark.textContent = grid.children.length ? "" : "No matching answers.";
         } catch (error) {
           remark.textContent = /** @type {Error} */ (error).message;
         }
@@ -78,7 +78,7 @@ export function openGallery(edit) {
             ["not_an_object", "Not an object"],
             ["cannot_tell", "Can't tell"],
           ]),
-          choice("by", "Person", [["", "By anybody"], ...people]),
+          choice("by", "Person", [["", "By anyone"], ...people]),
         ),
         grid,
         remark,
@@ -114,12 +114,12 @@ export function openDisagreements(decide, edit) {
     async (body, close) => {
       const list = el("div", { class: "disagreements", "data-testid": "disagreement-list" });
       body.append(
-        el("p", { class: "quiet", text: "Two people gave different answers. Choose the one that stands." }),
+        el("p", { class: "quiet", text: "Two people gave different answers. Choose the one to keep." }),
         list,
       );
       try {
         const { disagreements } = await get("/api/disagreements");
-        if (!disagreements.length) list.append(el("p", { text: "Everybody agrees." }));
+        if (!disagreements.length) list.append(el("p", { text: "There are no disagreements." }));
         for (const { query, answers } of disagreements) list.append(pair(query, answers));
       } catch (error) {
         list.append(el("p", { text: /** @type {Error} */ (error).message }));

@@ -1,10 +1,10 @@
-/** The top of the page: how far the work is, and whether everything is saved. */
+/** The top of the page: progress and whether everything is saved. */
 
 import { byId, setText } from "./dom.js";
 
 /** @typedef {import("./types.js").State} State */
 
-/** Answers on their way that the budget will count: labels count objects, reviews count all answers. @param {readonly import("./outbox.js").Sending[]} waiting @param {string} [unit] */
+/** The number of unsent answers that the budget will count: only objects if its unit is labels, else all. @param {readonly import("./outbox.js").Sending[]} waiting @param {string} [unit] */
 export function spentOnTheWay(waiting, unit) {
   const counts = (/** @type {string} */ verdict) =>
     verdict === "object" || (unit !== "labels" && verdict !== "withdrawn");
@@ -21,7 +21,7 @@ export function progressText({ budget, phase }, onTheWay) {
   return `${done} of ${budget.of} ${budget.unit}`;
 }
 
-/** @param {State} now @param {number} onTheWay answers on their way that the budget counts */
+/** @param {State} now @param {number} onTheWay unsent answers that the budget counts */
 export function showProgress(now, onTheWay) {
   const { spent, of } = now.budget;
   const text = progressText(now, onTheWay);
@@ -31,7 +31,7 @@ export function showProgress(now, onTheWay) {
   setText(byId("project"), now.project);
 }
 
-/** @param {string} status of the outbox @param {number} waiting answers on their way */
+/** @param {string} status of the outbox @param {number} waiting number of unsent answers */
 export function showSaveState(status, waiting) {
   const node = byId("save-state");
   const text =
@@ -41,6 +41,6 @@ export function showSaveState(status, waiting) {
   node.textContent = text;
   node.title =
     status === "offline"
-      ? "The answers are kept in this browser and are sent when the server is back."
-      : "Every answer is saved at once.";
+      ? "Your answers are kept in this browser and will be sent when the server is back."
+      : "Every answer is saved immediately.";
 }

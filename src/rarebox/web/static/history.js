@@ -1,14 +1,14 @@
-/** The actions of this tab that reached the outbox, to be undone and redone. They survive a reload. */
+/** Undo and redo of the actions that this tab has sent. The history survives a reload. */
 
 import { recall, remember } from "./local.js";
 import { draws } from "./steps.js";
 
 /** @typedef {import("./steps.js").Entry} Entry */
 /** @typedef {import("./steps.js").Step} Step */
-/** @typedef {Entry & {key: string, at: number}} Done  key: of the latest answer that it refers to; at: when, in milliseconds. */
+/** @typedef {Entry & {key: string, at: number}} Done  key: the latest answer it refers to; at: time in milliseconds */
 
 const LENGTH = 40;
-const KEPT = 20; // over a reload
+const KEPT = 20; // entries that survive a reload
 
 export class History {
   /** @type {Done[]} */
@@ -24,17 +24,17 @@ export class History {
     this.#past = Array.isArray(past) ? past : [];
   }
 
-  /** What undo takes back next. */
+  /** The action that undo takes back next. */
   get last() {
     return this.#past.at(-1) ?? null;
   }
 
-  /** What redo does next. */
+  /** The action that redo repeats next. */
   get next() {
     return this.#future.at(-1) ?? null;
   }
 
-  /** Questions that undo shows again soon. */
+  /** The questions that undo would show next. */
   get recent() {
     return this.#past.slice(-2).flatMap((entry) => entry.query ?? []);
   }
@@ -43,7 +43,7 @@ export class History {
   add(entry, parent = null) {
     const key = this.#send(entry.forth, entry, parent);
     const base = entry.base || `k${key}`;
-    // Redoing it corrects the answer that undo left behind. Only the first answer starts from nothing.
+    // Redoing it corrects the answer that undo left, so it must refer to that answer.
     const forth = { ...entry.forth, refer: parent !== null || Boolean(entry.forth.item.after) };
     this.#past.push({ ...entry, key, base, forth, at: Date.now() });
     this.#refer(base, key);
@@ -91,7 +91,7 @@ export class History {
     entry.key = this.#send(step, { ...entry, base: draws(step) ? "" : entry.base }, step.refer ? entry.key : null);
     entry.at = Date.now();
     if (draws(step)) {
-      // To the server, a box drawn anew is another box. All entries on the old one now refer to the new one.
+      // To the server, a box that is drawn again is a new box. All entries on the old one now refer to the new one.
       for (const one of [entry, ...this.#past, ...this.#future]) {
         if (this.outbox.baseOf(one.base) === before) one.base = `k${entry.key}`;
       }

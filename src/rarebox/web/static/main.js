@@ -1,10 +1,10 @@
 /**
- * Where everything meets. The server leases questions, the Annotator shows them and takes answers, the Outbox sends these. To
- * understand the page, read annotator.js after this file, then editor.js and outbox.js.
+ * Starts the page and connects its parts: the server leases questions, the Annotator shows them and takes answers, the Outbox
+ * sends the answers. Read annotator.js next, then editor.js and outbox.js.
  */
 
 import { Annotator } from "./annotator.js";
-import { get, isFor, post, SignedOut } from "./api.js";
+import { get, setProject, post, SignedOut } from "./api.js";
 import { iconButton, makeAnswerButtons, showKeys } from "./buttons.js";
 import { makeChips } from "./chips.js";
 import { openClasses } from "./classes.js";
@@ -16,7 +16,7 @@ import { showProgress, showSaveState, spentOnTheWay } from "./header.js";
 import { listenToKeys } from "./keys.js";
 import { tabId } from "./local.js";
 import { follow } from "./news.js";
-import { say } from "./notices.js";
+import { notify } from "./notices.js";
 import { Outbox } from "./outbox.js";
 import { makePanel } from "./panel.js";
 import { Pictures } from "./pictures.js";
@@ -55,7 +55,7 @@ function askName(first) {
       (body, close) => {
         body.append(
           el("p", {
-            text: "It is kept with each of your answers, so that people working together can tell who said what.",
+            text: "Your name is stored with each of your answers, so that everyone can see who answered what.",
           }),
           nameForm({
             label: "Your name",
@@ -76,8 +76,8 @@ function askName(first) {
 
 /** @param {State} first */
 function run(first) {
-  isFor(first.id);
-  for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
+  setProject(first.id);
+  for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // only for people who are signed in
   let status = "saved";
 
   /* ---- the parts ---- */
@@ -92,8 +92,8 @@ function run(first) {
     status: (now) => {
       if (status === "offline" && now !== "offline" && editor.pictureStatus === "failed") editor.showPicture();
       if (now === "signed-out" && status !== now) {
-        say(
-          "The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.",
+        notify(
+          "You are signed out. Open the link that “rarebox serve” printed. Until then, your answers are kept in this browser.",
           "bad",
         );
       }
@@ -103,7 +103,7 @@ function run(first) {
       const known = state();
       if (known) panel.update(known, spent());
     },
-    problem: (sentence) => say(sentence, "bad"),
+    problem: (sentence) => notify(sentence, "bad"),
   });
   const spent = () => spentOnTheWay(outbox.waiting, state()?.budget.unit);
 
@@ -144,10 +144,10 @@ function run(first) {
 
   const annotator = new Annotator(outbox, view, new Pictures(), {
     changed: () => update(),
-    say,
+    notify,
     findClass,
     left: (saved) => {
-      if (saved) say("Changed.", "good");
+      if (saved) notify("Answer changed.", "good");
       returnTo?.();
       returnTo = null;
     },
@@ -170,13 +170,13 @@ function run(first) {
   byId("tools").append(
     iconButton("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)),
     iconButton("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
-    iconButton("fit", "fit", "Fit the box or the image", () => editor.fit()),
+    iconButton("fit", "fit", "Zoom to the box or the image", () => editor.fit()),
     iconButton("hide", "eye", "Hide or show all boxes", () => editor.toggleHidden()),
   );
   byId("top-buttons").append(
-    iconButton("gallery", "grid", "Look back at all answers", () => gallery()),
+    iconButton("gallery", "grid", "Browse all answers", () => gallery()),
     iconButton("classes-editor", "tag", "Edit classes", openClasses),
-    iconButton("help", "keys", "Keys", () => help()),
+    iconButton("help", "keys", "Keyboard shortcuts", () => help()),
     iconButton("panel", "panel", "Side panel", () => panel.toggle()),
   );
 
@@ -184,7 +184,7 @@ function run(first) {
 
   let returnTo = /** @type {(() => void) | null} */ (null);
 
-  /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] what to open after it */
+  /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] reopens the dialog it came from */
   async function edit(answer, back = null) {
     try {
       const around = await get(`/api/image/${answer.image.id}`);
@@ -193,7 +193,7 @@ function run(first) {
       if (matchMedia("(max-width: 860px)").matches) panel.show(false);
       stage.focus({ preventScroll: true });
     } catch (error) {
-      say(/** @type {Error} */ (error).message, "bad");
+      notify(/** @type {Error} */ (error).message, "bad");
     }
   }
   const gallery = () => openGallery((answer) => edit(answer, gallery));
@@ -205,7 +205,7 @@ function run(first) {
     });
   };
 
-  /** One of several answers to a question stands. @param {import("./types.js").Query} query @param {Answer[]} answers @param {Answer} chosen */
+  /** Keeps one of several answers to a question. @param {import("./types.js").Query} query @param {Answer[]} answers @param {Answer} chosen */
   function decide(query, answers, chosen) {
     const after = Math.max(...answers.map((one) => one.answer));
     const { verdict, boxes, labels } = chosen;
@@ -239,12 +239,12 @@ function run(first) {
     if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);
       const ap = last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : "";
-      say(`Cycle ${now.cycle}: new questions${ap}.`, "news");
+      notify(`Cycle ${now.cycle}: new questions${ap}.`, "news");
     }
-    editor.refresh(); // classes may have new names and colours
+    editor.refresh(); // names and colours of classes may have changed
   });
 
-  /* ---- first steps ---- */
+  /* ---- start ---- */
 
   const news = follow(outbox, annotator.queue);
   panel.update(first, 0);
@@ -257,7 +257,7 @@ function run(first) {
   const own = unfinished.find((kept) => kept.client === tab);
   if (own) edit(own.answer);
   else if (unfinished.length) {
-    say("A change of an old answer was not finished when its page was closed. Open that answer to go on with it.");
+    notify("An answer was being changed when its page was closed. Open that answer to continue.");
   }
   stage.focus({ preventScroll: true });
 }

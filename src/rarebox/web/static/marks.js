@@ -1,4 +1,4 @@
-/** The boxes on the picture: what the server reported, with unsent answers and drafts laid over. Pure functions. */
+/** The boxes on the picture: those from the server, replaced by unsent answers, and drafts. Pure functions. */
 
 import { iou, same } from "./boxes.js";
 import { classOf, state } from "./state.js";
@@ -11,7 +11,7 @@ import { classOf, state } from "./state.js";
 /** A detection with this IoU or more with the asked box is the asked box. */
 const SAME_DETECTION = 0.8;
 
-/** The class that stands for a label today. @param {number | null} label */
+/** The class of a label after merges. @param {number | null} label */
 const current = (label) => classOf(label)?.label ?? label;
 
 /** The class that Enter confirms. @param {Task | null} task */
@@ -56,7 +56,7 @@ export function labelsOf(query, outbox) {
   for (const { image, item, base } of outbox.waiting) {
     if (image !== query.image.id || item.complete) continue;
     const about = { query: item.query ?? null, key: item.key, by: state()?.you ?? "you" };
-    // Deleted first, so that changed boxes lie on top.
+    // Deleted first, so that changed boxes are drawn on top.
     groups.delete(outbox.baseOf(base));
     const boxes = item.boxes.map((box, i) => ({ ...about, box, label: item.labels[i] }));
     groups.set(outbox.baseOf(base), boxes);

@@ -1,9 +1,9 @@
-/** Follows the server: new states, new questions, restarts. Keeps the leases of this tab's questions. */
+/** Follows the server's events and renews the leases of this tab's questions. */
 
 import { listen } from "./api.js";
-import { accept, expectAnything } from "./state.js";
+import { accept, acceptAnyVersion } from "./state.js";
 
-/** Seconds after which a page without a question asks for one again. */
+/** Seconds after which a page without a question asks again. */
 const ASK_AGAIN = 8;
 
 /** @param {import("./outbox.js").Outbox} outbox @param {import("./queue.js").Queue} queue */
@@ -13,18 +13,18 @@ export function follow(outbox, queue) {
     state: accept,
     queries: () => outbox.ask(),
     opened: () => {
-      expectAnything();
+      acceptAnyVersion();
       if (broken) outbox.wake();
       if (broken || !queue.first) outbox.ask();
       broken = false;
     },
     broken: () => {
-      if (!broken) outbox.ask(); // finds out whether the server is there
+      if (!broken) outbox.ask(); // to find out whether the server is up
       broken = true;
     },
   });
-  // Keeps the leases of a person who thinks for long.
-  // Who has nothing to do gets what others leave: nobody tells when a lease ends.
+  // Renews the leases while a person thinks. Without a question, asks whether leases of others have expired: the server sends no
+  // event for that.
   let asked = Date.now();
   setInterval(() => {
     const pause = queue.first ? queue.first.lease_seconds / 3 : ASK_AGAIN;

@@ -1,4 +1,4 @@
-/** The side panel: what is done, what is left, what the trainer does. Drawn anew from each State. */
+/** The side panel: progress, training, classes, people. Redrawn from each State. */
 
 import { get, getFile, post } from "./api.js";
 import { apChart } from "./chart.js";
@@ -7,20 +7,20 @@ import { answerCrop } from "./crop.js";
 import { byId, counted, duration, el, icon, percent, replace } from "./dom.js";
 import { makeGoal } from "./goal.js";
 import { recall, remember } from "./local.js";
-import { say } from "./notices.js";
+import { notify } from "./notices.js";
 import { accept, inWords, offered, stageInWords, state, timeInWords } from "./state.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Answer} Answer */
 
-/** Fewer boxes than this share of the commonest class: rare. */
+/** A class is rare if it has fewer boxes than this fraction of the most frequent class. */
 const RARE = 0.1;
 
 /**
  * @param {{edit: (answer: Answer) => void, gallery: () => void, classes: () => void, disagreements: () => void, person: () => void,
- *   threshold: (value: number) => void, thresholdNow: () => number}} doors
+ *   threshold: (value: number) => void, thresholdNow: () => number}} actions
  */
-export function makePanel(doors) {
+export function makePanel(actions) {
   const panel = byId("panel");
   const parts = Object.fromEntries(
     ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"].map((name) => [
@@ -37,7 +37,7 @@ export function makePanel(doors) {
   parts.trainer.dataset.testid = "trainer";
   parts.recent.dataset.testid = "recent";
 
-  let timer = 0; // of the next look at the last answers
+  let timer = 0; // of the next refresh of the last answers
   const narrow = matchMedia("(max-width: 860px)");
   const show = (/** @type {boolean} */ open) => {
     document.body.classList.toggle("panel-open", open);
@@ -74,8 +74,8 @@ export function makePanel(doors) {
       replace(
         parts.trainer,
         el("h2", { text: "Training failed" }),
-        el("p", { text: reason ?? "No reason was given." }),
-        el("p", { class: "quiet", text: "All answers are kept." }),
+        el("p", { text: reason ?? "No reason was reported." }),
+        el("p", { class: "quiet", text: "All answers are saved." }),
         el("button", { text: "Try again", "data-testid": "retry", onclick: () => ask("/api/retry") }),
       );
     } else if (doing === "working") {
@@ -98,7 +98,7 @@ export function makePanel(doors) {
         el("button", { text: "Train now", "data-testid": "train-now", onclick: () => ask("/api/train") }),
         el("p", {
           class: "quiet",
-          text: `Learns from the answers so far without waiting for the budget${time ? `; ${time}` : ""}.`,
+          text: `Trains on the answers so far, before the budget is spent${time ? `; ${time}` : ""}.`,
         }),
       );
     }
@@ -121,8 +121,8 @@ export function makePanel(doors) {
         "dl",
         { class: "figures" },
         figure(String(left), `${unit} left`, "budget-left"),
-        figure(per_minute === null ? "–" : per_minute.toFixed(per_minute < 10 ? 1 : 0), "a minute", "per-minute"),
-        figure(minutes_left === null ? "–" : duration(60 * minutes_left), "to go", "minutes-left"),
+        figure(per_minute === null ? "–" : per_minute.toFixed(per_minute < 10 ? 1 : 0), "per minute", "per-minute"),
+        figure(minutes_left === null ? "–" : duration(60 * minutes_left), "time left", "minutes-left"),
       ),
     );
   }
@@ -136,7 +136,7 @@ export function makePanel(doors) {
       el(
         "h2",
         { text: "Boxes per class" },
-        el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes }),
+        el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: actions.classes }),
       ),
       el(
         "ul",
@@ -151,7 +151,7 @@ export function makePanel(doors) {
           ),
         ),
       ),
-      !classes.length && el("p", { class: "quiet", text: "No class yet: draw a box and name it." }),
+      !classes.length && el("p", { class: "quiet", text: "No classes yet. Draw a box and name it." }),
     );
   }
 
@@ -163,7 +163,7 @@ export function makePanel(doors) {
       el(
         "h2",
         { text: "People" },
-        !now.fixed_name && el("button", { class: "link", text: `You: ${now.you ?? "?"}`, onclick: doors.person }),
+        !now.fixed_name && el("button", { class: "link", text: `You: ${now.you ?? "?"}`, onclick: actions.person }),
       ),
       el(
         "ul",
@@ -175,7 +175,7 @@ export function makePanel(doors) {
           class: "quiet",
           text: [
             with_guesses !== null && `The guess was right in ${percent(with_guesses)} of the answers.`,
-            between_people !== null && `People agree in ${percent(between_people)}.`,
+            between_people !== null && `People agree on ${percent(between_people)} of the questions they share.`,
           ]
             .filter(Boolean)
             .join(" "),
@@ -183,11 +183,11 @@ export function makePanel(doors) {
       disagreements > 0 &&
         el("button", {
           class: "warn",
-          text: `Decide ${counted(disagreements, "disagreement")}`,
+          text: `Resolve ${counted(disagreements, "disagreement")}`,
           "data-testid": "disagreements",
-          onclick: doors.disagreements,
+          onclick: actions.disagreements,
         }),
-      el("button", { text: "Invite somebody", "data-testid": "invite", onclick: invite }),
+      el("button", { text: "Invite someone", "data-testid": "invite", onclick: invite }),
     );
   }
 
@@ -198,19 +198,19 @@ export function makePanel(doors) {
     min: 0,
     max: 95,
     step: 5,
-    value: 100 * doors.thresholdNow(),
-    "aria-label": "Smallest score of dashed boxes",
+    value: 100 * actions.thresholdNow(),
+    "aria-label": "Minimum score of dashed boxes",
     "data-testid": "threshold",
   });
-  const sliderText = el("output", { text: percent(doors.thresholdNow()) });
+  const sliderText = el("output", { text: percent(actions.thresholdNow()) });
   slider.addEventListener("input", () => {
     sliderText.textContent = percent(slider.value / 100);
-    doors.threshold(slider.value / 100);
+    actions.threshold(slider.value / 100);
   });
   replace(
     parts.view,
     el("h2", { text: "Dashed boxes" }),
-    el("label", { class: "slider" }, el("span", { text: "score from" }), slider, sliderText),
+    el("label", { class: "slider" }, el("span", { text: "minimum score" }), slider, sliderText),
   );
 
   const formats = [
@@ -223,7 +223,7 @@ export function makePanel(doors) {
   replace(
     parts.data,
     el("h2", { text: "Labels" }),
-    el("button", { text: "Look back at all answers", "data-testid": "open-gallery", onclick: doors.gallery }),
+    el("button", { text: "Browse all answers", "data-testid": "open-gallery", onclick: actions.gallery }),
     el(
       "p",
       { class: "downloads" },
@@ -245,11 +245,11 @@ export function makePanel(doors) {
     try {
       accept(await post(path));
     } catch (error) {
-      say(/** @type {Error} */ (error).message || "That did not work.", "bad");
+      notify(/** @type {Error} */ (error).message || "The request failed.", "bad");
     }
   }
 
-  /** Fetched here, so that a refusal is a sentence on this page. @param {string} format */
+  /** Downloads the labels, so that a refusal is shown on this page. @param {string} format */
   async function download(format) {
     try {
       const { content, name } = await getFile(`/api/export?format=${format}`);
@@ -257,7 +257,7 @@ export function makePanel(doors) {
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     } catch (error) {
-      say(/** @type {Error} */ (error).message || "That did not work.", "bad");
+      notify(/** @type {Error} */ (error).message || "The request failed.", "bad");
     }
   }
 
@@ -272,7 +272,7 @@ export function makePanel(doors) {
         "data-testid": "invite-link",
       });
       const { openDialog } = await import("./dialogs.js");
-      openDialog("Invite somebody", (body) => {
+      openDialog("Invite someone", (body) => {
         const copied = el("span", { class: "quiet", role: "status" });
         const copy = async () => {
           link.select();
@@ -286,13 +286,13 @@ export function makePanel(doors) {
         };
         body.append(
           el("p", {
-            text: "One person opens this link once and labels in this project from then on. Until then it is as good as a password.",
+            text: "One person can open this link, once, to label in this project. Until then, treat it like a password.",
           }),
           ...(local
             ? [
                 el("p", {
                   "data-testid": "invite-local",
-                  text: "It works in another browser on this computer only. To let other computers and phones in, stop the server and start it again with a link for each person: rarebox serve PROJECT --host 0.0.0.0 --people anna,ben",
+                  text: "It works in another browser on this computer only. For other computers and phones, restart the server with a link for each person: rarebox serve PROJECT --host 0.0.0.0 --people anna,ben",
                 }),
               ]
             : []),
@@ -301,11 +301,11 @@ export function makePanel(doors) {
         );
       });
     } catch (error) {
-      say(/** @type {Error} */ (error).message, "bad");
+      notify(/** @type {Error} */ (error).message, "bad");
     }
   }
 
-  /** The last ten answers; asked for when answers have been saved and the hand rests. */
+  /** Loads the last ten answers, after a delay without new ones. */
   function refreshRecent(delay = 0) {
     clearTimeout(timer);
     timer = window.setTimeout(async () => {
@@ -328,7 +328,7 @@ export function makePanel(doors) {
                   title: `${words}: change`,
                   "aria-label": `Change: ${words}`,
                   "data-testid": "recent-answer",
-                  onclick: () => doors.edit(answer),
+                  onclick: () => actions.edit(answer),
                 },
                 answerCrop(answer, { width: 50, height: 50 }),
               );
@@ -336,7 +336,7 @@ export function makePanel(doors) {
           ),
         );
       } catch {
-        // Offline: the list stays as it was.
+        // Offline: keep the old list.
       }
     }, delay);
   }

@@ -1,4 +1,4 @@
-/** The question above the picture: its words and the facts beside it. */
+/** The question above the picture, its reason and the facts beside it. */
 
 import { colour } from "./colours.js";
 import { byId, el, percent, replace, setText } from "./dom.js";
@@ -12,7 +12,7 @@ import { className, classOf, inWords, state } from "./state.js";
 /** @param {Editor} editor */
 export function showQuestion(editor) {
   const { task } = editor;
-  const touch = matchMedia("(pointer: coarse)").matches; // hardly any keys
+  const touch = matchMedia("(pointer: coarse)").matches; // probably no keyboard
   const { before, label = null, after = "", reason } = task ? wordsOf(task, editor, touch) : { before: "", reason: "" };
   setText(byId("reason"), reason);
   const facts = task ? factsOf(task, state()?.phase) : [];
@@ -38,14 +38,14 @@ export function showQuestion(editor) {
 /**
  * What the page asks for: the mode first, then the selected box, then the question itself.
  * @param {Task} task @param {Pick<Editor, "active" | "guess" | "justDrawn" | "pen"> & {view: {mode: string}}} editor
- * @param {boolean} touch no keys to name @returns {Words}
+ * @param {boolean} touch a touch screen: name no keys @returns {Words}
  */
 export function wordsOf(task, { active, guess, justDrawn, pen, view }, touch) {
   const { query, answer } = task;
   if (view.mode !== "auto") {
     return {
       before: view.mode === "draw" ? "Draw a box with one drag" : "Redraw the box with one drag",
-      reason: touch ? "Press the button again to leave it." : "Esc leaves it.",
+      reason: touch ? "Press the button again to cancel." : "Esc cancels.",
     };
   }
   if (active?.kind === "draft" && active.label === null) {
@@ -62,20 +62,20 @@ export function wordsOf(task, { active, guess, justDrawn, pen, view }, touch) {
       label: active.label,
       reason: touch
         ? "Tap a class to change it."
-        : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`,
+        : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} returns to the question.`,
     };
   }
   if (active?.kind === "other") {
     return {
       ...{ before: "Unanswered box: ", label: active.label, after: "?" },
       reason: touch
-        ? "Tap its class to make it a label, or beside it to leave it."
-        : `${hint("yes")} or a digit makes it a label. Esc leaves it.`,
+        ? "Tap its class to make it a label, or tap elsewhere to deselect it."
+        : `${hint("yes")} or a digit makes it a label. Esc deselects it.`,
     };
   }
   if (answer) {
-    const reason = `By ${answer.by}. ${touch ? "Back" : "Esc"} leaves it as it is.`;
-    if (!query.box) return { before: "You are changing a whole image", reason };
+    const reason = `By ${answer.by}. ${touch ? "Back" : "Esc"} keeps it unchanged.`;
+    if (!query.box) return { before: "You are changing the answer to a whole image", reason };
     const before = "You are changing an answer: ";
     return answer.verdict === "object" ? { before, label: guess, reason } : { before, after: inWords(answer), reason };
   }

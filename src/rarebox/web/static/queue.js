@@ -13,7 +13,7 @@ export class Queue {
     this.outbox = outbox;
   }
 
-  /** Takes what the server sent. Questions whose answers are still on their way stay answered. @param {Query[]} queries */
+  /** Takes the questions from the server, without those that have unsent answers. @param {Query[]} queries */
   receive(queries) {
     const reopened = this.held.filter((query) => this.outbox.latest(query.id)?.item.verdict === "withdrawn");
     this.held = [...reopened, ...queries.filter((query) => !this.outbox.latest(query.id))];

@@ -1,4 +1,4 @@
-/** The sheet of all keys. Press "Change", then the new key. */
+/** The list of keyboard shortcuts, which can be changed. */
 
 import { openDialog } from "./dialogs.js";
 import { el, replace } from "./dom.js";
@@ -7,10 +7,10 @@ import { ACTIONS, FIXED, keysOf, rebind, resetKeys, shown } from "./keys.js";
 /** @param {() => void} changed */
 export function openSheet(changed) {
   openDialog(
-    "Keys",
+    "Keyboard shortcuts",
     (body) => {
       const columns = el("div", { class: "sheet", "data-testid": "key-sheet" });
-      const remark = el("p", { class: "objection", role: "status" });
+      const remark = el("p", { class: "problem", role: "status" });
       const show = () => replace(columns, ...["Answer", "Boxes", "View"].map(group));
 
       /** @param {string} name */
@@ -52,14 +52,14 @@ export function openSheet(changed) {
 
       /** @param {string} id @param {string} title @param {HTMLElement} button */
       function listen(id, title, button) {
-        remark.textContent = `Press the new key for “${title}” (Esc leaves it).`;
+        remark.textContent = `Press the new key for “${title}” (Esc cancels).`;
         button.textContent = "Press a key …";
         button.addEventListener("keydown", (event) => {
           if (["Shift", "Control", "Alt", "Meta"].includes(event.key)) return;
           event.preventDefault();
           event.stopPropagation();
-          const objection = event.key === "Escape" ? "" : rebind(id, event);
-          if (objection) return void (remark.textContent = objection);
+          const problem = event.key === "Escape" ? "" : rebind(id, event);
+          if (problem) return void (remark.textContent = problem);
           remark.textContent = "";
           show();
           changed();
@@ -73,10 +73,10 @@ export function openSheet(changed) {
         remark,
         el("p", {
           class: "quiet",
-          text: "On a touch screen: one finger moves the picture (draws on whole images), two fingers zoom; “Add box” takes the next drag.",
+          text: "On a touch screen, one finger moves the picture, or draws if the question is about the whole image. Two fingers zoom. After “Add box”, the next drag draws a box.",
         }),
         el("button", {
-          text: "All keys as they were",
+          text: "Reset all shortcuts",
           "data-testid": "reset-keys",
           onclick: () => (resetKeys(), (remark.textContent = ""), show(), changed()),
         }),

@@ -12,15 +12,14 @@ import { className, inWords } from "./state.js";
 /** @typedef {import("./task.js").Task} Task */
 
 /**
- * What is sent. `refer`: it corrects the answer that its entry refers to; `fresh`: it answers the reopened question of that
+ * One answer to send. `refer`: it corrects the latest answer of its entry; `fresh`: it answers the reopened question of that
  * answer.
  * @typedef {{item: Content, refer: boolean, fresh: boolean}} Step
  * @typedef {Partial<Item> & Pick<Item, "verdict" | "boxes" | "labels">} Content
  */
 
 /**
- * An action that can be undone: `back` undoes it, `forth` redoes it. An entry with a `query` is the answer to it; undoing it
- * shows that question again.
+ * An action that can be undone: `back` undoes it, `forth` redoes it. If it answers a `query`, undo shows that question again.
  * @typedef {{base: string, image: number, query: Query | null, sketch: Sketch | null, back: Step, forth: Step, what: string}} Entry
  */
 
@@ -31,7 +30,7 @@ const first = (item) => ({ item, refer: false, fresh: false });
 /** @param {Content} item @param {boolean} [fresh] @returns {Step} */
 const later = (item, fresh = false) => ({ item, refer: true, fresh });
 
-/** Does this step put a new box on the image? @param {Step} step */
+/** Does this step add a box to the image? @param {Step} step */
 export const draws = (step) => !step.refer && step.item.image !== undefined && !step.item.complete;
 
 /** The answer to the question shown, or the change of an old answer. @param {Task} task @param {Content} item @returns {Entry} */
@@ -60,7 +59,7 @@ export function newBox(image, box, label) {
   return { image: image.id, base: "", query: null, sketch: null, what, forth: first(item), back: later(withdrawn()) };
 }
 
-/** Everything on the image has its box. @param {number} image @returns {Entry} */
+/** Marks the image as complete: every object has a box. @param {number} image @returns {Entry} */
 export function completeImage(image) {
   return {
     ...{ image, base: `complete-${image}`, query: null, sketch: null, what: "image complete" },
@@ -70,11 +69,11 @@ export function completeImage(image) {
 }
 
 /**
- * Another box or class of an answered box, or its removal (to: null).
+ * A new box or class for an answered box, or its removal (to: null).
  * @param {number} image @param {Mark} mark @param {Mark[]} group all boxes of the same answer
  * @param {{box?: Box, label?: number} | null} to
- * @param {boolean} own the person's own answer is withdrawn; another person's is rejected
- * @param {boolean} drawn the box was drawn in this tab: undoing its removal draws it anew
+ * @param {boolean} own an own answer is withdrawn, another person's answer is rejected
+ * @param {boolean} drawn the box was drawn in this tab, so that undoing its removal draws it again
  * @returns {Entry}
  */
 export function correction(image, mark, group, to, own, drawn) {

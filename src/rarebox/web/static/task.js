@@ -4,8 +4,8 @@
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {import("./types.js").Query} Query */
 
-/** @typedef {{box: Box, label: number | null, from: number | null}} Draft  A box not yet saved; from: the detection it was made of. */
-/** @typedef {{box: Box | null, drafts: Draft[], dismissed: number[]}} Sketch  What a person may change before answering. */
+/** @typedef {{box: Box, label: number | null, from: number | null}} Draft  a box that is not saved yet; from: the index of the detection it copies */
+/** @typedef {{box: Box | null, drafts: Draft[], dismissed: number[]}} Sketch  what a person may change before answering */
 
 /**
  * @typedef {object} Task
@@ -16,7 +16,7 @@
  * @property {Sketch} sketch
  * @property {{sketch: Sketch, at: number}[]} past
  * @property {{sketch: Sketch, at: number}[]} future
- * @property {boolean} armed            the person was asked once whether there is really nothing to label
+ * @property {boolean} armed            pressing again confirms that there is nothing to label
  */
 
 /**

@@ -1,7 +1,6 @@
 /**
- * The picture with its boxes: zoom, pan, and what a hand does to a box. It knows nothing of questions; it shows marks and
- * reports what was selected, drawn or changed. Screen = image × scale + shift; boxes are drawn in screen pixels, so that lines
- * stay thin at every zoom.
+ * Shows a picture with its marks, zooms and pans it, and reports which boxes were selected, drawn or changed. It does not know
+ * about questions. Screen = image × scale + shift. Boxes are drawn in screen pixels, so that lines are thin at every zoom.
  */
 
 import { area, clamp, contains, handlePoint, HANDLES, moved, resized, tidy, withContext } from "./boxes.js";
@@ -12,23 +11,23 @@ import { el, percent, svg } from "./dom.js";
 /** @typedef {import("./types.js").Mark} Mark */
 /** @typedef {import("./boxes.js").Handle} Handle */
 
-const CLICK = 4; // screen pixels a hand may tremble without dragging
-const REACH = { mouse: 12, pen: 16, touch: 24 }; // how far from a handle still grabs it
+const CLICK = 4; // screen pixels that a pointer may move without dragging
+const REACH = { mouse: 12, pen: 16, touch: 24 }; // distance in screen pixels at which a handle can be grabbed
 const ZOOM = { most: 40, fit: 12, step: 1.25 };
 
 /**
- * @typedef {object} Hands  What the view reports.
+ * @typedef {object} Handlers  What the view reports.
  * @property {(id: string | null) => void} select
- * @property {(box: Box, again: boolean) => void} draw           a new box; again: instead of the active one
+ * @property {(box: Box, again: boolean) => void} draw           a new box; again: it replaces the active one
  * @property {(id: string, box: Box, phase: "start" | "move" | "end") => void} change
  * @property {() => boolean} panning                             is the space bar held?
  * @property {() => void} panned
  */
 
 export class View {
-  /** "auto": drag the active box or draw beside it; "draw" and "redraw" take the next drag. @type {"auto" | "draw" | "redraw"} */
+  /** "auto" drags the active box or draws outside it; "draw" and "redraw" draw with the next drag. @type {"auto" | "draw" | "redraw"} */
   mode = "auto";
-  /** A finger pans (box questions) or draws (whole images). */
+  /** Does one finger draw (whole images) or pan (boxes)? */
   fingerDraws = false;
   /** @type {Mark[]} */
   #marks = [];
@@ -52,11 +51,11 @@ export class View {
   #gesture = null;
   #frame = 0;
 
-  /** @param {HTMLElement} stage @param {(mark: Mark) => string} nameOf @param {Hands} hands */
-  constructor(stage, nameOf, hands) {
+  /** @param {HTMLElement} stage @param {(mark: Mark) => string} nameOf @param {Handlers} handlers */
+  constructor(stage, nameOf, handlers) {
     this.stage = stage;
     this.nameOf = nameOf;
-    this.hands = hands;
+    this.handlers = handlers;
     this.picture = el("div", { class: "picture" });
     this.boxes = svg("g");
     this.rubber = svg("rect", { class: "rubber", visibility: "hidden" });
@@ -80,7 +79,7 @@ export class View {
     new ResizeObserver(() => this.#refit()).observe(stage);
   }
 
-  /** A new picture. @param {HTMLImageElement | null} img @param {{width: number, height: number}} size */
+  /** Shows another picture. @param {HTMLImageElement | null} img @param {{width: number, height: number}} size */
   show(img, size) {
     this.#size = { width: size.width, height: size.height };
     this.#gesture = null;
@@ -104,14 +103,14 @@ export class View {
     this.#soon();
   }
 
-  /** @param {Box | null} box the box to look at; null: the whole image */
+  /** @param {Box | null} box the box to show; null: the whole image */
   focus(box) {
     this.#focus = box;
     this.#fitted = box ? "box" : "image";
     this.#refit();
   }
 
-  /** From the box to the image and back; without a box from the image to its full width. @param {Box | null} box */
+  /** Switches between the box and the image; without a box, between the image and its full width. @param {Box | null} box */
   toggleFit(box) {
     this.#focus = box;
     if (box) {
@@ -134,11 +133,11 @@ export class View {
     this.#y = cy - ((cy - this.#y) * next) / this.#scale;
     this.#scale = next;
     this.#fitted = "free";
-    this.#keepInSight();
+    this.#keepVisible();
     this.#soon();
   }
 
-  /** Moves the picture only if the box is out of sight. @param {Box} box */
+  /** Moves the picture if the box is not visible. @param {Box} box */
   reveal(box) {
     const [x1, y1, x2, y2] = this.#toScreen(box);
     const { clientWidth: width, clientHeight: height } = this.stage;
@@ -146,15 +145,7 @@ export class View {
     this.focus(box);
   }
 
-  /** The part of the image in sight. @returns {Box} */
-  get sight() {
-    const { clientWidth, clientHeight } = this.stage;
-    const [ax, ay] = this.#toImage(0, 0);
-    const [bx, by] = this.#toImage(clientWidth, clientHeight);
-    return [Math.max(0, ax), Math.max(0, ay), Math.min(this.#size.width, bx), Math.min(this.#size.height, by)];
-  }
-
-  /* ---- where things are ---- */
+  /* ---- coordinates ---- */
 
   #wholeScale() {
     const { clientWidth, clientHeight } = this.stage;
@@ -177,12 +168,12 @@ export class View {
     } else if (this.#fitted === "image") {
       this.#scale = Math.min(this.#wholeScale(), ZOOM.fit);
     }
-    this.#keepInSight();
+    this.#keepVisible();
     this.#soon();
   }
 
-  /** No more empty space beside the picture than needed. */
-  #keepInSight() {
+  /** Limits the empty space around the picture. */
+  #keepVisible() {
     const { clientWidth, clientHeight } = this.stage;
     const width = this.#size.width * this.#scale;
     const height = this.#size.height * this.#scale;
@@ -233,8 +224,8 @@ export class View {
       drawn.line.style.stroke = colour(mark.label);
 
       const named = active || mark.kind === "asked" || mark.id === this.#hovered || (!crowded && x2 - x1 > 34);
-      const inSight = x2 > 0 && y2 > 0 && x1 < clientWidth && y1 < clientHeight;
-      drawn.name.hidden = !named || !inSight;
+      const visible = x2 > 0 && y2 > 0 && x1 < clientWidth && y1 < clientHeight;
+      drawn.name.hidden = !named || !visible;
       if (drawn.name.hidden) continue;
       const text = this.nameOf(mark);
       if (drawn.text !== text) drawn.name.firstChild.textContent = drawn.text = text;
@@ -296,7 +287,7 @@ export class View {
     return mark && mark.kind !== "other" ? mark : null;
   }
 
-  /* ---- hands ---- */
+  /* ---- pointers ---- */
 
   #listen() {
     const stage = this.stage;
@@ -305,7 +296,7 @@ export class View {
     stage.addEventListener("pointerup", (event) => this.#up(event));
     stage.addEventListener("pointercancel", (event) => this.#up(event, true));
     stage.addEventListener("pointerleave", () => this.#hover(null, null));
-    // Otherwise a browser may take a quick tap after a drag for the end of a scroll, and drop its click.
+    // Otherwise a browser may treat a quick tap after a drag as the end of a scroll and drop its click.
     stage.addEventListener("touchstart", (event) => this.#own(event) && event.preventDefault(), { passive: false });
     stage.addEventListener("contextmenu", (event) => event.preventDefault());
     stage.addEventListener("auxclick", (event) => event.preventDefault());
@@ -321,7 +312,7 @@ export class View {
     );
   }
 
-  /** Is it about the picture, not about a button over it? @param {Event} event */
+  /** Is the event on the picture, not on a button over it? @param {Event} event */
   #own(event) {
     return !(/** @type {HTMLElement} */ (event.target).closest("button, .waiting"));
   }
@@ -345,7 +336,7 @@ export class View {
 
     const [x, y] = this.#toImage(at.x, at.y);
     const base = { at, x, y, dragged: false, touch: event.pointerType === "touch" };
-    if (event.button === 1 || (event.button === 0 && this.hands.panning())) {
+    if (event.button === 1 || (event.button === 0 && this.handlers.panning())) {
       this.#gesture = { ...base, type: "pan" };
     } else if (event.button === 0) {
       const mark = this.#editable();
@@ -373,21 +364,21 @@ export class View {
       if (Math.hypot(at.x - gesture.at.x, at.y - gesture.at.y) < CLICK * (gesture.touch ? 2 : 1)) return;
       gesture.dragged = true;
       if (gesture.type === "resize" || gesture.type === "move")
-        this.hands.change(gesture.mark.id, gesture.box, "start");
-      if (gesture.type === "pan") this.hands.panned();
+        this.handlers.change(gesture.mark.id, gesture.box, "start");
+      if (gesture.type === "pan") this.handlers.panned();
     }
     const [x, y] = this.#toImage(at.x, at.y);
     if (gesture.type === "pan") {
       this.#x += at.x - before.x;
       this.#y += at.y - before.y;
       this.#fitted = "free";
-      this.#keepInSight();
+      this.#keepVisible();
       this.#soon();
     } else if (gesture.type === "move") {
-      this.hands.change(gesture.mark.id, moved(gesture.box, x - gesture.x, y - gesture.y, this.#size), "move");
+      this.handlers.change(gesture.mark.id, moved(gesture.box, x - gesture.x, y - gesture.y, this.#size), "move");
     } else if (gesture.type === "resize") {
-      const [hx, hy] = handlePoint(gesture.box, gesture.handle); // no jump when the handle is not grabbed in its middle
-      this.hands.change(
+      const [hx, hy] = handlePoint(gesture.box, gesture.handle); // no jump if the handle is grabbed off its centre
+      this.handlers.change(
         gesture.mark.id,
         resized(gesture.box, gesture.handle, hx + x - gesture.x, hy + y - gesture.y, this.#size),
         "move",
@@ -417,17 +408,17 @@ export class View {
     }
     if (gesture.type === "move" || gesture.type === "resize") {
       const mark = this.#marks.find((one) => one.id === gesture.mark.id);
-      this.hands.change(gesture.mark.id, cancelled ? gesture.box : (mark?.box ?? gesture.box), "end");
+      this.handlers.change(gesture.mark.id, cancelled ? gesture.box : (mark?.box ?? gesture.box), "end");
     } else if (gesture.type === "draw" && !cancelled) {
       const wide = Math.abs(at.x - gesture.at.x) >= CLICK && Math.abs(at.y - gesture.at.y) >= CLICK;
-      if (wide) this.hands.draw(tidy([gesture.x, gesture.y, x, y], this.#size), gesture.again);
+      if (wide) this.handlers.draw(tidy([gesture.x, gesture.y, x, y], this.#size), gesture.again);
     }
   }
 
   #startPinch() {
     const gesture = this.#gesture;
     if (gesture?.dragged && (gesture.type === "move" || gesture.type === "resize"))
-      this.hands.change(gesture.mark.id, gesture.box, "end");
+      this.handlers.change(gesture.mark.id, gesture.box, "end");
     this.rubber.setAttribute("visibility", "hidden");
     const [a, b] = [...this.#pointers.values()];
     this.#gesture = {
@@ -450,14 +441,14 @@ export class View {
     Object.assign(gesture, { distance, x, y });
   }
 
-  /** Selects the smallest box at a point; again and again: the ones below it. @param {number} x @param {number} y */
+  /** Selects the smallest box at a point; repeated clicks select the boxes below it. @param {number} x @param {number} y */
   #click(x, y) {
     const here = this.#marks
       .filter((mark) => contains(mark.box, x, y, 3 / this.#scale))
       .sort((a, b) => area(a.box) - area(b.box));
-    if (!here.length) return this.hands.select(null);
+    if (!here.length) return this.handlers.select(null);
     const now = here.findIndex((mark) => mark.id === this.#active);
-    this.hands.select(here[(now + 1) % here.length].id);
+    this.handlers.select(here[(now + 1) % here.length].id);
   }
 
   /** @param {Mark} mark @param {{x: number, y: number}} at @param {string} pointer @returns {Handle | null} */
@@ -465,7 +456,7 @@ export class View {
     const box = this.#toScreen(mark.box);
     const reach = REACH[/** @type {keyof typeof REACH} */ (pointer)] ?? REACH.mouse;
     const small = Math.min(box[2] - box[0], box[3] - box[1]) < 36;
-    // The middle of a small box must stay free for moving it.
+    // The centre of a small box must stay free for moving it.
     const inside = contains(box, at.x, at.y, 0);
     const room = Math.min(reach, Math.max(3, Math.min(box[2] - box[0], box[3] - box[1]) / 4));
     let nearest = null;
@@ -479,7 +470,7 @@ export class View {
     return nearest;
   }
 
-  /** The cursor says what a drag would do. @param {{x: number, y: number} | null} at @param {PointerEvent | null} event */
+  /** Sets the cursor to what a drag would do. @param {{x: number, y: number} | null} at @param {PointerEvent | null} event */
   #hover(at, event) {
     let cursor = "crosshair";
     let hovered = null;
@@ -488,7 +479,7 @@ export class View {
       const [x, y] = this.#toImage(at.x, at.y);
       const mark = this.#editable();
       const handle = mark && this.mode === "auto" ? this.#handleAt(mark, at, "mouse") : null;
-      if (this.hands.panning()) cursor = "grab";
+      if (this.handlers.panning()) cursor = "grab";
       else if (handle)
         cursor = `${{ nw: "nwse", se: "nwse", ne: "nesw", sw: "nesw", n: "ns", s: "ns", e: "ew", w: "ew" }[handle]}-resize`;
       else if (mark && this.mode === "auto" && contains(mark.box, x, y) && !event.shiftKey) cursor = "move";
