@@ -59,8 +59,6 @@ const ICONS = {
   trash: "M5 7h14M10 7V4.5h4V7M7 7l1 12.5h8L17 7",
   close: "M6 6l12 12M18 6L6 18",
   download: "M12 4v11M7.5 11l4.5 4.5 4.5-4.5M5 20h14",
-  people:
-    "M9 5a3.2 3.2 0 1 0 0 6.400A3.2 3.2 0 0 0 9 5zM3 19c.5-3.5 2.800-5 6-5s5.5 1.5 6 5M16 5.5a3 3 0 0 1 0 5.5M17.5 14.2c2 .6 3.2 2.100 3.5 4.800",
 };
 
 /** @typedef {keyof typeof ICONS} Icon */

@@ -256,7 +256,7 @@ export class Editor {
 
   /* ---- drawing and moving ---- */
 
-  /** Makes the next drag draw a new box (D) or replace the asked box (R). @param {"draw" | "redraw"} mode */
+  /** Makes the next drag draw a new box (D) or replace the selected one (R). @param {"draw" | "redraw"} mode */
   drawNext(mode) {
     if (!this.task) return;
     if (mode === "draw") this.finishMoving();

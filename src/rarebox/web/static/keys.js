@@ -17,7 +17,7 @@ export const ACTIONS = [
   { id: "undo", group: "Answer", title: "Undo, including answers", keys: ["z"] },
   { id: "redo", group: "Answer", title: "Redo", keys: ["y", "Shift+Z"] },
   { id: "draw", group: "Boxes", title: "Draw a box with the next drag", keys: ["d"] },
-  { id: "redraw", group: "Boxes", title: "Redraw the box in question with the next drag", keys: ["r"] },
+  { id: "redraw", group: "Boxes", title: "Redraw the selected box with the next drag", keys: ["r"] },
   { id: "next_box", group: "Boxes", title: "Next box on the image", keys: ["n"], repeats: true },
   { id: "previous_box", group: "Boxes", title: "Previous box on the image", keys: ["p"], repeats: true },
   { id: "remove", group: "Boxes", title: "Remove the selected box", keys: ["Delete", "Backspace"] },
@@ -40,7 +40,7 @@ export const FIXED = [
   { group: "Boxes", title: "Deselect the box", keys: ["Esc"] },
   { group: "View", title: "Pan", keys: ["Space + drag", "middle button"] },
   { group: "View", title: "Zoom at the pointer", keys: ["wheel"] },
-  { group: "Boxes", title: "Redraw the box in question", keys: ["Shift + drag"] },
+  { group: "Boxes", title: "Redraw the selected box", keys: ["Shift + drag"] },
 ];
 
 const RESERVED = ["Tab", "Escape", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"];
