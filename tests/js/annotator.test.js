@@ -242,7 +242,7 @@ test("an answer that the server refused cannot be undone", async () => {
   assert.match(said.at(-1), /Not saved .*wrong box/);
 });
 
-test("a conflict tells what stands", async () => {
+test("a conflict reports the answer that stands", async () => {
   server.saved.push({ verdict: "cannot_tell", query: 1, answer: 1, by: "ben", image: 1, boxes: [], labels: [] });
   await press("yes");
   assert.match(said.at(-1), /“can't tell”, by ben/);

@@ -35,7 +35,7 @@ test("the words above the picture follow the question", () => {
   assert.match(words(question(1), { active: label, view: { mode: "draw" } })[0], /Draw a box/);
 });
 
-test("a touch screen is told of no keys", () => {
+test("on a touch screen, no keys are named", () => {
   const states = [{ view: { mode: "draw" } }, { active: label }, { active: { kind: "other", label: 1 } }, {}];
   for (const state of states) {
     const { reason } = wordsOf(makeTask(question(1)), editor(state), true);
