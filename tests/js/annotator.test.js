@@ -101,6 +101,20 @@ test("an undone question comes back with the box as it was corrected", async () 
   assert.deepEqual(server.standing(1).boxes, [[110, 100, 210, 200]]);
   await press("undo");
   assert.deepEqual(annotator.task?.sketch.box, [110, 100, 210, 200]);
+  await openPage();
+  assert.deepEqual(annotator.task?.sketch.box, [110, 100, 210, 200]);
+});
+
+test("undo takes back the later of a change and an action first", async () => {
+  annotator.editor.nudge(10, 0);
+  await after(10);
+  annotator.editor.draw(BOX, false);
+  await settled();
+  await press("undo");
+  assert.deepEqual(marks("label"), []);
+  assert.deepEqual(annotator.task?.sketch.box, [110, 100, 210, 200]);
+  await press("undo");
+  assert.deepEqual(annotator.task?.sketch.box, [100, 100, 200, 200]);
 });
 
 test("another answer after undo clears what could be redone", async () => {
@@ -145,6 +159,8 @@ test("a drawn object is saved at once, taken back by undo and drawn anew by redo
   await settled();
   assert.equal(server.verdicts.length, 2);
   const drawn = server.saved[1].query;
+  assert.equal(annotator.editor.active?.id, `q${drawn}.0`); // still selected, to be given its class
+  assert.ok(annotator.editor.justDrawn);
   assert.deepEqual(
     marks("label").map((mark) => [mark.box, mark.label]),
     [[BOX, annotator.editor.pen]],
@@ -184,7 +200,11 @@ test("the class of a drawn object is corrected, undone and redone, also offline"
   assert.deepEqual(server.verdicts, Array(4).fill("object"));
   await press("undo", "undo");
   assert.deepEqual(marks("label"), []);
+  server.up = false;
   await press("redo", "redo");
+  assert.equal(marks("label").length, 1);
+  server.up = true;
+  await after(20_000);
   assert.deepEqual(
     marks("label").map((mark) => mark.label),
     [2],

@@ -95,7 +95,7 @@ export class FakeServer {
   most = Infinity;
   /** Keys that the server refuses. */
   refused = new Set();
-  /** A reply given instead of the server's. @type {(() => Response) | null} */
+  /** A reply given instead of the server's. @type {((answers: any[]) => Response) | null} */
   instead = null;
   requests = [];
   /** All saved answers, oldest first. */
@@ -127,7 +127,7 @@ export class FakeServer {
     const { answers = [] } = body;
     this.requests.push({ path, ...body, answers });
     if (!this.up) throw new TypeError("no network");
-    if (this.instead) return this.instead();
+    if (this.instead) return this.instead(answers);
     if (answers.length > this.most) return new Response("<html>", { status: 413 });
     const keys = answers.map((one) => one.key).filter((key) => this.refused.has(key));
     if (keys.length) return json(422, { error: "wrong box", keys });

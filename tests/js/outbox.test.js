@@ -107,7 +107,11 @@ test("an answer whose reply was lost is sent again with the same key and saved o
 for (const [name, reply] of Object.entries({
   "a page": () => new Response("<html>Please sign in</html>"),
   "another program": () => new Response("{}"),
-  "another project": () => new Response('{"results": [], "queries": [], "state": {"id": "another"}}'),
+  "another project": (answers) =>
+    Response.json({
+      results: answers.map(({ key }) => ({ key, status: "saved", query: 1, answer: 1 })),
+      ...{ queries: [], state: { id: "another" } },
+    }),
   "silence on these answers": () => new Response('{"results": [], "queries": [], "state": {"id": "p"}}'),
   "a proxy's 404": () => new Response("<html>", { status: 404 }),
   "a refusal of another key": () => new Response('{"error": "wrong", "keys": ["x"]}', { status: 422 }),
@@ -139,6 +143,18 @@ test("the correction of an unsent answer waits for its number", async () => {
   assert.deepEqual(server.verdicts, ["object", "withdrawn"]);
   assert.equal(server.saved[1].query, 1);
   assert.equal(server.saved[1].after, 1);
+});
+
+test("the correction of an unsent answer waits even under another name", async () => {
+  const { outbox } = tab();
+  const key = outbox.send(OBJECT, about(1));
+  outbox.send(WITHDRAWN, { ...about(1, { parent: key }), base: "q99" });
+  await settled();
+  assert.deepEqual(
+    server.requests.map((one) => one.answers.length),
+    [1, 1],
+  );
+  assert.equal(server.standing(1), null);
 });
 
 test("a reopened question is answered anew, without naming the withdrawn answer", async () => {

@@ -78,8 +78,8 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** 0.62 becomes "62 %". @param {number} fraction */
-export const percent = (fraction) => `${Math.round(100 * fraction)} %`;
+/** 0.62 becomes "62%". @param {number} fraction */
+export const percent = (fraction) => `${Math.round(100 * fraction)}%`;
 
 /** @param {number} count @param {string} one @param {string} [many] */
 export const counted = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;

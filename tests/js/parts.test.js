@@ -5,6 +5,7 @@ import { FakeServer, freshBrowser, question } from "./fakes.js";
 import { yesText } from "../../src/rarebox/web/static/buttons.js";
 import { progressText, spentOnTheWay } from "../../src/rarebox/web/static/header.js";
 import { inReadingOrder, isComplete, labelsOf, marksOf } from "../../src/rarebox/web/static/marks.js";
+import { Queue } from "../../src/rarebox/web/static/queue.js";
 import { factsOf, wordsOf } from "../../src/rarebox/web/static/question.js";
 import { accept } from "../../src/rarebox/web/static/state.js";
 import { alter, makeTask } from "../../src/rarebox/web/static/task.js";
@@ -87,6 +88,7 @@ test("an unsent answer replaces the server's boxes of the same question", () => 
     labels: [
       { query: 7, answer: 1, by: "ben", box: BOX, label: 0 },
       { query: 8, answer: 2, by: "ben", box: BOX, label: 1 },
+      { query: 1, answer: 3, by: "ben", box: BOX, label: 1 }, // the question shown: its box is the asked one
     ],
   };
   const change = { base: "q7", image: 1, item: { key: "x", boxes: [[0, 0, 9, 9]], labels: [2] } };
@@ -127,4 +129,15 @@ test("the last unsent mark decides whether an image is complete", () => {
   assert.ok(!isComplete(question(1), outbox()));
   assert.ok(isComplete(question(1), outbox(sent("object"))));
   assert.ok(!isComplete({ ...question(1), complete: true }, outbox(sent("object"), sent("withdrawn"))));
+});
+
+test("the queue skips questions with unsent answers and keeps those that undo reopened", () => {
+  const verdicts = { 1: "object", 2: "withdrawn" };
+  const queue = new Queue({ latest: (query) => verdicts[query] && { item: { verdict: verdicts[query] } }, ask() {} });
+  queue.putFirst(question(2));
+  queue.receive([question(1), question(3)]);
+  assert.deepEqual(
+    queue.held.map((one) => one.id),
+    [2, 3],
+  );
 });
