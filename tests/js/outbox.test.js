@@ -147,9 +147,12 @@ test("the correction of an unsent answer waits for its number", async () => {
 
 test("the correction of an unsent answer waits even under another name", async () => {
   const { outbox } = tab();
+  server.up = false;
   const key = outbox.send(OBJECT, about(1));
   outbox.send(WITHDRAWN, { ...about(1, { parent: key }), base: "q99" });
   await settled();
+  Object.assign(server, { up: true, requests: [] });
+  await after(1000);
   assert.deepEqual(
     server.requests.map((one) => one.answers.length),
     [1, 1],
