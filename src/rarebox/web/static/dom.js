@@ -68,6 +68,23 @@ export function icon(name) {
   return svg("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
 }
 
+/** A progress bar. @param {number} fraction @param {string} label */
+export function bar(fraction, label) {
+  const value = Math.round(100 * Math.min(1, Math.max(0, fraction)));
+  return el(
+    "div",
+    {
+      class: "bar",
+      role: "progressbar",
+      "aria-label": label,
+      "aria-valuenow": value,
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    el("i", { style: { width: `${value}%` } }),
+  );
+}
+
 /** @param {Element} node @param {...(Node | string | null | undefined | false)} children */
 export function replace(node, ...children) {
   node.replaceChildren(.../** @type {Node[]} */ (children.filter(Boolean)));

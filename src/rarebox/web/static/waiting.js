@@ -1,23 +1,15 @@
 /** Shown in place of the picture when there is no question or no picture. */
 
-import { post } from "./api.js";
-import { counted, el, replace } from "./dom.js";
-import { notify } from "./notices.js";
-import { bar } from "./panel.js";
-import { accept, stageInWords, timeInWords } from "./state.js";
+import { command } from "./commands.js";
+import { bar, counted, el, replace } from "./dom.js";
+import { stageInWords, timeInWords } from "./state.js";
 
 /** @param {HTMLElement} place @param {import("./types.js").State | null} now @param {string} status of the outbox @param {number} waiting number of unsent answers */
 export function showWaiting(place, now, status, waiting) {
   const kept = waiting
     ? `${counted(waiting, "answer")} ${waiting === 1 ? "is" : "are"} kept in this browser and will be sent.`
     : "Nothing is lost.";
-  const press = (/** @type {string} */ path) => async () => {
-    try {
-      accept(await post(path));
-    } catch (error) {
-      notify(/** @type {Error} */ (error).message, "bad");
-    }
-  };
+  const press = (/** @type {string} */ path) => () => command(path);
   const screen = (/** @type {string} */ title, /** @type {any[]} */ ...more) =>
     replace(
       place,
