@@ -11,13 +11,13 @@ const BOX = [300, 300, 360, 360];
 /** @type {FakeServer} */
 let server;
 /** @type {string[]} */
-let said;
+let notices;
 /** @type {Annotator} */
 let annotator;
 
 /** A page whose pictures are always there. */
 async function openPage() {
-  said = [];
+  notices = [];
   const view = {
     ...{ mode: "auto", fingerDraws: false, marks: [] },
     ...{ show() {}, focus() {}, reveal() {}, toggleFit() {} },
@@ -34,7 +34,7 @@ async function openPage() {
   });
   annotator = new Annotator(outbox, view, pictures, {
     changed() {},
-    notify: (sentence) => said.push(sentence),
+    notify: (sentence) => notices.push(sentence),
     findClass() {},
     left() {},
   });
@@ -92,7 +92,7 @@ test("undo and redo work on answers that are still unsent", async () => {
   await press("redo", "redo");
   assert.equal(server.standing(1).verdict, "not_an_object");
   assert.equal(server.standing(2).verdict, "object");
-  assert.deepEqual(said, []);
+  assert.deepEqual(notices, []);
 });
 
 test("an undone question comes back with the box as it was corrected", async () => {
@@ -153,7 +153,7 @@ test("a whole image without a box needs a second press", async () => {
   assert.deepEqual(server.standing(9).boxes, []);
 });
 
-test("a drawn object is saved at once, taken back by undo and drawn anew by redo", async () => {
+test("a drawn object is saved at once, taken back by undo and drawn again by redo", async () => {
   annotator.choose(1); // the guess of question 1 is corrected: question 2 comes
   annotator.editor.draw(BOX, false);
   await settled();
@@ -210,7 +210,7 @@ test("the class of a drawn object is corrected, undone and redone, also offline"
     [2],
   );
   assert.deepEqual(
-    said.filter((sentence) => sentence.startsWith("Not saved")),
+    notices.filter((sentence) => sentence.startsWith("Not saved")),
     [],
   );
 });
@@ -259,13 +259,13 @@ test("an answer that the server refused cannot be undone", async () => {
   server.up = true;
   await after(20_000);
   assert.ok(!annotator.canUndo);
-  assert.match(said.at(-1), /Not saved .*wrong box/);
+  assert.match(notices.at(-1), /Not saved .*wrong box/);
 });
 
-test("a conflict reports the answer that stands", async () => {
+test("a conflict reports the current answer", async () => {
   server.saved.push({ verdict: "cannot_tell", query: 1, answer: 1, by: "ben", image: 1, boxes: [], labels: [] });
   await press("yes");
-  assert.match(said.at(-1), /“can't tell”, by ben/);
+  assert.match(notices.at(-1), /“can't tell”, by ben/);
   assert.ok(!annotator.canUndo);
 });
 

@@ -49,7 +49,7 @@ Object.assign(globalThis, {
   document: { hidden: false, addEventListener: listen },
 });
 
-/** An empty browser whose clock stands still; call it before each test. */
+/** Empties the browser and stops its clock. Call it before each test. */
 export function freshBrowser() {
   mock.timers.reset();
   mock.timers.enable({ apis: ["setTimeout", "setInterval", "Date"], now: 1_000_000 });
@@ -86,7 +86,7 @@ export const question = (id, box = [100, 100, 200, 200]) => ({
 
 const CLASSES = ["fish", "ray", "shark"].map((name, label) => ({ label, name, merged_into: null, count: 0 }));
 
-/** The server's contract: a key is saved once, an answer that stands is changed only by naming it. */
+/** The server's contract: a key is saved once, and the current answer is changed only by a request that names it. */
 export class FakeServer {
   up = true;
   /** Saves the next request and loses its reply. */
@@ -117,7 +117,7 @@ export class FakeServer {
     return this.saved.map((one) => one.verdict);
   }
 
-  /** The answer to a question that stands. */
+  /** The current answer to a question. */
   standing(query) {
     const last = this.saved.findLast((one) => one.query === query);
     return last?.verdict === "withdrawn" ? null : (last ?? null);

@@ -19,48 +19,48 @@ beforeEach(() => {
 
 /** A tab of the browser, and what its outbox reported. */
 function tab(client = "tab") {
-  const heard = { queries: [], results: [], statuses: [], problems: [] };
+  const reported = { queries: [], results: [], statuses: [], problems: [] };
   const outbox = new Outbox("p", client, {
     state: () => {},
-    queries: (queries) => heard.queries.push(queries.map((one) => one.id)),
-    results: (pairs) => heard.results.push(...pairs),
-    status: (status) => heard.statuses.push(status),
-    problem: (sentence) => heard.problems.push(sentence),
+    queries: (queries) => reported.queries.push(queries.map((one) => one.id)),
+    results: (pairs) => reported.results.push(...pairs),
+    status: (status) => reported.statuses.push(status),
+    problem: (sentence) => reported.problems.push(sentence),
   });
-  return { outbox, heard };
+  return { outbox, reported };
 }
 
 test("an opened outbox asks for questions", async () => {
-  const { outbox, heard } = tab();
+  const { outbox, reported } = tab();
   outbox.open();
   await settled();
-  assert.deepEqual(heard.queries, [[1, 2]]);
-  assert.equal(heard.statuses.at(-1), "saved");
+  assert.deepEqual(reported.queries, [[1, 2]]);
+  assert.equal(reported.statuses.at(-1), "saved");
 });
 
 test("an answer is in the browser before it is sent and leaves it once it is saved", async () => {
-  const { outbox, heard } = tab();
+  const { outbox, reported } = tab();
   outbox.send(OBJECT, about(1));
   assert.equal(kept(), 1);
   await settled();
   assert.equal(kept(), 0);
   assert.equal(server.standing(1).verdict, "object");
-  assert.equal(heard.results[0].result.status, "saved");
+  assert.equal(reported.results[0].result.status, "saved");
 });
 
 test("answers given offline are kept and sent when the server is back", async () => {
-  const { outbox, heard } = tab();
+  const { outbox, reported } = tab();
   server.up = false;
   outbox.send(OBJECT, about(1));
   outbox.send({ ...REJECTED, query: 2 }, about(2));
   await settled();
-  assert.equal(heard.statuses.at(-1), "offline");
+  assert.equal(reported.statuses.at(-1), "offline");
   assert.equal(kept(), 2);
   server.up = true;
   await after(20_000);
   assert.deepEqual(server.verdicts, ["object", "not_an_object"]);
   assert.equal(kept(), 0);
-  assert.equal(heard.statuses.at(-1), "saved");
+  assert.equal(reported.statuses.at(-1), "saved");
 });
 
 test("an outbox that the browser brings online sends at once", async () => {
@@ -118,13 +118,13 @@ for (const [name, reply] of Object.entries({
   "a sign-in page of the server": () => new Response('{"error": "sign in"}', { status: 401 }),
 })) {
   test(`${name} settles no answer`, async () => {
-    const { outbox, heard } = tab();
+    const { outbox, reported } = tab();
     server.instead = reply;
     outbox.send(OBJECT, about(1));
     await settled();
     assert.equal(kept(), 1);
-    assert.deepEqual(heard.results, []);
-    assert.ok(["offline", "signed-out"].includes(heard.statuses.at(-1)));
+    assert.deepEqual(reported.results, []);
+    assert.ok(["offline", "signed-out"].includes(reported.statuses.at(-1)));
     server.instead = null;
     await after(20_000);
     assert.equal(kept(), 0);
@@ -160,7 +160,7 @@ test("the correction of an unsent answer waits even under another name", async (
   assert.equal(server.standing(1), null);
 });
 
-test("a reopened question is answered anew, without naming the withdrawn answer", async () => {
+test("a reopened question is answered again without naming the withdrawn answer", async () => {
   const { outbox } = tab();
   const first = outbox.send(OBJECT, about(1));
   const second = outbox.send(WITHDRAWN, about(1, { parent: first }));
@@ -172,7 +172,7 @@ test("a reopened question is answered anew, without naming the withdrawn answer"
 });
 
 test("a refused answer leaves, takes its corrections with it and nothing else", async () => {
-  const { outbox, heard } = tab();
+  const { outbox, reported } = tab();
   server.up = false;
   const wrong = outbox.send(OBJECT, about(1));
   outbox.send(WITHDRAWN, about(1, { parent: wrong }));
@@ -183,20 +183,20 @@ test("a refused answer leaves, takes its corrections with it and nothing else", 
   await after(20_000);
   assert.deepEqual(server.verdicts, ["not_an_object"]);
   assert.equal(kept(), 0);
-  const refused = heard.results.filter(({ result }) => result.status === "refused");
+  const refused = reported.results.filter(({ result }) => result.status === "refused");
   assert.equal(refused.length, 2);
   assert.equal(refused[0].result.reason, "wrong box");
   assert.equal(outbox.saved(wrong), null);
 });
 
-test("a conflict reports the answer that stands", async () => {
-  const { outbox, heard } = tab();
+test("a conflict reports the current answer", async () => {
+  const { outbox, reported } = tab();
   outbox.send(OBJECT, about(1));
   await settled();
   outbox.send(REJECTED, about(1));
   await settled();
-  assert.equal(heard.results[1].result.status, "conflict");
-  assert.equal(heard.results[1].result.current.verdict, "object");
+  assert.equal(reported.results[1].result.status, "conflict");
+  assert.equal(reported.results[1].result.current.verdict, "object");
   assert.equal(kept(), 0);
 });
 
@@ -276,22 +276,22 @@ test("damaged entries in the browser's storage stop nothing", async () => {
   for (const text of ["{}", "null", "{", '{"item": 1, "client": "x", "at": 1}', '"x"'])
     localStorage.setItem(`rarebox/p/out/${text}`, text);
   localStorage.setItem("rarebox/p/saved", "null");
-  const { outbox, heard } = tab();
+  const { outbox, reported } = tab();
   outbox.open();
   outbox.send(OBJECT, about(1));
   await after(16_000);
   assert.equal(server.saved.length, 1);
-  assert.equal(heard.statuses.at(-1), "saved");
+  assert.equal(reported.statuses.at(-1), "saved");
 });
 
 test("an answer that the browser cannot keep is reported once, sent all the same, and guards the page", async () => {
-  const { outbox, heard } = tab();
+  const { outbox, reported } = tab();
   server.up = false;
   localStorage.room = 0;
   outbox.send(OBJECT, about(1));
   outbox.send({ ...OBJECT, query: 2 }, about(2));
   await settled();
-  assert.equal(heard.problems.length, 1);
+  assert.equal(reported.problems.length, 1);
   let warned = false;
   dispatch("beforeunload", { preventDefault: () => (warned = true) });
   assert.ok(warned);

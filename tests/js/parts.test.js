@@ -67,7 +67,7 @@ test("the first button says what it does", () => {
   assert.equal(yesText(whole, editor({ whole: true })), "Complete: 1 box");
 });
 
-test("answers on their way count for the budget as the server will count them", () => {
+test("unsent answers count for the budget as the server will count them", () => {
   const sent = (verdict, more = {}) => ({ base: "q1", parent: null, ...more, item: { verdict, after: null } });
   const waiting = [
     sent("object"),

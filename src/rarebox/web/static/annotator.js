@@ -151,7 +151,7 @@ export class Annotator {
     this.page.notify("This is the box in question. Press X if it is not an object.");
   }
 
-  /** Marks the image as complete: every object has a box. @param {boolean} [deliberate] a button that said "nothing here" was pressed */
+  /** Marks the image as complete: every object has a box. @param {boolean} [deliberate] the button "Nothing to label" was pressed */
   complete(deliberate = false) {
     if (!this.task) return;
     if (this.editor.whole) return this.#finishWhole(deliberate);

@@ -10,7 +10,7 @@ export class Offline extends Error {
 }
 /** The server does not know this browser. */
 export class SignedOut extends Error {}
-/** The server refused the request and said why. `keys`: the refused answers, which must not be sent again. */
+/** The server refused the request and gave the reason. `keys`: the refused answers, which must not be sent again. */
 export class Refused extends Error {
   /** @param {string} sentence @param {string[]} keys */
   constructor(sentence, keys) {
@@ -81,7 +81,7 @@ async function request(path, init, read = (response) => response.json()) {
 /**
  * Listens for events from the server. Reconnects when the connection breaks, and disconnects while the tab is hidden for more
  * than a minute: a browser allows six connections to one server, across all tabs.
- * @param {{state: (state: any) => void, queries: () => void, opened: () => void, broken: () => void}} handlers
+ * @param {{state: (state: import("./types.js").State) => void, queries: () => void, opened: () => void, broken: () => void}} handlers
  */
 export function listen(handlers) {
   /** @type {EventSource | null} */

@@ -43,7 +43,7 @@ export class Outbox {
 
   /**
    * @param {string} project @param {string} client
-   * @param {{state: (state: any) => void, queries: (queries: any[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
+   * @param {{state: (state: import("./types.js").State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
    *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} handlers
    */
   constructor(project, client, handlers) {
@@ -277,8 +277,8 @@ export class Outbox {
 
   /** Adds the outcomes that other tabs have stored. */
   #loadOutcomes() {
-    const told = recall(`${this.project}/saved`, {});
-    if (typeof told === "object") this.#outcomes = { ...told, ...this.#outcomes };
+    const stored = recall(`${this.project}/saved`, {});
+    if (typeof stored === "object") this.#outcomes = { ...stored, ...this.#outcomes };
     const keys = Object.keys(this.#outcomes);
     for (const old of keys.slice(0, Math.max(0, keys.length - REMEMBERED))) delete this.#outcomes[old];
   }

@@ -63,7 +63,7 @@ export function timeInWords(now) {
   return doing === "working" ? "the remaining time is not known yet" : "";
 }
 
-/** An answer in words. @param {{verdict: string, labels: number[], boxes: any[]}} answer */
+/** An answer in words. @param {{verdict: string, labels: number[], boxes: import("./types.js").Box[]}} answer */
 export function inWords(answer) {
   if (answer.verdict === "not_an_object") return "not an object";
   if (answer.verdict === "cannot_tell") return "can't tell";
