@@ -62,7 +62,7 @@ export function makeAnswerButtons(annotator) {
   return { show: () => showAnswerButtons({ ...main, ...minor }, annotator) };
 }
 
-/** @param {Record<string, any>} buttons @param {Annotator} annotator */
+/** @param {Record<string, HTMLButtonElement>} buttons @param {Annotator} annotator */
 function showAnswerButtons(buttons, { task, editor, canUndo }) {
   const { active, whole, pictureStatus } = editor;
   const { mode } = editor.view;

@@ -40,7 +40,7 @@ export function openClasses() {
                 done: (text) => change({ rename: { label, name: text } }),
               }),
             );
-            item.querySelector("input").select();
+            item.querySelector("input")?.select();
           },
         }),
         el("button", {

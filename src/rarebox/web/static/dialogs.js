@@ -1,13 +1,13 @@
 /** The two dialogs of the page: a narrow one and one for galleries. The browser's <dialog> keeps the focus inside. */
 
-import { byId, el, icon, replace } from "./dom.js";
+import { dialogById, el, icon, replace } from "./dom.js";
 
 /**
  * @param {string} title @param {(body: HTMLElement, close: () => void) => void} fill
  * @param {{wide?: boolean, fixed?: boolean, testid?: string, closed?: () => void}} [how] fixed: only its form closes it
  */
 export function openDialog(title, fill, { wide = false, fixed = false, testid = "", closed } = {}) {
-  const dialog = byId(wide ? "wide" : "dialog");
+  const dialog = dialogById(wide ? "wide" : "dialog");
   if (dialog.open) dialog.close();
   const close = () => dialog.close();
   const body = el("div", { class: "dialog-body", "data-testid": testid || null });

@@ -1,14 +1,18 @@
 /** Makes elements without HTML strings, so that text from the server cannot become markup. */
 
-/** @param {string} id @returns {any} */
-export const byId = (id) => document.getElementById(id);
+/** The element of index.html with this id. @param {string} id */
+export const byId = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+/** A dialog of index.html. @param {"dialog" | "wide" | "finder"} id */
+export const dialogById = (id) => /** @type {HTMLDialogElement} */ (byId(id));
 
 /**
  * An HTML element: el("button", {class: "quiet", text: "Undo", onclick: undo, "data-testid": "undo"}, child, ...)
- * @param {string} tag
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
  * @param {Record<string, any>} [props]
  * @param {...(Node | string | null | undefined | false)} children
- * @returns {any}
+ * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function el(tag, props = {}, ...children) {
   return fill(document.createElement(tag), props, children);
@@ -16,10 +20,11 @@ export function el(tag, props = {}, ...children) {
 
 /**
  * An SVG element.
- * @param {string} tag
+ * @template {keyof SVGElementTagNameMap} Tag
+ * @param {Tag} tag
  * @param {Record<string, any>} [props]
  * @param {...(Node | string | null | undefined | false)} children
- * @returns {any}
+ * @returns {SVGElementTagNameMap[Tag]}
  */
 export function svg(tag, props = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);

@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { colour } from "./colours.js";
-import { byId, el, replace } from "./dom.js";
+import { byId, dialogById, el, replace } from "./dom.js";
 import { accept, offered } from "./state.js";
 
 /**
@@ -10,7 +10,7 @@ import { accept, offered } from "./state.js";
  * @param {{title?: string, without?: number, adding?: boolean}} [how]
  */
 export function findClass(done, cancelled, { title = "Find a class", without = -1, adding = true } = {}) {
-  const dialog = byId("finder");
+  const dialog = dialogById("finder");
   if (dialog.open) dialog.close();
   let at = 0;
   let chosen = false;
@@ -81,8 +81,9 @@ export function findClass(done, cancelled, { title = "Find a class", without = -
         const next = await post("/api/classes", { add: option.text });
         accept(next);
         label =
-          next.classes.find((/** @type {any} */ one) => one.name.toLowerCase() === option.text.toLowerCase())?.label ??
-          null;
+          next.classes.find(
+            (/** @type {import("./types.js").Class} */ one) => one.name.toLowerCase() === option.text.toLowerCase(),
+          )?.label ?? null;
       } catch (error) {
         problem.textContent = /** @type {Error} */ (error).message;
         return;

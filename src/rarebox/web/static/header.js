@@ -27,7 +27,7 @@ export function showProgress(now, onTheWay) {
   const text = progressText(now, onTheWay);
   setText(byId("progress-text"), text);
   byId("progress-bar").style.width = `${of ? (100 * Math.min(of, spent + onTheWay)) / of : 0}%`;
-  byId("progress-bar").parentNode.hidden = !text;
+  /** @type {HTMLElement} */ (byId("progress-bar").parentElement).hidden = !text;
   setText(byId("project"), now.project);
 }
 

@@ -9,8 +9,8 @@ const MOST = 3;
 export function notify(sentence, kind = "") {
   const stack = byId("notices");
   // A new message replaces the previous one, except errors and news.
-  for (const old of [...stack.children])
-    if (old.dataset.sentence === sentence || !["bad", "news"].includes(old.dataset.kind)) old.remove();
+  for (const old of /** @type {HTMLElement[]} */ ([...stack.children]))
+    if (old.dataset.sentence === sentence || !["bad", "news"].includes(old.dataset.kind ?? "")) old.remove();
   const notice = el(
     "p",
     { class: `notice ${kind}`, "data-testid": "notice", "data-sentence": sentence, "data-kind": kind },
@@ -21,5 +21,5 @@ export function notify(sentence, kind = "") {
     notice.append(el("button", { class: "bare", "aria-label": "Close", onclick: close }, icon("close")));
   else setTimeout(close, kind === "news" ? 2 * STAYS : STAYS);
   stack.append(notice);
-  while (stack.children.length > MOST) stack.firstChild.remove();
+  while (stack.children.length > MOST) stack.firstChild?.remove();
 }

@@ -161,8 +161,8 @@ export function thresholdPart(actions) {
   });
   const sliderText = el("output", { text: percent(actions.thresholdNow()) });
   slider.addEventListener("input", () => {
-    sliderText.textContent = percent(slider.value / 100);
-    actions.threshold(slider.value / 100);
+    sliderText.textContent = percent(slider.valueAsNumber / 100);
+    actions.threshold(slider.valueAsNumber / 100);
   });
   return [
     el("h2", { text: "Dashed boxes" }),

@@ -34,7 +34,7 @@ export function openSheet(changed) {
                   "aria-label": `Change the key of: ${one.title}`,
                   "data-testid": `rebind-${one.id}`,
                   onclick: (/** @type {Event} */ event) =>
-                    listen(one.id, one.title, /** @type {any} */ (event.currentTarget)),
+                    listen(one.id, one.title, /** @type {HTMLElement} */ (event.currentTarget)),
                 }),
               ),
             ),

@@ -5,11 +5,25 @@
 
 import { area, clamp, contains, handlePoint, HANDLES, moved, resized, tidy, withContext } from "./boxes.js";
 import { colour, ink } from "./colours.js";
-import { el, percent, svg } from "./dom.js";
+import { el, percent, setText, svg } from "./dom.js";
 
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {import("./types.js").Mark} Mark */
 /** @typedef {import("./boxes.js").Handle} Handle */
+
+/**
+ * The elements of a mark.
+ * @typedef {{group: SVGGElement, casing: SVGRectElement, line: SVGRectElement, name: HTMLElement, text: HTMLElement,
+ *   score: HTMLElement}} Drawn
+ */
+
+/**
+ * A drag of one pointer or a pinch of two. `at` is its start on the screen, (x, y) on the image.
+ * @typedef {{at: {x: number, y: number}, x: number, y: number, dragged: boolean, touch: boolean}} Start
+ * @typedef {Start & ({type: "pan"} | {type: "draw", again: boolean} | {type: "move", mark: Mark, box: Box}
+ *   | {type: "resize", mark: Mark, box: Box, handle: Handle})} Drag
+ * @typedef {{type: "pinch", distance: number, x: number, y: number}} Pinch
+ */
 
 const CLICK = 4; // screen pixels that a pointer may move without dragging
 const REACH = { mouse: 12, pen: 16, touch: 24 }; // distance in screen pixels at which a handle can be grabbed
@@ -43,11 +57,11 @@ export class View {
   #fitted = "image";
   /** @type {Box | null} */
   #focus = null;
-  /** @type {Map<string, any>} */
+  /** The elements of the marks that are drawn. @type {Map<string, Drawn>} */
   #drawn = new Map();
   /** @type {Map<number, {x: number, y: number}>} */
   #pointers = new Map();
-  /** @type {any} */
+  /** @type {Drag | Pinch | null} */
   #gesture = null;
   #frame = 0;
 
@@ -208,8 +222,6 @@ export class View {
     this.#frame = 0;
     this.picture.style.transform = `translate(${this.#x}px, ${this.#y}px) scale(${this.#scale})`;
     this.picture.classList.toggle("pixels", this.#scale >= 8);
-    const { clientWidth, clientHeight } = this.stage;
-    const crowded = this.#marks.length > 60;
     const gone = new Set(this.#drawn.keys());
     for (const mark of this.#marks) {
       gone.delete(mark.id);
@@ -223,35 +235,41 @@ export class View {
       for (const rect of [drawn.casing, drawn.line]) set(rect, { x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
       drawn.line.style.stroke = colour(mark.label);
 
-      const named = active || mark.kind === "asked" || mark.id === this.#hovered || (!crowded && x2 - x1 > 34);
-      const visible = x2 > 0 && y2 > 0 && x1 < clientWidth && y1 < clientHeight;
-      drawn.name.hidden = !named || !visible;
-      if (drawn.name.hidden) continue;
-      const text = this.nameOf(mark);
-      if (drawn.text !== text) drawn.name.firstChild.textContent = drawn.text = text;
-      const score = (active || mark.kind === "asked") && typeof mark.score === "number" ? percent(mark.score) : "";
-      if (drawn.score !== score) drawn.name.lastChild.textContent = drawn.score = score;
-      drawn.name.className = `name ${mark.kind}${active ? " active" : ""}`;
-      drawn.name.style.background = colour(mark.label);
-      drawn.name.style.color = ink;
-      const height = active || mark.kind === "asked" ? 24 : 17;
-      const top =
-        y1 - height - 3 >= 0 ? y1 - height - 3 : y2 + 3 + height <= clientHeight ? y2 + 3 : Math.max(y1, 0) + 3;
-      const most = active || mark.kind === "asked" ? Math.min(340, clientWidth - 12) : Math.max(x2 - x1, 44);
-      drawn.name.style.maxWidth = `${most}px`;
-      const left =
-        active || mark.kind === "asked"
-          ? clamp(x1 - 1, 4, clientWidth - Math.min(most, 28 + 8.5 * text.length))
-          : Math.max(x1 - 1, 2);
-      drawn.name.style.transform = `translate(${left}px, ${top}px)`;
+      this.#paintName(mark, drawn);
     }
     for (const id of gone) {
-      const drawn = this.#drawn.get(id);
-      drawn.group.remove();
-      drawn.name.remove();
+      this.#drawn.get(id)?.group.remove();
+      this.#drawn.get(id)?.name.remove();
       this.#drawn.delete(id);
     }
     this.#paintHandles();
+  }
+
+  /** Places the name of a mark above its box, else below it, else inside. @param {Mark} mark @param {Drawn} drawn */
+  #paintName(mark, { name, text, score }) {
+    const { clientWidth, clientHeight } = this.stage;
+    const [x1, y1, x2, y2] = this.#toScreen(mark.box);
+    const active = mark.id === this.#active;
+    const large = active || mark.kind === "asked";
+    const crowded = this.#marks.length > 60;
+    const named = large || mark.id === this.#hovered || (!crowded && x2 - x1 > 34);
+    const visible = x2 > 0 && y2 > 0 && x1 < clientWidth && y1 < clientHeight;
+    name.hidden = !named || !visible;
+    if (name.hidden) return;
+    const words = this.nameOf(mark);
+    setText(text, words);
+    setText(score, large && typeof mark.score === "number" ? percent(mark.score) : "");
+    name.className = `name ${mark.kind}${active ? " active" : ""}`;
+    name.style.background = colour(mark.label);
+    name.style.color = ink;
+    const height = large ? 24 : 17;
+    const above = y1 - height - 3;
+    const below = y2 + 3;
+    const top = above >= 0 ? above : below + height <= clientHeight ? below : Math.max(y1, 0) + 3;
+    const most = large ? Math.min(340, clientWidth - 12) : Math.max(x2 - x1, 44);
+    name.style.maxWidth = `${most}px`;
+    const left = large ? clamp(x1 - 1, 4, clientWidth - Math.min(most, 28 + 8.5 * words.length)) : Math.max(x1 - 1, 2);
+    name.style.transform = `translate(${left}px, ${top}px)`;
   }
 
   /** @param {Mark} mark */
@@ -259,10 +277,11 @@ export class View {
     const casing = svg("rect", { class: "casing" });
     const line = svg("rect", { class: "line" });
     const group = svg("g", { "data-testid": `mark-${mark.kind}`, "data-mark": mark.id }, casing, line);
-    const name = el("div", { class: "name" }, el("span"), el("b"));
+    const [text, score] = [el("span"), el("b")];
+    const name = el("div", { class: "name" }, text, score);
     this.boxes.append(group);
     this.names.append(name);
-    const drawn = { group, casing, line, name, text: "", score: "" };
+    const drawn = { group, casing, line, name, text, score };
     this.#drawn.set(mark.id, drawn);
     return drawn;
   }
@@ -359,7 +378,7 @@ export class View {
     this.#pointers.set(event.pointerId, at);
     const gesture = this.#gesture;
     if (!gesture) return;
-    if (gesture.type === "pinch") return this.#pinch();
+    if (gesture.type === "pinch") return this.#pinch(gesture);
     if (!gesture.dragged) {
       if (Math.hypot(at.x - gesture.at.x, at.y - gesture.at.y) < CLICK * (gesture.touch ? 2 : 1)) return;
       gesture.dragged = true;
@@ -417,7 +436,7 @@ export class View {
 
   #startPinch() {
     const gesture = this.#gesture;
-    if (gesture?.dragged && (gesture.type === "move" || gesture.type === "resize"))
+    if ((gesture?.type === "move" || gesture?.type === "resize") && gesture.dragged)
       this.handlers.change(gesture.mark.id, gesture.box, "end");
     this.rubber.setAttribute("visibility", "hidden");
     const [a, b] = [...this.#pointers.values()];
@@ -429,10 +448,10 @@ export class View {
     };
   }
 
-  #pinch() {
+  /** @param {Pinch} gesture */
+  #pinch(gesture) {
     const [a, b] = [...this.#pointers.values()];
     if (!b) return;
-    const gesture = this.#gesture;
     const distance = Math.max(10, Math.hypot(a.x - b.x, a.y - b.y));
     const [x, y] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
     this.#x += x - gesture.x;

@@ -10,7 +10,7 @@ export function showWaiting(place, now, status, waiting) {
     ? `${counted(waiting, "answer")} ${waiting === 1 ? "is" : "are"} kept in this browser and will be sent.`
     : "Nothing is lost.";
   const press = (/** @type {string} */ path) => () => command(path);
-  const screen = (/** @type {string} */ title, /** @type {any[]} */ ...more) =>
+  const screen = (/** @type {string} */ title, /** @type {(Node | string | null | false)[]} */ ...more) =>
     replace(
       place,
       el(
