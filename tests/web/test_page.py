@@ -1,4 +1,4 @@
-"""The page in a real browser where the server, the network or the person does not behave; nothing is trained."""
+"""The page in a real browser, with failing servers and networks and unexpected input. Nothing is trained."""
 
 import signal
 import time
@@ -32,7 +32,7 @@ def chrome() -> Iterator[Browser]:
 
 @dataclass
 class Office:
-    """A server, and the browsers of people who are signed in there."""
+    """A server and the browsers of people who are signed in."""
 
     server: Served
     chrome: Browser
@@ -55,7 +55,7 @@ class Office:
         return person
 
     def given(self) -> list[tuple[int, str, str]]:
-        """What the store holds: query, verdict and author of each answer, the oldest first."""
+        """Return query, verdict and author of each stored answer, oldest first."""
         folder = RunFolder(self.server.root)
         with Store(folder.labels(folder.read_settings())) as store:
             return [(one.query.id, one.answer.verdict.value, one.answer.by) for one in People(store).given()]
@@ -70,7 +70,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Sequence[ImageRecord]:
 def office(
     pictures: Sequence[ImageRecord], tmp_path: Path, chrome: Browser, request: pytest.FixtureRequest
 ) -> Iterator[Office]:
-    """Ten pictures with four questions each, or as many pictures with one as the test asks for."""
+    """Serve ten pictures with four questions each, or as many pictures with one question as the test asks for."""
     few = getattr(request, "param", None)
     root = tmp_path / "project"
     make_project(root, pictures[: few or 10], ("fish", "ray", "shark"), grid=1 if few else 2).store.close()
@@ -78,7 +78,7 @@ def office(
         yield Office(server, chrome, server.cookies(("anna", "ben")), tmp_path)
 
 
-def test_the_next_questions_are_there_before_they_are_asked_for(office: Office) -> None:
+def test_the_next_questions_and_pictures_are_loaded_ahead(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     anna.page.wait_for_timeout(1000)
@@ -97,7 +97,7 @@ def test_the_next_questions_are_there_before_they_are_asked_for(office: Office) 
     assert [verdict for _, verdict, _ in office.given()] == ["not_an_object"] * 3
 
 
-def test_answers_to_a_dead_server_survive_the_end_of_the_page(office: Office) -> None:
+def test_answers_to_a_stopped_server_survive_closing_the_page(office: Office) -> None:
     browser = office.browser("anna")
     anna = office.tab(browser)
     anna.task("box", 30)
@@ -115,7 +115,7 @@ def test_answers_to_a_dead_server_survive_the_end_of_the_page(office: Office) ->
     assert [answer[1:] for answer in office.given()] == [("not_an_object", "anna"), ("object", "anna")]
 
 
-def test_undo_reaches_back_over_several_answers_and_redo_forth(office: Office) -> None:
+def test_undo_and_redo_go_over_several_answers(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     photos = []
     for key in ("x", "Enter", "Space"):
@@ -137,7 +137,7 @@ def test_undo_reaches_back_over_several_answers_and_redo_forth(office: Office) -
 
 
 @pytest.mark.parametrize("office", [5], indirect=True)
-def test_a_box_drawn_over_the_asked_one_replaces_it_but_after_d_it_is_another_object(
+def test_a_box_drawn_over_the_asked_one_replaces_it_unless_d_was_pressed(
     office: Office, pictures: Sequence[ImageRecord]
 ) -> None:
     anna = office.tab(office.browser("anna"))
@@ -146,7 +146,7 @@ def test_a_box_drawn_over_the_asked_one_replaces_it_but_after_d_it_is_another_ob
     around = [0.05 * shown.width, 0.05 * shown.height, 0.95 * shown.width, 0.95 * shown.height]
     anna.press("f")
     anna.drag(around, shown.width, shown.height)
-    anna.page.get_by_text("Taken as the asked box").wait_for()
+    anna.page.get_by_text("replaces the box in question").wait_for()
     assert office.given() == []
     anna.press("d")
     anna.drag(around, shown.width, shown.height)
@@ -159,10 +159,10 @@ def test_a_box_drawn_over_the_asked_one_replaces_it_but_after_d_it_is_another_ob
 
 
 @pytest.mark.parametrize("office", [5], indirect=True)
-def test_what_somebody_leaves_comes_to_who_has_nothing_to_do(office: Office) -> None:
+def test_released_questions_go_to_people_who_have_none(office: Office) -> None:
     browser = office.browser("anna")
     anna = office.tab(browser)
-    anna.task("box", 30)  # with three to come
+    anna.task("box", 30)  # and the next three
     photo = anna.photo()
     other = office.tab(browser)  # closed again: the question is at once hers in the next tab
     other.task("box", 30)
@@ -178,7 +178,7 @@ def test_what_somebody_leaves_comes_to_who_has_nothing_to_do(office: Office) -> 
     third.saved()
     third.page.close()
     ben = office.tab(office.browser("ben"))
-    ben.see("waiting").get_by_text("Nothing to ask").wait_for()
+    ben.see("waiting").get_by_text("No questions right now").wait_for()
     assert "other people or in another tab" in ben.see("waiting").inner_text()
     began = time.monotonic()
     other.page.close()
@@ -186,7 +186,7 @@ def test_what_somebody_leaves_comes_to_who_has_nothing_to_do(office: Office) -> 
     assert time.monotonic() - began < 20
 
 
-def test_a_change_of_an_old_answer_that_was_not_finished_is_kept(office: Office) -> None:
+def test_an_unfinished_change_of_an_old_answer_is_kept(office: Office) -> None:
     browser = office.browser("anna")
     anna = office.tab(browser)
     anna.task("box", 30)
@@ -207,10 +207,10 @@ def test_a_change_of_an_old_answer_that_was_not_finished_is_kept(office: Office)
     (answer,) = anna.page.evaluate("fetch('/api/answers').then(r => r.json())")["answers"]
     assert [round(x - y) for x, y in zip(answer["boxes"][0], answer["box"], strict=True)] == [10] * 4
     anna.page.reload()
-    anna.task("box", 30)  # it is finished now
+    anna.task("box", 30)  # the change is finished
 
 
-def test_a_server_that_comes_back_has_the_answers_of_the_same_page(office: Office) -> None:
+def test_a_restarted_server_receives_the_answers_of_the_open_page(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     anna.page.evaluate("window.sameDocument = true")
@@ -227,7 +227,7 @@ def test_a_server_that_comes_back_has_the_answers_of_the_same_page(office: Offic
     assert len(office.given()) == 2
 
 
-def test_classes_are_made_renamed_and_merged_in_the_page_and_are_never_markup(office: Office) -> None:
+def test_classes_are_added_renamed_and_merged_and_never_become_markup(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     evil = "<img src=x onerror=document.title=1>"
@@ -257,29 +257,29 @@ def test_classes_are_made_renamed_and_merged_in_the_page_and_are_never_markup(of
     anna.see("class-1").get_by_text("<b>stingray</b>").wait_for()
     assert anna.page.locator("img[src=x], b b").count() == 0
     assert anna.page.title() == "project · rarebox"
-    assert ["400" in problem for problem in anna.problems] == [True]  # the name that was taken
+    assert ["400" in problem for problem in anna.problems] == [True]  # the name exists
 
 
-def test_a_clock_runs_for_as_long_as_somebody_means_to_work(office: Office) -> None:
+def test_the_session_timer_runs_only_while_the_person_works(office: Office) -> None:
     context = office.browser("anna")
     context.clock.install()
     anna = office.tab(context)
     anna.task("box", 30)
     anna.see("goal").select_option("10")
-    context.clock.run_for(300_000)  # hands at rest for five minutes
+    context.clock.run_for(300_000)  # no input for five minutes
     assert anna.see("goal-clock").inner_text() == "1 of 10 min"
-    over = anna.page.get_by_text("10 minutes are over")
+    over = anna.page.get_by_text("10 minutes are up")
     for _ in range(75):
         anna.press("h")
         context.clock.run_for(8_000)
         if over.count():
             break
     else:
-        pytest.fail("nothing was said")
+        pytest.fail("the page did not report the end of the session")
     assert anna.see("goal-clock").inner_text() == "10 of 10 min"
 
 
-def test_who_is_not_signed_in_is_told_so_and_nothing_else(office: Office) -> None:
+def test_a_signed_out_page_shows_only_that(office: Office) -> None:
     stranger = Person(office.chrome.new_page(viewport=PHONE), office.shots)  # type: ignore[arg-type]
     stranger.page.goto(f"{office.server.url}/?token={office.server.token}")  # used up
     stranger.see("waiting").get_by_text("Not signed in").wait_for()
@@ -288,7 +288,7 @@ def test_who_is_not_signed_in_is_told_so_and_nothing_else(office: Office) -> Non
     assert not stranger.page.locator(".top .bar").is_visible()
 
 
-def test_an_invitation_at_a_server_for_this_machine_says_so(office: Office) -> None:
+def test_an_invitation_from_a_local_server_says_that_it_works_on_this_computer_only(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     anna.see("invite").click()
@@ -319,7 +319,7 @@ STRANGE: dict[str, dict[str, Any]] = {
 
 
 def kept(person: Person) -> int:
-    """Answers that the browser keeps."""
+    """Return the number of unsent answers in the browser."""
     return person.page.evaluate("Object.keys(localStorage).filter(name => name.includes('/out/')).length")
 
 
@@ -327,24 +327,24 @@ def fulfil(reply: dict[str, Any], route: Route) -> None:
     route.fulfill(**reply)
 
 
-def is_offline(person: Person) -> None:
+def wait_until_offline(person: Person) -> None:
     person.page.wait_for_function("() => document.querySelector('#save-state').dataset.state === 'offline'")
 
 
-def test_only_our_own_word_on_an_answer_settles_it(office: Office) -> None:
+def test_only_a_reply_of_our_own_server_settles_an_answer(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     for number, (name, reply) in enumerate(STRANGE.items()):
         anna.task("box", 30)
         anna.page.route("**/api/answers", partial(fulfil, reply))
         anna.press("x")
-        is_offline(anna)
+        wait_until_offline(anna)
         assert kept(anna) == 1, name
         anna.page.unroute("**/api/answers")
         anna.saved()
         assert (kept(anna), len(office.given())) == (0, number + 1), name
 
 
-def test_an_answer_that_is_refused_by_its_key_takes_no_other_with_it(office: Office) -> None:
+def test_a_refused_answer_does_not_take_others_with_it(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     anna.page.wait_for_timeout(1000)
@@ -359,7 +359,7 @@ def test_an_answer_that_is_refused_by_its_key_takes_no_other_with_it(office: Off
     }"""
     anna.page.evaluate(wrong)
     anna.page.reload()
-    is_offline(anna)
+    wait_until_offline(anna)
     anna.page.unroute("**/api/answers")
     anna.page.get_by_text("Not saved").wait_for()
     anna.saved()
@@ -377,13 +377,13 @@ def test_the_correction_of_an_answer_is_sent_by_another_tab(office: Office) -> N
     anna.saved()
     anna.page.route("**/api/answers", lambda route: route.abort())
     anna.press("z")
-    is_offline(anna)
+    wait_until_offline(anna)
     anna.page.close()
     other.until(lambda state: state["budget"]["spent"] == 0, 30)
     assert [verdict for _, verdict, _ in office.given()] == ["not_an_object", "withdrawn"]
 
 
-def test_what_is_damaged_in_the_browser_stops_nobody(office: Office) -> None:
+def test_damaged_entries_in_the_browser_stop_nothing(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     damage = """id => {
@@ -395,13 +395,13 @@ def test_what_is_damaged_in_the_browser_stops_nobody(office: Office) -> None:
     anna.page.evaluate(damage, anna.state()["id"])
     anna.page.reload()
     anna.task("box", 30)
-    anna.page.wait_for_timeout(9000)  # by then what other tabs have left behind is looked for
+    anna.page.wait_for_timeout(9000)  # long enough to adopt the answers of closed tabs
     anna.press("x")
     anna.saved()
     assert len(office.given()) == 1
 
 
-def test_a_browser_without_room_says_so_and_keeps_what_it_can(office: Office) -> None:
+def test_a_full_browser_storage_is_reported_and_loses_nothing(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     fill = """() => {
@@ -413,14 +413,14 @@ def test_a_browser_without_room_says_so_and_keeps_what_it_can(office: Office) ->
     office.server.kill()
     anna.press("x")
     anna.page.get_by_text("has no room").wait_for()
-    is_offline(anna)
+    wait_until_offline(anna)
     office.server.start()
     anna.saved()
     assert len(office.given()) == 1
 
 
-def test_another_project_on_the_port_does_not_get_the_answers(office: Office, tmp_path: Path) -> None:
-    """The browser knows both projects, and cookies do not tell ports apart."""
+def test_another_project_on_the_same_port_does_not_receive_the_answers(office: Office, tmp_path: Path) -> None:
+    """The browser is signed in to both projects, and cookies do not distinguish ports."""
     records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 11)]
     make_project(tmp_path / "second", records, ("fish", "ray", "shark"), grid=2).store.close()
     browser = office.browser("anna")
@@ -437,7 +437,7 @@ def test_another_project_on_the_port_does_not_get_the_answers(office: Office, tm
         anna.page.get_by_text("another project is served here").wait_for()
         anna.page.wait_for_timeout(2000)
         assert (kept(anna), Office(second, office.chrome, {}, tmp_path).given()) == (1, [])
-    (office.server.root / "secret").unlink()  # everybody signs in again; what the browsers keep is still this project's
+    (office.server.root / "secret").unlink()  # everyone signs in again; unsent answers still belong to this project
     office.server.start()
     with httpx.Client(base_url=office.server.url) as http:
         http.get("/", params={"token": office.server.token})

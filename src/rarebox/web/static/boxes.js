@@ -1,10 +1,10 @@
-/** Geometry of boxes in pixels of the original image: pure functions, nothing drawn here. */
+/** Geometry of boxes, in pixels of the original image. Pure functions. */
 
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {{width: number, height: number}} Size */
 /** @typedef {"nw" | "n" | "ne" | "e" | "se" | "s" | "sw" | "w"} Handle */
 
-/** No side of a box becomes shorter than this. */
+/** The shortest side of a box. */
 export const MIN_SIDE = 2;
 
 /** @type {Handle[]} */
@@ -14,13 +14,13 @@ export const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 export const clamp = (value, low, high) => Math.min(Math.max(value, low), Math.max(low, high));
 
 /** @param {number} value */
-const cents = (value) => Math.round(value * 100) / 100;
+const rounded = (value) => Math.round(value * 100) / 100;
 
-/** Inside the image, at least MIN_SIDE on each side. @param {Box} box @param {Size} size @returns {Box} */
+/** The box clipped to the image, with ordered corners and sides of at least MIN_SIDE. @param {Box} box @param {Size} size @returns {Box} */
 export function tidy([ax, ay, bx, by], size) {
   const [x1, x2] = span(ax, bx, size.width);
   const [y1, y2] = span(ay, by, size.height);
-  return [cents(x1), cents(y1), cents(x2), cents(y2)];
+  return [rounded(x1), rounded(y1), rounded(x2), rounded(y2)];
 }
 
 /** @param {number} a @param {number} b @param {number} length */
@@ -34,23 +34,23 @@ function span(a, b, length) {
   return [low, high];
 }
 
-/** The box shifted, its size kept. @param {Box} box @param {number} dx @param {number} dy @param {Size} size @returns {Box} */
+/** The box moved by (dx, dy), but not out of the image. @param {Box} box @param {number} dx @param {number} dy @param {Size} size @returns {Box} */
 export function moved([x1, y1, x2, y2], dx, dy, size) {
   const sx = clamp(dx, -x1, size.width - x2);
   const sy = clamp(dy, -y1, size.height - y2);
-  return [cents(x1 + sx), cents(y1 + sy), cents(x2 + sx), cents(y2 + sy)];
+  return [rounded(x1 + sx), rounded(y1 + sy), rounded(x2 + sx), rounded(y2 + sy)];
 }
 
-/** One handle dragged to (x, y); the sides across from it stay. @param {Box} box @param {Handle} handle @param {number} x @param {number} y @param {Size} size @returns {Box} */
+/** The box with one handle dragged to (x, y). @param {Box} box @param {Handle} handle @param {number} x @param {number} y @param {Size} size @returns {Box} */
 export function resized([x1, y1, x2, y2], handle, x, y, size) {
   if (handle.includes("w")) x1 = clamp(x, 0, x2 - MIN_SIDE);
   if (handle.includes("e")) x2 = clamp(x, x1 + MIN_SIDE, size.width);
   if (handle.includes("n")) y1 = clamp(y, 0, y2 - MIN_SIDE);
   if (handle.includes("s")) y2 = clamp(y, y1 + MIN_SIDE, size.height);
-  return [cents(x1), cents(y1), cents(x2), cents(y2)];
+  return [rounded(x1), rounded(y1), rounded(x2), rounded(y2)];
 }
 
-/** Where a handle sits. @param {Box} box @param {Handle} handle @returns {[number, number]} */
+/** The position of a handle. @param {Box} box @param {Handle} handle @returns {[number, number]} */
 export function handlePoint([x1, y1, x2, y2], handle) {
   const x = handle.includes("w") ? x1 : handle.includes("e") ? x2 : (x1 + x2) / 2;
   const y = handle.includes("n") ? y1 : handle.includes("s") ? y2 : (y1 + y2) / 2;
@@ -65,7 +65,8 @@ export const contains = ([x1, y1, x2, y2], x, y, slack = 0) =>
 export const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
 
 /** @param {Box | null} a @param {Box | null} b */
-export const same = (a, b) => a === b || (a !== null && b !== null && a.every((value, i) => Math.abs(value - b[i]) < 0.01));
+export const same = (a, b) =>
+  a === b || (a !== null && b !== null && a.every((value, i) => Math.abs(value - b[i]) < 0.01));
 
 /** Intersection over union. @param {Box} a @param {Box} b */
 export function iou(a, b) {
@@ -75,10 +76,10 @@ export function iou(a, b) {
   return (width * height) / (area(a) + area(b) - width * height);
 }
 
-/** The box with enough around it to recognise what is inside. @param {Box} box @param {Size} size @returns {Box} */
+/** The box with a margin that helps to recognise its content. @param {Box} box @param {Size} size @returns {Box} */
 export function withContext([x1, y1, x2, y2], size) {
   const side = Math.max(x2 - x1, y2 - y1);
-  const around = Math.min(0.08 * Math.max(size.width, size.height), 4 * side); // a speck must stay visible
+  const around = Math.min(0.08 * Math.max(size.width, size.height), 4 * side); // a tiny box must stay visible
   const margin = Math.max(0.75 * side, around, 12);
   return [x1 - margin, y1 - margin, x2 + margin, y2 + margin];
 }

@@ -1,15 +1,20 @@
-/** The AP50 of the finished cycles as a line. */
+/** A line chart of the AP50 of the finished cycles. */
 
 import { el, percent, svg } from "./dom.js";
 
 /** @param {import("./types.js").CycleRecord[]} records */
 export function apChart(records) {
   const points = records.filter((record) => record.ap50 !== null);
-  if (!points.length) return el("p", { class: "quiet", text: records.length ? "There is none to show." : "Shown when the first cycle is finished." });
+  if (!points.length)
+    return el("p", {
+      class: "quiet",
+      text: records.length ? "No AP50 was measured." : "Shown after the first cycle.",
+    });
   const [width, height, left, right, top, bottom] = [272, 104, 30, 34, 12, 20];
   const most = Math.max(0.1, ...points.map((point) => point.ap50 ?? 0));
   const ceiling = Math.min(1, Math.ceil(most * 10 + 0.2) / 10);
-  const x = (/** @type {number} */ i) => (points.length === 1 ? (left + width - right) / 2 : left + (i * (width - left - right)) / (points.length - 1));
+  const x = (/** @type {number} */ i) =>
+    points.length === 1 ? (left + width - right) / 2 : left + (i * (width - left - right)) / (points.length - 1);
   const y = (/** @type {number} */ ap) => height - bottom - (ap / ceiling) * (height - top - bottom);
   const grid = [0, ceiling / 2, ceiling].flatMap((ap) => [
     svg("line", { class: "grid", x1: left, x2: width - right, y1: y(ap), y2: y(ap) }),
@@ -17,15 +22,30 @@ export function apChart(records) {
   ]);
   const dots = points.flatMap((point, i) => {
     const dot = svg("circle", { cx: x(i), cy: y(point.ap50 ?? 0), r: 3 });
-    dot.append(svg("title", { text: `Cycle ${point.cycle}: AP50 ${percent(point.ap50 ?? 0)}, ${point.labels} labels` }));
+    dot.append(
+      svg("title", { text: `Cycle ${point.cycle}: AP50 ${percent(point.ap50 ?? 0)}, ${point.labels} labels` }),
+    );
     const every = Math.ceil(points.length / 8);
     const named = i % every === 0 || i === points.length - 1;
     return named ? [dot, svg("text", { x: x(i), y: height - 5, "text-anchor": "middle", text: point.cycle })] : [dot];
   });
   const last = points[points.length - 1];
-  return svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `AP50 per cycle, last ${percent(last.ap50 ?? 0)}` },
+  return svg(
+    "svg",
+    {
+      class: "chart",
+      viewBox: `0 0 ${width} ${height}`,
+      role: "img",
+      "aria-label": `AP50 per cycle, last ${percent(last.ap50 ?? 0)}`,
+    },
     ...grid,
     svg("polyline", { points: points.map((point, i) => `${x(i)},${y(point.ap50 ?? 0)}`).join(" ") }),
     ...dots,
-    svg("text", { class: "last", x: x(points.length - 1) + 6, y: y(last.ap50 ?? 0) + 4, text: Math.round(100 * (last.ap50 ?? 0)) }));
+    svg("text", {
+      class: "last",
+      x: x(points.length - 1) + 6,
+      y: y(last.ap50 ?? 0) + 4,
+      text: Math.round(100 * (last.ap50 ?? 0)),
+    }),
+  );
 }

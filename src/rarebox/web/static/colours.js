@@ -1,6 +1,6 @@
 /**
- * One colour per class, fixed by its index, so that it never changes while people work. The first eight keep apart for the
- * common kinds of colour blindness (after Okabe and Ito, lightened for photos); later ones walk round the hues in two tones.
+ * One colour per class, fixed by its index. The first eight are distinguishable with the common kinds of colour blindness
+ * (after Okabe and Ito, lightened for photos). Later ones go around the hues in two lightnesses.
  */
 
 const FIRST = ["#f5a623", "#4fb3f0", "#19b38a", "#f7e34b", "#5b7cff", "#ff6f3c", "#e07bc0", "#e8e8e8"];
@@ -14,5 +14,5 @@ export function colour(label) {
   return `hsl(${hue.toFixed(0)} 78% ${light}%)`;
 }
 
-/** Black or white, whichever reads better on a class's colour. Every colour above is light enough for black. */
+/** The colour of text on a class's colour: all colours above are light enough for black. */
 export const ink = "#101214";

@@ -1,24 +1,30 @@
-/** Making elements without HTML strings: text from the server can never become markup. */
+/** Makes elements without HTML strings, so that text from the server cannot become markup. */
 
-/** @param {string} id @returns {any} */
-export const byId = (id) => document.getElementById(id);
+/** The element of index.html with this id. @param {string} id */
+export const byId = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+/** A dialog of index.html. @param {"dialog" | "wide" | "finder"} id */
+export const dialogById = (id) => /** @type {HTMLDialogElement} */ (byId(id));
 
 /**
- * el("button", {class: "quiet", text: "Undo", onclick: undo, "data-testid": "undo"}, child, ...)
- * @param {string} tag
+ * An HTML element: el("button", {class: "quiet", text: "Undo", onclick: undo, "data-testid": "undo"}, child, ...)
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
  * @param {Record<string, any>} [props]
  * @param {...(Node | string | null | undefined | false)} children
- * @returns {any}
+ * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function el(tag, props = {}, ...children) {
   return fill(document.createElement(tag), props, children);
 }
 
 /**
- * @param {string} tag
+ * An SVG element.
+ * @template {keyof SVGElementTagNameMap} Tag
+ * @param {Tag} tag
  * @param {Record<string, any>} [props]
  * @param {...(Node | string | null | undefined | false)} children
- * @returns {any}
+ * @returns {SVGElementTagNameMap[Tag]}
  */
 export function svg(tag, props = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
@@ -58,12 +64,30 @@ const ICONS = {
   trash: "M5 7h14M10 7V4.5h4V7M7 7l1 12.5h8L17 7",
   close: "M6 6l12 12M18 6L6 18",
   download: "M12 4v11M7.5 11l4.5 4.5 4.5-4.5M5 20h14",
-  people: "M9 5a3.2 3.2 0 1 0 0 6.400A3.2 3.2 0 0 0 9 5zM3 19c.5-3.5 2.800-5 6-5s5.5 1.5 6 5M16 5.5a3 3 0 0 1 0 5.5M17.5 14.2c2 .6 3.2 2.100 3.5 4.800",
 };
 
-/** @param {keyof typeof ICONS} name */
+/** @typedef {keyof typeof ICONS} Icon */
+
+/** @param {Icon} name */
 export function icon(name) {
   return svg("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
+}
+
+/** A progress bar. @param {number} fraction @param {string} label */
+export function bar(fraction, label) {
+  const value = Math.round(100 * Math.min(1, Math.max(0, fraction)));
+  return el(
+    "div",
+    {
+      class: "bar",
+      role: "progressbar",
+      "aria-label": label,
+      "aria-valuenow": value,
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    el("i", { style: { width: `${value}%` } }),
+  );
 }
 
 /** @param {Element} node @param {...(Node | string | null | undefined | false)} children */
@@ -71,8 +95,13 @@ export function replace(node, ...children) {
   node.replaceChildren(.../** @type {Node[]} */ (children.filter(Boolean)));
 }
 
-/** A plain sentence piece: 0.62 -> "62 %". @param {number} fraction */
-export const percent = (fraction) => `${Math.round(100 * fraction)} %`;
+/** Writes only what changed, so that screen readers do not repeat it. @param {Element} node @param {string} text */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** 0.62 becomes "62%". @param {number} fraction */
+export const percent = (fraction) => `${Math.round(100 * fraction)}%`;
 
 /** @param {number} count @param {string} one @param {string} [many] */
 export const counted = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;

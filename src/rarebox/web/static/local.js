@@ -1,4 +1,4 @@
-/** What the browser remembers: JSON in localStorage (all tabs) or sessionStorage (this tab). */
+/** Stores JSON in localStorage (all tabs) or sessionStorage (this tab). */
 
 /** @param {string} name @param {any} [otherwise] */
 export function recall(name, otherwise = null, storage = localStorage) {
@@ -10,7 +10,7 @@ export function recall(name, otherwise = null, storage = localStorage) {
   }
 }
 
-/** True when it is kept; false when the browser refuses (full, or forbidden in private windows). @param {string} name @param {any} value */
+/** Stores a value. Returns false if the browser refuses: storage full, or forbidden in private windows. @param {string} name @param {any} value */
 export function remember(name, value, storage = localStorage) {
   try {
     storage.setItem(`rarebox/${name}`, JSON.stringify(value));
@@ -25,11 +25,11 @@ export function forget(name, storage = localStorage) {
   try {
     storage.removeItem(`rarebox/${name}`);
   } catch {
-    // Nothing was kept, so nothing needs to go.
+    // Nothing was stored.
   }
 }
 
-/** The names under a prefix, sorted. @param {string} prefix */
+/** The stored names with a prefix, sorted. @param {string} prefix */
 export function names(prefix) {
   const found = [];
   try {
@@ -53,8 +53,8 @@ export function uuid() {
 }
 
 /**
- * The identifier of this tab. It survives a reload, but a *duplicated* tab must not share it: so it is in the storage only
- * while the page is away.
+ * The identifier of this tab. It survives a reload, but a duplicated tab must not share it, so it is stored only while the page
+ * is unloaded.
  */
 export function tabId() {
   const id = recall("tab", null, sessionStorage) ?? uuid();

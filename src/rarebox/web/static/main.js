@@ -1,43 +1,42 @@
-/** Where everything meets: the question's words, the buttons, the keys, the news from the server. */
+/**
+ * Starts the page and connects its parts: the server leases questions, the Annotator shows them and takes answers, the Outbox
+ * sends the answers. Read annotator.js next, then editor.js and outbox.js.
+ */
 
-import { get, isFor, listen, post, SignedOut } from "./api.js";
 import { Annotator } from "./annotator.js";
+import { get, setProject, post, SignedOut } from "./api.js";
+import { iconButton, makeAnswerButtons, showKeys } from "./buttons.js";
+import { makeChips } from "./chips.js";
 import { openClasses } from "./classes.js";
-import { colour } from "./colours.js";
 import { nameForm, openDialog } from "./dialogs.js";
-import { byId, counted, el, icon, percent, replace } from "./dom.js";
+import { byId, el, percent } from "./dom.js";
 import { findClass } from "./finder.js";
 import { openDisagreements, openGallery } from "./gallery.js";
-import { hint, listenToKeys } from "./keys.js";
-import { Outbox } from "./outbox.js";
+import { showProgress, showSaveState, spentOnTheWay } from "./header.js";
+import { listenToKeys } from "./keys.js";
 import { tabId } from "./local.js";
-import { say } from "./notices.js";
+import { follow } from "./news.js";
+import { notify } from "./notices.js";
+import { Outbox } from "./outbox.js";
 import { makePanel } from "./panel.js";
 import { Pictures } from "./pictures.js";
+import { showQuestion } from "./question.js";
 import { openSheet } from "./sheet.js";
-import { accept, className, classOf, expectAnything, inWords, offered, onState, state } from "./state.js";
+import { accept, className, inWords, onState, state } from "./state.js";
 import { View } from "./view.js";
-import { showWaiting } from "./waiting.js";
+import { showPictureStatus, showWaiting } from "./waiting.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Answer} Answer */
 
-/** Seconds after which a page without a question asks for one again. */
-const LOOK_AGAIN = 8;
-
 const stage = byId("stage");
-let status = "saved";
-let waiting = 0;
-
-/* ---- starting ---- */
-
 const tab = tabId();
 
 async function start() {
   try {
     accept(await get("/api/state"));
   } catch (error) {
-    status = error instanceof SignedOut ? "signed-out" : "offline";
+    const status = error instanceof SignedOut ? "signed-out" : "offline";
     byId("question-bar").hidden = true;
     byId("waiting").hidden = false;
     showWaiting(byId("waiting"), null, status, 0);
@@ -51,396 +50,216 @@ async function start() {
 /** @param {boolean} first @returns {Promise<void>} */
 function askName(first) {
   return new Promise((done) => {
-    openDialog(first ? "What is your name?" : "Change your name", (body, close) => {
-      body.append(
-        el("p", { text: "It is kept with each of your answers, so that people working together can tell who said what." }),
-        nameForm({ label: "Your name", value: state()?.you ?? "", button: first ? "Start" : "Change", testid: "name", done: async (name) => {
-          accept(await post("/api/me", { name }));
-          close();
-        } }));
-    }, { fixed: first, testid: "name-dialog", closed: done });
+    openDialog(
+      first ? "What is your name?" : "Change your name",
+      (body, close) => {
+        body.append(
+          el("p", {
+            text: "Your name is stored with each of your answers, so that everyone can see who answered what.",
+          }),
+          nameForm({
+            label: "Your name",
+            value: state()?.you ?? "",
+            button: first ? "Start" : "Change",
+            testid: "name",
+            done: async (name) => {
+              accept(await post("/api/me", { name }));
+              close();
+            },
+          }),
+        );
+      },
+      { fixed: first, testid: "name-dialog", closed: done },
+    );
   });
 }
 
 /** @param {State} first */
 function run(first) {
-  isFor(first.id);
-  for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // nobody who is not signed in has anything saved
-  const line = new Outbox(first.id, tab, {
+  setProject(first.id);
+  for (const id of ["save-state", "bottom"]) byId(id).hidden = false; // only for people who are signed in
+  let status = "saved";
+
+  /* ---- the parts ---- */
+
+  const outbox = new Outbox(first.id, tab, {
     state: accept,
-    queries: (queries) => asking.receive(queries),
+    queries: (queries) => annotator.receive(queries),
     results: (pairs) => {
-      asking.settle(pairs);
+      annotator.settle(pairs);
       panel.refreshRecent(900);
     },
-    status: (now, count) => {
-      if (status === "offline" && now !== "offline" && asking.pictureStatus === "failed") asking.showPicture();
-      if (now === "signed-out" && status !== now) say("The server does not know this browser any more. Open the link that “rarebox serve” printed; answers are kept until then.", "bad");
+    status: (now) => {
+      if (status === "offline" && now !== "offline" && editor.pictureStatus === "failed") editor.showPicture();
+      if (now === "signed-out" && status !== now) {
+        notify(
+          "You are signed out. Open the link that “rarebox serve” printed. Until then, your answers are kept in this browser.",
+          "bad",
+        );
+      }
       status = now;
-      waiting = count;
-      showSaveState();
-      if (!asking.task) update();
+      showSaveState(status, outbox.waiting.length);
+      if (!annotator.task) update();
       const known = state();
-      if (known) panel.update(known, spentOnTheWay());
+      if (known) panel.update(known, spent());
     },
-    problem: (sentence) => say(sentence, "bad"),
+    problem: (sentence) => notify(sentence, "bad"),
   });
-  /** Answers on their way that the budget will count: a label is an object, a look any answer. */
-  const spentOnTheWay = () => {
-    const labels = state()?.budget.unit === "labels";
-    const counts = (/** @type {string} */ verdict) => verdict === "object" || (!labels && verdict !== "withdrawn");
-    return line.waiting.filter(({ base, item, parent }) => base.startsWith("q") && !item.after && !parent && counts(item.verdict)).length;
-  };
+  const spent = () => spentOnTheWay(outbox.waiting, state()?.budget.unit);
 
   const keys = listenToKeys({
-    yes: () => asking.yes(),
+    yes: () => annotator.yes(),
     find: () => pickClass(),
-    not_object: () => asking.notAnObject(),
-    cannot_tell: () => asking.cannotTell(),
-    complete: () => asking.complete(),
-    undo: () => asking.undo(),
-    redo: () => asking.redo(),
-    draw: () => asking.drawNext("draw"),
-    redraw: () => asking.drawNext("redraw"),
-    next_box: () => asking.cycle(1),
-    previous_box: () => asking.cycle(-1),
-    remove: () => asking.remove(),
-    take_all: () => asking.takeAll(),
-    hide: () => asking.toggleHidden(),
-    fit: () => asking.fit(),
+    not_object: () => annotator.notAnObject(),
+    cannot_tell: () => annotator.cannotTell(),
+    complete: () => annotator.complete(),
+    undo: () => annotator.undo(),
+    redo: () => annotator.redo(),
+    draw: () => editor.drawNext("draw"),
+    redraw: () => editor.drawNext("redraw"),
+    next_box: () => editor.cycle(1),
+    previous_box: () => editor.cycle(-1),
+    remove: () => annotator.remove(),
+    take_all: () => editor.takeAll(),
+    hide: () => editor.toggleHidden(),
+    fit: () => editor.fit(),
     zoom_in: () => view.zoom(1.25),
     zoom_out: () => view.zoom(1 / 1.25),
     gallery: () => gallery(),
     panel: () => panel.toggle(),
-    help: () => openSheet(redraw),
-    digit: (/** @type {number} */ n) => asking.digit(n),
-    arrow: (/** @type {number} */ dx, /** @type {number} */ dy) => asking.nudge(dx, dy),
-    tab: (/** @type {number} */ step, /** @type {KeyboardEvent} */ event) => event.target === stage && asking.tab(step),
-    escape: () => asking.escape(),
+    help: () => help(),
+    digit: (/** @type {number} */ n) => annotator.digit(n),
+    arrow: (/** @type {number} */ dx, /** @type {number} */ dy) => editor.nudge(dx, dy),
+    tab: (/** @type {number} */ step, /** @type {KeyboardEvent} */ event) => event.target === stage && editor.tab(step),
+    escape: () => annotator.escape(),
   });
 
   const view = new View(stage, (mark) => (mark.label === null ? "?" : className(mark.label)), {
-    select: (id) => asking.select(id),
-    draw: (box, again) => asking.draw(box, again),
-    change: (id, box, phase) => asking.change(id, box, phase),
+    select: (id) => editor.select(id),
+    draw: (box, again) => editor.draw(box, again),
+    change: (id, box, phase) => editor.change(id, box, phase),
     panning: keys.panning,
     panned: keys.panned,
   });
 
-  let returnTo = /** @type {(() => void) | null} */ (null);
-  const asking = new Annotator(line, view, new Pictures(), {
+  const annotator = new Annotator(outbox, view, new Pictures(), {
     changed: () => update(),
-    say,
-    findClass: (done) => findClass(done),
+    notify,
+    findClass,
     left: (saved) => {
-      if (saved) say("Changed.", "good");
+      if (saved) notify("Answer changed.", "good");
       returnTo?.();
       returnTo = null;
     },
   });
+  const { editor } = annotator;
 
-  /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] */
+  const panel = makePanel({
+    edit: (answer) => edit(answer),
+    gallery: () => gallery(),
+    classes: openClasses,
+    disagreements: () => disagreements(),
+    person: () => askName(false).then(() => news.again()),
+    threshold: (value) => editor.setThreshold(value),
+    thresholdNow: () => editor.threshold,
+  });
+
+  const buttons = makeAnswerButtons(annotator);
+  const pickClass = () => annotator.task && findClass((label) => annotator.choose(label));
+  const chips = makeChips(annotator, pickClass);
+  byId("tools").append(
+    iconButton("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)),
+    iconButton("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
+    iconButton("fit", "fit", "Zoom to the box or the image", () => editor.fit()),
+    iconButton("hide", "eye", "Hide or show all boxes", () => editor.toggleHidden()),
+  );
+  byId("top-buttons").append(
+    iconButton("gallery", "grid", "Browse all answers", () => gallery()),
+    iconButton("classes-editor", "tag", "Edit classes", openClasses),
+    iconButton("help", "keys", "Keyboard shortcuts", () => help()),
+    iconButton("panel", "panel", "Side panel", () => panel.toggle()),
+  );
+
+  /* ---- dialogs ---- */
+
+  let returnTo = /** @type {(() => void) | null} */ (null);
+
+  /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] reopens the dialog it came from */
   async function edit(answer, back = null) {
     try {
       const around = await get(`/api/image/${answer.image.id}`);
       returnTo = back;
-      asking.edit(answer, around);
+      annotator.edit(answer, around);
       if (matchMedia("(max-width: 860px)").matches) panel.show(false);
       stage.focus({ preventScroll: true });
     } catch (error) {
-      say(/** @type {Error} */ (error).message, "bad");
+      notify(/** @type {Error} */ (error).message, "bad");
     }
   }
   const gallery = () => openGallery((answer) => edit(answer, gallery));
-  const pickClass = () => asking.task && findClass((label) => asking.choose(label));
-  const disagreements = () => openDisagreements(
-    (query, answers, chosen) => {
-      const after = Math.max(...answers.map((one) => one.answer));
-      line.send({ query: query.id, after, verdict: chosen.verdict, boxes: chosen.boxes, labels: chosen.labels, milliseconds: 0 }, { image: query.image.id, base: `q${query.id}`, what: inWords(chosen) });
-    },
-    (answer) => edit(answer, disagreements));
-
-  const panel = makePanel({
-    edit: (answer) => edit(answer), gallery, classes: openClasses, disagreements, person: () => askName(false).then(() => news.again()),
-    threshold: (value) => asking.setThreshold(value), thresholdNow: () => asking.threshold,
-  });
-
-  /* ---- buttons ---- */
-
-  /** @param {string} id @param {string} text @param {any} glyph @param {() => void} act @param {string} [kind] */
-  const button = (id, text, glyph, act, kind = "") =>
-    el("button", {
-      class: kind, "data-testid": id, "data-action": id, onclick: (/** @type {PointerEvent} */ event) => {
-        if (event.detail > 0) stage.focus({ preventScroll: true }); // pressed by hand: the keys go back to the picture
-        act();
-      },
-    }, glyph && icon(glyph), el("span", { class: "text", text }), el("kbd"));
-
-  const buttons = {
-    yes: button("yes", "Yes", "check", () => (asking.whole && asking.active?.kind !== "other" ? asking.complete(true) : asking.yes()), "primary"),
-    not_object: button("not_object", "Not an object", "cross", () => asking.notAnObject()),
-    cannot_tell: button("cannot_tell", "Can't tell", "unsure", () => asking.cannotTell()),
-    draw: button("draw", "Add box", "draw", () => asking.drawNext("draw"), "minor"),
-    remove: button("remove", "Remove", "trash", () => asking.remove(), "minor"),
-    take_all: button("take_all", "Take all", "check", () => asking.takeAll(), "minor"),
-    redraw: button("redraw", "Redraw", "redraw", () => asking.drawNext("redraw"), "minor"),
-    complete: button("complete", "Image complete", "done", () => asking.complete(true), "minor"),
-    withdraw: button("withdraw", "Withdraw", "trash", () => asking.withdraw(), "minor"),
-    leave: button("leave", "Back", "close", () => asking.leave(false), "minor"),
-    undo: button("undo", "Undo", "undo", () => asking.undo(), "minor"),
-  };
-  byId("answers").append(el("div", { class: "main-answers" }, buttons.yes, buttons.not_object, buttons.cannot_tell),
-    el("div", { class: "minor-answers" }, buttons.draw, buttons.redraw, buttons.remove, buttons.take_all, buttons.complete, buttons.withdraw, buttons.leave, buttons.undo));
-  const quiet = (/** @type {string} */ id, /** @type {any} */ glyph, /** @type {string} */ title, /** @type {() => void} */ act) =>
-    el("button", { class: "bare", "data-testid": id, "data-title": title, "data-action": id, "aria-label": title, onclick: (/** @type {PointerEvent} */ event) => {
-      if (event.detail > 0) stage.focus({ preventScroll: true });
-      act();
-    } }, icon(glyph));
-  byId("tools").append(
-    quiet("zoom_in", "plus", "Zoom in", () => view.zoom(1.4)), quiet("zoom_out", "minus", "Zoom out", () => view.zoom(1 / 1.4)),
-    quiet("fit", "fit", "Fit the box or the image", () => asking.fit()), quiet("hide", "eye", "Hide or show all boxes", () => asking.toggleHidden()));
-  byId("top-buttons").append(
-    quiet("gallery", "grid", "Look back at all answers", gallery), quiet("classes-editor", "tag", "Edit classes", openClasses),
-    quiet("help", "keys", "Keys", () => openSheet(redraw)), quiet("panel", "panel", "Side panel", () => panel.toggle()));
-
-  const redraw = () => {
-    for (const one of document.querySelectorAll("[data-action]")) {
-      const key = hint(/** @type {HTMLElement} */ (one).dataset.action ?? "");
-      const kbd = one.querySelector("kbd");
-      if (kbd) kbd.textContent = key;
-      else /** @type {HTMLElement} */ (one).title = `${/** @type {HTMLElement} */ (one).dataset.title}${key ? ` (${key})` : ""}`;
-    }
-    classesShown = "";
-    update();
+  const disagreements = () => openDisagreements(decide, (answer) => edit(answer, disagreements));
+  const help = () => {
+    openSheet(() => {
+      showKeys();
+      update();
+    });
   };
 
-  /* ---- the page as it should look now ---- */
+  /** Keeps one of several answers to a question. @param {import("./types.js").Query} query @param {Answer[]} answers @param {Answer} chosen */
+  function decide(query, answers, chosen) {
+    const after = Math.max(...answers.map((one) => one.answer));
+    const { verdict, boxes, labels } = chosen;
+    outbox.send(
+      { query: query.id, after, verdict, boxes, labels, milliseconds: 0 },
+      { image: query.image.id, base: `q${query.id}`, what: inWords(chosen) },
+    );
+  }
+
+  /* ---- what is shown ---- */
 
   function update() {
-    const task = asking.task;
+    const { task } = annotator;
     const now = state();
     const place = byId("waiting");
     document.body.dataset.task = !task ? "none" : task.kind === "edit" ? "edit" : task.query.box ? "box" : "image";
-    place.hidden = task !== null && asking.pictureStatus === "ready";
-    if (!task) {
-      showWaiting(place, now, status, waiting);
-      setText("question", "");
-      setText("reason", "");
-      replace(byId("facts"));
-    } else {
-      if (!place.hidden) showPicture(place);
-      showQuestion();
-    }
+    place.hidden = task !== null && editor.pictureStatus === "ready";
+    if (!task) showWaiting(place, now, status, outbox.waiting.length);
+    else if (!place.hidden) showPictureStatus(place, editor);
     byId("question-bar").hidden = !task;
     byId("tools").hidden = !task;
-    showButtons();
-    showClasses();
-    showProgress();
+    showQuestion(editor);
+    buttons.show();
+    chips.show();
+    if (now) showProgress(now, spent());
   }
-
-  /** The picture is on its way, or did not come. @param {HTMLElement} place */
-  function showPicture(place) {
-    const name = asking.task?.query.image.name ?? "";
-    if (asking.pictureStatus === "loading") return replace(place, el("p", { class: "loading", text: "Loading the picture …" }));
-    replace(place, el("div", { class: "waiting-text", "data-testid": "picture-failed" }, el("h2", { text: "The picture cannot be shown" }), el("p", { text: name }),
-      el("p", { text: "Try again, or say that you can't tell and go on." }),
-      el("button", { text: "Try again", onclick: () => asking.showPicture() })));
-  }
-
-  function showQuestion() {
-    const task = asking.task;
-    if (!task) return;
-    const { query } = task;
-    const active = asking.active;
-    const { guess } = asking;
-    const named = (/** @type {string} */ before, /** @type {number | null} */ label, /** @type {string} */ after) =>
-      setQuestion(before, label, after);
-    let reason = query.reason;
-    const touch = matchMedia("(pointer: coarse)").matches; // no keys to speak of
-    if (asking.view.mode === "draw") {
-      named("Draw a box with one drag", null, "");
-      reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
-    } else if (asking.view.mode === "redraw") {
-      named("Redraw the box with one drag", null, "");
-      reason = touch ? "Press the button again to leave it." : "Esc leaves it.";
-    } else if (active?.kind === "draft" && active.label === null) {
-      named("What is in the new box?", null, "");
-      reason = touch ? "Tap its class, or find or add one." : `A digit chooses its class, ${hint("find")} finds or adds one.`;
-    } else if (active?.kind === "label") {
-      named(asking.justDrawn ? "New box, saved as " : "Answered box: ", active.label, "");
-      reason = touch ? "Tap a class to change it." : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} goes back to the question.`;
-    } else if (active?.kind === "other") {
-      named("Unanswered box: ", active.label, "?");
-      reason = touch ? "Tap its class to make it a label, or beside it to leave it." : `${hint("yes")} or a digit makes it a label. Esc leaves it.`;
-    } else if (task.kind === "edit" && task.answer) {
-      named(query.box ? "You are changing an answer: " : "You are changing a whole image", query.box && task.answer.verdict === "object" ? guess : null, query.box && task.answer.verdict !== "object" ? inWords(task.answer) : "");
-      reason = `By ${task.answer.by}. ${touch ? "Back" : "Esc"} leaves it as it is.`;
-    } else if (query.box) {
-      if (guess === null) named("What is in this box?", null, "");
-      else named("Is this ", guess, "?");
-    } else {
-      named("Box everything in this image", null, "");
-      const pen = classOf(asking.pen);
-      reason = `${reason ? `${reason} ` : ""}Drag to draw${pen ? `; new boxes are “${pen.name}”` : ""}.`;
-    }
-    setText("reason", reason);
-    const facts = [];
-    if (task.kind === "ask" && query.box) {
-      if (query.score !== null) facts.push(["score", percent(query.score)]);
-      if (query.uncertainty !== null) facts.push(["uncertainty", query.uncertainty.toFixed(2)]);
-    }
-    if (task.kind === "ask" && now_phase() !== "first_images") facts.push(["cycle", String(query.cycle)]);
-    facts.push(["photo", query.image.name]);
-    replace(byId("facts"), ...facts.map(([name, value]) => el("span", { title: `${name} ${value}`, "data-fact": name }, el("small", { text: name }), el("b", { text: value }))));
-  }
-  const now_phase = () => state()?.phase;
-
-  function showButtons() {
-    const task = asking.task;
-    const active = asking.active;
-    const whole = asking.whole;
-    const failed = asking.pictureStatus === "failed";
-    const loading = asking.pictureStatus !== "ready";
-    const drafts = task?.sketch.drafts.length ?? 0;
-    const { guess } = asking;
-    const aside = active?.kind === "label";
-    const yes = !task ? "Yes" : active?.kind === "other" ? "Make it a label" : aside ? "Back to the question"
-      : whole ? (drafts ? `Complete: ${counted(drafts, "box", "boxes")}` : task.armed ? "Sure? Nothing to label here" : "Nothing to label here")
-      : task.kind === "edit" && guess !== null ? "Save" : guess === null ? "Choose a class" : `Yes, ${className(guess)}`;
-    setButton(buttons.yes, yes, !task || loading);
-    buttons.yes.classList.toggle("armed", Boolean(task?.armed));
-    setButton(buttons.not_object, "Not an object", !task || loading);
-    buttons.not_object.hidden = whole || aside || active?.kind === "other";
-    setButton(buttons.cannot_tell, whole ? "Skip this image" : "Can't tell", !task || (loading && !failed));
-    buttons.cannot_tell.hidden = aside || active?.kind === "other";
-    buttons.draw.setAttribute("aria-pressed", String(asking.view.mode === "draw"));
-    buttons.redraw.setAttribute("aria-pressed", String(asking.view.mode === "redraw"));
-    buttons.redraw.hidden = !task || whole || task?.kind === "edit";
-    setButton(buttons.redraw, "Redraw", !task || loading);
-    setButton(buttons.draw, "Add box", !task || loading);
-    buttons.draw.hidden = !task;
-    buttons.remove.hidden = !active || active.kind === "asked";
-    buttons.take_all.hidden = !whole || !asking.marks().some((mark) => mark.kind === "other");
-    buttons.complete.hidden = whole || task?.kind !== "ask" || aside;
-    buttons.complete.setAttribute("aria-pressed", String(asking.imageComplete));
-    setButton(buttons.complete, "Image complete", loading);
-    buttons.withdraw.hidden = task?.kind !== "edit" || task.answer?.by !== state()?.you; // another person's answer is corrected
-    buttons.leave.hidden = task?.kind !== "edit";
-    setButton(buttons.undo, "Undo", !asking.canUndo);
-    byId("answers").classList.toggle("idle", !task);
-    document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(asking.hidden));
-  }
-
-  let classesShown = "";
-  function showClasses() {
-    const active = asking.active;
-    const label = active ? active.label : asking.pen;
-    const key = JSON.stringify([offered().map((one) => [one.label, one.name]), label, asking.task !== null]);
-    if (key === classesShown) return;
-    classesShown = key;
-    const place = byId("classes");
-    const shown = offered().filter((one) => one.label < 20 || one.label === label);
-    replace(place,
-      el("button", { class: "chip find", "data-testid": "find", "data-action": "find", disabled: !asking.task, onclick: pickClass }, icon("search"), el("span", { text: "Find" }), el("kbd", { text: hint("find") })),
-      ...shown.map((one) => el("button", { class: "chip", "data-testid": `class-${one.label}`, title: one.name, disabled: !asking.task, "aria-pressed": String(one.label === label), onclick: (/** @type {PointerEvent} */ event) => {
-        if (event.detail > 0) stage.focus({ preventScroll: true });
-        asking.choose(one.label);
-      } }, el("i", { class: "swatch", style: { background: colour(one.label) } }), el("span", { text: one.name }), one.label < 20 && el("kbd", { text: `${one.label > 9 ? "⇧" : ""}${(one.label + 1) % 10}` }))));
-    const pressed = place.querySelector("[aria-pressed=true]")?.getBoundingClientRect();
-    const frame = place.getBoundingClientRect();
-    if (pressed) place.scrollLeft += (pressed.left + pressed.right - frame.left - frame.right) / 2;
-  }
-
-  function showProgress() {
-    const now = state();
-    if (!now) return;
-    const { spent, of, unit } = now.budget;
-    const done = Math.min(of, spent + spentOnTheWay());
-    const text = now.phase === "first_images" ? `image ${Math.min(of, done + 1)} of ${of}` : now.phase === "preparing" ? "" : `${done} of ${of} ${unit}`;
-    setText("progress-text", text);
-    byId("progress-bar").style.width = `${of ? (100 * done) / of : 0}%`;
-    byId("progress-bar").parentNode.hidden = !text;
-    setText("project", now.project);
-  }
-
-  function showSaveState() {
-    const node = byId("save-state");
-    const words = { saved: "saved", saving: "saving", offline: waiting ? `offline (${waiting} waiting)` : "offline", "signed-out": "signed out" }[status] ?? status;
-    if (node.dataset.state === status && node.textContent === words) return;
-    node.dataset.state = status;
-    node.textContent = words;
-    node.title = status === "offline" ? "The answers are kept in this browser and are sent when the server is back." : "Every answer is saved at once.";
-  }
-
-  /* ---- news ---- */
 
   onState((now, before) => {
     document.title = `${now.project} · rarebox`;
-    panel.update(now, spentOnTheWay());
+    panel.update(now, spent());
     if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);
-      say(`Cycle ${now.cycle}: new questions${last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : ""}.`, "news");
+      const ap = last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : "";
+      notify(`Cycle ${now.cycle}: new questions${ap}.`, "news");
     }
-    asking.refresh(); // classes may have new names and colours
+    editor.refresh(); // names and colours of classes may have changed
   });
-  let broken = false;
-  const news = listen({
-    state: accept,
-    queries: () => line.ask(),
-    opened: () => {
-      expectAnything();
-      if (broken) line.wake();
-      if (broken || !asking.held.length) line.ask();
-      broken = false;
-    },
-    broken: () => {
-      if (!broken) line.ask(); // finds out whether the server is there
-      broken = true;
-    },
-  });
-  // Keeps the leases of a person who thinks for long.
-  // Who has nothing to do gets what others leave: nobody tells when a lease ends.
-  let asked = Date.now();
-  setInterval(() => {
-    const pause = asking.held[0] ? asking.held[0].lease_seconds / 3 : LOOK_AGAIN;
-    if (document.hidden || Date.now() - asked < 1000 * pause) return;
-    asked = Date.now();
-    line.ask();
-  }, 2000);
 
+  /* ---- start ---- */
+
+  const news = follow(outbox, annotator.queue);
   panel.update(first, 0);
   panel.refreshRecent();
-  redraw();
-  showSaveState();
-  line.open();
-  const unfinished = asking.unfinished();
+  showKeys();
+  update();
+  showSaveState(status, 0);
+  outbox.open();
+  const unfinished = annotator.drafts.unfinished();
   const own = unfinished.find((kept) => kept.client === tab);
   if (own) edit(own.answer);
-  else if (unfinished.length) say("A change of an old answer was not finished when its page was closed. Open that answer to go on with it.");
+  else if (unfinished.length) {
+    notify("An answer was being changed when its page was closed. Open that answer to continue.");
+  }
   stage.focus({ preventScroll: true });
-}
-
-/** @param {string} id @param {string} text */
-function setText(id, text) {
-  const node = byId(id);
-  if (node.textContent !== text) node.textContent = text;
-}
-
-/** The question, with a class named in its colour. @param {string} before @param {number | null} label @param {string} after */
-function setQuestion(before, label, after) {
-  const node = byId("question");
-  const name = label === null ? "" : className(label);
-  const whole = before + name + after;
-  if (node.textContent === whole && node.dataset.label === String(label)) return;
-  node.dataset.label = String(label);
-  replace(node, before, label !== null && el("em", { "data-testid": "guess" }, el("i", { class: "swatch", style: { background: colour(label) } }), name), after);
-}
-
-/** @param {any} node @param {string} text @param {boolean} disabled */
-function setButton(node, text, disabled) {
-  const words = node.querySelector(".text");
-  if (words.textContent !== text) words.textContent = text;
-  node.disabled = disabled;
 }
 
 start();

@@ -1,66 +1,66 @@
 /**
- * The line to the server: answers go out, questions come in. Each answer is written to localStorage before the page moves on
- * and leaves it when the server has it on disk, so a closed tab or a dead server loses nothing. One request at a time; each
- * answer carries a key, so sending it twice saves it once. Only a reply of our own server that names an answer's key settles
- * that answer; after anything else it is kept and sent again, with growing pauses and in smaller requests.
+ * Exchanges answers and questions with the server. Each answer is written to localStorage before the page moves on and removed
+ * when the server has it on disk, so a closed tab or a stopped server loses nothing. Each answer has a key, so that the server
+ * saves it once even if it is sent twice. Only a reply of our own server that names an answer's key settles that answer. After any
+ * other reply, the answer is kept and sent again, after growing pauses and in smaller requests.
  */
 
-import { lastWord, Offline, post, Refused, SignedOut } from "./api.js";
+import { sendOnClose, Offline, post, Refused, SignedOut } from "./api.js";
 import { forget, names, recall, remember, uuid } from "./local.js";
 
 /** @typedef {import("./types.js").Item} Item */
 /** @typedef {import("./types.js").Result} Result */
 
 /**
- * What is kept of an answer until the server has it. `parent`: the key of the answer that this one corrects, where its number
- * is not known yet; `fresh`: it answers the reopened question of that parent anew.
+ * An unsent answer. `parent`: the key of the answer it corrects, if that was sent from here; `fresh`: it answers the reopened
+ * question of its parent.
  * @typedef {{name: string, client: string, at: number, item: Item, image: number, base: string, what: string,
  *   parent: string | null, fresh: boolean}} Sending
  */
 
-const WANT = 4; // the question shown and three to come
+const WANT = 4; // the question shown and the next three
 const BATCH = 50;
-const REMEMBERED = 400; // answers whose numbers are kept, to correct them by
-const ADOPT_AFTER = 8000; // answers left behind by a closed tab; a living one sends its own sooner
+const REMEMBERED = 400; // outcomes kept, so that saved answers can be corrected
+const ADOPT_AFTER = 8000; // milliseconds; an open tab sends its own answers sooner
 
 export class Outbox {
   /** @type {Sending[]} */
   #waiting = [];
-  /** What became of answers: their numbers, or null where they were not saved. @type {Record<string, {query: number, answer: number} | null>} */
-  #fates = {};
+  /** The numbers of saved answers by key, or null if they were not saved. @type {Record<string, {query: number, answer: number} | null>} */
+  #outcomes = {};
   #busy = false;
   #wanted = false;
-  #most = BATCH;
+  #batchSize = BATCH;
   #failures = 0;
   #timer = 0;
   #sequence = 0;
-  /** The last problem that was told. @type {string | null} */
-  #told = null;
-  /** Answers for which the browser has no room. @type {Set<Sending>} */
-  #unkept = new Set();
-  /** Answers that did not get through alone: others go first. @type {Set<Sending>} */
-  #aside = new Set();
+  /** The last problem reported. @type {string | null} */
+  #problem = null;
+  /** Answers that did not fit into localStorage. @type {Set<Sending>} */
+  #unstored = new Set();
+  /** Answers whose own request failed. Others are sent first. @type {Set<Sending>} */
+  #deferred = new Set();
 
   /**
    * @param {string} project @param {string} client
-   * @param {{state: (state: any) => void, queries: (queries: any[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
-   *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} heard
+   * @param {{state: (state: import("./types.js").State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
+   *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} handlers
    */
-  constructor(project, client, heard) {
+  constructor(project, client, handlers) {
     this.project = project;
     this.client = client;
-    this.heard = heard;
-    this.#learnFates();
-    addEventListener("storage", (event) => event.key === `rarebox/${project}/saved` && this.#learnFates());
+    this.handlers = handlers;
+    this.#loadOutcomes();
+    addEventListener("storage", (event) => event.key === `rarebox/${project}/saved` && this.#loadOutcomes());
     addEventListener("online", () => this.wake());
-    // Whoever comes next may have this tab's questions, unless answers to them are still on their way.
-    addEventListener("pagehide", () => this.#waiting.length || lastWord("/api/leave", { client }));
+    // Releases this tab's questions, unless answers to them are unsent.
+    addEventListener("pagehide", () => this.#waiting.length || sendOnClose("/api/leave", { client }));
     addEventListener("beforeunload", (event) => {
-      if (this.#unkept.size) event.preventDefault();
+      if (this.#unstored.size) event.preventDefault();
     });
   }
 
-  /** Sends what was left behind, of this tab at once, and asks for questions. */
+  /** Sends answers left by an earlier page, those of closed tabs after a delay, and asks for questions. */
   open() {
     this.#adopt((record) => record.client === this.client);
     setInterval(() => this.#adopt((record) => Date.now() - record.at > ADOPT_AFTER), ADOPT_AFTER);
@@ -68,7 +68,7 @@ export class Outbox {
   }
 
   /**
-   * Keeps an answer and sends it as soon as can be.
+   * Stores an answer and sends it as soon as possible.
    * @param {Omit<Item, "key">} item
    * @param {{image: number, base?: string, what: string, parent?: string | null, fresh?: boolean}} about
    * @returns {string} its key
@@ -77,45 +77,55 @@ export class Outbox {
     const key = uuid();
     const at = Date.now();
     const name = `${this.project}/out/${at}-${String(this.#sequence++).padStart(6, "0")}-${key}`;
-    const record = { name, client: this.client, at, item: { ...item, key }, image, base: base ?? `k${key}`, what, parent, fresh };
+    const record = {
+      name,
+      client: this.client,
+      at,
+      item: { ...item, key },
+      image,
+      base: base ?? `k${key}`,
+      what,
+      parent,
+      fresh,
+    };
     this.#waiting.push(record);
     if (!remember(name, record)) {
-      this.#unkept.add(record);
-      this.#tell("This browser has no room to keep answers. Leave the page open until it says “saved”.");
+      this.#unstored.add(record);
+      this.#reportProblem("This browser has no room left to store answers. Keep this page open until it says “saved”.");
     }
-    this.#say("saving");
+    this.#report("saving");
     this.wake();
     return key;
   }
 
-  /** Ask for questions. */
+  /** Asks for questions. */
   ask() {
     this.#wanted = true;
     this.wake();
   }
 
-  /** Try now, whatever the waiting time says. */
+  /** Sends now, without waiting for the pause to end. */
   wake() {
     clearTimeout(this.#timer);
     this.#run();
   }
 
-  /** Answers on their way, oldest first. @returns {readonly Sending[]} */
+  /** Unsent answers, oldest first. @returns {readonly Sending[]} */
   get waiting() {
     return this.#waiting;
   }
 
-  /** The latest answer to a question that is still on its way. @param {number} query */
+  /** The latest unsent answer to a question. @param {number} query */
   latest(query) {
     return this.#waiting.findLast((record) => record.base === `q${query}`) ?? null;
   }
 
-  /** The numbers of an answer that was saved. @param {string} key */
+  /** The numbers of a saved answer. @param {string} key */
   saved(key) {
-    return this.#fates[key] ?? null;
+    return this.#outcomes[key] ?? null;
   }
 
-  /** Once the server has a box drawn here, it goes by the number of its question. @param {string} base */
+  /** The current name of an answer: a box drawn here is named after its question once the server has saved it. @param {string} base */
   baseOf(base) {
     const saved = base.startsWith("k") ? this.saved(base.slice(1)) : null;
     return saved ? `q${saved.query}` : base;
@@ -129,7 +139,7 @@ export class Outbox {
       .map((name) => ({ ...recall(name), name }))
       .filter((record) => typeof record.item?.key === "string" && typeof record.client === "string" && mine(record));
     if (!found.length) return;
-    this.#learnFates();
+    this.#loadOutcomes();
     this.#waiting = [...this.#waiting, ...found].sort((a, b) => (a.name < b.name ? -1 : 1));
     this.wake();
   }
@@ -146,7 +156,7 @@ export class Outbox {
     }
   }
 
-  /** One request. @returns {Promise<boolean>} whether to go on at once */
+  /** Sends one request. @returns {Promise<boolean>} whether to send the next one immediately */
   async #exchange() {
     const batch = this.#batch();
     if (!batch.length && !this.#wanted) return false;
@@ -154,33 +164,33 @@ export class Outbox {
     const own = client === this.client;
     if (own) this.#wanted = false;
     try {
-      if (batch.length) this.#say("saving");
+      if (batch.length) this.#report("saving");
       const body = { client, want: own ? WANT : 0 };
       const reply = batch.length
         ? await post("/api/answers", { ...body, answers: batch.map((record) => this.#outgoing(record)) })
         : await post("/api/next", body);
       const whole = Array.isArray(reply.queries) && (!batch.length || Array.isArray(reply.results));
-      if (!whole || reply.state?.id !== this.project) throw new Offline("Another program answers.", true);
+      if (!whole || reply.state?.id !== this.project) throw new Offline("Another program replied.", true);
       const pairs = this.#receive(batch, reply.results ?? []);
-      if (batch.length && !pairs.length) throw new Offline("The server said nothing of these answers.", true);
+      if (batch.length && !pairs.length) throw new Offline("The server did not report on these answers.", true);
       this.#failures = 0;
-      this.#told = null;
-      this.#most = Math.min(BATCH, 2 * this.#most);
-      if (own) this.heard.queries(reply.queries); // first: the boxes just saved are in there
-      this.heard.state(reply.state);
-      if (pairs.length) this.heard.results(pairs);
-      this.#say(this.#waiting.length ? "saving" : "saved");
+      this.#problem = null;
+      this.#batchSize = Math.min(BATCH, 2 * this.#batchSize);
+      if (own) this.handlers.queries(reply.queries); // first, because they include the boxes just saved
+      this.handlers.state(reply.state);
+      if (pairs.length) this.handlers.results(pairs);
+      this.#report(this.#waiting.length ? "saving" : "saved");
       return true;
     } catch (error) {
       if (own) this.#wanted = true;
       if (error instanceof Refused && this.#refused(batch, error)) return true;
       if (error instanceof SignedOut) {
-        this.#say("signed-out");
-        this.#timer = window.setTimeout(() => this.wake(), 15_000); // perhaps signed in again in another tab
+        this.#report("signed-out");
+        this.#timer = window.setTimeout(() => this.wake(), 15_000); // the person may sign in again in another tab
       } else if (error instanceof Offline || error instanceof Refused) {
-        if (error instanceof Refused) this.#tell(error.message);
-        if (error instanceof Refused || error.reached) this.#goSmaller(batch);
-        this.#say("offline");
+        if (error instanceof Refused) this.#reportProblem(error.message);
+        if (error instanceof Refused || error.reached) this.#shrink(batch);
+        this.#report("offline");
         const pause = Math.min(15_000, 500 * 2 ** this.#failures++);
         this.#timer = window.setTimeout(() => this.wake(), pause);
       } else {
@@ -191,29 +201,33 @@ export class Outbox {
   }
 
   /**
-   * The oldest answers that can go together: of one tab, no question twice, and none that corrects one which is on its way.
+   * The oldest answers that can be sent together: of one tab, at most one per question, and no corrections of unsent answers.
    * @returns {Sending[]}
    */
   #batch() {
-    const onTheWay = new Set(this.#waiting.map((record) => record.item.key));
+    const unsent = new Set(this.#waiting.map((record) => record.item.key));
     const batch = /** @type {Sending[]} */ ([]);
     const bases = new Set();
     for (const record of this.#waiting) {
       const base = this.baseOf(record.base);
-      const later = this.#aside.has(record) || bases.has(base) || (record.parent !== null && onTheWay.has(record.parent)) || (batch[0] && batch[0].client !== record.client);
+      const later =
+        this.#deferred.has(record) ||
+        bases.has(base) ||
+        (record.parent !== null && unsent.has(record.parent)) ||
+        (batch[0] && batch[0].client !== record.client);
       bases.add(base);
       if (!later) batch.push(record);
-      if (batch.length === this.#most) break;
+      if (batch.length === this.#batchSize) break;
     }
-    if (batch.length || !this.#aside.size) return batch;
-    this.#aside.clear();
+    if (batch.length || !this.#deferred.size) return batch;
+    this.#deferred.clear();
     return this.#batch();
   }
 
-  /** Somebody answered who could not take it. Fewer at once may get through, and one of them must not hold up the others. @param {Sending[]} batch */
-  #goSmaller(batch) {
-    this.#most = Math.max(1, batch.length >> 1);
-    if (batch.length === 1) this.#aside.add(batch[0]);
+  /** Halves the batch after a failed request, and defers an answer that failed alone, so that it does not block the others. @param {Sending[]} batch */
+  #shrink(batch) {
+    this.#batchSize = Math.max(1, batch.length >> 1);
+    if (batch.length === 1) this.#deferred.add(batch[0]);
   }
 
   /** @param {Sending} record */
@@ -231,58 +245,71 @@ export class Outbox {
       if (result) pairs.push(...this.#settle(record, result));
     }
     if (pairs.length) {
-      this.#learnFates();
-      remember(`${this.project}/saved`, this.#fates);
+      this.#loadOutcomes();
+      remember(`${this.project}/saved`, this.#outcomes);
     }
     return pairs;
   }
 
-  /** An answer's fate is known, and so is that of its corrections where there is nothing to correct. @param {Sending} record @param {Result} result @returns {{record: Sending, result: Result}[]} */
+  /** Records the outcome of an answer. If it was not saved, its corrections are refused too. @param {Sending} record @param {Result} result @returns {{record: Sending, result: Result}[]} */
   #settle(record, result) {
     const { key, status, query, answer } = result;
     const saved = status === "saved" && query !== null && answer !== null;
-    this.#fates[key] = saved ? { query, answer } : null;
+    this.#outcomes[key] = saved ? { query, answer } : null;
     this.#drop(record);
     const corrections = saved ? [] : this.#waiting.filter((one) => one.parent === key);
-    return [{ record, result }, ...corrections.flatMap((one) => this.#settle(one, refusal(one, "the answer that it changes was not saved.")))];
+    return [
+      { record, result },
+      ...corrections.flatMap((one) => this.#settle(one, refusal(one, "the answer that it changes was not saved."))),
+    ];
   }
 
-  /** The server has refused answers by their keys. @param {Sending[]} batch @param {Refused} error @returns {boolean} whether there were any of ours */
+  /** Settles the answers that the server refused by key. @param {Sending[]} batch @param {Refused} error @returns {boolean} whether there were any of ours */
   #refused(batch, error) {
     const named = batch.filter((record) => error.keys.includes(record.item.key));
-    const pairs = this.#receive(named, named.map((record) => refusal(record, error.message)));
-    if (pairs.length) this.heard.results(pairs);
+    const pairs = this.#receive(
+      named,
+      named.map((record) => refusal(record, error.message)),
+    );
+    if (pairs.length) this.handlers.results(pairs);
     return pairs.length > 0;
   }
 
-  /** What other tabs have learnt, too. */
-  #learnFates() {
-    const told = recall(`${this.project}/saved`, {});
-    if (typeof told === "object") this.#fates = { ...told, ...this.#fates };
-    const keys = Object.keys(this.#fates);
-    for (const old of keys.slice(0, Math.max(0, keys.length - REMEMBERED))) delete this.#fates[old];
+  /** Adds the outcomes that other tabs have stored. */
+  #loadOutcomes() {
+    const stored = recall(`${this.project}/saved`, {});
+    if (typeof stored === "object") this.#outcomes = { ...stored, ...this.#outcomes };
+    const keys = Object.keys(this.#outcomes);
+    for (const old of keys.slice(0, Math.max(0, keys.length - REMEMBERED))) delete this.#outcomes[old];
   }
 
   /** @param {Sending} record */
   #drop(record) {
     this.#waiting = this.#waiting.filter((one) => one !== record);
-    this.#aside.delete(record);
-    this.#unkept.delete(record);
+    this.#deferred.delete(record);
+    this.#unstored.delete(record);
     forget(record.name);
-    for (const one of this.#unkept) if (remember(one.name, one)) this.#unkept.delete(one);
+    for (const one of this.#unstored) if (remember(one.name, one)) this.#unstored.delete(one);
   }
 
-  /** A problem, told once. @param {string} sentence */
-  #tell(sentence) {
-    if (this.#told !== sentence) this.heard.problem(sentence);
-    this.#told = sentence;
+  /** Reports a problem once. @param {string} sentence */
+  #reportProblem(sentence) {
+    if (this.#problem !== sentence) this.handlers.problem(sentence);
+    this.#problem = sentence;
   }
 
   /** @param {string} status */
-  #say(status) {
-    this.heard.status(this.#failures && status === "saving" ? "offline" : status, this.#waiting.length);
+  #report(status) {
+    this.handlers.status(this.#failures && status === "saving" ? "offline" : status, this.#waiting.length);
   }
 }
 
 /** @param {Sending} record @param {string} reason @returns {Result} */
-const refusal = (record, reason) => ({ key: record.item.key ?? "", status: "refused", query: null, answer: null, reason, current: null });
+const refusal = (record, reason) => ({
+  key: record.item.key,
+  status: "refused",
+  query: null,
+  answer: null,
+  reason,
+  current: null,
+});

@@ -1,36 +1,41 @@
-/** The side panel: what is done, what is left, what the trainer does. Drawn anew from each State. */
+/** The side panel: progress, training, classes, people. Its parts are redrawn from each State. */
 
-import { get, getFile, post } from "./api.js";
-import { apChart } from "./chart.js";
-import { colour } from "./colours.js";
+import { get } from "./api.js";
 import { answerCrop } from "./crop.js";
-import { byId, counted, duration, el, icon, percent, replace } from "./dom.js";
+import { byId, el, icon, replace } from "./dom.js";
 import { makeGoal } from "./goal.js";
 import { recall, remember } from "./local.js";
-import { say } from "./notices.js";
-import { accept, inWords, offered, stageInWords, state, timeInWords } from "./state.js";
+import { apPart, classesPart, labelsPart, peoplePart, progressPart, thresholdPart, trainerPart } from "./parts.js";
+import { inWords, state } from "./state.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Answer} Answer */
 
-/** Fewer boxes than this share of the commonest class: rare. */
-const RARE = 0.1;
-
 /**
- * @param {{edit: (answer: Answer) => void, gallery: () => void, classes: () => void, disagreements: () => void, person: () => void,
- *   threshold: (value: number) => void, thresholdNow: () => number}} doors
+ * What the buttons of the panel do.
+ * @typedef {object} Actions
+ * @property {(answer: Answer) => void} edit
+ * @property {() => void} gallery
+ * @property {() => void} classes
+ * @property {() => void} disagreements
+ * @property {() => void} person
+ * @property {(value: number) => void} threshold
+ * @property {() => number} thresholdNow
  */
-export function makePanel(doors) {
-  const panel = byId("panel");
-  const parts = Object.fromEntries(
-    ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"].map((name) => [name, el("section", { class: `part ${name}` })]),
-  );
-  const grip = el("button", { class: "grip", "aria-label": "Close the panel", onclick: () => show(false) }, icon("close"));
-  replace(panel, grip, ...Object.values(parts));
+
+const NAMES = ["trainer", "progress", "goal", "recent", "balance", "ap", "people", "view", "data"];
+
+/** @param {Actions} actions */
+export function makePanel(actions) {
+  const parts = Object.fromEntries(NAMES.map((name) => [name, el("section", { class: `part ${name}` })]));
+  const close = { class: "grip", "aria-label": "Close the panel", onclick: () => show(false) };
+  replace(byId("panel"), el("button", close, icon("close")), ...Object.values(parts));
   parts.trainer.dataset.testid = "trainer";
   parts.recent.dataset.testid = "recent";
+  replace(parts.goal, makeGoal());
+  replace(parts.view, ...thresholdPart(actions));
+  replace(parts.data, ...labelsPart(actions));
 
-  let timer = 0; // of the next look at the last answers
   const narrow = matchMedia("(max-width: 860px)");
   const show = (/** @type {boolean} */ open) => {
     document.body.classList.toggle("panel-open", open);
@@ -39,141 +44,22 @@ export function makePanel(doors) {
   };
   const toggle = () => show(!document.body.classList.contains("panel-open"));
   const settle = () => show(narrow.matches ? false : recall("panel", true));
-  narrow.addEventListener("change", settle);
-  settle();
 
-  /** @param {State} now @param {number} waiting answers on their way */
+  /** @param {State} now @param {number} waiting unsent answers that the budget counts */
   function update(now, waiting) {
-    trainer(now);
-    progress(now, waiting);
-    balance(now);
-    people(now);
-    replace(parts.ap, el("h2", { text: "AP50 per cycle" }), apChart(now.records),
-      now.held_out?.note && el("p", { class: "quiet", text: now.held_out.note, "data-testid": "held-out" }),
-      now.advice && el("p", { class: "advice", text: now.advice, "data-testid": "advice" }));
-  }
-
-  /** @param {State} now */
-  function trainer(now) {
-    const { state: doing, stage, done, of, seconds_left, reason } = now.trainer;
-    const time = timeInWords(now);
+    const { state: doing } = now.trainer;
     parts.trainer.hidden = doing === "idle" && !now.can_train;
     parts.trainer.classList.toggle("failed", doing === "failed");
-    if (doing === "failed") {
-      replace(parts.trainer, el("h2", { text: "Training failed" }), el("p", { text: reason ?? "No reason was given." }),
-        el("p", { class: "quiet", text: "All answers are kept." }),
-        el("button", { text: "Try again", "data-testid": "retry", onclick: () => ask("/api/retry") }));
-    } else if (doing === "working") {
-      replace(parts.trainer, el("h2", { text: stage === "starting" ? "Getting ready" : "Training" }, seconds_left !== null && el("span", { text: `${duration(seconds_left)} left` })),
-        bar(of ? done / of : 0, "Training"), el("p", { class: "quiet", text: [stageInWords(stage), seconds_left === null && time].filter(Boolean).join("; ") }));
-    } else {
-      replace(parts.trainer, el("button", { text: "Train now", "data-testid": "train-now", onclick: () => ask("/api/train") }),
-        el("p", { class: "quiet", text: `Learns from the answers so far without waiting for the budget${time ? `; ${time}` : ""}.` }));
-    }
+    replace(parts.trainer, ...trainerPart(now));
+    replace(parts.progress, ...progressPart(now, waiting));
+    replace(parts.balance, ...classesPart(now, actions));
+    replace(parts.people, ...peoplePart(now, actions));
+    replace(parts.ap, ...apPart(now));
   }
 
-  /** @param {State} now @param {number} waiting */
-  function progress(now, waiting) {
-    const { spent, of, unit } = now.budget;
-    const left = Math.max(0, of - spent - waiting);
-    const { per_minute, minutes_left } = now.speed;
-    replace(parts.progress,
-      el("h2", { text: now.phase === "first_images" ? "First images" : `Cycle ${now.cycle}` }, el("span", { text: `${Math.min(spent + waiting, of)} of ${of} ${unit}` })),
-      bar(of ? (spent + waiting) / of : 0, "Budget spent"),
-      el("dl", { class: "figures" },
-        figure(String(left), `${unit} left`, "budget-left"),
-        figure(per_minute === null ? "–" : per_minute.toFixed(per_minute < 10 ? 1 : 0), "a minute", "per-minute"),
-        figure(minutes_left === null ? "–" : duration(60 * minutes_left), "to go", "minutes-left")));
-  }
+  let timer = 0; // of the next refresh of the last answers
 
-  /** @param {State} now */
-  function balance(now) {
-    const classes = offered().toSorted((a, b) => a.count - b.count || a.label - b.label);
-    const most = Math.max(1, ...now.classes.map((one) => one.count));
-    replace(parts.balance,
-      el("h2", { text: "Boxes per class" }, el("button", { class: "link", text: "Edit classes", "data-testid": "edit-classes", onclick: doors.classes })),
-      el("ul", { class: "bars" }, ...classes.map(({ label, name, count }) =>
-        el("li", { class: most >= 10 && count < RARE * most ? "rare" : null, title: name },
-          el("span", { class: "who", text: name }),
-          el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
-          el("b", { text: count })))),
-      !classes.length && el("p", { class: "quiet", text: "No class yet: draw a box and name it." }));
-  }
-
-  /** @param {State} now */
-  function people(now) {
-    const { with_guesses, between_people, disagreements } = now.agreement;
-    replace(parts.people,
-      el("h2", { text: "People" }, !now.fixed_name && el("button", { class: "link", text: `You: ${now.you ?? "?"}`, onclick: doors.person })),
-      el("ul", { class: "crowd" }, ...now.people.map((one) => el("li", {}, el("span", { text: one.name }), el("b", { text: one.answers })))),
-      (with_guesses !== null || between_people !== null) && el("p", { class: "quiet", text: [
-        with_guesses !== null && `The guess was right in ${percent(with_guesses)} of the answers.`,
-        between_people !== null && `People agree in ${percent(between_people)}.`].filter(Boolean).join(" ") }),
-      disagreements > 0 && el("button", { class: "warn", text: `Decide ${counted(disagreements, "disagreement")}`, "data-testid": "disagreements", onclick: doors.disagreements }),
-      el("button", { text: "Invite somebody", "data-testid": "invite", onclick: invite }));
-  }
-
-  replace(parts.goal, makeGoal());
-
-  const slider = el("input", { type: "range", min: 0, max: 95, step: 5, value: 100 * doors.thresholdNow(), "aria-label": "Smallest score of dashed boxes", "data-testid": "threshold" });
-  const sliderText = el("output", { text: percent(doors.thresholdNow()) });
-  slider.addEventListener("input", () => {
-    sliderText.textContent = percent(slider.value / 100);
-    doors.threshold(slider.value / 100);
-  });
-  replace(parts.view, el("h2", { text: "Dashed boxes" }), el("label", { class: "slider" }, el("span", { text: "score from" }), slider, sliderText));
-
-  const formats = [["coco", "COCO"], ["yolo", "YOLO"], ["voc", "Pascal VOC"], ["labelstudio", "Label Studio"], ["cvat", "CVAT"]];
-  replace(parts.data, el("h2", { text: "Labels" }),
-    el("button", { text: "Look back at all answers", "data-testid": "open-gallery", onclick: doors.gallery }),
-    el("p", { class: "downloads" }, icon("download"), ...formats.map(([format, name]) => el("a", {
-      href: `/api/export?format=${format}`, download: "", text: name, "data-testid": `export-${format}`,
-      onclick: (/** @type {Event} */ event) => (event.preventDefault(), download(format)),
-    }))));
-
-  /** @param {string} path */
-  async function ask(path) {
-    try {
-      accept(await post(path));
-    } catch (error) {
-      say(/** @type {Error} */ (error).message || "That did not work.", "bad");
-    }
-  }
-
-  /** Fetched here, so that a refusal is a sentence on this page. @param {string} format */
-  async function download(format) {
-    try {
-      const { content, name } = await getFile(`/api/export?format=${format}`);
-      const link = el("a", { href: URL.createObjectURL(content), download: name ?? `labels-${format}.zip` });
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    } catch (error) {
-      say(/** @type {Error} */ (error).message || "That did not work.", "bad");
-    }
-  }
-
-  async function invite() {
-    try {
-      const { url, local } = await post("/api/invite");
-      const link = el("input", { type: "text", readonly: true, value: url, "aria-label": "Invite link", "data-testid": "invite-link" });
-      const { openDialog } = await import("./dialogs.js");
-      openDialog("Invite somebody", (body) => {
-        const copied = el("span", { class: "quiet", role: "status" });
-        const copy = async () => {
-          link.select();
-          const done = navigator.clipboard ? await navigator.clipboard.writeText(url).then(() => true, () => false) : false;
-          copied.textContent = done ? "Copied." : "Press Ctrl+C to copy.";
-        };
-        body.append(el("p", { text: "One person opens this link once and labels in this project from then on. Until then it is as good as a password." }),
-          ...(local ? [el("p", { "data-testid": "invite-local", text: "It works in another browser on this computer only. To let other computers and phones in, stop the server and start it again with a link for each person: rarebox serve PROJECT --host 0.0.0.0 --people anna,ben" })] : []),
-          el("div", { class: "name-form" }, link, el("button", { class: "primary", text: "Copy", onclick: copy })), copied);
-      });
-    } catch (error) {
-      say(/** @type {Error} */ (error).message, "bad");
-    }
-  }
-
-  /** The last ten answers; asked for when answers have been saved and the hand rests. */
+  /** Loads the last ten answers, after a delay without new ones. */
   function refreshRecent(delay = 0) {
     clearTimeout(timer);
     timer = window.setTimeout(async () => {
@@ -181,26 +67,31 @@ export function makePanel(doors) {
       try {
         const { answers } = await get("/api/answers?limit=10");
         parts.recent.hidden = !answers.length;
-        replace(parts.recent, el("h2", { text: "Last answers" }),
-          el("div", { class: "recent-list" }, ...answers.map((/** @type {Answer} */ answer) => {
-            const words = `${inWords(answer)}, by ${answer.by}`;
-            return el("button", { class: `thumb ${answer.verdict}`, title: `${words}: change`, "aria-label": `Change: ${words}`, "data-testid": "recent-answer", onclick: () => doors.edit(answer) }, answerCrop(answer, { width: 50, height: 50 }));
-          })));
+        const thumbs = answers.map((/** @type {Answer} */ answer) => thumb(answer, actions));
+        replace(parts.recent, el("h2", { text: "Last answers" }), el("div", { class: "recent-list" }, ...thumbs));
       } catch {
-        // Offline: the list stays as it was.
+        // Offline: keep the old list.
       }
     }, delay);
   }
 
+  narrow.addEventListener("change", settle);
+  settle();
   return { update, toggle, show, refreshRecent };
 }
 
-/** @param {number} fraction @param {string} label */
-export function bar(fraction, label) {
-  const value = Math.round(100 * Math.min(1, Math.max(0, fraction)));
-  return el("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuenow": value, "aria-valuemin": 0, "aria-valuemax": 100 },
-    el("i", { style: { width: `${value}%` } }));
+/** @param {Answer} answer @param {Actions} actions */
+function thumb(answer, actions) {
+  const words = `${inWords(answer)}, by ${answer.by}`;
+  return el(
+    "button",
+    {
+      class: `thumb ${answer.verdict}`,
+      title: `${words}: change`,
+      "aria-label": `Change: ${words}`,
+      "data-testid": "recent-answer",
+      onclick: () => actions.edit(answer),
+    },
+    answerCrop(answer, { width: 50, height: 50 }),
+  );
 }
-
-/** @param {string} value @param {string} name @param {string} testid */
-const figure = (value, name, testid) => el("div", {}, el("dd", { text: value, "data-testid": testid }), el("dt", { text: name }));

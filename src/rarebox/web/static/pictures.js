@@ -1,4 +1,4 @@
-/** Pictures fetched and decoded ahead, so that the next question is there at once. */
+/** Loads and decodes pictures ahead, so that the next question is shown without delay. */
 
 /** @typedef {import("./types.js").Image} Image */
 /** @typedef {{img: HTMLImageElement, status: "loading" | "ready" | "failed", ready: Promise<boolean>}} Picture */
@@ -12,7 +12,7 @@ export class Pictures {
     return this.#kept.get(image.id) ?? this.#fetch(image);
   }
 
-  /** Another try, if it failed. @param {Image} image @returns {Picture} */
+  /** Loads a picture again if it failed. @param {Image} image @returns {Picture} */
   again(image) {
     const kept = this.#kept.get(image.id);
     return kept && kept.status !== "failed" ? kept : this.#fetch(image);
@@ -32,7 +32,7 @@ export class Pictures {
     return picture;
   }
 
-  /** Lets go of all others. @param {Image[]} images */
+  /** Loads these pictures and releases all others. @param {Image[]} images */
   keep(images) {
     const wanted = new Set(images.map((image) => image.id));
     for (const id of this.#kept.keys()) if (!wanted.has(id)) this.#kept.delete(id);

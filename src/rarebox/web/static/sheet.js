@@ -1,4 +1,4 @@
-/** The sheet of all keys. Press "Change", then the new key. */
+/** The list of keyboard shortcuts, which can be changed. */
 
 import { openDialog } from "./dialogs.js";
 import { el, replace } from "./dom.js";
@@ -6,40 +6,83 @@ import { ACTIONS, FIXED, keysOf, rebind, resetKeys, shown } from "./keys.js";
 
 /** @param {() => void} changed */
 export function openSheet(changed) {
-  openDialog("Keys", (body) => {
-    const columns = el("div", { class: "sheet", "data-testid": "key-sheet" });
-    const remark = el("p", { class: "objection", role: "status" });
-    const show = () => replace(columns, ...["Answer", "Boxes", "View"].map(group));
+  openDialog(
+    "Keyboard shortcuts",
+    (body) => {
+      const columns = el("div", { class: "sheet", "data-testid": "key-sheet" });
+      const remark = el("p", { class: "problem", role: "status" });
+      const show = () => replace(columns, ...["Answer", "Boxes", "View"].map(group));
 
-    /** @param {string} name */
-    function group(name) {
-      return el("section", {}, el("h3", { text: name }), el("ul", {},
-        ...ACTIONS.filter((one) => one.group === name).map((one) =>
-          el("li", {}, el("span", { class: "what", text: one.title }), el("span", { class: "keys" }, ...keysOf(one.id).map((key) => el("kbd", { text: shown(key) }))),
-            el("button", { class: "link", text: "Change", "aria-label": `Change the key of: ${one.title}`, "data-testid": `rebind-${one.id}`, onclick: (/** @type {Event} */ event) => listen(one.id, one.title, /** @type {any} */ (event.currentTarget)) }))),
-        ...FIXED.filter((one) => one.group === name).map((one) => el("li", {}, el("span", { class: "what", text: one.title }), el("span", { class: "keys" }, ...one.keys.map((key) => el("kbd", { text: key })))))));
-    }
+      /** @param {string} name */
+      function group(name) {
+        return el(
+          "section",
+          {},
+          el("h3", { text: name }),
+          el(
+            "ul",
+            {},
+            ...ACTIONS.filter((one) => one.group === name).map((one) =>
+              el(
+                "li",
+                {},
+                el("span", { class: "what", text: one.title }),
+                el("span", { class: "keys" }, ...keysOf(one.id).map((key) => el("kbd", { text: shown(key) }))),
+                el("button", {
+                  class: "link",
+                  text: "Change",
+                  "aria-label": `Change the key of: ${one.title}`,
+                  "data-testid": `rebind-${one.id}`,
+                  onclick: (/** @type {Event} */ event) =>
+                    listen(one.id, one.title, /** @type {HTMLElement} */ (event.currentTarget)),
+                }),
+              ),
+            ),
+            ...FIXED.filter((one) => one.group === name).map((one) =>
+              el(
+                "li",
+                {},
+                el("span", { class: "what", text: one.title }),
+                el("span", { class: "keys" }, ...one.keys.map((key) => el("kbd", { text: key }))),
+              ),
+            ),
+          ),
+        );
+      }
 
-    /** @param {string} id @param {string} title @param {HTMLElement} button */
-    function listen(id, title, button) {
-      remark.textContent = `Press the new key for “${title}” (Esc leaves it).`;
-      button.textContent = "Press a key …";
-      button.addEventListener("keydown", (event) => {
-        if (["Shift", "Control", "Alt", "Meta"].includes(event.key)) return;
-        event.preventDefault();
-        event.stopPropagation();
-        const objection = event.key === "Escape" ? "" : rebind(id, event);
-        if (objection) return void (remark.textContent = objection);
-        remark.textContent = "";
-        show();
-        changed();
-      });
-      button.addEventListener("keyup", (event) => event.preventDefault());
-      button.addEventListener("blur", () => (button.textContent = "Change"));
-    }
+      /** @param {string} id @param {string} title @param {HTMLElement} button */
+      function listen(id, title, button) {
+        remark.textContent = `Press the new key for “${title}” (Esc cancels).`;
+        button.textContent = "Press a key …";
+        button.addEventListener("keydown", (event) => {
+          if (["Shift", "Control", "Alt", "Meta"].includes(event.key)) return;
+          event.preventDefault();
+          event.stopPropagation();
+          const problem = event.key === "Escape" ? "" : rebind(id, event);
+          if (problem) return void (remark.textContent = problem);
+          remark.textContent = "";
+          show();
+          changed();
+        });
+        button.addEventListener("keyup", (event) => event.preventDefault());
+        button.addEventListener("blur", () => (button.textContent = "Change"));
+      }
 
-    body.append(columns, remark, el("p", { class: "quiet", text: "On a touch screen: one finger moves the picture (draws on whole images), two fingers zoom; “Add box” takes the next drag." }),
-      el("button", { text: "All keys as they were", "data-testid": "reset-keys", onclick: () => (resetKeys(), (remark.textContent = ""), show(), changed()) }));
-    show();
-  }, { wide: true, testid: "keys" });
+      body.append(
+        columns,
+        remark,
+        el("p", {
+          class: "quiet",
+          text: "On a touch screen, one finger moves the picture, or draws if the question is about the whole image. Two fingers zoom. After “Add box”, the next drag draws a box.",
+        }),
+        el("button", {
+          text: "Reset all shortcuts",
+          "data-testid": "reset-keys",
+          onclick: () => (resetKeys(), (remark.textContent = ""), show(), changed()),
+        }),
+      );
+      show();
+    },
+    { wide: true, testid: "keys" },
+  );
 }

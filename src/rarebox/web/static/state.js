@@ -1,4 +1,4 @@
-/** The newest State of the server, and everybody who wants to know when it changes. */
+/** The latest State from the server and the listeners to its changes. */
 
 import { duration } from "./dom.js";
 
@@ -14,7 +14,7 @@ export const state = () => newest;
 /** @param {(state: State, before: State | null) => void} listener */
 export const onState = (listener) => void listeners.add(listener);
 
-/** States can overtake each other on the way; an older one changes nothing, nor does that of another project. @param {State} next */
+/** Takes a new state. Ignores older ones, which can arrive late, and those of another project. @param {State} next */
 export function accept(next) {
   if (newest && (next.id !== newest.id || next.version < newest.version)) return;
   const before = newest;
@@ -22,15 +22,15 @@ export function accept(next) {
   for (const listener of listeners) listener(next, before);
 }
 
-/** After a restart the server may count its versions from the beginning. */
-export function expectAnything() {
+/** Accepts any version next: a restarted server may count from zero. */
+export function acceptAnyVersion() {
   if (newest) newest = { ...newest, version: -1 };
 }
 
 /** The classes that can be chosen. */
 export const offered = () => (newest?.classes ?? []).filter((one) => one.merged_into === null);
 
-/** The class a label stands for today, after merges. @param {number | null} label */
+/** The class of a label, after merges. @param {number | null} label */
 export function classOf(label) {
   let found = newest?.classes.find((one) => one.label === label) ?? null;
   for (let hops = 0; found && found.merged_into !== null && hops < 100; hops++) {
@@ -43,21 +43,27 @@ export function classOf(label) {
 /** @param {number | null} label */
 export const className = (label) => classOf(label)?.name ?? (label === null ? "no guess" : `class ${label}`);
 
-const STAGES = { starting: "the training process is being loaded", fit: "training the detector (1 of 3)", evaluate: "measuring AP (2 of 3)", score: "looking through all photos (3 of 3)" };
+const STAGES = {
+  starting: "loading the training process",
+  fit: "training the detector (1 of 3)",
+  evaluate: "measuring AP (2 of 3)",
+  score: "scoring all photos (3 of 3)",
+};
 
-/** What the trainer does, in words. @param {string | null} stage such as "cycle 2: fit" */
-export const stageInWords = (stage) => STAGES[/** @type {keyof typeof STAGES} */ (stage?.split(": ").at(-1) ?? "")] ?? stage ?? "";
+/** What the trainer is doing, in words. @param {string | null} stage such as "cycle 2: fit" */
+export const stageInWords = (stage) =>
+  STAGES[/** @type {keyof typeof STAGES} */ (stage?.split(": ").at(-1) ?? "")] ?? stage ?? "";
 
-/** How long it will take, in words, as far as anything is known. @param {State} now */
+/** The remaining or the last training time, in words, or "". @param {State} now */
 export function timeInWords(now) {
   const { state: doing, seconds_left } = now.trainer;
-  if (doing === "working" && seconds_left !== null) return `about ${duration(seconds_left)} left of this step`;
+  if (doing === "working" && seconds_left !== null) return `about ${duration(seconds_left)} left in this step`;
   const before = now.records.at(-1)?.seconds?.fit;
   if (before) return `the last training took ${duration(before)}`;
-  return doing === "working" ? "the time left is known once it is under way" : "";
+  return doing === "working" ? "the remaining time is not known yet" : "";
 }
 
-/** An answer in words. @param {{verdict: string, labels: number[], boxes: any[]}} answer */
+/** An answer in words. @param {{verdict: string, labels: number[], boxes: import("./types.js").Box[]}} answer */
 export function inWords(answer) {
   if (answer.verdict === "not_an_object") return "not an object";
   if (answer.verdict === "cannot_tell") return "can't tell";

@@ -1,4 +1,4 @@
-/** Time that a person really spent: it stands still while the tab is hidden. */
+/** Measures the time that a person spends on a question. It pauses while the tab is hidden. */
 
 let spent = 0;
 let since = performance.now();

@@ -1,6 +1,5 @@
 /**
- * The words of the page: what the server sends and what the page keeps. Types only, no code.
- * All boxes are [x1, y1, x2, y2] in pixels of the original image.
+ * Types of what the server sends and what the page keeps. All boxes are [x1, y1, x2, y2] in pixels of the original image.
  *
  * @typedef {[number, number, number, number]} Box
  * @typedef {{id: number, name: string, width: number, height: number, url: string}} Image
@@ -24,8 +23,8 @@
  * @property {boolean} complete
  * @property {number} lease_seconds
  *
- * @typedef {object} Item  An answer on its way to the server.
- * @property {string} [key]
+ * @typedef {object} Item  An answer as it is sent to the server.
+ * @property {string} key
  * @property {number} milliseconds
  * @property {number} [query]
  * @property {number} [image]
@@ -46,8 +45,8 @@
  * @typedef {{cycle: number, labels: number, reviews: number, ap50: number | null,
  *   seconds?: Record<string, number>}} CycleRecord
  *
- * @typedef {object} State
- * @property {string} id  of the project, wherever it is served
+ * @typedef {object} State  The state of the project.
+ * @property {string} id  of the project, the same on every server
  * @property {string} project
  * @property {string | null} you
  * @property {boolean} fixed_name
@@ -74,7 +73,7 @@
  * @property {number | null} [score]
  * @property {number | null} [query]
  * @property {number | null} [answer]
- * @property {string} [key]   the answer is still on its way under this key
+ * @property {string} [key]   key of the unsent answer
  * @property {string} [by]
  */
 export {};

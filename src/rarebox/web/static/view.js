@@ -1,34 +1,47 @@
 /**
- * The picture with its boxes: zoom, pan, and what a hand does to a box. It knows nothing of questions; it shows marks and
- * reports what was selected, drawn or changed. Screen = image × scale + shift; boxes are drawn in screen pixels, so that lines
- * stay thin at every zoom.
+ * Shows a picture with its marks, zooms and pans it, and reports which boxes were selected, drawn or changed. It does not know
+ * about questions. Screen = image × scale + shift. Boxes are drawn in screen pixels, so that lines are thin at every zoom.
  */
 
 import { area, clamp, contains, handlePoint, HANDLES, moved, resized, tidy, withContext } from "./boxes.js";
 import { colour, ink } from "./colours.js";
-import { el, percent, svg } from "./dom.js";
+import { el, percent, setText, svg } from "./dom.js";
 
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {import("./types.js").Mark} Mark */
 /** @typedef {import("./boxes.js").Handle} Handle */
 
-const CLICK = 4; // screen pixels a hand may tremble without dragging
-const REACH = { mouse: 12, pen: 16, touch: 24 }; // how far from a handle still grabs it
+/**
+ * The elements of a mark.
+ * @typedef {{group: SVGGElement, casing: SVGRectElement, line: SVGRectElement, name: HTMLElement, text: HTMLElement,
+ *   score: HTMLElement}} Drawn
+ */
+
+/**
+ * A drag of one pointer or a pinch of two. `at` is its start on the screen, (x, y) on the image.
+ * @typedef {{at: {x: number, y: number}, x: number, y: number, dragged: boolean, touch: boolean}} Start
+ * @typedef {Start & ({type: "pan"} | {type: "draw", again: boolean} | {type: "move", mark: Mark, box: Box}
+ *   | {type: "resize", mark: Mark, box: Box, handle: Handle})} Drag
+ * @typedef {{type: "pinch", distance: number, x: number, y: number}} Pinch
+ */
+
+const CLICK = 4; // screen pixels that a pointer may move without dragging
+const REACH = { mouse: 12, pen: 16, touch: 24 }; // distance in screen pixels at which a handle can be grabbed
 const ZOOM = { most: 40, fit: 12, step: 1.25 };
 
 /**
- * @typedef {object} Hands  What the view reports.
+ * @typedef {object} Handlers  What the view reports.
  * @property {(id: string | null) => void} select
- * @property {(box: Box, again: boolean) => void} draw           a new box; again: instead of the active one
+ * @property {(box: Box, again: boolean) => void} draw           a new box; again: it replaces the active one
  * @property {(id: string, box: Box, phase: "start" | "move" | "end") => void} change
  * @property {() => boolean} panning                             is the space bar held?
  * @property {() => void} panned
  */
 
 export class View {
-  /** "auto": drag the active box or draw beside it; "draw" and "redraw" take the next drag. @type {"auto" | "draw" | "redraw"} */
+  /** "auto" drags the active box or draws outside it; "draw" and "redraw" draw with the next drag. @type {"auto" | "draw" | "redraw"} */
   mode = "auto";
-  /** A finger pans (box questions) or draws (whole images). */
+  /** Does one finger draw (whole images) or pan (boxes)? */
   fingerDraws = false;
   /** @type {Mark[]} */
   #marks = [];
@@ -44,32 +57,43 @@ export class View {
   #fitted = "image";
   /** @type {Box | null} */
   #focus = null;
-  /** @type {Map<string, any>} */
+  /** The elements of the marks that are drawn. @type {Map<string, Drawn>} */
   #drawn = new Map();
   /** @type {Map<number, {x: number, y: number}>} */
   #pointers = new Map();
-  /** @type {any} */
+  /** @type {Drag | Pinch | null} */
   #gesture = null;
   #frame = 0;
 
-  /** @param {HTMLElement} stage @param {(mark: Mark) => string} nameOf @param {Hands} hands */
-  constructor(stage, nameOf, hands) {
+  /** @param {HTMLElement} stage @param {(mark: Mark) => string} nameOf @param {Handlers} handlers */
+  constructor(stage, nameOf, handlers) {
     this.stage = stage;
     this.nameOf = nameOf;
-    this.hands = hands;
+    this.handlers = handlers;
     this.picture = el("div", { class: "picture" });
     this.boxes = svg("g");
     this.rubber = svg("rect", { class: "rubber", visibility: "hidden" });
     this.guides = svg("path", { class: "guides", d: "" });
-    this.handles = svg("g", { class: "handles" }, ...HANDLES.map((name) => svg("rect", { class: "handle", "data-handle": name, width: 9, height: 9, rx: 2 })));
-    this.overlay = svg("svg", { class: "overlay", "data-testid": "overlay", "aria-hidden": "true" }, this.guides, this.boxes, this.handles, this.rubber);
+    this.handles = svg(
+      "g",
+      { class: "handles" },
+      ...HANDLES.map((name) => svg("rect", { class: "handle", "data-handle": name, width: 9, height: 9, rx: 2 })),
+    );
+    this.overlay = svg(
+      "svg",
+      { class: "overlay", "data-testid": "overlay", "aria-hidden": "true" },
+      this.guides,
+      this.boxes,
+      this.handles,
+      this.rubber,
+    );
     this.names = el("div", { class: "names", "aria-hidden": "true" });
     stage.append(this.picture, this.overlay, this.names);
     this.#listen();
     new ResizeObserver(() => this.#refit()).observe(stage);
   }
 
-  /** A new picture. @param {HTMLImageElement | null} img @param {{width: number, height: number}} size */
+  /** Shows another picture. @param {HTMLImageElement | null} img @param {{width: number, height: number}} size */
   show(img, size) {
     this.#size = { width: size.width, height: size.height };
     this.#gesture = null;
@@ -93,14 +117,14 @@ export class View {
     this.#soon();
   }
 
-  /** @param {Box | null} box the box to look at; null: the whole image */
+  /** @param {Box | null} box the box to show; null: the whole image */
   focus(box) {
     this.#focus = box;
     this.#fitted = box ? "box" : "image";
     this.#refit();
   }
 
-  /** From the box to the image and back; without a box from the image to its full width. @param {Box | null} box */
+  /** Switches between the box and the image; without a box, between the image and its full width. @param {Box | null} box */
   toggleFit(box) {
     this.#focus = box;
     if (box) {
@@ -123,11 +147,11 @@ export class View {
     this.#y = cy - ((cy - this.#y) * next) / this.#scale;
     this.#scale = next;
     this.#fitted = "free";
-    this.#keepInSight();
+    this.#keepVisible();
     this.#soon();
   }
 
-  /** Moves the picture only if the box is out of sight. @param {Box} box */
+  /** Moves the picture if the box is not visible. @param {Box} box */
   reveal(box) {
     const [x1, y1, x2, y2] = this.#toScreen(box);
     const { clientWidth: width, clientHeight: height } = this.stage;
@@ -135,15 +159,7 @@ export class View {
     this.focus(box);
   }
 
-  /** The part of the image in sight. @returns {Box} */
-  get sight() {
-    const { clientWidth, clientHeight } = this.stage;
-    const [ax, ay] = this.#toImage(0, 0);
-    const [bx, by] = this.#toImage(clientWidth, clientHeight);
-    return [Math.max(0, ax), Math.max(0, ay), Math.min(this.#size.width, bx), Math.min(this.#size.height, by)];
-  }
-
-  /* ---- where things are ---- */
+  /* ---- coordinates ---- */
 
   #wholeScale() {
     const { clientWidth, clientHeight } = this.stage;
@@ -156,24 +172,29 @@ export class View {
     if (this.#fitted === "box" && this.#focus) {
       const [x1, y1, x2, y2] = withContext(this.#focus, this.#size);
       const whole = this.#wholeScale();
-      this.#scale = clamp(Math.min(clientWidth / (x2 - x1), clientHeight / (y2 - y1)), whole, Math.max(ZOOM.fit, whole));
+      this.#scale = clamp(
+        Math.min(clientWidth / (x2 - x1), clientHeight / (y2 - y1)),
+        whole,
+        Math.max(ZOOM.fit, whole),
+      );
       this.#x = clientWidth / 2 - (this.#scale * (x1 + x2)) / 2;
       this.#y = clientHeight / 2 - (this.#scale * (y1 + y2)) / 2;
     } else if (this.#fitted === "image") {
       this.#scale = Math.min(this.#wholeScale(), ZOOM.fit);
     }
-    this.#keepInSight();
+    this.#keepVisible();
     this.#soon();
   }
 
-  /** No more empty space beside the picture than needed. */
-  #keepInSight() {
+  /** Limits the empty space around the picture. */
+  #keepVisible() {
     const { clientWidth, clientHeight } = this.stage;
     const width = this.#size.width * this.#scale;
     const height = this.#size.height * this.#scale;
     const slack = this.#fitted === "free" ? 80 : 0;
     this.#x = width <= clientWidth ? (clientWidth - width) / 2 : clamp(this.#x, clientWidth - width - slack, slack);
-    this.#y = height <= clientHeight ? (clientHeight - height) / 2 : clamp(this.#y, clientHeight - height - slack, slack);
+    this.#y =
+      height <= clientHeight ? (clientHeight - height) / 2 : clamp(this.#y, clientHeight - height - slack, slack);
   }
 
   /** @param {number} x @param {number} y @returns {[number, number]} */
@@ -183,7 +204,12 @@ export class View {
 
   /** @param {Box} box @returns {Box} */
   #toScreen([x1, y1, x2, y2]) {
-    return [x1 * this.#scale + this.#x, y1 * this.#scale + this.#y, x2 * this.#scale + this.#x, y2 * this.#scale + this.#y];
+    return [
+      x1 * this.#scale + this.#x,
+      y1 * this.#scale + this.#y,
+      x2 * this.#scale + this.#x,
+      y2 * this.#scale + this.#y,
+    ];
   }
 
   /* ---- drawing ---- */
@@ -196,43 +222,54 @@ export class View {
     this.#frame = 0;
     this.picture.style.transform = `translate(${this.#x}px, ${this.#y}px) scale(${this.#scale})`;
     this.picture.classList.toggle("pixels", this.#scale >= 8);
-    const { clientWidth, clientHeight } = this.stage;
-    const crowded = this.#marks.length > 60;
     const gone = new Set(this.#drawn.keys());
     for (const mark of this.#marks) {
       gone.delete(mark.id);
       const drawn = this.#drawn.get(mark.id) ?? this.#add(mark);
       const active = mark.id === this.#active;
       const [x1, y1, x2, y2] = this.#toScreen(mark.box);
-      drawn.group.setAttribute("class", `mark ${mark.kind}${active ? " active" : ""}${mark.id === this.#hovered ? " hovered" : ""}`);
+      drawn.group.setAttribute(
+        "class",
+        `mark ${mark.kind}${active ? " active" : ""}${mark.id === this.#hovered ? " hovered" : ""}`,
+      );
       for (const rect of [drawn.casing, drawn.line]) set(rect, { x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
       drawn.line.style.stroke = colour(mark.label);
 
-      const named = active || mark.kind === "asked" || mark.id === this.#hovered || (!crowded && x2 - x1 > 34);
-      const inSight = x2 > 0 && y2 > 0 && x1 < clientWidth && y1 < clientHeight;
-      drawn.name.hidden = !named || !inSight;
-      if (drawn.name.hidden) continue;
-      const text = this.nameOf(mark);
-      if (drawn.text !== text) drawn.name.firstChild.textContent = drawn.text = text;
-      const score = (active || mark.kind === "asked") && typeof mark.score === "number" ? percent(mark.score) : "";
-      if (drawn.score !== score) drawn.name.lastChild.textContent = drawn.score = score;
-      drawn.name.className = `name ${mark.kind}${active ? " active" : ""}`;
-      drawn.name.style.background = colour(mark.label);
-      drawn.name.style.color = ink;
-      const height = active || mark.kind === "asked" ? 24 : 17;
-      const top = y1 - height - 3 >= 0 ? y1 - height - 3 : y2 + 3 + height <= clientHeight ? y2 + 3 : Math.max(y1, 0) + 3;
-      const most = active || mark.kind === "asked" ? Math.min(340, clientWidth - 12) : Math.max(x2 - x1, 44);
-      drawn.name.style.maxWidth = `${most}px`;
-      const left = active || mark.kind === "asked" ? clamp(x1 - 1, 4, clientWidth - Math.min(most, 28 + 8.5 * text.length)) : Math.max(x1 - 1, 2);
-      drawn.name.style.transform = `translate(${left}px, ${top}px)`;
+      this.#paintName(mark, drawn);
     }
     for (const id of gone) {
-      const drawn = this.#drawn.get(id);
-      drawn.group.remove();
-      drawn.name.remove();
+      this.#drawn.get(id)?.group.remove();
+      this.#drawn.get(id)?.name.remove();
       this.#drawn.delete(id);
     }
     this.#paintHandles();
+  }
+
+  /** Places the name of a mark above its box, else below it, else inside. @param {Mark} mark @param {Drawn} drawn */
+  #paintName(mark, { name, text, score }) {
+    const { clientWidth, clientHeight } = this.stage;
+    const [x1, y1, x2, y2] = this.#toScreen(mark.box);
+    const active = mark.id === this.#active;
+    const large = active || mark.kind === "asked";
+    const crowded = this.#marks.length > 60;
+    const named = large || mark.id === this.#hovered || (!crowded && x2 - x1 > 34);
+    const visible = x2 > 0 && y2 > 0 && x1 < clientWidth && y1 < clientHeight;
+    name.hidden = !named || !visible;
+    if (name.hidden) return;
+    const words = this.nameOf(mark);
+    setText(text, words);
+    setText(score, large && typeof mark.score === "number" ? percent(mark.score) : "");
+    name.className = `name ${mark.kind}${active ? " active" : ""}`;
+    name.style.background = colour(mark.label);
+    name.style.color = ink;
+    const height = large ? 24 : 17;
+    const above = y1 - height - 3;
+    const below = y2 + 3;
+    const top = above >= 0 ? above : below + height <= clientHeight ? below : Math.max(y1, 0) + 3;
+    const most = large ? Math.min(340, clientWidth - 12) : Math.max(x2 - x1, 44);
+    name.style.maxWidth = `${most}px`;
+    const left = large ? clamp(x1 - 1, 4, clientWidth - Math.min(most, 28 + 8.5 * words.length)) : Math.max(x1 - 1, 2);
+    name.style.transform = `translate(${left}px, ${top}px)`;
   }
 
   /** @param {Mark} mark */
@@ -240,10 +277,11 @@ export class View {
     const casing = svg("rect", { class: "casing" });
     const line = svg("rect", { class: "line" });
     const group = svg("g", { "data-testid": `mark-${mark.kind}`, "data-mark": mark.id }, casing, line);
-    const name = el("div", { class: "name" }, el("span"), el("b"));
+    const [text, score] = [el("span"), el("b")];
+    const name = el("div", { class: "name" }, text, score);
     this.boxes.append(group);
     this.names.append(name);
-    const drawn = { group, casing, line, name, text: "", score: "" };
+    const drawn = { group, casing, line, name, text, score };
     this.#drawn.set(mark.id, drawn);
     return drawn;
   }
@@ -268,7 +306,7 @@ export class View {
     return mark && mark.kind !== "other" ? mark : null;
   }
 
-  /* ---- hands ---- */
+  /* ---- pointers ---- */
 
   #listen() {
     const stage = this.stage;
@@ -277,7 +315,7 @@ export class View {
     stage.addEventListener("pointerup", (event) => this.#up(event));
     stage.addEventListener("pointercancel", (event) => this.#up(event, true));
     stage.addEventListener("pointerleave", () => this.#hover(null, null));
-    // Otherwise a browser may take a quick tap after a drag for the end of a scroll, and drop its click.
+    // Otherwise a browser may treat a quick tap after a drag as the end of a scroll and drop its click.
     stage.addEventListener("touchstart", (event) => this.#own(event) && event.preventDefault(), { passive: false });
     stage.addEventListener("contextmenu", (event) => event.preventDefault());
     stage.addEventListener("auxclick", (event) => event.preventDefault());
@@ -293,7 +331,7 @@ export class View {
     );
   }
 
-  /** Is it about the picture, not about a button over it? @param {Event} event */
+  /** Is the event on the picture, not on a button over it? @param {Event} event */
   #own(event) {
     return !(/** @type {HTMLElement} */ (event.target).closest("button, .waiting"));
   }
@@ -317,12 +355,13 @@ export class View {
 
     const [x, y] = this.#toImage(at.x, at.y);
     const base = { at, x, y, dragged: false, touch: event.pointerType === "touch" };
-    if (event.button === 1 || (event.button === 0 && this.hands.panning())) {
+    if (event.button === 1 || (event.button === 0 && this.handlers.panning())) {
       this.#gesture = { ...base, type: "pan" };
     } else if (event.button === 0) {
       const mark = this.#editable();
       const handle = mark ? this.#handleAt(mark, at, event.pointerType) : null;
-      if (this.mode === "redraw" || (event.shiftKey && this.mode === "auto")) this.#gesture = { ...base, type: "draw", again: true };
+      if (this.mode === "redraw" || (event.shiftKey && this.mode === "auto"))
+        this.#gesture = { ...base, type: "draw", again: true };
       else if (this.mode === "draw") this.#gesture = { ...base, type: "draw", again: false };
       else if (mark && handle) this.#gesture = { ...base, type: "resize", mark, handle, box: mark.box };
       else if (mark && contains(mark.box, x, y)) this.#gesture = { ...base, type: "move", mark, box: mark.box };
@@ -339,25 +378,30 @@ export class View {
     this.#pointers.set(event.pointerId, at);
     const gesture = this.#gesture;
     if (!gesture) return;
-    if (gesture.type === "pinch") return this.#pinch();
+    if (gesture.type === "pinch") return this.#pinch(gesture);
     if (!gesture.dragged) {
       if (Math.hypot(at.x - gesture.at.x, at.y - gesture.at.y) < CLICK * (gesture.touch ? 2 : 1)) return;
       gesture.dragged = true;
-      if (gesture.type === "resize" || gesture.type === "move") this.hands.change(gesture.mark.id, gesture.box, "start");
-      if (gesture.type === "pan") this.hands.panned();
+      if (gesture.type === "resize" || gesture.type === "move")
+        this.handlers.change(gesture.mark.id, gesture.box, "start");
+      if (gesture.type === "pan") this.handlers.panned();
     }
     const [x, y] = this.#toImage(at.x, at.y);
     if (gesture.type === "pan") {
       this.#x += at.x - before.x;
       this.#y += at.y - before.y;
       this.#fitted = "free";
-      this.#keepInSight();
+      this.#keepVisible();
       this.#soon();
     } else if (gesture.type === "move") {
-      this.hands.change(gesture.mark.id, moved(gesture.box, x - gesture.x, y - gesture.y, this.#size), "move");
+      this.handlers.change(gesture.mark.id, moved(gesture.box, x - gesture.x, y - gesture.y, this.#size), "move");
     } else if (gesture.type === "resize") {
-      const [hx, hy] = handlePoint(gesture.box, gesture.handle); // no jump when the handle is not grabbed in its middle
-      this.hands.change(gesture.mark.id, resized(gesture.box, gesture.handle, hx + x - gesture.x, hy + y - gesture.y, this.#size), "move");
+      const [hx, hy] = handlePoint(gesture.box, gesture.handle); // no jump if the handle is grabbed off its centre
+      this.handlers.change(
+        gesture.mark.id,
+        resized(gesture.box, gesture.handle, hx + x - gesture.x, hy + y - gesture.y, this.#size),
+        "move",
+      );
     } else if (gesture.type === "draw") {
       const [x1, y1, x2, y2] = this.#toScreen(tidy([gesture.x, gesture.y, x, y], this.#size));
       set(this.rubber, { x: x1, y: y1, width: x2 - x1, height: y2 - y1, visibility: "visible" });
@@ -383,25 +427,31 @@ export class View {
     }
     if (gesture.type === "move" || gesture.type === "resize") {
       const mark = this.#marks.find((one) => one.id === gesture.mark.id);
-      this.hands.change(gesture.mark.id, cancelled ? gesture.box : mark?.box ?? gesture.box, "end");
+      this.handlers.change(gesture.mark.id, cancelled ? gesture.box : (mark?.box ?? gesture.box), "end");
     } else if (gesture.type === "draw" && !cancelled) {
       const wide = Math.abs(at.x - gesture.at.x) >= CLICK && Math.abs(at.y - gesture.at.y) >= CLICK;
-      if (wide) this.hands.draw(tidy([gesture.x, gesture.y, x, y], this.#size), gesture.again);
+      if (wide) this.handlers.draw(tidy([gesture.x, gesture.y, x, y], this.#size), gesture.again);
     }
   }
 
   #startPinch() {
     const gesture = this.#gesture;
-    if (gesture?.dragged && (gesture.type === "move" || gesture.type === "resize")) this.hands.change(gesture.mark.id, gesture.box, "end");
+    if ((gesture?.type === "move" || gesture?.type === "resize") && gesture.dragged)
+      this.handlers.change(gesture.mark.id, gesture.box, "end");
     this.rubber.setAttribute("visibility", "hidden");
     const [a, b] = [...this.#pointers.values()];
-    this.#gesture = { type: "pinch", distance: Math.hypot(a.x - b.x, a.y - b.y), x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
+    this.#gesture = {
+      type: "pinch",
+      distance: Math.hypot(a.x - b.x, a.y - b.y),
+      x: (a.x + b.x) / 2,
+      y: (a.y + b.y) / 2,
+    };
   }
 
-  #pinch() {
+  /** @param {Pinch} gesture */
+  #pinch(gesture) {
     const [a, b] = [...this.#pointers.values()];
     if (!b) return;
-    const gesture = this.#gesture;
     const distance = Math.max(10, Math.hypot(a.x - b.x, a.y - b.y));
     const [x, y] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
     this.#x += x - gesture.x;
@@ -410,12 +460,14 @@ export class View {
     Object.assign(gesture, { distance, x, y });
   }
 
-  /** Selects the smallest box at a point; again and again: the ones below it. @param {number} x @param {number} y */
+  /** Selects the smallest box at a point; repeated clicks select the boxes below it. @param {number} x @param {number} y */
   #click(x, y) {
-    const here = this.#marks.filter((mark) => contains(mark.box, x, y, 3 / this.#scale)).sort((a, b) => area(a.box) - area(b.box));
-    if (!here.length) return this.hands.select(null);
+    const here = this.#marks
+      .filter((mark) => contains(mark.box, x, y, 3 / this.#scale))
+      .sort((a, b) => area(a.box) - area(b.box));
+    if (!here.length) return this.handlers.select(null);
     const now = here.findIndex((mark) => mark.id === this.#active);
-    this.hands.select(here[(now + 1) % here.length].id);
+    this.handlers.select(here[(now + 1) % here.length].id);
   }
 
   /** @param {Mark} mark @param {{x: number, y: number}} at @param {string} pointer @returns {Handle | null} */
@@ -423,7 +475,7 @@ export class View {
     const box = this.#toScreen(mark.box);
     const reach = REACH[/** @type {keyof typeof REACH} */ (pointer)] ?? REACH.mouse;
     const small = Math.min(box[2] - box[0], box[3] - box[1]) < 36;
-    // The middle of a small box must stay free for moving it.
+    // The centre of a small box must stay free for moving it.
     const inside = contains(box, at.x, at.y, 0);
     const room = Math.min(reach, Math.max(3, Math.min(box[2] - box[0], box[3] - box[1]) / 4));
     let nearest = null;
@@ -437,7 +489,7 @@ export class View {
     return nearest;
   }
 
-  /** The cursor says what a drag would do. @param {{x: number, y: number} | null} at @param {PointerEvent | null} event */
+  /** Sets the cursor to what a drag would do. @param {{x: number, y: number} | null} at @param {PointerEvent | null} event */
   #hover(at, event) {
     let cursor = "crosshair";
     let hovered = null;
@@ -446,10 +498,12 @@ export class View {
       const [x, y] = this.#toImage(at.x, at.y);
       const mark = this.#editable();
       const handle = mark && this.mode === "auto" ? this.#handleAt(mark, at, "mouse") : null;
-      if (this.hands.panning()) cursor = "grab";
-      else if (handle) cursor = `${{ nw: "nwse", se: "nwse", ne: "nesw", sw: "nesw", n: "ns", s: "ns", e: "ew", w: "ew" }[handle]}-resize`;
+      if (this.handlers.panning()) cursor = "grab";
+      else if (handle)
+        cursor = `${{ nw: "nwse", se: "nwse", ne: "nesw", sw: "nesw", n: "ns", s: "ns", e: "ew", w: "ew" }[handle]}-resize`;
       else if (mark && this.mode === "auto" && contains(mark.box, x, y) && !event.shiftKey) cursor = "move";
-      hovered = this.#marks.filter((one) => contains(one.box, x, y)).sort((a, b) => area(a.box) - area(b.box))[0]?.id ?? null;
+      hovered =
+        this.#marks.filter((one) => contains(one.box, x, y)).sort((a, b) => area(a.box) - area(b.box))[0]?.id ?? null;
       const drawing = this.mode !== "auto" || (this.fingerDraws && cursor === "crosshair");
       if (drawing) guides = `M0 ${at.y}H${this.stage.clientWidth}M${at.x} 0V${this.stage.clientHeight}`;
     }
@@ -464,5 +518,6 @@ export class View {
 
 /** @param {Element} node @param {Record<string, number | string>} values */
 function set(node, values) {
-  for (const [name, value] of Object.entries(values)) node.setAttribute(name, String(typeof value === "number" ? Math.round(value * 10) / 10 : value));
+  for (const [name, value] of Object.entries(values))
+    node.setAttribute(name, String(typeof value === "number" ? Math.round(value * 10) / 10 : value));
 }

@@ -1,0 +1,100 @@
+/** The question above the picture, its reason and the facts beside it. */
+
+import { colour } from "./colours.js";
+import { byId, el, percent, replace, setText } from "./dom.js";
+import { hint } from "./keys.js";
+import { className, classOf, inWords, state } from "./state.js";
+
+/** @typedef {import("./editor.js").Editor} Editor */
+/** @typedef {import("./task.js").Task} Task */
+/** @typedef {{before: string, label?: number | null, after?: string, reason: string}} Words  label: a class named in its colour */
+
+/** @param {Editor} editor */
+export function showQuestion(editor) {
+  const { task } = editor;
+  const touch = matchMedia("(pointer: coarse)").matches; // probably no keyboard
+  const { before, label = null, after = "", reason } = task ? wordsOf(task, editor, touch) : { before: "", reason: "" };
+  setText(byId("reason"), reason);
+  const facts = task ? factsOf(task, state()?.phase) : [];
+  replace(
+    byId("facts"),
+    ...facts.map(([name, value]) =>
+      el(
+        "span",
+        { title: `${name} ${value}`, "data-fact": name },
+        el("small", { text: name }),
+        el("b", { text: value }),
+      ),
+    ),
+  );
+  const node = byId("question");
+  const name = label === null ? "" : className(label);
+  if (node.textContent === before + name + after && node.dataset.label === String(label)) return;
+  node.dataset.label = String(label);
+  const swatch = el("i", { class: "swatch", style: { background: colour(label) } });
+  replace(node, before, label !== null && el("em", { "data-testid": "guess" }, swatch, name), after);
+}
+
+/**
+ * What the page asks for: the mode first, then the selected box, then the question itself.
+ * @param {Task} task @param {Pick<Editor, "active" | "guess" | "justDrawn" | "pen"> & {view: {mode: string}}} editor
+ * @param {boolean} touch a touch screen: name no keys @returns {Words}
+ */
+export function wordsOf(task, { active, guess, justDrawn, pen, view }, touch) {
+  const { query, answer } = task;
+  if (view.mode !== "auto") {
+    return {
+      before: view.mode === "draw" ? "Draw a box with one drag" : "Redraw the box with one drag",
+      reason: touch ? "Press the button again to cancel." : "Esc cancels.",
+    };
+  }
+  if (active?.kind === "draft" && active.label === null) {
+    return {
+      before: "What is in the new box?",
+      reason: touch
+        ? "Tap its class, or find or add one."
+        : `A digit chooses its class, ${hint("find")} finds or adds one.`,
+    };
+  }
+  if (active?.kind === "label") {
+    return {
+      before: justDrawn ? "New box, saved as " : "Answered box: ",
+      label: active.label,
+      reason: touch
+        ? "Tap a class to change it."
+        : `A digit or ${hint("find")} changes its class, ${hint("remove")} removes it, ${hint("yes")} returns to the question.`,
+    };
+  }
+  if (active?.kind === "other") {
+    return {
+      ...{ before: "Unanswered box: ", label: active.label, after: "?" },
+      reason: touch
+        ? "Tap its class to make it a label, or tap elsewhere to deselect it."
+        : `${hint("yes")} or a digit makes it a label. Esc deselects it.`,
+    };
+  }
+  if (answer) {
+    const reason = `By ${answer.by}. ${touch ? "Back" : "Esc"} keeps it unchanged.`;
+    if (!query.box) return { before: "You are changing the answer to a whole image", reason };
+    const before = "You are changing an answer: ";
+    return answer.verdict === "object" ? { before, label: guess, reason } : { before, after: inWords(answer), reason };
+  }
+  if (query.box) {
+    if (guess === null) return { before: "What is in this box?", reason: query.reason };
+    return { before: "Is this ", label: guess, after: "?", reason: query.reason };
+  }
+  const name = classOf(pen)?.name;
+  const drawing = `Drag to draw${name ? `; new boxes are “${name}”` : ""}.`;
+  return { before: "Box everything in this image", reason: [query.reason, drawing].filter(Boolean).join(" ") };
+}
+
+/** @param {Task} task @param {string} [phase] of the project @returns {[string, string][]} */
+export function factsOf({ kind, query }, phase) {
+  /** @type {[string, string][]} */
+  const facts = [["photo", query.image.name]];
+  if (kind !== "ask") return facts;
+  if (phase !== "first_images") facts.unshift(["cycle", String(query.cycle)]);
+  if (query.box && query.uncertainty !== null) facts.unshift(["uncertainty", query.uncertainty.toFixed(2)]);
+  if (query.box && query.score !== null) facts.unshift(["score", percent(query.score)]);
+  return facts;
+}
