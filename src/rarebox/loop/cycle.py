@@ -16,7 +16,7 @@ from rarebox.data import listings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import check_saved
 from rarebox.errors import Damaged
-from rarebox.evaluate import coco_ap, voc_ap
+from rarebox.evaluation import coco_ap, voc_ap
 from rarebox.labels.targets import calibrate, make_targets, write_targets
 from rarebox.loop import scoring
 from rarebox.loop.ask import ask, label_initial_pool
