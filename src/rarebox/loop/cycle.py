@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rarebox import strategies
+from rarebox import evaluation, strategies
 from rarebox.core import seeds
 from rarebox.core.files import read_json, write_json
 from rarebox.data import listings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import check_saved
 from rarebox.errors import Damaged
-from rarebox.evaluation import coco_ap, voc_ap
 from rarebox.labels.targets import calibrate, make_targets, write_targets
 from rarebox.loop import scoring
 from rarebox.loop.ask import ask, label_initial_pool
@@ -223,16 +222,9 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> dict[str, Any]:
         for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
             found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
-        voc = voc_ap(found, run.test_truth, len(run.classes))
-        coco = coco_ap(found, run.test_truth, len(run.classes))
-    result = {
-        "ap50": or_null(voc.mean_ap),
-        "ap50_11": or_null(voc.mean_ap11),
-        "per_class_ap50": by_class(run, voc.ap),
-        "coco_ap": or_null(coco["ap"]),
-        "coco_ap50": or_null(coco["ap50"]),
-        "coco_ap75": or_null(coco["ap75"]),
-    }
+        measured = evaluation.evaluate(found, run.test_truth, len(run.classes))._asdict()
+    per_class = by_class(run, measured.pop("per_class_ap50"))
+    result = {**{name: or_null(value) for name, value in measured.items()}, "per_class_ap50": per_class}
     write_json(kept, {"test": asked, "result": result})
     return result
 
