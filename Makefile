@@ -25,9 +25,11 @@ test: .venv/ready
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-# The pages that are made from the code.
+# The page that is made from the code, and the site. Runs the notebooks, about two minutes.
 docs: .venv/ready
 	$(BIN)/python -c 'from rarebox import config; print(config.reference(), end="")' > docs/settings.md
+	$(BIN)/sphinx-build -W -q -c docs . site
+	@echo "site/docs/index.html"
 
 # Pin anew: versions and hashes, no address of an index.
 lock:
@@ -37,4 +39,4 @@ lock:
 	    --no-emit-index-url - -o bootstrap.lock
 
 clean:
-	rm -rf .venv demo-out
+	rm -rf .venv demo-out site
