@@ -2,12 +2,17 @@
 
 from rarebox import __version__
 
-project, author, copyright = "rarebox", "the rarebox authors", "the rarebox authors, Apache-2.0"
+project, author, copyright = (
+    "rarebox",
+    "the rarebox authors",
+    "the rarebox authors, Apache-2.0",
+)
 version = release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
 include_patterns = [
+    "README.md",
     "docs/*.md",
     "docs/*.ipynb",
     "paper/README.md",
@@ -24,11 +29,12 @@ html_show_sphinx = False
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
-# The notebooks are committed without outputs; building the site runs them.
+# The notebooks are committed without outputs. Building the site runs them.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of libraries, with paths of this machine
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
