@@ -1,5 +1,10 @@
 """The documentation site: `make docs`. The source folder is the repository's root, so that links work as on GitHub."""
 
+import re
+
+from numpy.typing import ArrayLike
+from sphinx.util.typing import stringify_annotation
+
 from rarebox import __version__
 
 project, author, copyright = (
@@ -38,4 +43,25 @@ nb_output_stderr = "remove"  # warnings of libraries, with paths of this machine
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+
+ARRAY = re.compile(r"~?[\w.]*ndarray\[tuple\[~?[\w.]*Any, \.\.\.\], ~?[\w.]*dtype\[~?(?:numpy\.)?(\w+)\]\]")
+ANY_ARRAY = [stringify_annotation(ArrayLike, mode) for mode in ("smart", "fully-qualified-except-typing")]
+
+
+def shorten(app, what, name, obj, options, signature, returns):
+    """Call arrays in signatures NDArray and ArrayLike, as the code does."""
+
+    def short(text: str | None) -> str | None:
+        if text is None:
+            return None
+        for union in ANY_ARRAY:
+            text = text.replace(union, "ArrayLike")
+        return ARRAY.sub(r"NDArray[\1]", text).replace("<factory>", "...")
+
+    return short(signature), short(returns)
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", shorten)
