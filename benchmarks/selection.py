@@ -22,7 +22,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rarebox.evaluate import coco_ap, voc_ap
+from rarebox.evaluation import coco_ap, voc_ap
 from rarebox.strategies import image
 from rarebox.strategies.greedy import k_center
 from rarebox.types import Detections, GroundTruth

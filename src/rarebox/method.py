@@ -36,7 +36,7 @@ def _relative_entropy(p: Floats, q: Floats) -> Floats:
 
 
 def consistency(score: Floats, view_score: Floats, js: Floats, iou: Floats, beta: float = 1.3) -> Floats:
-    """Eq. (2): c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |.
+    """Eq. (2): ``c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |``.
 
     (N,), (M, N), (M, N), (M, N) -> (N,) in [0, max(beta, 2 - beta)]. A view whose ``iou`` is NaN does not count for
     that box; a box that no view counts for gets the value of a box lost in every view, c(b) = beta.
@@ -86,7 +86,7 @@ def weighted_loss(
 
     ``positive`` (P,) and ``negative`` (N,) are per-sample class losses, ``box`` (R,) per-sample box losses;
     ``class_weight`` (P,) and ``box_weight`` (R,) are the weights of the boxes they are matched to. ``normalisers``
-    divide the terms; None is the equation to the letter, (|P_cls|, |N_cls|, |P_reg|). Each is at least 1.
+    divide the terms; None is the equation to the letter, ``(|P_cls|, |N_cls|, |P_reg|)``. Each is at least 1.
     """
     by_positives, by_negatives, by_boxes = normalisers or (len(positive), len(negative), len(box))
     return (

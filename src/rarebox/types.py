@@ -106,6 +106,24 @@ class Detections(Rows):
         if self.features is not None:
             self._column("features", np.float32, (None,))
 
+    @classmethod
+    def from_scores(cls, boxes: ArrayLike, labels: ArrayLike, scores: ArrayLike, num_classes: int) -> Self:
+        """Detections of a detector that returns one score a box, in [0, 1]: (N, 4), (N,), (N,)."""
+        labels, scores = np.asarray(labels, np.int64).reshape(-1), np.asarray(scores, np.float32).reshape(-1)
+        return cls(as_boxes(boxes), labels, scores, score_vectors(labels, scores, num_classes))
+
+
+def score_vectors(labels: Ints, scores: Floats, num_classes: int) -> Floats:
+    """Class vectors where there is only a score, background first: (N,), (N,) -> (N, K + 1).
+
+    The score is taken for the probability of the class, and the rest for that of background: the nearest to a detector
+    with background that a score alone allows. Their entropy is that of the score against its complement.
+    """
+    vectors = np.zeros((len(scores), num_classes + 1))
+    vectors[np.arange(len(scores)), labels + 1] = scores
+    vectors[:, 0] = 1 - scores
+    return vectors
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates(Rows):
@@ -341,6 +359,21 @@ class ImageLabels:
     rejected: Floats
     skipped: Floats
     complete: bool
+
+    @classmethod
+    def of(
+        cls,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        rejected: ArrayLike = (),
+        skipped: ArrayLike = (),
+        complete: bool = False,
+    ) -> Self:
+        """The labels of one image, from anything that is arrays."""
+        boxes, labels = as_boxes(boxes), np.asarray(labels, dtype=np.int64).reshape(-1)
+        if len(labels) != len(boxes):
+            raise ValueError(f"labels must have shape ({len(boxes)},), got ({len(labels)},)")
+        return cls(boxes, labels, as_boxes(rejected), as_boxes(skipped), complete)
 
     @property
     def settled(self) -> Floats:

@@ -23,7 +23,7 @@ from rarebox.core.seeds import stream
 from rarebox.data import scenes
 from rarebox.data.scenes import CLASSES, Look, class_counts, draw, make
 from rarebox.errors import UserError
-from rarebox.evaluate import imbalance_factor
+from rarebox.evaluation import imbalance_factor
 
 SMALL: dict[str, Any] = {"train": 10, "test": 5, "size": (112, 144)}
 PLAIN = Look(

@@ -281,7 +281,7 @@ def report(
 
 def print_summary(dataset: Any) -> None:
     """Images, objects per class and problems of a data set, as a table."""
-    from rarebox.evaluate import imbalance_factor
+    from rarebox.evaluation import imbalance_factor
     from rarebox.loop.record import count_classes
 
     held = f", {len(dataset.test.images)} test images" if dataset.test else ", no test images"

@@ -22,6 +22,7 @@ from rarebox.external.copies import Copies
 from rarebox.external.pool import Pool, image_labels
 from rarebox.external.vocabulary import Understanding, vocabulary
 from rarebox.pool import ranking
+from rarebox.pool.affine import Frame
 from rarebox.pool.candidates import Shards, score_image
 from rarebox.strategies.box import entropies
 from rarebox.types import Candidates, Detections, Floats, ImageLabels, ImageRecord, ImageScores, Query, concatenate
@@ -76,7 +77,7 @@ def rank(
     count as labelled completely. ``images`` is a folder or a COCO file that says which images there are. Raises
     UserError for anything in the files that cannot be what it should be.
     """
-    _check_strategy(settings, views)
+    check_strategy(settings, bool(views))
     if budget < 1:
         raise UserError(f"--budget must be at least 1 box, got {budget}")
     file, file_of_views = detections.open_detections(found), views and detections.open_detections(views)
@@ -103,7 +104,7 @@ def rank(
     candidates = read_candidates(file, placed, copies, understand, pool, settings, report)
     notes += _counted(len(pool.records) - len(placed) if images else 0, understand, copies)
     labelled = {image_id: image_labels(one, words.classes) for image_id, one in pool.fitted(said, notes).items()}
-    queries, frequency, total = _queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
+    queries, frequency, total = choose_queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
     return Ranked(
         settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
     )
@@ -118,22 +119,23 @@ def _counted(images_without: int, understand: Understanding, copies: Copies | No
     return [f"{count} {what}" for what, count in counts.items() if count]
 
 
-def _check_strategy(settings: Settings, views: Path | None) -> None:
+def check_strategy(settings: Settings, from_views: bool) -> None:
+    """UserError for a strategy that is unknown, or that needs more than boxes, scores and classes."""
     strategy = settings.selection.strategy
     strategies.choose(settings.selection)
     if strategy in strategies.IMAGE:
         raise UserError(f"{strategy} ranks whole images, and boxes are wanted here; name {', '.join(_usable())}")
     if strategy in strategies.NEEDS:
         raise UserError(f"{strategy} needs features of the detector's inside; name {', '.join(_usable())}")
-    if strategy in NEED_VIEWS and not views:
-        raise UserError(f"{strategy} compares detections on augmented copies; give them with --views")
+    if strategy in NEED_VIEWS and not from_views:
+        raise UserError(f"{strategy} compares detections on augmented copies. Give them as views (--views)")
 
 
 def _usable() -> list[str]:
     return [name for name in strategies.BOX if name not in strategies.NEEDS]
 
 
-def _queries(
+def choose_queries(
     candidates: Candidates,
     labels: Mapping[int, ImageLabels],
     settings: Settings,
@@ -195,7 +197,6 @@ def read_candidates(
 ) -> Candidates:
     """Candidates of every image, by image id; without copies, with the entropy of the class as uncertainty."""
     num_classes = len(understand.words.classes)
-    with_vectors = settings.selection.strategy == "entropy"  # no other one looks at them again
     found: list[Candidates] = []
     for done, image_id in enumerate(sorted(placed), 1):
         line = _single_line(file, placed[image_id])
@@ -203,14 +204,34 @@ def read_candidates(
             pool.add(replace(pool.records[image_id], width=line.size[0], height=line.size[1]))
         detected = _in_image(understand(line), line, pool.records[image_id])
         views, frames = copies.of(image_id, understand) if copies else ([], [])
-        scored, _ = score_image(image_id, [detected, *views], frames, settings.scoring, num_classes)
+        scored = candidates_of(image_id, detected, views, frames, settings, num_classes, bool(copies))
         if len(scored):
-            unsure = scored.uncertainty if copies else entropies(scored, num_classes)
-            vectors = scored.class_probs if with_vectors else scored.class_probs[:, :0]
-            found.append(replace(scored, uncertainty=unsure, class_probs=vectors.astype(np.float16)))
+            found.append(scored)
         report(done, len(placed))
     understand.check_pixels(file.path)
     return concatenate(found) if found else Candidates.none(num_classes)
+
+
+def candidates_of(
+    image_id: int,
+    found: Detections,
+    views: Sequence[Detections],
+    frames: Sequence[Frame],
+    settings: Settings,
+    num_classes: int,
+    from_views: bool,
+    lowest: float | None = None,
+) -> Candidates:
+    """The candidates of one image; if not ``from_views``, with the entropy of the class as uncertainty.
+
+    ``frames`` (M) say where the image lies on each of the M views, ``lowest`` is the lowest score of a candidate, by
+    default that of a box that may be asked about.
+    """
+    scored, _ = score_image(image_id, [found, *views], frames, settings.scoring, num_classes, lowest=lowest)
+    unsure = scored.uncertainty if from_views else entropies(scored, num_classes)
+    with_vectors = settings.selection.strategy == "entropy"  # no other strategy reads them again
+    vectors = scored.class_probs if with_vectors else scored.class_probs[:, :0]
+    return replace(scored, uncertainty=unsure, class_probs=vectors.astype(np.float16))
 
 
 def _in_image(found: Detections, line: Line, record: ImageRecord) -> Detections:

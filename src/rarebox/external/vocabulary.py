@@ -10,7 +10,7 @@ from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Line
 from rarebox.errors import UserError, unknown_name
 from rarebox.external.pool import Pool
-from rarebox.types import Bools, Detections, Floats, Ints
+from rarebox.types import Bools, Detections, Floats, Ints, score_vectors
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def _by_category(path: Path, given: Sequence[str] | None, pool: Pool, numbers: s
 class Understanding:
     """What lines mean: boxes with labels, scores and class vectors of one kind, as Detections.
 
-    Where the file has no class vectors, the score is taken for the probability of the class, and the rest for that of
-    the background: the nearest to a detector with a background that a score alone allows. The entropy of such a vector
-    is that of the score against its complement.
+    Where the file has no class vectors, :func:`~rarebox.types.score_vectors` makes them.
     """
 
     def __init__(self, words: Vocabulary) -> None:
@@ -100,9 +98,7 @@ class Understanding:
         labels = self._labels(line, probs)
         scores = self._scores(line, labels, probs)
         if probs is None:
-            probs = np.zeros((len(scores), len(self.words.classes) + 1))
-            probs[np.arange(len(scores)), labels + 1] = scores
-            probs[:, 0] = 1 - scores
+            probs = score_vectors(labels, scores, len(self.words.classes))
         self._same_kind(line, probs)
         return Detections(boxes[keep], labels[keep], scores[keep], probs[keep])
 

@@ -12,14 +12,21 @@ from rarebox.core.boxes import far_from
 from rarebox.method import soft_weight
 from rarebox.types import Bools, Candidates, Floats, ImageLabels, Ints, Source, Targets, concatenate
 
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+THE_PAPERS = PseudoSettings()
+
 
 def make_targets(
-    human: ImageLabels, candidates: Candidates | None, difficult: Floats, settings: PseudoSettings
+    human: ImageLabels,
+    candidates: Candidates | None = None,
+    difficult: Floats = NO_BOXES,
+    settings: PseudoSettings = THE_PAPERS,
 ) -> Targets:
-    """Training truth of one image.
+    """Training truth of one image: its human boxes, and its candidates as weighted pseudo labels.
 
     ``candidates``: those of this image, from the model before retraining; a completely labelled image needs none.
-    ``difficult`` (D, 4): objects that training ignores, or takes for background.
+    ``difficult`` (D, 4): objects that training ignores, or takes for background. ``settings`` are by default the
+    paper's soft pseudo labels (Eq. 5, 6).
     """
     parts = [Targets.of(human.boxes, human.labels)]
     if settings.difficult == "ignore":

@@ -8,14 +8,13 @@ from hashlib import sha256
 
 import numpy as np
 
-from rarebox import strategies
+from rarebox import evaluation, strategies
 from rarebox.core import seeds
 from rarebox.core.files import read_json, write_json
 from rarebox.data import listings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import check_saved
 from rarebox.errors import Damaged
-from rarebox.evaluate import coco_ap, voc_ap
 from rarebox.labels.targets import calibrate, make_targets, write_targets
 from rarebox.loop import scoring
 from rarebox.loop.ask import ask, label_initial_pool
@@ -223,15 +222,14 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
         for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
             found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
-        voc = voc_ap(found, run.test_truth, len(run.classes))
-        coco = coco_ap(found, run.test_truth, len(run.classes))
+        measured = evaluation.evaluate(found, run.test_truth, len(run.classes))
     result: Measures = {
-        "ap50": or_null(voc.mean_ap),
-        "ap50_11": or_null(voc.mean_ap11),
-        "per_class_ap50": by_class(run, voc.ap),
-        "coco_ap": or_null(coco["ap"]),
-        "coco_ap50": or_null(coco["ap50"]),
-        "coco_ap75": or_null(coco["ap75"]),
+        "ap50": or_null(measured.ap50),
+        "ap50_11": or_null(measured.ap50_11),
+        "per_class_ap50": by_class(run, measured.per_class_ap50),
+        "coco_ap": or_null(measured.coco_ap),
+        "coco_ap50": or_null(measured.coco_ap50),
+        "coco_ap75": or_null(measured.coco_ap75),
     }
     write_json(kept, {"test": asked, "result": result})
     return result

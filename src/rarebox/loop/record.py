@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rarebox.data import listings
-from rarebox.evaluate import imbalance_factor
+from rarebox.evaluation import imbalance_factor
 from rarebox.labels.targets import count_sure
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.run import Ranked, Run

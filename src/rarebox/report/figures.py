@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rarebox.core.files import write_bytes, write_text
-from rarebox.evaluate import imbalance_factor
+from rarebox.evaluation import imbalance_factor
 from rarebox.loop.metrics import CycleRecord
 from rarebox.report.reading import ReportedRun
 from rarebox.report.words import count, factor, is_number, number, plural, short

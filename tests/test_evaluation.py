@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rarebox.evaluate import CocoTables, coco_ap, imbalance_factor, voc_ap
+from rarebox.evaluation import CocoTables, coco_ap, imbalance_factor, voc_ap
 from rarebox.types import Detections, GroundTruth
 
 A, B, C, D = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]

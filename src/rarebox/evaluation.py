@@ -277,3 +277,31 @@ def imbalance_factor(counts: ArrayLike) -> float:
     """
     present = np.asarray(counts)[np.asarray(counts) > 0]
     return float(present.max() / present.min()) if len(present) else float("nan")
+
+
+# ---------------------------------------------------------------------------------------------- all at once
+
+
+class Evaluation(NamedTuple):
+    """Average precision by the rules of VOC and of COCO, each in [0, 1]; NaN where there is no truth.
+
+    ``ap50`` (area) and ``ap50_11`` (11 points) are VOC's, means over the classes; ``per_class_ap50`` (K,) is ``ap50``
+    of each class. ``coco_ap`` is the mean over IoU 0.5 to 0.95.
+    """
+
+    ap50: float
+    ap50_11: float
+    per_class_ap50: Floats
+    coco_ap: float
+    coco_ap50: float
+    coco_ap75: float
+
+
+def evaluate(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int) -> Evaluation:
+    """Measure detections on test images, both by image id: :func:`voc_ap` and :func:`coco_ap` together.
+
+    The images of ``truth`` are the test set. Raises ValueError for detections on other images and for labels outside
+    [0, num_classes).
+    """
+    voc, coco = voc_ap(detections, truth, num_classes), coco_ap(detections, truth, num_classes)
+    return Evaluation(voc.mean_ap, voc.mean_ap11, voc.ap, coco["ap"], coco["ap50"], coco["ap75"])

@@ -1,0 +1,129 @@
+"""The functions of ``import rarebox`` that set up other modules' work: data, settings, a detector, a simulation."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rarebox import config
+from rarebox.config import Settings
+from rarebox.data.listings import Dataset
+
+if TYPE_CHECKING:
+    from rarebox.detectors import TorchDetector
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """Load a labelled data set: a folder in COCO, VOC or YOLO format, or a name.
+
+    ``scenes`` is drawn on the spot; ``voc0712``, ``voc2007`` and ``voc2012`` are downloaded on first use. What cannot
+    be used is listed in ``problems``. Raises UserError if the path does not exist or holds no known format.
+    """
+    from rarebox.data import datasets  # here, because it loads scikit-learn
+
+    return datasets.load_data(str(path))
+
+
+def make_settings(preset: str = "laptop", file: str | Path | None = None, **changes: object) -> Settings:
+    """Make the settings of a run: a preset, then a YAML file, then single changes, each over the one before.
+
+    ``preset`` is ``laptop`` or ``paper``. A change is named like the setting, with two underscores for the dot:
+    ``training__steps=50``. Raises UserError for an unknown name, with the nearest known one, and for a wrong value.
+    """
+    return config.resolve(preset, Path(file) if file else None, _dotted(changes))
+
+
+def build_detector(
+    name: str = "faster_rcnn",
+    *,
+    num_classes: int,
+    settings: Settings | None = None,
+    seed: int | None = None,
+    **changes: object,
+) -> "TorchDetector":
+    """Build a detector with ``fit``, ``predict``, ``predict_views``, ``save`` and ``load``. Loads torch.
+
+    ``name`` is ``faster_rcnn`` or ``retinanet``. ``settings`` say the device, how it trains and what else it is made
+    of, by default those of the preset ``laptop``; ``changes`` are settings of the section ``detector``, such as
+    ``image_size=192``. Weights that are not pretrained are drawn from ``seed``. Raises UserError for an unknown name, a
+    wrong value, or weights that are not available.
+    """
+    from rarebox import detectors  # here, because it loads torch
+
+    chosen = _changed(settings, {"detector.name": name, **{f"detector.{key}": value for key, value in changes.items()}})
+    return detectors.build(
+        **chosen.detector.model_dump(),
+        num_classes=num_classes,
+        device=chosen.device,
+        training=chosen.training,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A finished simulation.
+
+    ``records`` has one entry for each cycle, the same as ``metrics.json`` in ``folder``. Cycle 1 trains on the initial
+    images; each later cycle first spends its budget.
+    """
+
+    folder: Path
+    settings: Settings
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def labels(self) -> list[int]:
+        """Human boxes up to each cycle, those of the initial images included."""
+        return [record["labels"] for record in self.records]
+
+    @property
+    def ap50(self) -> list[float | None]:
+        """VOC AP at IoU 0.5 after each cycle, in [0, 1]; None where the test images hold no object."""
+        return [record["ap50"] for record in self.records]
+
+
+def simulate(
+    data: str | Path | Dataset,
+    out: str | Path | None = None,
+    *,
+    strategy: str | None = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    share: "Simulation | str | Path | None" = None,
+    progress: bool = False,
+    **changes: object,
+) -> Simulation:
+    """Simulate active learning on a labelled data set, or resume a simulation that was interrupted. Loads torch.
+
+    ``data`` is what :func:`load_dataset` takes or returns. ``out`` is the run's folder, by default a new temporary one;
+    the same call with the same folder resumes the run. ``settings`` are by default those of the preset ``laptop``;
+    ``strategy``, ``seed`` and further ``changes`` (as in :func:`make_settings`) override them. ``share`` is a
+    simulation, or its folder, with the same data, seed and detector: its model of cycle 1 is reused, so that strategies
+    are compared from the same start. ``progress`` draws progress bars. Raises UserError for anything to put right.
+    """
+    from rarebox.cli.progress import progress_bars
+    from rarebox.loop.simulate import simulate as run_all_cycles  # here, because it loads torch
+
+    dataset = data if isinstance(data, Dataset) else None
+    given = {"data": str(dataset.root if dataset else data), "selection.strategy": strategy, "seed": seed}
+    chosen = _changed(settings, {name: v for name, v in given.items() if v is not None} | _dotted(changes))
+    folder = Path(out) if out else Path(tempfile.mkdtemp(prefix="rarebox-"))
+    first = share.folder if isinstance(share, Simulation) else Path(share) if share else None
+    if progress:
+        with progress_bars(False) as report:
+            records = run_all_cycles(folder, chosen, dataset, share=first, progress=report)
+    else:
+        records = run_all_cycles(folder, chosen, dataset, share=first)
+    return Simulation(folder, chosen, tuple(records))
+
+
+def _changed(settings: Settings | None, changes: Mapping[str, object]) -> Settings:
+    """The settings, or those of the preset ``laptop``, with changes by dotted name."""
+    base = dict(config.flatten(settings.model_dump(mode="json"))) if settings else {}
+    return config.resolve("laptop", None, {**base, **changes})
+
+
+def _dotted(changes: Mapping[str, object]) -> dict[str, object]:
+    return {name.replace("__", "."): value for name, value in changes.items()}
