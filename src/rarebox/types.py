@@ -55,7 +55,6 @@ class Rows:
         object.__setattr__(self, name, array)
 
 
-
 R = TypeVar("R", bound="Rows")
 
 
