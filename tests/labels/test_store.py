@@ -101,7 +101,6 @@ def test_classes_and_images_are_there_after_reopening(path: Path) -> None:
         assert store.classes() == CLASSES
         assert store.images() == {1: image(1), 3: image(3)}
         assert (store.cycles(), store.queries(), store.answered(), store.labels()) == ([], [], [], {})
-        assert store.next_query() is None
         assert store.spent() == Spent(0, 0, 0)
 
 
@@ -158,18 +157,16 @@ def test_the_order_is_kept_over_several_calls_and_cycles(store: Store, path: Pat
     assert rows(path, "SELECT position FROM queries WHERE cycle = 0 ORDER BY id") == [(i,) for i in range(6)]
 
 
-def test_the_next_query_is_the_first_unanswered_of_the_latest_cycle(store: Store) -> None:
+def test_unanswered_queries_are_those_of_one_cycle_in_the_order_asked(store: Store) -> None:
     store.ask(0, [query(1)])
     store.open_cycle(1)
-    assert store.next_query() is None
+    assert store.unanswered(1) == []
     one, two, three = store.ask(1, [query(1), query(2), query(3)])
     store.record([answer(two)])
     assert ids(store.unanswered(1)) == [one.id, three.id]
-    seen = []
-    while (asked := store.next_query()) is not None:
-        seen.append(asked.id)
-        store.record([answer(asked)])
-    assert seen == [one.id, three.id]
+    store.record([answer(one)])
+    assert ids(store.unanswered(1)) == [three.id]
+    store.record([answer(three)])
     assert store.unanswered(1) == []
     assert len(store.unanswered(0)) == 1
 
@@ -178,7 +175,7 @@ def test_the_next_query_is_the_first_unanswered_of_the_latest_cycle(store: Store
     ("cycle", "bad", "message"),
     [
         (7, query(1), r"cycle 7 is not open; call open_cycle\(7\)"),
-        (0, query(99), "an image that was added"),
+        (0, query(99), "must name an image of the store"),
         (0, query(1, [5, 0, 5, 10]), "x2 > x1"),
     ],
 )
@@ -374,7 +371,7 @@ def test_the_page_about_the_store_reads_it_with_plain_sqlite3(
 
 
 def test_other_classes_are_refused(store: Store, path: Path) -> None:
-    with pytest.raises(UserError, match="has the classes fish, jellyfish, penguin, but these were given: fish, shark"):
+    with pytest.raises(UserError, match="has the classes fish, jellyfish, penguin, but you gave fish, shark"):
         Store(path, classes=["fish", "shark"])
     with pytest.raises(UserError, match="each class needs its own name"):
         Store(path.with_name("new.db"), classes=["fish", "fish"])
@@ -419,7 +416,7 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
     connection.execute("UPDATE rarebox SET schema = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\); install"):
+    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\); upgrade"):
         Store(path)
     assert list(path.parent.iterdir()) == [path]
 
@@ -467,7 +464,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(store: Store, path: Path) -> No
     with pytest.raises(UserError) as caught:
         store.ask(0, [query(1, B)] * 5000)
     assert str(caught.value) == (
-        f"{path}: database or disk is full: free some space and go on; nothing recorded before is lost"
+        f"{path}: database or disk is full: free some space and try again; nothing recorded before is lost"
     )
     with store._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")

@@ -12,6 +12,7 @@ from rarebox.config import ScoringSettings
 from rarebox.pool import candidates
 from rarebox.pool.affine import Frame
 from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores
+from tests.shards import read_all
 
 SURE, SPLIT = [1.0, 0.0], [0.5, 0.5]
 
@@ -265,16 +266,16 @@ def test_candidates_come_back_from_their_file_in_the_order_of_the_shards(tmp_pat
     first, second = score([image, SEEN]), score([image[:1], NOTHING])
     candidates.write(tmp_path / "shard_00001.parquet", second)
     candidates.write(tmp_path / "shard_00000.parquet", first)
-    back = candidates.read_all(tmp_path)
+    back = read_all(tmp_path)
     same(back[:2], first)
     same(back[2:], second)
 
 
 def test_a_shard_without_candidates_is_written_and_read_too(tmp_path: Path) -> None:
     candidates.write(tmp_path / "shard_00000.parquet", score([NOTHING, NOTHING]))
-    assert len(candidates.read_all(tmp_path)) == 0
+    assert len(read_all(tmp_path)) == 0
     candidates.write(tmp_path / "shard_00001.parquet", score([IMAGE, SEEN]))
-    same(candidates.read_all(tmp_path), score([IMAGE, SEEN]))
+    same(read_all(tmp_path), score([IMAGE, SEEN]))
 
 
 # ------------------------------------------------------------------------------------------- what rivals rank by

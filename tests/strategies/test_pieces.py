@@ -18,9 +18,10 @@ from rarebox.errors import UserError
 from rarebox.labels import targets
 from rarebox.pool import candidates as pool_file
 from rarebox.pool import ranking
-from rarebox.pool.candidates import Shards, read_all, rows_by_image
+from rarebox.pool.candidates import Shards, rows_by_image
 from rarebox.strategies import box
 from rarebox.types import Candidates, ImageLabels, ImageScores, LabelState, as_boxes, concatenate
+from tests.shards import read_all
 
 CLASSES, WIDTH = 4, 5
 NAMES = [*strategies.BOX, *strategies.IMAGE]

@@ -244,7 +244,7 @@ def test_classes_are_made_renamed_and_merged_in_the_page_and_are_never_markup(of
     row.get_by_test_id("rename").click()
     anna.see("rename-input").fill("FISH")
     anna.press("Enter")
-    anna.page.get_by_text("there is a class 'fish' already").wait_for()
+    anna.page.get_by_text("there is already a class 'fish'").wait_for()
     anna.see("rename-input").fill("<b>stingray</b>")
     anna.press("Enter")
     anna.see("class-row").get_by_text("<b>stingray</b>").wait_for()

@@ -46,9 +46,8 @@ def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
     known = np.concatenate([[0.0], shown, [1.0]])
     truth = np.concatenate([[0.0], right.astype(float), [1.0]])
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)  # pyright: ignore[reportUnknownMemberType]
-    at: Floats = fitted.X_thresholds_  # pyright: ignore[reportUnknownMemberType]
-    value: Floats = fitted.y_thresholds_  # pyright: ignore[reportUnknownMemberType]
-    return np.interp(scores, at, value)
+    thresholds: dict[str, Floats] = vars(fitted)
+    return np.interp(scores, thresholds["X_thresholds_"], thresholds["y_thresholds_"])
 
 
 def remaining(candidates: Candidates, human: ImageLabels, settings: PseudoSettings) -> Bools:
