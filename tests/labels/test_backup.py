@@ -1,4 +1,4 @@
-"""A copy of the store made while people answer, and the way back to it that docs/store.md describes."""
+"""Backups of a store while people answer, and how docs/store.md restores them."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""People at one store: leases, versioned answers, withdrawals, classes that change."""
+"""Several annotators on one store: leases, versioned answers, withdrawals, class changes."""
 
 import sqlite3
 import time
@@ -20,7 +20,7 @@ NOTHING = np.zeros((0, 4), dtype=np.float32)
 
 
 class Hands:
-    """A monotonic clock whose hands a test sets."""
+    """A monotonic clock that a test sets."""
 
     seconds = 5000.0
 
@@ -109,7 +109,7 @@ def test_a_refused_submission_leaves_nothing_behind(people: People) -> None:
 
 
 def test_two_servers_at_one_database(people: People, database: str) -> None:
-    """Whoever writes waits for who writes before: nobody is given what another one has, and numbers come in order."""
+    """Writers take turns: no question is assigned twice, and ids are in order."""
     boxes = [np.array([x, 0, x + 5, 5], dtype=np.float32) for x in range(100)]
     asked = [query.id for query in people.store.ask(1, [Query(1 + x % 9, box, 0) for x, box in enumerate(boxes)])]
 

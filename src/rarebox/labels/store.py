@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -544,7 +544,7 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         except UnicodeDecodeError as error:  # SQLite's own error message quotes the damaged bytes
             raise sqlite3.DatabaseError("malformed database schema") from error
         if not tables or schema.rarebox.name in tables:  # this writes to the file, so only to a store
-            _log_ahead(connection)
+            _log_ahead(connection.execute)
         connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -595,12 +595,12 @@ def _place(part: Path, file: Path) -> None:
     flush_folder(file.parent)
 
 
-def _log_ahead(connection: sqlite3.Connection) -> None:
+def _log_ahead(execute: Callable[[str], object]) -> None:
     """Switch to a write-ahead log. SQLite does not wait if another process opens a new file at the same moment."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > until:
