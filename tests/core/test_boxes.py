@@ -273,7 +273,7 @@ def test_boxes_that_all_lie_on_one_another_take_little_memory() -> None:
 
 
 def greedy(found: np.ndarray, scores: np.ndarray, threshold: float) -> list[bool]:
-    """Non-maximum suppression as a plain loop: the best box is kept and suppresses every box that overlaps it too much."""
+    """Non-maximum suppression as a plain loop: the best box suppresses every box that overlaps it too much."""
     stays = [False] * len(found)
     left = sorted(range(len(found)), key=lambda i: (-scores[i], i))
     while left:
