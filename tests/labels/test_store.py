@@ -112,7 +112,7 @@ def test_adding_images_again_adds_only_the_new_ones(store: Store) -> None:
 
 @pytest.mark.parametrize("other", [image(2, "else.jpg"), image(2, width=320)])
 def test_an_id_never_changes_its_image(store: Store, other: ImageRecord) -> None:
-    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now; put the images"):
+    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now; restore the images"):
         store.add_images([image(11), other])
     with pytest.raises(UserError, match=r"image 11 is a\.jpg"):
         store.add_images([image(11, "a.jpg"), image(11, "b.jpg")])
@@ -215,7 +215,7 @@ def test_a_later_answer_supersedes_and_the_earlier_one_stays_on_file(store: Stor
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda q: answer(replace(q, id=99)), "a query that was asked"),
+        (lambda q: answer(replace(q, id=99)), "a query that ask\\(\\) returned"),
         (lambda q: answer(q, OBJECT, (A, 3)), r"labels must be in \[0, 3\), got \[3\]"),
         (lambda q: answer(q, OBJECT, (A, -1)), r"labels must be in \[0, 3\)"),
         (lambda q: answer(q, NOT_AN_OBJECT, (A, 0)), "'not_an_object' must have no boxes, got 1"),

@@ -155,7 +155,7 @@ def refuse_database(file: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the part files that a killed process left in the folder of a run or project. Hold the lock meanwhile."""
+    """Remove the part files that a killed process left in the folder of a run or project. Hold its lock."""
     for pattern in PARTS:
         for part in folder.glob(pattern):
             if part.is_dir():

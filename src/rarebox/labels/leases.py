@@ -213,8 +213,8 @@ class People:
         about = there.query_id == said.query_id
         if said.query_id is None:
             about = (there.image_id, there.asked_by, there.box is None) == (said.image_id, by, said.complete)
-        told = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
-        if about and told == (there.by, verdict, boxes, labels):
+        submitted = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
+        if about and submitted == (there.by, verdict, boxes, labels):
             return Outcome(said.key, Status.SAVED, there.query_id, there.answer_id)
         reason = "another answer was saved under this key; send this one under a new key"
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)

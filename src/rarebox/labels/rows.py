@@ -66,8 +66,8 @@ class Rows:
             return
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        told = f"{self._where}: table {table}, row {row}: {column} is damaged ({shown}); {outcome}"
-        self._damage[table, row, column] = told.encode("utf-8", "backslashreplace").decode()
+        sentence = f"{self._where}: table {table}, row {row}: {column} is damaged ({shown}); {outcome}"
+        self._damage[table, row, column] = sentence.encode("utf-8", "backslashreplace").decode()
         if len(self._damage) <= MOST_TOLD:
             _log.warning("%s", self._damage[table, row, column])
         elif len(self._damage) == MOST_TOLD + 1:

@@ -184,9 +184,9 @@ class Store:
 
     def digests(self) -> dict[int, str]:
         """The stored hashes of the images' content, by image id."""
-        told = select(schema.images.c.id, schema.images.c.digest).where(schema.images.c.digest.is_not(None))
+        stored = select(schema.images.c.id, schema.images.c.digest).where(schema.images.c.digest.is_not(None))
         with self.transaction() as connection:
-            return {row.id: row.digest for row in connection.execute(told) if is_text(row.digest)}
+            return {row.id: row.digest for row in connection.execute(stored) if is_text(row.digest)}
 
     def move_images(self, paths: Mapping[int, str]) -> None:
         """Record new paths of images, by image id."""
