@@ -1,4 +1,4 @@
-"""Equations (1) to (7) against numbers worked by hand, and what must hold for any numbers."""
+"""Eq. 1 to Eq. 7 against numbers worked by hand, and properties that hold for any numbers."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_js_normalises_each_row_by_itself() -> None:
     assert method.js_divergence(row(3, 0), row(0.2, 0.2)) == pytest.approx(0.3112781, abs=1e-7)
 
 
-def test_js_takes_a_vector_of_zeros_for_uniform() -> None:
+def test_js_treats_a_vector_of_zeros_as_uniform() -> None:
     assert method.js_divergence(row(0, 0), row(1, 0)) == pytest.approx(0.3112781, abs=1e-7)
     assert method.js_divergence(row(0, 0), row(0, 0)) == 0
 
@@ -106,12 +106,12 @@ def test_a_view_with_nan_does_not_count_for_that_box_alone() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.3])
-def test_a_box_that_no_view_counts_for_gets_beta(beta: float) -> None:
+def test_a_box_without_a_counting_view_gets_beta(beta: float) -> None:
     nan = np.full((2, 1), np.nan)
     assert method.consistency(row(0.9), np.ones((2, 1)), np.zeros((2, 1)), nan, beta) == pytest.approx(row(beta))
 
 
-def test_uncertainty_is_what_c_lacks_to_c_m() -> None:
+def test_uncertainty_is_c_m_minus_c() -> None:
     # c_m = max(1.3, 0.7) = 1.3: 1.3 - 0.345 = 0.955;  c_m = max(0.5, 1.5) = 1.5: 1.5 - 0.345 = 1.155
     assert method.uncertainty(row(0.345)) == pytest.approx(row(0.955))
     assert method.uncertainty(row(0.345), beta=0.5) == pytest.approx(row(1.155))

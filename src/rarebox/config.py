@@ -407,7 +407,8 @@ def with_data(file: Path, settings: Settings, data: str) -> str:
     before = file.read_text(encoding="utf-8")
     text = re.sub(r"^data:.*?(?=\s+#|$)", lambda _: line, before, count=1, flags=re.MULTILINE)
     try:
-        same = from_yaml(text) == {**from_yaml(before), "data": data}
+        old = from_yaml(before)
+        same = isinstance(old, dict) and from_yaml(text) == {**old, "data": data}
     except yaml.YAMLError:
         same = False
     return text if same else commented(changed)
@@ -482,14 +483,14 @@ def difference(one: Settings, other: Settings, but: Collection[str] = ()) -> lis
 def read_file(file: Path) -> dict[str, Any]:
     """The nested plain values of a YAML file; UserError if it cannot be read or holds something else."""
     try:
-        values = from_yaml(read_text(file))
+        values = from_yaml(read_text(file)) or {}
     except OSError as error:
         raise UserError(f"the settings file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"the settings file {file} is not valid YAML: {error}") from error
-    if not isinstance(values or {}, dict):
+    if not isinstance(values, dict):
         raise UserError(f"the settings file {file} must hold names and values, got {type(values).__name__}")
-    return values or {}
+    return values
 
 
 def as_written_before(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: the command line prints their message, without a traceback, and exits with 2."""
+"""Errors that the user can fix. The command line prints the message without a traceback and exits with status 2."""
 
 import re
 from collections.abc import Iterable
@@ -10,40 +10,41 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]
 
 
 def presentable(text: str) -> str:
-    """A text as a person may see it: without the passwords and signatures in its URLs, without control characters.
+    """Make a text safe to show: remove passwords and signatures from URLs, and escape control characters.
 
-    ``https://user:secret@host/a.jpg?signature=…`` loses what stands before the ``@`` and after the ``?``. Control
-    characters, which a terminal would obey, and halves of characters become escapes such as ``\\x1b``.
+    ``https://user:secret@host/a.jpg?signature=…`` loses the text before the ``@`` and after the ``?``. Control
+    characters, which a terminal would obey, and lone surrogates become escapes such as ``\\x1b``.
     """
     text = _QUERY.sub(r"\1…", _LOGIN.sub("", text))
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can put right; the message says what came, what was wanted, what to do."""
+    """An error that the user can fix. The message says what was found, what was expected and what to do."""
 
     def __str__(self) -> str:
         return presentable(super().__str__())
 
 
 class Busy(UserError):
-    """Another process is at work there."""
+    """Another process holds the lock."""
 
 
 class Unavailable(UserError):
-    """The database cannot do it just now (disk full, locked, gone): nothing of it was done, trying again may help."""
+    """The database cannot be used now (disk full, locked, removed). Nothing was written; a retry may succeed."""
 
 
 class Damaged(UserError):
-    """A file that rarebox wrote is gone or cannot be read; what made it can make it again."""
+    """A file that rarebox wrote is missing or cannot be read. The step that wrote it can write it again."""
 
 
 class TrainingDiverged(UserError):
-    """The loss stopped being a finite number."""
+    """The loss is no longer finite."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error for a name nobody knows, with the nearest known one, and the list unless that is long."""
+    """An error for an unknown name. It suggests the nearest known name and lists all of them unless they are many."""
+
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""

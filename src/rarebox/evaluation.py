@@ -1,13 +1,13 @@
-"""How good a detector is: VOC AP by the devkit's rules (our own), COCO AP (by a library), and how long a tail is.
+"""Evaluation: VOC AP by the devkit's rules (own code), COCO AP (by a library), and the imbalance factor.
 
-The three numbers differ on the same detections; docs/evaluation.md says why. Ground truth and detections come as one
-table per image, keyed by image id. The images of the truth are the test set: one without detections counts with what
-it misses, and detections on any other image are an error.
+docs/evaluation.md explains why AP differs between rules on the same detections. Ground truth and detections are one
+table per image, keyed by image id. The images of the truth are the test set: an image without detections counts with
+the objects that it misses, and detections on any other image are an error.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,7 @@ class VocResult:
     """AP of each class: ``ap`` by area and ``ap11`` by 11 points, both (K,) in [0, 1], NaN without counted truth.
 
     ``recall`` and ``precision`` hold the curve of each class, one point per counted detection, best score first;
-    ``truth`` (K,) counts the boxes to be found (those not difficult).
+    ``truth`` (K,) counts the boxes that are not difficult.
     """
 
     ap: Floats
@@ -51,12 +51,13 @@ def voc_ap(
     *,
     legacy_pixels: bool = False,
 ) -> VocResult:
-    """Average precision by the rules of the PASCAL VOC devkit (VOCevaldet.m, release of 2010 on).
+    """Average precision by the rules of the PASCAL VOC devkit (VOCevaldet.m, since the release of 2010).
 
-    The detections of a class, over all images, come in order of their score; equal scores in order of image id and
-    row. Each goes to the truth box of its class and image with the largest IoU (the first of equals). If that IoU is
-    at least ``iou`` (the devkit's ``ovmax >= MINOVERLAP``), the first detection of the box is right and any further
-    one wrong; a difficult box makes it neither. A detection whose largest IoU is smaller is wrong.
+    The detections of a class, over all images, are sorted by score; equal scores by image id and row. Each is matched
+    to the truth box of its class and image with the largest IoU (the first of equals). If that IoU is at least ``iou``
+    (the devkit's ``ovmax >= MINOVERLAP``), the first detection of the box is a true positive and any further one a
+    false positive; detections of a difficult box do not count. A detection whose largest IoU is smaller is a false
+    positive.
 
     ``iou`` is in (0, 1]. ``legacy_pixels`` measures boxes as the devkit does, whose x2 and y2 name the last pixel
     *inside*: one pixel wider and higher. Raises ValueError for detections on images without truth and for labels
@@ -118,7 +119,7 @@ def _flatten(
 _DTYPES = {"labels": np.int64, "scores": np.float64, "difficult": np.bool_}
 
 
-def _column(tables: list[Detections] | list[GroundTruth], name: str) -> NDArray:
+def _column(tables: list[Detections] | list[GroundTruth], name: str) -> NDArray[Any]:
     return np.concatenate([np.zeros(0, _DTYPES[name]), *(getattr(t, name) for t in tables)], dtype=_DTYPES[name])
 
 
@@ -132,8 +133,10 @@ def _owners(images: Ints, tables: list[Detections] | list[GroundTruth]) -> Ints:
 
 
 def _nearest(found: _Found, true: _True, num_classes: int, iou: float, legacy_pixels: bool) -> Ints:
-    """(N,): the row in ``true`` of the box of its image and class with the largest IoU with each detection; -1 if that
-    is below ``iou``."""
+    """For each detection, the row in ``true`` with the largest IoU of its image and class: (N,).
+
+    -1 if that IoU is below ``iou``.
+    """
     groups, wanted = (some.image * num_classes + some.labels for some in (true, found))
     wider = np.array([0, 0, 1, 1]) if legacy_pixels else 0
     return nearest(found.boxes + wider, true.boxes + wider, iou, wanted, groups)[0]
@@ -147,14 +150,14 @@ def _first_of_its_kind(values: Ints) -> Bools:
 
 
 def _by_class(labels: Ints, counted: Bools, sizes: Ints) -> list[tuple[Ints, int]]:
-    """The counted rows of each class, in their order, and how many boxes that class has to find."""
+    """The counted rows of each class, in their order, and the number of truth boxes of that class."""
     rows = np.flatnonzero(counted)
     cuts = np.searchsorted(labels[rows], np.arange(1, len(sizes)))  # labels are sorted
     return list(zip(np.split(rows, cuts), sizes.tolist(), strict=True)) if len(sizes) else []
 
 
 def _curve(right: Bools, size: int) -> tuple[Floats, Floats]:
-    """Recall and precision (N,) after each detection; the recall of nothing to find is NaN."""
+    """Recall and precision (N,) after each detection; without truth boxes, the recall is NaN."""
     hits = np.cumsum(right)
     recall = hits / size if size else np.full(len(hits), np.nan)
     return recall, hits / np.arange(1, len(hits) + 1)
@@ -171,7 +174,7 @@ def _area_ap(recall: Floats, precision: Floats) -> float:
 
 
 def _eleven_point_ap(recall: Floats, precision: Floats) -> float:
-    """The mean of the best precision at recall >= t, for t = 0, 0.1, ..., 1; nothing there counts as 0.
+    """The mean of the best precision at recall >= t, for t = 0, 0.1, ..., 1; 0 where that recall is not reached.
 
     t is k / 10, rounded once, so that a recall of 3 out of 10 reaches 0.3; in the devkit's ``0:0.1:1``, as in
     ``3 * 0.1``, it falls short by a rounding error.
@@ -181,7 +184,7 @@ def _eleven_point_ap(recall: Floats, precision: Floats) -> float:
 
 
 def _mean(values: Floats) -> float:
-    """The mean of what is not NaN; NaN if all is."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
@@ -223,9 +226,9 @@ def coco_ap(
 ) -> CocoResult:
     """COCO's average precision: 101 points of recall, all object sizes, at most 100 detections per image and class.
 
-    COCO knows no difficult objects; they become ``iscrowd``, which is not the same: a detection that lies on one is
-    ignored if the *detection* is covered by it (the share of the detection's area, not the IoU), and as many as
-    please may lie there. ``engine`` computes the table of precisions; the default is the library hotcoco. Raises
+    COCO has no difficult objects; they become ``iscrowd``, which is not the same: a detection is ignored if a crowd
+    covers enough of the *detection* (the fraction of the detection's area, not the IoU), and a crowd can match any
+    number of detections. ``engine`` computes the table of precisions; the default is the library hotcoco. Raises
     ValueError as ``voc_ap`` does.
     """
     found, true = _flatten(detections, truth, num_classes)
@@ -247,7 +250,7 @@ def coco_ap(
 
 def hotcoco_precision(tables: CocoTables) -> Floats:
     """The precision (10, 101, K) at each IoU (0.5, 0.55, ..., 0.95), recall and class; -1 for a class without truth."""
-    import hotcoco  # here, as only this function may know the library
+    import hotcoco  # imported here, as only this function uses the library
 
     images = [{"id": i + 1} for i in range(tables.images)]
     categories = [{"id": i + 1, "name": str(i)} for i in range(tables.categories)]
@@ -266,14 +269,13 @@ def _corner_and_size(boxes: Floats) -> Floats:
     return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
 
 
-# ---------------------------------------------------------------------------------------------- the tail
+# ---------------------------------------------------------------------------------------------- class imbalance
 
 
 def imbalance_factor(counts: ArrayLike) -> float:
-    """The largest class count over the smallest, >= 1, among the classes that have any; NaN if none has.
+    """The largest class count over the smallest, >= 1, among the classes that have boxes; NaN if none has.
 
-    (K,) -> one number. Classes with no box at all are left out: they would make it infinite, and say nothing of how
-    uneven the others are.
+    (K,) -> one number. Classes without boxes are ignored: they would make the factor infinite.
     """
     present = np.asarray(counts)[np.asarray(counts) > 0]
     return float(present.max() / present.min()) if len(present) else float("nan")

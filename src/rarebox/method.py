@@ -1,11 +1,10 @@
-"""Equations (1) to (7) of the paper, in order of use: arrays in, arrays out.
+"""Equations 1 to 7 of the paper, in order of use: arrays in, arrays out.
 
 Liao, Xu, Foo, Cai, "Box-Level Class-Balanced Sampling for Active Object Detection". N boxes, M views, K classes.
-Every function works on NumPy arrays; :func:`weighted_loss` uses nothing but arithmetic and ``sum`` and so takes
-anything that has them, which is how the detectors train on it.
+Every function works on NumPy arrays. :func:`weighted_loss` also takes torch tensors, so the detectors train with it.
 """
 
-from typing import Any
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ Floats = NDArray[np.floating]
 
 
 def js_divergence(p: Floats, q: Floats, base: float = 2.0) -> Floats:
-    """Jensen-Shannon divergence of class vectors, each normalised to sum 1 first: (..., K), (..., K) -> (...).
+    """JS of Eq. 2: Jensen-Shannon divergence of class vectors, each normalised to sum 1: (..., K), (..., K) -> (...).
 
     In [0, log_base(2)], so in [0, 1] for base 2. A vector of zeros counts as uniform.
     """
@@ -36,57 +35,69 @@ def _relative_entropy(p: Floats, q: Floats) -> Floats:
 
 
 def consistency(score: Floats, view_score: Floats, js: Floats, iou: Floats, beta: float = 1.3) -> Floats:
-    """Eq. (2): ``c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |``.
+    """Eq. 2: c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |.
 
     (N,), (M, N), (M, N), (M, N) -> (N,) in [0, max(beta, 2 - beta)]. A view whose ``iou`` is NaN does not count for
-    that box; a box that no view counts for gets the value of a box lost in every view, c(b) = beta.
+    that box. A box for which no view counts gets c(b) = beta, the value of a box without a match in any view.
     """
     return _mean_over_views(np.abs((score + view_score) / 2 * (1 - js) + iou - beta), none=beta)
 
 
 def uncertainty(consistency: Floats, beta: float = 1.3) -> Floats:
-    """Eq. (3): u(b) = c_m - c(b) with c_m = max(beta, 2 - beta).  (N,) -> (N,) in [0, c_m]."""
+    """Eq. 3: u(b) = c_m - c(b) with c_m = max(beta, 2 - beta).  (N,) -> (N,) in [0, c_m]."""
     return max(beta, 2 - beta) - consistency
 
 
 def box_consistency(iou: Floats) -> Floats:
-    """Eq. (4): cons(b) = E_m IoU(b, b_m).  (M, N) -> (N,) in [0, 1]; NaN marks a view that does not count."""
+    """Eq. 4: cons(b) = E_m IoU(b, b_m).  (M, N) -> (N,) in [0, 1]; NaN marks a view that does not count."""
     return _mean_over_views(iou, none=0.0)
 
 
 def _mean_over_views(value: Floats, none: float) -> Floats:
-    """Mean of (M, N) over the M views, NaNs left out: (N,), ``none`` where all are NaN."""
+    """E_m of Eq. 2 and Eq. 4: mean of (M, N) over the views, ignoring NaN: (N,), ``none`` where all are NaN."""
     counts = ~np.isnan(value)
     views = counts.sum(axis=0)
     return np.where(views > 0, np.where(counts, value, 0).sum(axis=0) / np.maximum(views, 1), none)
 
 
 def class_balanced_utility(uncertainty: Floats, class_frequency: Floats, sigma: float = 1.0) -> Floats:
-    """Eq. (1): a(b) = u(b) exp(-p(l_b) / sigma).  (N,), p of each box's class (N,) in [0, 1] -> (N,)."""
+    """Eq. 1: a(b) = u(b) exp(-p(l_b) / sigma).  (N,), p of each box's class (N,) in [0, 1] -> (N,)."""
     return uncertainty * np.exp(-class_frequency / sigma)
 
 
 def soft_weight(value: Floats, high: float, low: float) -> Floats:
-    """Eq. (5) and (6), for pseudo boxes: 1 from ``high`` up, the value itself in between, 0 up to ``low``.
+    """Eq. 5 and Eq. 6, weights of pseudo boxes: 1 from ``high`` up, the value itself in between, 0 up to ``low``.
 
-    (N,) -> (N,) in [0, 1]. ``value`` is conf(b) for the class branch and cons(b) for the box branch.
+    (N,) -> (N,) in [0, 1]. ``value`` is conf(b) for the class branch (Eq. 5) and cons(b) for the box branch (Eq. 6).
     """
     return np.where(value >= high, 1.0, np.where(value <= low, 0.0, value))
 
 
+class Column(Protocol):
+    """The operations that :func:`weighted_loss` uses. NumPy arrays and torch tensors have them."""
+
+    def __len__(self) -> int: ...
+    def __mul__(self, other: Self, /) -> Self: ...
+    def __truediv__(self, other: float, /) -> Self: ...
+    def sum(self) -> Self: ...
+
+
+C = TypeVar("C", bound=Column)
+
+
 def weighted_loss(
-    positive: Any,
-    class_weight: Any,
-    negative: Any,
-    box: Any,
-    box_weight: Any,
+    positive: C,
+    class_weight: C,
+    negative: C,
+    box: C,
+    box_weight: C,
     normalisers: tuple[float, float, float] | None = None,
-) -> tuple[Any, Any, Any]:
-    """Eq. (7), its three terms: class loss of positives, class loss of negatives, box loss. L is their sum.
+) -> tuple[C, C, C]:
+    """Eq. 7, its three terms: class loss of positives, class loss of negatives, box loss. L is their sum.
 
     ``positive`` (P,) and ``negative`` (N,) are per-sample class losses, ``box`` (R,) per-sample box losses;
     ``class_weight`` (P,) and ``box_weight`` (R,) are the weights of the boxes they are matched to. ``normalisers``
-    divide the terms; None is the equation to the letter, ``(|P_cls|, |N_cls|, |P_reg|)``. Each is at least 1.
+    divide the terms. None divides as the equation does, by |P_cls|, |N_cls| and |P_reg|. Each is at least 1.
     """
     by_positives, by_negatives, by_boxes = normalisers or (len(positive), len(negative), len(box))
     return (

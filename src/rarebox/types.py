@@ -1,4 +1,4 @@
-"""The data that everything passes around. Shapes are checked once, on construction; functions then trust them.
+"""The data types shared by all modules. Constructors check shapes; functions then rely on them.
 
 Boxes are ``float32`` rows ``x1, y1, x2, y2`` in 0-based pixels of the *original* image. Labels are ``int64`` in
 ``[0, K)``; background is never a label. Scores are in ``[0, 1]``. N, T, G count rows; K counts classes.
@@ -7,10 +7,10 @@ Boxes are ``float32`` rows ``x1, y1, x2, y2`` in 0-based pixels of the *original
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -18,7 +18,7 @@ Bools = NDArray[np.bool_]
 
 
 def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
-    """Anything that is N boxes -> (N, 4) ``float32``, every one finite and with a positive area."""
+    """Convert N boxes to (N, 4) ``float32``. Raises ValueError unless each is finite and has a positive area."""
     array = np.asarray(boxes, dtype=np.float32)
     if array.size == 0:
         return array.reshape(0, 4)
@@ -30,18 +30,24 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     return array
 
 
+RowIndex = Bools | NDArray[np.integer] | Sequence[int] | slice
+"""Which rows of a table to take: a mask, row numbers or a slice."""
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
-    """A table of equally long columns: ``len``, indexing and concatenation act on all of them at once."""
+    """A table of columns of equal length: ``len``, indexing and concatenation act on all of them at once."""
 
     def __len__(self) -> int:
-        return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
+        return len(getattr(self, fields(self)[0].name))
 
-    def __getitem__(self, rows: Any) -> Self:
-        """The chosen rows (a mask, indices or a slice) as a table of the same type."""
-        return type(self)(*(_pick(getattr(self, f.name), rows) for f in fields(self)))  # type: ignore[arg-type]
+    def __getitem__(self, rows: RowIndex) -> Self:
+        """The chosen rows as a table of the same type."""
+        columns = (getattr(self, f.name) for f in fields(self))
+        return type(self)(*(None if column is None else column[rows] for column in columns))
 
-    def _column(self, name: str, dtype: Any, width: tuple[int | None, ...] = ()) -> None:
-        """Convert one column and check that it is (length, *width), where None stands for any width."""
+    def _column(self, name: str, dtype: DTypeLike, width: tuple[int | None, ...] = ()) -> None:
+        """Convert one column and check that its shape is (length, *width), where None stands for any width."""
         array = np.asarray(getattr(self, name), dtype=dtype)
         wanted = (len(self), *width)
         if array.ndim != len(wanted) or any(w is not None and w != s for w, s in zip(wanted, array.shape, strict=True)):
@@ -49,25 +55,21 @@ class Rows:
         object.__setattr__(self, name, array)
 
 
-def _pick(column: Any, rows: Any) -> Any:
-    return None if column is None else column[rows]
-
-
 R = TypeVar("R", bound="Rows")
 
 
 def concatenate(tables: Sequence[R]) -> R:
-    """Several tables of one type, one after the other; an optional column stays only where all have it."""
-    columns = [[getattr(t, f.name) for t in tables] for f in fields(tables[0])]  # type: ignore[arg-type]
+    """Concatenate tables of one type. An optional column is kept only if every table has it."""
+    columns = [[getattr(t, f.name) for t in tables] for f in fields(tables[0])]
     return type(tables[0])(*(None if any(c is None for c in col) else np.concatenate(col) for col in columns))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image at working size, which knows how large the original is.
+    """A decoded image at working size, with the size of the original.
 
-    ``pixels`` is (h, w, 3) ``uint8`` RGB; ``width`` and ``height`` are those of the original image, in whose pixels
-    all boxes are given.
+    ``pixels`` is (h, w, 3) ``uint8`` RGB. ``width`` and ``height`` are those of the original image. All boxes are in
+    pixels of the original.
     """
 
     pixels: NDArray[np.uint8]
@@ -80,16 +82,16 @@ class Picture:
 
     @classmethod
     def of(cls, image: "Picture | NDArray[np.uint8]") -> "Picture":
-        """A picture as it is, or pixels (h, w, 3) ``uint8`` as a picture of that very size."""
+        """Return a picture unchanged, or wrap pixels (h, w, 3) ``uint8`` whose original has the same size."""
         return image if isinstance(image, Picture) else cls(image, image.shape[1], image.shape[0])
 
 
 @dataclass(frozen=True, eq=False)
 class Detections(Rows):
-    """What a detector says about one picture.
+    """The detections on one picture.
 
     ``class_probs`` is the whole class vector of each box: (N, K) sigmoids (RetinaNet), or (N, K + 1) softmax with
-    background first (Faster R-CNN). ``features`` (N, D) is there on request.
+    background first (Faster R-CNN). ``features`` (N, D) is optional.
     """
 
     boxes: Floats
@@ -127,12 +129,12 @@ def score_vectors(labels: Ints, scores: Floats, num_classes: int) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Candidates(Rows):
-    """One row per box of the pool that could be asked about or become a pseudo label.
+    """One row per box of the pool that may be asked about or become a pseudo label.
 
     ``uncertainty`` is u(b) of Eq. 3 in [0, c_m]; ``box_consistency`` is cons(b) of Eq. 4 in [0, 1]. ``box_index``
-    counts the boxes of one image; (image_id, box_index) names a candidate within a cycle. ``class_disagreement`` and
-    ``box_disagreement`` say how much the views, taken as a committee, differ on the class and on the place of the box
-    (ComPAS; NaN where no view saw it).
+    numbers the boxes of one image; (image_id, box_index) identifies a candidate within a cycle.
+    ``class_disagreement`` and ``box_disagreement`` measure how much the views, as a committee, disagree on the class
+    and on the position of the box (ComPAS). They are NaN for a box without a match in any view.
     """
 
     image_id: Ints
@@ -165,16 +167,17 @@ class Candidates(Rows):
     @classmethod
     def none(cls, num_classes: int) -> Self:
         """No candidates."""
-        nothing: Any = np.zeros(0)
-        return cls(nothing, nothing, np.zeros((0, 4)), nothing, nothing, nothing, nothing, np.zeros((0, num_classes)))
+        ints, floats = np.zeros(0, np.int64), np.zeros(0)
+        return cls(ints, ints, np.zeros((0, 4)), ints, floats, floats, floats, np.zeros((0, num_classes)))
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScores(Rows):
-    """One row per scored image of the pool, also of those without a candidate: what CALD ranks images by.
+    """One row per scored image of the pool, including images without candidates. CALD ranks images by it.
 
-    ``consistency`` (I,) is the least consistency of any detection, the mean over views, in [0, beta]; 0 where nothing
-    was detected. ``class_scores`` (I, K) is the best score of each class, the mean over the image and its views.
+    ``consistency`` (I,) in [0, beta] is the least consistency of any detection, averaged over the views; 0 for an
+    image without detections. ``class_scores`` (I, K) is the best score of each class, averaged over the image and its
+    views.
     """
 
     image_id: Ints
@@ -189,13 +192,15 @@ class ImageScores(Rows):
     @classmethod
     def none(cls, num_classes: int) -> Self:
         """No images."""
-        return cls(np.zeros(0), np.zeros(0), np.zeros((0, num_classes)))  # type: ignore[arg-type]
+        return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, num_classes)))
 
 
 class Verdict(StrEnum):
-    """What an answer says: the object with its true box and class; nothing there; nobody can tell; or an object that
-    has its label already, so that a second look at it brings no box and must not teach background either.
-    WITHDRAWN takes its author's answer back."""
+    """The kind of an answer.
+
+    OBJECT gives the true box and class. ALREADY_LABELLED means that the object has its label: the answer has no box,
+    and the region is not background either. WITHDRAWN takes back the author's earlier answer.
+    """
 
     OBJECT = "object"
     NOT_AN_OBJECT = "not_an_object"
@@ -208,9 +213,10 @@ class Verdict(StrEnum):
 class Query:
     """A question: "what is in this box?", or, with ``box`` None, "what is in this whole image?".
 
-    ``id`` is given by the store (0 before that). ``guess`` is the predicted label, ``utility`` what the strategy
-    ranked by, ``why`` further numbers to show a person. ``wanted`` people are to answer it. ``asked_by`` names who
-    drew the box (or called the image complete) unasked; None if a strategy asks.
+    The store sets ``id`` (0 before that). ``guess`` is the predicted label, ``utility`` the value that the strategy
+    ranked by, ``why`` further numbers shown to the annotator. ``wanted`` is the number of people who should answer.
+    ``asked_by`` names the person who drew the box (or marked the image complete) without being asked; None if a
+    strategy asks.
     """
 
     image_id: int
@@ -224,12 +230,12 @@ class Query:
 
 
 ORACLE = "oracle"
-"""Who gives the answers of a simulation."""
+"""The author of the answers in a simulation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What came back: the objects' boxes (G, 4) and labels (G,). A box query that hit nothing has no boxes."""
+    """The answer to a query: the objects' boxes (G, 4) and labels (G,). A box query that hit no object has none."""
 
     query_id: int
     boxes: Floats
@@ -247,7 +253,7 @@ class Answer:
 
 
 class Source(StrEnum):
-    """Where a target box comes from."""
+    """The origin of a target box."""
 
     HUMAN = "human"
     PSEUDO = "pseudo"
@@ -257,12 +263,12 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Targets(Rows):
-    """Training truth of one image.
+    """The training targets of one image.
 
     ``class_weight`` and ``box_weight`` (G,) in [0, 1] multiply the losses of the anchors and proposals matched to a
-    box (Eq. 7); with weight 0 that branch *ignores* the box's region. Where ``background`` (G,) is True the class
-    branch is taught background there (a rejected box, or a box that only the box branch trusts); Eq. 7 has no weight
-    on negatives, so such a box's class weight is either 0 or as good as 1.
+    box (Eq. 7); with weight 0 that branch *ignores* the box's region. Where ``background`` (G,) is True, the class
+    branch is trained on background there (a rejected box, or a box that only the box branch trusts). Eq. 7 has no
+    weight on negatives, so any positive class weight of such a box has the effect of 1.
     """
 
     boxes: Floats
@@ -293,7 +299,7 @@ class Targets(Rows):
         box_weight: ArrayLike = 1.0,
         background: ArrayLike = False,
     ) -> Self:
-        """Boxes of one source; the weights and the flag may be one number for all of them."""
+        """Targets of one source. The weights and the flag may be one value for all boxes."""
         boxes = as_boxes(boxes)
         columns = (np.broadcast_to(c, len(boxes)) for c in (class_weight, box_weight, background, str(source)))
         return cls(boxes, np.asarray(labels, dtype=np.int64).reshape(-1), *columns)
@@ -301,13 +307,13 @@ class Targets(Rows):
 
 @dataclass(frozen=True, eq=False)
 class LabelState:
-    """All that a strategy may know of the labels so far.
+    """Everything that a strategy may know about the labels so far.
 
-    ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the human boxes of each class, ``images_labelled``
-    the number of complete images, ``budget`` what this cycle may spend. ``images`` are the pool's images that nobody
-    has labelled, for image-level strategies; for the others there are none. ``box_features`` (L, D),
-    ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are there for the strategies that
-    name them (``strategies.NEEDS``).
+    ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the number of human boxes of each class,
+    ``images_labelled`` the number of complete images, ``budget`` the budget of this cycle. ``images`` are the pool's
+    unlabelled images, for image-level strategies, and empty for the others. ``box_features`` (L, D),
+    ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are set for the strategies that
+    need them (``strategies.NEEDS``).
     """
 
     class_frequency: Floats
@@ -322,7 +328,7 @@ class LabelState:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image of a data set: a number that names it for good, where it lies, and its size (EXIF rotation undone)."""
+    """One image of a data set: its permanent id, its path, and its size in pixels after EXIF rotation."""
 
     id: int
     path: str
@@ -332,7 +338,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth(Rows):
-    """All objects of one image; only the oracle, the evaluation and the data readers may see it."""
+    """All objects of one image. Only the oracle, the evaluation and the data readers may see it."""
 
     boxes: Floats
     labels: Ints
@@ -346,12 +352,12 @@ class GroundTruth(Rows):
 
 @dataclass(frozen=True, eq=False)
 class ImageLabels:
-    """What people (or the oracle) said of one image so far, each object once.
+    """The labels of one image so far, from people or the oracle, each object once.
 
-    ``boxes`` (G, 4) with ``labels`` (G,) are the human boxes. ``rejected`` (R, 4) were shown and are not an object.
-    ``skipped`` (S, 4) were shown and brought neither: nobody could tell, or the object had its label already.
-    ``complete``: the whole image was labelled (a query without a box, whose answer was not that nobody can tell), so
-    what has no box is background.
+    ``boxes`` (G, 4) with ``labels`` (G,) are the human boxes. ``rejected`` (R, 4) are the rejected boxes. ``skipped``
+    (S, 4) are the skipped boxes: the annotator could not tell, or the object had its label already. ``complete``:
+    the image is fully labelled (a query about the whole image got an answer other than CANNOT_TELL), so everything
+    outside the boxes is background.
     """
 
     boxes: Floats
@@ -377,5 +383,6 @@ class ImageLabels:
 
     @property
     def settled(self) -> Floats:
-        """(G + R + S, 4): the boxes near which nothing is to be asked again."""
+        """(G + R + S, 4): all answered boxes. Nothing near them is asked again."""
+
         return np.concatenate([self.boxes, self.rejected, self.skipped])

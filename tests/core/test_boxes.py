@@ -1,4 +1,4 @@
-"""The doors of the data types, and the geometry of boxes."""
+"""Checks in the constructors of the data types, and the geometry of boxes."""
 
 import time
 import tracemalloc
@@ -52,7 +52,7 @@ def test_boxes_of_another_shape_are_refused(wrong: list) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[5, 5, 5, 9], [5, 5, 9, 5], [9, 5, 5, 9], [0, 0, np.inf, 5], [0, 0, np.nan, 5]])
-def test_boxes_without_area_or_with_numbers_that_are_none_are_refused(wrong: list[float]) -> None:
+def test_boxes_without_area_or_with_nan_are_refused(wrong: list[float]) -> None:
     with pytest.raises(ValueError, match="finite with x2 > x1"):
         as_boxes([[0, 0, 1, 1], wrong])
 
@@ -167,7 +167,7 @@ def test_iou_by_hand() -> None:
     assert boxes.area(others).tolist() == [16, 16, 4, 16]
 
 
-def test_cover_is_the_share_of_the_box_not_of_the_patch() -> None:
+def test_cover_is_the_fraction_of_the_box_not_of_the_patch() -> None:
     # the patch hides 2 x 4 of the box's 16 pixels, and all of the small box
     assert boxes.cover(as_boxes([[0, 0, 4, 4], [3, 0, 4, 1]]), as_boxes([[2, 0, 10, 4]])).tolist() == [[0.5], [1]]
 
@@ -176,7 +176,7 @@ def test_clip_cuts_at_the_borders() -> None:
     assert boxes.clip(np.array([[-3.0, 2, 50, 40]]), 20, 30).tolist() == [[0, 2, 20, 30]]
 
 
-def test_the_hull_of_a_turned_box() -> None:
+def test_the_hull_of_a_rotated_box() -> None:
     wide = [30, 50, 130, 70]
     assert boxes.hull_of_turned(wide, 0).tolist() == wide
     for degrees in (90, -90, 450):
@@ -208,7 +208,7 @@ def test_iou_is_symmetric_between_0_and_1_and_1_only_with_itself(one: np.ndarray
 
 @pytest.fixture
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dozen boxes are many already."""
+    """Lower the limits, so that a dozen boxes count as many."""
     monkeypatch.setattr(boxes, "FEW", 0)
     monkeypatch.setattr(boxes, "PAIRS", 5)
     monkeypatch.setattr(boxes, "BLOCK", 3)
@@ -246,7 +246,7 @@ def test_overlapping_boxes_are_those_of_all_against_all(
 
 
 def test_many_boxes_on_one_image_take_little_memory_and_time() -> None:
-    """Of 8,000 boxes all against all would be 64 million pairs: 2 GB, and 20 seconds."""
+    """Comparing all pairs of 8,000 boxes would take 64 million IoUs: 2 GB and 20 seconds."""
     chance = np.random.default_rng(0)
     corner = chance.uniform(0, 4000, (8_000, 2))
     many = np.hstack([corner, corner + chance.uniform(5, 40, (8_000, 2))]).astype(np.float32)
@@ -273,7 +273,7 @@ def test_boxes_that_all_lie_on_one_another_take_little_memory() -> None:
 
 
 def greedy(found: np.ndarray, scores: np.ndarray, threshold: float) -> list[bool]:
-    """Non-maximum suppression as a plain loop: the best box stays and throws out whatever overlaps it too much."""
+    """Non-maximum suppression as a plain loop: the best box suppresses every box that overlaps it too much."""
     stays = [False] * len(found)
     left = sorted(range(len(found)), key=lambda i: (-scores[i], i))
     while left:

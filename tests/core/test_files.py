@@ -1,4 +1,4 @@
-"""The one writer of files: whole, on the disk, gone again where it fails, and never over a label store."""
+"""Files are written atomically and flushed, failed writes leave nothing, and label stores are never overwritten."""
 
 import ast
 import errno
@@ -23,7 +23,7 @@ SRC = Path(files.__file__).parents[1]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 24 MB, where the system lets us mount one."""
+    """A disk of 24 MB, if the system allows mounting one."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
@@ -60,7 +60,7 @@ def test_a_file_and_its_folder_are_flushed_before_and_after_the_rename(
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), MemoryError(), KeyboardInterrupt(), RuntimeError()])
 @pytest.mark.parametrize("at", ["fsync", "replace"])
-def test_what_fails_leaves_the_file_as_it_was_and_no_part(
+def test_a_failed_write_leaves_the_file_unchanged_and_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, at: str
 ) -> None:
     file = tmp_path / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Where caches go, for users with a home folder and without."""
+"""Cache folders for users with and without a home folder."""
 
 import os
 import pwd
@@ -14,7 +14,7 @@ from rarebox.core import places
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files, and an environment that is put back after the test."""
+    """A folder for temporary files, and an environment that is restored after the test."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
     for name in ("RAREBOX_CACHE", "MPLCONFIGDIR"):
         monkeypatch.delenv(name, raising=False)
@@ -25,7 +25,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user of a container, such as 12345, whom /etc/passwd does not know."""
+    """A user of a container, such as 12345, who is not in /etc/passwd."""
 
     def unknown(_: object) -> None:
         raise KeyError("uid not found")
@@ -67,7 +67,7 @@ def test_a_home_that_does_not_exist_and_cannot_be_made(
     assert os.environ["HOME"] == str(temporary)
 
 
-def test_what_lies_in_the_cache_of_a_read_only_home_is_still_found(
+def test_files_in_the_cache_of_a_read_only_home_are_still_found(
     temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "home" / ".cache").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Pipes, devices, sockets and links that form a loop, among photos and labels: named, never waited for."""
+"""Pipes, devices, sockets and links that form a loop, among photos and labels are reported and never waited for."""
 
 import faulthandler
 import os
@@ -40,7 +40,7 @@ STRANGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture(autouse=True)
 def in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test that waits for a pipe ends the process: no thread that hangs can be stopped."""
+    """End the process if a test waits for a pipe, because a hanging thread cannot be stopped."""
     monkeypatch.chdir(tmp_path)
     faulthandler.dump_traceback_later(60, exit=True)
     yield
@@ -53,7 +53,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[Path], None]:
 
 
 def command(*words: str | Path, status: int = 0) -> str:
-    """What a command says, on both streams."""
+    """The output of a command, on both streams."""
     done = CliRunner().invoke(options.app, [str(word) for word in words])
     if status:
         assert isinstance(done.exception, UserError)

@@ -153,7 +153,7 @@ def test_a_data_set_of_unfolding_aliases_ends_run_init_and_doctor(tmp_path: Path
     ):
         done = CliRunner().invoke(options.app, command)
         assert isinstance(done.exception, UserError), done.output
-        assert "this alias makes more than" in str(done.exception)
+        assert "this alias expands the text to more than" in str(done.exception)
     done = CliRunner().invoke(options.app, ["doctor", "--data", str(tmp_path / "data")])
-    assert "this alias makes more than" in done.output.replace("\n", " ")
+    assert "this alias expands the text to more than" in done.output.replace("\n", " ")
     shutil.rmtree(tmp_path)

@@ -22,9 +22,10 @@ from rarebox.labels.store import Store
 from rarebox.loop import simulate
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import ranking
-from rarebox.pool.candidates import Shards, read_all, read_images
+from rarebox.pool.candidates import Shards, read_images
 from rarebox.pool.views import make_views
 from rarebox.types import Answer, Detections, ImageRecord, Query, Source, Verdict
+from tests.shards import read_all
 from tests.tiny import make_data, settings
 
 pytestmark = pytest.mark.usefixtures("small_network")

@@ -1,4 +1,4 @@
-"""A copy of the store made while people answer, and the way back to it that docs/store.md describes."""
+"""Backups of a store while people answer, and how docs/store.md restores them."""
 
 import os
 import re
@@ -77,7 +77,7 @@ def test_a_backup_overwrites_nothing(project: Project, tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "link", tmp_path, root / "labels.sqlite"):
         with pytest.raises(UserError, match="exists and is not overwritten; name a new file"):
             project.store.back_up(place)
-    with pytest.raises(UserError, match=r"there is no folder .*no; make it"):
+    with pytest.raises(UserError, match=r"there is no folder .*no; create it"):
         project.store.back_up(tmp_path / "no" / "folder.sqlite")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -86,7 +86,7 @@ def test_a_backup_overwrites_nothing(project: Project, tmp_path: Path) -> None:
 def test_a_backup_takes_no_name_that_sqlite_uses(project: Project, tmp_path: Path, end: str) -> None:
     for place in (project.folder.root / f"labels.sqlite{end}", tmp_path / f"another.sqlite{end}"):
         there = place.exists()
-        with pytest.raises(UserError, match=r"SQLite uses names such as|exists and is not overwritten"):
+        with pytest.raises(UserError, match=r"SQLite may delete files with names|exists and is not overwritten"):
             project.store.back_up(place)
         assert place.exists() == there
 

@@ -1,4 +1,4 @@
-"""A store with a damaged cell: it is named, everything else is exported, and people go on."""
+"""A damaged cell is reported, everything else is exported, and annotation continues."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ GARBAGE = (
     "[[9, 9, 1, 1]]",
     "",
 )
-"""What a cell may hold after a bit has flipped, or somebody has edited it."""
+"""Possible contents of a cell after a bit flip or an edit."""
 
 CELLS = [
     (table.name, column.name)
@@ -44,7 +44,7 @@ CELLS = [
     for column in table.columns
     if not (column.primary_key and table.name != "leases")
 ]
-"""Every cell but the numbers of rows, which SQLite holds to be whole."""
+"""Every cell except row ids, which SQLite forces to be whole numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 
 def damaged(root: Path, table: str, column: str, value: Any, row: int = 1) -> bool:
-    """Put something into a cell of a row (0: the last), past all constraints; False where the file allows none."""
+    """Set a cell of a row (0: the last), bypassing all constraints; False if the file does not allow it."""
     connection = sqlite3.connect(root / "labels.sqlite", isolation_level=None)
     try:
         connection.execute("PRAGMA ignore_check_constraints = ON")
@@ -103,7 +103,7 @@ def damaged(root: Path, table: str, column: str, value: Any, row: int = 1) -> bo
 
 
 def run(*command: Any) -> tuple[int, str]:
-    """A command of the command line: its status, and what it says of errors. A traceback fails the test."""
+    """Run a command: its status and its error output. A traceback fails the test."""
     done = CliRunner().invoke(options.app, [str(part) for part in command])
     if done.exception and not isinstance(done.exception, SystemExit | UserError):
         raise done.exception

@@ -36,7 +36,7 @@ def said(answer: Answer) -> tuple[str, list[list[float]], list[int]]:
 NOTHING = ("not_an_object", [], [])
 
 
-def test_a_look_brings_the_true_box_and_class_of_the_object_that_overlaps_most_whatever_its_class() -> None:
+def test_an_answer_has_the_true_box_and_class_of_the_object_with_the_largest_iou_of_any_class() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4), (box(3), 2), (box(100), 4))})
     answer = look(oracle, box(2))  # 2 from the first: IoU 8/12; 1 from the second: IoU 9/11
     assert said(answer) == ("object", [box(3)], [2])
@@ -57,28 +57,28 @@ def test_equal_overlap_gives_the_first_object() -> None:
     assert said(look(oracle, box(2))) == ("object", [box(4)], [1])
 
 
-def test_each_object_is_brought_once_and_the_next_best_comes_then() -> None:
+def test_each_object_is_returned_once_and_then_the_next_best() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4), (box(3), 2))})
     assert said(look(oracle, box(2))) == ("object", [box(3)], [2])
     assert said(look(oracle, box(2))) == ("object", [box(0)], [4])
     assert said(look(oracle, box(2))) == ("already_labelled", [], [])
 
 
-def test_a_second_look_at_an_object_is_no_rejection_but_a_look_beside_it_is() -> None:
+def test_a_second_review_of_an_object_is_no_rejection_but_a_review_beside_it_is() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4))})
     look(oracle, box(1))
     assert look(oracle, box(1)).verdict == Verdict.ALREADY_LABELLED
     assert look(oracle, box(4)).verdict == Verdict.NOT_AN_OBJECT  # IoU 6 / 14
 
 
-def test_a_difficult_object_is_never_brought_and_never_rejected() -> None:
+def test_a_difficult_object_is_never_returned_and_never_rejected() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4), (box(3), 2), difficult=[0])})
     assert said(look(oracle, box(0))) == ("object", [box(3)], [2])  # IoU 7 / 13, the only one that counts
     assert said(look(oracle, box(-2))) == ("cannot_tell", [], [])
     assert said(look(oracle, box(50))) == NOTHING
 
 
-def test_a_whole_image_brings_all_that_is_not_difficult_and_empty_is_an_answer() -> None:
+def test_a_whole_image_returns_every_object_that_is_not_difficult_and_may_be_empty() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4), (box(30), 1), (box(60), 2), difficult=[1]), 2: truth()})
     look(oracle, box(0))
     assert said(oracle.answer(Query(1))) == ("object", [box(0), box(60)], [4, 2])
@@ -88,7 +88,7 @@ def test_a_whole_image_brings_all_that_is_not_difficult_and_empty_is_an_answer()
     assert said(look(oracle, box(0), image_id=2)) == NOTHING
 
 
-def test_images_are_apart() -> None:
+def test_images_are_independent() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4)), 2: truth((box(0), 5))})
     look(oracle, box(0), image_id=1)
     assert said(look(oracle, box(0), image_id=2)) == ("object", [box(0)], [5])
@@ -110,7 +110,7 @@ TWINS = [
 
 @pytest.mark.parametrize(("objects", "labels"), TWINS)
 @pytest.mark.parametrize("remembered", [0, 1, 2])
-def test_twins_are_brought_one_by_one_also_when_remembered(
+def test_twins_are_returned_one_by_one_also_when_remembered(
     objects: GroundTruth, labels: list[int], remembered: int
 ) -> None:
     oracle, query = SimulatedOracle({1: objects}), Query(1, np.array(box(0), dtype=np.float32))
@@ -138,7 +138,7 @@ def a_truth(objects: list[tuple[int, int, bool]]) -> GroundTruth:
 
 
 @given(OBJECTS, SPOTS, st.data())
-def test_a_new_oracle_that_remembers_goes_on_as_the_old_one_would(
+def test_a_new_oracle_that_remembers_resumes_as_the_old_one(
     objects: list[tuple[int, int, bool]], spots: list[int], data: st.DataObject
 ) -> None:
     """Twins with the same box and class included. Spot 0 asks for the whole image."""
@@ -150,7 +150,7 @@ def test_a_new_oracle_that_remembers_goes_on_as_the_old_one_would(
 
 
 @given(OBJECTS, SPOTS)
-def test_reviews_never_bring_an_object_twice_nor_reject_a_real_one(
+def test_no_object_is_returned_twice_and_no_real_one_rejected(
     objects: list[tuple[int, int, bool]], spots: list[int]
 ) -> None:
     oracle = SimulatedOracle({1: a_truth(objects)})
@@ -166,7 +166,7 @@ def test_reviews_never_bring_an_object_twice_nor_reject_a_real_one(
 
 
 @given(arrays(np.float64, 4), st.integers(), st.dictionaries(st.text(), st.floats()))
-def test_the_answer_knows_nothing_of_guess_utility_and_reasons(
+def test_the_answer_does_not_depend_on_guess_utility_and_reasons(
     utilities: np.ndarray, guess: int, why: dict[str, float]
 ) -> None:
     plain, scrambled = (SimulatedOracle({1: truth((box(0), 4), (box(3), 2))}) for _ in range(2))

@@ -1,4 +1,4 @@
-"""People at one store: leases, versioned answers, withdrawals, classes that change."""
+"""Several annotators on one store: leases, versioned answers, withdrawals, class changes."""
 
 import sqlite3
 import time
@@ -20,7 +20,7 @@ NOTHING = np.zeros((0, 4), dtype=np.float32)
 
 
 class Hands:
-    """A monotonic clock whose hands a test sets."""
+    """A monotonic clock that a test sets."""
 
     seconds = 5000.0
 
@@ -109,7 +109,7 @@ def test_a_refused_submission_leaves_nothing_behind(people: People) -> None:
 
 
 def test_two_servers_at_one_database(people: People, database: str) -> None:
-    """Whoever writes waits for who writes before: nobody is given what another one has, and numbers come in order."""
+    """Writers take turns: no question is assigned twice, and ids are in order."""
     boxes = [np.array([x, 0, x + 5, 5], dtype=np.float32) for x in range(100)]
     asked = [query.id for query in people.store.ask(1, [Query(1 + x % 9, box, 0) for x, box in enumerate(boxes)])]
 
@@ -212,7 +212,7 @@ def test_the_same_answer_again_is_known_after_clipping_merging_and_correcting(pe
 def test_a_question_not_given_to_somebody_is_not_theirs_to_answer(people: People) -> None:
     outcome = people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
     assert outcome.status is Status.REFUSED
-    assert "not given to you" in str(outcome.reason)
+    assert "not assigned to you" in str(outcome.reason)
     assert people.submit("anna", "anna", said("k2", 99, Verdict.OBJECT, (A, 0))).status is Status.REFUSED
     assert people.given() == []
 
@@ -333,7 +333,7 @@ def test_a_class_is_added_renamed_and_merged(people: People) -> None:
 
 @pytest.mark.parametrize("name", ["", "   ", "FISH", "x" * 61, "a\x00b"])
 def test_a_class_name_that_cannot_be(people: People, name: str) -> None:
-    with pytest.raises(UserError, match=r"a class needs a name|there is a class 'fish' already"):
+    with pytest.raises(UserError, match=r"a class needs a name|there is already a class 'fish'"):
         people.add_class(name)
     with pytest.raises(UserError, match=r"there is no class 9"):
         people.merge_class(9, 0, "anna")

@@ -1,4 +1,4 @@
-"""Pseudo labels and training targets, on one image with six candidates that meet every branch of Eq. 5 and 6."""
+"""Pseudo labels and training targets, on one image with six candidates that cover every branch of Eq. 5 and Eq. 6."""
 
 from pathlib import Path
 
@@ -173,7 +173,7 @@ def by_source(targets: Targets) -> dict[str, list[tuple[list[float], float, floa
     return found
 
 
-def test_a_partly_labelled_image_learns_from_all_it_has() -> None:
+def test_a_partially_labelled_image_uses_all_its_boxes() -> None:
     targets = make_targets(
         said([box(300)], rejected=[box(320)]), SIX[:1], as_boxes([box(340)]), settings(method="hard")
     )
@@ -191,7 +191,7 @@ def test_candidates_on_answered_boxes_do_not_become_pseudo_labels() -> None:
     assert [b for b, *_ in by_source(targets)["pseudo"]] == [box(40)]
 
 
-def test_a_completely_labelled_image_gets_no_pseudo_labels() -> None:
+def test_a_fully_labelled_image_gets_no_pseudo_labels() -> None:
     assert by_source(make_targets(said([box(300)], complete=True), SIX, NONE, settings())) == {
         "human": [(box(300), 1, 1, False)]
     }
@@ -249,7 +249,7 @@ def test_targets_without_any_box_are_written_and_read_too(tmp_path: Path) -> Non
     assert read_targets(tmp_path / "targets.parquet") == {}
 
 
-def test_calibrated_scores_are_the_share_of_right_answers_and_never_fall() -> None:
+def test_calibrated_scores_are_the_fraction_of_right_answers_and_never_fall() -> None:
     shown = np.array([0.2, 0.2, 0.2, 0.2, 0.6, 0.6])
     right = np.array([True, False, False, False, True, False])
     scores = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])

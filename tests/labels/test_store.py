@@ -1,4 +1,4 @@
-"""The label store: what goes in comes out, nothing is ever lost, and every refusal says what to do."""
+"""The label store returns what it records, loses nothing, and says what to do when it refuses."""
 
 import os
 import sqlite3
@@ -82,7 +82,7 @@ def ids(queries: Sequence[Query]) -> list[int]:
 
 
 def rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
-    """Read with nothing but sqlite3, as docs/store.md tells."""
+    """Read with sqlite3 alone, as docs/store.md shows."""
     connection = sqlite3.connect(path)
     try:
         return connection.execute(statement).fetchall()
@@ -101,7 +101,6 @@ def test_classes_and_images_are_there_after_reopening(path: Path) -> None:
         assert store.classes() == CLASSES
         assert store.images() == {1: image(1), 3: image(3)}
         assert (store.cycles(), store.queries(), store.answered(), store.labels()) == ([], [], [], {})
-        assert store.next_query() is None
         assert store.spent() == Spent(0, 0, 0)
 
 
@@ -113,7 +112,7 @@ def test_adding_images_again_adds_only_the_new_ones(store: Store) -> None:
 
 @pytest.mark.parametrize("other", [image(2, "else.jpg"), image(2, width=320)])
 def test_an_id_never_changes_its_image(store: Store, other: ImageRecord) -> None:
-    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now; put the images"):
+    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now; restore the images"):
         store.add_images([image(11), other])
     with pytest.raises(UserError, match=r"image 11 is a\.jpg"):
         store.add_images([image(11, "a.jpg"), image(11, "b.jpg")])
@@ -132,7 +131,7 @@ def test_opening_a_cycle_again_changes_nothing(store: Store, path: Path) -> None
 
 
 def test_queries_come_back_as_they_were_asked(store: Store) -> None:
-    """Numbers of NumPy become plain ones, boxes ``float32``, at once and not only after reading them back."""
+    """``ask`` itself converts NumPy numbers to plain ones and boxes to ``float32``, before they are read back."""
     box = np.array([0.1, 1 / 3, 7.7, 9.9])
     rich = replace(query(1, A), box=box, guess=np.int64(2), utility=np.float32(0.1), why={"score": np.float32(0.3)})
     asked = store.ask(0, [rich, query(2)])
@@ -158,18 +157,16 @@ def test_the_order_is_kept_over_several_calls_and_cycles(store: Store, path: Pat
     assert rows(path, "SELECT position FROM queries WHERE cycle = 0 ORDER BY id") == [(i,) for i in range(6)]
 
 
-def test_the_next_query_is_the_first_unanswered_of_the_latest_cycle(store: Store) -> None:
+def test_unanswered_queries_are_those_of_one_cycle_in_the_order_asked(store: Store) -> None:
     store.ask(0, [query(1)])
     store.open_cycle(1)
-    assert store.next_query() is None
+    assert store.unanswered(1) == []
     one, two, three = store.ask(1, [query(1), query(2), query(3)])
     store.record([answer(two)])
     assert ids(store.unanswered(1)) == [one.id, three.id]
-    seen = []
-    while (asked := store.next_query()) is not None:
-        seen.append(asked.id)
-        store.record([answer(asked)])
-    assert seen == [one.id, three.id]
+    store.record([answer(one)])
+    assert ids(store.unanswered(1)) == [three.id]
+    store.record([answer(three)])
     assert store.unanswered(1) == []
     assert len(store.unanswered(0)) == 1
 
@@ -178,13 +175,11 @@ def test_the_next_query_is_the_first_unanswered_of_the_latest_cycle(store: Store
     ("cycle", "bad", "message"),
     [
         (7, query(1), r"cycle 7 is not open; call open_cycle\(7\)"),
-        (0, query(99), "an image that was added"),
+        (0, query(99), "must name an image of the store"),
         (0, query(1, [5, 0, 5, 10]), "x2 > x1"),
     ],
 )
-def test_a_question_that_cannot_be_is_refused_with_all_that_came_with_it(
-    store: Store, cycle: int, bad: Query, message: str
-) -> None:
+def test_an_invalid_query_is_refused_with_its_whole_batch(store: Store, cycle: int, bad: Query, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         store.ask(cycle, [query(1), bad])
     assert store.queries() == []
@@ -220,14 +215,14 @@ def test_a_later_answer_supersedes_and_the_earlier_one_stays_on_file(store: Stor
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda q: answer(replace(q, id=99)), "a query that was asked"),
+        (lambda q: answer(replace(q, id=99)), "a query that ask\\(\\) returned"),
         (lambda q: answer(q, OBJECT, (A, 3)), r"labels must be in \[0, 3\), got \[3\]"),
         (lambda q: answer(q, OBJECT, (A, -1)), r"labels must be in \[0, 3\)"),
         (lambda q: answer(q, NOT_AN_OBJECT, (A, 0)), "'not_an_object' must have no boxes, got 1"),
         (lambda q: answer(q, CANNOT_TELL, (A, 0)), "'cannot_tell' must have no boxes"),
     ],
 )
-def test_an_answer_that_cannot_be_is_refused_with_all_that_came_with_it(store: Store, bad: Any, message: str) -> None:
+def test_an_invalid_answer_is_refused_with_its_whole_batch(store: Store, bad: Any, message: str) -> None:
     asked = ask_one(store, A)
     with pytest.raises(ValueError, match=message):
         store.record([answer(asked, OBJECT, (A, 0)), bad(asked)])
@@ -273,7 +268,7 @@ def test_an_image_without_answers_has_empty_labels(store: Store) -> None:
     assert (nothing.rejected.shape, nothing.skipped.shape, nothing.complete) == ((0, 4), (0, 4), False)
 
 
-def test_an_object_told_twice_is_there_once(store: Store) -> None:
+def test_an_object_recorded_twice_is_returned_once(store: Store) -> None:
     almost = [0.0, 0.0, 10.0, 10.0005]  # IoU with A 0.99995
     near = [0.0, 0.0, 10.0, 10.01]  # IoU with A 0.999
     tell(store, A, OBJECT, (A, 0))
@@ -294,7 +289,7 @@ def test_labels_of_the_past(store: Store) -> None:
     assert {i: known.labels.tolist() for i, known in store.labels().items()} == {1: [0, 1], 2: [2]}
 
 
-def test_both_meters(store: Store) -> None:
+def test_labels_and_boxes_shown_are_both_counted(store: Store) -> None:
     tell(store, A, OBJECT, (A, 0), ms=10)
     tell(store, A, ALREADY_LABELLED, ms=20)
     tell(store, B, NOT_AN_OBJECT, ms=30)
@@ -315,7 +310,7 @@ SAYINGS = st.lists(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(SAYINGS)
-def test_whatever_is_answered_the_last_word_counts(
+def test_the_latest_answer_counts(
     tmp_path_factory: pytest.TempPathFactory, sayings: list[tuple[int, Verdict, int]]
 ) -> None:
     """Four boxes of one image, answered and corrected in any order, beside a plain dictionary."""
@@ -340,7 +335,7 @@ def test_whatever_is_answered_the_last_word_counts(
     assert spent == Spent(labels=len(says[OBJECT]), reviews=len(last))
 
 
-def test_the_simulated_oracle_goes_on_from_the_store(store: Store, path: Path) -> None:
+def test_the_simulated_oracle_resumes_from_the_store(store: Store, path: Path) -> None:
     truth = {1: GroundTruth(np.array([[0, 0, 9.7, 9.9], B]), np.array([0, 1]), np.zeros(2, dtype=bool))}
     oracle = SimulatedOracle(truth)
     store.record([oracle.answer(ask_one(store, A))])
@@ -374,7 +369,7 @@ def test_the_page_about_the_store_reads_it_with_plain_sqlite3(
 
 
 def test_other_classes_are_refused(store: Store, path: Path) -> None:
-    with pytest.raises(UserError, match="has the classes fish, jellyfish, penguin, but these were given: fish, shark"):
+    with pytest.raises(UserError, match="has the classes fish, jellyfish, penguin, but you gave fish, shark"):
         Store(path, classes=["fish", "shark"])
     with pytest.raises(UserError, match="each class needs its own name"):
         Store(path.with_name("new.db"), classes=["fish", "fish"])
@@ -386,7 +381,7 @@ def test_no_classes_yet_is_a_store_too(tmp_path: Path) -> None:
         assert store.classes() == ()
 
 
-def test_what_is_not_there_is_not_made_by_reading(path: Path) -> None:
+def test_reading_does_not_create_a_missing_store(path: Path) -> None:
     with pytest.raises(UserError, match="there is no label store here"):
         Store(path)
     assert not path.exists()
@@ -419,7 +414,7 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
     connection.execute("UPDATE rarebox SET schema = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\); install"):
+    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\); upgrade"):
         Store(path)
     assert list(path.parent.iterdir()) == [path]
 
@@ -459,7 +454,7 @@ def test_people_are_flushed_to_the_disk_and_simulations_are_not(path: Path, flus
     assert values == [synchronous, "wal", 1, 30_000]
 
 
-def test_a_full_disk_is_said_and_nothing_is_lost(store: Store, path: Path) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_lost(store: Store, path: Path) -> None:
     tell(store, A, OBJECT, (A, 0))
     with store._engine.connect() as connection:  # the pool keeps it, so the limit stays
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
@@ -467,7 +462,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(store: Store, path: Path) -> No
     with pytest.raises(UserError) as caught:
         store.ask(0, [query(1, B)] * 5000)
     assert str(caught.value) == (
-        f"{path}: database or disk is full: free some space and go on; nothing recorded before is lost"
+        f"{path}: database or disk is full: free some space and try again; nothing recorded before is lost"
     )
     with store._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
@@ -476,7 +471,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(store: Store, path: Path) -> No
     store.ask(0, [query(1, B)] * 5000)
 
 
-def test_a_store_that_stays_locked_is_said(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_stays_locked_is_reported(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0)
     with (
         Store(path) as other,
@@ -494,7 +489,7 @@ def test_readers_do_not_wait_for_a_writer(store: Store, path: Path) -> None:
 
 
 def test_many_at_once_make_one_store_and_contiguous_positions(path: Path) -> None:
-    """Each thread opens its own store, as a process would; one writes while the others wait for their turn."""
+    """Each thread opens its own store, as a process would. One writes while the others wait."""
 
     def work(worker: int) -> None:
         with Store(path, classes=CLASSES, flush=False) as store:
@@ -513,7 +508,7 @@ def test_many_at_once_make_one_store_and_contiguous_positions(path: Path) -> Non
 
 
 def test_switching_to_the_log_is_tried_again_where_sqlite_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many who open a new file at once: one in a thousand is told that it is locked, at once."""
+    """When many open a new file at once, SQLite reports it as locked to one in a thousand, without waiting."""
 
     class Connection:
         def __init__(self, *said: str) -> None:
@@ -525,13 +520,13 @@ def test_switching_to_the_log_is_tried_again_where_sqlite_does_not_wait(monkeypa
                 raise sqlite3.OperationalError(self.said.pop(0))
 
     twice, broken = Connection(*["database is locked"] * 2), Connection("disk I/O error", "not asked again")
-    store_module._log_ahead(twice)
+    store_module._log_ahead(twice.execute)
     assert not twice.said
     with pytest.raises(sqlite3.OperationalError, match="disk"):
-        store_module._log_ahead(broken)
+        store_module._log_ahead(broken.execute)
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        store_module._log_ahead(Connection(*["database is locked"] * 99))
+        store_module._log_ahead(Connection(*["database is locked"] * 99).execute)
 
 
 def test_threads_may_share_a_store(store: Store) -> None:
@@ -580,8 +575,7 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(store: Store, 
 
 
 def test_many_answers_are_fast(store: Store) -> None:
-    """Wanted: under 3 s. The bound is loose, for slow disks and busy machines; it is there against N² and a commit a
-    row."""
+    """The target is 3 s. The bound is loose, for slow disks and busy machines; it detects N² and a commit per row."""
     start = time.perf_counter()
     for chunk in range(20):
         asked = store.ask(0, [query(1 + (chunk + i) % 9, A) for i in range(500)])

@@ -219,7 +219,7 @@ def test_runs_of_a_grid_are_tasks_with_the_same_results(
     ours, here = work.records(good), RunFolder(finished).records()
     assert [timeless(record) for record in ours] == [timeless(record) for record in here]
     assert {"begin", "cycle", "done", "failed"} <= {event["event"] for event in events}
-    assert "gone.safetensors" in read_json(work.place(failed[0]).failed)["reason"]
+    assert "gone.safetensors" in read_json(work.place(failed[0]).failed, dict)["reason"]
 
 
 def timeless(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from rarebox.loop import ask, scoring, simulate
 from rarebox.loop.cycle import INFORMATIVE, _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
-from rarebox.pool.candidates import read_all
 from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.strategies import box
 from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
 from tests import forked
+from tests.shards import read_all
 from tests.tiny import as_options, make_data, settings
 
 pytestmark = pytest.mark.usefixtures("small_network")

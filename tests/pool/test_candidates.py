@@ -12,6 +12,7 @@ from rarebox.config import ScoringSettings
 from rarebox.pool import candidates
 from rarebox.pool.affine import Frame
 from rarebox.types import Bools, Candidates, Detections, Floats, ImageScores
+from tests.shards import read_all
 
 SURE, SPLIT = [1.0, 0.0], [0.5, 0.5]
 
@@ -37,7 +38,7 @@ NOTHING = detections()
 
 @dataclass(frozen=True, eq=False)
 class Still(Frame):
-    """A copy in which nothing moves, and which hides the boxes that it is told to."""
+    """A copy with the identity map that hides the given boxes."""
 
     hidden: Sequence[bool] = ()
 
@@ -63,7 +64,7 @@ def match(image: Detections, views: list[Detections], base: float) -> tuple[Floa
 # ------------------------------------------------------------------------------------------- matching
 
 
-def test_the_partner_is_the_box_of_largest_iou_whatever_its_class_and_score() -> None:
+def test_the_partner_is_the_box_of_largest_iou_of_any_class_and_score() -> None:
     image = detections((box(0), 0, 0.9, SURE))
     view = detections((box(4), 0, 0.95, SURE), (box(2), 1, 0.3, [0.0, 1.0]), (box(50), 0, 0.9, SURE))
     view_score, js, iou = match(image, [view], 2.0)
@@ -178,7 +179,7 @@ def test_weaker_detections_are_kept_on_request_and_change_nothing_of_the_others(
     same(more[:1], few)
 
 
-def test_one_object_is_one_candidate_whatever_the_classes() -> None:
+def test_one_object_is_one_candidate_across_classes() -> None:
     # 1 apart: IoU 9/11 = 0.82 falls, though its class is another; 2 apart: IoU 0.67 <= 0.7 stays
     image = detections((box(0), 0, 0.8, SURE), (box(1), 1, 0.9, SPLIT), (box(3), 0, 0.4, SURE))
     assert score([image, NOTHING]).boxes[:, 0].tolist() == [1, 3]
@@ -265,16 +266,16 @@ def test_candidates_come_back_from_their_file_in_the_order_of_the_shards(tmp_pat
     first, second = score([image, SEEN]), score([image[:1], NOTHING])
     candidates.write(tmp_path / "shard_00001.parquet", second)
     candidates.write(tmp_path / "shard_00000.parquet", first)
-    back = candidates.read_all(tmp_path)
+    back = read_all(tmp_path)
     same(back[:2], first)
     same(back[2:], second)
 
 
 def test_a_shard_without_candidates_is_written_and_read_too(tmp_path: Path) -> None:
     candidates.write(tmp_path / "shard_00000.parquet", score([NOTHING, NOTHING]))
-    assert len(candidates.read_all(tmp_path)) == 0
+    assert len(read_all(tmp_path)) == 0
     candidates.write(tmp_path / "shard_00001.parquet", score([IMAGE, SEEN]))
-    same(candidates.read_all(tmp_path), score([IMAGE, SEEN]))
+    same(read_all(tmp_path), score([IMAGE, SEEN]))
 
 
 # ------------------------------------------------------------------------------------------- what rivals rank by

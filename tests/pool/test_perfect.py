@@ -46,7 +46,7 @@ UNCERTAINTY = 1.3 - np.abs(SCORES + 1 - 1.3)
 
 
 def hulls(boxes: Floats, matrix: Floats) -> Floats:
-    """The upright hulls of mapped boxes, written out: (N, 4), (2, 3) -> (N, 4)."""
+    """The axis-aligned hulls of mapped boxes, computed plainly: (N, 4), (2, 3) -> (N, 4)."""
     found = []
     for x1, y1, x2, y2 in boxes.astype(float):
         corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]) @ np.array(matrix)[:, :2].T
@@ -56,7 +56,7 @@ def hulls(boxes: Floats, matrix: Floats) -> Floats:
 
 
 class Perfect:
-    """Takes the place of a network: for each picture of a batch of one image and its views, the boxes as they lie."""
+    """A fake network that returns the true boxes of each picture in a batch of one image and its views."""
 
     def __init__(self, detector: TorchDetector, plan: Sequence[View], scale: Floats) -> None:
         self.detector, self.plan, self.scale = detector, plan, scale
@@ -101,7 +101,7 @@ def settings(views: Sequence[str], freeze: str = "nothing", **more: Any) -> conf
 
 
 def is_perfect(found: Candidates) -> None:
-    """Nothing is lost, and every number is the formula's own; a view that hides a box does not count for it."""
+    """Every box has a match, and every number is that of the formula; a view that hides a box does not count."""
     assert found.boxes == pytest.approx(BOXES, abs=1e-3)
     assert found.box_consistency == pytest.approx(np.ones(6), abs=2e-4)
     assert found.uncertainty == pytest.approx(UNCERTAINTY, abs=2e-4)
@@ -192,7 +192,7 @@ def test_so_is_one_on_turned_copies_of_its_own(degrees: int, tmp_path: Path, sco
 
 
 def test_so_is_one_on_a_copy_that_shows_a_part(tmp_path: Path, scored: Callable[..., Candidates]) -> None:
-    """The copy shows the image up to x = 80: a box is compared as far as it is seen, and not at all outside of it."""
+    """The copy shows the image up to x = 80: the visible part of a box is compared, and boxes outside are not."""
     matrix = [[1.0, 0, 0], [0, 1, 0]]
     cut = np.clip(BOXES, 0, [80, HEIGHT] * 2)
     shown = cut[:, 2] > cut[:, 0]

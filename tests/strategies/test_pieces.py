@@ -1,4 +1,4 @@
-"""A pool in pieces is ranked as it would be in one piece, in memory that does not grow with it."""
+"""A pool in pieces is ranked as in one piece, and memory does not grow with the pool."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -18,9 +18,10 @@ from rarebox.errors import UserError
 from rarebox.labels import targets
 from rarebox.pool import candidates as pool_file
 from rarebox.pool import ranking
-from rarebox.pool.candidates import Shards, read_all, rows_by_image
+from rarebox.pool.candidates import Shards, rows_by_image
 from rarebox.strategies import box
 from rarebox.types import Candidates, ImageLabels, ImageScores, LabelState, as_boxes, concatenate
+from tests.shards import read_all
 
 CLASSES, WIDTH = 4, 5
 NAMES = [*strategies.BOX, *strategies.IMAGE]
@@ -50,7 +51,7 @@ def made_up(seed: int, images: int = 60, background: bool = True) -> Candidates:
 
 
 def answers(found: Candidates, seed: int) -> dict[int, ImageLabels]:
-    """What people said of a third of the images: boxes on and beside the candidates, of every kind; some complete."""
+    """Labels of a third of the images: boxes of every kind on and beside the candidates; some images complete."""
     dice = np.random.default_rng(seed)
     labels = {}
     for image_id in dice.permutation(found.image_id.max() + 1)[: len(np.unique(found.image_id)) // 3].tolist():
@@ -87,7 +88,7 @@ def scores_of(images: int) -> ImageScores:
 def plain_state(
     told: Settings, budget: int, labels: dict[int, ImageLabels], found: Candidates, images: ImageScores
 ) -> tuple[LabelState, Candidates]:
-    """What a strategy may know, and the open candidates, image by image."""
+    """The label state and the open candidates, image by image."""
     free, loose = np.ones(len(found), bool), np.ones(len(found), bool)
     for image_id, rows in rows_by_image(found).items():
         if said := labels.get(image_id):
@@ -188,7 +189,7 @@ def test_p_of_every_reading_is_the_same_to_the_last_bit(reading: str, iou: float
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_a_ranking_is_sorted_as_far_as_it_is_looked_at(unknown: bool) -> None:
+def test_a_ranking_is_sorted_as_far_as_it_is_read(unknown: bool) -> None:
     found = made_up(4, images=200)[np.random.default_rng(4).permutation(800)]
     utility = found.uncertainty.astype(np.float64)
     utility[::7] = np.nan if unknown else -0.0
@@ -198,9 +199,7 @@ def test_a_ranking_is_sorted_as_far_as_it_is_looked_at(unknown: bool) -> None:
     np.testing.assert_array_equal([u for _, u in order], utility[wanted])
 
 
-def test_a_strategy_of_which_nothing_is_known_is_given_the_whole_pool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unlisted_strategy_gets_the_whole_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = made_up(2)
     given: list[Candidates] = []
 

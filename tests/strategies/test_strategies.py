@@ -1,4 +1,4 @@
-"""What every strategy must keep to, and one case each where only that method ranks so."""
+"""Rules for every strategy, and for each a case that only this method ranks so."""
 
 import inspect
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def of(name: str, **changes: Any) -> strategies.Strategy:
 
 
 def ranking(name: str, candidates: Candidates, state: LabelState = STATE, seed: int = 0, **changes: Any) -> list[Any]:
-    """What is asked about, first asked first: (image id, box index) of candidates, or image ids."""
+    """The ranking, best first: (image id, box index) of candidates, or image ids."""
     found = list(of(name, **changes)(candidates, state, seeds.stream(seed, "strategy", 2)))
     if name in IMAGE:
         return [image_id for image_id, _ in found]
@@ -299,7 +299,7 @@ def test_inverse_frequency_divides_by_the_human_boxes_of_the_class() -> None:
     assert ranking("class_balanced", candidates) == [(0, 1), (0, 0), (0, 2)]
 
 
-def test_quota_lets_each_class_fill_its_share_before_the_others_go_on() -> None:
+def test_quota_fills_the_quota_of_each_class_before_the_rest() -> None:
     # softmax(1 - (20, 5, 0) / 25) = 0.198, 0.361, 0.441; of a budget of 3, rounded up: 1, 2, 2 reviews
     candidates = replace(
         pool()[:6], uncertainty=np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), labels=np.array([0, 0, 0, 1, 1, 1])
@@ -394,7 +394,7 @@ def test_cald_compares_softmaxes_of_class_scores_and_of_counts_an_image() -> Non
 
 
 def test_cald_reorders_no_more_than_the_head() -> None:
-    """Five boxes an image: a budget of 20 buys four images, so 4.8, five, are reordered and the sixth is not."""
+    """Five boxes an image: a budget of 20 covers four images, so 4.8, five, are reordered and the sixth is not."""
     scores = np.eye(3)[[0, 0, 0, 0, 1, 2, 2]]
     images = ImageScores(np.arange(7), np.arange(7) / 10, scores)
     state = replace(STATE, images=images, class_counts=np.array([20, 5, 0]), images_labelled=5, budget=20)
@@ -440,7 +440,7 @@ def test_enms_divproto_closes_a_minority_whose_quota_is_full() -> None:
 
 
 @pytest.mark.parametrize(("score", "order"), [(0.29, [1, 0, 2]), (0.31, [1, 2, 0])])
-def test_enms_divproto_sees_a_minority_from_a_score_of_three_tenths_on(score: float, order: list[int]) -> None:
+def test_enms_divproto_counts_a_minority_from_a_score_of_three_tenths(score: float, order: list[int]) -> None:
     candidates = images_of(
         [1, 1, 1],
         [0.5, 0.6, score],

@@ -244,7 +244,7 @@ def test_classes_are_added_renamed_and_merged_and_never_become_markup(office: Of
     row.get_by_test_id("rename").click()
     anna.see("rename-input").fill("FISH")
     anna.press("Enter")
-    anna.page.get_by_text("there is a class 'fish' already").wait_for()
+    anna.page.get_by_text("there is already a class 'fish'").wait_for()
     anna.see("rename-input").fill("<b>stingray</b>")
     anna.press("Enter")
     anna.see("class-row").get_by_text("<b>stingray</b>").wait_for()

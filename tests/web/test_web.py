@@ -447,10 +447,10 @@ def test_a_merged_class_is_no_guess_any_more(later: House) -> None:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ({"add": "FISH"}, "there is a class 'fish' already"),
+        ({"add": "FISH"}, "there is already a class 'fish'"),
         ({"add": " "}, "a class needs a name"),
         ({"add": "x" * 61}, "1 to 60"),
-        ({"rename": {"label": 1, "name": "Shark"}}, "there is a class 'shark' already"),
+        ({"rename": {"label": 1, "name": "Shark"}}, "there is already a class 'shark'"),
         ({"rename": {"label": 9, "name": "eel"}}, "there is no class 9"),
         ({"merge": {"label": 1, "into": 1}}, "into itself"),
         ({"merge": {"label": 1, "into": 9}}, "there is no class 9"),

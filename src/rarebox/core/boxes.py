@@ -11,13 +11,13 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 FEW, PAIRS = 2**12, 2**18
-"""Up to so many pairs are compared outright; more come in pieces of so many."""
+"""The most pairs that are compared directly, and the size of the pieces in which more pairs are compared."""
 
 BLOCK = 512
-"""Boxes that suppress each other at once."""
+"""Boxes that :func:`suppress` compares at a time."""
 
 ASPECT = 0.02
-"""How much the shape of a picture and of a copy of another size may differ, as a share: copies have whole pixels."""
+"""The largest relative difference between the aspect ratios of a picture and its resized copy, from rounding."""
 
 
 def area(boxes: Floats) -> Floats:
@@ -40,7 +40,7 @@ def paired_iou(boxes: Floats, others: Floats) -> Floats:
 
 
 def iou_matrix(boxes: Floats, others: Floats) -> Floats:
-    """Every box against every other: (N, 4), (M, 4) -> (N, M), in [0, 1]."""
+    """IoU of every box with every other box: (N, 4), (M, 4) -> (N, M), in [0, 1]."""
     return paired_iou(boxes[:, None], others[None])
 
 
@@ -49,11 +49,11 @@ def overlapping(
 ) -> Iterator[tuple[Ints, Ints, Floats]]:
     """Pairs whose IoU is above 0 and at least ``iou``: rows of (N, 4), rows of (M, 4), and their IoU, (P,) each.
 
-    Each pair comes once, in no particular order, in pieces of about ``PAIRS``, so memory is bounded however many
-    overlap. With ``group`` (N,) and ``other_group`` (M,), such as image ids, only pairs of one group count.
+    Each pair is yielded once, in no particular order, in pieces of about ``PAIRS``, so memory is bounded. With
+    ``group`` (N,) and ``other_group`` (M,), such as image ids, only pairs within one group count.
 
-    Sweep and prune: two boxes can only have that IoU if one starts, on either axis, within the first 1 - ``iou`` of the
-    other's side. On the axis where that leaves fewer pairs these are found by binary search.
+    Sweep and prune: two boxes can only have that IoU if, on each axis, one starts within the first 1 - ``iou`` of the
+    other's side. A binary search finds the pairs on the axis that leaves fewer of them.
     """
     if len(boxes) * len(others) <= FEW:
         found = iou_matrix(boxes, others)
@@ -66,7 +66,7 @@ def overlapping(
     sweeps = [_sweep(boxes, others, axis, iou, group, other_group) for axis in (0, 1)]
     for order, first, last, swapped in min(sweeps, key=lambda parts: sum(int((b - a).sum()) for _, a, b, _ in parts)):
         ends = np.cumsum(last - first)
-        cuts = np.searchsorted(ends, np.arange(PAIRS, ends[-1], PAIRS)) + 1
+        cuts = np.searchsorted(ends, np.arange(PAIRS, int(ends[-1]), PAIRS)) + 1
         for some in np.split(np.arange(len(ends)), cuts):
             count = (last - first)[some]
             rows = np.repeat(some, count)
@@ -84,15 +84,17 @@ def overlapping(
 def _sweep(
     boxes: Floats, others: Floats, axis: int, iou: float, group: Ints | None, other_group: Ints | None
 ) -> list[tuple[Ints, Ints, Ints, bool]]:
-    """Where pairs may lie along an axis. First those where the other box starts at or behind the box, then those where
-    it starts before: an order of the partners, the range in it of each row, and whether rows and partners are swapped.
+    """Ranges of possible pairs along an axis: first where the other box starts at or after the box, then before it.
+
+    Each entry is an order of the partners, each row's range in it (first, last), and whether rows and partners are
+    swapped.
     """
     starts, other_starts = boxes[:, axis].astype(np.float64), others[:, axis].astype(np.float64)
     sides, other_sides = (b[:, axis + 2].astype(np.float64) - b[:, axis] for b in (boxes, others))
     slack = 1e-5  # float32 rounds an IoU by less
     reach, other_reach = (side * (1 - iou + slack) for side in (sides, other_sides))
     if group is not None and other_group is not None:
-        # The groups side by side, farther apart than any box reaches.
+        # Lay the groups side by side, farther apart than any box reaches.
         ids, places = np.unique(np.concatenate([group, other_group]), return_inverse=True)
         lowest = min(starts.min(), other_starts.min())
         apart = 2 * (max((starts + sides).max(), (other_starts + other_sides).max()) - lowest)
@@ -121,12 +123,13 @@ def _sweep(
 def nearest(
     boxes: Floats, others: Floats, iou: float = 0.0, group: Ints | None = None, other_group: Ints | None = None
 ) -> tuple[Ints, Floats]:
-    """Of each box the other one of largest IoU, the first of equals, and that IoU: (N,), (N,).
+    """For each box, the row of the other box with the largest IoU (the first of equals), and that IoU: (N,), (N,).
 
-    -1 and 0 where none overlaps, or none with an IoU of ``iou``. Groups as in :func:`overlapping`.
+    -1 and 0 where no other box overlaps with an IoU of at least ``iou``. Groups as in :func:`overlapping`.
     """
     nobody = len(others)
-    partner, best = np.full(len(boxes), nobody), np.zeros(len(boxes), dtype=np.result_type(boxes, others))
+    partner = np.full(len(boxes), nobody, dtype=np.int64)
+    best = np.zeros(len(boxes), dtype=np.result_type(boxes, others))
     for rows, columns, found in overlapping(boxes, others, iou, group, other_group):
         before = best.copy()
         np.maximum.at(best, rows, found)
@@ -137,7 +140,7 @@ def nearest(
 
 
 def cover(boxes: Floats, patches: Floats) -> Floats:
-    """Share of each box that each patch hides: (N, 4), (P, 4) -> (N, P), in [0, 1]."""
+    """The fraction of each box that each patch hides: (N, 4), (P, 4) -> (N, P), in [0, 1]."""
     return intersection(boxes[:, None], patches[None]) / area(boxes)[:, None]
 
 
@@ -147,16 +150,16 @@ def clip(boxes: Floats, width: float, height: float) -> Floats:
 
 
 def hull(points: ArrayLike) -> Floats:
-    """The upright box around points: (..., P, 2) -> (..., 4), as ``float64``."""
+    """The axis-aligned box around points: (..., P, 2) -> (..., 4), as ``float64``."""
     places = np.asarray(points, dtype=np.float64)
     return np.concatenate([places.min(axis=-2), places.max(axis=-2)], axis=-1)
 
 
 def hull_of_turned(box: ArrayLike, degrees: float, about: ArrayLike | None = None) -> Floats:
-    """The upright box around a box that is turned clockwise (as seen, y points down): (4,) -> (4,), as ``float64``.
+    """The axis-aligned box around a box rotated clockwise on the screen: (4,) -> (4,), as ``float64``.
 
-    ``about`` is the fixed point (2,), by default the centre of the box. Both must be in pixels or another unit that is
-    the same along both axes: a turn of shares or percentages shears the box wherever the image is not square.
+    ``about`` is the centre of rotation (2,), by default the centre of the box. Both must be in pixels or another unit
+    that is the same along both axes: rotating fractions or percentages shears the box unless the image is square.
     """
     x1, y1, x2, y2 = np.asarray(box, dtype=np.float64)
     fixed = np.array([x1 + x2, y1 + y2]) / 2 if about is None else np.asarray(about, dtype=np.float64)
@@ -166,7 +169,7 @@ def hull_of_turned(box: ArrayLike, degrees: float, about: ArrayLike | None = Non
 
 
 def hull_of_ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -> Floats:
-    """The upright box around an ellipse that is turned about its centre: (2,), (2,) -> (4,), as ``float64``.
+    """The axis-aligned box around an ellipse rotated about its centre: (2,), (2,) -> (4,), as ``float64``.
 
     Units as in :func:`hull_of_turned`.
     """
@@ -176,13 +179,13 @@ def hull_of_ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -
     return np.array([x - wide, y - high, x + wide, y + high])
 
 
-def rescaling(said: tuple[float, float], real: tuple[float, float]) -> NDArray[np.float64] | None:
-    """What boxes in a picture of one (width, height) are multiplied by to be those of a copy of another size: (4,).
+def rescaling(stated: tuple[float, float], real: tuple[float, float]) -> NDArray[np.float64] | None:
+    """The factors (4,) that map boxes of a picture of one (width, height) to a copy of another size.
 
-    None where the shapes differ by more than ``ASPECT``, or differ less when one is laid on its side: it is turned or
-    cut, or another picture, so no box fits.
+    None if the aspect ratios differ by more than ``ASPECT``, or match better when one picture is rotated by 90°: the
+    copy is rotated, cropped or another picture, so no box fits.
     """
-    sides = np.array([said, real], dtype=np.float64)
+    sides = np.array([stated, real], dtype=np.float64)
     if not (np.isfinite(sides).all() and (sides > 0).all()):
         return None
     across, down = sides[1] / sides[0]
@@ -193,10 +196,11 @@ def rescaling(said: tuple[float, float], real: tuple[float, float]) -> NDArray[n
 
 
 def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool_]:
-    """Greedy non-maximum suppression: (N, 4), (N,) -> (N,), True where a box stays.
+    """Greedy non-maximum suppression: (N, 4), (N,) -> (N,), True where a box is kept.
 
-    A box falls if its IoU with a *staying* box of higher score exceeds ``threshold`` (equal scores: the earlier row
-    wins). From the best score down, a block at a time: what earlier blocks kept suppresses first.
+    A box is suppressed if its IoU with a *kept* box of higher score exceeds ``threshold`` (equal scores: the earlier
+    row wins). Boxes are compared from the best score down, a block at a time, first with those kept from earlier
+    blocks.
     """
     order = np.argsort(-scores, kind="stable")
     kept = np.zeros(0, dtype=np.int64)
@@ -211,10 +215,10 @@ def suppress(boxes: Floats, scores: Floats, threshold: float) -> NDArray[np.bool
 
 
 def keep_best(rivals: NDArray[np.bool_], scores: Floats) -> NDArray[np.bool_]:
-    """Which rows stay if each falls to a staying rival of higher score: (N, N) symmetric, (N,) -> (N,).
+    """Which rows are kept if a kept rival of higher score suppresses a row: (N, N) symmetric, (N,) -> (N,).
 
-    Without a loop over rows: the rule is iterated on all at once until nothing changes, which it does after as many
-    rounds as the longest chain of rows that suppress each other; the fixed point is the greedy answer.
+    There is no loop over rows: the rule is applied to all rows until nothing changes. That takes as many rounds as the
+    longest chain of rows that suppress each other. The fixed point is the greedy result.
     """
     order = np.argsort(-scores, kind="stable")
     better = np.tril(rivals[order][:, order], k=-1)
@@ -230,6 +234,6 @@ def keep_best(rivals: NDArray[np.bool_], scores: Floats) -> NDArray[np.bool_]:
 
 
 def far_from(boxes: Floats, others: Floats, iou: float, strict: bool = False) -> Bools:
-    """Boxes whose IoU with every other box is below ``iou``, or (``strict``) not above it: (N, 4), (M, 4) -> (N,)."""
+    """Boxes whose IoU with every other is below ``iou``, or with ``strict`` at most ``iou``: (N, 4), (M, 4) -> (N,)."""
     _, overlap = nearest(boxes, others, iou)
     return overlap <= iou if strict else overlap < iou

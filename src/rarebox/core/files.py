@@ -1,40 +1,41 @@
-"""Files: written whole or not at all, never over a label store; read only if they are regular files."""
+"""Files: writes are atomic and never replace a label store; only regular files are read."""
 
 import errno
 import json
 import os
 import shutil
 import stat
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rarebox.core.parsing import from_json
 from rarebox.errors import Busy, Damaged, UserError
 
 ROOM_FOR_ANSWERS = 8 << 20
-"""Bytes that a file leaves free on its disk: people's answers go first."""
+"""Bytes that every write leaves free on the disk, so that answers can still be saved."""
 
 NOT_REGULAR = "it is not a regular file"
-"""The reason why a pipe, a socket or a device is not read."""
+"""The message for a pipe, a socket or a device, which are never read."""
 
 PART = ".part"
-"""Ends the name of a file that is being written."""
+"""The suffix of a file that is being written."""
 
 PARTS = (f"*{PART}", f"cycle_*/*{PART}", f"cycle_*/candidates/*{PART}", f"figures/*{PART}")
-"""Where the parts of a run's or project's files lie, from its folder."""
+"""Glob patterns of partly written files, relative to the folder of a run or project."""
 
 DATABASES = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
-"""How an SQLite file begins, and its write-ahead log."""
+"""The first bytes of an SQLite file and of its write-ahead log."""
 
 
 def real(path: str | Path) -> Path:
-    """The absolute path without links. Where the links form a loop or lead nowhere, the rest stays as it is; no error.
+    """Resolve a path to an absolute path without links. A loop or a broken link is left unresolved, without an error.
 
-    ``Path.resolve`` raises ``RuntimeError`` for a loop, ``ValueError`` for a NUL.
+    ``Path.resolve`` raises ``RuntimeError`` for a loop and ``ValueError`` for a NUL.
     """
     try:
         return Path(os.path.realpath(path))
@@ -43,9 +44,9 @@ def real(path: str | Path) -> Path:
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """Open a file of somebody else for reading. ``OSError`` if it is missing, unreadable or not a regular file.
+    """Open a user's file for reading. Raises ``OSError`` if it is missing, unreadable or not a regular file.
 
-    Opening a named pipe waits for a writer, and a device such as ``/dev/zero`` has no end.
+    Opening a named pipe would wait for a writer, and a device such as ``/dev/zero`` has no end.
     """
     try:
         mode = os.stat(path).st_mode
@@ -57,7 +58,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file, opened by :func:`open_regular`. UserError if it does not fit into memory."""
+    """Read a file, opened by :func:`open_regular`. Raises UserError if it does not fit into memory."""
     with open_regular(path) as opened:
         try:
             return opened.read()
@@ -69,19 +70,20 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def write_bytes(file: Path, content: bytes, mode: int = 0o666) -> None:
-    """Replace a file, or make it, with the permissions ``mode`` (less the umask).
+    """Create or replace a file atomically, with the permissions ``mode`` (less the umask).
 
-    A part beside it is written, flushed to the disk, and renamed; then the folder is flushed. So a row of a database
-    that is written afterwards never refers to a file that a power cut has emptied. If anything fails, the part is
-    removed and the file stays as it was. ``OSError`` with ``ENOSPC`` where fewer than :data:`ROOM_FOR_ANSWERS` bytes
-    would stay free. UserError where the file is an SQLite database: a label store is never overwritten.
+    The function writes a part file beside it, flushes that to the disk, renames it and flushes the folder. So a
+    database row that is written afterwards never refers to a file that a power cut has emptied. If anything fails, the
+    part is removed and the file is unchanged. Raises ``OSError`` with ``ENOSPC`` if fewer than
+    :data:`ROOM_FOR_ANSWERS` bytes would stay free, and UserError if the file is an SQLite database: a label store is
+    never overwritten.
     """
     refuse_database(file)
     if shutil.disk_usage(file.parent).free - len(content) < ROOM_FOR_ANSWERS:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     part = file.with_name(file.name + PART)
     try:
-        part.unlink(missing_ok=True)  # a killed process left it, perhaps with other permissions
+        part.unlink(missing_ok=True)  # left by a killed process, perhaps with other permissions
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as handle:
             handle.write(content)
             handle.flush()
@@ -91,27 +93,33 @@ def write_bytes(file: Path, content: bytes, mode: int = 0o666) -> None:
         with suppress(OSError):
             part.unlink()
         raise
-    _flush_folder(file.parent)
+    flush_folder(file.parent)
 
 
 def write_new(file: Path, content: bytes) -> None:
-    """Write a file that is not there. ``FileExistsError`` where something has its name; a link is never followed."""
+    """Write a new file. Raises ``FileExistsError`` if the name is taken; a link is never followed."""
     with open(file, "xb") as handle:
         handle.write(content)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file in UTF-8, as :func:`write_bytes` does; what it cannot hold (lone surrogates) is escaped."""
+    """Write a text file in UTF-8, as :func:`write_bytes` does. Lone surrogates are escaped."""
     write_bytes(file, text.encode(errors="backslashreplace"))
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: object) -> None:
     """Write JSON, as :func:`write_bytes` does."""
     write_text(file, json.dumps(value, indent=1, allow_nan=False))
 
 
-def read_json(file: Path, kind: type = object) -> Any:
-    """Read JSON of a kind, ``list`` or ``dict`` say; Damaged names a file that is gone or holds something else."""
+@overload
+def read_json(file: Path, kind: type[dict[str, Any]]) -> dict[str, Any]: ...
+@overload
+def read_json(file: Path, kind: type[list[Any]]) -> list[Any]: ...
+@overload
+def read_json(file: Path) -> object: ...
+def read_json(file: Path, kind: type = object) -> object:
+    """Read a JSON file of a kind, ``list`` or ``dict``. Raises Damaged if it is missing or of another kind."""
     try:
         value = from_json(file.read_text(encoding="utf-8"))
         if not isinstance(value, kind):
@@ -122,20 +130,22 @@ def read_json(file: Path, kind: type = object) -> Any:
 
 
 def damaged(file: Path, error: object) -> Damaged:
-    """The error for a file that rarebox wrote and cannot read; each such file is made anew, or not needed."""
+    """The error for a file that rarebox wrote and cannot read. Every such file can be rebuilt or is not needed."""
     if isinstance(error, FileNotFoundError):
         return Damaged(f"{file} is missing; restore a copy of it, or repeat the command")
     return Damaged(f"{file} is damaged ({error}); restore a copy of it, or delete it and repeat the command")
 
 
 def copy(source: str | Path, to: str | Path) -> None:
-    """Copy the content of a file, as :func:`write_bytes` writes it."""
+    """Copy a file's content atomically, as :func:`write_bytes` writes it."""
     write_bytes(Path(to), read_bytes(source))
 
 
 def refuse_database(file: Path) -> None:
-    """UserError if a file that is to be written is an SQLite database, such as a label store, or is named like one: a
-    damaged store may still be saved."""
+    """Raise UserError if a file to be written is an SQLite database, such as a label store, or is named like one.
+
+    The name counts too, because a damaged store may still be recoverable.
+    """
     start = b""
     if file.is_file():
         with file.open("rb") as there:
@@ -145,7 +155,7 @@ def refuse_database(file: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the parts that a killed process left in the folder of a run or project. Call it where nobody writes."""
+    """Remove the part files that a killed process left in the folder of a run or project. Hold its lock."""
     for pattern in PARTS:
         for part in folder.glob(pattern):
             if part.is_dir():
@@ -154,8 +164,8 @@ def sweep(folder: Path) -> None:
                 part.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Have the disk know the names in a folder, where the system can do that (Windows cannot)."""
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system supports that (Windows does not)."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -166,11 +176,11 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 
     def _try_lock(handle: int) -> None:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
@@ -179,19 +189,24 @@ else:
 
 
 @contextmanager
-def hold(lock: Path) -> Iterator[None]:
-    """Keep other processes out of the folder of the lock file; Busy where one is in. The lock ends with the process."""
+def hold(lock: Path) -> Generator[None]:
+    """Lock a file, and so its folder, against other processes. Raises Busy if one holds it. It ends with the process.
+
+    The lock is the operating system's own. On a disk without such locks it is refused; a marker file in its place
+    would outlive ``kill -9``.
+    """
     with lock.open("a") as handle:
         try:
             _try_lock(handle.fileno())
         except OSError:
-            raise Busy(f"another rarebox is at work in {lock.parent}; wait for it, or stop it") from None
+            raise Busy(f"another rarebox is working in {lock.parent}; wait for it, or stop it") from None
         yield
 
 
 @contextmanager
-def hold_when_free(lock: Path) -> Iterator[None]:
-    """The same, once the other processes have let go of it."""
+def hold_when_free(lock: Path) -> Generator[None]:
+    """Wait until a file's lock is free, then hold it as :func:`hold` does."""
+
     while True:
         try:
             with hold(lock):

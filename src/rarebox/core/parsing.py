@@ -1,39 +1,43 @@
 """JSON and YAML from files and requests: parsed within bounds, and with errors of one kind.
 
-What these libraries raise for a text that is broken or hostile is not only their own error: too deep a nesting is a
-``RecursionError``, a number of ten thousand digits a ``ValueError``, a date without a month an ``AttributeError``.
-Here JSON raises ``ValueError`` and YAML ``YAMLError``, and nothing else. XML is in :mod:`rarebox.data.markup`.
+For a broken or hostile text these libraries raise more than their own errors: deep nesting is a ``RecursionError``, a
+number of ten thousand digits a ``ValueError``, a date without a month an ``AttributeError``. The functions here raise
+only ``ValueError`` for JSON and ``YAMLError`` for YAML. XML is in :mod:`rarebox.data.markup`.
 """
+
+# PyYAML's loader has no types:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
 import math
+import re
 from collections import Counter
-from typing import Any
+from typing import SupportsFloat
 
 import yaml
 
 from rarebox.errors import UserError
 
 MOST_UNFOLDED = 100_000
-"""Nodes that the aliases of a YAML text may stand for, all together."""
+"""The most nodes to which all aliases of a YAML text together may expand."""
 
 LONGEST_NUMBER = 400
-"""Characters of a number in YAML: more than any ``float`` needs, and little enough to compute with."""
+"""The most characters of a number in YAML: more than any ``float`` needs, and few enough to compute with."""
 
 DEEPEST = 100
-"""Levels of ``[`` and ``{`` in YAML: each further one takes PyYAML longer than the one before."""
+"""The deepest nesting of ``[`` and ``{`` in YAML. PyYAML takes longer for each level than for the one before."""
 
 LONGEST_YAML = 2 << 20
-"""Characters of a YAML text."""
+"""The most characters of a YAML text."""
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object that holds these pairs. Raises ``ValueError`` if a key occurs twice.
+def unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object from key-value pairs. Raises ``ValueError`` if a key occurs twice.
 
-    Python keeps the last of two values, so the first of two lists of annotations would be lost. Pass this function to
-    ``json`` as ``object_pairs_hook``.
+    By default Python keeps the last of two values and would lose the first of two lists of annotations. Pass this
+    function to ``json`` as ``object_pairs_hook``.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -42,21 +46,23 @@ def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def from_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ``ValueError`` (``json.JSONDecodeError`` for a syntax error)."""
+def from_json(text: str | bytes) -> object:
+    """Parse a JSON text. Raises ``ValueError`` (``json.JSONDecodeError`` for a syntax error)."""
     try:
         return json.loads(text, object_pairs_hook=unrepeated)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def finite(value: Any) -> float:
-    """The finite number that a value is, or that a text writes. Raises ``ValueError`` or ``TypeError`` for another.
+def finite(value: object) -> float:
+    """Convert a number, or a text that holds one, to a finite float. Raises ``ValueError`` or ``TypeError``.
 
-    Unlike ``float`` it refuses NaN, infinity, truth values and Python's own ``1_000``.
+    Unlike ``float`` it refuses NaN, infinity, booleans and Python's own ``1_000``.
     """
     if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         raise ValueError(f"{value!r:.60} is not a number")
+    if not isinstance(value, str | float | int | SupportsFloat):
+        raise TypeError(f"{value!r:.60} is not a number")
     try:
         number = float(value)
     except OverflowError:
@@ -67,25 +73,23 @@ def finite(value: Any) -> float:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML whose aliases stand for a bounded number of nodes, and whose numbers for a bounded number of digits.
+    """A YAML loader that bounds the expansion of aliases, the digits of a number and the nesting.
 
-    No mapping has a key twice.
-
-    An alias is kept as a reference, so ten lines can hold ten to the tenth nodes, which show when somebody goes
-    through them.
+    It refuses a mapping that has a key twice. PyYAML keeps an alias as a reference, so ten lines can hold ten to the
+    tenth nodes, which only appear when a caller walks through them.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._sizes: dict[int, int] = {}
         self._unfolded = 0
 
-    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
         if self.flow_level >= DEEPEST:
             raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         alias = self.check_event(yaml.AliasEvent)
         mark = self.peek_event().start_mark
         node = super().compose_node(parent, index)
@@ -93,13 +97,13 @@ class Loader(yaml.SafeLoader):
             size = self._sizes.get(id(node))
             self._unfolded += size or 0
             if size is None or self._unfolded > MOST_UNFOLDED:
-                what = "holds itself" if size is None else f"makes more than {MOST_UNFOLDED:,} values of this text"
+                what = "contains itself" if size is None else f"expands the text to more than {MOST_UNFOLDED:,} values"
                 raise yaml.MarkedYAMLError(problem=f"this alias {what}", problem_mark=mark)
         elif node is not None:
             self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
         return node
 
-    def compose_mapping_node(self, anchor: Any) -> Any:
+    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[int | str] = set()
         for key, _ in node.value:
@@ -110,7 +114,7 @@ class Loader(yaml.SafeLoader):
                 seen.add(plain)
         return node
 
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
             problem = f"a number of more than {LONGEST_NUMBER} characters"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
@@ -118,29 +122,29 @@ class Loader(yaml.SafeLoader):
 
 
 class PlainLoader(Loader):
-    """The same, with every scalar as the text that is written: ``no``, ``012`` and ``1_000`` are names."""
+    """A :class:`Loader` that reads every scalar as text: ``no``, ``012`` and ``1_000`` are names."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
 def _as_number(key: str) -> int | str:
-    """A key as the whole number that it writes, if it does: ``0`` and ``00`` are the same key."""
+    """The key as a whole number where it is one, so that ``0`` and ``00`` are the same key."""
     try:
         return int(key) if len(key) <= LONGEST_NUMBER else key
     except ValueError:
         return key
 
 
-def _parts(node: Any) -> list[Any]:
+def _parts(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def from_yaml(text: str, loader: type[Loader] = Loader) -> Any:
-    """The value of a YAML text. Raises ``yaml.YAMLError``, or what the ``loader`` raises of its own (a `UserError`).
+def from_yaml(text: str, loader: type[Loader] = Loader) -> object:
+    """Parse a YAML text. Raises ``yaml.YAMLError``, or the `UserError` of a custom ``loader``.
 
-    The error has ``problem`` and ``problem_mark`` where the place is known.
+    The error has ``problem`` and ``problem_mark`` where the position is known.
     """
     if len(text) > LONGEST_YAML:
         raise yaml.YAMLError(f"it has more than {LONGEST_YAML >> 20} million characters")
@@ -150,5 +154,5 @@ def from_yaml(text: str, loader: type[Loader] = Loader) -> Any:
         raise
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    except Exception as error:  # PyYAML's constructors let through what Python says of a value: many kinds
+    except Exception as error:  # PyYAML's constructors pass on many kinds of Python errors
         raise yaml.YAMLError(f"a value cannot be understood ({error})") from error

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with (stage, done, in all, a note), often."""
+"""Called often, with (stage, steps done, steps in total, note)."""
 
 StageProgress = Callable[[int, int, str], None]
-"""The same within a stage: (done, in all, a note)."""
+"""Called often within one stage, with (steps done, steps in total, note)."""

@@ -1,4 +1,4 @@
-"""One root seed, named streams: each part of a run draws from its own generator, so that none disturbs another."""
+"""Named random streams of one root seed. Each part of a run has its own generator, so none affects another."""
 
 from zlib import crc32
 
@@ -6,13 +6,14 @@ import numpy as np
 
 
 def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
-    """The generator of one named stream of a root seed; further ``keys`` (a cycle, an image id) split it again.
+    """The generator of one named stream of a root seed; ``keys`` (a cycle, an image id) split the stream further.
 
-    One name takes the same number of keys wherever it is used: NumPy's seeds do not see trailing zeros.
+    Use the same number of keys with a name everywhere: NumPy's seeds ignore trailing zeros.
     """
     return np.random.default_rng(np.random.SeedSequence([seed, crc32(name.encode()), *keys]))
 
 
 def number(seed: int, name: str, *keys: int) -> int:
-    """A seed in [0, 2**31) drawn from that stream, for libraries that want a plain number."""
+    """A seed in [0, 2**31) drawn from a named stream, for libraries that take a number."""
+
     return int(stream(seed, name, *keys).integers(2**31))

@@ -1,4 +1,4 @@
-"""Text that people and other tools have written: how its bytes become characters, decided in one place."""
+"""Decoding of text files that people and other tools have written."""
 
 import codecs
 from pathlib import Path
@@ -8,7 +8,7 @@ from rarebox.errors import UserError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, as it starts with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -16,17 +16,17 @@ _MARKS = (
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """``1 photo``, ``2 photos``; ``many`` where it is not ``one`` with an s."""
+    """A number with its noun: ``1 photo``, ``2 photos``. ``many`` is the plural if it is not ``one`` with an s."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def encoding_of(start: bytes) -> str:
-    """The encoding that a byte-order mark at the start of a file tells; UTF-8 without one."""
+    """The encoding given by the byte-order mark at the start of a file; UTF-8 without one."""
     return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
 
 
 def decode(content: bytes, where: str | Path) -> str:
-    """The characters of a file, without its byte-order mark. Raises `UserError` if they cannot be told."""
+    """Decode a file's content, without its byte-order mark. Raises `UserError` if it is not text."""
     encoding = encoding_of(content)
     name = encoding.removesuffix("-sig").upper()
     try:
@@ -35,13 +35,14 @@ def decode(content: bytes, where: str | Path) -> str:
         what = f"{error.reason} at byte {error.start}"
         raise UserError(f"{where}: this is not {name} text ({what}); save it as UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{where}: this is not {name} text (it holds zero bytes, as UTF-16 does); save it as UTF-8")
+        raise UserError(f"{where}: this is not {name} text (it has zero bytes, as UTF-16 has); save it as UTF-8")
     return text
 
 
 def read_text(file: Path) -> str:
-    """The text of a file: UTF-8, or what its byte-order mark says.
+    """Read a text file in UTF-8 or the encoding of its byte-order mark.
 
-    Raises ``OSError`` for a file that cannot be read, `UserError` for one that is not text.
+    Raises ``OSError`` if it cannot be read and `UserError` if it is not text.
     """
+
     return decode(read_bytes(file), file)

@@ -8,7 +8,7 @@ image, in any order, and held in memory one image at a time.
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -375,8 +375,8 @@ def read_map(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {error}") from error
     for number, text in enumerate(lines, 1):
         try:
-            entry: Mapping[str, Any] = from_json(text)
-            if not all(isinstance(entry[name], str) for name in ("file", "image", "view")):
+            entry = from_json(text)
+            if not isinstance(entry, dict) or {type(entry[name]) for name in ("file", "image", "view")} != {str}:
                 raise TypeError("file, image and view are names")
             numbers = {
                 "matrix": np.array(entry["matrix"], dtype=np.float64).reshape(2, 3),

@@ -257,7 +257,8 @@ def _check_free(folder: Path) -> None:
 
 def _written_before(folder: Path) -> set[str]:
     try:
-        return {EXPORT_MARK, *from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))["files"]}
+        mark = from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+        return {EXPORT_MARK, *mark["files"]} if isinstance(mark, dict) else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

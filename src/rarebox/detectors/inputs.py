@@ -101,7 +101,7 @@ def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str
     Boxes that shrink to a point in the input are left out.
     """
     boxes = targets.boxes * scale
-    seen = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST).all(axis=1)
+    seen = np.all(boxes[:, 2:] - boxes[:, :2] >= SMALLEST, axis=1)
     targets, boxes = targets[seen], boxes[seen]
     return {
         "boxes": send(torch.tensor(boxes), device),

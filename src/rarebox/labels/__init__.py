@@ -1,1 +1,1 @@
-"""What annotators said, and the training targets that follow from it."""
+"""The answers of annotators, and the training targets made from them."""

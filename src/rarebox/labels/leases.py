@@ -1,8 +1,8 @@
-"""People at the label store: who is at work on which question, and answers that never overwrite one another.
+"""Leases and answers of several annotators: who works on which question, and answers that never overwrite each other.
 
-A question is *leased* to one holder (a tab of a browser) for a while, so that no two people get the same one unless it
-wants two answers. An answer that corrects another names the one that it corrects; if that is not the latest any more,
-nothing is written and the person is shown what stands.
+A question is *leased* to one holder (a browser tab) for some time, so two people get the same question only if it
+wants two answers. A correction names the answer that it corrects. If that is no longer the latest, the store writes
+nothing and the annotator is shown the current answer.
 """
 
 import time
@@ -10,36 +10,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from rarebox.core.boxes import clip, nearest
 from rarebox.data.classes import class_key
 from rarebox.errors import UserError
 from rarebox.labels import schema
-from rarebox.labels.rows import is_number, is_text
+from rarebox.labels.rows import Cells, is_number, is_text
 from rarebox.labels.store import ANSWER, Store
 from rarebox.types import Answer, Floats, Ints, Query, Verdict
 
 LONGEST_LEASE = 7 * 24 * 3600
-"""Seconds; a lease that would run for longer is damaged, and over."""
+"""The longest lease in seconds. A longer one is damaged and counts as ended."""
 
 TICK = 1.0
-"""Seconds by which the store's clock may lag behind."""
+"""The most seconds by which the store's clock may lag behind."""
 
 LONGEST_NAME = 60
-"""Characters of a class's or a person's name."""
+"""The most characters of the name of a class or a person."""
 
 
 @dataclass(frozen=True, eq=False)
 class Submission:
-    """What one person says, under a ``key`` of their own making: the same answer under the same key is saved once.
+    """An answer sent by one person, under a unique ``key``: the same answer under the same key is saved once.
 
-    Another answer under a key that is taken is refused.
-    It answers the query ``query_id``; with ``after`` it corrects (or withdraws) the answer of that id. Without a query
-    it is about the image ``image_id``: a box drawn unasked, or, with ``complete``, that every object has its box now.
+    A different answer under a used key is refused. The submission answers the query ``query_id``; with ``after`` it
+    corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
+    person drew without being asked, or, with ``complete``, the statement that every object has its box.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Submission:
 
 
 class Status(StrEnum):
-    """What became of a submission. REFUSED: it cannot count; CONFLICT: somebody else was there first."""
+    """The result of a submission. REFUSED: it is not valid. CONFLICT: somebody else answered first."""
 
     SAVED = "saved"
     CONFLICT = "conflict"
@@ -63,7 +63,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """An answer with its number, its question and when it came."""
+    """An answer with its id, its question and the time at which it was recorded."""
 
     id: int
     query: Query
@@ -73,7 +73,7 @@ class Given:
 
 
 class Question(NamedTuple):
-    """What is to be known of a question in order to give it to somebody."""
+    """The fields of a question that are needed to assign it."""
 
     id: int
     cycle: int
@@ -85,7 +85,7 @@ class Question(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """Somebody at work on a question, until a time by the store's clock."""
+    """A question assigned to a holder, until a time on the store's clock."""
 
     query_id: int
     holder: str
@@ -95,7 +95,7 @@ class Lease(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a submission; ``current`` is the answer that stands, where it is another one."""
+    """The result of a submission. ``current`` is the answer that counts, if it is another one."""
 
     key: str
     status: Status
@@ -106,17 +106,17 @@ class Outcome:
 
 
 class People:
-    """Leases, answers and classes of one store. Every method is one transaction, or part of the one around it.
+    """Leases, answers and classes of one store. Every method is one transaction, or joins the surrounding one.
 
-    Leases run by a clock that the store itself keeps: the seconds during which some process worked on it. Each process
-    adds the time that has passed since it last looked, by its own monotonic ``clock``; of several processes the one
-    that is ahead is right. So a change of the time of day neither ends nor prolongs a lease, and a restart pauses it.
+    Leases run on a clock kept in the store: the seconds during which any process worked on it. Each process adds the
+    time since its last reading, by its own monotonic ``clock``; of several processes, the one that is ahead counts. So
+    a change of the time of day neither ends nor prolongs a lease, and a restart pauses it.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
         self._clock = clock
-        self._looked: tuple[float, float] | None = None  # what the store's clock said, and when by our own
+        self._last: tuple[float, float] | None = None  # the last reading of the store's clock, and of our own
 
     # Questions
 
@@ -129,14 +129,14 @@ class People:
         cycle: int | None = None,
         among: Sequence[int] | None = None,
     ) -> list[Query]:
-        """Up to ``want`` questions for a holder: those it has, then open ones of a cycle (the latest) in their order.
+        """Lease up to ``want`` questions to a holder: first those it has, then open ones of a cycle, in their order.
 
-        Each is this holder's for so many seconds from now. With ``among`` only these ids are looked at for open ones,
-        which saves going through all that was answered.
+        Each lease runs for ``seconds`` from now. ``cycle`` is the latest one by default. ``among`` restricts the search
+        for open questions to these ids, which avoids a scan of all answered ones.
         """
         with self.store.transaction(writes=True) as connection:
             now = self._now(connection, writes=True)
-            asking: dict[str, Any] = {"holder": holder, "by": by, "now": now}
+            asking: dict[str, object] = {"holder": holder, "by": by, "now": now}
             found = connection.execute(_HELD, asking).all()
             if (more := want - len(found)) > 0:
                 if among is not None:
@@ -152,40 +152,42 @@ class People:
         return [query for row in found if (query := self.store.rows.query(row))]
 
     def leave_other_tabs(self, holder: str, by: str, seconds: float) -> bool:
-        """End a person's leases in other tabs that must be closed: an open one renews its leases of so many seconds
-        before half of that is over. Whether there were any."""
+        """End a person's leases in other tabs that must be closed, and return whether there were any.
+
+        An open tab renews its leases of ``seconds`` before half of that time is over.
+        """
         with self.store.transaction(writes=True) as connection:
             until = self._now(connection, writes=True) + seconds / 2
             ended = {"ended_holder": holder, "ended_by": by, "ended_until": until}
             return connection.execute(_END_OTHER_TABS, ended).rowcount > 0
 
     def let_go(self, holder: str) -> None:
-        """End a tab's leases now: others may have its questions, which stay its own until somebody takes them."""
+        """Let a tab's leases expire now. The tab keeps its questions until another one claims them."""
         with self.store.transaction(writes=True) as connection:
             now = self._now(connection, writes=True)
             connection.execute(_LET_GO, {"ended_holder": holder, "now": now})
 
     def leases(self, holder: str = "") -> list[Lease]:
-        """Who is at work on what just now; of this holder those, too, whose time is up."""
+        """The current leases, and those of ``holder`` that have expired."""
         with self.store.transaction() as connection:
             found = connection.execute(_LEASES, {"now": self._now(connection), "holder": holder}).all()
         return [Lease._make(row) for row in found if is_text(row.holder) and is_text(row.by)]
 
     def waiting(self, cycle: int) -> int:
-        """How many questions of a cycle are open and nobody's just now."""
+        """The number of open questions of a cycle that are not leased."""
         with self.store.transaction() as connection:
             nobody = {"holder": "", "by": "", "now": self._now(connection), "cycle": cycle, "most": 2**31 - 1}
             return len(connection.execute(_OPEN, nobody).all())
 
     def _now(self, connection: Connection, writes: bool = False) -> float:
-        """What the store's clock says; where the caller writes anyhow, it is set."""
-        told = connection.scalar(_CLOCK)
-        kept: float = told if told is not None and is_number(told) else 0.0
+        """The reading of the store's clock. If the caller writes anyway, the clock is updated too."""
+        stored = connection.scalar(_CLOCK)
+        kept: float = stored if stored is not None and is_number(stored) else 0.0
         here, now = self._clock(), kept
-        if self._looked is not None:
-            now = max(kept, self._looked[0] + here - self._looked[1])
-        self._looked = (now, here)
-        behind = told != kept or now - kept >= TICK
+        if self._last is not None:
+            now = max(kept, self._last[0] + here - self._last[1])
+        self._last = (now, here)
+        behind = stored != kept or now - kept >= TICK
         if writes and behind and not connection.execute(_SET_CLOCK, {"now": now}).rowcount:
             connection.execute(insert(schema.clock), {"seconds": now})
         return now
@@ -193,7 +195,7 @@ class People:
     # Answers
 
     def submit(self, holder: str, by: str, said: Submission, seconds: float = 0) -> Outcome:
-        """Record what a person says, unless that cannot be; ``seconds`` for which a withdrawn question stays theirs."""
+        """Record a person's answer if it is valid. A withdrawn question stays leased to them for ``seconds``."""
         try:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
@@ -203,22 +205,22 @@ class People:
         except ValueError as error:
             return Outcome(said.key, Status.REFUSED, said.query_id, reason=str(error))
 
-    def _again(self, connection: Connection, there: Row[Any], by: str, said: Submission) -> Outcome:
-        """A key that is known: saved, with its number, where the answer under it is this one; refused otherwise."""
+    def _again(self, connection: Connection, there: Cells, by: str, said: Submission) -> Outcome:
+        """The outcome for a used key: SAVED if the answer under it is the same one, REFUSED otherwise."""
         boxes, labels, verdict = self.store.rows.said(there, 2**31)
         image_id = there.image_id if said.query_id is not None else said.image_id or 0
         answer = self._answer(connection, there.query_id, image_id, by, said)
         about = there.query_id == said.query_id
         if said.query_id is None:
             about = (there.image_id, there.asked_by, there.box is None) == (said.image_id, by, said.complete)
-        told = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
-        if about and told == (there.by, verdict, boxes, labels):
+        submitted = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
+        if about and submitted == (there.by, verdict, boxes, labels):
             return Outcome(said.key, Status.SAVED, there.query_id, there.answer_id)
-        reason = "another answer was saved under this key before; send this one under a key of its own"
+        reason = "another answer was saved under this key; send this one under a new key"
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
 
     def _asked(self, connection: Connection, holder: str, by: str, said: Submission, seconds: float) -> Outcome:
-        """The answer to a question, or the correction of one."""
+        """Record the answer to a question, or a correction."""
         now = self._now(connection, writes=True)
         row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "by": by, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
@@ -234,7 +236,7 @@ class People:
         return Outcome(said.key, Status.SAVED, row.id, number)
 
     def _unasked(self, connection: Connection, _: str, by: str, said: Submission, __: float) -> Outcome:
-        """A box that was missed, or the word that an image is complete: a question of the person's own, answered."""
+        """Record a missed object, or that an image is complete, as a query by this person together with its answer."""
         refused = Outcome(said.key, Status.REFUSED)
         if said.verdict is not Verdict.OBJECT or len(said.boxes) != (0 if said.complete else 1):
             return replace(refused, reason="a missed object needs one box, and a complete image none")
@@ -248,7 +250,7 @@ class People:
         return Outcome(said.key, Status.SAVED, query.id, number)
 
     def _answer(self, connection: Connection, query_id: int, image_id: int, by: str, said: Submission) -> Answer:
-        """What was said as an answer, its boxes cut at the border of the image; ValueError for what cannot be one."""
+        """The submission as an answer, its boxes clipped to the image. Raises ValueError if it is not valid."""
         boxes = said.boxes
         if len(boxes):
             if (image := connection.execute(_IMAGE_SIZE, {"id": image_id}).first()) is None:
@@ -256,34 +258,32 @@ class People:
             boxes = clip(boxes, *image)
         return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
-    def _objection(
-        self, connection: Connection, row: Row[Any], query: Query, by: str, said: Submission
-    ) -> Outcome | None:
-        """Why a submission about a query, whose row is this, cannot be recorded, if so."""
+    def _objection(self, connection: Connection, row: Cells, query: Query, by: str, said: Submission) -> Outcome | None:
+        """The outcome for a submission that must not be recorded, or None. ``row`` is the row of the query."""
         rows = connection.execute(_STANDING, {"id": query.id}).all()
         current = self._given(rows[-1], self.store.counts_as()) if rows else None
         conflict = Outcome(said.key, Status.CONFLICT, query.id, current=current)
         refused = replace(conflict, status=Status.REFUSED)
         if said.after is not None:
             if current is None or current.id != said.after:
-                return replace(conflict, reason="somebody has changed this answer meanwhile")
+                return replace(conflict, reason="somebody has changed this answer in the meantime")
             if said.verdict is Verdict.WITHDRAWN and current.answer.by != by:
-                return replace(refused, reason=f"this is {current.answer.by}'s answer: correct it")
+                return replace(refused, reason=f"this is an answer by {current.answer.by}; correct it instead")
             return None
         if said.verdict is Verdict.WITHDRAWN:
             return replace(refused, reason="there is nothing to take back")
         if len(rows) >= query.wanted or any(one.by == by for one in rows):
-            return replace(conflict, reason="this question has been answered meanwhile")
+            return replace(conflict, reason="this question has been answered in the meantime")
         if query.asked_by == by:
-            return None  # their own box, taken back and given again
+            return None  # their own box, withdrawn and restored
         if not row.leased:
-            return replace(refused, reason="this question was not given to you; ask for the next one")
+            return replace(refused, reason="this question is not assigned to you; ask for the next one")
         if len(rows) + row.others >= query.wanted:
-            return replace(refused, reason="somebody else has this question by now")
+            return replace(refused, reason="this question is now assigned to somebody else")
         return None
 
     def questions(self, after: int = 0) -> list[Question]:
-        """Every question with a number above ``after``, in the order in which they were asked."""
+        """Every question with an id above ``after``, in the order asked."""
         with self.store.transaction() as connection:
             rows = connection.execute(_QUESTIONS, {"after": after}).all()
             asked = ((row, query) for row in rows if (query := self.store.rows.query(row)))
@@ -293,13 +293,13 @@ class People:
             ]
 
     def given(self, after: int = 0) -> list[Given]:
-        """Every answer with a number above ``after``, withdrawn ones too, in the order in which they came."""
+        """Every answer with an id above ``after``, including withdrawn ones, in the order recorded."""
         with self.store.transaction() as connection:
             rows = connection.execute(_GIVEN, {"after": after}).all()
             counts_as = self.store.counts_as() if rows else np.zeros(0, dtype=np.int64)
         return [given for row in rows if (given := self._given(row, counts_as))]
 
-    def _given(self, row: Row[Any], counts_as: Ints) -> Given | None:
+    def _given(self, row: Cells, counts_as: Ints) -> Given | None:
         rows = self.store.rows
         if (query := rows.query(row)) is None:
             return None
@@ -310,7 +310,7 @@ class People:
     # Classes
 
     def add_class(self, name: str) -> int:
-        """A new class; its label, the next number, comes back. UserError for a name that is taken or none."""
+        """Add a class and return its label, the next number. Raises UserError for an invalid or used name."""
         with self.store.transaction(writes=True) as connection:
             name = self._free(name)
             label = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
@@ -318,14 +318,14 @@ class People:
         return label
 
     def rename_class(self, label: int, name: str, by: str) -> None:
-        """Call a class otherwise; its label stays."""
+        """Rename a class; its label stays the same."""
         with self.store.transaction(writes=True) as connection:
             self._known(label)
             name = self._free(name, but=label)
             connection.execute(insert(schema.class_changes), {"label": label, "name": name, "by": by})
 
     def merge_class(self, label: int, into: int, by: str) -> None:
-        """Let all that has been and will be called one class count as another."""
+        """Count all past and future labels of one class as another class."""
         with self.store.transaction(writes=True) as connection:
             self._known(label)
             self._known(into)
@@ -336,19 +336,19 @@ class People:
     def _known(self, label: int) -> None:
         counts_as = self.store.counts_as()
         if not 0 <= label < len(counts_as) or counts_as[label] != label:
-            raise UserError(f"there is no class {label} (any more); look at the list of classes")
+            raise UserError(f"there is no class {label}; choose one from the list of classes")
 
     def _free(self, name: str, but: int | None = None) -> str:
         name = clean_name(name, "class")
         counts_as = self.store.counts_as()
         for label, there in enumerate(self.store.classes()):
             if label != but and counts_as[label] == label and class_key(there) == class_key(name):
-                raise UserError(f"there is a class {there!r} already; choose another name, or merge the two")
+                raise UserError(f"there is already a class {there!r}; choose another name, or merge the two")
         return name
 
 
 def clean_name(name: str, kind: str) -> str:
-    """A name without blanks around it, or a UserError: it must be printable and not too long."""
+    """A name without surrounding blanks. Raises UserError unless it is printable and short enough."""
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UserError(f"a {kind} needs a name of 1 to {LONGEST_NAME} printable characters, got {name[:80]!r}")
@@ -356,7 +356,7 @@ def clean_name(name: str, kind: str) -> str:
 
 
 def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
-    """Whether people said the same of one box: the same verdict and, for an object, the same class and place."""
+    """Whether the answers about one box agree: the same verdict and, for an object, the same class and position."""
     first = answers[0]
     for other in answers[1:]:
         if other.verdict is not first.verdict or sorted(other.labels) != sorted(first.labels):
@@ -366,11 +366,13 @@ def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------- what is open, and to whom
+# ------------------------------------------------------------------------------------------- which questions are open
 #
-# Statements are put together once, here: that takes longer than to run them. Who asks is bound as holder, by and now.
+# Statements are built once: building one takes longer than running it. Their parameters are holder, by and now.
 
-_holder, _by, _now = bindparam("holder"), bindparam("by"), bindparam("now")
+_holder: BindParameter[str] = bindparam("holder")
+_by: BindParameter[str] = bindparam("by")
+_now: BindParameter[float] = bindparam("now")
 _of_query = schema.leases.c.query_id == schema.queries.c.id
 _running = and_(schema.leases.c.until > _now, schema.leases.c.until < _now + LONGEST_LEASE)
 _stands = and_(schema.answers.c.query_id == schema.queries.c.id, schema.stands(schema.answers))
@@ -394,7 +396,7 @@ _open = (
 )
 _OPEN = _open.where(schema.queries.c.cycle == bindparam("cycle"))
 _OPEN_AMONG = _open.where(schema.queries.c.id.in_(bindparam("among", expanding=True)))
-# A question whose lease has run out is its holder's all the same, unless somebody else has taken it.
+# A holder keeps a question whose lease has expired, unless somebody else has claimed it.
 _of_holder = select(schema.leases.c.query_id).where(schema.leases.c.holder == _holder)
 _HELD = select(schema.queries).where(schema.queries.c.id.in_(_of_holder), _can_be_given).order_by(*schema.in_order)
 _QUESTION = select(schema.queries, _others.label("others"), _mine.label("leased")).where(

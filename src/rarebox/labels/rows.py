@@ -1,23 +1,32 @@
-"""Rows of the label store as objects. A damaged cell is reported, and costs no more than what it says.
+"""Conversion of label store rows to objects. A damaged cell is reported, and only the value of that cell is lost.
 
-Disks flip bits, and people edit files. So every cell is checked where it becomes part of an object: its type, its
-range, and that what it refers to exists.
+Disks flip bits, and people edit files. So every cell is checked when it becomes part of an object: its type, its
+range, and the existence of what it refers to.
 """
 
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TypeGuard, TypeVar, cast
 
 import numpy as np
+from sqlalchemy import Row
 
 from rarebox.types import Answer, ImageRecord, Ints, Query, Verdict, as_boxes
 
 MOST_TOLD = 20
-"""Damaged cells of one store that are told on standard error."""
+"""The most damaged cells of one store that are reported on standard error."""
 
 NOBODY = "unknown"
-"""Whose an answer is where its cell is damaged."""
+"""The author of an answer whose ``by`` is damaged."""
+
+Cells = Row[*tuple[object, ...]]
+"""A row as the database returns it; its cells are not checked yet."""
+
+Box = list[float]
+"""A box as the store holds it: x1, y1, x2, y2."""
+
+T = TypeVar("T")
 
 _LARGEST = 1e30  # a coordinate beyond this is damage, and may not fit into float32
 _VERDICTS = frozenset(verdict.value for verdict in Verdict)
@@ -26,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 
 class Unreadable:
-    """What the database hands over for a cell whose JSON cannot be parsed."""
+    """The value of a cell whose JSON cannot be parsed."""
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: object) -> None:
         self.content = content
 
     def __repr__(self) -> str:
@@ -36,36 +45,36 @@ class Unreadable:
 
 
 class Rows:
-    """Turns the rows of one store into objects, and keeps a list of the damaged cells that it met.
+    """Converts the rows of one store to objects, and lists the damaged cells that it finds.
 
-    ``where`` names the store. ``has_image`` and ``is_label`` say whether a value is the id of a readable image, and
+    ``where`` names the store. ``has_image`` and ``is_label`` tell whether a value is the id of a readable image and
     the label of a class.
     """
 
-    def __init__(self, where: str, has_image: Callable[[Any], bool], is_label: Callable[[Any], bool]) -> None:
+    def __init__(self, where: str, has_image: Callable[[object], bool], is_label: Callable[[object], bool]) -> None:
         self._where, self._has_image, self._is_label = where, has_image, is_label
-        self._damage: dict[tuple[str, Any, str], str] = {}
+        self._damage: dict[tuple[str, object, str], str] = {}
 
     @property
     def damage(self) -> list[str]:
-        """A sentence for each damaged cell so far: the store, the table, the row, the column and what came of it."""
+        """One sentence for each damaged cell so far: the store, the table, the row, the column and the outcome."""
         return list(self._damage.values())
 
-    def report(self, table: str, row: Any, column: str, value: Any, outcome: str) -> None:
-        """Note a damaged cell, and say so once on standard error."""
+    def report(self, table: str, row: object, column: str, value: object, outcome: str) -> None:
+        """Record a damaged cell, and log it once to standard error."""
         if (table, row, column) in self._damage:
             return
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        told = f"{self._where}: table {table}, row {row}: {column} is damaged ({shown}); {outcome}"
-        self._damage[table, row, column] = told.encode("utf-8", "backslashreplace").decode()
+        sentence = f"{self._where}: table {table}, row {row}: {column} is damaged ({shown}); {outcome}"
+        self._damage[table, row, column] = sentence.encode("utf-8", "backslashreplace").decode()
         if len(self._damage) <= MOST_TOLD:
             _log.warning("%s", self._damage[table, row, column])
         elif len(self._damage) == MOST_TOLD + 1:
             _log.warning("%s: more cells are damaged; restore a backup (docs/store.md)", self._where)
 
-    def image(self, row: Any) -> ImageRecord | None:
-        """A row of the images. None if its size is damaged: no box would have a place."""
+    def image(self, row: Cells) -> ImageRecord | None:
+        """Convert a row of ``images``. None if its size is damaged, because no box could be placed."""
         for side in ("width", "height"):
             value = getattr(row, side)
             if type(value) is not int or not 0 < value < 2**31:
@@ -77,15 +86,15 @@ class Rows:
             self.report("images", row.id, "path", row.path, "its photo cannot be found; its labels are kept")
         return ImageRecord(row.id, path, row.width, row.height)
 
-    def name(self, table: str, row: Any, column: str, value: Any, instead: str) -> str:
-        """A name, or another one where it is damaged."""
+    def name(self, table: str, row: object, column: str, value: object, instead: str) -> str:
+        """A name, or ``instead`` if it is damaged."""
         if is_text(value) and value:
             return value
         self.report(table, row, column, value, f"it is called {instead!r}")
         return instead
 
-    def query(self, row: Any) -> Query | None:
-        """A row of the queries. None where it cannot be asked about; the labels that came of it are kept."""
+    def query(self, row: Cells) -> Query | None:
+        """Convert a row of ``queries``. None if it cannot be asked; labels from its answers are kept."""
         for column, good in (
             ("image_id", self._has_image(row.image_id)),
             ("box", row.box is None or is_box(row.box)),
@@ -100,7 +109,7 @@ class Rows:
             guess = self._without(row, "guess", None)
         if not is_number(utility):
             utility = self._without(row, "utility", 0.0)
-        if why is not None and not (isinstance(why, dict) and all(map(is_number, why.values()))):
+        if why is not None and not _are_numbers(why):
             why = self._without(row, "why", None)
         if type(wanted) is not int or not 0 < wanted < 2**31:
             wanted = self._without(row, "wanted", 1)
@@ -109,20 +118,20 @@ class Rows:
         box = None if row.box is None else np.array(row.box, dtype=np.float32)
         return Query(row.image_id, box, guess, utility, why, row.id, wanted, by)
 
-    def _without(self, row: Any, column: str, instead: Any) -> Any:
-        self.report("queries", row.id, column, getattr(row, column), f"{instead} is taken instead")
+    def _without(self, row: Cells, column: str, instead: T) -> T:
+        self.report("queries", row.id, column, getattr(row, column), f"{instead} is used instead")
         return instead
 
-    def said(self, row: Any, classes: int) -> tuple[list[Any], list[int], Verdict]:
-        """Boxes, labels and verdict of a row with an answer; where one of them is damaged: that nobody can tell."""
+    def said(self, row: Cells, classes: int) -> tuple[list[Box], list[int], Verdict]:
+        """Boxes, labels and verdict of a row with an answer. If one of them is damaged, the verdict is CANNOT_TELL."""
         if column := _fault(row.verdict, row.boxes, row.labels, classes):
-            outcome = "the answer counts as 'cannot tell'; give it again, or restore a backup (docs/store.md)"
+            outcome = "the answer counts as 'cannot tell'; answer again, or restore a backup (docs/store.md)"
             self.report("answers", row.answer_id, column, getattr(row, column), outcome)
             return [], [], Verdict.CANNOT_TELL
         return row.boxes, row.labels, Verdict(row.verdict)
 
-    def answer(self, row: Any, counts_as: Ints) -> Answer:
-        """A row with an answer, its labels as what they count as by now."""
+    def answer(self, row: Cells, counts_as: Ints) -> Answer:
+        """Convert a row with an answer. ``counts_as`` (K,) maps merged classes."""
         boxes, labels, verdict = self.said(row, len(counts_as))
         by, milliseconds = row.by, self.milliseconds(row)
         if not is_text(by) or not by:
@@ -131,47 +140,58 @@ class Rows:
         counted = counts_as[np.array(labels, dtype=np.int64)]
         return Answer(row.query_id, as_boxes(boxes) if boxes else _NO_BOXES, counted, verdict, by, milliseconds)
 
-    def milliseconds(self, row: Any) -> int:
-        """How long a row with an answer took."""
+    def milliseconds(self, row: Cells) -> int:
+        """The time that the annotator took for the answer in a row."""
         if type(row.milliseconds) is int and 0 <= row.milliseconds < 2**53:
             return row.milliseconds
-        self.report("answers", row.answer_id, "milliseconds", row.milliseconds, "0 is taken instead")
+        self.report("answers", row.answer_id, "milliseconds", row.milliseconds, "0 is used instead")
         return 0
 
-    def time(self, row: Any) -> datetime:
-        """When a row with an answer came."""
+    def time(self, row: Cells) -> datetime:
+        """The time at which the answer in a row was recorded."""
         if isinstance(row.answered_at, datetime):
             return row.answered_at
         self.report("answers", row.answer_id, "answered_at", row.answered_at, "its time is shown as 1970")
         return datetime(1970, 1, 1)
 
 
-def _fault(verdict: Any, boxes: Any, labels: Any, classes: int) -> str | None:
-    """The first damaged column of an answer."""
+def _fault(verdict: object, boxes: object, labels: object, classes: int) -> str | None:
+    """The first damaged column of an answer, or None."""
     if not isinstance(verdict, str) or verdict not in _VERDICTS:
         return "verdict"
-    if not isinstance(boxes, list) or not all(map(is_box, boxes)) or (boxes and verdict != Verdict.OBJECT):
+    if not _is_list(boxes) or not all(map(is_box, boxes)) or (boxes and verdict != Verdict.OBJECT):
         return "boxes"
-    if not isinstance(labels, list) or len(labels) != len(boxes):
+    if not _is_list(labels) or len(labels) != len(boxes):
         return "labels"
     return None if all(type(label) is int and 0 <= label < classes for label in labels) else "labels"
 
 
-def is_box(value: Any) -> bool:
-    """Whether it is four finite numbers x1, y1, x2, y2 that span an area."""
-    if type(value) is not list or len(value) != 4 or not all(map(is_number, value)):
+def _is_list(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list)
+
+
+def _are_numbers(value: object) -> TypeGuard[dict[str, float]]:
+    """Whether the value is a JSON object whose values are all finite numbers."""
+    return isinstance(value, dict) and all(map(is_number, cast(dict[str, object], value).values()))
+
+
+def is_box(value: object) -> TypeGuard[Box]:
+    """Whether the value is four finite numbers x1, y1, x2, y2 that span an area."""
+    if not _is_list(value) or len(value) != 4:
         return False
     x1, y1, x2, y2 = value
+    if not (is_number(x1) and is_number(y1) and is_number(x2) and is_number(y2)):
+        return False
     if not (-_LARGEST < x1 < x2 < _LARGEST and -_LARGEST < y1 < y2 < _LARGEST):
         return False
     return bool(np.float32(x1) < np.float32(x2) and np.float32(y1) < np.float32(y2))
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return type(value) in (int, float) and -1e300 < value < 1e300
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether the value is a finite number."""
+    return (type(value) is int or type(value) is float) and -1e300 < value < 1e300
 
 
-def is_text(value: Any) -> bool:
-    """Whether it is text; bytes that were no UTF-8 have become lone surrogates."""
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether the value is valid text. The store reads bytes that are not UTF-8 as lone surrogates."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))

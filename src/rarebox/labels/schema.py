@@ -1,15 +1,16 @@
-"""The tables of the label store, and what of them counts. :mod:`rarebox.labels.store` says what they are for."""
+"""The tables of the label store, and conditions on their rows. :mod:`rarebox.labels.store` explains their use."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import (
     JSON,
     Column,
     ColumnElement,
     DateTime,
+    Dialect,
     Double,
     ForeignKey,
+    FromClause,
     Index,
     Integer,
     MetaData,
@@ -24,21 +25,22 @@ from sqlalchemy.dialects import sqlite
 from rarebox.types import Verdict
 
 SCHEMA = 3
-"""Goes up whenever an older rarebox could no longer read the tables below."""
+"""The version of the tables below. It increases whenever an older rarebox could not read them any more."""
 
 
 def now() -> datetime:
-    """UTC without a zone: SQLite keeps none, and so both databases read the same."""
+    """The UTC time without a time zone, because SQLite stores none."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 class _TolerantTime(sqlite.DATETIME):
-    """A time; where the cell holds none, the cell as it is, so that one bad row does not end the whole query."""
+    """A time, or the raw value of a damaged cell, so that one bad row does not fail the whole query."""
 
-    def result_processor(self, dialect: Any, coltype: Any) -> Any:
-        read: Any = super().result_processor(dialect, coltype)
+    def result_processor(self, dialect: Dialect, coltype: object):
+        read = super().result_processor(dialect, coltype)
+        assert read
 
-        def process(value: Any) -> Any:
+        def process(value: object) -> object:
             try:
                 return read(value)
             except (TypeError, ValueError):
@@ -61,7 +63,7 @@ class_changes = Table(
     "class_changes",
     tables,
     Column("id", Integer, primary_key=True),
-    Column("label", ForeignKey(classes.c.id), nullable=False),
+    Column[int]("label", ForeignKey(classes.c.id), nullable=False),
     Column("name", String),
     Column("merged_into", Integer),
     Column("by", String, nullable=False),
@@ -80,7 +82,7 @@ image_moves = Table(
     "image_moves",
     tables,
     Column("id", Integer, primary_key=True),
-    Column("image_id", ForeignKey(images.c.id), nullable=False),
+    Column[int]("image_id", ForeignKey(images.c.id), nullable=False),
     Column("path", String, nullable=False),
     Column("moved_at", _TIME, nullable=False, default=now),
 )
@@ -94,9 +96,9 @@ queries = Table(
     "queries",
     tables,
     Column("id", Integer, primary_key=True),
-    Column("cycle", ForeignKey(cycles.c.cycle), nullable=False),
+    Column[int]("cycle", ForeignKey(cycles.c.cycle), nullable=False),
     Column("position", Integer, nullable=False),
-    Column("image_id", ForeignKey(images.c.id), nullable=False, index=True),
+    Column[int]("image_id", ForeignKey(images.c.id), nullable=False, index=True),
     Column("box", JSON(none_as_null=True)),
     Column("guess", Integer),
     Column("utility", Double, nullable=False),
@@ -110,7 +112,7 @@ answers = Table(
     "answers",
     tables,
     Column("id", Integer, primary_key=True),
-    Column("query_id", ForeignKey(queries.c.id), nullable=False, index=True),
+    Column[int]("query_id", ForeignKey(queries.c.id), nullable=False, index=True),
     Column("verdict", String, nullable=False),
     Column("boxes", JSON, nullable=False),
     Column("labels", JSON, nullable=False),
@@ -120,20 +122,20 @@ answers = Table(
     Column("key", String),
     Index("answers_key", "key", unique=True),
 )
-# Only the rows of these two change: who is at work on what just now, by a clock of the store's own.
+# Only the rows of these two tables change: current leases, timed by the store's own clock.
 clock = Table("clock", tables, Column("seconds", Double, nullable=False))
 leases = Table(
     "leases",
     tables,
-    Column("query_id", ForeignKey(queries.c.id), primary_key=True),
+    Column[int]("query_id", ForeignKey(queries.c.id), primary_key=True),
     Column("holder", String, primary_key=True),
     Column("by", String, nullable=False),
     Column("until", Double, nullable=False),
 )
 
 
-def stands(answer: Any) -> ColumnElement[bool]:
-    """Whether it is its author's last word on the query, and was not withdrawn."""
+def stands(answer: FromClause) -> ColumnElement[bool]:
+    """Whether an answer is its author's latest on the query and not withdrawn."""
     later = answers.alias()
     corrected = exists().where(
         later.c.query_id == answer.c.query_id, later.c.by == answer.c.by, later.c.id > answer.c.id

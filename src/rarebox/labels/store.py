@@ -1,29 +1,28 @@
-"""The label store: images, questions and answers as append-only events, in SQLite or, by URL, in PostgreSQL.
+"""The label store: images, queries and answers as append-only events, in SQLite or, by URL, in PostgreSQL.
 
-No row of these is ever changed or removed: who corrects an answer adds another to the same query, and the latest one
-counts; who takes one back adds that it is withdrawn. :mod:`rarebox.labels.leases` has what is special to people.
-A method that writes does so in one transaction; when it returns, the rows are there for good, also after ``kill -9``.
+Their rows are never changed or removed. A correction is a further answer to the same query, and the latest one counts;
+a withdrawal is an answer too. :mod:`rarebox.labels.leases` adds what several annotators need. A method that writes uses
+one transaction; when it returns, the rows survive ``kill -9``.
 """
 
 import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from json import JSONDecoder
 from pathlib import Path
 from threading import local
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Row,
     Select,
     and_,
     bindparam,
@@ -41,20 +40,21 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, Operati
 from sqlalchemy.schema import CreateColumn
 
 from rarebox.core.boxes import overlapping
+from rarebox.core.files import flush_folder
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import schema
-from rarebox.labels.rows import Rows, Unreadable, is_box, is_text
+from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
 from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
 
 BUSY_SECONDS = 30
-COMPANIONS = ("-wal", "-shm", "-journal")  # how the names of the files end that SQLite makes beside a database
-WRITERS_LOCK = 0x7261726562  # of the whole database; any number that nobody else takes
+COMPANIONS = ("-wal", "-shm", "-journal")  # suffixes of the files that SQLite creates beside a database
+WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
 MANY = 64  # boxes of an image
-SAME_IOU = 0.9999  # two boxes of one label that overlap this much are one object, told twice
+SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same object
 
 _json = JSONDecoder()
 
-# What is asked for again and again; it takes longer to put a statement together than to run it.
+# Frequent statements are built once: building a statement takes longer than running it.
 _CYCLE = select(schema.cycles).where(schema.cycles.c.cycle == bindparam("cycle"))
 _LAST_POSITION = select(func.max(schema.queries.c.position)).where(schema.queries.c.cycle == bindparam("cycle"))
 _ADD_QUERIES = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
@@ -76,7 +76,7 @@ ANSWER = (
     *(column for column in schema.answers.c if column.name not in ("id", "key")),
     schema.answers.c.id.label("answer_id"),
 )
-"""The columns of an answer beside those of its query."""
+"""The columns of an answer, without those of its query."""
 _LABELS = (
     select(
         schema.queries.c.id,
@@ -99,9 +99,11 @@ _LABELS_OF_IMAGES = _LABELS.where(schema.queries.c.image_id.in_(bindparam("image
 
 @dataclass(frozen=True)
 class Spent:
-    """What answers cost. ``labels``: boxes that came back. ``reviews``: boxes shown. A whole image costs as many
-    reviews as it brought boxes; one that was asked about and brought none costs one. Of each query the latest answer
-    counts; ``milliseconds`` adds up every answer, corrected ones too, for that time was spent."""
+    """What answers cost: ``labels`` counts the boxes returned, ``reviews`` the boxes shown.
+
+    A whole image costs one review per box returned, or one review if it was asked about and none came back. The latest
+    answer to each query counts. ``milliseconds`` is the time of all answers, corrected ones too.
+    """
 
     labels: int = 0
     reviews: int = 0
@@ -111,13 +113,13 @@ class Spent:
 class Store:
     """The labels of one project, in a file (SQLite) or at a database URL such as ``postgresql+psycopg://...``.
 
-    ``Store(path, classes=names)`` makes the store where there is none yet; ``Store(path)`` wants one that is there.
-    With ``flush`` every write waits until the disk has it, so that a power cut loses nothing (people); without, only
-    the operating system has it: safe from ``kill -9``, and much faster (simulations). Use it as a context manager, or
-    ``close`` it. It may be shared between threads, and many processes may open one store.
+    ``Store(path, classes=names)`` creates the store if it does not exist; ``Store(path)`` requires an existing one.
+    With ``flush`` every write waits for the disk, so a power cut loses nothing (people). Without it, writes are handed
+    to the operating system, which is safe from ``kill -9`` and much faster (simulations). Use the store as a context
+    manager, or ``close`` it. Threads may share it, and many processes may open one store.
 
-    Every method raises ``UserError`` where the database cannot be read or written (not a store, a newer one, disk
-    full, locked by another process); the failed write then left nothing behind.
+    Every method raises ``UserError`` if the database cannot be read or written (not a store, a newer one, disk full,
+    locked by another process). A failed write changes nothing.
     """
 
     def __init__(self, path_or_url: str | Path, *, classes: Sequence[str] | None = None, flush: bool = True) -> None:
@@ -127,7 +129,7 @@ class Store:
         self._image_ids, self._class_count = frozenset[int](), 0
         self.rows = Rows(self._where, self._has_image, self._is_label)
         if in_file and classes is None and not Path(self._where).exists():
-            raise UserError(f"{self._where}: there is no label store here; start a project, or mend the path")
+            raise UserError(f"{self._where}: there is no label store here; start a project, or correct the path")
         self._engine = _engine(url, flush)
         self._thread = local()
         self._file = Path(self._where) if in_file and url.database else None
@@ -146,21 +148,19 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; an SQLite file is then complete in itself and may be copied."""
+        """Close all connections. An SQLite file is then complete and may be copied."""
         if self._engine.url.get_backend_name() == "sqlite":
-            with (
-                suppress(DatabaseError, sqlite3.Error),
-                self._engine.connect() as connection,
-            ):  # another one may still be open
-                connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+            # Another process may still have the store open.
+            with suppress(DatabaseError, sqlite3.Error), closing(self._engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._engine.dispose()
 
     # Images, classes, cycles
 
     def add_images(self, records: Iterable[ImageRecord], digests: Mapping[int, str] | None = None) -> None:
-        """Add those that are not there yet. ``UserError`` if an id already names another path or size.
+        """Add images that are not in the store. ``UserError`` if an id already names another path or size.
 
-        ``digests`` are hashes of the files' content, by image id, by which :meth:`digests` knows them again.
+        ``digests`` are hashes of the files' content, by image id; :meth:`digests` returns them.
         """
         with self.transaction(writes=True) as connection:
             known = self._read_images(connection)
@@ -170,7 +170,7 @@ class Store:
                 if there != record:
                     raise UserError(
                         f"{self._where}: image {record.id} is {_describe(there)} in the store but {_describe(record)} "
-                        "now; put the images back as they were, or start a new project"
+                        "now; restore the images, or start a new project"
                     )
             if new:
                 found = digests or {}
@@ -178,33 +178,35 @@ class Store:
                 connection.execute(insert(schema.images), rows)
 
     def images(self) -> dict[int, ImageRecord]:
-        """Every image, by its id, where it lies now."""
+        """Every image with its current path, by image id."""
         with self.transaction() as connection:
             return self._read_images(connection)
 
     def digests(self) -> dict[int, str]:
-        """The hash of each image's content, by its id, where one was kept."""
-        told = select(schema.images.c.id, schema.images.c.digest).where(schema.images.c.digest.is_not(None))
+        """The stored hashes of the images' content, by image id."""
+        stored = select(schema.images.c.id, schema.images.c.digest).where(schema.images.c.digest.is_not(None))
         with self.transaction() as connection:
-            return {row.id: row.digest for row in connection.execute(told) if is_text(row.digest)}
+            return {row.id: row.digest for row in connection.execute(stored) if is_text(row.digest)}
 
     def move_images(self, paths: Mapping[int, str]) -> None:
-        """Images, by their ids, lie at other paths from now on."""
+        """Record new paths of images, by image id."""
         with self.transaction(writes=True) as connection:
             if paths:
                 rows = [{"image_id": number, "path": path} for number, path in paths.items()]
                 connection.execute(insert(schema.image_moves), rows)
 
     def taken_paths(self) -> dict[int, str]:
-        """Where each image lies now, by its id, images without a usable size included: neither the id nor the file is
-        free for a new one."""
+        """The current path of each image, by image id, including images whose size is damaged.
+
+        A new image can use neither these ids nor these files.
+        """
         with self.transaction() as connection:
             rows = [(row.id, row.path) for row in connection.execute(select(schema.images))]
             rows += [(row.image_id, row.path) for row in connection.execute(_MOVES)]
         return {image_id: path if is_text(path) else "" for image_id, path in rows if type(image_id) is int}
 
     def image_paths(self) -> dict[int, list[str]]:
-        """Every path that each image has had, by its id, the present one last."""
+        """Every path that each image has had, by image id, the current one last."""
         with self.transaction() as connection:
             paths = {image_id: [image.path] for image_id, image in self._read_images(connection).items()}
             earlier = [(row.id, row.path) for row in connection.execute(select(schema.images))]
@@ -215,7 +217,7 @@ class Store:
         return paths
 
     def classes(self) -> tuple[str, ...]:
-        """The K class names; a label is an index into them. Classes merged into another keep their place."""
+        """The K class names; a label is an index into them. A class merged into another keeps its index."""
         with self.transaction() as connection:
             rows = connection.execute(select(schema.classes)).all()
             changes = connection.execute(_CHANGES).all()
@@ -227,33 +229,33 @@ class Store:
                 self.rows.report("classes", row.id, "id", row.id, f"{len(rows)} classes have labels below {len(rows)}")
         for row in changes:
             if row.label not in names:
-                self.rows.report("class_changes", row.id, "label", row.label, "the change is left out")
+                self.rows.report("class_changes", row.id, "label", row.label, "the change is ignored")
             elif row.name is not None:
                 names[row.label] = self.rows.name("class_changes", row.id, "name", row.name, names[row.label])
         return tuple(names.values())
 
     def counts_as(self) -> Ints:
-        """(K,): the label that each label counts as; its own unless the class was merged into another."""
+        """(K,): the label that each label counts as: itself, or the class into which it was merged."""
         with self.transaction() as connection:
             return self._counts_as(connection)
 
     def open_cycle(self, cycle: int) -> None:
-        """Make the cycle known; one that is known stays as it is. The highest one is the latest."""
+        """Add a cycle unless it exists. The highest cycle is the latest."""
         with self.transaction(writes=True) as connection:
             if connection.scalar(select(schema.cycles).where(schema.cycles.c.cycle == cycle)) is None:
                 connection.execute(insert(schema.cycles), {"cycle": cycle})
 
     def cycles(self) -> list[int]:
-        """The opened cycles, ascending."""
+        """The open cycles, ascending."""
         with self.transaction() as connection:
             return list(connection.scalars(select(schema.cycles.c.cycle).order_by(schema.cycles.c.cycle)))
 
     # Questions
 
     def ask(self, cycle: int, queries: Sequence[Query]) -> list[Query]:
-        """Append queries to an opened cycle, all or none; they come back with their ids, in the same order.
+        """Append queries to an open cycle, all or none. Returns them with their ids, in the same order.
 
-        ``ValueError`` if the cycle is not open, an image is unknown or a box has no area.
+        Raises ``ValueError`` if the cycle is not open, an image is unknown or a box has no area.
         """
         queries = [q if q.box is None else replace(q, box=as_boxes([q.box])[0]) for q in queries]
         if not queries:
@@ -267,29 +269,24 @@ class Store:
             try:
                 ids = connection.scalars(_ADD_QUERIES, rows).all()
             except IntegrityError as error:
-                raise ValueError("every query must be about an image that was added, by add_images()") from error
+                raise ValueError("every query must name an image of the store; call add_images() first") from error
         return [replace(query, id=id) for query, id in zip(queries, ids, strict=True)]
 
     def queries(self, cycle: int | None = None) -> list[Query]:
-        """Everything asked in one cycle, or in all of them, in the order asked."""
+        """The queries of one cycle, or of all cycles, in the order asked."""
         return self._asked(*_of(cycle))
 
     def unanswered(self, cycle: int) -> list[Query]:
-        """What a strategy asks in a cycle and nobody has answered, in the order asked."""
+        """The unanswered queries that a strategy asked in a cycle, in the order asked."""
         return self._asked(schema.queries.c.cycle == cycle, schema.is_unanswered)
-
-    def next_query(self) -> Query | None:
-        """The first unanswered query of the latest cycle, or None when all are answered."""
-        latest = select(func.max(schema.cycles.c.cycle)).scalar_subquery()
-        return next(iter(self._asked(schema.queries.c.cycle == latest, schema.is_unanswered, limit=1)), None)
 
     # Answers
 
     def record(self, answers: Sequence[Answer], keys: Sequence[str] | None = None) -> list[int]:
-        """Append answers, all or none; their numbers come back. A query answered before is thereby corrected: its
-        latest answer counts. ``keys`` are their senders' own names for them, unique in the store.
+        """Append answers, all or none, and return their ids. An answer to an answered query corrects it.
 
-        ``ValueError`` if a query was never asked, a label is no class, or an answer other than OBJECT has boxes.
+        ``keys`` are the senders' names for the answers, unique in the store. Raises ``ValueError`` if a query was never
+        asked, a label is not a class, or an answer other than OBJECT has boxes.
         """
         if not answers:
             return []
@@ -301,11 +298,11 @@ class Store:
                 return list(connection.scalars(_ADD_ANSWERS, rows))
             except IntegrityError as error:
                 raise ValueError(
-                    "every answer must name a query that was asked, by the id ask() gave it, and have a key of its own"
+                    "every answer needs the id of a query that ask() returned, and a unique key"
                 ) from error
 
     def answered(self, cycle: int | None = None) -> list[tuple[Query, Answer]]:
-        """Each answered query of one cycle, or of all, with its latest answer, in the order asked."""
+        """The answered queries of one cycle, or of all, each with its latest answer, in the order asked."""
         statement = select(schema.queries, *ANSWER).join_from(schema.queries, schema.answers)
         statement = statement.where(schema.is_latest, *_of(cycle)).order_by(*schema.in_order)
         with self.transaction() as connection:
@@ -314,22 +311,22 @@ class Store:
             return [(query, self.rows.answer(row, counts_as)) for row in rows if (query := self.rows.query(row))]
 
     def labels(self, up_to_cycle: int | None = None) -> dict[int, ImageLabels]:
-        """What is known of each image with an answer, by image id; on request only from cycles up to that one."""
+        """The labels of each image with an answer, by image id; optionally only those of cycles up to one."""
         within = () if up_to_cycle is None else (schema.queries.c.cycle <= up_to_cycle,)
         return self._labels(_LABELS.where(*within))
 
     def labels_of(self, image_id: int) -> ImageLabels:
-        """What is known of one image; without answers, empty."""
+        """The labels of one image; empty if it has no answers."""
         return self.labels_of_images([image_id])[image_id]
 
     def labels_of_images(self, image_ids: Iterable[int]) -> dict[int, ImageLabels]:
-        """What is known of each of at most some thousand images; without answers, empty."""
+        """The labels of each of at most a few thousand images, by image id; empty for those without answers."""
         images = list(image_ids)
         found = self._labels(_LABELS_OF_IMAGES, {"images": images})
         return {image_id: found.get(image_id, _NOTHING) for image_id in images}
 
     def spent(self, cycle: int | None = None) -> Spent:
-        """What the answers of one cycle, or of all, cost on each meter."""
+        """The cost of the answers of one cycle, or of all, in each budget unit."""
         flags = (
             schema.queries.c.box.is_(None).label("whole"),
             schema.queries.c.asked_by.is_(None).label("asked"),
@@ -350,29 +347,28 @@ class Store:
 
     @property
     def damage(self) -> list[str]:
-        """A sentence for each damaged cell met so far; :mod:`rarebox.labels.rows` says what becomes of them."""
+        """One sentence for each damaged cell found so far; :mod:`rarebox.labels.rows` describes their handling."""
         return self.rows.damage
 
     def back_up(self, file: Path) -> None:
-        """Copy the store, as it is now, to a new file, whole or not at all; others may read and write meanwhile.
+        """Copy the current store to a new file atomically. Others may read and write in the meantime.
 
-        ``UserError`` where the file exists, cannot be written, has a name that SQLite uses for itself, or the store is
-        a database server's.
+        Raises ``UserError`` if the file exists, cannot be written or has a name that SQLite uses for its own files, or
+        if the store is on a database server.
         """
         if self._engine.url.get_backend_name() != "sqlite":
-            raise UserError(f"{self._where}: a database server makes its own copies; use pg_dump")
+            raise UserError(f"{self._where}: this store is on a database server; use pg_dump")
         if file.exists() or file.is_symlink():
             raise UserError(f"{file} exists and is not overwritten; name a new file")
         if file.name.casefold().endswith(COMPANIONS):
-            raise UserError(
-                f"SQLite uses names such as {file.name} for files of its own and may delete them; name another file"
-            )
+            raise UserError(f"SQLite may delete files with names such as {file.name}; name another file")
         if not file.parent.is_dir():
-            raise UserError(f"there is no folder {file.parent}; make it, or name a file in another one")
+            raise UserError(f"there is no folder {file.parent}; create it, or name a file in another one")
         part = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
             with self._explained(), closing(self._engine.raw_connection()) as source:
-                _copy(source.driver_connection, part)  # type: ignore[arg-type]
+                assert isinstance(source.driver_connection, sqlite3.Connection)
+                _copy(source.driver_connection, part)
             _place(part, file)
         except FileExistsError:
             raise UserError(f"{file} exists and is not overwritten; name a new file") from None
@@ -387,7 +383,7 @@ class Store:
     # Inside
 
     def _prepare(self, classes: Sequence[str] | None) -> None:
-        """Check that the database is a store which we can read, having made one if it is empty."""
+        """Create the store if the database is empty, and check that this version can read it."""
         with self.transaction(writes=classes is not None) as connection:
             there = inspect(connection).get_table_names()
             if not there and classes is not None:
@@ -402,22 +398,22 @@ class Store:
         if version > schema.SCHEMA:
             raise UserError(
                 f"{self._where}: written by a newer rarebox (schema {version}, this one reads up to {schema.SCHEMA}); "
-                "install a newer rarebox"
+                "upgrade rarebox"
             )
         if version < schema.SCHEMA:
             with self.transaction(writes=True) as connection:
                 _bring_up_to_date(connection)
         if classes is not None and self.classes() != tuple(classes):
             raise UserError(
-                f"{self._where}: the store has the classes {', '.join(self.classes())}, but these were given: "
-                f"{', '.join(classes)}; give the same ones, or start a new project"
+                f"{self._where}: the store has the classes {', '.join(self.classes())}, but you gave "
+                f"{', '.join(classes)}; give the same classes, or start a new project"
             )
 
     @contextmanager
-    def transaction(self, writes: bool = False) -> Iterator[Connection]:
-        """All that this thread reads and writes inside is one transaction: durable at the end, all of it, or none.
+    def transaction(self, writes: bool = False) -> Generator[Connection]:
+        """Run this thread's reads and writes in one transaction: all of them are durable at the end, or none.
 
-        A transaction inside another is part of it; see :meth:`part` for one that may fail by itself.
+        A transaction inside another joins it; see :meth:`part` for one that may fail by itself.
         """
         if (outer := getattr(self._thread, "connection", None)) is not None:
             yield outer
@@ -428,20 +424,20 @@ class Store:
                 if writes and self._identity and _identity(self._file) != self._identity:
                     raise Unavailable(
                         f"{self._where}: the file was removed or replaced while it was open, so nothing is saved; "
-                        "put the file back if you can, and start the command again"
+                        "restore the file if you can, and repeat the command"
                     )
             finally:
                 del self._thread.connection
 
     @contextmanager
-    def part(self) -> Iterator[Connection]:
-        """A part of a transaction that is all or nothing by itself: where it raises, what was done before it stays."""
+    def part(self) -> Generator[Connection]:
+        """Run a savepoint of a transaction: if it raises, only its own writes are undone."""
         with self.transaction(writes=True) as connection, self._explained(), connection.begin_nested():
             yield connection
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of the database in words; those of a wrong row or statement as they are."""
+    def _explained(self) -> Generator[None]:
+        """Turn database errors into Unavailable with advice. Errors of a wrong row or statement pass unchanged."""
         try:
             yield
         except DatabaseError as error:
@@ -449,14 +445,14 @@ class Store:
                 raise
             raise Unavailable(f"{self._where}: {_reason(error)}") from error
 
-    def _asked(self, *where: ColumnElement[bool], limit: int | None = None) -> list[Query]:
-        statement = select(schema.queries).where(*where).order_by(*schema.in_order).limit(limit)
+    def _asked(self, *where: ColumnElement[bool]) -> list[Query]:
+        statement = select(schema.queries).where(*where).order_by(*schema.in_order)
         with self.transaction() as connection:
             rows = connection.execute(statement).all()
             return [query for row in rows if (query := self.rows.query(row))]
 
     def _labels(
-        self, statement: Select[*tuple[Any, ...]], values: dict[str, Any] | None = None
+        self, statement: Select[*tuple[object, ...]], values: dict[str, list[int]] | None = None
     ) -> dict[int, ImageLabels]:
         rows_of: dict[int, list[Said]] = defaultdict(list)
         with self.transaction() as connection:
@@ -464,19 +460,19 @@ class Store:
             counts_as = self._counts_as(connection) if rows else np.zeros(0, dtype=np.int64)
             if values is None:
                 for answer, query in connection.execute(_ORPHANS):
-                    self.rows.report("answers", answer, "query_id", query, "the answer is left out")
+                    self.rows.report("answers", answer, "query_id", query, "the answer is ignored")
             for row in rows:
                 if self._has_image(row.image_id):
                     rows_of[row.image_id].append(self._said(row, len(counts_as)))
                 else:
-                    self.rows.report("queries", row.id, "image_id", row.image_id, "its labels are left out")
+                    self.rows.report("queries", row.id, "image_id", row.image_id, "its labels are ignored")
         return {image_id: _image_labels(said, counts_as) for image_id, said in rows_of.items()}
 
-    def _said(self, row: Row[Any], classes: int) -> "Said":
+    def _said(self, row: Cells, classes: int) -> "Said":
         boxes, labels, verdict = self.rows.said(row, classes)
         shown, whole = row.box, row.box is None
         if not whole and not is_box(shown):
-            self.rows.report("queries", row.id, "box", shown, "it is not kept what was shown; the labels are kept")
+            self.rows.report("queries", row.id, "box", shown, "the box shown is lost; the labels are kept")
             shown = None
         return Said(boxes, labels, verdict, shown, whole)
 
@@ -485,20 +481,20 @@ class Store:
         found = {record.id: record for row in rows if (record := self.rows.image(row))}
         for row in connection.execute(_MOVES):
             if type(row.image_id) is not int or not is_text(row.path) or "\0" in row.path:
-                self.rows.report("image_moves", row.id, "path", row.path, "the move is left out")
+                self.rows.report("image_moves", row.id, "path", row.path, "the move is ignored")
             elif row.image_id in found:
                 found[row.image_id] = replace(found[row.image_id], path=row.path)
         self._image_ids = frozenset(found)
         return found
 
-    def _has_image(self, value: Any) -> bool:
-        """Whether it is the id of an image that can be used."""
+    def _has_image(self, value: object) -> bool:
+        """Whether the value is the id of a usable image."""
         if type(value) is int and value not in self._image_ids:
             self.images()
         return type(value) is int and value in self._image_ids
 
-    def _is_label(self, value: Any) -> bool:
-        """Whether it is the label of a class."""
+    def _is_label(self, value: object) -> bool:
+        """Whether the value is the label of a class."""
         if type(value) is int and value >= self._class_count:
             with self.transaction() as connection:
                 self._class_count = connection.scalar(_HOW_MANY_CLASSES) or 0
@@ -514,7 +510,7 @@ class Store:
             if type(into) is int and 0 <= into < len(found):
                 found[found == label] = into
             else:
-                self.rows.report("class_changes", change, "merged_into", into, "the change is left out")
+                self.rows.report("class_changes", change, "merged_into", into, "the change is ignored")
         return found
 
 
@@ -524,48 +520,48 @@ def _url(path_or_url: str | Path) -> URL:
     try:
         return make_url(str(path_or_url))
     except ArgumentError as error:
-        raise UserError(f"{path_or_url}: not a database URL; wanted is driver://user:password@host/name") from error
+        raise UserError(f"{path_or_url}: not a database URL; write driver://user:password@host/name") from error
 
 
 def _engine(url: URL, flush: bool) -> Engine:
     try:
         return _sqlite(url, flush) if url.get_backend_name() == "sqlite" else _postgresql(url)
     except (ImportError, ArgumentError) as error:
-        raise UserError(f"{url}: no driver for this database ({error}); install it, e.g. psycopg") from error
+        raise UserError(f"{url}: no driver for this database ({error}); install one, such as psycopg") from error
 
 
 def _sqlite(url: URL, flush: bool) -> Engine:
-    """All that is special to SQLite."""
+    """An engine for SQLite."""
     engine = create_engine(url, json_deserializer=_read_json)
 
     @event.listens_for(engine, "connect")
-    def tune(connection: Any, _: object) -> None:
+    def tune(connection: sqlite3.Connection, _: object) -> None:
         connection.text_factory = _AS_TEXT
-        connection.isolation_level = None  # the driver opens no transactions behind our back; `begin` below does
+        connection.isolation_level = None  # the driver must open no transactions; `begin` below does
         connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        except UnicodeDecodeError as error:  # SQLite complains of the damage, and quotes it
+        except UnicodeDecodeError as error:  # SQLite's own error message quotes the damaged bytes
             raise sqlite3.DatabaseError("malformed database schema") from error
-        if not tables or schema.rarebox.name in tables:  # it is written into the file: never into somebody else's
-            _log_ahead(connection)
+        if not tables or schema.rarebox.name in tables:  # this writes to the file, so only to a store
+            _log_ahead(connection.execute)
         connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        """A writer takes its lock at once, for one that starts as a reader may find the door closed half-way."""
+        """Lock at once for a writer. One that starts as a reader might fail to get the lock in mid-transaction."""
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
     return engine
 
 
 _AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
-"""Damaged text is read too: it is one cell, and whoever makes an object of its row says which."""
+"""Read damaged text too. Only its cell is damaged, and the conversion of the row reports it."""
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
-    """What tells an open file from another one of its name; None if there is no file."""
+    """The device and inode of a file, which differ for another file of the same name; None if there is no file."""
     try:
         found = os.stat(file) if file else None
     except OSError:
@@ -574,9 +570,9 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
 
 
 def _copy(source: sqlite3.Connection, part: Path) -> None:
-    """Copy a database in one go, and check the copy."""
+    """Copy a database in one step, and check the copy."""
     part.unlink(missing_ok=True)
-    part.touch()  # which says better than SQLite why it cannot be
+    part.touch()  # its error is clearer than SQLite's
     with closing(sqlite3.connect(part)) as copy:
         source.backup(copy)
         copy.execute("PRAGMA journal_mode = DELETE")  # a single file, until rarebox opens it
@@ -587,27 +583,24 @@ def _copy(source: sqlite3.Connection, part: Path) -> None:
 
 
 def _place(part: Path, file: Path) -> None:
-    """Give a finished file its name. FileExistsError where that is taken."""
+    """Give a finished file its name. Raises FileExistsError if the name is taken."""
     try:
-        os.link(part, file)  # unlike a rename, never replaces a file that has come to be meanwhile
+        os.link(part, file)  # unlike a rename, this never replaces a file created in the meantime
     except FileExistsError:
         raise
     except OSError:  # a disk without links
         if file.exists():
             raise FileExistsError(file) from None
         part.rename(file)
-    if os.name == "posix":
-        folder = os.open(file.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    flush_folder(file.parent)
 
 
-def _log_ahead(connection: Any) -> None:
-    """Switch to a write-ahead log. Where others open a new file at the same moment SQLite does not wait by itself."""
+def _log_ahead(execute: Callable[[str], object]) -> None:
+    """Switch to a write-ahead log. SQLite does not wait if another process opens a new file at the same moment."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > until:
@@ -616,20 +609,20 @@ def _log_ahead(connection: Any) -> None:
 
 
 def _postgresql(url: URL) -> Engine:
-    """All that is special to PostgreSQL: writers come one after the other, as in SQLite, and so do their numbers."""
+    """An engine for PostgreSQL. Writers take turns, as in SQLite, so ids follow the order of commits."""
     engine = create_engine(url)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        """Readers never wait for this lock; it ends with the transaction."""
+        """Lock for a writer until its transaction ends. Readers never wait for this lock."""
         if connection.get_execution_options().get("writes"):
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 
     return engine
 
 
-def _read_json(text: str) -> Any:
-    """``json.loads`` without its search for blanks around the text, which takes half of its time on short texts."""
+def _read_json(text: str) -> object:
+    """``json.loads`` without stripping blanks around the text, which takes half of its time on short texts."""
     try:
         value, end = _json.raw_decode(text)
     except (ValueError, TypeError, RecursionError):
@@ -647,7 +640,7 @@ def _create(connection: Connection, classes: Sequence[str]) -> None:
 
 
 def _bring_up_to_date(connection: Connection) -> None:
-    """From an older schema: tables and columns that it lacks. Leases ended by the clock on the wall, and start over."""
+    """Add the tables and columns that an older schema lacks. Leases, which used the time of day, start over."""
     schema.tables.create_all(connection)
     there = {t: {c["name"] for c in inspect(connection).get_columns(t)} for t in ("images", "queries", "answers")}
     for column in (schema.images.c.digest, schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key):
@@ -664,9 +657,9 @@ def _reason(error: DatabaseError) -> str:
     """What went wrong in the database, and what to do."""
     said = str(error.orig)
     advice = {
-        "disk I/O error": "the disk may be full; free some space and go on; nothing recorded before is lost",
-        "is full": "free some space and go on; nothing recorded before is lost",
-        "is locked": f"another program kept it busy for {BUSY_SECONDS} s; nothing recorded before is lost, try again",
+        "disk I/O error": "the disk may be full; free some space and try again; nothing recorded before is lost",
+        "is full": "free some space and try again; nothing recorded before is lost",
+        "is locked": f"another program kept it busy for {BUSY_SECONDS} s; try again; nothing recorded before is lost",
         "not a database": "this is not a rarebox label store; restore a copy of it, or choose another path",
         "unable to open": "check that the folder exists and may be written",
         "readonly": "allow this user to write the file and its folder",
@@ -684,7 +677,7 @@ def _describe(image: ImageRecord) -> str:
     return f"{image.path} ({image.width} x {image.height})"
 
 
-def _query_row(query: Query, cycle: int, position: int) -> dict[str, Any]:
+def _query_row(query: Query, cycle: int, position: int) -> dict[str, object]:
     return {
         "cycle": cycle,
         "position": position,
@@ -698,7 +691,7 @@ def _query_row(query: Query, cycle: int, position: int) -> dict[str, Any]:
     }
 
 
-def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
+def _answer_row(answer: Answer, classes: int) -> dict[str, object]:
     if len(answer.boxes) and answer.verdict != Verdict.OBJECT:
         raise ValueError(f"an answer {answer.verdict.value!r} must have no boxes, got {len(answer.boxes)}")
     if ((answer.labels < 0) | (answer.labels >= classes)).any():
@@ -714,17 +707,17 @@ def _answer_row(answer: Answer, classes: int) -> dict[str, Any]:
 
 
 class Said(NamedTuple):
-    """A latest answer as it is stored, and the box that was ``shown``, if it can be read; ``whole``: an image was."""
+    """A latest answer as it is stored, and the box ``shown``, if it is readable; ``whole`` for a whole image."""
 
-    boxes: list[Any]
+    boxes: list[Box]
     labels: list[int]
     verdict: Verdict
-    shown: list[float] | None
+    shown: Box | None
     whole: bool
 
 
 def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
-    """Put together the latest answers of one image."""
+    """Combine the latest answers about one image."""
     boxes = as_boxes([box for one in said for box in one.boxes])
     labels = counts_as[np.array([label for one in said for label in one.labels], dtype=np.int64)]
     once = _first_of_each(boxes, labels)
@@ -742,7 +735,7 @@ def _first_of_each(boxes: Floats, labels: Ints) -> Bools:
     """(G, 4), (G,) -> (G,): True where no earlier row is the same object."""
     first = np.zeros(len(boxes), dtype=bool)
     rows = np.arange(len(boxes))
-    if len(rows) > MANY:  # very many may be equal: of those the first alone is compared
+    if len(rows) > MANY:  # many may be equal, so compare only the first of each
         rows = np.sort(np.unique(np.column_stack([boxes, labels]), axis=0, return_index=True)[1])
     first[rows] = True
     for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, labels[rows], labels[rows]):

@@ -1,4 +1,4 @@
-"""From answers and the remaining candidates to weighted training targets (section 3.2 of the paper)."""
+"""Weighted training targets from answers and the remaining candidates: Eq. 5 and Eq. 6 (section 3.2 of the paper)."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -22,11 +22,11 @@ def make_targets(
     difficult: Floats = NO_BOXES,
     settings: PseudoSettings = THE_PAPERS,
 ) -> Targets:
-    """Training truth of one image: its human boxes, and its candidates as weighted pseudo labels.
+    """The training targets of one image, with the weights of Eq. 7.
 
-    ``candidates``: those of this image, from the model before retraining; a completely labelled image needs none.
-    ``difficult`` (D, 4): objects that training ignores, or takes for background. ``settings`` are by default the
-    paper's soft pseudo labels (Eq. 5, 6).
+    ``candidates`` are those of this image, from the model before retraining; a fully labelled image needs none.
+    ``difficult`` (D, 4) are objects that training ignores, or takes for background. ``settings`` default to the paper's
+    soft pseudo labels (Eq. 5, 6).
     """
     parts = [Targets.of(human.boxes, human.labels)]
     if settings.difficult == "ignore":
@@ -41,80 +41,82 @@ def make_targets(
 
 
 def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
-    """What scores are worth by the answers: (T,) -> (T,) in [0, 1], monotone.
+    """Calibrate scores by the answers: (T,) -> (T,) in [0, 1], monotone.
 
-    ``shown`` (Q,) are the scores of the boxes that were asked about, ``right`` (Q,) whether the answer confirmed the
-    class. Isotonic regression, with one made-up answer at either end (a score of 0 is wrong, of 1 right), so that a few
-    answers do not say too much.
+    ``shown`` (Q,) are the scores of the boxes asked about, ``right`` (Q,) whether the answer confirmed the class. The
+    method is isotonic regression, with one artificial answer at either end (a score of 0 is wrong, of 1 right), so
+    that a few answers have a limited effect.
     """
-    from sklearn.isotonic import IsotonicRegression  # here, for it takes two seconds and ranking does without
+    # Imported here: it takes two seconds, and ranking does not need it.
+    from sklearn.isotonic import IsotonicRegression  # pyright: ignore[reportMissingTypeStubs]
 
     known = np.concatenate([[0.0], shown, [1.0]])
     truth = np.concatenate([[0.0], right.astype(float), [1.0]])
-    fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)
-    return np.interp(scores, fitted.X_thresholds_, fitted.y_thresholds_)
+    fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)  # pyright: ignore[reportUnknownMemberType]
+    thresholds: dict[str, Floats] = vars(fitted)
+    return np.interp(scores, thresholds["X_thresholds_"], thresholds["y_thresholds_"])
 
 
 def remaining(candidates: Candidates, human: ImageLabels, settings: PseudoSettings) -> Bools:
-    """Candidates of one image that no answer has settled, so that they may become pseudo labels: (T,)."""
+    """Which candidates of one image may become pseudo labels, because no human or rejected box is near: (T,)."""
     return far_from(candidates.boxes, human.boxes, settings.human_iou, strict=True) & far_from(
         candidates.boxes, human.rejected, settings.rejected_iou
     )
 
 
 def pseudo_labels(candidates: Candidates, settings: PseudoSettings) -> Targets:
-    """Candidates of one image -> pseudo labels by the chosen method; boxes that would teach nothing are left out."""
+    """Convert candidates of one image to pseudo labels by the chosen method, without boxes that have no effect."""
     class_weight, box_weight, background = METHODS[settings.method](candidates, settings)
     if settings.zero_weight == "drop":
         background = background | (class_weight == 0)
         class_weight = np.where(background, 1.0, class_weight)
-    taught = ~background | (box_weight > 0)
+    used = ~background | (box_weight > 0)
     targets = Targets.of(candidates.boxes, candidates.labels, Source.PSEUDO, class_weight, box_weight, background)
-    return targets[taught]
+    return targets[used]
 
 
 Weights = tuple[Floats, Floats, Bools]
-"""Class weights (T,), box weights (T,), and where the class branch is taught background (T,)."""
+"""Class weights (T,), box weights (T,), and where the class branch is trained on background (T,)."""
 
 
 def _none(candidates: Candidates, settings: PseudoSettings) -> Weights:
-    """No pseudo labels: whatever has no human box is background."""
+    """No pseudo labels: everything without a human box is background."""
     nothing = np.zeros(len(candidates))
     return nothing, nothing, np.ones(len(candidates), dtype=bool)
 
 
 def _hard(candidates: Candidates, settings: PseudoSettings) -> Weights:
-    """HPL: boxes with conf >= tau_0^cls teach both branches; the others are background."""
+    """HPL: boxes with conf >= tau_0^cls train both branches; the others are background."""
     sure = candidates.scores >= settings.class_high
     return np.ones(len(sure)), sure.astype(float), ~sure
 
 
 def _task_hard(candidates: Candidates, settings: PseudoSettings) -> Weights:
-    """THPL: the class branch takes conf >= tau_0^cls, the box branch cons >= tau_0^box, each for itself."""
+    """THPL: the class branch uses boxes with conf >= tau_0^cls, the box branch those with cons >= tau_0^box."""
     sure = candidates.scores >= settings.class_high
     steady = candidates.box_consistency >= settings.box_high
     return np.ones(len(sure)), steady.astype(float), ~sure
 
 
 def _soft(candidates: Candidates, settings: PseudoSettings) -> Weights:
-    """TSPL: Eq. 5 for the class branch, Eq. 6 for the box branch."""
+    """TSPL: Eq. 5 gives the weights of the class branch, Eq. 6 those of the box branch."""
     class_weight = soft_weight(candidates.scores, settings.class_high, settings.class_low)
     box_weight = soft_weight(candidates.box_consistency, settings.box_high, settings.box_low)
     return class_weight, box_weight, np.zeros(len(candidates), dtype=bool)
 
 
 def _ignore_only(candidates: Candidates, settings: PseudoSettings) -> Weights:
-    """As HPL, but what lies between the thresholds is ignored instead of background."""
+    """HPL, except that boxes with a score between the thresholds are ignored and not background."""
     sure = (candidates.scores >= settings.class_high).astype(float)
     return sure, sure, candidates.scores <= settings.class_low
 
 
 METHODS = {"none": _none, "hard": _hard, "task_hard": _task_hard, "soft": _soft, "ignore_only": _ignore_only}
-"""Every way to make pseudo labels, by its name in the settings."""
+"""The pseudo-label methods, by their names in the settings."""
 
 
 def count_sure(targets: Mapping[int, Targets], num_classes: int, above: float) -> Ints:
-    """Pseudo labels of each class that the class branch trusts with at least this weight: (K,)."""
+    """The number of pseudo labels of each class whose class weight (Eq. 5) is at least ``above``: (K,)."""
     labels = [
         t.labels[(t.source == Source.PSEUDO) & ~t.background & (t.class_weight >= above)] for t in targets.values()
     ]
@@ -122,7 +124,7 @@ def count_sure(targets: Mapping[int, Targets], num_classes: int, above: float) -
 
 
 def write_targets(file: Path, targets: Mapping[int, Targets]) -> None:
-    """Keep the targets of a cycle as one Parquet table, a row per box (decisions row 16)."""
+    """Write the targets of a cycle to one Parquet table, a row per box (decisions row 16)."""
     together = concatenate(list(targets.values()))
     image_id = np.repeat(list(targets), [len(t) for t in targets.values()])
     columns = {f.name: getattr(together, f.name) for f in fields(together)}
@@ -130,7 +132,7 @@ def write_targets(file: Path, targets: Mapping[int, Targets]) -> None:
 
 
 def read_targets(file: Path) -> dict[int, Targets]:
-    """Read what :func:`write_targets` wrote; images without a box are not in it."""
+    """Read targets that :func:`write_targets` wrote, by image id; images without a box are missing."""
     columns = parquet.read(file)
     image_id = columns.pop("image_id")
     together = Targets(**columns)

@@ -61,7 +61,7 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
 
 def leaves_images_out(place: RunFolder) -> bool:
     """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
-    listed = read_json(place.problems) if place.problems.exists() else []
+    listed = read_json(place.problems, list) if place.problems.exists() else []
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
 
 

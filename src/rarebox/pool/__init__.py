@@ -1,1 +1,1 @@
-"""From the unlabelled images to questions: views, candidates, their ranking, and the asker."""
+"""From unlabelled images to questions: views, candidates, their ranking, and the asker."""

@@ -1,9 +1,10 @@
-"""Where a box lies on an augmented copy of its image: the geometry of views, without their pixels.
+"""The geometry of views, without their pixels: where a box lies on an augmented copy of its image.
 
-A view's geometry is one affine map, so boxes need no code per view: a box maps to the hull of its mapped corners, cut
-at the copy's border. A box and a detection on a copy are compared in the copy's frame (Eq. 2 and 4), as CALD does. The
-hull of a turned box is larger than the box, so a comparison in the image's frame would enlarge the detection twice and
-the box not at all. Coordinates are continuous: x runs from 0 at the left edge to the width at the right edge.
+The geometry of a view is one affine map, so boxes need no code per view: a box maps to the hull of its mapped corners,
+clipped at the border of the copy. A box and a detection on a copy are compared in the copy's frame (Eq. 2 and Eq. 4),
+as CALD does. The hull of a rotated box is larger than the box, so a comparison in the image's frame would enlarge the
+detection twice and the box not at all. Coordinates are continuous: x runs from 0 at the left edge to the width at the
+right edge.
 """
 
 import math
@@ -18,15 +19,15 @@ from rarebox.core.boxes import clip, cover
 from rarebox.types import Bools, Floats
 
 MAX_COVER = 0.4
-"""A patch that hides more of a detection than this makes the view not count for it (decisions row 1)."""
+"""A view does not count for a detection if a patch hides more than this fraction of it (decisions row 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The place of one augmented copy relative to its image.
+    """The geometry of one augmented copy relative to its image.
 
-    ``matrix`` (2, 3) maps a point of the image into the copy, ``patches`` (P, 4) are the places of the image that the
-    copy hides. ``extent`` is the copy's width and height in pixels, or None where they are not known.
+    ``matrix`` (2, 3) maps a point of the image to the copy. ``patches`` (P, 4) are the regions of the image that the
+    copy hides. ``extent`` is the copy's width and height in pixels, or None if they are unknown.
     """
 
     name: str
@@ -35,23 +36,23 @@ class Frame:
     extent: tuple[float, float] | None = None
 
     def to_view(self, boxes: Floats) -> Floats:
-        """Boxes of the image -> what the copy shows of them, in its pixels: (N, 4) -> (N, 4).
+        """Map boxes of the image to the copy, clipped at its border, in its pixels: (N, 4) -> (N, 4).
 
-        A box that lies outside the copy has no area there.
+        A box outside the copy has no area there.
         """
         corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]].astype(np.float64) @ self.matrix[:, :2].T
         corners += self.matrix[:, 2]
         return self.cut(np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32))
 
     def cut(self, view_boxes: Floats) -> Floats:
-        """Boxes in the copy, cut at its border where that is known: (N, 4) -> (N, 4)."""
+        """Clip boxes in the copy at its border, if that is known: (N, 4) -> (N, 4)."""
         return clip(view_boxes, *self.extent) if self.extent else view_boxes
 
     def back(self, view_boxes: Floats) -> Floats:
-        """Boxes in the copy -> the boxes of the image that :meth:`to_view` maps to them: (N, 4) -> (N, 4).
+        """Invert :meth:`to_view`: boxes in the copy -> boxes of the image, (N, 4) -> (N, 4).
 
-        Not for comparisons: no box of the image maps to a box that is too thin for the rotation, and such a box comes
-        back with a corner below the other one.
+        Not for comparisons: no box of the image maps to a box that is too thin for the rotation. For such a box the
+        result has x2 < x1 or y2 < y1.
         """
         linear, shift = self.matrix[:, :2], self.matrix[:, 2]
         corners = view_boxes.astype(np.float64)
@@ -61,11 +62,11 @@ class Frame:
 
     @property
     def inverse(self) -> Floats:
-        """(2, 3), from a point of the copy to a point of the image."""
+        """The map (2, 3) from a point of the copy to a point of the image."""
         return np.linalg.inv(_square(self.matrix))[:2]
 
     def hides(self, boxes: Floats) -> Bools:
-        """Which boxes of the image cannot be judged in this copy: (N, 4) -> (N,).
+        """Which boxes of the image do not count in this copy: (N, 4) -> (N,).
 
         A patch hides more than ``MAX_COVER`` of them, or they lie outside the copy.
         """
@@ -74,17 +75,17 @@ class Frame:
         return outside | np.any(cover(boxes, self.patches) > MAX_COVER, axis=1)
 
     def from_original(self, scale: Floats) -> "Frame":
-        """The frame relative to an original whose boxes are multiplied by ``scale`` (4,) to be boxes of the image."""
+        """The frame relative to an original; ``scale`` (4,) maps boxes of the original to boxes of the image."""
         return Frame(self.name, self.matrix * [scale[0], scale[1], 1], self.patches / scale, self.extent)
 
 
 def still(height: int, width: int) -> NDArray[np.float64]:
-    """The map of a copy in which nothing moves: (2, 3)."""
+    """The identity map: (2, 3)."""
     return np.eye(2, 3)
 
 
 def mirrored(height: int, width: int) -> NDArray[np.float64]:
-    """The map that swaps left and right: (2, 3)."""
+    """The map of a horizontal flip: (2, 3)."""
     return np.array([[-1.0, 0, width], [0, 1, 0]])
 
 
@@ -99,13 +100,13 @@ def size(name: str, height: int, width: int) -> tuple[int, int]:
 
 
 def scaled(factor: float, height: int, width: int) -> NDArray[np.float64]:
-    """The map into that copy: (2, 3)."""
+    """The map to a copy ``factor`` times as large: (2, 3)."""
     new_height, new_width = scaled_size(factor, height, width)
     return np.diag([new_width / width, new_height / height, 1])[:2]
 
 
 def rotated(degrees: float, height: int, width: int) -> NDArray[np.float64]:
-    """The map of a turn about the centre, canvas grown to hold all, then shrunk to the size it had: (2, 3)."""
+    """The map of a rotation about the centre, scaled so that the whole image fits its original size: (2, 3)."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     centre = np.array([width / 2, height / 2])
     grown = np.array([width * abs(cos) + height * abs(sin), width * abs(sin) + height * abs(cos)])
@@ -121,13 +122,13 @@ MAPS: dict[str, Callable[[int, int], NDArray[np.float64]]] = {
     "colour": still,
     "noise": still,
 }
-"""Height and width of an image -> the map of a view, for the views whose map follows from their name alone."""
+"""Height and width of an image -> the map of a view, for the views whose map is not random."""
 
 SIZES: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "scale_0.8": partial(scaled_size, 0.8),
     "scale_1.2": partial(scaled_size, 1.2),
 }
-"""The same for the size of the picture, where it is not the image's."""
+"""Height and width of an image -> those of a view's picture, for the views of another size."""
 
 
 def _square(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

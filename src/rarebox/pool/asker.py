@@ -1,4 +1,4 @@
-"""From a ranking to questions in the store: the same for a simulation and for people."""
+"""The asker puts the top of a ranking into the store as questions, for simulations and for people alike."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from heapq import heappop, heappush, nsmallest
@@ -8,17 +8,17 @@ from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.types import Query
 
 BATCH = 500
-"""Questions asked at once at most."""
+"""The most questions asked at once."""
 
 
 class Asker:
-    """Asks about candidates from the top of a ranking, as many as there is a use for.
+    """Asks about candidates from the top of a ranking, as many as the caller needs.
 
-    A box that an answer of this very cycle has settled is passed over. A box whose image has an open question waits,
-    and what stands behind it too, so that asking many at once comes to the same as asking one by one.
+    It skips a box that an answer of the same cycle has settled. A box whose image has an open question waits, and so
+    do the boxes ranked below it, so asking many at once gives the same questions as asking one by one.
 
-    Places of the ranking that were looked at are kept by image until they are asked or settled. So a call reads the
-    labels of the images that it asks about, and not those of every place.
+    Places of the ranking that were read are kept by image until they are asked or settled. So a call reads only the
+    labels of the images that it asks about.
     """
 
     def __init__(
@@ -29,27 +29,28 @@ class Asker:
         answered_iou: float,
         wanted: Callable[[int], int] = lambda place: 1,
     ) -> None:
-        """``wanted`` says how many people a place is asked of."""
+        """``wanted`` returns the number of people who should answer the question at a place."""
         self.store, self.cycle, self.queue = store, cycle, queue
         self._iou, self._wanted = answered_iou, wanted
         self._done: set[int] = set()
-        self._waiting: dict[int, list[int]] = {}  # of each image: places that were looked at, ascending
+        self._waiting: dict[int, list[int]] = {}  # for each image, places that were read, ascending
         self._firsts: list[tuple[int, int]] = []  # a heap of (first waiting place, image); may hold outdated entries
-        self._checked: set[int] = set()  # images none of whose waiting places is settled, as far as this call knows
-        self._next = 0  # the first place that was not looked at
+        self._checked: set[int] = set()  # images whose waiting places this call has checked: none is settled
+        self._next = 0  # the first place that was not read
         for query in store.queries(cycle):
             self.was_asked(query.why)
 
     def was_asked(self, why: Mapping[str, float] | None) -> None:
-        """Somebody else, another process say, has asked a question of the ranking."""
+        """Note that another process has asked a question of the ranking."""
         if why and "rank" in why:
             self._done.add(int(why["rank"]))
 
     def ask(self, most: int, anyhow: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
-        """Ask up to ``most`` questions, and return them; none when nothing is left, or all must wait.
+        """Ask up to ``most`` questions, and return them; none if nothing is left or every box must wait.
 
-        ``anyhow`` takes also what stands behind a box that waits: for one more person, who would have nothing to do.
-        ``busy`` are the images with an open question, where the caller knows them; otherwise the store is asked.
+        ``anyhow`` also asks about boxes ranked below one that waits, for a further person who would have no question.
+        ``busy`` are the images with an open question, if the caller knows them; by default they are read from the
+        store.
         """
         batch: list[Query] = []
         busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}
@@ -60,7 +61,7 @@ class Asker:
             place, image_id = first
             if image_id not in self._checked:
                 self._pass_over_settled(at_once)
-                at_once = min(2 * at_once, BATCH)  # a long settled stretch takes few queries
+                at_once = min(2 * at_once, BATCH)  # many settled places in a row take few database queries
             elif image_id in busy:
                 break
             else:
@@ -73,11 +74,11 @@ class Asker:
         return self.store.ask(self.cycle, batch)
 
     def _first(self, without: Collection[int], aside: list[tuple[int, int]]) -> tuple[int, int] | None:
-        """The first place that was neither asked nor settled, and its image; None when the ranking ends.
+        """The first place that is neither asked nor settled, and its image; None at the end of the ranking.
 
         Entries of the images in ``without`` move to ``aside``.
         """
-        while self._firsts or self._look_further():
+        while self._firsts or self._read_further():
             if not self._firsts:
                 continue
             place, image_id = self._firsts[0]
@@ -92,8 +93,8 @@ class Asker:
                 return place, image_id
         return None
 
-    def _look_further(self) -> bool:
-        """Look at the next places; False where the ranking ends."""
+    def _read_further(self) -> bool:
+        """Read the next places; False at the end of the ranking."""
         start = self._next
         while self._next < start + BATCH and (item := self.queue(self._next)):
             if self._next not in self._done:
@@ -106,7 +107,7 @@ class Asker:
         return self._next > start
 
     def _pass_over_settled(self, most: int) -> None:
-        """Drop the settled places of images that this call has not checked, of those among the first ``most``."""
+        """Drop the settled places of the first ``most`` images, except those that this call has checked."""
         first = {image for _, image in nsmallest(most, self._firsts) if image in self._waiting}
         unchecked = first - self._checked
         for image_id, said in self.store.labels_of_images(unchecked).items():

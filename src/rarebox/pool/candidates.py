@@ -1,9 +1,8 @@
-"""Detections on an image and on its views -> candidates: scored boxes of the pool; and p(l), and their files."""
+"""Candidates from detections on an image and its views: matching, Eq. 2 to Eq. 4, p(l) of Eq. 1, and their files."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,12 +23,12 @@ def score_image(
     matched: tuple[Ints, Floats] | None = None,
     lowest: float | None = None,
 ) -> tuple[Candidates, ImageScores]:
-    """The candidates of one image, best score first, and what CALD says of the image as a whole (one row).
+    """The candidates of one image (Eq. 2 to Eq. 4), best score first, and one row of CALD's scores for the image.
 
-    ``found``: detections on the image, in its pixels, then on each of its M views, in the view's pixels. ``frames`` (M)
-    map the image's pixels into those of each view; a view does not count for the boxes that it hides. ``matched`` is
-    what :func:`find_partners` would return, where that is known. Detections from the score ``lowest`` on are kept, by
-    default from ``settings.candidate_threshold`` on.
+    ``found`` are the detections on the image, in its pixels, then on each of its M views, in the view's pixels.
+    ``frames`` (M) map the image's pixels to those of each view; a view does not count for the boxes that it hides.
+    ``matched`` is the result of :func:`find_partners` if it is known. Detections with a score of at least ``lowest``
+    are kept (default: ``settings.candidate_threshold``).
     """
     detections, views = found[0], found[1:]
     partner, iou = matched or find_partners(detections, views, frames)
@@ -69,17 +68,17 @@ def score_image(
 
 
 def _choose(found: Detections, settings: ScoringSettings, lowest: float) -> Ints:
-    """Rows that become candidates: scored high enough, one per object, the best of the image (decisions 7, 8)."""
+    """Rows that become candidates: above the threshold, after NMS, the best of the image (decisions rows 7, 8)."""
     rows = (found.scores >= lowest).nonzero()[0]
     rows = rows[suppress(found.boxes[rows], found.scores[rows], settings.candidate_nms)]
     return rows[np.argsort(-found.scores[rows], kind="stable")][: settings.per_image]
 
 
 def find_partners(boxes: Detections, views: Sequence[Detections], frames: Sequence[Frame]) -> tuple[Ints, Floats]:
-    """b_m of Eq. 2: on each view the detection of largest IoU with b, whatever its class (decisions row 2).
+    """b_m of Eq. 2: on each view the detection of any class with the largest IoU with b (decisions row 2).
 
-    b is mapped into the view, where both are cut at the border. N boxes, M views -> the row of b_m, or -1 where nothing
-    overlaps, and IoU(b, b_m), 0 there: (M, N) each.
+    b is mapped into the view, and both boxes are clipped at its border. N boxes, M views -> the row of b_m, or -1
+    where nothing overlaps, and IoU(b, b_m), 0 there: (M, N) each.
     """
     partner, iou = np.full((len(views), len(boxes)), -1), np.zeros((len(views), len(boxes)))
     for m, (view, frame) in enumerate(zip(views, frames, strict=True)):
@@ -90,7 +89,7 @@ def find_partners(boxes: Detections, views: Sequence[Detections], frames: Sequen
 def compare_views(
     boxes: Detections, views: Sequence[Detections], partner: Ints, js_base: float
 ) -> tuple[Floats, Floats]:
-    """Score of b_m, and JS(b, b_m): (M, N) each; 0 and 1 (the logarithm's bound in other bases) where there is none."""
+    """s_bm and JS(b, b_m) of Eq. 2: (M, N) each. Without a match 0 and log_base(2), the upper bound of JS."""
     view_score, js = np.zeros(partner.shape), np.full(partner.shape, np.log(2) / np.log(js_base))
     for m, view in enumerate(views):
         met = partner[m] >= 0
@@ -102,14 +101,14 @@ def compare_views(
 def class_disagreement(
     boxes: Detections, views: Sequence[Detections], partner: Ints, seen: Bools, num_classes: int
 ) -> Floats:
-    """ComPAS: the loss of each b_m's class vector against b's label, -ln p, mean over the views that saw it.
+    """ComPAS: the loss -ln p of each b_m's class vector at b's label, averaged over the views with a match.
 
-    ``partner`` and ``seen`` are (M, N) -> (N,) from 0 up, NaN where no view saw the box.
+    ``partner`` and ``seen`` are (M, N) -> (N,) from 0 up, NaN for a box without a match in any view.
     """
     loss = np.full(partner.shape, np.nan)
     for m, view in enumerate(views):
         at = seen[m].nonzero()[0]
-        column = boxes.labels[at] + view.class_probs.shape[1] - num_classes  # background, where there is, comes first
+        column = boxes.labels[at] + view.class_probs.shape[1] - num_classes  # a background column comes first
         loss[m, at] = -np.log(np.maximum(view.class_probs[partner[m, at], column], 1e-12))
     return _mean_where(seen, loss)
 
@@ -117,8 +116,11 @@ def class_disagreement(
 def box_disagreement(
     boxes: Detections, views: Sequence[Detections], frames: Sequence[Frame], partner: Ints, seen: Bools
 ) -> Floats:
-    """ComPAS: how far b and its b_m lie apart: the standard deviation of each coordinate over b's width or height,
-    mean over the four: (N,) from 0 up, NaN where no view saw the box. Each b_m is taken back to the image."""
+    """ComPAS: the spread of b and its b_m, mapped back to the image: (N,) from 0 up.
+
+    It is the standard deviation of each coordinate over b's width or height, averaged over the four coordinates; NaN
+    for a box without a match in any view.
+    """
     places = np.full((len(views) + 1, len(boxes), 4), np.nan)
     places[0] = boxes.boxes
     for m, view in enumerate(views):
@@ -131,7 +133,7 @@ def box_disagreement(
 
 
 def _mean_where(counts: Bools, value: Floats) -> Floats:
-    """Mean over the first axis of what counts; NaN where nothing does."""
+    """Mean over the first axis of the values that count; NaN where none does."""
     number = counts.sum(axis=0)
     return np.divide(
         np.where(counts, value, 0).sum(axis=0), number, out=np.full(value.shape[1:], np.nan), where=number > 0
@@ -139,15 +141,15 @@ def _mean_where(counts: Bools, value: Floats) -> Floats:
 
 
 MOST_REFERENCES, REFERENCES = 40, 50
-"""CALD: of more than 40 detections, 50 evenly spaced ranks are looked at."""
+"""CALD: of more than 40 detections, 50 evenly spaced ranks are compared."""
 
 
 def _least_consistency(
     boxes: Detections, views: Sequence[Detections], view_score: Floats, js: Floats, iou: Floats, beta: float
 ) -> float:
-    """CALD's image score: the least |IoU + (s + s_m) / 2 (1 - JS) - beta| of any detection, mean over the views.
+    """CALD's image score: the least |IoU + (s + s_m) / 2 (1 - JS) - beta| of any detection, averaged over the views.
 
-    0, the most informative, for an image without detections and for a view without any.
+    An image without detections, and a view without any, gets 0, the most informative value.
     """
     if not len(boxes):
         return 0.0
@@ -162,7 +164,7 @@ def _least_consistency(
 
 
 def _best_scores(found: Sequence[Detections], num_classes: int) -> Floats:
-    """The best score of each class, mean over the image and its views: (K,)."""
+    """The best score of each class, averaged over the image and its views: (K,)."""
     best = np.zeros((len(found), num_classes))
     for row, detections in zip(best, found, strict=True):
         np.maximum.at(row, detections.labels, detections.scores)
@@ -172,15 +174,16 @@ def _best_scores(found: Sequence[Detections], num_classes: int) -> Floats:
 def class_frequency(
     pieces: Iterable[tuple[Ints, Floats]], human_counts: Ints, threshold: float, reading: str = "hard"
 ) -> Floats:
-    """p(l) of Eq. 1 for each class, from the candidates that are not yet answered: (K,) (decisions row 10).
+    """p(l) of Eq. 1 for each class, from the candidates that are not answered yet: (K,) (decisions row 10).
 
-    ``pieces``: labels (T,) and scores (T,) of those candidates, a piece of the pool at a time. ``hard``: shares among
-    those with score >= ``threshold``; ``soft``: shares of the summed scores; ``with_labels``: hard, human boxes counted
-    too; ``max_normalised``: hard, divided by the largest. All 0 when there are none.
+    ``pieces`` are labels (T,) and scores (T,) of those candidates, a piece of the pool at a time. ``reading`` is
+    ``hard``: fractions of the candidates with score >= ``threshold``; ``soft``: fractions of the summed scores;
+    ``with_labels``: hard, counting human boxes too; or ``max_normalised``: hard, divided by the largest. All 0 without
+    candidates.
     """
     counts = np.zeros(len(human_counts))
     for labels, scores in pieces:
-        # One after the other in the order of the rows, so that no cut between two pieces changes a sum.
+        # Add in the order of the rows, so that the division into pieces does not change a sum.
         np.add.at(counts, labels, scores if reading == "soft" else scores >= threshold)
     if reading == "with_labels":
         counts = counts + human_counts
@@ -189,11 +192,11 @@ def class_frequency(
 
 
 NARROW = ("class_probs", "features")
-"""Columns kept as float16."""
+"""Columns stored as float16."""
 
 
 def write(file: Path, rows: Candidates | ImageScores) -> None:
-    """Write a table as Parquet, without the columns it lacks; wide ones as float16. Whole or not at all."""
+    """Write a table to a Parquet file atomically, wide columns as float16, missing columns omitted."""
     columns = {f.name: getattr(rows, f.name) for f in fields(rows)}
     parquet.write(
         file,
@@ -202,27 +205,27 @@ def write(file: Path, rows: Candidates | ImageScores) -> None:
 
 
 PIECE, WIDE_PIECE = 2**18, 2**15
-"""Rows of a shard in memory at once; fewer where wide columns are read."""
+"""The most rows of a shard in memory at once, without and with wide columns."""
 
 PLAIN = ("image_id", "box_index", "boxes", "labels", "scores", "uncertainty", "box_consistency")
-"""What every candidate has; the other columns are read where somebody needs them."""
+"""The columns that every candidate has. The others are read on request."""
 
 REST = tuple(f.name for f in fields(Candidates) if f.name not in PLAIN)
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """All candidates of a pool, which may be more than the memory holds: they come in pieces, as often as wanted.
+    """All candidates of a pool, read in pieces because they may not fit in memory. They can be read repeatedly.
 
-    ``parts`` are files that :func:`write` wrote, or tables in memory, in their order; ``counts_as`` (K,), if given, is
-    what each label counts as.
+    ``parts`` are files that :func:`write` wrote, or tables in memory, in order. ``counts_as`` (K,), if given, maps the
+    labels of merged classes.
     """
 
     parts: Sequence[Path | Candidates]
     counts_as: Ints | None = None
 
-    def columns(self, names: Collection[str]) -> Iterator[dict[str, Any]]:
-        """Columns by name, those that are there, piece by piece; nothing else is read."""
+    def columns(self, names: Collection[str]) -> Iterator[dict[str, parquet.Column]]:
+        """The named columns that exist, piece by piece. Other columns are not read."""
         rows = WIDE_PIECE if {*NARROW} & {*names} else PIECE
         for part in self.parts:
             if isinstance(part, Path):
@@ -235,21 +238,17 @@ class Shards:
                 yield piece
 
     def pieces(self, rest: Collection[str] = ()) -> Iterator[Candidates]:
-        """Candidates with the columns that all have, and those of the ``rest`` that are wanted."""
+        """Candidates with the columns that all have, and those named in ``rest``."""
         for piece in self.columns({*PLAIN, *rest}):
-            yield Candidates(**{"class_probs": np.zeros((len(piece["labels"]), 0)), **piece})
+            piece.setdefault("class_probs", np.zeros((len(piece["labels"]), 0)))
+            yield Candidates(**piece)
 
     def of_images(self, ids: Collection[int]) -> dict[int, Candidates]:
-        """Candidates of some images, by image id; of the others nothing stays in memory."""
+        """The candidates of some images, by image id. The others are not kept in memory."""
         wanted = np.fromiter(ids, np.int64, len(ids))
         found = [piece[mask] for piece in self.pieces() if (mask := np.isin(piece.image_id, wanted)).any()]
         together = concatenate(found) if found else Candidates.none(0)
         return {image_id: together[rows] for image_id, rows in rows_by_image(together).items()}
-
-
-def read_all(folder: Path) -> Candidates:
-    """The candidates of all shards of a folder, in the order of their names."""
-    return concatenate([Candidates(**parquet.read(file)) for file in sorted(folder.glob("shard_*.parquet"))])
 
 
 def read_images(folder: Path) -> ImageScores:

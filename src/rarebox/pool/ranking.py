@@ -1,5 +1,7 @@
-"""What lies between candidates and a strategy, for the loop and for detections from outside alike: which boxes are
-still open, what a strategy may know of the labels so far, and the ranking of a pool that comes in pieces."""
+"""The steps between candidates and a strategy, for the loop and for external detections alike.
+
+They find the open candidates, collect what a strategy may know about the labels, and rank a pool read in pieces.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -14,7 +16,7 @@ from rarebox.strategies.pieces import head_of, image_by_image
 from rarebox.types import Bools, Candidates, Floats, ImageLabels, ImageScores, Ints, LabelState, concatenate
 
 AHEAD, LEAST = 4, 4096
-"""A ranking's head holds so many times what the budget may buy, and at least so many boxes: asking passes over some."""
+"""A ranking fetches this many times the budget, and at least this many boxes, because asking skips some."""
 
 
 def still_open(boxes: Floats, said: ImageLabels, iou: float) -> Bools:
@@ -23,7 +25,7 @@ def still_open(boxes: Floats, said: ImageLabels, iou: float) -> Bools:
 
 
 class Answered:
-    """What the answers so far have settled, as columns, to hold many candidates of many images against it at once."""
+    """The labels so far as columns, for comparison with many candidates of many images at once."""
 
     def __init__(self, labels: Mapping[int, ImageLabels]) -> None:
         self._images = np.array(sorted(labels), dtype=np.int64)
@@ -36,8 +38,11 @@ class Answered:
         self._image = np.repeat(np.arange(len(said)), counts.sum(axis=1))
 
     def overlap(self, image_id: Ints, boxes: Floats) -> tuple[Floats, Bools]:
-        """(T,), (T, 4) -> the largest IoU with the image's human, rejected and skipped boxes, (3, T), which is 0 where
-        there are none and -1 where nobody has looked into the image; and whether the image is complete, (T,)."""
+        """(T,), (T, 4) -> the largest IoU with the image's human, rejected and skipped boxes, (3, T), and whether the
+        image is complete, (T,).
+
+        The IoU is 0 if there are no such boxes, and -1 if the image has no answers.
+        """
         found = np.full((3, len(boxes)), -1, dtype=np.float32)
         complete = np.zeros(len(boxes), dtype=bool)
         if not len(self._images):
@@ -51,7 +56,7 @@ class Answered:
         return found, complete
 
     def leaves_open(self, candidates: Candidates, iou: float) -> Bools:
-        """Candidates that no answer has settled, as :func:`still_open` says of one image: (T,)."""
+        """Candidates that no answer has settled, as :func:`still_open` for one image: (T,)."""
         (human, rejected, skipped), complete = self.overlap(candidates.image_id, candidates.boxes)
         return (human < iou) & (rejected < iou) & (skipped < iou) & ~complete
 
@@ -59,21 +64,23 @@ class Answered:
 def open_pieces(
     pool: Shards, answered: Answered, settings: Settings, rest: Collection[str] = ()
 ) -> Iterator[Candidates]:
-    """The candidates that may be asked about, piece by piece, with those columns of the ``rest``.
+    """The candidates that may be asked about, piece by piece, with the optional columns named in ``rest``.
 
-    No answer has settled them, and their score is high enough (decisions rows 7 and 9).
+    No answer has settled them, and their score reaches the threshold (decisions rows 7 and 9).
     """
     for piece in pool.pieces(rest):
-        worth = piece[piece.scores >= settings.scoring.candidate_threshold]
-        yield worth[answered.leaves_open(worth, settings.selection.answered_iou)]
+        likely = piece[piece.scores >= settings.scoring.candidate_threshold]
+        yield likely[answered.leaves_open(likely, settings.selection.answered_iou)]
 
 
 def label_state(
     settings: Settings, budget: int, labels: Mapping[int, ImageLabels], pool: Shards, images: ImageScores
 ) -> tuple[LabelState, Ints]:
-    """What a strategy may know: p(l) among the pseudo labels that the pool would have now, the human boxes, and the
-    images that nobody has labelled. ``budget`` is what may be spent now; features are for the caller to add. And how
-    many candidates of each class are open, (K,). One pass over the pool."""
+    """The state that a strategy may know, and the number of open candidates of each class, (K,).
+
+    p(l) of Eq. 1 is taken over the pseudo labels that the pool would have now. ``budget`` may be spent in this cycle.
+    The caller adds features. The function reads the pool once.
+    """
     classes = images.class_scores.shape[1]
     counts = np.bincount(joined([found.labels for found in labels.values()]), minlength=classes)
     open_ones = np.zeros(classes, dtype=np.int64)
@@ -91,12 +98,15 @@ def label_state(
 
 
 def loose(settings: Settings, labels: Mapping[int, ImageLabels], pool: Shards) -> Iterator[tuple[Ints, Floats, Ints]]:
-    """What no answer has settled, neither as a question nor as a pseudo label, piece by piece: labels (T,) and scores
-    (T,), of which p(l) is read; and the labels of the candidates that may be asked about, (O,)."""
+    """The candidates that may become pseudo labels and that no answer has settled, piece by piece.
+
+    Yields their labels (T,) and scores (T,), for p(l) of Eq. 1, and the labels (O,) of the candidates that may be asked
+    about.
+    """
     answered, iou = Answered(labels), settings.selection.answered_iou
     for piece in pool.columns(("image_id", "boxes", "labels", "scores")):
-        worth = piece["scores"] >= settings.scoring.candidate_threshold
-        piece = {name: column[worth] for name, column in piece.items()}
+        likely = piece["scores"] >= settings.scoring.candidate_threshold
+        piece = {name: column[likely] for name, column in piece.items()}
         (human, rejected, skipped), complete = answered.overlap(piece["image_id"], piece["boxes"])
         unasked = (human < iou) & (rejected < iou) & (skipped < iou)
         free = unasked & (human <= settings.pseudo.human_iou) & (rejected < settings.pseudo.rejected_iou)
@@ -104,7 +114,7 @@ def loose(settings: Settings, labels: Mapping[int, ImageLabels], pool: Shards) -
 
 
 def sure_per_class(settings: Settings, labels: Mapping[int, ImageLabels], pool: Shards, classes: int) -> Ints:
-    """How many detections of each class p(l) counts (the paper's Fig. 1 b): (K,). One pass over the pool."""
+    """The number of detections of each class that p(l) of Eq. 1 counts (Fig. 1 b): (K,). Reads the pool once."""
     counts = np.zeros(classes, dtype=np.int64)
     for found, scores, _ in loose(settings, labels, pool):
         counts += np.bincount(found[scores >= settings.pseudo.class_high], minlength=classes)
@@ -112,7 +122,7 @@ def sure_per_class(settings: Settings, labels: Mapping[int, ImageLabels], pool: 
 
 
 def most_uncertain(pool: Shards, answered: Answered, settings: Settings, most: int) -> Ints:
-    """Labels of the open candidates with the largest u(b), the earlier row first of equal ones: (at most ``most``,)."""
+    """Labels of the ``most`` open candidates with the largest u(b) (ties: the earlier row): (at most ``most``,)."""
     labels, uncertainty = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     for piece in open_pieces(pool, answered, settings):
         bound = uncertainty[-1] if 0 < most == len(labels) else -np.inf
@@ -125,11 +135,11 @@ def most_uncertain(pool: Shards, answered: Answered, settings: Settings, most: i
 
 
 class LazyRanking:
-    """The order in which boxes are asked about, as far as it is looked at: call it with a place.
+    """A ranking of the pool that is computed as far as it is read: call it with a place.
 
-    ``fetch(most)`` goes through the pool and gives candidates, their ranking, and how many of its places are those of
-    the whole pool's ranking (``most``, or no end to them where no candidate is missing). When they are used up, twice
-    as many are fetched.
+    ``fetch(most)`` reads the pool and returns candidates, their ranking, and how many of its places are those of the
+    whole pool's ranking (``most``, or infinity if no candidate is missing). When these are used up, twice as many are
+    fetched.
     """
 
     def __init__(self, fetch: Callable[[int], tuple[Candidates, Ranking, float]], most: int) -> None:
@@ -139,12 +149,14 @@ class LazyRanking:
 
     @classmethod
     def of(cls, candidates: Candidates, ranking: Ranking) -> "LazyRanking":
-        """A ranking of candidates that are all there is."""
+        """Wrap the ranking of a complete table of candidates."""
         return cls(lambda most: (candidates, ranking, np.inf), 1)
 
     def __call__(self, place: int) -> tuple[int, float] | None:
-        """What stands at a place, counted from 0: its row of ``candidates`` as they are now (or an image id) and its
-        utility; None behind the end."""
+        """The entry at a place, counted from 0: a row of the current ``candidates`` (or an image id) and its utility.
+
+        None after the end.
+        """
         if place >= self._places:
             most = max(self._most, 2 * int(self._places), place + 1)
             self.candidates, ranking, self._places = self._fetch(most)
@@ -159,7 +171,7 @@ def head(
     state: LabelState,
     rng: Callable[[], np.random.Generator],
 ) -> LazyRanking:
-    """What to ask, best first, by the strategy of the settings; ``rng`` gives the same randomness at each call."""
+    """The ranking by the strategy of the settings, best first. ``rng`` returns an equal generator at each call."""
     name = settings.selection.strategy
     strategy, answered = strategies.choose(settings.selection), Answered(labels)
 
@@ -183,5 +195,5 @@ def head(
 
 
 def joined(labels: Sequence[Ints]) -> Ints:
-    """Labels of several images, one after the other."""
+    """Concatenate the labels of several images."""
     return np.concatenate([np.zeros(0, dtype=np.int64), *labels])

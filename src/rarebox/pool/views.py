@@ -1,4 +1,4 @@
-"""The augmentations M of Eq. 2 and 4: how each changes the network's input; where its boxes lie says ``frames``."""
+"""The augmentations M of Eq. 2 and Eq. 4: the pixels of each view. Their geometry is in :mod:`rarebox.pool.affine`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,25 +16,25 @@ from rarebox.pool.affine import Frame
 
 CUTOUT_PATCHES, CUTOUT_SIDES = 2, (0.05, 0.2)
 GREY = 117.0
-"""What patches and the corners of a rotated image are filled with: about the mean of natural images, in [0, 255]."""
+"""The fill of patches and of the corners of a rotated image: about the mean of natural images, in [0, 255]."""
 
 
 @dataclass(frozen=True, eq=False)
 class View(Frame):
-    """One augmented copy of one image: its frame, relative to the network's input, and how its picture is made.
+    """One augmented copy of an image: its frame, relative to the network's input, and its pixels.
 
-    ``pixels`` makes the view's picture from the input, (3, h, w) -> (3, h', w') with values in [0, 255].
+    ``pixels`` computes the view's picture from the input, (3, h, w) -> (3, h', w') with values in [0, 255].
     """
 
     pixels: Callable[[Tensor], Tensor] = field(kw_only=True)
 
     def apply(self, image: Tensor) -> Tensor:
-        """The input (3, h, w) -> the view's picture, on the same device."""
+        """Compute the view's picture from the input (3, h, w), on the same device."""
         return self.pixels(image)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. To a GPU it goes by pinned memory: only then does the host not wait for the copy."""
+    """Copy a tensor to the device. Pinned memory is used for a GPU, so that the host does not wait for the copy."""
     if device.type != "cuda":
         return tensor.to(device)
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
@@ -42,7 +42,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def make_views(names: Sequence[str], height: int, width: int, rng: np.random.Generator) -> tuple[View, ...]:
-    """The named views of an input of that size; what they draw at random comes from ``rng``, in order.
+    """The named views of an input of ``height`` x ``width`` pixels. They draw from ``rng`` in order.
 
     Raises UserError for a name that is not in ``VIEWS``.
     """
@@ -87,7 +87,7 @@ def _rotate(degrees: float, name: str, height: int, width: int, rng: np.random.G
 
 
 def _warp(image: Tensor, matrix: NDArray[np.float64]) -> Tensor:
-    """Resample the image through the inverse of an affine map, size kept."""
+    """Resample the image through the inverse of an affine map, at the same size."""
     height, width = image.shape[1:]
     unit = np.array([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])  # pixels -> [-1, 1]
     back = unit @ np.linalg.inv(np.vstack([matrix, [0, 0, 1]])) @ np.linalg.inv(unit)
@@ -97,7 +97,7 @@ def _warp(image: Tensor, matrix: NDArray[np.float64]) -> Tensor:
 
 
 def _colour(name: str, height: int, width: int, rng: np.random.Generator) -> View:
-    """Brightness, contrast and saturation each times a number in [0.7, 1.3]."""
+    """Multiply brightness, contrast and saturation each by a number in [0.7, 1.3]."""
     brightness, contrast, saturation = rng.uniform(0.7, 1.3, 3)
 
     def pixels(image: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _colour(name: str, height: int, width: int, rng: np.random.Generator) -> Vie
 
 
 def _noise(name: str, height: int, width: int, rng: np.random.Generator) -> View:
-    """Gaussian noise with a standard deviation of 16."""
+    """Add Gaussian noise with a standard deviation of 16."""
     seed = int(rng.integers(2**31))
 
     def pixels(image: Tensor) -> Tensor:
@@ -129,4 +129,4 @@ VIEWS: dict[str, Callable[[str, int, int, np.random.Generator], View]] = {
     "colour": _colour,
     "noise": _noise,
 }
-"""Every view by its name; the first four are CALD's and the default."""
+"""The views by name. The first four are CALD's and the default."""

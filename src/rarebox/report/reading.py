@@ -113,8 +113,8 @@ def _read(folder: RunFolder) -> ReportedRun:
         folder,
         settings,
         records,
-        environment=read_json(folder.environment) if folder.environment.exists() else {},
-        problems=read_json(problems) if problems.exists() else [],
+        environment=read_json(folder.environment, dict) if folder.environment.exists() else {},
+        problems=read_json(problems, list) if problems.exists() else [],
         name=real(folder.root).name,
     )
 

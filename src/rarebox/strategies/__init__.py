@@ -1,6 +1,6 @@
-"""How the next question is chosen. A strategy sees candidates and label counts, never the truth, and only ranks.
+"""Strategies choose the next question. A strategy sees candidates and label counts, never the truth, and only ranks.
 
-To add one: write a function like those in ``box.py`` or ``image.py`` and give it a name here.
+To add one, write a function like those in ``box.py`` or ``image.py`` and name it here.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from rarebox.strategies.pieces import Streamed, first
 from rarebox.types import Candidates, LabelState
 
 Strategy = Callable[[Candidates, LabelState, np.random.Generator], Ranking]
-"""Candidates (T), labels so far, randomness -> what to ask, best first: rows of the candidates with their utility,
-or, of an image-level strategy, ids of images."""
+"""Candidates (T), labels so far, generator -> ranking, best first: rows of the candidates with their utility, or, for
+an image-level strategy, image ids."""
 
 BOX: dict[str, Strategy] = {
     "random": box.random,
@@ -39,7 +39,7 @@ IMAGE: dict[str, Strategy] = {
 }
 
 SHOWN_AS = {"compas": "compas-like"}
-"""What figures and tables call a strategy that is not quite the one of that name (docs/strategies.md says why)."""
+"""Names in figures and tables for strategies that differ from the published ones (docs/strategies.md)."""
 
 STREAMED: dict[str, Streamed] = {
     "random": Streamed(first, frozenset()),
@@ -50,30 +50,30 @@ STREAMED: dict[str, Streamed] = {
     "quota": Streamed(box.quota_keeps, frozenset()),
     "compas": Streamed(first, frozenset({"class_disagreement", "box_disagreement"}), box.compas_extremes),
 }
-"""How a pool that comes in pieces is ranked box by box (:mod:`rarebox.strategies.pieces`). A strategy that is not named
-here is given the whole pool, which then is in memory."""
+"""How box-level strategies rank a pool in pieces (:mod:`rarebox.strategies.pieces`). A strategy that is not listed here
+gets the whole pool in memory."""
 
 IMAGE_BY_IMAGE = {"image_entropy": frozenset({"class_probs"})}
-"""Image-level strategies whose utility of an image depends on nothing but its own candidates, and the columns of those
-that they read: they are given a piece of the pool at a time. The others are given the whole."""
+"""Image-level strategies whose utility of an image depends only on its own candidates, and the columns that they read.
+They get a piece of the pool at a time; the others get the whole pool."""
 
 NEEDS = {
     "coreset": {"features", "box_features"},
     "image_coreset": {"image_features"},
     "enms_divproto": {"features"},
 }
-"""What must be computed for a strategy besides the rest: ``features`` of the candidates, ``box_features`` of the
-labelled boxes, ``image_features`` of labelled and open images."""
+"""Additional inputs of strategies: ``features`` of the candidates, ``box_features`` of the labelled boxes,
+``image_features`` of labelled and open images."""
 
 BLIND = frozenset({"image_random", "image_coreset"})
-"""Strategies that look at no candidate and no score: the pool is not scored for their sake."""
+"""Strategies that use neither candidates nor scores, so the pool need not be scored."""
 
 BY_SCORES = frozenset({"image_cald"})
-"""Image-level strategies that look at the images' scores and at no candidate."""
+"""Image-level strategies that use the images' scores and no candidates."""
 
 
 def choose(settings: SelectionSettings) -> Strategy:
-    """The strategy that the settings name, or a UserError with the nearest one."""
+    """The strategy of the settings. Raises UserError, with the nearest name, if it is unknown."""
     known = {**BOX, **IMAGE}
     if settings.strategy not in known:
         raise unknown_name("strategy", settings.strategy, known)
@@ -94,14 +94,14 @@ def streamed(settings: SelectionSettings) -> Streamed:
 
 
 class Queue:
-    """A ranking that is made as far as it is looked at."""
+    """A ranking that is computed as far as it is read."""
 
     def __init__(self, ranking: Ranking) -> None:
         self._rest: Iterator[tuple[int, float]] = iter(ranking)
         self._seen: list[tuple[int, float]] = []
 
     def __call__(self, place: int) -> tuple[int, float] | None:
-        """What stands at a place, counted from 0, with its utility; None behind the end."""
+        """The entry at a place, counted from 0, with its utility; None after the end."""
         while len(self._seen) <= place:
             following = next(self._rest, None)
             if following is None:

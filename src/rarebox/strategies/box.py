@@ -11,25 +11,25 @@ from rarebox.strategies.greedy import k_center
 from rarebox.types import Bools, Candidates, Floats, Ints, LabelState
 
 Ranking = Iterator[tuple[int, float]]
-"""(row of the candidates, or image id; its utility), first asked first, made as it is asked for."""
+"""Pairs of a row of the candidates (or an image id) and its utility, best first, computed lazily."""
 
 COMPAS_FLOOR = 0.5
-"""ComPAS asks about detections above this score only; here those below come after all above."""
+"""ComPAS asks only about detections above this score; here those below come last."""
 
 
 def in_place(candidates: Candidates) -> Ints:
-    """Rows in the order (image id, box index), whatever order they came in: (T,)."""
+    """Rows sorted by (image id, box index): (T,)."""
     return np.lexsort((candidates.box_index, candidates.image_id))
 
 
 SORTED_AT_ONCE = 4096
-"""Rows that are sorted first; of a longer ranking, ever four times as many."""
+"""The number of rows sorted first. Each further step sorts four times as many."""
 
 
 def by(candidates: Candidates, utility: Floats) -> Ranking:
-    """Rows by falling utility (T,), ties by (image id, box index) (decisions row 28).
+    """Rows by decreasing utility (T,), ties by (image id, box index) (decisions row 28).
 
-    Sorted as far as it is asked for: the first K of T rows cost O(T + K log K).
+    They are sorted as far as they are read: the first K of T rows cost O(T + K log K).
     """
     rest, size = np.arange(len(utility)), SORTED_AT_ONCE
     while len(rest):
@@ -43,8 +43,10 @@ def by(candidates: Candidates, utility: Floats) -> Ranking:
 
 
 def random(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """Uniform over the candidates; utility in [0, 1), drawn for each by its image id and box index, so that it does
-    not depend on which others there are."""
+    """Uniform over the candidates; utility in [0, 1).
+
+    The utility of a candidate is drawn from its image id and box index, so it does not depend on the other candidates.
+    """
     drawn = np.full(len(candidates), rng.integers(2**64, dtype=np.uint64))
     for part in (candidates.image_id, candidates.box_index):
         drawn = _mixed(drawn + part.astype(np.uint64))
@@ -60,10 +62,10 @@ def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def entropies(candidates: Candidates, num_classes: int) -> Floats:
-    """Entropy of each candidate's class, in nats: (T,).
+    """Class entropy of each candidate, in nats: (T,).
 
-    Of the whole distribution where the class vector has a background (Faster R-CNN), else of the score against its
-    complement (RetinaNet, as in PPAL and EnmsDivproto); the latter is largest at a score of 0.5.
+    It is the entropy of the whole distribution if the class vector has a background (Faster R-CNN), else of the score
+    and its complement (RetinaNet, as in PPAL and EnmsDivproto), which is largest at a score of 0.5.
     """
     score = candidates.scores[:, None].astype(float)
     whole = candidates.class_probs.shape[1] > num_classes
@@ -72,15 +74,15 @@ def entropies(candidates: Candidates, num_classes: int) -> Floats:
 
 
 def entropy(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """The box whose class is least sure; utility in nats."""
+    """The boxes with the largest class entropy first; utility in nats."""
     return by(candidates, entropies(candidates, len(state.class_counts)))
 
 
 def coreset(candidates: Candidates, state: LabelState, rng: np.random.Generator, *, points: int = 100_000) -> Ranking:
-    """k-center greedy on box features, seeded with the labelled boxes'; utility: distance to the nearest of them.
+    """k-center greedy on box features, starting from the labelled boxes; utility: distance to the nearest centre.
 
-    Of more than ``points`` candidates the most uncertain ones are chosen among; the others follow by uncertainty, with
-    the utility u(b) - 2, which is below any distance.
+    Only the ``points`` most uncertain candidates take part. The others follow by uncertainty, with the utility
+    u(b) - 2, which is below any distance.
     """
     assert candidates.features is not None
     assert state.box_features is not None
@@ -95,20 +97,20 @@ def coreset(candidates: Candidates, state: LabelState, rng: np.random.Generator,
 
 
 def coreset_keeps(points: int, rank: object, candidates: Candidates, state: LabelState, places: int) -> Ints:
-    """The most uncertain candidates: as many as are chosen among, or as are wanted."""
+    """The most uncertain candidates: ``points`` of them, or ``places`` if that is more."""
     most = islice(by(candidates, candidates.uncertainty), max(points, places))
     return np.fromiter((row for row, _ in most), dtype=np.int64)
 
 
 def uncertainty(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """u(b) of Eq. 3, row U of Table 1: utility in [0, c_m]."""
+    """Ranking by u(b) of Eq. 3, row U of Table 1: utility in [0, c_m]."""
     return by(candidates, candidates.uncertainty)
 
 
 def class_balanced(
     candidates: Candidates, state: LabelState, rng: np.random.Generator, *, sigma: float = 1.0
 ) -> Ranking:
-    """a(b) of Eq. 1, row U+CB of Table 1: utility in [0, c_m]."""
+    """Ranking by a(b) of Eq. 1, row U+CB of Table 1: utility in [0, c_m]."""
     frequency = state.class_frequency[candidates.labels]
     return by(candidates, class_balanced_utility(candidates.uncertainty, frequency, sigma))
 
@@ -120,9 +122,10 @@ def inverse_frequency(candidates: Candidates, state: LabelState, rng: np.random.
 
 
 def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """MUS-CDB's balance in place of Eq. 1: by u(b), but of each class only its quota first, then the rest.
+    """MUS-CDB's balance in place of Eq. 1: ranking by u(b), first within the quota of each class, then the rest.
 
-    Class c may fill budget * softmax_c(1 - N_c / N) of the reviews, N_c its human boxes. The utility is u(b).
+    The quota of class c is budget * softmax_c(1 - N_c / N) reviews, where N_c is its number of human boxes. The utility
+    is u(b).
     """
     order, over = _in_quota(candidates, state)
     rows = np.concatenate([order[~over], order[over]])
@@ -130,29 +133,29 @@ def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -
 
 
 def quota_keeps(rank: object, candidates: Candidates, state: LabelState, places: int) -> Ints:
-    """The most uncertain of each class, and of all."""
+    """The most uncertain candidates of each class and overall."""
     order, over = _in_quota(candidates, state)
     return order[~over | (np.arange(len(order)) < places)]
 
 
 def _in_quota(candidates: Candidates, state: LabelState) -> tuple[Ints, Bools]:
-    """Rows by falling u(b), and which of them are over their class's quota."""
-    share = np.exp(1 - state.class_counts / max(state.class_counts.sum(), 1))
-    quotas = np.ceil(state.budget * share / share.sum())
+    """Rows by decreasing u(b), and which of them exceed the quota of their class."""
+    weight = np.exp(1 - state.class_counts / max(state.class_counts.sum(), 1))
+    quotas = np.ceil(state.budget * weight / weight.sum())
     order = np.lexsort((candidates.box_index, candidates.image_id, -candidates.uncertainty))
     labels = candidates.labels[order]
     by_class = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[by_class], labels[by_class])
-    place = np.empty(len(order), dtype=np.int64)  # how many of its class come before it
+    place = np.empty(len(order), dtype=np.int64)  # the rank within the class
     place[by_class] = np.arange(len(order)) - starts
     return order, place >= quotas[labels]
 
 
 def compas(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """ComPAS-like (BLAD): disagreement of a committee on the class times that on the place, each scaled to [0, 1].
+    """ComPAS-like (BLAD): a committee's disagreement on the class times that on the position, each scaled to [0, 1].
 
-    The committee are the views here, its ten strongly augmented students there. Boxes below a score of 0.5, which it
-    never asks about, and boxes that no view saw come last, by score.
+    The committee is the set of views here, and ten strongly augmented students in ComPAS. Boxes with a score below
+    0.5, about which ComPAS never asks, and boxes without a match in any view come last, by score.
     """
     asked, of_class, of_box = _committee(candidates)
     utility = candidates.scores.astype(float) - 2
@@ -161,7 +164,7 @@ def compas(candidates: Candidates, state: LabelState, rng: np.random.Generator) 
 
 
 def compas_extremes(candidates: Candidates) -> Ints:
-    """Rows of the least and largest disagreements, which say how all others are scaled."""
+    """Rows with the least and largest disagreements, which determine how all others are scaled."""
     asked, of_class, of_box = _committee(candidates)
     rows = np.flatnonzero(asked)
     ends = [at for values in (of_class[rows], of_box[rows]) if len(rows) for at in (values.argmin(), values.argmax())]
@@ -169,7 +172,7 @@ def compas_extremes(candidates: Candidates) -> Ints:
 
 
 def _committee(candidates: Candidates) -> tuple[Bools, Floats, Floats]:
-    """Which candidates ComPAS asks about, and how much the views disagree on class and place of each."""
+    """Which candidates ComPAS asks about, and how much the views disagree on the class and position of each."""
     assert candidates.class_disagreement is not None
     assert candidates.box_disagreement is not None
     asked = (candidates.scores >= COMPAS_FLOOR) & ~np.isnan(candidates.class_disagreement)
@@ -177,6 +180,6 @@ def _committee(candidates: Candidates) -> tuple[Bools, Floats, Floats]:
 
 
 def _scaled(values: Floats) -> Floats:
-    """Values stretched to [0, 1]; all 0 where they are all the same."""
+    """Values scaled to [0, 1]; all 0 if they are equal."""
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     return (values - low) / (high - low) if high > low else np.zeros(len(values))

@@ -1,4 +1,4 @@
-"""Rankings made one by one, as they are asked for: what comes next depends on what was taken."""
+"""Greedy rankings, computed pick by pick: each pick depends on the earlier ones."""
 
 from collections.abc import Iterator
 
@@ -7,15 +7,15 @@ import numpy as np
 from rarebox.types import Floats
 
 CHUNK = 256
-"""Centres whose distances are computed at once; bounds the memory to that many columns."""
+"""The number of centres whose distances are computed at once, which bounds the memory."""
 
 
 def k_center(points: Floats, centres: Floats, first: int) -> Iterator[tuple[int, float]]:
-    """k-center greedy (Sener and Savarese, "CoreSet"): always the point farthest from all centres so far.
+    """k-center greedy (Sener and Savarese, "CoreSet"): each pick is the point farthest from all centres so far.
 
-    ``points`` (N, D), ``centres`` (L, D) that are taken already; without any, ``first`` opens. Yields (row, Euclidean
-    distance to the nearest centre), every row once; what the caller then passes over counts as a centre all the same.
-    Only the running minimum is kept: O(N) memory, O(N D) a pick. A point that holds NaN is as far from all as can be.
+    ``points`` is (N, D). ``centres`` (L, D) are the initial centres; if there are none, row ``first`` is picked first.
+    Yields (row, Euclidean distance to the nearest centre), every row once. A row that the caller skips still counts as
+    a centre. Only the running minimum is stored: O(N) memory, O(N D) per pick. A point with NaN counts as farthest.
     """
     points = np.ascontiguousarray(points, dtype=np.float32)
     squares = np.einsum("nd,nd->n", points, points)

@@ -1,4 +1,4 @@
-"""Image-level strategies: which whole image to label next. Every object of it is then paid (decisions row 15)."""
+"""Image-level strategies: which whole image to label next. Each of its objects counts as a label (decisions row 15)."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -16,14 +16,14 @@ Pooling = Literal["mean", "max", "sum"]
 ENMS, INTRA, INTER = 0.5, 0.7, 0.3
 """EnmsDivproto's thresholds T_enms, T_intra, T_inter."""
 ALPHA, BETA = 0.5, 0.75
-"""EnmsDivproto: the rarest alpha of the classes get beta of the picks."""
+"""EnmsDivproto: the rarest fraction alpha of the classes gets a fraction beta of the picks."""
 
 CALD_MARGIN = 1.2
-"""CALD's class stage chooses within this many times the images wanted."""
+"""CALD's class stage reorders this many times the number of wanted images."""
 
 
 def by(image_id: Ints, utility: Floats) -> Ranking:
-    """Image ids by falling utility (I,), ties by image id."""
+    """Image ids by decreasing utility (I,), ties by image id."""
     order = np.lexsort((image_id, -utility))
     return zip(image_id[order].tolist(), utility[order].tolist(), strict=True)
 
@@ -38,7 +38,7 @@ def image_random(candidates: Candidates, state: LabelState, rng: np.random.Gener
 def image_entropy(
     candidates: Candidates, state: LabelState, rng: np.random.Generator, *, pooling: Pooling = "mean"
 ) -> Ranking:
-    """The images whose boxes' classes are least sure: the mean entropy of the boxes (or largest, or sum), in nats.
+    """The images with the largest class entropy of their boxes (mean, largest or sum), in nats.
 
     ``sum`` favours crowded images, ``mean`` nearly empty ones; an image without a candidate comes last.
     """
@@ -56,7 +56,7 @@ def image_entropy(
 
 
 def image_coreset(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """k-center greedy on the pyramid's maps, averaged over the image; utility: distance to the nearest labelled one."""
+    """k-center greedy on feature maps averaged over the image; utility: distance to the nearest labelled image."""
     assert state.image_features is not None
     assert state.labelled_image_features is not None
     order = np.argsort(state.images.image_id)
@@ -66,11 +66,11 @@ def image_coreset(candidates: Candidates, state: LabelState, rng: np.random.Gene
 
 
 def image_cald(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """CALD: the least consistent images, and among those first the ones whose classes are least like the labelled.
+    """CALD: the least consistent images, reordered so that classes unlike the labelled ones come first.
 
-    The class stage reorders the first 1.2 times as many images as the budget may buy, by the JS divergence between
-    the softmaxes of the image's class scores and of the labelled images' mean class counts; images without any
-    detection come first. How many images a budget of boxes buys is estimated from the labelled ones.
+    The class stage reorders the first 1.2 times as many images as the budget covers, by the JS divergence between the
+    softmaxes of the image's class scores and of the mean class counts of the labelled images. Images without
+    detections come first. The number of images that a budget covers is estimated from the labelled ones.
     """
     images, labelled = state.images, max(state.images_labelled, 1)
     order = np.lexsort((images.image_id, images.consistency))
@@ -85,29 +85,29 @@ def image_cald(candidates: Candidates, state: LabelState, rng: np.random.Generat
 
 
 def _softmax(values: Floats) -> Floats:
-    """Over the last axis: (..., K) -> (..., K)."""
+    """Softmax over the last axis: (..., K) -> (..., K)."""
     powers = np.exp(values - values.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def enms_divproto(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
-    """EnmsDivproto (Wu et al., CVPR 2022): entropy without repetition in an image, prototypes without repetition
-    between images, minority classes first. The utility is the image's entropy.
+    """EnmsDivproto (Wu et al., CVPR 2022): entropy, diversity within and between images, minority classes first.
 
-    First pass, by falling entropy: an image is taken if no prototype of it is too much like those of its class taken
-    before (its least cosine below T_intra), and if it surely shows (score above T_inter) a minority class whose quota
-    is still open. Then the rest, by entropy. How many images a budget buys is estimated from the labelled ones.
+    The first pass goes by decreasing entropy. It takes an image if its prototypes differ enough from those of the same
+    classes taken before (its least cosine is below T_intra), and if it shows with a score above T_inter a minority
+    class whose quota is open. The rest follows by entropy. The number of images that a budget covers is estimated from
+    the labelled ones. The utility is the entropy of the image.
     """
     classes = len(state.class_counts)
     score, prototypes, confidence = _describe(candidates, state)
     ids = state.images.image_id
-    order = np.lexsort((ids, -score))
+    order: list[int] = np.lexsort((ids, -score)).tolist()
     wanted = state.budget / max(state.class_counts.sum() / max(state.images_labelled, 1), 1.0)
     rare = np.lexsort((np.arange(classes), state.class_counts))[: max(round(ALPHA * classes), 1)]
     left = np.zeros(classes)
     left[rare] = np.ceil(BETA * wanted / len(rare))
     chosen: dict[int, list[Floats]] = {c: [] for c in range(classes)}
-    later = []
+    later: list[int] = []
     for row in order:
         shown = np.flatnonzero((confidence[row] > INTER) & (left > 0))
         if not len(shown) or _alike(prototypes[row], chosen) >= INTRA:
@@ -121,7 +121,7 @@ def enms_divproto(candidates: Candidates, state: LabelState, rng: np.random.Gene
 
 
 def _describe(candidates: Candidates, state: LabelState) -> tuple[Floats, list[dict[int, Floats]], Floats]:
-    """Of each image: its entropy after entropy-NMS (I,), a prototype of each class it shows, best scores (I, K)."""
+    """For each image: its entropy after entropy-NMS (I,), a prototype of each class it shows, best scores (I, K)."""
     assert candidates.features is not None
     classes, ids = len(state.class_counts), state.images.image_id
     uncertain = entropies(candidates, classes)
@@ -144,18 +144,18 @@ def _describe(candidates: Candidates, state: LabelState) -> tuple[Floats, list[d
 
 
 def entropy_nms(entropy: Floats, labels: Ints, unit_features: Floats) -> Ints:
-    """Rows that stay when, from the highest entropy down, boxes of the same class with a cosine above T_enms fall."""
+    """Rows kept when a box suppresses boxes of its class with lower entropy and a cosine above T_enms."""
     like = (unit_features @ unit_features.T > ENMS) & (labels[:, None] == labels[None])
     return np.flatnonzero(keep_best(like, entropy))
 
 
 def _alike(prototypes: dict[int, Floats], chosen: dict[int, list[Floats]]) -> float:
-    """M_g: the least, over an image's classes, of the largest cosine to a chosen image's prototype of that class."""
+    """M_g: the minimum, over an image's classes, of the largest cosine to a chosen prototype of that class."""
     return min((max((float(v @ mine) for v in chosen[c]), default=-1.0) for c, mine in prototypes.items()), default=1.0)
 
 
 def _groups(candidates: Candidates) -> Iterator[tuple[int, Ints]]:
-    """Image id and rows of its candidates, in the order (image id, box index)."""
+    """Each image id with the rows of its candidates, sorted by (image id, box index)."""
     order = np.lexsort((candidates.box_index, candidates.image_id))
     ids, starts = np.unique(candidates.image_id[order], return_index=True)
     return zip(ids.tolist(), np.split(order, starts[1:]), strict=True) if len(order) else iter(())

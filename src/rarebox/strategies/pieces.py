@@ -1,7 +1,8 @@
-"""A pool that comes in pieces, ranked in the order in which it would be as a whole.
+"""Ranking of a pool in pieces, in the same order as the whole pool.
 
-The first places of the whole's ranking are among the first of any part that they lie in. So what has come up to now
-shrinks to what may be among the first, the next piece joins it, and in the end the strategy ranks what is left.
+A box among the first places of the whole ranking is among the first places of any part that contains it. So the rows so
+far are reduced to those that may be among the first, the next piece is added, and at the end the strategy ranks the
+rest.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,28 +16,28 @@ from rarebox.strategies.box import Ranking
 from rarebox.types import Candidates, Floats, Ints, LabelState, concatenate
 
 Rank = Callable[[Candidates, LabelState], Ranking]
-"""A strategy with its randomness."""
+"""A strategy with its random generator."""
 
 Keep = Callable[[Rank, Candidates, LabelState, int], Ints]
-"""(strategy, candidates up to now, labels so far, places) -> rows that may be at one of those places in the end."""
+"""(strategy, candidates so far, labels so far, places) -> rows that may be among the first ``places`` at the end."""
 
 
 def first(rank: Rank, candidates: Candidates, state: LabelState, places: int) -> Ints:
-    """The first of the ranking: for strategies whose utility of a box depends on nothing but the box."""
+    """The first rows of the ranking, for strategies whose utility of a box depends only on the box."""
     return np.fromiter((row for row, _ in islice(rank(candidates, state), places)), dtype=np.int64)
 
 
 def everything(rank: Rank, candidates: Candidates, state: LabelState, places: int) -> Ints:
-    """All rows: for strategies of which nothing is known."""
+    """All rows, for strategies about which nothing is known."""
     return np.arange(len(candidates))
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """How a box-level strategy ranks a pool in pieces: what it keeps, and which columns it ``reads`` besides those
-    that every candidate has (None: all).
+    """How a box-level strategy ranks a pool in pieces.
 
-    ``beside`` names rows of the pool that the strategy must see beside any part of it, to rank that as in the whole.
+    ``keep`` selects the rows to keep. ``reads`` names the optional columns that the strategy reads (None: all).
+    ``beside`` selects rows that the strategy must see beside any part of the pool, to rank it as within the whole.
     """
 
     keep: Keep = everything
@@ -45,8 +46,10 @@ class Streamed:
 
 
 def shrink(pieces: Iterable[Candidates], keep: Callable[[Candidates], Ints]) -> tuple[Candidates | None, bool]:
-    """What is left of the pieces when all that ``keep`` does not name is dropped on the way, and whether that was
-    none. As many rows as are kept may wait, so that no row is looked at often."""
+    """Concatenate pieces, dropping rows that ``keep`` does not select. Returns the rest, and whether it is complete.
+
+    Up to as many new rows as kept ones are collected between two selections, so that no row is compared often.
+    """
     waiting: list[Candidates] = []
     kept, come, whole = 0, 0, True
 
@@ -71,7 +74,7 @@ def shrink(pieces: Iterable[Candidates], keep: Callable[[Candidates], Ints]) -> 
 def head_of(
     streamed: Streamed, rank: Rank, pieces: Callable[[], Iterable[Candidates]], state: LabelState, places: int
 ) -> tuple[Candidates, Ranking, float]:
-    """Candidates, their ranking, and how many places of it are those of the whole pool's: at least ``places``."""
+    """Candidates, their ranking, and how many of its places equal those of the whole pool: at least ``places``."""
     among = rank
     if streamed.beside and (beside := shrink(pieces(), streamed.beside)[0]):
         among = _beside(beside, rank)
@@ -82,7 +85,7 @@ def head_of(
 
 
 def _beside(others: Candidates, rank: Rank) -> Rank:
-    """The ranking of candidates among some others, which are then left out of it."""
+    """The strategy that ranks candidates together with some others and then omits those others."""
 
     def among(candidates: Candidates, state: LabelState) -> Ranking:
         ranking = rank(concatenate([others, candidates]), state)
@@ -92,13 +95,15 @@ def _beside(others: Candidates, rank: Rank) -> Rank:
 
 
 def image_by_image(rank: Rank, pieces: Iterable[Candidates], state: LabelState) -> Ranking:
-    """Whole images, by a strategy whose utility of an image depends on nothing but its own candidates, which come one
-    after the other."""
+    """Rank whole images by a strategy whose utility of an image depends only on its own candidates.
+
+    The candidates of an image must be adjacent.
+    """
     images = state.images[np.argsort(state.images.image_id)]
     seen = np.zeros(len(images), dtype=bool)
     found: list[tuple[Ints, Floats]] = []
 
-    def look(candidates: Candidates, here: Ints) -> None:
+    def rank_here(candidates: Candidates, here: Ints) -> None:
         ranking = list(rank(candidates, replace(state, images=images[here])))
         found.append((np.array([i for i, _ in ranking], np.int64), np.array([u for _, u in ranking], np.float64)))
         seen[here] = True
@@ -110,11 +115,11 @@ def image_by_image(rank: Rank, pieces: Iterable[Candidates], state: LabelState) 
             continue
         last = together.image_id == together.image_id[-1]  # its other candidates may come in the next piece
         rest, done = together[last], together[~last]
-        look(done, np.flatnonzero(np.isin(images.image_id, done.image_id)))
+        rank_here(done, np.flatnonzero(np.isin(images.image_id, done.image_id)))
     if rest is not None:
-        look(rest, np.flatnonzero(np.isin(images.image_id, rest.image_id)))
-        look(rest[:0], np.flatnonzero(~seen))
+        rank_here(rest, np.flatnonzero(np.isin(images.image_id, rest.image_id)))
+        rank_here(rest[:0], np.flatnonzero(~seen))
     else:
-        look(Candidates.none(len(state.class_counts)), np.flatnonzero(~seen))
+        rank_here(Candidates.none(len(state.class_counts)), np.flatnonzero(~seen))
     ids, utility = (np.concatenate(column) for column in zip(*found, strict=True))
     return image.by(ids, utility)
