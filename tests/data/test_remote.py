@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from typer.testing import CliRunner
 
-from rarebox.cli import options
+from rarebox.cli.main import app
 from rarebox.data import datasets, remote
 from rarebox.data.export import export
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, read_picture
@@ -181,7 +181,7 @@ def test_a_scheme_that_nothing_here_reads_names_its_extra(monkeypatch: pytest.Mo
 
 def test_a_project_of_a_bucket_leaves_out_what_cannot_be_read_and_shows_the_rest(bucket: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        options.app, ["init", str(tmp_path / "project"), "--images", bucket, "--classes", "a,b", "--set", "budget=[3]"]
+        app, ["init", str(tmp_path / "project"), "--images", bucket, "--classes", "a,b", "--set", "budget=[3]"]
     )
     assert done.exit_code == 0, done.output
     assert "6 photos" in done.output

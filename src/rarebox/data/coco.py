@@ -15,6 +15,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 from rarebox.core.files import read_bytes
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
+from rarebox.data import foreign
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
@@ -150,11 +151,13 @@ def _parse(path: Path) -> _Content:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}). {repair}") from None
     if not is_object(content):
-        raise UserError(f"{path}: a COCO file is an object with 'images', 'annotations' and 'categories'. {repair}")
+        what = f"a COCO file is an object with 'images', 'annotations' and 'categories'. {repair}"
+        raise UserError(f"{path}: {foreign.advice(path) or what}")
     lists: list[list[object]] = []
     for key in _Content._fields:
         if not is_list(found := content.get(key)):
-            raise UserError(f"{path}: the list '{key}' is missing, so this is not a COCO label file. {repair}")
+            what = foreign.advice(path) or f"the list '{key}' is missing, so this is not a COCO label file. {repair}"
+            raise UserError(f"{path}: {what}")
         lists.append(found)
     return _Content(*lists)
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
-from rarebox.data import coco, listings, scenes, voc, yolo
+from rarebox.data import coco, foreign, listings, scenes, voc, yolo
 from rarebox.data.images import image_files
 from rarebox.data.listings import Dataset, Reader, ReadProgress, assemble
 from rarebox.errors import UserError
 
 _LAYOUTS = """rarebox reads:
   COCO   train.json and test.json (or valid.json), train/_annotations.coco.json, or one JSON file
-  VOC    VOCdevkit/VOC2007 and VOC2012, or a folder with Annotations/ and JPEGImages/
-  YOLO   data.yaml with images/ and labels/"""
+  VOC    VOCdevkit/VOC2007 and VOC2012, Annotations/ and JPEGImages/, or XML files beside the images
+  YOLO   data.yaml with images/ and labels/, or classes.txt with TXT files beside the images"""
 
 
 def load(
@@ -66,8 +66,16 @@ def refuse_missing(name: str | Path) -> None:
 
 def _reader(path: Path) -> Reader | None:
     """The reader of the first format that recognises this path."""
-    finders = (coco.find, voc.find, yolo.find, coco.find_single)
+    finders = (coco.find, voc.find, yolo.find, coco.find_single, _find_flat)
     return next((reader for find in finders if (reader := find(path)) is not None), None)
+
+
+def _find_flat(path: Path) -> Reader | None:
+    """Recognise label files beside the images, as labelImg writes them. Raises `UserError` for two formats at once."""
+    as_voc, as_yolo = voc.find_flat(path), yolo.find_flat(path)
+    if as_voc and as_yolo:
+        raise UserError(f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Move one kind away.")
+    return as_voc or as_yolo
 
 
 def _missing(path: Path) -> UserError:
@@ -83,6 +91,8 @@ def _missing(path: Path) -> UserError:
 
 
 def _not_understood(path: Path) -> UserError:
+    if known := foreign.advice(path):
+        return UserError(f"{path}: {known}")
     if not path.is_dir():
         return UserError(f"{path} is neither a COCO JSON nor a YOLO data.yaml. {_LAYOUTS}")
     entries = sorted(path.iterdir())

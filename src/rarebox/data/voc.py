@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rarebox.core.files import read_bytes
 from rarebox.core.text import read_text
 from rarebox.data.disk import Disk, place_key, slashes
-from rarebox.data.images import files_below, image_files
+from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import (
     ListedBox,
     ListedImage,
@@ -85,13 +85,26 @@ def find(path: Path) -> Reader | None:
     return partial(read, [path]) if _is_devkit(path) else None
 
 
-def read(folders: Sequence[Path]) -> tuple[Listing, Listing | None]:
+def find_flat(path: Path) -> Reader | None:
+    """Recognise a folder with a VOC label file beside an image of the same name, as labelImg writes them."""
+    if not path.is_dir():
+        return None
+    beside = (xml for xml in files_below(path, {".xml"}) if _has_image(xml) and b"<annotation" in read_bytes(xml))
+    return partial(read, [path], flat=True) if next(beside, None) else None
+
+
+def _has_image(xml: Path) -> bool:
+    return any(xml.with_suffix(suffix).exists() for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)))
+
+
+def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listing | None]:
     """Trainval of all years, and the labelled test set of the first year that has one (2007 for VOC 2007 and 2012).
 
-    Without lists in ImageSets/Main, all images are training data. Raises `UserError` if no label file can be read.
+    Without lists in ImageSets/Main, all images are training data. ``flat``: the label files are beside the images.
+    Raises `UserError` if no label file can be read.
     """
     problems: list[Problem] = []
-    years = [_Year(folder) for folder in folders]
+    years = [_Year(folder, flat) for folder in folders]
     train = [(year, xml) for year in years for xml in year.listed("trainval", "train")]
     tests = ([(year, xml) for xml in _test(year, problems)] for year in years)
     test = next(filter(None, tests), list[tuple[_Year, Path]]())
@@ -121,9 +134,10 @@ class _Year:
     :meth:`rarebox.data.naming.ByName.match` finds.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flat: bool) -> None:
         self.folder, self.disk = folder, Disk()
-        self.labels, self.pictures = (self.disk.find(folder / n) or folder / n for n in (_LABELS, _PICTURES))
+        places = [folder, folder] if flat else [folder / _LABELS, folder / _PICTURES]
+        self.labels, self.pictures = (self.disk.find(place) or place for place in places)
         self.complete = exported_complete(export_mark(folder))
         self._labels: dict[str, list[Path]] = {}
         self._pictures: dict[str, list[Path]] = {}

@@ -25,6 +25,9 @@ from rarebox.errors import UserError
 _SHARES = (-0.5, 1.5)
 """The range of fractions of an image's side, including boxes that reach out of it. Pixels are outside this range."""
 
+_CLASSES = "classes.txt"
+"""The file that lists the classes where there is no data.yaml."""
+
 _NOTHING = ("", "~", "null", "Null", "NULL")
 """The ways to write an empty value in YAML."""
 
@@ -38,6 +41,40 @@ def find(path: Path) -> Reader | None:
             return partial(read, path / name)
     others = [p for p in sorted(path.glob("*.y*ml")) if _looks_like_yolo(p)]
     return partial(read, others[0]) if len(others) == 1 else None
+
+
+def find_flat(path: Path) -> Reader | None:
+    """Recognise a folder with classes.txt and a label file for some image, as labelImg writes them."""
+    if not (path / _CLASSES).is_file():
+        return None
+    return partial(read_flat, path) if any(label_file(image).exists() for image in _photos(path)) else None
+
+
+def _photos(folder: Path) -> list[Path]:
+    return [image for image in image_files(folder) if image.suffix]  # no folders
+
+
+def read_flat(folder: Path) -> tuple[Listing, None]:
+    """All images below a folder, with label files beside them or in ``labels/``, and the classes of ``classes.txt``.
+
+    Raises `UserError` if classes.txt cannot be read or lists no class, and for rows that may have key points.
+    """
+    file, disk, images = folder / _CLASSES, Disk(), _photos(folder)
+    try:
+        names = [line.strip() for line in read_text(file).splitlines()]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its rights.") from None
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        raise UserError(f"{file}: write the name of a class on each line, without empty lines.")
+    pairs = _Pairs(images, disk)
+    if any(_likely_key_points(pairs.owned.values())):
+        raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
+    form = _Form(dict(enumerate(names)), 0, exported_complete(export_mark(folder)), pairs, file)
+    listing = _listing(file, [], images, form)
+    listing.problems[:0] = _alone(folder, pairs)
+    return listing, None
 
 
 def read(file: Path) -> tuple[Listing, Listing | None]:
@@ -57,7 +94,7 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
             problems.append(Problem("key points assumed", str(file), _ASSUMED.format(key_points)))
         elif unsure:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
-    form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs)
+    form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs, file)
     if test == "test" and content.get("val"):
         problems.append(
             Problem("split not used", f"{file}: val", "'test' is the test split. These images are not read.")
@@ -112,13 +149,15 @@ class _Form(NamedTuple):
     """How to read the label files of a data set.
 
     ``names`` is class number -> name. ``key_points`` is how many numbers of key points follow a box. ``complete`` is
-    file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files to photos.
+    file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files to
+    photos. ``file`` lists the classes.
     """
 
     names: Mapping[int, str]
     key_points: int
     complete: Mapping[str, bool]
     pairs: _Pairs
+    file: Path
 
 
 def _looks_like_yolo(path: Path) -> bool:
@@ -337,8 +376,13 @@ def _labels_alone(folder: Path, pairs: _Pairs) -> list[Problem]:
     labels = pairs.disk.find(label_file(folder / "x").parent)
     if labels is None or labels == folder or not labels.is_dir():
         return []
+    return _alone(labels, pairs)
+
+
+def _alone(labels: Path, pairs: _Pairs) -> list[Problem]:
+    """A problem for each label file below a folder that fits no image."""
     claimed = {file for file, photos in pairs.claimed.items() if any(map(os.path.exists, photos))}
-    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != "classes.txt"]
+    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != _CLASSES]
     what = "no image has this name. The labels are not used."
     return [Problem("annotation without image", str(path), what) for path in alone]
 
@@ -373,7 +417,7 @@ def _box(line: str, where: str, form: _Form, problems: list[Problem]) -> ListedB
         problems.append(Problem("box dropped", where, what))
         return None
     if number not in form.names:
-        what = f"class {number:g} is not among the names in data.yaml. The box is dropped."
+        what = f"class {number:g} is not among the names in {form.file.name}. The box is dropped."
         problems.append(Problem("unknown category", where, what))
         return None
     if form.key_points and len(values) == 4 + form.key_points:
