@@ -87,7 +87,10 @@ def test_a_third_split_is_not_used_and_that_is_listed(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.test is not None
     assert Path(data.test.images[0].path).name == "test.png"
-    assert only(data, "split not used").where == str(tmp_path / "valid.json")
+    problem = only(data, "split not used")
+    assert problem.where == str(tmp_path / "valid.json")
+    assert "To take its labels, name the file in place of the folder" in problem.what
+    assert [Path(image.path).name for image in load(tmp_path / "valid.json").train.images] == ["valid.png"]
 
 
 def test_a_single_file_has_no_test_split(tmp_path: Path) -> None:

@@ -81,7 +81,11 @@ def test_test_goes_before_val(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.test is not None
     assert Path(data.test.images[0].path).stem == "test"
-    assert [p.kind for p in data.problems] == ["split not used"]
+    (problem,) = data.problems
+    assert problem.kind == "split not used"
+    assert "the images of 'val' are not read. To take their labels, add them to 'train'" in problem.what
+    data_yaml(tmp_path, "train: [train/images, valid/images]\nval: valid/images\ntest: test/images")
+    assert {Path(image.path).stem for image in load(tmp_path).train.images} == {"train", "valid"}
 
 
 def test_names_by_number(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class _Entry(NamedTuple):
     said: Object
 
 
+_UNUSED = "This file is not read. To take its labels, name the file in place of the folder."
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
 _OBJECTS = ("annotations", "objects", "boxes", "bboxes", "bbox")
@@ -112,9 +113,7 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     """Both files. Further splits are not used and become problems. Raises `UserError` if a file is not COCO."""
     listing = _listing(train)
     for path in unused:
-        listing.problems.append(
-            Problem("split not used", str(path), f"{test} is the test split. This file is not read.")
-        )
+        listing.problems.append(Problem("split not used", str(path), f"{test} is the test split. {_UNUSED}"))
     return listing, _listing(test) if test else None
 
 

@@ -96,13 +96,13 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs, file)
     if test == "test" and content.get("val"):
-        problems.append(
-            Problem("split not used", f"{file}: val", "'test' is the test split. These images are not read.")
-        )
+        problems.append(Problem("split not used", f"{file}: val", _UNUSED))
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
     listings["train"].problems[:0] = problems
     return listings["train"], listings[test] if test else None
 
+
+_UNUSED = "'test' is the test split, so the images of 'val' are not read. To take their labels, add them to 'train'."
 
 _ASSUMED = (
     "the label rows look like boxes with {} numbers of key points, and are read as such. Add their kpt_shape, or "
