@@ -87,7 +87,10 @@ def test_a_third_split_is_not_used_and_that_is_listed(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.test is not None
     assert Path(data.test.images[0].path).name == "test.png"
-    assert only(data, "split not used").where == str(tmp_path / "valid.json")
+    problem = only(data, "split not used")
+    assert problem.where == str(tmp_path / "valid.json")
+    assert "To take its labels, name the file in place of the folder" in problem.what
+    assert [Path(image.path).name for image in load(tmp_path / "valid.json").train.images] == ["valid.png"]
 
 
 def test_a_single_file_has_no_test_split(tmp_path: Path) -> None:
@@ -256,9 +259,9 @@ def test_an_image_turned_by_exif_has_its_upright_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"images": [],\n "annotations": [}', r"train\.json, line 2, column 18: this is not valid JSON .*repair"),
+        ('{"images": [],\n "annotations": [}', r"train\.json, line 2, column 18: this is not valid JSON .*Repair"),
         ("[]", r"train\.json: a COCO file is an object"),
-        ('{"images": [], "categories": []}', r"train\.json: there is no list 'annotations'"),
+        ('{"images": [], "categories": []}', r"train\.json: the list 'annotations' is missing"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', r"train\.json lists no train"),
         ("\xff", r"train\.json: this is not UTF-8 text"),
         ("[" * 100_000, r"train\.json cannot be read"),
@@ -272,7 +275,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None
 
 def test_labels_without_any_class(tmp_path: Path) -> None:
     write(tmp_path / "train.json", [image(1, "a.png")], [], [{"id": 1, "name": " "}])
-    with pytest.raises(UserError, match=r"train\.json names no class; label at least one object"):
+    with pytest.raises(UserError, match=r"train\.json names no class\. Label at least one object"):
         load(tmp_path)
 
 

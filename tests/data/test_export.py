@@ -181,8 +181,8 @@ def test_yolo_refuses_partly_labelled_images_and_names_the_ways_out(tmp_path: Pa
     with pytest.raises(UserError) as caught:
         export(tmp_path / "out", "yolo", CLASSES, images, labels)
     message = str(caught.value)
-    assert message.startswith("2 of 3 images are labelled in part or not at all (for example a.png)")
-    for word in ("taught as background", "--complete-only", "--include-pseudo", "--allow-partial", "incomplete.txt"):
+    assert message.startswith("2 of 3 images are partially labelled or unlabelled (for example a.png)")
+    for word in ("train as background", "--complete-only", "--include-pseudo", "--allow-partial", "incomplete.txt"):
         assert word in message
     assert not (tmp_path / "out").exists()
 
@@ -217,7 +217,7 @@ def test_an_image_without_any_box_is_not_partly_labelled(
 
 
 def test_nothing_complete_is_nothing_to_export(tmp_path: Path, images: list[ImageRecord]) -> None:
-    with pytest.raises(UserError, match=r"nothing to export to .*out: .*drop --complete-only"):
+    with pytest.raises(UserError, match=r"nothing to export to .*out: .*Drop --complete-only"):
         export(tmp_path / "out", "coco", CLASSES, images, [], complete_only=True)
 
 
@@ -302,7 +302,7 @@ def test_an_export_to_a_link_replaces_what_the_link_leads_to(tmp_path: Path, ima
 
 def test_a_file_in_the_way(tmp_path: Path, images: list[ImageRecord]) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="out is a file; name a folder"):
+    with pytest.raises(UserError, match=r"out is a file\. Name a folder"):
         export(tmp_path / "out", "coco", CLASSES, images, [])
 
 
@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_the_earlier_export(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(export_module, "_write_mark", full)
-    with pytest.raises(UserError, match=r"out cannot be written \(.*No space left on device\); free some space"):
+    with pytest.raises(UserError, match=r"out cannot be written \(.*No space left on device\)\. Free some space"):
         export(tmp_path / "out", "coco", CLASSES, images, [])
     assert (tmp_path / "out" / "annotations.json").read_text() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]

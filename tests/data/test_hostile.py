@@ -143,7 +143,7 @@ def test_no_xml_declares_entities(tmp_path: Path, encoding: str) -> None:
 def test_a_data_set_of_unfolding_aliases_ends_run_init_and_doctor(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from rarebox.cli import options
+    from rarebox.cli.main import app
 
     hostile.make_yolo(tmp_path / "data")
     (tmp_path / "data" / "data.yaml").write_text(BOMBS["aliases"])
@@ -151,9 +151,9 @@ def test_a_data_set_of_unfolding_aliases_ends_run_init_and_doctor(tmp_path: Path
         ["run", str(tmp_path / "out"), "--data", str(tmp_path / "data")],
         ["init", str(tmp_path / "project"), "--data", str(tmp_path / "data")],
     ):
-        done = CliRunner().invoke(options.app, command)
+        done = CliRunner().invoke(app, command)
         assert isinstance(done.exception, UserError), done.output
         assert "this alias expands the text to more than" in str(done.exception)
-    done = CliRunner().invoke(options.app, ["doctor", "--data", str(tmp_path / "data")])
+    done = CliRunner().invoke(app, ["doctor", "--data", str(tmp_path / "data")])
     assert "this alias expands the text to more than" in done.output.replace("\n", " ")
     shutil.rmtree(tmp_path)

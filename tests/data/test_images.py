@@ -158,14 +158,14 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    with pytest.raises(UnreadableImage, match=rf"cut\.{suffix}: .*; replace the file or remove it"):
+    with pytest.raises(UnreadableImage, match=rf"cut\.{suffix}: .*\. Replace the file, or remove it"):
         read_image(path)
     with pytest.raises(UnreadableImage, match=rf"cut\.{suffix}"):
         read_picture(ImageRecord(1, str(path), 60, 60), 60, 60)
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image of a known kind")]
+    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image of a known format")]
 )
 def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "text.jpg").write_bytes(content)
@@ -182,7 +182,7 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     corners().save(tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UnreadableImage, match=rf"huge\.png: it has more than {limit} pixels; scale it down"):
+    with pytest.raises(UnreadableImage, match=rf"huge\.png: it has more than {limit} pixels\. Scale it down"):
         image_size(tmp_path / "huge.png")
 
 
@@ -282,7 +282,7 @@ def test_a_photo_is_of_a_kind_that_the_docs_name_and_starts_no_other_program(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     for read in (image_size, read_image):
-        with pytest.raises(UnreadableImage, match="not an image of a known kind"):
+        with pytest.raises(UnreadableImage, match="not an image of a known format"):
             read(path)
     assert not (tmp_path / "started").exists()
 

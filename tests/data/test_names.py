@@ -243,7 +243,7 @@ def test_a_photo_whose_name_is_not_utf8_is_listed(tmp_path: Path) -> None:
     content["images"][0]["file_name"] = "\udcff.png"
     (tmp_path / "train.json").write_text(json.dumps(content))
     found = datasets.load(tmp_path)
-    assert "its name is not valid UTF-8, so rename it; the image is left out" in [p.what for p in found.problems]
+    assert "its name is not valid UTF-8. Rename it. The image is skipped." in [p.what for p in found.problems]
     hostile.use(found)
 
 

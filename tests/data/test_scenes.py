@@ -20,8 +20,9 @@ from sklearn.datasets import load_digits
 
 from rarebox.core.boxes import area, intersection
 from rarebox.core.seeds import stream
-from rarebox.data import scenes
-from rarebox.data.scenes import CLASSES, Look, class_counts, draw, make
+from rarebox.data import drawing, scenes
+from rarebox.data.drawing import DEFAULT_LOOK, Look, draw
+from rarebox.data.scenes import CLASSES, class_counts, make
 from rarebox.errors import UserError
 from rarebox.evaluation import imbalance_factor
 
@@ -128,10 +129,10 @@ def test_faint_objects_are_fainter():
 
 def test_strangers_are_no_digits():
     inks = load_digits().images / 16  # type: ignore[attr-defined]
-    assert scenes._passes_for_digit(inks[0], inks[1:])  # a real zero among real digits
-    assert not scenes._passes_for_digit(np.ones((8, 8)), inks)  # a full square
+    assert drawing._passes_for_digit(inks[0], inks[1:])  # a real zero among real digits
+    assert not drawing._passes_for_digit(np.ones((8, 8)), inks)  # a full square
     rng = np.random.default_rng(0)
-    assert not any(scenes._passes_for_digit(scenes._stranger(rng, inks), inks) for _ in range(50))
+    assert not any(drawing._passes_for_digit(drawing._stranger(rng, inks), inks) for _ in range(50))
 
 
 # ---------------------------------------------------------------------------------------------- who appears
@@ -190,8 +191,8 @@ def test_finished_scenes_are_used_again(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 3}, "seed is 0 and should be 3"),
-        ({"train": 11}, "train is 10 and should be 11"),
+        ({"seed": 3}, "seed is 0, not 3"),
+        ({"train": 11}, "train is 10, not 11"),
         ({"look": Look(turn=0)}, "look is"),
     ],
 )
@@ -205,7 +206,7 @@ def test_other_settings_need_another_folder(folder: Path, change: dict[str, Any]
 @pytest.mark.parametrize("name", ["photo.jpg", "scenes.json"])
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, name: str):
     (tmp_path / name).write_text("[1, 2]")
-    with pytest.raises(UserError, match="was not made by"):
+    with pytest.raises(UserError, match="does not hold scenes"):
         make(tmp_path, **SMALL)
     assert contents(tmp_path) == {name: b"[1, 2]"}
 
@@ -274,7 +275,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, wrong: dict[str, Any]):
 @pytest.mark.parametrize(
     ("size", "look"),
     [
-        ((96, 96), scenes.DEFAULT_LOOK),
+        ((96, 96), DEFAULT_LOOK),
         ((96, 97), Look(max_objects=12, object_size=(20, 95))),
         ((96, 400), Look(object_size=(40, 60), max_objects=13)),
         ((96, 96), Look(object_size=(8, 90), max_objects=60, strangers=(20, 40))),
@@ -284,19 +285,19 @@ def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
     size: tuple[int, int], look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Without a bound the first of these never came to its end: large things had left no room for a small one."""
-    arranged, place, trials = scenes._arrange, scenes._free_place, [0]
+    arranged, place, trials = drawing._arrange, drawing._free_place, [0]
 
     def counted(*given: Any) -> Any:
         trials[0] += 1
-        assert trials[0] <= scenes.MOST_TRIES * (look.max_objects + look.strangers[1])
+        assert trials[0] <= drawing.MOST_TRIES * (look.max_objects + look.strangers[1])
         return place(*given)
 
     def begun(*given: Any) -> Any:
         trials[0] = 0
         return arranged(*given)
 
-    monkeypatch.setattr(scenes, "_free_place", counted)
-    monkeypatch.setattr(scenes, "_arrange", begun)
+    monkeypatch.setattr(drawing, "_free_place", counted)
+    monkeypatch.setattr(drawing, "_arrange", begun)
     made = make(tmp_path / "scenes", train=60, test=5, size=size, look=look)
     for split in ("train", "test"):
         coco = read(made, split)

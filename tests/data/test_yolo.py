@@ -81,7 +81,11 @@ def test_test_goes_before_val(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.test is not None
     assert Path(data.test.images[0].path).stem == "test"
-    assert [p.kind for p in data.problems] == ["split not used"]
+    (problem,) = data.problems
+    assert problem.kind == "split not used"
+    assert "the images of 'val' are not read. To take their labels, add them to 'train'" in problem.what
+    data_yaml(tmp_path, "train: [train/images, valid/images]\nval: valid/images\ntest: test/images")
+    assert {Path(image.path).stem for image in load(tmp_path).train.images} == {"train", "valid"}
 
 
 def test_names_by_number(tmp_path: Path) -> None:
@@ -138,13 +142,16 @@ def test_what_cannot_be_used_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images\nnames: [a, b", r"data\.yaml, line \d+: this is not valid YAML .*repair the file"),
-        ("train: images\nnames: [a]\n bad: - x", r"data\.yaml, line 3: this is not valid YAML"),
-        ("names: [a]", r"data\.yaml: there is no entry 'train'"),
-        ("- a", r"data\.yaml: there is no entry 'train'"),
-        ("train: images", r"data\.yaml: 'names' is not a list"),
-        ("train: images\nnames: {cat: 0}", r"data\.yaml: 'names' is not a list"),
-        ("train: nowhere\nnames: [a]", r"data\.yaml: 'train' names nowhere, which is neither there nor under 'path'"),
+        ("train: images\nnames: [a, b", r"data\.yaml, line \d+: not valid YAML .*Repair the file"),
+        ("train: images\nnames: [a]\n bad: - x", r"data\.yaml, line 3: not valid YAML"),
+        ("names: [a]", r"data\.yaml: the entry 'train' is missing"),
+        ("- a", r"data\.yaml: the entry 'train' is missing"),
+        ("train: images", r"data\.yaml: 'names' must be a list"),
+        ("train: images\nnames: {cat: 0}", r"data\.yaml: 'names' must be a list"),
+        (
+            "train: nowhere\nnames: [a]",
+            r"data\.yaml: 'train' names nowhere, which does not exist, with or without 'path'",
+        ),
         ("train: empty\nnames: [a]", r"data\.yaml lists no training images"),
     ],
 )

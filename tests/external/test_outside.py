@@ -444,8 +444,8 @@ def test_mistakes_in_views(tmp_path: Path, lines: Lines, wanted: str) -> None:
     ("text", "wanted"),
     [
         ('[{"image_id": 1}]', "result 1: a COCO result has"),
-        (json.dumps(RESULTS)[:-30], "result 3: this is not valid JSON"),
-        (json.dumps(RESULTS)[:-1], "does not go on and does not end"),
+        (json.dumps(RESULTS)[:-30], "result 3: not valid JSON"),
+        (json.dumps(RESULTS)[:-1], "after result 3: a comma or bracket is missing"),
         (json.dumps([{**RESULTS[0], "bbox": [1, 2, 3]}]), "four numbers"),
         (json.dumps([{**RESULTS[0], "category_id": 77}]), "category 77"),
         (json.dumps([{**RESULTS[0], "image_id": 77}]), "not among --images"),

@@ -666,7 +666,7 @@ def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fres
     in_text(file, "JSON-MIN as text")
     (task,) = json.loads(file.read_text())
     file.write_text(json.dumps([{**task, "label": task["label"][:-3]}]))
-    with pytest.raises(UserError, match=r"a text of regions is not valid JSON .*export it again"):
+    with pytest.raises(UserError, match=r"a text of regions is not valid JSON .*Export it again"):
         labelstudio.read(file)
     file.write_text(json.dumps([{**task, "label": "[a note] {of mine"}]))
     assert labelstudio.read(file).returned[0].regions == ()

@@ -1,16 +1,16 @@
-"""Names of classes: which ones mean the same class. Everything that takes names in asks here."""
+"""Names of classes, and which of them mean the same class. Every reader of names uses this."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator
 
 
 def class_key(name: str) -> str:
-    """What is equal for two names of one class: neither capitals, nor blanks, nor the encoding of accents count."""
+    """A key that is equal for names of one class: it ignores capitals, blanks and the encoding of accents."""
     return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
 
 
 class Classes:
-    """Classes in the order of their indices, found again by name."""
+    """Classes in the order of their indices, looked up by name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._exact: dict[str, int] = {}
@@ -19,12 +19,12 @@ class Classes:
             self.add(name, index)
 
     def add(self, name: str, index: int) -> None:
-        """Make a class known by its name; the first of several classes alike counts."""
+        """Add a class under its name. The first of several equivalent names counts."""
         self._exact.setdefault(name, index)
         self._alike.setdefault(class_key(name), index)
 
     def find(self, name: str) -> int | None:
-        """The index of the class of exactly that name, else of one that is alike; None if there is none."""
+        """The index of the class with exactly that name, else with an equivalent one; None if there is none."""
         return self._exact.get(name, self._alike.get(class_key(name)))
 
     def __iter__(self) -> Iterator[str]:

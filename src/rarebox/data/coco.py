@@ -1,22 +1,90 @@
-"""COCO JSON: ``images``, ``annotations`` with ``bbox`` = x, y, width, height in 0-based pixels, ``categories``."""
+"""COCO JSON: ``images``, ``categories``, and ``annotations`` with ``bbox`` = x, y, width, height in 0-based pixels.
+
+`CocoFile` is the form in which rarebox writes it. What it reads may hold anything, and is checked part by part.
+"""
 
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, NotRequired, TypedDict
 
 from rarebox.core.files import read_bytes
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
+from rarebox.data import foreign
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
+from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 
+
+class CocoCategory(TypedDict):
+    """A class; ``id`` counts from 1."""
+
+    id: int
+    name: str
+    supercategory: NotRequired[str]
+
+
+class CocoImage(TypedDict):
+    """An image; ``width`` and ``height`` in pixels. The attribute ``complete`` says whether every object has a box."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+    attributes: NotRequired[dict[str, bool]]
+
+
+class CocoAnnotation(TypedDict):
+    """A box; ``bbox`` is x, y, width, height in 0-based pixels. ``attributes`` hold what COCO has no field for."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    area: float
+    iscrowd: int
+    digit: NotRequired[int]
+    score: NotRequired[float | None]
+    attributes: NotRequired[Mapping[str, object]]
+
+
+class CocoFile(TypedDict):
+    """A COCO file as rarebox writes it."""
+
+    info: dict[str, str]
+    licenses: NotRequired[list[str]]
+    categories: list[CocoCategory]
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+
+
+Key = int | float | str
+"""The id of an image, annotation or category; ``"1"`` and ``1`` are the same id."""
+
+
+class _Content(NamedTuple):
+    """The three lists of a file that was read; their entries are not checked yet."""
+
+    images: list[object]
+    annotations: list[object]
+    categories: list[object]
+
+
+class _Entry(NamedTuple):
+    """An entry of ``images``: the file name, and everything that the file says of the image."""
+
+    name: str
+    said: Object
+
+
+_UNUSED = "This file is not read. To take its labels, name the file in place of the folder."
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
 _OBJECTS = ("annotations", "objects", "boxes", "bboxes", "bbox")
@@ -24,7 +92,7 @@ _TRUE = (1, True, "1", "true", "True")
 
 
 def find(path: Path) -> Reader | None:
-    """Recognises train.json beside test.json (or valid.json, val.json), and Roboflow's one folder for each split."""
+    """Recognise train.json beside test.json (or valid.json, val.json), and Roboflow's folder for each split."""
     for pattern in ("{}.json", "{}/" + _ROBOFLOW):
         train = path / pattern.format("train")
         if os.path.isfile(train):
@@ -34,7 +102,7 @@ def find(path: Path) -> Reader | None:
 
 
 def find_single(path: Path) -> Reader | None:
-    """Recognises a JSON file, and a folder that holds exactly one that looks like COCO."""
+    """Recognise a JSON file, and a folder with exactly one JSON file that looks like COCO."""
     if os.path.isfile(path):
         return partial(read, path) if path.suffix.lower() == ".json" else None
     candidates = [p for p in sorted(path.glob("*.json")) if _looks_like_coco(p)]
@@ -42,21 +110,21 @@ def find_single(path: Path) -> Reader | None:
 
 
 def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing, Listing | None]:
-    """Both files; a further split is not used, which is listed. Raises `UserError` for a file that is not COCO."""
+    """Both files. Further splits are not used and become problems. Raises `UserError` if a file is not COCO."""
     listing = _listing(train)
     for path in unused:
-        listing.problems.append(Problem("split not used", str(path), f"{test} is the test split"))
+        listing.problems.append(Problem("split not used", str(path), f"{test} is the test split. {_UNUSED}"))
     return listing, _listing(test) if test else None
 
 
 def categories(path: Path) -> dict[int, str]:
-    """The numbers of the categories of a file and the classes that they stand for, those of :func:`read`."""
+    """Category id -> class name, for the categories of a file that have a number and that :func:`read` uses."""
     names = _names(path, _parse(path), [])
     return {key: name for key, name in names.items() if isinstance(key, int)}
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """By its words only, so that a broken file is recognised too and its reader can say what is wrong."""
+    """Whether the words of COCO occur in a file. A broken file counts, so that its reader can say what is wrong."""
     text = read_bytes(path).replace(b"\0", b"") if path.name != EXPORT_MARK else b""  # UTF-16 has zeros between
     return b'"images"' in text or b'"annotations"' in text
 
@@ -71,71 +139,75 @@ def _listing(path: Path) -> Listing:
     return Listing(path, list(dict.fromkeys(names.values())), images, problems)
 
 
-def _parse(path: Path) -> dict[str, list[Any]]:
-    """The file's content, with its three lists present. Raises `UserError`, naming the line of a syntax error."""
-    repair = "repair the file or export it again"
+def _parse(path: Path) -> _Content:
+    """The three lists of a file. Raises `UserError`, which names the line of a syntax error."""
+    repair = "Repair the file, or export it again."
     try:
-        content = from_json(read_text(path))
+        content: object = from_json(read_text(path))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}, {where}: this is not valid JSON ({error.msg}); {repair}") from None
+        raise UserError(f"{path}, {where}: this is not valid JSON ({error.msg}). {repair}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {repair}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a COCO file is an object with 'images', 'annotations' and 'categories'; {repair}")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise UserError(f"{path}: there is no list '{key}', so this is not a COCO label file; {repair}")
-    return content
+        raise UserError(f"{path} cannot be read ({error}). {repair}") from None
+    if not is_object(content):
+        what = f"a COCO file is an object with 'images', 'annotations' and 'categories'. {repair}"
+        raise UserError(f"{path}: {foreign.advice(path) or what}")
+    lists: list[list[object]] = []
+    for key in _Content._fields:
+        if not is_list(found := content.get(key)):
+            what = foreign.advice(path) or f"the list '{key}' is missing, so this is not a COCO label file. {repair}"
+            raise UserError(f"{path}: {what}")
+        lists.append(found)
+    return _Content(*lists)
 
 
-def _names(path: Path, content: dict[str, list[Any]], problems: list[Problem]) -> dict[Any, str]:
-    """Category id -> class name, by rising id, without a placeholder that only names the others' supercategory."""
-    categories: dict[Any, dict[str, Any]] = {}
-    ambiguous: set[Any] = set()
-    for index, category in enumerate(content["categories"]):
+def _names(path: Path, content: _Content, problems: list[Problem]) -> dict[Key, str]:
+    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others."""
+    categories: dict[Key, Object] = {}
+    ambiguous: set[Key] = set()
+    for index, category in enumerate(content.categories):
         where = f"{path}: category {index + 1} in the list"
-        if not isinstance(category, dict) or "id" not in category or not _name(category):
-            problems.append(Problem("unknown category", where, "it has no id or no name; it is left out"))
+        if not is_object(category) or "id" not in category or not _name(category):
+            problems.append(Problem("unknown category", where, "it has no id or no name. It is skipped."))
         elif (first := categories.setdefault(_key(category["id"]), category)) is not category:
             same = _name(first) == _name(category)
             ambiguous |= set() if same else {_key(category["id"])}
-            what = "is taken; the first one is used" if same else "has two names, so its boxes are dropped"
+            what = "is taken. The first category is used." if same else "has two names. Its boxes are dropped."
             problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
-    for key in {*_placeholders(categories, content["annotations"]), *ambiguous}:
+    for key in {*_placeholders(categories, content.annotations), *ambiguous}:
         del categories[key]
     by_id = sorted(categories, key=lambda key: (isinstance(key, str), key))
     return {key: _name(categories[key]) for key in by_id}
 
 
-def _name(category: dict[str, Any]) -> str:
-    """What a category is called, which may be a number; empty if it has no name."""
+def _name(category: Object) -> str:
+    """The name of a category, which may be a number in the file. Empty if it has none."""
     name = category.get("name")
     return "" if name is None else str(name).strip()
 
 
-def _placeholders(categories: dict[Any, dict[str, Any]], annotations: list[Any]) -> list[Any]:
-    """Categories without a box, named like the supercategory of all the others (Roboflow writes one, with id 0)."""
-    used = {_key(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+def _placeholders(categories: Mapping[Key, Object], annotations: list[object]) -> list[Key]:
+    """Categories without a box that are the supercategory of all others. Roboflow writes one, with id 0."""
+    used = {_key(annotation.get("category_id")) for annotation in annotations if is_object(annotation)}
     idle = [key for key in categories if key not in used]
     return [k for k in idle if _is_above(categories[k], [c for key, c in categories.items() if key != k])]
 
 
-def _is_above(category: dict[str, Any], others: list[dict[str, Any]]) -> bool:
+def _is_above(category: Object, others: list[Object]) -> bool:
     return bool(others) and all(other.get("supercategory") == category["name"] for other in others)
 
 
 def _boxes(
-    path: Path, content: dict[str, list[Any]], names: dict[Any, str], problems: list[Problem]
-) -> tuple[dict[Any, list[ListedBox]], set[Any]]:
-    """Image id -> its boxes; and the ids of images that lost an object, for it has no box or no class."""
-    boxes: dict[Any, list[ListedBox]] = defaultdict(list)
-    lost: set[Any] = set()
-    seen: dict[Any, Any] = {}
-    for index, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict):
+    path: Path, content: _Content, names: Mapping[Key, str], problems: list[Problem]
+) -> tuple[dict[Key, list[ListedBox]], set[Key]]:
+    """Image id -> its boxes; and the ids of images with an object whose box or class cannot be used."""
+    boxes: dict[Key, list[ListedBox]] = defaultdict(list)
+    lost: set[Key] = set()
+    seen: dict[Key, Object] = {}
+    for index, annotation in enumerate(content.annotations):
+        if not is_object(annotation):
             where = f"{path}: annotation {index + 1} in the list"
-            problems.append(Problem("box dropped", where, f"{annotation!r:.60} is not an annotation"))
+            problems.append(Problem("box dropped", where, f"{annotation!r:.60} is not an annotation."))
             continue
         where = f"{path}: annotation {annotation.get('id', f'{index + 1} in the list')}"
         name = names.get(_key(annotation.get("category_id")))
@@ -149,40 +221,44 @@ def _boxes(
         if name is None or box is None:
             lost.add(image_id)
         if name is None:
-            what = f"category_id {annotation.get('category_id')!r} is not among the categories; the box is dropped"
+            what = f"category_id {annotation.get('category_id')!r} is not among the categories. The box is dropped."
             problems.append(Problem("unknown category", where, what))
         elif box is None:
             problems.append(Problem("box dropped", where, fault))
         else:
-            source, crowd = str(_said(annotation).get("source", "")), _crowd(annotation)
+            source, crowd = str(_attributes(annotation).get("source", "")), _crowd(annotation)
             boxes[image_id].append(ListedBox(box, name, _difficult(annotation), where, source, crowd))
     return boxes, lost
 
 
-def _is_repeated(annotation: dict[str, Any], seen: dict[Any, Any], where: str, problems: list[Problem]) -> bool:
-    """Whether the very same annotation came before; an id that merely occurs twice is only listed."""
+def _is_repeated(annotation: Object, seen: dict[Key, Object], where: str, problems: list[Problem]) -> bool:
+    """Whether an identical annotation came before. An id that occurs twice on different boxes is only a problem."""
     first = seen.setdefault(_key(annotation["id"]), annotation)
     if first is annotation:
         return False
     repeated = first == annotation
-    what = "the same annotation came before, it is dropped" if repeated else "the id is taken, both boxes are kept"
+    what = (
+        "an identical annotation comes before it. It is dropped."
+        if repeated
+        else "the id is taken. Both boxes are kept."
+    )
     problems.append(Problem("duplicate id", where, what))
     return repeated
 
 
-def _corners(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The upright box of an annotation: x1, y1, x2, y2. Raises ``ValueError`` that says what is wrong with it."""
+def _corners(annotation: Object) -> tuple[float, float, float, float]:
+    """The upright box of an annotation: x1, y1, x2, y2 in pixels. Raises ``ValueError`` if it has none."""
     bbox = annotation.get("bbox")
     try:
-        x, y, width, height = (float(value) for value in (bbox if isinstance(bbox, list) else ()))
+        x, y, width, height = map(as_float, as_list(bbox))
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"bbox is {bbox!r:.60}, not four numbers x, y, width, height") from None
+        raise ValueError(f"bbox is {bbox!r:.60}. Write four numbers: x, y, width, height.") from None
     said = {key: value for place in _places(annotation) for key, value in place.items() if value}
     return upright((x, y, x + width, y + height), said)
 
 
 def _refuse_corners(path: Path, images: list[ListedImage]) -> None:
-    """UserError if the boxes make sense only as x1, y1, x2, y2: as read, most reach far out of their images."""
+    """Raise `UserError` if most boxes reach far out of their images and all fit if read as x1, y1, x2, y2."""
     judged = [(box.box, image.size) for image in images if image.size for box in image.boxes]
     far = sum(x2 > 1.02 * width + 1 or y2 > 1.02 * height + 1 for (_, _, x2, y2), (width, height) in judged)
     fitting = all(
@@ -191,96 +267,95 @@ def _refuse_corners(path: Path, images: list[ListedImage]) -> None:
     )
     if len(judged) > 1 and 2 * far >= len(judged) and fitting:
         raise UserError(
-            f"{path}: a COCO bbox is x, y, width, height, and these seem to be x1, y1, x2, y2, for {far} of "
-            f"{len(judged)} reach out of their images; write width and height in place of the second corner"
+            f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {far} of "
+            f"{len(judged)} reach out of their images. Write width and height in place of the second corner."
         )
 
 
-def _said(entry: dict[str, Any]) -> dict[str, Any]:
-    """What rarebox's own export says beside the format."""
-    attributes = entry.get("attributes")
-    return attributes if isinstance(attributes, dict) else {}
+def _attributes(entry: Object) -> Object:
+    """The attributes of an image or annotation, where rarebox's own export writes what COCO has no field for."""
+    return as_object(entry.get("attributes"))
 
 
-def _crowd(annotation: dict[str, Any]) -> bool:
-    """Whether the box is a region of several objects, or one to be ignored, as some data sets say."""
+def _crowd(annotation: Object) -> bool:
+    """Whether the box is around several objects (``iscrowd``), or an ignore region (``ignore``)."""
     return annotation.get("iscrowd") in _TRUE or annotation.get("ignore") in _TRUE
 
 
-def _difficult(annotation: dict[str, Any]) -> bool:
-    """Crowds, and the flag ``difficult`` where converters put it."""
+def _difficult(annotation: Object) -> bool:
+    """Whether the box is a crowd, or has the flag ``difficult`` in one of the places where converters write it."""
     return _crowd(annotation) or any(place.get("difficult") in _TRUE for place in _places(annotation))
 
 
-def _places(annotation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The objects in which tools write what they say beside the format."""
-    places = (annotation, annotation.get("attributes"), annotation.get("extra"))
-    return [place for place in places if isinstance(place, dict)]
+def _places(annotation: Object) -> list[Object]:
+    """The objects in which tools write attributes."""
+    return [annotation, as_object(annotation.get("attributes")), as_object(annotation.get("extra"))]
 
 
 def _images(
     path: Path,
-    content: dict[str, list[Any]],
-    boxes: dict[Any, list[ListedBox]],
-    lost: set[Any],
+    content: _Content,
+    boxes: Mapping[Key, list[ListedBox]],
+    lost: set[Key],
     problems: list[Problem],
 ) -> list[ListedImage]:
-    entries: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for index, entry in enumerate(content["images"]):
-        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and "id" in entry:
-            entries[_key(entry["id"])].append(entry)
+    entries: dict[Key, list[_Entry]] = defaultdict(list)
+    for index, entry in enumerate(content.images):
+        if is_object(entry) and isinstance(name := entry.get("file_name"), str) and "id" in entry:
+            entries[_key(entry["id"])].append(_Entry(name, entry))
         else:
             where = f"{path}: image {index + 1} in the list"
-            problems.append(Problem("unreadable image", where, "it has no id or no file_name; it is left out"))
-    images = []
-    found = _located(path, {entry["file_name"] for same in entries.values() for entry in same})
-    strays = boxes.keys() - entries.keys()  # boxes of any image, perhaps of one that seems to show nothing
+            problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
+    images: list[ListedImage] = []
+    found = _located(path, {entry.name for same in entries.values() for entry in same})
+    strays = boxes.keys() - entries.keys()  # boxes of unknown images, perhaps of one that seems to show nothing
     for key, same in entries.items():
         if len(same) > 1:
             problems += _duplicates(path, same)
-        if len({entry["file_name"] for entry in same}) == 1:
-            image = _image(path, same[0], boxes.get(key, []), found[same[0]["file_name"]], problems)
+        if len({entry.name for entry in same}) == 1:
+            image = _image(path, same[0], boxes.get(key, []), found[same[0].name], problems)
             empty = key not in boxes and key not in lost and not image.lost
             images.append(replace(image, lost=image.lost or key in lost, labelled=not empty or not strays))
             if empty:
-                what = "it has no boxes and counts as showing no object"
-                problems.append(Problem("image without annotation", f"{path}: {same[0]['file_name']}", what))
+                what = "it has no boxes and counts as an image without objects."
+                problems.append(Problem("image without annotation", f"{path}: {same[0].name}", what))
     for key in (key for key in boxes if key not in entries):
         for box in boxes[key]:
-            what = f"image_id {key!r} is not among the images; the box is dropped"
+            what = f"image_id {key!r} is not among the images. The box is dropped."
             problems.append(Problem("annotation without image", box.where, what))
     return images
 
 
-def _duplicates(path: Path, same: list[dict[str, Any]]) -> list[Problem]:
-    """Entries with one id: of one file, the first is used; of several files none, as the boxes could be of any."""
-    where, files = f"{path}: image id {same[0]['id']}", sorted({entry["file_name"] for entry in same})
+def _duplicates(path: Path, same: list[_Entry]) -> list[Problem]:
+    """A problem for entries with one id: of one file, the first is used; of several files, none is."""
+    where, files = f"{path}: image id {same[0].said['id']}", sorted({entry.name for entry in same})
     if len(files) == 1:
-        return [Problem("duplicate id", where, f"{files[0]} is listed {len(same)} times; one entry is used")]
-    what = f"it names {', '.join(files)}; all are left out, since whose boxes these are cannot be told"
+        return [Problem("duplicate id", where, f"{files[0]} is listed {len(same)} times. One entry is used.")]
+    what = f"several images have this id: {', '.join(files)}. They are skipped, since the boxes could belong to any."
     return [Problem("duplicate id", where, what)]
 
 
 def _image(
-    path: Path, entry: dict[str, Any], boxes: list[ListedBox], place: Path | str, problems: list[Problem]
+    path: Path, entry: _Entry, boxes: list[ListedBox], place: Path | str, problems: list[Problem]
 ) -> ListedImage:
-    """One image; ``lost`` if its entry holds objects of its own, which are not read."""
-    where = f"{path}: {entry['file_name']}"
-    size = listed_size(entry.get("width"), entry.get("height"), where, problems)
-    key = _key(entry["id"])
+    """One image; ``lost`` if its entry has a separate list of objects, which is not read."""
+    where, said = f"{path}: {entry.name}", entry.said
+    size = listed_size(said.get("width"), said.get("height"), where, problems)
+    key = _key(said["id"])
     own = key if type(key) is int else None
-    complete = _said(entry)["complete"] in _TRUE if "complete" in _said(entry) else None
-    inside = next((name for name in _OBJECTS if isinstance(entry.get(name), list) and entry[name]), None)
+    attributes = _attributes(said)
+    complete = attributes["complete"] in _TRUE if "complete" in attributes else None
+    inside = next((name for name in _OBJECTS if as_list(said.get(name))), None)
     if inside:
-        what = f"the image's own list '{inside}' is not read; write its objects into the file's list 'annotations'"
+        what = f"the image's own list '{inside}' is not read. Move its objects to the file's list 'annotations'."
         problems.append(Problem("box dropped", where, what))
     return ListedImage(place, boxes, own, size, complete=complete, lost=inside is not None)
 
 
 def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
-    """The image file of each name: a URL, or in the folder of the JSON, in ``images/``, or in one named like the split.
+    """Name -> image file: a URL, or a file beside the JSON, in ``images/``, or in a folder named like the split.
 
-    A file whose name differs, in capitals say, belongs to a name only if no other name in the list fits it.
+    A file whose name differs in capitals belongs to a name only if no other name in the list fits it.
     """
     disk, folder = Disk(), path.parent
     folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
@@ -296,8 +371,8 @@ def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
     return found | {same[0]: place for place, same in alike.items() if len(same) == 1 and place not in taken}
 
 
-def _key(value: Any) -> Any:
-    """An id as something to look up by, whatever the file holds; ``"1"`` and ``1`` are one id."""
+def _key(value: object) -> Key:
+    """An id as a key to look up by; a value that is no id becomes its ``repr``."""
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 19 and str(int(value)) == value else value
     return value if isinstance(value, int | float) else repr(value)

@@ -1,8 +1,8 @@
-"""CVAT: "CVAT for images 1.1" XML; rectangles go out, rectangles and other shapes come back.
+"""CVAT: writes rectangles as "CVAT for images 1.1" XML, reads rectangles and other shapes.
 
-CVAT gives boxes no lasting ids. A box carries its query as the attribute ``query``, and a tag ``rarebox`` on the image
-lists all queries that were shown there, so that a deleted box is seen to be missing. Both must be among the labels of
-the CVAT task, which is what ``labels.json`` is for.
+CVAT does not keep the ids of boxes. A box carries its query in the attribute ``query``, and the tag ``rarebox`` on the
+image lists all queries that were shown there, so that a deleted box is noticed. Both must be among the labels of the
+CVAT task; ``labels.json`` adds them.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -24,25 +24,44 @@ from rarebox.types import Floats, Query
 
 QUERY, TAG, SHOWN = "query", "rarebox", "queries"
 NEW = "new"
-"""What the attribute ``query`` says of a box that a person has drawn."""
+"""The value of the attribute ``query`` for a box that a person has drawn."""
+
+
+class Attribute(TypedDict):
+    """An attribute of a label."""
+
+    name: str
+    input_type: str
+    mutable: bool
+    default_value: str
+    values: list[str]
+
+
+class Label(TypedDict):
+    """A label of a CVAT task."""
+
+    name: str
+    color: str
+    type: str
+    attributes: list[Attribute]
 
 
 def labels(classes: Sequence[str]) -> str:
-    """The labels of a CVAT task as its "Raw" constructor takes them."""
+    """The labels of a CVAT task, as JSON for its "Raw" constructor."""
 
-    def text(name: str, value: str) -> dict[str, Any]:
+    def text(name: str, value: str) -> Attribute:
         return {"name": name, "input_type": "text", "mutable": False, "default_value": value, "values": [value]}
 
-    boxes = [
+    boxes: list[Label] = [
         {"name": name, "color": colour(label), "type": "rectangle", "attributes": [text(QUERY, NEW)]}
         for label, name in enumerate(classes)
     ]
-    tag = {"name": TAG, "color": "#888888", "type": "tag", "attributes": [text(SHOWN, "")]}
+    tag: Label = {"name": TAG, "color": "#888888", "type": "tag", "attributes": [text(SHOWN, "")]}
     return json.dumps([*boxes, tag], indent=1, ensure_ascii=False) + "\n"
 
 
 def annotations(sheets: Iterable[ReviewTask], classes: Sequence[str]) -> str:
-    """``annotations.xml``: every image with its boxes; queries come from the machine, labelled boxes from people."""
+    """The text of ``annotations.xml``: every image with its queries (source "auto") and labelled boxes ("manual")."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     listed = list(sheets)
@@ -74,7 +93,7 @@ def _image(root: ET.Element, sheet: ReviewTask, classes: Sequence[str]) -> None:
         ET.SubElement(tag, "attribute", name=SHOWN).text = " ".join(shown)
 
 
-def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[str], source: str, said: str) -> None:
+def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[str], source: str, number: str) -> None:
     assert query.box is not None
     assert query.guess is not None
     limits = [sheet.record.width or np.inf, sheet.record.height or np.inf] * 2
@@ -82,26 +101,26 @@ def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[s
     places = {name: f"{float(value):.2f}" for name, value in edges.items()}
     about = {"label": classes[query.guess], "source": source, "occluded": "0", **places, "z_order": "0"}
     box = ET.SubElement(image, "box", about)
-    ET.SubElement(box, "attribute", name=QUERY).text = said
+    ET.SubElement(box, "attribute", name=QUERY).text = number
 
 
 # ------------------------------------------------------------------------------------------- what comes back
 
 
 def read(file: Path) -> Batch:
-    """An export as "CVAT for images 1.1": the XML, out of its archive.
+    """An export as "CVAT for images 1.1": the XML file, unpacked from its archive.
 
     Turned boxes, ellipses, polygons, polylines, masks and cuboids become the upright box around them. Points and
-    skeletons do not outline an object: they are left out, and named.
+    skeletons do not outline an object; they go to ``left_out``. Raises `UserError`, which names the file and the image.
     """
     try:
         root = from_xml(read_bytes(file))
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
     except (ET.ParseError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as XML ({error}); export it again as CVAT for images 1.1") from None
+        raise UserError(f"{file}: not valid XML ({error}). Export it again as CVAT for images 1.1.") from None
     if root.tag != "annotations" or root.find("track") is not None:
-        raise UserError(f'{file} is not in the format "CVAT for images 1.1"; export the task again in that format')
+        raise UserError(f'{file}: not in the format "CVAT for images 1.1". Export the task again in that format.')
     by = next(
         (e.text or "" for p in (".//assignee/username", ".//owner/username") if (e := root.find(p)) is not None), ""
     )
@@ -112,13 +131,15 @@ def _returned(image: ET.Element, file: Path, by: str) -> Returned:
     name = image.get("name")
     where = f"{file}, image {name}"
     if not name:
-        raise UserError(f"{where}: it has no name")
+        raise UserError(f"{where}: it has no name. Export the task again.")
     shapes = [shape for shape in image if shape.tag != "tag"]
     try:
         size = (int(image.attrib["width"]), int(image.attrib["height"]))
         regions = tuple(_region(shape) for shape in shapes if shape.tag in _HULLS)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{where}: the image or a shape on it lacks a number ({error!r}); export it again") from None
+        raise UserError(
+            f"{where}: the image or a shape on it lacks a number ({error!r}). Export the task again."
+        ) from None
     tags = (tag for tag in image.iter("tag") if tag.get("label") == TAG)
     shown = [int(number) for tag in tags for number in re.findall(r"\d+", _attribute(tag, SHOWN))]
     left_out = tuple(f"{shape.tag} ({shape.get('label')})" for shape in shapes if shape.tag not in _HULLS)
@@ -136,7 +157,7 @@ def _numbers(shape: ET.Element, *names: str) -> list[float]:
 
 
 def _degrees(shape: ET.Element) -> float:
-    """How far a shape is turned about its centre, clockwise."""
+    """The clockwise rotation of a shape about its centre, in degrees."""
     return finite(shape.get("rotation") or "0")
 
 
@@ -170,7 +191,7 @@ _HULLS: Mapping[str, Callable[[ET.Element], Floats]] = {
     "mask": _mask_hull,
     "cuboid": _cuboid_hull,
 }
-"""Element -> the upright box around its shape."""
+"""Element -> the upright box around its shape (4,), in pixels."""
 
 
 def _attribute(element: ET.Element, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Data sets by name or path: which reader understands it, and what to say if none does."""
+"""Data sets by name or path: finds the reader that understands one, or reports why none does."""
 
 import os
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ from pathlib import Path
 
 from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
-from rarebox.data import coco, listings, scenes, voc, yolo
+from rarebox.data import coco, foreign, listings, scenes, voc, yolo
 from rarebox.data.images import image_files
 from rarebox.data.listings import Dataset, Reader, ReadProgress, assemble
 from rarebox.errors import UserError
 
-_LAYOUTS = """Understood are:
+_LAYOUTS = """rarebox reads:
   COCO   train.json and test.json (or valid.json), train/_annotations.coco.json, or one JSON file
-  VOC    VOCdevkit/VOC2007 and VOC2012, or a folder with Annotations/ and JPEGImages/
-  YOLO   data.yaml with images/ and labels/"""
+  VOC    VOCdevkit/VOC2007 and VOC2012, Annotations/ and JPEGImages/, or XML files beside the images
+  YOLO   data.yaml with images/ and labels/, or classes.txt with TXT files beside the images"""
 
 
 def load(
     path: str | Path,
     *,
     check_pixels: bool = False,
-    read: ReadProgress = lambda *_: None,
+    read: ReadProgress = lambda done, of: None,
     photos: Sequence[str | Path] = (),
 ) -> Dataset:
-    """Read a data set whose format is told by the folder's content: COCO, VOC or YOLO.
+    """Read a data set in COCO, VOC or YOLO format, which the content of the folder decides.
 
-    The headers of all images are read, their pixels only with ``check_pixels``. What cannot be used is left out and
-    listed in ``problems``. A folder ``voc0712``, ``voc2007`` or ``voc2012`` is downloaded when it is not there.
-    ``read`` hears of every image that was read. Images that do not lie where the labels say are looked for, by name,
-    among ``photos``. Raises `UserError` when nothing is left to go on with.
+    The headers of all images are read, their pixels only with ``check_pixels``. What cannot be used is skipped and
+    listed in ``problems``. A missing folder ``voc0712``, ``voc2007`` or ``voc2012`` is downloaded. ``read`` is called
+    after every image. Images that are missing where the labels expect them are looked up among ``photos`` by name.
+    Raises `UserError` if no format fits or nothing usable is left.
     """
     path = Path(os.path.expanduser(path))
     if voc.wants_download(path):
@@ -45,16 +45,16 @@ def load(
 
 
 MADE = "scenes"
-"""The data set that is made on the spot."""
+"""The name of the embedded data set, which is generated when needed."""
 
 
 def refuse_missing(name: str | Path) -> None:
-    """UserError, at once, for a data set that is not there or of no format that is understood.
+    """Raise `UserError`, quickly, for a data set that does not exist or whose format is unknown.
 
-    What its images are like is not looked at, and what would be made or downloaded is there.
+    Images are not read. Data sets that would be generated or downloaded count as existing.
     """
     if not str(name).strip():
-        raise UserError("the data set has no name; give a folder with images and labels, or scenes")
+        raise UserError("the data set has no name. Give a folder with images and labels, or scenes.")
     path = Path(os.path.expanduser(name))
     if str(name) == MADE or voc.wants_download(path):
         return
@@ -65,40 +65,48 @@ def refuse_missing(name: str | Path) -> None:
 
 
 def _reader(path: Path) -> Reader | None:
-    """What reads this path: the first format that recognises it."""
-    finders = (coco.find, voc.find, yolo.find, coco.find_single)
+    """The reader of the first format that recognises this path."""
+    finders = (coco.find, voc.find, yolo.find, coco.find_single, _find_flat)
     return next((reader for find in finders if (reader := find(path)) is not None), None)
+
+
+def _find_flat(path: Path) -> Reader | None:
+    """Recognise label files beside the images, as labelImg writes them. Raises `UserError` for two formats at once."""
+    as_voc, as_yolo = voc.find_flat(path), yolo.find_flat(path)
+    if as_voc and as_yolo:
+        raise UserError(f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Move one kind away.")
+    return as_voc or as_yolo
 
 
 def _missing(path: Path) -> UserError:
     if str(path) == path.name and (known := get_close_matches(path.name, (MADE, *voc.ARCHIVES), n=1, cutoff=0.7)):
-        return UserError(f"{path} does not exist; did you mean {known[0]!r}?")
+        return UserError(f"{path} does not exist. Did you mean {known[0]!r}?")
+    advice = "Check the path of the file." if path.suffix else "Name a folder with images and labels."
     if not os.path.isdir(path.parent):
         there = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
-        where = "check the path of the file" if path.suffix else "name a folder with images and labels"
-        return UserError(f"{path} does not exist (there is only {there}); {where}")
+        return UserError(f"{path} does not exist (only {there} does). {advice}")
     beside = [p.name for p in path.parent.iterdir() if p.exists()]
     near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
-    where = "check the path of the file" if path.suffix else "name a folder with images and labels"
-    hint = f"did you mean {path.parent / near[0]}?" if near else where
-    return UserError(f"{path} does not exist; {hint}")
+    return UserError(f"{path} does not exist. {f'Did you mean {path.parent / near[0]}?' if near else advice}")
 
 
 def _not_understood(path: Path) -> UserError:
+    if known := foreign.advice(path):
+        return UserError(f"{path}: {known}")
     if not path.is_dir():
         return UserError(f"{path} is neither a COCO JSON nor a YOLO data.yaml. {_LAYOUTS}")
     entries = sorted(path.iterdir())
     if not entries:
-        return UserError(f"{path} is empty; put images and labels there. {_LAYOUTS}")
+        return UserError(f"{path} is empty. Put images and labels there. {_LAYOUTS}")
     images = len(image_files(path))
     holds = f"holds {images} images and no labels" if images else "holds no data set"
     shown = ", ".join(p.name + "/" * p.is_dir() for p in entries[:6]) + ", ..." * (len(entries) > 6)
-    inside = next((f"; did you mean {p}?" for p in entries if p.is_dir() and _reader(p)), "")
-    return UserError(f"{path} {holds} that rarebox understands (found {shown}){inside}. {_LAYOUTS}")
+    inside = next((f" Did you mean {p}?" for p in entries if p.is_dir() and _reader(p)), "")
+    return UserError(f"{path} {holds} that rarebox understands (found {shown}).{inside} {_LAYOUTS}")
 
 
-def load_data(name: str, progress: Progress = lambda *_: None) -> listings.Dataset:
-    """A data set by its folder or name; ``scenes`` is made on the spot, VOC fetched where it is not there yet."""
+def load_data(name: str, progress: Progress = lambda step, done, total, unit: None) -> listings.Dataset:
+    """A data set by its folder or name. ``scenes`` is generated and VOC downloaded if they do not exist yet."""
 
     def read(done: int, of: int) -> None:
         progress("read", done, of, "images")

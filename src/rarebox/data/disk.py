@@ -1,4 +1,4 @@
-"""Finding files under names that were written on another system: with other capitals, accents or separators."""
+"""Files under names that were written on another system, with other capitals, accents or separators."""
 
 import os
 import unicodedata
@@ -6,24 +6,24 @@ from pathlib import Path
 
 
 def slashes(name: str) -> str:
-    """A path as Windows writes it, or any other, with ``/`` between its folders."""
+    """A path, possibly from Windows, with ``/`` between its folders."""
     return name.replace("\\", "/")
 
 
 def place_key(path: str | Path) -> str:
-    """What is equal for two paths that some systems take for one: capitals and the encoding of accents do not count."""
+    """A key that is equal for paths that some systems treat as the same: it ignores capitals and accent encodings."""
     return unicodedata.normalize("NFC", Path(path).as_posix()).casefold()
 
 
 class Disk:
-    """Files and folders by name, whatever its capitals. Folders are listed once, so make one for each read."""
+    """Files and folders by name, ignoring capitals. Folders are listed once, so create one `Disk` for each read."""
 
     def __init__(self) -> None:
         self._inside: dict[Path, dict[str, list[str]]] = {}
         self._stems: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """What has that path, or else the only one whose path is alike; None if there is none, or several."""
+        """What is at that path, else the only entry with an equivalent path; None if there are none or several."""
         if os.path.exists(path):
             return path
         if path.parent == path or (parent := self.find(path.parent)) is None:
@@ -32,7 +32,7 @@ class Disk:
         return parent / names[0] if len(names) == 1 else None
 
     def namesakes(self, path: Path) -> list[Path]:
-        """What lies in the folder of a path and has its name but for capitals and the suffix."""
+        """The entries in the folder of a path whose names differ from it only in capitals and the suffix."""
         folder = path.parent
         if folder not in self._stems:
             found = self._stems[folder] = {}
@@ -46,7 +46,7 @@ class Disk:
             try:
                 for name in os.listdir(folder):
                     found.setdefault(place_key(name), []).append(name)
-            except OSError:  # no folder, or one that cannot be read: nothing is found there
+            except OSError:  # missing or unreadable: nothing is found there
                 pass
             self._inside[folder] = found
         return self._inside[folder]

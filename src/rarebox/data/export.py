@@ -1,18 +1,18 @@
-"""Writing labels (and queries) in many formats, without losing whose they are and which images are labelled as a whole.
+"""Export of labels and queries in five formats, with the source of each box and whether each image is fully labelled.
 
-Every export is a folder of its own: the labels, the images (links, or copies), and ``rarebox.json``, which lists the
-provenance of every box in the order in which the label files have them.
+Every export is a new folder: the labels, the images (links or copies), and ``rarebox.json``, which lists the provenance
+of every box in the order of the label files.
 """
 
 import json
 import os
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from rarebox.core.files import read_bytes, real, write_new
 from rarebox.core.parsing import from_json
 from rarebox.data import cvat, labelstudio
+from rarebox.data.coco import CocoFile
 from rarebox.data.images import SUFFIXES, UnreadableImage, content_of
 from rarebox.data.listings import EXPORT_MARK
 from rarebox.data.naming import clean_all, file_names
+from rarebox.data.narrow import as_list, as_object
 from rarebox.data.remote import is_url
 from rarebox.data.review import MODEL, ReviewTask, sheets, short
 from rarebox.data.voc import to_one_based
@@ -37,10 +39,10 @@ _COLUMNS = ("boxes", "labels", "source", "scores", "class_weight", "box_weight")
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """What is known of one image: N boxes, where each comes from (`Source`) and how far it is trusted.
+    """The labels of one image: N boxes with their sources and weights.
 
-    ``boxes`` (N, 4) in pixels of the original image, ``labels`` (N,) in [0, K), ``source`` (N,) strings, ``scores``,
-    ``class_weight`` and ``box_weight`` (N,) in [0, 1]. ``complete`` says that a person has labelled every object.
+    ``boxes`` (N, 4) in pixels of the original image, ``labels`` (N,) in [0, K), ``source`` (N,) strings of `Source`,
+    ``scores``, ``class_weight`` and ``box_weight`` (N,) in [0, 1]. ``complete``: a person has labelled every object.
     """
 
     image_id: int
@@ -70,8 +72,11 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Exported:
-    """What has been written: the folder, and the numbers of images, of boxes, and of images that are not labelled as
-    a whole, with some box and without any; ``missing``: for each photo that could not be read, where it was and why."""
+    """The folder that was written, and what is in it.
+
+    ``images`` and ``boxes`` are counts. ``partly_labelled`` and ``unlabelled`` count images that are not fully
+    labelled, with and without a box. ``missing`` has a line for each photo that cannot be read: its path and why.
+    """
 
     folder: Path
     images: int
@@ -106,12 +111,12 @@ def export(
 ) -> Exported:
     """Write the labels of ``images`` to a new folder, as ``coco``, ``voc``, ``yolo``, ``labelstudio`` or ``cvat``.
 
-    Human boxes and difficult ones are written, rejected ones never, pseudo boxes only with ``include_pseudo``. With
-    ``complete_only`` images that are labelled in part or not at all are left out. Images are linked unless
-    ``copy_images``, or left out without ``photos``; ``image_url`` is what Label Studio finds them under. A photo that
-    cannot be read keeps its labels and is named in ``missing.txt``. The folder appears as a whole or not at all,
-    and replaces an earlier export only. Raises `UserError` if there is something else, if there is nothing to write,
-    and if YOLO, which cannot say that an image is not labelled as a whole, would have to (see ``allow_partial``).
+    Human and difficult boxes are written, rejected boxes never, pseudo boxes only with ``include_pseudo``. With
+    ``complete_only``, only fully labelled images are written. Images are linked, or copied with ``copy_images``, or
+    omitted without ``photos``. ``image_url`` is the address under which Label Studio finds them. A photo that cannot be
+    read keeps its labels and is named in ``missing.txt``. The folder appears whole or not at all, and replaces nothing
+    but an earlier export. Raises `UserError` if the folder holds anything else, if there is nothing to write, and for
+    partially labelled images in YOLO, which has no flag for them (see ``allow_partial``).
     """
     if format not in (*_WRITERS, *REVIEW):
         raise unknown_name("export format", format, (*_WRITERS, *REVIEW))
@@ -122,7 +127,7 @@ def export(
     items = _items(images, annotations, include_pseudo)
     items = [item for item in items if item.labels.complete or not complete_only]
     if not items:
-        raise UserError(f"nothing to export to {folder}: no image is labelled as a whole; drop --complete-only")
+        raise UserError(f"nothing to export to {folder}: no image is fully labelled. Drop --complete-only.")
     incomplete = [item for item in items if not item.labels.complete]
     if format == "yolo" and incomplete and not (allow_partial or include_pseudo):
         raise _incomplete(incomplete, len(items))
@@ -155,13 +160,13 @@ def export_queries(
 ) -> Exported:
     """Write box queries, best first, to a new folder, for people to answer in ``labelstudio`` or ``cvat``.
 
-    Their guesses are there as predictions, of ``version``. Otherwise as :func:`export`.
+    The guesses become predictions of the model ``version``. Everything else is as in :func:`export`.
     """
     if format not in REVIEW:
         raise unknown_name("format for queries", format, REVIEW)
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if not queries:
-        raise UserError(f"nothing to export to {folder}: there is no open question; run or serve the next cycle first")
+        raise UserError(f"nothing to export to {folder}: there is no open question. Run or serve the next cycle first.")
     classes = clean_all(classes)
     asked = {query.image_id for query in queries}
     items = [item for item in _items(images, [], False) if item.record.id in asked]
@@ -175,18 +180,18 @@ def export_queries(
 
 
 def local_files(folder: Path) -> str:
-    """Where Label Studio finds the images of an export, if it serves the folder that the export lies in."""
+    """The address of the images in Label Studio, if it serves the parent folder of the export."""
     return f"/data/local-files/?d={quote(folder.name)}/images/"
 
 
 REVIEW = ("labelstudio", "cvat")
-"""Formats of tools where people label."""
+"""The formats of labelling tools."""
 
 
 def write_review(
     folder: Path, format: str, classes: Sequence[str], shown: Sequence[ReviewTask], image_url: str, version: str = MODEL
 ) -> None:
-    """The files that such a tool takes in: its tasks or annotations, and its classes."""
+    """Write the files to import into a labelling tool: its tasks or annotations, and its classes."""
     if format == "cvat":
         _write(folder / "annotations.xml", cvat.annotations(shown, classes))
         _write(folder / "labels.json", cvat.labels(classes))
@@ -197,7 +202,7 @@ def write_review(
 
 
 def _labelled(items: Sequence[_Item]) -> list[ReviewTask]:
-    """Images with their labels, for a tool to show as what people have said."""
+    """Images with their labels, for a tool to show as human annotations."""
     return [
         ReviewTask(number, item.record, item.file, (), _as_queries(item), item.labels.complete)
         for number, item in enumerate(items, 1)
@@ -221,7 +226,7 @@ def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], in
 
 
 def sent_as(images: Iterable[ImageRecord]) -> dict[str, int]:
-    """The name that each of these images has in an export of all of them, and its id."""
+    """File name in an export of all these images -> image id."""
     listed = [(record.id, record.path) for record in images]
     return {file: image_id for file, (image_id, _) in zip(file_names(listed, SUFFIXES), listed, strict=True)}
 
@@ -233,44 +238,44 @@ def _nothing(image_id: int) -> Annotations:
 
 def _incomplete(incomplete: Sequence[_Item], total: int) -> UserError:
     return UserError(
-        f"{len(incomplete)} of {total} images are labelled in part or not at all (for example {incomplete[0].file}). "
-        "YOLO files cannot say so: every object without a box there would be taught as background. Choose "
-        "--complete-only to leave these images out, --include-pseudo to add the model's own boxes, or --allow-partial "
-        "to write them all the same and list them in incomplete.txt; the formats coco and voc carry the information"
+        f"{len(incomplete)} of {total} images are partially labelled or unlabelled (for example {incomplete[0].file}). "
+        "YOLO has no such flag, so objects without a box would train as background. Choose --complete-only to skip "
+        "these images, --include-pseudo to add the model's own boxes, or --allow-partial to write them anyway and list "
+        "them in incomplete.txt. The formats coco and voc keep the information."
     )
 
 
 def _check_free(folder: Path) -> None:
-    """Refuse a folder that holds anything which a new export would not replace."""
+    """Raise `UserError` if a folder holds anything but an earlier export."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder to export to")
+        raise UserError(f"{folder} is a file. Name a folder to export to.")
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
     foreign = sorted(there - _written_before(folder))
     if foreign:
         raise UserError(
-            f"{folder} holds files that are not from a rarebox export, such as {foreign[0]}; "
-            "choose another folder or move them away"
+            f"{folder} holds files that are not from a rarebox export, such as {foreign[0]}. "
+            "Choose another folder, or move them away."
         )
 
 
 def _written_before(folder: Path) -> set[str]:
     try:
-        mark = from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))
-        return {EXPORT_MARK, *mark["files"]} if isinstance(mark, dict) else set()
-    except (OSError, ValueError, KeyError, TypeError):
+        mark: object = from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return set()
+    return {EXPORT_MARK, *map(str, as_list(as_object(mark).get("files")))}
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to write to, which takes its place at the end, or vanishes on an error.
+def _staged(folder: Path) -> Generator[Path, None, None]:
+    """A folder beside ``folder`` to write to, which replaces it at the end and is deleted on an error.
 
-    Raises `UserError` if files that are not of an earlier export are in ``folder``, also if they came in the meantime.
+    Raises `UserError` if ``folder`` holds anything but an earlier export, before or after the block.
     """
     _check_free(folder)
-    folder = Path(os.path.realpath(folder))  # of a link, what it leads to is replaced
+    folder = Path(os.path.realpath(folder))  # the target of a link is replaced, not the link
     stage, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("new", "old"))
     try:
         shutil.rmtree(stage, ignore_errors=True)
@@ -281,7 +286,7 @@ def _staged(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         stage.rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); free some space or choose another folder") from error
+        raise UserError(f"{folder} cannot be written ({error}). Free some space, or choose another folder.") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -295,16 +300,18 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    """A list, one entry a line; no file where there is none."""
+    """Write one entry a line; write no file for an empty list."""
     if lines:
         _write(path, "".join(f"{line}\n" for line in lines))
 
 
 def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Path) -> tuple[str, ...]:
-    """Link or copy the images; those that lie in the export about to be replaced, or not on this disk, are copied in
-    any case. Those that cannot be read come back, each with the reason."""
+    """Link or copy the images, and return a line for each that cannot be read.
+
+    Images in the export that is about to be replaced, and images behind a URL, are always copied.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = []
+    missing: list[str] = []
     for item in items:
         target = folder / item.file
         try:
@@ -321,13 +328,13 @@ def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Pa
         except FileExistsError:
             raise UserError(
                 f"{replaced}: the file system there takes {item.file} for the name of another image. Export to "
-                "another disk"
+                "another disk."
             ) from None
     return tuple(missing)
 
 
 def _content(file: Path) -> bytes:
-    """What is in a file. Raises `UnreadableImage`."""
+    """The content of a file. Raises `UnreadableImage`."""
     try:
         return read_bytes(file)
     except OSError as error:
@@ -335,7 +342,7 @@ def _content(file: Path) -> bytes:
 
 
 def _not_found(items: Sequence[_Item]) -> tuple[str, ...]:
-    """The images of this disk that are not where they were, as `_place_images` tells them."""
+    """A line for each missing image of this disk, as `_place_images` returns them."""
     paths = [item.record.path for item in items if not is_url(item.record.path)]
     return tuple(f"{path}: No such file or directory" for path in paths if not os.path.isfile(path))
 
@@ -345,13 +352,13 @@ def _linked(source: Path, target: Path) -> bool:
         target.symlink_to(source)
     except FileExistsError:
         raise
-    except (OSError, NotImplementedError):  # not every system lets everybody make links
+    except (OSError, NotImplementedError):  # some systems do not allow links
         return False
     return True
 
 
 def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequence[_Item]) -> None:
-    """``rarebox.json``: what the formats themselves cannot hold, and the list of all files that were written."""
+    """Write ``rarebox.json``: what the formats have no field for, and the list of all files."""
     content = {
         "format": format,
         "classes": list(classes),
@@ -368,8 +375,18 @@ def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequenc
     _write(stage / EXPORT_MARK, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def _provenance(labels: Annotations, row: int) -> dict[str, Any]:
-    """Of a difficult box the source is a person: difficult is a property of the object."""
+class _Provenance(TypedDict):
+    """Where a box comes from, and its weights."""
+
+    source: str
+    score: float | None
+    class_weight: float | None
+    box_weight: float | None
+    difficult: int
+
+
+def _provenance(labels: Annotations, row: int) -> _Provenance:
+    """The provenance of a box. A difficult box comes from a person: difficult is a property of the object."""
     difficult = labels.source[row] == Source.DIFFICULT
     return {
         "source": str(Source.HUMAN if difficult else labels.source[row]),
@@ -381,19 +398,10 @@ def _provenance(labels: Annotations, row: int) -> dict[str, Any]:
 
 
 def _coco(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
-    annotations = [
-        {
-            "image_id": item.record.id,
-            "category_id": int(item.labels.labels[row]) + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": 0,
-            "attributes": _provenance(item.labels, row),
-        }
-        for item in items
-        for row, (x1, y1, x2, y2) in enumerate(item.labels.boxes.astype(np.float64).tolist())
-    ]
-    content = {
+    boxes = (
+        (item, row, *box) for item in items for row, box in enumerate(item.labels.boxes.astype(np.float64).tolist())
+    )
+    content: CocoFile = {
         "info": {"description": "exported by rarebox"},
         "licenses": [],
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
@@ -407,7 +415,18 @@ def _coco(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
             }
             for item in items
         ],
-        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": item.record.id,
+                "category_id": int(item.labels.labels[row]) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+                "attributes": _provenance(item.labels, row),
+            }
+            for number, (item, row, x1, y1, x2, y2) in enumerate(boxes, 1)
+        ],
     }
     _write(stage / "annotations.json", json.dumps(content, ensure_ascii=False))
     return "images"
@@ -430,22 +449,23 @@ def _voc(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
     return "JPEGImages"
 
 
-def _add_object(root: ET.Element, name: str, box: Sequence[float], provenance: dict[str, Any]) -> None:
-    """A VOC object; its provenance goes to an element of its own, which other readers pass over."""
+def _add_object(root: ET.Element, name: str, box: Sequence[float], provenance: _Provenance) -> None:
+    """Add a VOC object. Its provenance goes to the element ``rarebox``, which other readers ignore."""
     element = ET.SubElement(root, "object")
-    _add(element, {"name": name, "pose": "Unspecified", "truncated": 0, "difficult": provenance.pop("difficult")})
+    _add(element, {"name": name, "pose": "Unspecified", "truncated": 0, "difficult": provenance["difficult"]})
     edges = (int(edge) if edge.is_integer() else edge for edge in box)
     _add(ET.SubElement(element, "bndbox"), dict(zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True)))
-    _add(ET.SubElement(element, "rarebox"), provenance)
+    beside = {tag: value for tag, value in provenance.items() if tag != "difficult"}
+    _add(ET.SubElement(element, "rarebox"), beside)
 
 
-def _add(element: ET.Element, values: dict[str, Any]) -> None:
+def _add(element: ET.Element, values: Mapping[str, object]) -> None:
     for tag, value in values.items():
         ET.SubElement(element, tag).text = str(value)
 
 
 def _yolo(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
-    """Difficult boxes are written like others, since leaving them out would teach them as background."""
+    """Write the label files and data.yaml. Difficult boxes are included, or they would train as background."""
     for item in items:
         sides = np.tile([item.record.width, item.record.height], 2).astype(np.float64)
         x1, y1, x2, y2 = (item.labels.boxes / sides).T
@@ -453,7 +473,7 @@ def _yolo(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
         lines = ("{} {:.9f} {:.9f} {:.9f} {:.9f}\n".format(*row) for row in rows)
         _write(label_file(stage / "images" / item.file), "".join(lines))
     names = yaml.safe_dump({"names": dict(enumerate(classes))}, sort_keys=False, allow_unicode=True)
-    remark = "# Name your validation images as 'val:' before you train; these here are the labelled ones.\n"
+    remark = "# These are the labelled images. Name your validation images as 'val:' before you train.\n"
     _write(stage / "data.yaml", f"{remark}train: images\n{names}")
     return "images"
 

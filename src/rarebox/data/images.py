@@ -1,10 +1,10 @@
-"""Reading image files of every common kind as upright 8-bit RGB; whatever cannot be read says why."""
+"""Reading image files of all common formats as upright 8-bit RGB, with a reason for each that cannot be read."""
 
 import errno
 import io
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -44,19 +44,19 @@ SUFFIXES = frozenset(
 )
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000")
-"""Pillow's names of what is read. The content decides, whatever the file is called, and Pillow knows forty kinds more:
-some start other programs, such as Ghostscript."""
+"""Pillow's names of the formats that are read. The content decides, not the suffix. Pillow's other formats are refused,
+because some start other programs, such as Ghostscript."""
 
 DECODED = Room(1 << 30)
-"""Bytes of pixels that all threads together have in memory while they decode."""
+"""The memory for pixels being decoded, in bytes, for all threads together."""
 
 STRIP = 1 << 22
-"""Pixels that are converted at a time."""
+"""The pixels converted at a time."""
 
-# Pillow warns of an image that is larger than MAX_IMAGE_PIXELS; here none is read.
+# Pillow only warns of an image larger than MAX_IMAGE_PIXELS; here it is an error.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-# EXIF orientation -> what makes the picture upright (EXIF 2.32, tag 0x0112)
+# EXIF orientation -> the operation that makes the picture upright (EXIF 2.32, tag 0x0112)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,34 +72,34 @@ SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
 class UnreadableImage(UserError):
-    """One image file that cannot be used. ``path`` names it, ``reason`` says why."""
+    """An image file that cannot be used. ``path`` names it, ``reason`` says why."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)  # both stay in ``args``, so that it can cross a process border
+        super().__init__(str(path), reason)  # both in ``args``, so that the error can be pickled
         self.path, self.reason = str(path), reason
 
     def __str__(self) -> str:
-        return presentable(f"cannot read the image {self.path}: {self.reason}; replace the file or remove it")
+        return presentable(f"cannot read the image {self.path}: {self.reason}. Replace the file, or remove it.")
 
 
 def image_files(folder: str | Path) -> list[Path]:
     """All image files below a folder, by their suffix, sorted by path.
 
-    Walked as :func:`files_below` does. Dead links and folders that cannot be read are in the list as well: reading
-    them says what is wrong (`UnreadableImage`), so nothing is passed over in silence.
+    The walk is that of :func:`files_below`. Dead links and unreadable folders are listed too, so that reading them
+    raises `UnreadableImage` and nothing is silently ignored.
     """
     return files_below(folder, SUFFIXES, lost=True)
 
 
 def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = False) -> list[Path]:
-    """All files below a folder that end in one of the suffixes, whatever their capitals, sorted by path.
+    """All files below a folder with one of the suffixes, ignoring capitals, sorted by path.
 
-    Links are followed, but not to a folder that holds ``folder``. A file that is reached on several ways comes once:
-    as itself rather than by a link. Litter is left out. With ``lost`` the list has dead links too, if they end in one
-    of the suffixes or in none, and folders that cannot be read.
+    Links are followed, but not to a folder that contains ``folder``. A file that is reachable in several ways is listed
+    once, preferably not by a link. Litter is excluded. With ``lost`` the list also has unreadable folders, and dead
+    links with one of the suffixes or without any.
     """
     top = Path(folder)
-    found: dict[str, Path] = {}  # where a file really is -> how it is reached
+    found: dict[str, Path] = {}  # real path -> path that reaches it
     nowhere: list[Path] = []
     links: list[Path] = []
     walked = {str(parent) for parent in Path(os.path.realpath(top)).parents}
@@ -139,7 +139,7 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
 def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int, int]:
     """Width and height of the upright image, and the EXIF orientation of the file (1: it is upright).
 
-    Reads the header only, of the file's ``content`` if that is at hand. Raises `UnreadableImage`.
+    Only the header is read, from ``content`` if given. Raises `UnreadableImage`.
     """
     with opened(path, content) as image:
         orientation = _orientation(image)
@@ -149,10 +149,9 @@ def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int
 def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """The whole image, upright: (H, W, 3) ``uint8`` RGB.
 
-    Grey, palette, CMYK and 1-bit images become RGB. Transparent pixels are shown on white, as a person labelling them
-    on a page sees them (what lies under full transparency is often arbitrary). 16-bit grey is scaled from its full
-    range, not cut off. Of an animation this is the first frame. ``content`` is the file's, if it is at hand. Raises
-    `UnreadableImage`.
+    Grey, palette, CMYK and 1-bit images become RGB. Transparent pixels are blended with white, as annotators see them
+    on the page. 16-bit grey is scaled from its full range. An animation yields its first frame. ``content`` is that of
+    the file, if already read. Raises `UnreadableImage`.
     """
     with opened(path, content) as image:
         orientation = _orientation(image)
@@ -163,9 +162,9 @@ def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uin
 def read_picture(record: ImageRecord, short_side: int, long_side: int, content: bytes | None = None) -> Picture:
     """The image at working size: as large as ``short_side`` allows, but no side longer than ``long_side`` pixels.
 
-    Decoded and resized once, with antialiasing. A JPEG that shrinks to half or less is decoded at a fraction of its
-    size, which is several times faster. Raises `UnreadableImage`, also when the file has another size than when the
-    data set was read, since then no box would fit. ``content`` is the file's, if it is at hand.
+    The image is decoded and resized once, with antialiasing. A JPEG that shrinks to half or less is decoded at a
+    fraction of its size, which is several times faster. ``content`` is that of the file, if already read. Raises
+    `UnreadableImage`, also if the size of the file differs from the record, since then no box would fit.
     """
     with opened(record.path, content) as image:
         orientation = _orientation(image)
@@ -187,13 +186,13 @@ def working_size(width: int, height: int, short_side: int, long_side: int) -> tu
 
 
 def readers(far: bool) -> int:
-    """How many threads read images at a time: those that wait for a network need no core."""
+    """How many threads read images at a time. More if the images are remote, since waiting needs no core."""
     return 2 * (os.cpu_count() or 1) if not far else 32
 
 
 @contextmanager
-def content_of(path: str | Path) -> Iterator[bytes | None]:
-    """The content of an image file that is not on this disk, for as long as the block runs; None for one that is.
+def content_of(path: str | Path) -> Generator[bytes | None, None, None]:
+    """The content of a remote image while the block runs; None for a local file.
 
     Raises `UnreadableImage`.
     """
@@ -208,16 +207,16 @@ def content_of(path: str | Path) -> Iterator[bytes | None]:
 
 
 @contextmanager
-def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """The open image file, of one of the kinds in ``FORMATS``; its ``content`` may be at hand.
+def opened(path: str | Path, content: bytes | None = None) -> Generator[Image.Image, None, None]:
+    """The open image file, of one of the ``FORMATS``. ``content`` is that of the file, if already read.
 
-    Whatever goes wrong while it is open becomes an `UnreadableImage`.
+    Any error while it is open becomes an `UnreadableImage`.
     """
     with ExitStack() as held:
         content = held.enter_context(content_of(path)) if content is None else content
         if not _is_text(str(path)):
-            raise UnreadableImage(path, "its name is not valid UTF-8, so rename it")
-        if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise UnreadableImage(path, "its name is not valid UTF-8. Rename it")
+        if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
             folder = os.path.isdir(path)
             raise UnreadableImage(path, "it is a folder that may not be read" if folder else NOT_REGULAR)
         try:
@@ -230,17 +229,17 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
         except (UserError, MemoryError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels; scale it down"
+            reason = f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels. Scale it down"
             raise UnreadableImage(path, reason) from None
         except FileNotFoundError:
             try:
-                reason = f"it is a link to {os.readlink(path)}, where there is nothing"
+                reason = f"it is a link to {os.readlink(path)}, which does not exist"
             except OSError:
                 reason = "there is no such file"
             raise UnreadableImage(path, reason) from None
         except Image.UnidentifiedImageError:
             size = Path(path).stat().st_size if content is None else len(content)
-            reason = "it is not an image of a known kind" if size else "the file is empty"
+            reason = "it is not an image of a known format" if size else "the file is empty"
             raise UnreadableImage(path, reason) from None
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
             refused = getattr(error, "errno", None) == errno.ENAMETOOLONG or "\0" in str(path)  # no file has that name
@@ -263,18 +262,18 @@ def _formats() -> tuple[str, ...]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) if there is none; to be asked before the pixels are loaded."""
+    """The EXIF orientation, 1 (upright) if there is none. Call it before the pixels are loaded."""
     if image.format == "TIFF":
         return 1  # Pillow turns these by itself
     try:  # the base class's method, because that of PNG files decodes all pixels in search of a late EXIF block
         orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block raises anything; the pixels are as good as ever
+    except Exception:  # a broken EXIF block raises anything, but the pixels are fine
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
 def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """A size in the file as that of the upright image, and the other way round."""
+    """A size in the file as the size of the upright image, and vice versa."""
     return (size[1], size[0]) if orientation in SIDEWAYS else size
 
 
@@ -283,8 +282,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _bytes_of(image: Image.Image) -> int:
-    """What decoding takes at most: the pixels as Pillow keeps them, once more in a decoder that makes them all at once,
-    and what they become."""
+    """The most bytes that decoding takes: Pillow's pixels, a second copy in decoders that do not stream, and the
+    converted pixels."""
     each = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}.get(image.mode, 4)
     at_once = image.format in ("WEBP", "AVIF", "JPEG2000", "GIF")
     becomes = 0 if image.mode in ("L", "RGB") else 4
@@ -292,7 +291,7 @@ def _bytes_of(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image as 8-bit grey or RGB. What has another mode is converted in strips, so that no third copy is made."""
+    """The image as 8-bit grey or RGB. Other modes are converted in strips, which avoids a third copy."""
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         image.load()
         return image
@@ -311,7 +310,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, int, int]]]:
-    """The image in strips of its whole width, each with its place."""
+    """The image in strips of its whole width, each with its box: left, top, right, bottom in pixels."""
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
@@ -319,8 +318,8 @@ def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, i
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """What of deep grey becomes 0 and 255: the full range of 16-bit values; the min and max of anything else (32-bit,
-    float)."""
+    """The values of deep grey that become 0 and 255: the full range of 16 bits, or the min and max of 32-bit and float
+    images."""
     if image.mode.startswith("I;16"):
         return 0.0, 65535.0
     strips = (np.asarray(strip) for strip, _ in _strips(image))
@@ -332,5 +331,5 @@ def _range(image: Image.Image) -> tuple[float, float]:
 
 
 def _scaled(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.uint8]:
-    """Deep grey -> 8 bits."""
+    """Deep grey as 8 bits, linear between ``low`` and ``high``."""
     return np.round((values.astype(np.float64) - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Names of classes and files: what formats can hold, which image a tool means, what nobody put there."""
+"""Names of classes and files: which ones formats can hold, which image another tool means, which files are litter."""
 
 import re
 import unicodedata
@@ -13,30 +13,29 @@ from rarebox.errors import UserError
 T = TypeVar("T")
 
 _PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
-"""What Label Studio puts before the name of an uploaded file: the start of a UUID."""
+"""The prefix that Label Studio adds to the name of an uploaded file: the start of a UUID."""
 
 _DROPPED_ON_UPLOAD = re.compile(r"[^-\w.]")
-"""What Label Studio leaves out of the name of an uploaded file, once blanks have become underscores."""
-
+"""What Label Studio removes from the name of an uploaded file, after it has replaced blanks by underscores."""
 
 LITTER = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
-"""Folders that systems put beside people's own (macOS, Synology, Windows, Linux)."""
+"""Folders that operating systems create (macOS, Synology, Windows, Linux)."""
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of that name was not put there by a person: hidden ones, and :data:`LITTER`."""
+    """Whether a file or folder is hidden or in :data:`LITTER`, so that no person has put it there."""
     return name.startswith(".") or name in LITTER
 
 
 LONGEST_STEM = 180
-"""Bytes of a file's name before its suffix; most file systems take 255 for the whole of it."""
+"""The most bytes of a file name before its suffix. Most file systems allow 255 for the whole name."""
 
 
 def clean(text: str) -> str:
-    """A name as every format can hold it and gives it back.
+    """A name that every format can write and read back unchanged.
 
-    It is one line, without blanks around it and without two in a row. A control character, half a character (a lone
-    surrogate) and what XML cannot hold become ``_``; byte-order marks vanish.
+    The result is one line without blanks at the ends and without two in a row. Control characters, lone surrogates and
+    characters that XML cannot hold become ``_``. Byte-order marks are removed.
     """
     if text.isascii() and text.isprintable():
         return " ".join(text.split())
@@ -45,7 +44,7 @@ def clean(text: str) -> str:
 
 
 def is_writable(name: str) -> bool:
-    """Whether a name holds none of the characters that :func:`clean` takes for others."""
+    """Whether a name has none of the characters that :func:`clean` replaces."""
     return not any(_is_unwritable(sign) for sign in name)
 
 
@@ -54,7 +53,7 @@ def _is_unwritable(sign: str) -> bool:
 
 
 def clean_all(names: Iterable[str]) -> list[str]:
-    """Each name cleaned, never empty, and told apart by a number where two would be alike."""
+    """Each name cleaned, never empty, and with a number appended where two would be equal."""
     cleaned: list[str] = []
     for number, name in enumerate(names):
         plain = clean(name) or f"class {number}"
@@ -66,16 +65,16 @@ def clean_all(names: Iterable[str]) -> list[str]:
 
 
 def file_names(images: Sequence[tuple[int, str]], suffixes: Iterable[str]) -> list[str]:
-    """A name for the file of each image, from its number and path (or URL): cleaned, and no two alike but for suffixes.
+    """A file name for each image, given as (id, path or URL): cleaned, and unique even without the suffix.
 
-    Of several images with one name, all but the first have their number behind it, as often as it takes to be a name
-    that no image has. A name without one of the ``suffixes``, by which readers know an image, gets ``.jpg``.
+    Of several images with one name, all but the first get their id appended, repeatedly if necessary, until no image
+    has that name. A name without one of the ``suffixes`` gets ``.jpg``.
     """
     known = frozenset(suffixes)
     own = [_stem_and_suffix(path, known) for _, path in images]
     having = {_folded(stem) for stem, _ in own}
     taken = set[str]()
-    names = []
+    names: list[str] = []
     for (number, _), (stem, suffix) in zip(images, own, strict=True):
         if _folded(stem) in taken:
             stem += f"-{number}"
@@ -91,30 +90,32 @@ def _stem_and_suffix(path: str, known: Collection[str]) -> tuple[str, str]:
     stem, dot, suffix = clean(place.replace("/", "_").replace("\\", "_")).rpartition(".")
     if f".{suffix.lower()}" not in known:
         stem, suffix = f"{stem}{dot}{suffix}", "jpg"
-    return stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(". ") or "image", suffix  # a dot would hide it
+    return stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(
+        ". "
+    ) or "image", suffix  # a leading dot would hide the file
 
 
 def _folded(stem: str) -> str:
-    """What is equal for two names that some file systems take for one."""
+    """A key that is equal for names that some file systems treat as the same."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
 
 
 class ByName(Generic[T]):
-    """Things by path or URL, found again under the names that files give them.
+    """Values by path or URL, looked up by the names in label files.
 
-    :meth:`find` takes a name at its word, :meth:`match` also understands how other tools write names. All files that
-    come in use one of the two.
+    :meth:`find` compares paths as they are; :meth:`match` also understands how other tools write names. Every reader
+    uses one of the two.
     """
 
     def __init__(self) -> None:
         self._whole: dict[str, T] = {}
-        # The end of a path, from some folder on -> the first two that end so, which is enough to tell if it is unique.
+        # The end of a path, from some folder on -> the first two values there, enough to know if it is unique.
         self._ends: dict[str, dict[str, T]] = defaultdict(dict)
         self._uploaded: dict[str, dict[str, T]] = defaultdict(dict)
         self._folders: set[str] = set()
 
     def add(self, path: str, value: T) -> None:
-        """Make a thing known by its path. The first of several with the same path counts."""
+        """Add a value under its path. The first of several with the same path counts."""
         path = _plain(path)
         if path in self._whole:
             return
@@ -126,9 +127,9 @@ class ByName(Generic[T]):
         self._folders.add(_folder(path))
 
     def find(self, name: str) -> T | None:
-        """What has that path; or whose path ends so; or, if its path is relative, is itself the end of the name.
+        """The value with that path, or whose path ends with the name, or whose relative path ends the name.
 
-        None if nothing has. UserError if several have.
+        None if there is none. Raises `UserError` if there are several.
         """
         name = _plain(name)
         if name in self._whole:
@@ -137,13 +138,12 @@ class ByName(Generic[T]):
         return _only({**self._ends.get(name, {}), **ends}, name)
 
     def match(self, name: str) -> T | None:
-        """What another tool means by a name. None if nothing fits. UserError if several fit equally well.
+        """The value that another tool means by a name. None if none fits. Raises `UserError` if several fit equally.
 
-        The name may be a path on another machine, a web address, percent-encoded, or an address of Label Studio, and
-        have the separators of Windows. What shares most of the end of its path wins, so folders tell photos of one
-        name apart; a folder that is known and does not hold the photo excludes it. Only if nothing has the name does
-        Label Studio's prefix of uploads count as one. Eight digits may be a date, so they do only in the address of an
-        upload.
+        The name may be a path on another machine, a web address, percent-encoded, an address of Label Studio, or have
+        Windows separators. The value with the longest common end of the path wins, so folders distinguish photos of
+        one name. A photo in another known folder is excluded. Label Studio's upload prefix is removed only if nothing
+        has the full name. A prefix of eight digits may be a date, so it is removed only in the address of an upload.
         """
         address = _without_query(name)
         forms = [_plain(form) for form in dict.fromkeys((address, unquote(address)))]
@@ -156,18 +156,18 @@ class ByName(Generic[T]):
         return found if found is not None else self._uploaded_as(forms[-1], name)
 
     def _known_end(self, form: str) -> str:
-        """The longest end of a name that something has as well; empty if nothing has its last part."""
+        """The longest end of a name that is the end of a known path; empty if no path has its last part."""
         return next((end for end in _ends(form) if end in self._ends), "")
 
     def _uploaded_as(self, form: str, name: str) -> T | None:
-        """What was uploaded to Label Studio under that name, with a prefix and without its special characters."""
+        """The value whose upload to Label Studio has that name, with a prefix and without special characters."""
         file = form.rsplit("/", 1)[-1]
         if not _PREFIX.match(file) or (file[:8].isdecimal() and not _is_upload(form)):
             return None
         return self._fitting(self._uploaded.get(_as_uploaded(file[9:]), {}), form, name)
 
     def _fitting(self, alike: dict[str, T], form: str, name: str) -> T | None:
-        """The only one of these, unless the name is that of a photo in another of our folders."""
+        """The only one of these, unless the name points to another known folder."""
         value, folder = _only(alike, name), _folder(form)
         elsewhere = folder and folder in self._folders and not any(folder in path.split("/")[:-1] for path in alike)
         return None if elsewhere and not _is_upload(form) else value
@@ -176,17 +176,17 @@ class ByName(Generic[T]):
 def _only(alike: dict[str, T], name: str) -> T | None:
     if len(alike) > 1:
         first, second, *_ = alike
-        raise UserError(f"{name!r} may be {first} or {second}; write as much of the path as tells them apart")
+        raise UserError(f"{name!r} may be {first} or {second}. Write as much of the path as distinguishes them")
     return next(iter(alike.values()), None)
 
 
 def _plain(path: str) -> str:
-    """With ``/`` between folders, and accents in one of their two encodings (macOS has the other one)."""
+    """A path with ``/`` between folders and composed accents (macOS writes decomposed ones)."""
     return unicodedata.normalize("NFC", path.replace("\\", "/").removeprefix("./"))
 
 
 def _ends(path: str) -> list[str]:
-    """A path, and what is left of it without its first folder, its first two, and so on: the longest first."""
+    """A path, and the rest of it without its first folder, its first two, and so on: the longest first."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
@@ -201,7 +201,7 @@ def _is_rooted(path: str) -> bool:
 
 
 def _is_upload(path: str) -> bool:
-    """Whether it is the address of an upload to Label Studio, whose folders are a number of its own."""
+    """Whether it is the address of an upload to Label Studio, whose folders are only project numbers."""
     return "upload" in path.split("/")[:-1]
 
 

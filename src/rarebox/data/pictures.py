@@ -1,10 +1,10 @@
-"""Images at working size, decoded once and kept in memory as far as it goes."""
+"""Images at working size, decoded once and kept in memory up to a limit."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Any, overload
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from rarebox.data.remote import is_url
 from rarebox.types import Bools, ImageRecord, Ints, Picture
 
 AHEAD = 32
-"""Pictures that are read before they are wanted."""
+"""The most pictures that are read in advance."""
 
 
 class _Memory:
-    """Decoded pictures by image id, up to so many bytes; shared by all lists over the same images."""
+    """Decoded pictures by image id, up to ``room`` bytes; shared by all lists over the same images."""
 
     def __init__(self, room: int) -> None:
         self.room, self.kept, self.lock = room, dict[int, Picture](), Lock()
@@ -32,8 +32,8 @@ class _Memory:
 class Pictures(Sequence[Picture]):
     """A list of pictures that are decoded on access; those that fit into ``keep_bytes`` stay decoded.
 
-    Safe to read from several threads. ``tall`` (n,) says which images are higher than wide: batches of one shape
-    waste no padding.
+    Safe to read from several threads. ``tall`` (n,) says which images are higher than wide: batches of one orientation
+    need less padding.
     """
 
     def __init__(self, records: Sequence[ImageRecord], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
@@ -42,12 +42,12 @@ class Pictures(Sequence[Picture]):
         self._memory = _Memory(keep_bytes)
 
     def __reduce__(self) -> tuple[type["Pictures"], tuple[tuple[ImageRecord, ...], tuple[int, int]]]:
-        """Sent to another process, the list goes without what was decoded here."""
+        """Pickled without the decoded pictures."""
         return Pictures, (self.records, self.size)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Width and height at working size of each picture; nothing is decoded for it."""
+        """Width and height at working size of each picture, in pixels, without decoding."""
         return [working_size(r.width, r.height, *self.size) for r in self.records]
 
     @property
@@ -74,9 +74,9 @@ class Pictures(Sequence[Picture]):
         return picture
 
     def in_batches(self, batches: Iterable[Ints]) -> Iterator[tuple[Ints, list[Picture]]]:
-        """The pictures of each batch of places, read by other threads while those before are worked on.
+        """The pictures of each batch of indices, which other threads read in advance.
 
-        At most ``AHEAD`` pictures are read in advance, which bounds the memory. Raises UnreadableImage.
+        At most ``AHEAD`` pictures are read in advance, which bounds the memory. Raises `UnreadableImage`.
         """
         waiting: deque[tuple[Ints, list[Future[Picture]]]] = deque()
         with ThreadPoolExecutor(min(AHEAD, readers(any(is_url(record.path) for record in self.records)))) as threads:
@@ -91,7 +91,7 @@ class Pictures(Sequence[Picture]):
                 threads.shutdown(cancel_futures=True)
 
     def of(self, records: Sequence[ImageRecord]) -> "Pictures":
-        """The same pictures, decoded or not, in another order or fewer of them."""
+        """The pictures of these records, which share what is decoded with this list."""
         part = Pictures(records, self.size)
         part._memory = self._memory
         return part
@@ -101,8 +101,17 @@ def _read(places: Ints, pictures: Sequence[Future[Picture]]) -> tuple[Ints, list
     return places, [picture.result() for picture in pictures]
 
 
-def which_are_tall(images: Sequence[Any]) -> Bools:
-    """Which pictures are higher than wide: (n,). Nothing is decoded for it."""
+class Sized(Protocol):
+    """Anything with a width and a height, such as a picture or a record of an image."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def which_are_tall(images: Sequence[Sized]) -> Bools:
+    """Which pictures are higher than wide: (n,), without decoding."""
     if isinstance(images, Pictures):
         return images.tall
     return np.array([picture.height > picture.width for picture in images], dtype=bool)

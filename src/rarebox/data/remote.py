@@ -1,22 +1,22 @@
-"""Images that are not on this disk: listed once and read by URL, from ``http(s)://``, ``s3://`` or ``gs://``.
+"""Remote images: listed once and read by URL, from ``http(s)://``, ``s3://`` or ``gs://``.
 
 A source is a folder of a bucket, a web page that links to images (the index that most servers make of a folder), or a
-text file, here or there, with the URL of an image on each line.
+local or remote text file with the URL of an image on each line.
 
-Most addresses are written by somebody else than the person at the keyboard: in a list, in a COCO file, in a redirect.
-So one rule holds for all of them, wherever they come from, and here is the only place that follows an address:
+Most addresses come from somebody other than the user: from a list, a COCO file, a redirect. So the same rules hold for
+all of them, and only this module follows addresses:
 
-- The scheme is one of ``SCHEMES``; nothing is chained (``zip::…``), nothing is a file of this disk.
-- A host of this machine or of its network is refused, however it is written and whatever name it has: what is checked
-  is the very address that is connected to, at every hop of a redirect. The hosts that the person has named are exempt:
-  where the images are said to be (:func:`trust`), and those in the environment variable ``RAREBOX_HOSTS``.
-- A redirect stays with HTTP, and from ``https://`` it does not lead to ``http://``.
-- A body has a most of bytes, as a server sends it (packed ones are not asked for and refused), and a most of seconds.
+- The scheme is one of ``SCHEMES``. Chained addresses (``zip::…``) and local files are refused.
+- A host on this machine or in its network is refused, whatever its name. The check applies to the address that the
+  connection uses, at every redirect. Hosts that the user has named are exempt: in the address of the images
+  (:func:`trust`), or in the environment variable ``RAREBOX_HOSTS``.
+- A redirect stays with HTTP, and never leads from ``https://`` to ``http://``.
+- The size of a body is limited as the server sends it (compressed ones are refused), and so is the time.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -33,44 +33,44 @@ from rarebox.errors import UserError, presentable
 T = TypeVar("T")
 
 LIST = ".txt"
-"""What a list of URLs ends in."""
+"""The suffix of a list of URLs."""
 
 WAITS = (0.2, 1.0, 4.0)
-"""Seconds before each further try."""
+"""Seconds before each further attempt."""
 
 SECONDS = 60
-"""How long one try may take, from the first word to the last byte."""
+"""The time limit of one attempt, in seconds."""
 
 MOST_BYTES = 64 << 20
-"""Bytes of one file or page."""
+"""The most bytes of one file or page."""
 
 MOST_LISTED = 10_000_000
-"""Links of a web page and the pages below it, those that are no images included."""
+"""The most links of a web page and the pages below it, to images and anything else."""
 
 LISTING_SECONDS = 600
-"""How long the pages of a web server may take, all together."""
+"""The time limit for listing all pages of a web server, in seconds."""
 
 ROOM = Room(512 << 20)
-"""Bytes of files that are not on this disk, for all threads that read some."""
+"""The memory for content of remote files, in bytes, for all threads together."""
 
 SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-"""The schemes that are read -> the extra of rarebox that brings what reads it."""
+"""Scheme -> the extra of rarebox that installs its reader."""
 
 HOSTS = "RAREBOX_HOSTS"
-"""Environment variable: hosts of this machine or its network that images may come from, ``nas.local,10.0.0.5:8000``."""
+"""Environment variable: local hosts that images may come from, such as ``nas.local,10.0.0.5:8000``."""
 
 _named: set[str] = set()
 
 
 class Refused(ValueError):
-    """An address that is not followed, or a body that is not read to its end."""
+    """An address that is not followed, or a body that is too large. The message has no final period."""
 
 
 FINAL = (UserError, FileNotFoundError, IsADirectoryError, PermissionError, ImportError, ValueError)
-"""Errors that another try does not mend."""
+"""Errors that another attempt cannot fix."""
 
 BUSY = (408, 425, 429)
-"""The HTTP statuses from 400 to 499 that another try may mend."""
+"""The HTTP statuses from 400 to 499 that another attempt may fix."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -79,61 +79,62 @@ def is_url(place: str | Path) -> bool:
 
 
 def is_list(place: str | Path) -> bool:
-    """Whether a place is a list of images by its name."""
+    """Whether the name of a place is that of a list of images."""
     return urlsplit(str(place)).path.lower().endswith(LIST)
 
 
 def location(place: str | Path) -> str:
-    """A URL as it is, a path made absolute."""
+    """A URL unchanged, or a path made absolute."""
     return str(place) if is_url(place) else os.path.abspath(place)
 
 
 def trust(address: str | Path) -> None:
-    """Let images come from the host and port of an address that the person has written, wherever that host is."""
+    """Allow images from the host and port of an address that the user has written, even on a local network."""
     try:
         parts = urlsplit(str(address))
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:  # not a URL, which whoever reads from it will say
+    except ValueError:  # not a URL; reading from it reports the error
         return
     if parts.hostname and port:
         _named.add(f"{parts.hostname}:{port}")
 
 
 def check(url: str) -> str:
-    """The scheme of an address that may be followed, as far as the address alone tells. Raises `Refused`."""
+    """The scheme of an address, if the address itself is allowed. Raises `Refused`."""
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
     except ValueError as error:
         raise Refused(f"it is not a URL ({error})") from None
     if "::" in url.partition("://")[0] or scheme not in SCHEMES or (SCHEMES[scheme] != "http" and "::" in url):
-        raise Refused("images are read from http://, https://, s3:// and gs:// addresses, and from none inside another")
+        raise Refused(
+            "images are read from http://, https://, s3:// and gs:// addresses only, and not from nested ones"
+        )
     if not host:
         raise Refused("it names no host or bucket")
     return scheme
 
 
 def check_hop(url: str, to: str) -> None:
-    """Whether a redirect may be followed. Raises `Refused`."""
+    """Raise `Refused` if a redirect from ``url`` to ``to`` must not be followed."""
     scheme = check(to)
     if SCHEMES[scheme] != "http" or (urlsplit(url).scheme, scheme) == ("https", "http"):
         raise Refused(f"it leads from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
 
 
 @contextmanager
-def fetched(url: str) -> Iterator[bytes]:
-    """What is at a URL, for as long as the block runs, tried again where that may help.
+def fetched(url: str) -> Generator[bytes, None, None]:
+    """The content of a URL while the block runs. Temporary errors are retried.
 
-    The bytes of all threads that are in such a block at a time are bounded (``ROOM``). Raises `Refused`, or what
-    fsspec raises in the end.
+    The content held by all threads together is limited (``ROOM``). Raises `Refused`, or the last error of fsspec.
     """
     with ExitStack() as held:
         yield _patiently(lambda: _read(url, held))
 
 
 def listing(url: str, suffixes: frozenset[str]) -> list[str]:
-    """The URLs of all files below a URL that end in one of the suffixes, sorted; or those of a list, in its order.
+    """The URLs of all files below a URL with one of the suffixes, sorted; or those in a list, in its order.
 
-    A list may be a file on this disk, and name images relative to where it lies. UserError if it cannot be listed.
+    A list may be a local file, and may name images relative to its folder. Raises `UserError` if listing fails.
     """
     try:
         if is_list(url):
@@ -142,7 +143,7 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
     except UserError:
         raise
     except Exception as error:  # each service has errors of its own
-        raise UserError(f"{url} cannot be listed: {reason(error)}; name a folder, or a text file of URLs") from error
+        raise UserError(f"{url} cannot be listed: {reason(error)}. Name a folder, or a text file of URLs.") from error
     base = urlsplit(url).path
     return sorted(name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
 
@@ -155,7 +156,7 @@ def _listed(url: str) -> list[str]:
     else:
         text = decode(read_bytes(url), url)
     folder = url.rpartition("/")[0]
-    named = []
+    named: list[str] = []
     for line in dict.fromkeys(line.strip() for line in text.splitlines()):
         if not line or line.startswith("#"):
             continue
@@ -163,7 +164,7 @@ def _listed(url: str) -> list[str]:
             try:
                 check(line)
             except Refused as error:
-                raise UserError(f"{url} names {line}, which is not read: {error}") from None
+                raise UserError(f"{url} names {line}, which is not read: {error}. Remove that line.") from None
         named.append(
             location(line if is_url(line) or (os.path.isabs(line) and not is_url(url)) else f"{folder}/{line}")
         )
@@ -171,7 +172,7 @@ def _listed(url: str) -> list[str]:
 
 
 def _found(url: str) -> list[str]:
-    """The URLs of all files below a URL. Raises `Refused` for pages without end."""
+    """The URLs of all files below a URL. Raises `Refused` if there are too many."""
     system, path = _system(url)
     if SCHEMES[check(url)] != "http":
         found = system.find(path) or system.ls(path, detail=False)
@@ -180,16 +181,16 @@ def _found(url: str) -> list[str]:
     for _, _, files in system.walk(path, detail=True, on_error="raise"):  # page by page
         names += [file["name"] for file in files.values()]
         if len(names) > MOST_LISTED or time.monotonic() > until:
-            raise Refused(f"its pages name {len(names):,} files and lead further and further")
+            raise Refused(f"its pages list {len(names):,} files so far and do not end")
     return names or system.ls(path, detail=False)
 
 
 def reason(error: Exception) -> str:
     """Why a URL could not be read."""
     if isinstance(error, FileNotFoundError):
-        return "there is nothing"
+        return "nothing is there"
     if isinstance(error, TimeoutError):
-        return f"no answer, {len(WAITS) + 1} times"
+        return f"no answer in {len(WAITS) + 1} attempts"
     return presentable(str(error).replace(" ssl:default", "")) or type(error).__name__
 
 
@@ -199,8 +200,8 @@ def _is_image(path: str, suffixes: frozenset[str]) -> bool:
 
 
 def _read(url: str, held: ExitStack) -> bytes:
-    """What is at a URL, in one try; ``held`` keeps room for it."""
-    held.close()  # what an earlier try has kept
+    """The content of a URL, in one attempt. ``held`` reserves memory for it."""
+    held.close()  # the memory of an earlier attempt
     system, path = _system(url)
     if SCHEMES[check(url)] != "http":
         size = system.info(path)["size"]
@@ -218,19 +219,19 @@ def _read(url: str, held: ExitStack) -> bytes:
 
 
 def _call(system: Any, work: Callable[..., Any], *args: Any) -> Any:
-    """The result of a coroutine in fsspec's own loop, or a TimeoutError."""
-    from fsspec.asyn import sync
+    """The result of a coroutine in fsspec's event loop. Raises ``TimeoutError`` after ``SECONDS``."""
+    from fsspec.asyn import sync  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return sync(system.loop, work, *args, timeout=SECONDS)
 
 
 def _refuse_size(size: int | None) -> None:
     if size is not None and size > MOST_BYTES:
-        raise Refused(f"it has more than {MOST_BYTES >> 20} MiB; make it smaller, or copy it to this disk")
+        raise Refused(f"it has more than {MOST_BYTES >> 20} MiB. Make it smaller, or copy it to this disk")
 
 
 async def _ask(system: Any, url: str) -> Any:
-    """The head of what a web server answers, its body still to be read."""
+    """The response of a web server, whose body is not read yet."""
     session = await system.set_session()
     answer = await session.get(system.encode_url(url))
     if answer.status == 404:
@@ -241,41 +242,44 @@ async def _ask(system: Any, url: str) -> Any:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """What reads a URL, and the URL as it wants it. Raises `Refused`; UserError if what reads it is not installed."""
-    import fsspec  # not at the top: the command line starts without it
+    """The file system for a URL, and the URL in its form. Raises `Refused`, or `UserError` if it is not installed."""
+    # imported here so that the command line starts quickly
+    from fsspec import filesystem  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     scheme = check(url)
     try:
-        system = fsspec.filesystem(scheme, **_over_http() if SCHEMES[scheme] == "http" else {})
+        system: Any = filesystem(scheme, **_over_http() if SCHEMES[scheme] == "http" else {})
     except ImportError as error:
-        what = f'pip install "rarebox[{SCHEMES[scheme]}]"'
-        raise UserError(f"{url}: what reads {scheme}:// is not installed: {what}") from error
+        command = f'pip install "rarebox[{SCHEMES[scheme]}]"'
+        raise UserError(f"{url}: the reader for {scheme}:// is not installed. Run: {command}") from error
     return system, system._strip_protocol(url)
 
 
 @cache
 def _over_http() -> dict[str, Any]:
-    """How fsspec is to speak HTTP."""
+    """The options with which fsspec follows the rules of this module over HTTP."""
     import aiohttp
     from yarl import URL
 
     class Connector(aiohttp.TCPConnector):
-        """Connects to no address of this machine or its network, unless the host was named."""
+        """Refuses addresses of this machine and its network, unless the user has named the host."""
 
         async def _resolve_host(self, host: str, port: int, traces: Any = None) -> Any:
             found = await super()._resolve_host(host, port, traces)
             if not _is_named(host, port):
                 for place in found:
                     _refuse_private(host, place["host"])
-            return found  # these, and no others, are connected to
+            return found  # the connection uses these addresses only
 
     class Response(aiohttp.ClientResponse):
-        """A body is as long as is allowed, and not packed."""
+        """Refuses bodies that are too large or compressed."""
 
         async def read(self) -> bytes:
             if self._body is None:
                 if self.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-                    raise Refused("the server sends it packed (Content-Encoding), which is not asked for")
+                    raise Refused(
+                        "the server sends it compressed (Content-Encoding), although rarebox asks for plain data"
+                    )
                 _refuse_size(self.content_length)
                 body = bytearray()
                 async for part in self.content.iter_any():
@@ -309,16 +313,16 @@ def _is_named(host: str, port: int) -> bool:
 
 
 def _refuse_private(host: str, address: str) -> None:
-    """Refused for an address that is not of the public internet."""
+    """Raise `Refused` for an address that is not on the public internet."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise Refused(
-            f"{host} is this machine or in its network ({address}); if images are to come from there, name it in the "
-            f"environment: {HOSTS}={host}"
+            f"{host} is this machine or in its network ({address}). To allow images from it, set the environment "
+            f"variable {HOSTS}={host}"
         )
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is of the public internet, and so is the IPv4 address that it may stand for."""
+    """Whether an address, and the IPv4 address that it may embed, are on the public internet."""
     if isinstance(address, IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if int(address) >> 32 == int(IPv6Address("64:ff9b::")) >> 32:  # NAT64, RFC 6052
@@ -331,7 +335,7 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _patiently(work: Callable[[], T]) -> T:
-    """Do it, again after a while where that may help."""
+    """The result of ``work``, which is repeated after a pause if the error may be temporary."""
     for wait in WAITS:
         try:
             return work()

@@ -1,4 +1,4 @@
-"""Questions put to people in another tool, and what comes back: what Label Studio's and CVAT's files have in common."""
+"""Questions to people in another tool, and their answers: what the files of Label Studio and CVAT have in common."""
 
 import colorsys
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ MODEL = "rarebox"
 
 @dataclass(frozen=True, eq=False)
 class ReviewTask:
-    """One image as another tool shows it: the queries about it, best first, and the labelled boxes, if any.
+    """One image as another tool shows it: the queries about it, best first, and its labelled boxes.
 
-    ``file`` names the image there. ``labelled`` are queries too, of label ``guess``; ``complete``: a person has
-    labelled every object. ``number`` counts the sheets from 1, best first.
+    ``file`` is the image's name there. ``labelled`` are boxes as queries, whose label is ``guess``. ``complete``: a
+    person has labelled every object. ``number`` counts the tasks from 1, best first.
     """
 
     number: int
@@ -29,8 +29,11 @@ class ReviewTask:
 
 
 class Region(NamedTuple):
-    """A box that came back, or the upright box around another shape: x1, y1, x2, y2 in pixels of the picture there, its
-    class, the query it is an answer to, if it says so, and its own name in the tool, if it has one that lasts."""
+    """A box from another tool, or the upright box around another shape.
+
+    ``box`` is x1, y1, x2, y2 in pixels of the picture there, ``name`` the class, ``query`` the query that it answers,
+    if it names one, and ``key`` its lasting id in the tool, empty if it has none.
+    """
 
     box: tuple[float, float, float, float]
     name: str
@@ -40,13 +43,13 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Returned:
-    """What came back for one image.
+    """What another tool returned for one image.
 
-    ``image`` is its name there, ``image_id`` its number here, if the file tells; ``size`` the (width, height) of the
-    picture there. ``queries`` are those that were shown, as far as the file tells. ``by`` names the person, if the file
-    does, ``milliseconds`` is the time that the image took. ``began_with_guesses``: the person began with the boxes of
-    the queries, so that one which is missing was deleted. ``left_out`` names the shapes that no box can be made of:
-    objects may be there that none of the ``regions`` covers.
+    ``where`` is the file and the task. ``image`` is the image's name there, ``image_id`` its id in the store, if the
+    file has it, ``size`` the (width, height) in pixels of the picture there. ``queries`` are the queries that were
+    shown, if the file lists them. ``by`` names the annotator, empty if unknown; ``milliseconds`` is the time spent.
+    ``began_with_guesses``: the annotator started from the boxes of the queries, so a missing one was deleted.
+    ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects.
     """
 
     where: str
@@ -63,8 +66,8 @@ class Returned:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """All that a file brings back. ``skipped`` counts images that somebody put aside, ``older`` the annotations that a
-    later one of the same image replaces."""
+    """Everything that a file returns. ``skipped`` counts images that an annotator skipped, ``older`` the annotations
+    that a later one of the same image replaces."""
 
     returned: Sequence[Returned]
     skipped: int = 0
@@ -72,9 +75,9 @@ class Batch:
 
 
 def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) -> list[ReviewTask]:
-    """One sheet for each image that is asked about, in the order of the best query of each.
+    """One task for each image with a query, in the order of the best query of each.
 
-    A query about a whole image brings a sheet without boxes.
+    A query about a whole image makes a task without boxes.
     """
     known = {record.id: (record, file) for record, file in images}
     of_image: dict[int, list[Query]] = {}
@@ -83,13 +86,17 @@ def sheets(images: Sequence[tuple[ImageRecord, str]], queries: Sequence[Query]) 
     return [ReviewTask(n, *known[image_id], asked) for n, (image_id, asked) in enumerate(of_image.items(), 1)]
 
 
+def shortest(number: float | np.floating) -> float:
+    """The shortest decimal with the same ``float32``: 0.4 for 0.4000000059604645."""
+    return float(str(np.float32(number)))
+
+
 def short(number: float | np.floating | None) -> float | None:
-    """The shortest decimal number that gives the same ``float32``, 0.4 for 0.4000000059604645; None for NaN, which JSON
-    lacks."""
-    return None if number is None or np.isnan(number) else float(str(np.float32(number)))
+    """The same as :func:`shortest`; None for None and for NaN, which JSON lacks."""
+    return None if number is None or np.isnan(number) else shortest(number)
 
 
 def colour(label: int) -> str:
-    """A colour for a class, as #rrggbb: neighbours far apart, the same one each time."""
+    """The colour of a class, as #rrggbb. Successive classes have distinct colours."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.65, 0.9)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"

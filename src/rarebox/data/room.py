@@ -1,14 +1,14 @@
-"""A bound on memory that all threads share."""
+"""A memory limit that all threads share."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from threading import Condition
 
 
 class Room:
-    """So many bytes for all threads together; whoever wants more than is free waits.
+    """``size`` bytes for all threads together. A thread that asks for more than is free waits.
 
-    Who wants more than there is at all gets all of it, alone.
+    A thread that asks for more than ``size`` gets all of it, once nobody else holds any.
     """
 
     def __init__(self, size: int) -> None:
@@ -16,8 +16,8 @@ class Room:
         self._freed = Condition()
 
     @contextmanager
-    def hold(self, wanted: int) -> Iterator[None]:
-        """Keep ``wanted`` bytes for as long as the block runs."""
+    def hold(self, wanted: int) -> Generator[None, None, None]:
+        """Reserve ``wanted`` bytes while the block runs."""
         wanted = min(wanted, self.size)
         with self._freed:
             self._freed.wait_for(lambda: self._free >= wanted)

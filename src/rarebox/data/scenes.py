@@ -1,66 +1,35 @@
-"""The embedded data set ``scenes``: handwritten digits hidden in busy pictures, made on the spot from a seed.
+"""The embedded data set ``scenes``: handwritten digits hidden in busy pictures, generated from a seed.
 
-The objects are real: the 1,797 digits of 8 x 8 pixels that come with scikit-learn (UCI "Optical Recognition of
-Handwritten Digits"), drawn smoothly at 14 to 56 pixels. Among them stand strangers that are *not* objects: pieces and
-mirror images of digits, letters, scribbles and blobs. They pass through the same pen, so that only their shape tells
-them apart. The ten classes ``zero`` to ``nine`` have a long tail: each is rarer than the one before by a constant
-factor. No digit that was written for a training picture appears in a test picture.
+The objects are the 1,797 digits of 8 x 8 pixels that come with scikit-learn (UCI "Optical Recognition of Handwritten
+Digits"), drawn smoothly at 20 to 64 pixels. Among them are strangers, which are *not* objects: pieces and mirror images
+of digits, letters, scribbles and blobs. The same pen draws them, so only their shape differs. The ten classes ``zero``
+to ``nine`` have a long tail: each is rarer than the one before by a constant factor. Training and test pictures share
+no digit. :mod:`rarebox.data.drawing` draws the pictures.
 """
 
 import json
-import math
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from sklearn.datasets import load_digits
+from numpy.typing import ArrayLike
+from PIL import Image
+from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
 
-from rarebox.core.boxes import area, intersection
 from rarebox.core.seeds import stream
+from rarebox.data.coco import CocoCategory, CocoFile
+from rarebox.data.drawing import DEFAULT_LOOK, Look, check_room, draw
 from rarebox.errors import UserError
-
-Floats = NDArray[np.floating]
-Colour = tuple[int, int, int]
+from rarebox.types import Floats, Ints
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-RECIPE = 2  # raised whenever the same parameters would draw other pictures
-MOST_TRIES = 60  # sizes that a thing tries before its picture is arranged anew
-RIM = 1  # pixels of a cell that rounding a side may take
-SMALLEST = 8  # pixels of a side, for the pen to leave a shape
-
-
-@dataclass(frozen=True)
-class Look:
-    """How hard the pictures are: every knob there is.
-
-    Harder: lower ``contrast``, higher ``faint``, ``strangers``, ``occluded``, ``texture``, ``clutter`` and ``grain``.
-    Lengths are pixels, angles degrees, colours distances in RGB units of 0 to 255, shares in [0, 1]. A pair is a
-    range to draw from.
-    """
-
-    object_size: tuple[float, float] = (20, 64)  # longer side of a digit; small ones are more frequent
-    max_objects: int = 9
-    turn: float = 15  # a six stays a six
-    contrast: tuple[float, float] = (60, 180)  # distance of an object's colour from what is behind it
-    faint: float = 1.2  # exponent >= 1 that pushes contrasts to the lower end
-    strangers: tuple[int, int] = (0, 4)  # how many things that are not digits
-    occluded: float = 0.08  # share of objects with a bar across
-    texture: float = 0.7  # 0: flat background, 1: the whole range of its colours
-    clutter: tuple[int, int] = (2, 7)  # patches, stripes and lines behind the objects
-    grain: float = 4  # standard deviation of the noise on each pixel
-    train_imbalance: float = 30  # largest over smallest class count
-    test_imbalance: float = 6  # less skewed, so that the rare classes can be measured
-
-
-DEFAULT_LOOK = Look()
+RECIPE = 2  # incremented whenever the same parameters would draw other pictures
 
 
 def make(
@@ -71,15 +40,15 @@ def make(
     size: tuple[int, int] = (192, 256),
     look: Look = DEFAULT_LOOK,
 ) -> Path:
-    """Write the data set in COCO format into ``folder`` and return it: train.json, test.json, images/*.jpg.
+    """Write the data set in COCO format to ``folder`` and return the folder: train.json, test.json, images/*.jpg.
 
-    ``size`` is (height, width) in pixels, at least 96 each, with room for all that ``look`` may draw in a picture, else
-    UserError. ``train`` and ``test`` count pictures. ``file_name`` is relative to the folder, category ids run from 1,
-    image ids are unique over both splits, and each annotation names its ``digit``, the index into
-    ``sklearn.datasets.load_digits()``. The same arguments and library versions give the same bytes.
+    ``size`` is (height, width) in pixels, at least 96 each, with room for all that ``look`` may draw in a picture.
+    ``train`` and ``test`` count pictures. ``file_name`` is relative to the folder, category ids start at 1, image ids
+    are unique over both splits, and each annotation has ``digit``, an index into ``sklearn.datasets.load_digits()``.
+    The same arguments and library versions give the same bytes.
 
-    The folder appears whole or not at all. One made before with the same arguments is used again; one made with other
-    arguments, or that holds anything else, raises UserError.
+    The folder appears whole or not at all. A folder made earlier with the same arguments is reused. Raises `UserError`
+    if the folder was made with other arguments or holds anything else, or if the pictures are too small.
     """
     folder = Path(folder)
     wanted = _parameters(seed, train, test, size, look)
@@ -89,7 +58,8 @@ def make(
     _sweep(folder)
     draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(folder), dir=folder.parent))
     try:
-        _write(draft, wanted, look)
+        _write(draft, seed, train, test, size, look)
+        (draft / "scenes.json").write_text(json.dumps(wanted, indent=1) + "\n")
         draft.chmod(0o755)  # mkdtemp lets only the owner in
         _publish(draft, folder, wanted)
     finally:
@@ -100,42 +70,28 @@ def make(
 # ---------------------------------------------------------------------------------------------- the folder
 
 
-def _parameters(seed: int, train: int, test: int, size: tuple[int, int], look: Look) -> dict[str, Any]:
-    """Everything that decides what is drawn, as it is kept in scenes.json."""
+def _parameters(seed: int, train: int, test: int, size: tuple[int, int], look: Look) -> dict[str, object]:
+    """Everything that decides what is drawn, as scenes.json holds it."""
     if min(train, test) < 1:
-        raise UserError(f"scenes need at least one picture in each split, got train={train}, test={test}")
-    if min(size) < 96:
-        raise UserError(f"scenes need a size (height, width) of at least 96 pixels each, got {tuple(size)}")
-    low, high = look.object_size
-    if not SMALLEST <= low <= high <= min(size) - RIM:
-        raise UserError(
-            f"object_size must be a range between {SMALLEST} and {min(size) - RIM} pixels in pictures of {size[0]} x "
-            f"{size[1]}, got {tuple(look.object_size)}"
-        )
-    most = look.max_objects + look.strangers[1]
-    if len(_cells(size, low)) < most:
-        raise UserError(
-            f"a picture of {size[0]} x {size[1]} pixels has no room for {most} things of {low:g} pixels; choose a "
-            "larger size, smaller objects, or fewer objects and strangers"
-        )
+        raise UserError(f"scenes: each split must have at least one picture, not train={train}, test={test}")
+    check_room(size, look)
     wanted = {"recipe": RECIPE, "seed": seed, "train": train, "test": test, "size": size, "look": asdict(look)}
-    return json.loads(json.dumps(wanted))  # as it will be read back: tuples become lists
+    return json.loads(json.dumps(wanted))  # tuples become lists, as they do in the file
 
 
-def _is_made(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the folder holds exactly these scenes; UserError if it holds anything else."""
+def _is_made(folder: Path, wanted: dict[str, object]) -> bool:
+    """Whether the folder holds exactly these scenes. Raises `UserError` if it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = dict(json.loads((folder / "scenes.json").read_text()))
+        found: dict[str, object] = dict(json.loads((folder / "scenes.json").read_text()))
     except (OSError, ValueError, TypeError):
-        raise UserError(
-            f"{folder} exists and was not made by `scenes`; name another folder, or delete it if it was"
-        ) from None
+        raise UserError(f"{folder}: this folder does not hold scenes. Choose another folder, or delete it.") from None
     if found != wanted:
-        differing = [k for k in wanted if found.get(k) != wanted[k]]
-        said = ", ".join(f"{k} is {found.get(k)} and should be {wanted[k]}" for k in differing)
-        raise UserError(f"{folder} holds scenes made with other settings: {said}; name another folder or delete it")
+        said = ", ".join(f"{k} is {found.get(k)}, not {wanted[k]}" for k in wanted if found.get(k) != wanted[k])
+        raise UserError(
+            f"{folder}: the scenes there were made with other settings ({said}). Choose another folder, or delete it."
+        )
     return True
 
 
@@ -144,15 +100,15 @@ def _draft_prefix(folder: Path) -> str:
 
 
 def _sweep(folder: Path, older_than_seconds: float = 3600) -> None:
-    """Remove what a killed run left beside the folder; younger drafts may belong to somebody still drawing."""
+    """Remove the old drafts of killed runs beside the folder. A younger draft may be in progress in another process."""
     for draft in folder.parent.glob(_draft_prefix(folder) + "*"):
-        with suppress(FileNotFoundError):  # its owner may finish it meanwhile
+        with suppress(FileNotFoundError):  # its owner may finish it in the meantime
             if time.time() - draft.stat().st_mtime > older_than_seconds:
                 shutil.rmtree(draft, ignore_errors=True)
 
 
-def _publish(draft: Path, folder: Path, wanted: dict[str, Any]) -> None:
-    """Give the finished draft its name; if another process was first, its scenes are as good."""
+def _publish(draft: Path, folder: Path, wanted: dict[str, object]) -> None:
+    """Rename the finished draft, unless another process has made the same scenes first."""
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
     try:
@@ -162,15 +118,14 @@ def _publish(draft: Path, folder: Path, wanted: dict[str, Any]) -> None:
             raise
 
 
-def _write(folder: Path, wanted: dict[str, Any], look: Look) -> None:
+def _write(folder: Path, seed: int, train: int, test: int, size: tuple[int, int], look: Look) -> None:
     (folder / "images").mkdir()
-    seed, size = wanted["seed"], tuple(wanted["size"])
     inks, labels = _digits()
     pools = _split_digits(labels, seed)
     first_id = 1
-    for split, imbalance in (("train", look.train_imbalance), ("test", look.test_imbalance)):
+    for split, count, imbalance in (("train", train, look.train_imbalance), ("test", test, look.test_imbalance)):
         rng = stream(seed, f"scenes {split} deal")
-        dealt = _deal(rng, wanted[split], imbalance, [pools[split][c] for c in range(len(CLASSES))], look)
+        dealt = _deal(rng, count, imbalance, [pools[split][c] for c in range(len(CLASSES))], look)
         spare = inks[np.concatenate(pools[split])]
         coco = _empty_coco()
         for number, digits in enumerate(dealt):
@@ -179,25 +134,26 @@ def _write(folder: Path, wanted: dict[str, Any], look: Look) -> None:
             name = f"images/{split}_{number:04d}.jpg"
             Image.fromarray(pixels).save(folder / name, quality=92, subsampling=0)
             _add(coco, first_id + number, name, size, boxes, labels[digits], digits)
-        first_id += wanted[split]
+        first_id += count
         (folder / f"{split}.json").write_text(json.dumps(coco))
-    (folder / "scenes.json").write_text(json.dumps(wanted, indent=1) + "\n")
 
 
-def _empty_coco() -> dict[str, Any]:
-    categories = [{"id": i + 1, "name": name, "supercategory": "digit"} for i, name in enumerate(CLASSES)]
+def _empty_coco() -> CocoFile:
+    categories: list[CocoCategory] = [
+        {"id": i + 1, "name": name, "supercategory": "digit"} for i, name in enumerate(CLASSES)
+    ]
     info = {"description": "rarebox scenes: handwritten digits (UCI, by way of scikit-learn) in drawn pictures"}
     return {"info": info, "categories": categories, "images": [], "annotations": []}
 
 
 def _add(
-    coco: dict[str, Any],
+    coco: CocoFile,
     image_id: int,
     name: str,
     size: tuple[int, int],
     boxes: Floats,
-    labels: NDArray[np.int64],
-    digits: NDArray[np.int64],
+    labels: Ints,
+    digits: Ints,
 ) -> None:
     coco["images"].append({"id": image_id, "file_name": name, "width": size[1], "height": size[0]})
     for (x1, y1, x2, y2), label, digit in zip(boxes.tolist(), labels.tolist(), digits.tolist(), strict=True):
@@ -215,27 +171,27 @@ def _add(
         )
 
 
-# ---------------------------------------------------------------------------------------------- who appears where
+# ---------------------------------------------------------------------------------------------- the digits
 
 
-def _digits() -> tuple[Floats, NDArray[np.int64]]:
+def _digits() -> tuple[Floats, Ints]:
     """The inks (1797, 8, 8) in [0, 1] and the labels (1797,) of the handwritten digits."""
-    bunch: Any = load_digits()
-    return bunch.images / 16, bunch.target.astype(np.int64)
+    inks, labels = cast("tuple[ArrayLike, ArrayLike]", load_digits(return_X_y=True))
+    return np.asarray(inks, np.float64).reshape(-1, 8, 8) / 16, np.asarray(labels, np.int64)
 
 
-def _split_digits(labels: NDArray[np.int64], seed: int) -> dict[str, list[NDArray[np.int64]]]:
-    """Indices of the digits of each class, two thirds for train and one third for test."""
+def _split_digits(labels: Ints, seed: int) -> dict[str, list[Ints]]:
+    """Indices of the digits of each class in each split: two thirds for train, one third for test."""
     rng = stream(seed, "scenes digits")
     shuffled = [rng.permutation(np.flatnonzero(labels == c)) for c in range(len(CLASSES))]
     return {"train": [s[: 2 * len(s) // 3] for s in shuffled], "test": [s[2 * len(s) // 3 :] for s in shuffled]}
 
 
-def class_counts(total: int, imbalance: float, classes: int = len(CLASSES)) -> NDArray[np.int64]:
-    """How often each class appears: (classes,) summing to ``total``, falling geometrically.
+def class_counts(total: int, imbalance: float, classes: int = len(CLASSES)) -> Ints:
+    """Objects of each class, (classes,), which sum to ``total`` and fall geometrically.
 
-    The first class is about ``imbalance`` times as frequent as the last. Every class has one if ``total`` allows that;
-    the rest is shared out in whole numbers, rounded down, and what remains of it goes to the first class.
+    The first class is about ``imbalance`` times as frequent as the last. Every class gets one object if ``total``
+    allows it. The rest is divided in proportion and rounded down. The first class gets the remainder.
     """
     share = imbalance ** -np.linspace(0, 1, classes)
     counts = (np.arange(classes) < total).astype(np.int64)
@@ -244,364 +200,9 @@ def class_counts(total: int, imbalance: float, classes: int = len(CLASSES)) -> N
     return counts
 
 
-def _deal(
-    rng: np.random.Generator, pictures: int, imbalance: float, pools: Sequence[NDArray[np.int64]], look: Look
-) -> list[NDArray[np.int64]]:
-    """The digits (indices) of each picture, 1 to ``max_objects`` of them; a class runs through its pool in turn."""
+def _deal(rng: np.random.Generator, pictures: int, imbalance: float, pools: Sequence[Ints], look: Look) -> list[Ints]:
+    """Indices of the digits in each picture, 1 to ``max_objects`` of them. Each class cycles through its pool."""
     per_picture = rng.integers(1, look.max_objects, size=pictures, endpoint=True)
     counts = class_counts(int(per_picture.sum()), imbalance)
     digits = np.concatenate([np.resize(pool, count) for pool, count in zip(pools, counts, strict=True)])
     return np.split(rng.permutation(digits), np.cumsum(per_picture)[:-1])
-
-
-# ---------------------------------------------------------------------------------------------- one picture
-
-
-def draw(
-    rng: np.random.Generator, inks: Floats, spare: Floats, size: tuple[int, int], look: Look = DEFAULT_LOOK
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """One picture with every ink of (N, 8, 8) in it, and strangers, some of them made from ``spare`` (S, 8, 8).
-
-    Returns pixels (height, width, 3) and the boxes (N, 4) tight around the digits, in the order of ``inks``.
-    """
-    palette = PALETTES[int(rng.integers(len(PALETTES)))]
-    canvas = _background(rng, size, palette, look)
-    strangers = [_stranger(rng, spare) for _ in range(rng.integers(*look.strangers, endpoint=True))]
-    stamps, places = _arrange(rng, [*inks, *strangers], size, look)
-    for index in rng.permutation(len(stamps)):
-        _paint(canvas, stamps[index], places[index], _visible_colour(rng, canvas, stamps[index], places[index], look))
-        if rng.random() < look.occluded:
-            _cross_out(rng, canvas, places[index], palette)
-    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * look.grain
-    return np.clip(canvas.round(), 0, 255).astype(np.uint8), places[: len(inks)]
-
-
-def _arrange(
-    rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int], look: Look
-) -> tuple[list[Floats], NDArray[np.float32]]:
-    """Stamps and their boxes (N, 4), found by trial: no two share more than an eighth of the smaller one.
-
-    Where the large ones came first and left no room for another, all of them are arranged anew in cells.
-    """
-    stamps: list[Floats] = []
-    places = np.zeros((0, 4), dtype=np.float32)
-    low, high = look.object_size
-    for ink in inks:
-        side = low * (high / low) ** rng.random()
-        for _ in range(MOST_TRIES):
-            stamp = _stamp(rng, ink, side, look)
-            found = _free_place(rng, stamp.shape, places, size)
-            if found is not None:
-                stamps.append(stamp)
-                places = np.vstack([places, found])
-                break
-            side = max(low, 0.85 * side)
-        else:
-            return _arrange_in_cells(rng, inks, size, look)
-    return stamps, places
-
-
-def _arrange_in_cells(
-    rng: np.random.Generator, inks: Sequence[Floats], size: tuple[int, int], look: Look
-) -> tuple[list[Floats], NDArray[np.float32]]:
-    """The same with each in a cell of its own, somewhere in it, and as large as drawn or as the cell allows."""
-    low, high = look.object_size
-    cells = _cells(size, low)
-    stamps, places = [], []
-    for ink, cell in zip(inks, rng.permutation(len(cells))[: len(inks)], strict=True):
-        top, left, room = cells[cell]
-        stamp = _stamp(rng, ink, min(low * (high / low) ** rng.random(), room - RIM), look)
-        height, width = stamp.shape
-        y, x = top + rng.integers(0, room - height + 1), left + rng.integers(0, room - width + 1)
-        stamps.append(stamp)
-        places.append([x, y, x + width, y + height])
-    return stamps, np.array(places, dtype=np.float32)
-
-
-def _cells(size: tuple[int, int], side: float) -> list[tuple[int, int, int]]:
-    """Squares that share a picture among them, each with room for a thing of that side: top, left, side of each."""
-    rows, columns = (max(1, int(extent // (side + RIM))) for extent in size)
-    room = min(size[0] // rows, size[1] // columns)
-    return [(size[0] * r // rows, size[1] * c // columns, room) for r in range(rows) for c in range(columns)]
-
-
-def _free_place(
-    rng: np.random.Generator,
-    shape: tuple[int, ...],
-    places: NDArray[np.float32],
-    size: tuple[int, int],
-    tries: int = 20,
-) -> NDArray[np.float32] | None:
-    height, width = shape
-    x, y = rng.integers(0, size[1] - width + 1, tries), rng.integers(0, size[0] - height + 1, tries)
-    boxes = np.stack([x, y, x + width, y + height], axis=1).astype(np.float32)
-    smaller = np.minimum(area(boxes)[:, None], area(places)[None])
-    free = (intersection(boxes[:, None], places[None]) <= smaller / 8).all(axis=1)
-    return boxes[free.argmax()] if free.any() else None
-
-
-def _stamp(rng: np.random.Generator, ink: Floats, side: float, look: Look) -> Floats:
-    """An ink (8, 8) turned, slanted and drawn smoothly: coverage (h, w) in [0, 1], cropped to where it is visible."""
-    angle, slant = math.radians(rng.uniform(-look.turn, look.turn)), rng.uniform(-0.15, 0.15)
-    stretch = rng.uniform(0.85, 1.15)
-    big = _resized(np.pad(ink / ink.max(), 2), (60, 60))  # five pixels a cell; the diagonal of the ink still fits
-    cos, sin = math.cos(angle), math.sin(angle)
-    matrix = np.array([[cos * stretch, sin + slant], [-sin * stretch, cos]])
-    offset = np.array([30, 30]) - matrix @ np.array([30, 30])
-    affine = (*matrix[0], offset[0], *matrix[1], offset[1])
-    turned = Image.fromarray(big).transform((60, 60), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    edge = rng.uniform(0.1, 0.3)  # how soft the pen is
-    core = _crop(np.asarray(turned), above=0.4 - edge / 2)  # where a quarter is covered
-    scale = side / max(core.shape)
-    shape = tuple(max(2, round(s * scale)) for s in core.shape)
-    return _crop(np.clip((_resized(core, shape) - 0.4 + edge) / (2 * edge), 0, 1), above=0.25)
-
-
-def _resized(array: Floats, shape: tuple[int, ...]) -> Floats:
-    image = Image.fromarray(np.asarray(array, dtype=np.float32))
-    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
-
-
-def _crop(array: Floats, above: float) -> Floats:
-    """The smallest part (h, w) that holds every value greater than ``above``."""
-    rows, columns = (np.flatnonzero((array > above).any(axis=axis)) for axis in (1, 0))
-    return array[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _paint(canvas: Floats, stamp: Floats, place: Floats, colour: Floats) -> None:
-    """Lay a colour (3,) over the canvas (H, W, 3) as far as the stamp covers it."""
-    behind = _window(canvas, place)
-    behind += stamp[..., None] * (colour - behind)
-
-
-def _window(canvas: Floats, place: Floats) -> Floats:
-    x1, y1, x2, y2 = place.astype(int)
-    return canvas[y1:y2, x1:x2]
-
-
-def _visible_colour(rng: np.random.Generator, canvas: Floats, stamp: Floats, place: Floats, look: Look) -> Floats:
-    """A colour (3,) whose distance from what is behind the stamp is the drawn contrast, more on a restless ground."""
-    behind = _window(canvas, place)[stamp > 0.5]
-    mean = behind.mean(axis=0)
-    low, high = look.contrast
-    distance = low + (high - low) * rng.random() ** look.faint + behind.std(axis=0).mean()
-    candidates = _vary(rng, np.array(INKS)[rng.permutation(len(INKS))])
-    away = np.linalg.norm(candidates - mean, axis=1)
-    chosen = np.argmax(away >= distance) if (away >= distance).any() else np.argmax(away)
-    return mean + (candidates[chosen] - mean) * min(1, distance / away[chosen])
-
-
-def _vary(rng: np.random.Generator, colours: Floats) -> Floats:
-    return np.clip(colours + rng.normal(0, 12, colours.shape), 0, 255)
-
-
-def _cross_out(rng: np.random.Generator, canvas: Floats, place: Floats, palette: Sequence[Colour]) -> None:
-    """Draw a bar across a box, a tenth to a sixth of its longer side wide, in a colour of the ground."""
-    x1, y1, x2, y2 = place
-    centre, length = np.array([x1 + x2, y1 + y2]) / 2, max(x2 - x1, y2 - y1)
-    angle = rng.uniform(0, math.pi)
-    along, across = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    middle = centre + across * rng.uniform(-0.3, 0.3) * length
-    ends = [tuple(middle + along * length * reach) for reach in (-0.6, 0.6)]
-    colour = _vary(rng, np.array(palette[int(rng.integers(3))], dtype=float))
-    layer = _Layer(canvas.shape)
-    layer.line(ends, rng.uniform(0.10, 0.17) * length)
-    layer.onto(canvas, colour, 1.0)
-
-
-# ---------------------------------------------------------------------------------------------- strangers
-
-LETTERS = {
-    "A": [[(0, 1), (0.5, 0), (1, 1)], [(0.2, 0.62), (0.8, 0.62)]],
-    "E": [[(1, 0), (0, 0), (0, 1), (1, 1)], [(0, 0.5), (0.8, 0.5)]],
-    "F": [[(1, 0), (0, 0), (0, 1)], [(0, 0.5), (0.8, 0.5)]],
-    "H": [[(0, 0), (0, 1)], [(1, 0), (1, 1)], [(0, 0.5), (1, 0.5)]],
-    "K": [[(0, 0), (0, 1)], [(1, 0), (0, 0.5), (1, 1)]],
-    "M": [[(0, 1), (0, 0), (0.5, 0.6), (1, 0), (1, 1)]],
-    "N": [[(0, 1), (0, 0), (1, 1), (1, 0)]],
-    "P": [[(0, 1), (0, 0), (0.8, 0), (1, 0.25), (0.8, 0.5), (0, 0.5)]],
-    "R": [[(0, 1), (0, 0), (0.8, 0), (1, 0.25), (0.8, 0.5), (0, 0.5)], [(0.4, 0.5), (1, 1)]],
-    "T": [[(0, 0), (1, 0)], [(0.5, 0), (0.5, 1)]],
-    "U": [[(0, 0), (0, 0.8), (0.3, 1), (0.7, 1), (1, 0.8), (1, 0)]],
-    "V": [[(0, 0), (0.5, 1), (1, 0)]],
-    "X": [[(0, 0), (1, 1)], [(1, 0), (0, 1)]],
-    "Y": [[(0, 0), (0.5, 0.5), (1, 0)], [(0.5, 0.5), (0.5, 1)]],
-    "+": [[(0, 0.5), (1, 0.5)], [(0.5, 0), (0.5, 1)]],
-    "=": [[(0, 0.25), (1, 0.25)], [(0, 0.75), (1, 0.75)]],
-}
-
-
-def _stranger(rng: np.random.Generator, spare: Floats) -> Floats:
-    """The ink (8, 8) of something that is no digit; half of them are made from a digit."""
-    kind = STRANGERS[int(rng.choice(len(STRANGERS), p=(0.25, 0.25, 0.25, 0.15, 0.1)))]
-    while True:
-        ink = kind(rng, spare)
-        if not _passes_for_digit(ink, spare):
-            return ink
-
-
-def _passes_for_digit(ink: Floats, digits: Floats, distance: float = 1.8) -> bool:
-    """Whether an ink (8, 8), once it fills its frame, lies as near to one of the digits (S, 8, 8) as a digit may.
-
-    The distance is Euclidean over the 64 inks in [0, 1]; 19 of 20 digits have another one within 1.45.
-    """
-    core = _crop(ink / ink.max(), above=0.25)
-    shape = [max(1, round(8 * s / max(core.shape))) for s in core.shape]
-    filled = np.zeros((8, 8))
-    top, left = (8 - shape[0]) // 2, (8 - shape[1]) // 2
-    filled[top : top + shape[0], left : left + shape[1]] = np.clip(_resized(core, (shape[0], shape[1])), 0, 1)
-    return bool((((digits - filled) ** 2).sum(axis=(1, 2)) < distance**2).any())
-
-
-def _piece(rng: np.random.Generator, spare: Floats) -> Floats:
-    """What a cut along a random line leaves of a digit: 40 to 60 % of its ink."""
-    ink = spare[rng.integers(len(spare))]
-    angle = rng.uniform(0, 2 * math.pi)
-    y, x = np.mgrid[:8, :8]
-    depth = x * math.cos(angle) + y * math.sin(angle)
-    order = np.argsort(depth, axis=None)
-    kept = np.cumsum(ink.ravel()[order]) / ink.sum() <= rng.uniform(0.4, 0.6)
-    piece = np.zeros(64)
-    piece[order[kept]] = ink.ravel()[order[kept]]
-    return piece.reshape(8, 8)
-
-
-def _mirrored(rng: np.random.Generator, spare: Floats) -> Floats:
-    """A digit seen in a mirror."""
-    return spare[rng.integers(len(spare)), :, ::-1]
-
-
-def _letter(rng: np.random.Generator, _: Floats) -> Floats:
-    """A capital letter or a sign, written with an unsteady hand."""
-    strokes = list(LETTERS.values())[int(rng.integers(len(LETTERS)))]
-    width = rng.uniform(0.55, 0.85)
-    return _pen([(np.array(s) + rng.normal(0, 0.05, (len(s), 2))) * (width, 1) for s in strokes])
-
-
-def _scribble(rng: np.random.Generator, _: Floats) -> Floats:
-    """A smooth line through a few random points."""
-    steps = np.linspace(0, 1, 24)[:, None]
-    waves = [np.sin(2 * math.pi * (k * steps / 2 + rng.random(2))) * rng.normal(0, 1 / k, 2) for k in (1, 2, 3)]
-    return _pen([np.sum(waves, axis=0)])
-
-
-def _blob(rng: np.random.Generator, _: Floats) -> Floats:
-    """A filled shape with a wavy rim."""
-    y, x = (np.mgrid[:8, :8] - 3.5) / 4
-    angle = np.arctan2(y, x)
-    rim = 0.75 + sum(rng.normal(0, 0.12) * np.cos(k * angle + rng.uniform(0, 6.28)) for k in (2, 3, 4))
-    return np.clip((rim - np.hypot(x, y)) * 3 + 0.5, 0, 1)
-
-
-def _pen(strokes: Sequence[Floats]) -> Floats:
-    """Lines through points of any scale, drawn as thick as the handwriting: an ink (8, 8)."""
-    points = np.concatenate(strokes)
-    low, extent = points.min(axis=0), max(float(np.ptp(points, axis=0).max()), 1e-6)
-    shift = (1 - np.ptp(points, axis=0) / extent) / 2
-    image = Image.new("L", (64, 64))
-    pen = ImageDraw.Draw(image)
-    for stroke in strokes:
-        path = [tuple(p) for p in 8 + 48 * ((stroke - low) / extent + shift)]
-        pen.line(path, fill=255, width=9, joint="curve")
-    return np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=float) / 255
-
-
-STRANGERS = (_piece, _mirrored, _letter, _scribble, _blob)
-
-# ---------------------------------------------------------------------------------------------- the ground
-
-PALETTES: tuple[tuple[Colour, ...], ...] = (
-    ((11, 57, 84), (8, 126, 139), (191, 215, 234), (60, 145, 160)),
-    ((52, 78, 65), (88, 129, 87), (163, 177, 138), (218, 215, 205)),
-    ((74, 78, 105), (154, 140, 152), (201, 173, 167), (242, 233, 228)),
-    ((96, 108, 56), (221, 161, 94), (254, 250, 224), (188, 108, 37)),
-    ((38, 70, 83), (42, 157, 143), (233, 196, 106), (244, 162, 97)),
-    ((27, 38, 59), (65, 90, 119), (119, 141, 169), (224, 225, 221)),
-    ((53, 80, 112), (109, 89, 122), (181, 101, 118), (234, 172, 139)),
-    ((61, 64, 91), (129, 178, 154), (242, 204, 143), (244, 241, 222)),
-)
-INKS: tuple[Colour, ...] = (
-    (250, 247, 240),
-    (24, 26, 38),
-    (255, 209, 102),
-    (239, 71, 111),
-    (6, 214, 160),
-    (17, 138, 178),
-    (255, 140, 66),
-    (92, 61, 138),
-    (200, 29, 37),
-    (120, 190, 255),
-    (60, 110, 60),
-    (255, 182, 193),
-)
-
-
-class _Layer:
-    """A mask as large as the canvas, drawn at twice its size so that edges come out smooth."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.height, self.width = shape[:2]
-        self.image = Image.new("L", (2 * self.width, 2 * self.height))
-        self.pen = ImageDraw.Draw(self.image)
-
-    def line(self, points: Sequence[Any], width: float) -> None:
-        path = [(2 * float(x), 2 * float(y)) for x, y in points]
-        self.pen.line(path, fill=255, width=max(1, round(2 * width)), joint="curve")
-
-    def polygon(self, points: Sequence[Any]) -> None:
-        self.pen.polygon([(2 * float(x), 2 * float(y)) for x, y in points], fill=255)
-
-    def onto(self, canvas: Floats, colour: Floats, opacity: float) -> None:
-        mask = self.image.reduce(2)
-        box = mask.getbbox()
-        if box is None:
-            return
-        _paint(canvas, np.asarray(mask.crop(box), dtype=np.float32) * (opacity / 255), np.array(box), colour)
-
-
-def _background(rng: np.random.Generator, size: tuple[int, int], palette: Sequence[Colour], look: Look) -> Floats:
-    """A soft landscape of three colours (H, W, 3) in [0, 255], with patches, stripes and lines on it."""
-    height, width = size
-    angle = rng.uniform(0, 2 * math.pi)
-    slope = np.linspace(0, math.cos(angle), width) + np.linspace(0, math.sin(angle), height)[:, None]
-    field = 0.5 * slope + 0.35 * _noise(rng, size)
-    field = (field - field.min()) / np.ptp(field)
-    centre = rng.uniform(0.2, 0.8)
-    colours = np.array(palette)[rng.permutation(len(palette))].astype(float)
-    steps = np.clip(centre + look.texture * (field - centre), 0, 1)
-    ramp = np.stack([np.interp(np.linspace(0, 1, 512), [0, 0.5, 1], colours[:3, c]) for c in range(3)], axis=-1)
-    canvas = ramp.astype(np.float32)[(511 * steps).round().astype(int)]
-    for _ in range(rng.integers(*look.clutter, endpoint=True)):
-        _add_clutter(rng, canvas, _vary(rng, colours[rng.integers(len(colours))]))
-    return canvas + look.texture * 10 * _noise(rng, size, octaves=(16, 32, 64))[..., None]
-
-
-def _noise(rng: np.random.Generator, size: tuple[int, int], octaves: Sequence[int] = (2, 4, 8, 16, 32)) -> Floats:
-    """Smooth noise (H, W) of about unit deviation: coarse waves, and finer ones with half the height each."""
-    noise = np.zeros(size, dtype=np.float32)
-    for k, cells in enumerate(octaves):
-        noise += _resized(rng.standard_normal((cells, cells), dtype=np.float32), size) * 0.5**k
-    return noise
-
-
-def _add_clutter(rng: np.random.Generator, canvas: Floats, colour: Floats) -> None:
-    """One patch, striped patch or curve somewhere on the canvas, more or less transparent."""
-    height, width = canvas.shape[:2]
-    middle, reach = rng.uniform((0, 0), (width, height)), rng.uniform(12, 70)
-    layer = _Layer(canvas.shape)
-    kind = rng.choice(3, p=(0.4, 0.25, 0.35))
-    if kind == 0:
-        angles = np.sort(rng.uniform(0, 2 * math.pi, rng.integers(4, 9)))
-        layer.polygon([middle + reach * np.array([math.cos(a), math.sin(a)]) for a in angles])
-    elif kind == 1:
-        angle, pitch = rng.uniform(0, math.pi), rng.uniform(5, 12)
-        along, across = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-        for k in range(-4, 5):
-            offset = middle + across * pitch * k
-            layer.line([offset - along * reach, offset + along * reach], rng.uniform(0.25, 0.45) * pitch)
-    else:
-        bend = rng.uniform((0, 0), (width, height), (4, 2))
-        t = np.linspace(0, 1, 40)[:, None]
-        powers = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]  # a cubic Bézier curve
-        layer.line((np.hstack(powers) @ bend).tolist(), rng.uniform(1, 4))
-    layer.onto(canvas, colour, rng.uniform(0.2, 0.7))

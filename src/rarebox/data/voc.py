@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rarebox.core.files import read_bytes
 from rarebox.core.text import read_text
 from rarebox.data.disk import Disk, place_key, slashes
-from rarebox.data.images import files_below, image_files
+from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import (
     ListedBox,
     ListedImage,
@@ -36,6 +36,7 @@ from rarebox.data.listings import (
 )
 from rarebox.data.markup import from_xml
 from rarebox.data.naming import ByName
+from rarebox.data.narrow import as_list
 from rarebox.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ MD5 = {
     _TRAIN_2012: "6cd6e144f989b92b3379bac3b3de84fd",
 }
 
-# VOC counts pixels from 1 and its xmax, ymax are the last pixel *inside* the box. The left edge of pixel x is x - 1 in
-# continuous 0-based coordinates and its right edge is x, hence only the first corner moves. Nothing else in rarebox
-# knows of this.
+# VOC counts pixels from 1, and its xmax, ymax are the last pixel *inside* the box. The left edge of pixel x is x - 1 in
+# continuous 0-based coordinates and its right edge is x, so only the first corner moves. All other code is 0-based.
 _FIRST_PIXEL = np.array([1.0, 1.0, 0.0, 0.0])
 
 
@@ -77,7 +77,7 @@ def to_one_based(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def find(path: Path) -> Reader | None:
-    """Recognises a folder with VOCdevkit/, one with VOC2007 and its like, and Annotations/ beside JPEGImages/."""
+    """Recognise a folder with VOCdevkit/, with VOC2007 and other years, or with Annotations/ beside JPEGImages/."""
     for folder in (path, path / "VOCdevkit"):
         years = sorted(p for p in folder.glob("VOC*") if re.fullmatch(r"VOC\d{4}", p.name) and _is_devkit(p))
         if years:
@@ -85,15 +85,29 @@ def find(path: Path) -> Reader | None:
     return partial(read, [path]) if _is_devkit(path) else None
 
 
-def read(folders: Sequence[Path]) -> tuple[Listing, Listing | None]:
-    """Trainval of all years, and as test that of the first year that has a labelled one (of 2007 and 2012: 2007).
+def find_flat(path: Path) -> Reader | None:
+    """Recognise a folder with a VOC label file beside an image of the same name, as labelImg writes them."""
+    if not path.is_dir():
+        return None
+    beside = (xml for xml in files_below(path, {".xml"}) if _has_image(xml) and b"<annotation" in read_bytes(xml))
+    return partial(read, [path], flat=True) if next(beside, None) else None
 
-    Without lists of images, all of them are training data. Raises `UserError` if no label file can be read.
+
+def _has_image(xml: Path) -> bool:
+    return any(xml.with_suffix(suffix).exists() for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)))
+
+
+def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listing | None]:
+    """Trainval of all years, and the labelled test set of the first year that has one (2007 for VOC 2007 and 2012).
+
+    Without lists in ImageSets/Main, all images are training data. ``flat``: the label files are beside the images.
+    Raises `UserError` if no label file can be read.
     """
     problems: list[Problem] = []
-    years = [_Year(folder) for folder in folders]
+    years = [_Year(folder, flat) for folder in folders]
     train = [(year, xml) for year in years for xml in year.listed("trainval", "train")]
-    test = next((found for year in years if (found := [(year, xml) for xml in _test(year, problems)])), [])
+    tests = ([(year, xml) for xml in _test(year, problems)] for year in years)
+    test = next(filter(None, tests), list[tuple[_Year, Path]]())
     if train or test:
         problems += [problem for year in years for problem in year.unused({xml for _, xml in (*train, *test)})]
     else:
@@ -108,18 +122,22 @@ def _is_devkit(path: Path) -> bool:
 
 
 def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
-    """Whether no two files have names that some systems take for one."""
+    """Whether no two files have names that some systems treat as the same."""
     stems = {file.with_suffix("") for file in files}
     return len({place_key(stem) for stem in stems}) == len(stems)
 
 
 class _Year:
-    """A folder with label files and photos, paired by name: that of the path below the two folders without its suffix,
-    else as :meth:`rarebox.data.naming.ByName.match` finds it. Capitals do not count."""
+    """A folder with label files and photos, paired by name.
 
-    def __init__(self, folder: Path) -> None:
+    The name is the path below the two folders without its suffix, ignoring capitals, or else what
+    :meth:`rarebox.data.naming.ByName.match` finds.
+    """
+
+    def __init__(self, folder: Path, flat: bool) -> None:
         self.folder, self.disk = folder, Disk()
-        self.labels, self.pictures = (self.disk.find(folder / n) or folder / n for n in (_LABELS, _PICTURES))
+        places = [folder, folder] if flat else [folder / _LABELS, folder / _PICTURES]
+        self.labels, self.pictures = (self.disk.find(place) or place for place in places)
         self.complete = exported_complete(export_mark(folder))
         self._labels: dict[str, list[Path]] = {}
         self._pictures: dict[str, list[Path]] = {}
@@ -142,7 +160,7 @@ class _Year:
         return place_key(path) if self._fold else Path(path).as_posix()
 
     def listed(self, *names: str) -> list[Path]:
-        """The label files that the first of these image sets asks for, whether they exist or not."""
+        """The label files of the first of these image sets that exists, including missing files."""
         chosen = next(filter(None, map(self._list, names)), None)
         lines = [slashes(line.strip()).lstrip("/") for line in read_text(chosen).splitlines()] if chosen else []
         asked = (self._labels.get(self._place(line), [self.labels / f"{line}.xml"]) for line in lines if line)
@@ -158,24 +176,24 @@ class _Year:
         return [*(xml for xmls in self._labels.values() for xml in xmls), *without]
 
     def unused(self, used: Collection[Path]) -> list[Problem]:
-        """A problem for each list with label files that are not used, and one for those that no list names."""
+        """A problem for each list with unused label files, and one for the label files that no list names."""
         left = {xml for xmls in self._labels.values() for xml in xmls}.difference(used)
-        problems = []
+        problems: list[Problem] = []
         for name in ("trainval", "train", "val", "test"):
             found = [xml for xml in self.listed(name) if xml in left]
             if found:
-                what = f"other lists are used, so these label files are not: {len(found)}, the first is {found[0]}"
+                what = f"{len(found)} label files are not used, because other lists are. The first is {found[0]}."
                 problems.append(Problem("split not used", str(self._list(name)), what))
                 left.difference_update(found)
         if left:
-            what = f"no list in ImageSets/Main names these label files: {len(left)}, the first is {min(left)}"
+            what = f"no list in ImageSets/Main names {len(left)} label files. The first is {min(left)}."
             problems.append(Problem("split not used", str(self.labels), what))
         return problems
 
     def picture_of(self, xml: Path, name: str | None, problems: list[Problem]) -> Path:
-        """The photo of a label file: the one that is called like it, else the one that it names.
+        """The photo of a label file: the one with the same name, else the one that ``<filename>`` names.
 
-        Where ``<filename>`` names another photo that is there too, files were renamed and it was not.
+        If ``<filename>`` names another existing photo, the files were renamed and ``<filename>`` is outdated.
         """
         own = self._pictures.get(self._key(xml), [])
         said = slashes((name or "").strip())
@@ -185,11 +203,11 @@ class _Year:
             doubts: list[Problem] = []
             other = self._match(self._by_file, place_key(said), xml, doubts) if said and not named else None
             if doubts or other not in (None, *own):
-                what = f"its <filename> is {file}, another photo; its boxes count for {own[0].name}, by its own name"
+                what = f"its <filename> is another photo, {file}. Its boxes belong to {own[0].name}."
                 problems.append(Problem("contradicting filename", str(xml), what))
             elif not named and len(own) > 1 and os.path.isfile(xml):
                 names = " and ".join(picture.name for picture in own)
-                what = f"{names} have its name; its boxes count for {own[0].name}; write the right name as <filename>"
+                what = f"{names} have its name. Its boxes belong to {own[0].name}, unless <filename> names another."
                 problems.append(Problem("several photos of one name", str(xml), what))
             return (named or own)[0]
         if os.path.isfile(xml):
@@ -204,26 +222,26 @@ class _Year:
         return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
 
     def _match(self, photos: ByName[Path], name: str, xml: Path, problems: list[Problem]) -> Path | None:
-        """The photo of that name; None if there is none, or, which is a problem, if there are several."""
+        """The photo of that name; None if there is none. Several photos of that name are a problem, and also None."""
         try:
             return photos.match(name)
         except UserError as error:
-            problems.append(Problem("annotation without image", str(xml), f"{error}; its boxes are not used"))
+            problems.append(Problem("annotation without image", str(xml), f"{error}. Its boxes are not used."))
             return None
 
 
 def _test(year: _Year, problems: list[Problem]) -> list[Path]:
-    """The label files of a year's test set; those of its val set, if that is not part of the training data."""
+    """The label files of the test set of a year, or of its val set if that is not training data."""
     xmls = year.listed("test") or (year.listed("val") if not year.listed("trainval") else [])
     if xmls and not any(os.path.isfile(xml) for xml in xmls):
-        what = f"no label file of its {len(xmls)} test images is there"
+        what = f"none of its {len(xmls)} test images has a label file."
         problems.append(Problem("split not used", str(year.folder), what))
         return []
     return xmls
 
 
 def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[Problem]) -> Listing:
-    found: dict[Path | str, dict[Path, ListedImage | None]] = {}  # photo -> its label files, and what they say
+    found: dict[Path | str, dict[Path, ListedImage | None]] = {}  # photo -> its label files and their content
     broken: list[UserError] = []
     of_year = {xml: year for year, xml in files}
     for xml in sorted(of_year, key=lambda xml: (not os.path.isfile(xml), xml)):
@@ -234,7 +252,9 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
             found.setdefault(image.path, {})[xml] = image
         except UserError as error:
             broken.append(error)
-            problems.append(Problem("unreadable annotation", str(xml), f"{error}; its image is left out"))
+            problems.append(
+                Problem("unreadable annotation", str(xml), f"{str(error).rstrip('.')}. Its image is skipped.")
+            )
             found.setdefault(of_year[xml].picture_of(xml, None, []), {})[xml] = None
     images = [image for path, said in found.items() if (image := _agreed(path, said, problems)) is not None]
     if broken and len(broken) == sum(os.path.isfile(xml) for xml in of_year):
@@ -246,25 +266,24 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
 
 
 def _agreed(path: Path | str, said: Mapping[Path, ListedImage | None], problems: list[Problem]) -> ListedImage | None:
-    """A photo as its label file has it, None if that is broken; without labels if it has label files that differ."""
+    """The photo of a label file, None if the file is broken; without labels if it has several different label files."""
     first, *others = said
     if not others or all(read_bytes(xml) == read_bytes(first) for xml in others):
         return said[first]
-    what = f"its label files {' and '.join(map(str, said))} differ, so none of them is used; keep the right one"
+    what = f"its label files {' and '.join(map(str, said))} differ. None is used. Keep the right one."
     problems.append(Problem("several label files", str(path), what))
     return ListedImage(path, labelled=False, lost=True)
 
 
 def exported_classes(folder: Path) -> list[str]:
-    """The classes in the order of the run that rarebox exported this folder from; none for any other folder."""
-    classes = export_mark(folder).get("classes")
-    return [str(name) for name in classes] if isinstance(classes, list) else []
+    """The classes of a rarebox export, in their original order; none for any other folder."""
+    return [str(name) for name in as_list(export_mark(folder).get("classes"))]
 
 
 def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
-    """One label file; without it the image counts as showing no object. Raises `UserError` if it is broken."""
+    """The image of one label file, without objects if the file does not exist. Raises `UserError` if it is broken."""
     if not os.path.isfile(xml):
-        what = "it has no label file and counts as showing no object"
+        what = "it has no label file and counts as an image without objects."
         problems.append(Problem("image without annotation", str(xml), what))
         return ListedImage(year.picture_of(xml, None, problems), labelled=False)
     root = _parse(xml)
@@ -272,7 +291,7 @@ def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
     boxes = [box for index, item in enumerate(items) if (box := _box(xml, index, item, problems))]
     unread = [*_unread(root), *(inner for item in items for inner in item if "object" in inner.tag and len(inner))]
     for element in unread:
-        what = "it may hold objects; only each <object> directly below <annotation> is read, so write them there"
+        what = "it may hold objects, but only <object> directly below <annotation> is read. Move them there."
         problems.append(Problem("box dropped", f"{xml}: <{element.tag}>", what))
     picture = year.picture_of(xml, root.findtext("filename"), problems)
     size = listed_size(root.findtext("size/width"), root.findtext("size/height"), str(xml), problems)
@@ -281,7 +300,7 @@ def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
 
 
 def _unread(parent: ET.Element) -> Iterator[ET.Element]:
-    """The elements, other than the root's objects, that may hold objects, by their names or by what is in them."""
+    """The elements beside the root's objects that may hold objects, by their names or their content."""
     for element in parent:
         if element.tag == "object":
             if parent.tag != "annotation":
@@ -295,42 +314,42 @@ def _unread(parent: ET.Element) -> Iterator[ET.Element]:
 
 
 def _parse(xml: Path) -> ET.Element:
-    """The root of a label file, with the names of all elements in small letters. Raises `UserError`, naming the line of
-    a syntax error."""
+    """The root of a label file, with element names in lower case. Raises `UserError`, naming the line of a syntax
+    error."""
     try:
         root = from_xml(read_bytes(xml))
     except ET.ParseError as error:
-        raise UserError(f"{xml}, line {error.position[0]}: this is not valid XML ({error}); repair the file") from None
+        raise UserError(f"{xml}, line {error.position[0]}: not valid XML ({error}). Repair the file.") from None
     except ValueError as error:
-        raise UserError(f"{xml}: {error}") from None
+        raise UserError(f"{xml}: {error}.") from None
     for element in root.iter():
         element.tag = element.tag.lower()
     if root.tag != "annotation":
-        raise UserError(f"{xml}: a PASCAL VOC file begins with <annotation>, not <{root.tag}>; export it again as VOC")
+        raise UserError(f"{xml}: a PASCAL VOC file begins with <annotation>, not <{root.tag}>. Export it again as VOC.")
     if twice := _repeated(root, "filename", "size", "size/width", "size/height"):
-        raise UserError(f"{xml}: there is more than one <{twice}>; keep the right one")
+        raise UserError(f"{xml}: there is more than one <{twice}>. Keep the right one.")
     return root
 
 
 def _repeated(element: ET.Element, *paths: str) -> str:
-    """The first of these elements that is there more often than once, so that which one counts cannot be told."""
+    """The first of these elements that occurs more than once, which makes it ambiguous; empty if none does."""
     return next((path for path in paths if len(element.findall(path)) > 1), "")
 
 
 def _box(xml: Path, index: int, item: ET.Element, problems: list[Problem]) -> ListedBox | None:
     where, name = f"{xml}: object {index + 1}", (item.findtext("name") or "").strip()
     if not name:
-        problems.append(Problem("unknown category", where, "the object has no name; it is dropped"))
+        problems.append(Problem("unknown category", where, "the object has no name. It is dropped."))
         return None
     if twice := _repeated(item, "name", "bndbox", *(f"bndbox/{edge}" for edge in _BOX)):
-        problems.append(Problem("box dropped", where, f"it has more than one {twice}; write one object for each box"))
+        problems.append(Problem("box dropped", where, f"it has more than one {twice}. Write one object for each box."))
         return None
     edges = [(item.findtext(f"bndbox/{edge}") or "").strip() for edge in _BOX]
     try:
         written = [float(edge) for edge in edges]
     except ValueError:
-        comma = ", with a point and not a comma before the decimals" if "," in "".join(edges) else ""
-        what = f"its bndbox does not hold xmin, ymin, xmax and ymax as numbers{comma}"
+        comma = " Use a decimal point, not a comma." if "," in "".join(edges) else ""
+        what = f"its bndbox does not hold xmin, ymin, xmax and ymax as numbers.{comma}"
         problems.append(Problem("box dropped", where, what))
         return None
     try:
@@ -343,14 +362,16 @@ def _box(xml: Path, index: int, item: ET.Element, problems: list[Problem]) -> Li
 
 
 def _attributes(item: ET.Element) -> dict[str, str]:
-    """What an object says beside the format: in elements of its own or of its bndbox, or in CVAT's ``<attributes>``."""
-    said = [(child.tag, child.text) for child in (*item, *item.findall("bndbox/*"))]
+    """The attributes of an object: its other elements, those of its bndbox, and CVAT's ``<attributes>``."""
+    said: list[tuple[str | None, str | None]] = [
+        (child.tag, child.text) for child in (*item, *item.findall("bndbox/*"))
+    ]
     said += [(one.findtext("name"), one.findtext("value")) for one in item.findall("attributes/attribute")]
     return {name: text for name, text in said if name and text}
 
 
 def wants_download(path: Path) -> bool:
-    """Whether the path is named like a key of ``ARCHIVES`` and its data are missing or not all unpacked yet."""
+    """Whether the path is named like a key of ``ARCHIVES`` and its data are missing or not fully unpacked."""
     if path.name not in ARCHIVES or os.path.isfile(path):
         return False
     if not os.path.exists(path) or not any(path.iterdir()):
@@ -361,9 +382,9 @@ def wants_download(path: Path) -> bool:
 
 
 def download(root: Path) -> None:
-    """Fetch and unpack the archives of the data set that ``root`` is named after; what is there already is kept.
+    """Download and unpack the archives of the data set that ``root`` is named after, except those already there.
 
-    An interrupted download goes on where it stopped. Raises `UserError` that says which files to put where.
+    An interrupted download resumes where it stopped. Raises `UserError`, which says which files to put where.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -385,12 +406,12 @@ def _part(file: Path) -> Path:
 
 
 def _mark(file: Path) -> Path:
-    """Written once an archive is unpacked as a whole."""
+    """The file that marks an archive as fully unpacked."""
     return file.with_name(file.name + ".unpacked")
 
 
 def _fetch(file: Path, archive: str, progress: "Progress") -> None:
-    """Leave the archive at ``file``, whole and as published. Raises `UserError`, ``OSError`` or ``HTTPException``."""
+    """Download an archive to ``file`` and check its MD5. Raises `UserError`, ``OSError`` or ``HTTPException``."""
     mine = not file.exists()
     if mine:
         _stream(f"{HOST}/{archive}", _part(file), progress)
@@ -398,13 +419,13 @@ def _fetch(file: Path, archive: str, progress: "Progress") -> None:
     if found != MD5[archive]:
         if mine:
             _part(file).unlink()
-        raise UserError(f"{file} is not the published file (md5 {found}, not {MD5[archive]}); delete it and try again")
+        raise UserError(f"{file} is not the published file (md5 {found}, not {MD5[archive]}). Delete it and try again.")
     if mine:
         _part(file).rename(file)
 
 
 def _stream(url: str, part: Path, progress: "Progress") -> None:
-    """Append what is still missing of a file to ``part``."""
+    """Download the missing rest of a file to ``part``."""
     have = part.stat().st_size if part.exists() else 0
     try:
         response = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=60)
@@ -414,7 +435,7 @@ def _stream(url: str, part: Path, progress: "Progress") -> None:
             return
         raise
     with response:
-        have = have if response.status == HTTPStatus.PARTIAL_CONTENT else 0  # not every server can go on in the middle
+        have = have if response.status == HTTPStatus.PARTIAL_CONTENT else 0  # some servers cannot resume
         total = have + int(response.headers.get("Content-Length", 0))
         task = progress.add_task(part.stem, total=total or None, completed=have)
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -424,7 +445,7 @@ def _stream(url: str, part: Path, progress: "Progress") -> None:
                     out.write(block)
                     progress.advance(task, len(block))
         except OSError as error:
-            if error.errno == errno.ENOSPC:  # what is there of it would keep the disk full
+            if error.errno == errno.ENOSPC:  # otherwise the partial file keeps the disk full
                 part.unlink()
             raise
     if part.stat().st_size < total:
@@ -444,23 +465,23 @@ def _unpack(file: Path, root: Path) -> None:
                 target = Path(os.path.realpath(root / member.name))
                 if not target.is_relative_to(inside):
                     raise UserError(
-                        f"{file} cannot be unpacked: {member.name} would lie outside of {root}. If a folder in there "
-                        f"is a link to another place, make {root} itself that link"
+                        f"{file} cannot be unpacked: {member.name} would lie outside {root}. If a folder in it is "
+                        f"a link, make {root} itself the link."
                     )
                 if content := archive.extractfile(member) if member.isfile() else None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("wb") as written:
                         copyfileobj(content, written)
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{file} cannot be unpacked ({error}); delete it and try again") from None
+        raise UserError(f"{file} cannot be unpacked ({error}). Delete it and try again.") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be unpacked to {root} ({error}); mend that and try again") from None
+        raise UserError(f"{file} cannot be unpacked to {root} ({error}). Correct this and try again.") from None
     _mark(file).touch()
 
 
 def _by_hand(root: Path, archives: Iterable[str], error: Exception) -> UserError:
     files = "\n".join(f"  {HOST}/{archive}" for archive in archives)
     return UserError(
-        f"PASCAL VOC cannot be downloaded to {root} ({error}). Try again to go on where it stopped, or get these files "
-        f"elsewhere and put them into the folder {root.absolute()}, as they are, then start again:\n{files}"
+        f"PASCAL VOC cannot be downloaded to {root} ({error}). Try again to resume, or get these files elsewhere, put "
+        f"them into the folder {root.absolute()} without unpacking them, and start again:\n{files}"
     )

@@ -1,7 +1,7 @@
-"""Ultralytics YOLO: a ``data.yaml``, and beside every image in ``images/`` its lines in ``labels/``.
+"""Ultralytics YOLO: a ``data.yaml``, images in ``images/``, and a label file for each image in ``labels/``.
 
-A line is ``class centre_x centre_y width height``, in shares of the image's sides; or a class and the corners of a
-polygon, whose hull is the box. Where data.yaml has ``kpt_shape``, key points follow the box.
+A line is ``class centre_x centre_y width height``, in fractions of the image's sides, or a class and the corners of a
+polygon, whose hull is the box. If data.yaml has ``kpt_shape``, key points follow the box.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -19,17 +19,21 @@ from rarebox.core.text import read_text
 from rarebox.data.disk import Disk, slashes
 from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
+from rarebox.data.narrow import Object, as_list, as_object, is_object
 from rarebox.errors import UserError
 
 _SHARES = (-0.5, 1.5)
-"""Between these lies every share of an image's side, also of a box that reaches out of it; pixels do not."""
+"""The range of fractions of an image's side, including boxes that reach out of it. Pixels are outside this range."""
+
+_CLASSES = "classes.txt"
+"""The file that lists the classes where there is no data.yaml."""
 
 _NOTHING = ("", "~", "null", "Null", "NULL")
-"""How YAML writes that there is nothing."""
+"""The ways to write an empty value in YAML."""
 
 
 def find(path: Path) -> Reader | None:
-    """Recognises a YAML file, a folder with data.yaml, and one whose only YAML file says ``names`` and ``train``."""
+    """Recognise a YAML file, a folder with data.yaml, and a folder whose only YAML file has ``names`` and ``train``."""
     if path.is_file():
         return partial(read, path) if path.suffix.lower() in (".yaml", ".yml") else None
     for name in ("data.yaml", "data.yml"):
@@ -39,8 +43,42 @@ def find(path: Path) -> Reader | None:
     return partial(read, others[0]) if len(others) == 1 else None
 
 
+def find_flat(path: Path) -> Reader | None:
+    """Recognise a folder with classes.txt and a label file for some image, as labelImg writes them."""
+    if not (path / _CLASSES).is_file():
+        return None
+    return partial(read_flat, path) if any(label_file(image).exists() for image in _photos(path)) else None
+
+
+def _photos(folder: Path) -> list[Path]:
+    return [image for image in image_files(folder) if image.suffix]  # no folders
+
+
+def read_flat(folder: Path) -> tuple[Listing, None]:
+    """All images below a folder, with label files beside them or in ``labels/``, and the classes of ``classes.txt``.
+
+    Raises `UserError` if classes.txt cannot be read or lists no class, and for rows that may have key points.
+    """
+    file, disk, images = folder / _CLASSES, Disk(), _photos(folder)
+    try:
+        names = [line.strip() for line in read_text(file).splitlines()]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its rights.") from None
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        raise UserError(f"{file}: write the name of a class on each line, without empty lines.")
+    pairs = _Pairs(images, disk)
+    if any(_likely_key_points(pairs.owned.values())):
+        raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
+    form = _Form(dict(enumerate(names)), 0, exported_complete(export_mark(folder)), pairs, file)
+    listing = _listing(file, [], images, form)
+    listing.problems[:0] = _alone(folder, pairs)
+    return listing, None
+
+
 def read(file: Path) -> tuple[Listing, Listing | None]:
-    """The images that ``train`` lists, and as test those of ``test``, or else of ``val``. Raises `UserError`."""
+    """The images of ``train``, and those of ``test`` or else ``val`` as the test split. Raises `UserError`."""
     content, disk = _parse(file), Disk()
     names, key_points = _names(file, content), _key_points(file, content)
     test = next((key for key in ("test", "val") if content.get(key)), None)
@@ -56,40 +94,41 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
             problems.append(Problem("key points assumed", str(file), _ASSUMED.format(key_points)))
         elif unsure:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
-    form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs)
+    form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs, file)
     if test == "test" and content.get("val"):
-        problems.append(Problem("split not used", f"{file}: val", "'test' is the test split"))
+        problems.append(Problem("split not used", f"{file}: val", _UNUSED))
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
     listings["train"].problems[:0] = problems
     return listings["train"], listings[test] if test else None
 
 
+_UNUSED = "'test' is the test split, so the images of 'val' are not read. To take their labels, add them to 'train'."
+
 _ASSUMED = (
-    "the rows of the labels look like boxes with {} numbers of key points, and are read so. Write their "
-    "kpt_shape there, or 'kpt_shape: [0, 2]' if the rows are polygons"
+    "the label rows look like boxes with {} numbers of key points, and are read as such. Add their kpt_shape, or "
+    "'kpt_shape: [0, 2]' if they are polygons."
 )
 
 
 _POLYGONS = (
-    "the rows of the labels may be polygons or boxes with key points; they are read as polygons. If they are key "
-    "points, write their kpt_shape there; 'kpt_shape: [0, 2]' says that they are polygons"
+    "the label rows may be polygons or boxes with key points. They are read as polygons. Add 'kpt_shape: [0, 2]' if "
+    "this is right, or else their kpt_shape."
 )
 
 
 class _Pairs:
     """Which label file belongs to which photo: ``owned`` is photo -> label file.
 
-    A label file belongs to the photo whose name it has. If there is none, it belongs to the only photo whose name
-    differs in capitals. If several photos fit equally well, it is nobody's: ``rivals`` is label file -> those photos.
-    Photos beside the listed ones count too. ``claimed`` are all label files that
-    some photo fits.
+    A label file belongs to the photo of the same name, or else to the only photo whose name differs in capitals. If
+    several photos fit equally well, it belongs to none: ``rivals`` is label file -> those photos. Photos in the same
+    folders that are not listed count too. ``claimed`` has all label files that fit some photo.
     """
 
     def __init__(self, images: Iterable[Path], disk: Disk) -> None:
         self.disk = disk
         self.owned: dict[Path, Path] = {}
         self.rivals: dict[Path, list[Path]] = {}
-        self.claimed: dict[Path, dict[Path, bool]] = {}  # label file -> photo -> whether it has the very same name
+        self.claimed: dict[Path, dict[Path, bool]] = {}  # label file -> photo -> whether the names are identical
         listed = dict.fromkeys(images)
         beside = (photo for image in listed for photo in disk.namesakes(image) if photo.suffix.lower() in SUFFIXES)
         for photo in dict.fromkeys([*listed, *beside]):
@@ -107,13 +146,18 @@ class _Pairs:
 
 
 class _Form(NamedTuple):
-    """How the label files of a data set are to be read: class number -> name, how many numbers of key points follow a
-    box, which images an export of rarebox calls complete, and whose they are."""
+    """How to read the label files of a data set.
+
+    ``names`` is class number -> name. ``key_points`` is how many numbers of key points follow a box. ``complete`` is
+    file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files to
+    photos. ``file`` lists the classes.
+    """
 
     names: Mapping[int, str]
     key_points: int
     complete: Mapping[str, bool]
     pairs: _Pairs
+    file: Path
 
 
 def _looks_like_yolo(path: Path) -> bool:
@@ -124,59 +168,60 @@ def _looks_like_yolo(path: Path) -> bool:
     return b"names:" in text and b"train:" in text
 
 
-def _parse(file: Path) -> Mapping[str, Any]:
+def _parse(file: Path) -> Object:
+    """The entries of data.yaml that are not empty. Raises `UserError`, which names the line of a syntax error."""
     try:
-        content = from_yaml(read_text(file), PlainLoader)  # every value is the text that is written there
+        content: object = from_yaml(read_text(file), PlainLoader)  # every value is the text that is written there
     except (yaml.YAMLError, OSError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error)
-        raise UserError(f"{file}{line}: this is not valid YAML ({what}); repair the file") from None
-    content = {k: v for k, v in content.items() if v not in _NOTHING} if isinstance(content, dict) else {}
+        raise UserError(f"{file}{line}: not valid YAML ({what}). Repair the file.") from None
+    content = {key: value for key, value in as_object(content).items() if value not in _NOTHING}
     if not content.get("train"):
-        raise UserError(f"{file}: there is no entry 'train'; name the folder or list of the training images there")
+        raise UserError(f"{file}: the entry 'train' is missing. Add it, with the folder or list of training images.")
     return content
 
 
-def _names(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
+def _names(file: Path, content: Object) -> dict[int, str]:
     """Class number -> name, by rising number."""
     names = content.get("names")
-    pairs = names.items() if isinstance(names, dict) else enumerate(names if isinstance(names, list) else [])
+    pairs = names.items() if is_object(names) else enumerate(as_list(names))
     try:
         numbered = {int(number): str(name).strip() for number, name in pairs}
     except (TypeError, ValueError):
         numbered = {}
     if not numbered or not all(numbered.values()):
-        raise UserError(f"{file}: 'names' is not a list of the classes' names, nor names by number; write it there")
+        raise UserError(f"{file}: 'names' must be a list of class names, or names by number. Correct it.")
     return dict(sorted(numbered.items()))
 
 
-def _key_points(file: Path, content: Mapping[str, Any]) -> int | None:
-    """How many numbers of key points follow each box: ``kpt_shape`` is their count, and 2 or 3 numbers for each. None
-    where the file does not say."""
+def _key_points(file: Path, content: Object) -> int | None:
+    """How many numbers of key points follow each box: the product of the two numbers of ``kpt_shape``; None without
+    it."""
     shape = content.get("kpt_shape")
     if shape is None:
         return None
     try:
-        count, numbers = (int(value) for value in shape)
-    except (TypeError, ValueError):
+        count, numbers = (int(str(value)) for value in as_list(shape))
+    except ValueError:
         count = numbers = 0
     if count < 0 or numbers not in (2, 3):
-        raise UserError(f"{file}: 'kpt_shape' is {shape!r}; write the number of key points and 2 or 3, such as [17, 3]")
+        raise UserError(f"{file}: 'kpt_shape' is {shape!r}. Write the number of key points and 2 or 3, as in [17, 3].")
     return count * numbers
 
 
 def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
-    """How many numbers of key points follow each box by the look of all rows, 0 if the rows are read as polygons; and
-    whether they may be key points all the same.
+    """How many numbers of key points seem to follow each box, judged by all rows, and whether this is in doubt.
 
-    All rows but plain boxes must have the same number of values, at least eight. With a flag of 0, 1 or 2 behind each
-    point, most boxes must hold their points. Without flags all boxes must, and their points must fill them, for a small
-    polygon looks alike.
+    It is 0 if the rows are read as polygons; then the flag says that they may be key points. Rows other than plain
+    boxes must all have the same number of values, at least eight. If a flag of 0, 1 or 2 follows each point, most boxes
+    must contain their points. Without flags all boxes must, and the points must fill them, since small polygons look
+    similar.
     """
-    rows = []
+    rows: list[list[float]] = []
     for file in files:
-        with suppress(OSError, UserError, ValueError):  # listed when it is read for its boxes
+        with suppress(OSError, UserError, ValueError):  # becomes a problem when its boxes are read
             lines = [line.split()[1:] for line in read_text(file).splitlines() if line.strip()]
             rows += [values for words in lines if len(values := [finite(word) for word in words]) != 4]
     counts = {len(values) for values in rows}
@@ -187,7 +232,7 @@ def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
         return 0, False
     poses = [(values[:4], [values[at : at + 2] for at in range(4, count, numbers)]) for values in rows]
     if numbers == 2 and any(points[-1] == box[:2] for box, points in poses):
-        return 0, False  # a ring of corners that ends where it began
+        return 0, False  # a closed polygon
     holding = [_holds(box, points) for box, points in poses]
     mostly = sum(holding) > len(rows) / 2
     filled = all(holding) and all(_fills(box, points) for box, points in poses)
@@ -197,25 +242,25 @@ def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
 
 
 def _holds(box: Sequence[float], points: Sequence[Sequence[float]]) -> bool:
-    """Whether four numbers may be a box in the image that holds points, and with them are no turned box."""
+    """Whether four numbers may be a box in the image that contains the points, rather than part of a rotated box."""
     x, y, width, height = box
     if len(points) == 2:
         (x3, y3), (x4, y4) = points
         if max(abs(x + x3 - width - x4), abs(y + y3 - height - y4)) < _SLACK:
-            return False  # the diagonals of the four corners have one centre
+            return False  # the four corners of a rotated box: the diagonals have the same centre
     inside = width / 2 <= min(x, 1 - x) + _SLACK and height / 2 <= min(y, 1 - y) + _SLACK
     within = (abs(px - x) <= width / 2 + _SLACK and abs(py - y) <= height / 2 + _SLACK for px, py in _seen(points))
     return inside and all(within)
 
 
 def _fills(box: Sequence[float], points: Sequence[Sequence[float]]) -> bool:
-    """Whether points lie about the centre of a box and spread over at least half of it along one side.
+    """Whether points are centred in a box and spread over at least half of one of its sides.
 
-    A small polygon read as a box and key points has its points in one spot of a large box.
+    A small polygon, misread as a box and key points, has its points close together in a large box.
     """
     if not (seen := _seen(points)):
         return True
-    ratios = []
+    ratios: list[float] = []
     for along in (0, 1):
         values, centre, side = [point[along] for point in seen], box[along], box[along + 2]
         if abs(sum(values) / len(values) - centre) > side / 4:
@@ -225,37 +270,37 @@ def _fills(box: Sequence[float], points: Sequence[Sequence[float]]) -> bool:
 
 
 def _seen(points: Sequence[Sequence[float]]) -> list[Sequence[float]]:
-    """Points without those at (0, 0), which stand for a point that is not labelled."""
+    """Points without those at (0, 0), which are not labelled."""
     return [point for point in points if any(point)]
 
 
 _SLACK = 0.005
-"""By how much a key point may lie outside its box, as a fraction of the image's side."""
+"""How far a key point may lie outside its box, as a fraction of the image's side."""
 
 
-def _entries(file: Path, key: str, content: Mapping[str, Any], disk: Disk) -> list[tuple[str, Path]]:
-    """What a split of data.yaml names, and where that is. Raises `UserError`."""
-    named = content[key] if isinstance(content[key], list) else [content[key]]
-    base = content.get("path")
-    entries = []
-    for entry in map(str, named):
+def _entries(file: Path, key: str, content: Object, disk: Disk) -> list[tuple[str, Path]]:
+    """The entries of a split in data.yaml, and their paths. Raises `UserError` for an entry that does not exist."""
+    named = content[key]
+    base = str(content.get("path") or "")
+    entries: list[tuple[str, Path]] = []
+    for entry in map(str, as_list(named) or [named]):
         path = _locate(file, base, entry, disk)
         if path is None:
-            raise UserError(f"{file}: '{key}' names {entry}, which is neither there nor under 'path'; correct it")
+            raise UserError(f"{file}: '{key}' names {entry}, which does not exist, with or without 'path'. Correct it.")
         entries.append((entry, path))
-    _refuse_above(file, key, entries, [file.parent, *([file.parent / slashes(str(base))] if base else [])])
+    _refuse_above(file, key, entries, [file.parent, *([file.parent / slashes(base)] if base else [])])
     return entries
 
 
 def _refuse_above(file: Path, key: str, entries: Sequence[tuple[str, Path]], inner: Sequence[Path]) -> None:
-    """UserError for a folder above one of these, or a whole disk: it holds more than the images of this split."""
+    """Raise `UserError` for a folder above one of ``inner``, or a whole disk: it holds more than this split."""
     within = {parent for place in inner for parent in Path(os.path.realpath(place)).parents}
     for entry, path in entries:
         real = Path(os.path.realpath(path))
         if real in within or real == real.parent:
             raise UserError(
-                f"{file}: '{key}' names {entry}, which is {real} and holds more than the images of '{key}'. Write the "
-                f"folder that holds only these, such as images/{key}"
+                f"{file}: '{key}' names {entry}, which is {real} and holds more than the images of '{key}'. Name a "
+                f"folder that holds only these, such as images/{key}."
             )
 
 
@@ -273,7 +318,7 @@ def _images(file: Path, key: str, entries: Sequence[tuple[str, Path]], disk: Dis
         except OSError as error:
             raise UserError(
                 f"{file}: '{key}' names {entry}, which cannot be read ({error.strerror or error}). Name a folder of "
-                "images or a text file that lists them"
+                "images, or a text file that lists them."
             ) from None
     return sorted(images)
 
@@ -287,7 +332,8 @@ def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[P
     for label, photos in rivals.items():
         names = ", ".join(photo.name for photo in photos)
         what = (
-            f"it may be of any of {names}; its labels are left out. Give each photo a name and a label file of its own"
+            f"it fits several photos: {names}. Its labels are skipped. Give each photo a different name and its own "
+            "label file."
         )
         problems.append(Problem("ambiguous annotation", str(label), what))
     doubtful = {photo for photos in rivals.values() for photo in photos}
@@ -298,10 +344,13 @@ def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[P
     return Listing(file, list(dict.fromkeys(form.names.values())), listed, problems)
 
 
-def _locate(file: Path, base: Any, entry: str, disk: Disk) -> Path | None:
-    """An entry is relative to ``path``, which is relative to the file. Exports often say ../train for ./train."""
+def _locate(file: Path, base: str, entry: str, disk: Disk) -> Path | None:
+    """The path of an entry, which is relative to ``path``, which is relative to the file; None if it does not exist.
+
+    Exports often write ../train for ./train.
+    """
     folder, entry = file.parent, slashes(entry)
-    bases = [folder / slashes(str(base)), folder] if base else [folder]
+    bases = [folder / slashes(base), folder] if base else [folder]
     tries = [place / name for name in (entry, entry.removeprefix("../")) for place in bases]
     exact = next((path for path in tries if os.path.exists(path)), None)
     return exact or next(filter(None, map(disk.find, tries)), None)
@@ -314,7 +363,7 @@ def _image_list(file: Path, disk: Disk) -> Iterable[Path]:
 
 
 def label_file(image: Path) -> Path:
-    """Where the lines of an image are: the last folder ``images`` becomes ``labels``, the suffix ``.txt``."""
+    """The label file of an image: the last folder ``images`` becomes ``labels``, and the suffix ``.txt``."""
     parts = list(image.parts)
     folders = [part.lower() for part in parts[:-1]]
     if "images" in folders:
@@ -323,27 +372,34 @@ def label_file(image: Path) -> Path:
 
 
 def _labels_alone(folder: Path, pairs: _Pairs) -> list[Problem]:
-    """Label files below the labels folder of an images folder that no image has the name of."""
+    """A problem for each label file of an images folder that fits no image."""
     labels = pairs.disk.find(label_file(folder / "x").parent)
     if labels is None or labels == folder or not labels.is_dir():
         return []
+    return _alone(labels, pairs)
+
+
+def _alone(labels: Path, pairs: _Pairs) -> list[Problem]:
+    """A problem for each label file below a folder that fits no image."""
     claimed = {file for file, photos in pairs.claimed.items() if any(map(os.path.exists, photos))}
-    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != "classes.txt"]
-    what = "there is no image of that name; the labels are not used"
+    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != _CLASSES]
+    what = "no image has this name. The labels are not used."
     return [Problem("annotation without image", str(path), what) for path in alone]
 
 
 def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
     file = form.pairs.owned.get(path)
     if file is None:
-        what = f"there is no {label_file(path)}; the image counts as showing no object"
+        what = f"{label_file(path)} does not exist. The image counts as one without objects."
         problems.append(Problem("image without annotation", str(path), what))
         return ListedImage(path, labelled=False)
     complete = form.complete.get(path.name)
     try:
         lines = [(n, line) for n, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
     except (OSError, UserError) as error:
-        problems.append(Problem("unreadable annotation", str(file), f"{error}; none of its objects is used"))
+        problems.append(
+            Problem("unreadable annotation", str(file), f"{str(error).rstrip('.')}. None of its objects is used.")
+        )
         return ListedImage(path, relative=True, complete=complete, lost=True, labelled=False)
     read = [_box(line, f"{file}, line {n}", form, problems) for n, line in lines]
     boxes = [box for box in read if box is not None]
@@ -351,17 +407,17 @@ def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
 
 
 def _box(line: str, where: str, form: _Form, problems: list[Problem]) -> ListedBox | None:
-    """One line, its box still in shares of the image's sides."""
+    """The box of one line, in fractions of the image's sides; None, and a problem, if it cannot be used."""
     words = line.split()
     try:
         number, *values = (finite(word) for word in words)
     except ValueError:
-        comma = "; write points, not commas, and blanks between the numbers" if "," in line else ""
-        what = f"{line.strip()[:60]!r} is not a row of finite numbers{comma}"
+        comma = " Use decimal points, not commas, and blanks between the numbers." if "," in line else ""
+        what = f"{line.strip()[:60]!r} is not a row of finite numbers.{comma}"
         problems.append(Problem("box dropped", where, what))
         return None
     if number not in form.names:
-        what = f"class {number:g} is not among the names in data.yaml; the box is dropped"
+        what = f"class {number:g} is not among the names in {form.file.name}. The box is dropped."
         problems.append(Problem("unknown category", where, what))
         return None
     if form.key_points and len(values) == 4 + form.key_points:
@@ -380,17 +436,15 @@ def _box(line: str, where: str, form: _Form, problems: list[Problem]) -> ListedB
 
 
 def _fault(values: Sequence[float], words: Sequence[str], form: _Form) -> str:
-    """Why the numbers behind a class are neither a box nor the corners of a polygon; empty if they are."""
+    """Why the numbers after a class are neither a box nor the corners of a polygon; empty if they are."""
     count = len(values)
     if form.key_points and count != 4:
-        return (
-            f"{count} numbers follow the class; 'kpt_shape' in data.yaml asks for 4 and {form.key_points} of key points"
-        )
+        return f"{count} numbers follow the class. By 'kpt_shape' in data.yaml, write 4 or {4 + form.key_points}."
     tracked = count == 6 and words[-1].isdecimal() and max(values[:5]) <= _SHARES[1]
     if count == 5 or tracked:
-        return f"{count} numbers follow the class, as a detector writes them that adds its score; a label has 4"
+        return f"{count} numbers follow the class, as in the output of a detector that adds its score. Write only 4."
     if count != 4 and (count < 6 or count % 2):
-        return f"{count} numbers follow the class, not 4 or a polygon's"
+        return f"{count} numbers follow the class. Write 4 for a box, or 3 or more pairs for a polygon."
     if max(values) > _SHARES[1] or min(values) < _SHARES[0]:
-        return f"it reaches from {min(values):g} to {max(values):g}; write shares of the image's sides, not pixels"
+        return f"it ranges from {min(values):g} to {max(values):g}. Write fractions of the image's sides, not pixels."
     return ""

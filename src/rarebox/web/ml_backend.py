@@ -145,7 +145,7 @@ def _image_of(task: Mapping[str, Any]) -> tuple[str, int | None]:
         return "", None
 
 
-def _prediction(sheet: ReviewTask | None, classes: Sequence[str], version: str) -> dict[str, Any]:
+def _prediction(sheet: ReviewTask | None, classes: Sequence[str], version: str) -> labelstudio.Prediction:
     if sheet is None or not sheet.queries:
         return {"model_version": version, "score": 0.0, "result": []}
     return labelstudio.prediction(sheet, classes, version)
