@@ -27,7 +27,7 @@ test: .venv/ready
 
 # The pages that are made from the code.
 docs: .venv/ready
-	$(BIN)/python -c 'from rarebox import config; print(config.reference(), end="")' > docs/settings.md
+	$(BIN)/python -c 'from rarebox import settings_text; print(settings_text.reference(), end="")' > docs/settings.md
 
 # Pin anew: versions and hashes, no address of an index.
 lock:

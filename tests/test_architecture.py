@@ -19,7 +19,7 @@ ROWS = (
     {"__init__", "errors"},
     {"core", "types"},
     {"method", "config", "evaluate", "data"},
-    {"labels", "strategies"},
+    {"labels", "settings_text", "strategies"},
     {"pool"},
     {"detectors"},
     {"loop"},

@@ -90,7 +90,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--preset", "laptpo"], "'laptop'"),
         (["--strategy", "class_balance"], "did you mean 'class_balanced'"),
         (["--set", "training.stepz=3"], "did you mean 'training.steps'"),
-        (["--set", "training.steps"], "--set wants name=value"),
+        (["--set", "training.steps"], "--set must be name=value"),
         (["--set", "training.steps=many"], "setting training.steps: must be a whole number, got 'many'"),
         (["--set", "training.lr=-1"], "setting training.lr: must be greater than 0, got -1"),
         (["--set", "budget=3"], "setting budget: must be a list, such as [150, 300], got 3"),

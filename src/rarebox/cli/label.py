@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rarebox import config
+from rarebox import config, settings_text
 from rarebox.cli.options import (
     MOST_NAMED,
     Address,
@@ -237,7 +237,7 @@ def init(
     with progress_bars(as_json=False) as progress:
         dataset = datasets.load_data(settings.data, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, config.commented(settings))
+    write_text(file, settings_text.commented(settings))
     print_summary(dataset)
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
 
