@@ -103,7 +103,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--set", "scoring.beta=.nan"], "scoring.beta"),
         (["--budget", "lots"], "whole numbers"),
         (["--set", "budget=[-5]"], "must not be negative"),
-        (["--set", "device=gpu"], "'gpu' is not to be had"),
+        (["--set", "device=gpu"], "'gpu' is not available"),
     ],
 )
 def test_unknown_names_and_values(monkeypatch, capsys, tmp_path, pictures, options: list[str], wanted: str) -> None:

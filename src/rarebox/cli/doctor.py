@@ -1,5 +1,6 @@
 """What this installation has and lacks."""
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -28,7 +29,7 @@ def examine(path: str | None) -> list[Check]:
     """All checks, quick ones; a data set is read when its path is given."""
     facts = describe()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("rarebox", "python", "torch", "torchvision", "timm"))
-    checks = [Check("versions", True, versions), _accelerator(facts["cores"]), _disk()]
+    checks = [Check("versions", True, versions), _accelerator(), _disk()]
     checks += [_weights(name) for name in BACKBONES]
     checks.append(_voc())
     if path:
@@ -37,14 +38,17 @@ def examine(path: str | None) -> list[Check]:
     return [*checks, photos]
 
 
-def _accelerator(cores: int) -> Check:
+def _accelerator() -> Check:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         return Check("accelerator", True, f"{torch.cuda.get_device_name()}, {memory:.0f} GiB")
     if torch.backends.mps.is_available():
         return Check("accelerator", True, "Apple GPU (mps)")
     return Check(
-        "accelerator", True, f"none; {cores} CPU cores", "the preset laptop is made for this; paper wants a GPU"
+        "accelerator",
+        True,
+        f"none; {os.cpu_count()} CPU cores",
+        "use the preset laptop; paper needs a GPU",
     )
 
 
@@ -56,7 +60,7 @@ def _disk() -> Check:
 
 def _weights(backbone: str) -> Check:
     try:
-        where = BACKBONES[backbone].at_hand()
+        where = BACKBONES[backbone].local_file()
     except WeightsUnavailable as error:
         return Check(f"weights of {backbone}", False, "not here yet; fetched when first used", str(error), needed=False)
     return Check(f"weights of {backbone}", True, str(where))
