@@ -254,7 +254,7 @@ def test_init_counts_the_problems_by_kind_and_says_what_was_taken(tmp_path: Path
     text = " ".join(done.output.split())
     assert "38 x unknown category, the first:" in text
     assert "all 38 are listed in" in text
-    assert "1 of them taken as labelled completely (--partial if not); 1 as labelled in part" in text
+    assert "1 of them taken as fully labelled (--partial if not); 1 as partially labelled" in text
 
 
 # ------------------------------------------------------------------------------------------------- names of classes
