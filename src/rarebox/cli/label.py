@@ -109,8 +109,8 @@ def export(
     if done.partly_labelled or done.unlabelled:
         console.print(
             f"warning: {counted(done.partly_labelled, 'image')} partially labelled, {done.unlabelled} unlabelled "
-            "(listed in incomplete.txt). Most trainers treat regions without a box as background. --complete-only skips "
-            "these images",
+            "(listed in incomplete.txt). Most trainers treat regions without a box as background. "
+            "--complete-only skips these images",
             soft_wrap=True,
         )
 
