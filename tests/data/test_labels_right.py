@@ -669,7 +669,7 @@ def test_a_number_is_the_name_of_a_file_where_nothing_has_given_ids(
 def test_a_number_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("1.jpg", "01.jpg"):
         photo(tmp_path / "photos" / name)
-    with pytest.raises(UserError, match=r"the image 1 may be .* or .*; write file names"):
+    with pytest.raises(UserError, match=r"the image 1 may be .* or .*\. Write file names"):
         rank(tmp_path, [result(1)])
 
 

@@ -247,7 +247,7 @@ class TorchDetector:
             raise damaged(folder / WEIGHTS, error) from error
         except RuntimeError as error:
             kind = f"{settings.name} on {settings.backbone}"
-            raise UserError(f"the model in {folder} is {kind}, not the network that the settings name") from error
+            raise UserError(f"the model in {folder} is a {kind}, not the network that the settings name") from error
         self.network.eval()
 
     def _prepare(
