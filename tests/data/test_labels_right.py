@@ -709,7 +709,7 @@ def test_labels_that_lost_an_object_are_not_complete_for_rank_either(tmp_path: P
     labels = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, CAT), annotation(2, 1, DOG, 9)])
     found = rank(tmp_path, [result(1, [70, 95, 20, 20])], labels=labels, labels_complete=True, images=None)
     assert len(found.queries) == 1
-    assert any("do not count as labelled completely" in note for note in found.notes)
+    assert any("do not count as fully labelled" in note for note in found.notes)
 
 
 # -------------------------------------------------------------------------------------------------- a set without a box

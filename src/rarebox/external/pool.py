@@ -22,7 +22,7 @@ from rarebox.types import Floats, ImageLabels, ImageRecord, Source, as_boxes
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """The existing labels of one image, by class names. ``size`` is the (width, height) in the labels' file, if known."""
+    """The labels of one image, by class names. ``size`` is the (width, height) in the labels' file, if known."""
 
     boxes: Floats
     names: Sequence[str]
@@ -189,7 +189,7 @@ class Pool:
         return said
 
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
-        """Add the classes of a COCO file and their numbers. Raises UserError if another file numbers them differently."""
+        """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
         for number, name in coco.categories(path).items():
             if self.categories.setdefault(number, name) != name:
