@@ -40,7 +40,7 @@ def examine(path: str | None) -> list[Check]:
 
 def _accelerator() -> Check:
     if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        memory = float(torch.cuda.get_device_properties(0).total_memory) / 2**30  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         return Check("accelerator", True, f"{torch.cuda.get_device_name()}, {memory:.0f} GiB")
     if torch.backends.mps.is_available():
         return Check("accelerator", True, "Apple GPU (mps)")

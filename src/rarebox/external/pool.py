@@ -207,7 +207,7 @@ class Pool:
             return {
                 i: Labelled(
                     one.boxes,
-                    [self.classes[c] for c in one.labels],
+                    [self.classes[int(c)] for c in one.labels],
                     one.rejected,
                     one.skipped,
                     one.complete,

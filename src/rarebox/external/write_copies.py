@@ -92,7 +92,7 @@ def _files(images: Path) -> list[tuple[str, Path | str]]:
 def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:
     """Write the copies of one image, and return their lines of the map."""
     height, width = pixels.shape[:2]
-    image = torch.from_numpy(pixels).permute(2, 0, 1).float()
+    image = torch.tensor(pixels).permute(2, 0, 1).float()
     made = make_views(views, height, width, seeds.stream(seed, "views", 0, crc32(name.encode())))
     return [_write_view(name, view, image, to, seed) for view in made]
 
