@@ -366,7 +366,7 @@ def test_views_are_written(monkeypatch, capsys, tmp_path) -> None:
     assert call(monkeypatch, "views", "--images", tmp_path / "photos", "--to", tmp_path / "out", "--views", "flip") == 0
     said = capsys.readouterr()
     assert "1 copies of 1 images" in said.out
-    assert "1 images cannot be read" in " ".join(said.err.split())
+    assert "1 unreadable images are skipped" in " ".join(said.err.split())
     assert (tmp_path / "out" / "images" / "a.png.flip.png").is_file()
     nowhere = ("views", "--images", tmp_path / "no", "--to", tmp_path / "x")
     assert "does not exist" in complaint(monkeypatch, capsys, *nowhere)
