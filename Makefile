@@ -36,7 +36,7 @@ node_modules/ready: package-lock.json | .venv/ready
 
 # The page of settings, and the site in site/. Runs the notebooks; about two minutes.
 docs: .venv/ready
-	$(BIN)/python -c 'from rarebox import config; print(config.reference(), end="")' > docs/settings.md
+	$(BIN)/python -c 'from rarebox import settings_text; print(settings_text.reference(), end="")' > docs/settings.md
 	$(BIN)/sphinx-build -W -q -c docs . site
 	@echo "site/docs/index.html"
 

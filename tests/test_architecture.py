@@ -19,7 +19,7 @@ ROWS = (
     {"__init__", "errors"},
     {"core", "types"},
     {"method", "config", "evaluation", "data"},
-    {"labels", "strategies"},
+    {"labels", "settings_text", "strategies"},
     {"pool"},
     {"detectors"},
     {"loop"},
@@ -144,6 +144,11 @@ def test_detectors_see_targets_with_weights_and_not_who_labelled_what() -> None:
     for file in where("detectors"):
         assert not parts_of_rarebox(file) & {"labels", "strategies"}
         assert not modules_of_rarebox(file) & {"pool.candidates", "pool.ranking", "pool.asker", "data.datasets"}
+
+
+def test_detectors_load_no_database() -> None:
+    code = "import sys, rarebox.detectors.frozen; sys.exit('sqlalchemy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_oracle_knows_of_no_score_utility_or_guess() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rarebox import config
+from rarebox import config, settings_text
 from rarebox.config import PseudoSettings, Section, Settings
 from rarebox.errors import UserError
 from rarebox.pool.views import VIEWS
@@ -34,7 +34,7 @@ def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work(
 
 def test_the_settings_page_is_up_to_date() -> None:
     page = Path(__file__).parent.parent / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == config.reference(), "make docs writes it anew"
+    assert page.read_text(encoding="utf-8") == settings_text.reference(), "run make docs"
     assert all(f"`{name}`" in page.read_text(encoding="utf-8") for name in config.NAMES)
 
 
@@ -213,7 +213,7 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("text", [config.dump, config.commented])
+@pytest.mark.parametrize("text", [config.dump, settings_text.commented])
 def test_settings_written_and_read_again_are_the_same(tmp_path: Path, text: Callable[[Settings], str]) -> None:
     for settings in (config.resolve("paper"), config.resolve(changes=UNUSUAL)):
         written = text(settings)
@@ -222,10 +222,10 @@ def test_settings_written_and_read_again_are_the_same(tmp_path: Path, text: Call
 
 
 def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
-    lines = [line.strip() for line in config.commented(Settings()).splitlines()]
+    lines = [line.strip() for line in settings_text.commented(Settings()).splitlines()]
     assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, reviews" in lines
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
-    assert "name: retinanet  # the detector; one of retinanet, faster_rcnn" in lines
+    assert "name: retinanet  # network architecture; one of retinanet, faster_rcnn" in lines
     assert "seed: 0  # root seed" in lines
     assert any(line.startswith("views: ") and line.endswith("any of " + ", ".join(VIEWS)) for line in lines)
     assert not [line for line in lines if "[" in line.partition("#")[2]]
@@ -261,7 +261,7 @@ def test_every_setting_is_described_and_listed() -> None:
     assert list(undescribed(Settings)) == []
     assert "pseudo.method" in config.NAMES
     assert "detector" not in config.NAMES
-    page = config.reference()
+    page = settings_text.reference()
     assert [name for name in config.NAMES if f"`{name}`" not in page] == []
 
 

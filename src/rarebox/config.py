@@ -1,13 +1,11 @@
-"""Every setting of a run, in one place: two presets, a YAML file, and ``--set a.b=value`` on top of each other.
+"""Every setting of a run. A preset, a YAML file and ``--set a.b=value`` are layered in that order.
 
-The numbers in square brackets are rows of ``docs/decisions.md``. The resolved settings are saved with each run.
+Numbers in square brackets are rows of ``docs/decisions.md``. The resolved settings are saved with each run.
 """
 
-import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,8 +14,11 @@ from rarebox.core.parsing import from_yaml
 from rarebox.core.text import read_text
 from rarebox.errors import UserError, unknown_name
 
-Share = float
+Fraction = float
 """A number in [0, 1]."""
+
+Values = Mapping[str, object]
+"""Plain values by name, as in YAML: nested by section, or with dotted names."""
 
 ViewName = Literal["flip", "cutout", "scale_0.8", "rotate_5", "scale_1.2", "colour", "noise"]
 
@@ -31,89 +32,90 @@ class Section(BaseModel):
 class DetectorSettings(Section):
     """Which network."""
 
-    name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="the detector")
+    name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="network architecture")
     backbone: Literal["resnet50", "efficientnet_lite0"] = Field(
-        default="efficientnet_lite0", description="its backbone"
+        default="efficientnet_lite0", description="pretrained backbone"
     )
     image_size: int = Field(default=320, ge=64, description="short side of the network's input, in pixels")
     long_side: int | None = Field(
-        default=None, description="its long side at most; none: 5/3 of the short side (1000x600)"
+        default=None, description="maximum long side of the input; null: 5/3 of the short side (1000x600)"
     )
     anchor_cells: float = Field(
         default=3.0,
         ge=0,
-        description="smallest anchor of the light backbone, in cells of its map; on a large input it is larger [31]",
+        description="minimum width of the light backbone's smallest anchor, in cells of its finest map [31]",
     )
-    weights: str = Field(default="imagenet", description="imagenet, coco, none, or a file to start from")
-    score_threshold: Share = Field(
-        default=0.05, ge=0, le=1, description="detections below this score are not looked at"
-    )
-    nms_iou: Share = Field(default=0.5, ge=0, le=1, description="per-class non-maximum suppression")
+    weights: str = Field(default="imagenet", description="initial weights: imagenet, coco, none, or a file")
+    score_threshold: Fraction = Field(default=0.05, ge=0, le=1, description="detections below this score are discarded")
+    nms_iou: Fraction = Field(default=0.5, ge=0, le=1, description="IoU threshold of per-class non-maximum suppression")
     batch_norm: Literal["frozen", "affine"] = Field(
-        default="frozen", description="affine: resnet50 trains scale and shift where it trains, statistics stay [32]"
+        default="frozen",
+        description="affine: trained stages of resnet50 also train scale and shift [32]",
     )
     box_loss: Literal["smooth_l1", "l1"] = Field(
-        default="smooth_l1", description="Faster R-CNN: box loss; smooth_l1 has beta 1/9. RetinaNet's is l1 [32]"
+        default="smooth_l1", description="Faster R-CNN: box loss (smooth_l1 has beta 1/9); RetinaNet uses l1 [32]"
     )
-    low_quality_iou: Share = Field(
-        default=0.0, ge=0, le=1, description="Faster R-CNN: least IoU at which a box takes its best anchor [32]"
+    low_quality_iou: Fraction = Field(
+        default=0.0, ge=0, le=1, description="Faster R-CNN: minimum IoU for a box to claim its best anchor [32]"
     )
     proposals: int | None = Field(
         default=None,
         ge=1,
-        description="Faster R-CNN: proposals an image in training; none: 2000, light body 500 [32]",
+        description="Faster R-CNN: proposals per image in training; null: 2000, or 500 with the light backbone [32]",
     )
     normaliser: Literal["own", "batch", "paper"] = Field(
-        default="own", description="what divides the sums of Eq. 7 [19]"
+        default="own", description="what the sums of Eq. 7 are divided by [19]"
     )
     weighted_stages: Literal["both", "roi_only"] = Field(
-        default="both", description="Faster R-CNN: where weights act [20]"
+        default="both", description="Faster R-CNN: stages whose losses are weighted [20]"
     )
 
     @property
     def size(self) -> tuple[int, int]:
-        """Short and long side of the network's input at most."""
+        """Maximum short and long side of the network's input, in pixels."""
         return self.image_size, self.long_side or round(self.image_size * 5 / 3)
 
 
 class TrainingSettings(Section):
     """How a detector is fitted [26]."""
 
-    steps: int | None = Field(default=400, ge=1, description="optimiser steps per cycle, at least; none: epochs alone")
-    epochs: int = Field(default=10, ge=0, description="passes over the images, at least")
-    batch_size: int = Field(default=4, ge=1, description="images a step, over all processes together")
-    optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="the optimiser")
-    lr: float = Field(default=1e-3, gt=0, description="highest learning rate")
-    backbone_lr: float = Field(default=0.1, ge=0, description="what the backbone's learning rate is multiplied by")
+    steps: int | None = Field(default=400, ge=1, description="minimum optimiser steps per cycle; null: epochs alone")
+    epochs: int = Field(default=10, ge=0, description="minimum passes over the images")
+    batch_size: int = Field(default=4, ge=1, description="images per step, summed over all processes")
+    optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="optimiser")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    backbone_lr: float = Field(default=0.1, ge=0, description="factor on the backbone's learning rate")
     weight_decay: float = Field(default=1e-4, ge=0, description="weight decay")
-    momentum: Share = Field(default=0.9, ge=0, lt=1, description="momentum of sgd")
+    momentum: Fraction = Field(default=0.9, ge=0, lt=1, description="momentum, for sgd")
     schedule: Literal["cosine", "step"] = Field(
-        default="cosine", description="step: divided by 10 after drop_at of the way"
+        default="cosine", description="learning rate schedule; step divides by 10 once, at drop_at"
     )
-    drop_at: Share = Field(default=20 / 26, gt=0, le=1, description="where the step schedule drops")
-    warmup_steps: int = Field(default=50, ge=0, description="linear warm-up")
-    clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
-    complete_share: Share | None = Field(
+    drop_at: Fraction = Field(
+        default=20 / 26, gt=0, le=1, description="when schedule step drops, as a fraction of the steps"
+    )
+    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    clip_norm: float = Field(default=10.0, gt=0, description="maximum gradient norm")
+    complete_share: Fraction | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="share of an epoch's images that are completely labelled, where some are not; none: as they come",
+        description="fraction of fully labelled images in an epoch, where both kinds exist; null: as they occur",
     )
-    flip: Share = Field(default=0.5, ge=0, le=1, description="share of images mirrored")
-    scale_jitter: Share = Field(default=0.0, ge=0, lt=1, description="images scaled by 1 ± this, drawn anew each time")
+    flip: Fraction = Field(default=0.5, ge=0, le=1, description="probability of mirroring an image")
+    scale_jitter: Fraction = Field(default=0.0, ge=0, lt=1, description="images are scaled by a factor of 1 ± this")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where it pays"
+        default="auto", description="auto: bfloat16 where it is faster"
     )
     start: Literal["pretrained", "warm"] = Field(
-        default="pretrained", description="each cycle from: pretrained weights, or the last model [22]"
+        default="pretrained", description="initial weights of each cycle; warm: the model of the previous cycle [22]"
     )
     freeze: Literal["nothing", "backbone"] = Field(
         default="nothing",
-        description="backbone: its body is never trained; it looks at each image and its views once, and a cycle "
-        "trains and scores with the heads alone",
+        description="backbone: never trained; its features of each image and view are computed once, and cycles train "
+        "and score with the heads alone",
     )
     checkpoint_seconds: float = Field(
-        default=60, ge=0, description="how often a fit is saved, to go on from after a kill"
+        default=60, ge=0, description="seconds between checkpoints, from which an interrupted fit resumes"
     )
 
 
@@ -130,15 +132,14 @@ class ScoringSettings(Section):
         default="formula", description="how to score a box with no match in a view [3]"
     )
     js_base: float = Field(default=2.0, ge=2, description="base of the logarithm in JS [4]")
-    candidate_threshold: Share = Field(default=0.1, ge=0, le=1, description="lowest score of a box asked about [7]")
-    candidate_nms: Share = Field(default=0.7, ge=0, le=1, description="class-agnostic suppression among candidates [8]")
-    per_image: int = Field(default=100, ge=1, description="candidates kept per image [8]")
-    batch_size: int = Field(default=4, ge=1, description="images a batch; each comes with all its views")
+    candidate_threshold: Fraction = Field(default=0.1, ge=0, le=1, description="minimum score of a candidate [7]")
+    candidate_nms: Fraction = Field(default=0.7, ge=0, le=1, description="IoU of class-agnostic suppression [8]")
+    per_image: int = Field(default=100, ge=1, description="maximum candidates per image [8]")
+    batch_size: int = Field(default=4, ge=1, description="images per batch, each with all its views")
     shard_size: int = Field(
         default=2000,
         ge=1,
-        description="images per candidates file: the work lost if scoring is interrupted; a run keeps the size it "
-        "started with",
+        description="images per shard: the work lost if scoring is interrupted; a run keeps the size it started with",
     )
 
 
@@ -146,11 +147,11 @@ class SelectionSettings(Section):
     """Which candidates are asked about."""
 
     strategy: str = Field(
-        default="class_balanced", description="how candidates are ranked; docs/strategies.md has the names"
+        default="class_balanced", description="how candidates are ranked; docs/strategies.md lists the names"
     )
     sigma: float = Field(default=1.0, gt=0, description="sigma of Eq. 1")
     image_entropy: Literal["mean", "max", "sum"] = Field(
-        default="mean", description="image_entropy: what becomes of the entropies of an image's boxes"
+        default="mean", description="strategy image_entropy: how the entropies of an image's boxes are combined"
     )
     class_frequency: Literal["hard", "soft", "with_labels", "max_normalised"] = Field(
         default="hard", description="p(l) of Eq. 1 [10]"
@@ -158,16 +159,16 @@ class SelectionSettings(Section):
     coreset_points: int = Field(
         default=100_000,
         ge=1,
-        description="coreset: candidates that are chosen among; of more, the most uncertain ones [30]",
+        description="strategy coreset: it chooses among this many candidates, the most uncertain [30]",
     )
-    answered_iou: Share = Field(
-        default=0.5, ge=0, le=1, description="a candidate this close to an answered box is settled [9]"
+    answered_iou: Fraction = Field(
+        default=0.5, ge=0, le=1, description="IoU with an answered box from which a candidate is settled [9]"
     )
-    exploration: Share = Field(
+    exploration: Fraction = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of the budget for random whole images while a class has no candidate [29]",
+        description="fraction of the budget for random whole images while a class has no candidate [29]",
     )
 
 
@@ -175,60 +176,62 @@ class PseudoSettings(Section):
     """Which predictions train the next model, and with which weight."""
 
     method: Literal["none", "hard", "task_hard", "soft", "ignore_only"] = Field(
-        default="soft", description="pseudo labels [17]"
+        default="soft", description="how pseudo labels are made [17]"
     )
-    class_high: Share = Field(default=0.8, ge=0, le=1, description="tau_0^cls of Eq. 5")
-    class_low: Share = Field(default=0.1, ge=0, le=1, description="tau_1^cls of Eq. 5")
-    box_high: Share = Field(default=0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
-    box_low: Share = Field(default=0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
+    class_high: Fraction = Field(default=0.8, ge=0, le=1, description="tau_0^cls of Eq. 5")
+    class_low: Fraction = Field(default=0.1, ge=0, le=1, description="tau_1^cls of Eq. 5")
+    box_high: Fraction = Field(default=0.7, ge=0, le=1, description="tau_0^box of Eq. 6")
+    box_low: Fraction = Field(default=0.3, ge=0, le=1, description="tau_1^box of Eq. 6")
     zero_weight: Literal["ignore", "drop"] = Field(
-        default="ignore", description="a box of weight 0: ignored, or background [17]"
+        default="ignore", description="a pseudo box of weight 0: its region is ignored, or becomes background [17]"
     )
     calibrated: bool = Field(
         default=False,
-        description="conf(b) of Eq. 5: what the answers of the cycle say of a score, not the score itself",
+        description="take conf(b) of Eq. 5 from the cycle's answers (precision at a score), not from the score",
     )
-    score_floor: Share | None = Field(
-        default=0.05, ge=0, le=1, description="lowest score of a pseudo label; none: that of a candidate [18]"
+    score_floor: Fraction | None = Field(
+        default=0.05, ge=0, le=1, description="minimum score of a pseudo label; null: that of a candidate [18]"
     )
-    human_iou: Share = Field(default=0.4, ge=0, le=1, description="a pseudo box closer to a human box is dropped [16]")
-    rejected_iou: Share = Field(
-        default=0.5, ge=0, le=1, description="a pseudo box this close to a rejected box is dropped"
+    human_iou: Fraction = Field(
+        default=0.4, ge=0, le=1, description="a pseudo box with this IoU to a human box is dropped [16]"
+    )
+    rejected_iou: Fraction = Field(
+        default=0.5, ge=0, le=1, description="a pseudo box with this IoU to a rejected box is dropped"
     )
     rejected: Literal["background", "forget"] = Field(
-        default="background", description="what a rejected box teaches [14]"
+        default="background", description="how training uses a rejected box [14]"
     )
-    images: Literal["labelled", "pool"] = Field(default="labelled", description="images trained on [21]")
+    images: Literal["labelled", "pool"] = Field(default="labelled", description="which images are trained on [21]")
     difficult: Literal["ignore", "background"] = Field(
-        default="ignore", description="difficult objects in training [25]"
+        default="ignore", description="how training uses difficult objects [25]"
     )
 
 
 class OracleSettings(Section):
     """The simulated annotator."""
 
-    iou: Share = Field(default=0.5, gt=0, le=1, description="overlap from which a shown box means an object [13]")
+    iou: Fraction = Field(default=0.5, gt=0, le=1, description="IoU from which a reviewed box shows an object [13]")
 
 
 class PeopleSettings(Section):
-    """Where people answer instead of the oracle."""
+    """Projects in which people answer."""
 
     store: str | None = Field(
-        default=None, description="URL of a database for the answers, such as postgresql+psycopg://…; none: a file"
+        default=None, description="database URL for the answers, such as postgresql+psycopg://…; null: a file"
     )
-    overlap: Share = Field(default=0.1, ge=0, le=1, description="share of the questions asked of two people")
-    lease_seconds: float = Field(default=600, gt=0, description="how long a question is kept for the one who has it")
+    overlap: Fraction = Field(default=0.1, ge=0, le=1, description="fraction of questions that two people answer")
+    lease_seconds: float = Field(default=600, gt=0, description="seconds that a question stays assigned to a person")
 
 
 class Settings(Section):
     """One run."""
 
-    data: str = Field(default="scenes", description="a data set folder, or scenes, voc0712, voc2007")
+    data: str = Field(default="scenes", description="data set folder, or scenes, voc0712, voc2007")
     seed: int = Field(default=0, ge=0, description="root seed")
-    initial_images: int = Field(default=60, ge=1, description="images of the pool labelled completely at the start")
-    budget: tuple[int, ...] = Field(default=(150, 300), description="what each further cycle may spend")
+    initial_images: int = Field(default=60, ge=1, description="pool images labelled completely at the start")
+    budget: tuple[int, ...] = Field(default=(150, 300), description="budget of each cycle after the first")
     budget_unit: Literal["labels", "reviews"] = Field(default="labels", description="what a budget counts [12]")
-    device: str = Field(default="auto", description="auto, cpu, cuda, mps")
+    device: str = Field(default="auto", description="auto, cpu, cuda or mps")
     detector: DetectorSettings = DetectorSettings()
     training: TrainingSettings = TrainingSettings()
     scoring: ScoringSettings = ScoringSettings()
@@ -244,12 +247,12 @@ class Settings(Section):
 
     @property
     def lowest_score(self) -> float:
-        """Detections from this score on are kept: those that may be asked about, and those that may train."""
+        """The minimum score of a detection that scoring keeps, as a candidate or as a pseudo label."""
         return min(self.scoring.candidate_threshold, self.lowest_pseudo_score)
 
     @property
     def lowest_pseudo_score(self) -> float:
-        """The lowest score of a pseudo label, before any calibration."""
+        """The minimum score of a pseudo label, before calibration."""
         floor = self.pseudo.score_floor
         return self.scoring.candidate_threshold if floor is None else floor
 
@@ -261,15 +264,15 @@ class Settings(Section):
                 raise ValueError(f"pseudo.{branch}_low ({low}) must not be above pseudo.{branch}_high ({high})")
         if self.training.freeze == "backbone" and self.training.scale_jitter:
             raise ValueError(
-                "training.freeze: backbone keeps what the backbone saw of each image, which cannot be scaled any more; "
-                "leave training.scale_jitter at 0"
+                "training.freeze: backbone caches the features of each image, which cannot be rescaled. Set "
+                "training.scale_jitter to 0"
             )
         if any(spend < 0 for spend in self.budget):
             raise ValueError("budget must not be negative")
         return self
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Values] = {
     "laptop": {
         "detector": {"name": "faster_rcnn", "normaliser": "batch"},
         "scoring": {"shard_size": 100},  # a minute's work, as 2000 images are on a GPU
@@ -304,32 +307,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-PROJECT: dict[str, Any] = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"}
-"""What a project of people starts with over its preset; the last budget holds for all cycles after it too."""
+PROJECT: Values = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"}
+"""Changes of a new project to its preset. The last budget applies to all later cycles."""
 
-BEFORE: dict[str, Any] = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
-"""What runs did before a setting existed, where that is not its default. Files of earlier versions lack the setting."""
+BEFORE: Values = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
+"""Values for settings that files of earlier versions lack, where they differ from today's defaults."""
 
 FORMER_UNITS: dict[object, str] = {"looks": "reviews"}
 """Values of ``budget_unit`` before version 0.2, and what they are called now."""
 
 PAPER_LR = {"retinanet": 1e-3, "faster_rcnn": 5e-3}
-"""§4.1: the preset's learning rate depends on the detector."""
+"""Learning rates of section 4.1, by detector."""
 
 
 def current_unit(unit: object) -> object:
-    """A value of ``budget_unit`` by the name it has today."""
+    """A value of ``budget_unit`` by its name of today."""
     return FORMER_UNITS.get(unit, unit) if isinstance(unit, str) else unit
 
 
-def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Settings:
-    """A preset, then a YAML file, then single changes (``{"pseudo.method": "hard"}``), each over the one before.
+def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | None = None) -> Settings:
+    """Layer a YAML file and single changes (``{"pseudo.method": "hard"}``) over a preset.
 
-    UserError names an unknown preset or setting with the nearest known one, or what is wrong with a value.
+    Raises UserError for an unknown preset or setting, naming the nearest known one, and for an invalid value.
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     given = [*flatten(read_file(file) if file else {}), *flatten(changes or {})]
     for path, value in (*flatten(PRESETS[preset]), *given):
         _put(values, path, value)
@@ -338,8 +341,8 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Mapping[s
     return check(values)
 
 
-def check(values: dict[str, Any]) -> Settings:
-    """Nested plain values -> Settings, or a UserError that names the setting."""
+def check(values: Values) -> Settings:
+    """Validate nested plain values. Raises UserError that names the wrong setting."""
     for path, _ in flatten(values):
         if path not in NAMES:
             raise unknown_name("setting", path, NAMES)
@@ -363,16 +366,16 @@ PLAIN = {
     "tuple_": "must be a list, such as [150, 300]",
     "string_": "must be text",
 }
-"""What is wrong with a value, by the beginning of pydantic's name for it."""
+"""Error messages by the prefix of pydantic's error type."""
 
 
-def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """``["a.b=1", …]`` as given to ``--set`` -> values, read as YAML."""
-    parsed = {}
+def parse_changes(changes: Sequence[str]) -> dict[str, object]:
+    """Parse the arguments of ``--set``, ``["a.b=1", …]``, whose values are YAML. Raises UserError."""
+    parsed: dict[str, object] = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
-            raise UserError(f"--set wants name=value, got {change!r}")
+            raise UserError(f"--set must be name=value, got {change!r}")
         try:
             parsed[name.strip()] = from_yaml(value)
         except yaml.YAMLError as error:
@@ -381,121 +384,42 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
 
 
 FIRST, LAST = "---", "..."
-"""What YAML begins and ends a document with."""
+"""The first and last line of a YAML document."""
 
 
 def dump(settings: Settings) -> str:
-    """The settings as YAML text that :func:`resolve` reads back."""
+    """The settings as YAML text, which :func:`resolve` reads back."""
     return f"{FIRST}\n{yaml.safe_dump(settings.model_dump(mode='json'), sort_keys=False)}{LAST}\n"
 
 
-def commented(settings: Settings) -> str:
-    """The settings as YAML text with a comment on each, to edit."""
-    return "\n".join([FIRST, *_commented(settings, ""), LAST]) + "\n"
-
-
 def is_cut_short(text: str) -> bool:
-    """Whether the end of a text is missing that :func:`dump` or :func:`commented` wrote."""
+    """Whether a settings text lacks its last line, because a process was killed while it wrote the file."""
     lines = text.split()
     return lines[:1] == [FIRST] and lines[-1:] != [LAST]
 
 
-def with_data(file: Path, settings: Settings, data: str) -> str:
-    """The text of a settings file in which ``data`` is another one; comments stay where they can."""
-    changed = settings.model_copy(update={"data": data})
-    line = yaml.safe_dump({"data": data}, allow_unicode=True, width=float("inf")).rstrip("\n")
-    before = file.read_text(encoding="utf-8")
-    text = re.sub(r"^data:.*?(?=\s+#|$)", lambda _: line, before, count=1, flags=re.MULTILINE)
-    try:
-        old = from_yaml(before)
-        same = isinstance(old, dict) and from_yaml(text) == {**old, "data": data}
-    except yaml.YAMLError:
-        same = False
-    return text if same else commented(changed)
-
-
-def _commented(section: Section, indent: str) -> Iterator[str]:
-    for name, about in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            yield f"\n{indent}{name}:  # {_with_page((type(value).__doc__ or '').splitlines()[0])}"
-            yield from _commented(value, indent + "  ")
-        else:
-            text = yaml.safe_dump(
-                section.model_dump(mode="json")[name], default_flow_style=True, width=float("inf")
-            ).split("\n")[0]
-            yield f"{indent}{name}: {text}  # {_with_page(about.description or '')}{_choices(about.annotation)}"
-
-
-def _with_page(text: str) -> str:
-    """``"beta [2]"`` -> ``"beta (docs/decisions.md, row 2)"``, for where there is no page around it to explain."""
-    return re.sub(r"\[(\d+)\]", r"(docs/decisions.md, row \1)", text)
-
-
-def _choices(annotation: Any, mark: str = "") -> str:
-    """``"; one of a, b"`` for a setting that may have those names, each between marks; nothing for any other."""
-    parts = get_args(annotation)
-    if parts[1:] == (...,):
-        return _choices(parts[0], mark).replace("one of", "any of")
-    names = [f"{mark}{choice}{mark}" for choice in parts if isinstance(choice, str)]
-    return f"; one of {', '.join(names)}" if names else ""
-
-
-def reference() -> str:
-    """Every setting, what it means and its default, as the Markdown of ``docs/settings.md``."""
-    head = (
-        "# Settings\n\nNumbers in square brackets: rows of [decisions](decisions.md). `make docs` writes this page. "
-        "Unless another is named, commands begin with the preset `laptop`; its [changes](#presets) stand at the end.\n"
-    )
-    return head + "".join(_reference(Settings(), "", "A run")) + _reference_of_presets()
-
-
-def _reference(section: Section, prefix: str, title: str) -> Iterator[str]:
-    yield f"\n## {title}\n\n{(type(section).__doc__ or '').splitlines()[0]}\n\n"
-    yield "| setting | default | meaning |\n|---|---|---|\n"
-    inner = []
-    for name, about in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            inner.append((value, name))
-        else:
-            default = json.dumps(section.model_dump(mode="json")[name])
-            meaning = f"{about.description}{_choices(about.annotation, '`')}"
-            yield f"| `{prefix}{name}` | `{default}` | {meaning} |\n"
-    for value, name in inner:
-        yield from _reference(value, f"{prefix}{name}.", f"`{name}`")
-
-
-def _reference_of_presets() -> str:
-    text = "\n## Presets\n\nWhat they change of the defaults; `paper` is section 4.1 of the paper.\n"
-    for preset, changes in PRESETS.items():
-        rows = "".join(f"| `{name}` | `{json.dumps(value)}` |\n" for name, value in flatten(changes))
-        text += f"\n| setting | `{preset}` |\n|---|---|\n{rows}"
-    return text
-
-
 def difference(one: Settings, other: Settings, but: Collection[str] = ()) -> list[str]:
-    """What two settings disagree on, ``but`` for those names, a line each: ``name: one -> other``."""
+    """One line ``name: one -> other`` for each setting that differs, except those named in ``but``."""
     left, right = dict(flatten(one.model_dump(mode="json"))), dict(flatten(other.model_dump(mode="json")))
     return [f"{name}: {left[name]} -> {right[name]}" for name in left if left[name] != right[name] and name not in but]
 
 
-def read_file(file: Path) -> dict[str, Any]:
-    """The nested plain values of a YAML file; UserError if it cannot be read or holds something else."""
+def read_file(file: Path) -> dict[str, object]:
+    """The nested plain values of a YAML file. Raises UserError if it is unreadable or not a mapping."""
     try:
-        values = from_yaml(read_text(file)) or {}
+        values = from_yaml(read_text(file))
     except OSError as error:
         raise UserError(f"the settings file {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(f"the settings file {file} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values or {}, dict):
         raise UserError(f"the settings file {file} must hold names and values, got {type(values).__name__}")
-    return values
+    return cast("dict[str, object]", values or {})
 
 
-def as_written_before(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested values of a settings file, with what runs did before a setting existed where the file lacks it."""
-    known: dict[str, Any] = {}
+def as_written_before(values: Values) -> dict[str, object]:
+    """The nested values of a settings file, completed by the behaviour of the versions that lacked a setting."""
+    known: dict[str, object] = {}
     for path, value in (*BEFORE.items(), *flatten(values)):
         _put(known, path, value)
     return known
@@ -509,28 +433,29 @@ def usual(settings: Settings) -> set[str]:
     return {name for name, value in given if any(each[name] == value for each in values)}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"a": {"b": 1}}`` -> ``("a.b", 1)``."""
+def flatten(values: Values, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Nested values by dotted names: ``{"a": {"b": 1}}`` -> ``("a.b", 1)``."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
+            yield from flatten(cast(Values, value), f"{prefix}{name}.")
         elif value is None and f"{prefix}{name}" in SECTIONS:
-            continue  # a section with nothing in it
+            continue  # an empty section
         else:
             yield f"{prefix}{name}", value
 
 
-def _put(values: dict[str, Any], path: str, value: Any) -> None:
+def _put(values: dict[str, object], path: str, value: object) -> None:
     *sections, name = path.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
             raise unknown_name("setting", path, NAMES)
+        values = cast(dict[str, object], inner)
     values[name] = value
 
 
 SECTIONS = frozenset(name for name in Settings.model_fields if isinstance(getattr(Settings(), name), Section))
-"""The groups of settings."""
+"""Names of the groups of settings."""
 
 NAMES = frozenset(name for name, _ in flatten(Settings().model_dump()))
 """Every setting, in dotted form."""

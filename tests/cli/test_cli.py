@@ -90,7 +90,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--preset", "laptpo"], "'laptop'"),
         (["--strategy", "class_balance"], "did you mean 'class_balanced'"),
         (["--set", "training.stepz=3"], "did you mean 'training.steps'"),
-        (["--set", "training.steps"], "--set wants name=value"),
+        (["--set", "training.steps"], "--set must be name=value"),
         (["--set", "training.steps=many"], "setting training.steps: must be a whole number, got 'many'"),
         (["--set", "training.lr=-1"], "setting training.lr: must be greater than 0, got -1"),
         (["--set", "budget=3"], "setting budget: must be a list, such as [150, 300], got 3"),
@@ -103,7 +103,7 @@ def test_broken_label_files(monkeypatch, capsys, tmp_path, name: str, text: str)
         (["--set", "scoring.beta=.nan"], "scoring.beta"),
         (["--budget", "lots"], "whole numbers"),
         (["--set", "budget=[-5]"], "must not be negative"),
-        (["--set", "device=gpu"], "'gpu' is not to be had"),
+        (["--set", "device=gpu"], "'gpu' is not available"),
     ],
 )
 def test_unknown_names_and_values(monkeypatch, capsys, tmp_path, pictures, options: list[str], wanted: str) -> None:
@@ -137,7 +137,7 @@ def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     options = ["--data", str(pictures), *as_options(budget=[]), "--backbone", "resnet50", "--json"]
     assert call(monkeypatch, "run", tmp_path / "out", *options) == 0
-    assert "Going on with --backbone efficientnet_lite0" in " ".join(capsys.readouterr().err.split())
+    assert "Continuing with --backbone efficientnet_lite0" in " ".join(capsys.readouterr().err.split())
     assert RunFolder(tmp_path / "out").read_settings().detector.backbone == "efficientnet_lite0"
     said = complaint(monkeypatch, capsys, "run", tmp_path / "p", "--preset", "paper", "--data", pictures)
     assert "put the file at" in said
@@ -193,7 +193,7 @@ def test_run_leaves_a_report(finished: Path) -> None:
 
 def test_run_again_says_that_it_is_finished(monkeypatch, capsys, finished, pictures) -> None:
     assert call(monkeypatch, "run", finished, "--data", pictures, *as_options(budget=[4])) == 0
-    assert "is finished already: 2 cycles" in " ".join(capsys.readouterr().err.split())
+    assert "is already finished: 2 cycles" in " ".join(capsys.readouterr().err.split())
 
 
 def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, finished, pictures) -> None:
@@ -201,7 +201,7 @@ def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, fi
     records = json.loads((out / "metrics.json").read_text())
     (out / "metrics.json").write_text(json.dumps(records[:1]))
     assert call(monkeypatch, "run", out, "--data", pictures, *as_options(budget=[4])) == 0
-    assert "goes on after cycle 1 of 2" in " ".join(capsys.readouterr().err.split())
+    assert "resumes after cycle 1 of 2" in " ".join(capsys.readouterr().err.split())
     assert json.loads((out / "metrics.json").read_text())[1]["ap50"] == records[1]["ap50"]
 
 
@@ -250,7 +250,7 @@ def test_export_of_partly_labelled_images(monkeypatch, capsys, tmp_path, finishe
     assert told["boxes"] > 0
     assert (told["unlabelled"] == 0) == (format == "yolo")
     assert call(monkeypatch, "export", finished, out, "--format", format, *extra) == 0
-    warning = f"{counted(told['partly_labelled'], 'image')} labelled in part, {told['unlabelled']} not at all"
+    warning = f"{counted(told['partly_labelled'], 'image')} partially labelled, {told['unlabelled']} unlabelled"
     assert (warning in capsys.readouterr().err) == (format != "yolo")
     if format == "coco":
         labels = json.loads(next(out.glob("*.json")).read_text())
@@ -266,7 +266,7 @@ def test_init_writes_settings_that_run_reads(monkeypatch, capsys, tmp_path, pict
     file = tmp_path / "project" / "rarebox.yaml"
     assert config.resolve("laptop", file) == config.resolve("laptop", None, {"data": str(pictures.resolve())})
     assert yaml.safe_load(file.read_text())["training"]["steps"] == config.Settings().training.steps
-    assert "is there already" in complaint(monkeypatch, capsys, "init", tmp_path / "project", "--data", pictures)
+    assert "already exists" in complaint(monkeypatch, capsys, "init", tmp_path / "project", "--data", pictures)
 
 
 def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures, tmp_path) -> None:
@@ -281,7 +281,7 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "miss data" in said
-    assert "– weights of resnet50: not here yet; fetched when first used" in said
+    assert "– weights of resnet50: not downloaded yet; downloaded when first used" in said
 
 
 def test_usage_mistakes_exit_with_2(monkeypatch, capsys) -> None:
@@ -307,7 +307,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
     with pytest.raises(SystemExit) as left:
         main.main()
     assert left.value.code == 130
-    assert "stopped; repeat the command to go on" in capsys.readouterr().err
+    assert "stopped. Repeat the command to resume" in capsys.readouterr().err
 
 
 DETECTIONS = """{"classes": ["cat", "dog"]}
@@ -366,7 +366,7 @@ def test_views_are_written(monkeypatch, capsys, tmp_path) -> None:
     assert call(monkeypatch, "views", "--images", tmp_path / "photos", "--to", tmp_path / "out", "--views", "flip") == 0
     said = capsys.readouterr()
     assert "1 copies of 1 images" in said.out
-    assert "1 images cannot be read" in " ".join(said.err.split())
+    assert "1 unreadable images are skipped" in " ".join(said.err.split())
     assert (tmp_path / "out" / "images" / "a.png.flip.png").is_file()
     nowhere = ("views", "--images", tmp_path / "no", "--to", tmp_path / "x")
     assert "does not exist" in complaint(monkeypatch, capsys, *nowhere)

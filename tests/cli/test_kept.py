@@ -377,7 +377,7 @@ def test_a_run_without_its_settings_says_what_it_holds(
 
 def test_a_run_that_stopped_before_its_first_answer_begins_with_other_settings(pictures: Path, tmp_path: Path) -> None:
     wrong = tiny.settings(pictures, device="gpu", initial_images=3)
-    with pytest.raises(UserError, match="'gpu' is not to be had"):
+    with pytest.raises(UserError, match="'gpu' is not available"):
         simulate.simulate(tmp_path / "run", wrong)
     assert answers_in(tmp_path / "run" / "labels.sqlite") == 0
     assert len(simulate.simulate(tmp_path / "run", tiny.settings(pictures, budget=[]))) == 1

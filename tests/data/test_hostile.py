@@ -114,7 +114,9 @@ def test_no_yaml_unfolds_hangs_or_ends_in_a_traceback(tmp_path: Path, bomb: str)
 def test_aliases_that_stand_for_little_are_as_good_as_ever() -> None:
     text = "base: &base {a: 1, b: [1, 2]}\nother: {<<: *base, c: 3}\nlist: [*base, *base]\n"
     assert from_yaml(text) == yaml.safe_load(text)
-    assert from_yaml(text)["other"] == {"a": 1, "b": [1, 2], "c": 3}
+    read = from_yaml(text)
+    assert isinstance(read, dict)
+    assert read["other"] == {"a": 1, "b": [1, 2], "c": 3}
 
 
 def test_json_that_is_nested_too_deeply_or_has_too_many_digits_is_a_value_error() -> None:

@@ -254,7 +254,7 @@ def test_init_counts_the_problems_by_kind_and_says_what_was_taken(tmp_path: Path
     text = " ".join(done.output.split())
     assert "38 x unknown category, the first:" in text
     assert "all 38 are listed in" in text
-    assert "1 of them taken as labelled completely (--partial if not); 1 as labelled in part" in text
+    assert "1 of them taken as fully labelled (--partial if not); 1 as partially labelled" in text
 
 
 # ------------------------------------------------------------------------------------------------- names of classes
@@ -669,7 +669,7 @@ def test_a_number_is_the_name_of_a_file_where_nothing_has_given_ids(
 def test_a_number_that_may_be_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("1.jpg", "01.jpg"):
         photo(tmp_path / "photos" / name)
-    with pytest.raises(UserError, match=r"the image 1 may be .* or .*; write file names"):
+    with pytest.raises(UserError, match=r"the image 1 may be .* or .*\. Write file names"):
         rank(tmp_path, [result(1)])
 
 
@@ -709,7 +709,7 @@ def test_labels_that_lost_an_object_are_not_complete_for_rank_either(tmp_path: P
     labels = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, CAT), annotation(2, 1, DOG, 9)])
     found = rank(tmp_path, [result(1, [70, 95, 20, 20])], labels=labels, labels_complete=True, images=None)
     assert len(found.queries) == 1
-    assert any("do not count as labelled completely" in note for note in found.notes)
+    assert any("do not count as fully labelled" in note for note in found.notes)
 
 
 # -------------------------------------------------------------------------------------------------- a set without a box

@@ -168,7 +168,7 @@ def test_torchrun_starts_lost_processes_again(whole: tuple[Any, bytes], data: Pa
 @pytest.mark.parametrize(
     ("end", "rank", "code", "message"),
     [
-        (crew.be_interrupted, 0, 130, "rarebox: stopped; repeat the command to go on"),
+        (crew.be_interrupted, 0, 130, "rarebox: stopped. Repeat the command to resume"),
         (crew.meet_a_mistake, 0, 2, "rarebox: this GPU is too small"),
         (crew.meet_a_mistake, 1, 2, "rarebox: this GPU is too small"),
     ],
@@ -210,4 +210,4 @@ def test_a_mistake_in_the_command_is_said_by_the_first_process_alone(
 def test_more_processes_than_images_in_a_batch_are_noted(run: Run) -> None:
     codes, said = run(training__batch_size=1, training__steps=1)
     assert codes == [0, 0]
-    assert "1 of the processes have nothing to do, for training.batch_size is 1" in said
+    assert "1 of the processes are idle, because training.batch_size is 1" in said

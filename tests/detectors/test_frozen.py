@@ -60,7 +60,7 @@ def seen(
     plans = [plan_of(detector, picture, i) for i, picture in enumerate(pictures)]
     with store.adding() as keep:
         for i, (picture, plan) in enumerate(zip(pictures, plans, strict=True)):
-            keep({i + 1: detector.look([picture], [plan])[0]})
+            keep({i + 1: detector.extract([picture], [plan])[0]})
     records = [ImageRecord(i + 1, f"{i}.png", p.width, p.height) for i, p in enumerate(pictures)]
     return FrozenPictures(Pictures(records, detector.settings.size), store)[:], plans
 
@@ -117,8 +117,8 @@ def test_a_run_keeps_its_body_and_looks_at_each_image_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
-    look = TorchDetector.look
-    monkeypatch.setattr(TorchDetector, "look", lambda self, i, v: looked.append(len(i)) or look(self, i, v))
+    extract = TorchDetector.extract
+    monkeypatch.setattr(TorchDetector, "extract", lambda self, i, v: looked.append(len(i)) or extract(self, i, v))
     records = simulate.simulate(tmp_path / "run", settings(data, budget=[6], **FREEZE))
     assert sum(looked) == 14 + 5
     assert "backbone" in records[0]["seconds"]
@@ -135,7 +135,7 @@ def test_the_same_run_again_and_one_that_shares_its_maps_end_the_same(
     given = settings(data, budget=[6], **FREEZE)
     simulate.simulate(tmp_path / "again", given)
     assert outcome(tmp_path / "again") == outcome(finished)
-    monkeypatch.setattr(TorchDetector, "look", None)  # it finds all that it needs
+    monkeypatch.setattr(TorchDetector, "extract", None)  # it finds all that it needs
     shared = simulate.simulate(tmp_path / "sharing", given, share=finished)
     assert not (tmp_path / "sharing/maps").exists()
     for record in shared:
@@ -169,7 +169,7 @@ def test_what_a_kill_left_half_written_is_cut_off(
     assert store.missing([1, 2, 3]) == [3]
     plan = plan_of(retinanet, pictures[2], 2)
     with store.adding() as keep:
-        keep({3: retinanet.look([pictures[2]], [plan])[0]})
+        keep({3: retinanet.extract([pictures[2]], [plan])[0]})
     seen(retinanet, pictures, tmp_path / "at once")
     assert (tmp_path / "maps.f16").read_bytes() == (tmp_path / "at once/maps.f16").read_bytes()
     assert (tmp_path / "maps.f16").read_bytes().startswith(whole[0])
@@ -210,8 +210,8 @@ def test_maps_of_other_photos_are_never_taken(
     data: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
-    look = TorchDetector.look
-    monkeypatch.setattr(TorchDetector, "look", lambda self, i, v: looked.append(len(i)) or look(self, i, v))
+    extract = TorchDetector.extract
+    monkeypatch.setattr(TorchDetector, "extract", lambda self, i, v: looked.append(len(i)) or extract(self, i, v))
     # A test set of its own, beside a pool whose first model and maps are shared.
     other = tmp_path / "other"
     shutil.copytree(data, other)
@@ -250,12 +250,12 @@ def test_an_odd_byte_at_the_end_is_cut_off_like_the_rest(
 
 def test_a_disk_without_room_is_said_before(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen, "ROOM_LEFT", 1 << 60)
-    with pytest.raises(UserError, match=r"what the frozen backbone sees of 4 images takes 0\.0 GB, and on the disk"):
+    with pytest.raises(UserError, match=r"the frozen backbone.s features of 4 images take 0\.0 GB, and the disk"):
         simulate.simulate(tmp_path / "run", settings(data, **FREEZE))
 
 
 def test_frozen_maps_cannot_be_scaled(data: Path) -> None:
-    with pytest.raises(UserError, match=r"leave training\.scale_jitter at 0"):
+    with pytest.raises(UserError, match=r"Set training\.scale_jitter to 0"):
         settings(data, training__scale_jitter=0.2, **FREEZE)
 
 

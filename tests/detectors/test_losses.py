@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from rarebox.config import PseudoSettings
 from rarebox.detectors import TorchDetector
-from rarebox.detectors.faster_rcnn import LeastMatcher, Sampler, Samples, smooth_l1
+from rarebox.detectors.faster_rcnn import LeastMatcher, Sampler, Samples, WeightedFasterRCNN, smooth_l1
 from rarebox.detectors.losses import Assignment, assign, reduce
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet
 from rarebox.labels.targets import make_targets
@@ -112,8 +112,8 @@ def test_our_input_transform_is_torchvisions_where_no_resizing_is_needed(
 # ------------------------------------------------------------------------------------------- what is taught where
 
 
-class CachedPicture:
-    """What one training step of a detector did at each anchor: outputs with gradients, and the matched target."""
+class RecordedStep:
+    """The outputs of one training step at each anchor, with gradients, and the anchors."""
 
     def __init__(self, detector: TorchDetector, monkeypatch: pytest.MonkeyPatch) -> None:
         self.logits: Tensor
@@ -123,13 +123,13 @@ class CachedPicture:
         generator = network.anchor_generator if isinstance(network, WeightedRetinaNet) else network.rpn.anchor_generator
         self.handle = generator.register_forward_hook(self.add_anchors)
         if isinstance(network, WeightedRetinaNet):
-            compute = network.head.compute_loss
+            compute = network.head.losses
 
             def retina(targets: Any, outputs: dict[str, Tensor], *rest: Any) -> Losses:
                 self.keep(outputs["cls_logits"], outputs["bbox_regression"])
                 return compute(targets, outputs, *rest)
 
-            monkeypatch.setattr(network.head, "compute_loss", retina)
+            monkeypatch.setattr(network.head, "losses", retina)
         else:
             compute_rpn = network.rpn.compute_loss
 
@@ -165,7 +165,7 @@ def sample_everything(faster_rcnn: TorchDetector, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(network.roi_heads, "fg_bg_sampler", everything)
 
 
-def matching(detector: TorchDetector, seen: CachedPicture, target: Targets) -> Tensor:
+def matching(detector: TorchDetector, seen: RecordedStep, target: Targets) -> Tensor:
     """Which target each anchor belongs to (-1 background, -2 between), by torchvision's matcher and thresholds."""
     high, low = (0.5, 0.4) if isinstance(detector.network, WeightedRetinaNet) else (0.7, 0.3)
     return Matcher(high, low, allow_low_quality_matches=True)(box_iou(torch.tensor(target.boxes), seen.anchors[0]))
@@ -183,7 +183,7 @@ def step(sample_everything: None, pictures: list[Picture], monkeypatch: pytest.M
 
     def take(detector: TorchDetector, target: Targets) -> tuple[Tensor, Tensor, Tensor]:
         with monkeypatch.context() as patch:
-            seen = CachedPicture(detector, patch)
+            seen = RecordedStep(detector, patch)
             logits, deltas = seen.gradients(losses_of(detector, pictures[:1], [target]))
         return logits, deltas, matching(detector, seen, target)
 
@@ -613,7 +613,7 @@ def test_retinanets_normalisers_by_hand(normaliser: Any, classification: float, 
     given = [
         assign(torch.zeros(len(t["boxes"]), 6), t, lambda _, m=m: m) for t, m in zip(targets, matched, strict=True)
     ]
-    losses = head.compute_loss(targets, outputs, [anchors, anchors], given)
+    losses = head.losses(targets, outputs, [anchors, anchors], given)
     assert numbers(losses) == pytest.approx({"classification": classification, "bbox_regression": boxes})
 
 
@@ -636,7 +636,7 @@ def test_retinanets_own_normaliser_counts_each_branchs_positives_that_are_not_ig
         row,
         torch.tensor([0.5, 0.25, 0.25, 0]),
     )
-    losses = head.compute_loss([target], outputs, [anchors], [given])
+    losses = head.losses([target], outputs, [anchors], [given])
     # class branch: two anchors of weight 1/2 count, the ignored one does not; box branch: all three count
     wanted = {
         "classification": (2 * 0.5 * POSITIVE + NEGATIVE) / 2,
@@ -681,11 +681,9 @@ def test_the_proposal_networks_normalisers_by_hand(
         ("paper", 2.5 * 2 * LN2 / 3 + 2 * 2 * LN2 / 2, 2.25 * SMOOTH / 3),
     ],
 )
-def test_the_box_heads_normalisers_by_hand(
-    make_detector: Make, monkeypatch: pytest.MonkeyPatch, normaliser: str, classes: float, boxes: float
-) -> None:
-    network: Any = make_detector("faster_rcnn", normaliser=normaliser).network.train()
-    heads = network.roi_heads
+def test_the_box_heads_normalisers_by_hand(make_detector: Make, normaliser: str, classes: float, boxes: float) -> None:
+    network = make_detector("faster_rcnn", normaliser=normaliser).network
+    assert isinstance(network, WeightedFasterRCNN)
     # six proposals: one on each of four targets, then two on none
     samples = Samples(
         torch.tensor([1, 2, 0, 1, 0, 0]),
@@ -694,14 +692,7 @@ def test_the_box_heads_normalisers_by_hand(
         torch.tensor([[0.2, 0, 0, 0]]).repeat(6, 1),
         torch.tensor([1, 0.25, 1, 0, 0, 0]),
     )
-    monkeypatch.setattr(heads, "choose_samples", lambda *_: ([torch.zeros(6, 4)], samples))
-    monkeypatch.setattr(heads, "box_roi_pool", nn.Identity())
-    monkeypatch.setattr(heads, "box_head", nn.Identity())
-    monkeypatch.setattr(heads.box_roi_pool, "forward", lambda *_: torch.zeros(6, 1))
-    flat = nn.Identity()
-    monkeypatch.setattr(flat, "forward", lambda pooled: (torch.zeros(6, 4), torch.zeros(6, 16)))
-    monkeypatch.setattr(heads, "box_predictor", flat)
-    _, losses = heads({}, [torch.zeros(6, 4)], [(9, 9)], [{}])
+    losses = network.roi_heads.losses(torch.zeros(6, 4), torch.zeros(6, 16), samples)
     assert numbers(losses) == pytest.approx({"loss_classifier": classes, "loss_box_reg": boxes})
 
 
@@ -754,7 +745,7 @@ def test_with_roi_only_the_first_stage_still_ignores_and_still_learns_background
         (Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], [False, True]), "background"),
     ]:
         with monkeypatch.context() as patch:
-            seen = CachedPicture(second_only, patch)
+            seen = RecordedStep(second_only, patch)
             logits, deltas = seen.gradients(losses_of(second_only, pictures[:1], [target]))
         matched = matching(second_only, seen, target)
         assert moved(deltas).equal(matched == 0)

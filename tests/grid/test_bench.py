@@ -737,7 +737,7 @@ def test_a_mistake_in_a_grid_is_refused_before_torch_is_loaded(grid, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        (["--data", "tiny"], "--data wants NAME=FOLDER, got 'tiny'"),
+        (["--data", "tiny"], "--data must be NAME=FOLDER, got 'tiny'"),
         (["--data", "tiiny=x"], "unknown data set of the grid 'tiiny'"),
         (["--only", "W"], "--only W: none of the 2 runs is named so"),
     ],

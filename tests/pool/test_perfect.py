@@ -124,7 +124,7 @@ def test_a_perfect_detector_is_consistent_on_every_view(
     if way == "frozen":
         store = FeatureCache(photo.parent / "maps", Layout(body_channels(retinanet.settings), tuple(views)))
         with store.adding() as keep:
-            keep({4: retinanet.look(pool[:1], [plan])[0]})
+            keep({4: retinanet.extract(pool[:1], [plan])[0]})
         pool = FrozenPictures(pool, store)
     if way == "gpu":
         monkeypatch.setattr(on_device, "use_async_path", lambda device: not on_device._may_wait.get())

@@ -1,5 +1,6 @@
-"""What this installation has and lacks."""
+"""Checks of the installation, for ``rarebox doctor``."""
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from rarebox.errors import UserError
 
 
 class Check(NamedTuple):
-    """One thing looked at: is it well, what was found, what to do if not, and whether a run would miss it."""
+    """One check: whether it passed, what was found, what to do otherwise, and whether every run needs it."""
 
     name: str
     ok: bool
@@ -25,10 +26,10 @@ class Check(NamedTuple):
 
 
 def examine(path: str | None) -> list[Check]:
-    """All checks, quick ones; a data set is read when its path is given."""
+    """Run all checks, which are quick, and read the data set if a path is given."""
     facts = describe()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("rarebox", "python", "torch", "torchvision", "timm"))
-    checks = [Check("versions", True, versions), _accelerator(facts["cores"]), _disk()]
+    checks = [Check("versions", True, versions), _accelerator(), _disk()]
     checks += [_weights(name) for name in BACKBONES]
     checks.append(_voc())
     if path:
@@ -37,28 +38,33 @@ def examine(path: str | None) -> list[Check]:
     return [*checks, photos]
 
 
-def _accelerator(cores: int) -> Check:
+def _accelerator() -> Check:
     if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        memory = float(torch.cuda.get_device_properties(0).total_memory) / 2**30  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         return Check("accelerator", True, f"{torch.cuda.get_device_name()}, {memory:.0f} GiB")
     if torch.backends.mps.is_available():
         return Check("accelerator", True, "Apple GPU (mps)")
     return Check(
-        "accelerator", True, f"none; {cores} CPU cores", "the preset laptop is made for this; paper wants a GPU"
+        "accelerator",
+        True,
+        f"none; {os.cpu_count()} CPU cores",
+        "use the preset laptop; paper needs a GPU",
     )
 
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    advice = "" if free > 2 else "a run keeps a model a cycle; free some space"
+    advice = "" if free > 2 else "a run saves a model every cycle; free some space"
     return Check("disk", free > 2, f"{free:.0f} GiB free here", advice)
 
 
 def _weights(backbone: str) -> Check:
     try:
-        where = BACKBONES[backbone].at_hand()
+        where = BACKBONES[backbone].local_file()
     except WeightsUnavailable as error:
-        return Check(f"weights of {backbone}", False, "not here yet; fetched when first used", str(error), needed=False)
+        return Check(
+            f"weights of {backbone}", False, "not downloaded yet; downloaded when first used", str(error), needed=False
+        )
     return Check(f"weights of {backbone}", True, str(where))
 
 
@@ -69,8 +75,8 @@ def _voc() -> Check:
     return Check(
         "PASCAL VOC",
         False,
-        "not here yet; fetched when first used",
-        "only to reproduce the paper: --data voc0712 fetches it, or says where to put it",
+        "not downloaded yet; downloaded when first used",
+        "only to reproduce the paper: --data voc0712 downloads it, or says where to put it",
         needed=False,
     )
 
@@ -83,4 +89,4 @@ def _data(path: str) -> Check:
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(p.kind for p in found.problems).most_common())
     test = len(found.test.images) if found.test else 0
     text = f"{found.name}: {len(found.train.images)} training and {test} test images, {len(found.classes)} classes"
-    return Check("data", True, text, f"left out or changed: {kinds}" if kinds else "")
+    return Check("data", True, text, f"skipped or changed: {kinds}" if kinds else "")

@@ -1,4 +1,4 @@
-"""The commands for other detectors: rank their boxes, write augmented copies of the images."""
+"""The commands for other detectors: rank their boxes, and write augmented copies of images."""
 
 import json
 from enum import StrEnum
@@ -13,7 +13,7 @@ from rarebox.cli.progress import console, progress_bars
 
 
 class ListFormat(StrEnum):
-    """How a ranked list of boxes can be written."""
+    """Formats of a ranked list of boxes."""
 
     CSV = "csv"
     JSON = "json"
@@ -23,24 +23,24 @@ class ListFormat(StrEnum):
 
 @app.command()
 def rank(
-    detections: Annotated[Path, typer.Option(help="What a detector found: COCO results, or JSON lines.")],
+    detections: Annotated[Path, typer.Option(help="Detections: COCO results, or JSON lines.")],
     budget: Annotated[int, typer.Option(help="How many boxes to list.")],
-    views: Annotated[Path | None, typer.Option(help="What it found on augmented copies, as JSON lines.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="What is labelled: COCO, or the folder of a run.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Which images there are: a folder, or a COCO file.")] = None,
+    views: Annotated[Path | None, typer.Option(help="Detections on augmented copies, as JSON lines.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Existing labels: a COCO file, or the folder of a run.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The images: a folder, or a COCO file.")] = None,
     strategy: Annotated[
         str, typer.Option(help="How boxes are ranked: class_balanced, uncertainty, entropy, …")
     ] = "class_balanced",
-    to: Annotated[Path | None, typer.Option(help="File for the list; standard output if none is named.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File for the list; standard output by default.")] = None,
     format: Annotated[ListFormat, typer.Option(help="Format of the list.")] = ListFormat.CSV,
     views_map: Annotated[Path | None, typer.Option(help="The views.jsonl that `rarebox views` wrote.")] = None,
-    classes: Annotated[str | None, typer.Option(help="The detector's classes in their order, such as cat,dog.")] = None,
-    labels_complete: Annotated[bool, typer.Option(help="All images of --labels are labelled completely.")] = False,
+    classes: Annotated[str | None, typer.Option(help="The detector's classes in order, such as cat,dog.")] = None,
+    labels_complete: Annotated[bool, typer.Option(help="All images of --labels are fully labelled.")] = False,
     image_url: ImageUrl = None,
     seed: Annotated[int, typer.Option(help="Root seed, for the strategy random.")] = 0,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
 ) -> None:
-    """List the boxes to label next, from the detections of any detector."""
+    """List the boxes to label next, from the output of any detector."""
     from rarebox import external
     from rarebox.core.files import write_text
     from rarebox.data import labelstudio, ranked
@@ -93,16 +93,16 @@ def rank(
 def views(
     images: Annotated[Path, typer.Option(help="A folder of images, or a COCO file.")],
     to: Annotated[Path, typer.Option(help="Folder for the copies and their map, views.jsonl.")],
-    views: Annotated[str | None, typer.Option(help="Which views, such as flip,cutout; four by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Root seed of what is drawn at random.")] = 0,
+    views: Annotated[str | None, typer.Option(help="Views, such as flip,cutout; four by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Root seed.")] = 0,
 ) -> None:
-    """Write augmented copies of images, for `rarebox rank` to compare what a detector says of them."""
+    """Write augmented copies of images, whose detections `rarebox rank` compares."""
     from rarebox.external.write_copies import write_copies
 
     names = [n.strip() for n in views.split(",") if n.strip()] if views else config.Settings().scoring.views
     with progress_bars(False) as progress:
         done = write_copies(images, to, names, seed, lambda n, of: progress("copy", n, of, "images"))
     if done.unreadable:
-        left_out = f"{len(done.unreadable)} images cannot be read and are left out, the first: {done.unreadable[0]}"
-        console.print(f"note: {left_out}", markup=False, soft_wrap=True)
+        skipped = f"{len(done.unreadable)} unreadable images are skipped, the first: {done.unreadable[0]}"
+        console.print(f"note: {skipped}", markup=False, soft_wrap=True)
     print(f"{done.map}: {done.copies} copies of {done.images} images")

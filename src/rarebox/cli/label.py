@@ -4,11 +4,11 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from rarebox import config
+from rarebox import config, settings_text
 from rarebox.cli.options import (
     MOST_NAMED,
     Address,
@@ -29,7 +29,7 @@ from rarebox.errors import UserError
 
 
 class Format(StrEnum):
-    """Label formats that can be written."""
+    """Label formats for export."""
 
     COCO = "coco"
     VOC = "voc"
@@ -41,18 +41,20 @@ class Format(StrEnum):
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    to: Annotated[Path, typer.Argument(help="Folder for the labels; replaces an earlier export, and nothing else.")],
+    to: Annotated[Path, typer.Argument(help="Folder for the labels. Only an earlier export is replaced.")],
     format: Annotated[Format, typer.Option(help="Format of the labels.")] = Format.COCO,
-    include_pseudo: Annotated[bool, typer.Option(help="Also the last cycle's pseudo labels.")] = False,
-    complete_only: Annotated[bool, typer.Option(help="Only images that are labelled completely.")] = False,
-    allow_partial: Annotated[bool, typer.Option(help="YOLO: also partly labelled images, unsafe as that is.")] = False,
+    include_pseudo: Annotated[bool, typer.Option(help="Include the pseudo labels of the last cycle.")] = False,
+    complete_only: Annotated[bool, typer.Option(help="Only fully labelled images.")] = False,
+    allow_partial: Annotated[
+        bool, typer.Option(help="YOLO: include partially labelled images, which is unsafe.")
+    ] = False,
     copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
-    queries: Annotated[bool, typer.Option("--queries", help="Open questions, for labelstudio or cvat.")] = False,
-    most: Annotated[int, typer.Option(min=1, help="Of --queries: how many, within the budget.")] = 1000,
+    queries: Annotated[bool, typer.Option("--queries", help="Export open questions, for labelstudio or cvat.")] = False,
+    most: Annotated[int, typer.Option(min=1, help="With --queries: the maximum number, within the budget.")] = 1000,
     image_url: ImageUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the labels of a run, with where each box comes from; or its open questions, for another tool."""
+    """Export the labels of a run, with the source of each box, or its open questions for another tool."""
     from rarebox.data.export import export as write
     from rarebox.data.export import export_queries
     from rarebox.loop.run_folder import open_store
@@ -76,9 +78,9 @@ def export(
             version=f"rarebox cycle {found.cycle}",
         )
         name_missing(done.missing)
-        told = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
+        counts = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
         print(
-            json.dumps(told)
+            json.dumps(counts)
             if as_json
             else f"{done.folder}: {counted(done.boxes, 'question')} on {counted(done.images, 'image')}"
         )
@@ -106,9 +108,9 @@ def export(
     print(f"{done.folder}: {counted(done.boxes, 'box', 'boxes')} on {counted(done.images, 'image')}")
     if done.partly_labelled or done.unlabelled:
         console.print(
-            f"careful: {counted(done.partly_labelled, 'image')} labelled in part, {done.unlabelled} not at all "
-            "(listed in incomplete.txt). Most trainers take whatever has no box for background; --complete-only "
-            "leaves these images out",
+            f"warning: {counted(done.partly_labelled, 'image')} partially labelled, {done.unlabelled} unlabelled "
+            "(listed in incomplete.txt). Most trainers treat regions without a box as background. "
+            "--complete-only skips these images",
             soft_wrap=True,
         )
 
@@ -116,13 +118,13 @@ def export(
 @app.command()
 def relocate(
     run: Annotated[Path, typer.Argument(help="Folder of a project or run.")],
-    data: Annotated[Path, typer.Argument(help="Where its photos, or its data set, are now.")],
+    data: Annotated[Path, typer.Argument(help="Where its photos or its data set are now.")],
 ) -> None:
-    """Say where the photos of a project are now; each keeps its labels."""
-    from rarebox.project.photo_folder import relocate as say
+    """Set the folder of a project's photos after they have moved. Each photo keeps its labels."""
+    from rarebox.project.photo_folder import relocate as move
 
     with progress_bars(False) as progress:
-        done = say(run, data, progress)
+        done = move(run, data, progress)
     print(f"{run}: {counted(done.there, 'photo')} found in {data}")
     for warning in done.warnings:
         console.print(warning, markup=False, soft_wrap=True)
@@ -142,16 +144,16 @@ def backup(
     run: Annotated[str, typer.Argument(help="Folder of a project or run, or its store.")],
     to: Annotated[Path, typer.Argument(help="New file for the copy.")],
 ) -> None:
-    """Copy the label store to a file, also while people answer; docs/store.md says how to go back to it."""
+    """Copy the label store to a file, even while people answer. docs/store.md says how to restore it."""
     from rarebox.loop.run_folder import open_store
 
     with open_store(run) as store:
         store.back_up(to)
-    print(f"{to}: all that was answered so far")
+    print(f"{to}: all answers so far")
 
 
 class Tool(StrEnum):
-    """Tools whose answers can be taken in."""
+    """Tools whose answers can be imported."""
 
     LABELSTUDIO = "labelstudio"
     CVAT = "cvat"
@@ -161,13 +163,13 @@ class Tool(StrEnum):
 def bring_in(
     run: Annotated[str, typer.Argument(help="Folder of a run or project, its store, or a database URL.")],
     file: Annotated[Path, typer.Argument(help="Label Studio: exported JSON or JSON-MIN. CVAT: annotations.xml.")],
-    format: Annotated[Tool, typer.Option(help="Where the file comes from.")],
-    by: Annotated[str, typer.Option(help="Whose answers they are; else whom the file names.")] = "",
-    complete: Annotated[bool, typer.Option("--complete", help="Every image in it is labelled completely.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Also where somebody answered otherwise since.")] = False,
+    format: Annotated[Tool, typer.Option(help="The tool that wrote the file.")],
+    by: Annotated[str, typer.Option(help="The annotator; by default the one that the file names.")] = "",
+    complete: Annotated[bool, typer.Option("--complete", help="All images in the file are fully labelled.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite different answers of other people.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take in what people answered in Label Studio or CVAT; the same file again changes nothing."""
+    """Import answers from Label Studio or CVAT. Importing a file twice changes nothing."""
     from rarebox.data import cvat, labelstudio
     from rarebox.loop.run_folder import RunFolder, open_store
     from rarebox.project import exchange
@@ -182,42 +184,44 @@ def bring_in(
         print(json.dumps(counts))
         return
     for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
-        console.print(f"{where}: {shape} left out; draw a box there if it is an object", markup=False, soft_wrap=True)
-    told = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
-    print(f"{file}: {', '.join(told) or 'nothing'}")
+        console.print(f"{where}: {shape} skipped. Draw a box there if it is an object", markup=False, soft_wrap=True)
+    parts = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
+    print(f"{file}: {', '.join(parts) or 'nothing'}")
 
 
 IMPORTED = {
     "objects": ("guess", "guesses", "confirmed"),
-    "no_objects": ("guess", "guesses", "rejected, or labelled already"),
+    "no_objects": ("guess", "guesses", "rejected or already labelled"),
     "missed": ("box", "boxes", "drawn for missed objects"),
     "complete": ("image", "images", "now complete"),
-    "withdrawn": ("box", "boxes", "taken back"),
-    "unchanged": ("answer", "answers", "known before"),
-    "left": ("answer", "answers", "not used, because another person answered otherwise (--replace uses the file's)"),
-    "unseen": ("guess", "guesses", "that the annotation did not begin with, left unanswered"),
-    "skipped": ("image", "images", "skipped there, left unanswered"),
+    "withdrawn": ("box", "boxes", "withdrawn"),
+    "unchanged": ("answer", "answers", "already known"),
+    "left": ("answer", "answers", "not used, because another person answered differently (--replace uses the file's)"),
+    "unseen": ("guess", "guesses", "missing from the original annotation, left unanswered"),
+    "skipped": ("image", "images", "skipped in the tool, left unanswered"),
     "older": ("annotation", None, "replaced by later ones of the same image"),
-    "shapes": ("shape", "shapes", "left out, because no box can be made of them; such images do not count as complete"),
+    "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
 }
-"""What the command says of each count: one, several, and what became of them."""
+"""For each count: the singular, the plural, and what happened to them."""
 
 
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
-    images: Annotated[str | None, typer.Option(help="Folder or URL of photos that people are to label.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Names of the classes, a,b,c; more can be added later.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels that are there already (COCO, VOC, YOLO).")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="Those labels leave objects out.")] = False,
-    predictions: Annotated[Path | None, typer.Option(help="Boxes of a detector, offered on the first images.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or URL of the photos to label.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names, such as cat,dog; more can be added later.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Existing labels (COCO, VOC, YOLO).")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="The labels of --labels are incomplete.")] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Detections to offer as boxes on the initial images.")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Or a labelled data set (COCO, VOC, YOLO), or scenes, to simulate on.")
+        str | None, typer.Option(help="Instead: a labelled data set (COCO, VOC, YOLO) or scenes, to simulate on.")
     ] = None,
     preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
 ) -> None:
-    """Begin: a project of your own photos, to label in the browser, or settings for a simulation on a data set."""
+    """Create a project of your own photos to label in the browser, or settings for a simulation."""
     if (images is None) == (data is None):
         raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
     from rarebox.data.remote import is_url
@@ -233,11 +237,11 @@ def init(
     settings = config.resolve(preset, None, {"data": data if data == "scenes" else str(real(data or "")), **given})
     file = folder / "rarebox.yaml"
     if file.exists():
-        raise UserError(f"{file} is there already; edit it, or name another folder")
+        raise UserError(f"{file} already exists. Edit it, or name another folder")
     with progress_bars(as_json=False) as progress:
         dataset = datasets.load_data(settings.data, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, config.commented(settings))
+    write_text(file, settings_text.commented(settings))
     print_summary(dataset)
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
 
@@ -250,21 +254,21 @@ def init_project(
     partial: bool,
     predictions: Path | None,
     preset: str,
-    changes: dict[str, Any],
+    changes: dict[str, object],
 ) -> None:
-    """A project of photos."""
+    """Create a project of photos, and print what it holds."""
     from rarebox import external
     from rarebox.project.create import create
     from rarebox.project.project import Project
 
     names = [name for name in (classes or "").split(",") if name.strip()]
-    said_before = None
+    predicted = None
     if predictions:
         every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
         numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
         here = images if isinstance(images, Path) else None
-        said_before = external.rank(predictions, None, None, here, every, 10**9, classes=numbered)
-        names += [name for name in said_before.classes if name not in names]
+        predicted = external.rank(predictions, None, None, here, every, 10**9, classes=numbered)
+        names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:
         problems = create(
             folder, images, names, labels, partial=partial, preset=preset, changes=changes, progress=progress
@@ -274,24 +278,25 @@ def init_project(
         console.print(f"all {len(problems)} are listed in {folder / 'problems.json'}", markup=False, soft_wrap=True)
     project = Project(folder)
     store = project.store
-    if said_before:
+    if predicted:
         from rarebox.project.create import take_predictions
 
-        count = take_predictions(project, said_before)
+        count = take_predictions(project, predicted)
         console.print(
-            f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the first images",
+            f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the initial images",
             markup=False,
             soft_wrap=True,
         )
-    said = store.labels().values()
-    whole = sum(one.complete for one in said)
+    labelled = store.labels().values()
+    whole = sum(one.complete for one in labelled)
     if labels:
-        known = f"; {whole} of them taken as labelled completely (--partial if not)" if whole else ""
-        known += f"; {len(said) - whole} as labelled in part" if len(said) > whole else ""
-        known = known or "; no label was taken in"
-    else:  # answers that were there already
-        known = f"; the store labels {whole} of them completely and {len(said) - whole} in part" if said else ""
-    shown = ", ".join(store.classes()) or "none yet: the page asks for them"
+        known = f"; {whole} of them taken as fully labelled (--partial if not)" if whole else ""
+        known += f"; {len(labelled) - whole} as partially labelled" if len(labelled) > whole else ""
+        known = known or "; no label was imported"
+    else:  # the store may hold answers already
+        partly = len(labelled) - whole
+        known = f"; the store labels {whole} of them fully and {partly} partially" if labelled else ""
+    shown = ", ".join(store.classes()) or "none yet; the page asks for them"
     console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
     console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)
     store.close()
@@ -299,21 +304,21 @@ def init_project(
 
 @app.command()
 def serve(
-    project: Annotated[Path, typer.Argument(help="Folder of the project (`rarebox init` makes it).")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    project: Annotated[Path, typer.Argument(help="Folder of the project, made by `rarebox init`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(help="Port; by default 8765 or the next that is free.", min=0, max=65535)
+        int | None, typer.Option(help="Port; by default 8765 or the next free one.", min=0, max=65535)
     ] = None,
-    people: Annotated[str | None, typer.Option(help="Who may come in, anna,ben: a link for each of them.")] = None,
+    people: Annotated[str | None, typer.Option(help="Annotators, such as anna,ben; each gets a link.")] = None,
     also: Annotated[
-        list[str] | None, typer.Option("--name", help="Another host name the server goes by; repeatable.")
+        list[str] | None, typer.Option("--name", help="Another host name of the server; repeatable.")
     ] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     label_studio: Annotated[bool, typer.Option("--label-studio", help="Print the address for Label Studio.")] = False,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
 ) -> None:
-    """Ask people in the browser, and train and choose the next questions meanwhile."""
+    """Serve the labelling page, and train and choose the next questions in the background."""
     from rarebox.web.serve import leave
     from rarebox.web.serve import serve as serve_project
 

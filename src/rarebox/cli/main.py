@@ -1,15 +1,16 @@
-"""The command ``rarebox``. Mistakes of the user end in one message and exit status 2, never in a traceback."""
+"""The command ``rarebox``. A user's mistake ends in one message and exit status 2, not in a traceback."""
 
 import io
 import json
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Protocol, cast
 
 import typer
+from typer.models import CommandInfo
 
 from rarebox import __version__
-from rarebox.cli import external, label, simulate  # noqa: F401 they add their commands to `app`
+from rarebox.cli import external, label, simulate
 from rarebox.cli.options import PIPE_CLOSED, STOPPED, USAGE_ERROR, AsJson, app
 from rarebox.cli.progress import console
 from rarebox.core import places
@@ -32,6 +33,17 @@ COMMANDS = (
 )
 """The commands in the order of the help."""
 
+_MODULES = external, label, simulate  # importing them adds their commands to `app`
+
+
+class UsageError(Protocol):
+    """A wrong option or argument, as click raises it."""
+
+    exit_code: int
+
+    def show(self) -> None:
+        """Print the message."""
+
 
 def main() -> None:
     """Entry point of the command line."""
@@ -39,12 +51,12 @@ def main() -> None:
     try:
         _main()
     except BrokenPipeError:
-        _nobody_reads()
+        _silence_closed_pipes()
         sys.exit(PIPE_CLOSED)
 
 
 def _main() -> None:
-    """Do what the command line says. Mistakes and trouble become a message and an exit status."""
+    """Run the command. Errors become a message and an exit status."""
     try:
         if note := places.settle():
             console.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -52,7 +64,7 @@ def _main() -> None:
         status = app(standalone_mode=False)
         if status == STOPPED:  # typer makes Ctrl-C an exit status
             raise KeyboardInterrupt
-        print(end="", flush=True)  # a full disk or a closed pipe is to be known here
+        print(end="", flush=True)  # raises here on a full disk or a closed pipe
         sys.exit(status)
     except UserError as error:
         console.print(f"rarebox: {error}", markup=False, soft_wrap=True)
@@ -72,27 +84,27 @@ def _main() -> None:
         )
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        console.print("rarebox: stopped; repeat the command to go on")
+        console.print("rarebox: stopped. Repeat the command to resume")
         sys.exit(STOPPED)
     except Exception as error:
         if not isinstance(error, USAGE_ERROR):
             raise
-        usage: Any = error  # a wrong option or argument
+        usage = cast(UsageError, error)
         usage.show()
         sys.exit(usage.exit_code)
 
 
 def _make_everything_printable() -> None:
-    """Let no character end a command: lists and JSON that go to a file or a pipe are UTF-8, whatever the locale says;
-    what a terminal cannot show is escaped, as ``\\u4e2d``."""
+    """Prevent encoding errors: output to files and pipes is UTF-8 in any locale; a terminal shows escapes such as
+    ``\\u4e2d``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             data = stream is sys.stdout and not stream.isatty()
             stream.reconfigure(encoding="utf-8" if data else None, errors="backslashreplace")
 
 
-def _nobody_reads() -> None:
-    """Let the streams end in silence after their reader has gone, as with ``| head``."""
+def _silence_closed_pipes() -> None:
+    """Prevent errors at exit from streams whose reader has closed the pipe, as ``| head`` does."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
@@ -103,9 +115,9 @@ def _nobody_reads() -> None:
 
 @app.command()
 def doctor(
-    data: Annotated[str | None, typer.Option(help="Also look at this data set.")] = None, as_json: AsJson = False
+    data: Annotated[str | None, typer.Option(help="Also check this data set.")] = None, as_json: AsJson = False
 ) -> None:
-    """Say what is installed, what was found, and what to do about what is missing."""
+    """Report what is installed, what is missing, and what to do about it."""
     from rarebox.cli.doctor import examine
 
     found = examine(data)
@@ -129,6 +141,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _name(command: Any) -> str:
-    """What a command is called."""
-    return command.name or command.callback.__name__
+def _name(command: CommandInfo) -> str:
+    """The name of a command."""
+    return command.name or getattr(command.callback, "__name__", "")

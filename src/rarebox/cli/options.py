@@ -1,16 +1,20 @@
 """What the commands share: the application, option types, exit codes, and lists of problems."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rarebox.cli.progress import console, progress_bars
 from rarebox.core.text import counted
+
+if TYPE_CHECKING:  # these load slowly
+    from rarebox.data.listings import Problem
+    from rarebox.loop.cluster import Cluster
 
 app = typer.Typer(
     help="Decides which boxes a person should label next, so that an object detector learns most per label.",
@@ -20,30 +24,30 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
-"""Click's base class of wrong options and arguments, which typer brings along under a name of its own."""
+USAGE_ERROR = typer.BadParameter.__mro__[2]
+"""Click's base class of wrong options and arguments, for which typer has no public name."""
 
 STOPPED = 130
 """Exit status after Ctrl-C."""
 
 PIPE_CLOSED = 1
-"""Exit status when the reader of the output has gone, as with ``| head``; click has the same."""
+"""Exit status when the output pipe is closed, as by ``| head``; the same as click's."""
 
 SEVERAL = Path("rarebox-report")
-"""Where the report on several runs goes, which belongs to none of them."""
+"""Default folder for a report on several runs."""
 
 MOST_NAMED = 5
-"""Things of one kind that are named one by one; of more, only their number is shown."""
+"""How many items of one kind are listed by name; the rest are only counted."""
 
-ImageUrl = Annotated[str | None, typer.Option(help="What Label Studio finds the images under, before their names.")]
+ImageUrl = Annotated[str | None, typer.Option(help="URL prefix under which Label Studio finds the images.")]
 Address = Annotated[
-    str | None, typer.Option(help="Of --engine ray: HOST:PORT of a cluster, or auto; none: this machine alone.")
+    str | None, typer.Option(help="With --engine ray: HOST:PORT of a cluster, or auto. Without it: this machine only.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read, one value a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one value per line.")]
 
 
 class EngineName(StrEnum):
-    """What can do the work that splits."""
+    """Where parallel work is done."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -53,8 +57,8 @@ Engine = Annotated[EngineName, typer.Option(help="Where the pool is scored (benc
 
 
 @contextmanager
-def connected(engine: str, address: str | None, as_json: bool) -> Iterator[Any]:
-    """:func:`rarebox.loop.cluster.connected`, which may take a minute, announced."""
+def connected(engine: str, address: str | None, as_json: bool) -> "Generator[Cluster | None]":
+    """:func:`rarebox.loop.cluster.connected` with a message, since it may take a minute."""
     from rarebox.loop import cluster
 
     if engine == EngineName.RAY and not as_json:
@@ -64,7 +68,7 @@ def connected(engine: str, address: str | None, as_json: bool) -> Iterator[Any]:
 
 
 def warn_of_photos(project: Path) -> None:
-    """Find the photos of a project that have moved, and say what a person should know of the others."""
+    """Find the photos of a project that have moved, and print warnings about missing ones."""
     from rarebox.project.photo_folder import check_photos
 
     with progress_bars(False) as progress:
@@ -74,20 +78,20 @@ def warn_of_photos(project: Path) -> None:
 
 
 def name_missing(missing: Sequence[str]) -> None:
-    """Say which photos an export lacks."""
+    """Print which photos an export lacks."""
     for line in missing[:MOST_NAMED]:
         console.print(f"no photo: {line}", markup=False, soft_wrap=True)
     if missing:
         console.print(
-            f"{counted(len(missing), 'photo')} cannot be read (see missing.txt). All labels are exported all the same. "
-            "Put the photos back, or say where they are now: rarebox relocate",
+            f"{counted(len(missing), 'photo')} cannot be read (see missing.txt). Their labels are exported anyway. "
+            "Put the photos back, or give their new place: rarebox relocate",
             markup=False,
             soft_wrap=True,
         )
 
 
-def print_problems(problems: Sequence[Any]) -> None:
-    """How many problems of each kind there are, and the first of each."""
+def print_problems(problems: "Sequence[Problem]") -> None:
+    """Print the number of problems of each kind, and the first of each."""
     for kind, count in Counter(p.kind for p in problems).most_common():
         first = next(p for p in problems if p.kind == kind)
         console.print(f"{count} x {kind}, the first: {first.where}: {first.what}", markup=False, soft_wrap=True)

@@ -1,44 +1,52 @@
-"""What the command line shows of work that takes long: bars with the time left, log lines, JSON lines."""
+"""Progress of long work on the command line: bars with the time left, log lines, or JSON lines."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rarebox.core.progress import Progress as StageReport
+
+if TYPE_CHECKING:  # it loads slowly
+    from rarebox.grid.runner import Bench
+
+Event = dict[str, Any]
+"""What a grid reports, as :class:`~rarebox.grid.runner.Bench` describes."""
+
 
 class Messages(Console):
-    """Where messages and progress go: standard error."""
+    """The console for messages and progress: standard error."""
 
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line how to end, and say so in its exit status."""
+        """Re-raise, so that the command line chooses the exit status."""
         raise
 
 
 console = Messages(stderr=True, highlight=False)
 
 LOG_SECONDS = 15
-"""How often progress is written where there is no terminal to draw a bar on."""
+"""Seconds between log lines where no terminal shows bars."""
 
 OVERALL = "all runs"
-"""The bar that stays while those of the stages come and go; its note says how much time is left."""
+"""The title of the permanent bar of a grid, whose note says how much time is left."""
 
 
 class StageTime(TimeRemainingColumn):
-    """The time left of a stage."""
+    """The time left of a stage; empty for the overall bar."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.description == OVERALL else super().render(task)
 
 
 @contextmanager
-def progress_bars(as_json: bool) -> Iterator[Any]:
-    """A callback for the loop's progress: bars with the time left, or JSON lines at most twice a second."""
+def progress_bars(as_json: bool) -> Generator[StageReport]:
+    """Yield a callback for progress that draws bars, or prints JSON lines at most twice a second."""
     if as_json:
         last = 0.0
 
@@ -74,33 +82,33 @@ def progress_bars(as_json: bool) -> Iterator[Any]:
         def show(stage: str, done: int, of: int, note: str) -> None:
             if stage not in tasks:
                 whose = stage.rpartition(", ")[0]
-                for old in tasks.keys() - {OVERALL}:  # several runs may be going on
+                for old in tasks.keys() - {OVERALL}:  # several runs may be in progress
                     if old.rpartition(", ")[0] == whose or bars.tasks[bars.task_ids.index(tasks[old])].finished:
                         bars.remove_task(tasks.pop(old))
-                # The overall bar names the run already.
+                # the overall bar names the run
                 tasks[stage] = bars.add_task(stage.rpartition(", ")[2], total=of, note=note)
             bars.update(tasks[stage], completed=done, total=of, note=note)
-            if not console.is_terminal and stage != OVERALL:  # a log file: a line now and then instead of a bar
+            if not console.is_terminal and stage != OVERALL:  # a log file gets lines instead of bars
                 say(stage, bars.tasks[bars.task_ids.index(tasks[stage])])
 
         yield show
 
 
-def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
-    """What is shown of a grid's events: a line when it begins, the overall bar, and a line for each run that ended."""
+def bench_events(grid: Path, work: "Bench", as_json: bool) -> Callable[[Event], None]:
+    """A callback for a grid's events: it prints the start and each finished run, and updates the overall bar."""
 
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: Event) -> None:
         kind, run = event["event"], str(event.get("run")).removeprefix("runs/")
         if as_json:
             print(json.dumps(event), flush=True)
             return
         if kind == "waiting":
-            console.print(f"{len(event['runs'])} runs are up to another process; waiting for it", markup=False)
+            console.print(f"another process is doing {len(event['runs'])} runs; waiting for it", markup=False)
             return
         if kind == "dropped":
             console.print(
-                f"{len(event['runs'])} runs are not in the grid any more: their folders stay, their lines in "
-                f"results.jsonl go; the first is {event['runs'][0]}",
+                f"{len(event['runs'])} runs are no longer in the grid, such as {event['runs'][0]}. Their folders "
+                "stay; their lines in results.jsonl are removed",
                 markup=False,
             )
             return
@@ -112,7 +120,7 @@ def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, An
             return
         left = f", about {minutes(event['left'])} left" if event["left"] else ""
         work.progress(OVERALL, event["finished"], event["of"], run + left)
-        if kind == "failed" or (kind == "done" and run != event["run"]):  # not a shared first cycle that is done
+        if kind == "failed" or (kind == "done" and run != event["run"]):  # not a finished shared first cycle
             outcome = event["reason"] if kind == "failed" else "AP50 " + " → ".join(shown(ap) for ap in event["ap50"])
             for cycle, spent, budget in event.get("short", ()):
                 outcome += f"; cycle {cycle} spent {spent} of {budget}"
@@ -123,10 +131,10 @@ def bench_events(grid: Path, work: Any, as_json: bool) -> Callable[[dict[str, An
 
 
 def shown(ap: float | None) -> str:
-    """An AP for people."""
+    """An AP as text."""
     return "–" if ap is None else f"{ap:.3f}"
 
 
 def minutes(seconds: float) -> str:
-    """A time for people: in minutes, if it is not short."""
+    """A duration as text: in minutes from 90 seconds on."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -5,7 +5,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -18,17 +18,21 @@ from rarebox.core.files import real
 from rarebox.errors import UserError
 from rarebox.loop.metrics import CycleRecord
 
+if TYPE_CHECKING:  # these load slowly
+    from rarebox.data.listings import Dataset
+    from rarebox.loop.run import Engine as Scorer
+
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Argument(help="Where to put the runs and the report.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Argument(help="Folder for the runs and the report.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Root seed.")] = 0,
 ) -> None:
-    """Run the method on the embedded data set, next to random boxes, and write a report to look at."""
+    """Compare the method with random boxes on the embedded data set, and write a report."""
     from rarebox.report import write_report
 
     console.print("[bold]rarebox demo[/bold]: handwritten digits in busy pictures, ten classes with a long tail")
-    runs = []
+    runs: list[Path] = []
     for number, (strategy, method) in enumerate(DEMO_RUNS, start=1):
         console.print(f"\nrun {number} of {len(DEMO_RUNS)}")
         changes = {**DEMO, "seed": seed, "selection.strategy": strategy, "pseudo.method": method}
@@ -40,7 +44,7 @@ def demo(
     console.print(f"\nThe report is ready: {real(report)}", markup=False, style="bold", soft_wrap=True)
 
 
-DEMO: dict[str, Any] = {
+DEMO: config.Values = {
     "data": "scenes",
     "detector.name": "faster_rcnn",
     "initial_images": 30,
@@ -54,28 +58,34 @@ DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Argument(help="Folder of the run; an unfinished run there is continued.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run. An unfinished run there is resumed.")],
     data: Annotated[str | None, typer.Option(help="Data set folder (COCO, VOC, YOLO), scenes, or voc0712.")] = None,
     preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
     file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
     backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
-    freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads alone.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="How boxes or images are chosen: class_balanced, …")] = None,
+    freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads only.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How boxes or images are chosen, such as class_balanced.")
+    ] = None,
     pseudo: Annotated[str | None, typer.Option(help="none, hard, task_hard, soft or ignore_only.")] = None,
     initial_images: Annotated[int | None, typer.Option(help="Images labelled completely at the start.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Labels bought in each further cycle, such as 150,300.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Labels to buy in each cycle after the first, such as 150,300.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    share: Annotated[Path | None, typer.Option(help="A run whose initial pool and cycle-1 model to share.")] = None,
+    share: Annotated[
+        Path | None, typer.Option(help="Another run, whose initial pool and cycle-1 model are reused.")
+    ] = None,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as a.b=value; repeatable.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate active learning on a labelled data set: select, label, train, evaluate, again and again."""
-    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":  # torchrun's others do as the first says
+    """Simulate active learning on a labelled data set: cycles of select, label, train and evaluate."""
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":  # a helper of torchrun
         from rarebox import detectors
         from rarebox.detectors import distributed
 
@@ -100,10 +110,10 @@ def run(
     settings = config.resolve(preset, file, {**named, **config.parse_changes(changes or [])})
     refuse_early(out, settings, share)
     cluster.check(engine, address, settings)
-    if not as_json:  # before the imports, which take some seconds
+    if not as_json:  # before the imports, which take seconds
         announce(out, settings)
     if preset == "laptop":
-        settings = with_weights_at_hand(settings)
+        settings = with_available_weights(settings)
     from rarebox import detectors
     from rarebox.detectors import distributed
 
@@ -111,8 +121,7 @@ def run(
         idle = distributed.processes() - settings.training.batch_size
         if idle > 0:
             console.print(
-                f"note: {idle} of the processes have nothing to do, for training.batch_size is "
-                f"{settings.training.batch_size}"
+                f"note: {idle} of the processes are idle, because training.batch_size is {settings.training.batch_size}"
             )
         with connected(engine, address, as_json) as where:
             run_to_end(out, settings, share=share, engine=where.score if where else None, as_json=as_json)
@@ -123,14 +132,14 @@ def run(
 
 
 def announce(out: Path, settings: config.Settings) -> None:
-    """Say what is run, and where."""
+    """Print what is run, and where."""
     network = f"{settings.detector.name} on {settings.detector.backbone}"
     method = f"{settings.selection.strategy}, {settings.pseudo.method} pseudo labels, seed {settings.seed}"
     console.print(f"{out}: {settings.data}, {network}, {method}", markup=False, soft_wrap=True)
 
 
 def refuse_early(out: Path, settings: config.Settings, share: Path | None) -> None:
-    """UserError for what can be told without torch, which takes some seconds to load."""
+    """Raise UserError for mistakes that can be found before torch loads, which takes seconds."""
     from rarebox import strategies
     from rarebox.data import datasets
     from rarebox.loop.run_folder import RunFolder
@@ -139,40 +148,43 @@ def refuse_early(out: Path, settings: config.Settings, share: Path | None) -> No
     datasets.refuse_missing(settings.data)
     if share and not RunFolder(out).records():
         RunFolder(share).check_first_model()
-    # Weights that cannot be had may still change these two.
+    # These two change if weights are unavailable.
     RunFolder(out).check(settings, but=("detector.backbone", "detector.weights"))
 
 
 def parse_budget(text: str | None) -> list[int] | None:
-    """``"150,300"`` -> [150, 300]; UserError for anything else."""
+    """Parse ``"150,300"`` to ``[150, 300]``. Raises UserError for anything else."""
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise UserError(
-            f"--budget wants whole numbers with commas between them, such as 150,300; got {text!r}"
-        ) from None
+        raise UserError(f"--budget must be whole numbers separated by commas, such as 150,300; got {text!r}") from None
 
 
-def with_weights_at_hand(settings: config.Settings) -> config.Settings:
-    """The settings, or, where their weights cannot be had, the same with the backbone that comes along, saying so."""
+def with_available_weights(settings: config.Settings) -> config.Settings:
+    """The settings; if their weights are unavailable, with the installed backbone instead, and a message."""
     from rarebox import detectors
     from rarebox.detectors.backbones import WeightsUnavailable
 
     try:
         detectors.fetch_weights(settings.detector)
     except WeightsUnavailable as error:
-        console.print(f"{error}\nGoing on with --backbone efficientnet_lite0 instead.", markup=False, soft_wrap=True)
+        console.print(f"{error}\nContinuing with --backbone efficientnet_lite0.", markup=False, soft_wrap=True)
         changed = {"backbone": "efficientnet_lite0", "weights": "imagenet"}
         return settings.model_copy(update={"detector": settings.detector.model_copy(update=changed)})
     return settings
 
 
 def run_to_end(
-    out: Path, settings: config.Settings, *, share: Path | None = None, engine: Any = None, as_json: bool = False
+    out: Path,
+    settings: config.Settings,
+    *,
+    share: Path | None = None,
+    engine: "Scorer | None" = None,
+    as_json: bool = False,
 ) -> None:
-    """Run all cycles with live progress, and say after each what it brought and how long the rest may take."""
+    """Run all cycles with live progress, and print the result of each and the estimated time left."""
     from rarebox.data import datasets
     from rarebox.loop import simulate
     from rarebox.loop.run_folder import RunFolder
@@ -180,7 +192,7 @@ def run_to_end(
     ends: list[float] = []
     before = len(RunFolder(out).records())
     if 0 < before <= len(settings.budget) and not as_json:
-        console.print(f"{out} goes on after cycle {before} of {len(settings.budget) + 1}", markup=False, soft_wrap=True)
+        console.print(f"{out} resumes after cycle {before} of {len(settings.budget) + 1}", markup=False, soft_wrap=True)
 
     def finished(record: CycleRecord) -> None:
         ends.append(time.monotonic())
@@ -190,7 +202,7 @@ def run_to_end(
             return
         rest = ""
         if done < cycles and len(ends) > 1:
-            # The first to end says nothing: it is cycle 1, which scores no pool, or was begun before a stop.
+            # The first to end is no measure: cycle 1 scores no pool, and a resumed cycle was partly done.
             left = (ends[-1] - ends[0]) / (len(ends) - 1) * (cycles - done)
             rest = f"; about {minutes(left)} left of this run"
         console.print(
@@ -213,23 +225,25 @@ def run_to_end(
         print(json.dumps({"event": "done", "metrics": str(out / "metrics.json")}), flush=True)
     elif not ends:
         console.print(
-            f"{out} is finished already: {len(records)} cycles, AP50 {shown(records[-1]['ap50'])}", markup=False
+            f"{out} is already finished: {len(records)} cycles, AP50 {shown(records[-1]['ap50'])}", markup=False
         )
 
 
 @app.command()
 def bench(
-    grid: Annotated[Path, typer.Argument(help="YAML file of the grid; docs/bench.md says what is in it.")],
-    out: Annotated[Path | None, typer.Argument(help="Folder of all its runs; bench-out/NAME by default.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Where a data set lies, NAME=FOLDER; repeatable.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Runs whose name holds or fits this; repeatable.")] = None,
+    grid: Annotated[Path, typer.Argument(help="YAML file of the grid, described in docs/bench.md.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder for all its runs; bench-out/NAME by default.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Where a data set is, as NAME=FOLDER; repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only runs whose name contains or matches this; repeatable.")
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
-    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and how they stand, and do none.")] = False,
+    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and their states, and run none.")] = False,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid of data, detectors, methods, budgets and seeds; any number of processes may work on it at once."""
+    """Run a grid of data sets, detectors, methods, budgets and seeds. Several processes may share the work."""
     from rarebox.grid import runner, spec
 
     runs = spec.read(grid, dict(split_place(text) for text in data or []))
@@ -245,14 +259,14 @@ def bench(
         failed = work.work(grid)
     done = len(work.wanted) - len(failed)
     if as_json:
-        told = {"event": "end", "results": str(work.results), "done": done, "failed": [run.folder for run in failed]}
-        print(json.dumps(told), flush=True)
+        outcome = {"event": "end", "results": str(work.results), "done": done, "failed": [run.folder for run in failed]}
+        print(json.dumps(outcome), flush=True)
     else:
         console.print(f"{done} of {len(work.wanted)} runs are done: {work.results}", markup=False, soft_wrap=True)
         for run in failed:
             console.print(f"failed: {run.name}: {work.reason(run)}", markup=False, soft_wrap=True)
         if failed:
-            console.print("repeat the command to try again what failed")
+            console.print("repeat the command to retry the failed runs")
         if done:
             console.print(f"next: rarebox report {work.out}", markup=False, soft_wrap=True)
     if failed:
@@ -260,27 +274,29 @@ def bench(
 
 
 def split_place(text: str) -> tuple[str, str]:
-    """``"NAME=FOLDER"`` -> its two parts."""
+    """Split ``"NAME=FOLDER"``. Raises UserError for anything else."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
-        raise UserError(f"--data wants NAME=FOLDER, got {text!r}")
+        raise UserError(f"--data must be NAME=FOLDER, got {text!r}")
     return name, folder
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a grid, or its results.jsonl.")],
-    to: Annotated[Path | None, typer.Option(help=f"Folder for the report; one run's own, or {SEVERAL}.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help=f"Folder for the report; by default that of the run or {SEVERAL}.")
+    ] = None,
 ) -> None:
-    """Write one HTML page (and its figures as PNG and SVG) about one run, several side by side, or a whole grid."""
+    """Write an HTML page, with figures as PNG and SVG, about one run, several runs or a grid."""
     from rarebox.report import write_report
 
     own = runs[0].parent if runs[0].is_file() else runs[0]
     print(real(write_report(to or (own if len(runs) == 1 else SEVERAL), runs)))
 
 
-def print_summary(dataset: Any) -> None:
-    """Images, objects per class and problems of a data set, as a table."""
+def print_summary(dataset: "Dataset") -> None:
+    """Print the images, objects per class and problems of a data set."""
     from rarebox.evaluation import imbalance_factor
     from rarebox.loop.record import count_classes
 

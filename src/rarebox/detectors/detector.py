@@ -1,10 +1,10 @@
-"""What the rest of rarebox sees of a network: pictures and targets in, losses or detections out."""
+"""The detector around a torch network: pictures and targets in, losses or detections out."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -20,33 +20,27 @@ from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
-from rarebox.detectors.frozen import Look
 from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
-from rarebox.detectors.maps import CachedPicture, padded
+from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
+from rarebox.detectors.protocol import FitProgress, Image, Scored
 from rarebox.detectors.retinanet import WeightedRetinaNet
-from rarebox.detectors.training import Progress, autocast, train
+from rarebox.detectors.training import autocast, train
 from rarebox.errors import UserError
 from rarebox.pool.affine import Frame
 from rarebox.pool.views import View
-from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
+from rarebox.types import Bools, Detections, Floats, Picture, Targets
 
 Network = WeightedRetinaNet | WeightedFasterRCNN
-
-Image = Picture | CachedPicture | NDArray[np.uint8]
-"""A picture that knows the size of its original, one that a frozen body has seen, or bare pixels (h, w, 3), RGB."""
-
-Matched = tuple[Ints, Floats]
-"""What ``candidates.find_partners`` returns."""
-
-Scored = tuple[list[Detections], Matched | None]
-"""Detections of an image and of each of its views, and the partners of its boxes, if the device has looked for them."""
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
 
 
 class TorchDetector:
-    """A weighted network on a device. Boxes are in pixels of the original images, on the way in and out."""
+    """A :class:`~rarebox.detectors.protocol.Detector`: a network on a device, with its settings.
+
+    Boxes are in pixels of the original images, both of targets and of detections.
+    """
 
     def __init__(
         self,
@@ -63,7 +57,7 @@ class TorchDetector:
         self.network.eval()
 
     def losses(self, images: Sequence[Image], targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """The loss terms of one batch, with gradients; linear in each positive weight of the targets."""
+        """The loss terms of one batch, with gradients. Each term is linear in the positive weights of the targets."""
         self.network.train()
         tensors, truths = self._prepare(images, targets)
         with autocast(self.device, self.training.precision):
@@ -76,16 +70,16 @@ class TorchDetector:
         *,
         seed: int,
         checkpoint: Path | None = None,
-        progress: Progress | None = None,
+        progress: FitProgress | None = None,
         complete: Bools | None = None,
     ) -> float:
-        """Train on images and their targets, as ``training`` says; the smoothed loss at the end.
+        """Train on images and their targets by the training settings, and return the final smoothed loss.
 
-        ``images`` may decode them on access; ``complete`` (n,) says which are completely labelled. With ``checkpoint``
-        a killed fit goes on where it was.
+        ``images`` may be decoded on access. ``complete`` (n,) marks the fully labelled ones. With ``checkpoint`` an
+        interrupted fit resumes. Raises UserError without images, and TrainingDiverged.
         """
         if not len(images):
-            raise UserError("there is no image to train on; label some first")
+            raise UserError("there is no image to train on. Label some first")
 
         pictures: Sequence[Picture | CachedPicture] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(
@@ -94,7 +88,7 @@ class TorchDetector:
 
         def prepare(
             pictures: Sequence[Picture | CachedPicture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
-        ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        ) -> tuple[list[Input], list[dict[str, Tensor]]]:
             return augment(*self._prepare(pictures, truths), dice, self.training.flip, self.training.scale_jitter)
 
         with _memory_errors_explained():
@@ -112,37 +106,37 @@ class TorchDetector:
             )
 
     def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:
-        """Detections of each image, best score first; with ``features``, a feature vector for each box."""
+        """Detections of each image, best score first; with ``features``, a feature vector (D,) for each box."""
         return [found for (found,) in self.predict_views(images, [()] * len(images), features=features)]
 
     def predict_views(
         self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
     ) -> list[list[Detections]]:
-        """Each image and all its views through the network in one batch: [image, view 1, … view M] of each image.
+        """Detections of each image and of its views, from one batch: ``[image, view 1, … view M]`` for each image.
 
-        ``views[i]`` are made for the input of image i (see :meth:`input_size`). Boxes come back in the original image's
-        pixels, those of a view in the view's pixels (see :meth:`frames`).
+        ``views[i]`` are made for the input of image i (:meth:`input_size`). Boxes of a view are in the view's pixels
+        (:meth:`frames`).
         """
         return [found for found, _ in self.queue_views(images, views, features=features)()] if len(images) else []
 
     @property
     def ahead(self) -> int:
-        """How many batches should be queued before the first of them is read."""
+        """How many batches to queue before the first result is read."""
         return int(on_device.use_async_path(self.device))
 
     def queue_views(
         self, images: Sequence[Image], views: Sequence[Sequence[View]], *, features: bool = False
     ) -> Callable[[], list[Scored]]:
-        """:meth:`predict_views` as a function to be called for its result, when the device had time to compute it.
+        """Start :meth:`predict_views`, and return a function that waits for its result.
 
-        Where a GPU could not settle everything about an image without waiting, the batch is done again in the way that
-        waits, for that image.
+        On a GPU, fixed numbers of rows and rounds may not suffice for an image. The batch is then repeated on the
+        synchronous path, for that image.
         """
         pictures = _as_pictures(images)
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
         backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
         found = self._run([one for views_too in inputs for one in views_too], features)
-        if on_device.use_async_path(self.device):
+        if isinstance(found, dict):
             parcel = self._matched(found, [self.frames(*each) for each in zip(pictures, views, strict=True)], backs)
 
             def read() -> list[Scored]:
@@ -161,23 +155,23 @@ class TorchDetector:
         ]
         return lambda: result
 
-    def has_body_of(self, other: "TorchDetector") -> bool:
-        """Whether the two look at pictures with the same weights."""
+    def has_backbone_of(self, other: Self) -> bool:
+        """Whether both detectors have the same backbone weights, so that they may share cached features."""
         own, theirs = (cast(Pyramid, d.network.backbone).body.state_dict() for d in (self, other))
         return own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own)
 
     @torch.inference_mode()
-    def look(self, images: Sequence[Picture], views: Sequence[Sequence[View]]) -> list[Look]:
-        """What the body makes of each image and of all its views, to be kept for a frozen one: a :data:`Look` each."""
+    def extract(self, images: Sequence[Picture], views: Sequence[Sequence[View]]) -> list[Extracted]:
+        """The frozen backbone's feature maps of each image and its views, for :class:`FeatureCache`."""
         inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(images, views, strict=True)]
         batch, _ = self.network.transform([one for views_too in inputs for one in views_too], None)
         pyramid = cast(Pyramid, self.network.backbone)
         with self._inference():
-            maps = pyramid.look(batch.tensors)
+            maps = pyramid.extract(batch.tensors)
         levels = [level.permute(0, 2, 3, 1).half().cpu().numpy() for level in maps]
-        row, result = 0, []
+        row, result = 0, list[Extracted]()
         for views_too in inputs:
-            kept = []
+            kept: list[NDArray[np.float16]] = []
             for one in views_too:
                 height, width = (padded(side) for side in one.shape[1:])
                 kept += [m[row, : height // s, : width // s] for m, s in zip(levels, pyramid.strides, strict=True)]
@@ -187,7 +181,7 @@ class TorchDetector:
 
     @torch.inference_mode()
     def box_features(self, images: Sequence[Image], boxes: Sequence[Floats]) -> list[Floats]:
-        """A feature vector of each given box, comparable with those of detections: (G, 4) -> (G, D) of each image."""
+        """A feature vector of each given box, comparable with those of detections: (G, 4) -> (G, D) per image."""
         pictures = _as_pictures(images)
         tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         scaled = [
@@ -199,15 +193,14 @@ class TorchDetector:
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Image]) -> Floats:
-        """One vector of each image: the pyramid's four finest maps, averaged over the image (as BLAD's CoreSet does):
-        (B, 4 C)."""
+        """The pyramid's four finest maps, averaged over each image as BLAD's CoreSet does: (B, 4 C)."""
         pictures = _as_pictures(images)
         batch, _ = self.network.transform([as_input(p, self.settings.size, self.device) for p in pictures], None)
         with self._inference():
             maps = list(self.network.backbone(batch.tensors).values())[:4]
         rows = []
         for i, size in enumerate(batch.image_sizes):
-            # Of each map the part that shows the image, not the padding.
+            # without the padding
             parts = [
                 level[
                     i,
@@ -221,45 +214,45 @@ class TorchDetector:
         return torch.stack(rows).cpu().numpy()
 
     def input_size(self, picture: Picture | CachedPicture) -> tuple[int, int]:
-        """Height and width of the network's input for a picture."""
+        """Height and width of the network's input for a picture, in pixels."""
         if isinstance(picture, CachedPicture):
             return picture.input_size
         return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
 
     def scale_of(self, picture: Picture | CachedPicture) -> Floats:
-        """What boxes in the original image's pixels are multiplied by in the network's input: (4,)."""
+        """The factors from boxes in the original image to boxes in the network's input: (4,)."""
         height, width = self.input_size(picture)
         return scale_of(picture, height, width)
 
     def frames(self, picture: Picture | CachedPicture, views: Sequence[View]) -> list[Frame]:
-        """Where boxes in the original image's pixels lie on each view of a picture."""
+        """The map from the original image's pixels to those of each view."""
         return [view.from_original(self.scale_of(picture)) for view in views]
 
     def save(self, folder: Path) -> None:
-        """Write the weights and how to rebuild the network; the weights come last, and whole or not at all."""
+        """Write the network's description, then its weights, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         about = {"num_classes": self.num_classes, "detector": self.settings.model_dump()}
         write_json(folder / ABOUT, about)
-        # Through bytes of our own: the library reports a full disk as an error of another kind.
+        # safetensors would not report a full disk as an OSError.
         write_bytes(folder / WEIGHTS, save({n: t.contiguous() for n, t in self.network.state_dict().items()}))
 
     def load(self, folder: Path) -> None:
-        """Read weights that :meth:`save` wrote for a network of the same shape."""
+        """Read weights that :meth:`save` wrote for a network of the same shape. Raises UserError for another shape."""
         num_classes, settings = read_about(folder)
         if num_classes != self.num_classes:
-            raise UserError(f"the model in {folder} knows {num_classes} classes, {self.num_classes} are wanted")
+            raise UserError(f"the model in {folder} has {num_classes} classes, expected {self.num_classes}")
         try:
             self.network.load_state_dict(load_file(folder / WEIGHTS, device=str(self.device)))
         except (OSError, SafetensorError) as error:
             raise damaged(folder / WEIGHTS, error) from error
         except RuntimeError as error:
             kind = f"{settings.name} on {settings.backbone}"
-            raise UserError(f"the model in {folder} is a {kind}, not the network it is loaded into") from error
+            raise UserError(f"the model in {folder} is a {kind}, not the network that the settings name") from error
         self.network.eval()
 
     def _prepare(
         self, images: Sequence[Image], targets: Sequence[Targets]
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    ) -> tuple[list[Input], list[dict[str, Tensor]]]:
         pictures = _as_pictures(images)
         tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
         truths = [
@@ -269,18 +262,17 @@ class TorchDetector:
         return tensors, truths
 
     @torch.inference_mode()
-    def _run(self, tensors: list[Any], features: bool) -> Any:
-        """A dict of detections for each input; the way on a GPU, Columns of all."""
-        part = self.network if isinstance(self.network, WeightedRetinaNet) else self.network.roi_heads
-        part.with_features = features
+    def _run(self, inputs: list[Input], features: bool) -> list[dict[str, Tensor]] | on_device.Columns:
+        """A dict of detections for each input; on the asynchronous path, Columns of all."""
+        self.network.with_features = features
         with self._inference():
-            return self.network(tensors)
+            return self.network(inputs)
 
     @torch.inference_mode()
     def _matched(
         self, found: on_device.Columns, frames: Sequence[Sequence[Frame]], backs: Sequence[Floats]
     ) -> on_device.Parcel:
-        """Detections as :meth:`predict_views` returns them, with their partners, on their way to the host."""
+        """Detections as :meth:`predict_views` returns them, with their matches, in transfer to the host."""
         itself, ones = Frame("", np.eye(2, 3)), np.ones(4, dtype=np.float32)
         scales = [scale for back, plan in zip(backs, frames, strict=True) for scale in (back, *(ones for _ in plan))]
         found = on_device.scaled(found, np.stack(scales))
@@ -303,8 +295,8 @@ def _memory_errors_explained() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "the accelerator has too little memory; lower training.batch_size (in training), scoring.batch_size (in "
-            "scoring) or detector.image_size, and start again in a new folder"
+            "the accelerator is out of memory. Lower training.batch_size (while training), scoring.batch_size (while "
+            "scoring) or detector.image_size, and start over in a new folder"
         ) from error
 
 
@@ -313,17 +305,17 @@ def _as_pictures(images: Sequence[Image]) -> list[Picture | CachedPicture]:
 
 
 def _detections(found: dict[str, Tensor], back: Floats | float = 1.0) -> Detections:
-    """The network's output, its boxes multiplied by ``back``."""
+    """The network's output for one input, its boxes multiplied by ``back``."""
     columns = {name: column.float().cpu().numpy() for name, column in found.items()}
     boxes = columns["boxes"] * back
-    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a box clipped to nothing at the border is none
+    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # clipping at the border may leave no area
     return Detections(boxes[good], **{name: column[good] for name, column in columns.items() if name != "boxes"})
 
 
 def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[Scored | None]:
-    """What lies in the parcel, image by image: each with so many pictures of the batch, the image itself first.
+    """The content of a parcel by image; image i has ``counts[i]`` rows of the batch, its own first, then its views.
 
-    None for an image of which a picture is not settled.
+    None for an image of which a row is not settled.
     """
     columns = parcel.open()
     real, settled, partner, iou = (columns.pop(name) for name in ("real", "settled", "partner", "iou"))
@@ -340,7 +332,7 @@ def _opened(parcel: on_device.Parcel, counts: Sequence[int]) -> list[Scored | No
 
 
 def check_saved(folder: Path) -> None:
-    """Damaged unless a model is there, as far as can be told without reading its weights."""
+    """Raise Damaged unless a folder holds a saved model. Its weights are not read."""
     read_about(folder)
     try:
         with safe_open(str(folder / WEIGHTS), "pt"):
@@ -350,10 +342,10 @@ def check_saved(folder: Path) -> None:
 
 
 def read_about(folder: Path) -> tuple[int, DetectorSettings]:
-    """Number of classes and settings of a saved model; Damaged if there is none."""
+    """The number of classes and the settings of a saved model. Raises Damaged if there is none."""
     about = read_json(folder / ABOUT, dict)
     try:
-        told = as_written_before({"detector": dict(about["detector"])})["detector"]
-        return about["num_classes"], DetectorSettings.model_validate(told)
+        saved = as_written_before({"detector": dict(about["detector"])})["detector"]
+        return about["num_classes"], DetectorSettings.model_validate(saved)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(folder / ABOUT, error) from error

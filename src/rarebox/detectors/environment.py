@@ -1,9 +1,8 @@
-"""What a run ran on: versions, processor, accelerator."""
+"""The software and hardware of a run: versions, CPU cores, accelerator."""
 
 import os
 import platform
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -12,8 +11,8 @@ import rarebox
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "sqlalchemy", "pyarrow", "hotcoco")
 
 
-def describe() -> dict[str, Any]:
-    """Names and versions, as saved with each run."""
+def describe() -> dict[str, str | int | None]:
+    """Versions and hardware, as saved with each run."""
     return {
         "rarebox": rarebox.__version__,
         "python": platform.python_version(),
@@ -26,5 +25,5 @@ def describe() -> dict[str, Any]:
 
 
 def compute_with(threads: int) -> None:
-    """Let what the calling thread does of torch run on so many threads."""
+    """Set the number of threads that torch uses for work of the calling thread."""
     torch.set_num_threads(threads)

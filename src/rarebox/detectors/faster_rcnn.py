@@ -1,4 +1,4 @@
-"""Faster R-CNN with a weight on every target box, in both stages, and with the whole class vector of detections."""
+"""Faster R-CNN with a weight on every target box in both stages, and the class vector of every detection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +18,19 @@ from torchvision.ops.poolers import LevelMapper
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
+from rarebox.detectors.maps import Input
 
 BETA = 1 / 9
-"""torchvision's smooth L1 in both stages: quadratic below."""
+"""Smooth L1 is quadratic below this, in both stages, as in torchvision."""
 
 
 class Sampler(BalancedPositiveNegativeSampler):
-    """torchvision's; where images have ``seeds``, what is drawn for one depends on its own alone."""
+    """torchvision's sampler. With ``seeds``, one for each image, an image's sample depends on its own seed only."""
 
     seeds: Sequence[int] = ()
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What each image's anchors or proposals are sampled as -> masks of the positives and of the negatives."""
+        """Labels (1, 0, -1) of each image's anchors or proposals -> masks of the sampled positives and negatives."""
         if not self.seeds:
             return super().__call__(matched_idxs)
         positives, negatives = [], []
@@ -41,7 +42,7 @@ class Sampler(BalancedPositiveNegativeSampler):
 
 
 class ExactCoder(BoxCoder):
-    """torchvision's, in float32 whatever the network computes in: bfloat16 knows no odd pixel beyond 256."""
+    """torchvision's coder in float32 under any precision: above 256, bfloat16 represents even pixels only."""
 
     def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
         """Deltas (A, 4) of all images and their anchors -> boxes (A, 1, 4)."""
@@ -49,23 +50,23 @@ class ExactCoder(BoxCoder):
 
 
 class LeastMatcher(Matcher):
-    """torchvision's, whose low-quality matches begin at an IoU of ``least``, as MMDetection's ``min_pos_iou``."""
+    """torchvision's matcher with a minimum IoU for low-quality matches, like MMDetection's ``min_pos_iou``."""
 
     def __init__(self, high: float, low: float, least: float) -> None:
         super().__init__(high, low, allow_low_quality_matches=True)
         self.least = least
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
-        """Let each box (G, S) take its best anchor, if it overlaps it enough."""
+        """Match each box with its best anchor, by IoU (G, S), if that is at least ``least``."""
         near = match_quality_matrix.max(dim=1).values >= self.least
         super().set_low_quality_matches_(matches, all_matches, match_quality_matrix[near])
 
 
 class WeightedProposals(RegionProposalNetwork):
-    """torchvision's proposal network; the class weight acts on objectness, the box weight on its regression.
+    """torchvision's proposal network. The class weight acts on objectness, the box weight on regression.
 
-    ``assign_targets_to_anchors`` packs what ``compute_loss`` needs into the labels that torchvision hands from one to
-    the other untouched: columns *sampled as* (1, 0, -1 never), *objectness wanted*, class weight, box weight.
+    torchvision passes labels from ``assign_targets_to_anchors`` to ``compute_loss`` unchanged. Here they have four
+    columns: the sampler's label (1, 0, or -1 for ignored), the target objectness, class weight and box weight.
     """
 
     fg_bg_sampler: Sampler
@@ -73,12 +74,12 @@ class WeightedProposals(RegionProposalNetwork):
     weighted = True
     beta = BETA
     settled: Tensor
-    """(B,): of which images the proposals are those of ``filter_proposals``, where nothing waited for that."""
+    """(B,): for which images the asynchronous proposals equal those of ``filter_proposals``."""
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals of each image, and in training the losses, by torchvision's own path."""
+        """Proposals (P, 4) of each image and, in training, the losses."""
         maps = list(features.values())
         if self.training or not on_device.use_async_path(maps[0].device):
             return super().forward(images, features, targets)
@@ -91,11 +92,11 @@ class WeightedProposals(RegionProposalNetwork):
         image_shapes: list[tuple[int, int]],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """torchvision's, of float32 in mixed precision too, where many scores are equal otherwise."""
+        """torchvision's filter in float32: in bfloat16, many scores would be equal."""
         return super().filter_proposals(proposals, objectness.float(), image_shapes, num_anchors_per_level)
 
     def _propose_for_all(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
-        """torchvision's ``filter_proposals`` without a list that shrinks: (P, 4) an image, 0 where it has fewer."""
+        """``filter_proposals`` with a fixed number of rows: (P, 4) per image, padded with 0."""
         objectness, deltas = self.head(maps)
         counts = [level.shape[1:].numel() for level in objectness]
         most = min(self.pre_nms_top_n(), max(counts))
@@ -125,7 +126,7 @@ class WeightedProposals(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As torchvision's; the first result holds (A, 4) columns instead of (A,) labels."""
+        """The packed label columns (A, 4) and the matched boxes (A, 4) of each image."""
         packed, boxes = [], []
         for image_anchors, target in zip(anchors, targets, strict=True):
             overlap = self.box_similarity(target["boxes"], image_anchors)
@@ -138,7 +139,7 @@ class WeightedProposals(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Cross entropy and box loss of the sampled anchors, divided as torchvision does."""
+        """Cross entropy and box loss of the sampled anchors, normalised as in torchvision."""
         positives, negatives = self.fg_bg_sampler([columns[:, 0] for columns in labels])
         positives = torch.cat(positives).nonzero()[:, 0]
         sampled = torch.cat([positives, torch.cat(negatives).nonzero()[:, 0]])
@@ -164,7 +165,7 @@ class WeightedProposals(RegionProposalNetwork):
 
 
 def _all_ones(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same target with every weight 1, but ignored and background boxes left as they are (``roi_only``)."""
+    """The target with every positive weight set to 1, for ``roi_only``; ignored and background boxes stay."""
     taught = ((target["class_weight"] > 0) | (target["box_weight"] > 0)).float()
     return {**target, "class_weight": taught, "box_weight": taught * ~target["background"]}
 
@@ -176,10 +177,10 @@ def smooth_l1(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the sampled proposals of a batch are taught, S rows.
+    """The targets of the S sampled proposals of a batch.
 
-    ``label`` (S,) counts classes from 1, 0 is background; ``class_weight`` (S,) is 0 where the class branch ignores it.
-    ``box_label`` (S,) and ``deltas`` (S, 4) are the box branch's target; ``box_weight`` (S,) is 0 where it has none.
+    ``label`` (S,) counts classes from 1; 0 is background. ``class_weight`` (S,) is 0 where the class branch ignores the
+    sample. ``box_label`` (S,) and ``deltas`` (S, 4) are the box branch's target; ``box_weight`` (S,) is 0 without one.
     """
 
     label: Tensor
@@ -190,7 +191,7 @@ class Samples:
 
 
 class WeightedRoIHeads(RoIHeads):
-    """torchvision's box head with weighted losses; detections keep their class vector and, on request, features."""
+    """torchvision's box head with weighted losses. Detections keep their class vector and, on request, features."""
 
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
@@ -204,7 +205,7 @@ class WeightedRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Training: no detections and the two losses. Otherwise: detections (a list, or Columns) and no losses."""
+        """In training, no detections and the two losses; otherwise detections (a list or Columns) and no losses."""
         if not self.training:
             pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
             logits, deltas = self.box_predictor(pooled)
@@ -214,12 +215,10 @@ class WeightedRoIHeads(RoIHeads):
         sampled, samples = self.choose_samples(proposals, targets)
         pooled = self.box_head(self.box_roi_pool(features, sampled, image_shapes))
         logits, deltas = self.box_predictor(pooled)
-        return [], self._losses(logits, deltas, samples)
+        return [], self.losses(logits, deltas, samples)
 
-    def choose_samples(
-        self, proposals: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[list[Tensor], "Samples"]:
-        """Sampled proposals of each image, and what they are taught; every target box is a proposal too."""
+    def choose_samples(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> tuple[list[Tensor], Samples]:
+        """The sampled proposals of each image and their targets. Every target box is a proposal, too."""
         proposals = self.add_gt_proposals(proposals, [target["boxes"].to(proposals[0].dtype) for target in targets])
         given = [
             assign(self.box_similarity(target["boxes"], own), target, self.proposal_matcher)
@@ -230,7 +229,7 @@ class WeightedRoIHeads(RoIHeads):
         columns: list[tuple[Tensor, ...]] = []
         for target, own, each, rows in zip(targets, sampled, given, chosen, strict=True):
             boxes, labels = target["boxes"], target["labels"] + 1
-            if not len(boxes):  # nothing is positive, so any row will do
+            if not len(boxes):  # nothing is positive, so the row does not matter
                 boxes, labels = own.new_zeros(1, 4), labels.new_zeros(1)
             positive, row, box_row = each.positive[rows], each.row[rows], each.box_row[rows]
             wanted = self.box_coder.encode_single(boxes[box_row].to(own.dtype), own)
@@ -239,8 +238,11 @@ class WeightedRoIHeads(RoIHeads):
             )
         return sampled, Samples(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
-    def _losses(self, logits: Tensor, deltas: Tensor, samples: "Samples") -> dict[str, Tensor]:
-        """Cross entropy over the sampled proposals with weight, box loss over all sampled, as torchvision divides."""
+    def losses(self, logits: Tensor, deltas: Tensor, samples: Samples) -> dict[str, Tensor]:
+        """Cross entropy and box loss of S sampled proposals: logits (S, K + 1), deltas (S, 4 K + 4).
+
+        With the normaliser ``own``, cross entropy is divided by the samples with class weight, and the box loss by all.
+        """
         in_class, in_box = samples.class_weight > 0, (samples.box_weight > 0).nonzero()[:, 0]
         label = samples.label[in_class]
         class_loss = F.cross_entropy(logits[in_class].float(), label, reduction="none")
@@ -261,7 +263,7 @@ class WeightedRoIHeads(RoIHeads):
     def _detect(
         self, logits: Tensor, deltas: Tensor, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """torchvision's post-processing, with the source proposal carried through every filter."""
+        """torchvision's post-processing, which also keeps track of the source proposals."""
         counts = [len(p) for p in proposals]
         boxes = self.box_coder.decode(deltas, proposals).split(counts)
         probs = logits.softmax(dim=-1).split(counts)
@@ -281,7 +283,7 @@ class WeightedRoIHeads(RoIHeads):
     def _detect_all(
         self, logits: Tensor, deltas: Tensor, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> on_device.Columns:
-        """:meth:`_detect` of all images at once, without a list that shrinks; a proposal without area is none."""
+        """:meth:`_detect` for all images at once, with a fixed number of rows. Proposals without area are padding."""
         given = torch.stack(proposals)
         images, number = given.shape[:2]
         probs = logits.softmax(dim=-1).unflatten(0, (images, number))
@@ -307,7 +309,9 @@ class WeightedRoIHeads(RoIHeads):
 
 
 class WeightedFasterRCNN(GeneralizedRCNN):
-    """The two weighted stages on one backbone; labels are 0-based outside, as everywhere in rarebox."""
+    """The two weighted stages on one backbone. Labels in targets and detections count from 0."""
+
+    with_features = False
 
     rpn: WeightedProposals
     roi_heads: WeightedRoIHeads
@@ -320,26 +324,27 @@ class WeightedFasterRCNN(GeneralizedRCNN):
         for stage in (rpn, roi_heads):
             stock = stage.fg_bg_sampler
             stage.fg_bg_sampler = Sampler(stock.batch_size_per_image, stock.positive_fraction)
-        # torchvision guesses the maps' scales from the first batch, wrongly if its images are small, for good.
+        # torchvision would derive the scales from the first batch, and wrongly if its images are small.
         pool, strides = cast(MultiScaleRoIAlign, roi_heads.box_roi_pool), backbone.strides
         first, last = strides[0].bit_length() - 1, strides[-1].bit_length() - 1
         pool.scales = [1 / stride for stride in strides]
         pool.map_levels = LevelMapper(first, last, pool.canonical_scale, pool.canonical_level)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Training: the four losses, with what is sampled of an image drawn from its target's ``seed``, if any.
+        """In training, the four losses. Otherwise a list with one dict of detections per image, or Columns.
 
-        Otherwise: one dict of detections per image, or Columns.
+        A ``seed`` in an image's target decides which of its anchors and proposals are sampled.
         """
         given = [int(target["seed"]) for target in targets or () if "seed" in target]
         self.rpn.fg_bg_sampler.seeds, self.roi_heads.fg_bg_sampler.seeds = given, [seed + 1 for seed in given]
+        self.roi_heads.with_features = self.with_features
         found: Any = super().forward(images, targets)
         if not self.training and isinstance(found, dict):
             found["settled"] &= self.rpn.settled
         return found
 
-    def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        """The box head's vector of each given box, as if it had been proposed: (G, 4) -> (G, D) of each image."""
+    def box_features(self, images: list[Input], boxes: list[Tensor]) -> list[Tensor]:
+        """The box head's vector of each given box, used as a proposal: (G, 4) -> (G, D) per image."""
         batch, _ = self.transform(images, None)
         pooled = self.roi_heads.box_roi_pool(self.backbone(batch.tensors), boxes, batch.image_sizes)
         return list(self.roi_heads.box_head(pooled).split([len(b) for b in boxes]))

@@ -1,6 +1,6 @@
-"""A frozen body looks at each image and its views once: its maps are kept on disk, and only the heads work after that.
+"""Feature maps of a frozen backbone, computed once for each image and its views and cached on disk.
 
-Read :class:`FeatureCache` for how they are kept, :class:`FrozenPictures` for what takes the place of decoded pictures.
+:class:`FeatureCache` stores them. :class:`FrozenPictures` takes the place of decoded pictures.
 """
 
 import json
@@ -20,28 +20,25 @@ from numpy.typing import NDArray
 
 from rarebox.core.files import damaged, hold_when_free
 from rarebox.data.pictures import Pictures
-from rarebox.detectors.maps import CachedPicture, FeatureMaps, padded
+from rarebox.detectors.maps import CachedPicture, Extracted, FeatureMaps, padded
 from rarebox.errors import UserError
 from rarebox.pool import affine
 from rarebox.types import ImageRecord
 
 ROOM_LEFT = 1 << 30
-"""Bytes of the disk that the maps leave free."""
-
-Look = tuple[tuple[int, int], list[NDArray[np.float16]]]
-"""(h, w) of an input, and all levels of it and of its views in order, (h, w, C) each."""
+"""Bytes of the disk that the cache leaves free."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the maps of one image lie one after the other: of its input and of each of its views every level, (h, w, C)
-    float16, from fine to coarse. ``channels`` by stride, ``views`` by name."""
+    """The order of one image's maps in the file: the input, then each view; of each, the levels (h, w, C) ``float16``
+    from fine to coarse. ``channels`` maps strides to C, ``views`` are names."""
 
     channels: Mapping[int, int]
     views: tuple[str, ...]
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(h, w) of an input and of the pictures of its views."""
+        """(h, w) of an input and of each of its views."""
         return [(height, width), *(affine.size(name, height, width) for name in self.views)]
 
     def shapes(self, height: int, width: int) -> list[list[tuple[int, int, int]]]:
@@ -50,15 +47,15 @@ class Layout:
         return [[(padded(h) // s, padded(w) // s, c) for s, c in strides] for h, w in self.sizes(height, width)]
 
     def numbers(self, height: int, width: int) -> int:
-        """How many numbers that are."""
+        """The count of numbers in all maps of an image with that input size."""
         return sum(math.prod(level) for view in self.shapes(height, width) for level in view)
 
 
 class FeatureCache:
-    """Maps of images by id, in a file that only grows, ``maps.f16``, and a list of what lies where, ``index.jsonl``.
+    """Feature maps by image id: an append-only file ``maps.f16``, and the place of each image in ``index.jsonl``.
 
-    An image is in the list only when its maps are on the disk for good, so a kill loses those of one batch at most.
-    Several processes may read and add: one adds at a time.
+    An image enters the index only after its maps are synced to disk, so a killed process loses at most one batch.
+    Several processes may share a cache; one writes at a time.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -66,27 +63,28 @@ class FeatureCache:
         self._places: dict[int, tuple[int, int, int]] = {}
         """Image id -> (first number, height and width of the input)."""
         self._read_up_to = 0
-        self._numbers: Any = None
+        self._numbers: NDArray[np.float16] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Another process opens the files by itself."""
+    def __getstate__(self) -> dict[str, object]:
+        """State without open files: another process opens its own."""
         return {"folder": self.folder, "layout": self.layout, "_places": {}, "_read_up_to": 0, "_numbers": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._read()
 
     def missing(self, ids: Sequence[int]) -> list[int]:
-        """Those whose maps are not kept yet."""
+        """The ids whose maps are not cached."""
         self._read()
         return [i for i in ids if i not in self._places]
 
     def input_size(self, image_id: int) -> tuple[int, int]:
-        """(h, w) of an image's input. KeyError if it is missing."""
+        """(h, w) of an image's input. Raises KeyError if the image is missing."""
         return self._places[image_id][1:]
 
     def maps(self, image_id: int, view: int) -> FeatureMaps:
-        """Of an image (``view`` 0) or of one of its views. KeyError if it is missing."""
+        """The maps of an image (``view`` 0) or of one of its views. Raises KeyError if the image is missing."""
+        assert self._numbers is not None
         first, height, width = self._places[image_id]
         shapes = self.layout.shapes(height, width)
         first += sum(math.prod(level) for before in shapes[:view] for level in before)
@@ -100,8 +98,8 @@ class FeatureCache:
         return FeatureMaps(tuple(levels), (3, *size), mirror)
 
     @contextmanager
-    def adding(self) -> Iterator[Callable[[Mapping[int, Look]], None]]:
-        """Yields a function that keeps the maps of a batch, by image id. Waits until no other process is adding."""
+    def adding(self) -> Iterator[Callable[[Mapping[int, Extracted]], None]]:
+        """Yield a function that stores the maps of a batch by image id. Waits while another process adds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold_when_free(self.folder / "lock"):
             self._read()
@@ -111,9 +109,9 @@ class FeatureCache:
                 with ExitStack() as open_files:
                     numbers, index = (open_files.enter_context(file.open("ab")) for file in kept)
                     for file, size in zip((numbers, index), kept.values(), strict=True):
-                        file.truncate(size)  # what a kill left half-written
+                        file.truncate(size)  # the remains of a killed process
 
-                    def keep(batch: Mapping[int, Look]) -> None:
+                    def keep(batch: Mapping[int, Extracted]) -> None:
                         nonlocal end
                         lines = []
                         for image_id, (size, levels) in batch.items():
@@ -128,7 +126,7 @@ class FeatureCache:
                         kept.update(zip(kept, (2 * end, index.tell()), strict=True))
 
                     yield keep
-            except BaseException:  # the disk is full, say: what is half-written would keep it full
+            except BaseException:  # such as a full disk, which half-written maps would keep full
                 for name, size in kept.items():
                     with suppress(OSError):
                         os.truncate(name, size)
@@ -136,9 +134,9 @@ class FeatureCache:
         self._read()
 
     def _read(self) -> None:
-        """Take in what was added to the list since it was last read; a line without an end is not there yet."""
+        """Read the lines added to the index since the last call, except an unfinished one."""
         file = self.folder / "index.jsonl"
-        if (file.stat().st_size if file.exists() else 0) < self._read_up_to:  # removed meanwhile
+        if (file.stat().st_size if file.exists() else 0) < self._read_up_to:  # the cache was deleted
             self._places, self._read_up_to, self._numbers = {}, 0, None
         if not file.exists():
             return
@@ -154,7 +152,7 @@ class FeatureCache:
                 raise damaged(self.folder, error) from error
         self._read_up_to += len(new)
         if self._places and (new or self._numbers is None):
-            file = self.folder / "maps.f16"  # a kill may have left half a number at its end
+            file = self.folder / "maps.f16"  # it may end in half a number after a kill
             there = file.stat().st_size // 2 if file.exists() else 0
             if there < max(f + self.layout.numbers(h, w) for f, h, w in self._places.values()):
                 raise damaged(self.folder, "maps.f16 is too short")
@@ -162,17 +160,17 @@ class FeatureCache:
 
 
 class FrozenPictures(Pictures):
-    """Pictures that are not decoded any more: each that is not ``missing`` is a :class:`CachedPicture`."""
+    """Pictures that need no decoding: each is a :class:`CachedPicture`, unless it is ``missing``."""
 
     def __init__(self, pictures: Pictures, store: FeatureCache) -> None:
         self._pictures, self.store = pictures, store
         self.records, self.size = pictures.records, pictures.size
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[Pictures], tuple[Pictures, FeatureCache]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return FrozenPictures, (self._pictures, self.store)
 
     def __getitem__(self, index: Any) -> Any:
-        """The :class:`CachedPicture` at a place."""
+        """The :class:`CachedPicture` at a place. Raises KeyError if it is missing."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         record = self.records[index]
@@ -184,23 +182,23 @@ class FrozenPictures(Pictures):
         return FrozenPictures(self._pictures.of(records), self.store)
 
     def missing(self) -> "FrozenPictures":
-        """Those that the body has not looked at yet."""
+        """The pictures whose maps are not cached."""
         missing = set(self.store.missing([record.id for record in self.records]))
         return self.of([record for record in self.records if record.id in missing])
 
     @property
     def decoded(self) -> Pictures:
-        """The same with their pixels."""
+        """The same pictures with their pixels."""
         return self._pictures
 
     def check_room(self) -> int:
-        """Bytes that the maps of these pictures take; UserError if they do not fit on the disk."""
+        """Bytes that the maps of these pictures take. Raises UserError if the disk lacks room for them."""
         need = 2 * sum(self.store.layout.numbers(height, width) for width, height in self.sizes)
         free = shutil.disk_usage(_existing(self.store.folder)).free
         if need > free - ROOM_LEFT:
             raise UserError(
-                f"what the frozen backbone sees of {len(self)} images takes {need / 1e9:.1f} GB, and on the disk of "
-                f"{self.store.folder} {free / 1e9:.1f} GB are free; make room, lower detector.image_size, or train "
+                f"the frozen backbone's features of {len(self)} images take {need / 1e9:.1f} GB, and the disk of "
+                f"{self.store.folder} has {free / 1e9:.1f} GB free. Make room, lower detector.image_size, or train "
                 "without --freeze"
             )
         return need

@@ -1,4 +1,4 @@
-"""Eq. 7 on tensors: what each anchor or proposal learns, with which weight, and how the sums are divided."""
+"""Eq. 7 on tensors: the target and weight of each anchor or proposal, and the normalisation of the sums."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from rarebox.detectors.distributed import crew_size, total
 from rarebox.method import weighted_loss
 
 Normaliser = Literal["own", "batch", "paper"]
-"""``own``: as torchvision's stock detector does. ``batch``: RetinaNet's positives counted over the batch, as
-MMDetection does. ``paper``: Eq. 7 to the letter, 1/|P_cls|, 1/|N_cls|, 1/|P_reg|."""
+"""``own``: as in torchvision's detector. ``batch``: RetinaNet's positives are counted over the batch, as in
+MMDetection. ``paper``: 1/|P_cls|, 1/|N_cls|, 1/|P_reg|, exactly as in Eq. 7."""
 
 
 BACKGROUND, BETWEEN = -1, -2
-"""What torchvision's matcher says where no box matches, and where one overlaps too much for background."""
+"""Values of torchvision's matcher where no box matches, and where the IoU is between the thresholds."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each of S anchors or proposals of one image is taught, by each branch for itself.
+    """The targets of S anchors or proposals of one image, for each branch by itself.
 
-    ``row`` (S,) is the target of the class branch's positives, ``positive`` (S,), and ``class_weight`` (S,) that
-    branch's weights: 1 for negatives, 0 for ignored samples. ``box_row`` (S,) is the target of the box branch,
-    ``box_weight`` (S,) its weights: 0 where it is taught nothing. Rows are arbitrary where they do not count.
+    ``positive`` (S,) marks the class branch's positives, ``row`` (S,) is their target, and ``class_weight`` (S,) that
+    branch's weight: 1 for negatives, 0 for ignored samples. ``box_row`` (S,) is the target of the box branch, and
+    ``box_weight`` (S,) its weight: 0 without a target. Rows are arbitrary where the weight is 0.
     """
 
     row: Tensor
@@ -36,21 +36,21 @@ class Assignment:
 
     @property
     def sampled_as(self) -> Tensor:
-        """For torchvision's samplers, (S,): 1 a positive of either branch, 0 a negative, -1 ignored by both."""
+        """Labels (S,) for torchvision's samplers: 1 for a positive of either branch, 0 negative, -1 ignored by both."""
         taught = self.positive | (self.box_weight > 0)
         return torch.where(taught, 1, torch.where(self.class_weight > 0, 0, -1))
 
 
 def assign(overlap: Tensor, target: dict[str, Tensor], match: Callable[[Tensor], Tensor]) -> Assignment:
-    """P_cls, N_cls and P_reg of Eq. 7 for one image, by IoU (G, S) of its targets with anchors or proposals.
+    """P_cls, N_cls and P_reg of Eq. 7 for one image, from the IoU (G, S) of its targets with anchors or proposals.
 
-    ``match`` is torchvision's matcher: (g, S) -> (S,), the nearest row, BACKGROUND or BETWEEN. Each branch matches
-    against the boxes that it trusts, and against those that neither branch trusts, which both ignore. A box that the
-    box branch alone trusts is no background for the class branch, which ignores it. Samples that match a rejected box
-    and no object are negatives, also where they would be ignored.
+    ``match`` is torchvision's matcher: (g, S) -> (S,), the best row, BACKGROUND or BETWEEN. Each branch matches
+    against the boxes that it trusts, and against those that neither branch trusts, which both ignore. The class branch
+    ignores a box that only the box branch trusts. Samples that match a rejected box and no object are negatives, even
+    where they would be ignored.
     """
     class_weight, box_weight = target["class_weight"], target["box_weight"]
-    unknown = target["background"] & (class_weight > 0)  # the class branch knows no object there
+    unknown = target["background"] & (class_weight > 0)  # background to the class branch
     trusts_class, trusts_box = (class_weight > 0) & ~unknown, box_weight > 0
     nobody = (class_weight == 0) & ~trusts_box
     by_class = _match(overlap, trusts_class | nobody, match)
@@ -67,7 +67,7 @@ def assign(overlap: Tensor, target: dict[str, Tensor], match: Callable[[Tensor],
 
 
 def _match(overlap: Tensor, chosen: Tensor, match: Callable[[Tensor], Tensor]) -> Tensor:
-    """``match`` against some of the targets: (G, S), (G,) -> (S,) a row among all of them, or a negative number."""
+    """``match`` against the chosen targets: (G, S), (G,) -> (S,), a row among all targets, or a negative value."""
     rows = chosen.nonzero()[:, 0]
     if not len(rows):
         return overlap.new_full((overlap.shape[1],), BACKGROUND, dtype=torch.int64)
@@ -76,7 +76,7 @@ def _match(overlap: Tensor, chosen: Tensor, match: Callable[[Tensor], Tensor]) -
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """``values[index]``, also where there are no values at all (an image without targets)."""
+    """``values[index]``, or zeros for an image without targets."""
     return values[index] if len(values) else values.new_zeros(len(index))
 
 
@@ -92,8 +92,8 @@ def reduce(
 ) -> tuple[Tensor, Tensor]:
     """Per-sample losses of a batch -> the class term and the box term of Eq. 7.
 
-    Samples with weight 0 must have been left out. ``by`` and ``boxes_by`` are the detector's own normalisers. Where the
-    batch is shared among processes, all must call this with their shares, and the *mean* of the results is the term:
+    Samples with weight 0 must be left out. ``by`` and ``boxes_by`` are the detector's own normalisers. If several
+    processes split the batch, all must call this with their parts, and the *mean* of the results is the term, because
     gradients are averaged, too.
     """
     positives, negatives = class_loss[positive], class_loss[~positive]
@@ -108,7 +108,7 @@ def reduce(
 def reduce_image(
     class_loss: Tensor, positive: Tensor, class_weight: Tensor, box_loss: Tensor, box_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same for one image by itself, each branch divided by its positives."""
+    """The two terms of one image, each branch divided by its positives; arguments as in :func:`reduce`."""
     positives = class_loss[positive]
     terms = weighted_loss(
         positives,
@@ -122,6 +122,6 @@ def reduce_image(
 
 
 def mean_over_images(terms: Sequence[Tensor]) -> Tensor:
-    """One term of each image -> their mean over the batch; shared among processes as in :func:`reduce`."""
+    """The mean of one term over the images of the batch, split among processes as in :func:`reduce`."""
     (images,) = total(len(terms))
     return crew_size() * torch.stack(list(terms)).sum() / images

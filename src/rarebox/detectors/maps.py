@@ -1,23 +1,28 @@
-"""What a frozen body made of a picture, which takes the place of its pixels in front of the heads."""
+"""Feature maps of a frozen backbone, which the heads take in place of pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rarebox.pool.views import send
 
 STRIDE = 32
-"""Inputs are padded to a multiple of this, the coarsest stride of the body."""
+"""Inputs are padded to a multiple of this, the coarsest stride of the backbone, in pixels."""
+
+Extracted = tuple[tuple[int, int], list[NDArray[np.float16]]]
+"""(h, w) of an input, and all levels of it and of its views in order, (h, w, C) each."""
 
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What the body made of one input, in place of its pixels; or of a whole batch of them.
+    """The backbone's feature maps of one input, or of a batch.
 
-    ``levels`` (C, h, w) at growing strides, ``shape`` (3, h, w) of the input; with a leading B for a batch. ``mirror``
-    brings the maps of the mirrored input.
+    ``levels`` are (C, h, w) at growing strides, ``shape`` is the (3, h, w) of the input; a batch adds a leading B.
+    ``mirror`` returns the maps of the mirrored input.
     """
 
     levels: tuple[Tensor, ...]
@@ -25,14 +30,14 @@ class FeatureMaps:
     mirror: "Callable[[], FeatureMaps] | None" = None
 
     def flip(self, dim: int) -> "FeatureMaps":
-        """As of a tensor (3, h, w) of pixels: mirrored, which is possible in its width alone."""
+        """Mirror like a tensor (3, h, w) of pixels; only the width, ``dim`` 2, can be mirrored."""
         assert dim == 2
         assert self.mirror is not None
         return self.mirror()
 
 
 def collate(inputs: Sequence[FeatureMaps], height: int, width: int, device: torch.device) -> FeatureMaps:
-    """Maps of several inputs -> those of one batch on the device, of an input of that padded size: filled up with 0."""
+    """Zero-pad the maps of several inputs to those of ``height`` and ``width``, as one batch on the device."""
     levels, own = [], inputs[0].shape
     for parts in zip(*(one.levels for one in inputs), strict=True):
         size = (height * parts[0].shape[1] // padded(own[1]), width * parts[0].shape[2] // padded(own[2]))
@@ -44,16 +49,23 @@ def collate(inputs: Sequence[FeatureMaps], height: int, width: int, device: torc
 
 
 def padded(side: int) -> int:
-    """A side of the input as the body sees it."""
+    """The length of an input's side after padding, in pixels."""
     return -(-side // STRIDE) * STRIDE
 
 
 @dataclass(frozen=True)
 class CachedPicture:
-    """A picture whose maps are kept: ``width`` and ``height`` of the original, (h, w) of the input; ``maps(m)`` brings
-    those of its view m, counted from 1, and of the input itself for 0."""
+    """A picture whose feature maps are cached.
+
+    ``width`` and ``height`` are those of the original, ``input_size`` is the (h, w) of the input. ``maps(m)`` returns
+    the maps of view m, counted from 1; ``maps(0)`` those of the image itself.
+    """
 
     width: int
     height: int
     input_size: tuple[int, int]
     maps: Callable[[int], FeatureMaps]
+
+
+Input = Tensor | FeatureMaps
+"""What a network takes for one image: pixels (3, h, w) in [0, 255], or cached maps."""

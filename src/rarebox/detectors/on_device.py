@@ -1,9 +1,9 @@
-"""Detections of a whole batch on a GPU, of which the host asks nothing until it has queued the next batch.
+"""Detections of a whole batch on a GPU, without making the host wait.
 
-A host waits for its GPU, which then runs dry, whenever a size depends on the data (``nonzero``, ``nms``, a boolean
-index), a number is looked at, or ordinary memory is copied. Nothing of the kind is in here: tables have a fixed number
-of rows, of which some are not *real*, and loops a fixed number of rounds, which may leave a picture not *settled*: then
-the host, when it reads that, has the batch done again in the way that waits. B pictures of a batch, n rows of each.
+The host waits for its GPU, which then idles, whenever a size depends on data (``nonzero``, ``nms``, a boolean index),
+a number is read, or pageable memory is copied. This module does none of that. Its tables have a fixed number of rows,
+of which some are not *real*. Its loops have a fixed number of rounds, which may leave a picture not *settled*; the host
+then repeats the batch on the synchronous path. B counts the pictures of a batch, n the rows of each.
 """
 
 import math
@@ -25,22 +25,22 @@ Columns = dict[str, Tensor]
 (B,)."""
 
 FIRST = 1000
-"""Rows of a picture among which the best are sought."""
+"""How many of the best rows of a picture suppression considers."""
 
 ROUNDS = 32
-"""Rounds of suppression that are queued; 24 were too few for some pictures of an untrained ResNet-50."""
+"""Rounds of suppression; 24 were too few for some pictures of an untrained ResNet-50."""
 
 _may_wait = ContextVar("may_wait", default=False)
 
 
 def use_async_path(device: torch.device) -> bool:
-    """Whether detectors take this way: here alone it is chosen. A CPU is faster with lists that shrink."""
+    """Whether detectors use this module: only on a GPU. A CPU is faster with lists that shrink."""
     return device.type == "cuda" and not _may_wait.get()
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """In here, detectors take torchvision's way, for which the host waits."""
+    """Make detectors use torchvision's synchronous path, for which the host waits."""
     token = _may_wait.set(True)
     try:
         yield
@@ -49,12 +49,12 @@ def waiting() -> Iterator[None]:
 
 
 def take(table: Tensor, rows: Tensor) -> Tensor:
-    """Rows of each picture's own: (B, n, …), (B, k) -> (B, k, …)."""
+    """The chosen rows of each picture: (B, n, …), (B, k) -> (B, k, …)."""
     return table[torch.arange(len(rows), device=rows.device)[:, None], rows]
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """As ``boxes.paired_iou``, on tensors: (…, 4), (…, 4) -> (…); NaN for two boxes without area."""
+    """``boxes.paired_iou`` on tensors: (…, 4), (…, 4) -> (…); NaN for two boxes without area."""
     side = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     shared = side.clamp(min=0).prod(dim=-1)
     areas = [(b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (boxes, others)]
@@ -62,7 +62,7 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def decode(coder: BoxCoder, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """torchvision's ``decode_single``, which waits for a constant: (…, 4), (…, 4) -> (…, 4)."""
+    """torchvision's ``decode_single`` without its wait for a constant: (…, 4), (…, 4) -> (…, 4)."""
     boxes = boxes.to(deltas.dtype)
     by_place, _, by_size, _ = coder.weights
     size = boxes[..., 2:] - boxes[..., :2]
@@ -72,7 +72,7 @@ def decode(coder: BoxCoder, deltas: Tensor, boxes: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Boxes (B, …, 4) cut at the borders of each picture, (height, width) of which are given."""
+    """Boxes (B, …, 4) cut at the borders of each picture, given its (height, width)."""
     borders = send(torch.tensor([[w, h, w, h] for h, w in sizes], dtype=boxes.dtype), boxes.device)
     return boxes.clamp(min=0).minimum(borders.view(-1, *[1] * (boxes.ndim - 2), 4))
 
@@ -80,11 +80,11 @@ def clip(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 def best_boxes(
     boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first ``count`` rows that ``batched_nms`` keeps, best first: (B, count), which are real, and settled (B,).
+    """The first ``count`` rows that ``batched_nms`` keeps, best first: rows and real (B, count), settled (B,).
 
-    (B, n, 4), (B, n), (B, n); a row with a negative score takes no part, and of equal scores any may come first. What
-    falls depends on better rows alone, so the best ``FIRST`` rows are looked at; a picture is not settled if that was
-    too few.
+    Boxes are (B, n, 4), scores and labels (B, n). A row with a negative score is ignored; equal scores are in any
+    order. Suppression depends on better rows only, so it considers the best ``FIRST``; a picture for which these are
+    too few is not settled.
     """
     some, rows = scores.topk(min(FIRST, scores.shape[1]), dim=1)
     stays, settled = survivors(take(boxes, rows), some >= 0, threshold, take(labels, rows))
@@ -94,11 +94,11 @@ def best_boxes(
 
 
 def survivors(boxes: Tensor, real: Tensor, threshold: float, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Greedy suppression of sorted rows, best first: which stay (B, n), and of which pictures that is settled (B,).
+    """Greedy suppression of rows sorted best first: which rows stay (B, n), and which pictures are settled (B,).
 
-    (B, n, 4), (B, n) and (B, n): a row falls if a better one of its label that stays overlaps it. Asked of all rows at
-    once, again and again, that settles the first row, then the second, … and in fact nearly all in a few rounds; what
-    does not change any more is the greedy answer. One round is three kernels, so ``ROUNDS`` of them are queued.
+    Boxes are (B, n, 4), real and labels (B, n). A row falls if a better row of its label that stays overlaps it. Each
+    round applies this rule to all rows at once. The first row is final after one round, the second after two, and
+    nearly all after a few; a result that a round does not change is the greedy one. A round is three kernels.
     """
     falls = iou(boxes[:, :, None], boxes[:, None]) > threshold
     if labels is not None:
@@ -110,17 +110,17 @@ def survivors(boxes: Tensor, real: Tensor, threshold: float, labels: Tensor | No
 
 
 def scaled(found: Columns, scales: Floats) -> Columns:
-    """Detections whose boxes are multiplied by ``scales`` (B, 4); what has no area then is not real."""
+    """Detections with boxes multiplied by ``scales`` (B, 4); a box that loses its area is not real."""
     boxes = found["boxes"] * send(torch.tensor(scales), found["boxes"].device)[:, None]
     real = found["real"] & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     return {**found, "boxes": boxes, "real": real}
 
 
 def partners(found: Columns, images: Sequence[int], frames: Sequence[Frame]) -> Columns:
-    """``candidates.find_partners`` of each picture and the image it shows: ``partner`` and ``iou``, (B, n) each.
+    """``candidates.find_partners`` for each picture and the image it shows: ``partner`` and ``iou``, (B, n) each.
 
-    ``images`` (B,) says where in the batch the image itself is; its boxes are the n, and ``frames`` (B) map them into
-    each picture. A partner's number counts the real ones.
+    ``images`` (B,) is the row of the batch that holds the image itself, whose n boxes ``frames`` (B,) map into each
+    picture. A partner is an index among the real rows, or -1.
     """
     boxes, real = found["boxes"], found["real"]
     own = _to_views(boxes[send(torch.tensor(images), boxes.device)], frames)
@@ -143,7 +143,7 @@ def _to_views(boxes: Tensor, frames: Sequence[Frame]) -> Tensor:
 
 
 class Parcel:
-    """Tensors on their way to the host in one copy, as float32; nobody waits for it before it is opened."""
+    """Tensors in transfer to the host, in one copy as ``float32``. Only :meth:`open` waits for it."""
 
     def __init__(self, tensors: Columns) -> None:
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -152,7 +152,7 @@ class Parcel:
         self._there = torch.cuda.current_stream(flat.device).record_event() if flat.is_cuda else None
 
     def open(self) -> dict[str, Floats]:
-        """The arrays by name, when they are there."""
+        """Wait for the transfer, and return the arrays by name."""
         if self._there is not None:
             self._there.synchronize()
         ends = np.cumsum([shape.numel() for shape in self._shapes.values()])

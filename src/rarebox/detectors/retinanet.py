@@ -1,5 +1,6 @@
-"""RetinaNet with a weight on every target box, and with the whole class vector of every detection."""
+"""RetinaNet with a weight on every target box and the class vector of every detection."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,30 +11,28 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_f
 
 from rarebox.detectors import on_device
 from rarebox.detectors.losses import Assignment, Normaliser, assign, mean_over_images, reduce, reduce_image
+from rarebox.detectors.maps import Input
 
 
 class WeightedHead(RetinaNetHead):
-    """torchvision's head; only its loss differs: Eq. 7, in one place for both branches."""
+    """torchvision's head with Eq. 7 as the loss of both branches."""
 
     normaliser: Normaliser = "own"
 
-    def compute_loss(
+    def losses(
         self,
         targets: list[dict[str, Tensor]],
         head_outputs: dict[str, Tensor],
         anchors: list[Tensor],
-        matched_idxs: list[Any],
+        given: list[Assignment],
     ) -> dict[str, Tensor]:
-        """Focal loss and L1 of each image, weighted per target box; the mean over images. ``matched_idxs`` are
-        Assignments.
+        """Focal loss and L1, weighted per target box, as the mean over images.
 
-        Both are divided by the image's positives, counted whatever their weight unless it is 0; with another normaliser
-        than ``own``, the batch is one image.
+        Both are divided by the image's positives of weight above 0. With a normaliser other than ``own``, the batch
+        counts as one image.
         """
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]
-        per_image = [
-            self._samples(*image) for image in zip(targets, logits, deltas, anchors, matched_idxs, strict=True)
-        ]
+        per_image = [self._samples(*image) for image in zip(targets, logits, deltas, anchors, given, strict=True)]
         if self.normaliser == "own":
             terms = [reduce_image(*image) for image in per_image]
             classes, boxes = (mean_over_images(term) for term in zip(*terms, strict=True))
@@ -46,7 +45,7 @@ class WeightedHead(RetinaNetHead):
     def _samples(
         self, target: dict[str, Tensor], logits: Tensor, deltas: Tensor, anchors: Tensor, given: Assignment
     ) -> tuple[Tensor, ...]:
-        """One image's anchors that take part: class loss, positive?, class weight; box loss, box weight."""
+        """Per-anchor terms of one image: class loss, positive mask and class weight (S,); box loss and weight (P,)."""
         in_class, in_box = given.class_weight > 0, given.box_weight > 0
         rows = in_class.nonzero()[:, 0]
         positive = given.positive[rows]
@@ -60,7 +59,7 @@ class WeightedHead(RetinaNetHead):
         return class_loss, positive, given.class_weight[rows], box_loss, given.box_weight[in_box]
 
     def with_tower(self, features: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The head's outputs and, for each level, the class tower's last feature map (B, C, h, w)."""
+        """The head's outputs, and the class tower's last feature map (B, C, h, w) of each level."""
         return self(features), [self.classification_head.conv(level) for level in features]
 
 
@@ -71,7 +70,7 @@ class WeightedRetinaNet(RetinaNet):
     with_features = False
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Training: the losses, by torchvision's own path. Otherwise: one dict of detections per image, or Columns."""
+        """In training, the losses. Otherwise a list with one dict of detections per image, or Columns."""
         if self.training:
             return super().forward(images, targets)
         batch, _ = self.transform(images, None)
@@ -99,15 +98,15 @@ class WeightedRetinaNet(RetinaNet):
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
     ) -> dict[str, Tensor]:
-        """The losses of a batch; each branch matches anchors with the boxes that it trusts."""
+        """The losses of a batch, with anchors matched for each branch by itself."""
         given = [
             assign(box_iou(target["boxes"], own), target, self.proposal_matcher)
             for target, own in zip(targets, anchors, strict=True)
         ]
-        return self.head.compute_loss(targets, head_outputs, anchors, given)
+        return self.head.losses(targets, head_outputs, anchors, given)
 
-    def box_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        """The class tower's vector at the anchor that overlaps each box most: (G, 4) -> (G, C) of each image."""
+    def box_features(self, images: list[Input], boxes: list[Tensor]) -> list[Tensor]:
+        """The class tower's vector at the anchor that overlaps each box most: (G, 4) -> (G, C) per image."""
         batch, _ = self.transform(images, None)
         features = list(self.backbone(batch.tensors).values())
         towers = torch.cat([t.flatten(2).transpose(1, 2) for t in self.head.with_tower(features)[1]], dim=1)
@@ -119,9 +118,15 @@ class WeightedRetinaNet(RetinaNet):
         return [tower[row // per_place] for tower, row in zip(towers, best, strict=True)]
 
     def _detect(
-        self, logits: Any, deltas: Any, anchors: Any, size: tuple[int, int], tower: list[Tensor], per_place: int
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        size: tuple[int, int],
+        tower: list[Tensor],
+        per_place: int,
     ) -> dict[str, Tensor]:
-        """torchvision's post-processing of one image, with the source anchor carried through every filter."""
+        """torchvision's post-processing of one image, which also keeps track of the source anchors."""
         columns: list[tuple[Tensor, ...]] = []
         for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
             probs = level_logits.sigmoid()
@@ -143,9 +148,15 @@ class WeightedRetinaNet(RetinaNet):
         return {name: column[keep] for name, column in found.items()}
 
     def _detect_all(
-        self, logits: Any, deltas: Any, anchors: Any, sizes: list[tuple[int, int]], tower: list[Tensor], per_place: int
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        sizes: list[tuple[int, int]],
+        tower: list[Tensor],
+        per_place: int,
     ) -> on_device.Columns:
-        """:meth:`_detect` of all images at once, without a list that shrinks."""
+        """:meth:`_detect` for all images at once, with a fixed number of rows."""
         columns: list[tuple[Tensor, ...]] = []
         for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
             probs = level_logits.sigmoid()
@@ -166,7 +177,7 @@ class WeightedRetinaNet(RetinaNet):
 
 
 def light_head(channels: int, anchors: int, classes: int, convs: int = 2) -> WeightedHead:
-    """A head for laptops: ``convs`` convolutions a tower instead of four, with group normalisation."""
+    """A small head for CPUs: ``convs`` convolutions per tower instead of four, with group normalisation."""
     head = WeightedHead(channels, anchors, classes, norm_layer=lambda width: nn.GroupNorm(width // 8, width))
     head.classification_head.conv = head.classification_head.conv[:convs]
     head.regression_head.conv = head.regression_head.conv[:convs]

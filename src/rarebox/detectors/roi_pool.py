@@ -1,4 +1,4 @@
-"""RoIAlign as one sparse product. torchvision's kernel walks its backward pass number by number on a CPU."""
+"""RoIAlign as one sparse product, because the backward pass of torchvision's CPU kernel is scalar."""
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ from rarebox.pool.views import send
 
 
 class RoIPool(MultiScaleRoIAlign):
-    """torchvision's pooling of boxes from the levels of a pyramid; on a CPU the same numbers by another way, and where
-    nothing may wait for the sizes of lists (:mod:`~rarebox.detectors.on_device`).
+    """torchvision's pooling of boxes from a feature pyramid, reimplemented for CPUs and the asynchronous path
+    (:mod:`~rarebox.detectors.on_device`). Other cases use torchvision's kernel.
 
-    Every cell of a pooled box is a weighted sum of pixels of its level, so all boxes of all levels are looked up in
-    one ``embedding_bag``: several times as fast there, forwards and backwards (``benchmarks/roi_pool.py``). Needs
-    ``scales`` and ``map_levels`` set, and a ``sampling_ratio`` above 0.
+    Every cell of a pooled box is a weighted sum of pixels of its level, so one ``embedding_bag`` pools all boxes of all
+    levels. On a CPU that is several times faster, forwards and backwards (``benchmarks/roi_pool.py``). ``scales`` and
+    ``map_levels`` must be set, and ``sampling_ratio`` above 0.
     """
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Maps (B, C, h, w) by name; boxes (R, 4) of each image in the input's frame -> (sum of R, C, side, side)."""
+        """Maps (B, C, h, w) by name; boxes (R, 4) of each image in input pixels -> (sum of R, C, side, side)."""
         maps = [x[name] for name in self.featmap_names]
         device = maps[0].device
         if device.type != "cpu" and (self.training or not on_device.use_async_path(device)):
@@ -46,10 +46,10 @@ class RoIPool(MultiScaleRoIAlign):
         return pooled.unflatten(0, (-1, *self.output_size)).permute(0, 3, 1, 2)
 
     def _taps(self, start: Tensor, extent: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """Along one axis, the pixels that each of ``side`` cells of a box is made of, and their weights.
+        """Along one axis, the pixels that contribute to each of ``side`` cells of a box, and their weights.
 
-        Boxes (R,) by start and extent, on maps of that length (R,) -> (R, side, 2 * sampling_ratio) each: two
-        neighbours for each of the sampling points, which count nothing beyond a pixel off the map.
+        ``start``, ``extent`` and the map's ``length`` are (R,); the results are (R, side, 2 * sampling_ratio), two
+        neighbours for each sampling point. Points more than a pixel off the map have weight 0.
         """
         points = side * self.sampling_ratio
         place = start[:, None] + (torch.arange(points, device=start.device) + 0.5) / points * extent[:, None]

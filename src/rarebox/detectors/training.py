@@ -4,10 +4,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,25 +18,23 @@ from rarebox.core import seeds
 from rarebox.core.files import write_bytes
 from rarebox.data.pictures import which_are_tall
 from rarebox.detectors import distributed, on_device
-from rarebox.detectors.maps import CachedPicture
+from rarebox.detectors.maps import CachedPicture, Input
+from rarebox.detectors.protocol import FitProgress
 from rarebox.errors import TrainingDiverged
 from rarebox.types import Bools, Picture, Targets
 
-Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, smoothed loss)."""
-
 Prepare = Callable[
     [Sequence[Picture | CachedPicture], Sequence[Targets], Sequence[np.random.Generator]],
-    tuple[list[Tensor], list[dict[str, Tensor]]],
+    tuple[list[Input], list[dict[str, Tensor]]],
 ]
-"""Pictures, their targets and a generator for each -> what the network takes, augmented."""
+"""Pictures, their targets and a generator for each -> the network's augmented inputs and targets."""
 
 READERS = 8
-"""Threads that decode the next batch while the network works on the present one."""
+"""Threads that decode the next batch while the network trains on the current one."""
 
 
 def steps_in_all(settings: TrainingSettings, images: int) -> int:
-    """Optimiser steps of one fit on that many images: few images need the steps, many the epochs."""
+    """Optimiser steps of one fit: at least ``steps``, and enough for ``epochs`` passes over that many images."""
     return max(settings.steps or 1, settings.epochs * math.ceil(images / settings.batch_size))
 
 
@@ -50,11 +47,11 @@ def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:
 
 
 class Walk:
-    """Which images each step takes: epoch after epoch in a fresh random order, the same for the same seed.
+    """The images of each step, in a new random order each epoch that depends on the seed only.
 
-    ``tall`` (n,) says which images are higher than wide: those go together, for a batch of one shape wastes no
-    padding. Every batch is full; an epoch's last ones are filled up from its start. Where ``complete`` (n,) says which
-    images are completely labelled, and there are others, they are that ``share`` of each epoch.
+    ``tall`` (n,) marks images that are higher than wide; they share batches, since a batch of one shape needs no
+    padding. Every batch is full: an epoch's last ones are filled from its start. If ``complete`` (n,) marks some but
+    not all images as fully labelled, these are the fraction ``share`` of each epoch.
     """
 
     def __init__(
@@ -65,7 +62,7 @@ class Walk:
         self._epoch, self._batches = -1, [[0]]
 
     def __call__(self, step: int) -> list[int]:
-        """Places of the images of one step."""
+        """Indices of the images of one step."""
         epoch, place = divmod(step, math.ceil(len(self.tall) / self.batch_size))
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._cut(seeds.stream(self.seed, "loader", epoch))
@@ -88,10 +85,10 @@ class Walk:
 
 
 def amp_dtype(device: torch.device, precision: str, inference: bool) -> torch.dtype | None:
-    """The type of mixed precision, or None for plain float32.
+    """The dtype of mixed precision, or None for float32.
 
-    ``auto`` takes bfloat16 on CUDA, and for inference on CPUs that have it: there it makes ``predict`` 1.7 times as
-    fast and a training step slower (``benchmarks/results``).
+    ``auto`` is bfloat16 on CUDA, and for inference on CPUs that support it: there ``predict`` is 1.7 times faster, but
+    a training step is slower (``benchmarks/results``).
     """
     if precision == "bfloat16":
         return torch.bfloat16
@@ -102,8 +99,8 @@ def amp_dtype(device: torch.device, precision: str, inference: bool) -> torch.dt
     return None
 
 
-def autocast(device: torch.device, precision: str, inference: bool = False) -> Any:
-    """The context in which the network runs."""
+def autocast(device: torch.device, precision: str, inference: bool = False) -> AbstractContextManager[object]:
+    """The precision context in which the network runs."""
     dtype = amp_dtype(device, precision, inference)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
@@ -118,16 +115,16 @@ def train(
     seed: int,
     device: torch.device,
     checkpoint: Path | None = None,
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
     complete: Bools | None = None,
 ) -> float:
-    """Fit the network; the smoothed loss at the end comes back.
+    """Fit the network, and return the final smoothed loss.
 
-    Under ``torchrun`` each process takes its share of every batch, and the fit is that of one process but for rounding;
-    processes beyond one for each image of a batch are idle (0.0 comes back). ``complete`` (n,) says which images are
-    completely labelled (``training.complete_share``). With ``checkpoint`` the state is saved
-    there now and then, and a fit that finds one goes on from it as if never stopped. Raises TrainingDiverged, and
-    leaves the last checkpoint, when the loss is not finite.
+    Under ``torchrun`` each process takes a part of every batch; the result differs from that of one process by rounding
+    only. Processes beyond one per image of a batch are idle and return 0.0. ``complete`` (n,) marks the fully labelled
+    images (``training.complete_share``). With ``checkpoint`` the state is saved there regularly, and a fit that finds a
+    checkpoint resumes from it with the same result. Raises TrainingDiverged if the loss is not finite, and keeps the
+    last checkpoint.
     """
     with distributed.crew(settings.batch_size) as crew:
         if crew.rank >= crew.size:
@@ -144,16 +141,16 @@ def _train(
     seed: int,
     device: torch.device,
     checkpoint: Path | None,
-    progress: Progress | None,
+    progress: FitProgress | None,
     complete: Bools | None,
     crew: distributed.Crew,
 ) -> float:
     steps = steps_in_all(settings, len(images))
     optimiser = _optimiser(network, settings)
-    kept_in = checkpoint if crew.rank == 0 else None
-    first, smooth = _restore(kept_in, network, optimiser)
+    own_checkpoint = checkpoint if crew.rank == 0 else None
+    first, smooth = _restore(own_checkpoint, network, optimiser)
     model = DistributedDataParallel(network, process_group=crew.group) if crew.size > 1 else network
-    keep = _Keeper(kept_in, settings.checkpoint_seconds)
+    save = _Checkpoint(own_checkpoint, settings.checkpoint_seconds)
     walk = Walk(seed, which_are_tall(images), settings.batch_size, complete, settings.complete_share)
     network.train()
 
@@ -166,8 +163,8 @@ def _train(
         upcoming = load(first)
         for step in range(first, steps):
             batch, upcoming = upcoming, load(step + 1)
-            # An image's random numbers depend on the seed, the step and its place in the batch alone: a resumed fit
-            # repeats them, and so does one by another number of processes.
+            # An image's random numbers depend only on the seed, the step and its place in the batch, so they are the
+            # same in a resumed fit and with another number of processes.
             places = range(crew.rank, settings.batch_size, crew.size)
             dice = [seeds.stream(seed, "augment", step, place) for place in places]
             loaded, wanted = [picture.result() for picture, _ in batch], [target for _, target in batch]
@@ -178,23 +175,23 @@ def _train(
                 group["lr"] = group["scale"] * learning_rate(step, steps, settings)
             with autocast(device, settings.precision):
                 loss = torch.stack(list(model(pictures, truths).values())).sum()
-            told = on_device.Parcel({"loss": loss.detach()})
+            parcel = on_device.Parcel({"loss": loss.detach()})
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
-            # A GPU has the gradients to compute while the loss is read; nothing of the state has changed so far.
-            value = distributed.mean(float(told.open()["loss"]))
+            # A GPU computes the gradients while the host reads the loss. The state has not changed yet.
+            value = distributed.mean(float(parcel.open()["loss"]))
             if not math.isfinite(value):
-                keep(step, smooth, network, optimiser, now=True)
+                save(step, smooth, network, optimiser, now=True)
                 raise TrainingDiverged(
                     f"the loss became {value} at step {step + 1} of {steps}"
-                    + (f"; the state before it is kept in {checkpoint}" if checkpoint else "")
-                    + f". Start again in a new folder, with training.lr below {settings.lr} or training.clip_norm "
+                    + (f". The state before it is in {checkpoint}" if checkpoint else "")
+                    + f". Start over in a new folder with training.lr below {settings.lr} or training.clip_norm "
                     f"below {settings.clip_norm}"
                 )
             optimiser.step()
             smooth = value if step == 0 else 0.98 * smooth + 0.02 * value
-            keep(step + 1, smooth, network, optimiser)
+            save(step + 1, smooth, network, optimiser)
             if progress:
                 progress(step + 1, steps, smooth)
     network.eval()
@@ -202,9 +199,9 @@ def _train(
 
 
 def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW; the pretrained body learns at ``backbone_lr`` times the rate of the new parts.
+    """SGD or AdamW. The pretrained backbone has ``backbone_lr`` times the learning rate of the new layers.
 
-    Under AdamW norms and biases are not decayed; under SGD all is, as in the paper's framework.
+    AdamW does not decay norms and biases; SGD decays everything, as in the paper's framework.
     """
     groups = []
     for name, parameter in network.named_parameters():
@@ -222,8 +219,8 @@ def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Op
     return torch.optim.AdamW(sorted_groups, lr=settings.lr)
 
 
-class _Keeper:
-    """Saves the state of a fit to a file, now and then, by write and rename."""
+class _Checkpoint:
+    """Save the state of a fit to a file at most every ``seconds``, by write and rename."""
 
     def __init__(self, file: Path | None, seconds: float) -> None:
         self.file, self.seconds, self.last = file, seconds, time.monotonic()
@@ -241,10 +238,10 @@ class _Keeper:
 
 
 def _restore(checkpoint: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load rank 0's checkpoint if there is one, on every rank; the steps done and the smoothed loss."""
+    """Load rank 0's checkpoint, if any, on every rank, and return the steps done and the smoothed loss."""
     state = None
     if checkpoint is not None and checkpoint.exists():
-        with suppress(Exception):  # torch raises many kinds; a damaged one is as good as none
+        with suppress(Exception):  # torch raises many types; a damaged checkpoint is ignored
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = distributed.from_leader(state)
     if state is None:

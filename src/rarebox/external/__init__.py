@@ -1,7 +1,7 @@
-"""Detections that rarebox did not make -> the boxes to label next, by the very path that the loop takes.
+"""Rank the boxes of an external detector by the same code as the loop.
 
-What a detector says of an image and of its augmented copies becomes candidates (:func:`candidates.score_image`), what
-is labelled settles some of them (:mod:`ranking`), a strategy ranks the rest.
+Detections on an image and its augmented copies become candidates (:func:`candidates.score_image`). Existing labels
+settle some of them (:mod:`ranking`), and a strategy ranks the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +28,13 @@ from rarebox.strategies.box import entropies
 from rarebox.types import Candidates, Detections, Floats, ImageLabels, ImageRecord, ImageScores, Query, concatenate
 
 Report = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+"""Called with (images done, all images)."""
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 
 NO_VIEWS = (
     "no --views: the uncertainty is the entropy of each box's class, not the consistency over augmented copies of "
-    "Eq. 2 and 3, and box consistency is unknown; with `rarebox views` you can make the copies"
+    "Eq. 2 and 3, and box consistency is unknown. `rarebox views` makes the copies"
 )
 
 NEED_VIEWS = ("compas",)
@@ -42,10 +42,10 @@ NEED_VIEWS = ("compas",)
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The boxes to label next, best first, as queries, and what they were ranked by.
+    """The boxes to label next as queries, best first, and how they were ranked.
 
-    ``class_frequency`` (K,) is p(l) of Eq. 1, ``from_views`` whether the uncertainty is Eq. 3's, ``candidates`` how
-    many open boxes there were to choose from. ``notes`` say what a person should know of the input.
+    ``class_frequency`` (K,) is p(l) of Eq. 1. ``from_views`` says whether the uncertainty is that of Eq. 3.
+    ``candidates`` counts the open boxes. ``notes`` are warnings about the input, for the user.
     """
 
     strategy: str
@@ -74,25 +74,25 @@ def rank(
     """Rank the boxes of a file of detections by the strategy of the settings.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
-    count as labelled completely. ``images`` is a folder or a COCO file that says which images there are. Raises
-    UserError for anything in the files that cannot be what it should be.
+    count as fully labelled. ``images`` is a folder or COCO file that lists the images. Raises UserError for invalid
+    files and arguments.
     """
     check_strategy(settings, bool(views))
     if budget < 1:
         raise UserError(f"--budget must be at least 1 box, got {budget}")
     file, file_of_views = detections.open_detections(found), views and detections.open_detections(views)
     if isinstance(file_of_views, detections.CocoResults):
-        raise UserError(f"{views}: COCO results cannot say of which copy they are; write the copies as JSON lines")
+        raise UserError(f"{views}: COCO results do not name the copy. Write detections on copies as JSON lines")
     notes: list[str] = [] if views else [NO_VIEWS]
     pool = Pool()
-    said = pool.add_labels(labels, labels_complete, notes) if labels else {}
+    given = pool.add_labels(labels, labels_complete, notes) if labels else {}
     if images:
         pool.add_images(images, notes)
     placed = pool.place(file.images(), found, closed=images is not None)
     if pool.disputed:
         number = min(pool.disputed)
         notes.append(
-            f"{len(pool.disputed)} numbers of images are ids in the COCO file and names of other images there, such as "
+            f"{len(pool.disputed)} image numbers are ids in the COCO file and also names of other images, such as "
             f"{number}: they are taken for ids, so {number} is {pool.records[number].path}"
         )
     words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes)
@@ -103,7 +103,7 @@ def rank(
         copies = Copies(file_of_views, entries, pool, settings.scoring.views)
     candidates = read_candidates(file, placed, copies, understand, pool, settings, report)
     notes += _counted(len(pool.records) - len(placed) if images else 0, understand, copies)
-    labelled = {image_id: image_labels(one, words.classes) for image_id, one in pool.fitted(said, notes).items()}
+    labelled = {image_id: image_labels(one, words.classes) for image_id, one in pool.fitted(given, notes).items()}
     queries, frequency, total = choose_queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
     return Ranked(
         settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
@@ -112,9 +112,9 @@ def rank(
 
 def _counted(images_without: int, understand: Understanding, copies: Copies | None) -> list[str]:
     counts = {
-        "images without a line in --detections, where nothing can be asked": images_without,
-        "boxes without an area, which were left out": understand.dropped,
-        "copies in --views of images that --detections does not have": copies.elsewhere if copies else 0,
+        "images have no line in --detections, so none of their boxes is listed": images_without,
+        "boxes have no area and are skipped": understand.dropped,
+        "copies in --views belong to images that --detections lacks": copies.elsewhere if copies else 0,
     }
     return [f"{count} {what}" for what, count in counts.items() if count]
 
@@ -124,9 +124,9 @@ def check_strategy(settings: Settings, from_views: bool) -> None:
     strategy = settings.selection.strategy
     strategies.choose(settings.selection)
     if strategy in strategies.IMAGE:
-        raise UserError(f"{strategy} ranks whole images, and boxes are wanted here; name {', '.join(_usable())}")
+        raise UserError(f"{strategy} ranks whole images, not boxes. Choose one of {', '.join(_usable())}")
     if strategy in strategies.NEEDS:
-        raise UserError(f"{strategy} needs features of the detector's inside; name {', '.join(_usable())}")
+        raise UserError(f"{strategy} needs feature vectors of the detector. Choose one of {', '.join(_usable())}")
     if strategy in NEED_VIEWS and not from_views:
         raise UserError(f"{strategy} compares detections on augmented copies. Give them as views (--views)")
 
@@ -143,10 +143,10 @@ def choose_queries(
     num_classes: int,
     from_views: bool,
 ) -> tuple[list[Query], Floats, int]:
-    """The first ``budget`` open boxes of the ranking, p(l), and how many open boxes there were.
+    """The first ``budget`` open boxes of the ranking, p(l), and the count of open boxes.
 
-    A box that lies as near to one above it as to an answered one (decisions row 9) is passed over: the answer to that
-    one will settle it.
+    A box that overlaps a better one by ``answered_iou`` (decisions row 9) is skipped: the answer to the better one will
+    settle it.
     """
     iou = settings.selection.answered_iou
     pool = Shards([candidates])
@@ -195,7 +195,7 @@ def read_candidates(
     settings: Settings,
     report: Report,
 ) -> Candidates:
-    """Candidates of every image, by image id; without copies, with the entropy of the class as uncertainty."""
+    """The candidates of all images, by image id. Without copies, their uncertainty is the entropy of the class."""
     num_classes = len(understand.words.classes)
     found: list[Candidates] = []
     for done, image_id in enumerate(sorted(placed), 1):
@@ -235,32 +235,34 @@ def candidates_of(
 
 
 def _in_image(found: Detections, line: Line, record: ImageRecord) -> Detections:
-    """What was found, in pixels of the image. UserError if that is of another size and shape, or boxes lie outside."""
+    """Detections in pixels of the image. Raises UserError for another aspect ratio and for boxes outside the image."""
     if not record.width:
         return found
     size = (record.width, record.height)
     factors = rescaling(line.size or size, size)
     if factors is None:
-        said = "{} x {}".format(*(line.size or size))
+        found_on = "{} x {}".format(*(line.size or size))
         raise UserError(
-            f"{line.where}: the picture has {said} pixels, and {record.path} {size[0]} x {size[1]}: it is cut, turned "
-            "or another one; let the detector look at the image itself"
+            f"{line.where}: the picture has {found_on} pixels, and {record.path} {size[0]} x {size[1]}: it is cut, "
+            "turned or another one. Run the detector on the image itself"
         )
     boxes = (found.boxes * factors).astype(np.float32)
     inside = clip(boxes, *size)
     if not (inside[:, 2:] > inside[:, :2]).all():
         raise UserError(
-            f"{line.where}: a box lies outside of {record.path}, which has {size[0]} x {size[1]} pixels; write boxes "
-            "in its pixels, or beside them the width and height of the picture that they are of"
+            f"{line.where}: a box lies outside of {record.path}, which has {size[0]} x {size[1]} pixels. Write boxes "
+            "in its pixels, or add the width and height of the picture that they refer to"
         )
     return replace(found, boxes=boxes)
 
 
 def _single_line(file: DetectionFile, names: Sequence[Image]) -> Line:
-    """The one line about an image; UserError where there are more."""
+    """The line about an image. Raises UserError if there are several."""
     lines = [line for name in names for line in file.read(name)]
     if len(lines) > 1:
-        raise UserError(f"{lines[1].where}: this image came already, in {lines[0].where}; write all its boxes together")
+        raise UserError(
+            f"{lines[1].where}: this image came already, in {lines[0].where}. Write all its boxes in one line"
+        )
     if lines[0].view:
-        raise UserError(f"{lines[0].where}: this is a copy (view {lines[0].view!r}); give those as --views")
+        raise UserError(f"{lines[0].where}: this is a copy (view {lines[0].view!r}). Give copies with --views")
     return lines[0]

@@ -1,4 +1,4 @@
-"""Detections on augmented copies, and where their images lie on them."""
+"""Detections on augmented copies, and the maps from images to copies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from rarebox.types import Detections
 
 
 class Copies:
-    """What the detector said of the augmented copies.
+    """The detections on augmented copies.
 
-    The line itself tells where its boxes lie ("undone", or its matrix), else the map that ``rarebox views`` wrote, else
-    the name of a view whose map follows from it.
+    The map from image to copy comes from the line ("undone" or its matrix), else from the file that ``rarebox views``
+    wrote, else from the name of a view that determines it. ``elsewhere`` counts copies of unknown images.
     """
 
     def __init__(
@@ -44,16 +44,18 @@ class Copies:
         self._views: list[str] | None = None
 
     def of(self, image_id: int, understand: Understanding) -> tuple[list[Detections], list[Frame]]:
-        """Detections on each copy of an image, in the copy's pixels, and the copies' frames; always the same views.
+        """Detections on each copy of an image, in the copy's pixels, and the copies' frames.
 
-        UserError where a view is there twice, or missing.
+        Raises UserError unless every image has the same views, each once.
         """
         lines: dict[str, Line] = {}
         for line in (line for name in self._named.get(image_id, ()) for line in self._file.read(name)):
             entry = self._entry(line.image)
             view = line.view or (str(entry["view"]) if entry else "")
             if not view:
-                raise UserError(f'{line.where}: there is no "view"; name it, or the copy\'s file and give --views-map')
+                raise UserError(
+                    f'{line.where}: there is no "view". Name it, or name the copy\'s file and give --views-map'
+                )
             if view in lines:
                 raise UserError(f"{line.where}: the view {view!r} of this image came already, in {lines[view].where}")
             lines[view] = line
@@ -64,13 +66,13 @@ class Copies:
             ours, others = (", ".join(sorted(views)) or "none" for views in (lines, self._views))
             raise UserError(
                 f"{self._file.path}: the image {self._pool.records[image_id].path} has the views {ours}, others have "
-                f"{others}; every image needs a line for each view, with an empty list of boxes where nothing was found"
+                f"{others}. Every image needs a line for each view, with an empty list if there are no detections"
             )
         frames = [self._frame(image_id, view, lines[view]) for view in self._views]
         return [understand(lines[frame.name]) for frame in frames], frames
 
     def _entry(self, image: Image) -> Mapping[str, Any] | None:
-        """What the map says of a copy, if a line names one."""
+        """The map's entry of a copy, if the line names a file that the map contains."""
         return self._entries.find(image) if isinstance(image, str) else None
 
     def _frame(self, image_id: int, view: str, line: Line) -> Frame:
@@ -87,12 +89,12 @@ class Copies:
             return Frame(view, entry["matrix"], patches, copy)
         if view not in MAPS:
             raise UserError(
-                f"{line.where}: where its boxes lie in the image cannot be told from the name {view!r}; give "
-                '--views-map, a "matrix" in the line, or boxes that are brought back already with "undone": true'
+                f"{line.where}: the place of its boxes in the image cannot be told from the name {view!r}. Give "
+                '--views-map, a "matrix" in the line, or boxes in pixels of the image with "undone": true'
             )
         if not record.width:
             raise UserError(
-                f"{line.where}: the size of the image is unknown; write its width and height beside its detections, or "
+                f"{line.where}: the size of the image is unknown. Write its width and height beside its detections, or "
                 "give --images"
             )
         height, width = size(view, record.height, record.width)

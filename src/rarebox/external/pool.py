@@ -1,4 +1,4 @@
-"""The images that detections from outside are about: their ids, how files name them, what is labelled of them."""
+"""The images of external detections: their ids, how files name them, and their existing labels."""
 
 import os
 from collections import defaultdict
@@ -21,8 +21,8 @@ from rarebox.types import Floats, ImageLabels, ImageRecord, Source, as_boxes
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
-    """What is labelled of one image, by class names; ``size`` is the image's (width, height) there, if it is known."""
+class Labelled:
+    """The labels of one image, by class names. ``size`` is the (width, height) in the labels' file, if known."""
 
     boxes: Floats
     names: Sequence[str]
@@ -33,7 +33,7 @@ class Said:
 
 
 class _Names:
-    """Images by the ends of their paths, and by the names of their files without suffix, as text and as numbers."""
+    """Index of images by the ends of their paths, and by file names without suffix, as text and as numbers."""
 
     def __init__(self, records: Iterable[ImageRecord]) -> None:
         self.by_path = ByName[int]()
@@ -46,10 +46,10 @@ class _Names:
 
 
 class Pool:
-    """The images, by id, and how files name them; the classes that files name, and by which numbers.
+    """The images by id, how files name them, and the classes and category numbers that files give.
 
-    A number names the image of that id where a file has given the ids, and otherwise the one whose file is called so:
-    detectors that know of no ids write 2 for ``2.jpg``, and 139 for ``000000000139.jpg``.
+    A number is an image id if a file gives ids. Otherwise it is a file name: detectors without ids write 2 for
+    ``2.jpg``, and 139 for ``000000000139.jpg``.
     """
 
     def __init__(self) -> None:
@@ -57,13 +57,13 @@ class Pool:
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
         self.disputed: set[int] = set()
-        """Numbers that are the id of one image and the name of another; they are taken for ids."""
+        """Numbers that are the id of one image and the name of another. They are used as ids."""
         self._known: _Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
 
     def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
-        """Make an image known, or know its size now. ``given``: a file told its id; ``internal``: a store counted."""
+        """Add an image, or update its size. ``given``: a file gave its id. ``internal``: a store numbered it."""
         if record.id not in self.records or self.records[record.id].path != record.path:
             self._known = None
         self._given |= {record.id} if given else set()
@@ -71,9 +71,9 @@ class Pool:
         self.records[record.id] = record
 
     def find(self, image: Image) -> int | None:
-        """The id of an image that a file names, by its number or by the end of its path; None if it is unknown.
+        """The id of an image by its number or the end of its path; None if it is unknown.
 
-        UserError where it may be several images.
+        Raises UserError if several images match.
         """
         if isinstance(image, str):
             found = self._names().by_path.find(image)
@@ -88,16 +88,16 @@ class Pool:
             assert called is not None
             raise UserError(
                 f"the image {image} may be {self.records[image].path}, which has that number in the store, or "
-                f"{self.records[called].path}; write file names in place of numbers"
+                f"{self.records[called].path}. Write file names instead of numbers"
             )
         return image if image in self._internal else called
 
     def _called(self, stem: str | int) -> int | None:
-        """The image whose file has that name, but for its suffix. UserError where there are several."""
+        """The image whose file has that name without suffix. Raises UserError if there are several."""
         alike = sorted(self._names().by_stem.get(stem, ()))
         if len(alike) > 1:
             paths = " or ".join(self.records[i].path for i in alike[:2])
-            raise UserError(f"the image {stem!r} may be {paths}; write file names with their folders")
+            raise UserError(f"the image {stem!r} may be {paths}. Write file names with their folders")
         return alike[0] if alike else None
 
     def _names(self) -> "_Names":
@@ -106,23 +106,23 @@ class Pool:
         return self._known
 
     def _listed(self, name: str, known: "_Names") -> int | None:
-        """The id of an image that a folder or file lists: one of that path, or of that name that is not there."""
+        """The id of an image that a folder or file lists: one with that path, or a missing one with that name."""
         found = known.by_path.find(name)
         if found is None and (alike := known.by_path.match(name)) is not None and not is_url(self.records[alike].path):
             return None if os.path.exists(self.records[alike].path) else alike
         return found
 
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
-        """The id of every image of a file, with the names that the file has for it.
+        """The id of every image of a file, with its names in that file.
 
-        Unknown ones get ids: their own numbers, or, in the order of their names, the next ones that are free; where
-        the pool is ``closed`` they are an error.
+        Unknown images get ids: their own number, or the next free one in the order of their names. Raises UserError for
+        unknown images if the pool is ``closed``.
         """
         unknown = sorted({i for i in images if self.find(i) is None}, key=lambda i: (isinstance(i, str), i))
         if unknown and closed:
             raise UserError(
-                f"{file}: {len(unknown)} of its images are not among --images, the first is {unknown[0]!r}; name the "
-                "images as there, or leave --images out"
+                f"{file}: {len(unknown)} of its images are not among --images, such as {unknown[0]!r}. Use the same "
+                "names, or omit --images"
             )
         for image in unknown:
             free = max(self.records, default=0) + 1
@@ -136,9 +136,9 @@ class Pool:
         return placed
 
     def add_images(self, path: Path, notes: list[str]) -> None:
-        """The images of a folder, or of a COCO file; those known by name keep their ids."""
+        """Add the images of a folder or a COCO file. Images known by name keep their ids."""
         if path.is_dir():
-            unreadable = []
+            unreadable: list[UnreadableImage] = []
             listed: list[tuple[int | None, str, int, int]] = []
             for place in image_files(path):
                 try:
@@ -147,7 +147,7 @@ class Pool:
                 except UnreadableImage as error:
                     unreadable.append(error)
             if unreadable:
-                notes.append(f"{len(unreadable)} images cannot be read and are left out, the first: {unreadable[0]}")
+                notes.append(f"{len(unreadable)} unreadable images are skipped, the first: {unreadable[0]}")
         else:
             listing, _ = coco.read(path)
             self._name_classes(path, listing)
@@ -163,51 +163,51 @@ class Pool:
                 known = free if image_id is None or image_id in self.records else image_id
             self.add(ImageRecord(known, name, width, height), given=known == image_id)
 
-    def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Said]:
-        """What is labelled, by image id, from a store or a COCO file; its images become known."""
+    def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Labelled]:
+        """The labels by image id, from a store or a COCO file, whose images are added."""
         if path.is_dir() or path.suffix != ".json":
             return self._add_store(path)
         listing, _ = coco.read(path)
         self._name_classes(path, listing)
-        said: dict[int, Said] = {}
+        said: dict[int, Labelled] = {}
         for image_id, image in zip(listings.own_numbers(listing.images), listing.images, strict=True):
             record = ImageRecord(image_id, str(image.path), *(image.size or (0, 0)))
             self.add(record, given=image.id is not None)
-            said[image_id] = _said(image, all_complete)
+            said[image_id] = _labelled(image, all_complete)
         lost = [problem for problem in listing.problems if problem.kind in listings.OBJECT_LOST]
         if lost:
             notes.append(
-                f"{len(lost)} objects of the labels cannot be used, and their images do not count as labelled "
-                f"completely; the first: {lost[0].where}: {lost[0].what}"
+                f"{len(lost)} objects of the labels cannot be used, and their images do not count as fully labelled. "
+                f"The first: {lost[0].where}: {lost[0].what}"
             )
         partly = sum(not one.complete for one in said.values())
         if partly and not any(image.complete is not None for image in listing.images):
             notes.append(
-                f"{path.name} does not say which images are labelled completely: all count as partly labelled, so "
-                "boxes of theirs may be asked about; --labels-complete says that all are"
+                f"{path.name} does not say which images are fully labelled, so all count as partially labelled and "
+                "their boxes may be listed. If all are fully labelled, add --labels-complete"
             )
         return said
 
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
-        """Take over the classes of a COCO file, and their numbers; UserError if another file numbers them otherwise."""
+        """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
         for number, name in coco.categories(path).items():
             if self.categories.setdefault(number, name) != name:
                 raise UserError(
                     f"{path}: category {number} is {name!r} here and {self.categories[number]!r} in the other COCO "
-                    "file; both must number the classes alike"
+                    "file. Both must use the same numbers"
                 )
 
-    def _add_store(self, path: Path) -> dict[int, Said]:
+    def _add_store(self, path: Path) -> dict[int, Labelled]:
         with open_store(path) as store:
             self.classes = store.classes()
             images = store.images()
             for record in images.values():
                 self.add(record, internal=True)
             return {
-                i: Said(
+                i: Labelled(
                     one.boxes,
-                    [self.classes[c] for c in one.labels],
+                    [self.classes[int(c)] for c in one.labels],
                     one.rejected,
                     one.skipped,
                     one.complete,
@@ -216,12 +216,12 @@ class Pool:
                 for i, one in store.labels().items()
             }
 
-    def fitted(self, said: Mapping[int, Said], notes: list[str]) -> dict[int, Said]:
-        """What is labelled, in pixels of the images as they are: another file may know them in another size.
+    def fitted(self, said: Mapping[int, Labelled], notes: list[str]) -> dict[int, Labelled]:
+        """The labels rescaled to the images' own pixels, since their file may give another size.
 
-        Labels that fit no copy of their image are left out, which is noted.
+        Labels of an image with another aspect ratio are skipped, with a note.
         """
-        fitted: dict[int, Said] = {}
+        fitted: dict[int, Labelled] = {}
         other: list[str] = []
         for image_id, one in said.items():
             record = self.records[image_id]
@@ -234,15 +234,15 @@ class Pool:
                 fitted[image_id] = replace(one, **columns)
         if other:
             notes.append(
-                f"the labels of {len(other)} images are of pictures of another shape, cut or turned, and are left out; "
-                f"the first is {other[0]}"
+                f"the labels of {len(other)} images are for pictures of another shape, cropped or rotated. They are "
+                f"skipped; the first is {other[0]}"
             )
         return fitted
 
 
-def _said(image: listings.ListedImage, all_complete: bool) -> Said:
-    """Boxes of a COCO file as labels: pseudo labels are none, rejected boxes stay rejected, difficult ones are not
-    asked about."""
+def _labelled(image: listings.ListedImage, all_complete: bool) -> Labelled:
+    """The labels of a COCO file's image: pseudo boxes are dropped, rejected boxes stay rejected, difficult ones count
+    as skipped."""
 
     def boxes(wanted: Callable[[listings.ListedBox], bool]) -> Floats:
         return _with_area(np.array([b.box for b in image.boxes if wanted(b)], dtype=np.float64).reshape(-1, 4))
@@ -252,7 +252,7 @@ def _said(image: listings.ListedImage, all_complete: bool) -> Said:
 
     kept = [b for b in image.boxes if human(b) and len(_with_area(np.array([b.box])))]
     lost = image.lost or not image.labelled or len(kept) < sum(map(human, image.boxes))
-    return Said(
+    return Labelled(
         as_boxes([b.box for b in kept]),
         [b.name for b in kept],
         boxes(lambda b: b.source == Source.REJECTED),
@@ -263,12 +263,13 @@ def _said(image: listings.ListedImage, all_complete: bool) -> Said:
 
 
 def _with_area(boxes: Floats) -> Floats:
-    """Those boxes (N, 4) that are places of an image and have an area as ``float32``."""
+    """Those boxes (N, 4) with plausible coordinates and an area, as ``float32``."""
     boxes = boxes[(np.abs(boxes) < FARTHEST).all(axis=1)].astype(np.float32)
     return as_boxes(boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
 
 
-def image_labels(said: Said, classes: Sequence[str]) -> ImageLabels:
+def image_labels(said: Labelled, classes: Sequence[str]) -> ImageLabels:
+    """Labels with class names as labels with indices into ``classes``."""
     number = {name: label for label, name in enumerate(classes)}
     labels = np.array([number[name] for name in said.names], dtype=np.int64)
     return ImageLabels(said.boxes, labels, said.rejected, said.skipped, said.complete)

@@ -1,4 +1,4 @@
-"""What lines of detections mean: classes by name or number, scores, class vectors with a background or without."""
+"""Interpret lines of detections: classes by name or number, scores, class vectors with or without background."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from rarebox.types import Bools, Detections, Floats, Ints, score_vectors
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The K classes. ``numbers`` says which class a number in the files stands for, ``own`` how many classes the
-    detector knows; they are the first of all. ``background`` says where a class vector has it, if the file does."""
+    """The K classes. The first ``own`` are the detector's. ``numbers`` maps numbers in the files to classes.
+    ``background`` is its place in class vectors, "first" or "last", if the file gives it."""
 
     classes: tuple[str, ...]
     numbers: Mapping[int, int]
@@ -24,18 +24,18 @@ class Vocabulary:
     background: str | None = None
 
     def label(self, label: str | int) -> int:
-        """The index of a class that a file names or numbers."""
+        """The index of a class from its name or number in a file."""
         return self.classes.index(label) if isinstance(label, str) else self.numbers[label]
 
 
 def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool: Pool, notes: list[str]) -> Vocabulary:
-    """The classes by what names them first: --classes, the head of the file, the labels and images, the boxes."""
+    """The classes from the first source that names them: --classes, the file's head, labels and images, boxes."""
     names = set[str]().union(*(file.names for file in files))
     numbers = set[int]().union(*(file.numbers for file in files))
     if isinstance(files[0], detections.CocoResults):
         return _by_category(files[0].path, given, pool, numbers)
     if len({file.classes for file in files if file.classes}) > 1:
-        raise UserError(f"{files[1].path} names other classes than {files[0].path}; both must be of one detector")
+        raise UserError(f"{files[1].path} names other classes than {files[0].path}. Both must be of one detector")
     declared = tuple(given or next((file.classes for file in files if file.classes), ()))
     for name in sorted(names - {*declared}) if declared else ():
         raise unknown_name("class", name, declared)
@@ -48,13 +48,13 @@ def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool
         meant = [f"{name!r} as {alike[name.casefold()]!r}" for name in strange if name.casefold() in alike]
         notes.append(
             f"classes of the labels and images that the detector does not name: {', '.join(strange)}; no box will be "
-            "taken for one of them" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
+            "of these classes" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
         )
     own = declared or (*pool.classes, *new) or tuple(str(n) for n in range(max(numbers, default=0) + 1))
     if max(numbers, default=-1) >= len(own):
         raise UserError(
             f"{files[0].path} has boxes of class number {max(numbers)}, counted from 0, but only {len(own)} classes "
-            f"are known: {', '.join(own)}; name all of them with --classes"
+            f"are known: {', '.join(own)}. Name all of them with --classes"
         )
     background = next((file.background for file in files if file.background), None)
     classes = tuple(dict.fromkeys((*own, *pool.classes)))
@@ -62,12 +62,12 @@ def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool
 
 
 def _by_category(path: Path, given: Sequence[str] | None, pool: Pool, numbers: set[int]) -> Vocabulary:
-    """COCO results number their classes as a COCO file does; without one, the numbers are the names."""
+    """The classes of COCO results, from the categories of a COCO file; without one, the numbers are the names."""
     categories = pool.categories
     if given or (pool.classes and not categories):
         raise UserError(
-            f"{path} gives classes as category numbers; give a COCO file with these categories as --images or "
-            "--labels, and leave --classes out"
+            f"{path} gives classes as category numbers. Give a COCO file with these categories as --images or "
+            "--labels, and omit --classes"
         )
     if not categories:
         categories = {number: str(number) for number in sorted(numbers)}
@@ -80,7 +80,7 @@ def _by_category(path: Path, given: Sequence[str] | None, pool: Pool, numbers: s
 
 
 class Understanding:
-    """What lines mean: boxes with labels, scores and class vectors of one kind, as Detections.
+    """Convert lines to Detections with class vectors of one kind. ``dropped`` counts boxes without an area.
 
     Where the file has no class vectors, :func:`~rarebox.types.score_vectors` makes them.
     """
@@ -92,7 +92,7 @@ class Understanding:
         self._reach = 0.0
 
     def __call__(self, line: Line) -> Detections:
-        """UserError where a line contradicts itself or those before."""
+        """The detections of a line. Raises UserError if it is inconsistent in itself or with earlier lines."""
         boxes, keep = self._boxes(line)
         probs = self._vectors(line)
         labels = self._labels(line, probs)
@@ -103,9 +103,11 @@ class Understanding:
         return Detections(boxes[keep], labels[keep], scores[keep], probs[keep])
 
     def check_pixels(self, path: Path) -> None:
-        """UserError if all boxes lie within a pixel: they are then given as shares of the image."""
+        """Raise UserError if all boxes lie within a pixel, as boxes in fractions of the image do."""
         if 0 < self._reach <= 1.5:
-            raise UserError(f"{path}: all boxes lie between 0 and 1; write them in pixels of the image, not in shares")
+            raise UserError(
+                f"{path}: all boxes lie between 0 and 1. Write them in pixels of the image, not in fractions"
+            )
 
     def _boxes(self, line: Line) -> tuple[Floats, Bools]:
         boxes = line.boxes.astype(np.float32)
@@ -114,7 +116,7 @@ class Understanding:
             wrong = line.boxes[(sides < 0).any(axis=1)][0].tolist()
             raise UserError(
                 f"{line.where}: a box is x1, y1, x2, y2 with x2 > x1 and y2 > y1, got {wrong}; if that is x, y, width, "
-                "height, add the corner"
+                "height, write the second corner instead"
             )
         keep = np.all(sides > 0, axis=1)
         self.dropped += int((~keep).sum())
@@ -122,13 +124,13 @@ class Understanding:
         return boxes, keep
 
     def _vectors(self, line: Line) -> Floats | None:
-        """Class vectors over all K classes, background first where there is one: (N, K or K + 1)."""
+        """Class vectors over all K classes, with background first if there is one: (N, K) or (N, K + 1)."""
         given, own = line.class_probs, self.words.own
         if given is None or not len(line.boxes):
             return None
         if given.shape[1] not in (own, own + 1):
             raise UserError(
-                f"{line.where}: class vectors have {given.shape[1]} numbers; wanted are {own}, one for each class, or "
+                f"{line.where}: class vectors have {given.shape[1]} numbers, expected {own}, one for each class, or "
                 f"{own + 1} with the background. Are all classes named ({', '.join(self.words.classes[:own])})?"
             )
         if given.min() < 0 or given.max() > 1 + 1e-3:
@@ -145,10 +147,10 @@ class Understanding:
         return np.hstack([given[:, -1:], given[:, :-1], more] if last else [given, more])
 
     def _background_first(self, line: Line, given: Floats) -> None:
-        """UserError if the boxes' own scores do not lie where they would with the background in front."""
+        """Raise UserError unless the boxes' scores show that the background comes first."""
         if line.labels is None or line.scores is None:
             raise UserError(
-                f"{line.where}: class vectors have one number more than there are classes; say where the background is "
+                f"{line.where}: class vectors have one number more than there are classes. Say where the background is "
                 'with a first line such as {"classes": ["cat", "dog"], "background": "first"}'
             )
         labels = np.array([self.words.label(label) for label in line.labels])
@@ -182,7 +184,7 @@ class Understanding:
     def _same_kind(self, line: Line, probs: Floats) -> None:
         if len(probs) and self._width not in (None, probs.shape[1]):
             raise UserError(
-                f"{line.where}: some boxes have class vectors with a background, others without, or none at all; write "
-                "all of them in one way, also on the copies"
+                f"{line.where}: some boxes have class vectors with a background, others without, or none at all. Write "
+                "all of them in one way, including those on copies"
             )
         self._width = self._width or (probs.shape[1] if len(probs) else None)

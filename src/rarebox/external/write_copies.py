@@ -1,5 +1,4 @@
-"""Writing the augmented copies of images as files, with a map of where boxes on them lie: for detectors that cannot
-make copies themselves."""
+"""Write augmented copies of images, and the maps from images to copies, for detectors that cannot make copies."""
 
 import io
 import json
@@ -29,7 +28,7 @@ QUALITY = 95
 
 @dataclass(frozen=True)
 class Copied:
-    """How many images were copied, into how many files; the map; and why the others could not be read."""
+    """The numbers of images and copies, the file of the map, and the images that could not be read."""
 
     images: int
     copies: int
@@ -40,20 +39,20 @@ class Copied:
 def write_copies(
     images: Path, to: Path, views: Sequence[str], seed: int, report: Callable[[int, int], None] = lambda done, of: None
 ) -> Copied:
-    """Write every view of every image to ``to/images``, and ``to/views.jsonl``, a line for each copy.
+    """Write every view of every image to ``to/images``, and a line for each copy to ``to/views.jsonl``.
 
-    ``images`` is a folder, or a COCO file. A copy of a JPEG is a JPEG, of any other image a PNG, at full size. A line
-    holds ``file`` (of the copy, from ``to``), ``image``, ``view``, ``width`` and ``height`` of the copy, ``matrix``
+    ``images`` is a folder or a COCO file. Copies have full size; those of JPEGs are JPEGs, others PNGs. A line holds
+    ``file`` (the copy, relative to ``to``), ``image``, ``view``, ``width`` and ``height`` of the copy, ``matrix``
     (2, 3) from the image's pixels to the copy's, its ``inverse``, ``patches`` (P, 4) of the image that the copy hides,
-    and the ``seed``. What is drawn at random follows from the seed and the image's name alone. Raises UserError for an
-    unknown view, without an image that can be read, and for a folder that holds something else.
+    and the ``seed``. Random choices depend on the seed and the image's name only. Raises UserError for an unknown view,
+    if no image can be read, and for a folder with other content.
     """
     make_views(views, 64, 64, np.random.default_rng(0))
     if len(set(views)) < len(views):
         raise UserError(f"--views must name each view once, got {', '.join(views)}")
     files = _files(images)
     if to.is_dir() and any(to.iterdir()) and not (to / MAP).exists():
-        raise UserError(f"{to} is not empty and holds no copies of rarebox; name a new or empty folder")
+        raise UserError(f"{to} is not empty and holds no copies of rarebox. Name a new or empty folder")
     lines: list[str] = []
     unreadable: list[UnreadableImage] = []
     for done, (name, file) in enumerate(files, 1):
@@ -69,13 +68,13 @@ def write_copies(
 
 
 def _files(images: Path) -> list[tuple[str, Path | str]]:
-    """Each image's name, from the folder that was named, and its file."""
+    """The name of each image, relative to the given folder, and its file."""
     if images.is_dir():
         files = image_files(images)
     elif images.exists():
         files = [image.path for image in coco.read(images)[0].images]
     else:
-        raise UserError(f"{images} does not exist; name a folder of images, or a COCO file")
+        raise UserError(f"{images} does not exist. Name a folder of images or a COCO file")
     if not files:
         raise UserError(f"{images} holds no image")
     root = os.path.abspath(images if images.is_dir() else images.parent)
@@ -85,15 +84,15 @@ def _files(images: Path) -> list[tuple[str, Path | str]]:
         if place.is_relative_to(root):
             named.setdefault(place.relative_to(root).as_posix(), file)
             continue
-        ends = ("/".join(place.parts[-n:]) for n in range(1, len(place.parts)))  # as much as tells it from others
+        ends = ("/".join(place.parts[-n:]) for n in range(1, len(place.parts)))  # as long as needed to be unique
         named.setdefault(next((end for end in ends if end not in named), place.name), file)
     return [*named.items()]
 
 
 def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:
-    """Write the copies of one image; the lines of the map."""
+    """Write the copies of one image, and return their lines of the map."""
     height, width = pixels.shape[:2]
-    image = torch.from_numpy(pixels).permute(2, 0, 1).float()
+    image = torch.tensor(pixels).permute(2, 0, 1).float()
     made = make_views(views, height, width, seeds.stream(seed, "views", 0, crc32(name.encode())))
     return [_write_view(name, view, image, to, seed) for view in made]
 

@@ -12,7 +12,7 @@ from rarebox import evaluation, strategies
 from rarebox.core import seeds
 from rarebox.core.files import read_json, write_json
 from rarebox.data import listings
-from rarebox.detectors import TorchDetector
+from rarebox.detectors import Detector
 from rarebox.detectors.detector import check_saved
 from rarebox.errors import Damaged
 from rarebox.labels.targets import calibrate, make_targets, write_targets
@@ -143,7 +143,7 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
     }
 
 
-def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetector:
+def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> Detector:
     """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
     shared = run.share if cycle == 1 else None
     if shared is not None:
@@ -206,7 +206,7 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
         checkpoint.unlink(missing_ok=True)
 
 
-def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
+def evaluate(run: Run, cycle: int, detector: Detector) -> Measures:
     """AP of the model on the test images, by VOC's and by COCO's rules.
 
     It is kept beside the model, and goes with that of cycle 1 to the runs that share it, where it counts for the same

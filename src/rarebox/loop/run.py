@@ -15,7 +15,7 @@ from rarebox.core import seeds
 from rarebox.core.progress import Progress, StageProgress
 from rarebox.data import listings
 from rarebox.data.pictures import Pictures
-from rarebox.detectors import TorchDetector
+from rarebox.detectors import Detector
 from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
@@ -119,7 +119,7 @@ def look(run: Run, pictures: Pictures) -> None:
             ids = [missing.records[i].id for i in rows]
             sizes = [detector.input_size(picture) for picture in batch]
             plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
-            keep(dict(zip(ids, detector.look(batch, plans), strict=True)))
+            keep(dict(zip(ids, detector.extract(batch, plans), strict=True)))
             done += len(rows)
             report(done, len(missing), note)
 
@@ -148,7 +148,7 @@ def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
         yield from (np.array(places[i : i + size]) for i in range(0, len(places), size))
 
 
-def new_detector(run: Run) -> TorchDetector:
+def new_detector(run: Run) -> Detector:
     """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
     settings = run.settings
     return detectors.build(
@@ -160,7 +160,7 @@ def new_detector(run: Run) -> TorchDetector:
     )
 
 
-def load_detector(run: Run, cycle: int) -> TorchDetector:
+def load_detector(run: Run, cycle: int) -> Detector:
     """The model of a finished cycle."""
     return detectors.load(run.folder.cycle(cycle), run.settings.device, run.settings.training)
 

@@ -17,7 +17,7 @@ from rarebox.config import Settings
 from rarebox.core import parquet
 from rarebox.core.files import copy, read_json, write_json
 from rarebox.data.pictures import Pictures
-from rarebox.detectors import TorchDetector
+from rarebox.detectors import Detector
 from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.frozen import FrozenPictures
 from rarebox.errors import Damaged, UserError
@@ -182,7 +182,7 @@ def score_here(
 ) -> Iterator[tuple[int, Candidates, ImageScores]]:
     """The engine ``local``: one shard after the other, in this process."""
     detector, done = load_detector(run, cycle - 1), 0
-    if isinstance(run.pool, FrozenPictures) and not detector.has_body_of(new_detector(run)):
+    if isinstance(run.pool, FrozenPictures) and not detector.has_backbone_of(new_detector(run)):
         raise UserError(
             "training.freeze was switched on in the middle: the model of the cycle before has trained its backbone, "
             "and cannot work with what the pretrained one sees. Set training.freeze to nothing, or begin anew in "
@@ -235,7 +235,7 @@ def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
 
 
 def score_images(
-    detector: TorchDetector,
+    detector: Detector,
     pictures: Pictures,
     settings: Settings,
     cycle: int,

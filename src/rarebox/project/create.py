@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rarebox import config
+from rarebox import config, settings_text
 from rarebox.config import Settings
 from rarebox.core import seeds
 from rarebox.core.boxes import rescaling
@@ -128,7 +128,7 @@ def create(
             if known:
                 problems += _take_in(store, known, records, partial, settings.seed)
         write_json(folder.problems, [asdict(problem) for problem in problems])
-        write_text(folder.settings, config.commented(settings))
+        write_text(folder.settings, settings_text.commented(settings))
         contents.save()
     return problems
 
@@ -149,7 +149,7 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
                 f"none of the {len(missing)} photos of the store is in {photos}, {Path(missing[0]).name} for example. "
                 "Name the folder in which they are."
             )
-        write_text(folder.settings, config.commented(settings))
+        write_text(folder.settings, settings_text.commented(settings))
     return [
         listings.Problem("photo not found", path, f"it is not in {photos}; its answers are kept") for path in missing
     ]

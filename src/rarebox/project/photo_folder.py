@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from rarebox import config
+from rarebox import settings_text
 from rarebox.core.files import real, write_text
 from rarebox.data import listings
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_picture, readers
@@ -86,7 +86,7 @@ def relocate(root: Path, place: Path, progress: Progress = lambda *_: None) -> R
             if len(missing) == len(images):
                 raise UserError(f"none of the {len(images)} images of {root} is in {within}; name another folder")
             data = location(place) if os.path.isabs(settings.data) else str(place)
-            write_text(folder.settings, config.with_data(folder.settings, settings, data))
+            write_text(folder.settings, settings_text.with_data(folder.settings, settings, data))
             return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))
     except Busy:
         raise UserError(f"{root} is being worked on; stop `rarebox serve` or `rarebox run` there first") from None
