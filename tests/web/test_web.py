@@ -1,5 +1,7 @@
 """The web side of `rarebox serve`: what each route does, and what it refuses."""
 
+import base64
+import hmac
 import io
 import json
 import zipfile
@@ -15,7 +17,8 @@ from rarebox.core.files import write_json
 from rarebox.errors import Unavailable
 from rarebox.project.project import HELD_BACK, Project
 from rarebox.types import ImageRecord, Query
-from tests.house import BOX, CLASSES, House, ask_whole_images, item, make_project, open_cycle, opened, record
+from rarebox.web.security import Visitor
+from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, make_project, open_cycle, opened, record
 
 
 @pytest.fixture
@@ -472,6 +475,27 @@ def test_a_name_is_asked_for_once(house: House) -> None:
     assert somebody.post("/api/me", {"name": "  Zoë  "})["you"] == "Zoë"
     assert somebody.get("/api/state")["you"] == "Zoë"
     assert len(somebody.next()) == 3
+
+
+def test_leases_follow_a_person_who_takes_another_name(house: House) -> None:
+    anna, ben = house.browser(), house.browser("ben")
+    other_tab = Browser(anna.http, "other-tab")
+    first, second = anna.next(2)
+    (third,) = other_tab.next(1)
+    for name in ("carla", "anna-carla"):
+        assert anna.post("/api/me", {"name": name})["you"] == name
+    anna.saved(query=first["id"])
+    other_tab.saved(query=third["id"])
+    assert second["id"] not in {query["id"] for query in ben.next(3)}
+    assert [query["id"] for query in anna.next(2)] == [second["id"]]
+    anna.saved(query=second["id"])
+    assert {one["by"] for one in anna.get("/api/answers")["answers"]} == {"anna-carla"}
+
+
+def test_a_cookie_without_a_first_name_is_still_recognised(house: House) -> None:
+    text = base64.urlsafe_b64encode(b'{"name": "anna", "fixed": false}').decode()  # as earlier versions wrote it
+    signature = hmac.new(b"a secret for tests", f"cookie:{text}".encode(), "sha256").hexdigest()
+    assert house.authenticator.recognise(f"{text}.{signature}") == Visitor("anna")
 
 
 def test_an_invitation_lets_one_browser_in(house: House) -> None:

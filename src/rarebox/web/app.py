@@ -9,7 +9,6 @@ import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -256,19 +255,19 @@ def make_app(
     @app.post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Questions for one tab of a browser."""
-        _, queries = await _done(service.answer(_holder(by, body.client), by, [], body.want))
+        _, queries = await _done(service.answer(found.holder(body.client), by, [], body.want))
         return {"queries": [service.query(query) for query in queries], "state": state_of(found)}
 
     @app.post("/api/leave", status_code=204, response_class=Response)
-    async def leave(body: Leave, by: Somebody) -> None:
+    async def leave(body: Leave, found: Anybody, _: Somebody) -> None:
         """A tab is being closed, or loaded again: what it was asked may be asked elsewhere."""
-        await _done(service.leave(_holder(by, body.client)))
+        await _done(service.leave(found.holder(body.client)))
 
     @app.post("/api/answers")
     async def answer(body: Answers, found: Anybody, by: Somebody) -> dict[str, Any]:
         """Answers, durable when this returns; with the questions that come next."""
         said = [_submission(item) for item in body.answers]
-        outcomes, queries = await _done(service.answer(_holder(by, body.client), by, said, body.want))
+        outcomes, queries = await _done(service.answer(found.holder(body.client), by, said, body.want))
         return {
             "results": [service.outcome(outcome) for outcome in outcomes],
             "queries": [service.query(query) for query in queries],
@@ -346,7 +345,7 @@ def make_app(
         """Say who you are."""
         if found.fixed:
             raise HTTPException(403, f"this link is {found.name}'s; ask for one of your own")
-        named = replace(found, name=clean_name(body.name, "person"))
+        named = found.renamed(clean_name(body.name, "person"))
         response = JSONResponse(state_of(named))
         sign_in(response, named)
         return response
@@ -393,11 +392,6 @@ def make_app(
 
 async def _done(future: Future[T]) -> T:
     return await asyncio.wrap_future(future)
-
-
-def _holder(by: str, client: str) -> str:
-    """One tab of one person, and of nobody else whatever they call themselves: no name has a line break."""
-    return f"{by}\n{client}"
 
 
 def _submission(item: Item) -> Submission:

@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -34,10 +34,23 @@ _HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who may come in. ``fixed``: the link was made for this name."""
+    """Somebody who may come in. ``fixed``: the link was made for this name. ``first_name``: the name before the first
+    renaming."""
 
     name: str | None = None
     fixed: bool = False
+    first_name: str | None = None
+
+    def renamed(self, name: str) -> "Visitor":
+        """The same visitor under a new name."""
+        return replace(self, name=name, first_name=self.first_name or self.name)
+
+    def holder(self, tab: str) -> str:
+        """The holder of leases: one tab of this visitor. It stays the same when the visitor takes another name.
+
+        Names contain no line break, so no two pairs of name and tab yield the same holder.
+        """
+        return f"{self.first_name or self.name}\n{tab}"
 
 
 class Authenticator:
