@@ -552,7 +552,7 @@ def test_broken_metrics(tmp_path: Path) -> None:
         write_report(tmp_path / "out", [run])
 
 
-# ------------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------------------------------------- wording
 
 
 @pytest.mark.parametrize(
@@ -577,5 +577,5 @@ def test_broken_metrics(tmp_path: Path) -> None:
         (wording.listed(list("abcdef")), "a, b, c, d and 2 more"),
     ],
 )
-def test_words(said: str, expected: str) -> None:
+def test_wording(said: str, expected: str) -> None:
     assert said == expected
