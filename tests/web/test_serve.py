@@ -527,7 +527,7 @@ def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Cannot allocate memory"),
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "Resource temporarily unavailable"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "Too many open files"),
-        (MemoryError(), "the memory of the machine is full"),
+        (MemoryError(), "the machine is out of memory"),
         (RuntimeError("can't start new thread"), "can't start new thread"),
     ],
     ids=["ENOMEM", "EAGAIN", "EMFILE", "memory", "threads"],
