@@ -17,6 +17,7 @@ from typing import Any
 
 from rarebox import config
 from rarebox.loop import simulate
+from rarebox.loop.metrics import CycleRecord
 
 
 def cycles(out: Path, settings: config.Settings, turn: Any, done: Any) -> None:
@@ -25,7 +26,7 @@ def cycles(out: Path, settings: config.Settings, turn: Any, done: Any) -> None:
     turn.acquire()
     start = time.process_time()
 
-    def finished(record: dict[str, Any]) -> None:
+    def finished(record: CycleRecord) -> None:
         nonlocal spent, start
         spent = time.process_time() - start
         done.put((settings.training.freeze, {**record, "processor_seconds": round(spent, 1)}))

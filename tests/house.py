@@ -1,4 +1,4 @@
-"""A small project at the server's desk, and browsers that know the way in."""
+"""A small project behind a server, and browsers that are signed in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ CHANGES: dict[str, Any] = {"initial_images": 3, "budget": [6], "budget_unit": "r
 
 
 def make_project(folder: Path, images: int = 12, **changes: Any) -> Project:
-    """A project of grey photos (96 x 64) in ``folder / "project"``, without any question yet."""
+    """A project of grey photos (96 x 64) in ``folder / "project"``, without questions."""
     photos = folder / "photos"
     photos.mkdir(parents=True)
     for number in range(1, images + 1):
@@ -37,13 +37,13 @@ def make_project(folder: Path, images: int = 12, **changes: Any) -> Project:
 
 
 def ask_whole_images(project: Project, *image_ids: int) -> None:
-    """The first cycle, as the trainer opens it."""
+    """Open the first cycle, as the trainer does."""
     project.store.open_cycle(1)
     project.store.ask(1, [Query(image_id) for image_id in image_ids])
 
 
 def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess: int = 0) -> None:
-    """A cycle with one candidate on each of these images, ranked in this order; the cycles before it are trained."""
+    """Open a cycle with one candidate on each of these images, ranked in this order. Earlier cycles are trained."""
     count = len(image_ids)
     found = Candidates(
         image_id=np.array(image_ids),
@@ -65,12 +65,12 @@ def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess
 
 
 def record(cycle: int) -> dict[str, Any]:
-    """What is kept of a finished cycle."""
+    """The record of a finished cycle."""
     return {"cycle": cycle, "labels": 3, "reviews": 3 * cycle, "ap50": 0.1 * cycle, "seconds": {"fit": 1.0}}
 
 
 def item(**what: Any) -> dict[str, Any]:
-    """One answer, "object" with one box unless told otherwise, under a key of its own."""
+    """One answer with a new key: by default "object" with one box."""
     if what.get("verdict", "object") == "object" and not what.get("complete"):
         what = {"boxes": [BOX], "labels": [0], **what}
     return {"key": str(uuid4()), "milliseconds": 1200, "verdict": "object", **what}
@@ -83,46 +83,46 @@ class Browser:
         self.http, self.tab = client, name
 
     def get(self, path: str, **query: Any) -> Any:
-        """What a GET brings; anything but success fails the test."""
+        """The reply to a GET. Fails the test unless it succeeds."""
         reply = self.http.get(path, params=query)
         assert reply.status_code == 200, reply.text
         return reply.json()
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """What a POST brings; anything but success fails the test."""
+        """The reply to a POST. Fails the test unless it succeeds."""
         reply = self.http.post(path, json=body or {})
         assert reply.status_code == 200, reply.text
         return reply.json()
 
     def refused(self, path: str, body: dict[str, Any], status: int = 400) -> str:
-        """The sentence with which a POST is refused."""
+        """The error message of a refused POST."""
         reply = self.http.post(path, json=body)
         assert reply.status_code == status, reply.text
         assert list(reply.json()) == ["error"]
         return reply.json()["error"]
 
     def next(self, want: int = 3) -> list[dict[str, Any]]:
-        """Questions."""
+        """Up to ``want`` questions for this tab."""
         return self.post("/api/next", {"client": self.tab, "want": want})["queries"]
 
     def answer(self, *items: dict[str, Any], want: int = 0) -> dict[str, Any]:
-        """Answers, all in one request."""
+        """Send answers in one request."""
         return self.post("/api/answers", {"client": self.tab, "answers": items, "want": want})
 
     def say(self, **what: Any) -> dict[str, Any]:
-        """One answer, and what became of it."""
+        """Send one answer and return its result."""
         (result,) = self.answer(item(**what))["results"]
         return result
 
     def saved(self, **what: Any) -> int:
-        """One answer that must be saved; its number."""
+        """Send one answer that must be saved, and return its number."""
         result = self.say(**what)
         assert result["status"] == "saved", result
         return result["answer"]
 
 
 class House:
-    """A project at a desk, with a door."""
+    """A project with its annotation service and application."""
 
     def __init__(self, project: Project, host: str = "127.0.0.1", also: tuple[str, ...] = ()) -> None:
         self.project, self.authenticator = project, Authenticator(b"a secret for tests")
@@ -134,7 +134,7 @@ class House:
         return TestClient(self.app, base_url=f"http://{host}", follow_redirects=False, **options)
 
     def browser(self, name: str | None = "anna", tab: str = "tab") -> Browser:
-        """A browser that came in by a link that works once."""
+        """A browser that is signed in with a one-time link."""
         client = self.stranger()
         reply = client.get("/", params={"token": self.authenticator.one_time_link(Visitor(name))})
         assert reply.status_code == 303
@@ -143,7 +143,7 @@ class House:
 
 @contextmanager
 def opened(project: Project, **options: Any) -> Iterator[House]:
-    """A house that is closed in the end."""
+    """A house that is closed at the end."""
     house = House(project, **options)
     try:
         yield house

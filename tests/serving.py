@@ -1,4 +1,4 @@
-"""A real ``rarebox serve`` in a process of its own, with questions that need no training; its trainer only waits."""
+"""A real ``rarebox serve`` in a separate process, with questions that need no training. Its trainer only waits."""
 
 import os
 import sys
@@ -67,7 +67,7 @@ def make_project(
 
 
 def be_server(root: Path, port: int, log: Path, tells: Connection) -> None:
-    """What ``rarebox serve`` does, said into a pipe; its trainer only waits."""
+    """Run ``rarebox serve``, with its messages sent into a pipe. Its trainer only waits."""
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     supervisor.COMMAND = (sys.executable, "-c", WAITING)
@@ -75,7 +75,7 @@ def be_server(root: Path, port: int, log: Path, tells: Connection) -> None:
 
 
 class Served:
-    """``rarebox serve`` for a project; killed and started again it keeps its address."""
+    """``rarebox serve`` for a project. It keeps its address when it is killed and restarted."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.port = root, 0
@@ -92,7 +92,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it; it is there when this returns."""
+        """Start the server and wait until it answers."""
         log = self.root.parent / f"{self.root.name}.log"
         hears, tells = forked.CONTEXT.Pipe(duplex=False)
         self.process = forked.start(be_server, self.root, self.port, log, tells)
@@ -115,17 +115,17 @@ class Served:
         raise TimeoutError(f"{self.url} does not answer")
 
     def signal(self, which: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the server."""
         assert self.process.pid
         os.kill(self.process.pid, which)
 
     def kill(self) -> None:
-        """``kill -9``, or what comes nearest to it."""
+        """Kill the server, with ``kill -9`` where there is one."""
         self.process.kill()
         self.process.join()
 
     def cookies(self, names: Sequence[str]) -> dict[str, httpx.Cookies]:
-        """Let people in, each with a link of their own."""
+        """Sign in people, each with a separate link; the cookies of each."""
         found, token = {}, self.token
         for name in names:
             with httpx.Client(base_url=self.url) as browser:

@@ -157,7 +157,7 @@ def test_nobody_else_writes_files() -> None:
                 if opens or (node.func.attr in calls and ast.unparse(node.func.value) != "files"):
                     found.add(str(file.relative_to(SRC)))
     # These write into memory.
-    assert found - {"core/parquet.py", "report/figures.py"} == OTHER_WRITERS.keys()
+    assert found - {"core/parquet.py", "report/drawing.py"} == OTHER_WRITERS.keys()
 
 
 def test_a_new_file_is_never_written_through_a_link(tmp_path: Path) -> None:

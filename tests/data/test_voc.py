@@ -192,7 +192,7 @@ def archive(*stems: str, name: str) -> bytes:
     return buffer.getvalue()
 
 
-TRAIN, TEST, *_ = voc.ARCHIVES["voc2007"]
+TRAIN, TEST = voc.ARCHIVES["voc2007"]
 
 
 class Server:

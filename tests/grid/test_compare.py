@@ -21,7 +21,7 @@ from rarebox.grid.measures import Point
 from rarebox.grid.results import Group
 from rarebox.grid.statistics import Spread
 from rarebox.loop.metrics import as_record
-from rarebox.report import figures, grid, grid_figures, grid_tables, write_report
+from rarebox.report import drawing, grid, grid_figures, grid_tables, write_report
 from tests.report.test_report import Page
 
 CLASSES = ("cat", "dog", "yak")
@@ -427,10 +427,10 @@ def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
     assert said in grid.findings(enough)
     assert "in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell" in grid.headline([few, few])
     assert "in 1 of 2 settings" in grid.headline([few, enough])
-    with figures.style():
+    with drawing.style():
         dots = [grid_figures._differences(g, grid_figures.styles_of([g]), "U", "plain") for g in (few, enough)]
     shapes = [panel.figure.axes[0].lines[1].get_markerfacecolor() for panel in dots]
-    assert shapes[0] == figures.LIGHT["card"] != shapes[1]
+    assert shapes[0] == drawing.LIGHT["card"] != shapes[1]
     assert "over 5 seeds. A full dot: it excludes 0, over 6 seeds or more" in dots[0].look_for
 
 
@@ -597,7 +597,7 @@ def test_the_page_of_a_grid(tmp_path: Path) -> None:
     assert not re.search(r"https?://|url\((?!#)|@import", page.source)
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     body = page.source.partition("</style>")[2]
-    assert not [colour for colour in figures.LIGHT.values() if colour in body]
+    assert not [colour for colour in drawing.LIGHT.values() if colour in body]
     assert str(tmp_path) not in page.source
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")}
     assert stems == {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
@@ -645,11 +645,11 @@ def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_pa
                 cycle[key] = {name: next(v for v in cycle[key].values() if v is not None) for name in classes}
     group = group_of(tmp_path, lines)
     styles = grid_figures.styles_of([group])
-    assert [styles[name] for name in ("plain", "whole", "dice")] == [*zip(figures.PALETTE, "osD", strict=False)]
-    named = [name for name, (colour, _) in styles.items() if colour != figures.LIGHT["muted"]]
+    assert [styles[name] for name in ("plain", "whole", "dice")] == [*zip(drawing.PALETTE, "osD", strict=False)]
+    named = [name for name, (colour, _) in styles.items() if colour != drawing.LIGHT["muted"]]
     assert len(named) == 8
     assert named[3:] == [f"other {i}" for i in (12, 11, 10, 9, 8)]  # the best of the others
-    with figures.style():
+    with drawing.style():
         panels = grid_figures.of_group(group, styles)
     assert [panel.name for panel in panels["each"]] == ["each_labels", "each_reviews"]
     assert all("Grey: 8 other methods" in panel.look_for for panel in panels["learning"])

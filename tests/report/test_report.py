@@ -23,7 +23,7 @@ from rarebox.errors import UserError
 from rarebox.labels import targets
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.report import figures, gallery, words, write_report
+from rarebox.report import drawing, figures, gallery, wording, write_report
 from rarebox.report.reading import ReportedRun, read_runs
 from rarebox.types import Answer, ImageRecord, Query, Source, Targets, Verdict, concatenate
 
@@ -216,7 +216,7 @@ def test_the_page_stands_alone(standard: tuple[Path, Page]) -> None:
 
 def test_numbers_of_the_metrics_are_on_the_page(standard: tuple[Path, Page]) -> None:
     _, page = standard
-    assert "After 160 labels in 3 cycles the detector finds objects with AP50\u00a00.43, up from 0.31." in page.text
+    assert "With 160 labels after 3 cycles the detector reaches AP50\u00a00.43, up from 0.31." in page.text
     rows = re.sub(r"\s+", " ", page.text)
     for number in ("0.310", "0.380", "0.430", "0.441", "0.215", "777", "+33", "186", "torch", "9.9.9"):
         assert number in rows
@@ -255,11 +255,11 @@ def test_figures_follow_light_and_dark(standard: tuple[Path, Page]) -> None:
     body = page.source.partition("</style>")[2]
     assert "prefers-color-scheme: dark" in page.source
     assert "var(--ink)" in body
-    assert not [colour for colour in figures.LIGHT.values() if colour in body]
-    assert set(figures.LIGHT) == set(figures.DARK)
+    assert not [colour for colour in drawing.LIGHT.values() if colour in body]
+    assert set(drawing.LIGHT) == set(drawing.DARK)
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK])
+@pytest.mark.parametrize("theme", [drawing.LIGHT, drawing.DARK])
 def test_contrast(theme: dict[str, str]) -> None:
     def luminance(colour: str) -> float:
         part = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
@@ -282,8 +282,8 @@ def test_fig_1_names_its_imbalance_factors(tmp_path: Path) -> None:
     write_json(run / "metrics.json", records)
     panels = {panel.name: panel for panel in figures.of_run(one_run(run))["balance"]}
     assert panels["fig1_a"].look_for.endswith("Imbalance factor 3.")
-    assert panels["fig1_d"].look_for.endswith("Imbalance factor 2.5, with 1 class that has none.")
-    assert panels["fig1_d"].alt == "(d) What the answers brought: yak 8; dog 0; cat 20"
+    assert panels["fig1_d"].look_for.endswith("Imbalance factor 2.5; 1 class has none.")
+    assert panels["fig1_d"].alt == "(d) Labels from this run: yak 8; dog 0; cat 20"
 
 
 def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path: Path) -> None:
@@ -294,8 +294,8 @@ def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path:
     write_json(plain / "metrics.json", records)
     write_report(tmp_path / "out", [plain, balanced, other])
     alts = Page(tmp_path / "out" / "report.html").all("aria-label")
-    assert "(b) The sure detections: yak 22; dog 44; cat 66" in alts
-    assert "(c) What plain uncertainty brought: yak 0; dog 1; cat 19" in alts
+    assert "(b) Confident detections: yak 22; dog 44; cat 66" in alts
+    assert "(c) Labels from uncertainty sampling: yak 0; dog 1; cat 19" in alts
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("run*_fig1_*.svg")}
     wanted = {1: "abc", 2: "abcd", 3: "abd"}  # no run by uncertainty begins as the third one does
     assert stems == {f"run{run}_fig1_{panel}" for run, panels in wanted.items() for panel in panels}
@@ -320,7 +320,7 @@ def test_classes_go_from_rare_to_frequent_and_keep_their_colour(tmp_path: Path) 
     assert run.tail_ap(run.last) == pytest.approx(0.43 - 0.2 / 3)
     assert run.hit_rate == 0.5
     rows = figures._rows(run)
-    assert figures._colours(run, rows) == [figures.PALETTE[i] for i in (2, 1, 0)]
+    assert figures._colours(run, rows) == [drawing.PALETTE[i] for i in (2, 1, 0)]
 
 
 def test_eighty_classes_become_forty_rows(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_eighty_classes_become_forty_rows(tmp_path: Path) -> None:
     root = make_run(tmp_path / "run", classes=names)
     rows = figures._rows(one_run(root))
     assert [row.label for row in rows[:2]] == ["kind 79", "kind 78"]
-    assert (len(rows), rows[20].label, rows[-1].label) == (40, "mean of 41 between", "kind 0")
+    assert (len(rows), rows[20].label, rows[-1].label) == (40, "mean of 41 others", "kind 0")
     assert sorted(name for row in rows for name in row.members) == sorted(names)
     text = report(tmp_path, root).text
     assert all(f"{name}\n" in text for name in names)  # the table has them all
@@ -344,8 +344,8 @@ def test_boxes_are_drawn_where_they_are_in_the_image(standard: tuple[Path, Page]
     assert page.boxes("pseudo") == [(200, 50, 50, 100)] * 4  # the one of weight 0 teaches nothing
     assert page.boxes("human") == [(51, 101, 98, 100)] * 4
     assert page.all("viewbox", "svg").count("0 0 480 320") == 4
-    assert "asked; taken for cat; it is dog; score 0.43; uncertainty 0.77" in page.text
-    assert "asked; taken for cat; nothing there; score 0.43" in page.text
+    assert "queried; predicted cat; it is dog; score 0.43; uncertainty 0.77" in page.text
+    assert "queried; predicted cat; no object; score 0.43" in page.text
     assert "pseudo label dog; class weight 0.60, box weight 0.90" in page.text
     assert "labelled earlier: dog" in page.text
 
@@ -354,7 +354,7 @@ def test_embedded_images_are_the_images(tmp_path: Path) -> None:
     run = one_run(make_run(tmp_path / "run"))
     shot = gallery.of_run(run).shots[0]
     assert (shot.width, shot.height, shot.problem) == (480, 320, "")
-    assert shot.caption == "2 boxes asked about, found 1 dog · 1 pseudo box · 1 labelled earlier"
+    assert shot.caption == "2 queried boxes, found 1 dog · 1 pseudo box · 1 labelled earlier"
 
 
 def test_tall_images_keep_their_shape(tmp_path: Path) -> None:
@@ -422,9 +422,9 @@ def test_a_run_without_its_label_store_still_has_a_page(tmp_path: Path) -> None:
 
 def test_a_run_with_one_cycle(tmp_path: Path) -> None:
     page = report(tmp_path, make_run(tmp_path / "run", cycles=1))
-    assert "After the first 120 labels the detector finds objects with AP50\u00a00.31." in page.text
-    assert "No box has been selected yet" in page.text
-    assert "2 cycles are still to come" in page.text
+    assert "With the 120 initial labels the detector reaches AP50\u00a00.31." in page.text
+    assert "No box has been queried yet" in page.text
+    assert "2 cycles remain" in page.text
 
 
 def test_a_run_that_fell_says_so(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
         each["per_class_ap50"] = dict.fromkeys(CLASSES)
     write_json(run / "metrics.json", records)
     page = report(tmp_path, run)
-    assert "with AP50\u00a0–, which cannot be compared with the start" in page.text
+    assert "reaches AP50\u00a0–, which cannot be compared with cycle 1" in page.text
     assert not re.search(r"\b(nan|None)\b", page.source)
 
 
@@ -513,13 +513,13 @@ def test_runs_are_compared_after_the_last_cycle_that_all_have(tmp_path: Path) ->
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", cycles=2, ap=(0.31, 0.41), settings={"seed": 1})]
     seen = read_runs(runs)
     ahead = "After 2 cycles “seed 1” is ahead: AP50\u00a00.41 with 140 labels; “seed 0” has 0.38."
-    assert words.comparison(seen) == ahead
-    assert words.comparison_findings(seen)[-1] == "1 run is not finished yet."
+    assert wording.comparison(seen) == ahead
+    assert wording.comparison_findings(seen)[-1] == "1 run is not finished yet."
 
 
 def test_equal_runs_are_level(tmp_path: Path) -> None:
     runs = read_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b")])
-    assert words.comparison(runs) == "After 3 cycles the best of the 2 runs are level, at AP50\u00a00.43."
+    assert wording.comparison(runs) == "After 3 cycles the best of the 2 runs are level, at AP50\u00a00.43."
     assert [run.name for run in runs] == ["a", "b"]
 
 
@@ -544,7 +544,7 @@ def test_no_finished_cycle(tmp_path: Path) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         write_report(tmp_path / "out", [tmp_path])
-    with pytest.raises(UserError, match="name the folder"):
+    with pytest.raises(UserError, match="Name the folder"):
         write_report(tmp_path / "out", [])
 
 
@@ -562,30 +562,30 @@ def test_broken_metrics(tmp_path: Path) -> None:
         write_report(tmp_path / "out", [run])
 
 
-# ------------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------------------------------------- wording
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (words.number(0.4271), "0.43"),
-        (words.number(None), "–"),
-        (words.share(float("nan")), "–"),
-        (words.share(0.4271), "43\u00a0%"),
-        (words.factor(31.0), "31"),
-        (words.count(12000), "12\u202f000"),
-        (words.duration(54.2), "54 s"),
-        (words.duration(12 * 60), "12 min"),
-        (words.duration(4800), "1 h 20 min"),
-        (words.change(0.43, 0.31), "+0.12"),
-        (words.change(0.434, 0.431), "±0.00"),
-        (words.change(0.28, 0.31), "−0.03"),
-        (words.plural(1, "box"), "1 box"),
-        (words.plural(2, "class"), "2 classes"),
-        (words.listed(["a"]), "a"),
-        (words.listed(["a", "b", "c"]), "a, b and c"),
-        (words.listed(list("abcdef")), "a, b, c, d and 2 more"),
+        (wording.number(0.4271), "0.43"),
+        (wording.number(None), "–"),
+        (wording.share(float("nan")), "–"),
+        (wording.share(0.4271), "43\u00a0%"),
+        (wording.factor(31.0), "31"),
+        (wording.count(12000), "12\u202f000"),
+        (wording.duration(54.2), "54 s"),
+        (wording.duration(12 * 60), "12 min"),
+        (wording.duration(4800), "1 h 20 min"),
+        (wording.change(0.43, 0.31), "+0.12"),
+        (wording.change(0.434, 0.431), "±0.00"),
+        (wording.change(0.28, 0.31), "−0.03"),
+        (wording.plural(1, "box"), "1 box"),
+        (wording.plural(2, "class"), "2 classes"),
+        (wording.listed(["a"]), "a"),
+        (wording.listed(["a", "b", "c"]), "a, b and c"),
+        (wording.listed(list("abcdef")), "a, b, c, d and 2 more"),
     ],
 )
-def test_words(said: str, expected: str) -> None:
+def test_wording(said: str, expected: str) -> None:
     assert said == expected

@@ -382,7 +382,7 @@ def test_an_oversized_body_is_refused(house: House) -> None:
     for content in (long, without_length()):
         reply = anna.http.post("/api/next", content=content, headers=JSON)
         assert reply.status_code == 413
-        assert reply.json() == {"error": "a request may have 1,048,576 bytes at most"}
+        assert reply.json() == {"error": "The request is too large. Send at most 1,048,576 bytes."}
     for length in ("1048577", "9" * 30, "9" * 5000, "-1", "+5", "1e3", "\xb2", ""):
         headers = {**JSON, "Content-Length": length.encode("latin-1")}
         assert anna.http.post("/api/next", content=b"{}", headers=headers).status_code == 413, length

@@ -17,8 +17,8 @@ from PIL import Image
 
 from rarebox.data.images import UnreadableImage, content_of
 from rarebox.data.remote import is_url
-from rarebox.web import app, connections
-from rarebox.web.connections import BoundedConnection, Limits, Seldom, config_of
+from rarebox.web import connections, pictures
+from rarebox.web.connections import BoundedConnection, Limits, RateLimited, config_of
 from tests.house import House, make_project, open_cycle, opened
 from tests.web import test_serve
 from tests.web.test_serve import serving
@@ -143,7 +143,7 @@ def test_a_host_that_does_not_send_its_pictures_delays_nobody(
         yield b""
 
     real = content_of
-    monkeypatch.setattr(app, "content_of", lambda path: waiting(path) if is_url(path) else real(path))
+    monkeypatch.setattr(pictures, "content_of", lambda path: waiting(path) if is_url(path) else real(path))
     request = f"GET /api/images/1 HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {listening.cookie}\r\n\r\n".encode()
     many = [listening.connect(request) for _ in range(45)]  # more than the threads of the server
     with closed(many):
@@ -240,13 +240,13 @@ def test_what_strangers_send_does_not_fill_the_log(listening: Listening, caplog:
 def test_a_line_is_logged_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(connections.time, "monotonic", lambda: now)
-    seldom = Seldom()
+    limited = RateLimited()
 
     def passes(line: str) -> bool:
-        return bool(seldom.filter(logging.LogRecord("asyncio", logging.ERROR, "", 0, line, None, None)))
+        return bool(limited.filter(logging.LogRecord("asyncio", logging.ERROR, "", 0, line, None, None)))
 
     assert [passes("a"), passes("a"), passes("b")] == [True, False, True]
-    now = connections.SELDOM_SECONDS + 0.1
+    now = connections.REPEAT_SECONDS + 0.1
     assert [passes("a"), passes("a")] == [True, False]
 
 

@@ -146,7 +146,7 @@ def test_a_server_from_its_link_to_its_end(project: Project) -> None:
 
 def test_a_second_server_on_one_project_is_refused(project: Project) -> None:
     with serving(project.folder.root):
-        with pytest.raises(UserError, match="is being served already"):
+        with pytest.raises(UserError, match="is already being served"):
             serve(project.folder.root, browser=False)
         second = subprocess.run(
             [sys.executable, "-m", "rarebox", "serve", str(project.folder.root), "--no-browser"],
@@ -164,7 +164,7 @@ def test_a_port_that_is_taken(project: Project) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1, port {port}.*another one with --port"):
+        with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1, port {port}.*another port with --port"):
             serve(project.folder.root, port=port, browser=False)
     with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.7"):
         serve(project.folder.root, host="203.0.113.7", people=["anna"], browser=False)
@@ -174,7 +174,7 @@ def test_a_port_that_is_taken(project: Project) -> None:
 
 def test_other_machines_only_with_names(project: Project) -> None:
     for host in ("0.0.0.0", "::", "192.168.1.5", ""):
-        with pytest.raises(UserError, match="lets other machines in; say who may come: --people"):
+        with pytest.raises(UserError, match="admits other machines"):
             serve(project.folder.root, host=host, browser=False)
     result = CliRunner().invoke(app, ["serve", str(project.folder.root), "--host", "0.0.0.0", "--people", " , "])
     assert isinstance(result.exception, UserError)
@@ -431,7 +431,7 @@ def run_until(root: Path, state: str) -> tuple[Supervisor, list[str]]:
 
 FAILURES = {
     "says why": ('say(event="failed", reason="the disk is full; free some")', "the disk is full; free some"),
-    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed, most often because the memory"),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed, most often because the machine is out of memory"),
     "traceback": ("raise RuntimeError('CUDA out of memory')", "ended with status 1: RuntimeError: CUDA out of memory"),
     "silent": ("sys.exit(3)", "ended with status 3: no message"),
     "clean exit": ("sys.exit(0)", "ended with status 0"),
@@ -453,9 +453,10 @@ def test_a_trainer_that_fails_says_why_and_can_be_started_again(
     body, reason = FAILURES[failure]
     fake(body)
     trainer, told = run_until(tmp_path, "failed")
-    assert reason in trainer.status["reason"]
-    assert len(trainer.status["reason"]) < 500
-    assert "rarebox/" not in trainer.status["reason"]
+    shown = trainer.status["reason"] or ""
+    assert reason in shown
+    assert len(shown) < 500
+    assert "rarebox/" not in shown
     wait_for(lambda: "failed" in told)
     for _ in range(2):
         trainer.send("go on")
@@ -478,7 +479,7 @@ def test_progress_and_the_time_left(fake: Callable[[str], None], tmp_path: Path)
     wait_for(lambda: trainer.status["done"] == 20)
     status = trainer.status
     assert (status["stage"], status["of"], status["note"], status["reason"]) == ("fit", 40, "loss 1", None)
-    assert 0.3 < status["seconds_left"] < 5
+    assert 0.3 < (status["seconds_left"] or 0) < 5
     trainer.send("train")  # it is at work: nothing happens
     assert trainer.working
     trainer.close()
@@ -526,7 +527,7 @@ def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "Cannot allocate memory"),
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "Resource temporarily unavailable"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "Too many open files"),
-        (MemoryError(), "the memory of the machine is full"),
+        (MemoryError(), "the machine is out of memory"),
         (RuntimeError("can't start new thread"), "can't start new thread"),
     ],
     ids=["ENOMEM", "EAGAIN", "EMFILE", "memory", "threads"],
@@ -547,7 +548,7 @@ def test_a_trainer_that_cannot_be_started_says_so_and_can_be_tried_again(
         patch.setattr(*where, refuse)
         trainer.again()
     assert (trainer.status["state"], trainer.working) == ("failed", False)
-    assert reason in trainer.status["reason"]
+    assert reason in (trainer.status["reason"] or "")
     assert told[-1] == "failed"
     trainer.again()
     wait_for(lambda: trainer.status["state"] == "idle")
@@ -562,7 +563,7 @@ def test_a_trainer_that_is_gone_does_not_count_as_working_whoever_holds_its_outp
     trainer = Supervisor(tmp_path, lambda _: None)
     trainer.send("go on")
     wait_for(lambda: trainer.status["state"] == "failed", 15)
-    assert "was killed" in trainer.status["reason"]
+    assert "was killed" in (trainer.status["reason"] or "")
     fake('say(event="idle")')
     trainer.again()
     wait_for(lambda: trainer.status["state"] == "idle", 15)

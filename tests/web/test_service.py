@@ -18,6 +18,7 @@ from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import still_open
 from rarebox.project.project import Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
+from rarebox.web.replies import VisitorState
 from rarebox.web.service import AnnotationService
 from tests.serving import make_project
 
@@ -306,7 +307,7 @@ def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.
 
 def test_a_class_is_counted_from_the_moment_it_is_listed(small: Project) -> None:
     service = AnnotationService(small, train=False)
-    seen: list[dict[str, Any]] = []
+    seen: list[VisitorState] = []
 
     def add() -> None:
         service.people.add_class("new")

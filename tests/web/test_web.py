@@ -1,5 +1,7 @@
 """The web side of `rarebox serve`: what each route does, and what it refuses."""
 
+import base64
+import hmac
 import io
 import json
 import zipfile
@@ -15,7 +17,8 @@ from rarebox.core.files import write_json
 from rarebox.errors import Unavailable
 from rarebox.project.project import HELD_BACK, Project
 from rarebox.types import ImageRecord, Query
-from tests.house import BOX, CLASSES, House, ask_whole_images, item, make_project, open_cycle, opened, record
+from rarebox.web.security import Visitor
+from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, make_project, open_cycle, opened, record
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_the_state_of_the_first_images(house: House) -> None:
     assert state["budget"] == {"spent": 0, "of": 3, "unit": "images"}
     assert state["trainer"]["state"] == "idle"
     assert (state["records"], state["people"], state["can_train"], state["advice"]) == ([], [], False, None)
-    aside = "One of every five first images is kept aside, not trained on, to measure AP."
+    aside = "One of every five initial images is held out to measure AP. No model is trained on it."
     assert state["held_out"] == {"images": 0, "boxes": 0, "note": aside}
     assert state["speed"] == {"per_minute": None, "minutes_left": None}
     assert state["agreement"] == {"with_guesses": None, "between_people": None, "disagreements": 0}
@@ -128,22 +131,22 @@ def test_what_ap_is_measured_on_is_said(tmp_path: Path) -> None:
         note(query=kept["id"], verdict="cannot_tell")
         assert "One of every five" in note(query=empty["id"], boxes=[], labels=[])
         last = note(query=second["id"])
-        assert last == "AP cannot be measured: there is no box on the 1 image kept aside for it."
+        assert last == "AP cannot be measured: there are no boxes on the 1 held-out image."
         before = anna.get("/api/answers")["answers"]
         skipped = next(one["answer"] for one in before if one["query"] == kept["id"])
-        assert "measured on 2 images (1 box) not trained on; read it as" in note(query=kept["id"], after=skipped)
+        assert "measured on 2 held-out images (1 box). Read it as" in note(query=kept["id"], after=skipped)
     (other := tmp_path / "other").mkdir()
     project = make_project(other)
     open_cycle(project, 2, range(4, 13))
     with opened(project) as house:
-        assert "none of the first images" in house.browser().get("/api/state")["held_out"]["note"]
+        assert "no initial image was held out" in house.browser().get("/api/state")["held_out"]["note"]
 
 
 def test_the_stop_signal_is_in_words(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     open_cycle(project, 3, range(4, 13))
     with opened(project) as house:
-        assert "going on pays" in house.browser().get("/api/state")["advice"]
+        assert "more labels are worthwhile" in house.browser().get("/api/state")["advice"]
 
 
 def test_a_project_at_its_end_is_finished(later: House) -> None:
@@ -162,7 +165,7 @@ def test_whole_images_come_first(house: House) -> None:
     first, second, _ = anna.next(3)
     assert (first["image"]["id"], first["box"], first["guess"], first["score"]) == (1, None, None, None)
     assert first["image"] == {"id": 1, "name": "photo01.jpg", "width": 96, "height": 64, "url": "/api/images/1"}
-    assert "box round every object" in first["reason"]
+    assert "box around every object" in first["reason"]
     result = anna.answer(item(query=first["id"], boxes=[BOX, [0, 0, 5, 5]], labels=[0, 2]), want=3)
     assert [one["id"] for one in result["queries"]][:1] == [second["id"]]
     assert result["state"]["budget"]["spent"] == 1
@@ -340,7 +343,7 @@ def test_a_closed_tab_gives_its_questions_back(later: House) -> None:
     assert (reply.status_code, reply.content) == (204, b"")
     assert ben.next(1)[0]["id"] == asked[0]
     assert asked[1] in [query["id"] for query in second.next(3)]
-    assert "who you are" in later.browser(None).refused("/api/leave", {"client": "1"}, 403)
+    assert "Enter your name" in later.browser(None).refused("/api/leave", {"client": "1"}, 403)
 
 
 def test_answers_are_cut_at_the_border(later: House) -> None:
@@ -467,11 +470,32 @@ def test_a_class_that_cannot_be(house: House, body: dict[str, Any], sentence: st
 def test_a_name_is_asked_for_once(house: House) -> None:
     somebody = house.browser(None)
     assert somebody.get("/api/state")["you"] is None
-    assert "who you are" in somebody.refused("/api/next", {"client": "tab"}, 403)
+    assert "Enter your name" in somebody.refused("/api/next", {"client": "tab"}, 403)
     assert "a person needs a name" in somebody.refused("/api/me", {"name": "a\u202eb"})
     assert somebody.post("/api/me", {"name": "  Zoë  "})["you"] == "Zoë"
     assert somebody.get("/api/state")["you"] == "Zoë"
     assert len(somebody.next()) == 3
+
+
+def test_leases_follow_a_person_who_takes_another_name(house: House) -> None:
+    anna, ben = house.browser(), house.browser("ben")
+    other_tab = Browser(anna.http, "other-tab")
+    first, second = anna.next(2)
+    (third,) = other_tab.next(1)
+    for name in ("carla", "anna-carla"):
+        assert anna.post("/api/me", {"name": name})["you"] == name
+    anna.saved(query=first["id"])
+    other_tab.saved(query=third["id"])
+    assert second["id"] not in {query["id"] for query in ben.next(3)}
+    assert [query["id"] for query in anna.next(2)] == [second["id"]]
+    anna.saved(query=second["id"])
+    assert {one["by"] for one in anna.get("/api/answers")["answers"]} == {"anna-carla"}
+
+
+def test_a_cookie_without_a_first_name_is_still_recognised(house: House) -> None:
+    text = base64.urlsafe_b64encode(b'{"name": "anna", "fixed": false}').decode()  # as earlier versions wrote it
+    signature = hmac.new(b"a secret for tests", f"cookie:{text}".encode(), "sha256").hexdigest()
+    assert house.authenticator.recognise(f"{text}.{signature}") == Visitor("anna")
 
 
 def test_an_invitation_lets_one_browser_in(house: House) -> None:
@@ -504,7 +528,7 @@ def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:
         assert (state["you"], state["fixed_name"]) == ("anna", True)
         refusal = device.post("/api/me", json={"name": "ben"})
         assert refusal.status_code == 403
-        assert "anna's" in refusal.json()["error"]
+        assert "for anna" in refusal.json()["error"]
     guest = house.stranger()
     guest.get(devices[0].post("/api/invite", json={}).json()["url"])
     state = guest.get("/api/state").json()
@@ -673,6 +697,6 @@ def test_an_export_of_nothing(house: House) -> None:
     assert json.loads(exported(house, "coco").read("annotations.json"))["annotations"] == []
     reply = house.browser().http.get("/api/export", params={"format": "yolo"})
     assert reply.status_code == 400
-    assert "no image is labelled as a whole" in reply.json()["error"]
+    assert "No image is fully labelled" in reply.json()["error"]
     assert "/" not in reply.json()["error"]
     assert "--" not in reply.json()["error"]

@@ -50,7 +50,7 @@ _LABELS, _PICTURES = "Annotations", "JPEGImages"
 HOST = "http://host.robots.ox.ac.uk/pascal/VOC"
 _TRAIN_2007, _TEST_2007 = "voc2007/VOCtrainval_06-Nov-2007.tar", "voc2007/VOCtest_06-Nov-2007.tar"
 _TRAIN_2012 = "voc2012/VOCtrainval_11-May-2012.tar"
-ARCHIVES = {
+ARCHIVES: dict[str, tuple[str, ...]] = {
     "voc2007": (_TRAIN_2007, _TEST_2007),
     "voc2012": (_TRAIN_2012,),
     "voc0712": (_TRAIN_2007, _TEST_2007, _TRAIN_2012),

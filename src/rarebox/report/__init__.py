@@ -1,8 +1,7 @@
 """A run, several side by side, or a whole grid, as one HTML page that works offline, with its figures as SVG and PNG.
 
-``reading`` knows what a run folder holds, ``words`` what to say of it, ``figures`` and ``gallery`` what to draw;
-``page`` and the templates put it together. ``grid``, ``grid_figures`` and
-``grid_tables`` do the same for what ``compare`` worked out.
+``reading`` reads a run folder, ``wording`` writes the sentences, ``figures`` and ``gallery`` draw; ``page`` and the
+templates put it together. ``grid``, ``grid_figures`` and ``grid_tables`` do the same for a grid.
 """
 
 from collections import Counter
@@ -13,8 +12,8 @@ from pathlib import Path
 from rarebox.core.files import write_text
 from rarebox.errors import UserError
 from rarebox.grid import results
-from rarebox.report import figures, grid, words
-from rarebox.report.figures import Panel
+from rarebox.report import drawing, figures, grid, wording
+from rarebox.report.drawing import Panel
 from rarebox.report.gallery import Gallery, of_run
 from rarebox.report.page import render
 from rarebox.report.reading import ReportedRun, read_runs, settings_of
@@ -27,7 +26,7 @@ PROBLEMS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure: its name, its value, and a few words more."""
+    """A key figure: its name, its value and a short note."""
 
     name: str
     value: str
@@ -51,8 +50,8 @@ class RunPart:
 def write_report(out: Path, runs: Sequence[Path]) -> Path:
     """Write ``report.html`` and ``figures/`` into the folder ``out``, about the run folders ``runs``; the page's path.
 
-    A run need not be finished, but one cycle of it must be: UserError says so, or that a folder holds no run, or that
-    the report cannot be written there. The folders of grids, or their ``results.jsonl``, make a comparison instead.
+    A run need not be finished, but needs one finished cycle. Folders of grids, or their ``results.jsonl``, yield a
+    comparison instead. Raises UserError if there is no finished cycle or no run, or if ``out`` cannot be written.
     """
     groups = results.read(runs) if any(map(results.is_grid, runs)) else []
     found = [] if groups else read_runs(runs)
@@ -60,12 +59,12 @@ def write_report(out: Path, runs: Sequence[Path]) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         return grid.write(out, groups) if groups else _write(out, found)
     except OSError as error:
-        raise UserError(f"the report cannot be written to {out}: {error.strerror or error}") from error
+        raise UserError(f"The report cannot be written to {out}: {error.strerror or error}.") from error
 
 
 def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
     several = len(found) > 1
-    with figures.style():
+    with drawing.style():
         parts = [
             _part(run, _uncertain(run, found), out / "figures", f"run{i}_" if several else "")
             for i, run in enumerate(found, start=1)
@@ -75,8 +74,8 @@ def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
         "run.html.j2",
         parts=parts,
         compared=compared,
-        headline=words.comparison(found) if several else parts[0].headline,
-        findings=words.comparison_findings(found) if several else parts[0].findings,
+        headline=wording.comparison(found) if several else parts[0].headline,
+        findings=wording.comparison_findings(found) if several else parts[0].findings,
         settings=settings_of(found),
     )
     write_text(out / "report.html", page)
@@ -84,7 +83,7 @@ def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
 
 
 def _uncertain(run: ReportedRun, found: Sequence[ReportedRun]) -> ReportedRun | None:
-    """The run by plain uncertainty among those found that begins as this one does; itself, if it is one."""
+    """The run by uncertainty sampling that starts like this one; the run itself, if it is one."""
     alike = ("data", "seed", "initial_images", "budget", "budget_unit", "detector", "training", "scoring")
     fitting = [
         other
@@ -99,8 +98,8 @@ def _part(run: ReportedRun, uncertain: ReportedRun | None, folder: Path, prefix:
     return RunPart(
         run,
         anchor=prefix.rstrip("_") or "run",
-        headline=words.headline(run),
-        findings=words.findings(run),
+        headline=wording.headline(run),
+        findings=wording.findings(run),
         tiles=_tiles(run),
         panels=_published(figures.of_run(run, uncertain), folder, prefix),
         gallery=of_run(run),
@@ -109,7 +108,7 @@ def _part(run: ReportedRun, uncertain: ReportedRun | None, folder: Path, prefix:
 
 
 def _published(panels: dict[str, list[Panel]], folder: Path, prefix: str = "") -> dict[str, list[Panel]]:
-    return {section: [figures.publish(panel, folder, prefix) for panel in group] for section, group in panels.items()}
+    return {section: [drawing.publish(panel, folder, prefix) for panel in group] for section, group in panels.items()}
 
 
 def _tiles(run: ReportedRun) -> list[Tile]:
@@ -119,25 +118,25 @@ def _tiles(run: ReportedRun) -> list[Tile]:
     longest = max(run.seconds, key=run.seconds.__getitem__, default="")
 
     def since(now: float | None, before: float | None) -> str:
-        return f"{words.change(now, before)} since cycle 1" if len(run.records) > 1 else ""
+        return f"{wording.change(now, before)} since cycle 1" if len(run.records) > 1 else ""
 
     return [
-        Tile("AP50", words.number(last["ap50"]), since(last["ap50"], first["ap50"])),
-        Tile("AP50, rarest third", words.number(tail), since(tail, run.tail_ap(first))),
-        Tile("Labels", words.count(last["labels"]), f"{words.count(first['labels'])} of them in the first images"),
-        Tile("Reviews", words.count(last["reviews"]), "boxes that people were shown"),
-        Tile("Hit rate", words.share(run.hit_rate), "of the boxes asked about held something new"),
+        Tile("AP50", wording.number(last["ap50"]), since(last["ap50"], first["ap50"])),
+        Tile("AP50, rarest third", wording.number(tail), since(tail, run.tail_ap(first))),
+        Tile("Labels", wording.count(last["labels"]), f"{wording.count(first['labels'])} in the initial images"),
+        Tile("Reviews", wording.count(last["reviews"]), "boxes shown to annotators"),
+        Tile("Hit rate", wording.share(run.hit_rate), "of the queried boxes held a new object"),
         Tile(
             "Images",
-            words.count(last["images_full"] + last["images_partial"]),
-            f"{words.count(last['images_full'])} complete, {words.count(last['images_partial'])} partly labelled",
+            wording.count(last["images_full"] + last["images_partial"]),
+            f"{wording.count(last['images_full'])} fully, {wording.count(last['images_partial'])} partly labelled",
         ),
-        Tile("Time", words.duration(sum(run.seconds.values())), f"most of it: {longest}" if longest else ""),
+        Tile("Time", wording.duration(sum(run.seconds.values())), f"most of it: {longest}" if longest else ""),
     ]
 
 
 def _problems(run: ReportedRun) -> list[tuple[str, int, list[dict[str, str]]]]:
-    """Each kind of problem in the data with how many there are and the first few, the most frequent kind first."""
+    """Each kind of problem in the data with its count and first examples, the most frequent kind first."""
     counts = Counter(problem["kind"] for problem in run.problems)
     return [
         (kind, n, [problem for problem in run.problems if problem["kind"] == kind][:PROBLEMS_SHOWN])

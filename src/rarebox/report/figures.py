@@ -1,126 +1,39 @@
-"""The figures of the report, drawn once in the light theme and written three times: SVG file, PNG file, inline SVG.
+"""The figures of one run, and of several runs compared."""
 
-Every figure is one narrow panel, so that a page can set two side by side on a desk and one above the other on a phone.
-In the inline SVG each colour of the theme becomes a CSS variable, so the page turns it dark.
-"""
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-import matplotlib
 import numpy as np
-from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from rarebox.core.files import write_bytes, write_text
 from rarebox.evaluation import imbalance_factor
 from rarebox.loop.metrics import CycleRecord
+from rarebox.report.drawing import (
+    LIGHT,
+    MARKERS,
+    PALETTE,
+    ROW,
+    Panel,
+    canvas,
+    curve_axes,
+    empty,
+    end_values,
+    floats,
+    label_below,
+    row_axes,
+)
 from rarebox.report.reading import ReportedRun
-from rarebox.report.words import count, factor, is_number, number, plural, short
+from rarebox.report.wording import count, factor, is_number, number, plural, short
 
-LIGHT = {
-    "card": "#ffffff",
-    "ink": "#1b1f27",
-    "muted": "#596170",
-    "line": "#dde1e7",
-    "quiet": "#b9c1cd",
-    "c0": "#0a5a8d",
-    "c1": "#f25e76",
-    "c2": "#1699a5",
-    "c3": "#897627",
-    "c4": "#821e00",
-    "c5": "#8d980d",
-    "c6": "#004b47",
-    "c7": "#865638",
-}
-"""Colours by their role. c0 to c7 stay apart for the colour-blind too, and each has 3 : 1 against the card."""
-
-DARK = {
-    "card": "#1b1e24",
-    "ink": "#eceef2",
-    "muted": "#a7afbc",
-    "line": "#343a44",
-    "quiet": "#566070",
-    "c0": "#47adff",
-    "c1": "#fec7cb",
-    "c2": "#22e5f7",
-    "c3": "#d8c06e",
-    "c4": "#fb693a",
-    "c5": "#d2de40",
-    "c6": "#42a59f",
-    "c7": "#dca482",
-}
-
-PALETTE = tuple(LIGHT[f"c{i}"] for i in range(8))
-MARKERS = "osD^vPX*"
-
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": LIGHT["ink"],
-    "text.parse_math": False,
-    "figure.facecolor": LIGHT["card"],
-    "axes.facecolor": "none",
-    "axes.edgecolor": LIGHT["line"],
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 0.8,
-    "xtick.color": LIGHT["line"],
-    "ytick.color": LIGHT["line"],
-    "xtick.labelcolor": LIGHT["muted"],
-    "ytick.labelcolor": LIGHT["ink"],
-    "legend.frameon": False,
-    "lines.linewidth": 2.2,
-    "lines.markersize": 7,
-    "svg.fonttype": "none",
-}
-
-WIDTH = 390  # points; the page shows a figure a little larger than this on a desk, a little smaller on a phone
-ROW = 23  # points for one class
 MOST_ROWS = 40
 LONGEST_NAME = 22
-
-
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """A figure with its title, one sentence on what to look for, and a text for those who cannot see it.
-
-    ``name`` is the stem of its files; ``svg`` the inline form, once it is published.
-    """
-
-    name: str
-    title: str
-    look_for: str
-    alt: str
-    figure: Figure
-    svg: str = ""
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The report's look while figures are made and published; letters that no font has become boxes, silently."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
 
 
 # ------------------------------------------------------------------------------------------- one run
 
 
 def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, list[Panel]]:
-    """All panels of one run, by section of the page. ``uncertain`` is the run by plain uncertainty beside it."""
+    """All panels of one run, by section of the page. ``uncertain`` is the run by uncertainty sampling to compare."""
     return {
         "learning": [_learning(run, "labels"), _learning(run, "reviews")],
         "classes": [_ap_per_class(run), _reviews_per_class(run)],
@@ -130,14 +43,14 @@ def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, 
 
 
 def _learning(run: ReportedRun, meter: str) -> Panel:
-    figure, axes = _canvas(240)
+    figure, axes = canvas(240)
     x = [record[meter] for record in run.records]
     lines = {
         "all classes": [record["ap50"] for record in run.records],
         f"rarest third ({len(run.rarest)})": [run.tail_ap(record) for record in run.records],
     }
     for i, (name, y) in enumerate(lines.items()):
-        axes.plot(x, _floats(y), marker=MARKERS[i], color=PALETTE[i], linestyle=("-", "--")[i], label=name)
+        axes.plot(x, floats(y), marker=MARKERS[i], color=PALETTE[i], linestyle=("-", "--")[i], label=name)
         for point in zip(x, y, strict=True):
             if is_number(point[1]):
                 axes.annotate(
@@ -149,11 +62,11 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
                     color=LIGHT["muted"],
                     fontsize=10,
                 )
-    _curve_axes(axes, meter)
+    curve_axes(axes, meter)
     figure.legend(loc="outside upper left", ncols=2)
     look_for = {
-        "labels": "A line that climbs steeply: few labels bought much. A flat one: more of the same will not help.",
-        "reviews": "The same against every box that a person had to look at, whether there was an object or not.",
+        "labels": "A steep curve: few labels improved the detector much. A flat curve: more such labels will not help.",
+        "reviews": "The same against all boxes shown to annotators, whether they held an object or not.",
     }[meter]
     points = "; ".join(f"{number(y)} at {count(n)}" for n, y in zip(x, lines["all classes"], strict=True))
     return Panel(f"ap50_{meter}", f"AP50 against {meter}", look_for, f"AP50 by {meter}: {points}", figure)
@@ -161,7 +74,7 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
 
 def _ap_per_class(run: ReportedRun) -> Panel:
     rows = _rows(run)
-    figure, axes = _canvas(62 + ROW * len(rows))
+    figure, axes = canvas(62 + ROW * len(rows))
     human = run.last["human_per_class"]
     now, before = (_means(record["per_class_ap50"], rows) for record in (run.last, run.first))
     axes.barh(range(len(rows)), np.nan_to_num(now), color=_colours(run, rows), height=0.66)
@@ -171,14 +84,14 @@ def _ap_per_class(run: ReportedRun) -> Panel:
         )
         figure.legend(loc="outside upper left")
     ends = np.nan_to_num(np.fmax(now, before))
-    _row_axes(axes, [f"{row.label} · {count(_mean(human, row))}" for row in rows])
-    _values(axes, ends, [number(value) for value in now])
-    _below(axes, "AP50 of the last cycle")
+    row_axes(axes, [f"{row.label} · {count(_mean(human, row))}" for row in rows])
+    end_values(axes, ends, [number(value) for value in now])
+    label_below(axes, "AP50 of the last cycle")
     alt = "AP50 of each class, rare to frequent: " + _spoken(rows, now, number)
     return Panel(
         "ap_per_class",
         "AP50 of each class, rare to frequent",
-        "The upper bars: do the rare classes catch up with the frequent ones? Beside each name its human boxes.",
+        "Do the rare classes (top) catch up with the frequent ones? Beside each class: its human boxes.",
         alt,
         figure,
     )
@@ -186,34 +99,34 @@ def _ap_per_class(run: ReportedRun) -> Panel:
 
 def _reviews_per_class(run: ReportedRun) -> Panel:
     rows = _rows(run)
-    figure, axes = _canvas(62 + ROW * len(rows))
+    figure, axes = canvas(62 + ROW * len(rows))
     asked, hits = (_means(run.summed(name), rows) for name in ("selected_per_class", "hits_per_class"))
     if any(asked):
-        axes.barh(range(len(rows)), asked, color=LIGHT["quiet"], height=0.66, label="asked about")
+        axes.barh(range(len(rows)), asked, color=LIGHT["quiet"], height=0.66, label="queried")
         axes.barh(range(len(rows)), hits, color=_colours(run, rows), height=0.66)
         figure.legend(loc="outside upper left")
-        _row_axes(axes, [row.label for row in rows])
-        _values(axes, asked, [f"{count(h)} of {count(a)}" if a else "0" for h, a in zip(hits, asked, strict=True)])
-        _below(axes, "boxes by the class they were taken for; in colour: held an object")
+        row_axes(axes, [row.label for row in rows])
+        end_values(axes, asked, [f"{count(h)} of {count(a)}" if a else "0" for h, a in zip(hits, asked, strict=True)])
+        label_below(axes, "queried boxes by predicted class; in colour: hits")
     else:
-        _nothing(axes, "no box has been selected yet")
+        empty(axes, "no box has been queried yet")
     said = [f"{count(h)} of {count(a)}" for h, a in zip(hits, asked, strict=True)]
-    alt = "Objects found among the boxes asked about: " + "; ".join(
+    alt = "Hits among the queried boxes: " + "; ".join(
         f"{row.label} {text}" for row, text in zip(rows, said, strict=True)
     )
     return Panel(
         "reviews_per_class",
-        "Who was asked about, and how often it paid",
-        "Long bars at the top: the rare classes got the attention. Much grey: the detector sees ghosts of that class.",
+        "Queries and hits of each class",
+        "Long bars at the top: the queries favour rare classes. Much grey: many false positives of that class.",
         alt,
         figure,
     )
 
 
 def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
-    """The paper's Fig. 1 (a) to (d), p(l), and what was asked, of the first cycle with a selection.
+    """The paper's Fig. 1 (a) to (d), p(l) and the queries, of the first cycle with a selection.
 
-    (c) are the labels that the run by plain uncertainty got, if there is one; (d) those of this run, if it is another.
+    (c) shows the labels of the run by uncertainty sampling, if there is one; (d) those of this run, if it is another.
     """
     first = f"of {plural(run.first['images_full'], 'image')}"
     panels = [
@@ -222,9 +135,9 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
             run.first,
             "human_per_class",
             "fig1_a",
-            "(a) The first labels",
+            "(a) Initial labels",
             f"human boxes {first}",
-            "The long tail as it comes: these images were drawn at random.",
+            "The class imbalance of the data: these images were drawn at random.",
         )
     ]
     if not run.choosing:
@@ -238,9 +151,9 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
                 record,
                 "sure_per_class",
                 "fig1_b",
-                "(b) The sure detections",
-                f"detections in the pool with a score of {run.settings.pseudo.class_high} or more",
-                "Usually more uneven than (a): the detector is sure of what it has seen often. p(l) is read off these.",
+                "(b) Confident detections",
+                f"detections in the pool with a score of at least {run.settings.pseudo.class_high}",
+                "Usually more imbalanced than (a). p(l) is the class distribution of these detections.",
             )
         )
     if uncertain and uncertain.choosing:
@@ -250,9 +163,9 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
                 uncertain.choosing[0],
                 "labels_per_class",
                 "fig1_c",
-                "(c) What plain uncertainty brought",
-                f"labels {cycle} of “{short(uncertain.name, 40)}”, by their true class",
-                "Ranked by uncertainty alone, which tends to ask for what is frequent anyway.",
+                "(c) Labels from uncertainty sampling",
+                f"labels {cycle} of “{short(uncertain.name, 40)}”, by true class",
+                "Ranked by uncertainty alone, which tends to query frequent classes.",
             )
         )
     if run is not uncertain:
@@ -262,9 +175,9 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
                 record,
                 "labels_per_class",
                 "fig1_d",
-                "(d) What the answers brought",
-                f"labels {cycle}, by their true class",
-                "A more even picture than (c) is what class-balanced sampling is for.",
+                "(d) Labels from this run",
+                f"labels {cycle}, by true class",
+                "Class-balanced sampling aims at a more even distribution than (c).",
             )
         )
     return [
@@ -274,9 +187,9 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
             record,
             "class_frequency",
             "class_frequency",
-            "p(l), as the strategy saw it",
-            "share of the sure detections",
-            "A class with a short bar here is favoured by class-balanced sampling.",
+            "Class frequency p(l)",
+            "fraction of the confident detections",
+            "Class-balanced sampling favours classes with short bars.",
             say=lambda value: number(value, 3),
         ),
         _counts(
@@ -284,18 +197,18 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
             record,
             "selected_per_class",
             "asked",
-            "What was asked",
-            f"boxes, by the class they were taken for, {cycle}",
-            "Compare with the labels: where the detector mistakes one class for another, its labels land elsewhere.",
+            "Queries",
+            f"queried boxes by predicted class, {cycle}",
+            "Compare with the labels: where the detector confuses two classes, the labels belong to the other one.",
         ),
         _counts(
             run,
             record,
             "uncertainty_would_select",
             "uncertainty_would_ask",
-            "What plain uncertainty would ask",
-            f"candidates, by the class they were taken for, {cycle}",
-            "As many boxes as were asked about, ranked by uncertainty alone.",
+            "Queries of uncertainty sampling",
+            f"candidates by predicted class, {cycle}",
+            "As many boxes as were queried, ranked by uncertainty alone.",
         ),
     ]
 
@@ -310,17 +223,17 @@ def _counts(
     look_for: str,
     say: Callable[[float], str] = count,
 ) -> Panel:
-    """Bars of one count per class, with its imbalance factor in the sentence below."""
+    """Bars of one count per class, with the imbalance factor in the sentence below."""
     rows = _rows(run)
-    figure, axes = _canvas(44 + ROW * len(rows))
+    figure, axes = canvas(44 + ROW * len(rows))
     values = _means(record[key], rows)
     if any(values):
         axes.barh(range(len(rows)), values, color=_colours(run, rows), height=0.66)
-        _row_axes(axes, [row.label for row in rows])
-        _values(axes, values, [say(value) for value in values])
-        _below(axes, label)
+        row_axes(axes, [row.label for row in rows])
+        end_values(axes, values, [say(value) for value in values])
+        label_below(axes, label)
     else:
-        _nothing(axes, "none")
+        empty(axes, "none")
     if any(values) and key != "class_frequency":
         look_for += f" {_imbalance(list(record[key].values()))}"
     return Panel(name, title, look_for, f"{title}: {_spoken(rows, values, say)}", figure)
@@ -328,12 +241,12 @@ def _counts(
 
 def _imbalance(counts: Sequence[int]) -> str:
     none = sum(not n for n in counts)
-    without = f", with {plural(none, 'class')} that {'has' if none == 1 else 'have'} none" if none else ""
+    without = f"; {plural(none, 'class')} {'has' if none == 1 else 'have'} none" if none else ""
     return f"Imbalance factor {factor(imbalance_factor(counts))}{without}."
 
 
 def _time(run: ReportedRun) -> Panel:
-    figure, axes = _canvas(74 + 26 * len(run.records))
+    figure, axes = canvas(74 + 26 * len(run.records))
     left = np.zeros(len(run.records))
     for i, stage in enumerate(run.seconds):
         minutes = np.array([record["seconds"].get(stage, 0.0) for record in run.records]) / 60
@@ -348,12 +261,12 @@ def _time(run: ReportedRun) -> Panel:
             linewidth=1,
         )
         left = left + minutes
-    _row_axes(axes, [f"cycle {record['cycle']}" for record in run.records])
-    _below(axes, "minutes")
+    row_axes(axes, [f"cycle {record['cycle']}" for record in run.records])
+    label_below(axes, "minutes")
     if run.seconds:
         figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.2)
-    alt = "Seconds of each stage in all: " + "; ".join(f"{name} {value:.0f}" for name, value in run.seconds.items())
-    return Panel("time", "Where the time went", "The longest piece is the one worth making faster.", alt, figure)
+    alt = "Total seconds of each stage: " + "; ".join(f"{name} {value:.0f}" for name, value in run.seconds.items())
+    return Panel("time", "Time of each stage", "Speeding up the longest stage saves the most time.", alt, figure)
 
 
 # ------------------------------------------------------------------------------------------- several runs
@@ -376,35 +289,35 @@ def _compared_classes(runs: Sequence[ReportedRun]) -> list[Panel]:
         "compare_ap_per_class",
         "AP50 of each class, rare to frequent",
         "AP50 of each run's last cycle",
-        "The upper rows: which run serves the rare classes best?",
+        "Which run detects the rare classes (top) best?",
     )
     reviews = _dots(
         runs,
         lambda run, row: _mean(run.summed("selected_per_class"), row),
         count,
         "compare_reviews_per_class",
-        "Who was asked about",
-        "boxes, by the class they were taken for",
-        "A class-balanced run lies to the right in the upper rows, and to the left in the lower ones.",
+        "Queries of each class",
+        "queried boxes by predicted class",
+        "A class-balanced run has more queries of the rare classes (top) and fewer of the frequent ones.",
     )
     return [ap, reviews]
 
 
 def _curves(runs: Sequence[ReportedRun], meter: str, which: str) -> Panel:
-    figure, axes = _canvas(225 + 17 * len(runs))
-    said = []
+    figure, axes = canvas(225 + 17 * len(runs))
+    texts: list[str] = []
     for i, run in enumerate(runs):
         y = [record["ap50"] if which == "all classes" else run.tail_ap(record) for record in run.records]
-        axes.plot([record[meter] for record in run.records], _floats(y), label=short(run.name, 56), **_run_look(i))
-        said.append(f"{run.name}: {', '.join(map(number, y))}")
-    _curve_axes(axes, meter)
+        axes.plot([record[meter] for record in run.records], floats(y), label=short(run.name, 56), **_line_style(i))
+        texts.append(f"{run.name}: {', '.join(map(number, y))}")
+    curve_axes(axes, meter)
     figure.legend(loc="outside upper left", ncols=1, labelspacing=0.25)
-    look_for = f"The higher of two lines at the same number of {meter} learned more from what was paid."
+    look_for = f"At the same number of {meter}, the higher curve is the better run."
     if which != "all classes":
-        look_for += " The rarest third is where strategies differ most."
+        look_for += " Strategies differ most on the rarest third."
     stem = "ap50" if which == "all classes" else "tail"
     title = f"AP50 of {'all classes' if which == 'all classes' else 'the rarest third'} against {meter}"
-    return Panel(f"compare_{stem}_{meter}", title, look_for, f"{title}. {'; '.join(said)}", figure)
+    return Panel(f"compare_{stem}_{meter}", title, look_for, f"{title}. {'; '.join(texts)}", figure)
 
 
 def _dots(
@@ -416,23 +329,29 @@ def _dots(
     label: str,
     look_for: str,
 ) -> Panel:
-    """A row for each class, a dot in it for each run."""
+    """A row for each class, with a dot for each run."""
     rows = _rows(runs[0])
-    figure, axes = _canvas(60 + ROW * len(rows) + 17 * len(runs))
-    said = []
+    figure, axes = canvas(60 + ROW * len(rows) + 17 * len(runs))
+    texts: list[str] = []
     for i, run in enumerate(runs):
         values = [value(run, row) for row in rows]
-        axes.plot(values, range(len(rows)), label=short(run.name, 56), **{**_run_look(i), "linestyle": "none"})
-        said.append(f"{run.name}: {_spoken(rows, values, say)}")
-    _row_axes(axes, [row.label for row in rows])
+        axes.plot(values, range(len(rows)), label=short(run.name, 56), **{**_line_style(i), "linestyle": "none"})
+        texts.append(f"{run.name}: {_spoken(rows, values, say)}")
+    row_axes(axes, [row.label for row in rows])
     axes.grid(axis="y", visible=True)
     axes.margins(x=0.08)
-    _below(axes, label)
+    label_below(axes, label)
     figure.legend(loc="outside upper left", ncols=1, labelspacing=0.25)
-    return Panel(name, title, look_for, f"{title}. {'. '.join(said)}", figure)
+    return Panel(name, title, look_for, f"{title}. {'. '.join(texts)}", figure)
 
 
-def _run_look(i: int) -> dict[str, Any]:
+class LineStyle(TypedDict):
+    color: str
+    marker: str
+    linestyle: str
+
+
+def _line_style(i: int) -> LineStyle:
     lines = ("-", "--", "-.", ":")
     return {"color": PALETTE[i % 8], "marker": MARKERS[i % 8], "linestyle": lines[i % 4]}
 
@@ -442,20 +361,20 @@ def _run_look(i: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """One bar: a class, or, where there are very many, the mean of those in the middle."""
+    """One bar: a class or, if there are very many, the mean of those in the middle."""
 
     label: str
     members: tuple[str, ...]
 
 
 def _rows(run: ReportedRun) -> list[Row]:
-    """The classes from rare to frequent; of more than 40 the rarest, the most frequent, and one row for the others."""
+    """The classes from rare to frequent; of more than 40 the rarest, the most frequent and one row for the others."""
     order = run.rare_first
     rows = [Row(short(name, LONGEST_NAME), (name,)) for name in order]
     if len(rows) <= MOST_ROWS:
         return rows
     top, bottom = MOST_ROWS // 2, len(rows) - (MOST_ROWS // 2 - 1)
-    return [*rows[:top], Row(f"mean of {bottom - top} between", tuple(order[top:bottom])), *rows[bottom:]]
+    return [*rows[:top], Row(f"mean of {bottom - top} others", tuple(order[top:bottom])), *rows[bottom:]]
 
 
 def _means(values: Mapping[str, float | None], rows: Sequence[Row]) -> list[float]:
@@ -463,119 +382,17 @@ def _means(values: Mapping[str, float | None], rows: Sequence[Row]) -> list[floa
 
 
 def _mean(values: Mapping[str, float | None], row: Row) -> float:
-    """The value of the row's class; of several classes the mean of what is known, NaN if nothing is."""
-    known = _floats([values[name] for name in row.members])
+    """The value of the class; for several classes the mean of the known values, NaN if there are none."""
+    known = floats([values[name] for name in row.members])
     known = known[~np.isnan(known)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def _colours(run: ReportedRun, rows: Sequence[Row]) -> list[str]:
-    """The colour of a class follows its label, so it is the same in every figure and every cycle."""
+    """The colour of each class. It depends on the label, so it is the same in all figures and cycles."""
     label = {name: i for i, name in enumerate(run.classes)}
     return [PALETTE[label[row.members[0]] % 8] if len(row.members) == 1 else LIGHT["muted"] for row in rows]
 
 
 def _spoken(rows: Sequence[Row], values: Sequence[float], say: Callable[[float], str]) -> str:
     return "; ".join(f"{row.label} {say(value)}" for row, value in zip(rows, values, strict=True))
-
-
-# ------------------------------------------------------------------------------------------- axes
-
-
-def _canvas(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _curve_axes(axes: Axes, meter: str) -> None:
-    """From a little below the lowest point to a little above the highest, so that noise is not blown up."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
-    values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
-    low, high = max(0.0, values.min() - 0.03), values.max() + 0.03
-    axes.set_ylim(low, max(high, low + 0.15))
-    axes.margins(x=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter("{x:.2f}")
-    axes.set_xlabel({"labels": "labels: boxes that people gave", "reviews": "reviews: boxes that people saw"}[meter])
-    axes.set_ylabel("AP50")
-
-
-def _row_axes(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-
-
-def _values(axes: Axes, ends: Sequence[float] | np.ndarray, texts: Sequence[str]) -> None:
-    """A number behind the end of each bar, and room for it; a scale would only repeat it."""
-    axes.set_xlim(0, max(*ends, 0.0) * (1.1 + 0.022 * max(map(len, texts))) or 1)
-    axes.set_xticks([])
-    axes.spines["bottom"].set_visible(False)
-    for y, (x, text) in enumerate(zip(ends, texts, strict=True)):
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=LIGHT["muted"],
-            fontsize=10,
-            annotation_clip=False,
-        )
-
-
-def _below(axes: Axes, text: str) -> None:
-    """A label along the whole width, since long class names may leave the axes little of it."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
-
-
-def _nothing(axes: Axes, text: str) -> None:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=LIGHT["muted"])
-
-
-def _floats(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
-
-
-# ------------------------------------------------------------------------------------------- files
-
-
-def publish(panel: Panel, folder: Path, prefix: str = "") -> Panel:
-    """Write a panel as SVG and PNG, and give it its inline SVG. To be called within :func:`style`."""
-    stem = prefix + panel.name
-    panel.figure.draw_without_rendering()
-    panel.figure.set_layout_engine("none")  # it is laid out now, for both files
-    text = _svg(panel.figure, stem)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{stem}.svg", text)
-    content = io.BytesIO()
-    panel.figure.savefig(content, format="png", dpi=144, metadata={"Software": None})
-    write_bytes(folder / f"{stem}.png", content.getvalue())
-    return replace(panel, svg=_inline(text, panel.alt))
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    """SVG text, the same on every call: ids come from the salt, and there is no date in it."""
-    handle = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(handle, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return handle.getvalue()
-
-
-def _inline(svg: str, alt: str) -> Markup:
-    """An SVG file -> an element of the page: its size and its colours are the page's, its ids unique there."""
-    body = svg[svg.index("<svg") :]
-    view_box = re.search(r'viewBox="[^"]*"', body)
-    assert view_box is not None
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
-    names = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
-    body = re.sub("|".join(names), lambda found: names[found[0]], body)
-    return Markup(f'<svg class="plot" {view_box[0]} role="img" aria-label="{escape(alt)}">{body}')

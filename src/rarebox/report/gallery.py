@@ -1,4 +1,4 @@
-"""The paper's Fig. 4 for a run: images of its last cycle, with what was asked about and what the detector filled in."""
+"""The paper's Fig. 4 for a run: images of its last cycle with queried boxes and pseudo boxes."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from rarebox.labels.store import Store
 from rarebox.labels.targets import read_targets
 from rarebox.pool.candidates import Shards
 from rarebox.report.reading import ReportedRun
-from rarebox.report.words import number, plural, short
+from rarebox.report.wording import number, plural, short
 from rarebox.types import Answer, Floats, ImageLabels, ImageRecord, Query, Source, Targets, Verdict
 
 WIDTH, HEIGHT = 480, 640  # an image is shown 480 pixels wide, or narrower where it would be higher than 640
@@ -28,10 +28,10 @@ Asked = tuple[Query, Answer]
 Name = Callable[[int | None], str]
 
 MISSES = {
-    Verdict.NOT_AN_OBJECT: "nothing there",
-    Verdict.CANNOT_TELL: "nobody could tell",
-    Verdict.ALREADY_LABELLED: "it had its label already",
-    Verdict.OBJECT: "nothing there",
+    Verdict.NOT_AN_OBJECT: "no object",
+    Verdict.CANNOT_TELL: "the annotator could not tell",
+    Verdict.ALREADY_LABELLED: "the object already had a label",
+    Verdict.OBJECT: "no object",
 }
 
 
@@ -80,7 +80,7 @@ def of_run(run: ReportedRun) -> Gallery:
     """The gallery of the last finished cycle in which boxes were asked about."""
     chosen = [record["cycle"] for record in run.choosing if sum(record["selected_per_class"].values())]
     if not chosen:
-        return Gallery(missing="No boxes have been selected yet, so there is nothing to show.")
+        return Gallery(missing="No boxes have been queried yet, so there is nothing to show.")
     try:
         return _gallery(run, chosen[-1])
     except (UserError, OSError) as error:
@@ -108,12 +108,12 @@ def _gallery(run: ReportedRun, cycle: int) -> Gallery:
 
 
 def choose(asked: Mapping[int, Sequence[Asked]], most: int) -> list[int]:
-    """Images that show as many different classes as they can, found objects first: always the same ones."""
+    """Images that show as many different classes as possible, objects found first. Deterministic."""
     left, seen, chosen = dict(asked), set[int](), list[int]()
     while left and len(chosen) < most:
         best = min(left, key=lambda i: (*_novelty(left[i], seen), i))
         if _novelty(left[best], seen)[:2] == (0, 0) and seen:
-            seen = set()  # every class has been shown: begin a second round
+            seen = set[int]()  # every class has been shown: start a second round
             continue
         seen |= {_class(pair) for pair in left.pop(best)}
         chosen.append(best)
@@ -121,13 +121,13 @@ def choose(asked: Mapping[int, Sequence[Asked]], most: int) -> list[int]:
 
 
 def _novelty(asked: Sequence[Asked], seen: set[int]) -> tuple[int, int, int]:
-    """How much an image adds, best first when sorted: new classes found, new classes guessed, boxes in all."""
+    """What an image adds, best first when sorted: new classes found, new classes predicted, and boxes."""
     found = {_class(pair) for pair in asked if len(pair[1].labels)} - seen
     return -len(found), -len({_class(pair) for pair in asked} - seen), -len(asked)
 
 
 def _class(asked: Asked) -> int:
-    """The true class where there is one, otherwise what the box was taken for."""
+    """The true class if there is one, otherwise the predicted class."""
     query, answer = asked
     return int(answer.labels[0]) if len(answer.labels) else -1 if query.guess is None else query.guess
 
@@ -165,23 +165,23 @@ def _asked_box(asked: Asked, name: Name, scale: Floats) -> Box:
     guess = name(query.guess)
     if len(answer.labels):
         truth = name(int(answer.labels[0]))
-        said = f"taken for {guess}; it is {truth}" if truth != guess else f"taken for {guess}, rightly"
-        return _box("hit", query.box, scale, truth, "; ".join(["asked", said, *figures]))
-    said = f"taken for {guess}; {MISSES[answer.verdict]}"
-    return _box("miss", query.box, scale, f"{guess}?", "; ".join(["asked", said, *figures]))
+        said = f"predicted {guess}; it is {truth}" if truth != guess else f"correctly predicted {guess}"
+        return _box("hit", query.box, scale, truth, "; ".join(["queried", said, *figures]))
+    said = f"predicted {guess}; {MISSES[answer.verdict]}"
+    return _box("miss", query.box, scale, f"{guess}?", "; ".join(["queried", said, *figures]))
 
 
 def _pseudo_boxes(
     image_id: int, targets: Targets | None, name: Name, scores: Mapping[tuple[int, bytes], float], scale: Floats
 ) -> list[Box]:
-    """The pseudo boxes that teach anything, the weightiest last, so that it lies on top."""
+    """The pseudo boxes with a positive weight, the largest weight last, so that it is drawn on top."""
     if targets is None:
         return []
     taught = (targets.class_weight > 0) | (targets.box_weight > 0)
     shown = targets[(targets.source == Source.PSEUDO) & taught]
-    # Where the class branch is told that nothing is there, the box counts for its place only.
+    # Where the class branch is trained on background, only the place of the box is a target.
     weights = np.where(shown.background, 0.0, shown.class_weight)
-    boxes = []
+    boxes: list[Box] = []
     for i in np.argsort(weights, kind="stable"):
         label, weight = name(int(shown.labels[i])), float(weights[i])
         score = scores.get((image_id, shown.boxes[i].tobytes()))
@@ -214,9 +214,9 @@ def _box(kind: str, box: Floats, scale: Floats, label: str, tooltip: str, weight
 
 
 def _with_labels(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
-    """The boxes with their labels set apart: the uppermost box first, above it, below it or in it, else nowhere."""
+    """The boxes with labels that do not overlap: the topmost box first, above, below or inside it, else without."""
     taken: list[tuple[float, float, float, float]] = []
-    placed = []
+    placed: list[Box] = []
     for box in reversed(boxes):
         long = len(box.label) * (6.8 if box.kind == "pseudo" else 8.2)
         x = max(0.0, min(box.x, width - long))
@@ -239,7 +239,7 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
 def _caption(asked: Sequence[Asked], name: Name, pseudo_boxes: int, human_boxes: int) -> str:
     found = Counter(name(int(answer.labels[0])) for _, answer in asked if len(answer.labels))
     hits = f"found {', '.join(f'{n} {c}' for c, n in found.most_common())}" if found else "found nothing"
-    parts = [f"{plural(len(asked), 'box')} asked about, {hits}", plural(pseudo_boxes, "pseudo box")]
+    parts = [f"{plural(len(asked), 'queried box')}, {hits}", plural(pseudo_boxes, "pseudo box")]
     if human_boxes:
         parts.append(f"{human_boxes} labelled earlier")
     return " · ".join(parts)

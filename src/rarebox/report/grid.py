@@ -8,11 +8,11 @@ from rarebox.core.files import write_text
 from rarebox.grid import measures, paper, results, statistics
 from rarebox.grid.results import Group
 from rarebox.grid.statistics import ENOUGH_SEEDS
-from rarebox.report import figures, grid_figures, grid_tables
-from rarebox.report.figures import Panel
+from rarebox.report import drawing, grid_figures, grid_tables
+from rarebox.report.drawing import Panel
 from rarebox.report.grid_tables import Table
 from rarebox.report.page import render
-from rarebox.report.words import listed, number, plural
+from rarebox.report.wording import listed, number, plural
 
 MOST_NAMED = 8
 """Methods that a sentence names; the figures have them all."""
@@ -33,12 +33,12 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
     """Write ``report.html``, ``tables.md`` and ``figures/`` into a folder that is there; the page's path."""
     styles = grid_figures.styles_of(groups)
     parts = []
-    with figures.style():
+    with drawing.style():
         for i, group in enumerate(groups, start=1):
             prefix = f"group{i}_" if len(groups) > 1 else ""
             drawn = grid_figures.of_group(group, styles) if group.methods else {}
             panels = {
-                section: [figures.publish(panel, out / "figures", prefix) for panel in some]
+                section: [drawing.publish(panel, out / "figures", prefix) for panel in some]
                 for section, some in drawn.items()
             }
             parts.append(GroupPart(group, f"group{i}", findings(group), panels, grid_tables.tables(group)))

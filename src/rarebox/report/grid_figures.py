@@ -1,5 +1,5 @@
-"""The figures of a grid. Sixteen methods in one of them stay readable: eight have a colour, the others are grey, and
-each method has a small picture of its own, with all others behind it.
+"""The figures of a grid. They stay readable with sixteen methods: eight have a colour, the others are grey, and each
+method has a small panel with all others in the background.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,22 +12,22 @@ from rarebox.grid import measures, paper, results, statistics
 from rarebox.grid.measures import Point
 from rarebox.grid.results import Group, Value
 from rarebox.loop.metrics import METERS, Meter
-from rarebox.report.figures import (
+from rarebox.report.drawing import (
     LIGHT,
     MARKERS,
     PALETTE,
     ROW,
     Panel,
-    _below,
-    _canvas,
-    _curve_axes,
-    _nothing,
-    _row_axes,
+    canvas,
+    curve_axes,
+    empty,
+    label_below,
+    row_axes,
 )
-from rarebox.report.words import number, plural, short
+from rarebox.report.wording import number, plural, short
 
 MOST_BANDS = 4
-"""Up to so many methods have their standard deviation in the figure that holds all of them."""
+"""Up to this number of methods, the figure of all methods shows standard deviations."""
 
 MOST_CLASSES = 20
 LONGEST_METHOD = 24
@@ -37,7 +37,7 @@ Style = tuple[str, str]
 
 
 def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
-    """The look of each method, the same in all figures: the references and the ablation get a colour first, then the
+    """The style of each method, the same in all figures. The ablation and the references get a colour first, then the
     best of the others."""
     first = [name for group in groups for name in (*paper.ablation(group).values(), *paper.references(group).values())]
     names = list(dict.fromkeys([*first, *(name for group in groups for name in measures.ranked(group))]))
@@ -62,9 +62,10 @@ def of_group(group: Group, styles: Mapping[str, Style]) -> dict[str, list[Panel]
 
 
 def _overview(group: Group, styles: Mapping[str, Style], meter: Meter, which: str, value: Value) -> Panel:
-    """All mean curves in one panel, as the paper's Fig. 3; names stand at the end of the coloured ones."""
-    figure, axes = _canvas(330)
-    ends, said = [], []
+    """All mean curves in one panel, as in the paper's Fig. 3. The coloured ones are named at their ends."""
+    figure, axes = canvas(330)
+    ends: list[tuple[Point, str, str]] = []
+    said: list[str] = []
     for name, runs in group.methods.items():
         points = measures.curve(runs.values(), meter, value)
         colour, marker = styles[name]
@@ -76,14 +77,14 @@ def _overview(group: Group, styles: Mapping[str, Style], meter: Meter, which: st
         said.append(f"{name}: {', '.join(number(point.value.mean, 3) for point in points)}")
     ceiling = statistics.spread(value(run.cycles[-1]) for run in group.full).mean
     _ceiling(axes, ceiling)
-    _curve_axes(axes, meter)
+    curve_axes(axes, meter)
     _name_ends(axes, [end for end in ends if end[0].value.n])
     look_for = {
-        "labels": "The higher of two lines at the same number of labels learned more from what was paid.",
-        "reviews": "The same against every box that a person had to look at, whether there was an object or not.",
+        "labels": "At the same number of labels, the higher curve is the better method.",
+        "reviews": "The same against all boxes shown to annotators, whether they held an object or not.",
     }[meter]
     if grey := sum(not styles[name][1] for name in group.methods):
-        look_for += f" Grey: {plural(grey, 'other method')}, shown one by one below."
+        look_for += f" Grey: {plural(grey, 'other method')}, shown separately below."
     if ceiling == ceiling:
         look_for += " Dashed: training on all labels."
     title = f"AP50 of {which} against {meter}"
@@ -111,7 +112,7 @@ def _ceiling(axes: Axes, height: float) -> None:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[Point, str, str]]) -> None:
-    """Names right of the axes, in the order of the lines' ends and never over each other, each tied to its end."""
+    """Write names right of the axes, without overlap, in the order of the curves' ends and with a line to each end."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, key=lambda end: end[0].value.mean)
     places = _apart([end.value.mean for end, _, _ in ordered], gap=(high - low) * 13.5 / 250, low=low, high=high)
@@ -153,11 +154,11 @@ def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> lis
 
 
 def _each(group: Group, styles: Mapping[str, Style], meter: Meter) -> Panel:
-    """A small panel for each method: its mean and standard deviation, all others in grey behind it."""
+    """A small panel for each method: its mean and standard deviation, with all others in grey."""
     names = measures.ranked(group)
     curves = {name: measures.curve(group.methods[name].values(), meter) for name in names}
     rows = -(-len(names) // 2)
-    figure, _ = _canvas(30 + 98 * rows)
+    figure, _ = canvas(30 + 98 * rows)
     figure.clear()
     grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, name in zip(grid, names, strict=False):
@@ -178,9 +179,9 @@ def _each(group: Group, styles: Mapping[str, Style], meter: Meter) -> Panel:
     )
     return Panel(
         f"each_{meter}",
-        f"Each method by itself against {meter}",
-        "The band is one standard deviation over seeds; grey are all others. Bands that overlap widely say that a few "
-        "seeds cannot tell two methods apart; the paired differences below can often do more.",
+        f"Each method against {meter}",
+        "The band is one standard deviation over seeds; the other methods are grey. Where bands overlap widely, a few "
+        "seeds do not separate two methods. The paired differences below are often more sensitive.",
         f"AP50 by {meter}, best first. {said}",
         figure,
     )
@@ -190,14 +191,14 @@ def _each(group: Group, styles: Mapping[str, Style], meter: Meter) -> Panel:
 
 
 def _differences(group: Group, styles: Mapping[str, Style], label: str, reference: str) -> Panel:
-    """Mean paired difference of the final AP50 and its interval, a row for each method."""
+    """The mean paired difference of the final AP50 with its interval, a row for each method."""
     values = measures.measures(group)["AP50"]
     names = [name for name in measures.ranked(group) if name != reference]
-    figure, axes = _canvas(64 + ROW * max(1, len(names)))
+    figure, axes = canvas(64 + ROW * max(1, len(names)))
     title = f"Final AP50 minus {label}"
     steps = {name: statistics.paired(values[name], values[reference]) for name in names}
     if not names:
-        _nothing(axes, "there is no other method")
+        empty(axes, "there is no other method")
     for row, (name, step) in enumerate(steps.items()):
         colour = styles[name][0]
         if step.low == step.low:
@@ -220,10 +221,10 @@ def _differences(group: Group, styles: Mapping[str, Style], label: str, referenc
             annotation_clip=False,
         )
     if names:
-        _row_axes(axes, [short(name, LONGEST_METHOD) for name in names])
+        row_axes(axes, [short(name, LONGEST_METHOD) for name in names])
         axes.axvline(0, color=LIGHT["ink"], linewidth=1)
         axes.locator_params(axis="x", nbins=5)
-        _below(axes, f"AP50 minus that of {short(reference, 30)}, paired by seed")
+        label_below(axes, f"AP50 minus that of {short(reference, 30)}, paired by seed")
     said = "; ".join(f"{name} {results.signed(step.mean)}" for name, step in steps.items())
     return Panel(
         f"minus_{label.replace(' ', '_')}",
@@ -236,7 +237,7 @@ def _differences(group: Group, styles: Mapping[str, Style], label: str, referenc
 
 
 def _over(steps: Iterable[statistics.Difference]) -> str:
-    """Over how many seeds."""
+    """The number of seeds, as part of a sentence."""
     numbers = sorted({step.n for step in steps if step.n})
     return f" over {' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} seeds" if numbers else ""
 
@@ -257,15 +258,15 @@ def _classes(group: Group) -> list[Panel]:
         order,
         "ap_of_classes",
         "Final AP50 of each class",
-        "Columns go from rare to frequent: which method serves the columns on the left?",
+        "Columns go from rare to frequent. Which method is best on the left?",
     )
     rates = _heat(
         hits,
         order,
         "hits_of_classes",
         "Hit rate of each class",
-        "Of the boxes shown that were taken for the class, how many held an object without a label. Methods that ask "
-        "for whole images are not here.",
+        "The fraction of the reviewed boxes of a predicted class that held an object without a label. Image-level "
+        "methods are not shown.",
     )
     return [ap, rates]
 
@@ -273,15 +274,15 @@ def _classes(group: Group) -> list[Panel]:
 def _heat(
     values: Mapping[str, Mapping[str, float]], order: Sequence[str], name: str, title: str, look_for: str
 ) -> Panel:
-    """A cell for each method and class, in per cent; of very many classes the rarest and the most frequent."""
+    """A cell for each method and class, in per cent. With many classes, only the rarest and the most frequent."""
     if len(order) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         look_for += f" Of {len(order)} classes the {half} rarest and the {half} most frequent."
         order = [*order[:half], *order[-half:]]
-    figure, axes = _canvas(110 + 20 * max(1, len(values)))
+    figure, axes = canvas(110 + 20 * max(1, len(values)))
     known = [of[c] for of in values.values() for c in order if of[c] == of[c]]
     if not known:
-        _nothing(axes, "no box has been shown")
+        empty(axes, "no box has been shown")
         return Panel(name, title, look_for, f"{title}: none", figure)
     for row, of in enumerate(values.values()):
         for column, c in enumerate(order):
@@ -291,13 +292,13 @@ def _heat(
                 axes.text(
                     column, row, f"{100 * of[c]:.0f}", ha="center", va="center", fontsize=9 if len(order) <= 12 else 7
                 )
-    _row_axes(axes, [short(method, LONGEST_METHOD) for method in values])
+    row_axes(axes, [short(method, LONGEST_METHOD) for method in values])
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.set_xticks(range(len(order)), [short(c, 16) for c in order], rotation=90)
     axes.tick_params(axis="x", length=0, labelsize=10)
     axes.xaxis.tick_top()
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
-    _below(axes, "per cent; classes from rare to frequent")
+    label_below(axes, "per cent; classes from rare to frequent")
     said = ". ".join(f"{method}: {'; '.join(f'{c} {number(of[c])}' for c in order)}" for method, of in values.items())
     return Panel(name, title, look_for, f"{title}. {said}", figure)

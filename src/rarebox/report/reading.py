@@ -1,9 +1,8 @@
-"""A run as the report sees it: what its folder holds, and the few numbers that are worked out from that."""
+"""A run as the report needs it: the contents of its folder, and a few numbers derived from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,12 +19,12 @@ Problem = dict[str, str]
 
 @dataclass(frozen=True, eq=False)
 class ReportedRun:
-    """One run with at least one finished cycle. ``name`` tells it from the other runs of the report."""
+    """One run with at least one finished cycle. ``name`` distinguishes it from the other runs."""
 
     folder: RunFolder
     settings: Settings
     records: Sequence[CycleRecord]
-    environment: Mapping[str, Any]
+    environment: Mapping[str, object]
     problems: Sequence[Problem]
     name: str
 
@@ -53,7 +52,7 @@ class ReportedRun:
 
     @property
     def rare_first(self) -> list[str]:
-        """The classes from rare to frequent, by the boxes of the first images: those were drawn at random."""
+        """The classes from rare to frequent, by the boxes of the initial images, which were drawn at random."""
         return sorted(self.classes, key=self.first["human_per_class"].__getitem__)
 
     @property
@@ -62,7 +61,7 @@ class ReportedRun:
         return self.rare_first[: max(1, round(len(self.classes) / 3))]
 
     def tail_ap(self, record: CycleRecord) -> float:
-        """Mean AP50 of the rarest third, of those classes that have truth; NaN if none has."""
+        """Mean AP50 of the rarest third, over the classes with ground truth; NaN if there are none."""
         known = [ap for name in self.rarest if (ap := record["per_class_ap50"][name]) is not None]
         return float(np.mean(known)) if known else float("nan")
 
@@ -72,12 +71,12 @@ class ReportedRun:
 
     @property
     def asked(self) -> int:
-        """Boxes asked about in all."""
+        """The number of queried boxes."""
         return sum(self.summed("selected_per_class").values())
 
     @property
     def hits(self) -> int:
-        """How many of those held an object that had no label yet."""
+        """The queried boxes that held an object without a label."""
         return sum(self.summed("hits_per_class").values())
 
     @property
@@ -92,9 +91,9 @@ class ReportedRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
-    """The runs of some folders, each named by what sets it apart. UserError for a folder without a finished cycle."""
+    """The runs of some folders, each with a name. Raises UserError for a folder without a finished cycle."""
     if not folders:
-        raise UserError("there is no run to report; name the folder of at least one")
+        raise UserError("There is no run to report. Name the folder of at least one run.")
     runs = [_read(RunFolder(folder)) for folder in folders]
     names = _names(runs)
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
@@ -105,8 +104,8 @@ def _read(folder: RunFolder) -> ReportedRun:
     records = folder.records()
     if not records:
         raise UserError(
-            f"{folder.root} has no finished cycle yet, so there is nothing to report; wait for cycle 1, or repeat the "
-            "command of the run, which goes on where it stopped"
+            f"{folder.root} has no finished cycle yet. Wait for cycle 1, or repeat the command of the run: it resumes "
+            "where it stopped."
         )
     problems = folder.root / "problems.json"
     return ReportedRun(
@@ -128,8 +127,8 @@ class Setting:
 
     name: str
     description: str
-    default: Any
-    values: tuple[Any, ...]
+    default: object
+    values: tuple[object, ...]
 
     @property
     def changed(self) -> bool:
@@ -149,7 +148,7 @@ def settings_of(runs: Sequence[ReportedRun]) -> list[Setting]:
     ]
 
 
-def _walk(section: Section, prefix: str = "") -> Iterator[tuple[str, str, Any, Any]]:
+def _walk(section: Section, prefix: str = "") -> Iterator[tuple[str, str, object, object]]:
     """Dotted name, description, default and value of every setting; the defaults are those of the class."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -160,7 +159,7 @@ def _walk(section: Section, prefix: str = "") -> Iterator[tuple[str, str, Any, A
 
 
 def _names(runs: Sequence[ReportedRun]) -> list[str]:
-    """What the settings of the runs differ in, or the folder where that tells nothing."""
+    """A name for each run: the settings in which it differs, and its folder where they are not unique."""
     differing = [setting for setting in settings_of(runs) if setting.differs]
     names = [", ".join(_say(s.name, s.values[i]) for s in differing[:3]) for i in range(len(runs))]
     if len(set(names)) == len(runs) > 1:
@@ -168,13 +167,13 @@ def _names(runs: Sequence[ReportedRun]) -> list[str]:
     return [", ".join(filter(None, (name, run.name))) for name, run in zip(names, runs, strict=True)]
 
 
-def _say(setting: str, value: Any) -> str:
+def _say(setting: str, value: object) -> str:
     if setting == "selection.strategy":
-        return strategies.SHOWN_AS.get(value, str(value))
+        return strategies.SHOWN_AS.get(str(value), str(value))
     if setting in ("detector.name", "detector.backbone"):
         return str(value)
     if setting == "pseudo.method":
         return "no pseudo labels" if value == "none" else f"{value} pseudo labels"
     if setting == "data":
-        return Path(value).name
+        return Path(str(value)).name
     return f"{setting.rpartition('.')[2]} {value}"

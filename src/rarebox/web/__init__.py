@@ -1,1 +1,1 @@
-"""The page in which people answer, and its server. It never loads torch: training is another process's work."""
+"""The page on which annotators answer, and its server. It never loads torch: a separate process trains."""

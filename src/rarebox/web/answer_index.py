@@ -1,15 +1,14 @@
-"""What was asked and answered so far, kept in memory and brought up to date question by question, answer by answer.
+"""An index of all questions and answers in memory, updated with each of them.
 
-All that is counted is in ``sums``, and changes with each answer by what its question was worth before and is after: no
-count is made anew, however many answers there are. Labels stay as they came; what each counts as by now is looked up
-where it matters, so that a class can be merged into another without going through all answers.
+All counts are in ``sums``. An answer changes them by the difference between what its question adds after and before it,
+so the cost of an update does not grow with the number of answers. Labels stay as they were given and are mapped when
+they are read, so merging two classes does not visit every answer.
 """
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,10 @@ from rarebox.project.project import HELD_BACK
 from rarebox.types import Ints, Verdict
 
 Merged = Mapping[int, int]
-"""What labels of merged classes count as by now."""
+"""Labels of merged classes, and the labels that they count as."""
+
+Sum = tuple[str | int, ...]
+"""What a sum counts, and of which cycle, label or person."""
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
@@ -30,16 +32,16 @@ def counted(labels: Ints, merged: Merged) -> Ints:
 
 
 def right(guess: int, labels: Sequence[int], merged: Merged) -> bool:
-    """Whether the class that was guessed is among those that were said."""
+    """Whether the guessed class is among the labels of the answer."""
     return merged.get(guess, guess) in [merged.get(label, label) for label in labels]
 
 
 @dataclass
 class History:
-    """All that was said to one query: ``standing`` by person, ``ever`` how many answers that were not withdrawals."""
+    """The answers to one query: ``standing`` by person; ``ever`` counts all that were not withdrawals."""
 
     question: Question
-    standing: dict[str, Given] = field(default_factory=dict)
+    standing: dict[str, Given] = field(default_factory=dict[str, Given])
     ever: int = 0
 
     @property
@@ -48,14 +50,14 @@ class History:
         return max(self.standing.values(), key=lambda given: given.id, default=None)
 
     def agrees(self, merged: Merged) -> bool | None:
-        """Whether people agree; None unless several have answered as was wanted."""
+        """Whether annotators agree; None unless the query wanted several answers and has them."""
         if len(self.standing) < 2 or self.question.wanted < 2:
             return None
         answers = (given.answer for given in self.standing.values())
         return agreement([replace(answer, labels=counted(answer.labels, merged)) for answer in answers])
 
-    def worth(self, merged: Merged) -> Iterator[tuple[tuple[Any, ...], int]]:
-        """What it adds to the sums."""
+    def contributions(self, merged: Merged) -> Iterator[tuple[Sum, int]]:
+        """What the query adds to the sums."""
         question, latest, agrees = self.question, self.latest, self.agrees(merged)
         cycle = question.cycle
         if question.asked_by is None:
@@ -93,29 +95,29 @@ class AnswerIndex:
         self.queries: dict[int, History] = {}
         self.of_image: dict[int, set[int]] = defaultdict(set)
         self.of_person: dict[str, list[Given]] = defaultdict(list)
-        self.sums: Counter[tuple[Any, ...]] = Counter()
+        self.sums: Counter[Sum] = Counter()
         self._given: list[Given] = []
         self._differing: set[int] = set()
         self._wanting: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each cycle: (position, id), sorted
         self._busy: dict[int, Counter[int]] = defaultdict(Counter)
 
     def merge(self, counts_as: Ints) -> None:
-        """Labels count as others from now on, (K,), as the store says. Answers that agreed still do: only those that
-        differed are looked at again."""
+        """Apply merged classes: (K,), what each label counts as. Answers that agreed still agree, so only those that
+        differed are compared again."""
         differing = [self.queries[number] for number in self._differing]
         for history in differing:
             self._count(history, -1)
         self.merged = {label: into for label, into in enumerate(counts_as.tolist()) if label != into}
         for history in differing:
             self._count(history, 1)
-        guessed = [(what, count) for what, count in self.sums.items() if what[0] == "guessed"]
-        for (_, cycle, *_), _ in guessed:
-            self.sums["right guesses", cycle] = 0
-        for (_, cycle, guess, *labels), count in guessed:
+        guessed = [(map(int, what[1:]), count) for what, count in self.sums.items() if what[0] == "guessed"]
+        for what in [what for what in self.sums if what[0] == "right guesses"]:
+            self.sums[what] = 0
+        for (cycle, guess, *labels), count in guessed:
             self.sums["right guesses", cycle] += count * right(guess, labels, self.merged)
 
     def take_in(self, asked: Iterable[Question], given: Iterable[Given]) -> None:
-        """Further questions and answers, in the order in which they came."""
+        """Add new questions and answers, in the order in which they were stored."""
         for question in asked:
             history = self.queries[question.id] = History(question)
             self._count(history, 1)
@@ -135,8 +137,8 @@ class AnswerIndex:
             self.last_answer = one.id
 
     def _count(self, history: History, sign: int) -> None:
-        for what, worth in history.worth(self.merged):
-            self.sums[what] += sign * worth
+        for what, number in history.contributions(self.merged):
+            self.sums[what] += sign * number
         question = history.question
         if question.asked_by is None and len(history.standing) < question.wanted:
             wanting, place = self._wanting[question.cycle], (question.position, question.id)
@@ -155,14 +157,14 @@ class AnswerIndex:
     # Questions
 
     def held(self, holder: str, by: str, leases: Sequence[Lease]) -> list[int]:
-        """Queries that a holder is at work on and may answer."""
+        """Queries that a holder has leased and may answer."""
         taken = Counter(lease.query_id for lease in leases if lease.holder != holder)
         elsewhere = {lease.query_id for lease in leases if lease.by == by and lease.holder != holder}
         own = (lease.query_id for lease in leases if lease.holder == holder and lease.query_id in self.queries)
         return [number for number in own if number not in elsewhere and self._is_free(number, by, taken[number])]
 
     def open_to(self, holder: str, by: str, cycle: int, leases: Sequence[Lease]) -> Iterator[int]:
-        """Queries of a cycle that this person may be given, in their order."""
+        """Queries of a cycle that may be assigned to this person, in their order."""
         taken = Counter(lease.query_id for lease in leases)
         own = {lease.query_id for lease in leases if lease.by == by or lease.holder == holder}
         for _, number in self._wanting[cycle]:
@@ -174,7 +176,7 @@ class AnswerIndex:
         return len(history.standing) + taken < history.question.wanted and by not in history.standing
 
     def busy(self, cycle: int) -> Iterable[int]:
-        """Images with a question of a cycle that nobody has answered."""
+        """Images with an unanswered question of a cycle."""
         return self._busy[cycle].keys()
 
     # Answers
@@ -190,27 +192,27 @@ class AnswerIndex:
 
     def counts(self, classes: int) -> Ints:
         """Human boxes of each class: (K,)."""
-        said = [self.sums["label", label] for label in range(classes)]
-        return np.bincount(counted(np.arange(classes), self.merged), said, classes).astype(np.int64)
+        boxes = [self.sums["label", label] for label in range(classes)]
+        return np.bincount(counted(np.arange(classes), self.merged), boxes, classes).astype(np.int64)
 
     def agreement_with_guesses(self, cycle: int) -> float | None:
-        """Share of the guesses of a cycle that people confirmed; None where none was answered."""
-        return self._share(("right guesses", cycle), ("guesses", cycle))
+        """Fraction of a cycle's guesses that annotators confirmed; None if none was answered."""
+        return self._fraction(("right guesses", cycle), ("guesses", cycle))
 
     def agreement_between_people(self) -> float | None:
-        """Share of the questions answered twice, as was wanted, in which people said the same."""
-        return self._share(("agreements",), ("second opinions",))
+        """Fraction of the questions with two wanted answers in which the answers agree; None if there are none."""
+        return self._fraction(("agreements",), ("second opinions",))
 
-    def _share(self, part: tuple[Any, ...], whole: tuple[Any, ...]) -> float | None:
+    def _fraction(self, part: Sum, whole: Sum) -> float | None:
         return self.sums[part] / self.sums[whole] if self.sums[whole] else None
 
     def disagreements(self) -> list[History]:
-        """Second opinions that differ and that nobody has decided on since."""
+        """Questions whose answers differ and that nobody has decided since."""
         differing = [self.queries[number] for number in sorted(self._differing)]
         return [history for history in differing if history.ever <= history.question.wanted]
 
     def per_minute(self, person: str, last: int = 20) -> float | None:
-        """Answers a minute of working time, over a person's last ones."""
+        """Answers per minute of working time, over a person's last ones; None if fewer than three are timed."""
         given = self.of_person.get(person, [])[-last:]
         times = [one.answer.milliseconds for one in given if one.answer.milliseconds]
         return 60_000 * len(times) / sum(times) if len(times) >= 3 else None

@@ -1,4 +1,4 @@
-"""Connections to the server: so many at once, and none that keeps its place without asking for anything."""
+"""Limits on connections to the server: how many are open at once, and how long one may stay idle."""
 
 import asyncio
 import logging
@@ -9,23 +9,23 @@ from typing import ClassVar
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 BACKLOG = 128
-"""Connections that the system keeps for us while we are busy."""
+"""Connections that the system queues while the server is busy."""
 
 MOST_HANDLES = 2**16
-"""Open files that are asked for at most, where the system would give more."""
+"""The most open files to ask the system for."""
 
-SELDOM_SECONDS = 10.0
-"""The same line is logged once in so many seconds."""
+REPEAT_SECONDS = 10.0
+"""The same line is logged at most once in this time."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """``connections`` that are open at once, at most half of what the system lets us open. Seconds: ``request`` for a
-    whole request to come in, counted from the connection or from its first byte; ``idle`` between two requests;
-    ``reply`` for which somebody may leave a reply unread."""
+    """``connections``: open at once, and at most half of the files that the system lets us open. In seconds:
+    ``request`` for a whole request to arrive, counted from the connection or from its first byte; ``idle`` between two
+    requests; ``reply`` for which a client may leave a reply unread."""
 
     connections: int = 1000
     request: float = 30.0
@@ -34,7 +34,7 @@ class Limits:
 
 
 def config_of(app: FastAPI, limits: Limits | None = None) -> uvicorn.Config:
-    """How uvicorn serves the application. It has no time-outs of its own before a request is in."""
+    """How uvicorn serves the application. Uvicorn itself has no time-out for a request to arrive."""
     limits = limits or Limits()
 
     class Connection(BoundedConnection):
@@ -42,7 +42,7 @@ def config_of(app: FastAPI, limits: Limits | None = None) -> uvicorn.Config:
         seconds = limits
 
     for name in ("asyncio", "uvicorn.error"):
-        logging.getLogger(name).addFilter(Seldom())
+        logging.getLogger(name).addFilter(RateLimited())
     return uvicorn.Config(
         app,
         http=Connection,
@@ -58,18 +58,19 @@ def config_of(app: FastAPI, limits: Limits | None = None) -> uvicorn.Config:
 
 
 class BoundedConnection(H11Protocol):
-    """A connection that is closed when a request or the reading of a reply takes too long, or when others want in."""
+    """A connection that is closed when a request or the reading of a reply takes too long, or to admit another one."""
 
     most: ClassVar[int]
     seconds: ClassVar[Limits]
 
-    _since = 0.0  # when we began to wait for a request
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None before the first request
+    _since: float = 0.0  # when the wait for a request began
     _coming: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     @property
     def answering(self) -> bool:
-        """Whether a whole request is in and its reply is not yet out."""
+        """Whether a whole request has arrived and its reply is not complete."""
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -107,10 +108,9 @@ class BoundedConnection(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest: one that never sent a request, else one between two requests,
-        else one whose reply is not being read. If all are being answered, the newcomer is closed."""
-        there = [
-            one for one in self.connections if isinstance(one, BoundedConnection) and not one.transport.is_closing()
-        ]
+        else one whose reply is not being read. If all are being answered, close the new one."""
+        every: set[object] = {*self.connections}  # pyright: ignore[reportUnknownMemberType]
+        there = [one for one in every if isinstance(one, BoundedConnection) and not one.transport.is_closing()]
         if len(there) > self.most:
             waiting = [one for one in there if one is not self and (one._unread or not one.answering)]
             longest = min(
@@ -125,10 +125,10 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> None:
 
 
 def raise_handles() -> int:
-    """Have the system let us open as many files as it will; how many that is."""
+    """Raise the limit on open files as far as the system allows, and return it."""
     try:
         import resource
-    except ImportError:  # Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return MOST_HANDLES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_HANDLES if hard == resource.RLIM_INFINITY else min(hard, MOST_HANDLES)
@@ -139,17 +139,17 @@ def raise_handles() -> int:
     return MOST_HANDLES if soft == resource.RLIM_INFINITY else soft
 
 
-class Seldom(logging.Filter):
-    """Passes the same line once in a while: what strangers send, or a system without free handles, floods no log."""
+class RateLimited(logging.Filter):
+    """Passes the same line at most once per REPEAT_SECONDS, so that bad requests do not flood the log."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it was not logged a moment ago."""
+        """Whether the line was not logged recently."""
         line, now = f"{record.getMessage()} {record.exc_info and record.exc_info[1]!r}", time.monotonic()
-        if now - self._last.get(line, -SELDOM_SECONDS) < SELDOM_SECONDS:
+        if now - self._last.get(line, -REPEAT_SECONDS) < REPEAT_SECONDS:
             return False
         if len(self._last) > 1000:
             self._last.clear()

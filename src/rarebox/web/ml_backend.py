@@ -1,12 +1,12 @@
-"""Label Studio's ML-backend contract over HTTP: it shows our questions as predictions, and sends the answers back.
+"""Label Studio's ML-backend contract over HTTP: it shows our questions as predictions and sends the answers back.
 
 Label Studio waits 1 s for ``/health``, 3 s for ``/setup`` and 100 s for ``/predict``; all are answered at once from
-what is stored. Nothing is trained here: answers go to the store, where the trainer finds them.
+the store. Nothing is trained here: answers go to the store, where the trainer finds them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -17,20 +17,20 @@ from rarebox.errors import UserError
 from rarebox.project.exchange import ReviewSource
 
 ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
-"""Events that bring an answer; all others are heard and passed over."""
+"""Events that contain an answer. All others are ignored."""
 
 MOST_TASKS = 1000
 """Tasks of one request to ``/predict`` (Label Studio sends 100 at a time unless told otherwise)."""
 
 
 class Message(BaseModel):
-    """A request of Label Studio's, whose further fields are none of our business."""
+    """A request of Label Studio. Further fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Setup(Message):
-    """What Label Studio says of a project that has been connected."""
+    """A Label Studio project that has been connected."""
 
     project: str | None = None
     label_config: str | None = Field(default=None, alias="schema")
@@ -39,7 +39,7 @@ class Setup(Message):
 class Predict(Message):
     """Tasks for which predictions are wanted."""
 
-    tasks: Annotated[list[dict[str, Any]], FailFast()] = Field(default=[], max_length=MOST_TASKS)
+    tasks: Annotated[list[dict[str, object]], FailFast()] = Field(default=[], max_length=MOST_TASKS)
     label_config: str | None = None
 
 
@@ -47,8 +47,8 @@ class Event(Message):
     """What has happened in Label Studio."""
 
     action: str = ""
-    task: dict[str, Any] | None = None
-    annotation: dict[str, Any] | None = None
+    task: dict[str, object] | None = None
+    annotation: dict[str, object] | None = None
 
 
 def make_router(
@@ -57,15 +57,15 @@ def make_router(
     version: Callable[[], str],
     record: Callable[[Batch], Mapping[str, int]],
 ) -> APIRouter:
-    """The routes of the contract, to be mounted under any prefix; that whole address is what Label Studio is given.
+    """The routes of the contract. Mount them under any prefix and enter that whole address in Label Studio.
 
-    ``sheets_of`` takes the names of images, each with its number if the task knows it, and gives for each its open
-    questions and other boxes to show, or None for an image that is not the project's. ``classes`` are the names that
-    guesses are indices into, ``version`` names the model. ``record`` turns what came back into answers, durable when it
-    returns, and says how many of which kind; its UserErrors are told to Label Studio.
+    ``sheets_of`` takes the names of images, each with its number if the task knows it, and returns for each its open
+    questions and other boxes to show, or None for an image that is not in the project. ``classes`` are the names that
+    guesses are indices into; ``version`` names the model. ``record`` saves what came back as answers, which are on the
+    disk when it returns, and counts them by kind; its UserErrors are sent to Label Studio.
     """
     router = APIRouter(tags=["Label Studio"])
-    newest: dict[Any, str] = {}  # of each annotation: when the last state taken in was saved in Label Studio
+    newest: dict[int, str] = {}  # of each annotation: when its last recorded state was saved in Label Studio
     one_at_a_time = Lock()
 
     @router.get("/", include_in_schema=False)
@@ -76,25 +76,24 @@ def make_router(
 
     @router.post("/setup")
     def setup(body: Setup) -> dict[str, str]:
-        """A project has been connected; its labelling configuration must name our classes."""
+        """Accept a connected project. Its labelling configuration must contain our classes."""
         if body.label_config:
             _check_classes(body.label_config, classes())
         return {"model_version": version()}
 
     @router.post("/predict")
-    def predict(body: Predict) -> dict[str, Any]:
-        """A prediction for each task, in their order; one without boxes where there is nothing to ask."""
+    def predict(body: Predict) -> dict[str, object]:
+        """A prediction for each task, in order; without boxes where there is nothing to ask."""
         names, model = classes(), version()
         sheets = sheets_of([_image_of(task) for task in body.tasks])
         return {"results": [_prediction(sheet, names, model) for sheet in sheets], "model_version": model}
 
     @router.post("/webhook", status_code=201)
     @router.post("/train", status_code=201, include_in_schema=False)
-    def webhook(body: Event) -> dict[str, Any]:
-        """An annotation was submitted or changed: it becomes answers.
+    def webhook(body: Event) -> dict[str, object]:
+        """Record a submitted or changed annotation as answers.
 
-        Events may arrive late or twice. A state older than the last one taken in (since the server started) is passed
-        over.
+        Events may arrive late or twice. A state older than the last one recorded (since the server started) is ignored.
         """
         if body.action not in ANSWERED:
             return {"result": {}, "status": "passed over"}
@@ -115,30 +114,30 @@ def make_router(
     @router.get("/versions")
     @router.post("/versions")
     def versions() -> dict[str, list[str]]:
-        """The one version there is: the latest model's."""
+        """The only version: the latest model."""
         return {"versions": [version()]}
 
     @router.get("/is_training", include_in_schema=False)
     def is_training() -> dict[str, bool]:
-        """Training is the trainer's business."""
+        """False: the trainer trains, not this backend."""
         return {"is_training": False}
 
     @router.post("/job_status", include_in_schema=False)
     def job_status(response: Response) -> dict[str, str]:
-        """There are no jobs of Label Studio's."""
+        """410: this backend runs no jobs for Label Studio."""
         response.status_code = 410
         return {"error": "rarebox trains by itself"}
 
     return router
 
 
-def router_of(offer: ReviewSource) -> APIRouter:
+def router_of(source: ReviewSource) -> APIRouter:
     """The routes for one project."""
-    return make_router(offer.sheets_of, offer.classes, offer.version, offer.record)
+    return make_router(source.sheets_of, source.classes, source.version, source.record)
 
 
-def _image_of(task: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The image of a task; a name that no image has, where the task is about none."""
+def _image_of(task: Mapping[str, object]) -> tuple[str, int | None]:
+    """The image of a task; the empty name, which no image has, if the task names none."""
     try:
         return labelstudio.image_of(task.get("data"), "the task")
     except UserError:
@@ -152,16 +151,16 @@ def _prediction(sheet: ReviewTask | None, classes: Sequence[str], version: str) 
 
 
 def _returned(body: Event) -> Returned | None:
-    """What came back; None for an annotation that was put aside."""
+    """The annotation of an event; None if it was skipped in Label Studio."""
     if body.annotation is None or body.task is None:
-        raise UserError("an event about an annotation has 'annotation' and 'task'; let the webhook send its payload")
+        raise UserError("The event has no 'annotation' or no 'task'. Let the webhook send its payload.")
     if body.annotation.get("was_cancelled"):
         return None
     return labelstudio.from_annotation(body.task, body.annotation, f"task {body.task.get('id')}")
 
 
 def _check_classes(config: str, classes: Sequence[str]) -> None:
-    """400 where the labelling configuration lacks one of our classes: its boxes could not be shown."""
+    """400 if the labelling configuration lacks one of our classes, whose boxes could then not be shown."""
     try:
         there = labelstudio.classes_of(config)
     except UserError as error:
@@ -170,6 +169,6 @@ def _check_classes(config: str, classes: Sequence[str]) -> None:
     if missing:
         raise HTTPException(
             400,
-            f"the labelling configuration has no rectangle label for {', '.join(missing)}; add it, or take the "
-            "config.xml that `rarebox export --queries --format labelstudio` writes",
+            f"The labelling configuration has no rectangle label for {', '.join(missing)}. Add it, or use the "
+            "config.xml that `rarebox export --queries --format labelstudio` writes.",
         )

@@ -1,4 +1,4 @@
-"""Who may talk to the server: one-time links, signed cookies, and checks of Host and Origin."""
+"""Who may use the server: one-time links, signed cookies, and checks of Host and Origin."""
 
 import base64
 import hmac
@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from rarebox.errors import UserError
 from rarebox.labels.leases import clean_name
 
 LARGEST_BODY = 1 << 20
-"""Bytes of a request."""
+"""The most bytes of a request's body."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
@@ -27,42 +27,55 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""What every response carries."""
+"""Headers of every response."""
 
 _HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who may come in. ``fixed``: the link was made for this name."""
+    """Somebody who may come in. ``fixed``: the link was made for this name. ``first_name``: the name before the first
+    renaming."""
 
     name: str | None = None
     fixed: bool = False
+    first_name: str | None = None
+
+    def renamed(self, name: str) -> "Visitor":
+        """The same visitor under a new name."""
+        return replace(self, name=name, first_name=self.first_name or self.name)
+
+    def holder(self, tab: str) -> str:
+        """The holder of leases: one tab of this visitor. It stays the same when the visitor takes another name.
+
+        Names contain no line break, so no two pairs of name and tab yield the same holder.
+        """
+        return f"{self.first_name or self.name}\n{tab}"
 
 
 class Authenticator:
-    """Lets people in by link, and knows them again by cookie, also after the server was started anew."""
+    """Admits visitors by link and recognises them by cookie, also after a restart of the server."""
 
     def __init__(self, secret: bytes, project: str | None = None) -> None:
-        """``project`` names what is behind the door, whatever the secret is by now (see :func:`read_name`)."""
+        """``project`` is the name of the project, which outlives the secret (see :func:`read_name`)."""
         self._secret = secret
         self._links: dict[str, Visitor] = {}
         self.cookie = _cookie_name(secret)
         self.project = project or self.cookie
 
     def one_time_link(self, visitor: Visitor) -> str:
-        """A token that lets one browser in, once."""
+        """A token that admits one browser, once."""
         token = secrets.token_urlsafe(24)
         self._links[_fingerprint(token)] = visitor
         return token
 
     def personal_link(self, name: str) -> str:
-        """A token for one person, good for all their devices until the project's secret is changed."""
+        """A token for one person, valid on all devices until the secret of the project changes."""
         name = clean_name(name, "person")
         return f"{base64.urlsafe_b64encode(name.encode()).decode()}.{self._sign('person:' + name)}"
 
     def enter(self, token: str) -> Visitor | None:
-        """Who comes with a token; None if it is wrong or used up."""
+        """The visitor with this token; None if it is wrong or already used."""
         if visitor := self._links.pop(_fingerprint(token), None):
             return visitor
         try:
@@ -74,16 +87,16 @@ class Authenticator:
 
     @property
     def key(self) -> str:
-        """What another program on the team's side proves itself with, as part of the address."""
+        """The key by which another program (Label Studio) is admitted, as part of the address."""
         return self._sign("program")[:32]
 
     def cookie_of(self, visitor: Visitor) -> str:
-        """A cookie's value: who it is, signed."""
+        """The signed value of a visitor's cookie."""
         text = base64.urlsafe_b64encode(json.dumps(asdict(visitor)).encode()).decode()
         return f"{text}.{self._sign('cookie:' + text)}"
 
     def recognise(self, cookie: str | None) -> Visitor | None:
-        """Who has that cookie; None if it is not one of ours."""
+        """The visitor with this cookie; None if its signature is not ours."""
         text, _, signature = (cookie or "").partition(".")
         if not hmac.compare_digest(signature.encode(), self._sign("cookie:" + text).encode()):
             return None
@@ -98,7 +111,8 @@ def _fingerprint(token: str) -> str:
 
 
 def read_secret(file: Path) -> bytes:
-    """The project's secret, made on first use and readable by its owner only. Without it everybody signs in again."""
+    """The project's secret, created on first use and readable by its owner only. If it is lost, everybody must sign in
+    again."""
     secret = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     if len(secret) != 64:
         secret = secrets.token_hex(32)
@@ -111,8 +125,8 @@ def _cookie_name(secret: bytes) -> str:
 
 
 def read_name(file: Path, secret: bytes) -> str:
-    """What open pages know the project by, made on first use. It outlives the secret, for pages keep their unsaved
-    answers under it. (Before there was this file, they went by the name of the cookie.)"""
+    """The name by which open pages know the project, created on first use. Pages keep unsaved answers under it, so it
+    outlives the secret. (Projects without this file used the name of the cookie.)"""
     name = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     if not re.fullmatch("[!-~]{1,64}", name):
         name = _cookie_name(secret)
@@ -121,7 +135,7 @@ def read_name(file: Path, secret: bytes) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine only."""
+    """Whether an address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -129,7 +143,7 @@ def is_loopback(host: str) -> bool:
 
 
 def good_host(header: str, listening_on: str, also: Collection[str] = ()) -> bool:
-    """Whether a request's Host is one under which we mean to be known: not one that a foreign name server made up."""
+    """Whether a request's Host is a name of this server. A foreign name server may give our address another name."""
     if not (match := _HOST.fullmatch(header)):
         return False
     name = match["name"].strip("[]").lower()
@@ -146,12 +160,12 @@ def good_host(header: str, listening_on: str, also: Collection[str] = ()) -> boo
 
 @cache
 def own_names() -> frozenset[str]:
-    """What this machine calls itself. Asked once: it may take a name server's time."""
+    """The names of this machine. Looked up once, because a name server may be slow."""
     return frozenset({socket.gethostname().lower(), socket.getfqdn().lower()})
 
 
 def good_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
-    """Whether a request that changes something comes from our own page (or from no page at all)."""
+    """Whether a request that changes something comes from our own page, or from no page at all."""
     if origin is not None:
         return origin in (f"http://{host}", f"https://{host}")
     return fetch_site in (None, "same-origin", "none")

@@ -1,4 +1,4 @@
-"""Starting the server: one per project, on a free port, with a link to open."""
+"""Starts the server: one per project, on a free port, with a link to open."""
 
 import asyncio
 import getpass
@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer, current_thread, main_thread
@@ -32,7 +32,7 @@ from rarebox.web.service import AnnotationService
 DEFAULT_PORT = 8765
 
 LOG_SECONDS = 5
-"""How often the start reports work that takes long."""
+"""How often the start reports long work."""
 
 
 def serve(
@@ -49,17 +49,18 @@ def serve(
 ) -> None:
     """Serve a project until Ctrl-C or a signal to end.
 
-    ``people`` get a link each; without them, one link that works once. ``engine``: where the pool is scored, if not in
-    the trainer: a name, and perhaps an address.
+    ``people`` get a personal link each; without them, ``say`` reports one link that works once. ``engine`` is where the
+    pool is scored, if not in the trainer: a name, and perhaps an address. Raises UserError if the project cannot be
+    served.
     """
     name, address = (*engine, None, None)[:2]
     cluster.check(name or "local", address)
     names = list(dict.fromkeys(clean_name(name, "person") for name in people))
     if not is_loopback(host) and not names:
         raise UserError(
-            f"--host {host} lets other machines in; say who may come: --people anna,ben gives each of them a link of "
-            "their own. Whoever has a link can see the photos and answer; on a network that you do not trust put the "
-            "server behind HTTPS (a reverse proxy, or an SSH tunnel to 127.0.0.1)"
+            f"--host {host} admits other machines. Name the annotators: --people anna,ben gives each of them a link. "
+            "Anyone with a link can see the photos and answer. On an untrusted network put the server behind HTTPS (a "
+            "reverse proxy, or an SSH tunnel to 127.0.0.1)."
         )
     ending = Ending()
     project = Project(root)
@@ -68,7 +69,7 @@ def serve(
         with ending.heard(), hold(root / "serve.lock"):
             _serve(project, host, port, names, browser, also, label_studio, engine, say, ending)
     except Busy:
-        raise UserError(f"{root} is being served already; open its page, or stop that server first") from None
+        raise UserError(f"{root} is already being served. Open its page, or stop that server first.") from None
     finally:
         project.store.close()
 
@@ -92,7 +93,7 @@ def _serve(
     authenticator = Authenticator(secret, read_name(root / "name", secret))
     found = project.find_moved_images(_sometimes(say))
     if found.moved:
-        say(f"{len(found.moved)} photos were found again where they are now; they keep their labels")
+        say(f"{len(found.moved)} photos have moved and were found again. They keep their labels.")
     for warning in found.warnings():
         say(warning)
     new = project.add_new_images()
@@ -103,24 +104,24 @@ def _serve(
     base = f"http://{shown}:{port}/"
     images = len(service.images)
     more = f", {new} of them new" if new else ""
-    say(f"{real(root).name}: {images} photos{more}. Stop with Ctrl-C; nothing that was answered is lost.")
+    say(f"{real(root).name}: {images} photos{more}. Stop with Ctrl-C; no answer is lost.")
     if gone := sum(not service.photos.is_there(image) for image in service.images.values()):
         say(
-            f"{gone} of them are not where they were and cannot be shown. Put them back into {project.settings.data}, "
-            f"or, if the folder has moved: rarebox relocate {root} FOLDER"
+            f"{gone} of them are missing and cannot be shown. Put them back into {project.settings.data}, or, if the "
+            f"folder has moved, run: rarebox relocate {root} FOLDER"
         )
     for name in names:
         say(f"{name}: {base}?token={authenticator.personal_link(name)}")
     if names:
-        say("each link is good for that person on any device; to take all links back, remove the file 'secret'")
+        say("Each link is valid for that person on any device. To revoke all links, remove the file 'secret'.")
     else:
         link = f"{base}?token={authenticator.one_time_link(Visitor(_user()))}"
-        say(f"open this link (it works once; the page can make more): {link}")
+        say(f"Open this link (it works once; the page can make more): {link}")
         if browser:
             Timer(1.0, lambda: webbrowser.open(link)).start()
     if label_studio:
         address = f"{base}ml/{authenticator.key}"
-        say(f"Label Studio, Settings, Model, connect: {address} (and the same with /webhook as a webhook)")
+        say(f"In Label Studio, Settings, Model, connect: {address} (and add the same with /webhook as a webhook)")
     config = config_of(make_app(service, authenticator, host, [shown, *also]))
     logging.getLogger("uvicorn.error").addFilter(_is_worth_an_error)
     ending.server = uvicorn.Server(config)
@@ -131,7 +132,7 @@ def _serve(
 
 
 def _sometimes(say: Callable[[str], None]) -> Progress:
-    """Report long work now and then."""
+    """A progress function that reports every LOG_SECONDS."""
     last = time.monotonic()
 
     def progress(stage: str, done: int, of: int, note: str) -> None:
@@ -144,13 +145,14 @@ def _sometimes(say: Callable[[str], None]) -> Progress:
 
 
 def _is_worth_an_error(record: logging.LogRecord) -> bool:
-    """Not that an open page's stream of events, or a reply that takes long, is cut when the server ends."""
+    """Whether a log record is worth showing: not that the end of the server cut an event stream or a long reply."""
     cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut and "without completing response" not in record.getMessage()
 
 
 def leave(seconds: float = 3.0) -> None:
-    """End the process, once its store is closed, though a thread is still at work on a reply that nobody waits for."""
+    """End the process after at most ``seconds``, even if a thread still works on a reply that nobody waits for. The
+    store must be closed."""
     until = time.monotonic() + seconds
     others = [thread for thread in enumerate_threads() if thread is not current_thread() and not thread.daemon]
     for thread in others:
@@ -161,9 +163,9 @@ def leave(seconds: float = 3.0) -> None:
 
 
 class Ending:
-    """What the signals to end do: before the server runs, they stop the start; then they stop the server, once.
+    """Handles the signals to end: before the server runs they stop the start; then they stop the server, once.
 
-    The store is closed in every case, so that its file is complete in itself. While it is being closed they do nothing.
+    The store is closed in every case, so that its file is complete. While it is being closed, signals do nothing.
     """
 
     SIGNALS = tuple(
@@ -174,8 +176,8 @@ class Ending:
         self.server: uvicorn.Server | None = None
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Hear the signals meanwhile, but for those that whoever started this process wants ignored (nohup)."""
+    def heard(self) -> Generator[None]:
+        """Handle the signals, except those that the parent process set to be ignored (nohup)."""
         if current_thread() is not main_thread():
             yield
             return
@@ -192,12 +194,12 @@ class Ending:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.server is None:
             raise KeyboardInterrupt
-        if not self.server.should_exit:  # uvicorn has handlers of its own while it runs, and ends by ours
+        if not self.server.should_exit:  # uvicorn restores our handlers when it ends
             self.server.handle_exit(number, frame)
 
 
 def _user() -> str | None:
-    """What the system calls the person at the keyboard."""
+    """The name of the system's user; None if it has none that can be used."""
     try:
         return clean_name(getpass.getuser(), "person")
     except (OSError, KeyError, ImportError, UserError):
@@ -205,11 +207,11 @@ def _user() -> str | None:
 
 
 def _listen(host: str, port: int | None, last: Path) -> socket.socket:
-    """A listening socket: on the wanted port, or on the last one (open pages are there), or on the first free one."""
+    """A listening socket: on the wanted port, or on the last one (where open pages are), or on the first free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     before = [int(text)] if last.exists() and (text := last.read_text(errors="replace").strip()).isdecimal() else []
     for candidate in (port,) if port is not None else (*before, *range(DEFAULT_PORT, DEFAULT_PORT + 20), 0):
-        # Named as TCP: only then asyncio sends small packets at once (TCP_NODELAY); a reply would wait for 40 ms.
+        # Only for IPPROTO_TCP does asyncio set TCP_NODELAY. Without it a reply would wait for 40 ms.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -221,6 +223,6 @@ def _listen(host: str, port: int | None, last: Path) -> socket.socket:
             listening.close()
             if port is not None:
                 raise UserError(
-                    f"cannot listen on {host}, port {port}: {error}; name another one with --port"
+                    f"The server cannot listen on {host}, port {port}: {error}. Choose another port with --port."
                 ) from None
-    raise UserError(f"cannot listen on {host}; name an address of this machine")
+    raise UserError(f"The server cannot listen on {host}. Give an address of this machine.")

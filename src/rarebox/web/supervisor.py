@@ -1,4 +1,4 @@
-"""The trainer's process as the server sees it: started, watched, told what to do, and started again."""
+"""Supervises the trainer's process: starts it, sends it commands, watches it, and restarts it."""
 
 import json
 import subprocess
@@ -7,27 +7,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
-from typing import IO, Any
+from typing import IO, Literal
 
 from rarebox.core.files import sweep
+from rarebox.web.replies import Trainer
 
 COMMAND = (sys.executable, "-m", "rarebox.project.trainer")
 
 CLOSING_SECONDS = 5
-"""How long the end of a killed trainer's output is waited for."""
+"""How long the server waits for the end of a killed trainer's output."""
 
 LONGEST_REASON = 300
-"""Characters of an unexpected error that people are shown."""
+"""Characters of an unexpected error that the page shows."""
 
-LAST_WORDS = 2.0
-"""Seconds in which what a process said before its end is still read."""
+OUTPUT_SECONDS = 2.0
+"""How long the server reads a process's output after its end."""
 
 
 class Supervisor:
-    """One trainer for one project. ``told`` is called, on a thread of its own, with each event of it. ``engine`` is
-    where it scores the pool: a name, and perhaps an address."""
+    """One trainer for one project. ``told`` is called with the name of each of its events, on a separate thread.
+    ``engine`` is where it scores the pool: a name, and perhaps an address."""
 
     def __init__(self, root: Path, told: Callable[[str], None], engine: Sequence[str] = ()) -> None:
         self._root, self._told, self._engine = root, told, engine
@@ -37,15 +39,16 @@ class Supervisor:
         self._stage: tuple[str, float, int] = ("", 0.0, 0)
         self._closed = False
         self._wanted = "go on"
-        self.status: dict[str, Any] = _status("idle")
+        self.status: Trainer = IDLE
 
     @property
     def working(self) -> bool:
         return self.status["state"] == "working"
 
     def send(self, what: str) -> None:
-        """``go on`` with what is due, ``train`` without waiting for the budget, or ``rank on`` where what is kept of
-        the ranking is used up; nothing while it is at work. Where it cannot be started the status says so."""
+        """Send a command: ``go on`` with what is due, ``train`` before the budget is spent, or ``rank on`` when the
+        saved part of the ranking is used up. Does nothing while the trainer works. If the process cannot be started,
+        the status says why."""
         with self._lock:
             if self.working or self._closed:
                 return
@@ -55,30 +58,30 @@ class Supervisor:
                     self._start()
                 assert self._process
                 assert self._process.stdin
-                with suppress(BrokenPipeError, ValueError):  # it has just ended; who waits for it says why
+                with suppress(BrokenPipeError, ValueError):  # it has just ended; `_follow` reports why
                     self._process.stdin.write(json.dumps({"do": what}) + "\n")
                     self._process.stdin.flush()
-            except (OSError, MemoryError, RuntimeError) as error:  # the last: no thread to be had
+            except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: no thread can be started
                 if self._process:
                     self._process.kill()
                 self._process, self.status = None, _status("failed", reason=_why_it_did_not_start(error))
         self._told("failed" if self.status["state"] == "failed" else "progress")
 
     def again(self) -> None:
-        """What it was told last, once more."""
+        """Send the last command again."""
         self.send(self._wanted)
 
     def close(self) -> None:
-        """End the process, in the middle of whatever is going on: it resumes from the disk."""
+        """Kill the process. The next one resumes from the disk."""
         with self._lock:
             self._closed = True
             if self._process:
                 self._process.kill()
         if self._follower:
-            self._follower.join(CLOSING_SECONDS)  # something that it started may hold its output open
+            self._follower.join(CLOSING_SECONDS)  # a child of it may hold its output open
 
     def _start(self) -> None:
-        sweep(self._root)  # nobody writes there now
+        sweep(self._root)  # no other process writes there now
         process = self._process = subprocess.Popen(
             [*COMMAND, str(self._root), *self._engine],
             stdin=subprocess.PIPE,
@@ -92,7 +95,7 @@ class Supervisor:
         assert process.stderr
         complaints: deque[str] = deque(maxlen=20)
         readers = [
-            Thread(target=_read, args=(process.stdout, lambda line: self._hear(process, line)), daemon=True),
+            Thread(target=_read, args=(process.stdout, partial(self._hear, process)), daemon=True),
             Thread(target=_read, args=(process.stderr, complaints.append), daemon=True),
         ]
         self._follower = Thread(target=self._follow, args=(process, readers, complaints), daemon=True)
@@ -100,18 +103,18 @@ class Supervisor:
             thread.start()
 
     def _follow(self, process: subprocess.Popen[str], readers: Sequence[Thread], complaints: Iterable[str]) -> None:
-        """Wait for the end of a process, which counts as working no longer, whoever still holds its output open."""
+        """Wait for the end of a process and report it, even if a child of it still holds its output open."""
         process.wait()
-        until = time.monotonic() + LAST_WORDS
+        until = time.monotonic() + OUTPUT_SECONDS
         for reader in readers:
             reader.join(max(until - time.monotonic(), 0))
         assert process.stdin
-        with suppress(OSError):  # a command that it did not read any more cannot be flushed
+        with suppress(OSError):  # a command that it did not read cannot be flushed
             process.stdin.close()
         with self._lock:
             if self._closed or process is not self._process:
                 return
-            sweep(self._root)  # what was half-written would keep a full disk full
+            sweep(self._root)  # half-written files would keep a full disk full
             self.status = _status("failed", reason=_why_it_ended(process.returncode, [*complaints]))
         self._told("failed")
 
@@ -124,14 +127,14 @@ class Supervisor:
             if kind == "progress":
                 self.status = self._progress(event["stage"], event["done"], event["of"], event["note"])
             elif kind == "idle":
-                self._wanted, self.status = "go on", _status("idle")
+                self._wanted, self.status = "go on", IDLE
             elif kind == "failed":
                 self.status = _status("failed", reason=event["reason"])
         except (ValueError, TypeError, KeyError):
-            return  # some library printed something
+            return  # a library printed something
         self._told(kind)
 
-    def _progress(self, stage: str, done: int, of: int, note: str) -> dict[str, Any]:
+    def _progress(self, stage: str, done: int, of: int, note: str) -> Trainer:
         if self._stage[0] != stage:
             self._stage = (stage, time.monotonic(), done)
         _, since, first = self._stage
@@ -140,36 +143,36 @@ class Supervisor:
 
 
 def _read(stream: IO[str], hear: Callable[[str], None]) -> None:
-    """Hand on the lines of a stream until nobody holds its other end."""
+    """Pass on each line of a stream until its other end is closed."""
     with stream:
         for line in stream:
             hear(line)
 
 
 def _why_it_did_not_start(error: BaseException) -> str:
-    said = (error.strerror if isinstance(error, OSError) else str(error)) or "the memory of the machine is full"
-    return f"the training process could not be started ({said}). No label is lost; try again, or free some memory first"
+    said = (error.strerror if isinstance(error, OSError) else str(error)) or "the machine is out of memory"
+    return f"The training process could not be started ({said}). No label is lost. Free some memory and try again."
 
 
 def _why_it_ended(code: int, complaints: Iterable[str]) -> str:
     if code in (-9, 137):
         return (
-            "the training process was killed, most often because the memory of the machine is full; lower "
-            "training.batch_size or detector.image_size in settings.yaml if it happens again. No label is lost"
+            "The training process was killed, most often because the machine is out of memory. No label is lost. If it "
+            "happens again, lower training.batch_size or detector.image_size in settings.yaml."
         )
     last = [line.strip() for line in complaints if line.strip()][-1:] or ["no message"]
-    return f"the training process ended with status {code}: {last[0][:LONGEST_REASON]}. No label is lost; try again"
+    return f"The training process ended with status {code}: {last[0][:LONGEST_REASON]}. No label is lost. Try again."
 
 
 def _status(
-    state: str,
+    state: Literal["idle", "working", "failed"],
     stage: str | None = None,
     done: int = 0,
     of: int = 0,
     seconds_left: float | None = None,
     note: str = "",
     reason: str | None = None,
-) -> dict[str, Any]:
+) -> Trainer:
     return {
         "state": state,
         "stage": stage,
@@ -179,3 +182,7 @@ def _status(
         "seconds_left": None if seconds_left is None else round(seconds_left, 1),
         "reason": reason,
     }
+
+
+IDLE = _status("idle")
+"""The status of a trainer that waits."""

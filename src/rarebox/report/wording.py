@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, and the sentences that the page says of a run. No number: a dash."""
+"""Formats numbers for reading and writes the sentences about a run. An unknown number becomes a dash."""
 
 from collections.abc import Sequence
 from typing import TypeGuard
@@ -19,7 +19,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def share(value: float | None) -> str:
-    """``0.4271`` -> ``43 %``, which no line break parts."""
+    """``0.4271`` -> ``43 %``, with a non-breaking space."""
     return f"{value:.0%}".replace("%", "\u00a0%") if is_number(value) else DASH
 
 
@@ -63,33 +63,31 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """A name cut to a length, without what cannot be printed."""
+    """A name cut to ``most`` characters, with unprintable characters replaced by spaces."""
     name = "".join(c if c.isprintable() else " " for c in name)
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def headline(run: ReportedRun) -> str:
-    """What a run reached, in one sentence."""
+    """What a run has reached, in one sentence."""
     labels, ap, start = count(run.last["labels"]), run.last["ap50"], run.first["ap50"]
     if len(run.records) == 1:
-        return f"After the first {labels} labels the detector finds objects with AP50\u00a0{number(ap)}."
-    reached = (
-        f"After {labels} labels in {len(run.records)} cycles the detector finds objects with AP50\u00a0{number(ap)}"
-    )
+        return f"With the {labels} initial labels the detector reaches AP50\u00a0{number(ap)}."
+    reached = f"With {labels} labels after {len(run.records)} cycles the detector reaches AP50\u00a0{number(ap)}"
     return f"{reached}, {_compared(ap, start)}."
 
 
 def _compared(now: float | None, before: float | None) -> str:
     step = change(now, before)
     if step == DASH:
-        return "which cannot be compared with the start"
+        return "which cannot be compared with cycle 1"
     if step.startswith("±"):
-        return "the same as at the start"
+        return "the same as after cycle 1"
     return f"{'up' if step.startswith('+') else 'down'} from {number(before)}"
 
 
 def findings(run: ReportedRun) -> list[str]:
-    """A few sentences below the headline: the rare classes, the reviews, what is still to come."""
+    """Sentences below the headline: the rare classes, the reviews and the remaining cycles."""
     return [s for s in (_tail(run), _attention(run), _reviews(run), _left(run)) if s]
 
 
@@ -105,33 +103,30 @@ def _tail(run: ReportedRun) -> str:
 
 
 def _attention(run: ReportedRun) -> str:
-    """How much of the asking went to the rare classes, compared with how much of the first labels they were."""
+    """The fraction of the queries that were of rare classes, compared with their fraction of the initial labels."""
     first = run.first["human_per_class"]
     if not run.asked or not sum(first.values()):
         return ""
     was = sum(first[name] for name in run.rarest) / sum(first.values())
     got = sum(run.summed("selected_per_class")[name] for name in run.rarest) / run.asked
-    return f"They were {share(was)} of the first labels, and {share(got)} of the boxes asked about were taken for them."
+    return f"They make up {share(was)} of the initial labels and {share(got)} of the queries (by predicted class)."
 
 
 def _reviews(run: ReportedRun) -> str:
     if not run.asked:
-        return "No box has been selected yet: that begins with cycle 2." if run.cycles_left else ""
-    return f"Of {plural(run.asked, 'box')} asked about, {count(run.hits)} held an object that had no label yet."
+        return "No box has been queried yet. Queries start with cycle 2." if run.cycles_left else ""
+    return f"Of {plural(run.asked, 'queried box')}, {count(run.hits)} held an object without a label."
 
 
 def _left(run: ReportedRun) -> str:
     if run.cycles_left <= 0:
         return ""
-    is_are = "is" if run.cycles_left == 1 else "are"
-    return (
-        f"{plural(run.cycles_left, 'cycle')} {is_are} still to come; the command of the run, repeated, goes on where "
-        "it stopped."
-    )
+    remain = "remains" if run.cycles_left == 1 else "remain"
+    return f"{plural(run.cycles_left, 'cycle')} {remain}. Repeat the command of the run to resume where it stopped."
 
 
 def comparison(runs: Sequence[ReportedRun]) -> str:
-    """Which of several runs is ahead after the last cycle that all of them have finished, in one sentence."""
+    """Which of several runs is ahead after the last cycle that all have finished, in one sentence."""
     place = min(len(run.records) for run in runs) - 1
     best, next_best = sorted(runs, key=lambda run: run.records[place]["ap50"] or -1.0, reverse=True)[:2]
     reached = [number(run.records[place]["ap50"]) for run in (best, next_best)]
@@ -144,12 +139,12 @@ def comparison(runs: Sequence[ReportedRun]) -> str:
 
 
 def comparison_findings(runs: Sequence[ReportedRun]) -> list[str]:
-    """What to bear in mind when runs are compared."""
-    said = ["Each curve is one run. A few hundredths can be chance: repeat with other seeds before you rely on them."]
+    """What to keep in mind when comparing runs."""
+    said = ["Each curve is one run. Differences of a few hundredths may be chance: repeat the runs with other seeds."]
     if len({tuple(run.classes) for run in runs}) > 1:
-        said.append("The runs know different classes, so their numbers must not be compared.")
+        said.append("The runs have different classes, so their numbers must not be compared.")
     elif len({run.settings.data for run in runs}) > 1:
-        said.append("The runs are on different data, so their numbers must not be compared.")
+        said.append("The runs use different data, so their numbers must not be compared.")
     unfinished = sum(run.cycles_left > 0 for run in runs)
     if unfinished:
         said.append(f"{plural(unfinished, 'run')} {'is' if unfinished == 1 else 'are'} not finished yet.")

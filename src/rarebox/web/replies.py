@@ -1,0 +1,206 @@
+"""What the server sends to the page, name by name as in ``static/types.js``.
+
+Boxes are ``[x1, y1, x2, y2]`` in pixels of the original image, rounded to two decimals.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+Box = list[float]
+Verdict = str
+Phase = Literal["preparing", "first_images", "asking", "finished"]
+
+
+class Image(TypedDict):
+    id: int
+    name: str
+    width: int
+    height: int
+    url: str
+
+
+class Label(TypedDict):
+    """An answered box."""
+
+    box: Box
+    label: int
+    query: int
+    answer: int
+    by: str
+
+
+class Other(TypedDict):
+    """A detection that nobody has answered."""
+
+    box: Box
+    label: int
+    score: float | None
+
+
+class LabelledImage(TypedDict):
+    """An image with its boxes. ``complete``: every object has its box."""
+
+    image: Image
+    labels: list[Label]
+    others: list[Other]
+    complete: bool
+
+
+class Query(LabelledImage):
+    """A question: what is in this box, or (``box`` None) what is in this whole image?"""
+
+    id: int
+    cycle: int
+    position: int
+    box: Box | None
+    guess: int | None
+    score: float | None
+    uncertainty: float | None
+    reason: str
+    lease_seconds: float
+
+
+class Answer(TypedDict):
+    """An answer that counts. ``at`` is an ISO time in UTC."""
+
+    answer: int
+    query: int
+    by: str
+    verdict: Verdict
+    boxes: list[Box]
+    labels: list[int]
+    milliseconds: int
+    at: str
+    image: Image
+    box: Box | None
+    guess: int | None
+    cycle: int
+
+
+class Result(TypedDict):
+    """What became of an answer. ``current`` is the answer that stands instead."""
+
+    key: str
+    status: str
+    query: int | None
+    answer: int | None
+    reason: str | None
+    current: Answer | None
+
+
+class Disagreement(TypedDict):
+    query: Query
+    answers: list[Answer]
+
+
+class Class(TypedDict):
+    label: int
+    name: str
+    count: int
+    merged_into: int | None
+
+
+class CycleRecord(TypedDict):
+    cycle: int
+    labels: int
+    reviews: int
+    ap50: float | None
+    seconds: dict[str, float]
+
+
+class Budget(TypedDict):
+    spent: int
+    of: int
+    unit: str
+
+
+class Trainer(TypedDict):
+    """The trainer's progress: ``done`` of ``of`` steps of a stage."""
+
+    state: Literal["idle", "working", "failed"]
+    stage: str | None
+    done: int
+    of: int
+    note: str
+    seconds_left: float | None
+    reason: str | None
+
+
+class HeldOut(TypedDict):
+    images: int
+    boxes: int
+    note: str
+
+
+class Agreement(TypedDict):
+    """Fractions in [0, 1]; None where there is nothing to compare."""
+
+    with_guesses: float | None
+    between_people: float | None
+    disagreements: int
+
+
+class Person(TypedDict):
+    name: str
+    answers: int
+
+
+class Speed(TypedDict):
+    per_minute: float | None
+    minutes_left: float | None
+
+
+class SharedState(TypedDict):
+    """The part of the state that is the same for all visitors."""
+
+    project: str
+    classes: list[Class]
+    phase: Phase
+    cycle: int
+    budget: Budget
+    trainer: Trainer
+    records: list[CycleRecord]
+    held_out: HeldOut
+    agreement: Agreement
+    advice: str | None
+    people: list[Person]
+    can_train: bool
+    version: int
+
+
+class VisitorState(SharedState):
+    """The state as one visitor sees it."""
+
+    you: str | None
+    fixed_name: bool
+    speed: Speed
+
+
+class State(VisitorState):
+    """``id`` names the project. The page keeps unsaved answers under it, so no other project on this port gets them."""
+
+    id: str
+
+
+class Questions(TypedDict):
+    queries: Sequence[Query]
+    state: State
+
+
+class Saved(Questions):
+    results: Sequence[Result]
+
+
+class Answers(TypedDict):
+    answers: Sequence[Answer]
+
+
+class Disagreements(TypedDict):
+    disagreements: Sequence[Disagreement]
+
+
+class Invitation(TypedDict):
+    """A one-time link. ``local``: other machines cannot reach it."""
+
+    url: str
+    local: bool

@@ -1,0 +1,54 @@
+"""The sentences of the page: why a question is asked, what AP is measured on, and whether to label more."""
+
+from collections.abc import Mapping, Sequence
+
+from rarebox.core.text import counted
+
+UNSTABLE = 1.0
+"""The value of u(b), of at most 1.3, above which the page says that the guess changes between views."""
+
+FEW_IMAGES = 20
+"""AP is called a rough trend below this number of held-out images."""
+
+WHOLE_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
+DRAWN = "An annotator drew this box."
+
+
+def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, float]) -> str:
+    """Why a box is asked about. ``name`` is the class guessed, with ``count`` of ``total`` labels; ``why`` holds the
+    query's ``score`` and ``uncertainty`` where they are known. A class with less than half of its even share of the
+    labels is called rare.
+    """
+    rare = total > 0 and count / total < 0.5 / classes
+    guess = f"It looks like {name}" + (f", a rare class ({count} of {total} labels so far)" if rare else "")
+    if why.get("uncertainty", 0) > UNSTABLE:
+        return f"{guess}; the guess changes when the picture is turned or cropped."
+    return f"{guess}; the detector is {why['score']:.0%} sure." if "score" in why else f"{guess}."
+
+
+def held_out(images: int, boxes: int, asking: bool) -> str:
+    """What AP is measured on. ``asking``: initial images are still being labelled."""
+    if boxes:
+        note = f"AP is measured on {counted(images, 'held-out image')} ({counted(boxes, 'box', 'boxes')})."
+        return f"{note} Read it as a rough trend." if images < FEW_IMAGES else note
+    if asking:
+        return "One of every five initial images is held out to measure AP. No model is trained on it."
+    if images:
+        return f"AP cannot be measured: there are no boxes on the {counted(images, 'held-out image')}."
+    return "AP is not measured: no initial image was held out. With five or more initial images, every fifth is."
+
+
+def advice(measured: Sequence[tuple[int, float]], confirmed: float | None) -> str | None:
+    """Whether to label more. ``measured`` holds the reviews and AP50 of each evaluated cycle; ``confirmed`` is the
+    fraction of this cycle's guesses that annotators confirmed. None where neither says anything."""
+    agreed = f"Annotators confirm {confirmed:.0%} of the guesses." if confirmed is not None else ""
+    if len(measured) < 2 or (reviews := measured[-1][0] - measured[-2][0]) < 1:
+        return agreed or None
+    gain = (measured[-1][1] - measured[-2][1]) / reviews * 100
+    if gain >= 0.01:
+        said = f"AP50 rose by {gain:.2f} per 100 answers in the last cycle: more labels are worthwhile."
+    elif confirmed is not None and confirmed >= 0.9:
+        said = f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle: the labels may be enough."
+    else:
+        said = f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle: label one more cycle before you stop."
+    return f"{said} {agreed}".strip()

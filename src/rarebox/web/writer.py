@@ -1,0 +1,124 @@
+"""The one thread that writes to a project's store. Jobs that are waiting share one transaction, and so one commit."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Generic, Protocol, TypeVar
+
+from rarebox.labels.store import Store
+
+MOST_TOGETHER = 20
+"""Jobs of one commit: few enough that browsers receive their answers while the next jobs are worked on."""
+
+T = TypeVar("T")
+
+
+class Memory(Protocol):
+    """What is kept in memory of the store. The writer keeps it consistent with what is on the disk."""
+
+    def mark(self) -> object:
+        """How far the store has been read."""
+        ...
+
+    def undo(self, mark: object) -> None:
+        """Forget what a job read or wrote after ``mark``: the job failed and was rolled back."""
+        ...
+
+    def lose(self) -> None:
+        """Forget what the whole transaction read or wrote: it was not committed."""
+        ...
+
+    def refresh(self) -> None:
+        """Read what is new in the store, after each transaction."""
+        ...
+
+    def written(self) -> None:
+        """React to a transaction whose jobs have been reported."""
+        ...
+
+
+class Job(Generic[T]):
+    """A function to be called by the writing thread, and the future of its result."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.future: Future[T] = Future()
+        self.problem: Exception | None = None
+        self._work = work
+        self._result: Callable[[], T]
+
+    def run(self) -> None:
+        """Call the function and keep its result."""
+        result = self._work()
+        self._result = lambda: result
+
+    def report(self, problem: Exception | None) -> None:
+        """Report the result; ``problem`` or the job's own exception instead, if there is one."""
+        if failure := self.problem or problem:
+            self.future.set_exception(failure)
+        else:
+            self.future.set_result(self._result())
+
+
+class Writer:
+    """Does all writing. A future is done only when its transaction is on the disk."""
+
+    def __init__(self, store: Store, memory: Memory) -> None:
+        self._store, self._memory = store, memory
+        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def do(self, work: Callable[[], T]) -> "Future[T]":
+        """Have a function called by the writing thread, as part of a transaction."""
+        job = Job(work)
+        self._jobs.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Finish the jobs that are waiting, then end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while job := self._jobs.get():
+            jobs = [job, *self._waiting(MOST_TOGETHER - 1)]
+            self._write([job for job in jobs if job.future.set_running_or_notify_cancel()])
+            self._memory.written()
+
+    def _waiting(self, most: int) -> list[Job[Any]]:
+        """The jobs that are waiting now, at most ``most``."""
+        jobs: list[Job[Any]] = []
+        try:
+            while len(jobs) < most:
+                if (job := self._jobs.get_nowait()) is None:
+                    self._jobs.put(None)  # the end, once these are done
+                    break
+                jobs.append(job)
+        except Empty:
+            pass
+        return jobs
+
+    def _write(self, jobs: list[Job[Any]]) -> None:
+        """Run the jobs in one transaction and report what became of each. A job that fails undoes itself only."""
+        failure: Exception | None = None
+        try:
+            with self._store.transaction(writes=True):
+                for job in jobs:
+                    mark = self._memory.mark()
+                    try:
+                        with self._store.part():
+                            job.run()
+                    except Exception as error:
+                        job.problem = error
+                        self._memory.undo(mark)
+        except Exception as error:  # a full disk, for example: nothing was written
+            for job in jobs:
+                job.problem = error
+            self._memory.lose()
+        try:
+            self._memory.refresh()
+        except Exception as error:
+            failure = error
+        for job in jobs:
+            job.report(failure)
