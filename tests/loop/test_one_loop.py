@@ -133,7 +133,7 @@ def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path, monkeypatch
     with simulate(tmp_path / "again", project, truth) as store:
         for cycle in range(1, CYCLES + 1):
             asked, again = project.store.queries(cycle), store.queries(cycle)
-            budget = project.budget(cycle)
+            budget = project.budget(cycle).total
             told = [(q.image_id, None if q.box is None else q.box.round(2).tolist(), q.utility) for q in asked[:budget]]
             assert told == [
                 (q.image_id, None if q.box is None else q.box.round(2).tolist(), q.utility) for q in again[:budget]

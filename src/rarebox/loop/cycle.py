@@ -17,11 +17,11 @@ from rarebox.detectors.detector import check_saved
 from rarebox.errors import Damaged
 from rarebox.evaluate import coco_ap, voc_ap
 from rarebox.labels.targets import calibrate, make_targets, write_targets
-from rarebox.loop import scoring
+from rarebox.loop import rules, scoring
 from rarebox.loop.ask import ask, label_initial_pool
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.record import by_class, or_null, record
-from rarebox.loop.run import Ranked, Run, batches, load_detector, look, new_detector
+from rarebox.loop.run import Ranked, Run, batches, extract, load_detector, new_detector
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
 from rarebox.pool import ranking
@@ -71,7 +71,7 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
     pool, images = scoring.score_pool(run, cycle)
-    state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
+    state, open_per_class = ranking.label_state(settings, rules.total_of(settings, cycle), before, pool, images)
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
@@ -88,7 +88,7 @@ def features(
         return {}
     detector = load_detector(run, cycle - 1)
     records = {record.id: record for record in run.pool.records}  # not those held out, which are labelled too
-    look(run, run.pool)
+    extract(run, run.pool)
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
         """Of the pictures of those ids, in their order; a batch holds one shape."""
@@ -183,7 +183,7 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
     checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
     records = {record.id: record for record in run.pool.records}
     pictures = run.pool.of([records[i] for i in targets])
-    look(run, pictures)
+    extract(run, pictures)
     with run.stage("fit") as report:
         warm = run.settings.training.start == "warm" and cycle > 1
         if warm:
@@ -218,7 +218,7 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
         if (told := read_json(kept, dict)).get("test") == asked:
             return told["result"]
     found: dict[int, Detections] = {}
-    look(run, run.test)
+    extract(run, run.test)
     with run.stage("evaluate") as report:
         for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
             found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)

@@ -19,6 +19,7 @@ from rarebox.detectors import TorchDetector
 from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
@@ -39,8 +40,8 @@ order. It must not change a bit of them."""
 class Run:
     """Everything one run works with.
 
-    ``open_ended``: people answer, for as many cycles as they like. ``share``: the folder of the run whose cycle-1 model
-    this one takes over.
+    Without an ``oracle`` people answer, for as many cycles as they like. ``share`` is the folder of the run whose
+    cycle-1 model this run takes over.
     """
 
     folder: RunFolder
@@ -50,10 +51,9 @@ class Run:
     test: Pictures
     test_truth: Mapping[int, GroundTruth]
     store: Store
-    oracle: SimulatedOracle
+    oracle: SimulatedOracle | None
     progress: Progress
     engine: Engine
-    open_ended: bool = False
     share: Path | None = None
     cycle: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -63,9 +63,14 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         return self.dataset.classes
 
-    def budget(self, cycle: int) -> int:
-        """What a cycle after the first may spend. In a project, the last value applies to all later cycles."""
-        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+    @property
+    def open_ended(self) -> bool:
+        """Whether people answer, so that nobody knows how many cycles there will be."""
+        return self.oracle is None
+
+    def budget(self, cycle: int) -> rules.Budget:
+        """What a cycle may spend and has spent."""
+        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageProgress]:
@@ -107,8 +112,8 @@ def pictures_of(
     )
 
 
-def look(run: Run, pictures: Pictures) -> None:
-    """Have a frozen body look at those pictures, and at their views, that it has not seen yet."""
+def extract(run: Run, pictures: Pictures) -> None:
+    """Compute and keep the feature maps of a frozen body for those pictures, and their views, that lack them."""
     if not isinstance(pictures, FrozenPictures) or not len(pictures.missing()):
         return
     detector = new_detector(run)

@@ -21,7 +21,7 @@ from rarebox.detectors import TorchDetector
 from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.detectors.frozen import FrozenPictures
 from rarebox.errors import Damaged, UserError
-from rarebox.loop.run import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
+from rarebox.loop.run import EngineProgress, Run, batches, extract, load_detector, new_detector, views_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import candidates as pool_file
 from rarebox.pool.candidates import Shards
@@ -164,7 +164,7 @@ def _score_shards(
 ) -> None:
     """Score the missing ones of the shards, by the run's engine, and write them as they come."""
     known = len(images) - sum(len(shards[place]) for place in missing)
-    look(run, run.pool.of([image for place in missing for image in shards[place]]))
+    extract(run, run.pool.of([image for place in missing for image in shards[place]]))
     with run.stage("score") as report:
         scored = run.engine(
             run,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rarebox import strategies
 from rarebox.config import Settings
-from rarebox.core import seeds
 from rarebox.core.files import write_json
 from rarebox.core.progress import Progress
 from rarebox.data import listings
@@ -17,15 +16,12 @@ from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
-from rarebox.loop import scoring
+from rarebox.loop import rules, scoring
 from rarebox.loop.cycle import leaves_images_out, run_cycle
 from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run import Engine, Run, new_detector, pictures_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.types import ImageRecord
-
-HELD_OUT = 0.2
-"""Share of the pool kept for evaluation where a data set has no test split."""
 
 
 def simulate(
@@ -80,7 +76,7 @@ def open_run(
     """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:
-        held_out = _held_out(images, settings.seed)
+        held_out = held_out_images(images, settings.seed)
         test = listings.Split(held_out, {i.id: dataset.train.truth[i.id] for i in held_out})
         images = tuple(i for i in images if i.id not in test.truth)
     of_test = sha256(repr([(i.id, i.path, i.width, i.height) for i in test.images]).encode()).hexdigest()[:12]
@@ -104,13 +100,11 @@ def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[Ima
         )
 
 
-def _held_out(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
-    """A random share of the pool's images, at least one, in their order."""
+def held_out_images(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
+    """The images held out for evaluation, in their order. Raises UserError if there are fewer than two images."""
     if len(images) < 2:
         raise UserError("the data set has no test split and a single image; there is nothing to hold out for testing")
-    count = max(1, round(HELD_OUT * len(images)))
-    chosen = seeds.stream(seed, "held out").permutation(len(images))[:count]
-    return tuple(images[i] for i in sorted(chosen))
+    return tuple(images[place] for place in rules.held_out(seed, len(images)))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import numpy as np
 
 from rarebox import config
 from rarebox.config import Settings
-from rarebox.core import seeds
 from rarebox.core.boxes import rescaling
 from rarebox.core.files import PART, write_json, write_text
 from rarebox.data import datasets, listings
@@ -21,10 +20,11 @@ from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import UserError
 from rarebox.labels.leases import clean_name
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
 from rarebox.project.photos import Contents, Progress
-from rarebox.project.project import HELD_BACK, HELD_BACK_EVERY
+from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
@@ -210,13 +210,10 @@ def _take_in(
     said: list[tuple[Floats, list[int], Verdict]] = []
     nothing = np.zeros((0, 4), dtype=np.float32)
     whole = [record for record, one in found if one.complete and not partial]
-    chance = seeds.stream(seed, "held out").permutation(len(whole))
-    kept = {
-        record.id for record, place in zip(whole, chance, strict=True) if place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
-    }
+    held_out = {whole[place].id for place in rules.held_out(seed, len(whole), FEWEST_TO_HOLD_OUT)}
     for record, one in found:
         if one.complete and not partial:
-            asked.append(Query(record.id, why={HELD_BACK: 1.0} if record.id in kept else None, asked_by=IMPORTED))
+            asked.append(Query(record.id, why={HELD_OUT: 1.0} if record.id in held_out else None, asked_by=IMPORTED))
             said.append((one.boxes, one.labels.tolist(), Verdict.OBJECT))
             continue
         for box, label, crowd in zip(one.boxes, one.labels.tolist(), one.crowds, strict=True):

@@ -66,7 +66,8 @@ def ask_ahead(root: Path, most: int) -> None:
         cycle = project.cycle
         with project.store.transaction(writes=True):
             asker = project.asker(cycle)
-            wanted = min(most, project.budget(cycle) - project.spent(cycle)) - len(project.store.unanswered(cycle))
+            budget = project.budget(cycle)
+            wanted = min(most - budget.open, budget.to_ask)
             while asker and wanted > 0 and (asked := asker.ask(wanted, anyhow=True)):
                 wanted -= len(asked)
     finally:

@@ -11,19 +11,19 @@ from rarebox.core import parquet, seeds
 from rarebox.core.files import damaged, read_json, write_json
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
-from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
 from rarebox.project.photos import Contents, Found, Photos, Progress
 from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, Query
 
-HELD_BACK = "held_out"
-"""Mark, among the reasons of a question, of a first image that is kept for evaluation."""
+HELD_OUT = "held_out"
+"""Marks, among the reasons of a query, an initial image that is held out for evaluation."""
 
-HELD_BACK_EVERY = 5
-"""Every n-th initial image is held out for evaluation."""
+FEWEST_TO_HOLD_OUT = 5
+"""With fewer initial images none is held out: the first model needs them all (decisions row 33)."""
 
 MOST_RANKED = 50_000
 """Boxes of a cycle's ranking that are kept to ask from; when they are used up, as many more."""
@@ -89,17 +89,14 @@ class Project:
         """The cycle that people answer now; 0 before the first question."""
         return max(self.store.cycles(), default=0)
 
-    def budget(self, cycle: int) -> int:
-        """What a cycle may spend: the first one is as many images as were asked for."""
-        if cycle <= 1:
-            return sum(query.asked_by is None for query in self.store.queries(1))
-        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+    def budget(self, cycle: int) -> rules.Budget:
+        """What a cycle may spend and has spent."""
+        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
-    def spent(self, cycle: int) -> int:
-        """What of the budget of a cycle is spent."""
-        if cycle <= 1:
-            return self.budget(1) - len(self.store.unanswered(1))
-        return getattr(self.store.spent(cycle), self.settings.budget_unit)
+    def _pool(self) -> set[int]:
+        """The ids of the images that may be asked about: those whose photo is there and that are not held out."""
+        photos = self.photos()
+        return {i for i, image in self.store.images().items() if photos.is_there(image)} - held_out_in(self.store)
 
     # What another detector said before there was one here
 
@@ -189,7 +186,7 @@ class Project:
     def _ranking(self, cycle: int, suffix: str) -> Path:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
 
-    def asker(self, cycle: int) -> Asker | None:
+    def asker(self, cycle: int) -> rules.CycleAsker | None:
         """What asks the questions of a cycle; None where there is no ranking."""
         if not self.has_ranking(cycle):
             return None
@@ -198,7 +195,13 @@ class Project:
         def wanted(place: int) -> int:
             return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
 
-        return Asker(self.store, cycle, self.read_ranking(cycle).queue, self.settings.selection.answered_iou, wanted)
+        kept = self.read_ranking(cycle)
+        return rules.CycleAsker(self.settings, self.store, cycle, kept.queue, kept.open_per_class, self._pool, wanted)
+
+
+def held_out_in(store: Store) -> set[int]:
+    """The ids of the images held out for evaluation. They are neither asked about again nor trained on."""
+    return {query.image_id for query in store.queries(1) if query.why and query.why.get(HELD_OUT)}
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from rarebox.core.files import write_json
 from rarebox.core.progress import Progress
 from rarebox.data.pictures import Pictures
 from rarebox.errors import UserError
-from rarebox.loop import cluster, scoring
+from rarebox.loop import cluster, rules, scoring
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
-from rarebox.project.project import HELD_BACK, HELD_BACK_EVERY, Project
+from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
@@ -78,13 +78,13 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
         # Labels that were there before may be as good as answers.
         enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
         return enough and not now.store.unanswered(1)
-    return now.spent(cycle) >= now.budget(cycle)
+    return now.budget(cycle).left <= 0
 
 
 def ask_first_images(now: Project, tell: Progress) -> bool:
-    """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back.
+    """Ask for the images that differ most by the features of the pretrained backbone, and hold some of them out.
 
-    False if every image is labelled already. (Asked again, where the first ones brought no object at all.)
+    Return False if every image is labelled. The trainer asks again if the first images show no object at all.
     """
     store, settings = now.store, now.settings
     known, photos = store.labels(), now.photos()
@@ -108,38 +108,29 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     points = np.stack([features[i] for i in range(len(looked_at))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
     order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
+    first = order[: settings.initial_images]
+    held_out = rules.held_out(settings.seed, len(first), FEWEST_TO_HOLD_OUT)
     store.open_cycle(1)
-    store.ask(
-        1,
-        [
-            # Not the first ones: training needs those more.
-            Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
-            for place, image_id in enumerate(order[: settings.initial_images])
-        ],
-    )
+    store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
     return True
 
 
 def prepare(now: Project, run: Run, cycle: int) -> bool:
-    """Score and rank the pool for a cycle, and open it; False when nothing is left to ask about.
+    """Score and rank the pool for a cycle, and open the cycle. Return False if nothing is left to ask about.
 
-    Where no candidate is left, or (with ``selection.exploration``) a class has none, whole images are asked for.
+    If no candidate is left, it asks about random whole images.
     """
     store, settings = now.store, now.settings
     if not now.has_ranking(cycle):
         rank(now, run, cycle)
-    kept, counts_as = now.read_ranking(cycle), store.counts_as()
-    missing = not kept.open_per_class[counts_as == np.arange(len(counts_as))].all()
-    said = store.labels()
-    untouched = sorted(record.id for record in run.pool.records if record.id not in said)
-    chance = seeds.stream(settings.seed, "explore", cycle).permutation(untouched)
-    empty = not len(kept.candidates)
-    wanted = settings.initial_images if empty else int(missing and settings.selection.exploration > 0)
-    if empty and not len(untouched):
-        return False
+    whole: list[int] = []
+    if not len(now.read_ranking(cycle).candidates):
+        whole = rules.images_to_explore(settings, store, cycle, (record.id for record in run.pool.records))
+        if not whole:
+            return False
     with store.transaction(writes=True):
         store.open_cycle(cycle)
-        store.ask(cycle, [Query(int(image_id)) for image_id in chance[:wanted]])
+        store.ask(cycle, [Query(image_id) for image_id in whole[: settings.initial_images]])
     return True
 
 
@@ -208,7 +199,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
                     if rank_on(now, progress, how):
                         say(event="questions")
                     else:
-                        train = now.spent(now.cycle) > 0
+                        train = now.budget(now.cycle).spent > 0
                 while step := advance(now, progress, train, how):
                     train = False
                     say(event=step)

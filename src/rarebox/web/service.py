@@ -14,6 +14,7 @@ from rarebox.core.boxes import far_from
 from rarebox.core.files import real
 from rarebox.core.text import counted
 from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
+from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord
 from rarebox.pool.asker import Asker
 from rarebox.pool.candidates import rows_by_image
@@ -149,15 +150,14 @@ class AnnotationService:
         held = len(answer_index.held(holder, by, leases))
         found = list(islice(answer_index.open_to(holder, by, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:
-            budget, spent = self._of_budget(cycle)
-            open_ones, left = answer_index.sums["open", cycle], budget - spent
-            over = left <= 0 and self.trainer is not None and self.trainer.working
-            most = missing if over else min(missing, left - open_ones)
+            budget = self._budget_of(cycle)
+            over = budget.left <= 0 and self.trainer is not None and self.trainer.working
+            most = missing if over else min(missing, budget.to_ask)
             if most > 0:
                 asked = self._asker.ask(most, busy=answer_index.busy(cycle))
                 if not asked and not held and not found:
                     asked = self._asker.ask(1, anyhow=True, busy=answer_index.busy(cycle))
-                self._exhausted = not asked and not open_ones and left > 0
+                self._exhausted = not asked and not budget.open and budget.left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds):
@@ -172,12 +172,10 @@ class AnnotationService:
         tabs = self._asked_at.keys() | {lease.holder for lease in leases}
         return max(len(self.images) // len(tabs), 1)
 
-    def _of_budget(self, cycle: int) -> tuple[int, int]:
-        """What a cycle may spend, and has spent: as :class:`Project` says it, without going through all answers."""
+    def _budget_of(self, cycle: int) -> rules.Budget:
+        """What a cycle may spend and has spent, counted without reading all answers again."""
         sums = self._answer_index.sums
-        if cycle <= 1:
-            return sums["asked", cycle], sums["asked", cycle] - sums["open", cycle]
-        return self.project.budget(cycle), sums[self.project.settings.budget_unit, cycle]
+        return rules.budget_of(self.project.settings, cycle, lambda what: sums[what, cycle])
 
     # The thread that writes
 
@@ -230,7 +228,8 @@ class AnnotationService:
                 self._take_in()
             if (cycle := project.cycle) != self._cycle:
                 self._open(cycle)
-            self._budget, self._spent = self._of_budget(cycle)
+            budget = self._budget_of(cycle)
+            self._budget, self._spent = budget.total, budget.spent
             self._counts = self._answer_index.counts(len(self._classes))
             self.version += 1
 
