@@ -30,7 +30,7 @@ from rarebox.labels import oracle, targets
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.labels.targets import METHODS, read_targets
-from rarebox.loop import ask, scoring, simulate
+from rarebox.loop import ask, rules, scoring, simulate
 from rarebox.loop.cycle import INFORMATIVE, _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
@@ -214,7 +214,10 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
     with Store(tmp_path / "labels.sqlite", classes=["thing"], flush=False) as store:
         store.add_images([ImageRecord(i, f"{i}.jpg", 9, 9) for i in truth])
         run: Any = SimpleNamespace(
-            store=store, oracle=SimulatedOracle(truth), settings=config.Settings(), budget=lambda cycle: 50
+            store=store,
+            oracle=SimulatedOracle(truth),
+            settings=config.Settings(),
+            budget=lambda cycle: rules.Budget(50, store.spent(cycle).labels, len(store.unanswered(cycle))),
         )
         for cycle in range(150):
             store.open_cycle(cycle)

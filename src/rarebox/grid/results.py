@@ -8,10 +8,11 @@ same budgets. A number that is not known is NaN here and a dash in a table; a st
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -42,13 +43,13 @@ class GridRun:
     method: str
     seed: int
     budget: tuple[int, ...]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     cycles: Sequence[CycleRecord]
     reason: str | None = None
 
-    def setting(self, name: str) -> Any:
-        """A setting by its dotted name; what the line does not hold is at its default."""
-        return self.settings[name] if name in self.settings else reduce(getattr, name.split("."), Settings())
+    def setting(self, name: str) -> object:
+        """Return a setting by its dotted name, or its default if the line lacks it."""
+        return self.settings[name] if name in self.settings else attrgetter(name)(Settings())
 
     def curve(self, meter: Meter, value: "Value") -> tuple[np.ndarray, np.ndarray]:
         """The paid labels (or reviews) and the value after each cycle, without cycles whose value is not known."""
@@ -134,7 +135,7 @@ def read(paths: Sequence[Path]) -> list[Group]:
 
     UserError names a file that is missing, holds nothing, or has a line that is not a run.
     """
-    runs: dict[tuple[Any, ...], GridRun] = {}
+    runs: dict[object, GridRun] = {}
     for file in (path / RESULTS if path.is_dir() else path for path in paths):
         for run in _read_file(file):
             runs[run.data, run.detector, run.method, run.seed, run.budget, _unit(run)] = run
@@ -174,7 +175,7 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
 
 
 def _unit(run: GridRun) -> Meter:
-    return run.setting("budget_unit")
+    return "reviews" if run.setting("budget_unit") == "reviews" else "labels"
 
 
 def _read_file(file: Path) -> list[GridRun]:
@@ -213,7 +214,7 @@ class _Line(BaseModel):
     seed: int
     budget: tuple[int, ...]
     status: Literal["done", "failed"]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     reason: str | None = None
     cycles: list[_Cycle]
 

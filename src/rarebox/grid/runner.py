@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock
-from typing import Any
 
 from rarebox import config
 from rarebox.core.files import hold_when_free, read_json, write_json, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.core.text import read_text
 from rarebox.data.datasets import refuse_missing
 from rarebox.data.listings import Dataset
@@ -50,13 +51,13 @@ class Bench:
     runs: Sequence[Planned]
     wanted: Sequence[Planned]
     keep_models: bool = False
-    progress: Callable[[str, int, int, str], None] = lambda *_: None
-    tell: Callable[[dict[str, Any]], None] = lambda _: None
+    progress: Progress = silent
+    tell: Callable[[dict[str, object]], None] = lambda _: None
     cluster: Cluster | None = None
     """Where the runs are done, if not in this process."""
-    _datasets: dict[str, Dataset] = field(default_factory=dict, init=False)
-    _done: dict[str, list[CycleRecord]] = field(default_factory=dict, init=False)
-    _earlier: dict[str, int | None] = field(default_factory=dict, init=False)
+    _datasets: dict[str, Dataset] = field(default_factory=dict[str, Dataset], init=False)
+    _done: dict[str, list[CycleRecord]] = field(default_factory=dict[str, list[CycleRecord]], init=False)
+    _earlier: dict[str, int | None] = field(default_factory=dict[str, int | None], init=False)
     """The failures of before this work."""
     _one_talks: Lock = field(default_factory=Lock, init=False)
     """Runs on a cluster are waited for by many threads."""
@@ -159,7 +160,7 @@ class Bench:
             lines = [json.dumps(self._result(run)) for run in self.runs if self.state(run) in ("done", "failed")]
             write_text(self.results, "".join(line + "\n" for line in lines))
 
-    def _result(self, run: Planned) -> dict[str, Any]:
+    def _result(self, run: Planned) -> dict[str, object]:
         records = self.records(run)
         chosen = config.flatten(run.settings.model_dump(mode="json"))
         return {
@@ -174,7 +175,7 @@ class Bench:
 
     def _claim(self, file: Path) -> None:
         """Make the folder this grid's; UserError if it is not, or if a run has begun with other settings."""
-        there = {file.name for file in self.out.iterdir()} if self.out.exists() else set()
+        there = {file.name for file in self.out.iterdir()} if self.out.exists() else set[str]()
         if "grid.yaml" not in there and there - {"lock", "grid.yaml.part"}:  # these: a first start that was cut short
             raise UserError(f"{self.out} is not empty and holds no grid of rarebox; name a new or empty folder")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -218,16 +219,23 @@ class Bench:
                 raise UserError(f"the first cycle that it shares has failed: {self.reason(run.share)}")
             with place.locked():
                 pass  # only whether it is free: the loop takes the lock itself
-            common: dict[str, Any] = {
-                "share": self.place(run.share).root if run.share else None,
-                "progress": lambda *said: self._show(run, *said),
-                "finished": lambda record: self._say("cycle", run, **record),
-            }
+            share = self.place(run.share).root if run.share else None
+            progress, finished = partial(self._show, run), partial(self._say_cycle, run)
             if self.cluster is None:
                 self._say("begin", run)
-                records = simulate.simulate(place.root, run.settings, self._dataset(run.settings.data), **common)
+                records = simulate.simulate(
+                    place.root,
+                    run.settings,
+                    self._dataset(run.settings.data),
+                    share=share,
+                    progress=progress,
+                    finished=finished,
+                )
             else:
-                records = self.cluster.run(place.root, run.settings, begun=lambda: self._say("begin", run), **common)
+                begun = partial(self._say, "begin", run)
+                records = self.cluster.run(
+                    place.root, run.settings, share=share, progress=progress, finished=finished, begun=begun
+                )
             with hold_when_free(self.out / "lock"):  # nobody is reading it for the results
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
@@ -253,7 +261,7 @@ class Bench:
             self._datasets[name] = datasets.load_data(name, self.progress)
         return self._datasets[name]
 
-    def _say(self, event: str, run: Planned | None, **more: Any) -> None:
+    def _say(self, event: str, run: Planned | None, **more: object) -> None:
         """Tell, together with how far all is, and in how many seconds it may be done."""
         with self._one_talks:
             if event == "begin" and not self._begun:  # what a cluster takes until then is no part of a run
@@ -263,6 +271,9 @@ class Bench:
             finished = sum(self.state(r) == "done" for r in self.wanted)
             about = {"finished": finished, "of": len(self.wanted), "left": each and each * left}
             self.tell({"event": event, "run": run and run.folder, **about, **more})
+
+    def _say_cycle(self, run: Planned, record: CycleRecord) -> None:
+        self._say("cycle", run, **record)
 
     def _show(self, run: Planned, stage: str, done: int, of: int, note: str) -> None:
         with self._one_talks:

@@ -7,6 +7,7 @@ from rarebox.core import seeds
 from rarebox.core.progress import StageProgress
 from rarebox.loop import rules
 from rarebox.loop.run import Ranked, Run
+from rarebox.pool.ranking import LazyRanking
 from rarebox.types import Query
 
 
@@ -17,7 +18,7 @@ def label_initial_pool(run: Run) -> None:
         run.notes.append(f"initial_images is {wanted}, the pool has {len(images)} images: all are labelled")
     by_id = sorted(image.id for image in images)
     order = seeds.stream(run.settings.seed, "initial pool").permutation(len(by_id))[:wanted]
-    asked = run.store.queries(1) or run.store.ask(1, [Query(by_id[i]) for i in order])
+    asked = run.store.queries(1) or run.store.ask(1, [Query(by_id[int(i)]) for i in order])
     unanswered = {q.id for q in run.store.unanswered(1)}
     answer_all(run, [query for query in asked if query.id in unanswered])
 
@@ -28,7 +29,10 @@ def ask(run: Run, cycle: int, ranked: Ranked) -> None:
     answer_all(run, run.store.unanswered(cycle))
     whole_images = settings.selection.strategy in strategies.IMAGE
     with run.stage("ask") as report:
-        left = (ask_about_images if whole_images else ask_about_boxes)(run, cycle, ranked, report)
+        if whole_images:
+            left = ask_about_images(run, cycle, ranked.queue, report)
+        else:
+            left = ask_about_boxes(run, cycle, ranked, report)
     if left > 0:
         total, what = rules.total_of(settings, cycle), "images" if whole_images else "candidates"
         run.notes.append(
@@ -47,14 +51,14 @@ def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress)
     return budget.left
 
 
-def ask_about_images(run: Run, cycle: int, ranked: Ranked, report: StageProgress) -> int:
+def ask_about_images(run: Run, cycle: int, queue: LazyRanking, report: StageProgress) -> int:
     """Have whole images labelled from the top of the queue. Return what is left to spend.
 
     An image has no price before it is labelled, so the last one may overshoot the budget (decisions row 15).
     """
     place = max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
     budget = run.budget(cycle)
-    while budget.to_ask > 0 and (item := ranked.queue(place)):
+    while budget.to_ask > 0 and (item := queue(place)):
         image_id, utility = item
         query = Query(image_id, utility=utility, why={"rank": place, "cycle": cycle})
         budget = answer_and_report(run, cycle, run.store.ask(cycle, [query]), report)

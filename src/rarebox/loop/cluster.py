@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rarebox.config import Settings
 from rarebox.core.files import real
@@ -32,6 +32,7 @@ from rarebox.types import Candidates, ImageRecord, ImageScores
 
 if TYPE_CHECKING:
     from rarebox.core.progress import Progress
+    from rarebox.detectors import TorchDetector
     from rarebox.loop.run import EngineProgress, Run
 
 MODEL = ("model.json", "model.safetensors")
@@ -95,7 +96,7 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
 
 
 @contextmanager
-def connected(engine: str, address: str | None = None) -> "Iterator[Cluster | None]":
+def connected(engine: str, address: str | None = None) -> "Generator[Cluster | None]":
     """The cluster that an engine works on; None for ``local``. UserError as :func:`check` says.
 
     ``ray`` without an address is a cluster of this machine alone, which ends with the command.
@@ -109,19 +110,20 @@ def connected(engine: str, address: str | None = None) -> "Iterator[Cluster | No
         os.environ.setdefault(name, value)
     import ray
 
-    if ray.is_initialized():
-        yield Cluster(ray)
+    cluster = Cluster(ray)
+    if cluster.ray.is_initialized():
+        yield cluster
         return
     _connect(ray, address or "local")
     try:
-        yield Cluster(ray)
+        yield cluster
     finally:
-        ray.shutdown()
+        cluster.ray.shutdown()
 
 
 def _connect(ray: Any, address: str) -> None:
     """Join the cluster, quietly."""
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, bool] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
@@ -195,7 +197,7 @@ class Cluster:
                 lost = error
         raise UserError(f"its worker was lost {MOST_TRIES} times ({lost})")
 
-    def hear(self, stream: Any) -> Any:
+    def hear(self, stream: Iterator[object]) -> Any:
         """The next thing that a worker says. Lost if it is; an error of its own is raised as it was raised there."""
         exceptions = self.ray.exceptions
         try:
@@ -243,11 +245,12 @@ class Scorer:
     """A worker that holds the model of a cycle."""
 
     def __init__(self, model: Mapping[str, bytes], settings: Settings, cycle: int, threads: int) -> None:
-        self.model, self.settings, self.cycle, self.threads, self.detector = model, settings, cycle, threads, None
-        trust(settings.data)
+        self.model: Mapping[str, bytes] = model
+        self.settings, self.cycle, self.threads = settings, cycle, threads
+        self.detector: TorchDetector | None = None
         trust(settings.data)
 
-    def ready(self) -> Iterator[dict[str, Any]]:
+    def ready(self) -> Iterator[dict[str, object]]:
         """Load the model; what this worker runs on, and its process."""
         from rarebox import detectors
 
@@ -259,27 +262,25 @@ class Scorer:
         about = _about()
         yield {"pid": os.getpid(), **{name: about[name] for name in SAME}}
 
-    def score(self, images: Sequence[ImageRecord]) -> Iterator[tuple[str, Any]]:
+    def score(self, images: Sequence[ImageRecord]) -> Iterator[tuple[str, object]]:
         """The candidates and image scores of a shard, after how far they are."""
         from rarebox.loop import scoring
 
         detector = self.detector
         assert detector is not None
-        pictures = Pictures(images, self.settings.detector.size, keep_bytes=0)  # each is looked at once
+        pictures, due = Pictures(images, self.settings.detector.size, keep_bytes=0), _seldom()
 
         def work(tell: Callable[..., None]) -> tuple[Candidates, ImageScores]:
-            return scoring.score_images(
-                detector,
-                pictures,
-                self.settings,
-                self.cycle,
-                _now_and_then(lambda done: tell("progress", done), lambda done: done == len(images)),
-            )
+            def report(done: int) -> None:
+                if due(done == len(images)):
+                    tell("progress", done)
+
+            return scoring.score_images(detector, pictures, self.settings, self.cycle, report)
 
         yield from _told(work, self.threads)
 
 
-def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> Iterator[tuple[str, Any]]:
+def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> Iterator[tuple[str, object]]:
     """A run of a grid; its events, then its records."""
     from rarebox.loop import simulate
 
@@ -289,49 +290,53 @@ def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> 
             "data under the same path on every node, on a shared file system"
         )
     yield "begun", ()
+    due = _seldom()
 
     def work(tell: Callable[..., None]) -> list[CycleRecord]:
-        return simulate.simulate(
-            folder,
-            settings,
-            share=share,
-            finished=lambda record: tell("finished", record),
-            progress=_now_and_then(lambda *said: tell("progress", *said), lambda _, done, of, note: done == of),
-        )
+        def progress(stage: str, done: int, of: int, note: str) -> None:
+            if due(done == of):
+                tell("progress", stage, done, of, note)
+
+        finished = partial(tell, "finished")
+        return simulate.simulate(folder, settings, share=share, finished=finished, progress=progress)
 
     yield from _told(work, threads)
 
 
-def _now_and_then(tell: Callable[..., None], always: Callable[..., bool]) -> Callable[..., None]:
-    """The same, but seldom."""
+def _seldom() -> Callable[[bool], bool]:
+    """A function that says whether a report is due: every :data:`TOLD_EVERY` seconds, and always at the end."""
     last = 0.0
 
-    def told(*said: Any) -> None:
+    def due(at_end: bool) -> bool:
         nonlocal last
-        if time.monotonic() - last > TOLD_EVERY or always(*said):
-            last = time.monotonic()
-            tell(*said)
+        if not at_end and time.monotonic() - last <= TOLD_EVERY:
+            return False
+        last = time.monotonic()
+        return True
 
-    return told
+    return due
 
 
-def _told(work: Callable[[Callable[..., None]], Any], threads: int) -> Iterator[tuple[str, Any]]:
+def _told(work: Callable[[Callable[..., None]], object], threads: int) -> Iterator[tuple[str, object]]:
     """What work tells while it is done by so many threads, as (kind, what), and last ("result", its result)."""
     from rarebox.detectors.environment import compute_with
 
-    said: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    said: SimpleQueue[tuple[str, object]] = SimpleQueue()
+
+    def tell(kind: str, *what: object) -> None:
+        said.put((kind, what))
 
     def go() -> None:
         try:
             compute_with(threads)
-            said.put(("result", work(lambda kind, *what: said.put((kind, what)))))
+            said.put(("result", work(tell)))
         except BaseException as error:
             said.put(("error", error))
 
     Thread(target=go, daemon=True).start()
     while True:
         kind, what = said.get()
-        if kind == "error":
+        if isinstance(what, BaseException):
             raise what
         yield kind, what
         if kind == "result":
@@ -341,6 +346,22 @@ def _told(work: Callable[[Callable[..., None]], Any], threads: int) -> Iterator[
 # ------------------------------------------------------------------------------------------- on the driver
 
 
+class Method(Protocol):
+    """A method of an actor, as Ray offers it."""
+
+    def options(self, *, num_returns: str) -> "Method": ...
+    def remote(self, *arguments: object) -> Iterator[object]: ...
+
+
+class Worker(Protocol):
+    """The handle of a :class:`Scorer` on a node."""
+
+    @property
+    def ready(self) -> Method: ...
+    @property
+    def score(self) -> Method: ...
+
+
 class _Scoring:
     """Shards that are waiting, and the workers that are starting or at work on one."""
 
@@ -348,15 +369,15 @@ class _Scoring:
         self,
         cluster: Cluster,
         needs: Mapping[str, int],
-        start: Callable[[], Any],
+        start: Callable[[], Worker],
         shards: Sequence[Sequence[ImageRecord]],
         report: "EngineProgress",
     ) -> None:
         self.cluster, self.needs, self.start, self.shards, self.report = cluster, needs, start, shards, report
         self.waiting, self.tries = deque(range(len(shards))), [0] * len(shards)
-        self.starting: dict[Any, Any] = {}
-        self.busy: dict[Any, tuple[Any, int]] = {}
-        self.idle: list[Any] = []
+        self.starting: dict[Iterator[object], Worker] = {}
+        self.busy: dict[Iterator[object], tuple[Worker, int]] = {}
+        self.idle: list[Worker] = []
         self.done: dict[int, int] = {}
         self.failed_starts = self.lost = 0
         self.reason = ""
@@ -387,7 +408,7 @@ class _Scoring:
             actor = self.start()
             self.starting[actor.ready.options(num_returns="streaming").remote()] = actor
 
-    def _started(self, ref: Any) -> None:
+    def _started(self, ref: Iterator[object]) -> None:
         actor = self.starting.pop(ref)
         try:
             about = self.cluster.hear(ref)
@@ -404,7 +425,7 @@ class _Scoring:
         self.failed_starts = 0
         self._give(actor)
 
-    def _give(self, actor: Any) -> None:
+    def _give(self, actor: Worker) -> None:
         """The next shard to a worker that is free; without one it stands by, as another worker may be lost."""
         if not self.waiting:
             self.idle.append(actor)
@@ -413,7 +434,7 @@ class _Scoring:
         self.tries[number] += 1
         self.busy[actor.score.options(num_returns="streaming").remote(self.shards[number])] = (actor, number)
 
-    def _heard(self, stream: Any) -> tuple[int, Candidates, ImageScores] | None:
+    def _heard(self, stream: Iterator[object]) -> tuple[int, Candidates, ImageScores] | None:
         """A word of a worker on its shard: its scores, if they are complete."""
         actor, number = self.busy[stream]
         try:

@@ -20,7 +20,7 @@ from rarebox.labels.targets import calibrate, make_targets, write_targets
 from rarebox.loop import rules, scoring
 from rarebox.loop.ask import ask, label_initial_pool
 from rarebox.loop.metrics import CycleRecord, Measures
-from rarebox.loop.record import by_class, or_null, record
+from rarebox.loop.record import or_null, record
 from rarebox.loop.run import Ranked, Run, batches, extract, load_detector, new_detector
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
@@ -62,7 +62,7 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
 
 def leaves_images_out(place: RunFolder) -> bool:
     """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
-    listed = read_json(place.problems) if place.problems.exists() else []
+    listed = read_json(place.problems, list) if place.problems.exists() else list[dict[str, str]]()
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
 
 
@@ -102,7 +102,7 @@ def features(
         pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
         found: list[np.ndarray] = []
         for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
-            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])
+            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in map(int, rows)])
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
     with run.stage("features"):
@@ -221,14 +221,14 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
     extract(run, run.test)
     with run.stage("evaluate") as report:
         for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
-            found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
+            found |= zip([run.test.records[i].id for i in map(int, places)], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
         voc = voc_ap(found, run.test_truth, len(run.classes))
         coco = coco_ap(found, run.test_truth, len(run.classes))
     result: Measures = {
         "ap50": or_null(voc.mean_ap),
         "ap50_11": or_null(voc.mean_ap11),
-        "per_class_ap50": by_class(run, voc.ap),
+        "per_class_ap50": {name: or_null(ap) for name, ap in zip(run.classes, voc.ap.tolist(), strict=True)},
         "coco_ap": or_null(coco["ap"]),
         "coco_ap50": or_null(coco["ap50"]),
         "coco_ap75": or_null(coco["ap75"]),

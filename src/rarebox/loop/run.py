@@ -1,11 +1,12 @@
 """A run and what all its steps work with: pictures, models, views, and how they report. Read :class:`Run` first."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -26,8 +27,12 @@ from rarebox.pool.ranking import LazyRanking
 from rarebox.pool.views import View, make_views
 from rarebox.types import Candidates, GroundTruth, ImageRecord, ImageScores, Ints, LabelState
 
-EngineProgress = Callable[..., None]
-"""Called by an engine with the number of images scored, and perhaps a note on its workers."""
+
+class EngineProgress(Protocol):
+    """Called by an engine with the number of images scored so far, and perhaps a note on its workers."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
 
 Engine = Callable[
     ["Run", int, Sequence[Sequence[ImageRecord]], EngineProgress], Iterator[tuple[int, Candidates, ImageScores]]
@@ -56,8 +61,8 @@ class Run:
     engine: Engine
     share: Path | None = None
     cycle: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    notes: list[str] = field(default_factory=list[str])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ class Run:
         return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[StageProgress]:
+    def stage(self, name: str) -> Generator[StageProgress]:
         """Time a stage, and report its progress under its name."""
         start = time.perf_counter()
         of = "" if self.open_ended else f"/{len(self.settings.budget) + 1}"
@@ -121,7 +126,7 @@ def extract(run: Run, pictures: Pictures) -> None:
         missing = pictures.missing()
         note, views, done = f"images, {_size(missing.check_room())}", pictures.store.layout.views, 0
         for rows, batch in missing.decoded.in_batches(batches(missing, run.settings.scoring.batch_size)):
-            ids = [missing.records[i].id for i in rows]
+            ids = [missing.records[i].id for i in map(int, rows)]
             sizes = [detector.input_size(picture) for picture in batch]
             plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
             keep(dict(zip(ids, detector.look(batch, plans), strict=True)))

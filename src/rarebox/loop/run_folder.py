@@ -1,10 +1,9 @@
 """Where a run keeps its state on disk; who may work in its folder; and that no answer in its store is ever deleted."""
 
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import create_engine, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -68,7 +67,7 @@ class RunFolder:
         trust(settings.data)
         return settings
 
-    def _written(self) -> dict[str, Any]:
+    def _written(self) -> dict[str, object]:
         """What ``settings.yaml`` holds; nothing where it is not there yet."""
         if not self.settings.exists():
             return {}
@@ -148,7 +147,7 @@ class RunFolder:
         write_text(self.settings, config.dump(settings))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the folder against every other process, a server's too; the lock goes with this one, however it ends.
 
         What a killed process left half-written is removed.
@@ -168,7 +167,7 @@ class RunFolder:
             yield
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Generator[None]:
         """The same, whatever the folder holds."""
         first, second = self.locks
         with hold(first), hold(second):

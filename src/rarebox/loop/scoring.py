@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 from uuid import uuid4
 
 import numpy as np
@@ -18,12 +18,13 @@ from rarebox.core import parquet
 from rarebox.core.files import copy, read_json, write_json
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector
-from rarebox.detectors.detector import ABOUT, WEIGHTS
+from rarebox.detectors.detector import ABOUT, WEIGHTS, Scored
 from rarebox.detectors.frozen import FrozenPictures
 from rarebox.errors import Damaged, UserError
 from rarebox.loop.run import EngineProgress, Run, batches, extract, load_detector, new_detector, views_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import candidates as pool_file
+from rarebox.pool.affine import Frame
 from rarebox.pool.candidates import Shards
 from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
 
@@ -70,15 +71,24 @@ def is_scored(run: Run, cycle: int) -> bool:
     return all(parquet.is_whole(folder / f"{kind}_{name}") for name in names for kind in KINDS)
 
 
-def _told(folder: Path) -> dict[str, Any] | None:
-    """What ``shards.json`` holds, in the form of today; None where it cannot be read."""
+class ShardList(TypedDict):
+    """What ``shards.json`` holds: the version of the rules that scored the shards, and the shards' names."""
+
+    rules: int | None
+    shards: list[str]
+
+
+def _told(folder: Path) -> ShardList | None:
+    """Read ``shards.json`` in the form of today. None if it cannot be read."""
     try:
         told = read_json(folder / SHARDS)
     except Damaged:
         return None
     if isinstance(told, list):  # as an earlier version wrote it
-        return {"rules": None, "shards": told}
-    return told if isinstance(told, dict) and isinstance(told.get("shards"), list) else None
+        return {"rules": None, "shards": cast(list[str], told)}
+    if not isinstance(told, dict) or not isinstance(cast(dict[str, object], told).get("shards"), list):
+        return None
+    return cast(ShardList, told)
 
 
 def _listed(folder: Path) -> list[str] | None:
@@ -122,7 +132,7 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     missing = [p for p, name in enumerate(names) if not all(parquet.is_whole(folder / f"{k}_{name}") for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
-    listing = {"rules": RULES, "shards": names}
+    listing: ShardList = {"rules": RULES, "shards": names}
     if _told(folder) != listing:
         write_json(folder / SHARDS, listing)
     for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
@@ -164,14 +174,13 @@ def _score_shards(
 ) -> None:
     """Score the missing ones of the shards, by the run's engine, and write them as they come."""
     known = len(images) - sum(len(shards[place]) for place in missing)
+
+    def tell(done: int, note: str = "") -> None:
+        report(known + done, len(images), f"images{note}")
+
     extract(run, run.pool.of([image for place in missing for image in shards[place]]))
     with run.stage("score") as report:
-        scored = run.engine(
-            run,
-            cycle,
-            [shards[place] for place in missing],
-            lambda done, note="": report(known + done, len(images), f"images{note}"),
-        )
+        scored = run.engine(run, cycle, [shards[place] for place in missing], tell)
         for number, found, of_images in scored:
             pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
             pool_file.write(folder / f"shard_{names[missing[number]]}", found)
@@ -206,7 +215,7 @@ KINDS = ("shard", "images")
 """What the two files of a shard are called: candidates, and scores of whole images."""
 
 
-def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
+def scoring_recipe(run: Run, cycle: int) -> dict[str, object]:
     """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
     settings, model = run.settings, run.folder.cycle(cycle - 1)
     return {
@@ -224,7 +233,7 @@ def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
     }
 
 
-def shard_name(recipe: Mapping[str, Any], images: Sequence[ImageRecord]) -> str:
+def shard_name(recipe: Mapping[str, object], images: Sequence[ImageRecord]) -> str:
     """What tells a shard from all others."""
     return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
 
@@ -248,9 +257,9 @@ def score_images(
     found: list[tuple[Candidates, ImageScores]] = []
     with_features = wants_features(settings)
 
-    def queued() -> Iterator[tuple[Any, ...]]:
+    def queued() -> Iterator[tuple[list[int], list[list[Frame]], Callable[[], list[Scored]]]]:
         for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
-            ids = [pictures.records[i].id for i in rows]
+            ids = [pictures.records[i].id for i in map(int, rows)]
             sizes = [detector.input_size(picture) for picture in batch]
             views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
             frames = [detector.frames(picture, plan) for picture, plan in zip(batch, views, strict=True)]

@@ -3,7 +3,6 @@
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
-from typing import Any
 
 from rarebox import config, detectors
 from rarebox.config import TrainingSettings
@@ -14,7 +13,7 @@ from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
 
 
-def first_cycle(run: Run) -> dict[str, Any]:
+def first_cycle(run: Run) -> dict[str, object]:
     """All that the model of cycle 1 depends on, to tell whether two runs may share it."""
     settings = run.settings
     pool = sha256(repr(scoring.listed(run.pool.records)).encode()).hexdigest()

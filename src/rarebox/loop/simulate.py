@@ -1,6 +1,6 @@
 """A simulated run: open or resume its folder, and repeat the cycle until the budget is spent."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
@@ -9,7 +9,7 @@ from pathlib import Path
 from rarebox import strategies
 from rarebox.config import Settings
 from rarebox.core.files import write_json
-from rarebox.core.progress import Progress
+from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
 from rarebox.data.datasets import load_data
 from rarebox.detectors.environment import describe
@@ -31,7 +31,7 @@ def simulate(
     *,
     share: Path | None = None,
     engine: Engine | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     finished: Callable[[CycleRecord], None] = lambda _: None,
 ) -> list[CycleRecord]:
     """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
@@ -92,7 +92,7 @@ def open_run(
 
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
     """UserError if a run is continued on other images than it began with."""
-    changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set()
+    changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set[str]()
     if changed:
         raise UserError(
             f"the data set has changed since this run began: {len(changed)} images are new, gone or other than before, "
@@ -108,7 +108,7 @@ def held_out_images(images: Sequence[ImageRecord], seed: int) -> tuple[ImageReco
 
 
 @contextmanager
-def _disk_errors_explained(folder: Path) -> Iterator[None]:
+def _disk_errors_explained(folder: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:  # a copy of a folder collects its errors in `shutil.Error`, which has no number

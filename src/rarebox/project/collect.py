@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rarebox.core.progress import Progress
+from rarebox.core.progress import Progress, silent
 from rarebox.data.export import Annotations
 from rarebox.labels.store import Store
 from rarebox.labels.targets import read_targets
@@ -14,7 +14,7 @@ from rarebox.types import ImageLabels, ImageRecord, Source, Targets
 
 
 def collect(
-    run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = lambda *_: None
+    run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = silent
 ) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from rarebox import config
 from rarebox.config import Settings
 from rarebox.core.boxes import rescaling
 from rarebox.core.files import PART, write_json, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.data import datasets, listings
 from rarebox.data.classes import Classes, class_key
 from rarebox.data.images import SUFFIXES, files_below
@@ -23,21 +24,32 @@ from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
-from rarebox.project.photos import Contents, Progress
-from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT
+from rarebox.project.photos import Contents
+from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
-def take_predictions(project: Any, ranked: Any) -> int:
-    """Give another detector's boxes the numbers of the project's images and classes, and its pixels; how many there
-    are."""
-    from rarebox.core.boxes import rescaling
-    from rarebox.data.classes import Classes
+class Predictions(Protocol):
+    """Another detector's boxes: queries, and what their image ids and guesses stand for."""
 
+    @property
+    def queries(self) -> Sequence[Query]: ...
+    @property
+    def images(self) -> Mapping[int, ImageRecord]: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+
+def take_predictions(project: Project, ranked: Predictions) -> int:
+    """Keep another detector's boxes, with the project's image ids, labels and pixels. Return how many were kept.
+
+    Boxes on images that the project lacks are skipped. Raises UserError if a photo has another shape than the
+    image that the detector saw.
+    """
     images, by_name, classes = project.store.images(), ByName[int](), Classes(project.store.classes())
     for i, record in images.items():
         by_name.add(record.path, i)
-    kept = []
+    kept: list[Query] = []
     for query in ranked.queries:
         record = ranked.images[query.image_id]
         image_id = by_name.match(record.path)
@@ -48,8 +60,10 @@ def take_predictions(project: Any, ranked: Any) -> int:
         if factors is None:
             raise UserError(
                 f"{record.path}: the boxes are of a picture of {record.width} x {record.height} pixels, the photo has "
-                f"{size[0]} x {size[1]}; let the detector look at the photos themselves"
+                f"{size[0]} x {size[1]}. Run the detector on the photos themselves"
             )
+        assert query.guess is not None
+        assert query.box is not None
         guess = classes.find(ranked.classes[query.guess])
         kept.append(replace(query, image_id=image_id, guess=guess, box=query.box * factors))
     project.write_predictions(kept)
@@ -68,8 +82,8 @@ def create(
     *,
     partial: bool = False,
     preset: str = "laptop",
-    changes: Mapping[str, Any] | None = None,
-    progress: Progress = lambda *_: None,
+    changes: Mapping[str, object] | None = None,
+    progress: Progress = silent,
 ) -> list[listings.Problem]:
     """Make a project of the images below a folder or URL (:mod:`rarebox.data.remote`); the problems met come back.
 
@@ -289,7 +303,7 @@ def _labels_of_photos(
             else:
                 before = claims.setdefault(photo, {})
                 before[image.path] = before[image.path].joined(one) if image.path in before else one
-    taken = []
+    taken: list[tuple[ImageRecord, _Labels]] = []
     for photo, claiming in sorted(claims.items()):
         record = by_id[photo]
         chosen = record.path if record.path in claiming else next(iter(claiming)) if len(claiming) == 1 else None

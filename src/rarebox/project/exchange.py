@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 from sqlalchemy import select
@@ -30,14 +30,14 @@ from rarebox.pool.ranking import still_open
 from rarebox.project.project import Project
 from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
-Job = Callable[[], Any]
-"""Something that writes to the store."""
-
 SAME_OBJECT = 0.5
 """IoU from which a box means the object that another one means."""
 
 STILL = 0.05
 """Pixels by which the edges of an untouched box may move on the way (CVAT keeps two decimals)."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +94,19 @@ SHOWN_ABOVE = 0.3
 """Score from which a box that nobody asks about is shown as well; weaker ones would be in the way."""
 
 
+class Writer(Protocol):
+    """Runs a job that writes to the store, in the thread that may write, and returns its result."""
+
+    def __call__(self, job: Callable[[], T], /) -> T: ...
+
+
 class ReviewSource:
     """What a project shows in another tool, image by image, and how its answers come in.
 
     ``do`` runs a job that writes, as the thread that writes wants it. All methods may be called from any thread.
     """
 
-    def __init__(self, project: Project, source: str = "labelstudio", do: Callable[[Job], Any] = lambda job: job()):
+    def __init__(self, project: Project, source: str = "labelstudio", do: Writer = lambda job: job()):
         self._project, self._source, self._do = project, source, do
         self._ranked: tuple[int, Candidates, dict[int, Ints]] = (-1, Candidates.none(0), {})
 
@@ -204,10 +210,10 @@ class _Known:
 
     images: Mapping[int, ImageRecord]
     classes: Classes
-    queries: dict[int, dict[int, Query]] = field(default_factory=dict)
-    standing: dict[int, dict[str, Answer]] = field(default_factory=dict)
-    drawn: dict[int, dict[str, int]] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
+    queries: dict[int, dict[int, Query]] = field(default_factory=dict[int, dict[int, Query]])
+    standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
+    drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
+    taken: set[str] = field(default_factory=set[str])
 
     @classmethod
     def of(cls, store: Store, source: str) -> "_Known":
@@ -356,7 +362,7 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
         rows = [] if region is None else [region]
         return _Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
 
-    found = []
+    found: list[_Said] = []
     for query in shown.values():
         if query.id in answer_to:
             region = answer_to[query.id]
@@ -456,8 +462,8 @@ def _keys(
     """
     keys: list[str] = []
     drawn = Counter[str]()
-    for region, box, label in zip(regions, boxes, labels, strict=True):
-        name = region.key or f"{label} {np.round(box.astype(float), 1).tolist()}"
+    for region, box, label in zip(regions, boxes.astype(float).round(1).tolist(), labels, strict=True):
+        name = region.key or f"{label} {box}"
         key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
         while (again := key + "+" * drawn[key]) in taken:  # the same box may be drawn twice
             drawn[key] += 1

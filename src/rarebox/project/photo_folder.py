@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rarebox import config
 from rarebox.core.files import real, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_picture, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.project.photos import Contents, Found, Photos, Progress
+from rarebox.project.photos import Contents, Found, Photos
 from rarebox.types import ImageRecord
 
 NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
@@ -34,7 +35,7 @@ def photos_of(folder: RunFolder, store: Store) -> Photos:
     return Photos(store.digests(), Contents(folder.photos))
 
 
-def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = lambda *_: None) -> Found:
+def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = silent) -> Found:
     """Find the images of a store whose photo is not at their path, below ``place``; the store then has their new paths.
 
     :meth:`rarebox.project.photos.Photos.find` says how.
@@ -46,7 +47,7 @@ def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Pr
     return found
 
 
-def check_photos(root: Path, progress: Progress = lambda *_: None) -> Found:
+def check_photos(root: Path, progress: Progress = silent) -> Found:
     """The same for a project by its folder. In a simulation, whose store keeps no hashes, nothing is looked for."""
     folder = RunFolder(root)
     settings = folder.read_settings()
@@ -67,7 +68,7 @@ class Relocated:
     warnings: tuple[str, ...] = ()
 
 
-def relocate(root: Path, place: Path, progress: Progress = lambda *_: None) -> Relocated:
+def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
     """Say that the photos of a project, or the data set of a run, lie in another folder (or COCO or YOLO file) now.
 
     Each image keeps its number and all that was said of it. UserError, and nothing is changed, if none is found.
@@ -101,7 +102,7 @@ def photos_in(folder: Path, root: Path) -> list[Path]:
 def read_images(
     files: Sequence[Path | str],
     size: tuple[int, int],
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     first_id: int = 1,
     digests: dict[int, str] | None = None,
     contents: Contents | None = None,

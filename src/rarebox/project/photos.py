@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from rarebox.core.files import open_regular, read_json, real, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.data.images import UnreadableImage, image_size, readers
 from rarebox.data.remote import is_url
 from rarebox.errors import Damaged
@@ -32,8 +33,6 @@ QUICK = 1
 
 MOST_NAMED = 5
 """Photos that a warning names."""
-
-Progress = Callable[[str, int, int, str], None]
 
 Stat = tuple[int, int, int, int]
 """Size, modification time and change time in nanoseconds, inode."""
@@ -70,7 +69,7 @@ class Contents:
             self._known[name], self._saved = (after, content), False
         return content
 
-    def read(self, paths: Iterable[str], progress: Progress = lambda *_: None) -> None:
+    def read(self, paths: Iterable[str], progress: Progress = silent) -> None:
         """Hash those of the files that have changed, several at a time. Only work that takes long is reported."""
         start = time.monotonic()
         changed = [path for path in dict.fromkeys(map(os.path.abspath, paths)) if not self._is_current(path)]
@@ -119,7 +118,7 @@ class Found:
 
     def warnings(self) -> list[str]:
         """A sentence for each thing that a person should know."""
-        told = []
+        told: list[str] = []
         if self.lost:
             one = "cannot be found, and another photo has taken its path"
             several = "cannot be found, and other photos have taken their paths"
@@ -159,7 +158,7 @@ class Photos:
         images: Mapping[int, ImageRecord],
         files: Sequence[str],
         folder: Path,
-        progress: Progress = lambda *_: None,
+        progress: Progress = silent,
     ) -> Found:
         """Look among the ``files`` of the ``folder`` of photos for every image whose photo is not at its path.
 

@@ -1,6 +1,6 @@
 """A project: a folder in which people answer, and what it holds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,13 +9,14 @@ import numpy as np
 
 from rarebox.core import parquet, seeds
 from rarebox.core.files import damaged, read_json, write_json
+from rarebox.core.progress import Progress, silent
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
-from rarebox.project.photos import Contents, Found, Photos, Progress
+from rarebox.project.photos import Contents, Found, Photos
 from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, Query
 
@@ -76,7 +77,7 @@ class Project:
         contents.save()
         return len(records)
 
-    def find_moved_images(self, progress: Progress = lambda *_: None) -> Found:
+    def find_moved_images(self, progress: Progress = silent) -> Found:
         """Find the photos that lie elsewhere in the folder of photos now, or under another name."""
         return find_moved_images(self.store, Path(self.settings.data), self.folder, progress)
 
@@ -205,7 +206,7 @@ def held_out_in(store: Store) -> set[int]:
 
 
 @contextmanager
-def _as_written(file: Path) -> Iterator[None]:
+def _as_written(file: Path) -> Generator[None]:
     """Damaged for a file whose content is not what is written here, though it can be read."""
     try:
         yield

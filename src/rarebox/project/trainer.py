@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 from queue import Queue as Mailbox
-from typing import Any
 
 import numpy as np
 
@@ -91,8 +90,8 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     records = [record for record in store.images().values() if photos.is_there(record)]
     if all(record.id in known for record in records):
         return False
-    chance = seeds.stream(settings.seed, "first images").permutation(len(records))
-    looked_at = [records[i] for i in sorted(chance[:MOST_LOOKED_AT])]
+    chance = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_LOOKED_AT]
+    looked_at = [records[i] for i in sorted(map(int, chance))]
     detector = detectors.build(
         **settings.detector.model_dump(),
         num_classes=max(1, len(store.classes())),
@@ -171,7 +170,7 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
 
 def main(root: str, engine: str = "local", address: str | None = None) -> None:
     """Take commands until the input ends, and then stop at once, in the middle of whatever is going on."""
-    mailbox: Mailbox[dict[str, Any]] = Mailbox()
+    mailbox: Mailbox[dict[str, str]] = Mailbox()
 
     def listen() -> None:
         for line in sys.stdin:
@@ -209,7 +208,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
             say(event="failed", reason=reason)
 
 
-def say(**what: Any) -> None:
+def say(**what: object) -> None:
     """One JSON line to whoever started this process."""
     print(json.dumps(what), flush=True)
 
