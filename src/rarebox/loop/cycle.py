@@ -32,16 +32,16 @@ from rarebox.types import Candidates, Detections, ImageLabels, Targets, Verdict
 TEST_BATCH = 8
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
-"""Answers that say whether a guess was right."""
+"""Verdicts that show whether a guess was right."""
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
 
 
 def run_cycle(run: Run, cycle: int) -> CycleRecord:
-    """One cycle of the paper's Fig. 2; cycle 1 labels random images completely. Its record comes back.
+    """Run one cycle of the paper's Fig. 2 and return its record. Cycle 1 labels random images completely.
 
-    Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
+    Every step writes its result to disk and reads it again, so an interrupted cycle resumes.
     """
     run.store.open_cycle(cycle)
     if cycle == 1:
@@ -53,7 +53,7 @@ def run_cycle(run: Run, cycle: int) -> CycleRecord:
 
 
 def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
-    """The second half of a cycle: what was answered trains the next model. Its record comes back."""
+    """Run the second half of a cycle: train on the answers, evaluate, and return the record."""
     targets = training_targets(run, cycle, ranked.pool if ranked else None)
     detector = retrain(run, cycle, targets)
     result = evaluate(run, cycle, detector)
@@ -61,7 +61,7 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
 
 
 def leaves_images_out(place: RunFolder) -> bool:
-    """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
+    """Whether an existing run leaves unusable images out. Runs of older versions used all images."""
     listed = read_json(place.problems, list) if place.problems.exists() else list[dict[str, str]]()
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
 
@@ -82,23 +82,23 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
 def features(
     run: Run, cycle: int, labels: Mapping[int, ImageLabels], untouched: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """The features that the strategy needs, by the model of the cycle before, as fields of LabelState."""
+    """Compute the features that the strategy needs, with the previous model, as fields of LabelState."""
     needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
     if not needs:
         return {}
     detector = load_detector(run, cycle - 1)
-    records = {record.id: record for record in run.pool.records}  # not those held out, which are labelled too
+    records = {record.id: record for record in run.pool.records}  # without held-out images, which are labelled too
     extract(run, run.pool)
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
-        """Of the pictures of those ids, in their order; a batch holds one shape."""
+        """The features of the images with these ids, in this order. Every batch holds one shape."""
         pictures = run.pool.of([records[i] for i in ids])
         rows = list(batches(pictures, run.settings.scoring.batch_size))
         found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
         return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
 
     def box_features() -> np.ndarray:
-        """Of all labelled boxes."""
+        """The features of all labelled boxes."""
         pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
         found: list[np.ndarray] = []
         for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
@@ -115,7 +115,7 @@ def features(
 
 
 def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[int, Targets]:
-    """Targets of every image that is trained on (decisions row 21), by image id."""
+    """The targets of every training image (decisions row 21), by image id."""
     settings = run.settings.pseudo
     labels = run.store.labels(up_to_cycle=cycle)
     lowest = run.settings.lowest_pseudo_score
@@ -137,7 +137,7 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
         parts = np.split(worth, np.cumsum([len(one) for one in found.values()])[:-1])
         found = {i: replace(found[i], scores=scores) for i, scores in zip(found, parts, strict=True)}
     truth = run.dataset.train.truth
-    # A difficult object is part of what a person says of a complete image, and unknown on every other image.
+    # Difficult objects are known on completely labelled images only.
     difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete and i in truth}
     return {
         i: make_targets(said, found.get(i), difficult.get(i, NO_BOXES), settings) for i, said in sorted(chosen.items())
@@ -145,7 +145,7 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
 
 
 def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetector:
-    """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
+    """Return the detector of this cycle: from disk if it is there, in cycle 1 from ``share``, else trained."""
     shared = run.share if cycle == 1 else None
     if shared is not None:
         run.notes.append(f"the cycle-1 model was taken from {shared}")
@@ -160,7 +160,7 @@ def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> TorchDetect
 
 
 def restore_model(run: Run, cycle: int) -> None:
-    """Make the model of a finished cycle anew where it is gone or damaged, from the same answers and candidates."""
+    """Train the model of a finished cycle again if it is missing or damaged, from the same answers and candidates."""
     try:
         check_saved(run.folder.cycle(cycle))
     except Damaged as error:
@@ -176,10 +176,10 @@ def restore_model(run: Run, cycle: int) -> None:
 
 
 def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
-    """Train on the targets, and keep them and the model; a fit that was cut short goes on from its checkpoint."""
+    """Train on the targets, and save them and the model. An interrupted training resumes from its checkpoint."""
     folder = run.folder.cycle(cycle)
     write_targets(folder / "targets.parquet", targets)
-    # People may add a class before a fit that was cut short goes on: then it starts afresh.
+    # People may add a class before an interrupted training resumes. Then it starts over.
     checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
     records = {record.id: record for record in run.pool.records}
     pictures = run.pool.of([records[i] for i in targets])
@@ -208,13 +208,12 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
 
 
 def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
-    """AP of the model on the test images, by VOC's and by COCO's rules.
+    """Measure AP on the test images by the rules of VOC and of COCO.
 
-    It is kept beside the model, and goes with that of cycle 1 to the runs that share it, where it counts for the same
-    test images.
+    The result is saved beside the model. Runs that share the model of cycle 1 use it if they have the same test images.
     """
     kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
-    with suppress(Damaged):  # made anew
+    with suppress(Damaged):  # then it is measured again
         if (told := read_json(kept, dict)).get("test") == asked:
             return told["result"]
     found: dict[int, Detections] = {}
@@ -238,7 +237,7 @@ def evaluate(run: Run, cycle: int, detector: TorchDetector) -> Measures:
 
 
 def _test(run: Run) -> str:
-    """What an AP is measured on: the test images, their truth, and the kind of device."""
+    """A hash of what AP is measured on: the test images, their truth, and the kind of device."""
     truths = [run.test_truth[record.id] for record in run.test.records]
     columns = [np.ascontiguousarray(column) for truth in truths for column in vars(truth).values()]
     told = sha256(repr((scoring.listed(run.test.records), run.classes, run.settings.device)).encode())

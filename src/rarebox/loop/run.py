@@ -37,8 +37,8 @@ class EngineProgress(Protocol):
 Engine = Callable[
     ["Run", int, Sequence[Sequence[ImageRecord]], EngineProgress], Iterator[tuple[int, Candidates, ImageScores]]
 ]
-"""What scores shards of the pool: a run, its cycle, the images of each shard -> the shards' numbers and scores, in any
-order. It must not change a bit of them."""
+"""Scores shards of the pool: a run, its cycle, the images of each shard -> the numbers of the shards and their scores,
+in any order. Every engine must return the same bits."""
 
 
 @dataclass
@@ -94,17 +94,17 @@ def pictures_of(
     keep_in: Path,
     name_of_test: str = "test",
 ) -> tuple[Pictures, Pictures]:
-    """Images of the pool and of the test set, decoded on access; with a frozen body, what it saw of them.
+    """The images of the pool and of the test set, decoded on access; with a frozen body, their feature maps.
 
-    That is kept in the folder ``keep_in``, apart for all that it depends on but the images, which go by their ids:
-    runs that share a folder have the same pool, and a ``name_of_test`` for each test set.
+    The maps are kept in the folder ``keep_in``, in one folder for each body, precision, seed and set of views. They go
+    by image id, so runs that share a folder have the same pool, and ``name_of_test`` names the test set.
     """
     size, views = settings.detector.size, settings.scoring.views
     decoded = Pictures(pool, size), Pictures(test, size)
     if settings.training.freeze != "backbone":
         return decoded
     if settings.training.flip and "flip" not in views:
-        views = (*views, "flip")  # last: the others draw the same random numbers as without it
+        views = (*views, "flip")  # last, so that the other views draw the same random numbers
     body = settings.detector.model_dump(include={"name", "backbone", "weights", "image_size", "long_side"})
     weights = Path(settings.detector.weights)
     content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
@@ -141,15 +141,15 @@ def _size(count: int) -> str:
 def views_of(
     settings: Settings, names: Sequence[str], cycle: int, image_id: int, size: tuple[int, int]
 ) -> tuple[View, ...]:
-    """The views of an image with that input size; a frozen body sees the same ones in every cycle."""
+    """The views of an image of this input size. With a frozen body they are the same in every cycle."""
     cycle = 0 if settings.training.freeze == "backbone" else cycle
     return make_views(names, *size, seeds.stream(settings.seed, "views", cycle, image_id))
 
 
 def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
-    """Places of the pictures in batches of one shape.
+    """Yield the places of the pictures in batches of one shape.
 
-    Nothing is padded but to the network's stride, so what an image gets does not depend on what else is in its batch.
+    Pictures are padded only to the stride of the network, so no result depends on the rest of the batch.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for place, shape in enumerate(pictures.sizes):
@@ -159,7 +159,7 @@ def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
 
 
 def new_detector(run: Run) -> TorchDetector:
-    """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
+    """A detector with pretrained weights and random heads, the same in every cycle of a seed."""
     settings = run.settings
     return detectors.build(
         **settings.detector.model_dump(),

@@ -30,10 +30,10 @@ from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
 
 
 def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
-    """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
+    """Score every image that is not completely labelled with the previous model, and return the candidates.
 
-    The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
-    candidates, and the images have none.
+    The pool is scored in shards, and finished shards are not scored again. If neither the strategy nor the training
+    uses scores, there are no candidates and the image scores are 0.
     """
     labels = run.store.labels(up_to_cycle=cycle - 1)
     images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
@@ -44,16 +44,16 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
         no_scores = np.zeros((len(images), len(run.classes)))
         return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)
     folder = make_shards(run, cycle, images)
-    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
+    if run.settings.selection.strategy not in strategies.IMAGE:  # only these use the scores of whole images
         return scored_pool(run, cycle), ImageScores.none(len(run.classes))
     scores = pool_file.read_images(folder)
-    # Where people answer, classes may have been merged or added since the model was trained.
+    # In a project, classes may have been merged or added since the model was trained.
     lacking = len(run.classes) - scores.class_scores.shape[1]
     return scored_pool(run, cycle), replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking))))
 
 
 def scored_pool(run: Run, cycle: int) -> Shards:
-    """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
+    """The candidates that a cycle chooses from, read from disk with merged classes."""
     folder = run.folder.cycle(cycle) / "candidates"
     names = _listed(folder)
     files = [folder / f"shard_{name}" for name in names] if names is not None else folder.glob("shard_*")
@@ -61,7 +61,7 @@ def scored_pool(run: Run, cycle: int) -> Shards:
 
 
 def is_scored(run: Run, cycle: int) -> bool:
-    """Whether all that :func:`scored_pool` reads is there, and whole."""
+    """Whether everything that :func:`scored_pool` reads is on the disk and complete."""
     folder = run.folder.cycle(cycle) / "candidates"
     if not folder.exists():
         return False
@@ -92,13 +92,13 @@ def _told(folder: Path) -> ShardList | None:
 
 
 def _listed(folder: Path) -> list[str] | None:
-    """The names of the shards that belong together; None where no list of them can be read."""
+    """The names of the shards that belong together. None if their list cannot be read."""
     told = _told(folder)
     return told["shards"] if told else None
 
 
 def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
-    """Whether an earlier version scored this cycle by other rules, and questions of that ranking have been asked."""
+    """Whether an earlier version scored this cycle by other rules and asked from that ranking."""
     told = _told(folder)
     if told is None or told["rules"] == RULES:  # without the list, what is missing is scored again by our rules
         return False
@@ -107,12 +107,12 @@ def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
 
 
 def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
-    """Score what is not scored yet of the images, shard by shard; the folder of all their files.
+    """Score the images that are not scored yet, shard by shard, and return the folder of the files.
 
-    A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
-    on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
-    belong together; it changes when all of them are there, and what was there before goes only then. A cycle that an
-    earlier version has scored and asked from keeps those scores to its end: places in two rankings must not be mixed.
+    A shard is named by its place in the pool, which is the order of reading, and by a hash of everything that its
+    numbers depend on. So no engine scores it twice or confuses it with another. ``shards.json`` lists the shards that
+    belong together. It changes when all of them are written, and only then are older shards removed. A cycle that an
+    earlier version has scored and asked from keeps those scores, as places in two rankings must not be mixed.
     """
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     if _began_by_other_rules(run, cycle, folder):
@@ -122,8 +122,8 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     recipe = scoring_recipe(run, cycle)
     names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
-    # The model of cycle 1 is that of all runs that share it, and so are its scores. Giving and taking are favours:
-    # where a folder cannot be written to or read, a run scores by itself.
+    # Runs that share the model of cycle 1 share its scores too. If the other folder cannot be read or written, each run
+    # scores by itself.
     lender = RunFolder(run.share) if run.share and run.share.exists() and cycle == 2 else None
     if lender:
         for place in (lender.root / "scored", lender.cycle(2) / "candidates"):
@@ -145,9 +145,9 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
 
 
 def _give(there: Path, here: Path, names: Iterable[str]) -> None:
-    """Put those files of one folder that are there, and whole, into another that lacks them.
+    """Copy the complete files of one folder into another that lacks them.
 
-    They are never changed in place, so a second name for the same bytes will do where the disk knows that.
+    Files are never changed in place, so a hard link is used where the disk allows it.
     """
     lacking = [name for name in names if not parquet.is_whole(here / name) and parquet.is_whole(there / name)]
     for name in lacking:
@@ -172,7 +172,7 @@ def _score_shards(
     names: Sequence[str],
     missing: Sequence[int],
 ) -> None:
-    """Score the missing ones of the shards, by the run's engine, and write them as they come."""
+    """Score the missing shards with the engine of the run, and write each as it arrives."""
     known = len(images) - sum(len(shards[place]) for place in missing)
 
     def tell(done: int, note: str = "") -> None:
@@ -189,7 +189,7 @@ def _score_shards(
 def score_here(
     run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
 ) -> Iterator[tuple[int, Candidates, ImageScores]]:
-    """The engine ``local``: one shard after the other, in this process."""
+    """The engine ``local``: score one shard after the other in this process."""
     detector, done = load_detector(run, cycle - 1), 0
     if isinstance(run.pool, FrozenPictures) and not detector.has_body_of(new_detector(run)):
         raise UserError(
@@ -206,7 +206,7 @@ def score_here(
 
 
 SHARDS = "shards.json"
-"""The list of the shards that a cycle chooses from, in the order of the pool."""
+"""The file that lists the shards of a cycle, in the order of the pool."""
 
 RULES = 2
 """Counts up when the same model and settings give other scores. 2: boxes are compared in the view's frame."""
@@ -216,7 +216,7 @@ KINDS = ("shard", "images")
 
 
 def scoring_recipe(run: Run, cycle: int) -> dict[str, object]:
-    """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
+    """Everything except the image that its scores depend on: the content of the model, settings, seed and cycle."""
     settings, model = run.settings, run.folder.cycle(cycle - 1)
     return {
         "rules": RULES,
@@ -234,12 +234,12 @@ def scoring_recipe(run: Run, cycle: int) -> dict[str, object]:
 
 
 def shard_name(recipe: Mapping[str, object], images: Sequence[ImageRecord]) -> str:
-    """What tells a shard from all others."""
+    """A hash that identifies a shard."""
     return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
 
 
 def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
-    """What tells images from others, wherever their folder has been moved."""
+    """What identifies images, even after their folder was moved."""
     return [(i.id, Path(i.path).name, i.width, i.height) for i in images]
 
 
@@ -250,9 +250,9 @@ def score_images(
     cycle: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> tuple[Candidates, ImageScores]:
-    """Candidates of the pictures and a row for each picture, by image id.
+    """Return the candidates of the pictures and a row of scores for each picture, sorted by image id.
 
-    Images of one shape go together; each comes with all its views. A GPU works on the next batch meanwhile.
+    A batch holds images of one shape, each with all its views. A GPU computes the next batch in the meantime.
     """
     found: list[tuple[Candidates, ImageScores]] = []
     with_features = wants_features(settings)
@@ -281,7 +281,7 @@ T = TypeVar("T")
 
 
 def behind(items: Iterable[T], by: int) -> Iterator[T]:
-    """The items in their order, each when ``by`` more of them have been made."""
+    """Yield the items in order, each after ``by`` more of them are made."""
     waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)
@@ -291,5 +291,5 @@ def behind(items: Iterable[T], by: int) -> Iterator[T]:
 
 
 def wants_features(settings: Settings) -> bool:
-    """Whether the strategy looks at the features of candidates."""
+    """Whether the strategy uses the features of candidates."""
     return "features" in strategies.NEEDS.get(settings.selection.strategy, ())

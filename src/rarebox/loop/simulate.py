@@ -34,12 +34,12 @@ def simulate(
     progress: Progress = silent,
     finished: Callable[[CycleRecord], None] = lambda _: None,
 ) -> list[CycleRecord]:
-    """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
+    """Run or resume all cycles of a simulation, and return the records of ``metrics.json``.
 
-    ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run
-    with the same seed, data, detector and training, whose cycle-1 model is taken over. ``engine`` scores the pool;
-    this process does if none is named. ``finished`` is called with each new record. Raises UserError for anything the
-    user can mend.
+    ``dataset`` is the one that the settings name, if it is loaded already. ``share`` is the folder of another run
+    with the same seed, data, detector and training, whose cycle-1 model this run copies. ``engine`` scores the pool
+    (default: this process). ``finished`` is called with each new record. Raises UserError for anything the user can
+    correct.
     """
     place = RunFolder(folder)
     strategies.choose(settings.selection)
@@ -55,7 +55,7 @@ def simulate(
         with Store(place.store, classes=dataset.classes, flush=False) as store:
             now = open_run(place, settings, dataset, store, progress, engine, share)
             if not store.queries(1):
-                new_detector(now)  # a device or weights that cannot be had are told before the first answer
+                new_detector(now)  # a missing device or weights are reported before the first answer
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle)
@@ -73,7 +73,7 @@ def open_run(
     engine: Engine | None = None,
     share: Path | None = None,
 ) -> Run:
-    """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
+    """Open what the steps of a cycle work with. The store receives the images, the oracle the earlier answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:
         held_out = held_out_images(images, settings.seed)
@@ -91,7 +91,7 @@ def open_run(
 
 
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
-    """UserError if a run is continued on other images than it began with."""
+    """Raise UserError if a run resumes with other images than it started with."""
     changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set[str]()
     if changed:
         raise UserError(

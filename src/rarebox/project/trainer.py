@@ -1,9 +1,9 @@
-"""The other half of ``rarebox serve``: a process of its own that trains and scores while people answer.
+"""The trainer: the process beside ``rarebox serve`` that trains and scores while people answer.
 
-Read :func:`advance` first. It takes commands as JSON lines on its input, ``{"do": "go on"}``, ``{"do": "train"}``
-(without waiting for the budget) or ``{"do": "rank on"}`` (what is kept of the ranking is used up), and tells as JSON
-lines what it does. Every step leaves its result on disk, so one that was killed goes on where it was. It ends with
-whoever started it.
+Read :func:`advance` first. The trainer reads commands as JSON lines from its input: ``{"do": "go on"}``, ``{"do":
+"train"}`` (without waiting for the budget) or ``{"do": "rank on"}`` (the stored ranking is used up). It reports events
+as JSON lines. Every step writes its result to disk, so a killed trainer resumes. It ends with the process that
+started it.
 """
 
 import json
@@ -30,15 +30,15 @@ from rarebox.project.run import open_project
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
 
-MOST_LOOKED_AT = 1000
-"""Images among which the first, most different ones are looked for."""
+MOST_COMPARED = 1000
+"""How many random images are compared to choose the initial images, which differ most."""
 
 
 def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
-    """Do the next step that is due, and name it; None if annotators must answer first.
+    """Do the next step that is due, and return its name. Return None if annotators must answer first.
 
-    Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
-    scored, ranked and opened.
+    Cycle 1 asks about whole images. When the questions of a cycle are answered, the trainer trains and evaluates a
+    model, then scores and ranks the pool and opens the next cycle.
     """
     cycle = now.cycle
     if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
@@ -49,11 +49,11 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
         run.cycle = cycle + 1
         return "questions" if prepare(now, run, cycle + 1) else None
     trained = len(records) + 1
-    if trained < cycle or is_due(now, cycle, train):  # an earlier one: its record is lost
+    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record is lost
         run.cycle = trained
         write_json(now.folder.metrics, [*records, train_cycle(run, trained, ranked_before(now, run, trained))])
         return "trained"
-    if cycle > 1 and not now.has_ranking(cycle):  # lost, while people are asked
+    if cycle > 1 and not now.has_ranking(cycle):  # its ranking is lost
         run.cycle = cycle
         rank(now, run, cycle)
         return "questions"
@@ -61,12 +61,12 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
 
 
 def asked_first(now: Project) -> bool:
-    """Whether cycle 1 has asked for images; what was labelled before the project began does not count."""
+    """Whether cycle 1 has asked about images. Imported labels do not count."""
     return any(query.asked_by is None for query in now.store.queries(1))
 
 
 def is_due(now: Project, cycle: int, train: bool) -> bool:
-    """Whether a cycle's model should be trained: its budget is spent, somebody wants it, or it was cut short."""
+    """Whether to train the model of a cycle: its budget is spent, ``train`` is set, or a training was interrupted."""
     said = now.store.labels().values()
     labelled = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
     if not any(len(labels.boxes) for labels in said) or not now.store.classes():
@@ -74,7 +74,7 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
     if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
         return True
     if cycle == 1:
-        # Labels that were there before may be as good as answers.
+        # Imported labels may replace answers.
         enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
         return enough and not now.store.unanswered(1)
     return now.budget(cycle).left <= 0
@@ -90,8 +90,8 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     records = [record for record in store.images().values() if photos.is_there(record)]
     if all(record.id in known for record in records):
         return False
-    chance = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_LOOKED_AT]
-    looked_at = [records[i] for i in sorted(map(int, chance))]
+    chance = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_COMPARED]
+    compared = [records[i] for i in sorted(map(int, chance))]
     detector = detectors.build(
         **settings.detector.model_dump(),
         num_classes=max(1, len(store.classes())),
@@ -99,14 +99,14 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
         training=settings.training,
         seed=settings.seed,
     )
-    pictures = Pictures(looked_at, settings.detector.size)
+    pictures = Pictures(compared, settings.detector.size)
     features: dict[int, np.ndarray] = {}
     for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
         features |= zip(rows.tolist(), detector.image_features(batch), strict=True)
-        tell("looking for the most different photos", len(features), len(looked_at), "images")
-    points = np.stack([features[i] for i in range(len(looked_at))])
+        tell("looking for the most different photos", len(features), len(compared), "images")
+    points = np.stack([features[i] for i in range(len(compared))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
-    order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
+    order = [compared[row].id for row, _ in k_center(points, points[:0], typical) if compared[row].id not in known]
     first = order[: settings.initial_images]
     held_out = rules.held_out(settings.seed, len(first), FEWEST_TO_HOLD_OUT)
     store.open_cycle(1)
@@ -134,13 +134,13 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
 
 
 def rank(now: Project, run: Run, cycle: int) -> None:
-    """Score and rank the pool for a cycle, and keep the ranking."""
+    """Score and rank the pool for a cycle, and store the ranking."""
     ranked = rank_pool(run, cycle)
     now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
 
 
 def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
-    """Where people have used up what is kept of the ranking: keep as much again of it; False if that was all."""
+    """Double the stored part of a ranking that people have used up. Return False if it was complete."""
     cycle = now.cycle
     if not now.has_ranking(cycle):
         return False
@@ -155,7 +155,7 @@ def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
 
 
 def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
-    """What was scored and ranked for a cycle, from disk; what is lost there is made anew."""
+    """Read from disk how a cycle was scored and ranked. What is lost is computed again."""
     if cycle == 1:
         return None
     if not now.has_ranking(cycle) or not scoring.is_scored(run, cycle):
@@ -169,7 +169,7 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
 
 
 def main(root: str, engine: str = "local", address: str | None = None) -> None:
-    """Take commands until the input ends, and then stop at once, in the middle of whatever is going on."""
+    """Obey commands until the input ends, then stop at once, even during a step."""
     mailbox: Mailbox[dict[str, str]] = Mailbox()
 
     def listen() -> None:
@@ -192,7 +192,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
         what = mailbox.get()["do"]
         train = what == "train"
         try:
-            with cluster.connected(engine, address) as where:  # anew for each command: it may be days to the next
+            with cluster.connected(engine, address) as where:  # for each command, as the next may come days later
                 how = where.score if where else None
                 if what == "rank on":
                     if rank_on(now, progress, how):
@@ -209,7 +209,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
 
 
 def say(**what: object) -> None:
-    """One JSON line to whoever started this process."""
+    """Write one JSON line for the process that started this one."""
     print(json.dumps(what), flush=True)
 
 
