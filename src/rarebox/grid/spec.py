@@ -18,7 +18,7 @@ from rarebox.errors import UserError, unknown_name
 from rarebox.grid.results import FULL
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
-"""What a grid file may hold."""
+"""The keys of a grid file."""
 
 OWNED = {
     "data": "data",
@@ -28,10 +28,10 @@ OWNED = {
     "budgets": "budget",
     "seeds": "seed",
 }
-"""Each axis and its own setting, which nothing else in the grid may give."""
+"""Each axis and its setting, which nothing else in the grid may set."""
 
 EVERY_IMAGE = 10**9
-"""More images than any pool has."""
+"""A number of initial images that covers every pool."""
 
 Changes = dict[str, object]
 """Dotted names of settings -> values."""
@@ -56,7 +56,7 @@ class Planned:
 
     @property
     def about(self) -> dict[str, object]:
-        """Where the run stands in the grid."""
+        """The place of the run in the grid, for a line of the results."""
         return {
             "run": self.folder,
             "data": self.data,
@@ -68,9 +68,9 @@ class Planned:
 
 
 def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
-    """Every run of a grid file, checked, in the order they are done; ``places`` says where its data sets lie.
+    """Read and check a grid file. Return its runs in the order of execution.
 
-    UserError names the file and what is wrong in it.
+    ``places`` maps names of data sets to their folders. Raises UserError with the file and what is wrong in it.
     """
     try:
         return list(_expand(_load(file), places or {}))
@@ -81,11 +81,11 @@ def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
 
 
 MOST_SEEDS = 1000
-"""How many seeds a grid may ask for by their number."""
+"""The largest value of ``seeds`` as a number."""
 
 
 def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
-    """The runs whose name holds one of the texts, or fits it if it has ``*``, ``?`` or ``[``; all if there is none."""
+    """The runs whose name contains one of the texts, or matches it (``*``, ``?``, ``[``). All by default."""
 
     def fits(name: str, text: str) -> bool:
         return fnmatchcase(name, text) if set(text) & set("*?[") else text in name
@@ -178,7 +178,7 @@ def _first(data: str, detector: str, settings: Settings, base: Settings) -> Plan
 
 
 def _axis(grid: Mapping[str, object], key: str, default: object) -> dict[str, Changes]:
-    """Name -> changes of settings. A list names values of the axis' own setting, data sets by the last part."""
+    """Name -> changes of settings. A list gives values of the setting of the axis; data sets are named by folder."""
     given = grid.get(key, [default])
     pairs: list[tuple[object, Changes]]
     if isinstance(given, list) and key in OWNED:
@@ -194,7 +194,7 @@ def _axis(grid: Mapping[str, object], key: str, default: object) -> dict[str, Ch
 
 
 def _named(key: str, pairs: Sequence[tuple[object, Changes]]) -> dict[str, Changes]:
-    """The pairs, if there are any and each name is good for a folder, on file systems without capitals too."""
+    """The pairs as a dictionary. Raises UserError unless each name fits a folder, on every file system."""
     if not pairs:
         raise UserError(f"{key} is empty; give at least one value, or leave it out")
     seen: dict[str, str] = {}
@@ -214,7 +214,7 @@ def _named(key: str, pairs: Sequence[tuple[object, Changes]]) -> dict[str, Chang
 
 
 def _changes(where: str, given: object) -> Changes:
-    """Nested or dotted changes in dotted form, their names checked."""
+    """Convert nested or dotted changes to dotted form, and check their names."""
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise UserError(f"{where} must hold settings and values, got {given!r}")
@@ -237,7 +237,7 @@ def _each_setting_from_one_place(grid: Mapping[str, object], layers: Mapping[str
 
 
 def _place_data(data: Mapping[str, Changes], places: Mapping[str, str]) -> None:
-    """Put in where the data sets lie, if that was said apart from the grid."""
+    """Set the folders of data sets that were given apart from the grid."""
     for name, folder in places.items():
         if name not in data:
             raise unknown_name("data set of the grid", name, data)
@@ -280,7 +280,7 @@ def _whole(value: object, key: str) -> int:
 
 
 def with_shares(runs: Iterable[Planned], wanted: Callable[[Planned], bool] = lambda _: True) -> list[Planned]:
-    """The runs, each behind the one that it shares the first cycle of, if that is wanted."""
+    """The runs, each after the run whose first cycle it shares, if that one is wanted."""
     found: dict[str, Planned] = {}
     for run in runs:
         if run.share and wanted(run.share):

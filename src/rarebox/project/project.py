@@ -102,7 +102,7 @@ class Project:
     # Predictions of another detector, before the first model of the project
 
     def write_predictions(self, queries: Sequence[Query]) -> None:
-        """Store another detector's boxes (queries with box, guess and score). The page shows them on the first images."""
+        """Store another detector's boxes (queries with box, guess and score), which the page shows on first images."""
         boxes = np.array([query.box for query in queries], dtype=np.float32).reshape(-1, 4)
         parquet.write(
             self.folder.root / "predictions.parquet",
