@@ -688,7 +688,7 @@ def test_exploration_goes_on_where_it_was_killed(
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("answers", [2, 4])
-def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many_places(
+def test_interrupted_exploration_skips_the_images_already_asked_about(
     pictures: Path, finished: Path, tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = settings(pictures, selection__exploration=1.0, budget=[23], scoring__candidate_threshold=0.999)
@@ -697,7 +697,7 @@ def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many
 
     def cut(run: Run, queries: Any) -> None:
         answer_all(run, queries)
-        calls.extend(queries)
+        calls.extend(queries if run.cycle == 2 else ())
         if len(calls) == answers:
             raise KeyboardInterrupt
 

@@ -1,8 +1,8 @@
-"""Questions that people answer in another tool: which ones go out, and how what comes back becomes answers.
+"""Questions that people answer in another tool: which ones are sent, and how its results become answers.
 
-A query that came back kept or changed is an object; one that was deleted is not an object, unless another box took its
-place (IoU 0.5, as when a simulated oracle answers: decisions row 13). A box beyond that was missed: a question of the
-person's own, answered.
+A box that comes back unchanged or moved is an object. A deleted box is not an object, unless another box took its place
+(IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a question
+that its author asked and answered.
 """
 
 from collections import Counter
@@ -31,10 +31,10 @@ from rarebox.project.project import Project
 from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 SAME_OBJECT = 0.5
-"""IoU from which a box means the object that another one means."""
+"""The lowest IoU at which two boxes show the same object."""
 
 STILL = 0.05
-"""Pixels by which the edges of an untouched box may move on the way (CVAT keeps two decimals)."""
+"""Pixels by which the edges of an untouched box may move in transfer (CVAT keeps two decimals)."""
 
 
 T = TypeVar("T")
@@ -56,10 +56,9 @@ class Questions:
 
 
 def ask_ahead(root: Path, most: int) -> None:
-    """Have a project ask questions from its ranking until so many are open, or what is left of the budget.
+    """Ask questions from the ranking of a project until ``most`` are open, within the budget.
 
-    People on the page are asked one by one; whoever works elsewhere takes a stack along. One question an image is open
-    at a time.
+    The page asks one question at a time; other tools receive many at once. Each image has at most one open question.
     """
     project = Project(root)
     try:
@@ -75,7 +74,7 @@ def ask_ahead(root: Path, most: int) -> None:
 
 
 def open_questions(store: Store) -> Questions:
-    """What nobody has answered yet; a box without a guess is shown as the first class."""
+    """The unanswered questions. A box without a guess gets the first class."""
     with store.transaction():
         cycle = max(store.cycles(), default=0)
         images, names, counts_as = store.images(), store.classes(), store.counts_as()
@@ -91,7 +90,7 @@ def _guessing(query: Query, guess: int) -> Query:
 
 
 SHOWN_ABOVE = 0.3
-"""Score from which a box that nobody asks about is shown as well; weaker ones would be in the way."""
+"""The lowest score at which a box that is not asked about is shown too. Weaker boxes would clutter the image."""
 
 
 class Writer(Protocol):
@@ -101,9 +100,9 @@ class Writer(Protocol):
 
 
 class ReviewSource:
-    """What a project shows in another tool, image by image, and how its answers come in.
+    """The questions of a project for another tool, image by image, and the import of its answers.
 
-    ``do`` runs a job that writes, as the thread that writes wants it. All methods may be called from any thread.
+    ``do`` runs jobs in the thread that writes. All methods may be called from any thread.
     """
 
     def __init__(self, project: Project, source: str = "labelstudio", do: Writer = lambda job: job()):
@@ -111,7 +110,7 @@ class ReviewSource:
         self._ranked: tuple[int, Candidates, dict[int, Ints]] = (-1, Candidates.none(0), {})
 
     def classes(self) -> tuple[str, ...]:
-        """The classes that there are now."""
+        """The current classes."""
         return open_questions(self._project.store).classes
 
     def version(self) -> str:
@@ -141,11 +140,11 @@ class ReviewSource:
         return sheets
 
     def record(self, batch: Batch) -> dict[str, int]:
-        """Take in what came back; how many answers of which kind."""
+        """Record returned annotations. Return the number of answers of each kind."""
         return asdict(self._do(lambda: bring_in(self._project.store, batch, self._source)))
 
     def _others(self, image_id: int, asked: Sequence[Query], found: Questions) -> list[Query]:
-        """Boxes of the ranking that lie away from what is asked and what is settled."""
+        """Boxes of the ranking that overlap no open question and no settled box."""
         candidates, rows_of = self._ranking(found.cycle)
         rows = candidates[rows_of.get(image_id, np.zeros(0, np.int64))]
         iou = self._project.settings.selection.answered_iou
@@ -159,7 +158,7 @@ class ReviewSource:
         ]
 
     def _ranking(self, cycle: int) -> tuple[Candidates, dict[int, Ints]]:
-        """The ranking of a cycle, read once."""
+        """The ranking of a cycle, cached."""
         if self._ranked[0] != cycle:
             known = self._project.has_ranking(cycle)
             ranked = self._project.read_ranking(cycle).candidates if known else Candidates.none(0)
@@ -237,7 +236,7 @@ class _Known:
         return known
 
     def _hear(self, answer: Answer) -> None:
-        """An answer takes the place of its author's earlier one, or takes it back."""
+        """Replace or withdraw the earlier answer of the same author."""
         on_query = self.standing.setdefault(answer.query_id, {})
         on_query.pop(answer.by, None)
         if answer.verdict is not Verdict.WITHDRAWN:
@@ -306,7 +305,7 @@ def _without_numbers(one: Returned) -> Returned:
 
 
 class _Photos:
-    """The photos of a store by name: the names that they have, and those that they had."""
+    """The photos of a store by their current and former names."""
 
     def __init__(self, store: Store) -> None:
         self._paths = store.image_paths()

@@ -20,7 +20,7 @@ from rarebox.project.photos import Contents, Found, Photos
 from rarebox.types import ImageRecord
 
 NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
-"""Pictures that cannot be decoded here, and that people have."""
+"""Suffixes of common pictures that rarebox cannot decode."""
 
 
 def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
@@ -48,7 +48,7 @@ def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Pr
 
 
 def check_photos(root: Path, progress: Progress = silent) -> Found:
-    """The same for a project by its folder. In a simulation, whose store keeps no hashes, nothing is looked for."""
+    """Find moved images as :func:`find_moved_images` does, by the folder of a project. Simulations are skipped."""
     folder = RunFolder(root)
     settings = folder.read_settings()
     with Store(folder.labels(settings)) as store:
@@ -69,9 +69,9 @@ class Relocated:
 
 
 def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
-    """Say that the photos of a project, or the data set of a run, lie in another folder (or COCO or YOLO file) now.
+    """Set a new folder (or COCO or YOLO file) for the photos of a project or the data set of a run.
 
-    Each image keeps its number and all that was said of it. UserError, and nothing is changed, if none is found.
+    Each image keeps its id and its labels. Raises UserError, and changes nothing, if no image is found.
     """
     folder = RunFolder(root)
     settings = folder.read_settings()
@@ -107,9 +107,9 @@ def read_images(
     digests: dict[int, str] | None = None,
     contents: Contents | None = None,
 ) -> tuple[list[ImageRecord], list[listings.Problem]]:
-    """Every image file (or URL) that can be decoded, numbered in that order; the others are problems.
+    """Read all image files (or URLs), numbered in their order. Those that cannot be decoded are returned as problems.
 
-    ``digests`` is given the hash of each image's content, by its number; ``contents`` knows those of local files.
+    The function adds the hash of each image to ``digests``, by id. ``contents`` caches the hashes of local files.
     """
     known = contents or Contents()
     records: list[ImageRecord] = []

@@ -1,6 +1,6 @@
-"""Which photo is which: the content of a file decides, wherever it lies and whatever it is called.
+"""Identify photos by the content of their files, not by their paths.
 
-Git's index is the model. A file is hashed once, and again only when its size, its times or its inode have changed.
+As in the index of Git, a file is hashed once, and again only when its size, times or inode have changed.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ JUST_NOW = 2 * 10**9
 """Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
 
 QUICK = 1
-"""Seconds of work that are not reported."""
+"""Seconds of work before progress is reported."""
 
 MOST_NAMED = 5
-"""Photos that a warning names."""
+"""How many photos a warning names."""
 
 Stat = tuple[int, int, int, int]
 """Size, modification time and change time in nanoseconds, inode."""
@@ -79,7 +79,7 @@ class Contents:
                     progress("comparing photos", done, len(changed), "photos")
 
     def save(self) -> None:
-        """Keep what is known of the files that still exist; where the disk is full or read-only, do without."""
+        """Save the hashes of the files that still exist. Skipped if the disk is full or read-only."""
         if self._file is None or self._saved:
             return
         known = {path: entry for path, entry in self._known.copy().items() if os.path.exists(path)}
@@ -117,7 +117,7 @@ class Found:
     changed: tuple[str, ...]
 
     def warnings(self) -> list[str]:
-        """A sentence for each thing that a person should know."""
+        """One warning for each kind of problem, for the user."""
         told: list[str] = []
         if self.lost:
             one = "cannot be found, and another photo has taken its path"
