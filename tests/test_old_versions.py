@@ -112,7 +112,7 @@ def test_the_answers_of_an_old_project_agree_with_the_truth(old: Path, project: 
     opened, known = Project(project), load(old / "data").train
     truth = {Path(image.path).name: known.truth[image.id] for image in known.images}
     with opened.store as store:
-        assert (opened.cycle, opened.budget(2), opened.spent(2)) == (2, 5, 4)
+        assert (opened.cycle, opened.budget(2).total, opened.budget(2).spent) == (2, 5, 4)
         assert [(query.asked_by, answer.by) for query, answer in store.answered()] == [(None, "anna")] * 3 + [
             (None, "ben")
         ] * 4
@@ -145,7 +145,7 @@ def test_an_old_project_is_trained_further(project: Path) -> None:
         store.record([Answer(query.id, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Verdict.NOT_AN_OBJECT)])
         assert trainer.advance(opened, lambda *_: None) == "trained"
         assert trainer.advance(opened, lambda *_: None) == "questions"
-        assert (opened.cycle, opened.spent(2)) == (3, 5)
+        assert (opened.cycle, opened.budget(2).spent) == (3, 5)
         assert [record["cycle"] for record in opened.folder.records()] == [1, 2]
 
 

@@ -753,11 +753,11 @@ def test_command_mistakes(monkeypatch, capsys, grid, tmp_path: Path, options: li
 def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
     grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
-    chosen = {name: value for name, value in COMMON.items() if name != "scoring.views"}
-    file, out = grid(data=[str(pictures)], settings={**chosen, "training.freeze": "backbone"}), tmp_path / "out"
+    assert COMMON["scoring.views"] != [*Settings().scoring.views]
+    file, out = grid(data=[str(pictures)], settings={**COMMON, "training.freeze": "backbone"}), tmp_path / "out"
     failed, _ = work(file, out, only=("U",))
     assert not failed
-    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # R has yet to come
+    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # one folder for all runs; R is still to be done
     failed, _ = work(file, out)
     assert not failed
     assert not [*out.rglob("maps")]

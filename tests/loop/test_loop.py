@@ -30,7 +30,7 @@ from rarebox.labels import oracle, targets
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.labels.targets import METHODS, read_targets
-from rarebox.loop import ask, scoring, simulate
+from rarebox.loop import ask, rules, scoring, simulate
 from rarebox.loop.cycle import INFORMATIVE, _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
@@ -214,7 +214,10 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
     with Store(tmp_path / "labels.sqlite", classes=["thing"], flush=False) as store:
         store.add_images([ImageRecord(i, f"{i}.jpg", 9, 9) for i in truth])
         run: Any = SimpleNamespace(
-            store=store, oracle=SimulatedOracle(truth), settings=config.Settings(), budget=lambda cycle: 50
+            store=store,
+            oracle=SimulatedOracle(truth),
+            settings=config.Settings(),
+            budget=lambda cycle: rules.Budget(50, store.spent(cycle).labels, len(store.unanswered(cycle))),
         )
         for cycle in range(150):
             store.open_cycle(cycle)
@@ -685,7 +688,7 @@ def test_exploration_goes_on_where_it_was_killed(
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("answers", [2, 4])
-def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many_places(
+def test_interrupted_exploration_skips_the_images_already_asked_about(
     pictures: Path, finished: Path, tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = settings(pictures, selection__exploration=1.0, budget=[23], scoring__candidate_threshold=0.999)
@@ -694,7 +697,7 @@ def test_exploring_that_was_cut_short_passes_over_what_was_asked_and_not_as_many
 
     def cut(run: Run, queries: Any) -> None:
         answer_all(run, queries)
-        calls.extend(queries)
+        calls.extend(queries if run.cycle == 2 else ())
         if len(calls) == answers:
             raise KeyboardInterrupt
 

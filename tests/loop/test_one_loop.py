@@ -1,8 +1,9 @@
-"""A scripted annotator at the page's own API, and the simulated oracle in the loop: the same labels, cycle by cycle."""
+"""A project whose questions are answered from the truth, and a simulation: both ask, label and train the same."""
 
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ import httpx
 import numpy as np
 import pytest
 
+from rarebox.core.files import write_json
 from rarebox.data.datasets import load
+from rarebox.data.listings import Dataset
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
-from rarebox.loop import ask
-from rarebox.loop.cycle import rank_pool, train_cycle
+from rarebox.labels.targets import read_targets
+from rarebox.loop import rules
+from rarebox.loop.cycle import run_cycle
 from rarebox.loop.run_folder import RunFolder
+from rarebox.loop.simulate import held_out_images
+from rarebox.project import trainer
 from rarebox.project.create import create
-from rarebox.project.project import Project
+from rarebox.project.exchange import ask_ahead
+from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
-from rarebox.types import ImageRecord, Query
+from rarebox.types import GroundTruth, ImageRecord, Query
 from tests import tiny
 from tests.browser import served
 
@@ -36,6 +43,9 @@ CHANGES: dict[str, Any] = {
     "scoring.candidate_threshold": 0.001,
 }
 CYCLES = 3
+
+THRESHOLD = 0.011
+"""With this score as the threshold the small network has candidates, and none of some class."""
 
 
 class Annotator:
@@ -84,45 +94,111 @@ class Annotator:
             time.sleep(0.3)
 
 
-def simulate(folder: Path, project: Project, truth: dict[int, Any]) -> Store:
-    """The loop with the oracle, from the same first images on."""
+def simulate(folder: Path, project: Project, truth: dict[int, GroundTruth]) -> Store:
+    """Run the loop with the oracle, starting from the initial images of the project."""
     store = Store(folder / "labels.sqlite", classes=project.store.classes(), flush=False)
     store.add_images(project.store.images().values())
     store.open_cycle(1)
     first = [query for query in project.store.queries(1) if query.asked_by is None]
-    store.ask(1, [Query(query.image_id, why=query.why) for query in first])
+    asked = store.ask(1, [Query(query.image_id, why=query.why) for query in first])
+    oracle = SimulatedOracle(truth, project.settings.oracle.iou)
+    store.record([oracle.answer(query) for query in asked])  # before the run: the answers are the test images' truth
     run = open_project(RunFolder(folder), project.settings, store, lambda *_: None)
-    run.oracle = SimulatedOracle(truth, project.settings.oracle.iou)
-    ask.answer_all(run, store.unanswered(1))
-    run = open_project(RunFolder(folder), project.settings, store, lambda *_: None)
-    run.oracle = SimulatedOracle(truth, project.settings.oracle.iou)
-    run.oracle.remember(store.answered())
-    train_cycle(run, 1, None)
-    for cycle in range(2, CYCLES + 1):
-        run.cycle = cycle
-        store.open_cycle(cycle)
-        ranked = rank_pool(run, cycle)
-        ask.ask(run, cycle, ranked)
-        if cycle < CYCLES:
-            train_cycle(run, cycle, ranked)
+    run.oracle = oracle
+    for run.cycle in range(1, CYCLES + 1):
+        run.notes, record = [], run_cycle(run, run.cycle)
+        write_json(run.folder.metrics, [*run.folder.records(), record])
     return store
+
+
+def annotate(project: Project, truth: dict[int, GroundTruth]) -> None:
+    """Answer the questions of a project one at a time, in this process; the trainer works in between."""
+    oracle = SimulatedOracle(truth, project.settings.oracle.iou)
+    while len(project.folder.records()) < CYCLES:
+        while trainer.advance(project, lambda *_: None):
+            pass
+        if project.budget(project.cycle).left > 0:
+            ask_ahead(project.folder.root, 1)
+            project.store.record([oracle.answer(query) for query in project.store.unanswered(project.cycle)[:1]])
+
+
+def start(folder: Path, known: Dataset, images: Sequence[ImageRecord], **changes: object) -> Project:
+    """A project of those images, without their labels."""
+    (folder / "photos").mkdir()
+    for image in images:
+        (folder / "photos" / Path(image.path).name).symlink_to(image.path)
+    create(folder / "project", folder / "photos", known.classes, changes={**CHANGES, **changes})
+    return Project(folder / "project")
+
+
+def truth_of(project: Project, known: Dataset) -> dict[int, GroundTruth]:
+    """The objects of each image, by its id in the project."""
+    by_name = {name(image): known.train.truth[image.id] for image in known.train.images}
+    return {i: by_name[name(image)] for i, image in project.store.images().items()}
+
+
+def name(image: ImageRecord) -> str:
+    return re.split(r"[\\/]", image.path)[-1]
+
+
+def asked_in(store: Store, cycle: int) -> list[str]:
+    """The questions of a cycle, written out."""
+    return [
+        repr((query.image_id, None if query.box is None else query.box.tolist(), query.guess, query.utility, query.why))
+        for query in store.queries(cycle)
+    ]
+
+
+def trained_in(folder: RunFolder, cycle: int) -> dict[int, dict[str, object]]:
+    """The training targets of a cycle: image id -> column -> values."""
+    return {
+        i: {column: np.asarray(values).tolist() for column, values in vars(targets).items()}
+        for i, targets in read_targets(folder.cycle(cycle) / "targets.parquet").items()
+    }
+
+
+def test_a_project_and_a_simulation_ask_and_train_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for rule in ("budget_of", "images_to_explore", "held_out"):
+        real = getattr(rules, rule)
+        monkeypatch.setattr(rules, rule, lambda *a, rule=rule, real=real: called.append(rule) or real(*a))
+    known = load(tiny.make_data(tmp_path / "scenes"))
+    changes = {
+        "initial_images": 6,
+        "budget": [16, 8],
+        "selection.exploration": 0.5,
+        "scoring.candidate_threshold": THRESHOLD,
+    }
+    with tiny.small_network():
+        project = start(tmp_path, known, known.train.images, **changes)
+        truth = truth_of(project, known)
+        annotate(project, truth)
+        assert set(called) == {"budget_of", "images_to_explore", "held_out"}
+        called.clear()
+        (tmp_path / "again").mkdir()
+        with simulate(tmp_path / "again", project, truth) as store:
+            assert set(called) == {"budget_of", "images_to_explore"}  # the initial images are the project's
+            for cycle in range(2, CYCLES + 1):
+                assert asked_in(project.store, cycle) == asked_in(store, cycle)
+                assert trained_in(project.folder, cycle) == trained_in(RunFolder(tmp_path / "again"), cycle)
+            explored = [query.box is None for query in store.queries(2)]
+            assert explored == sorted(explored, reverse=True), "whole images come first"
+            assert 1 < sum(explored) < len(explored)
+    ours, theirs = project.folder.records(), RunFolder(tmp_path / "again").records()
+    assert [{**record, "seconds": {}} for record in ours] == [{**record, "seconds": {}} for record in theirs]
+    assert ours[-1]["ap50"] is not None  # measured on the images held out
+    first = project.store.queries(1)
+    kept = [query.image_id for query in first if query.why and query.why[HELD_OUT]]
+    images = [project.store.images()[query.image_id] for query in first]
+    assert kept == [image.id for image in held_out_images(images, project.settings.seed)]
+    project.store.close()
 
 
 def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process; other sums of floats come out otherwise
     known = load(AQUARIUM if AQUARIUM.exists() else tiny.make_data(tmp_path / "scenes"))
-    images = known.train.images[:16]
-    (tmp_path / "photos").mkdir()
-    for image in images:
-        (tmp_path / "photos" / Path(image.path).name).symlink_to(image.path)
-    create(tmp_path / "project", tmp_path / "photos", known.classes, changes=CHANGES)
-    project = Project(tmp_path / "project")
-
-    def name(image: ImageRecord) -> str:
-        return re.split(r"[\\/]", image.path)[-1]
-
-    by_name = {name(image): known.train.truth[image.id] for image in images}
-    truth = {i: by_name[name(image)] for i, image in project.store.images().items()}
+    project = start(tmp_path, known, known.train.images[:16])
+    truth = truth_of(project, known)
     with served(tmp_path / "project") as link:
         annotator = Annotator(link, SimulatedOracle(truth, project.settings.oracle.iou))
         for cycle in range(1, CYCLES + 1):
@@ -133,7 +209,7 @@ def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path, monkeypatch
     with simulate(tmp_path / "again", project, truth) as store:
         for cycle in range(1, CYCLES + 1):
             asked, again = project.store.queries(cycle), store.queries(cycle)
-            budget = project.budget(cycle)
+            budget = project.budget(cycle).total
             told = [(q.image_id, None if q.box is None else q.box.round(2).tolist(), q.utility) for q in asked[:budget]]
             assert told == [
                 (q.image_id, None if q.box is None else q.box.round(2).tolist(), q.utility) for q in again[:budget]

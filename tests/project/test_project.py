@@ -67,8 +67,8 @@ def answer_cycle(now: Project, oracle: SimulatedOracle) -> None:
     """What the server does for one person: ask as long as the budget lasts, and record."""
     cycle, asker = now.cycle, now.asker(now.cycle)
     while True:
-        if asker and (left := now.budget(cycle) - now.spent(cycle)) > 0:
-            asker.ask(left - len(now.store.unanswered(cycle)))
+        if asker and (most := now.budget(cycle).to_ask) > 0:
+            asker.ask(most)
         if not (queries := now.store.unanswered(cycle)):
             return
         now.store.record([oracle.answer(queries[0])])
@@ -85,22 +85,21 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     first = now.store.queries(1)
     assert len(first) == 5
     assert len({q.image_id for q in first}) == 5
-    assert [bool(q.why and q.why[project.HELD_BACK]) for q in first] == [False] * 4 + [True]
+    (held,) = [q.image_id for q in first if q.why and q.why[project.HELD_OUT]]
     assert trainer.advance(now, quiet) is None  # annotators must answer first
     oracle = oracle_of(pictures, now)
     for number in (1, 2, 3):
         assert now.cycle == number
         answer_cycle(now, oracle)
-        assert now.spent(number) == now.budget(number) == (5 if number == 1 else 6)
+        assert now.budget(number).spent == now.budget(number).total == (5 if number == 1 else 6)
         assert trainer.advance(now, quiet) == "trained"
         assert trainer.advance(now, quiet) == "questions"
         assert trainer.advance(now, quiet) is None
     records = now.folder.records()
     assert [r["cycle"] for r in records] == [1, 2, 3]
-    assert all(r["ap50"] is not None for r in records)  # on the image that was held back
-    held = first[-1].image_id
+    assert all(r["ap50"] is not None for r in records)  # on the image that is held out
     assert held not in _trained_on(now, 3)
-    assert {q.image_id for q in first[:-1]} <= set(_trained_on(now, 3))
+    assert {q.image_id for q in first} - {held} <= set(_trained_on(now, 3))
 
 
 def test_photos_that_are_gone_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:
@@ -224,8 +223,8 @@ def test_labels_that_are_there_already_are_taken_in(pictures: Path, tmp_path: Pa
     assert len(labels) == 14
     assert all(said.complete for said in labels.values())
     assert sum(len(said.boxes) for said in labels.values()) == sum(len(t) for t in truth.train.truth.values())
-    held = {q.image_id for q in now.store.queries(1) if q.why and q.why.get(project.HELD_BACK)}
-    assert len(held) == 2  # every fifth of fourteen
+    held = {q.image_id for q in now.store.queries(1) if q.why and q.why.get(project.HELD_OUT)}
+    assert len(held) == 3  # a fifth of fourteen
     assert trainer.advance(now, quiet) == "trained"  # no need to draw boxes first
     assert now.folder.records()[0]["ap50"] is not None
     assert not held & set(_trained_on(now, 1))

@@ -9,7 +9,7 @@ import pytest
 
 from rarebox.labels.leases import Outcome, People, Status, Submission
 from rarebox.labels.store import Store
-from rarebox.project.project import HELD_BACK
+from rarebox.project.project import HELD_OUT
 from rarebox.types import ImageRecord, Query, Verdict
 from rarebox.web.answer_index import AnswerIndex
 
@@ -24,7 +24,7 @@ def people(tmp_path: Path) -> Iterator[People]:
         store.add_images(ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 8))
         for cycle in (1, 2):
             store.open_cycle(cycle)
-        store.ask(1, [Query(i, why={HELD_BACK: float(i == 2)}) for i in (1, 2, 3)])
+        store.ask(1, [Query(i, why={HELD_OUT: float(i == 2)}) for i in (1, 2, 3)])
         yield People(store)
 
 
@@ -93,7 +93,7 @@ def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: i
     held = [
         answer
         for query, answer in store.answered(1)
-        if query.why and query.why[HELD_BACK] and answer.verdict is not Verdict.CANNOT_TELL
+        if query.why and query.why[HELD_OUT] and answer.verdict is not Verdict.CANNOT_TELL
     ]
     assert answer_index.sums["held images",] == len(held)
     said = {(one.query.id, one.answer.by): one.answer.verdict for one in people.given()}

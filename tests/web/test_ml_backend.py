@@ -316,7 +316,7 @@ def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_p
     assert bring_in(project.store, labelstudio.read(tmp_path / "back.json"), "labelstudio") == Imported(objects=2)
     ask_ahead(project.folder.root, 10)
     assert [q.image_id for q in open_questions(project.store).queries] == [1]  # what is left of three
-    assert project.spent(2) == 2
+    assert project.budget(2).spent == 2
 
 
 def test_whole_images_go_out_without_boxes_and_come_back_complete(project: Project, tmp_path: Path) -> None:

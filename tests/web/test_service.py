@@ -81,7 +81,7 @@ def test_what_fails_for_one_is_undone_for_one(service: AnnotationService) -> Non
     assert spent(service) == 1
     assert save(service, first)  # under the same number, perhaps, as what was undone
     assert spent(service) == 2
-    assert service.project.spent(2) == 2
+    assert service.project.budget(2).spent == 2
 
 
 def test_a_disk_that_fails_for_a_while_loses_nothing(
@@ -106,12 +106,12 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(
     waiting = [service.answer("anna", "anna", [said(first)], 4), service.answer("ben", "ben", [], 4)]
     with pytest.raises(Unavailable, match="full"):
         waiting[0].result(20)
-    assert (spent(service), service.project.spent(2)) == (0, 0)
+    assert (spent(service), service.project.budget(2).spent) == (0, 0)
     full = False
     service.do(room).result(20)
     assert save(service, first)
     assert save(service, second)
-    assert (spent(service), service.project.spent(2)) == (2, 2)
+    assert (spent(service), service.project.budget(2).spent) == (2, 2)
 
 
 def test_next_and_save_do_not_grow_with_what_was_answered(project: Project) -> None:

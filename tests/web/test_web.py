@@ -15,7 +15,7 @@ from PIL import Image
 
 from rarebox.core.files import write_json
 from rarebox.errors import Unavailable
-from rarebox.project.project import HELD_BACK, Project
+from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import ImageRecord, Query
 from rarebox.web.security import Visitor
 from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, make_project, open_cycle, opened, record
@@ -118,7 +118,7 @@ def test_the_state_follows_the_answers(later: House) -> None:
 def test_what_ap_is_measured_on_is_said(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     project.store.open_cycle(1)
-    project.store.ask(1, [Query(1), Query(2), Query(3, why={HELD_BACK: 1.0}), Query(4, why={HELD_BACK: 1.0})])
+    project.store.ask(1, [Query(1), Query(2), Query(3, why={HELD_OUT: 1.0}), Query(4, why={HELD_OUT: 1.0})])
     with opened(project) as house:
         anna = house.browser()
         first, second, kept, empty = anna.next(4)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rarebox import config
 from rarebox.grid.results import GridRun, Group
@@ -77,7 +77,7 @@ OF_OTHERS = frozenset(
 
 
 @cache
-def paper_setting() -> dict[str, Any]:
+def paper_setting() -> dict[str, object]:
     """All that a run must have to be set beside the paper's Table 1, whatever its row: dotted name -> value.
 
     It is the preset ``paper`` on RetinaNet, with every setting but those of the machine and of other strategies: a
@@ -92,7 +92,7 @@ def _find(group: Group, strategy: str, pseudo: Sequence[str] = ()) -> str | None
 
     Of several the one without pseudo labels, then the one most like the rest of the grid, then the first.
     """
-    fitting = []
+    fitting: list[tuple[bool, int, int, str]] = []
     for name, runs in group.methods.items():
         run = next(iter(runs.values()))
         kind = run.setting("pseudo.method")
@@ -134,11 +134,11 @@ def is_papers(group: Group) -> bool:
 
 
 def _fits(run: GridRun) -> bool:
-    classes = set(run.cycles[-1]["per_class_ap50"])
+    classes = frozenset(run.cycles[-1]["per_class_ap50"])
     wanted = paper_setting().items()
     return classes == VOC_CLASSES and all(_plain(run.setting(name)) == value for name, value in wanted)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value as it is written in a line."""
-    return list(value) if isinstance(value, tuple) else value
+    return list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What a grid of runs says: curves over seeds, differences paired by seed, areas, rare classes.
+"""The results of a grid: curves over seeds, differences paired by seed, areas, rare classes.
 
 The input is ``results.jsonl``, one line a run. Only runs of one :class:`Group` are compared: same data, same detector,
 same budgets. A number that is not known is NaN here and a dash in a table; a standard deviation is the sample's
@@ -8,10 +8,11 @@ same budgets. A number that is not known is NaN here and a dash in a table; a st
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -35,23 +36,23 @@ Values = dict[str, dict[int, float]]
 
 @dataclass(frozen=True, eq=False)
 class GridRun:
-    """One line of the results. ``reason`` says why a run failed; None: it is done."""
+    """One line of the results. ``reason`` says why the run failed; None if it is done."""
 
     data: str
     detector: str
     method: str
     seed: int
     budget: tuple[int, ...]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     cycles: Sequence[CycleRecord]
     reason: str | None = None
 
-    def setting(self, name: str) -> Any:
-        """A setting by its dotted name; what the line does not hold is at its default."""
-        return self.settings[name] if name in self.settings else reduce(getattr, name.split("."), Settings())
+    def setting(self, name: str) -> object:
+        """Return a setting by its dotted name, or its default if the line lacks it."""
+        return self.settings[name] if name in self.settings else attrgetter(name)(Settings())
 
     def curve(self, meter: Meter, value: "Value") -> tuple[np.ndarray, np.ndarray]:
-        """The paid labels (or reviews) and the value after each cycle, without cycles whose value is not known."""
+        """The paid labels (or reviews) and the value after each cycle, without cycles of unknown value."""
         points = [(record[meter], value(record)) for record in self.cycles]
         known = [point for point in points if point[1] == point[1]]
         x, y = np.array(known, dtype=float).reshape(-1, 2).T
@@ -59,7 +60,7 @@ class GridRun:
 
 
 Value = Callable[[CycleRecord], float]
-"""What is read off a record, such as :func:`ap50`."""
+"""A number from a record, such as :func:`ap50`."""
 
 
 def ap50(record: CycleRecord) -> float:
@@ -120,7 +121,7 @@ class Group:
         return spread([ap50(run.cycles[-1]) for run in self.full]).mean
 
     def values(self, value: Callable[[GridRun], float]) -> Values:
-        """A number of every finished run."""
+        """A number for every finished run."""
         return {name: {seed: value(run) for seed, run in runs.items()} for name, runs in self.methods.items()}
 
 
@@ -130,11 +131,11 @@ def is_grid(path: Path) -> bool:
 
 
 def read(paths: Sequence[Path]) -> list[Group]:
-    """The groups of one or more grids, in the order of the files; of two lines about one run the last one holds.
+    """Read the groups of one or more grids, in the order of the files. The last line about a run counts.
 
-    UserError names a file that is missing, holds nothing, or has a line that is not a run.
+    Raises UserError with the file if it is missing or empty, or has a line that is not a run.
     """
-    runs: dict[tuple[Any, ...], GridRun] = {}
+    runs: dict[object, GridRun] = {}
     for file in (path / RESULTS if path.is_dir() else path for path in paths):
         for run in _read_file(file):
             runs[run.data, run.detector, run.method, run.seed, run.budget, _unit(run)] = run
@@ -142,7 +143,7 @@ def read(paths: Sequence[Path]) -> list[Group]:
 
 
 def _grouped(runs: Sequence[GridRun]) -> list[Group]:
-    """A ceiling belongs to every group of its data and detector; it makes one of its own only where there is none."""
+    """Group the runs. A ceiling joins every group of its data and detector, or forms one if there is none."""
     compared = [run for run in runs if run.method != FULL]
     places = {(run.data, run.detector) for run in compared}
     lonely = [run for run in runs if run.method == FULL and (run.data, run.detector) not in places]
@@ -174,7 +175,7 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
 
 
 def _unit(run: GridRun) -> Meter:
-    return run.setting("budget_unit")
+    return "reviews" if run.setting("budget_unit") == "reviews" else "labels"
 
 
 def _read_file(file: Path) -> list[GridRun]:
@@ -191,7 +192,7 @@ def _read_file(file: Path) -> list[GridRun]:
 
 
 class _Cycle(BaseModel):
-    """What is read of a record; it may hold more."""
+    """The fields of a record that are checked."""
 
     cycle: int
     labels: float
@@ -205,7 +206,7 @@ class _Cycle(BaseModel):
 
 
 class _Line(BaseModel):
-    """What is read of a line."""
+    """The fields of a line that are checked."""
 
     data: str
     detector: str
@@ -213,7 +214,7 @@ class _Line(BaseModel):
     seed: int
     budget: tuple[int, ...]
     status: Literal["done", "failed"]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     reason: str | None = None
     cycles: list[_Cycle]
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from threading import Lock
-from typing import Any
 
 from rarebox import config
 from rarebox.core.files import hold_when_free, read_json, write_json, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.core.text import read_text
 from rarebox.data.datasets import refuse_missing
 from rarebox.data.listings import Dataset
@@ -28,13 +29,13 @@ from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run_folder import RunFolder
 
 POLL_SECONDS = 2.0
-"""How often a process that has nothing free looks again."""
+"""Seconds after which a process without a free run looks again."""
 
 MOST_AT_ONCE = 256
-"""Runs that are handed to a cluster at a time."""
+"""How many runs a cluster receives at a time."""
 
 HERE = ("data", "device")
-"""Settings that say something of the machine, not of the method; a line of the results leaves them out."""
+"""Settings of the machine and not of the method. Lines of the results leave them out."""
 
 
 @dataclass
@@ -50,13 +51,13 @@ class Bench:
     runs: Sequence[Planned]
     wanted: Sequence[Planned]
     keep_models: bool = False
-    progress: Callable[[str, int, int, str], None] = lambda *_: None
-    tell: Callable[[dict[str, Any]], None] = lambda _: None
+    progress: Progress = silent
+    tell: Callable[[dict[str, object]], None] = lambda _: None
     cluster: Cluster | None = None
     """Where the runs are done, if not in this process."""
-    _datasets: dict[str, Dataset] = field(default_factory=dict, init=False)
-    _done: dict[str, list[CycleRecord]] = field(default_factory=dict, init=False)
-    _earlier: dict[str, int | None] = field(default_factory=dict, init=False)
+    _datasets: dict[str, Dataset] = field(default_factory=dict[str, Dataset], init=False)
+    _done: dict[str, list[CycleRecord]] = field(default_factory=dict[str, list[CycleRecord]], init=False)
+    _earlier: dict[str, int | None] = field(default_factory=dict[str, int | None], init=False)
     """The failures of before this work."""
     _one_talks: Lock = field(default_factory=Lock, init=False)
     """Runs on a cluster are waited for by many threads."""
@@ -73,7 +74,7 @@ class Bench:
         return RunFolder(self.out / run.folder)
 
     def records(self, run: Planned) -> list[CycleRecord]:
-        """A run's finished cycles; a file that says it all is read once."""
+        """The finished cycles of a run. The file of a finished run is read once."""
         records = self._done.get(run.folder) or self.place(run).records()
         if len(records) > len(run.settings.budget):
             self._done[run.folder] = records
@@ -95,10 +96,10 @@ class Bench:
         return "unknown"
 
     def work(self, file: Path) -> list[Planned]:
-        """Do what is wanted and not done yet; the runs that failed come back. ``file`` is the grid's.
+        """Do the wanted runs that are not done yet, and return those that failed. ``file`` is the grid file.
 
-        Runs that another process is at work on are left to it, and looked after again when nothing else is left. A
-        run that failed before is tried once more; one that fails now, here or in another process, is not.
+        Runs of another process are left to it, and checked again when nothing else is left. A run that failed before
+        is tried once more. One that fails now, here or in another process, is not.
         """
         for name, folder in sorted({(r.data, r.settings.data) for r in self.wanted if self.state(r) != "done"}):
             try:
@@ -125,11 +126,11 @@ class Bench:
         return [run for run in self.wanted if self.state(run) == "failed"]
 
     def _attempt_any(self, todo: Sequence[Planned]) -> bool:
-        """Do one run that is free, or on a cluster all of them, side by side; False if none is."""
+        """Do one free run, or on a cluster all of them side by side. Return False if none is free."""
         if self.cluster is None:
             return any(self._attempt(run) for run in todo)  # stops at the first that was free
         left, at_work, attempted = {run.folder: run for run in todo}, dict[Future[bool], str](), False
-        # A thread only waits for its run; how many run at once is up to the cluster.
+        # Each thread only waits for its run; the cluster decides how many run at once.
         with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
             while left or at_work:
                 unready = {*left, *at_work.values()}
@@ -141,7 +142,7 @@ class Bench:
         return attempted
 
     def _clear(self) -> None:
-        """Remove the models of runs that finished just when their process was killed."""
+        """Remove the models of finished runs whose process was killed before it could."""
         for run in self.wanted:
             if self.state(run) == "done":
                 with suppress(Busy), self.place(run).locked():
@@ -149,44 +150,44 @@ class Bench:
                 self._let_go_of_shared(run)
 
     def _let_go_of_shared(self, run: Planned) -> None:
-        """Remove what a frozen backbone saw and the first scores, once all the grid's runs that share them are done."""
+        """Remove the shared feature maps and first scores once all runs that use them are done."""
         if run.share and all(self.state(other) == "done" for other in self.runs if other.share == run.share):
             remove_shared(self.place(run.share))
 
     def write_results(self) -> None:
-        """A line for each run of the grid that is done or has failed, from what the run folders hold now."""
+        """Write a line for each run of the grid that is done or has failed, from the run folders."""
         with hold_when_free(self.out / "lock"):
             lines = [json.dumps(self._result(run)) for run in self.runs if self.state(run) in ("done", "failed")]
             write_text(self.results, "".join(line + "\n" for line in lines))
 
-    def _result(self, run: Planned) -> dict[str, Any]:
+    def _result(self, run: Planned) -> dict[str, object]:
         records = self.records(run)
         chosen = config.flatten(run.settings.model_dump(mode="json"))
         return {
             **run.about,
             "status": self.state(run),
             "reason": self.reason(run),
-            # The folder of the data is this machine's; what it is called stands above.
+            # The data folder belongs to this machine; the name of the data set is in `about`.
             "settings": {name: value for name, value in chosen if name not in HERE},
             "cycles": records,
             "seconds": sum(second for record in records for second in record["seconds"].values()),
         }
 
     def _claim(self, file: Path) -> None:
-        """Make the folder this grid's; UserError if it is not, or if a run has begun with other settings."""
-        there = {file.name for file in self.out.iterdir()} if self.out.exists() else set()
-        if "grid.yaml" not in there and there - {"lock", "grid.yaml.part"}:  # these: a first start that was cut short
+        """Claim the folder for this grid. Raises UserError if it is another's, or a run started with other settings."""
+        there = {file.name for file in self.out.iterdir()} if self.out.exists() else set[str]()
+        if "grid.yaml" not in there and there - {"lock", "grid.yaml.part"}:  # left by an interrupted first start
             raise UserError(f"{self.out} is not empty and holds no grid of rarebox; name a new or empty folder")
         self.out.mkdir(parents=True, exist_ok=True)
         for run in with_shares(self.runs):
-            # Where the data of a finished run lay, and on what it ran, does not matter any more.
+            # The data folder and the device of a finished run no longer matter.
             self.place(run).check(run.settings, but=HERE if self.state(run) == "done" else ())
         with hold_when_free(self.out / "lock"):
             write_text(self.out / "grid.yaml", read_text(file))
         told = self.results.read_text(encoding="utf-8", errors="replace").splitlines() if self.results.exists() else []
         before = set[str]()
         for line in told:
-            with suppress(ValueError, TypeError, KeyError):  # a damaged line: the file is made anew anyway
+            with suppress(ValueError, TypeError, KeyError):  # a damaged line; the file is written again anyway
                 before.add(json.loads(line)["run"])
         if dropped := before - {run.folder for run in self.runs}:
             self.tell({"event": "dropped", "runs": sorted(dropped)})
@@ -195,18 +196,18 @@ class Bench:
         return with_shares([run for run in self.wanted if self._is_open(run)], self._is_open)
 
     def _is_open(self, run: Planned) -> bool:
-        """Whether it is neither done nor has failed since this work began."""
+        """Whether a run is neither done nor has failed since this work began."""
         return self.state(run) != "done" and self._failure(run) == self._earlier[run.folder]
 
     def _failure(self, run: Planned) -> int | None:
-        """What tells one failure from the next."""
+        """The time of the last failure, which identifies it. None without one."""
         try:
             return self.place(run).failed.stat().st_mtime_ns
         except FileNotFoundError:
             return None
 
     def _attempt(self, run: Planned) -> bool:
-        """Do a run, or record why it failed; False if that is up to another process just now."""
+        """Do a run, or record why it failed. Return False if another process is working on it."""
         from rarebox.loop import simulate
 
         place = self.place(run)
@@ -217,17 +218,24 @@ class Bench:
             if run.share and self.state(run.share) != "done":
                 raise UserError(f"the first cycle that it shares has failed: {self.reason(run.share)}")
             with place.locked():
-                pass  # only whether it is free: the loop takes the lock itself
-            common: dict[str, Any] = {
-                "share": self.place(run.share).root if run.share else None,
-                "progress": lambda *said: self._show(run, *said),
-                "finished": lambda record: self._say("cycle", run, **record),
-            }
+                pass  # only a check whether it is free: the simulation takes the lock
+            share = self.place(run.share).root if run.share else None
+            progress, finished = partial(self._show, run), partial(self._say_cycle, run)
             if self.cluster is None:
                 self._say("begin", run)
-                records = simulate.simulate(place.root, run.settings, self._dataset(run.settings.data), **common)
+                records = simulate.simulate(
+                    place.root,
+                    run.settings,
+                    self._dataset(run.settings.data),
+                    share=share,
+                    progress=progress,
+                    finished=finished,
+                )
             else:
-                records = self.cluster.run(place.root, run.settings, begun=lambda: self._say("begin", run), **common)
+                begun = partial(self._say, "begin", run)
+                records = self.cluster.run(
+                    place.root, run.settings, share=share, progress=progress, finished=finished, begun=begun
+                )
             with hold_when_free(self.out / "lock"):  # nobody is reading it for the results
                 place.failed.unlink(missing_ok=True)
             if run in self.wanted and not self.keep_models:
@@ -253,10 +261,10 @@ class Bench:
             self._datasets[name] = datasets.load_data(name, self.progress)
         return self._datasets[name]
 
-    def _say(self, event: str, run: Planned | None, **more: Any) -> None:
-        """Tell, together with how far all is, and in how many seconds it may be done."""
+    def _say(self, event: str, run: Planned | None, **more: object) -> None:
+        """Report an event with the progress of the grid and an estimate of the seconds left."""
         with self._one_talks:
-            if event == "begin" and not self._begun:  # what a cluster takes until then is no part of a run
+            if event == "begin" and not self._begun:  # the start of a cluster is no part of a run
                 self._begun, self._since = True, time.monotonic()
             trained, left = self._cycles(self.wanted)
             each = (time.monotonic() - self._since) / (trained - self._trained) if trained > self._trained else None
@@ -264,12 +272,15 @@ class Bench:
             about = {"finished": finished, "of": len(self.wanted), "left": each and each * left}
             self.tell({"event": event, "run": run and run.folder, **about, **more})
 
+    def _say_cycle(self, run: Planned, record: CycleRecord) -> None:
+        self._say("cycle", run, **record)
+
     def _show(self, run: Planned, stage: str, done: int, of: int, note: str) -> None:
         with self._one_talks:
             self.progress(f"{run.name}, {stage}", done, of, note)
 
     def _cycles(self, runs: Sequence[Planned]) -> tuple[int, int]:
-        """How many models are trained, and how many are still to be; a shared one costs nothing."""
+        """How many models are trained, and how many are left. Shared models count as 0."""
         trained = left = 0
         for run in with_shares(runs):
             shared, done = int(run.share is not None), len(self.records(run))
@@ -279,13 +290,13 @@ class Bench:
 
 
 def remove_shared(place: RunFolder) -> None:
-    """Remove what a frozen backbone saw, and what the first model said of the pool."""
+    """Remove the feature maps of a frozen backbone and the scores by the first model."""
     for name in ("maps", "scored"):
         rmtree(place.root / name, ignore_errors=True)
 
 
 def remove_models(place: RunFolder) -> None:
-    """Remove what only an unfinished run needs and takes most of its room."""
+    """Remove the large files that only an unfinished run needs."""
     remove_shared(place)
     for name in ("model.safetensors", "fit.checkpoint"):
         for file in place.root.glob(f"cycle_*/{name}"):

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
 from rarebox import config, strategies
-from rarebox.config import PseudoSettings, Settings
+from rarebox.config import PseudoSettings, ScoringSettings, Settings
 from rarebox.core.parsing import from_yaml
 from rarebox.core.text import read_text
 from rarebox.errors import UserError, unknown_name
 from rarebox.grid.results import FULL
 
 KEYS = ("preset", "settings", "data", "detector", "methods", "strategy", "pseudo", "budgets", "seeds", "full")
-"""What a grid file may hold."""
+"""The keys of a grid file."""
 
 OWNED = {
     "data": "data",
@@ -28,12 +28,12 @@ OWNED = {
     "budgets": "budget",
     "seeds": "seed",
 }
-"""Each axis and its own setting, which nothing else in the grid may give."""
+"""Each axis and its setting, which nothing else in the grid may set."""
 
 EVERY_IMAGE = 10**9
-"""More images than any pool has."""
+"""A number of initial images that covers every pool."""
 
-Changes = dict[str, Any]
+Changes = dict[str, object]
 """Dotted names of settings -> values."""
 
 
@@ -55,8 +55,8 @@ class Planned:
         return self.folder.removeprefix("runs/")
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Where the run stands in the grid."""
+    def about(self) -> dict[str, object]:
+        """The place of the run in the grid, for a line of the results."""
         return {
             "run": self.folder,
             "data": self.data,
@@ -68,9 +68,9 @@ class Planned:
 
 
 def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
-    """Every run of a grid file, checked, in the order they are done; ``places`` says where its data sets lie.
+    """Read and check a grid file. Return its runs in the order of execution.
 
-    UserError names the file and what is wrong in it.
+    ``places`` maps names of data sets to their folders. Raises UserError with the file and what is wrong in it.
     """
     try:
         return list(_expand(_load(file), places or {}))
@@ -81,11 +81,11 @@ def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
 
 
 MOST_SEEDS = 1000
-"""How many seeds a grid may ask for by their number."""
+"""The largest value of ``seeds`` as a number."""
 
 
 def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
-    """The runs whose name holds one of the texts, or fits it if it has ``*``, ``?`` or ``[``; all if there is none."""
+    """The runs whose name contains one of the texts, or matches it (``*``, ``?``, ``[``). All by default."""
 
     def fits(name: str, text: str) -> bool:
         return fnmatchcase(name, text) if set(text) & set("*?[") else text in name
@@ -96,7 +96,7 @@ def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
     return [run for run in runs if not only or any(fits(run.name, text) for text in only)]
 
 
-def _load(file: Path) -> dict[str, Any]:
+def _load(file: Path) -> dict[str, object]:
     try:
         grid = from_yaml(read_text(file))
     except FileNotFoundError as error:
@@ -107,13 +107,13 @@ def _load(file: Path) -> dict[str, Any]:
         raise UserError(f"not valid YAML: {error}") from error
     if not isinstance(grid, dict):
         raise UserError(f"a grid is a mapping with some of the keys {', '.join(KEYS)}")
-    for key in grid:
+    for key in cast(dict[object, object], grid):
         if key not in KEYS:
             raise unknown_name("key", str(key), KEYS)
-    return grid
+    return cast(dict[str, object], grid)
 
 
-def _expand(grid: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Planned]:
+def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[Planned]:
     preset, common = grid.get("preset", "laptop"), _changes("settings", grid.get("settings"))
     base = config.resolve(str(preset), None, common)
     axes = {"data": _axis(grid, "data", base.data), "detector": _axis(grid, "detector", base.detector.name)}
@@ -137,13 +137,13 @@ def _expand(grid: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Plan
         except UserError as error:
             raise UserError(f"{data}/{detector}/{method}: {error}") from error
         place = f"{folder}/seed_{settings.seed}"
-        share = None if method == FULL else _first(data, detector, settings)
+        share = None if method == FULL else _first(data, detector, settings, base)
         return Planned(place, data, detector, method, settings, share)
 
     for place, seed in enumerate(seeds):
         pairs = [(data, detector) for data in axes["data"] for detector in axes["detector"]]
         for data, detector in pairs if place < ceilings else ():
-            all_labels = {"initial_images": EVERY_IMAGE, "budget": [], "seed": seed}
+            all_labels: Changes = {"initial_images": EVERY_IMAGE, "budget": [], "seed": seed}
             yield run(f"runs/{data}/{detector}/{FULL}", data, detector, FULL, all_labels)
         for data, detector in pairs:
             for method, changes in _methods(axes).items():
@@ -153,12 +153,14 @@ def _expand(grid: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Plan
                     yield run(folder, data, detector, method, changes, budget, {"seed": seed})
 
 
-def _first(data: str, detector: str, settings: Settings) -> Planned:
+def _first(data: str, detector: str, settings: Settings, base: Settings) -> Planned:
     """The run that trains cycle 1 and stops.
 
-    What a first cycle does not depend on (``loop.first_cycle`` says what it does) is left at its default, so that all
-    methods of a seed come to the same run.
+    Settings that a first cycle does not depend on (:func:`rarebox.loop.sharing.first_cycle` lists the others) keep
+    their defaults, so that all methods of a seed share one run. With a frozen backbone the run has the views of
+    ``base``, the settings of the whole grid, so that one folder of feature maps serves all runs.
     """
+    frozen = settings.training.freeze == "backbone"
     first = Settings(
         data=settings.data,
         seed=settings.seed,
@@ -168,27 +170,31 @@ def _first(data: str, detector: str, settings: Settings) -> Planned:
         detector=settings.detector,
         training=settings.training,
         pseudo=PseudoSettings(difficult=settings.pseudo.difficult),
+        scoring=ScoringSettings(views=base.scoring.views) if frozen else ScoringSettings(),
     )
     told = config.dump(first.model_copy(update={"data": "", "seed": 0}))
     folder = f"first/{data}-{detector}-{sha256(told.encode()).hexdigest()[:8]}-seed_{settings.seed}"
     return Planned(folder, data, detector, "first", first)
 
 
-def _axis(grid: Mapping[str, Any], key: str, default: Any) -> dict[str, Changes]:
-    """Name -> changes of settings. A list names values of the axis' own setting, data sets by the last part."""
+def _axis(grid: Mapping[str, object], key: str, default: object) -> dict[str, Changes]:
+    """Name -> changes of settings. A list gives values of the setting of the axis; data sets are named by folder."""
     given = grid.get(key, [default])
+    pairs: list[tuple[object, Changes]]
     if isinstance(given, list) and key in OWNED:
-        pairs = [(Path(str(v)).name if key == "data" else v, {OWNED[key]: v}) for v in given]
+        values = cast(list[object], given)
+        pairs = [(Path(str(v)).name if key == "data" else v, {OWNED[key]: v}) for v in values]
     elif isinstance(given, dict):
-        pairs = [(name, _changes(f"{key}.{name}", changes)) for name, changes in given.items()]
+        entries = cast(dict[object, object], given)
+        pairs = [(name, _changes(f"{key}.{name}", changes)) for name, changes in entries.items()]
     else:
         wanted = "names with changes of settings" + (", or a list" if key in OWNED else "")
         raise UserError(f"{key} must be {wanted}; got {given!r}")
     return _named(key, pairs)
 
 
-def _named(key: str, pairs: Sequence[tuple[Any, Changes]]) -> dict[str, Changes]:
-    """The pairs, if there are any and each name is good for a folder, on file systems without capitals too."""
+def _named(key: str, pairs: Sequence[tuple[object, Changes]]) -> dict[str, Changes]:
+    """The pairs as a dictionary. Raises UserError unless each name fits a folder, on every file system."""
     if not pairs:
         raise UserError(f"{key} is empty; give at least one value, or leave it out")
     seen: dict[str, str] = {}
@@ -204,22 +210,22 @@ def _named(key: str, pairs: Sequence[tuple[Any, Changes]]) -> dict[str, Changes]
         if name.casefold() in seen:
             raise UserError(f"{key}: {seen[name.casefold()]!r} and {name!r} are the same name")
         seen[name.casefold()] = name
-    return dict(pairs)
+    return {str(name): changes for name, changes in pairs}
 
 
-def _changes(where: str, given: Any) -> Changes:
-    """Nested or dotted changes in dotted form, their names checked."""
+def _changes(where: str, given: object) -> Changes:
+    """Convert nested or dotted changes to dotted form, and check their names."""
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise UserError(f"{where} must hold settings and values, got {given!r}")
-    changes = dict(config.flatten(given))
+    changes: Changes = dict(config.flatten(cast(dict[str, object], given)))
     for name in changes:
         if name not in config.NAMES:
             raise UserError(f"{where}: {unknown_name('setting', name, config.NAMES)}")
     return changes
 
 
-def _each_setting_from_one_place(grid: Mapping[str, Any], layers: Mapping[str, Mapping[str, Changes]]) -> None:
+def _each_setting_from_one_place(grid: Mapping[str, object], layers: Mapping[str, Mapping[str, Changes]]) -> None:
     if "methods" in layers and "strategy" in layers:
         raise UserError("give either methods, or strategy and pseudo")
     for axis in OWNED.keys() & grid.keys():
@@ -231,7 +237,7 @@ def _each_setting_from_one_place(grid: Mapping[str, Any], layers: Mapping[str, M
 
 
 def _place_data(data: Mapping[str, Changes], places: Mapping[str, str]) -> None:
-    """Put in where the data sets lie, if that was said apart from the grid."""
+    """Set the folders of data sets that were given apart from the grid."""
     for name, folder in places.items():
         if name not in data:
             raise unknown_name("data set of the grid", name, data)
@@ -247,33 +253,34 @@ def _methods(axes: Mapping[str, Mapping[str, Changes]]) -> Mapping[str, Changes]
     return {f"{s}+{p}": {**one, **two} for s, one in axes["strategy"].items() for p, two in axes["pseudo"].items()}
 
 
-def _budgets(grid: Mapping[str, Any]) -> dict[str, Changes]:
+def _budgets(grid: Mapping[str, object]) -> dict[str, Changes]:
     if "budgets" not in grid:
         return {"": {}}
     given = grid["budgets"]
-    if not isinstance(given, list) or not all(isinstance(budget, list) for budget in given):
+    if not isinstance(given, list) or not all(isinstance(budget, list) for budget in cast(list[object], given)):
         raise UserError(f"budgets must be a list of budgets, such as [[60, 120]]; got {given!r}")
-    pairs = [("-".join(str(_whole(spend, "budgets")) for spend in b) or "none", {"budget": b}) for b in given]
-    return _named("budgets", pairs)
+    budgets = [[_whole(spend, "budgets") for spend in budget] for budget in cast(list[list[object]], given)]
+    return _named("budgets", [("-".join(map(str, budget)) or "none", {"budget": budget}) for budget in budgets])
 
 
-def _seeds(grid: Mapping[str, Any], default: int) -> list[int]:
+def _seeds(grid: Mapping[str, object], default: int) -> list[int]:
     given = grid.get("seeds", [default])
-    if not isinstance(given, list) and _whole(given, "seeds") > MOST_SEEDS:
+    whole = 0 if isinstance(given, list) else _whole(given, "seeds")
+    if whole > MOST_SEEDS:
         raise UserError(f"seeds: {given} are more than {MOST_SEEDS}; give fewer, or a list of the seeds themselves")
-    seeds = [_whole(s, "seeds") for s in given] if isinstance(given, list) else [*range(given)]
+    seeds = [_whole(s, "seeds") for s in cast(list[object], given)] if isinstance(given, list) else [*range(whole)]
     _named("seeds", [(str(seed), {}) for seed in seeds])
     return seeds
 
 
-def _whole(value: Any, key: str) -> int:
+def _whole(value: object, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise UserError(f"{key}: a whole number is wanted, 0 or more; got {value!r}")
     return value
 
 
 def with_shares(runs: Iterable[Planned], wanted: Callable[[Planned], bool] = lambda _: True) -> list[Planned]:
-    """The runs, each behind the one that it shares the first cycle of, if that is wanted."""
+    """The runs, each after the run whose first cycle it shares, if that one is wanted."""
     found: dict[str, Planned] = {}
     for run in runs:
         if run.share and wanted(run.share):

@@ -1,9 +1,9 @@
 """The same work on a Ray cluster: shards of the pool by workers that hold the model, runs of a grid as tasks.
 
-A worker gets everything but the images by wire, the model included, and hands back tables, which the driver (the
-process of the command) writes: no disk needs to be shared for scoring. It computes with as many threads as the driver
-would, on which the last bits of a float may depend, so that what comes out is the same. What a lost worker or node had
-begun is given to another. Ray is imported on connecting only, the loop (and torch) where work begins.
+A worker receives everything but the images over the network, the model included, and returns tables, which the driver
+(the process of the command) writes. So scoring needs no shared disk. A worker computes with as many threads as the
+driver would, because the last bits of a float may depend on it. The work of a lost worker or node goes to another. Ray
+is imported on connecting, the loop (and torch) where work begins.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rarebox.config import Settings
 from rarebox.core.files import real
@@ -32,6 +32,7 @@ from rarebox.types import Candidates, ImageRecord, ImageScores
 
 if TYPE_CHECKING:
     from rarebox.core.progress import Progress
+    from rarebox.detectors import TorchDetector
     from rarebox.loop.run import EngineProgress, Run
 
 MODEL = ("model.json", "model.safetensors")
@@ -42,7 +43,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns
     "RAY_worker_niceness": "0",  # of a cluster that begins here: its work is the command's own, not what is left over
 }
-"""What Ray reads before it begins, unless the user said otherwise."""
+"""Environment variables set before Ray starts, unless the user has set them."""
 
 PATIENCE = 600.0
 """Seconds without a single worker after which waiting for the cluster ends."""
@@ -51,18 +52,18 @@ REACHABLE = 10.0
 """Seconds in which an address must take a connection."""
 
 MOST_TRIES = 4
-"""How often a shard or run is begun whose workers are lost; then it is taken for what kills them."""
+"""How often a shard or run is started when its workers are lost. Then it is assumed to be the cause."""
 
 TOLD_EVERY = 0.3
-"""Seconds between two words of a worker on its progress."""
+"""Seconds between two progress reports of a worker."""
 
 SAME = ("rarebox", "torch")
 """Versions that a worker must share with the driver, for the same numbers."""
 
 
 def check(engine: str, address: str | None = None, settings: Settings | None = None) -> None:
-    """UserError for an engine that nobody knows or that is not installed, for an address where nobody answers, and for
-    settings that only the engine ``local`` can follow."""
+    """Raise UserError for an engine that is unknown or not installed, for an address that does not answer, and for
+    settings that only the engine ``local`` supports."""
     if engine not in ("local", "ray"):
         raise unknown_name("engine", engine, ("local", "ray"))
     if engine == "local" and address:
@@ -95,10 +96,10 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
 
 
 @contextmanager
-def connected(engine: str, address: str | None = None) -> "Iterator[Cluster | None]":
-    """The cluster that an engine works on; None for ``local``. UserError as :func:`check` says.
+def connected(engine: str, address: str | None = None) -> "Generator[Cluster | None]":
+    """Connect to the cluster of an engine; None for ``local``. Raises UserError as :func:`check` does.
 
-    ``ray`` without an address is a cluster of this machine alone, which ends with the command.
+    ``ray`` without an address starts a cluster on this machine, which ends with the command.
     """
     address = address or (os.environ.get("RAY_ADDRESS") if engine == "ray" else None)
     check(engine, address)
@@ -109,19 +110,20 @@ def connected(engine: str, address: str | None = None) -> "Iterator[Cluster | No
         os.environ.setdefault(name, value)
     import ray
 
-    if ray.is_initialized():
-        yield Cluster(ray)
+    cluster = Cluster(ray)
+    if cluster.ray.is_initialized():
+        yield cluster
         return
     _connect(ray, address or "local")
     try:
-        yield Cluster(ray)
+        yield cluster
     finally:
-        ray.shutdown()
+        cluster.ray.shutdown()
 
 
 def _connect(ray: Any, address: str) -> None:
     """Join the cluster, quietly."""
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, bool] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
@@ -137,7 +139,7 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _token_hint(address: str) -> str:
-    """What else may be wrong where a token of Ray lies on this machine: its head wants it then, unasked."""
+    """A hint for the error message if this machine has a token of Ray: then the head may require it."""
     if (
         address == "local"
         or "RAY_AUTH_MODE" in os.environ
@@ -195,8 +197,8 @@ class Cluster:
                 lost = error
         raise UserError(f"its worker was lost {MOST_TRIES} times ({lost})")
 
-    def hear(self, stream: Any) -> Any:
-        """The next thing that a worker says. Lost if it is; an error of its own is raised as it was raised there."""
+    def hear(self, stream: Iterator[object]) -> Any:
+        """Return the next message of a worker. Raises Lost if the worker is lost, and the error that it raised."""
         exceptions = self.ray.exceptions
         try:
             return self.ray.get(next(stream))
@@ -204,36 +206,36 @@ class Cluster:
             cause = getattr(error, "cause", None)
             if not isinstance(cause, Exception) or isinstance(cause, exceptions.RayError):
                 raise
-            raise cause from (None if isinstance(cause, UserError) else error)  # which tells where
+            raise cause from (None if isinstance(cause, UserError) else error)  # the cause shows where
         except exceptions.RayError as error:
             raise Lost(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
     def _needs(self, device: str) -> dict[str, int]:
-        """What of a node a worker takes: a GPU, or as many cores as scoring takes here."""
+        """The resources of a worker: a GPU, or as many cores as scoring uses here."""
         if device != "cpu" and self.ray.cluster_resources().get("GPU"):
             return {"num_gpus": 1, "num_cpus": 1}
         largest = max((node.get("CPU", 0) for node in self.nodes()), default=0)
         return {"num_cpus": max(1, min(_about()["threads"], int(largest)))}
 
     def nodes(self) -> list[Mapping[str, float]]:
-        """What each node has that is alive."""
+        """The resources of each node that is alive."""
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def room(self, needs: Mapping[str, int]) -> int:
-        """How many such workers the cluster can hold when nobody else uses it."""
+        """How many workers with these needs fit on the idle cluster."""
         wanted = {name: needs[key] for name, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if key in needs}
         return sum(min(int(node.get(name, 0) // count) for name, count in wanted.items()) for node in self.nodes())
 
 
 def _about() -> dict[str, Any]:
-    """What this process runs on."""
+    """The versions and hardware of this process."""
     from rarebox.detectors.environment import describe
 
     return describe()
 
 
 class Lost(Exception):
-    """A worker or its node is gone."""
+    """A worker or its node was lost."""
 
 
 # ------------------------------------------------------------------------------------------- on a worker
@@ -243,12 +245,13 @@ class Scorer:
     """A worker that holds the model of a cycle."""
 
     def __init__(self, model: Mapping[str, bytes], settings: Settings, cycle: int, threads: int) -> None:
-        self.model, self.settings, self.cycle, self.threads, self.detector = model, settings, cycle, threads, None
-        trust(settings.data)
+        self.model: Mapping[str, bytes] = model
+        self.settings, self.cycle, self.threads = settings, cycle, threads
+        self.detector: TorchDetector | None = None
         trust(settings.data)
 
-    def ready(self) -> Iterator[dict[str, Any]]:
-        """Load the model; what this worker runs on, and its process."""
+    def ready(self) -> Iterator[dict[str, object]]:
+        """Load the model, and yield the versions and the process id of this worker."""
         from rarebox import detectors
 
         with tempfile.TemporaryDirectory() as folder:
@@ -259,28 +262,26 @@ class Scorer:
         about = _about()
         yield {"pid": os.getpid(), **{name: about[name] for name in SAME}}
 
-    def score(self, images: Sequence[ImageRecord]) -> Iterator[tuple[str, Any]]:
-        """The candidates and image scores of a shard, after how far they are."""
+    def score(self, images: Sequence[ImageRecord]) -> Iterator[tuple[str, object]]:
+        """Yield progress reports on a shard, then its candidates and image scores."""
         from rarebox.loop import scoring
 
         detector = self.detector
         assert detector is not None
-        pictures = Pictures(images, self.settings.detector.size, keep_bytes=0)  # each is looked at once
+        pictures, due = Pictures(images, self.settings.detector.size, keep_bytes=0), _seldom()
 
         def work(tell: Callable[..., None]) -> tuple[Candidates, ImageScores]:
-            return scoring.score_images(
-                detector,
-                pictures,
-                self.settings,
-                self.cycle,
-                _now_and_then(lambda done: tell("progress", done), lambda done: done == len(images)),
-            )
+            def report(done: int) -> None:
+                if due(done == len(images)):
+                    tell("progress", done)
+
+            return scoring.score_images(detector, pictures, self.settings, self.cycle, report)
 
         yield from _told(work, self.threads)
 
 
-def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> Iterator[tuple[str, Any]]:
-    """A run of a grid; its events, then its records."""
+def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> Iterator[tuple[str, object]]:
+    """Do a run of a grid: yield its events, then its records."""
     from rarebox.loop import simulate
 
     if not folder.is_dir():
@@ -289,49 +290,53 @@ def _run(folder: Path, settings: Settings, share: Path | None, threads: int) -> 
             "data under the same path on every node, on a shared file system"
         )
     yield "begun", ()
+    due = _seldom()
 
     def work(tell: Callable[..., None]) -> list[CycleRecord]:
-        return simulate.simulate(
-            folder,
-            settings,
-            share=share,
-            finished=lambda record: tell("finished", record),
-            progress=_now_and_then(lambda *said: tell("progress", *said), lambda _, done, of, note: done == of),
-        )
+        def progress(stage: str, done: int, of: int, note: str) -> None:
+            if due(done == of):
+                tell("progress", stage, done, of, note)
+
+        finished = partial(tell, "finished")
+        return simulate.simulate(folder, settings, share=share, finished=finished, progress=progress)
 
     yield from _told(work, threads)
 
 
-def _now_and_then(tell: Callable[..., None], always: Callable[..., bool]) -> Callable[..., None]:
-    """The same, but seldom."""
+def _seldom() -> Callable[[bool], bool]:
+    """A function that says whether a report is due: every :data:`TOLD_EVERY` seconds, and always at the end."""
     last = 0.0
 
-    def told(*said: Any) -> None:
+    def due(at_end: bool) -> bool:
         nonlocal last
-        if time.monotonic() - last > TOLD_EVERY or always(*said):
-            last = time.monotonic()
-            tell(*said)
+        if not at_end and time.monotonic() - last <= TOLD_EVERY:
+            return False
+        last = time.monotonic()
+        return True
 
-    return told
+    return due
 
 
-def _told(work: Callable[[Callable[..., None]], Any], threads: int) -> Iterator[tuple[str, Any]]:
-    """What work tells while it is done by so many threads, as (kind, what), and last ("result", its result)."""
+def _told(work: Callable[[Callable[..., None]], object], threads: int) -> Iterator[tuple[str, object]]:
+    """Do the work with this many threads. Yield its reports as (kind, what), and at last ("result", its result)."""
     from rarebox.detectors.environment import compute_with
 
-    said: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    said: SimpleQueue[tuple[str, object]] = SimpleQueue()
+
+    def tell(kind: str, *what: object) -> None:
+        said.put((kind, what))
 
     def go() -> None:
         try:
             compute_with(threads)
-            said.put(("result", work(lambda kind, *what: said.put((kind, what)))))
+            said.put(("result", work(tell)))
         except BaseException as error:
             said.put(("error", error))
 
     Thread(target=go, daemon=True).start()
     while True:
         kind, what = said.get()
-        if kind == "error":
+        if isinstance(what, BaseException):
             raise what
         yield kind, what
         if kind == "result":
@@ -341,29 +346,45 @@ def _told(work: Callable[[Callable[..., None]], Any], threads: int) -> Iterator[
 # ------------------------------------------------------------------------------------------- on the driver
 
 
+class Method(Protocol):
+    """A method of an actor, as Ray offers it."""
+
+    def options(self, *, num_returns: str) -> "Method": ...
+    def remote(self, *arguments: object) -> Iterator[object]: ...
+
+
+class Worker(Protocol):
+    """The handle of a :class:`Scorer` on a node."""
+
+    @property
+    def ready(self) -> Method: ...
+    @property
+    def score(self) -> Method: ...
+
+
 class _Scoring:
-    """Shards that are waiting, and the workers that are starting or at work on one."""
+    """The shards that are waiting, and the workers that are starting or scoring one."""
 
     def __init__(
         self,
         cluster: Cluster,
         needs: Mapping[str, int],
-        start: Callable[[], Any],
+        start: Callable[[], Worker],
         shards: Sequence[Sequence[ImageRecord]],
         report: "EngineProgress",
     ) -> None:
         self.cluster, self.needs, self.start, self.shards, self.report = cluster, needs, start, shards, report
         self.waiting, self.tries = deque(range(len(shards))), [0] * len(shards)
-        self.starting: dict[Any, Any] = {}
-        self.busy: dict[Any, tuple[Any, int]] = {}
-        self.idle: list[Any] = []
+        self.starting: dict[Iterator[object], Worker] = {}
+        self.busy: dict[Iterator[object], tuple[Worker, int]] = {}
+        self.idle: list[Worker] = []
         self.done: dict[int, int] = {}
         self.failed_starts = self.lost = 0
         self.reason = ""
         self.alive_at = time.monotonic()
 
     def results(self) -> Iterator[tuple[int, Candidates, ImageScores]]:
-        """Every shard's number and scores, as they come."""
+        """Yield the number and the scores of every shard, in the order of arrival."""
         try:
             while self.waiting or self.busy:
                 self._start_workers()
@@ -381,13 +402,13 @@ class _Scoring:
                     self.cluster.ray.kill(actor)
 
     def _start_workers(self) -> None:
-        """As many as the cluster has room for now, nodes that came later included, and as there is work for."""
+        """Start as many workers as the cluster has room for, on new nodes too, and as there are shards."""
         wanted = min(self.cluster.room(self.needs), len(self.waiting) + len(self.busy))
         for _ in range(wanted - len(self.starting) - len(self.busy) - len(self.idle)):
             actor = self.start()
             self.starting[actor.ready.options(num_returns="streaming").remote()] = actor
 
-    def _started(self, ref: Any) -> None:
+    def _started(self, ref: Iterator[object]) -> None:
         actor = self.starting.pop(ref)
         try:
             about = self.cluster.hear(ref)
@@ -404,8 +425,8 @@ class _Scoring:
         self.failed_starts = 0
         self._give(actor)
 
-    def _give(self, actor: Any) -> None:
-        """The next shard to a worker that is free; without one it stands by, as another worker may be lost."""
+    def _give(self, actor: Worker) -> None:
+        """Assign the next shard to a free worker. Without a shard it stays idle, as another worker may be lost."""
         if not self.waiting:
             self.idle.append(actor)
             return
@@ -413,8 +434,8 @@ class _Scoring:
         self.tries[number] += 1
         self.busy[actor.score.options(num_returns="streaming").remote(self.shards[number])] = (actor, number)
 
-    def _heard(self, stream: Any) -> tuple[int, Candidates, ImageScores] | None:
-        """A word of a worker on its shard: its scores, if they are complete."""
+    def _heard(self, stream: Iterator[object]) -> tuple[int, Candidates, ImageScores] | None:
+        """Read a message of a worker. Return the scores of its shard if they are complete."""
         actor, number = self.busy[stream]
         try:
             kind, said = self.cluster.hear(stream)
@@ -441,7 +462,7 @@ class _Scoring:
         return number, *said
 
     def _watch(self) -> None:
-        """Report how far all is, and do not wait forever for a cluster that has nothing to give."""
+        """Report the progress. Raises UserError if the cluster has had no worker for :data:`PATIENCE` seconds."""
         at_work = len(self.busy)
         lost = f"; {self.lost} lost" if self.lost else ""
         workers = f" by {at_work} worker{'s' * (at_work != 1)}" if at_work else "; workers are starting"

@@ -16,11 +16,11 @@ from rarebox.detectors import Detector
 from rarebox.detectors.detector import check_saved
 from rarebox.errors import Damaged
 from rarebox.labels.targets import calibrate, make_targets, write_targets
-from rarebox.loop import scoring
+from rarebox.loop import rules, scoring
 from rarebox.loop.ask import ask, label_initial_pool
 from rarebox.loop.metrics import CycleRecord, Measures
-from rarebox.loop.record import by_class, or_null, record
-from rarebox.loop.run import Ranked, Run, batches, load_detector, look, new_detector
+from rarebox.loop.record import or_null, record
+from rarebox.loop.run import Ranked, Run, batches, extract, load_detector, new_detector
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
 from rarebox.pool import ranking
@@ -31,16 +31,16 @@ from rarebox.types import Candidates, Detections, ImageLabels, Targets, Verdict
 TEST_BATCH = 8
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
-"""Answers that say whether a guess was right."""
+"""Verdicts that show whether a guess was right."""
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
 
 
 def run_cycle(run: Run, cycle: int) -> CycleRecord:
-    """One cycle of the paper's Fig. 2; cycle 1 labels random images completely. Its record comes back.
+    """Run one cycle of the paper's Fig. 2 and return its record. Cycle 1 labels random images completely.
 
-    Every step leaves its result on disk and finds it there again, so a cycle that was cut short goes on.
+    Every step writes its result to disk and reads it again, so an interrupted cycle resumes.
     """
     run.store.open_cycle(cycle)
     if cycle == 1:
@@ -52,7 +52,7 @@ def run_cycle(run: Run, cycle: int) -> CycleRecord:
 
 
 def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
-    """The second half of a cycle: what was answered trains the next model. Its record comes back."""
+    """Run the second half of a cycle: train on the answers, evaluate, and return the record."""
     targets = training_targets(run, cycle, ranked.pool if ranked else None)
     detector = retrain(run, cycle, targets)
     result = evaluate(run, cycle, detector)
@@ -60,8 +60,8 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
 
 
 def leaves_images_out(place: RunFolder) -> bool:
-    """Whether a run that has begun knows of images that it does not use; one of an older version used them all."""
-    listed = read_json(place.problems, list) if place.problems.exists() else []
+    """Whether an existing run leaves unusable images out. Runs of older versions used all images."""
+    listed = read_json(place.problems, list) if place.problems.exists() else list[dict[str, str]]()
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
 
 
@@ -70,7 +70,7 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
     pool, images = scoring.score_pool(run, cycle)
-    state, open_per_class = ranking.label_state(settings, run.budget(cycle), before, pool, images)
+    state, open_per_class = ranking.label_state(settings, rules.total_of(settings, cycle), before, pool, images)
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
@@ -81,27 +81,27 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
 def features(
     run: Run, cycle: int, labels: Mapping[int, ImageLabels], untouched: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """The features that the strategy needs, by the model of the cycle before, as fields of LabelState."""
+    """Compute the features that the strategy needs, with the previous model, as fields of LabelState."""
     needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
     if not needs:
         return {}
     detector = load_detector(run, cycle - 1)
-    records = {record.id: record for record in run.pool.records}  # not those held out, which are labelled too
-    look(run, run.pool)
+    records = {record.id: record for record in run.pool.records}  # without held-out images, which are labelled too
+    extract(run, run.pool)
 
     def image_features(ids: Sequence[int]) -> np.ndarray:
-        """Of the pictures of those ids, in their order; a batch holds one shape."""
+        """The features of the images with these ids, in this order. Every batch holds one shape."""
         pictures = run.pool.of([records[i] for i in ids])
         rows = list(batches(pictures, run.settings.scoring.batch_size))
         found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
         return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
 
     def box_features() -> np.ndarray:
-        """Of all labelled boxes."""
+        """The features of all labelled boxes."""
         pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
         found: list[np.ndarray] = []
         for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
-            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in rows])
+            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in map(int, rows)])
         return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
     with run.stage("features"):
@@ -114,7 +114,7 @@ def features(
 
 
 def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[int, Targets]:
-    """Targets of every image that is trained on (decisions row 21), by image id."""
+    """The targets of every training image (decisions row 21), by image id."""
     settings = run.settings.pseudo
     labels = run.store.labels(up_to_cycle=cycle)
     lowest = run.settings.lowest_pseudo_score
@@ -136,7 +136,7 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
         parts = np.split(worth, np.cumsum([len(one) for one in found.values()])[:-1])
         found = {i: replace(found[i], scores=scores) for i, scores in zip(found, parts, strict=True)}
     truth = run.dataset.train.truth
-    # A difficult object is part of what a person says of a complete image, and unknown on every other image.
+    # Difficult objects are known on completely labelled images only.
     difficult = {i: truth[i].boxes[truth[i].difficult] for i, said in chosen.items() if said.complete and i in truth}
     return {
         i: make_targets(said, found.get(i), difficult.get(i, NO_BOXES), settings) for i, said in sorted(chosen.items())
@@ -144,7 +144,7 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
 
 
 def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> Detector:
-    """The detector of this cycle: read from disk if it is there, else taken from ``share`` in cycle 1, else fitted."""
+    """Return the detector of this cycle: from disk if it is there, in cycle 1 from ``share``, else trained."""
     shared = run.share if cycle == 1 else None
     if shared is not None:
         run.notes.append(f"the cycle-1 model was taken from {shared}")
@@ -159,7 +159,7 @@ def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> Detector:
 
 
 def restore_model(run: Run, cycle: int) -> None:
-    """Make the model of a finished cycle anew where it is gone or damaged, from the same answers and candidates."""
+    """Train the model of a finished cycle again if it is missing or damaged, from the same answers and candidates."""
     try:
         check_saved(run.folder.cycle(cycle))
     except Damaged as error:
@@ -175,14 +175,14 @@ def restore_model(run: Run, cycle: int) -> None:
 
 
 def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
-    """Train on the targets, and keep them and the model; a fit that was cut short goes on from its checkpoint."""
+    """Train on the targets, and save them and the model. An interrupted training resumes from its checkpoint."""
     folder = run.folder.cycle(cycle)
     write_targets(folder / "targets.parquet", targets)
-    # People may add a class before a fit that was cut short goes on: then it starts afresh.
+    # People may add a class before an interrupted training resumes. Then it starts over.
     checkpoint = folder / (f"fit_{len(run.classes)}.checkpoint" if run.open_ended else "fit.checkpoint")
     records = {record.id: record for record in run.pool.records}
     pictures = run.pool.of([records[i] for i in targets])
-    look(run, pictures)
+    extract(run, pictures)
     with run.stage("fit") as report:
         warm = run.settings.training.start == "warm" and cycle > 1
         if warm:
@@ -207,26 +207,25 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
 
 
 def evaluate(run: Run, cycle: int, detector: Detector) -> Measures:
-    """AP of the model on the test images, by VOC's and by COCO's rules.
+    """Measure AP on the test images by the rules of VOC and of COCO.
 
-    It is kept beside the model, and goes with that of cycle 1 to the runs that share it, where it counts for the same
-    test images.
+    The result is saved beside the model. Runs that share the model of cycle 1 use it if they have the same test images.
     """
     kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
-    with suppress(Damaged):  # made anew
+    with suppress(Damaged):  # then it is measured again
         if (told := read_json(kept, dict)).get("test") == asked:
             return told["result"]
     found: dict[int, Detections] = {}
-    look(run, run.test)
+    extract(run, run.test)
     with run.stage("evaluate") as report:
         for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
-            found |= zip([run.test.records[i].id for i in places], detector.predict(batch), strict=True)
+            found |= zip([run.test.records[i].id for i in map(int, places)], detector.predict(batch), strict=True)
             report(len(found), len(run.test), "images")
         measured = evaluation.evaluate(found, run.test_truth, len(run.classes))
     result: Measures = {
         "ap50": or_null(measured.ap50),
         "ap50_11": or_null(measured.ap50_11),
-        "per_class_ap50": by_class(run, measured.per_class_ap50),
+        "per_class_ap50": dict(zip(run.classes, map(or_null, measured.per_class_ap50.tolist()), strict=True)),
         "coco_ap": or_null(measured.coco_ap),
         "coco_ap50": or_null(measured.coco_ap50),
         "coco_ap75": or_null(measured.coco_ap75),
@@ -236,7 +235,7 @@ def evaluate(run: Run, cycle: int, detector: Detector) -> Measures:
 
 
 def _test(run: Run) -> str:
-    """What an AP is measured on: the test images, their truth, and the kind of device."""
+    """A hash of what AP is measured on: the test images, their truth, and the kind of device."""
     truths = [run.test_truth[record.id] for record in run.test.records]
     columns = [np.ascontiguousarray(column) for truth in truths for column in vars(truth).values()]
     told = sha256(repr((scoring.listed(run.test.records), run.classes, run.settings.device)).encode())

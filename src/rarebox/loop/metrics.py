@@ -1,7 +1,7 @@
 """The lines of ``metrics.json``: one record a cycle, and how those of earlier versions are read."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 Meter = Literal["labels", "reviews"]
 """What a budget counts: boxes that the annotator returned, or boxes shown to the annotator."""
@@ -67,6 +67,6 @@ FORMER = {"looks": "reviews", "looks_this_cycle": "reviews_this_cycle"}
 """Names in records of versions before 0.2, and what they are called now."""
 
 
-def as_record(written: Mapping[str, Any]) -> CycleRecord:
+def as_record(written: Mapping[str, object]) -> CycleRecord:
     """A record as it was read from a file of this version or an earlier one."""
     return cast(CycleRecord, {FORMER.get(name, name): value for name, value in written.items()})

@@ -1,7 +1,6 @@
 """The record of a cycle: the line of ``metrics.json``."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,8 @@ def record(
         most_uncertain = ranking.most_uncertain(ranked.pool, ranking.Answered(before), run.settings, len(boxes))
         sure = ranking.sure_per_class(run.settings, before, ranked.pool, classes)
 
+    frequency = ranked.state.class_frequency if ranked else np.zeros(classes)
+
     def counted(found: Sequence[int | None] | Ints) -> dict[str, int]:
         return by_class(run, np.bincount(np.array(found, np.int64), minlength=classes))
 
@@ -55,20 +56,20 @@ def record(
         "pseudo_per_class": by_class(run, count_sure(targets, classes, pseudo_above)),
         "pseudo_boxes": sum(int((t.source == "pseudo").sum()) for t in targets.values()),
         "sure_per_class": by_class(run, sure),
-        "class_frequency": by_class(run, ranked.state.class_frequency if ranked else np.zeros(classes)),
+        "class_frequency": dict(zip(run.classes, frequency.tolist(), strict=True)),
         "imbalance_factor": or_null(imbalance_factor(human)),
         "notes": list(run.notes),
         "seconds": {name: round(value, 2) for name, value in run.seconds.items()},
     }
 
 
-def by_class(run: Run, values: np.ndarray) -> dict[str, Any]:
-    """Values by class name."""
-    return {name: or_null(value) for name, value in zip(run.classes, values.tolist(), strict=True)}
+def by_class(run: Run, values: Ints) -> dict[str, int]:
+    """Counts (K,) by class name."""
+    return dict(zip(run.classes, values.tolist(), strict=True))
 
 
 def or_null(value: float) -> float | None:
-    """NaN, which stands for "no truth to measure on" and which JSON lacks, becomes null."""
+    """Replace NaN, which JSON lacks and which stands for "no truth to measure on", by None."""
     return None if value != value else value
 
 

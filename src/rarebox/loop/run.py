@@ -1,11 +1,12 @@
 """A run and what all its steps work with: pictures, models, views, and how they report. Read :class:`Run` first."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,28 +20,33 @@ from rarebox.detectors import Detector
 from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
 from rarebox.pool.views import View, make_views
 from rarebox.types import Candidates, GroundTruth, ImageRecord, ImageScores, Ints, LabelState
 
-EngineProgress = Callable[..., None]
-"""Called by an engine with the number of images scored, and perhaps a note on its workers."""
+
+class EngineProgress(Protocol):
+    """Called by an engine with the number of images scored so far, and perhaps a note on its workers."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
 
 Engine = Callable[
     ["Run", int, Sequence[Sequence[ImageRecord]], EngineProgress], Iterator[tuple[int, Candidates, ImageScores]]
 ]
-"""What scores shards of the pool: a run, its cycle, the images of each shard -> the shards' numbers and scores, in any
-order. It must not change a bit of them."""
+"""Scores shards of the pool: a run, its cycle, the images of each shard -> the numbers of the shards and their scores,
+in any order. Every engine must return the same bits."""
 
 
 @dataclass
 class Run:
     """Everything one run works with.
 
-    ``open_ended``: people answer, for as many cycles as they like. ``share``: the folder of the run whose cycle-1 model
-    this one takes over.
+    Without an ``oracle`` people answer, for as many cycles as they like. ``share`` is the folder of the run whose
+    cycle-1 model this run takes over.
     """
 
     folder: RunFolder
@@ -50,25 +56,29 @@ class Run:
     test: Pictures
     test_truth: Mapping[int, GroundTruth]
     store: Store
-    oracle: SimulatedOracle
+    oracle: SimulatedOracle | None
     progress: Progress
     engine: Engine
-    open_ended: bool = False
     share: Path | None = None
     cycle: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    notes: list[str] = field(default_factory=list[str])
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.dataset.classes
 
-    def budget(self, cycle: int) -> int:
-        """What a cycle after the first may spend. In a project, the last value applies to all later cycles."""
-        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+    @property
+    def open_ended(self) -> bool:
+        """Whether people answer, so that nobody knows how many cycles there will be."""
+        return self.oracle is None
+
+    def budget(self, cycle: int) -> rules.Budget:
+        """What a cycle may spend and has spent."""
+        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[StageProgress]:
+    def stage(self, name: str) -> Generator[StageProgress]:
         """Time a stage, and report its progress under its name."""
         start = time.perf_counter()
         of = "" if self.open_ended else f"/{len(self.settings.budget) + 1}"
@@ -84,17 +94,17 @@ def pictures_of(
     keep_in: Path,
     name_of_test: str = "test",
 ) -> tuple[Pictures, Pictures]:
-    """Images of the pool and of the test set, decoded on access; with a frozen body, what it saw of them.
+    """The images of the pool and of the test set, decoded on access; with a frozen body, their feature maps.
 
-    That is kept in the folder ``keep_in``, apart for all that it depends on but the images, which go by their ids:
-    runs that share a folder have the same pool, and a ``name_of_test`` for each test set.
+    The maps are kept in the folder ``keep_in``, in one folder for each body, precision, seed and set of views. They go
+    by image id, so runs that share a folder have the same pool, and ``name_of_test`` names the test set.
     """
     size, views = settings.detector.size, settings.scoring.views
     decoded = Pictures(pool, size), Pictures(test, size)
     if settings.training.freeze != "backbone":
         return decoded
     if settings.training.flip and "flip" not in views:
-        views = (*views, "flip")  # last: the others draw the same random numbers as without it
+        views = (*views, "flip")  # last, so that the other views draw the same random numbers
     body = settings.detector.model_dump(include={"name", "backbone", "weights", "image_size", "long_side"})
     weights = Path(settings.detector.weights)
     content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
@@ -107,8 +117,8 @@ def pictures_of(
     )
 
 
-def look(run: Run, pictures: Pictures) -> None:
-    """Have a frozen body look at those pictures, and at their views, that it has not seen yet."""
+def extract(run: Run, pictures: Pictures) -> None:
+    """Compute and keep the feature maps of a frozen body for those pictures, and their views, that lack them."""
     if not isinstance(pictures, FrozenPictures) or not len(pictures.missing()):
         return
     detector = new_detector(run)
@@ -116,7 +126,7 @@ def look(run: Run, pictures: Pictures) -> None:
         missing = pictures.missing()
         note, views, done = f"images, {_size(missing.check_room())}", pictures.store.layout.views, 0
         for rows, batch in missing.decoded.in_batches(batches(missing, run.settings.scoring.batch_size)):
-            ids = [missing.records[i].id for i in rows]
+            ids = [missing.records[i].id for i in map(int, rows)]
             sizes = [detector.input_size(picture) for picture in batch]
             plans = [views_of(run.settings, views, 0, *each) for each in zip(ids, sizes, strict=True)]
             keep(dict(zip(ids, detector.extract(batch, plans), strict=True)))
@@ -131,15 +141,15 @@ def _size(count: int) -> str:
 def views_of(
     settings: Settings, names: Sequence[str], cycle: int, image_id: int, size: tuple[int, int]
 ) -> tuple[View, ...]:
-    """The views of an image with that input size; a frozen body sees the same ones in every cycle."""
+    """The views of an image of this input size. With a frozen body they are the same in every cycle."""
     cycle = 0 if settings.training.freeze == "backbone" else cycle
     return make_views(names, *size, seeds.stream(settings.seed, "views", cycle, image_id))
 
 
 def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
-    """Places of the pictures in batches of one shape.
+    """Yield the places of the pictures in batches of one shape.
 
-    Nothing is padded but to the network's stride, so what an image gets does not depend on what else is in its batch.
+    Pictures are padded only to the stride of the network, so no result depends on the rest of the batch.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
     for place, shape in enumerate(pictures.sizes):
@@ -149,7 +159,7 @@ def batches(pictures: Pictures, size: int) -> Iterator[np.ndarray]:
 
 
 def new_detector(run: Run) -> Detector:
-    """A detector with pretrained weights and freshly drawn heads, the same in every cycle of a seed."""
+    """A detector with pretrained weights and random heads, the same in every cycle of a seed."""
     settings = run.settings
     return detectors.build(
         **settings.detector.model_dump(),

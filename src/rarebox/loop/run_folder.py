@@ -1,10 +1,9 @@
-"""Where a run keeps its state on disk; who may work in its folder; and that no answer in its store is ever deleted."""
+"""The state of a run on disk, the locks of its folder, and the guarantee that no stored answer is deleted."""
 
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import create_engine, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,7 +20,7 @@ from rarebox.loop.metrics import CycleRecord, as_record
 from rarebox.types import ORACLE
 
 KEPT = ("scoring.shard_size",)
-"""Settings that change nothing in what comes out; a run goes on with those it began with."""
+"""Settings that do not change any result. A run keeps those it started with."""
 
 
 class RunFolder:
@@ -41,7 +40,7 @@ class RunFolder:
         self.locks = root / "lock", root / "serve.lock"
 
     def labels(self, settings: Settings) -> Path | str:
-        """Where the store of a run with those settings is: a file, or a database's URL."""
+        """The place of the label store under these settings: a file or a database URL."""
         return settings.people.store or self.store
 
     def cycle(self, cycle: int) -> Path:
@@ -49,11 +48,11 @@ class RunFolder:
         return self.root / f"cycle_{cycle:02d}"
 
     def records(self) -> list[CycleRecord]:
-        """The finished cycles' records."""
+        """The records of the finished cycles."""
         return [as_record(one) for one in read_json(self.metrics, list)] if self.metrics.exists() else []
 
     def read_settings(self) -> Settings:
-        """The settings this run was started with; UserError where no run has been."""
+        """Read the settings that this run was started with. Raises UserError if there is no run."""
         if not self.root.exists():
             raise UserError(f"{self.root} does not exist; name the folder of a run")
         if not self.settings.exists():
@@ -68,8 +67,8 @@ class RunFolder:
         trust(settings.data)
         return settings
 
-    def _written(self) -> dict[str, Any]:
-        """What ``settings.yaml`` holds; nothing where it is not there yet."""
+    def _written(self) -> dict[str, object]:
+        """Read ``settings.yaml`` as nested values. Empty if the file does not exist yet."""
         if not self.settings.exists():
             return {}
         if config.is_cut_short(read_text(self.settings)):
@@ -77,15 +76,17 @@ class RunFolder:
         return config.read_file(self.settings)
 
     def check_first_model(self) -> None:
-        """UserError if there is no model of cycle 1."""
+        """Raise UserError if there is no model of cycle 1."""
         if not (self.cycle(1) / "model.safetensors").exists():
             raise UserError(
                 f"--share {self.root}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
             )
 
     def check(self, settings: Settings, but: Collection[str] = ()) -> None:
-        """UserError if the folder is not this run's: it holds a project of people, or a run that has answers or a model
-        under settings that differ in something else than ``but``; the message shows in what."""
+        """Raise UserError if the folder holds a project, or a run under other settings that has answers or a model.
+
+        Differences in the settings named ``but`` are allowed. The message lists the others.
+        """
         if not self.settings.exists():
             return
         before = self.read_settings()
@@ -95,7 +96,7 @@ class RunFolder:
                 f"{self.root} holds a project in which people answer ({count} so far); go on with it: "
                 f"rarebox serve {self.root}, or name another folder for the run"
             )
-        # A setting that this run's version did not have stays as it was then, unless the user asks for a special value.
+        # A setting that the version of this run lacked keeps its former value, unless the user sets a special one.
         new = config.usual(settings).difference(name for name, _ in config.flatten(self._written()))
         changed = config.difference(before, settings, (*KEPT, *but, *new)) if self._has_begun() else []
         if changed:
@@ -105,7 +106,7 @@ class RunFolder:
             )
 
     def claim(self, settings: Settings) -> Settings:
-        """Make the folder this run's, or check that it is; the settings to go on with. The folder must be locked."""
+        """Claim the folder for this run, or check that it is. Return the settings to resume with. Needs the lock."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.check(settings)
         if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
@@ -120,13 +121,13 @@ class RunFolder:
         return self.read_settings()
 
     def _holds_something_else(self) -> bool:
-        # A first start that was cut short, or failed before it began.
+        # These files are left by a first start that was interrupted or failed.
         ours = {*(lock.name for lock in self.locks), self.failed.name}
         ours |= {f"{self.settings.name}{PART}", f"{self.failed.name}{PART}"}
         return any(file.name not in ours for file in self.root.iterdir())
 
     def _has_begun(self) -> bool:
-        """Whether there is something to lose: an answer, or what was trained on one."""
+        """Whether there is something to lose: an answer or a trained model."""
         return self._has_trained() or (self.settings.exists() and answers_in(self.store) > 0)
 
     def _has_trained(self) -> bool:
@@ -134,27 +135,27 @@ class RunFolder:
         return self.settings.exists() and any(file.exists() for file in trained)
 
     def _is_project(self, settings: Settings) -> bool:
-        """Whether people answer here: a run writes its environment before its store, a project has none."""
+        """Whether this is a project. A run writes its environment before its store; a project writes none."""
         labels = self.labels(settings)
         if self.environment.exists() or (isinstance(labels, Path) and not labels.exists()):
             return False
         return not self._has_trained() or answers_in(labels, of_people=True) > 0
 
     def _begin_anew(self, settings: Settings) -> None:
-        """A run that stopped before its first answer (a mistyped option, say) may be started with other settings."""
+        """Start over with other settings. For a run that stopped before its first answer (a mistyped option, say)."""
         discard_store(self.store)
         for file in (self.environment, self.problems):
             file.unlink(missing_ok=True)
         write_text(self.settings, config.dump(settings))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder against every other process, a server's too; the lock goes with this one, however it ends.
+    def locked(self) -> Generator[None]:
+        """Lock the folder against all other processes, servers too. The lock ends with this process in any case.
 
-        What a killed process left half-written is removed.
+        Removes what a killed process left half-written.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        # In this order: another process may be making the folder its run just now.
+        # In this order, because another process may claim the folder in between.
         if self._holds_something_else() and not self.settings.exists():
             count = answers_in(self.store)
             held = (
@@ -168,8 +169,8 @@ class RunFolder:
             yield
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """The same, whatever the folder holds."""
+    def alone(self) -> Generator[None]:
+        """Lock the folder as :meth:`locked` does, with any content."""
         first, second = self.locks
         with hold(first), hold(second):
             sweep(self.root)
@@ -205,7 +206,7 @@ def discard_store(file: Path) -> None:
     if not is_store(file):
         return
     with Store(file):
-        pass  # it is one, and of a schema that is known
+        pass  # raises if it is no store, or has an unknown schema
     try:
         with closing(sqlite3.connect(file, timeout=1, isolation_level=None)) as connection:
             # Leaving the log mode takes the only connection there is; then it is nobody else's until it is closed.

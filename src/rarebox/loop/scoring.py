@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 from uuid import uuid4
 
 import numpy as np
@@ -18,21 +18,22 @@ from rarebox.core import parquet
 from rarebox.core.files import copy, read_json, write_json
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import Detector
-from rarebox.detectors.detector import ABOUT, WEIGHTS
+from rarebox.detectors.detector import ABOUT, WEIGHTS, Scored
 from rarebox.detectors.frozen import FrozenPictures
 from rarebox.errors import Damaged, UserError
-from rarebox.loop.run import EngineProgress, Run, batches, load_detector, look, new_detector, views_of
+from rarebox.loop.run import EngineProgress, Run, batches, extract, load_detector, new_detector, views_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import candidates as pool_file
+from rarebox.pool.affine import Frame
 from rarebox.pool.candidates import Shards
 from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
 
 
 def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
-    """Candidates of every image that is not completely labelled, scored by the model of the cycle before.
+    """Score every image that is not completely labelled with the previous model, and return the candidates.
 
-    The pool goes in shards; a finished shard's files are not made again. Where nobody looks at a score there are no
-    candidates, and the images have none.
+    The pool is scored in shards, and finished shards are not scored again. If neither the strategy nor the training
+    uses scores, there are no candidates and the image scores are 0.
     """
     labels = run.store.labels(up_to_cycle=cycle - 1)
     images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
@@ -43,16 +44,16 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
         no_scores = np.zeros((len(images), len(run.classes)))
         return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)
     folder = make_shards(run, cycle, images)
-    if run.settings.selection.strategy not in strategies.IMAGE:  # no other one looks at the images' own rows
+    if run.settings.selection.strategy not in strategies.IMAGE:  # only these use the scores of whole images
         return scored_pool(run, cycle), ImageScores.none(len(run.classes))
     scores = pool_file.read_images(folder)
-    # Where people answer, classes may have been merged or added since the model was trained.
+    # In a project, classes may have been merged or added since the model was trained.
     lacking = len(run.classes) - scores.class_scores.shape[1]
     return scored_pool(run, cycle), replace(scores, class_scores=np.pad(scores.class_scores, ((0, 0), (0, lacking))))
 
 
 def scored_pool(run: Run, cycle: int) -> Shards:
-    """The candidates that a cycle chooses from, on the disk; their classes as what they count as by now."""
+    """The candidates that a cycle chooses from, read from disk with merged classes."""
     folder = run.folder.cycle(cycle) / "candidates"
     names = _listed(folder)
     files = [folder / f"shard_{name}" for name in names] if names is not None else folder.glob("shard_*")
@@ -60,7 +61,7 @@ def scored_pool(run: Run, cycle: int) -> Shards:
 
 
 def is_scored(run: Run, cycle: int) -> bool:
-    """Whether all that :func:`scored_pool` reads is there, and whole."""
+    """Whether everything that :func:`scored_pool` reads is on the disk and complete."""
     folder = run.folder.cycle(cycle) / "candidates"
     if not folder.exists():
         return False
@@ -70,25 +71,34 @@ def is_scored(run: Run, cycle: int) -> bool:
     return all(parquet.is_whole(folder / f"{kind}_{name}") for name in names for kind in KINDS)
 
 
-def _told(folder: Path) -> dict[str, Any] | None:
-    """What ``shards.json`` holds, in the form of today; None where it cannot be read."""
+class ShardList(TypedDict):
+    """What ``shards.json`` holds: the version of the rules that scored the shards, and the shards' names."""
+
+    rules: int | None
+    shards: list[str]
+
+
+def _told(folder: Path) -> ShardList | None:
+    """Read ``shards.json`` in the form of today. None if it cannot be read."""
     try:
         told = read_json(folder / SHARDS)
     except Damaged:
         return None
     if isinstance(told, list):  # as an earlier version wrote it
-        return {"rules": None, "shards": told}
-    return told if isinstance(told, dict) and isinstance(told.get("shards"), list) else None
+        return {"rules": None, "shards": cast(list[str], told)}
+    if not isinstance(told, dict) or not isinstance(cast(dict[str, object], told).get("shards"), list):
+        return None
+    return cast(ShardList, told)
 
 
 def _listed(folder: Path) -> list[str] | None:
-    """The names of the shards that belong together; None where no list of them can be read."""
+    """The names of the shards that belong together. None if their list cannot be read."""
     told = _told(folder)
     return told["shards"] if told else None
 
 
 def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
-    """Whether an earlier version scored this cycle by other rules, and questions of that ranking have been asked."""
+    """Whether an earlier version scored this cycle by other rules and asked from that ranking."""
     told = _told(folder)
     if told is None or told["rules"] == RULES:  # without the list, what is missing is scored again by our rules
         return False
@@ -97,12 +107,12 @@ def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
 
 
 def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
-    """Score what is not scored yet of the images, shard by shard; the folder of all their files.
+    """Score the images that are not scored yet, shard by shard, and return the folder of the files.
 
-    A shard is named by its place in the pool, in which order all shards are read, and by all that its numbers depend
-    on: it is never scored again, whatever the engine, and never taken for another. ``shards.json`` names those that
-    belong together; it changes when all of them are there, and what was there before goes only then. A cycle that an
-    earlier version has scored and asked from keeps those scores to its end: places in two rankings must not be mixed.
+    A shard is named by its place in the pool, which is the order of reading, and by a hash of everything that its
+    numbers depend on. So no engine scores it twice or confuses it with another. ``shards.json`` lists the shards that
+    belong together. It changes when all of them are written, and only then are older shards removed. A cycle that an
+    earlier version has scored and asked from keeps those scores, as places in two rankings must not be mixed.
     """
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     if _began_by_other_rules(run, cycle, folder):
@@ -112,8 +122,8 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     recipe = scoring_recipe(run, cycle)
     names = [f"{place:05d}_{shard_name(recipe, shard)}.parquet" for place, shard in enumerate(shards)]
     wanted = {f"{kind}_{name}" for name in names for kind in KINDS}
-    # The model of cycle 1 is that of all runs that share it, and so are its scores. Giving and taking are favours:
-    # where a folder cannot be written to or read, a run scores by itself.
+    # Runs that share the model of cycle 1 share its scores too. If the other folder cannot be read or written, each run
+    # scores by itself.
     lender = RunFolder(run.share) if run.share and run.share.exists() and cycle == 2 else None
     if lender:
         for place in (lender.root / "scored", lender.cycle(2) / "candidates"):
@@ -122,7 +132,7 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     missing = [p for p, name in enumerate(names) if not all(parquet.is_whole(folder / f"{k}_{name}") for k in KINDS)]
     if missing:
         _score_shards(run, cycle, folder, images, shards, names, missing)
-    listing = {"rules": RULES, "shards": names}
+    listing: ShardList = {"rules": RULES, "shards": names}
     if _told(folder) != listing:
         write_json(folder / SHARDS, listing)
     for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
@@ -135,9 +145,9 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
 
 
 def _give(there: Path, here: Path, names: Iterable[str]) -> None:
-    """Put those files of one folder that are there, and whole, into another that lacks them.
+    """Copy the complete files of one folder into another that lacks them.
 
-    They are never changed in place, so a second name for the same bytes will do where the disk knows that.
+    Files are never changed in place, so a hard link is used where the disk allows it.
     """
     lacking = [name for name in names if not parquet.is_whole(here / name) and parquet.is_whole(there / name)]
     for name in lacking:
@@ -162,16 +172,15 @@ def _score_shards(
     names: Sequence[str],
     missing: Sequence[int],
 ) -> None:
-    """Score the missing ones of the shards, by the run's engine, and write them as they come."""
+    """Score the missing shards with the engine of the run, and write each as it arrives."""
     known = len(images) - sum(len(shards[place]) for place in missing)
-    look(run, run.pool.of([image for place in missing for image in shards[place]]))
+
+    def tell(done: int, note: str = "") -> None:
+        report(known + done, len(images), f"images{note}")
+
+    extract(run, run.pool.of([image for place in missing for image in shards[place]]))
     with run.stage("score") as report:
-        scored = run.engine(
-            run,
-            cycle,
-            [shards[place] for place in missing],
-            lambda done, note="": report(known + done, len(images), f"images{note}"),
-        )
+        scored = run.engine(run, cycle, [shards[place] for place in missing], tell)
         for number, found, of_images in scored:
             pool_file.write(folder / f"images_{names[missing[number]]}", of_images)
             pool_file.write(folder / f"shard_{names[missing[number]]}", found)
@@ -180,7 +189,7 @@ def _score_shards(
 def score_here(
     run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
 ) -> Iterator[tuple[int, Candidates, ImageScores]]:
-    """The engine ``local``: one shard after the other, in this process."""
+    """The engine ``local``: score one shard after the other in this process."""
     detector, done = load_detector(run, cycle - 1), 0
     if isinstance(run.pool, FrozenPictures) and not detector.has_backbone_of(new_detector(run)):
         raise UserError(
@@ -197,7 +206,7 @@ def score_here(
 
 
 SHARDS = "shards.json"
-"""The list of the shards that a cycle chooses from, in the order of the pool."""
+"""The file that lists the shards of a cycle, in the order of the pool."""
 
 RULES = 2
 """Counts up when the same model and settings give other scores. 2: boxes are compared in the view's frame."""
@@ -206,8 +215,8 @@ KINDS = ("shard", "images")
 """What the two files of a shard are called: candidates, and scores of whole images."""
 
 
-def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
-    """All that the scores of an image depend on but the image: the model by its content, settings, seed, cycle."""
+def scoring_recipe(run: Run, cycle: int) -> dict[str, object]:
+    """Everything except the image that its scores depend on: the content of the model, settings, seed and cycle."""
     settings, model = run.settings, run.folder.cycle(cycle - 1)
     return {
         "rules": RULES,
@@ -224,13 +233,13 @@ def scoring_recipe(run: Run, cycle: int) -> dict[str, Any]:
     }
 
 
-def shard_name(recipe: Mapping[str, Any], images: Sequence[ImageRecord]) -> str:
-    """What tells a shard from all others."""
+def shard_name(recipe: Mapping[str, object], images: Sequence[ImageRecord]) -> str:
+    """A hash that identifies a shard."""
     return sha256(json.dumps([recipe, listed(images)]).encode()).hexdigest()[:20]
 
 
 def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
-    """What tells images from others, wherever their folder has been moved."""
+    """What identifies images, even after their folder was moved."""
     return [(i.id, Path(i.path).name, i.width, i.height) for i in images]
 
 
@@ -241,16 +250,16 @@ def score_images(
     cycle: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> tuple[Candidates, ImageScores]:
-    """Candidates of the pictures and a row for each picture, by image id.
+    """Return the candidates of the pictures and a row of scores for each picture, sorted by image id.
 
-    Images of one shape go together; each comes with all its views. A GPU works on the next batch meanwhile.
+    A batch holds images of one shape, each with all its views. A GPU computes the next batch in the meantime.
     """
     found: list[tuple[Candidates, ImageScores]] = []
     with_features = wants_features(settings)
 
-    def queued() -> Iterator[tuple[Any, ...]]:
+    def queued() -> Iterator[tuple[list[int], list[list[Frame]], Callable[[], list[Scored]]]]:
         for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
-            ids = [pictures.records[i].id for i in rows]
+            ids = [pictures.records[i].id for i in map(int, rows)]
             sizes = [detector.input_size(picture) for picture in batch]
             views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
             frames = [detector.frames(picture, plan) for picture, plan in zip(batch, views, strict=True)]
@@ -272,7 +281,7 @@ T = TypeVar("T")
 
 
 def behind(items: Iterable[T], by: int) -> Iterator[T]:
-    """The items in their order, each when ``by`` more of them have been made."""
+    """Yield the items in order, each after ``by`` more of them are made."""
     waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)
@@ -282,5 +291,5 @@ def behind(items: Iterable[T], by: int) -> Iterator[T]:
 
 
 def wants_features(settings: Settings) -> bool:
-    """Whether the strategy looks at the features of candidates."""
+    """Whether the strategy uses the features of candidates."""
     return "features" in strategies.NEEDS.get(settings.selection.strategy, ())

@@ -3,7 +3,6 @@
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
-from typing import Any
 
 from rarebox import config, detectors
 from rarebox.config import TrainingSettings
@@ -14,8 +13,8 @@ from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
 
 
-def first_cycle(run: Run) -> dict[str, Any]:
-    """All that the model of cycle 1 depends on, to tell whether two runs may share it."""
+def first_cycle(run: Run) -> dict[str, object]:
+    """Everything that the model of cycle 1 depends on: runs with the same values may share it."""
     settings = run.settings
     pool = sha256(repr(scoring.listed(run.pool.records)).encode()).hexdigest()
     return {
@@ -30,14 +29,14 @@ def first_cycle(run: Run) -> dict[str, Any]:
 
 
 def take_first_model(run: Run, share: Path) -> None:
-    """Copy the cycle-1 model of another run; UserError if it has none, or one that this run would not have made."""
+    """Copy the cycle-1 model of another run. Raises UserError if it has none or trained it under other settings."""
     theirs, ours = RunFolder(share).cycle(1), first_cycle(run)
     RunFolder(share).check_first_model()
     try:
         told = read_json(theirs / "shared.json", dict)
     except Damaged as error:
         raise UserError(f"--share {share}: {error.args[0]}; or share another run, or leave --share out") from error
-    # What an earlier version did not know yet is as it was then.
+    # Settings that the version of that run lacked have the values it used.
     told["detector"] = detectors.read_about(theirs)[1].model_dump(mode="json")
     told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
     there, here = dict(config.flatten(told)), dict(config.flatten(ours))

@@ -1,6 +1,6 @@
 """A simulated run: open or resume its folder, and repeat the cycle until the budget is spent."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
@@ -8,24 +8,20 @@ from pathlib import Path
 
 from rarebox import strategies
 from rarebox.config import Settings
-from rarebox.core import seeds
 from rarebox.core.files import write_json
-from rarebox.core.progress import Progress
+from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
 from rarebox.data.datasets import load_data
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
-from rarebox.loop import scoring
+from rarebox.loop import rules, scoring
 from rarebox.loop.cycle import leaves_images_out, run_cycle
 from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run import Engine, Run, new_detector, pictures_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.types import ImageRecord
-
-HELD_OUT = 0.2
-"""Share of the pool kept for evaluation where a data set has no test split."""
 
 
 def simulate(
@@ -35,15 +31,15 @@ def simulate(
     *,
     share: Path | None = None,
     engine: Engine | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     finished: Callable[[CycleRecord], None] = lambda _: None,
 ) -> list[CycleRecord]:
-    """Run all cycles of a simulation, or go on with one that was stopped; the records of ``metrics.json``.
+    """Run or resume all cycles of a simulation, and return the records of ``metrics.json``.
 
-    ``dataset`` is the one that the settings name, if it was read already. ``share`` names the folder of another run
-    with the same seed, data, detector and training, whose cycle-1 model is taken over. ``engine`` scores the pool;
-    this process does if none is named. ``finished`` is called with each new record. Raises UserError for anything the
-    user can mend.
+    ``dataset`` is the one that the settings name, if it is loaded already. ``share`` is the folder of another run
+    with the same seed, data, detector and training, whose cycle-1 model this run copies. ``engine`` scores the pool
+    (default: this process). ``finished`` is called with each new record. Raises UserError for anything the user can
+    correct.
     """
     place = RunFolder(folder)
     strategies.choose(settings.selection)
@@ -59,7 +55,7 @@ def simulate(
         with Store(place.store, classes=dataset.classes, flush=False) as store:
             now = open_run(place, settings, dataset, store, progress, engine, share)
             if not store.queries(1):
-                new_detector(now)  # a device or weights that cannot be had are told before the first answer
+                new_detector(now)  # a missing device or weights are reported before the first answer
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
                 now.cycle, now.seconds, now.notes = cycle, {}, []
                 done = run_cycle(now, cycle)
@@ -77,10 +73,10 @@ def open_run(
     engine: Engine | None = None,
     share: Path | None = None,
 ) -> Run:
-    """All that the steps of a cycle work with; the store learns the pool's images, the oracle the store's answers."""
+    """Open what the steps of a cycle work with. The store receives the images, the oracle the earlier answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:
-        held_out = _held_out(images, settings.seed)
+        held_out = held_out_images(images, settings.seed)
         test = listings.Split(held_out, {i.id: dataset.train.truth[i.id] for i in held_out})
         images = tuple(i for i in images if i.id not in test.truth)
     of_test = sha256(repr([(i.id, i.path, i.width, i.height) for i in test.images]).encode()).hexdigest()[:12]
@@ -95,8 +91,8 @@ def open_run(
 
 
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
-    """UserError if a run is continued on other images than it began with."""
-    changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set()
+    """Raise UserError if a run resumes with other images than it started with."""
+    changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set[str]()
     if changed:
         raise UserError(
             f"the data set has changed since this run began: {len(changed)} images are new, gone or other than before, "
@@ -104,17 +100,15 @@ def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[Ima
         )
 
 
-def _held_out(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
-    """A random share of the pool's images, at least one, in their order."""
+def held_out_images(images: Sequence[ImageRecord], seed: int) -> tuple[ImageRecord, ...]:
+    """The images held out for evaluation, in their order. Raises UserError if there are fewer than two images."""
     if len(images) < 2:
         raise UserError("the data set has no test split and a single image; there is nothing to hold out for testing")
-    count = max(1, round(HELD_OUT * len(images)))
-    chosen = seeds.stream(seed, "held out").permutation(len(images))[:count]
-    return tuple(images[i] for i in sorted(chosen))
+    return tuple(images[place] for place in rules.held_out(seed, len(images)))
 
 
 @contextmanager
-def _disk_errors_explained(folder: Path) -> Iterator[None]:
+def _disk_errors_explained(folder: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:  # a copy of a folder collects its errors in `shutil.Error`, which has no number

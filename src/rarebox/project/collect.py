@@ -1,10 +1,10 @@
-"""The labels of a run, gathered from its store and its last targets, for export."""
+"""Collect the labels of a run from its store and its last targets, for export."""
 
 from pathlib import Path
 
 import numpy as np
 
-from rarebox.core.progress import Progress
+from rarebox.core.progress import Progress, silent
 from rarebox.data.export import Annotations
 from rarebox.labels.store import Store
 from rarebox.labels.targets import read_targets
@@ -14,12 +14,12 @@ from rarebox.types import ImageLabels, ImageRecord, Source, Targets
 
 
 def collect(
-    run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = lambda *_: None
+    run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = silent
 ) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
-    What is damaged in the store is left out, and named in the list ``damage``. Photos that have moved are found again;
-    what a person should know of the photos goes to ``warnings``. Raises UserError where no run has been.
+    Damaged rows of the store are skipped and added to ``damage``. Moved photos are found again, and warnings about
+    photos are added to ``warnings``. Raises UserError if there is no run.
     """
     folder, found = RunFolder(run), check_photos(run, progress)
     if warnings is not None:
@@ -39,7 +39,7 @@ def _last_targets(folder: RunFolder) -> Path | None:
 
 
 def _annotations(image_id: int, said: ImageLabels, targets: Targets | None) -> Annotations:
-    """Human boxes as they stand in the store, and the pseudo labels that went into training beside them."""
+    """The human boxes of the store, and the pseudo labels that were trained on beside them."""
     human = np.ones(len(said.boxes))
     if targets is None:
         source = np.array([Source.HUMAN] * len(human), dtype=object)

@@ -4,15 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from rarebox import config, settings_text
 from rarebox.config import Settings
-from rarebox.core import seeds
 from rarebox.core.boxes import rescaling
 from rarebox.core.files import PART, write_json, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.data import datasets, listings
 from rarebox.data.classes import Classes, class_key
 from rarebox.data.images import SUFFIXES, files_below
@@ -21,23 +21,35 @@ from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import UserError
 from rarebox.labels.leases import clean_name
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
-from rarebox.project.photos import Contents, Progress
-from rarebox.project.project import HELD_BACK, HELD_BACK_EVERY
+from rarebox.project.photos import Contents
+from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
-def take_predictions(project: Any, ranked: Any) -> int:
-    """Give another detector's boxes the numbers of the project's images and classes, and its pixels; how many there
-    are."""
-    from rarebox.core.boxes import rescaling
-    from rarebox.data.classes import Classes
+class Predictions(Protocol):
+    """Another detector's boxes: queries, and what their image ids and guesses stand for."""
 
+    @property
+    def queries(self) -> Sequence[Query]: ...
+    @property
+    def images(self) -> Mapping[int, ImageRecord]: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+
+def take_predictions(project: Project, ranked: Predictions) -> int:
+    """Keep another detector's boxes, with the project's image ids, labels and pixels. Return how many were kept.
+
+    Boxes on images that the project lacks are skipped. Raises UserError if a photo has another shape than the
+    image that the detector saw.
+    """
     images, by_name, classes = project.store.images(), ByName[int](), Classes(project.store.classes())
     for i, record in images.items():
         by_name.add(record.path, i)
-    kept = []
+    kept: list[Query] = []
     for query in ranked.queries:
         record = ranked.images[query.image_id]
         image_id = by_name.match(record.path)
@@ -48,8 +60,10 @@ def take_predictions(project: Any, ranked: Any) -> int:
         if factors is None:
             raise UserError(
                 f"{record.path}: the boxes are of a picture of {record.width} x {record.height} pixels, the photo has "
-                f"{size[0]} x {size[1]}; let the detector look at the photos themselves"
+                f"{size[0]} x {size[1]}. Run the detector on the photos themselves"
             )
+        assert query.guess is not None
+        assert query.box is not None
         guess = classes.find(ranked.classes[query.guess])
         kept.append(replace(query, image_id=image_id, guess=guess, box=query.box * factors))
     project.write_predictions(kept)
@@ -57,7 +71,7 @@ def take_predictions(project: Any, ranked: Any) -> int:
 
 
 IMPORTED = "import"
-"""Who has answered what was labelled before."""
+"""The author of imported labels."""
 
 
 def create(
@@ -68,17 +82,16 @@ def create(
     *,
     partial: bool = False,
     preset: str = "laptop",
-    changes: Mapping[str, Any] | None = None,
-    progress: Progress = lambda *_: None,
+    changes: Mapping[str, object] | None = None,
+    progress: Progress = silent,
 ) -> list[listings.Problem]:
-    """Make a project of the images below a folder or URL (:mod:`rarebox.data.remote`); the problems met come back.
+    """Create a project from the images below a folder or URL (:mod:`rarebox.data.remote`). Return the problems found.
 
-    ``labels`` is a data set that :func:`rarebox.data.datasets.load` reads: what it says of images of that name is taken
-    in. An
-    image counts as labelled completely, unless ``partial``, or an object of it was lost. UserError where there is a
-    project already, or no image.
+    ``labels`` is a data set that :func:`rarebox.data.datasets.load` reads. Its labels of images with the same name are
+    imported. An image counts as completely labelled, unless ``partial`` is set or an object of it was lost. Raises
+    UserError if there is a project already, or no image.
 
-    A store with answers that lies in the folder, a restored backup say, is taken over as it is.
+    If the folder holds a store with answers, such as a restored backup, the project uses it as it is.
     """
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
@@ -122,7 +135,7 @@ def create(
         raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
     with folder.alone():
-        discard_store(folder.store)  # of a start that was cut short
+        discard_store(folder.store)  # left by an interrupted start
         with Store(place, classes=names) as store, store.transaction(writes=True):
             store.add_images(records, digests)
             if known:
@@ -134,7 +147,7 @@ def create(
 
 
 def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) -> list[listings.Problem]:
-    """Go on with the answers of a store whose project is gone; the photos that are new come in when it is served."""
+    """Resume with the store of a lost project. New photos are added when the project is served."""
     with folder.alone(), Store(folder.labels(settings)) as store:
         there = {class_key(name) for name in store.classes()}
         if lacking := [name for name in classes if class_key(name) not in there]:
@@ -156,14 +169,14 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
 
 
 def _not_found(store: Store, photos: Path, folder: RunFolder) -> list[str]:
-    """The paths of images that are neither where they were nor in the folder of photos, once moved ones are found."""
+    """Find moved images, and return the paths of those that are missing."""
     find_moved_images(store, photos, folder)
     paths = [image.path for image in store.images().values()]
     return [path for path in paths if not is_url(path) and not os.path.isfile(path)]
 
 
 def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list[str]:
-    """Cleaned, each once; a name that is another's but for its capitals is a problem, and counts as that one."""
+    """Clean the class names and remove duplicates. Names that differ in capitals only are one, and a problem."""
     once: dict[str, str] = {}
     for name in (clean_name(name, "class") for name in names):
         first = once.setdefault(class_key(name), name)
@@ -175,8 +188,8 @@ def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list
 
 @dataclass(frozen=True, eq=False)
 class _Labels:
-    """What labels that were there before say of a photo: boxes (N, 4) in its pixels, the project's labels (N,) of them,
-    and which of them are around several objects. ``complete``: every object has a box of its own."""
+    """The imported labels of a photo: boxes (N, 4) in its pixels, their labels (N,) in the project, and which of them
+    are crowds. ``complete``: every object has a box."""
 
     boxes: Floats
     labels: Ints
@@ -184,7 +197,7 @@ class _Labels:
     complete: bool
 
     def joined(self, other: "_Labels") -> "_Labels":
-        """These and what another entry of the same photo adds."""
+        """These labels and the further ones of another entry for the same photo."""
         ours = {(*box, label) for box, label in zip(self.boxes.tolist(), self.labels.tolist(), strict=True)}
         theirs = zip(other.boxes.tolist(), other.labels.tolist(), strict=True)
         new = np.array([(*box, label) not in ours for box, label in theirs], dtype=bool)
@@ -199,9 +212,9 @@ class _Labels:
 def _take_in(
     store: Store, known: listings.Dataset, records: Sequence[ImageRecord], partial: bool, seed: int
 ) -> list[listings.Problem]:
-    """Answers from labels that were there before: whole images where they are complete, else single boxes.
+    """Import labels as answers: to whole images where they are complete, else to single boxes.
 
-    A crowd is no object, and whoever labelled it did not label what it holds: nobody is asked about it.
+    A crowd is no object, and the objects in it have no boxes, so nobody is asked about it.
     """
     problems: list[listings.Problem] = []
     found = _labels_of_photos(known, records, store.digests(), Classes(store.classes()), problems)
@@ -210,13 +223,10 @@ def _take_in(
     said: list[tuple[Floats, list[int], Verdict]] = []
     nothing = np.zeros((0, 4), dtype=np.float32)
     whole = [record for record, one in found if one.complete and not partial]
-    chance = seeds.stream(seed, "held out").permutation(len(whole))
-    kept = {
-        record.id for record, place in zip(whole, chance, strict=True) if place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
-    }
+    held_out = {whole[place].id for place in rules.held_out(seed, len(whole), FEWEST_TO_HOLD_OUT)}
     for record, one in found:
         if one.complete and not partial:
-            asked.append(Query(record.id, why={HELD_BACK: 1.0} if record.id in kept else None, asked_by=IMPORTED))
+            asked.append(Query(record.id, why={HELD_OUT: 1.0} if record.id in held_out else None, asked_by=IMPORTED))
             said.append((one.boxes, one.labels.tolist(), Verdict.OBJECT))
             continue
         for box, label, crowd in zip(one.boxes, one.labels.tolist(), one.crowds, strict=True):
@@ -239,9 +249,9 @@ def _labels_of_photos(
     classes: Classes,
     problems: list[listings.Problem],
 ) -> list[tuple[ImageRecord, _Labels]]:
-    """Each photo that the labels speak of, and what they say. What belongs to no photo, or to several, is a problem.
+    """Match the labels to photos. Labels that fit no photo, or several, are reported as problems.
 
-    A photo is known by its place (an image of our own exports is a link of another name), else by its name, else by its
+    A photo is found by its path (images of our exports are links with other names), else by its name, else by its
     content: ``digests`` are the hashes of the photos.
     """
     photos, by_id = ByName[int](), {record.id: record for record in records}
@@ -256,7 +266,7 @@ def _labels_of_photos(
     claims: dict[int, dict[str, _Labels]] = {}
 
     def photo_of(path: str) -> int | None:
-        """Raises `UserError` if several have that name."""
+        """The id of the photo that an image shows. Raises UserError if several photos have its name."""
         if not is_url(path) and (there := places.get(os.path.realpath(path))):
             return there
         try:
@@ -292,7 +302,7 @@ def _labels_of_photos(
             else:
                 before = claims.setdefault(photo, {})
                 before[image.path] = before[image.path].joined(one) if image.path in before else one
-    taken = []
+    taken: list[tuple[ImageRecord, _Labels]] = []
     for photo, claiming in sorted(claims.items()):
         record = by_id[photo]
         chosen = record.path if record.path in claiming else next(iter(claiming)) if len(claiming) == 1 else None
@@ -305,13 +315,12 @@ def _labels_of_photos(
 
 
 def _labels_of(split: listings.Split, image: ImageRecord, photo: ImageRecord, numbers: Ints) -> _Labels | None:
-    """What a data set says of a photo, which may be a larger or smaller copy of the image that was labelled; None if it
-    is none."""
+    """The labels of an image, scaled to a photo that may be a larger or smaller copy. None if the shapes differ."""
     factors = rescaling((image.width, image.height), (photo.width, photo.height))
     if factors is None:
         return None
     truth, unsure = split.truth[image.id], split.unsure[image.id]
     complete = image.id not in split.incomplete and not unsure.any()
-    by_people = ~unsure | truth.difficult  # what a model made is asked about anew
+    by_people = ~unsure | truth.difficult  # boxes of a model are asked about again
     boxes, labels = as_boxes(truth.boxes * factors), numbers[truth.labels]
     return _Labels(boxes[by_people], labels[by_people], unsure[by_people], complete)

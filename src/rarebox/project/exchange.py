@@ -1,8 +1,8 @@
-"""Questions that people answer in another tool: which ones go out, and how what comes back becomes answers.
+"""Questions that people answer in another tool: which ones are sent, and how its results become answers.
 
-A query that came back kept or changed is an object; one that was deleted is not an object, unless another box took its
-place (IoU 0.5, as when a simulated oracle answers: decisions row 13). A box beyond that was missed: a question of the
-person's own, answered.
+A box that comes back unchanged or moved is an object. A deleted box is not an object, unless another box took its place
+(IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a question
+that its author asked and answered.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 from sqlalchemy import select
@@ -30,14 +30,14 @@ from rarebox.pool.ranking import still_open
 from rarebox.project.project import Project
 from rarebox.types import Answer, Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
-Job = Callable[[], Any]
-"""Something that writes to the store."""
-
 SAME_OBJECT = 0.5
-"""IoU from which a box means the object that another one means."""
+"""The lowest IoU at which two boxes show the same object."""
 
 STILL = 0.05
-"""Pixels by which the edges of an untouched box may move on the way (CVAT keeps two decimals)."""
+"""Pixels by which the edges of an untouched box may move in transfer (CVAT keeps two decimals)."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +56,17 @@ class Questions:
 
 
 def ask_ahead(root: Path, most: int) -> None:
-    """Have a project ask questions from its ranking until so many are open, or what is left of the budget.
+    """Ask questions from the ranking of a project until ``most`` are open, within the budget.
 
-    People on the page are asked one by one; whoever works elsewhere takes a stack along. One question an image is open
-    at a time.
+    The page asks one question at a time; other tools receive many at once. Each image has at most one open question.
     """
     project = Project(root)
     try:
         cycle = project.cycle
         with project.store.transaction(writes=True):
             asker = project.asker(cycle)
-            wanted = min(most, project.budget(cycle) - project.spent(cycle)) - len(project.store.unanswered(cycle))
+            budget = project.budget(cycle)
+            wanted = min(most - budget.open, budget.to_ask)
             while asker and wanted > 0 and (asked := asker.ask(wanted, anyhow=True)):
                 wanted -= len(asked)
     finally:
@@ -74,7 +74,7 @@ def ask_ahead(root: Path, most: int) -> None:
 
 
 def open_questions(store: Store) -> Questions:
-    """What nobody has answered yet; a box without a guess is shown as the first class."""
+    """The unanswered questions. A box without a guess gets the first class."""
     with store.transaction():
         cycle = max(store.cycles(), default=0)
         images, names, counts_as = store.images(), store.classes(), store.counts_as()
@@ -90,21 +90,27 @@ def _guessing(query: Query, guess: int) -> Query:
 
 
 SHOWN_ABOVE = 0.3
-"""Score from which a box that nobody asks about is shown as well; weaker ones would be in the way."""
+"""The lowest score at which a box that is not asked about is shown too. Weaker boxes would clutter the image."""
+
+
+class Writer(Protocol):
+    """Runs a job that writes to the store, in the thread that may write, and returns its result."""
+
+    def __call__(self, job: Callable[[], T], /) -> T: ...
 
 
 class ReviewSource:
-    """What a project shows in another tool, image by image, and how its answers come in.
+    """The questions of a project for another tool, image by image, and the import of its answers.
 
-    ``do`` runs a job that writes, as the thread that writes wants it. All methods may be called from any thread.
+    ``do`` runs jobs in the thread that writes. All methods may be called from any thread.
     """
 
-    def __init__(self, project: Project, source: str = "labelstudio", do: Callable[[Job], Any] = lambda job: job()):
+    def __init__(self, project: Project, source: str = "labelstudio", do: Writer = lambda job: job()):
         self._project, self._source, self._do = project, source, do
         self._ranked: tuple[int, Candidates, dict[int, Ints]] = (-1, Candidates.none(0), {})
 
     def classes(self) -> tuple[str, ...]:
-        """The classes that there are now."""
+        """The current classes."""
         return open_questions(self._project.store).classes
 
     def version(self) -> str:
@@ -134,11 +140,11 @@ class ReviewSource:
         return sheets
 
     def record(self, batch: Batch) -> dict[str, int]:
-        """Take in what came back; how many answers of which kind."""
+        """Record returned annotations. Return the number of answers of each kind."""
         return asdict(self._do(lambda: bring_in(self._project.store, batch, self._source)))
 
     def _others(self, image_id: int, asked: Sequence[Query], found: Questions) -> list[Query]:
-        """Boxes of the ranking that lie away from what is asked and what is settled."""
+        """Boxes of the ranking that overlap no open question and no settled box."""
         candidates, rows_of = self._ranking(found.cycle)
         rows = candidates[rows_of.get(image_id, np.zeros(0, np.int64))]
         iou = self._project.settings.selection.answered_iou
@@ -152,7 +158,7 @@ class ReviewSource:
         ]
 
     def _ranking(self, cycle: int) -> tuple[Candidates, dict[int, Ints]]:
-        """The ranking of a cycle, read once."""
+        """The ranking of a cycle, cached."""
         if self._ranked[0] != cycle:
             known = self._project.has_ranking(cycle)
             ranked = self._project.read_ranking(cycle).candidates if known else Candidates.none(0)
@@ -203,10 +209,10 @@ class _Known:
 
     images: Mapping[int, ImageRecord]
     classes: Classes
-    queries: dict[int, dict[int, Query]] = field(default_factory=dict)
-    standing: dict[int, dict[str, Answer]] = field(default_factory=dict)
-    drawn: dict[int, dict[str, int]] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
+    queries: dict[int, dict[int, Query]] = field(default_factory=dict[int, dict[int, Query]])
+    standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
+    drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
+    taken: set[str] = field(default_factory=set[str])
 
     @classmethod
     def of(cls, store: Store, source: str) -> "_Known":
@@ -230,7 +236,7 @@ class _Known:
         return known
 
     def _hear(self, answer: Answer) -> None:
-        """An answer takes the place of its author's earlier one, or takes it back."""
+        """Replace or withdraw the earlier answer of the same author."""
         on_query = self.standing.setdefault(answer.query_id, {})
         on_query.pop(answer.by, None)
         if answer.verdict is not Verdict.WITHDRAWN:
@@ -299,7 +305,7 @@ def _without_numbers(one: Returned) -> Returned:
 
 
 class _Photos:
-    """The photos of a store by name: the names that they have, and those that they had."""
+    """The photos of a store by their current and former names."""
 
     def __init__(self, store: Store) -> None:
         self._paths = store.image_paths()
@@ -355,7 +361,7 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
         rows = [] if region is None else [region]
         return _Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
 
-    found = []
+    found: list[_Said] = []
     for query in shown.values():
         if query.id in answer_to:
             region = answer_to[query.id]
@@ -455,8 +461,8 @@ def _keys(
     """
     keys: list[str] = []
     drawn = Counter[str]()
-    for region, box, label in zip(regions, boxes, labels, strict=True):
-        name = region.key or f"{label} {np.round(box.astype(float), 1).tolist()}"
+    for region, box, label in zip(regions, boxes.astype(float).round(1).tolist(), labels, strict=True):
+        name = region.key or f"{label} {box}"
         key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
         while (again := key + "+" * drawn[key]) in taken:  # the same box may be drawn twice
             drawn[key] += 1

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from rarebox import settings_text
 from rarebox.core.files import real, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_picture, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.project.photos import Contents, Found, Photos, Progress
+from rarebox.project.photos import Contents, Found, Photos
 from rarebox.types import ImageRecord
 
 NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
-"""Pictures that cannot be decoded here, and that people have."""
+"""Suffixes of common pictures that rarebox cannot decode."""
 
 
 def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
@@ -34,7 +35,7 @@ def photos_of(folder: RunFolder, store: Store) -> Photos:
     return Photos(store.digests(), Contents(folder.photos))
 
 
-def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = lambda *_: None) -> Found:
+def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = silent) -> Found:
     """Find the images of a store whose photo is not at their path, below ``place``; the store then has their new paths.
 
     :meth:`rarebox.project.photos.Photos.find` says how.
@@ -46,8 +47,8 @@ def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Pr
     return found
 
 
-def check_photos(root: Path, progress: Progress = lambda *_: None) -> Found:
-    """The same for a project by its folder. In a simulation, whose store keeps no hashes, nothing is looked for."""
+def check_photos(root: Path, progress: Progress = silent) -> Found:
+    """Find moved images as :func:`find_moved_images` does, by the folder of a project. Simulations are skipped."""
     folder = RunFolder(root)
     settings = folder.read_settings()
     with Store(folder.labels(settings)) as store:
@@ -67,10 +68,10 @@ class Relocated:
     warnings: tuple[str, ...] = ()
 
 
-def relocate(root: Path, place: Path, progress: Progress = lambda *_: None) -> Relocated:
-    """Say that the photos of a project, or the data set of a run, lie in another folder (or COCO or YOLO file) now.
+def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
+    """Set a new folder (or COCO or YOLO file) for the photos of a project or the data set of a run.
 
-    Each image keeps its number and all that was said of it. UserError, and nothing is changed, if none is found.
+    Each image keeps its id and its labels. Raises UserError, and changes nothing, if no image is found.
     """
     folder = RunFolder(root)
     settings = folder.read_settings()
@@ -101,14 +102,14 @@ def photos_in(folder: Path, root: Path) -> list[Path]:
 def read_images(
     files: Sequence[Path | str],
     size: tuple[int, int],
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     first_id: int = 1,
     digests: dict[int, str] | None = None,
     contents: Contents | None = None,
 ) -> tuple[list[ImageRecord], list[listings.Problem]]:
-    """Every image file (or URL) that can be decoded, numbered in that order; the others are problems.
+    """Read all image files (or URLs), numbered in their order. Those that cannot be decoded are returned as problems.
 
-    ``digests`` is given the hash of each image's content, by its number; ``contents`` knows those of local files.
+    The function adds the hash of each image to ``digests``, by id. ``contents`` caches the hashes of local files.
     """
     known = contents or Contents()
     records: list[ImageRecord] = []

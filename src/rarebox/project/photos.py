@@ -1,6 +1,6 @@
-"""Which photo is which: the content of a file decides, wherever it lies and whatever it is called.
+"""Identify photos by the content of their files, not by their paths.
 
-Git's index is the model. A file is hashed once, and again only when its size, its times or its inode have changed.
+As in the index of Git, a file is hashed once, and again only when its size, times or inode have changed.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from rarebox.core.files import open_regular, read_json, real, write_text
+from rarebox.core.progress import Progress, silent
 from rarebox.data.images import UnreadableImage, image_size, readers
 from rarebox.data.remote import is_url
 from rarebox.errors import Damaged
@@ -28,12 +29,10 @@ JUST_NOW = 2 * 10**9
 """Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
 
 QUICK = 1
-"""Seconds of work that are not reported."""
+"""Seconds of work before progress is reported."""
 
 MOST_NAMED = 5
-"""Photos that a warning names."""
-
-Progress = Callable[[str, int, int, str], None]
+"""How many photos a warning names."""
 
 Stat = tuple[int, int, int, int]
 """Size, modification time and change time in nanoseconds, inode."""
@@ -70,7 +69,7 @@ class Contents:
             self._known[name], self._saved = (after, content), False
         return content
 
-    def read(self, paths: Iterable[str], progress: Progress = lambda *_: None) -> None:
+    def read(self, paths: Iterable[str], progress: Progress = silent) -> None:
         """Hash those of the files that have changed, several at a time. Only work that takes long is reported."""
         start = time.monotonic()
         changed = [path for path in dict.fromkeys(map(os.path.abspath, paths)) if not self._is_current(path)]
@@ -80,7 +79,7 @@ class Contents:
                     progress("comparing photos", done, len(changed), "photos")
 
     def save(self) -> None:
-        """Keep what is known of the files that still exist; where the disk is full or read-only, do without."""
+        """Save the hashes of the files that still exist. Skipped if the disk is full or read-only."""
         if self._file is None or self._saved:
             return
         known = {path: entry for path, entry in self._known.copy().items() if os.path.exists(path)}
@@ -118,8 +117,8 @@ class Found:
     changed: tuple[str, ...]
 
     def warnings(self) -> list[str]:
-        """A sentence for each thing that a person should know."""
-        told = []
+        """One warning for each kind of problem, for the user."""
+        told: list[str] = []
         if self.lost:
             one = "cannot be found, and another photo has taken its path"
             several = "cannot be found, and other photos have taken their paths"
@@ -159,7 +158,7 @@ class Photos:
         images: Mapping[int, ImageRecord],
         files: Sequence[str],
         folder: Path,
-        progress: Progress = lambda *_: None,
+        progress: Progress = silent,
     ) -> Found:
         """Look among the ``files`` of the ``folder`` of photos for every image whose photo is not at its path.
 

@@ -1,6 +1,6 @@
-"""A project: a folder in which people answer, and what it holds."""
+"""A project: the folder in which people answer, and its contents."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,30 +9,31 @@ import numpy as np
 
 from rarebox.core import parquet, seeds
 from rarebox.core.files import damaged, read_json, write_json
+from rarebox.core.progress import Progress, silent
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
-from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
-from rarebox.project.photos import Contents, Found, Photos, Progress
+from rarebox.project.photos import Contents, Found, Photos
 from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, Query
 
-HELD_BACK = "held_out"
-"""Mark, among the reasons of a question, of a first image that is kept for evaluation."""
+HELD_OUT = "held_out"
+"""Marks, among the reasons of a query, an initial image that is held out for evaluation."""
 
-HELD_BACK_EVERY = 5
-"""Every n-th initial image is held out for evaluation."""
+FEWEST_TO_HOLD_OUT = 5
+"""With fewer initial images none is held out: the first model needs them all (decisions row 33)."""
 
 MOST_RANKED = 50_000
-"""Boxes of a cycle's ranking that are kept to ask from; when they are used up, as many more."""
+"""How many boxes of a ranking are kept to ask from. When they are used up, the trainer adds as many."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What is kept of a cycle's ranking: candidates in the order in which they are asked about, p(l), and how many
-    candidates of each class were open when it was made, also those that are not kept (K,)."""
+    """The stored part of a ranking: candidates in the order of asking, p(l), and how many candidates of each class were
+    open when it was made (K,), including those that are not stored."""
 
     candidates: Candidates
     queue: LazyRanking
@@ -61,9 +62,9 @@ class Project:
         self.store = Store(labels)
 
     def add_new_images(self) -> int:
-        """Take in what has come into the folder of photos since; how many images that were.
+        """Add the photos that are new in the folder of photos. Return how many.
 
-        A photo that was moved or renamed is no new one: it keeps its number and its labels.
+        A photo that was moved or renamed is not new: it keeps its id and its labels.
         """
         self.find_moved_images()
         known = self.store.taken_paths()
@@ -76,35 +77,32 @@ class Project:
         contents.save()
         return len(records)
 
-    def find_moved_images(self, progress: Progress = lambda *_: None) -> Found:
-        """Find the photos that lie elsewhere in the folder of photos now, or under another name."""
+    def find_moved_images(self, progress: Progress = silent) -> Found:
+        """Find the photos that were moved within the folder of photos or renamed."""
         return find_moved_images(self.store, Path(self.settings.data), self.folder, progress)
 
     def photos(self) -> Photos:
-        """Tells whether the file at an image's path is its photo."""
+        """The photos of the project, which say whether the file at a path is the photo of an image."""
         return photos_of(self.folder, self.store)
 
     @property
     def cycle(self) -> int:
-        """The cycle that people answer now; 0 before the first question."""
+        """The current cycle; 0 before the first question."""
         return max(self.store.cycles(), default=0)
 
-    def budget(self, cycle: int) -> int:
-        """What a cycle may spend: the first one is as many images as were asked for."""
-        if cycle <= 1:
-            return sum(query.asked_by is None for query in self.store.queries(1))
-        return self.settings.budget[min(cycle - 2, len(self.settings.budget) - 1)]
+    def budget(self, cycle: int) -> rules.Budget:
+        """What a cycle may spend and has spent."""
+        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
-    def spent(self, cycle: int) -> int:
-        """What of the budget of a cycle is spent."""
-        if cycle <= 1:
-            return self.budget(1) - len(self.store.unanswered(1))
-        return getattr(self.store.spent(cycle), self.settings.budget_unit)
+    def _pool(self) -> set[int]:
+        """The ids of the images that may be asked about: those whose photo is there and that are not held out."""
+        photos = self.photos()
+        return {i for i, image in self.store.images().items() if photos.is_there(image)} - held_out_in(self.store)
 
-    # What another detector said before there was one here
+    # Predictions of another detector, before the first model of the project
 
     def write_predictions(self, queries: Sequence[Query]) -> None:
-        """Keep another detector's boxes, to be offered on the first images: queries with box, guess and score."""
+        """Store another detector's boxes (queries with box, guess and score), which the page shows on first images."""
         boxes = np.array([query.box for query in queries], dtype=np.float32).reshape(-1, 4)
         parquet.write(
             self.folder.root / "predictions.parquet",
@@ -117,7 +115,7 @@ class Project:
         )
 
     def read_predictions(self) -> Candidates | None:
-        """Those boxes, if there are any."""
+        """Read the boxes that :meth:`write_predictions` stored. None if there are none."""
         file = self.folder.root / "predictions.parquet"
         if not file.exists():
             return None
@@ -136,13 +134,15 @@ class Project:
                 np.zeros((count, 0)),
             )
 
-    # The ranking of a cycle, which the trainer makes and the server asks from
+    # The ranking of a cycle: the trainer writes it, the server asks from it
 
     def write_ranking(
         self, cycle: int, queue: LazyRanking, frequency: Floats, open_per_class: Ints, most: int | None = None
     ) -> None:
-        """Keep the first boxes of a cycle's ranking in their order, ``most`` of them (or MOST_RANKED); and p(l) and the
-        number of open candidates of each class. Two files. What was kept before stays, what is new comes after it."""
+        """Store the first ``most`` (MOST_RANKED) boxes of a ranking, p(l) and the open candidates of each class.
+
+        They go to two files. Boxes that are stored already keep their places, and new ones are appended.
+        """
         most = most or MOST_RANKED
         queue(most - 1)  # one pass over the pool makes them all
         order = [item for place in range(most) if (item := queue(place))]
@@ -161,25 +161,25 @@ class Project:
         parquet.write(self._ranking(cycle, "parquet"), columns)
 
     def read_ranking(self, cycle: int) -> Ranking:
-        """What is kept of a cycle's ranking (labels as what they count as by now). Damaged if it cannot be read."""
+        """Read the stored ranking of a cycle, with merged classes. Raises Damaged if it cannot be read."""
         counts_as = self.store.counts_as()
         with _as_written(self._ranking(cycle, "parquet")):
             columns = parquet.read(self._ranking(cycle, "parquet"))
-            utility = columns.pop("utility").astype(np.float64)
+            utility: list[float] = columns.pop("utility").astype(np.float64).tolist()
             labels, no_vectors = counts_as[columns.pop("labels")], np.zeros((len(utility), 0))
             candidates = Candidates(**columns, labels=labels, class_probs=no_vectors)
         with _as_written(self._ranking(cycle, "json")):
             told = read_json(self._ranking(cycle, "json"), dict)
             frequency = np.array(told["class_frequency"], dtype=np.float64)
-            frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added since
+            frequency = np.pad(frequency, (0, len(counts_as) - len(frequency)))  # classes may have been added
             open_per_class = np.bincount(candidates.labels, minlength=len(counts_as))
             if "open_per_class" in told:
                 then = np.array(told["open_per_class"], dtype=np.int64)
                 open_per_class = np.bincount(counts_as[: len(then)], then, len(counts_as)).astype(np.int64)
-        return Ranking(candidates, LazyRanking.of(candidates, enumerate(utility.tolist())), frequency, open_per_class)
+        return Ranking(candidates, LazyRanking.of(candidates, enumerate(utility)), frequency, open_per_class)
 
     def has_ranking(self, cycle: int) -> bool:
-        """Whether the ranking of a cycle is there and can be read; otherwise the trainer makes it anew."""
+        """Whether the ranking of a cycle can be read. If not, the trainer makes it again."""
         try:
             self.read_ranking(cycle)
         except Damaged:
@@ -189,8 +189,8 @@ class Project:
     def _ranking(self, cycle: int, suffix: str) -> Path:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
 
-    def asker(self, cycle: int) -> Asker | None:
-        """What asks the questions of a cycle; None where there is no ranking."""
+    def asker(self, cycle: int) -> rules.CycleAsker | None:
+        """What asks the questions of a cycle. None if there is no ranking."""
         if not self.has_ranking(cycle):
             return None
         seed, overlap = self.settings.seed, self.settings.people.overlap
@@ -198,12 +198,18 @@ class Project:
         def wanted(place: int) -> int:
             return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
 
-        return Asker(self.store, cycle, self.read_ranking(cycle).queue, self.settings.selection.answered_iou, wanted)
+        kept = self.read_ranking(cycle)
+        return rules.CycleAsker(self.settings, self.store, cycle, kept.queue, kept.open_per_class, self._pool, wanted)
+
+
+def held_out_in(store: Store) -> set[int]:
+    """The ids of the images held out for evaluation. They are neither asked about again nor trained on."""
+    return {query.image_id for query in store.queries(1) if query.why and query.why.get(HELD_OUT)}
 
 
 @contextmanager
-def _as_written(file: Path) -> Iterator[None]:
-    """Damaged for a file whose content is not what is written here, though it can be read."""
+def _as_written(file: Path) -> Generator[None]:
+    """Raise Damaged for a file that can be read but has other content than this class writes."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeWarning) as error:

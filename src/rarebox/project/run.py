@@ -1,38 +1,40 @@
-"""A project as a :class:`~rarebox.loop.simulate.simulate.Run`, for training and scoring."""
+"""A project as a :class:`~rarebox.loop.run.Run`, for training and scoring."""
 
 import numpy as np
 
 from rarebox.config import Settings
 from rarebox.core.progress import Progress
 from rarebox.data import listings
-from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop import scoring
 from rarebox.loop.run import Engine, Run, pictures_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.project.photo_folder import photos_of
-from rarebox.project.project import HELD_BACK
+from rarebox.project.project import held_out_in
 from rarebox.types import GroundTruth
 
 
 def open_project(
     folder: RunFolder, settings: Settings, store: Store, progress: Progress, engine: Engine | None = None
 ) -> Run:
-    """The same where people answer: the images are those of the store, the test images those held out (`HELD_BACK`),
-    their truth is what people said of them."""
+    """Open a project as a run without an oracle.
+
+    Its pool is the images of the store whose photo is there. Its test images are those held out, and their truth is
+    what people answered.
+    """
     said, classes = store.labels(), store.classes()
-    held = {q.image_id for q in store.queries(1) if q.why and q.why.get(HELD_BACK)}
+    held = held_out_in(store)
     truth = {
         i: GroundTruth(said[i].boxes, said[i].labels, np.zeros(len(said[i].boxes), dtype=bool))
         for i in sorted(held)
         if i in said and said[i].complete
     }
     photos = photos_of(folder, store)
-    images = {i: image for i, image in store.images().items() if photos.is_there(image)}  # labels of the others wait
+    images = {i: image for i, image in store.images().items() if photos.is_there(image)}
     truth = {i: said_of for i, said_of in truth.items() if i in images}
     pool = listings.Split(tuple(image for i, image in images.items() if i not in held), {})
     test = listings.Split(tuple(images[i] for i in truth), truth)
     dataset = listings.Dataset(folder.root.name, folder.root, classes, pool, test, ())
     pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
-    oracle, how = SimulatedOracle({}), engine or scoring.score_here
-    return Run(folder, settings, dataset, pictures, tested, truth, store, oracle, progress, how, open_ended=True)
+    how = engine or scoring.score_here
+    return Run(folder, settings, dataset, pictures, tested, truth, store, None, progress, how)

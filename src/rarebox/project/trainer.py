@@ -1,9 +1,9 @@
-"""The other half of ``rarebox serve``: a process of its own that trains and scores while people answer.
+"""The trainer: the process beside ``rarebox serve`` that trains and scores while people answer.
 
-Read :func:`advance` first. It takes commands as JSON lines on its input, ``{"do": "go on"}``, ``{"do": "train"}``
-(without waiting for the budget) or ``{"do": "rank on"}`` (what is kept of the ranking is used up), and tells as JSON
-lines what it does. Every step leaves its result on disk, so one that was killed goes on where it was. It ends with
-whoever started it.
+Read :func:`advance` first. The trainer reads commands as JSON lines from its input: ``{"do": "go on"}``, ``{"do":
+"train"}`` (without waiting for the budget) or ``{"do": "rank on"}`` (the stored ranking is used up). It reports events
+as JSON lines. Every step writes its result to disk, so a killed trainer resumes. It ends with the process that
+started it.
 """
 
 import json
@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 from queue import Queue as Mailbox
-from typing import Any
 
 import numpy as np
 
@@ -23,23 +22,23 @@ from rarebox.core.files import write_json
 from rarebox.core.progress import Progress
 from rarebox.data.pictures import Pictures
 from rarebox.errors import UserError
-from rarebox.loop import cluster, scoring
+from rarebox.loop import cluster, rules, scoring
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
-from rarebox.project.project import HELD_BACK, HELD_BACK_EVERY, Project
+from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
 
-MOST_LOOKED_AT = 1000
-"""Images among which the first, most different ones are looked for."""
+MOST_COMPARED = 1000
+"""How many random images are compared to choose the initial images, which differ most."""
 
 
 def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
-    """Do the next step that is due, and name it; None if annotators must answer first.
+    """Do the next step that is due, and return its name. Return None if annotators must answer first.
 
-    Cycle 1 asks for whole images. A cycle whose questions are answered is trained and evaluated; then the next one is
-    scored, ranked and opened.
+    Cycle 1 asks about whole images. When the questions of a cycle are answered, the trainer trains and evaluates a
+    model, then scores and ranks the pool and opens the next cycle.
     """
     cycle = now.cycle
     if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
@@ -50,11 +49,11 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
         run.cycle = cycle + 1
         return "questions" if prepare(now, run, cycle + 1) else None
     trained = len(records) + 1
-    if trained < cycle or is_due(now, cycle, train):  # an earlier one: its record is lost
+    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record is lost
         run.cycle = trained
         write_json(now.folder.metrics, [*records, train_cycle(run, trained, ranked_before(now, run, trained))])
         return "trained"
-    if cycle > 1 and not now.has_ranking(cycle):  # lost, while people are asked
+    if cycle > 1 and not now.has_ranking(cycle):  # its ranking is lost
         run.cycle = cycle
         rank(now, run, cycle)
         return "questions"
@@ -62,12 +61,12 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
 
 
 def asked_first(now: Project) -> bool:
-    """Whether cycle 1 has asked for images; what was labelled before the project began does not count."""
+    """Whether cycle 1 has asked about images. Imported labels do not count."""
     return any(query.asked_by is None for query in now.store.queries(1))
 
 
 def is_due(now: Project, cycle: int, train: bool) -> bool:
-    """Whether a cycle's model should be trained: its budget is spent, somebody wants it, or it was cut short."""
+    """Whether to train the model of a cycle: its budget is spent, ``train`` is set, or a training was interrupted."""
     said = now.store.labels().values()
     labelled = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
     if not any(len(labels.boxes) for labels in said) or not now.store.classes():
@@ -75,24 +74,24 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
     if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
         return True
     if cycle == 1:
-        # Labels that were there before may be as good as answers.
+        # Imported labels may replace answers.
         enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
         return enough and not now.store.unanswered(1)
-    return now.spent(cycle) >= now.budget(cycle)
+    return now.budget(cycle).left <= 0
 
 
 def ask_first_images(now: Project, tell: Progress) -> bool:
-    """Ask for the images that differ most, by the features of the pretrained backbone; a share is held back.
+    """Ask for the images that differ most by the features of the pretrained backbone, and hold some of them out.
 
-    False if every image is labelled already. (Asked again, where the first ones brought no object at all.)
+    Return False if every image is labelled. The trainer asks again if the first images show no object at all.
     """
     store, settings = now.store, now.settings
     known, photos = store.labels(), now.photos()
     records = [record for record in store.images().values() if photos.is_there(record)]
     if all(record.id in known for record in records):
         return False
-    chance = seeds.stream(settings.seed, "first images").permutation(len(records))
-    looked_at = [records[i] for i in sorted(chance[:MOST_LOOKED_AT])]
+    chance = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_COMPARED]
+    compared = [records[i] for i in sorted(map(int, chance))]
     detector = detectors.build(
         **settings.detector.model_dump(),
         num_classes=max(1, len(store.classes())),
@@ -100,57 +99,48 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
         training=settings.training,
         seed=settings.seed,
     )
-    pictures = Pictures(looked_at, settings.detector.size)
+    pictures = Pictures(compared, settings.detector.size)
     features: dict[int, np.ndarray] = {}
     for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
         features |= zip(rows.tolist(), detector.image_features(batch), strict=True)
-        tell("looking for the most different photos", len(features), len(looked_at), "images")
-    points = np.stack([features[i] for i in range(len(looked_at))])
+        tell("looking for the most different photos", len(features), len(compared), "images")
+    points = np.stack([features[i] for i in range(len(compared))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
-    order = [looked_at[row].id for row, _ in k_center(points, points[:0], typical) if looked_at[row].id not in known]
+    order = [compared[row].id for row, _ in k_center(points, points[:0], typical) if compared[row].id not in known]
+    first = order[: settings.initial_images]
+    held_out = rules.held_out(settings.seed, len(first), FEWEST_TO_HOLD_OUT)
     store.open_cycle(1)
-    store.ask(
-        1,
-        [
-            # Not the first ones: training needs those more.
-            Query(image_id, why={"rank": place, HELD_BACK: float(place % HELD_BACK_EVERY == HELD_BACK_EVERY - 1)})
-            for place, image_id in enumerate(order[: settings.initial_images])
-        ],
-    )
+    store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
     return True
 
 
 def prepare(now: Project, run: Run, cycle: int) -> bool:
-    """Score and rank the pool for a cycle, and open it; False when nothing is left to ask about.
+    """Score and rank the pool for a cycle, and open the cycle. Return False if nothing is left to ask about.
 
-    Where no candidate is left, or (with ``selection.exploration``) a class has none, whole images are asked for.
+    If no candidate is left, it asks about random whole images.
     """
     store, settings = now.store, now.settings
     if not now.has_ranking(cycle):
         rank(now, run, cycle)
-    kept, counts_as = now.read_ranking(cycle), store.counts_as()
-    missing = not kept.open_per_class[counts_as == np.arange(len(counts_as))].all()
-    said = store.labels()
-    untouched = sorted(record.id for record in run.pool.records if record.id not in said)
-    chance = seeds.stream(settings.seed, "explore", cycle).permutation(untouched)
-    empty = not len(kept.candidates)
-    wanted = settings.initial_images if empty else int(missing and settings.selection.exploration > 0)
-    if empty and not len(untouched):
-        return False
+    whole: list[int] = []
+    if not len(now.read_ranking(cycle).candidates):
+        whole = rules.images_to_explore(settings, store, cycle, (record.id for record in run.pool.records))
+        if not whole:
+            return False
     with store.transaction(writes=True):
         store.open_cycle(cycle)
-        store.ask(cycle, [Query(int(image_id)) for image_id in chance[:wanted]])
+        store.ask(cycle, [Query(image_id) for image_id in whole[: settings.initial_images]])
     return True
 
 
 def rank(now: Project, run: Run, cycle: int) -> None:
-    """Score and rank the pool for a cycle, and keep the ranking."""
+    """Score and rank the pool for a cycle, and store the ranking."""
     ranked = rank_pool(run, cycle)
     now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
 
 
 def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
-    """Where people have used up what is kept of the ranking: keep as much again of it; False if that was all."""
+    """Double the stored part of a ranking that people have used up. Return False if it was complete."""
     cycle = now.cycle
     if not now.has_ranking(cycle):
         return False
@@ -165,7 +155,7 @@ def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
 
 
 def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
-    """What was scored and ranked for a cycle, from disk; what is lost there is made anew."""
+    """Read from disk how a cycle was scored and ranked. What is lost is computed again."""
     if cycle == 1:
         return None
     if not now.has_ranking(cycle) or not scoring.is_scored(run, cycle):
@@ -179,8 +169,8 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
 
 
 def main(root: str, engine: str = "local", address: str | None = None) -> None:
-    """Take commands until the input ends, and then stop at once, in the middle of whatever is going on."""
-    mailbox: Mailbox[dict[str, Any]] = Mailbox()
+    """Obey commands until the input ends, then stop at once, even during a step."""
+    mailbox: Mailbox[dict[str, str]] = Mailbox()
 
     def listen() -> None:
         for line in sys.stdin:
@@ -202,13 +192,13 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
         what = mailbox.get()["do"]
         train = what == "train"
         try:
-            with cluster.connected(engine, address) as where:  # anew for each command: it may be days to the next
+            with cluster.connected(engine, address) as where:  # for each command, as the next may come days later
                 how = where.score if where else None
                 if what == "rank on":
                     if rank_on(now, progress, how):
                         say(event="questions")
                     else:
-                        train = now.spent(now.cycle) > 0
+                        train = now.budget(now.cycle).spent > 0
                 while step := advance(now, progress, train, how):
                     train = False
                     say(event=step)
@@ -218,8 +208,8 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
             say(event="failed", reason=reason)
 
 
-def say(**what: Any) -> None:
-    """One JSON line to whoever started this process."""
+def say(**what: object) -> None:
+    """Write one JSON line for the process that started this one."""
     print(json.dumps(what), flush=True)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rarebox.labels.leases import Given, Lease, Question, agreement
-from rarebox.project.project import HELD_BACK
+from rarebox.project.project import HELD_OUT
 from rarebox.types import Ints, Verdict
 
 Merged = Mapping[int, int]
@@ -81,7 +81,7 @@ class History:
             yield ("guesses", cycle), 1
             yield ("right guesses", cycle), int(right(query.guess, labels, merged))
             yield ("guessed", cycle, query.guess, *labels), 1
-        if query.why and query.why.get(HELD_BACK) and latest.answer.verdict is not Verdict.CANNOT_TELL:
+        if query.why and query.why.get(HELD_OUT) and latest.answer.verdict is not Verdict.CANNOT_TELL:
             yield ("held images",), 1
             yield ("held boxes",), boxes
 

@@ -12,6 +12,7 @@ import numpy as np
 from rarebox.core.boxes import far_from
 from rarebox.core.files import real
 from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
+from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord
 from rarebox.pool.asker import Asker
 from rarebox.pool.candidates import rows_by_image
@@ -98,6 +99,10 @@ class AnnotationService:
         """Have the writing thread call a function, as part of a transaction."""
         return self._writer.do(job)
 
+    def call(self, job: Callable[[], T]) -> T:
+        """Call a function in the writing thread and wait for its result."""
+        return self.do(job).result()
+
     def change_classes(self, job: Callable[[], object]) -> "Future[None]":
         """Add, rename or merge classes and update all counts. No answer is read again."""
 
@@ -134,15 +139,14 @@ class AnnotationService:
         held = len(answer_index.held(holder, by, leases))
         found = list(islice(answer_index.open_to(holder, by, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:
-            budget, spent = self._of_budget(cycle)
-            open_ones, left = answer_index.sums["open", cycle], budget - spent
-            over = left <= 0 and self.trainer is not None and self.trainer.working
-            most = missing if over else min(missing, left - open_ones)
+            budget = self._budget_of(cycle)
+            over = budget.left <= 0 and self.trainer is not None and self.trainer.working
+            most = missing if over else min(missing, budget.to_ask)
             if most > 0:
                 asked = self._asker.ask(most, busy=answer_index.busy(cycle))
                 if not asked and not held and not found:
                     asked = self._asker.ask(1, anyhow=True, busy=answer_index.busy(cycle))
-                self._exhausted = not asked and not open_ones and left > 0
+                self._exhausted = not asked and not budget.open and budget.left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds):
@@ -157,12 +161,10 @@ class AnnotationService:
         tabs = self._asked_at.keys() | {lease.holder for lease in leases}
         return max(len(self.images) // len(tabs), 1)
 
-    def _of_budget(self, cycle: int) -> tuple[int, int]:
-        """The budget of a cycle and what is spent of it: as in :class:`Project`, without reading all answers."""
+    def _budget_of(self, cycle: int) -> rules.Budget:
+        """What a cycle may spend and has spent, counted without reading all answers again."""
         sums = self._answer_index.sums
-        if cycle <= 1:
-            return sums["asked", cycle], sums["asked", cycle] - sums["open", cycle]
-        return self.project.budget(cycle), sums[self.project.settings.budget_unit, cycle]
+        return rules.budget_of(self.project.settings, cycle, lambda what: sums[what, cycle])
 
     # What the writer keeps up to date
 
@@ -189,7 +191,8 @@ class AnnotationService:
                 self._take_in()
             if (cycle := project.cycle) != self._cycle:
                 self._open(cycle)
-            self._budget, self._spent = self._of_budget(cycle)
+            budget = self._budget_of(cycle)
+            self._budget, self._spent = budget.total, budget.spent
             self._counts = self._answer_index.counts(len(self._classes))
             self.version += 1
 
