@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rarebox import config
 from rarebox.config import Settings
@@ -12,6 +12,7 @@ from rarebox.data.listings import Dataset
 
 if TYPE_CHECKING:
     from rarebox.detectors import TorchDetector
+    from rarebox.loop.metrics import CycleRecord
 
 
 def load_dataset(path: str | Path) -> Dataset:
@@ -71,7 +72,7 @@ class Simulation:
 
     folder: Path
     settings: Settings
-    records: Sequence[Mapping[str, Any]]
+    records: "Sequence[CycleRecord]"
 
     @property
     def labels(self) -> list[int]:

@@ -434,7 +434,7 @@ def test_another_project_on_the_same_port_does_not_receive_the_answers(office: O
         second.port = office.server.port
         second.start()
         anna.press("x")
-        anna.page.get_by_text("another project is served here").wait_for()
+        anna.page.get_by_text("now serves another project").wait_for()
         anna.page.wait_for_timeout(2000)
         assert (kept(anna), Office(second, office.chrome, {}, tmp_path).given()) == (1, [])
     (office.server.root / "secret").unlink()  # everyone signs in again; unsent answers still belong to this project

@@ -262,7 +262,7 @@ def test_a_correction_and_a_conflict(later: House) -> None:
     current = late["current"]
     assert (current["answer"], current["by"], current["labels"], current["boxes"]) == (second, "ben", [1], [BOX])
     assert current["verdict"] == "object"
-    assert "meanwhile" in late["reason"]
+    assert "in the meantime" in late["reason"]
     assert anna.get("/api/image/4")["labels"][0]["label"] == 1
     anna.saved(query=query, verdict="cannot_tell", after=second)
     assert anna.get("/api/image/4")["labels"] == []
