@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class DetectorSettings(Section):
-    """Which network."""
+    """The detector network and its losses."""
 
     name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="network architecture")
     backbone: Literal["resnet50", "efficientnet_lite0"] = Field(
@@ -224,7 +224,7 @@ class PeopleSettings(Section):
 
 
 class Settings(Section):
-    """One run."""
+    """Settings of a run."""
 
     data: str = Field(default="scenes", description="data set folder, or scenes, voc0712, voc2007")
     seed: int = Field(default=0, ge=0, description="root seed")

@@ -61,8 +61,9 @@ def _choices(annotation: object, mark: str = "") -> str:
 def reference() -> str:
     """The Markdown of ``docs/settings.md``: every setting, its default and its meaning."""
     head = (
-        "# Settings\n\nNumbers in square brackets are rows of [decisions](decisions.md). `make docs` writes this page. "
-        "Commands use the preset `laptop` by default; its [changes](#presets) are listed at the end.\n"
+        "# Settings\n\nNumbers in square brackets are rows of [decisions](decisions.md). `make docs` generates "
+        "this page from `config.py`. Commands use the preset `laptop` by default; its "
+        "[changes](#presets) are listed at the end.\n"
     )
     return head + "".join(_reference(Settings(), "", "A run")) + _reference_of_presets()
 

@@ -92,7 +92,7 @@ def test_two_formats_beside_the_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(XML)
     (tmp_path / "a.txt").write_text(ROW)
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    with pytest.raises(UserError, match=r"both VOC \(\.xml\) and YOLO \(\.txt\).* Move one kind away"):
+    with pytest.raises(UserError, match=r"both VOC \(\.xml\) and YOLO \(\.txt\).* Keep one format"):
         load(tmp_path)
     (tmp_path / "a.txt").unlink()
     assert boxes(load(tmp_path)) == {"a.jpg": [("cat", BOX)]}

@@ -26,7 +26,9 @@ def rank(
     detections: Annotated[Path, typer.Option(help="Detections: COCO results, or JSON lines.")],
     budget: Annotated[int, typer.Option(help="How many boxes to list.")],
     views: Annotated[Path | None, typer.Option(help="Detections on augmented copies, as JSON lines.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Existing labels: a COCO file, or the folder of a run.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Existing labels: a COCO file, or the folder of a run or project.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="The images: a folder, or a COCO file.")] = None,
     strategy: Annotated[
         str, typer.Option(help="How boxes are ranked: class_balanced, uncertainty, entropy, …")
@@ -96,7 +98,7 @@ def views(
     views: Annotated[str | None, typer.Option(help="Views, such as flip,cutout; four by default.")] = None,
     seed: Annotated[int, typer.Option(help="Root seed.")] = 0,
 ) -> None:
-    """Write augmented copies of images, whose detections `rarebox rank` compares."""
+    """Write augmented copies of images. Run your detector on them for `rarebox rank --views`."""
     from rarebox.external.write_copies import write_copies
 
     names = [n.strip() for n in views.split(",") if n.strip()] if views else config.Settings().scoring.views

@@ -40,7 +40,7 @@ class Format(StrEnum):
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a project or run.")],
     to: Annotated[Path, typer.Argument(help="Folder for the labels. Only an earlier export is replaced.")],
     format: Annotated[Format, typer.Option(help="Format of the labels.")] = Format.COCO,
     include_pseudo: Annotated[bool, typer.Option(help="Include the pseudo labels of the last cycle.")] = False,
@@ -149,7 +149,7 @@ def backup(
 
     with open_store(run) as store:
         store.back_up(to)
-    print(f"{to}: all answers so far")
+    print(f"{to}: backup of all answers so far")
 
 
 class Tool(StrEnum):
@@ -164,7 +164,7 @@ def bring_in(
     run: Annotated[str, typer.Argument(help="Folder of a run or project, its store, or a database URL.")],
     file: Annotated[Path, typer.Argument(help="Label Studio: exported JSON or JSON-MIN. CVAT: annotations.xml.")],
     format: Annotated[Tool, typer.Option(help="The tool that wrote the file.")],
-    by: Annotated[str, typer.Option(help="The annotator; by default the one that the file names.")] = "",
+    by: Annotated[str, typer.Option(help="The annotator; by default the one named in the file.")] = "",
     complete: Annotated[bool, typer.Option("--complete", help="All images in the file are fully labelled.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite different answers of other people.")] = False,
     as_json: AsJson = False,
@@ -305,7 +305,9 @@ def init_project(
 @app.command()
 def serve(
     project: Annotated[Path, typer.Argument(help="Folder of the project, made by `rarebox init`.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 admits other machines.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from other machines.")
+    ] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(help="Port; by default 8765 or the next free one.", min=0, max=65535)
     ] = None,

@@ -125,7 +125,7 @@ def doctor(
         print(json.dumps([check._asdict() for check in found]))
     else:
         for check in found:
-            mark = "[green]ok  [/green]" if check.ok else "[yellow]miss[/yellow]" if check.needed else "–   "
+            mark = "[green]ok  [/green]" if check.ok else "[yellow]todo[/yellow]" if check.needed else "–   "
             console.print(mark, end=" ")
             console.print(
                 f"{check.name}: {check.found}" + (f"\n     -> {check.advice}" if check.advice else ""),

@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # these load slowly
     from rarebox.loop.cluster import Cluster
 
 app = typer.Typer(
-    help="Decides which boxes a person should label next, so that an object detector learns most per label.",
+    help="Decides which boxes a person should label next, so that an object detector learns as much as possible from "
+    "each label.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,7 +54,7 @@ class EngineName(StrEnum):
     RAY = "ray"
 
 
-Engine = Annotated[EngineName, typer.Option(help="Where the pool is scored (bench: where the runs are done).")]
+Engine = Annotated[EngineName, typer.Option(help="Where to score the pool (bench: where to execute the runs).")]
 
 
 @contextmanager
@@ -80,11 +81,11 @@ def warn_of_photos(project: Path) -> None:
 def name_missing(missing: Sequence[str]) -> None:
     """Print which photos an export lacks."""
     for line in missing[:MOST_NAMED]:
-        console.print(f"no photo: {line}", markup=False, soft_wrap=True)
+        console.print(f"missing photo: {line}", markup=False, soft_wrap=True)
     if missing:
         console.print(
             f"{counted(len(missing), 'photo')} cannot be read (see missing.txt). Their labels are exported anyway. "
-            "Put the photos back, or give their new place: rarebox relocate",
+            "Put the photos back, or run `rarebox relocate PROJECT FOLDER`.",
             markup=False,
             soft_wrap=True,
         )

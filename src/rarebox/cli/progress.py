@@ -103,7 +103,7 @@ def bench_events(grid: Path, work: "Bench", as_json: bool) -> Callable[[Event], 
             print(json.dumps(event), flush=True)
             return
         if kind == "waiting":
-            console.print(f"another process is doing {len(event['runs'])} runs; waiting for it", markup=False)
+            console.print(f"Waiting: another process is working on {len(event['runs'])} runs.", markup=False)
             return
         if kind == "dropped":
             console.print(

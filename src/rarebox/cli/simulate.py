@@ -202,7 +202,7 @@ def run_to_end(
             return
         rest = ""
         if done < cycles and len(ends) > 1:
-            # The first to end is no measure: cycle 1 scores no pool, and a resumed cycle was partly done.
+            # The first cycle to end is not representative: cycle 1 scores no pool, and a resumed cycle was partly done.
             left = (ends[-1] - ends[0]) / (len(ends) - 1) * (cycles - done)
             rest = f"; about {minutes(left)} left of this run"
         console.print(

@@ -1,4 +1,7 @@
-"""Data sets by name or path: finds the reader that understands one, or reports why none does."""
+"""Data sets by name or path: finds the reader that understands one, or reports why none does.
+
+To add a format, write a module with a ``find`` function like that of ``coco.py`` and add it to :func:`_reader`.
+"""
 
 import os
 from collections.abc import Sequence
@@ -54,7 +57,7 @@ def refuse_missing(name: str | Path) -> None:
     Images are not read. Data sets that would be generated or downloaded count as existing.
     """
     if not str(name).strip():
-        raise UserError("the data set has no name. Give a folder with images and labels, or scenes.")
+        raise UserError("--data is empty. Give a folder with images and labels, or scenes.")
     path = Path(os.path.expanduser(name))
     if str(name) == MADE or voc.wants_download(path):
         return
@@ -74,7 +77,10 @@ def _find_flat(path: Path) -> Reader | None:
     """Recognise label files beside the images, as labelImg writes them. Raises `UserError` for two formats at once."""
     as_voc, as_yolo = voc.find_flat(path), yolo.find_flat(path)
     if as_voc and as_yolo:
-        raise UserError(f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Move one kind away.")
+        raise UserError(
+            f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Keep one format and move the other "
+            "files elsewhere."
+        )
     return as_voc or as_yolo
 
 

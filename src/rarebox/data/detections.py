@@ -195,7 +195,7 @@ def _refuse_unwritable(kind: str, name: Image, where: str) -> None:
     if isinstance(name, str) and not is_writable(name):
         raise UserError(
             f"{where}: the {kind} {name!r:.60} cannot be written to files, because it holds a control character or "
-            "half a character. Rename it."
+            "an unpaired surrogate. Rename it."
         )
 
 
@@ -255,7 +255,7 @@ def _array(given: object, name: str, where: str, width: int | None) -> NDArray[n
     try:
         found = np.asarray(given, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        raise UserError(f'{where}: "{name}" must hold numbers, in rows of one length.') from None
+        raise UserError(f'{where}: "{name}" must hold numbers, in rows of equal length.') from None
     if found.size == 0:
         return np.zeros((0,) if width == 0 else (0, width or 0))
     if found.ndim != (1 if width == 0 else 2) or (width and found.shape[1] != width):
@@ -331,7 +331,7 @@ CHUNK = 1 << 20
 def _entries(path: Path) -> Iterator[object]:
     """The entries of a JSON list, parsed one by one, so that the whole text is never in memory.
 
-    ``ijson`` takes longer once it checks for repeated keys, and deep nesting exhausts the memory there.
+    Not by ``ijson``: it is slower when it checks for duplicate keys, and deep nesting exhausts its memory.
     """
     try:
         yield from _parsed(path)

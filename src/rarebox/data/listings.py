@@ -204,6 +204,7 @@ class Listing:
 
 
 Reader = Callable[[], tuple[Listing, Listing | None]]
+"""Reads the training and the test images of a data set; a format's ``find`` returns one, or None for other formats."""
 
 ReadProgress = Callable[[int, int], None]
 """Called with (number of images read, number of images)."""

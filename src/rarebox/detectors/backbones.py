@@ -45,7 +45,7 @@ class BackboneSpec:
 
 
 class Pyramid(nn.Module):
-    """A backbone body that returns maps at growing strides, and a feature pyramid on top of it."""
+    """A backbone body that returns maps at increasing strides, and a feature pyramid on top of it."""
 
     def __init__(self, spec: BackboneSpec, body: nn.Module, strides: list[int], extra: ExtraFPNBlock) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the rest of rarebox needs of a detector.
+"""The interface between rarebox and its detectors.
 
 To add a network, write a module like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet`, name the function that
 assembles it in ``detectors.NETWORKS``, and add that name to ``DetectorSettings.name``. ``TorchDetector`` then trains

@@ -1,4 +1,4 @@
-"""Label Studio's ML-backend contract over HTTP: it shows our questions as predictions and sends the answers back.
+"""Label Studio's ML-backend protocol over HTTP: it shows our questions as predictions and sends the answers back.
 
 Label Studio waits 1 s for ``/health``, 3 s for ``/setup`` and 100 s for ``/predict``; all are answered at once from
 the store. Nothing is trained here: answers go to the store, where the trainer finds them.
@@ -20,7 +20,7 @@ ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 """Events that contain an answer. All others are ignored."""
 
 MOST_TASKS = 1000
-"""Tasks of one request to ``/predict`` (Label Studio sends 100 at a time unless told otherwise)."""
+"""Tasks of one request to ``/predict`` (Label Studio sends 100 at a time by default)."""
 
 
 class Message(BaseModel):
@@ -71,7 +71,7 @@ def make_router(
     @router.get("/", include_in_schema=False)
     @router.get("/health")
     def health() -> dict[str, str]:
-        """Whether the backend is there."""
+        """Health check."""
         return {"status": "UP", "model_class": "rarebox"}
 
     @router.post("/setup")
@@ -96,12 +96,12 @@ def make_router(
         Events may arrive late or twice. A state older than the last one recorded (since the server started) is ignored.
         """
         if body.action not in ANSWERED:
-            return {"result": {}, "status": "passed over"}
+            return {"result": {}, "status": "ignored"}
         about = body.annotation or {}
         number, saved_at = about.get("id"), str(about.get("updated_at") or "")  # ISO dates sort as text
         with one_at_a_time:
             if isinstance(number, int) and saved_at < newest.get(number, ""):
-                return {"result": {}, "status": "passed over: a later state of this annotation is here"}
+                return {"result": {}, "status": "ignored: a later state of this annotation is already recorded"}
             try:
                 returned = _returned(body)
                 counts = dict(record(Batch([returned] if returned else [])))
@@ -153,7 +153,7 @@ def _prediction(sheet: ReviewTask | None, classes: Sequence[str], version: str) 
 def _returned(body: Event) -> Returned | None:
     """The annotation of an event; None if it was skipped in Label Studio."""
     if body.annotation is None or body.task is None:
-        raise UserError("The event has no 'annotation' or no 'task'. Let the webhook send its payload.")
+        raise UserError("The event has no 'annotation' or no 'task'. Turn on “Send payload” for the webhook.")
     if body.annotation.get("was_cancelled"):
         return None
     return labelstudio.from_annotation(body.task, body.annotation, f"task {body.task.get('id')}")

@@ -22,7 +22,7 @@ def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, fl
     rare = total > 0 and count / total < 0.5 / classes
     guess = f"It looks like {name}" + (f", a rare class ({count} of {total} labels so far)" if rare else "")
     if why.get("uncertainty", 0) > UNSTABLE:
-        return f"{guess}; the guess changes when the picture is turned or cropped."
+        return f"{guess}; the guess changes when the picture is altered slightly."
     return f"{guess}; the detector is {why['score']:.0%} sure." if "score" in why else f"{guess}."
 
 
@@ -35,7 +35,7 @@ def held_out(images: int, boxes: int, asking: bool) -> str:
         return "One of every five initial images is held out to measure AP. No model is trained on it."
     if images:
         return f"AP cannot be measured: there are no boxes on the {counted(images, 'held-out image')}."
-    return "AP is not measured: no initial image was held out. With five or more initial images, every fifth is."
+    return "AP is not measured: no initial image was held out. With five or more of them, a random fifth is."
 
 
 def advice(measured: Sequence[tuple[int, float]], confirmed: float | None) -> str | None:

@@ -96,7 +96,7 @@ function showAnswerButtons(buttons, { task, editor, canUndo }) {
 
 /** The text of the first button. @param {import("./task.js").Task} task @param {Pick<Editor, "active" | "guess" | "whole">} editor */
 export function yesText(task, { active, guess, whole }) {
-  if (active?.kind === "other") return "Make it a label";
+  if (active?.kind === "other") return "Label this box";
   if (active?.kind === "label") return "Back to the question";
   if (whole) {
     const drafts = task.sketch.drafts.length;

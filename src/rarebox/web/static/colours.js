@@ -1,6 +1,6 @@
 /**
  * One colour per class, fixed by its index. The first eight are distinguishable with the common kinds of colour blindness
- * (after Okabe and Ito, lightened for photos). Later ones go around the hues in two lightnesses.
+ * (after Okabe and Ito, lightened for photos). Later ones cycle through the hues at two lightness levels.
  */
 
 const FIRST = ["#f5a623", "#4fb3f0", "#19b38a", "#f7e34b", "#5b7cff", "#ff6f3c", "#e07bc0", "#e8e8e8"];

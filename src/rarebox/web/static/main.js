@@ -93,7 +93,7 @@ function run(first) {
       if (status === "offline" && now !== "offline" && editor.pictureStatus === "failed") editor.showPicture();
       if (now === "signed-out" && status !== now) {
         notify(
-          "You are signed out. Open the link that “rarebox serve” printed. Until then, your answers are kept in this browser.",
+          "You are signed out. Open a new invite link, or restart “rarebox serve” and open the link that it prints. Until then, your answers are kept in this browser.",
           "bad",
         );
       }
@@ -257,7 +257,7 @@ function run(first) {
   const own = unfinished.find((kept) => kept.client === tab);
   if (own) edit(own.answer);
   else if (unfinished.length) {
-    notify("An answer was being changed when its page was closed. Open that answer to continue.");
+    notify("A closed page left an unfinished change to an answer. Open that answer to continue.");
   }
   stage.focus({ preventScroll: true });
 }

@@ -64,7 +64,7 @@ export function progressPart(now, waiting) {
   return [
     el(
       "h2",
-      { text: now.phase === "first_images" ? "First images" : `Cycle ${now.cycle}` },
+      { text: now.phase === "first_images" ? "Initial images" : `Cycle ${now.cycle}` },
       el("span", { text: `${Math.min(spent + waiting, of)} of ${of} ${unit}` }),
     ),
     bar(of ? (spent + waiting) / of : 0, "Budget spent"),

@@ -69,13 +69,13 @@ export function wordsOf(task, { active, guess, justDrawn, pen, view }, touch) {
     return {
       ...{ before: "Unanswered box: ", label: active.label, after: "?" },
       reason: touch
-        ? "Tap its class to make it a label, or tap elsewhere to deselect it."
-        : `${hint("yes")} or a digit makes it a label. Esc deselects it.`,
+        ? "Tap its class to label it, or tap elsewhere to deselect it."
+        : `${hint("yes")} or a digit labels it. Esc deselects it.`,
     };
   }
   if (answer) {
     const reason = `By ${answer.by}. ${touch ? "Back" : "Esc"} keeps it unchanged.`;
-    if (!query.box) return { before: "You are changing the answer to a whole image", reason };
+    if (!query.box) return { before: "You are changing the answer for a whole image", reason };
     const before = "You are changing an answer: ";
     return answer.verdict === "object" ? { before, label: guess, reason } : { before, after: inWords(answer), reason };
   }

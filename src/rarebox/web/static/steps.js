@@ -72,7 +72,7 @@ export function completeImage(image) {
  * A new box or class for an answered box, or its removal (to: null).
  * @param {number} image @param {Mark} mark @param {Mark[]} group all boxes of the same answer
  * @param {{box?: Box, label?: number} | null} to
- * @param {boolean} own an own answer is withdrawn, another person's answer is rejected
+ * @param {boolean} own the person's own answer is withdrawn; another person's is rejected
  * @param {boolean} drawn the box was drawn in this tab, so that undoing its removal draws it again
  * @returns {Entry}
  */

@@ -24,7 +24,7 @@ export function showWaiting(place, now, status, waiting) {
   if (status === "signed-out")
     return screen(
       "Not signed in",
-      "Open the link that “rarebox serve” printed in the terminal, or ask for an invite link.",
+      "Open the link that “rarebox serve” printed in the terminal. It works once: ask for an invite link, or restart the server, to get another.",
       waiting ? kept : null,
     );
   if (status === "offline") return screen("The server does not respond", `This page keeps trying. ${kept}`);
@@ -57,10 +57,10 @@ export function showWaiting(place, now, status, waiting) {
   }
   if (now.phase === "preparing") {
     return screen(
-      trainer.state === "working" ? "Getting ready" : "Choosing the first photos",
+      trainer.state === "working" ? "Getting ready" : "Choosing the initial images",
       progress,
       doing,
-      "The first photos will appear here automatically.",
+      "The initial images will appear here automatically.",
     );
   }
   if (trainer.state === "working") {
