@@ -3,8 +3,8 @@
 The objects are the 1,797 digits of 8 x 8 pixels that come with scikit-learn (UCI "Optical Recognition of Handwritten
 Digits"), drawn smoothly at 20 to 64 pixels. Among them are distractors, which are *not* objects: pieces and mirror
 images of digits, letters, scribbles and blobs. The same pen draws them, so only their shape differs. The ten classes
-``zero`` to ``nine`` have a long tail: each is rarer than the one before by a constant factor. Training and test pictures share
-no digit. :mod:`rarebox.data.drawing` draws the pictures.
+``zero`` to ``nine`` have a long tail: each is rarer than the one before by a constant factor. Training and test
+pictures share no digit. :mod:`rarebox.data.drawing` draws the pictures.
 """
 
 import json
