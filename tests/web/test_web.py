@@ -492,7 +492,21 @@ def test_leases_follow_a_person_who_takes_another_name(house: House) -> None:
     assert {one["by"] for one in anna.get("/api/answers")["answers"]} == {"anna-carla"}
 
 
-def test_a_cookie_without_a_first_name_is_still_recognised(house: House) -> None:
+def test_answers_under_a_former_name_are_ones_own(house: House) -> None:
+    anna, ben = house.browser(), house.browser("ben")
+    (query,) = anna.next(1)
+    first, missed = item(query=query["id"]), item(image=query["image"]["id"])
+    before = anna.answer(first, missed)["results"]
+    assert [one["status"] for one in before] == ["saved", "saved"]
+    for name in ("carla", "dora"):
+        anna.post("/api/me", {"name": name})
+    assert anna.answer(first, missed)["results"] == before  # sent again: the reply was lost
+    assert [one["status"] for one in ben.answer(first, missed)["results"]] == ["refused", "refused"]
+    assert ben.say(query=query["id"], verdict="withdrawn", after=before[0]["answer"])["status"] == "refused"
+    anna.saved(query=query["id"], verdict="withdrawn", after=before[0]["answer"])
+
+
+def test_a_cookie_without_former_names_is_still_recognised(house: House) -> None:
     text = base64.urlsafe_b64encode(b'{"name": "anna", "fixed": false}').decode()  # as earlier versions wrote it
     signature = hmac.new(b"a secret for tests", f"cookie:{text}".encode(), "sha256").hexdigest()
     assert house.authenticator.recognise(f"{text}.{signature}") == Visitor("anna")

@@ -6,7 +6,7 @@ nothing and the annotator is shown the current answer.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -194,38 +194,49 @@ class People:
 
     # Answers
 
-    def submit(self, holder: str, by: str, said: Submission, seconds: float = 0) -> Outcome:
-        """Record a person's answer if it is valid. A withdrawn question stays leased to them for ``seconds``."""
+    def submit(
+        self, holder: str, by: str, said: Submission, seconds: float = 0, former: Collection[str] = ()
+    ) -> Outcome:
+        """Record a person's answer if it is valid. A withdrawn question stays leased to them for ``seconds``.
+
+        Answers under the ``former`` names of the person are their own.
+        """
+        names = {by, *former}
         try:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
-                    return self._again(connection, there, by, said)
+                    return self._again(connection, there, by, names, said)
                 submit = self._unasked if said.query_id is None else self._asked
-                return submit(connection, holder, by, said, seconds)
+                return submit(connection, holder, by, names, said, seconds)
         except ValueError as error:
             return Outcome(said.key, Status.REFUSED, said.query_id, reason=str(error))
 
-    def _again(self, connection: Connection, there: Cells, by: str, said: Submission) -> Outcome:
+    def _again(
+        self, connection: Connection, there: Cells, by: str, names: Collection[str], said: Submission
+    ) -> Outcome:
         """The outcome for a used key: SAVED if the answer under it is the same one, REFUSED otherwise."""
         boxes, labels, verdict = self.store.rows.said(there, 2**31)
         image_id = there.image_id if said.query_id is not None else said.image_id or 0
         answer = self._answer(connection, there.query_id, image_id, by, said)
         about = there.query_id == said.query_id
         if said.query_id is None:
-            about = (there.image_id, there.asked_by, there.box is None) == (said.image_id, by, said.complete)
-        submitted = (answer.by, answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
-        if about and submitted == (there.by, verdict, boxes, labels):
+            same = (there.image_id, there.box is None) == (said.image_id, said.complete)
+            about = same and there.asked_by in names
+        submitted = (answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
+        if about and there.by in names and submitted == (verdict, boxes, labels):
             return Outcome(said.key, Status.SAVED, there.query_id, there.answer_id)
         reason = "another answer was saved under this key; send this one under a new key"
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
 
-    def _asked(self, connection: Connection, holder: str, by: str, said: Submission, seconds: float) -> Outcome:
+    def _asked(
+        self, connection: Connection, holder: str, by: str, names: Collection[str], said: Submission, seconds: float
+    ) -> Outcome:
         """Record the answer to a question, or a correction."""
         now = self._now(connection, writes=True)
         row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "by": by, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-        if objection := self._objection(connection, row, query, by, said):
+        if objection := self._objection(connection, row, query, names, said):
             return objection
         answer = self._answer(connection, row.id, row.image_id, by, said)
         (number,) = self.store.record([answer], [said.key])
@@ -235,7 +246,9 @@ class People:
             connection.execute(_LEASE, lease)
         return Outcome(said.key, Status.SAVED, row.id, number)
 
-    def _unasked(self, connection: Connection, _: str, by: str, said: Submission, __: float) -> Outcome:
+    def _unasked(
+        self, connection: Connection, _: str, by: str, __: Collection[str], said: Submission, ___: float
+    ) -> Outcome:
         """Record a missed object, or that an image is complete, as a query by this person together with its answer."""
         refused = Outcome(said.key, Status.REFUSED)
         if said.verdict is not Verdict.OBJECT or len(said.boxes) != (0 if said.complete else 1):
@@ -258,7 +271,9 @@ class People:
             boxes = clip(boxes, *image)
         return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
-    def _objection(self, connection: Connection, row: Cells, query: Query, by: str, said: Submission) -> Outcome | None:
+    def _objection(
+        self, connection: Connection, row: Cells, query: Query, names: Collection[str], said: Submission
+    ) -> Outcome | None:
         """The outcome for a submission that must not be recorded, or None. ``row`` is the row of the query."""
         rows = connection.execute(_STANDING, {"id": query.id}).all()
         current = self._given(rows[-1], self.store.counts_as()) if rows else None
@@ -267,14 +282,14 @@ class People:
         if said.after is not None:
             if current is None or current.id != said.after:
                 return replace(conflict, reason="somebody has changed this answer in the meantime")
-            if said.verdict is Verdict.WITHDRAWN and current.answer.by != by:
+            if said.verdict is Verdict.WITHDRAWN and current.answer.by not in names:
                 return replace(refused, reason=f"this is an answer by {current.answer.by}; correct it instead")
             return None
         if said.verdict is Verdict.WITHDRAWN:
             return replace(refused, reason="there is nothing to take back")
-        if len(rows) >= query.wanted or any(one.by == by for one in rows):
+        if len(rows) >= query.wanted or any(one.by in names for one in rows):
             return replace(conflict, reason="this question has been answered in the meantime")
-        if query.asked_by == by:
+        if query.asked_by in names:
             return None  # their own box, withdrawn and restored
         if not row.leased:
             return replace(refused, reason="this question is not assigned to you; ask for the next one")

@@ -176,7 +176,7 @@ def make_app(
     async def answer(body: Answers, found: Anybody, by: Somebody) -> replies.Saved:
         """Save answers and return the next questions. The answers are on the disk when this returns."""
         given = [_submission(item) for item in body.answers]
-        outcomes, queries = await _done(service.answer(found.holder(body.client), by, given, body.want))
+        outcomes, queries = await _done(service.answer(found.holder(body.client), by, given, body.want, found.former))
         return {
             "results": [service.outcome(outcome) for outcome in outcomes],
             "queries": [service.query(query) for query in queries],

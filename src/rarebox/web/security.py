@@ -20,6 +20,9 @@ from rarebox.labels.leases import clean_name
 LARGEST_BODY = 1 << 20
 """The most bytes of a request's body."""
 
+MOST_FORMER = 10
+"""Former names that a cookie keeps, besides the first."""
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
@@ -34,23 +37,24 @@ _HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who may come in. ``fixed``: the link was made for this name. ``first_name``: the name before the first
-    renaming."""
+    """Somebody who may come in. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
 
     name: str | None = None
     fixed: bool = False
-    first_name: str | None = None
+    former: tuple[str, ...] = ()
 
     def renamed(self, name: str) -> "Visitor":
         """The same visitor under a new name."""
-        return replace(self, name=name, first_name=self.first_name or self.name)
+        known = dict.fromkeys([*self.former, *([self.name] if self.name else [])])
+        first, *later = [*known] or [name]
+        return replace(self, name=name, former=(first, *later[-MOST_FORMER:]) if known else ())
 
     def holder(self, tab: str) -> str:
         """The holder of leases: one tab of this visitor. It stays the same when the visitor takes another name.
 
         Names contain no line break, so no two pairs of name and tab yield the same holder.
         """
-        return f"{self.first_name or self.name}\n{tab}"
+        return f"{self.former[0] if self.former else self.name}\n{tab}"
 
 
 class Authenticator:
@@ -100,7 +104,8 @@ class Authenticator:
         text, _, signature = (cookie or "").partition(".")
         if not hmac.compare_digest(signature.encode(), self._sign("cookie:" + text).encode()):
             return None
-        return Visitor(**json.loads(base64.urlsafe_b64decode(text)))
+        known = json.loads(base64.urlsafe_b64decode(text))
+        return Visitor(known["name"], known["fixed"], tuple(known.get("former", ())))
 
     def _sign(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), sha256).hexdigest()

@@ -73,13 +73,13 @@ class AnnotationService:
     # What annotators do
 
     def answer(
-        self, holder: str, by: str, said: Sequence[Submission], want: int
+        self, holder: str, by: str, said: Sequence[Submission], want: int, former: Sequence[str] = ()
     ) -> Future[tuple[list[Outcome], list[Query]]]:
         """Record answers and assign up to ``want`` questions, in one transaction; done when it is on the disk."""
         seconds = self.project.settings.people.lease_seconds
 
         def job() -> tuple[list[Outcome], list[Query]]:
-            outcomes = [self.people.submit(holder, by, one, seconds) for one in said]
+            outcomes = [self.people.submit(holder, by, one, seconds, former) for one in said]
             reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
             queries = self._assign(holder, by, min(want, MOST_QUESTIONS))
             return outcomes, sorted(queries, key=lambda query: query.id not in reopened)
