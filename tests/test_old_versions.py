@@ -152,7 +152,7 @@ def test_an_old_project_is_trained_further(project: Path) -> None:
 def test_an_old_run_is_reported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rarebox(monkeypatch, "report", run) == 0
     page = re.sub(r"<[^>]+>|\s+", " ", (run / "report.html").read_text(encoding="utf-8"))
-    assert re.search(r"Labels +21 +16 of them", page)
+    assert re.search(r"Labels +21 +16 in the initial images", page)
     # Of the class "zero": first labels, human boxes now, asked about, hits, pseudo labels, p(l).
     assert re.search(r" zero +7 +8 +12 +5 +0 +0.000 ", page)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rarebox import config
 from rarebox.data import scenes
 from rarebox.detectors.backbones import BACKBONES
-from rarebox.report import figures
+from rarebox.report import drawing
 
 CHANGES: dict[str, Any] = {
     "initial_images": 4,
@@ -107,5 +107,5 @@ def small_network() -> Iterator[None]:
 def figures_not_drawn() -> Iterator[None]:
     """Reports make their figures and do not draw them, which takes most of a report's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "publish", lambda panel, *_: panel)
+        patch.setattr(drawing, "publish", lambda panel, *_: panel)
         yield

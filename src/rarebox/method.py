@@ -35,7 +35,7 @@ def _relative_entropy(p: Floats, q: Floats) -> Floats:
 
 
 def consistency(score: Floats, view_score: Floats, js: Floats, iou: Floats, beta: float = 1.3) -> Floats:
-    """Eq. 2: c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |.
+    """Eq. 2: ``c(b) = E_m | (s_b + s_bm) / 2 * (1 - JS(b, b_m)) + IoU(b, b_m) - beta |``.
 
     (N,), (M, N), (M, N), (M, N) -> (N,) in [0, max(beta, 2 - beta)]. A view whose ``iou`` is NaN does not count for
     that box. A box for which no view counts gets c(b) = beta, the value of a box without a match in any view.
@@ -97,7 +97,7 @@ def weighted_loss(
 
     ``positive`` (P,) and ``negative`` (N,) are per-sample class losses, ``box`` (R,) per-sample box losses;
     ``class_weight`` (P,) and ``box_weight`` (R,) are the weights of the boxes they are matched to. ``normalisers``
-    divide the terms. None divides as the equation does, by |P_cls|, |N_cls| and |P_reg|. Each is at least 1.
+    divide the terms. None divides as the equation does, by P, N and R. Each is at least 1.
     """
     by_positives, by_negatives, by_boxes = normalisers or (len(positive), len(negative), len(box))
     return (

@@ -143,7 +143,7 @@ def test_a_backup_is_restored_as_the_page_says(project: Project, tmp_path: Path,
     def do(heading: str) -> None:
         subprocess.run(["sh", "-e", "-c", commands(heading)], cwd=tmp_path, env=path, check=True)
 
-    do("Backup")
+    do("Back up")
     answer(project.store, 4)  # which the backup does not know
     if lost == "folder":
         project.store.close()
@@ -154,7 +154,7 @@ def test_a_backup_is_restored_as_the_page_says(project: Project, tmp_path: Path,
         for file, content in files.items():
             file.write_bytes(content)
         (project.folder.root / "labels.sqlite").write_bytes(b"damaged" * 1000)
-    do("Going back to a backup")
+    do("Roll back to a backup")
     again = Project(tmp_path / "project")
     house = House(again)
     try:

@@ -606,7 +606,7 @@ def test_a_folder_of_something_else_is_refused(pictures: Path, tmp_path: Path) -
 
 
 def test_two_processes_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox is at work"):
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox is working in"):
         simulate.simulate(tmp_path / "run", settings(pictures))
 
 
@@ -855,15 +855,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     from rarebox.detectors.retinanet import WeightedHead
 
     calls = iter(range(100))
-    honest = WeightedHead.compute_loss
+    honest = WeightedHead.losses
 
     def sick(self: Any, *args: Any) -> Any:
         losses = honest(self, *args)
         return {k: v * torch.nan for k, v in losses.items()} if next(calls) == 3 else losses
 
-    monkeypatch.setattr(WeightedHead, "compute_loss", sick)
+    monkeypatch.setattr(WeightedHead, "losses", sick)
     chosen = settings(pictures, training__checkpoint_seconds=0)
-    with pytest.raises(TrainingDiverged, match=r"step 4 of 6.*state before it is kept in .*fit\.checkpoint"):
+    with pytest.raises(TrainingDiverged, match=r"step 4 of 6.*state before it is in .*fit\.checkpoint"):
         simulate.simulate(tmp_path / "run", chosen)
     monkeypatch.undo()
     assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # the same command goes on

@@ -626,8 +626,8 @@ def test_the_command_names_the_shapes_that_it_leaves_out(
     with pytest.raises(SystemExit):
         main()
     told = capsys.readouterr()
-    assert "task 1: key point (cat) left out" in told.err
-    assert "1 shape left out" in told.out
+    assert "task 1: key point (cat) skipped" in told.err
+    assert "1 shape skipped" in told.out
     assert "now complete" not in told.out
 
 
