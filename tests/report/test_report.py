@@ -589,3 +589,20 @@ def test_broken_metrics(tmp_path: Path) -> None:
 )
 def test_wording(said: str, expected: str) -> None:
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        (["a"], "a cycle's record is an object"),
+        ([{"cycle": 1}], "labels: Field required"),
+        ([{"cycle": 1, "labels": -3, "reviews": 1, "ap50": 0.1}], "labels: Input should be greater"),
+        ([{"cycle": 1, "labels": 1, "reviews": 1, "ap50": "x"}], "ap50: Input should be a valid number"),
+        ([{"cycle": 1, "labels": 1, "reviews": 1, "ap50": 0.1}], "it lacks .*hits_per_class"),
+    ],
+)
+def test_a_damaged_record_is_named(written: list[Any], reason: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cycles=1)
+    write_json(run / "metrics.json", written)
+    with pytest.raises(UserError, match=rf"metrics\.json is damaged \({reason}"):
+        read_runs([run])

@@ -1,7 +1,8 @@
 """The lines of ``metrics.json``: one record a cycle, and how those of earlier versions are read."""
 
-from collections.abc import Mapping
 from typing import Literal, TypedDict, cast, get_args
+
+from pydantic import BaseModel, Field, ValidationError
 
 Meter = Literal["labels", "reviews"]
 """What a budget counts: boxes that the annotator returned, or boxes shown to the annotator."""
@@ -63,10 +64,41 @@ class CycleRecord(Measures):
     seconds: dict[str, float]
 
 
+LATER = frozenset({"sure_per_class"})
+"""What versions before 0.1 did not write."""
+
 FORMER = {"looks": "reviews", "looks_this_cycle": "reviews_this_cycle"}
 """Names in records of versions before 0.2, and what they are called now."""
 
 
-def as_record(written: Mapping[str, object]) -> CycleRecord:
-    """A record as it was read from a file of this version or an earlier one."""
-    return cast(CycleRecord, {FORMER.get(name, name): value for name, value in written.items()})
+class _Known(BaseModel):
+    """What every record holds, and the types of what it may hold besides."""
+
+    cycle: int = Field(ge=1)
+    labels: int = Field(ge=0)
+    reviews: int = Field(ge=0)
+    ap50: float | None
+    seconds: dict[str, float] = {}
+    notes: list[str] = []
+    per_class_ap50: dict[str, float | None] = {}
+    human_per_class: dict[str, float] = {}
+    selected_per_class: dict[str, float] = {}
+    hits_per_class: dict[str, float] = {}
+
+
+def as_record(written: object) -> CycleRecord:
+    """A record as it was read from a file of this version or an earlier one. Raises ValueError if it is not one."""
+    if not isinstance(written, dict):
+        raise ValueError("a cycle's record is an object")
+    named = {FORMER.get(str(name), str(name)): value for name, value in cast("dict[object, object]", written).items()}
+    try:
+        _Known.model_validate(named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return cast("CycleRecord", named)
+
+
+def lacks(record: CycleRecord) -> list[str]:
+    """What a record lacks of what version 0.1 wrote already."""
+    return sorted(CycleRecord.__required_keys__ - LATER - record.keys())

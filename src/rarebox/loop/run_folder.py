@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rarebox import config
 from rarebox.config import Settings
-from rarebox.core.files import PART, hold, read_json, real, sweep, write_text
+from rarebox.core.files import PART, damaged, hold, read_json, real, sweep, write_text
 from rarebox.core.text import counted, read_text
 from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
@@ -49,7 +49,13 @@ class RunFolder:
 
     def records(self) -> list[CycleRecord]:
         """The records of the finished cycles."""
-        return [as_record(one) for one in read_json(self.metrics, list)] if self.metrics.exists() else []
+        if not self.metrics.exists():
+            return []
+        written = read_json(self.metrics, list)
+        try:
+            return [as_record(one) for one in written]
+        except ValueError as error:
+            raise damaged(self.metrics, error) from None
 
     def read_settings(self) -> Settings:
         """Read the settings that this run was started with. Raises UserError if there is no run."""

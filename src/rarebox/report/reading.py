@@ -8,9 +8,9 @@ import numpy as np
 
 from rarebox import strategies
 from rarebox.config import Section, Settings
-from rarebox.core.files import read_json, real
+from rarebox.core.files import damaged, read_json, real
 from rarebox.errors import UserError
-from rarebox.loop.metrics import CycleRecord, PerClass
+from rarebox.loop.metrics import CycleRecord, PerClass, lacks
 from rarebox.loop.run_folder import RunFolder
 
 Problem = dict[str, str]
@@ -107,6 +107,8 @@ def _read(folder: RunFolder) -> ReportedRun:
             f"{folder.root} has no finished cycle yet. Wait for cycle 1, or repeat the command of the run: it resumes "
             "where it stopped."
         )
+    if missing := lacks(records[-1]):
+        raise damaged(folder.metrics, f"it lacks {', '.join(missing)}")
     problems = folder.root / "problems.json"
     return ReportedRun(
         folder,
