@@ -1,12 +1,20 @@
 """Label files beside the images, as labelImg writes them; and formats that are only named, with the way to COCO."""
 
+import errno
 import json
+import os
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from rarebox.core import files
+from rarebox.core.files import open_regular
+from rarebox.data import remote
 from rarebox.data.datasets import load
+from rarebox.data.detections import read_map
+from rarebox.data.images import SUFFIXES
 from rarebox.data.listings import Dataset
 from rarebox.errors import UserError
 
@@ -77,6 +85,162 @@ def test_classes_without_a_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(UserError, match=r"classes\.txt: write the name of a class on each line"):
             load(tmp_path)
+
+
+def trees(top: Path, **classes: str) -> None:
+    """Folders, each with its own classes.txt (if not empty), and an image with one box of class 0."""
+    for name, text in classes.items():
+        photos(top / name, f"{name}.jpg")
+        (top / name / f"{name}.txt").write_text("0 0.25 0.3125 0.25 0.375\n")
+        if text:
+            (top / name / "classes.txt").write_text(text)
+
+
+def test_the_nearest_classes_txt_counts_and_equal_names_are_one_class(tmp_path: Path) -> None:
+    trees(tmp_path, one="cat\n", two="dog\ncat\n", three="")
+    trees(tmp_path / "two", deep="")
+    (tmp_path / "classes.txt").write_text("bird\n")
+    data = load(tmp_path)
+    assert data.classes == ("bird", "cat", "dog")
+    assert {name: [label for label, _ in found] for name, found in boxes(data).items()} == {
+        "one.jpg": ["cat"],
+        "two.jpg": ["dog"],
+        "three.jpg": ["bird"],
+        "deep.jpg": ["dog"],
+    }
+    assert data.problems == ()
+
+
+def test_labels_without_a_classes_txt_at_or_above_them_are_listed(tmp_path: Path) -> None:
+    trees(tmp_path, one="cat\n", two="")
+    data = load(tmp_path)
+    assert boxes(data) == {"one.jpg": [("cat", BOX)], "two.jpg": []}
+    assert [(p.kind, Path(p.where).name) for p in data.problems] == [("unknown category", "two.txt")]
+    assert [image.id for image in data.train.images if image.path.endswith("two.jpg")] == [*data.train.incomplete]
+
+
+def test_a_classes_txt_among_the_labels_or_above_the_images_is_found(tmp_path: Path) -> None:
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text(ROW)
+    (tmp_path / "labels" / "Classes.txt").write_text("dog\ncat\n")
+    for path in (tmp_path, tmp_path / "images"):
+        assert boxes(load(path)) == {"a.jpg": [("cat", BOX)]}
+    (tmp_path / "labels" / "Classes.txt").rename(tmp_path / "images" / "classes.txt")
+    assert boxes(load(tmp_path / "images")) == {"a.jpg": [("cat", BOX)]}
+
+
+@pytest.mark.parametrize("sign", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_only_line_ends_separate_classes_and_rows(tmp_path: Path, sign: str) -> None:
+    photos(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "classes.txt").write_bytes(f"dog{sign}puppy\r\ncat\rbird\n".encode())
+    (tmp_path / "a.txt").write_text(ROW)
+    (tmp_path / "b.txt").write_text(
+        f"{ROW}{sign}{ROW}{sign}{ROW}\n{ROW}", encoding="utf-8"
+    )  # otherwise a polygon of seven points
+    data = load(tmp_path)
+    assert data.classes == ("dog puppy", "cat", "bird")
+    assert boxes(data) == {"a.jpg": [("cat", BOX)], "b.jpg": [("cat", BOX)]}
+    assert [(p.kind, Path(p.where).name) for p in data.problems] == [
+        ("box dropped", "b.txt, line 1"),
+        ("class name cleaned", "classes.txt"),
+    ]
+
+
+@pytest.mark.parametrize("sign", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_list_may_name_a_photo_with_any_sign_but_a_line_end(tmp_path: Path, sign: str) -> None:
+    name = f"a{sign}b"
+    folder = photos(tmp_path / "images", f"{name}.jpg")
+    (folder / "list.txt").write_text(f"{name}.jpg\r\n", encoding="utf-8", newline="")
+    assert remote.listing(str(folder / "list.txt"), SUFFIXES) == [str(folder / f"{name}.jpg")]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / f"{name}.txt").write_text(ROW)
+    (tmp_path / "data.yaml").write_text("train: images/list.txt\nnames: [dog, cat]\n")
+    assert boxes(load(tmp_path)) == {f"{name}.jpg": [("cat", BOX)]}
+    (tmp_path / "data.yaml").unlink()
+    folder.rename(tmp_path / "JPEGImages")
+    (tmp_path / "labels" / f"{name}.txt").rename(tmp_path / "labels" / f"{name}.xml")
+    (tmp_path / "labels" / f"{name}.xml").write_text(XML)
+    (tmp_path / "labels").rename(tmp_path / "Annotations")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(f"{name}\r\n", encoding="utf-8", newline="")
+    assert boxes(load(tmp_path)) == {f"{name}.jpg": [("cat", BOX)]}
+    copy = {"file": name, "image": name, "view": "flip", "matrix": [1, 0, 0, 0, 1, 0], "patches": []}
+    line = json.dumps({**copy, "width": 80, "height": 40}, ensure_ascii=False)
+    (tmp_path / "map.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert [*read_map(tmp_path / "map.jsonl")] == [name]
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """Refuse to open a file, as for a user without the right (root may open all files)."""
+
+    def opened(path: str | Path) -> BufferedReader:
+        if Path(path) == file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(files, "open_regular", opened)
+
+
+UNREADABLE = {"pipe": os.mkfifo, "folder": Path.mkdir, "forbidden": Path.touch}
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".txt"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_label_file_that_cannot_be_read_is_listed(
+    tmp_path: Path, kind: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path, "a.jpg", "b.jpg")
+    strange = tmp_path / f"a{suffix}"
+    UNREADABLE[kind](strange)
+    if kind == "forbidden":
+        forbid(monkeypatch, strange)
+    (tmp_path / f"b{suffix}").write_text(XML if suffix == ".xml" else ROW)
+    if suffix == ".txt":
+        (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    data = load(tmp_path)
+    assert boxes(data)["b.jpg"] == [("cat", BOX)]
+    assert [p.kind for p in data.problems if p.where == str(strange)] == ["unreadable annotation"]
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "a.json", "data.yaml", "ImageSets/Main/train.txt", "train.json"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_file_that_decides_the_format_and_cannot_be_read_is_a_user_error(
+    tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path / "JPEGImages", "a.jpg")
+    photos(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_text(ROW)
+    if name.startswith("ImageSets"):
+        (tmp_path / "Annotations").mkdir()
+        (tmp_path / "Annotations" / "a.xml").write_text(XML)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    UNREADABLE[kind](tmp_path / name)
+    if kind == "forbidden":
+        forbid(monkeypatch, tmp_path / name)
+    with pytest.raises(UserError):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["scandir", "listdir"])
+def test_a_folder_that_cannot_be_listed_is_a_user_error(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object = ".") -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    photos(tmp_path, "a.jpg")
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(UserError):
+        load(tmp_path)
+
+
+def test_two_photos_of_one_name_are_both_listed(tmp_path: Path) -> None:
+    photos(tmp_path, "a.jpg", "a.png")
+    (tmp_path / "a.xml").write_text(XML.replace("a.jpg", "a.png"))
+    data = load(tmp_path)
+    assert boxes(data) == {"a.jpg": [], "a.png": [("cat", BOX)]}
+    assert [(p.kind, Path(p.where).name) for p in data.problems] == [("image without annotation", "a.jpg")]
 
 
 def test_rows_that_may_have_key_points_need_a_data_yaml(tmp_path: Path) -> None:

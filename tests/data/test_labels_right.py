@@ -833,11 +833,22 @@ def test_two_label_files_of_one_photo_are_not_used(tmp_path: Path, second: str) 
 def test_a_label_file_of_two_photos_is_listed(tmp_path: Path) -> None:
     voc(tmp_path, "a", item("cat", CAT), photo_as="a.png")
     photo(tmp_path / "JPEGImages" / "a.bmp")
-    assert kinds(load(tmp_path).problems) == ["several photos of one name"]
+    assert kinds(load(tmp_path).problems) == ["several photos of one name", "image without annotation"]
     voc(tmp_path, "a", item("cat", CAT), photo_as="a.png", filename="a.png")
     data = load(tmp_path)
-    assert boxes_of(data) == {"a.png": [("cat", CAT)]}
-    assert data.problems == ()
+    assert boxes_of(data) == {"a.bmp": [], "a.png": [("cat", CAT)]}
+    assert boxes_of(usable(data)) == {"a.png": [("cat", CAT)]}
+    assert [(p.kind, Path(p.where).name) for p in data.problems] == [("image without annotation", "a.bmp")]
+
+
+def test_photos_of_one_name_without_a_label_file_are_all_listed(tmp_path: Path) -> None:
+    voc(tmp_path, "a", item("cat", CAT))
+    photo(tmp_path / "JPEGImages" / "b.bmp")
+    photo(tmp_path / "JPEGImages" / "b.png")
+    data = load(tmp_path)
+    assert boxes_of(data) == {"a.jpg": [("cat", CAT)], "b.bmp": [], "b.png": []}
+    assert kinds(data.problems) == ["image without annotation"] * 2
+    assert len(data.train.unlabelled) == 2
 
 
 def test_label_files_that_no_used_list_names_are_listed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Decoding of text files that people and other tools have written."""
 
 import codecs
+import re
 from pathlib import Path
 
 from rarebox.core.files import read_bytes
@@ -37,6 +38,15 @@ def decode(content: bytes, where: str | Path) -> str:
     if "\0" in text:
         raise UserError(f"{where}: this is not {name} text (it has zero bytes, as UTF-16 has); save it as UTF-8")
     return text
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, which end with LF, CRLF or CR.
+
+    ``str.splitlines`` also splits at vertical tabs, form feeds, U+0085 and U+2028, which may be part of a name.
+    """
+    lines = re.split(r"\r\n?|\n", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_text(file: Path) -> str:

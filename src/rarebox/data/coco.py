@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
-from rarebox.core.files import read_bytes
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data import foreign
-from rarebox.data.disk import Disk, slashes
+from rarebox.data.disk import Disk, searchable, slashes
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
@@ -125,7 +124,7 @@ def categories(path: Path) -> dict[int, str]:
 
 def _looks_like_coco(path: Path) -> bool:
     """Whether the words of COCO occur in a file. A broken file counts, so that its reader can say what is wrong."""
-    text = read_bytes(path).replace(b"\0", b"") if path.name != EXPORT_MARK else b""  # UTF-16 has zeros between
+    text = searchable(path) if path.name != EXPORT_MARK else b""
     return b'"images"' in text or b'"annotations"' in text
 
 

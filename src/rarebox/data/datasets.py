@@ -91,7 +91,7 @@ def _missing(path: Path) -> UserError:
     if not os.path.isdir(path.parent):
         there = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
         return UserError(f"{path} does not exist (only {there} does). {advice}")
-    beside = [p.name for p in path.parent.iterdir() if p.exists()]
+    beside = [p.name for p in _entries(path.parent) if os.path.exists(p)]
     near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
     return UserError(f"{path} does not exist. {f'Did you mean {path.parent / near[0]}?' if near else advice}")
 
@@ -99,16 +99,24 @@ def _missing(path: Path) -> UserError:
 def _not_understood(path: Path) -> UserError:
     if known := foreign.advice(path):
         return UserError(f"{path}: {known}")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return UserError(f"{path} is neither a COCO JSON nor a YOLO data.yaml. {_LAYOUTS}")
-    entries = sorted(path.iterdir())
+    entries = _entries(path)
     if not entries:
         return UserError(f"{path} is empty. Put images and labels there. {_LAYOUTS}")
     images = len(image_files(path))
     holds = f"holds {images} images and no labels" if images else "holds no data set"
-    shown = ", ".join(p.name + "/" * p.is_dir() for p in entries[:6]) + ", ..." * (len(entries) > 6)
-    inside = next((f" Did you mean {p}?" for p in entries if p.is_dir() and _reader(p)), "")
+    shown = ", ".join(p.name + "/" * os.path.isdir(p) for p in entries[:6]) + ", ..." * (len(entries) > 6)
+    inside = next((f" Did you mean {p}?" for p in entries if os.path.isdir(p) and _reader(p)), "")
     return UserError(f"{path} {holds} that rarebox understands (found {shown}).{inside} {_LAYOUTS}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted. Raises `UserError`."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}. Check its rights.") from None
 
 
 def load_data(name: str, progress: Progress = lambda step, done, total, unit: None) -> listings.Dataset:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rarebox.core.files import open_regular
 from rarebox.core.parsing import from_json, unrepeated
-from rarebox.core.text import decode, encoding_of, read_text
+from rarebox.core.text import decode, encoding_of, lines_of, read_text
 from rarebox.data.naming import is_writable
 from rarebox.data.narrow import Object, as_float, as_list, is_list, is_object
 from rarebox.errors import UserError
@@ -410,7 +410,7 @@ class Copy(TypedDict):
 def read_map(path: Path) -> dict[str, Copy]:
     """The map that ``rarebox views`` wrote: file of a copy -> the copy. Raises `UserError`, which names the line."""
     try:
-        lines = read_text(path).splitlines()
+        lines = lines_of(read_text(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}. Check the path.") from error
     copies: dict[str, Copy] = {}

@@ -4,6 +4,8 @@ import os
 import unicodedata
 from pathlib import Path
 
+from rarebox.core.files import read_bytes
+
 
 def slashes(name: str) -> str:
     """A path, possibly from Windows, with ``/`` between its folders."""
@@ -13,6 +15,14 @@ def slashes(name: str) -> str:
 def place_key(path: str | Path) -> str:
     """A key that is equal for paths that some systems treat as the same: it ignores capitals and accent encodings."""
     return unicodedata.normalize("NFC", Path(path).as_posix()).casefold()
+
+
+def searchable(file: Path) -> bytes:
+    """The content of a file to search for words, without the zeros of UTF-16; empty if it cannot be read."""
+    try:
+        return read_bytes(file).replace(b"\0", b"")
+    except OSError:  # no permission, a pipe or a folder
+        return b""
 
 
 class Disk:

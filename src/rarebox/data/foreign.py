@@ -1,8 +1,9 @@
 """Label formats that rarebox does not read, recognised only to say how to convert them."""
 
+import os
 from pathlib import Path
 
-from rarebox.core.files import read_bytes
+from rarebox.data.disk import searchable
 
 _FORMS = (
     ('"_via_img_metadata"', "VIA", "In VIA choose Annotation, then Export Annotations (COCO format)."),
@@ -19,7 +20,8 @@ MOST_FILES = 20
 
 def advice(path: Path) -> str:
     """Which tool has written a file, or the JSON and CSV files of a folder, and what to do; empty if unknown."""
-    files = [path] if path.is_file() else [p for pattern in _PATTERNS for p in sorted(path.glob(pattern))[:MOST_FILES]]
+    inside = (p for pattern in _PATTERNS for p in sorted(path.glob(pattern))[:MOST_FILES])
+    files = [path] if os.path.isfile(path) else inside
     return next((text for file in files if (text := _advice_on(file))), "")
 
 
@@ -27,9 +29,6 @@ _PATTERNS = ("*.json", "*.csv", "*/*.json", "*/ann/*.json")
 
 
 def _advice_on(file: Path) -> str:
-    try:
-        content = read_bytes(file).replace(b"\0", b"")  # UTF-16 has zeros between
-    except OSError:
-        return ""
+    content = searchable(file)
     found = next((form for form in _FORMS if form[0].encode() in content), None)
     return f"{file.name} is in the format of {found[1]}, which rarebox does not read. {found[2]}" if found else ""

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rarebox.core.files import read_bytes
-from rarebox.core.text import decode
+from rarebox.core.text import decode, lines_of
 from rarebox.data.naming import is_litter
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
@@ -157,7 +157,7 @@ def _listed(url: str) -> list[str]:
         text = decode(read_bytes(url), url)
     folder = url.rpartition("/")[0]
     named: list[str] = []
-    for line in dict.fromkeys(line.strip() for line in text.splitlines()):
+    for line in dict.fromkeys(line.strip() for line in lines_of(text)):
         if not line or line.startswith("#"):
             continue
         if is_url(line):

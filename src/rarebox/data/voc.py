@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.core.files import read_bytes
-from rarebox.core.text import read_text
-from rarebox.data.disk import Disk, place_key, slashes
+from rarebox.core.text import lines_of, read_text
+from rarebox.data.disk import Disk, place_key, searchable, slashes
 from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import (
     ListedBox,
@@ -87,14 +87,14 @@ def find(path: Path) -> Reader | None:
 
 def find_flat(path: Path) -> Reader | None:
     """Recognise a folder with a VOC label file beside an image of the same name, as labelImg writes them."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return None
-    beside = (xml for xml in files_below(path, {".xml"}) if _has_image(xml) and b"<annotation" in read_bytes(xml))
+    beside = (xml for xml in files_below(path, {".xml"}) if _has_image(xml) and b"<annotation" in searchable(xml))
     return partial(read, [path], flat=True) if next(beside, None) else None
 
 
 def _has_image(xml: Path) -> bool:
-    return any(xml.with_suffix(suffix).exists() for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)))
+    return any(os.path.exists(xml.with_suffix(suffix)) for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)))
 
 
 def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listing | None]:
@@ -118,7 +118,7 @@ def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listi
 def _is_devkit(path: Path) -> bool:
     disk = Disk()
     labels, pictures = (disk.find(path / name) for name in (_LABELS, _PICTURES))
-    return labels is not None and labels.is_dir() and (pictures is not None or any(labels.rglob("*.xml")))
+    return labels is not None and os.path.isdir(labels) and (pictures is not None or any(labels.rglob("*.xml")))
 
 
 def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
@@ -143,7 +143,7 @@ class _Year:
         self._pictures: dict[str, list[Path]] = {}
         self._by_stem, self._by_file = ByName[Path](), ByName[Path]()
         xmls = files_below(self.labels, {".xml"})
-        pictures = image_files(self.pictures) if self.pictures.is_dir() else []
+        pictures = image_files(self.pictures) if os.path.isdir(self.pictures) else []
         self._fold = all(_told_apart_by_more_than_capitals(files) for files in (xmls, pictures))
         for xml in xmls:
             self._labels.setdefault(self._key(xml), []).append(xml)
@@ -160,9 +160,13 @@ class _Year:
         return place_key(path) if self._fold else Path(path).as_posix()
 
     def listed(self, *names: str) -> list[Path]:
-        """The label files of the first of these image sets that exists, including missing files."""
+        """The label files of the first of these image sets that exists, including missing files. Raises `UserError`."""
         chosen = next(filter(None, map(self._list, names)), None)
-        lines = [slashes(line.strip()).lstrip("/") for line in read_text(chosen).splitlines()] if chosen else []
+        try:
+            named = lines_of(read_text(chosen)) if chosen else []
+        except OSError as error:
+            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its rights.") from None
+        lines = [slashes(line.strip()).lstrip("/") for line in named]
         asked = (self._labels.get(self._place(line), [self.labels / f"{line}.xml"]) for line in lines if line)
         return [xml for xmls in asked for xml in xmls]
 
@@ -195,7 +199,7 @@ class _Year:
 
         If ``<filename>`` names another existing photo, the files were renamed and ``<filename>`` is outdated.
         """
-        own = self._pictures.get(self._key(xml), [])
+        own = self.namesakes(xml)
         said = slashes((name or "").strip())
         file = said.rsplit("/", 1)[-1]
         if own:
@@ -205,12 +209,12 @@ class _Year:
             if doubts or other not in (None, *own):
                 what = f"its <filename> is another photo, {file}. Its boxes belong to {own[0].name}."
                 problems.append(Problem("contradicting filename", str(xml), what))
-            elif not named and len(own) > 1 and os.path.isfile(xml):
+            elif not named and len(own) > 1 and os.path.exists(xml):
                 names = " and ".join(picture.name for picture in own)
                 what = f"{names} have its name. Its boxes belong to {own[0].name}, unless <filename> names another."
                 problems.append(Problem("several photos of one name", str(xml), what))
             return (named or own)[0]
-        if os.path.isfile(xml):
+        if os.path.exists(xml):
             folder = xml.relative_to(self.labels).parent.as_posix()
             place = said if folder == "." else f"{folder}/{file}"
             found = self._match(self._by_stem, self._key(xml), xml, problems)
@@ -220,6 +224,10 @@ class _Year:
                 return found
         suffix = Path(file).suffix if Path(file).stem == xml.stem else ".jpg"
         return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
+
+    def namesakes(self, xml: Path) -> list[Path]:
+        """The photos that have the name of a label file."""
+        return self._pictures.get(self._key(xml), [])
 
     def _match(self, photos: ByName[Path], name: str, xml: Path, problems: list[Problem]) -> Path | None:
         """The photo of that name; None if there is none. Several photos of that name are a problem, and also None."""
@@ -233,7 +241,7 @@ class _Year:
 def _test(year: _Year, problems: list[Problem]) -> list[Path]:
     """The label files of the test set of a year, or of its val set if that is not training data."""
     xmls = year.listed("test") or (year.listed("val") if not year.listed("trainval") else [])
-    if xmls and not any(os.path.isfile(xml) for xml in xmls):
+    if xmls and not any(os.path.exists(xml) for xml in xmls):
         what = f"none of its {len(xmls)} test images has a label file."
         problems.append(Problem("split not used", str(year.folder), what))
         return []
@@ -244,8 +252,8 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
     found: dict[Path | str, dict[Path, ListedImage | None]] = {}  # photo -> its label files and their content
     broken: list[UserError] = []
     of_year = {xml: year for year, xml in files}
-    for xml in sorted(of_year, key=lambda xml: (not os.path.isfile(xml), xml)):
-        if not os.path.isfile(xml) and of_year[xml].picture_of(xml, None, []) in found:
+    for xml in sorted(of_year, key=lambda xml: (not os.path.exists(xml), xml)):
+        if not os.path.exists(xml) and of_year[xml].picture_of(xml, None, []) in found:
             continue  # its photo has a label file of another name
         try:
             image = _image(xml, of_year[xml], problems)
@@ -256,8 +264,12 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
                 Problem("unreadable annotation", str(xml), f"{str(error).rstrip('.')}. Its image is skipped.")
             )
             found.setdefault(of_year[xml].picture_of(xml, None, []), {})[xml] = None
+    for xml, year in of_year.items():
+        for picture in year.namesakes(xml):
+            if picture not in found:
+                found[picture] = {xml: _namesake(picture, xml, problems)}
     images = [image for path, said in found.items() if (image := _agreed(path, said, problems)) is not None]
-    if broken and len(broken) == sum(os.path.isfile(xml) for xml in of_year):
+    if broken and len(broken) == sum(os.path.exists(xml) for xml in of_year):
         raise UserError(f"none of the {len(broken)} label files can be read: {broken[0]}")
     images.sort(key=lambda image: image.path)
     names = {box.name for image in images for box in image.boxes}
@@ -265,10 +277,21 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
     return Listing(source, [*known, *sorted(names - set(known))], images, problems)
 
 
+def _namesake(picture: Path, xml: Path, problems: list[Problem]) -> ListedImage:
+    """A photo without labels, because another photo has the label file of its name, if that exists."""
+    there = os.path.exists(xml)
+    taken = f"the boxes of {xml.name} belong to another photo, so it has no label file and counts as unlabelled."
+    problems.append(Problem("image without annotation", str(picture), taken if there else _NO_LABELS))
+    return ListedImage(picture, labelled=False, lost=there)
+
+
+_NO_LABELS = "it has no label file and counts as an image without objects."
+
+
 def _agreed(path: Path | str, said: Mapping[Path, ListedImage | None], problems: list[Problem]) -> ListedImage | None:
     """The photo of a label file, None if the file is broken; without labels if it has several different label files."""
     first, *others = said
-    if not others or all(read_bytes(xml) == read_bytes(first) for xml in others):
+    if not others or all(searchable(xml) == searchable(first) for xml in others):
         return said[first]
     what = f"its label files {' and '.join(map(str, said))} differ. None is used. Keep the right one."
     problems.append(Problem("several label files", str(path), what))
@@ -282,9 +305,8 @@ def exported_classes(folder: Path) -> list[str]:
 
 def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
     """The image of one label file, without objects if the file does not exist. Raises `UserError` if it is broken."""
-    if not os.path.isfile(xml):
-        what = "it has no label file and counts as an image without objects."
-        problems.append(Problem("image without annotation", str(xml), what))
+    if not os.path.exists(xml):
+        problems.append(Problem("image without annotation", str(xml), _NO_LABELS))
         return ListedImage(year.picture_of(xml, None, problems), labelled=False)
     root = _parse(xml)
     items = root.findall("object")
@@ -322,6 +344,8 @@ def _parse(xml: Path) -> ET.Element:
         raise UserError(f"{xml}, line {error.position[0]}: not valid XML ({error}). Repair the file.") from None
     except ValueError as error:
         raise UserError(f"{xml}: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{xml} cannot be read: {error.strerror or error}.") from None
     for element in root.iter():
         element.tag = element.tag.lower()
     if root.tag != "annotation":

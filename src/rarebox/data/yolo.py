@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import yaml
 
-from rarebox.core.files import read_bytes
 from rarebox.core.parsing import PlainLoader, finite, from_yaml
-from rarebox.core.text import read_text
-from rarebox.data.disk import Disk, slashes
+from rarebox.core.text import lines_of, read_text
+from rarebox.data.disk import Disk, place_key, searchable, slashes
 from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
 from rarebox.data.narrow import Object, as_list, as_object, is_object
@@ -26,7 +25,7 @@ _SHARES = (-0.5, 1.5)
 """The range of fractions of an image's side, including boxes that reach out of it. Pixels are outside this range."""
 
 _CLASSES = "classes.txt"
-"""The file that lists the classes where there is no data.yaml."""
+"""The file that lists the classes of the label files beside and below it, where there is no data.yaml."""
 
 _NOTHING = ("", "~", "null", "Null", "NULL")
 """The ways to write an empty value in YAML."""
@@ -34,20 +33,20 @@ _NOTHING = ("", "~", "null", "Null", "NULL")
 
 def find(path: Path) -> Reader | None:
     """Recognise a YAML file, a folder with data.yaml, and a folder whose only YAML file has ``names`` and ``train``."""
-    if path.is_file():
+    if os.path.isfile(path):
         return partial(read, path) if path.suffix.lower() in (".yaml", ".yml") else None
     for name in ("data.yaml", "data.yml"):
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return partial(read, path / name)
     others = [p for p in sorted(path.glob("*.y*ml")) if _looks_like_yolo(p)]
     return partial(read, others[0]) if len(others) == 1 else None
 
 
 def find_flat(path: Path) -> Reader | None:
-    """Recognise a folder with classes.txt and a label file for some image, as labelImg writes them."""
-    if not (path / _CLASSES).is_file():
-        return None
-    return partial(read_flat, path) if any(label_file(image).exists() for image in _photos(path)) else None
+    """Recognise a folder with a label file for some image and its classes.txt, as labelImg writes them."""
+    disk = Disk()
+    labels = (place for image in _photos(path) for place in _label_places(image) if os.path.exists(place))
+    return partial(read_flat, path) if any(_classes_file(label, path, disk) for label in labels) else None
 
 
 def _photos(folder: Path) -> list[Path]:
@@ -55,26 +54,51 @@ def _photos(folder: Path) -> list[Path]:
 
 
 def read_flat(folder: Path) -> tuple[Listing, None]:
-    """All images below a folder, with label files beside them or in ``labels/``, and the classes of ``classes.txt``.
+    """All images below a folder, with label files beside them or in ``labels/``.
 
-    Raises `UserError` if classes.txt cannot be read or lists no class, and for rows that may have key points.
+    The classes of a label file are in the nearest ``classes.txt``, in its folder or above. Equal names in several of
+    these are one class. Raises `UserError` if a classes.txt cannot be read or lists no class, and for rows that may
+    have key points.
     """
-    file, disk, images = folder / _CLASSES, Disk(), _photos(folder)
+    disk, images = Disk(), _photos(folder)
+    pairs = _Pairs(images, disk)
+    nearest = {label: file for label in pairs.claimed if (file := _classes_file(label, folder, disk))}
+    files = sorted(set(nearest.values()), key=lambda file: (len(file.parts), file))
+    listed = {file: _Names(file, _listed_classes(file)) for file in files}
+    if any(_likely_key_points(pairs.owned.values())):
+        raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
+    names = {label: listed[file] for label, file in nearest.items()}
+    classes = [name for file in files for name in listed[file].by_number.values()]
+    form = _Form(names, classes, 0, exported_complete(export_mark(folder)), pairs)
+    listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
+    listing.problems[:0] = _alone(folder, pairs)
+    return listing, None
+
+
+def _classes_file(label: Path, top: Path, disk: Disk) -> Path | None:
+    """The nearest classes.txt in the folder of a label file or above, up to ``top``; None if there is none.
+
+    A label file outside ``top`` is in the folder ``labels`` beside it, and the search ends there and in ``top``.
+    """
+    folders: list[Path] = []
+    for folder in label.parents:
+        folders.append(folder)
+        if folder in (top, label_file(top / "x").parent):
+            break
+    return next(filter(None, (disk.find(folder / _CLASSES) for folder in [*folders, top])), None)
+
+
+def _listed_classes(file: Path) -> dict[int, str]:
+    """Class number -> name, from a classes.txt. Raises `UserError`."""
     try:
-        names = [line.strip() for line in read_text(file).splitlines()]
+        names = [line.strip() for line in lines_of(read_text(file))]
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its rights.") from None
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):
         raise UserError(f"{file}: write the name of a class on each line, without empty lines.")
-    pairs = _Pairs(images, disk)
-    if any(_likely_key_points(pairs.owned.values())):
-        raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
-    form = _Form(dict(enumerate(names)), 0, exported_complete(export_mark(folder)), pairs, file)
-    listing = _listing(file, [], images, form)
-    listing.problems[:0] = _alone(folder, pairs)
-    return listing, None
+    return dict(enumerate(names))
 
 
 def read(file: Path) -> tuple[Listing, Listing | None]:
@@ -94,7 +118,8 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
             problems.append(Problem("key points assumed", str(file), _ASSUMED.format(key_points)))
         elif unsure:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
-    form = _Form(names, key_points, exported_complete(export_mark(file.parent)), pairs, file)
+    numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
+    form = _Form(numbered, [*names.values()], key_points, exported_complete(export_mark(file.parent)), pairs)
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", _UNUSED))
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
@@ -132,7 +157,7 @@ class _Pairs:
         listed = dict.fromkeys(images)
         beside = (photo for image in listed for photo in disk.namesakes(image) if photo.suffix.lower() in SUFFIXES)
         for photo in dict.fromkeys([*listed, *beside]):
-            places = [label_file(photo), photo.with_suffix(".txt")]
+            places = _label_places(photo)
             exact = next((place for place in places if os.path.exists(place)), None)
             if file := exact or next(filter(None, map(disk.find, places)), None):
                 self.claimed.setdefault(file, {})[photo] = exact is not None
@@ -145,26 +170,30 @@ class _Pairs:
                 self.rivals[file] = best
 
 
+class _Names(NamedTuple):
+    """Class number -> name, and the file that lists them."""
+
+    file: Path
+    by_number: Mapping[int, str]
+
+
 class _Form(NamedTuple):
     """How to read the label files of a data set.
 
-    ``names`` is class number -> name. ``key_points`` is how many numbers of key points follow a box. ``complete`` is
-    file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files to
-    photos. ``file`` lists the classes.
+    ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``key_points`` is how
+    many numbers of key points follow a box. ``complete`` is file name -> whether a rarebox export calls the image fully
+    labelled. ``pairs`` assigns label files to photos.
     """
 
-    names: Mapping[int, str]
+    names: Mapping[Path, _Names]
+    classes: Sequence[str]
     key_points: int
     complete: Mapping[str, bool]
     pairs: _Pairs
-    file: Path
 
 
 def _looks_like_yolo(path: Path) -> bool:
-    try:
-        text = read_bytes(path).replace(b"\0", b"")  # UTF-16 has zeros between
-    except OSError:  # a folder of that name, or a file that may not be read
-        return False
+    text = searchable(path)
     return b"names:" in text and b"train:" in text
 
 
@@ -222,7 +251,7 @@ def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
     rows: list[list[float]] = []
     for file in files:
         with suppress(OSError, UserError, ValueError):  # becomes a problem when its boxes are read
-            lines = [line.split()[1:] for line in read_text(file).splitlines() if line.strip()]
+            lines = [_words(line)[1:] for line in lines_of(read_text(file)) if line.strip()]
             rows += [values for words in lines if len(values := [finite(word) for word in words]) != 4]
     counts = {len(values) for values in rows}
     if len(counts) != 1 or (count := counts.pop()) < 8:
@@ -341,7 +370,7 @@ def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[P
         ListedImage(path, lost=True, labelled=False) if path in doubtful else _image(path, form, problems)
         for path in images
     ]
-    return Listing(file, list(dict.fromkeys(form.names.values())), listed, problems)
+    return Listing(file, list(dict.fromkeys(form.classes)), listed, problems)
 
 
 def _locate(file: Path, base: str, entry: str, disk: Disk) -> Path | None:
@@ -358,8 +387,13 @@ def _locate(file: Path, base: str, entry: str, disk: Disk) -> Path | None:
 
 def _image_list(file: Path, disk: Disk) -> Iterable[Path]:
     """The images that a text file names, relative to its folder."""
-    paths = [file.parent / slashes(line.strip()) for line in read_text(file).splitlines() if line.strip()]
+    paths = [file.parent / slashes(line.strip()) for line in lines_of(read_text(file)) if line.strip()]
     return [disk.find(path) or path for path in paths]
+
+
+def _label_places(image: Path) -> tuple[Path, Path]:
+    """Where the label file of an image may be: where YOLO expects it, and beside the image."""
+    return label_file(image), image.with_suffix(".txt")
 
 
 def label_file(image: Path) -> Path:
@@ -374,7 +408,7 @@ def label_file(image: Path) -> Path:
 def _labels_alone(folder: Path, pairs: _Pairs) -> list[Problem]:
     """A problem for each label file of an images folder that fits no image."""
     labels = pairs.disk.find(label_file(folder / "x").parent)
-    if labels is None or labels == folder or not labels.is_dir():
+    if labels is None or labels == folder or not os.path.isdir(labels):
         return []
     return _alone(labels, pairs)
 
@@ -382,7 +416,7 @@ def _labels_alone(folder: Path, pairs: _Pairs) -> list[Problem]:
 def _alone(labels: Path, pairs: _Pairs) -> list[Problem]:
     """A problem for each label file below a folder that fits no image."""
     claimed = {file for file, photos in pairs.claimed.items() if any(map(os.path.exists, photos))}
-    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and p.name != _CLASSES]
+    alone = [p for p in files_below(labels, {".txt"}) if p not in claimed and place_key(p.name) != _CLASSES]
     what = "no image has this name. The labels are not used."
     return [Problem("annotation without image", str(path), what) for path in alone]
 
@@ -395,29 +429,34 @@ def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
         return ListedImage(path, labelled=False)
     complete = form.complete.get(path.name)
     try:
-        lines = [(n, line) for n, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
+        lines = [(n, line) for n, line in enumerate(lines_of(read_text(file)), 1) if line.strip()]
     except (OSError, UserError) as error:
         problems.append(
             Problem("unreadable annotation", str(file), f"{str(error).rstrip('.')}. None of its objects is used.")
         )
         return ListedImage(path, relative=True, complete=complete, lost=True, labelled=False)
-    read = [_box(line, f"{file}, line {n}", form, problems) for n, line in lines]
+    names = form.names.get(file, _Names(file, {}))
+    if lines and not names.by_number:
+        what = f"there is no {_CLASSES} in its folder or above. None of its objects is used. Add the file."
+        problems.append(Problem("unknown category", str(file), what))
+        return ListedImage(path, relative=True, complete=complete, lost=True, labelled=False)
+    read = [_box(line, f"{file}, line {n}", names, form, problems) for n, line in lines]
     boxes = [box for box in read if box is not None]
     return ListedImage(path, boxes, relative=True, complete=complete, lost=len(boxes) < len(lines))
 
 
-def _box(line: str, where: str, form: _Form, problems: list[Problem]) -> ListedBox | None:
+def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Problem]) -> ListedBox | None:
     """The box of one line, in fractions of the image's sides; None, and a problem, if it cannot be used."""
-    words = line.split()
     try:
+        words = _words(line)
         number, *values = (finite(word) for word in words)
     except ValueError:
         comma = " Use decimal points, not commas, and blanks between the numbers." if "," in line else ""
         what = f"{line.strip()[:60]!r} is not a row of finite numbers.{comma}"
         problems.append(Problem("box dropped", where, what))
         return None
-    if number not in form.names:
-        what = f"class {number:g} is not among the names in {form.file.name}. The box is dropped."
+    if number not in names.by_number:
+        what = f"class {number:g} is not among the names in {names.file.name}. The box is dropped."
         problems.append(Problem("unknown category", where, what))
         return None
     if form.key_points and len(values) == 4 + form.key_points:
@@ -432,7 +471,13 @@ def _box(line: str, where: str, form: _Form, problems: list[Problem]) -> ListedB
     else:
         xs, ys = values[::2], values[1::2]
         corners = (min(xs), min(ys), max(xs), max(ys))
-    return ListedBox(corners, form.names[int(number)], False, where)
+    return ListedBox(corners, names.by_number[int(number)], False, where)
+
+
+def _words(line: str) -> list[str]:
+    """The words of a row. Raises ``ValueError`` if it may be several rows, by a sign that also ends lines."""
+    (row,) = line.strip().splitlines()
+    return row.split()
 
 
 def _fault(values: Sequence[float], words: Sequence[str], form: _Form) -> str:
