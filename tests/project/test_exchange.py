@@ -765,8 +765,9 @@ def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fres
     assert labelstudio.read(file).returned[0].regions == ()
 
 
+@pytest.mark.parametrize("folder", ["", "images/", "a\\b\\"])
 @pytest.mark.parametrize("only", [False, True])
-def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool) -> None:
+def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool, folder: str) -> None:
     records = [
         ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)
     ]
@@ -778,17 +779,25 @@ def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Pat
         for r in records
     ]
     export(tmp_path / "out", "cvat", CLASSES, records, said, photos=False)
-    if only:
-        tree = ET.parse(tmp_path / "out" / "annotations.xml")
-        for image in tree.getroot().findall("image"):
-            if image.get("name") != "a-2.jpg":
-                tree.getroot().remove(image)
-        tree.write(tmp_path / "out" / "annotations.xml")
+    tree = ET.parse(tmp_path / "out" / "annotations.xml")
+    for image in tree.getroot().findall("image"):
+        if only and image.get("name") != "a-2.jpg":
+            tree.getroot().remove(image)
+        image.set("name", folder + image.attrib["name"])
+    tree.write(tmp_path / "out" / "annotations.xml")
     with Store(tmp_path / "s.sqlite", classes=CLASSES) as store:
         store.add_images(records)
         bring_in(store, cvat.read(tmp_path / "out" / "annotations.xml"), "cvat")
         found = {i: one.boxes[0, 0] for i, one in store.labels().items()}
     assert found == ({3: 30} if only else {1: 10, 2: 20, 3: 30})
+
+
+@pytest.mark.parametrize("folder", ["d1", "photos", "x/d2"])
+def test_a_made_up_name_in_a_folder_of_the_photos_is_no_export_of_ours(tmp_path: Path, folder: str) -> None:
+    with Store(tmp_path / "s.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(n, f"/photos/d{n}/a.jpg", 200, 100) for n in (1, 2)])
+        with pytest.raises(UserError, match=f"'{folder}/a-2.jpg' is not in the store"):
+            bring_in(store, Batch([Returned("file", f"{folder}/a-2.jpg", None, None, (), ())]), "cvat")
 
 
 def test_a_bare_name_of_two_photos_is_still_refused(tmp_path: Path) -> None:

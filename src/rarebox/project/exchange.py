@@ -271,11 +271,14 @@ def _located(returned: Sequence[Returned], known: _Known, photos: "_Photos") -> 
 
     If one number does not fit the name beside it, the file is another project's. Then no number of images and
     questions in it means anything here, and names alone tell which photo is meant. If only names of our export are in
-    the file, and one that no photo has, they are meant as that export means them.
+    the file, and one that no photo has, they are meant as that export means them. CVAT may add one folder to all names.
     """
+    numbered = any(one.image_id is not None for one in returned)
     if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
         returned = [_without_numbers(one) for one in returned]
     sent = sent_as(known.images.values()) if any(one.image_id is None for one in returned) else {}
+    if not numbered:
+        returned = _without_folder(returned, sent, photos)
     names = {one.image for one in returned}
     made = (
         file
@@ -305,6 +308,19 @@ def _without_numbers(one: Returned) -> Returned:
     return replace(one, image_id=None, queries=(), regions=regions)
 
 
+def _without_folder(returned: Sequence[Returned], sent: Mapping[str, int], photos: "_Photos") -> Sequence[Returned]:
+    """The same with bare names, if all are names of our export in one folder that is no folder of the photos."""
+    names = [one.image.replace("\\", "/").rpartition("/") for one in returned]
+    folders = {folder for folder, _, _ in names}
+    if (
+        len(folders) != 1
+        or photos.folders & set(folders.pop().split("/"))
+        or any(file not in sent for *_, file in names)
+    ):
+        return returned
+    return [replace(one, image=file) for one, (*_, file) in zip(returned, names, strict=True)]
+
+
 class _Photos:
     """The photos of a store by their current and former names."""
 
@@ -313,6 +329,12 @@ class _Photos:
         self._by_name = ByName[int]()
         for image_id, paths in self._paths.items():
             self._by_name.add(paths[-1], image_id)
+
+    @property
+    def folders(self) -> set[str]:
+        """The names of all folders above the photos, current and former."""
+        plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
+        return {part for path in plain for part in path.split("/")[:-1] if part}
 
     def named(self, name: str) -> int | None:
         """The id of the photo that another tool means by a name. UserError if it fits several."""
