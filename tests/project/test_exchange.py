@@ -397,6 +397,99 @@ def test_somebody_elses_answer_stands(project: Path, tmp_path: Path, store: Stor
     assert verdicts(store)[1][0] == "object"
 
 
+A, B, NEAR_B = [10.0, 10, 50, 50], [100.0, 20, 150, 60], [102.0, 20, 152, 60]
+both_tools = pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
+
+
+def of_one_image(tool: str, folder: Path, *drawn: list[float]) -> Batch:
+    """An export of either tool, in which somebody has drawn these boxes on a.jpg."""
+    if tool == "labelstudio":
+        return labelstudio.read(labelled(folder / "x.json", [region(box, "cat", str(box[0])) for box in drawn]))
+    shapes = (f'<box label="cat" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"/>' for x1, y1, x2, y2 in drawn)
+    return cvat.read(drawn_in_cvat(folder / "x.xml", "".join(shapes)))
+
+
+@both_tools
+def test_another_persons_drawn_box_that_is_gone_is_reported_and_with_replace_rejected(
+    tmp_path: Path, fresh: Store, tool: str
+) -> None:
+    both, first, none = (of_one_image(tool, tmp_path, *drawn) for drawn in ((A, B), (A,), ()))
+    bring_in(fresh, both, tool, by="Ada")
+    before = everything(fresh)
+    assert bring_in(fresh, first, tool, by="Bo") == Imported(unchanged=1, left=1)
+    assert bring_in(fresh, none, tool, by="Bo") == Imported(left=2)
+    assert everything(fresh) == before
+    assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1, withdrawn=1)
+    assert fresh.labels()[1].boxes.tolist() == [A]
+    assert fresh.labels()[1].rejected.tolist() == [B]
+    assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1)  # once more changes nothing
+    assert bring_in(fresh, both, tool, by="Ada") == Imported(unchanged=1, left=1)
+    assert bring_in(fresh, none, tool, by="Bo", instead=True) == Imported(withdrawn=1)
+    assert not len(fresh.labels()[1].boxes)
+    assert bring_in(fresh, both, tool, by="Ada", instead=True) == Imported(missed=2)
+    assert fresh.labels()[1].boxes.tolist() == [A, B]
+    assert everything(fresh)[: len(before)] == before
+
+
+@both_tools
+def test_a_drawn_box_that_somebody_else_has_changed_stays_unless_replaced(
+    tmp_path: Path, fresh: Store, tool: str
+) -> None:
+    drawn, gone = of_one_image(tool, tmp_path, B), of_one_image(tool, tmp_path)
+    bring_in(fresh, drawn, tool, by="Ada")
+    fresh.record([Answer(1, np.array([NEAR_B]), np.array([2]), Verdict.OBJECT, "Bo")])
+    for batch in (drawn, gone):
+        assert bring_in(fresh, batch, tool, by="Ada") == Imported(left=1)
+        assert verdicts(fresh)[1] == ("object", [NEAR_B], [2])
+    assert bring_in(fresh, drawn, tool, by="Ada", instead=True) == Imported(missed=1)
+    assert verdicts(fresh)[1] == ("object", [B], [0])
+    fresh.record([Answer(1, np.array([NEAR_B]), np.array([2]), Verdict.OBJECT, "Bo")])
+    assert bring_in(fresh, gone, tool, by="Ada", instead=True) == Imported(withdrawn=1)
+    assert not len(fresh.labels()[1].boxes)
+
+
+@both_tools
+def test_a_deleted_correction_does_not_restore_what_it_corrected(tmp_path: Path, fresh: Store, tool: str) -> None:
+    bring_in(fresh, of_one_image(tool, tmp_path, B), tool, by="Ada")
+    moved = of_one_image(tool, tmp_path, NEAR_B)
+    assert bring_in(fresh, moved, tool, by="Bo") == Imported(left=1)
+    assert bring_in(fresh, moved, tool, by="Bo", instead=True) == Imported(missed=1)
+    assert bring_in(fresh, of_one_image(tool, tmp_path), tool, by="Bo") == Imported(withdrawn=1)
+    assert not len(fresh.labels()[1].boxes)
+
+
+@both_tools
+def test_a_second_box_on_an_object_that_another_person_deletes_teaches_no_background(
+    tmp_path: Path, fresh: Store, tool: str
+) -> None:
+    bring_in(fresh, of_one_image(tool, tmp_path, B, NEAR_B), tool, by="Ada")
+    done = bring_in(fresh, of_one_image(tool, tmp_path, B), tool, by="Bo", instead=True)
+    assert done == Imported(unchanged=1, withdrawn=1)
+    assert verdicts(fresh)[2][0] == "already_labelled"
+    assert not len(fresh.labels()[1].rejected)
+
+
+def test_a_drawn_box_is_not_taken_for_deleted_where_a_shape_is_skipped(tmp_path: Path, fresh: Store) -> None:
+    bring_in(fresh, of_one_image("labelstudio", tmp_path, B), "labelstudio", by="Ada")
+    brush = labelstudio.read(labelled(tmp_path / "y.json", WITHOUT_BOX["brush"]))
+    for by in ("Ada", "Bo"):
+        assert bring_in(fresh, brush, "labelstudio", by=by, instead=True) == Imported(shapes=1)
+        assert fresh.labels()[1].boxes.tolist() == [B]
+
+
+def test_the_command_reports_another_persons_box_that_is_gone(
+    tmp_path: Path, fresh: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bring_in(fresh, of_one_image("labelstudio", tmp_path, B), "labelstudio", by="Ada")
+    file = labelled(tmp_path / "x.json", [])
+    command = ["rarebox", "import", str(tmp_path / "fresh.sqlite"), str(file), "--format", "labelstudio", "--by", "Bo"]
+    for more, wanted in (([], "1 answer not used"), (["--replace"], "1 box withdrawn")):
+        monkeypatch.setattr("sys.argv", [*command, *more])
+        with pytest.raises(SystemExit):
+            main()
+        assert wanted in capsys.readouterr().out
+
+
 def test_a_turned_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         # 40 x 20 pixels, turned a quarter clockwise about its corner at (100, 50): 20 to the left, 40 down.
@@ -672,8 +765,9 @@ def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fres
     assert labelstudio.read(file).returned[0].regions == ()
 
 
+@pytest.mark.parametrize("folder", ["", "images/", "a\\b\\"])
 @pytest.mark.parametrize("only", [False, True])
-def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool) -> None:
+def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool, folder: str) -> None:
     records = [
         ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)
     ]
@@ -685,17 +779,25 @@ def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Pat
         for r in records
     ]
     export(tmp_path / "out", "cvat", CLASSES, records, said, photos=False)
-    if only:
-        tree = ET.parse(tmp_path / "out" / "annotations.xml")
-        for image in tree.getroot().findall("image"):
-            if image.get("name") != "a-2.jpg":
-                tree.getroot().remove(image)
-        tree.write(tmp_path / "out" / "annotations.xml")
+    tree = ET.parse(tmp_path / "out" / "annotations.xml")
+    for image in tree.getroot().findall("image"):
+        if only and image.get("name") != "a-2.jpg":
+            tree.getroot().remove(image)
+        image.set("name", folder + image.attrib["name"])
+    tree.write(tmp_path / "out" / "annotations.xml")
     with Store(tmp_path / "s.sqlite", classes=CLASSES) as store:
         store.add_images(records)
         bring_in(store, cvat.read(tmp_path / "out" / "annotations.xml"), "cvat")
         found = {i: one.boxes[0, 0] for i, one in store.labels().items()}
     assert found == ({3: 30} if only else {1: 10, 2: 20, 3: 30})
+
+
+@pytest.mark.parametrize("folder", ["d1", "photos", "x/d2"])
+def test_a_made_up_name_in_a_folder_of_the_photos_is_no_export_of_ours(tmp_path: Path, folder: str) -> None:
+    with Store(tmp_path / "s.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(n, f"/photos/d{n}/a.jpg", 200, 100) for n in (1, 2)])
+        with pytest.raises(UserError, match=f"'{folder}/a-2.jpg' is not in the store"):
+            bring_in(store, Batch([Returned("file", f"{folder}/a-2.jpg", None, None, (), ())]), "cvat")
 
 
 def test_a_bare_name_of_two_photos_is_still_refused(tmp_path: Path) -> None:

@@ -185,6 +185,14 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 
+def test_another_persons_drawn_box_that_is_gone_stays_and_is_counted(client: TestClient, project: Project) -> None:
+    drawn = region([5, 5, 20, 20], "dog", "x")
+    client.post("webhook", json=event("ANNOTATION_CREATED", "a.jpg", {}, [drawn], parent_prediction=None))
+    other = event("ANNOTATION_CREATED", "a.jpg", {}, [], id=6, completed_by=8, parent_prediction=None)
+    assert client.post("webhook", json=other).json()["result"] == {**zeros(), "left": 1}
+    assert project.store.labels()[1].boxes.tolist() == [[5, 5, 20, 20]]
+
+
 def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Path) -> None:
     for name in ("cam1", "cam2"):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 A box that comes back unchanged or moved is an object. A deleted box is not an object, unless another box took its place
 (IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a question
-that its author asked and answered.
+that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is rejected.
 """
 
 from collections import Counter
@@ -172,10 +172,11 @@ class ReviewSource:
 @dataclass(frozen=True)
 class Imported:
     """What a file brought, in answers: guesses that are an object and those that are none or have their label already,
-    missed boxes, images called complete, and boxes taken back. ``unchanged`` were known before; ``left`` would
-    contradict what somebody else said meanwhile, which stands; ``unseen`` are guesses on images whose annotation was
-    not begun with them, so that a missing one says nothing. ``shapes`` are those that no box can be made of; on their
-    images a missing guess says nothing either, and no such image is called complete."""
+    missed boxes, images called complete, and drawn boxes that are gone: withdrawn, or rejected where another person's
+    answer would count again. ``unchanged`` were known before; ``left`` contradict another person's later answer, which
+    stands; ``unseen`` are guesses on images whose annotation was not begun with them, so that a missing one says
+    nothing. ``shapes`` are those that no box can be made of; on their images a missing box says nothing either, and no
+    such image is called complete."""
 
     objects: int = 0
     no_objects: int = 0
@@ -270,11 +271,14 @@ def _located(returned: Sequence[Returned], known: _Known, photos: "_Photos") -> 
 
     If one number does not fit the name beside it, the file is another project's. Then no number of images and
     questions in it means anything here, and names alone tell which photo is meant. If only names of our export are in
-    the file, and one that no photo has, they are meant as that export means them.
+    the file, and one that no photo has, they are meant as that export means them. CVAT may add one folder to all names.
     """
+    numbered = any(one.image_id is not None for one in returned)
     if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
         returned = [_without_numbers(one) for one in returned]
     sent = sent_as(known.images.values()) if any(one.image_id is None for one in returned) else {}
+    if not numbered:
+        returned = _without_folder(returned, sent, photos)
     names = {one.image for one in returned}
     made = (
         file
@@ -304,6 +308,19 @@ def _without_numbers(one: Returned) -> Returned:
     return replace(one, image_id=None, queries=(), regions=regions)
 
 
+def _without_folder(returned: Sequence[Returned], sent: Mapping[str, int], photos: "_Photos") -> Sequence[Returned]:
+    """The same with bare names, if all are names of our export in one folder that is no folder of the photos."""
+    names = [one.image.replace("\\", "/").rpartition("/") for one in returned]
+    folders = {folder for folder, _, _ in names}
+    if (
+        len(folders) != 1
+        or photos.folders & set(folders.pop().split("/"))
+        or any(file not in sent for *_, file in names)
+    ):
+        return returned
+    return [replace(one, image=file) for one, (*_, file) in zip(returned, names, strict=True)]
+
+
 class _Photos:
     """The photos of a store by their current and former names."""
 
@@ -312,6 +329,12 @@ class _Photos:
         self._by_name = ByName[int]()
         for image_id, paths in self._paths.items():
             self._by_name.add(paths[-1], image_id)
+
+    @property
+    def folders(self) -> set[str]:
+        """The names of all folders above the photos, current and former."""
+        plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
+        return {part for path in plain for part in path.split("/")[:-1] if part}
 
     def named(self, name: str) -> int | None:
         """The id of the photo that another tool means by a name. UserError if it fits several."""
@@ -368,9 +391,7 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
             boxes[region] = _settle(boxes[region], query)
             found.append(said("objects", query, Verdict.OBJECT, region))
         elif one.began_with_guesses and not one.left_out:
-            assert query.box is not None
-            near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
-            found.append(said("no_objects", query, Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT))
+            found.append(said("no_objects", query, _rejection(query, boxes)))
         else:
             found.append(said("unseen", query, Verdict.CANNOT_TELL))
     for region in (n for n in range(len(boxes)) if n not in taken):
@@ -379,12 +400,22 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
-    gone = {*before.values()} - {*drawn.values()}
-    found += [said("withdrawn", ours[n], Verdict.WITHDRAWN) for n in sorted(gone) if ours[n].box is not None]
+    gone = set[int]() if one.left_out else {*before.values()} - {*drawn.values()}
+    for query in (ours[n] for n in sorted(gone) if ours[n].box is not None):
+        others = (answer for by, answer in known.standing.get(query.id, {}).items() if by != author)
+        theirs = any(answer.verdict is Verdict.OBJECT for answer in others)
+        found.append(said("withdrawn", query, _rejection(query, boxes) if theirs else Verdict.WITHDRAWN))
     if complete and not one.left_out:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
     return found
+
+
+def _rejection(query: Query, boxes: Floats) -> Verdict:
+    """The answer to a query whose box was deleted. ``boxes``: (N, 4), those that are there."""
+    assert query.box is not None
+    near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
+    return Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT
 
 
 def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
@@ -491,19 +522,22 @@ def _settle(box: Floats, query: Query) -> Floats:
 
 def _fate(one: _Said, known: _Known, instead: bool) -> str:
     """What becomes of an answer, as `Imported` counts: its own kind if it is recorded, else the reason why not."""
-    standing = dict(known.standing.get(one.query.id, {}))
-    mine = standing.pop(one.by, None)
-    if one.kind == "withdrawn":
-        return one.kind if mine else ""
+    standing = known.standing.get(one.query.id, {})  # in the order recorded
+    mine = standing.get(one.by)
+    authors = [*standing]
+    later = [standing[by] for by in authors[authors.index(one.by) + 1 if mine else 0 :]]
+    latest = next(reversed(standing.values()), None)
+    if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
+        return ""
     if one.kind == "unseen":
-        return "" if mine or standing else "unseen"
-    if one.kind == "complete" and any(a.verdict is not Verdict.CANNOT_TELL for a in [*standing.values(), mine] if a):
+        return "" if standing else "unseen"
+    if one.kind == "complete" and any(answer.verdict is not Verdict.CANNOT_TELL for answer in standing.values()):
         return "unchanged"
-    if (mine and _same(mine, one)) or (not mine and any(_same(answer, one) for answer in standing.values())):
+    overruled = len(later) >= one.query.wanted
+    compared = [mine] if mine and not overruled else later[-one.query.wanted :]
+    if any(_same(answer, one) for answer in compared):
         return "unchanged"
-    if mine is None and len(standing) >= one.query.wanted and not instead:
-        return "left"
-    return one.kind
+    return "left" if overruled and not instead else one.kind
 
 
 def _same(answer: Answer, one: _Said) -> bool:
