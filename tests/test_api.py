@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_settings_are_named_with_two_underscores_for_a_dot(tmp_path: Path) -> No
         ({"training__step": 50}, "unknown setting 'training.step'; did you mean 'training.steps'"),
         ({"training__steps": "many"}, "training.steps: must be a whole number"),
         ({"preset": "labtop"}, "unknown preset 'labtop'; did you mean 'laptop'"),
+        ({"preset": None}, "unknown preset 'None'"),
     ],
 )
 def test_a_wrong_setting_is_explained(changes: dict[str, Any], wanted: str) -> None:
@@ -85,6 +87,36 @@ def test_a_detector_has_the_settings_of_a_run() -> None:
         assert built.training == settings.training
         with pytest.raises(UserError, match=r"did you mean 'detector\.image_size'"):
             rarebox.build_detector(num_classes=3, image_siz=64)
+
+
+def test_a_detector_is_by_default_that_of_the_settings() -> None:
+    settings = rarebox.make_settings(detector__name="retinanet", detector__image_size=64, detector__weights="none")
+    with tiny.small_network():
+        assert rarebox.build_detector(num_classes=2, settings=settings).settings.name == "retinanet"
+        assert rarebox.build_detector(num_classes=2, image_size=64).settings.name == "faster_rcnn"
+
+
+def test_another_detector_needs_its_own_learning_rate(tmp_path: Path) -> None:
+    papers = rarebox.make_settings("paper", detector__name="retinanet")
+    for change in ({"detector__name": "faster_rcnn"}, {"detector": {"name": "faster_rcnn"}}):
+        with pytest.raises(UserError, match=r"are for retinanet, not faster_rcnn.*make_settings"):
+            rarebox.simulate(tmp_path / "nowhere", tmp_path / "run", settings=papers, **change)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="are for retinanet, not faster_rcnn"):
+        rarebox.build_detector("faster_rcnn", num_classes=2, settings=papers)
+    with pytest.raises(UserError, match="nowhere does not exist"):  # all settings are accepted
+        rarebox.simulate(
+            tmp_path / "nowhere", tmp_path / "run", settings=papers, detector__name="faster_rcnn", training__lr=5e-3
+        )
+
+
+@pytest.mark.parametrize("settings", [{"seed": 1}, {}, "paper"])
+def test_settings_of_another_type_are_refused(tmp_path: Path, settings: Any) -> None:
+    with pytest.raises(UserError, match=r"settings must be Settings.*make_settings"):
+        rarebox.rank({"a": NOTHING}, classes=CLASSES, settings=settings)
+    with pytest.raises(UserError, match="settings must be Settings"):
+        rarebox.simulate(tmp_path, settings=settings)
+    with pytest.raises(UserError, match="settings must be Settings"):
+        rarebox.build_detector(num_classes=2, settings=settings)
 
 
 def test_a_data_set_that_is_not_there_is_explained(tmp_path: Path) -> None:
@@ -227,7 +259,20 @@ NOTHING = Detections.from_scores([], [], [], 3)
         ({"strategy": "class_balance"}, "unknown strategy 'class_balance'; did you mean 'class_balanced'"),
         ({"strategy": "image_cald"}, "ranks whole images"),
         ({"strategy": "compas"}, "Give them as views"),
-        ({"budget": 0}, "budget must be at least 1"),
+        *(({"budget": budget}, "budget must be a whole number, at least 1") for budget in (0, 1.5, np.nan, "3")),
+        ({"classes": "cat"}, "classes must be a list of different names, got 'cat'"),
+        ({"classes": ["cat", "dog", "cat"]}, "classes must be a list of different names"),
+        ({"views": {"a": [], "b": []}}, "views has no view"),
+        ({"detections": [NOTHING]}, "detections must be Mapping, got list"),
+        ({"views": [NOTHING]}, "views must be Mapping, got list"),
+        ({"detections": {"a": ([[0, 0, 1, 1]], [0], [1])}}, r"detections\['a'\] must be Detections, got tuple"),
+        ({"views": {"a": NOTHING}}, r"views\['a'\] must be Sequence, got Detections"),
+        ({"views": {"a": [NOTHING]}}, r"each of views\['a'\] must be View, got Detections"),
+        ({"views": {"a": [rarebox.View([])]}}, r"views\['a'\]\.detections must be Detections"),  # type: ignore[arg-type]
+        ({"labels": {"a": [[0, 0, 1, 1]]}}, r"labels\['a'\] must be ImageLabels, got list"),
+        ({"labels": {"c": ImageLabels.of([], [])}}, "labels has the image 'c', detections does not"),
+        ({"detections": {1.5: found(1), 1.7: found(1)}}, "an image is named 1.5. Name images by whole numbers, text"),
+        ({"detections": {Path("a"): found(1), "b": NOTHING}}, "named by paths and text. Name all of them in one way"),
         ({"views": {"c": [rarebox.View(NOTHING)]}}, "views has the image 'c'"),
         ({"views": {"a": [rarebox.View(NOTHING)]}}, "the image 'b' has 0 views, others have 1"),
         ({"labels": {"a": ImageLabels.of([[0, 0, 1, 1]], [3])}}, r"labels of image 'a' must be in \[0, 3\)"),
@@ -250,6 +295,15 @@ def test_what_cannot_be_ranked_is_explained(given: dict[str, Any], wanted: str) 
         rarebox.rank(**{**fine, **given})
 
 
+def test_paths_name_images_like_text() -> None:
+    images = {"b.jpg": found(1), "a.jpg": found(2)}
+    by_text = rarebox.rank(images, classes=CLASSES)
+    by_path = rarebox.rank({Path(name): one for name, one in images.items()}, classes=CLASSES)
+    assert [b.image for b in by_path.boxes] == [Path(b.image) for b in by_text.boxes]
+    assert [b.utility for b in by_path.boxes] == [b.utility for b in by_text.boxes]
+    assert {*by_path.candidates} == {Path("a.jpg"), Path("b.jpg")}
+
+
 def test_nothing_detected_is_an_empty_ranking() -> None:
     ranking = rarebox.rank({"a": NOTHING}, classes=CLASSES)
     assert (len(ranking.boxes), ranking.open_boxes, len(ranking.candidates["a"])) == (0, 0, 0)
@@ -262,6 +316,43 @@ def test_a_matrix_that_is_no_map_is_refused(matrix: Any) -> None:
         rarebox.View(NOTHING, matrix)
     with pytest.raises(UserError, match="unknown view 'flop'; did you mean 'flip'"):
         rarebox.View.of("flop", NOTHING, 400, 400)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (-5, 3), (np.nan, 3), (np.inf, 3), 3, (1, 2, 3)])
+def test_a_view_without_an_area_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match="size must be a width and a height in pixels, both above 0"):
+        rarebox.View(NOTHING, size=size)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "wanted"),
+    [
+        ([0.9], [1], "labels must be whole numbers"),  # the two in the wrong order
+        ([np.nan], [1], "labels must be whole numbers"),
+        ([3], [0.5], r"labels must be in \[0, 3\)"),
+        ([-1], [0.5], r"labels must be in \[0, 3\)"),
+        ([1], [60], r"scores must be in \[0, 1\]"),
+        ([1], [np.nan], r"scores must be in \[0, 1\]"),
+        ([1, 0], [0.5], "got 1 boxes, 2 labels and 1 scores"),
+        ([1], [0.5, 0.4], "got 1 boxes, 1 labels and 2 scores"),
+    ],
+)
+def test_labels_and_scores_of_a_detector_are_checked(labels: Any, scores: Any, wanted: str) -> None:
+    with pytest.raises(ValueError, match=wanted):
+        Detections.from_scores([[0, 0, 1, 1]], labels, scores, num_classes=3)
+
+
+def test_labels_are_whole_numbers_everywhere() -> None:
+    box, one, half = np.array([[0, 0, 1, 1]], np.float32), np.ones(1, np.float32), np.array([0.5])
+    for make in (
+        lambda labels: Detections(box, labels, one, one[:, None]),
+        lambda labels: rarebox.GroundTruth(box, labels, one > 1),
+        lambda labels: ImageLabels.of(box, labels),
+        lambda labels: rarebox.Targets.of(box, labels),
+    ):
+        assert make(np.array([1.0])).labels.tolist() == [1]
+        with pytest.raises(ValueError, match="labels must be whole numbers"):
+            make(half)
 
 
 # ------------------------------------------------------------------------------------------- scripts
@@ -331,6 +422,18 @@ def test_a_simulation_resumes_in_its_folder_and_shows_progress_when_asked(
     assert "fit" in capfd.readouterr().err
     assert shown.settings.selection.strategy == "class_balanced"
     assert len(shown.ap50) == 2
+
+
+def test_a_first_model_trained_on_other_labels_is_not_shared(tmp_path: Path) -> None:
+    data = rarebox.load_dataset(tiny.make_data(tmp_path / "scenes"))
+    other = {i: replace(one, labels=(one.labels + 1) % len(data.classes)) for i, one in data.train.truth.items()}
+    settings = tiny.settings(data.root, budget=[])
+    with tiny.small_network():
+        first = rarebox.simulate(data, tmp_path / "run", settings=settings)
+        with pytest.raises(UserError, match=r"not this run's:\n  labels: those of image \d+ differ"):
+            rarebox.simulate(
+                replace(data, train=replace(data.train, truth=other)), tmp_path / "b", settings=settings, share=first
+            )
 
 
 def test_evaluate_gives_the_numbers_of_both_rules() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rarebox import config
 from rarebox.config import Settings
 from rarebox.data.listings import Dataset
+from rarebox.errors import UserError
 
 if TYPE_CHECKING:
     from rarebox.detectors import TorchDetector
@@ -32,11 +33,11 @@ def make_settings(preset: str = "laptop", file: str | Path | None = None, **chan
     ``preset`` is ``laptop`` or ``paper``. A change is named like the setting, with two underscores for the dot:
     ``training__steps=50``. Raises UserError for an unknown name, with the nearest known one, and for a wrong value.
     """
-    return config.resolve(preset, Path(file) if file else None, _dotted(changes))
+    return config.resolve(str(preset), Path(file) if file else None, _dotted(changes))
 
 
 def build_detector(
-    name: str = "faster_rcnn",
+    name: str | None = None,
     *,
     num_classes: int,
     settings: Settings | None = None,
@@ -45,14 +46,16 @@ def build_detector(
 ) -> "TorchDetector":
     """Build a detector with ``fit``, ``predict``, ``predict_views``, ``save`` and ``load``. Loads torch.
 
-    ``name`` is ``faster_rcnn`` or ``retinanet``. ``settings`` say the device, how it trains and what else it is made
-    of, by default those of the preset ``laptop``; ``changes`` are settings of the section ``detector``, such as
-    ``image_size=192``. Weights that are not pretrained are drawn from ``seed``. Raises UserError for an unknown name, a
-    wrong value, or weights that are not available.
+    ``name`` is ``faster_rcnn`` or ``retinanet``, by default that of the settings. ``settings`` say the device, how it
+    trains and what else it is made of, by default those of the preset ``laptop``, a ``faster_rcnn``; ``changes`` are
+    settings of the section ``detector``, such as ``image_size=192``. Weights that are not pretrained are drawn from
+    ``seed``. Raises UserError for an unknown name, a wrong value, ``settings`` made for another detector, or weights
+    that are not available.
     """
     from rarebox import detectors  # here, because it loads torch
 
-    chosen = _changed(settings, {"detector.name": name, **{f"detector.{key}": value for key, value in changes.items()}})
+    given = {"name": name, **changes} if name is not None else changes
+    chosen = _changed(settings, {f"detector.{key}": value for key, value in given.items()})
     return detectors.build(
         **chosen.detector.model_dump(),
         num_classes=num_classes,
@@ -100,9 +103,10 @@ def simulate(
 
     ``data`` is what :func:`load_dataset` takes or returns. ``out`` is the run's folder, by default a new temporary one;
     the same call with the same folder resumes the run. ``settings`` are by default those of the preset ``laptop``;
-    ``strategy``, ``seed`` and further ``changes`` (as in :func:`make_settings`) override them. ``share`` is a
-    simulation, or its folder, with the same data, seed and detector: its model of cycle 1 is reused, so that strategies
-    are compared from the same start. ``progress`` draws progress bars. Raises UserError for anything to put right.
+    ``strategy``, ``seed`` and further ``changes`` (as in :func:`make_settings`) override them. Another detector than
+    that of ``settings`` needs its own ``training__lr``. ``share`` is a simulation, or its folder, with the same images,
+    labels, seed and detector: its model of cycle 1 is reused, so that strategies are compared from the same start.
+    ``progress`` draws progress bars. Raises UserError for anything to put right.
     """
     from rarebox.cli.progress import progress_bars
     from rarebox.loop.simulate import simulate as run_all_cycles  # here, because it loads torch
@@ -121,9 +125,19 @@ def simulate(
 
 
 def _changed(settings: Settings | None, changes: Mapping[str, object]) -> Settings:
-    """The settings, or those of the preset ``laptop``, with changes by dotted name."""
-    base = dict(config.flatten(settings.model_dump(mode="json"))) if settings else {}
-    return config.resolve("laptop", None, {**base, **changes})
+    """The settings, or those of the preset ``laptop``, with changes by dotted name.
+
+    Raises UserError for another detector without a learning rate: the preset chose the rate by the detector.
+    """
+    base, new = config.or_laptop(settings), dict(config.flatten(changes))
+    chosen = config.resolve("laptop", None, {**dict(config.flatten(base.model_dump(mode="json"))), **new})
+    before, now = base.detector.name, chosen.detector.name
+    if settings is not None and before != now and "training.lr" not in new:
+        raise UserError(
+            f"the settings, with their learning rate, are for {before}, not {now}. Make them for it: "
+            f"make_settings(…, detector__name={now!r})"
+        )
+    return chosen
 
 
 def _dotted(changes: Mapping[str, object]) -> dict[str, object]:

@@ -341,6 +341,15 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | 
     return check(values)
 
 
+def or_laptop(settings: object) -> Settings:
+    """The settings given to a function, by default those of the preset ``laptop``. Raises UserError for other types."""
+    if settings is None:
+        return resolve()
+    if not isinstance(settings, Settings):
+        raise UserError(f"settings must be Settings, got {settings!r}. Make them with rarebox.make_settings")
+    return settings
+
+
 def check(values: Values) -> Settings:
     """Validate nested plain values. Raises UserError that names the wrong setting."""
     for path, _ in flatten(values):

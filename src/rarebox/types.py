@@ -30,6 +30,22 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     return array
 
 
+def as_whole(name: str, values: ArrayLike) -> Ints:
+    """Convert numbers to ``int64``. Raises ValueError unless each is a whole number."""
+    array = np.asarray(values)
+    if array.dtype.kind != "i":
+        numbers = array.astype(np.float64)
+        if not ((np.abs(numbers) < 2**53) & (np.trunc(numbers) == numbers)).all():
+            raise ValueError(f"{name} must be whole numbers, got {array.tolist()}")
+    return array.astype(np.int64, copy=False)
+
+
+def check_fractions(name: str, values: Floats) -> None:
+    """Raise ValueError unless all values are in [0, 1]."""
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"{name} must be in [0, 1], got {values.min()} to {values.max()}")
+
+
 RowIndex = Bools | NDArray[np.integer] | Sequence[int] | slice
 """Which rows of a table to take: a mask, row numbers or a slice."""
 
@@ -48,7 +64,8 @@ class Rows:
 
     def _column(self, name: str, dtype: DTypeLike, width: tuple[int | None, ...] = ()) -> None:
         """Convert one column and check that its shape is (length, *width), where None stands for any width."""
-        array = np.asarray(getattr(self, name), dtype=dtype)
+        given = getattr(self, name)
+        array = as_whole(name, given) if dtype is np.int64 else np.asarray(given, dtype=dtype)
         wanted = (len(self), *width)
         if array.ndim != len(wanted) or any(w is not None and w != s for w, s in zip(wanted, array.shape, strict=True)):
             raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
@@ -110,9 +127,22 @@ class Detections(Rows):
 
     @classmethod
     def from_scores(cls, boxes: ArrayLike, labels: ArrayLike, scores: ArrayLike, num_classes: int) -> Self:
-        """Detections of a detector that returns one score a box, in [0, 1]: (N, 4), (N,), (N,)."""
-        labels, scores = np.asarray(labels, np.int64).reshape(-1), np.asarray(scores, np.float32).reshape(-1)
-        return cls(as_boxes(boxes), labels, scores, score_vectors(labels, scores, num_classes))
+        """Detections of a detector that returns one score a box: boxes (N, 4), labels (N,), scores (N,) in [0, 1].
+
+        Raises ValueError for lengths that differ, for labels that are not whole numbers in [0, num_classes), and for
+        other scores.
+        """
+        boxes, labels = as_boxes(boxes), as_whole("labels", labels).reshape(-1)
+        scores = np.asarray(scores, np.float32).reshape(-1)
+        if not len(boxes) == len(labels) == len(scores):
+            raise ValueError(
+                f"each box needs one label and one score, got {len(boxes)} boxes, {len(labels)} labels and "
+                f"{len(scores)} scores"
+            )
+        if not ((labels >= 0) & (labels < num_classes)).all():
+            raise ValueError(f"labels must be in [0, {num_classes}), got {labels.tolist()}")
+        check_fractions("scores", scores)
+        return cls(boxes, labels, scores, score_vectors(labels, scores, num_classes))
 
 
 def score_vectors(labels: Ints, scores: Floats, num_classes: int) -> Floats:
@@ -245,7 +275,7 @@ class Answer:
     milliseconds: int = 0
 
     def __post_init__(self) -> None:
-        boxes, labels = as_boxes(self.boxes), np.asarray(self.labels, dtype=np.int64)
+        boxes, labels = as_boxes(self.boxes), as_whole("labels", self.labels)
         if labels.shape != (len(boxes),):
             raise ValueError(f"labels must have shape ({len(boxes)},), got {labels.shape}")
         object.__setattr__(self, "boxes", boxes)
@@ -283,9 +313,7 @@ class Targets(Rows):
         self._column("labels", np.int64)
         for name in ("class_weight", "box_weight"):
             self._column(name, np.float32)
-            weight = getattr(self, name)
-            if not ((weight >= 0) & (weight <= 1)).all():
-                raise ValueError(f"{name} must be in [0, 1], got {weight.min()} to {weight.max()}")
+            check_fractions(name, getattr(self, name))
         self._column("background", np.bool_)
         self._column("source", np.str_)
 
@@ -302,7 +330,7 @@ class Targets(Rows):
         """Targets of one source. The weights and the flag may be one value for all boxes."""
         boxes = as_boxes(boxes)
         columns = (np.broadcast_to(c, len(boxes)) for c in (class_weight, box_weight, background, str(source)))
-        return cls(boxes, np.asarray(labels, dtype=np.int64).reshape(-1), *columns)
+        return cls(boxes, as_whole("labels", labels).reshape(-1), *columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +404,7 @@ class ImageLabels:
         complete: bool = False,
     ) -> Self:
         """The labels of one image, from anything that is arrays."""
-        boxes, labels = as_boxes(boxes), np.asarray(labels, dtype=np.int64).reshape(-1)
+        boxes, labels = as_boxes(boxes), as_whole("labels", labels).reshape(-1)
         if len(labels) != len(boxes):
             raise ValueError(f"labels must have shape ({len(boxes)},), got ({len(labels)},)")
         return cls(boxes, labels, as_boxes(rejected), as_boxes(skipped), complete)

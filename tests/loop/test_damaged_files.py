@@ -181,7 +181,7 @@ def test_a_run_goes_on(name: str, damage: str, finished: Path, chosen: Any, tmp_
 
 
 @pytest.mark.parametrize("damage", ["garbage", "gone"])
-@pytest.mark.parametrize("name", ["shared.json", "model.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["shared.json", "targets.parquet", "model.json", "model.safetensors"])
 def test_a_run_that_shares_a_damaged_model_says_so(
     name: str, damage: str, finished: Path, chosen: Any, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Any detector's boxes ranked in memory, by the functions that rank files of them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
@@ -15,8 +16,8 @@ from rarebox.pool.affine import MAPS, Frame, size
 from rarebox.pool.candidates import rows_by_image
 from rarebox.types import Candidates, Detections, Floats, ImageLabels, Query, as_boxes, concatenate
 
-Image = TypeVar("Image", int, str)
-"""What names an image: a number, or text such as a path; one kind for all images."""
+Image = TypeVar("Image", int, str, os.PathLike[str])
+"""What names an image: a whole number, text, or a path; one kind for all images."""
 
 SLACK = 1e-3
 """How far rounding may take a probability above 1."""
@@ -41,6 +42,11 @@ class View:
         matrix = np.asarray(self.matrix, dtype=np.float64)
         if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < 1e-9:
             raise ValueError(f"matrix must be an invertible affine map of shape (2, 3), got {matrix.tolist()}")
+        if self.size is not None:
+            sides = np.asarray(self.size, dtype=np.float64)
+            if sides.shape != (2,) or not (np.isfinite(sides) & (sides > 0)).all():
+                raise ValueError(f"size must be a width and a height in pixels, both above 0, got {self.size}")
+            object.__setattr__(self, "size", (float(sides[0]), float(sides[1])))
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "patches", as_boxes(self.patches))
 
@@ -101,20 +107,22 @@ def rank(
     """Rank the boxes that any detector found, by how much a label would teach it.
 
     ``detections`` and ``views`` are by image; every image needs the same number of views. Without views the uncertainty
-    is the entropy of each box's class. ``labels`` say what is labelled: boxes near a labelled or rejected one, and
-    boxes of a complete image, are passed over. ``classes`` are the K class names. ``budget`` is the number of boxes to
-    return, by default all. ``settings`` are by default those of the preset ``laptop``; ``strategy`` overrides theirs.
-    Raises UserError for input that contradicts itself, naming the image.
+    is the entropy of each box's class. ``labels`` say what is labelled on images of ``detections``: boxes near a
+    labelled or rejected one, and boxes of a complete image, are passed over. ``classes`` are the K class names.
+    ``budget`` is the number of boxes to return, by default all. ``settings`` are by default those of the preset
+    ``laptop``; ``strategy`` overrides theirs. Raises UserError for input that contradicts itself, naming the image.
     """
-    chosen = settings or config.resolve("laptop")
+    chosen = config.or_laptop(settings)
     if strategy:
         chosen = chosen.model_copy(update={"selection": chosen.selection.model_copy(update={"strategy": strategy})})
     check_strategy(chosen, bool(views))
-    if budget is not None and budget < 1:
-        raise UserError(f"budget must be at least 1 box, got {budget}. Leave it out to rank all boxes")
-    views, labels = views or {}, labels or {}
+    if budget is not None and not (_is_whole(budget) and budget >= 1):
+        raise UserError(f"budget must be a whole number, at least 1 box, got {budget}. Leave it out to rank all boxes")
+    if isinstance(classes, str) or len({*classes}) < len(classes):
+        raise UserError(f"classes must be a list of different names, got {classes!r}")
+    views, labels = {} if views is None else views, {} if labels is None else labels
     _check(detections, views, labels, len(classes))
-    number = _numbers([*detections, *labels])
+    number = _numbers([*detections])
     scored = [
         candidates_of(
             number[image],
@@ -150,10 +158,28 @@ def _ranked(query: Query, image: Image, classes: Sequence[str]) -> RankedBox[Ima
 
 def _numbers(images: Sequence[Image]) -> dict[Image, int]:
     """A number for each image, its own where it is one; ties in the ranking are broken by it."""
-    kinds = {isinstance(image, str) for image in images}
-    if len(kinds) > 1:
-        raise UserError("some images are named by numbers and some by text. Name all of them in one way")
-    return {image: n if isinstance(image, str) else int(image) for n, image in enumerate(sorted({*images}), 1)}
+    numbers = {image: int(image) for image in images if isinstance(image, int | np.integer)}
+    return numbers or {image: n for n, image in enumerate(sorted(images, key=str), 1)}
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer)
+
+
+NAMED_BY = {"whole numbers": (int, np.integer), "text": (str,), "paths": (os.PathLike,)}
+"""The kinds of names that images may have, and their types."""
+
+
+def _kind_of_name(image: object) -> str:
+    for kind, types in NAMED_BY.items():
+        if isinstance(image, types):
+            return kind
+    raise UserError(f"an image is named {image!r}. Name images by {', '.join(NAMED_BY)}")
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"{name} must be {kind.__name__}, got {type(value).__name__}")
 
 
 def _check(
@@ -163,8 +189,25 @@ def _check(
     num_classes: int,
 ) -> None:
     """UserError where the input contradicts itself."""
-    for image in {*views} - {*detections}:
-        raise UserError(f"views has the image {image!r}, detections does not. Give the detections on it, too")
+    for name, table in (("detections", detections), ("views", views), ("labels", labels)):
+        _check_type(name, table, Mapping)
+    kinds = {_kind_of_name(image) for image in (*detections, *views, *labels)}
+    if len(kinds) > 1:
+        raise UserError(f"the images are named by {' and '.join(sorted(kinds))}. Name all of them in one way")
+    for name, images in (("views", views), ("labels", labels)):
+        for image in {*images} - {*detections}:
+            raise UserError(f"{name} has the image {image!r}, detections does not. Give the detections on it, too")
+    for image, found in detections.items():
+        _check_type(f"detections[{image!r}]", found, Detections)
+    for image, several in views.items():
+        _check_type(f"views[{image!r}]", several, Sequence)
+        for view in several:
+            _check_type(f"each of views[{image!r}]", view, View)
+            _check_type(f"each of views[{image!r}].detections", view.detections, Detections)
+    for image, said in labels.items():
+        _check_type(f"labels[{image!r}]", said, ImageLabels)
+    if views and not any(views.values()):
+        raise UserError("views has no view of any image. Leave it out to rank by the entropy of the classes")
     counts = {image: len(views.get(image, ())) for image in detections}
     least = min(counts, key=counts.__getitem__, default=None)
     if least is not None and counts[least] < max(counts.values()):
@@ -187,7 +230,7 @@ def _check(
             raise UserError(f"the labels of image {image!r} must be in [0, {num_classes}), got {said.labels.tolist()}")
 
 
-def _check_detections(image: int | str, found: Detections, num_classes: int) -> None:
+def _check_detections(image: object, found: Detections, num_classes: int) -> None:
     if not 0 <= found.labels.min() <= found.labels.max() < num_classes:
         raise UserError(f"image {image!r}: labels must be in [0, {num_classes}), got {found.labels.tolist()}")
     if found.class_probs.shape[1] not in (num_classes, num_classes + 1):

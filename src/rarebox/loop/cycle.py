@@ -152,7 +152,7 @@ def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> Detector:
         check_saved(run.folder.cycle(cycle))
     except Damaged:
         if shared is not None:
-            take_first_model(run, shared)
+            take_first_model(run, shared, targets)
         else:
             fit(run, cycle, targets)
     return load_detector(run, cycle)

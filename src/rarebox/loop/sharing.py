@@ -1,5 +1,6 @@
 """Runs that share a first model: methods that differ only after cycle 1 train it once."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -8,9 +9,11 @@ from rarebox import config, detectors
 from rarebox.config import TrainingSettings
 from rarebox.core.files import copy, read_json
 from rarebox.errors import Damaged, UserError
+from rarebox.labels.targets import read_targets
 from rarebox.loop import scoring
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
+from rarebox.types import Targets
 
 
 def first_cycle(run: Run) -> dict[str, object]:
@@ -28,12 +31,16 @@ def first_cycle(run: Run) -> dict[str, object]:
     }
 
 
-def take_first_model(run: Run, share: Path) -> None:
-    """Copy the cycle-1 model of another run. Raises UserError if it has none or trained it under other settings."""
+def take_first_model(run: Run, share: Path, targets: Mapping[int, Targets]) -> None:
+    """Copy the cycle-1 model of another run, which this run would train on those targets.
+
+    Raises UserError if the other run has none, or trained it under other settings or on other labels.
+    """
     theirs, ours = RunFolder(share).cycle(1), first_cycle(run)
     RunFolder(share).check_first_model()
     try:
         told = read_json(theirs / "shared.json", dict)
+        there_on, here_on = _plain(read_targets(theirs / "targets.parquet")), _plain(targets)
     except Damaged as error:
         raise UserError(f"--share {share}: {error.args[0]}; or share another run, or leave --share out") from error
     # Settings that the version of that run lacked have the values it used.
@@ -41,6 +48,9 @@ def take_first_model(run: Run, share: Path) -> None:
     told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
     there, here = dict(config.flatten(told)), dict(config.flatten(ours))
     different = [f"{n}: {there.get(n)} there, {here[n]} here" for n in here if there.get(n) != here[n]]
+    if not different and there_on != here_on:
+        other = min(i for i in {*there_on, *here_on} if there_on.get(i) != here_on.get(i))
+        different = [f"labels: those of image {other} differ"]
     if different:
         raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))
     part = run.folder.cycle(1).with_name("cycle_01.part")
@@ -51,3 +61,8 @@ def take_first_model(run: Run, share: Path) -> None:
         part.replace(run.folder.cycle(1))
     finally:
         rmtree(part, ignore_errors=True)
+
+
+def _plain(targets: Mapping[int, Targets]) -> dict[int, list[object]]:
+    """Targets as values that compare, of the images that have any."""
+    return {i: [column.tolist() for column in vars(one).values()] for i, one in targets.items() if len(one)}
