@@ -262,6 +262,27 @@ def test_two_formats_beside_the_images_are_refused(tmp_path: Path) -> None:
     assert boxes(load(tmp_path)) == {"a.jpg": [("cat", BOX)]}
 
 
+def test_a_second_format_in_the_folder_is_listed(tmp_path: Path) -> None:
+    photos(tmp_path, "a.jpg")
+    (tmp_path / "a.xml").write_text(XML)
+    image = {"id": 1, "file_name": "a.jpg", "width": 80, "height": 40}
+    coco = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "old.json").write_text(json.dumps(coco))
+    data = load(tmp_path)
+    assert [(p.kind, "COCO and VOC" in p.what) for p in data.problems if p.kind == "several formats"] == [
+        ("several formats", True)
+    ]
+    (tmp_path / "a.xml").unlink()
+    assert "several formats" not in {p.kind for p in load(tmp_path).problems}
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "jpg", "PNG"])
+def test_label_files_beside_images_with_upper_case_suffixes_are_read(tmp_path: Path, suffix: str) -> None:
+    photos(tmp_path, f"a.{suffix}")
+    (tmp_path / "a.xml").write_text(XML)
+    assert boxes(load(tmp_path)) == {f"a.{suffix}": [("cat", BOX)]}
+
+
 def test_classes_txt_without_labels_is_no_data_set(tmp_path: Path) -> None:
     photos(tmp_path, "a.jpg")
     (tmp_path / "classes.txt").write_text("dog\ncat\n")

@@ -4,7 +4,7 @@ To add a format, write a module with a ``find`` function like that of ``coco.py`
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -44,6 +44,10 @@ def load(
     if reader is None:
         raise _not_understood(path)
     train, test = reader()
+    kinds = [kind for kind, finders in _FORMATS.items() if any(_recognises(find, path) for find in finders)]
+    if os.path.isdir(path) and len(kinds) > 1:
+        what = f"labels in {' and '.join(kinds)} format are here, but one is read. Move the others elsewhere."
+        train.problems.append(listings.Problem("several formats", str(path), what))
     return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read, photos=photos)
 
 
@@ -65,6 +69,20 @@ def refuse_missing(name: str | Path) -> None:
         raise _missing(path)
     if _reader(path) is None:
         raise _not_understood(path)
+
+
+_FORMATS = {
+    "COCO": (coco.find, coco.find_single),
+    "VOC": (voc.find, voc.find_flat),
+    "YOLO": (yolo.find, yolo.find_flat),
+}
+
+
+def _recognises(find: Callable[[Path], Reader | None], path: Path) -> bool:
+    try:
+        return find(path) is not None
+    except UserError:  # about labels that are not read
+        return False
 
 
 def _reader(path: Path) -> Reader | None:
