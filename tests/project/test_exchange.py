@@ -20,7 +20,7 @@ from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export, export_queries
 from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
-from rarebox.labels.leases import People
+from rarebox.labels.leases import People, Submission
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
 from rarebox.project.exchange import Imported, bring_in, open_questions
@@ -212,6 +212,25 @@ def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Stor
             other.add_images(images)
             assert bring_in(other, reader.read(tmp_path / format / name), format) == Imported(missed=2)
             assert other.labels()[4].boxes == pytest.approx(np.array(BOXES[:2]), abs=0.01)
+
+
+@pytest.mark.parametrize(("format", "name"), [("labelstudio", "tasks.json"), ("cvat", "annotations.xml")])
+def test_the_projects_own_labels_change_nothing(format: str, name: str, tmp_path: Path, store: Store) -> None:
+    images, ones = list(store.images().values()), np.ones(2)
+    with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:
+        own.add_images(images)
+        own.open_cycle(1)
+        people = People(own)
+        for number, box in enumerate(BOXES[:2]):
+            drawn = Submission(f"k{number}", Verdict.OBJECT, np.array([box]), np.array([number]), image_id=4)
+            assert people.submit("ada", "ada", drawn).status == "saved"
+        labels = Annotations(
+            4, np.array(BOXES[:2]), np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, False
+        )
+        export(tmp_path / format, format, CLASSES, images, [labels])
+        reader = labelstudio if format == "labelstudio" else cvat
+        assert bring_in(own, reader.read(tmp_path / format / name), format) == Imported(unchanged=2)
+        assert len(own.queries()) == 2
 
 
 # ------------------------------------------------------------------------------------------- coming back

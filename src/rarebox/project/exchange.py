@@ -189,6 +189,10 @@ class Imported:
     shapes: int = 0
 
 
+SKIPPED = ("unseen", "unchanged")
+"""Kinds of answers that are counted and not recorded."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Said:
     """One answer to give: to a query that is there, or to one that is asked along with it, under a key."""
@@ -262,7 +266,7 @@ def bring_in(
             for one in _answers(returned, record, known, source, by, complete)
         ]
         fates = [_fate(one, known, instead) for one in said]
-        _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate != "unseen"])
+        _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate not in SKIPPED])
     return Imported(**Counter(fate for fate in fates if fate), shapes=sum(len(one.left_out) for one in batch.returned))
 
 
@@ -397,6 +401,8 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
     for region in (n for n in range(len(boxes)) if n not in taken):
         if region in drawn:
             found.append(said("missed", ours[drawn[region]], Verdict.OBJECT, region))
+        elif there := _labelled(boxes[region], labels[region], ours, known):
+            found.append(said("unchanged", there, Verdict.OBJECT, region))
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
@@ -409,6 +415,16 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
     return found
+
+
+def _labelled(box: Floats, label: int, ours: Mapping[int, Query], known: _Known) -> Query | None:
+    """The query whose standing answers hold this very box already, as in a file of the project's own labels."""
+    for query in ours.values():
+        for answer in known.standing.get(query.id, {}).values():
+            near = np.abs(answer.boxes - box).max(axis=1, initial=0) <= STILL
+            if answer.verdict is Verdict.OBJECT and (near & (answer.labels == label)).any():
+                return query
+    return None
 
 
 def _rejection(query: Query, boxes: Floats) -> Verdict:
@@ -531,6 +547,8 @@ def _fate(one: _Said, known: _Known, instead: bool) -> str:
         return ""
     if one.kind == "unseen":
         return "" if standing else "unseen"
+    if one.kind == "unchanged":
+        return "unchanged"
     if one.kind == "complete" and any(answer.verdict is not Verdict.CANNOT_TELL for answer in standing.values()):
         return "unchanged"
     overruled = len(later) >= one.query.wanted
