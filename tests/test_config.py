@@ -62,6 +62,12 @@ def test_the_paper_preset_is_section_4_1() -> None:
     assert (training.backbone_lr, training.flip, training.scale_jitter) == (1.0, 0.5, 0.0)
 
 
+@pytest.mark.parametrize("name", ["training.steps", "training.lr", "seed", "selection.exploration"])
+def test_yes_is_not_a_number(name: str) -> None:
+    with pytest.raises(UserError, match=rf"setting {name}: must be a number, got True"):
+        config.resolve(changes={name: True})
+
+
 def test_looks_is_the_former_name_of_reviews(tmp_path: Path) -> None:
     (file := tmp_path / "settings.yaml").write_text("budget_unit: looks\n", encoding="utf-8")
     for settings in (config.resolve(file=file), config.resolve(changes={"budget_unit": "looks"})):

@@ -5,10 +5,10 @@ Numbers in square brackets are rows of ``docs/decisions.md``. The resolved setti
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from rarebox.core.parsing import from_yaml
 from rarebox.core.text import read_text
@@ -27,6 +27,14 @@ class Section(BaseModel):
     """A group of settings: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError("must be a number")
+        return value
 
 
 class DetectorSettings(Section):
