@@ -136,6 +136,44 @@ def test_undo_and_redo_go_over_several_answers(office: Office) -> None:
     assert [verdict for _, verdict, _ in office.given()][6:] == ["not_an_object", "object"]
 
 
+def test_the_keys_and_the_gallery_are_shown(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.press("Enter")
+    anna.saved()
+    anna.press("?")
+    anna.shoot("keys")
+    anna.press("Escape")
+    anna.press("g")  # immediately: the late close event of one dialog must not empty the next
+    anna.see("gallery-item").first.wait_for()
+    anna.shoot("gallery")
+    anna.press("Escape")
+    assert anna.problems == []
+
+
+def test_an_invited_person_answers_on_a_phone_by_touch(office: Office) -> None:
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    phone = office.chrome.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)  # type: ignore[arg-type]
+    carla = Person(phone.new_page(), office.shots)
+    carla.page.goto(
+        anna.page.evaluate(
+            "fetch('/api/invite', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{}'})"
+            ".then(a => a.json()).then(a => a.url)"
+        )
+    )
+    carla.see("name").fill("carla")
+    carla.shoot("phone-name")
+    carla.press("Enter")
+    carla.task("box", 30)
+    carla.shoot("phone-box")
+    carla.see("not_object").tap()
+    carla.saved()
+    assert [(verdict, by) for _, verdict, by in office.given()] == [("not_an_object", "carla")]
+    assert "carla" in {one["name"] for one in carla.state()["people"]}
+    assert anna.problems == carla.problems == []
+
+
 @pytest.mark.parametrize("office", [5], indirect=True)
 def test_a_box_drawn_over_the_asked_one_replaces_it_unless_d_was_pressed(
     office: Office, pictures: Sequence[ImageRecord]
