@@ -503,7 +503,12 @@ def test_answers_under_a_former_name_are_ones_own(house: House) -> None:
     assert anna.answer(first, missed)["results"] == before  # sent again: the reply was lost
     assert [one["status"] for one in ben.answer(first, missed)["results"]] == ["refused", "refused"]
     assert ben.say(query=query["id"], verdict="withdrawn", after=before[0]["answer"])["status"] == "refused"
-    anna.saved(query=query["id"], verdict="withdrawn", after=before[0]["answer"])
+    changed = anna.saved(query=query["id"], labels=[1], after=before[0]["answer"])
+    anna.saved(query=query["id"], verdict="withdrawn", after=changed)
+    anna.saved(query=before[1]["query"], verdict="withdrawn", after=before[1]["answer"])
+    assert sum(one["count"] for one in anna.get("/api/state")["classes"]) == 0
+    assert anna.get(f"/api/image/{query['image']['id']}")["labels"] == []
+    assert query["id"] in {one["id"] for one in anna.next(4)}  # open again
 
 
 def test_a_cookie_without_former_names_is_still_recognised(house: House) -> None:
