@@ -329,6 +329,13 @@ def record_of_a_cycle(number: int) -> dict[str, Any]:
         "selected_per_class": per,
         "hits_per_class": per,
         "notes": [],
+        **dict.fromkeys(
+            ("candidates_per_class", "uncertainty_would_select", "labels_per_class", "pseudo_per_class"), per
+        ),
+        **dict.fromkeys(("class_frequency", "sure_per_class"), per),
+        **dict.fromkeys(("coco_ap", "coco_ap50", "coco_ap75", "imbalance_factor"), 0.2),
+        **dict.fromkeys(("labels_this_cycle", "reviews_this_cycle", "hits", "images_full", "images_partial"), 3),
+        "pseudo_boxes": 2,
     }
 
 

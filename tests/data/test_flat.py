@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from io import BufferedReader
 from pathlib import Path
 
@@ -272,6 +273,9 @@ def test_a_second_format_in_the_folder_is_listed(tmp_path: Path) -> None:
     assert [(p.kind, "COCO and VOC" in p.what) for p in data.problems if p.kind == "several formats"] == [
         ("several formats", True)
     ]
+    shutil.copy(tmp_path / "old.json", tmp_path / "other.JSON")  # neither of the two is chosen
+    assert "several formats" in {p.kind for p in load(tmp_path).problems}
+    (tmp_path / "other.JSON").unlink()
     (tmp_path / "a.xml").unlink()
     assert "several formats" not in {p.kind for p in load(tmp_path).problems}
 
@@ -281,6 +285,16 @@ def test_label_files_beside_images_with_upper_case_suffixes_are_read(tmp_path: P
     photos(tmp_path, f"a.{suffix}")
     (tmp_path / "a.xml").write_text(XML)
     assert boxes(load(tmp_path)) == {f"a.{suffix}": [("cat", BOX)]}
+
+
+def test_a_second_coco_file_beside_train_json_is_listed(tmp_path: Path) -> None:
+    photos(tmp_path, "a.jpg")
+    image = {"id": 1, "file_name": "a.jpg", "width": 80, "height": 40}
+    content = json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "dog"}]})
+    for name in ("train.json", "labels.json"):
+        (tmp_path / name).write_text(content)
+    (problem,) = (p for p in load(tmp_path).problems if p.kind == "split not used")
+    assert Path(problem.where).name == "labels.json"
 
 
 def test_classes_txt_without_labels_is_no_data_set(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import html
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,32 @@ def test_the_projects_own_labels_change_nothing(format: str, name: str, tmp_path
         reader = labelstudio if format == "labelstudio" else cvat
         assert bring_in(own, reader.read(tmp_path / format / name), format) == Imported(unchanged=2)
         assert len(own.queries()) == 2
+
+        # Changed there, they contradict their labels: they are reported, and replaced only on request.
+        changed = replace(labels, boxes=labels.boxes + np.array([[4, 0, 4, 0], [0, 0, 0, 0]]), labels=np.array([0, 2]))
+        export(tmp_path / "changed", format, CLASSES, images, [changed])
+        batch = reader.read(tmp_path / "changed" / name)
+        assert bring_in(own, batch, format) == Imported(left=2)
+        assert own.labels()[4].labels.tolist() == [0, 1]
+        assert bring_in(own, batch, format, instead=True) == Imported(missed=2)
+        assert len(own.queries()) == 2
+        assert own.labels()[4].labels.tolist() == [0, 2]
+        assert own.labels()[4].boxes == pytest.approx(changed.boxes, abs=0.01)
+
+
+def test_a_box_of_a_whole_images_answer_is_not_replaced_alone(tmp_path: Path, store: Store) -> None:
+    images, ones = list(store.images().values()), np.ones(2)
+    with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:
+        own.add_images(images)
+        own.open_cycle(1)
+        (query,) = own.ask(1, [Query(4)])
+        own.record([Answer(query.id, np.array(BOXES[:2]), np.array([0, 1]), Verdict.OBJECT, "ada")])
+        moved = np.array(BOXES[:2]) + np.array([[4, 0, 4, 0], [0, 0, 0, 0]])
+        labels = Annotations(4, moved, np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, False)
+        export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
+        batch = labelstudio.read(tmp_path / "out" / "tasks.json")
+        assert bring_in(own, batch, "labelstudio", instead=True) == Imported(unchanged=1, left=1)
+        assert own.labels()[4].boxes == pytest.approx(np.array(BOXES[:2]))
 
 
 # ------------------------------------------------------------------------------------------- coming back

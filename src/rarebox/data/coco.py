@@ -95,16 +95,22 @@ def find(path: Path) -> Reader | None:
     for pattern in ("{}.json", "{}/" + _ROBOFLOW):
         train = path / pattern.format("train")
         if os.path.isfile(train):
-            tests = [path / pattern.format(name) for name in _TEST_NAMES]
-            return partial(read, train, *filter(os.path.isfile, tests))
+            tests = [file for name in _TEST_NAMES if os.path.isfile(file := path / pattern.format(name))]
+            others = [file for file in files_of(path) if file not in (train, *tests)]
+            return partial(read, train, *(tests or [None]), *others)
     return None
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files directly in a folder that look like COCO, sorted."""
+    return [file for file in sorted(folder.glob("*")) if file.suffix.lower() == ".json" and _looks_like_coco(file)]
 
 
 def find_single(path: Path) -> Reader | None:
     """Recognise a JSON file, and a folder with exactly one JSON file that looks like COCO."""
     if os.path.isfile(path):
         return partial(read, path) if path.suffix.lower() == ".json" else None
-    candidates = [p for p in sorted(path.glob("*.json")) if _looks_like_coco(p)]
+    candidates = files_of(path) if os.path.isdir(path) else []
     return partial(read, candidates[0]) if len(candidates) == 1 else None
 
 
@@ -112,7 +118,8 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     """Both files. Further splits are not used and become problems. Raises `UserError` if a file is not COCO."""
     listing = _listing(train)
     for path in unused:
-        listing.problems.append(Problem("split not used", str(path), f"{test} is the test split. {_UNUSED}"))
+        chosen = f"{test} is the test split" if test else f"{train} is read"
+        listing.problems.append(Problem("split not used", str(path), f"{chosen}. {_UNUSED}"))
     return listing, _listing(test) if test else None
 
 

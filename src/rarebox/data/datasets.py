@@ -44,8 +44,8 @@ def load(
     if reader is None:
         raise _not_understood(path)
     train, test = reader()
-    kinds = [kind for kind, finders in _FORMATS.items() if any(_recognises(find, path) for find in finders)]
-    if os.path.isdir(path) and len(kinds) > 1:
+    kinds = [kind for kind, finders in _FORMATS.items() if os.path.isdir(path) and any(_true(f, path) for f in finders)]
+    if len(kinds) > 1:
         what = f"labels in {' and '.join(kinds)} format are here, but one is read. Move the others elsewhere."
         train.problems.append(listings.Problem("several formats", str(path), what))
     return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read, photos=photos)
@@ -72,15 +72,16 @@ def refuse_missing(name: str | Path) -> None:
 
 
 _FORMATS = {
-    "COCO": (coco.find, coco.find_single),
+    "COCO": (coco.find, coco.files_of),
     "VOC": (voc.find, voc.find_flat),
-    "YOLO": (yolo.find, yolo.find_flat),
+    "YOLO": (yolo.find, yolo.files_of, yolo.find_flat),
 }
+"""What finds labels of each format in a folder."""
 
 
-def _recognises(find: Callable[[Path], Reader | None], path: Path) -> bool:
+def _true(find: Callable[[Path], object], path: Path) -> bool:
     try:
-        return find(path) is not None
+        return bool(find(path))
     except UserError:  # about labels that are not read
         return False
 

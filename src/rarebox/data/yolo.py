@@ -38,8 +38,13 @@ def find(path: Path) -> Reader | None:
     for name in ("data.yaml", "data.yml"):
         if os.path.isfile(path / name):
             return partial(read, path / name)
-    others = [p for p in sorted(path.glob("*.y*ml")) if _looks_like_yolo(p)]
+    others = files_of(path)
     return partial(read, others[0]) if len(others) == 1 else None
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files directly in a folder that look like a data.yaml, sorted."""
+    return [file for file in sorted(folder.glob("*.y*ml")) if _looks_like_yolo(file)]
 
 
 def find_flat(path: Path) -> Reader | None:

@@ -236,7 +236,7 @@ class People:
         row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "by": by, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-        if objection := self._objection(connection, row, query, names, said):
+        if objection := self._objection(connection, row, query, by, names, said):
             return objection
         standing = connection.execute(_STANDING, {"id": row.id}).all()
         if said.after is not None and standing[-1].by in names:
@@ -275,7 +275,7 @@ class People:
         return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
     def _objection(
-        self, connection: Connection, row: Cells, query: Query, names: Collection[str], said: Submission
+        self, connection: Connection, row: Cells, query: Query, by: str, names: Collection[str], said: Submission
     ) -> Outcome | None:
         """The outcome for a submission that must not be recorded, or None. ``row`` is the row of the query."""
         rows = connection.execute(_STANDING, {"id": query.id}).all()
@@ -290,7 +290,7 @@ class People:
             return None
         if said.verdict is Verdict.WITHDRAWN:
             return replace(refused, reason="there is nothing to take back")
-        if len(rows) >= query.wanted or any(one.by in names for one in rows):
+        if len(rows) >= query.wanted or any(one.by == by for one in rows):
             return replace(conflict, reason="this question has been answered in the meantime")
         if query.asked_by in names:
             return None  # their own box, withdrawn and restored

@@ -189,7 +189,7 @@ class Imported:
     shapes: int = 0
 
 
-SKIPPED = ("unseen", "unchanged")
+SKIPPED = ("unseen", "unchanged", "left")
 """Kinds of answers that are counted and not recorded."""
 
 
@@ -384,6 +384,10 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
     drawn = _match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
     time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
 
+    free = [n for n in range(len(boxes)) if n not in taken and n not in drawn]
+    used = {*shown, *before.values()}
+    labelled = _match_labelled(boxes, labels, free, {n: q for n, q in ours.items() if n not in used}, known)
+
     def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> _Said:
         rows = [] if region is None else [region]
         return _Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
@@ -401,8 +405,11 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
     for region in (n for n in range(len(boxes)) if n not in taken):
         if region in drawn:
             found.append(said("missed", ours[drawn[region]], Verdict.OBJECT, region))
-        elif there := _labelled(boxes[region], labels[region], ours, known):
-            found.append(said("unchanged", there, Verdict.OBJECT, region))
+        elif region in labelled:
+            query, exact = labelled[region]
+            # One box of many cannot be changed alone.
+            kind = "missed" if query.box is not None else "unchanged" if exact else "left"
+            found.append(said(kind, query, Verdict.OBJECT, region))
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
@@ -417,14 +424,33 @@ def _answers(one: Returned, record: ImageRecord, known: _Known, source: str, by:
     return found
 
 
-def _labelled(box: Floats, label: int, ours: Mapping[int, Query], known: _Known) -> Query | None:
-    """The query whose standing answers hold this very box already, as in a file of the project's own labels."""
-    for query in ours.values():
-        for answer in known.standing.get(query.id, {}).values():
-            near = np.abs(answer.boxes - box).max(axis=1, initial=0) <= STILL
-            if answer.verdict is Verdict.OBJECT and (near & (answer.labels == label)).any():
-                return query
-    return None
+def _match_labelled(
+    boxes: Floats, labels: Sequence[int], free: Sequence[int], ours: Mapping[int, Query], known: _Known
+) -> dict[int, tuple[Query, bool]]:
+    """Region -> the query whose latest answer labels the same object, and whether box and class are the very same.
+
+    The same boxes are matched first, then those with the best IoU of at least 0.5. So the project's own labels are
+    known when they come back, and a changed one contradicts its label.
+    """
+    latest = {n: next(reversed(known.standing[n].values())) for n in ours if known.standing.get(n)}
+    places = [(n, row) for n, answer in latest.items() for row in range(len(answer.boxes))]
+    if not places or not free:
+        return {}
+    there = np.stack([latest[n].boxes[row] for n, row in places])
+    same = np.array([latest[n].labels[row] for n, row in places])
+    near = iou_matrix(boxes[list(free)], there)
+    exact = np.abs(boxes[list(free)][:, None] - there).max(axis=2) <= STILL
+    worth = near + 2 * (exact & (np.array(labels)[list(free)][:, None] == same))
+    found: dict[int, tuple[Query, bool]] = {}
+    taken = set[int]()
+    for place in np.argsort(-worth, axis=None, kind="stable"):
+        row, column = divmod(int(place), len(places))
+        if worth[row, column] < 0.5:
+            break
+        if free[row] not in found and column not in taken:
+            found[free[row]] = ours[places[column][0]], bool(worth[row, column] > 2)
+            taken.add(column)
+    return found
 
 
 def _rejection(query: Query, boxes: Floats) -> Verdict:
@@ -547,8 +573,8 @@ def _fate(one: _Said, known: _Known, instead: bool) -> str:
         return ""
     if one.kind == "unseen":
         return "" if standing else "unseen"
-    if one.kind == "unchanged":
-        return "unchanged"
+    if one.kind in SKIPPED:
+        return one.kind
     if one.kind == "complete" and any(answer.verdict is not Verdict.CANNOT_TELL for answer in standing.values()):
         return "unchanged"
     overruled = len(later) >= one.query.wanted
