@@ -9,6 +9,7 @@ import yaml
 from rarebox import config, settings_text
 from rarebox.config import PseudoSettings, Section, Settings
 from rarebox.errors import UserError
+from rarebox.labels.leases import LONGEST_LEASE
 from rarebox.pool.views import VIEWS
 
 
@@ -66,6 +67,12 @@ def test_the_paper_preset_is_section_4_1() -> None:
 def test_yes_is_not_a_number(name: str) -> None:
     with pytest.raises(UserError, match=rf"setting {name}: must be a number, got True"):
         config.resolve(changes={name: True})
+
+
+def test_a_lease_lasts_a_week_at_most() -> None:
+    assert config.resolve(changes={"people.lease_seconds": LONGEST_LEASE}).people.lease_seconds == LONGEST_LEASE
+    with pytest.raises(UserError, match=r"people\.lease_seconds: .* less than or equal to 604800"):
+        config.resolve(changes={"people.lease_seconds": LONGEST_LEASE + 1})
 
 
 def test_looks_is_the_former_name_of_reviews(tmp_path: Path) -> None:

@@ -228,7 +228,9 @@ class PeopleSettings(Section):
         default=None, description="database URL for the answers, such as postgresql+psycopg://…; null: a file"
     )
     overlap: Fraction = Field(default=0.1, ge=0, le=1, description="fraction of questions that two people answer")
-    lease_seconds: float = Field(default=600, gt=0, description="seconds that a question stays assigned to a person")
+    lease_seconds: float = Field(
+        default=600, gt=0, le=7 * 24 * 3600, description="seconds that a question stays assigned to a person"
+    )
 
 
 class Settings(Section):
