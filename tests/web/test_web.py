@@ -472,6 +472,9 @@ def test_a_name_is_asked_for_once(house: House) -> None:
     assert somebody.get("/api/state")["you"] is None
     assert "Enter your name" in somebody.refused("/api/next", {"client": "tab"}, 403)
     assert "a person needs a name" in somebody.refused("/api/me", {"name": "a\u202eb"})
+    assert "name of the simulated annotator" in somebody.refused(
+        "/api/me", {"name": "Oracle"}
+    )  # its answers look alike
     assert somebody.post("/api/me", {"name": "  Zoë  "})["you"] == "Zoë"
     assert somebody.get("/api/state")["you"] == "Zoë"
     assert len(somebody.next()) == 3

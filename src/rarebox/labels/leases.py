@@ -21,7 +21,7 @@ from rarebox.errors import UserError
 from rarebox.labels import schema
 from rarebox.labels.rows import Cells, is_number, is_text
 from rarebox.labels.store import ANSWER, Store
-from rarebox.types import Answer, Floats, Ints, Query, Verdict
+from rarebox.types import ORACLE, Answer, Floats, Ints, Query, Verdict
 
 LONGEST_LEASE = 7 * 24 * 3600
 """The longest lease in seconds. A longer one is damaged and counts as ended."""
@@ -366,10 +366,12 @@ class People:
 
 
 def clean_name(name: str, kind: str) -> str:
-    """A name without surrounding blanks. Raises UserError unless it is printable and short enough."""
+    """A name without surrounding blanks. Raises UserError unless it is printable, short enough and not reserved."""
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UserError(f"a {kind} needs a name of 1 to {LONGEST_NAME} printable characters, got {name[:80]!r}")
+    if kind == "person" and name.casefold() == ORACLE:
+        raise UserError(f"{name!r} is the name of the simulated annotator. Choose another name.")
     return name
 
 
