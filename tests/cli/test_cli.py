@@ -280,7 +280,7 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert "rarebox init PROJECT --images FOLDER" in checks["your own photos"]["found"]
     assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "miss data" in said
+    assert "todo data" in said
     assert "– weights of resnet50: not downloaded yet; downloaded when first used" in said
 
 

@@ -188,7 +188,7 @@ def test_a_pool_that_is_labelled_completely_leaves_nothing_to_ask(
 
 @pytest.mark.usefixtures("untrained")
 def test_coreset_starts_where_no_labelled_image_has_a_box(
-    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         oracle.SimulatedOracle,
@@ -196,7 +196,7 @@ def test_coreset_starts_where_no_labelled_image_has_a_box(
         lambda self, q: Answer(q.id, np.zeros((0, 4)), np.zeros(0, int), VERDICTS[q.box is None]),
     )
     chosen = settings(pictures, selection__strategy="coreset", budget_unit="reviews", budget=[3])
-    assert simulate.simulate(tmp_path / "run", chosen, share=finished)[1]["reviews_this_cycle"] == 3
+    assert simulate.simulate(tmp_path / "run", chosen)[1]["reviews_this_cycle"] == 3
 
 
 VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)

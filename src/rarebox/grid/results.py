@@ -226,6 +226,7 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
             raise ValueError("a run that is done has cycles")
         if (unit := current_unit(told.settings.get("budget_unit", "labels"))) not in METERS:
             raise ValueError(f"budget_unit is {unit!r}, not labels or reviews")
+        cycles = [as_record(cycle) for cycle in json.loads(line)["cycles"]]
     except ValueError as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
@@ -240,7 +241,7 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
         told.seed,
         told.budget,
         {**told.settings, "budget_unit": unit},
-        [as_record(cycle) for cycle in json.loads(line)["cycles"]],
+        cycles,
         reason=None if told.status == "done" else told.reason or "no reason was given",
     )
 
