@@ -270,7 +270,7 @@ def test_a_second_format_in_the_folder_is_listed(tmp_path: Path) -> None:
     coco = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     (tmp_path / "old.json").write_text(json.dumps(coco))
     data = load(tmp_path)
-    assert [(p.kind, "COCO and VOC" in p.what) for p in data.problems if p.kind == "several formats"] == [
+    assert [(p.kind, "VOC format" in p.what) for p in data.problems if p.kind == "several formats"] == [
         ("several formats", True)
     ]
     shutil.copy(tmp_path / "old.json", tmp_path / "other.JSON")  # neither of the two is chosen

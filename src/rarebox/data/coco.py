@@ -6,7 +6,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,14 +96,15 @@ def find(path: Path) -> Reader | None:
         train = path / pattern.format("train")
         if os.path.isfile(train):
             tests = [file for name in _TEST_NAMES if os.path.isfile(file := path / pattern.format(name))]
-            others = [file for file in files_of(path) if file not in (train, *tests)]
+            others = files_of(path, but=(train, *tests))
             return partial(read, train, *(tests or [None]), *others)
     return None
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The files directly in a folder that look like COCO, sorted."""
-    return [file for file in sorted(folder.glob("*")) if file.suffix.lower() == ".json" and _looks_like_coco(file)]
+def files_of(folder: Path, but: Collection[Path] = ()) -> list[Path]:
+    """The other files directly in a folder that look like COCO, sorted. Those named in ``but`` are not opened."""
+    files = (file for file in sorted(folder.glob("*")) if file.suffix.lower() == ".json" and file not in but)
+    return [file for file in files if _looks_like_coco(file)]
 
 
 def find_single(path: Path) -> Reader | None:

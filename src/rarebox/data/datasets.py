@@ -40,13 +40,13 @@ def load(
         voc.download(path)
     if not os.path.exists(path):  # unlike Path.exists, False for a name that the file system refuses
         raise _missing(path)
-    reader = _reader(path)
-    if reader is None:
+    found = _reader(path)
+    if found is None:
         raise _not_understood(path)
+    kind, reader = found
     train, test = reader()
-    kinds = [kind for kind, finders in _FORMATS.items() if os.path.isdir(path) and any(_true(f, path) for f in finders)]
-    if len(kinds) > 1:
-        what = f"labels in {' and '.join(kinds)} format are here, but one is read. Move the others elsewhere."
+    if others := [other for other in _SIGNS if other != kind and os.path.isdir(path) and _holds(path, other)]:
+        what = f"labels in {' and '.join(others)} format are here, too, and are not read. Move them elsewhere."
         train.problems.append(listings.Problem("several formats", str(path), what))
     return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read, photos=photos)
 
@@ -71,7 +71,7 @@ def refuse_missing(name: str | Path) -> None:
         raise _not_understood(path)
 
 
-_FORMATS = {
+_SIGNS: dict[str, tuple[Callable[[Path], object], ...]] = {
     "COCO": (coco.find, coco.files_of),
     "VOC": (voc.find, voc.find_flat),
     "YOLO": (yolo.find, yolo.files_of, yolo.find_flat),
@@ -79,28 +79,26 @@ _FORMATS = {
 """What finds labels of each format in a folder."""
 
 
-def _true(find: Callable[[Path], object], path: Path) -> bool:
+def _holds(folder: Path, kind: str) -> bool:
     try:
-        return bool(find(path))
+        return any(find(folder) for find in _SIGNS[kind])
     except UserError:  # about labels that are not read
         return False
 
 
-def _reader(path: Path) -> Reader | None:
-    """The reader of the first format that recognises this path."""
-    finders = (coco.find, voc.find, yolo.find, coco.find_single, _find_flat)
-    return next((reader for find in finders if (reader := find(path)) is not None), None)
-
-
-def _find_flat(path: Path) -> Reader | None:
-    """Recognise label files beside the images, as labelImg writes them. Raises `UserError` for two formats at once."""
+def _reader(path: Path) -> tuple[str, Reader] | None:
+    """The first format that recognises this path, and its reader. Raises `UserError` for two formats of labelImg."""
+    finders = (("COCO", coco.find), ("VOC", voc.find), ("YOLO", yolo.find), ("COCO", coco.find_single))
+    for kind, find in finders:
+        if reader := find(path):
+            return kind, reader
     as_voc, as_yolo = voc.find_flat(path), yolo.find_flat(path)
     if as_voc and as_yolo:
         raise UserError(
             f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Keep one format and move the other "
             "files elsewhere."
         )
-    return as_voc or as_yolo
+    return ("VOC", as_voc) if as_voc else ("YOLO", as_yolo) if as_yolo else None
 
 
 def _missing(path: Path) -> UserError:
