@@ -238,9 +238,9 @@ class People:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
         if objection := self._objection(connection, row, query, by, names, said):
             return objection
-        standing = connection.execute(_STANDING, {"id": row.id}).all()
-        if said.after is not None and standing[-1].by in names:
-            by = standing[-1].by  # a person's own answer is changed under the name that it was given under
+        if said.after is not None and len(names) > 1:
+            current = connection.execute(_STANDING, {"id": row.id}).all()[-1]
+            by = current.by if current.by in names else by  # one's own answer keeps the name it was given under
         answer = self._answer(connection, row.id, row.image_id, by, said)
         (number,) = self.store.record([answer], [said.key])
         connection.execute(_END_LEASE, {"ended_holder": holder, "ended_query": row.id})

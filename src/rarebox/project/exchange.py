@@ -429,6 +429,7 @@ def _match_labelled(
 ) -> dict[int, tuple[Query, bool]]:
     """Region -> the query whose latest answer labels the same object, and whether box and class are the very same.
 
+    ``boxes`` (R, 4) and ``labels`` are of all regions, ``free`` the rows to match, ``ours`` the image's queries by id.
     The same boxes are matched first, then those with the best IoU of at least 0.5. So the project's own labels are
     known when they come back, and a changed one contradicts its label.
     """
@@ -448,7 +449,7 @@ def _match_labelled(
         if worth[row, column] < 0.5:
             break
         if free[row] not in found and column not in taken:
-            found[free[row]] = ours[places[column][0]], bool(worth[row, column] > 2)
+            found[free[row]] = ours[places[column][0]], bool(worth[row, column] >= 2)
             taken.add(column)
     return found
 
