@@ -298,7 +298,7 @@ def _compared_classes(runs: Sequence[ReportedRun]) -> list[Panel]:
         "compare_reviews_per_class",
         "Queries of each class",
         "queried boxes by predicted class",
-        "A class-balanced run has more queries of the rare classes (top) and fewer of the frequent ones.",
+        "Which run asks more about the rare classes (top)? It can ask only about classes that its detector predicts.",
     )
     return [ap, reviews]
 
@@ -314,7 +314,7 @@ def _curves(runs: Sequence[ReportedRun], meter: str, which: str) -> Panel:
     figure.legend(loc="outside upper left", ncols=1, labelspacing=0.25)
     look_for = f"At the same number of {meter}, the higher curve is the better run."
     if which != "all classes":
-        look_for += " Strategies differ most on the rarest third."
+        look_for += " The mean of the rarest third of the classes."
     stem = "ap50" if which == "all classes" else "tail"
     title = f"AP50 of {'all classes' if which == 'all classes' else 'the rarest third'} against {meter}"
     return Panel(f"compare_{stem}_{meter}", title, look_for, f"{title}. {'; '.join(texts)}", figure)
