@@ -98,13 +98,13 @@ class Watched:
     def __init__(self, joined: cluster.Cluster, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joined, self.after, self.done = joined, after, list[int]()
         self.scoring: Any = None
-        honest = cluster._Scoring
+        honest = cluster.Dispatcher
 
-        def remember(*args: Any) -> cluster._Scoring:
+        def remember(*args: Any) -> cluster.Dispatcher:
             self.scoring = honest(*args)
             return self.scoring
 
-        monkeypatch.setattr(cluster, "_Scoring", remember)
+        monkeypatch.setattr(cluster, "Dispatcher", remember)
 
     def __call__(
         self, run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
