@@ -140,7 +140,7 @@ class Cluster:
     def score(
         self, run: "Run", cycle: int, shards: Sequence[Sequence[ImageRecord]], report: "EngineProgress"
     ) -> Iterator[tuple[int, Candidates, ImageScores]]:
-        """The engine of :func:`rarebox.loop.scoring.make_shards`: shards by workers, in any order."""
+        """The engine of :func:`rarebox.loop.shards.make_shards`: shards by workers, in any order."""
         ray, folder = self.ray, run.folder.cycle(cycle - 1)
         model = ray.put({name: (folder / name).read_bytes() for name in MODEL})
         needs, threads = self._needs(run.settings.device), about()["threads"]

@@ -10,7 +10,7 @@ from rarebox.config import TrainingSettings
 from rarebox.core.files import copy, read_json
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.targets import read_targets
-from rarebox.loop import scoring
+from rarebox.loop import shards
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
 from rarebox.types import Targets
@@ -19,7 +19,7 @@ from rarebox.types import Targets
 def first_cycle(run: Run) -> dict[str, object]:
     """Everything that the model of cycle 1 depends on: runs with the same values may share it."""
     settings = run.settings
-    pool = sha256(repr(scoring.listed(run.pool.records)).encode()).hexdigest()
+    pool = sha256(repr(shards.listed(run.pool.records)).encode()).hexdigest()
     return {
         "seed": settings.seed,
         "initial_images": settings.initial_images,
