@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
+from rarebox.loop.metrics import METERS, Meter
 from rarebox.report.drawing import MARKERS, PALETTE, ROW, Panel, canvas, curve_axes, floats, label_below, row_axes
 from rarebox.report.reading import ReportedRun
 from rarebox.report.rows import Row, mean, rows_of, spoken
@@ -11,9 +12,7 @@ from rarebox.report.wording import count, number, short
 
 def of_runs(runs: Sequence[ReportedRun]) -> dict[str, list[Panel]]:
     """Panels with all runs in each, by section of the page."""
-    learning = [
-        _curves(runs, meter, which) for which in ("all classes", "rarest third") for meter in ("labels", "reviews")
-    ]
+    learning = [_curves(runs, meter, which) for which in ("all classes", "rarest third") for meter in METERS]
     same_classes = len({tuple(run.classes) for run in runs}) == 1
     return {"learning": learning, "classes": _compared_classes(runs) if same_classes else []}
 
@@ -40,7 +39,7 @@ def _compared_classes(runs: Sequence[ReportedRun]) -> list[Panel]:
     return [ap, reviews]
 
 
-def _curves(runs: Sequence[ReportedRun], meter: str, which: str) -> Panel:
+def _curves(runs: Sequence[ReportedRun], meter: Meter, which: str) -> Panel:
     figure, axes = canvas(225 + 17 * len(runs))
     texts: list[str] = []
     for i, run in enumerate(runs):

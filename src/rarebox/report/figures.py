@@ -1,11 +1,12 @@
 """The figures of one run."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from rarebox.evaluation import imbalance_factor
-from rarebox.loop.metrics import CycleRecord
+from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.report.drawing import (
     LIGHT,
     MARKERS,
@@ -24,6 +25,16 @@ from rarebox.report.reading import ReportedRun
 from rarebox.report.rows import colours, mean, means, rows_of, spoken
 from rarebox.report.wording import count, factor, is_number, number, plural, short
 
+CountKey = Literal[
+    "human_per_class",
+    "sure_per_class",
+    "labels_per_class",
+    "class_frequency",
+    "selected_per_class",
+    "uncertainty_would_select",
+]
+"""The numbers per class of a record that are drawn as bars."""
+
 
 def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, list[Panel]]:
     """All panels of one run, by section of the page. ``uncertain`` is the run by uncertainty sampling to compare."""
@@ -35,7 +46,7 @@ def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, 
     }
 
 
-def _learning(run: ReportedRun, meter: str) -> Panel:
+def _learning(run: ReportedRun, meter: Meter) -> Panel:
     figure, axes = canvas(240)
     x = [record[meter] for record in run.records]
     lines = {
@@ -44,11 +55,11 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
     }
     for i, (name, y) in enumerate(lines.items()):
         axes.plot(x, floats(y), marker=MARKERS[i], color=PALETTE[i], linestyle=("-", "--")[i], label=name)
-        for point in zip(x, y, strict=True):
-            if is_number(point[1]):
+        for paid, height in zip(x, y, strict=True):
+            if is_number(height):
                 axes.annotate(
-                    number(point[1]),
-                    point,
+                    number(height),
+                    (paid, height),
                     xytext=(0, 8),
                     textcoords="offset points",
                     ha="center",
@@ -209,7 +220,7 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
 def _counts(
     run: ReportedRun,
     record: CycleRecord,
-    key: str,
+    key: CountKey,
     name: str,
     title: str,
     label: str,
