@@ -572,13 +572,13 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
 def test_a_first_model_made_otherwise_is_not_shared(
     pictures: Path, finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match="not this run's") as told:
+    with pytest.raises(UserError, match="does not fit this run") as told:
         simulate.simulate(tmp_path / "run", settings(pictures, **change), share=finished)
     assert len(str(told.value).splitlines()) == 2  # what differs, and no more
 
 
 def test_sharing_with_a_run_of_another_kind_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)not this run's.*seed: 0 there, 5 here"):
+    with pytest.raises(UserError, match=r"(?s)does not fit this run.*seed: 0 there, 5 here"):
         simulate.simulate(tmp_path / "seed", settings(pictures, seed=5), share=finished)
     with pytest.raises(UserError, match="no cycle-1 model"):
         simulate.simulate(tmp_path / "nothing", settings(pictures), share=tmp_path)
@@ -795,7 +795,7 @@ def test_another_data_set_in_the_same_place_is_noticed(pictures: Path, finished:
     (tmp_path / "run" / "metrics.json").unlink()
     whole = datasets.load(pictures)
     fewer = replace(whole, train=listings.Split(whole.train.images[1:], whole.train.truth))
-    with pytest.raises(UserError, match=r"data set has changed.*1 images are new, gone"):
+    with pytest.raises(UserError, match=r"data set has changed.*1 images were added, removed"):
         simulate.simulate(tmp_path / "run", settings(pictures), fewer)
 
 

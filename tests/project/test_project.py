@@ -267,7 +267,7 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
     assert problem.where.endswith("broken.jpg")
     assert [one.where for one in alike] == ["fish", "fish"]
     assert Project(tmp_path / "p").store.classes() == ("fish",) or Project(tmp_path / "p").store.classes() == ("Fish",)
-    with pytest.raises(UserError, match="go on with it: rarebox serve"):
+    with pytest.raises(UserError, match="Continue it with rarebox serve"):
         create(tmp_path / "p", images)
 
 

@@ -35,12 +35,12 @@ MODEL = ("model.json", "model.safetensors")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns
-    "RAY_worker_niceness": "0",  # of a cluster that begins here: its work is the command's own, not what is left over
+    "RAY_worker_niceness": "0",  # workers of a local cluster run at the priority of the command
 }
 """Environment variables set before Ray starts, unless the user has set them."""
 
 REACHABLE = 10.0
-"""Seconds in which an address must take a connection."""
+"""Seconds in which an address must accept a connection."""
 
 
 def check(engine: str, address: str | None = None, settings: Settings | None = None) -> None:
@@ -49,20 +49,20 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
     if engine not in ("local", "ray"):
         raise unknown_name("engine", engine, ("local", "ray"))
     if engine == "local" and address:
-        raise UserError(f"--address {address} says where a Ray cluster is; it goes with --engine ray")
+        raise UserError(f"--address {address} names a Ray cluster. It goes with --engine ray")
     if address is not None and not address.strip():
-        raise UserError("--address is empty; give HOST:PORT, or auto, or leave it out to use this machine alone")
+        raise UserError("--address is empty. Give HOST:PORT or auto, or omit it to use this machine alone")
     if engine == "ray" and settings and settings.training.freeze == "backbone":
         raise UserError(
-            "what a frozen backbone has seen is kept on this machine, and others would have to look again in each "
-            "cycle; leave out --engine ray, or train with training.freeze: nothing"
+            "the feature maps of a frozen backbone are stored on this machine, so other machines would compute them "
+            "again in each cycle. Omit --engine ray, or set training.freeze to nothing"
         )
     if engine == "ray" and find_spec("ray") is None:
         raise UserError('Ray is not installed: pip install "rarebox[cluster]"')
     if address and "://" in address:
         raise UserError(
-            f"--address {address}: only a node of the cluster itself can give out work; run the command there with "
-            "--address auto, or hand it over: ray job submit -- rarebox …"
+            f"--address {address}: the command must run on a node of the cluster. Run it there with --address auto, "
+            "or submit it as a job: ray job submit -- rarebox …"
         )
     if address and address not in ("auto", "local"):
         host, _, port = address.rpartition(":")
@@ -72,8 +72,8 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
             raise UserError(f"--address {address}: give HOST:PORT, or auto for the cluster of this machine") from None
         except OSError as error:
             raise UserError(
-                f"--address {address}: nobody answers there ({error.strerror or error}); start a cluster "
-                "(ray start --head), and name the address that it says"
+                f"--address {address}: nobody answers there ({error.strerror or error}). Start a cluster "
+                "(ray start --head), and pass the address that it prints"
             ) from None
 
 
@@ -109,14 +109,14 @@ def _connect(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
-        what = "Ray does not start here" if address == "local" else f"--address {address}: no such cluster"
+        what = "Ray does not start on this machine" if address == "local" else f"--address {address}: no such cluster"
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{what} ({reason}). Give auto for the cluster that this machine is part of, HOST:PORT for the one whose "
-            f"head says so, or no address for this machine alone{_token_hint(address)}"
+            f"{what} ({reason}). Pass --address auto for the cluster of this machine, HOST:PORT as printed by the head "
+            f"of another one, or no address to use this machine alone{_token_hint(address)}"
         ) from error
     worker = sys.modules["ray._private.worker"]
-    if hasattr(worker, "print_to_stdstream"):  # it would print what befalls workers, amid JSON and progress bars
+    if hasattr(worker, "print_to_stdstream"):  # it would print lost workers among JSON and progress bars
         worker.print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
 
 
@@ -128,7 +128,7 @@ def _token_hint(address: str) -> str:
         or not os.path.exists(os.path.expanduser("~/.ray/auth_token"))
     ):
         return ""
-    return ". Or it wants the token in ~/.ray/auth_token: export RAY_AUTH_MODE=token, and try again"
+    return ". If the cluster requires the token in ~/.ray/auth_token, run export RAY_AUTH_MODE=token and try again"
 
 
 @dataclass
@@ -177,7 +177,7 @@ class Cluster:
                     {"begun": begun, "progress": progress, "finished": finished}[kind](*said)
             except Lost as error:
                 lost = error
-        raise UserError(f"its worker was lost {MOST_TRIES} times ({lost})")
+        raise UserError(f"the worker of this run was lost {MOST_TRIES} times ({lost})")
 
     def hear(self, stream: Iterator[object]) -> Any:
         """Return the next message of a worker. Raises Lost if the worker is lost, and the error that it raised."""

@@ -163,7 +163,7 @@ def restore_model(run: Run, cycle: int) -> None:
     try:
         check_saved(run.folder.cycle(cycle))
     except Damaged as error:
-        run.notes.append(f"the model of cycle {cycle} is made anew: {error}")
+        run.notes.append(f"the model of cycle {cycle} is trained again: {error}")
         if cycle > 1 and not shards.is_scored(run, cycle):
             restore_model(run, cycle - 1)
             shards.score_pool(run, cycle)

@@ -95,12 +95,12 @@ class Dispatcher:
             self.failed_starts, self.reason = self.failed_starts + 1, str(error)
             if self.failed_starts >= MOST_TRIES and not self.busy:
                 raise UserError(
-                    f"no worker of the cluster starts ({self.reason}); every node needs the same rarebox and Python"
+                    f"no worker of the cluster starts ({self.reason}). Every node needs the same rarebox and Python"
                 ) from error
             return
         here = about()
         if other := [f"{name} {there[name]} there, {here[name]} here" for name in SAME if there[name] != here[name]]:
-            raise UserError(f"the nodes of the cluster run other versions ({', '.join(other)}); install the same")
+            raise UserError(f"the nodes of the cluster run other versions ({', '.join(other)}). Install the same")
         self.failed_starts = 0
         self._give(actor)
 
@@ -126,8 +126,8 @@ class Dispatcher:
             if self.tries[number] >= MOST_TRIES:
                 name = self.shards[number][0].path
                 raise UserError(
-                    f"the shard of {name} has cost {MOST_TRIES} workers ({error}); if their memory is full, lower "
-                    "scoring.batch_size"
+                    f"{MOST_TRIES} workers were lost while scoring the shard of {name} ({error}). If their memory is "
+                    "full, lower scoring.batch_size"
                 ) from error
             if self.idle:
                 self._give(self.idle.pop())

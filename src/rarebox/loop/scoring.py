@@ -58,8 +58,8 @@ def score_here(
     detector, done = load_detector(run, cycle - 1), 0
     if isinstance(run.pool, FrozenPictures) and not detector.has_backbone_of(new_detector(run)):
         raise UserError(
-            "training.freeze was switched on in the middle: the model of the cycle before has trained its backbone, "
-            "and cannot work with what the pretrained one sees. Set training.freeze to nothing, or begin anew in "
+            "training.freeze was switched on in the middle of the run: the previous cycle trained its backbone, so its "
+            "model cannot use feature maps of the pretrained one. Set training.freeze to nothing, or start over in "
             "another folder"
         )
     for number, images in enumerate(shards):

@@ -83,7 +83,7 @@ class ShardList(TypedDict):
 
 
 def _told(folder: Path) -> ShardList | None:
-    """Read ``shards.json`` in the form of today. None if it cannot be read."""
+    """Read ``shards.json`` in its current form. None if it cannot be read."""
     try:
         told = read_json(folder / SHARDS)
     except Damaged:
@@ -120,7 +120,7 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     """
     folder, size = run.folder.cycle(cycle) / "candidates", run.settings.scoring.shard_size
     if _began_by_other_rules(run, cycle, folder):
-        run.notes.append("an earlier version scored this cycle; its scores are used to the end of the cycle")
+        run.notes.append("an earlier version scored this cycle; its scores are used until the cycle ends")
         return folder
     shards = [images[i : i + size] for i in range(0, len(images), size)]
     recipe = scoring_recipe(run, cycle)
@@ -139,7 +139,7 @@ def make_shards(run: Run, cycle: int, images: Sequence[ImageRecord]) -> Path:
     listing: ShardList = {"rules": RULES, "shards": names}
     if _told(folder) != listing:
         write_json(folder / SHARDS, listing)
-    for file in folder.glob("*.parquet*"):  # others' shards, and what a kill left of one that was taken
+    for file in folder.glob("*.parquet*"):  # shards of other pools, and incomplete copies left by a killed process
         if file.name not in wanted:
             file.unlink()
     if lender:

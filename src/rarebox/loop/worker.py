@@ -80,8 +80,8 @@ def run_in_grid(folder: Path, settings: Settings, share: Path | None, threads: i
 
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is not there on the node {socket.gethostname()}; a grid on a cluster needs its folder and its "
-            "data under the same path on every node, on a shared file system"
+            f"{folder} does not exist on the node {socket.gethostname()}. Put the folder of the grid and its data on a "
+            "shared file system, under the same path on every node"
         )
     yield "begun", ()
     due = _seldom()
@@ -98,7 +98,7 @@ def run_in_grid(folder: Path, settings: Settings, share: Path | None, threads: i
 
 
 def _seldom() -> Callable[[bool], bool]:
-    """A function that says whether a report is due: every :data:`TOLD_EVERY` seconds, and always at the end."""
+    """A function that returns whether a report is due: every :data:`TOLD_EVERY` seconds, and always at the end."""
     last = 0.0
 
     def due(at_end: bool) -> bool:
@@ -112,7 +112,7 @@ def _seldom() -> Callable[[bool], bool]:
 
 
 def _told(work: Callable[[Callable[..., None]], object], threads: int) -> Iterator[tuple[str, object]]:
-    """Do the work with this many threads. Yield its reports as (kind, what), and at last ("result", its result)."""
+    """Do the work with this many threads. Yield its reports as (kind, what), and finally ("result", its result)."""
     from rarebox.detectors.environment import compute_with
 
     said: SimpleQueue[tuple[str, object]] = SimpleQueue()
