@@ -534,7 +534,7 @@ def test_a_run_that_failed_in_another_process_meanwhile_is_left(
 
 
 def events(child: BaseProcess, said: Path) -> Iterator[Event]:
-    """What a process tells, as it tells it, until it has ended."""
+    """The events of a process, as they arrive, until it ends."""
     alive, done = True, 0
     while alive:
         alive = child.is_alive()
@@ -592,7 +592,7 @@ def test_a_folder_that_becomes_a_run_while_it_is_looked_at_is_no_foreign_one(
     place = RunFolder(tmp_path / "run")
 
     def looked(self: RunFolder) -> bool:
-        self.claim(Settings())  # the other process, between the look at the folder and what follows from it
+        self.claim(Settings())  # the other process claims the folder between the check and its consequence
         return any(self.root.iterdir())
 
     monkeypatch.setattr(RunFolder, "_holds_something_else", looked)
@@ -620,7 +620,7 @@ def test_a_shared_run_that_is_finished_between_two_looks_has_not_failed(
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     runs = spec.read(file)
     state, attempt = Bench.state, Bench._attempt
-    unseen = list[str]()  # shared runs that another process finishes after the next look at them
+    unseen = list[str]()  # shared runs that another process finishes after they were last checked
     seen = list[str]()
 
     def look(self: Bench, run: Planned) -> str:
@@ -795,7 +795,7 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
     for damaged in shared[:2]:
         damaged.unlink()
         damaged.write_bytes(b"half")
-    assert done("CB") == {2, 3}  # not handed on, but made anew, for the next one too
+    assert done("CB") == {2, 3}  # computed again, also for the next one
     assert done("E") == {3}
     assert not [*out.rglob("scored")]  # nobody needs them any more
 

@@ -1,4 +1,4 @@
-"""Each file of a run and of a project, damaged or gone: work goes on, or what the message says to do is a way out."""
+"""Each file of a run and of a project, damaged or missing: work continues, or the advice in the message helps."""
 
 import json
 import random

@@ -227,7 +227,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
         spent = store.spent()
     assert np.mean(bought) == pytest.approx(sizes.mean(), rel=0.1)
     assert np.mean(np.equal(bought, 0)) == pytest.approx(np.mean(sizes == 0), abs=0.03)
-    # A look at an empty image is paid, as a look at a box is that holds nothing.
+    # An empty image costs one review, like a box without an object.
     assert (spent.labels, spent.reviews) == (sum(bought), sum(bought) + bought.count(0))
 
 
@@ -866,7 +866,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     with pytest.raises(TrainingDiverged, match=r"step 4 of 6.*state before it is in .*fit\.checkpoint"):
         simulate.simulate(tmp_path / "run", chosen)
     monkeypatch.undo()
-    assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # the same command goes on
+    assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # the same command resumes
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing(
