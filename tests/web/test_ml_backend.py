@@ -175,13 +175,13 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     said = project.store.labels()[1]
     assert sorted(said.boxes.tolist()) == sorted([*BOXES[:2].tolist(), [0, 0, 20, 10]])
     assert {given.answer.by for given in People(project.store).given()} == {"user 7"}
-    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is told by what was shown.
+    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is found by what was shown.
     again = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, [*kept, drawn]))
     assert again.json()["result"] == {**zeros(), "unchanged": 3}
     changed = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, kept[1:]))
     assert changed.json()["result"] == {**zeros(), "no_objects": 1, "unchanged": 1, "withdrawn": 1}
     assert project.store.labels()[1].rejected.tolist() == BOXES[:1].tolist()
-    # The image has nothing open now, but the ranking goes on.
+    # The image has no open question, but the ranking has more.
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 

@@ -96,7 +96,7 @@ def create(
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
     if folder.settings.exists():
-        raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
+        raise UserError(f"there is a project in {root} already. Continue it with rarebox serve {root}")
     leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
     leftovers += [f"{file.name}{end}" for file in (folder.problems, folder.settings) for end in ("", PART)]
     leftovers += [lock.name for lock in folder.locks]
