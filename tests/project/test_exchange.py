@@ -24,7 +24,8 @@ from rarebox.errors import UserError
 from rarebox.labels.leases import People, Submission
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
-from rarebox.project.exchange import Imported, bring_in, open_questions
+from rarebox.project.exchange.importing import Imported, bring_in
+from rarebox.project.exchange.questions import open_questions
 from rarebox.types import Answer, ImageRecord, Query, Source, Verdict
 
 CLASSES = ("cat", "a dog & <friends>", "owl")

@@ -17,7 +17,9 @@ from rarebox.errors import UserError
 from rarebox.labels.leases import People
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
-from rarebox.project.exchange import Imported, ReviewSource, ask_ahead, bring_in, open_questions
+from rarebox.project.exchange.importing import Imported, bring_in
+from rarebox.project.exchange.questions import ask_ahead, open_questions
+from rarebox.project.exchange.source import ReviewSource
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Query
 from rarebox.web.ml_backend import make_router, router_of

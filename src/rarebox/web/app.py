@@ -27,7 +27,7 @@ from rarebox.data.images import UnreadableImage
 from rarebox.data.remote import is_url
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels.leases import Submission, clean_name
-from rarebox.project.exchange import ReviewSource
+from rarebox.project.exchange.source import ReviewSource
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web import replies
 from rarebox.web.guard import Guard, refusal_of

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from rarebox.data import labelstudio
 from rarebox.data.review import Batch, Returned, ReviewTask
 from rarebox.errors import UserError
-from rarebox.project.exchange import ReviewSource
+from rarebox.project.exchange.source import ReviewSource
 
 ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 """Events that contain an answer. All others are ignored."""
