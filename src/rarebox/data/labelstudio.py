@@ -8,10 +8,12 @@ shown.
 """
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, NotRequired, TypedDict
 from urllib.parse import quote
@@ -251,10 +253,27 @@ def _list(value: object, where: str) -> list[object]:
     return value if is_list(value) else [value] if is_object(value) else []
 
 
-def _age(annotation: Object) -> tuple[str, int]:
-    """A sort key that grows with time. ISO dates sort as text."""
+def _age(annotation: Object) -> tuple[float, int]:
+    """A sort key that grows with time."""
     number = annotation.get("id")
-    return str(annotation.get("updated_at") or ""), number if isinstance(number, int) else 0
+    return saved_at(annotation), number if isinstance(number, int) else 0
+
+
+def saved_at(annotation: Object) -> float:
+    """When an annotation was changed, else created, in seconds since 1970; minus infinity if it does not say so.
+
+    A time without a zone is UTC. Versions before 1.0 write seconds.
+    """
+    for field in ("updated_at", "created_at"):
+        value = annotation.get(field)
+        try:
+            if isinstance(value, str):
+                time = datetime.fromisoformat(value)
+                return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+            return finite(value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return -math.inf
 
 
 def from_annotation(task: Object, annotation: Object, where: str) -> Returned:

@@ -290,7 +290,7 @@ def make_app(
         service.see_photos()
         return Response(content, media_type="application/zip", headers=headers)
 
-    source = ReviewSource(service.project, do=service.call)
+    source = ReviewSource(service.project, do=service.do)
     app.include_router(router_of(source), prefix="/ml/{key}", dependencies=[Depends(program)])
     app.add_middleware(Guard, host=host, also=tuple(also))
     return app

@@ -43,7 +43,7 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     answer_to = match_asked(one.regions, boxes, shown)
     taken = {region: query for query, region in answer_to.items()}
     before = known.drawn.get(record.id, {})
-    keys = keys_of(one.regions, boxes, labels, source, record.id, known.taken - before.keys())
+    keys = keys_of(one.regions, boxes, labels, source, record.id, lambda key: key not in before and known.has_key(key))
     drawn = match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
     time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
 

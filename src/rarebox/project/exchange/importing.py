@@ -40,22 +40,26 @@ SKIPPED = ("unseen", "unchanged", "left")
 
 
 def bring_in(
-    store: Store, batch: Batch, source: str, *, by: str = "", complete: bool = False, instead: bool = False
+    store: Store,
+    batch: Batch,
+    source: str,
+    *,
+    by: str = "",
+    complete: bool = False,
+    instead: bool = False,
+    photos: Photos | None = None,
 ) -> Imported:
     """Record what came back from another tool, all of it or, on an error, none; the same file again changes nothing.
 
     ``source`` names the tool; ``by`` is whose answers they are, where the file does not name the person or another
     name is wanted. With ``complete`` every image of the batch is labelled completely. What somebody else has answered
-    otherwise meanwhile stands, unless ``instead``. Raises UserError for images, queries and classes that the store does
-    not have.
+    otherwise meanwhile stands, unless ``instead``. ``photos`` are those of the store, if they have been read. Raises
+    UserError for images, queries and classes that the store does not have.
     """
     with store.transaction(writes=True):
-        known = Known.of(store, source)
-        said = [
-            one
-            for returned, record in located(batch.returned, known, Photos(store))
-            for one in answers_of(returned, record, known, source, by, complete)
-        ]
+        found = located(batch.returned, photos or Photos(store), store)
+        known = Known.of(store, source, (record.id for _, record in found))
+        said = [one for returned, record in found for one in answers_of(returned, record, known, source, by, complete)]
         fates = [_fate(one, known, instead) for one in said]
         _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate not in SKIPPED])
     return Imported(**Counter(fate for fate in fates if fate), shapes=sum(len(one.left_out) for one in batch.returned))

@@ -1,7 +1,7 @@
 """Which returned box belongs to which box of the store."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -91,18 +91,23 @@ def pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
 
 
 def keys_of(
-    regions: Sequence[Region], boxes: Floats, labels: Sequence[int], source: str, image_id: int, taken: Set[str]
+    regions: Sequence[Region],
+    boxes: Floats,
+    labels: Sequence[int],
+    source: str,
+    image_id: int,
+    is_taken: Callable[[str], bool],
 ) -> list[str]:
     """A name for each region that lasts: its own, or, where the tool has none, one of its class and place.
 
-    ``taken`` are names that something else has.
+    ``is_taken``: whether something else has a name.
     """
     keys: list[str] = []
     drawn = Counter[str]()
     for region, box, label in zip(regions, boxes.astype(float).round(1).tolist(), labels, strict=True):
         name = region.key or f"{label} {box}"
         key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
-        while (again := key + "+" * drawn[key]) in taken:  # the same box may be drawn twice
+        while is_taken(again := key + "+" * drawn[key]):  # the same box may be drawn twice
             drawn[key] += 1
         keys.append(again)
         drawn[key] += 1

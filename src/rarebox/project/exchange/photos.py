@@ -2,27 +2,57 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import Self
+
+from sqlalchemy import func, select
 
 from rarebox.data.export import sent_as
 from rarebox.data.images import SUFFIXES
 from rarebox.data.naming import ByName, file_names
 from rarebox.data.review import Returned
 from rarebox.errors import UserError
+from rarebox.labels import schema
 from rarebox.labels.store import Store
-from rarebox.project.exchange.known import Known
+from rarebox.project.exchange.known import images_of
 from rarebox.types import ImageRecord
+
+_LATEST = select(
+    select(func.max(schema.images.c.id)).scalar_subquery(), select(func.max(schema.image_moves.c.id)).scalar_subquery()
+)
+"""Grows with every new photo and every new path of one."""
 
 
 class Photos:
-    """The photos of a store by their current and former names."""
+    """The photos of a store by their current and former names. ``records`` by image id."""
 
     def __init__(self, store: Store) -> None:
-        self._paths = store.image_paths()
+        self._store = store
+        with store.transaction() as connection:
+            self._latest = connection.execute(_LATEST).one()
+            self.records, self._paths = store.images(), store.image_paths()
         self._by_name = ByName[int]()
         for image_id, paths in self._paths.items():
             self._by_name.add(paths[-1], image_id)
 
-    @property
+    def current(self) -> Self:
+        """These photos if the store has no newer ones, else those that it has now."""
+        with self._store.transaction() as connection:
+            same = connection.execute(_LATEST).one() == self._latest
+        return self if same else type(self)(self._store)
+
+    @cached_property
+    def sent(self) -> dict[str, int]:
+        """File name in an export of all photos -> image id."""
+        return sent_as(self.records.values())
+
+    @cached_property
+    def renamed(self) -> frozenset[str]:
+        """The names of :attr:`sent` that the photos do not have: they tell photos of one name apart."""
+        own = ((file, file_names([(i, self.records[i].path)], SUFFIXES)) for file, i in self.sent.items())
+        return frozenset(file for file, names in own if names != [file])
+
+    @cached_property
     def folders(self) -> set[str]:
         """The names of all folders above the photos, current and former."""
         plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
@@ -47,7 +77,7 @@ class Photos:
             return True
 
 
-def located(returned: Sequence[Returned], known: Known, photos: Photos) -> list[tuple[Returned, ImageRecord]]:
+def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[tuple[Returned, ImageRecord]]:
     """Each with its image. UserError names the first of those that are unknown, and how many there are.
 
     If one number does not fit the name beside it, the file is another project's. Then no number of images and
@@ -57,17 +87,13 @@ def located(returned: Sequence[Returned], known: Known, photos: Photos) -> list[
     numbered = any(one.image_id is not None for one in returned)
     if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
         returned = [_without_numbers(one) for one in returned]
-    sent = sent_as(known.images.values()) if any(one.image_id is None for one in returned) else {}
     if not numbered:
-        returned = _without_folder(returned, sent, photos)
-    names = {one.image for one in returned}
-    made = (
-        file
-        for file, i in sent.items()
-        if file in names and file_names([(i, known.images[i].path)], SUFFIXES) != [file]
-    )
-    ours = names <= sent.keys() and any(made)
-    located = [(one, _find(one, known, photos, sent, ours)) for one in returned]
+        returned = _without_folder(returned, photos)
+    unnumbered = [one for one in returned if one.image_id is None]
+    names = {one.image for one in unnumbered}
+    ours = len(unnumbered) == len(returned) and names <= photos.sent.keys() and not photos.renamed.isdisjoint(names)
+    asked = images_of(store, (number for one in unnumbered for number in one.queries))
+    located = [(one, _find(one, photos, asked, ours)) for one in returned]
     unknown = [one for one, record in located if record is None]
     if unknown:
         more = f", and {len(unknown) - 1} more of {len(returned)} are not" if len(unknown) > 1 else ""
@@ -89,25 +115,25 @@ def _without_numbers(one: Returned) -> Returned:
     return replace(one, image_id=None, queries=(), regions=regions)
 
 
-def _without_folder(returned: Sequence[Returned], sent: Mapping[str, int], photos: Photos) -> Sequence[Returned]:
+def _without_folder(returned: Sequence[Returned], photos: Photos) -> Sequence[Returned]:
     """The same with bare names, if all are names of our export in one folder that is no folder of the photos."""
     names = [one.image.replace("\\", "/").rpartition("/") for one in returned]
     folders = {folder for folder, _, _ in names}
     if (
         len(folders) != 1
         or photos.folders & set(folders.pop().split("/"))
-        or any(file not in sent for *_, file in names)
+        or any(file not in photos.sent for *_, file in names)
     ):
         return returned
     return [replace(one, image=file) for one, (*_, file) in zip(returned, names, strict=True)]
 
 
-def _find(one: Returned, known: Known, photos: Photos, sent: Mapping[str, int], ours: bool) -> ImageRecord | None:
-    """The image that is meant. ``sent`` are the names in an export of ours; ``ours``: the file is one for certain."""
+def _find(one: Returned, photos: Photos, asked: Mapping[int, int], ours: bool) -> ImageRecord | None:
+    """The image that is meant. ``asked``: the images of queries; ``ours``: the file is certainly an export of ours."""
     if one.image_id is not None:
-        return known.images.get(one.image_id)
-    there = sent.get(one.image, -1)
-    if ours or known.queries.get(there, {}).keys() & {*one.queries}:
-        return known.images[there]
+        return photos.records.get(one.image_id)
+    there = photos.sent.get(one.image, -1)
+    if ours or there in {asked.get(number) for number in one.queries}:
+        return photos.records[there]
     image_id = photos.named(one.image)
-    return None if image_id is None else known.images.get(image_id)
+    return None if image_id is None else photos.records.get(image_id)

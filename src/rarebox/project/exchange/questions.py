@@ -46,13 +46,15 @@ def open_questions(store: Store) -> Questions:
     """The unanswered questions. A box without a guess gets the first class."""
     with store.transaction():
         cycle = max(store.cycles(), default=0)
-        images, names, counts_as = store.images(), store.classes(), store.counts_as()
+        images, (classes, place) = store.images(), classes_now(store)
         asked = store.unanswered(cycle)
+    queries = [replace(query, guess=place[query.guess or 0]) for query in asked]
+    return Questions(cycle, images, classes, queries, place)
+
+
+def classes_now(store: Store) -> tuple[tuple[str, ...], dict[int, int]]:
+    """The classes without those that were merged into another, and the index among them of each label of the store."""
+    with store.transaction():
+        names, counts_as = store.classes(), store.counts_as()
     live = [label for label in range(len(names)) if counts_as[label] == label]
-    place = {label: live.index(counts_as[label]) for label in range(len(names))}
-    queries = [_guessing(query, place[query.guess or 0]) for query in asked]
-    return Questions(cycle, images, tuple(names[label] for label in live), queries, place)
-
-
-def _guessing(query: Query, guess: int) -> Query:
-    return replace(query, guess=guess)
+    return tuple(names[label] for label in live), {label: live.index(counts_as[label]) for label in range(len(names))}

@@ -1,6 +1,7 @@
 """The questions of a project for a tool that asks for them, image by image, and the import of its answers."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Protocol, TypeVar
 
@@ -12,7 +13,7 @@ from rarebox.pool.candidates import rows_by_image
 from rarebox.pool.ranking import still_open
 from rarebox.project.exchange.importing import bring_in
 from rarebox.project.exchange.photos import Photos
-from rarebox.project.exchange.questions import Questions, open_questions
+from rarebox.project.exchange.questions import Questions, classes_now, open_questions
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Ints, Query
 
@@ -24,24 +25,35 @@ SHOWN_ABOVE = 0.3
 
 
 class Writer(Protocol):
-    """Runs a job that writes to the store, in the thread that may write, and returns its result."""
+    """Starts a job that writes to the store, in the thread that may write."""
 
-    def __call__(self, job: Callable[[], T], /) -> T: ...
+    def __call__(self, job: Callable[[], T], /) -> Future[T]: ...
+
+
+def at_once(job: Callable[[], T]) -> Future[T]:
+    """Run a job in this thread."""
+    done = Future[T]()
+    try:
+        done.set_result(job())
+    except Exception as error:
+        done.set_exception(error)
+    return done
 
 
 class ReviewSource:
     """The questions of a project for another tool, image by image, and the import of its answers.
 
-    ``do`` runs jobs in the thread that writes. All methods may be called from any thread.
+    ``do`` starts jobs in the thread that writes. All methods may be called from any thread.
     """
 
-    def __init__(self, project: Project, source: str = "labelstudio", do: Writer = lambda job: job()):
+    def __init__(self, project: Project, source: str = "labelstudio", do: Writer = at_once):
         self._project, self._source, self._do = project, source, do
+        self._known_photos: Photos | None = None
         self._ranked: tuple[int, Candidates, dict[int, Ints]] = (-1, Candidates.none(0), {})
 
     def classes(self) -> tuple[str, ...]:
         """The current classes."""
-        return open_questions(self._project.store).classes
+        return classes_now(self._project.store)[0]
 
     def version(self) -> str:
         """The name of the model whose guesses are shown."""
@@ -52,7 +64,7 @@ class ReviewSource:
 
         Images are named, and numbered if the number is known; None for one that the project does not have.
         """
-        found, photos = open_questions(self._project.store), Photos(self._project.store)
+        found, photos = open_questions(self._project.store), self._photos()
         asked = dict[int, list[Query]]()
         for query in found.queries:
             if query.box is not None:
@@ -69,9 +81,15 @@ class ReviewSource:
             )
         return sheets
 
-    def record(self, batch: Batch) -> dict[str, int]:
-        """Record returned annotations. Return the number of answers of each kind."""
-        return asdict(self._do(lambda: bring_in(self._project.store, batch, self._source)))
+    def record(self, batch: Batch) -> Future[dict[str, int]]:
+        """Record returned annotations, and count the answers of each kind. Done when they are on the disk."""
+        photos = self._photos()
+        return self._do(lambda: asdict(bring_in(self._project.store, batch, self._source, photos=photos)))
+
+    def _photos(self) -> Photos:
+        known = self._known_photos
+        self._known_photos = photos = known.current() if known else Photos(self._project.store)
+        return photos
 
     def _others(self, image_id: int, asked: Sequence[Query], found: Questions) -> list[Query]:
         """Boxes of the ranking that overlap no open question and no settled box."""
