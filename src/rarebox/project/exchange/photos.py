@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Self
 
 from sqlalchemy import func, select
@@ -24,7 +23,11 @@ _LATEST = select(
 
 
 class Photos:
-    """The photos of a store by their current and former names. ``records`` by image id."""
+    """The photos of a store by their current and former names.
+
+    ``records`` by image id. ``folders`` are the names of all folders above the photos, current and former. ``sent``:
+    file name in an export of all photos -> image id.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -34,6 +37,9 @@ class Photos:
         self._by_name = ByName[int]()
         for image_id, paths in self._paths.items():
             self._by_name.add(paths[-1], image_id)
+        plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
+        self.folders = frozenset(part for path in plain for part in path.split("/")[:-1] if part)
+        self.sent = sent_as(self.records.values())
 
     def current(self) -> Self:
         """These photos if the store has no newer ones, else those that it has now."""
@@ -41,22 +47,10 @@ class Photos:
             same = connection.execute(_LATEST).one() == self._latest
         return self if same else type(self)(self._store)
 
-    @cached_property
-    def sent(self) -> dict[str, int]:
-        """File name in an export of all photos -> image id."""
-        return sent_as(self.records.values())
-
-    @cached_property
-    def renamed(self) -> frozenset[str]:
-        """The names of :attr:`sent` that the photos do not have: they tell photos of one name apart."""
-        own = ((file, file_names([(i, self.records[i].path)], SUFFIXES)) for file, i in self.sent.items())
-        return frozenset(file for file, names in own if names != [file])
-
-    @cached_property
-    def folders(self) -> set[str]:
-        """The names of all folders above the photos, current and former."""
-        plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
-        return {part for path in plain for part in path.split("/")[:-1] if part}
+    def is_made(self, file: str) -> bool:
+        """Whether this is the name of a photo in an export, but not its own: a number tells it from another photo."""
+        image_id = self.sent.get(file)
+        return image_id is not None and file_names([(image_id, self.records[image_id].path)], SUFFIXES) != [file]
 
     def named(self, name: str) -> int | None:
         """The id of the photo that another tool means by a name. UserError if it fits several."""
@@ -91,7 +85,7 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
         returned = _without_folder(returned, photos)
     unnumbered = [one for one in returned if one.image_id is None]
     names = {one.image for one in unnumbered}
-    ours = len(unnumbered) == len(returned) and names <= photos.sent.keys() and not photos.renamed.isdisjoint(names)
+    ours = len(unnumbered) == len(returned) and names <= photos.sent.keys() and any(map(photos.is_made, names))
     asked = images_of(store, (number for one in unnumbered for number in one.queries))
     located = [(one, _find(one, photos, asked, ours)) for one in returned]
     unknown = [one for one, record in located if record is None]
