@@ -639,6 +639,68 @@ def test_a_photo_that_was_renamed_since_it_was_sent_keeps_its_answers(project: P
         assert sorted(store.labels()) == [4, 5]
 
 
+@pytest.mark.parametrize(
+    ("data", "to_name", "wanted"),
+    [
+        ({"image": "0 ä.png", "image2": "1 ä.png"}, "image2", 5),
+        ({"image": "0 ä.png", "image2": "1 ä.png"}, "image", 4),
+        ({"image": "0 ä.png", "note": "a dog"}, "img", 4),
+        ({"image": "0 ä.png", "image2": "1 ä.png"}, "img", None),
+    ],
+)
+def test_boxes_go_to_the_image_of_the_task_that_they_are_on(
+    tmp_path: Path, store: Store, data: Task, to_name: str, wanted: int | None
+) -> None:
+    drawn = {**region([0, 0, 20, 10], "cat"), "to_name": to_name}
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps([{"id": 1, "data": data, "annotations": [{"id": 1, "result": [drawn]}]}]))
+    if wanted is None:
+        with pytest.raises(UserError, match=r"several images \(image, image2\)"):
+            labelstudio.read(file)
+        return
+    bring_in(store, labelstudio.read(file), "labelstudio")
+    assert list(store.labels()) == [wanted]
+
+
+def test_numbers_with_thousands_of_digits_name_no_query(tmp_path: Path, fresh: Store) -> None:
+    digits = "9" * 5000
+    batch = labelstudio.read(labelled(tmp_path / "x.json", [region([0, 0, 20, 10], "cat", f"query-{digits}")]))
+    assert bring_in(fresh, batch, "labelstudio") == Imported(missed=1)
+    shapes = f'{BOX[:-2]}><attribute name="query">{digits}</attribute></box>'
+    tag = f'<tag label="rarebox"><attribute name="queries">{digits} x</attribute></tag>'
+    assert bring_in(fresh, cvat.read(drawn_in_cvat(tmp_path / "x.xml", shapes + tag)), "cvat") == Imported(missed=1)
+    file = drawn_in_cvat(tmp_path / "y.xml", BOX)
+    file.write_text(file.read_text().replace('"200"', f'"{digits[:400]}"'))
+    with pytest.raises(UserError, match="lacks a number"):
+        cvat.read(file)
+
+
+@both_tools
+def test_an_import_before_its_class_was_merged_changes_nothing_after(tmp_path: Path, fresh: Store, tool: str) -> None:
+    name = CLASSES[2]
+    if tool == "labelstudio":
+        batch = labelstudio.read(labelled(tmp_path / "x.json", [region(A, name), region(B, name, "other")]))
+    else:
+        batch = cvat.read(drawn_in_cvat(tmp_path / "x.xml", BOX.replace("cat", name)))
+    first = bring_in(fresh, batch, tool)
+    People(fresh).merge_class(2, 0, "Ada")
+    assert bring_in(fresh, batch, tool) == Imported(unchanged=first.missed)
+
+
+def test_the_latest_annotation_is_told_by_time_and_not_by_text(tmp_path: Path) -> None:
+    def made(number: int, name: str, **times: Any) -> Task:
+        return {"id": number, "result": [region(A, name)], **times}
+
+    for late, early in (
+        ({"updated_at": "2026-01-01T10:00:00-08:00"}, {"updated_at": "2026-01-01T11:00:00Z"}),
+        ({"created_at": "2026-01-02T10:00:00Z"}, {"created_at": "2026-01-01", "updated_at": "2026-01-01T11:00:00Z"}),
+        ({"created_at": 1573479561}, {"created_at": 1573479560}),
+    ):
+        task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [made(1, "owl", **late), made(2, "cat", **early)]}
+        (tmp_path / "x.json").write_text(json.dumps([task]))
+        assert labelstudio.read(tmp_path / "x.json").returned[0].regions[0].name == "owl"
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "<annotations/>"])
 def test_files_of_another_kind(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)

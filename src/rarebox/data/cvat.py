@@ -26,6 +26,8 @@ QUERY, TAG, SHOWN = "query", "rarebox", "queries"
 NEW = "new"
 """The value of the attribute ``query`` for a box that a person has drawn."""
 
+_NUMBER = re.compile(r"\b[0-9]{1,18}\b")
+
 
 class Attribute(TypedDict):
     """An attribute of a label."""
@@ -134,14 +136,14 @@ def _returned(image: ET.Element, file: Path, by: str) -> Returned:
         raise UserError(f"{where}: it has no name. Export the task again.")
     shapes = [shape for shape in image if shape.tag != "tag"]
     try:
-        size = (int(image.attrib["width"]), int(image.attrib["height"]))
+        size = (int(finite(image.attrib["width"])), int(finite(image.attrib["height"])))
         regions = tuple(_region(shape) for shape in shapes if shape.tag in _HULLS)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{where}: the image or a shape on it lacks a number ({error!r}). Export the task again."
         ) from None
     tags = (tag for tag in image.iter("tag") if tag.get("label") == TAG)
-    shown = [int(number) for tag in tags for number in re.findall(r"\d+", _attribute(tag, SHOWN))]
+    shown = [int(number) for tag in tags for number in _NUMBER.findall(_attribute(tag, SHOWN))]
     left_out = tuple(f"{shape.tag} ({shape.get('label')})" for shape in shapes if shape.tag not in _HULLS)
     return Returned(where, name, None, size, tuple(shown), regions, by, left_out=left_out)
 
@@ -149,7 +151,7 @@ def _returned(image: ET.Element, file: Path, by: str) -> Returned:
 def _region(shape: ET.Element) -> Region:
     x1, y1, x2, y2 = _HULLS[shape.tag](shape).tolist()
     said = _attribute(shape, QUERY)
-    return Region((x1, y1, x2, y2), shape.attrib["label"], int(said) if said.isdecimal() else None, "")
+    return Region((x1, y1, x2, y2), shape.attrib["label"], int(said) if _NUMBER.fullmatch(said) else None, "")
 
 
 def _numbers(shape: ET.Element, *names: str) -> list[float]:

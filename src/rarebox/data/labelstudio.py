@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, NotRequired, TypedDict
 from urllib.parse import quote
 from zlib import crc32
@@ -24,6 +24,7 @@ import numpy as np
 from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.core.parsing import finite, from_json
 from rarebox.core.text import read_text
+from rarebox.data.images import SUFFIXES
 from rarebox.data.markup import from_xml
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.review import MODEL, Batch, Region, Returned, ReviewTask, colour, short
@@ -112,7 +113,7 @@ class _Part(NamedTuple):
     value: Object
 
 
-_QUERY = re.compile(r"query-(\d+)")
+_QUERY = re.compile(r"query-([0-9]{1,18})")
 
 
 def config(classes: Sequence[str]) -> str:
@@ -319,16 +320,30 @@ def _is_region(entry: Object) -> bool:
     return "original_width" in entry or bool(_names(entry))
 
 
-def image_of(data: object, where: str) -> tuple[str, int | None]:
+def image_of(data: object, where: str, regions: Sequence[Object] = ()) -> tuple[str, int | None]:
     """The image's address in a task's data (see :class:`~rarebox.data.naming.ByName`), and its id, if rarebox wrote it.
 
-    Raises `UserError` if the data has no image.
+    Raises `UserError` if the data has no image, or several of which the ``regions`` name none.
     """
-    image = as_object(data).get(IMAGE)
+    fields = as_object(data)
+    drawn_on = next((str(region["to_name"]) for region in regions if "to_name" in region), "")
+    field = drawn_on if isinstance(fields.get(drawn_on), str) else IMAGE
+    image = fields.get(field)
     if not isinstance(image, str):
         raise UserError(f'{where}: its data names no "{IMAGE}". Export only tasks with an image.')
+    pictures = [name for name, value in fields.items() if isinstance(value, str) and _is_picture(value)]
+    if regions and drawn_on not in fields and len(pictures) > 1:
+        raise UserError(
+            f"{where}: its data has several images ({', '.join(pictures)}), and its regions do not say which one they "
+            "are on. Export tasks with one image each."
+        )
     image_id = _ours(data).get("image_id")
-    return image, image_id if isinstance(image_id, int) else None
+    return image, image_id if isinstance(image_id, int) and field == IMAGE else None
+
+
+def _is_picture(address: str) -> bool:
+    """Whether an address in a task's data ends like the name of a picture."""
+    return PurePosixPath(address.split("?d=")[-1].split("?")[0]).suffix.lower() in SUFFIXES
 
 
 def _ours(data: object) -> Object:
@@ -336,7 +351,7 @@ def _ours(data: object) -> Object:
 
 
 def _returned(data: object, entries: Sequence[Object], by: object, seconds: object, where: str) -> Returned:
-    image, image_id = image_of(data, where)
+    image, image_id = image_of(data, where, entries)
     shown = tuple(q for q in _list(_ours(data).get("queries"), where) if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
     size, regions, left_out = _regions(entries, where)

@@ -37,13 +37,14 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     """What one image's regions say of its queries, of boxes that were drawn before, and of nothing asked."""
     author = clean_name(by or one.by or source, "person")
     boxes = _in_pixels(one, record)
-    labels = [_label(region, one, known) for region in one.regions]
+    named = [_label(region, one, known) for region in one.regions]
+    labels = known.counts_as[np.array(named, np.int64)].tolist()
     ours = known.queries.get(record.id, {})
     shown = _shown(one, ours)
     answer_to = match_asked(one.regions, boxes, shown)
     taken = {region: query for query, region in answer_to.items()}
     before = known.drawn.get(record.id, {})
-    keys = keys_of(one.regions, boxes, labels, source, record.id, lambda key: key not in before and known.has_key(key))
+    keys = keys_of(one.regions, boxes, named, source, record.id, lambda key: key not in before and known.has_key(key))
     drawn = match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
     time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
 
