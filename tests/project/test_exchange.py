@@ -246,6 +246,75 @@ def test_the_projects_own_labels_change_nothing(format: str, name: str, tmp_path
         assert own.labels()[4].boxes == pytest.approx(changed.boxes, abs=0.01)
 
 
+def without_boxes(file: Path, **more: Any) -> Batch:
+    """An export of labels in which somebody has deleted all boxes."""
+    if file.suffix == ".xml":
+        tree = ET.parse(file)
+        for image in tree.getroot().iter("image"):
+            for box in image.findall("box"):
+                image.remove(box)
+        tree.write(file)
+        return cvat.read(file)
+    tasks = json.loads(file.read_text())
+    for task in tasks:
+        for annotation in task.get("annotations", []):
+            annotation.update(result=[], **more)
+    file.write_text(json.dumps(tasks))
+    return labelstudio.read(file)
+
+
+@pytest.mark.parametrize(("format", "name"), [("labelstudio", "tasks.json"), ("cvat", "annotations.xml")])
+def test_a_deleted_label_is_reported_and_with_replace_withdrawn(
+    format: str, name: str, tmp_path: Path, store: Store
+) -> None:
+    images, ones = list(store.images().values()), np.ones(2)
+    none = np.zeros((0, 4)), np.zeros(0, np.int64)
+    with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:
+        own.add_images(images)
+        own.open_cycle(1)
+        asked = own.ask(1, [Query(4, np.array(BOXES[0]), 0), Query(4, np.array(BOXES[1]), 0, asked_by="ada"), Query(5)])
+        for query, box, label in zip(asked, BOXES, (0, 1, 2), strict=True):
+            own.record([Answer(query.id, np.array([box]), np.array([label]), Verdict.OBJECT, "ada")])
+        human = np.array([Source.HUMAN] * 2)
+        labels = [
+            Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), human, ones, ones, ones, False),
+            Annotations(5, np.array(BOXES[2:]), np.array([2]), human[:1], ones[:1], ones[:1], ones[:1], True),
+        ]
+        export(tmp_path / format, format, CLASSES, images, labels)
+        before = everything(own)
+        batch = without_boxes(tmp_path / format / name)
+        assert bring_in(own, batch, format) == Imported(left=3)
+        assert everything(own) == before
+        # One box of an image that was labelled as a whole stays.
+        assert bring_in(own, batch, format, instead=True) == Imported(withdrawn=2, left=1)
+        assert [own.labels()[i].boxes.tolist() for i in (4, 5)] == [[], [BOXES[2]]]
+        assert own.labels()[4].rejected.tolist() == [BOXES[0], pytest.approx(BOXES[1])]
+        assert bring_in(own, batch, format, instead=True) == Imported(left=1)
+        # The author's own: the question is answered, and the drawn box is withdrawn.
+        own.record([Answer(1, *none, Verdict.WITHDRAWN, format), Answer(2, *none, Verdict.WITHDRAWN, format)])
+        assert bring_in(own, batch, format, by="ada") == Imported(withdrawn=2, left=1)
+        assert own.labels()[4].rejected.tolist() == [BOXES[0]]
+
+
+def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path: Path, store: Store) -> None:
+    images, one = list(store.images().values()), np.ones(1)
+    store.record([Answer(1, np.array([BOXES[0]]), np.array([0]), Verdict.OBJECT, "ada")])
+    human = np.array([Source.HUMAN])
+    labels = Annotations(4, np.array(BOXES[:1]), np.array([0]), human, one, one, one, False)
+    for more, wanted in (({"import_id": None}, Imported()), ({"import_id": 1}, Imported(left=1))):
+        export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
+        assert bring_in(store, without_boxes(tmp_path / "out" / "tasks.json", **more), "labelstudio") == wanted
+    # Nor does an image that lost the list of its labels.
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    tasks[0]["data"]["rarebox"]["labels"] = [["cat", [1, 2]]]
+    (tmp_path / "x.json").write_text(json.dumps(tasks))
+    with pytest.raises(UserError, match="Export the labels again"):
+        labelstudio.read(tmp_path / "x.json")
+    del tasks[0]["data"]["rarebox"]["labels"]
+    (tmp_path / "x.json").write_text(json.dumps(tasks))
+    assert bring_in(store, without_boxes(tmp_path / "x.json"), "labelstudio") == Imported()
+
+
 def test_a_box_of_a_whole_images_answer_is_not_replaced_alone(tmp_path: Path, store: Store) -> None:
     images, ones = list(store.images().values()), np.ones(2)
     with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:

@@ -27,7 +27,7 @@ from rarebox.core.text import read_text
 from rarebox.data.images import SUFFIXES
 from rarebox.data.markup import from_xml
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
-from rarebox.data.review import MODEL, Batch, Region, Returned, ReviewTask, colour, short
+from rarebox.data.review import MODEL, Batch, Held, Region, Returned, ReviewTask, colour, held_in, read_held, short
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
@@ -77,18 +77,23 @@ class Prediction(TypedDict):
 
 
 class Annotation(TypedDict):
-    """All boxes that people have drawn on one image."""
+    """All boxes that people have drawn on one image. Label Studio keeps its ``id`` as ``import_id``."""
 
+    id: int
     result: list[ShownRegion]
 
 
 class About(TypedDict):
-    """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first."""
+    """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first.
+
+    ``labels`` are those of its annotation: one that is missing later was deleted.
+    """
 
     image_id: int
     rank: int
     queries: list[int]
     complete: bool
+    labels: NotRequired[list[Held]]
 
 
 class TaskData(TypedDict):
@@ -151,8 +156,12 @@ def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: st
     if sheet.queries:
         task["predictions"] = [prediction(sheet, classes, version)]
     if sheet.labelled or sheet.complete:
+        about["labels"] = held_in(sheet, classes)
         task["annotations"] = [
-            {"result": [_region(sheet, q, classes, f"box-{n}") for n, q in enumerate(sheet.labelled)]}
+            {
+                "id": sheet.number,
+                "result": [_region(sheet, q, classes, f"box-{n}") for n, q in enumerate(sheet.labelled)],
+            }
         ]
     return task
 
@@ -283,6 +292,7 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
     Label Studio names the prediction that an annotation started from. If it names none and no region belongs to a
     query, the annotator did not start from the predictions. The copy of the prediction that it keeps says what was
     shown, even in a task that rarebox has not exported.
+    An annotation whose ``import_id`` is null was not begun with the labels of an export.
     """
     given = annotation.get("result")
     if not (isinstance(given, str) or is_list(given)):
@@ -298,7 +308,8 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
     if is_list(shown := kept.get("result")) and begun_with in (OURS, kept.get("id")):
         returned = replace(returned, queries=tuple(filter(None, map(_query_of, shown))))
     taken_over = begun_with is not None or any(region.query is not None for region in returned.regions)
-    return replace(returned, began_with_guesses=taken_over)
+    held = returned.held if annotation.get("import_id", OURS) is not None else ()
+    return replace(returned, began_with_guesses=taken_over, held=held)
 
 
 def _query_of(region: object) -> int | None:
@@ -355,7 +366,9 @@ def _returned(data: object, entries: Sequence[Object], by: object, seconds: obje
     shown = tuple(q for q in _list(_ours(data).get("queries"), where) if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
     size, regions, left_out = _regions(entries, where)
-    return Returned(where, image, image_id, size, shown, regions, _person(by), milliseconds, left_out=left_out)
+    held = read_held(_list(_ours(data).get("labels"), where), where)
+    about = (where, image, image_id, size, shown, regions, _person(by), milliseconds)
+    return Returned(*about, left_out=left_out, held=held)
 
 
 def _person(by: object) -> str:

@@ -50,7 +50,8 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
 
     free = [n for n in range(len(boxes)) if n not in taken and n not in drawn]
     used = {*shown, *before.values()}
-    labelled = match_labelled(boxes, labels, free, {n: q for n, q in ours.items() if n not in used}, known)
+    others = {n: q for n, q in ours.items() if n not in used}
+    labelled = match_labelled(boxes, labels, free, others, known)
 
     def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> Said:
         rows = [] if region is None else [region]
@@ -70,7 +71,7 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         if region in drawn:
             found.append(said("missed", ours[drawn[region]], Verdict.OBJECT, region))
         elif region in labelled:
-            query, exact = labelled[region]
+            query, _, exact = labelled[region]
             # One box of many cannot be changed alone.
             kind = "missed" if query.box is not None else "unchanged" if exact else "left"
             found.append(said(kind, query, Verdict.OBJECT, region))
@@ -78,14 +79,34 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
     gone = set[int]() if one.left_out else {*before.values()} - {*drawn.values()}
-    for query in (ours[n] for n in sorted(gone) if ours[n].box is not None):
-        others = (answer for by, answer in known.standing.get(query.id, {}).items() if by != author)
-        theirs = any(answer.verdict is Verdict.OBJECT for answer in others)
-        found.append(said("withdrawn", query, rejection(query, boxes) if theirs else Verdict.WITHDRAWN))
+    deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
+    if not one.left_out:
+        there = {(query.id, row) for query, row, _ in labelled.values()}
+        deleted += [q for q, row in _held_labels(one, record, others, known) if (q.id, row) not in there]
+    for query in deleted:
+        if query.box is None:
+            found.append(said("left", query, Verdict.OBJECT))  # one box of many cannot be deleted alone
+            continue
+        said_by = known.standing.get(query.id, {}).items()
+        theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != author)
+        asked = query.asked_by is None or theirs
+        found.append(said("withdrawn", query, rejection(query, boxes) if asked else Verdict.WITHDRAWN))
     if complete and not one.left_out:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
     return found
+
+
+def _held_labels(
+    one: Returned, record: ImageRecord, ours: Mapping[int, Query], known: Known
+) -> list[tuple[Query, int]]:
+    """The labels of the store that the image was exported with: queries, and rows in their latest answers."""
+    named = [(held, label) for held in one.held if (label := known.classes.find(held.name)) is not None]
+    sides = np.array([record.width, record.height] * 2) / 100
+    places = np.array([held.place for held, _ in named]).reshape(-1, 4) * sides
+    labels = known.counts_as[np.array([label for _, label in named], np.int64)].tolist()
+    found = match_labelled(places, labels, range(len(named)), ours, known)
+    return [(query, row) for query, row, _ in found.values()]
 
 
 def _in_pixels(one: Returned, record: ImageRecord) -> Floats:

@@ -50,8 +50,8 @@ def match_drawn(
 
 def match_labelled(
     boxes: Floats, labels: Sequence[int], free: Sequence[int], ours: Mapping[int, Query], known: Known
-) -> dict[int, tuple[Query, bool]]:
-    """Region -> the query whose latest answer labels the same object, and whether box and class are the very same.
+) -> dict[int, tuple[Query, int, bool]]:
+    """Region -> the query whose latest answer labels the same object, the row there, and whether nothing has changed.
 
     ``boxes`` (R, 4) and ``labels`` are of all regions, ``free`` the rows to match, ``ours`` the image's queries by id.
     The same boxes are matched first, then those with the best IoU of at least 0.5. So the project's own labels are
@@ -66,14 +66,15 @@ def match_labelled(
     near = iou_matrix(boxes[list(free)], there)
     exact = np.abs(boxes[list(free)][:, None] - there).max(axis=2) <= STILL
     worth = near + 2 * (exact & (np.array(labels)[list(free)][:, None] == same))
-    found: dict[int, tuple[Query, bool]] = {}
+    found: dict[int, tuple[Query, int, bool]] = {}
     taken = set[int]()
     for place in np.argsort(-worth, axis=None, kind="stable"):
         row, column = divmod(int(place), len(places))
         if worth[row, column] < 0.5:
             break
         if free[row] not in found and column not in taken:
-            found[free[row]] = ours[places[column][0]], bool(worth[row, column] >= 2)
+            number, there_row = places[column]
+            found[free[row]] = ours[number], there_row, bool(worth[row, column] >= 2)
             taken.add(column)
     return found
 
