@@ -59,7 +59,7 @@ def export(
     from rarebox.data.export import export_queries
     from rarebox.loop.run_folder import open_store
     from rarebox.project.collect import collect
-    from rarebox.project.exchange import ask_ahead, open_questions
+    from rarebox.project.exchange.questions import ask_ahead, open_questions
 
     warnings: list[str] = []
     if queries:
@@ -172,13 +172,13 @@ def bring_in(
     """Import answers from Label Studio or CVAT. Importing a file twice changes nothing."""
     from rarebox.data import cvat, labelstudio
     from rarebox.loop.run_folder import RunFolder, open_store
-    from rarebox.project import exchange
+    from rarebox.project.exchange import importing
 
     if "://" not in run and RunFolder(Path(run)).settings.exists():
         warn_of_photos(Path(run))
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
     with open_store(run) as store:
-        done = exchange.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
+        done = importing.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
     counts = {**asdict(done), "skipped": batch.skipped, "older": batch.older}
     if as_json:
         print(json.dumps(counts))
