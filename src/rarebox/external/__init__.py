@@ -19,7 +19,8 @@ from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Image, Line
 from rarebox.errors import UserError
 from rarebox.external.copies import Copies
-from rarebox.external.pool import Pool, image_labels
+from rarebox.external.names import examples
+from rarebox.external.pool import Labelled, Pool, image_labels
 from rarebox.external.vocabulary import Understanding, vocabulary
 from rarebox.pool import ranking
 from rarebox.pool.affine import Frame
@@ -89,6 +90,7 @@ def rank(
     if images:
         pool.add_images(images, notes)
     placed = pool.place(file.images(), found, closed=images is not None)
+    notes += _matched(pool, placed, given, found, labels)
     if pool.disputed:
         number = min(pool.disputed)
         notes.append(
@@ -108,6 +110,29 @@ def rank(
     return Ranked(
         settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
     )
+
+
+def _matched(
+    pool: Pool, placed: Mapping[int, Sequence[Image]], given: Mapping[int, Labelled], found: Path, labels: Path | None
+) -> list[str]:
+    """Notes on how the names in the detections fit those of the labels."""
+    notes: list[str] = []
+    if pool.otherwise:
+        notes.append(
+            f"{len(pool.otherwise)} images of {found.name} are taken for images with almost the same name, such as "
+            f"{examples(pool.otherwise, pool.records)}. If they are different photos, list all images with --images"
+        )
+    labelled = [image_id for image_id, one in given.items() if one]
+    if labels and labelled:
+        there = sum(image_id in placed for image_id in labelled)
+        notes.append(f"{there} of {len(labelled)} labelled images of {labels.name} have detections in {found.name}")
+        if placed and not there:
+            (other, *_), *_ = placed.values()
+            notes[-1] += (
+                f". Their names do not fit, such as {pool.records[labelled[0]].path} and {other}. If they are the same "
+                "photos, name them alike, because labelled boxes may be listed again"
+            )
+    return notes
 
 
 def _counted(images_without: int, understand: Understanding, copies: Copies | None) -> list[str]:
