@@ -178,13 +178,15 @@ class ListedImage:
 class Listing:
     """What a reader has found for one split. ``source`` is the file or folder that lists it.
 
-    Class names that some format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
+    ``categories`` are the class names by the numbers of a COCO file; other formats have none. Class names that some
+    format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
     """
 
     source: Path
     classes: Sequence[str]
     images: Sequence[ListedImage]
     problems: list[Problem] = field(default_factory=list[Problem])
+    categories: Mapping[int, str] = field(default_factory=dict[int, str])
 
     def __post_init__(self) -> None:
         named = dict.fromkeys([*self.classes, *(box.name for image in self.images for box in image.boxes)])
@@ -201,6 +203,20 @@ class Listing:
         ]
         object.__setattr__(self, "classes", list(dict.fromkeys(as_cleaned[name] for name in self.classes)))
         object.__setattr__(self, "images", images)
+        object.__setattr__(self, "categories", {key: as_cleaned[name] for key, name in self.categories.items()})
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What numbers mean that a detector trained on a data set writes.
+
+    ``classes`` are in the order that counts from 0, ``categories`` are the classes by category number, ``images`` the
+    paths by image id. All are empty if the format has no numbers.
+    """
+
+    classes: tuple[str, ...] = ()
+    categories: Mapping[int, str] = field(default_factory=dict[int, str])
+    images: Mapping[int, str] = field(default_factory=dict[int, str])
 
 
 Reader = Callable[[], tuple[Listing, Listing | None]]

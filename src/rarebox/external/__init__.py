@@ -17,6 +17,7 @@ from rarebox.core import seeds
 from rarebox.core.boxes import clip, rescaling
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Image, Line
+from rarebox.data.listings import Numbers
 from rarebox.errors import UserError
 from rarebox.external.copies import Copies
 from rarebox.external.names import examples
@@ -70,12 +71,14 @@ def rank(
     classes: Sequence[str] | None = None,
     views_map: Path | None = None,
     labels_complete: bool = False,
+    numbers: Numbers | None = None,
     report: Report = lambda done, of: None,
 ) -> Ranked:
     """Rank the boxes of a file of detections by the strategy of the settings.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
-    count as fully labelled. ``images`` is a folder or COCO file that lists the images. Raises UserError for invalid
+    count as fully labelled. ``images`` is a folder or COCO file that lists the images. ``numbers`` says what the
+    numbers of classes and images mean, for a project that is created from labels. Raises UserError for invalid
     files and arguments.
     """
     check_strategy(settings, bool(views))
@@ -85,7 +88,7 @@ def rank(
     if isinstance(file_of_views, detections.CocoResults):
         raise UserError(f"{views}: COCO results do not name the copy. Write detections on copies as JSON lines")
     notes: list[str] = [] if views else [NO_VIEWS]
-    pool = Pool()
+    pool = Pool(numbers.images if numbers else None)
     given = pool.add_labels(labels, labels_complete, notes) if labels else {}
     if images:
         pool.add_images(images, notes)
@@ -97,7 +100,7 @@ def rank(
             f"{len(pool.disputed)} image numbers are ids in the COCO file and also names of other images, such as "
             f"{number}: they are taken for ids, so {number} is {pool.records[number].path}"
         )
-    words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes)
+    words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes, numbers)
     understand = Understanding(words)
     copies = None
     if file_of_views:

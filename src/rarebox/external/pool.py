@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import TypeGuard
 
 import numpy as np
 
@@ -39,10 +40,12 @@ class Pool:
     """The images by id, how files name them, and the classes and category numbers that files give.
 
     A number is an image id if a file gives ids. Otherwise it is a file name: detectors without ids write 2 for
-    ``2.jpg``, and 139 for ``000000000139.jpg``.
+    ``2.jpg``, and 139 for ``000000000139.jpg``. ``paths`` are the images of a data set by its ids, if the numbers are
+    those ids.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Mapping[int, str] | None = None) -> None:
+        self._paths = paths or {}
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
@@ -67,6 +70,7 @@ class Pool:
 
         Raises UserError if several images match.
         """
+        image = self._paths.get(image, image) if isinstance(image, int) else image
         if isinstance(image, str):
             if image in self.otherwise:
                 return self.otherwise[image]
@@ -107,10 +111,13 @@ class Pool:
         Raises UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
         """
         own = {image: self.find(image) for image in images}
-        strange = [name for name, found in own.items() if found is None and isinstance(name, str)]
+        named = {image: self._paths.get(image, image) if isinstance(image, int) else image for image in images}
+        strange = [named[image] for image, found in own.items() if found is None]
         taken = set(own.values())
         try:
-            self.otherwise = self._names().named_otherwise(strange, lambda record: record.id not in taken)
+            self.otherwise = self._names().named_otherwise(
+                filter(_is_text, strange), lambda record: record.id not in taken
+            )
         except UserError as error:
             raise UserError(f"{file}: {error}, or list the images with --images") from None
         unknown = sorted({i for i in images if self.find(i) is None}, key=lambda i: (isinstance(i, str), i))
@@ -122,7 +129,7 @@ class Pool:
         for image in unknown:
             free = max(self.records, default=0) + 1
             number = image if isinstance(image, int) and image not in self.records else free
-            self.add(ImageRecord(number, str(image), 0, 0), given=number == image)
+            self.add(ImageRecord(number, str(named[image]), 0, 0), given=number == image)
         placed: dict[int, list[Image]] = {}
         for image in images:
             image_id = self.find(image)
@@ -192,7 +199,7 @@ class Pool:
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
         """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
-        for number, name in coco.categories(path).items():
+        for number, name in listing.categories.items():
             if self.categories.setdefault(number, name) != name:
                 raise UserError(
                     f"{path}: category {number} is {name!r} here and {self.categories[number]!r} in the other COCO "
@@ -239,6 +246,10 @@ class Pool:
                 f"skipped; the first is {other[0]}"
             )
         return fitted
+
+
+def _is_text(name: Image) -> TypeGuard[str]:
+    return isinstance(name, str)
 
 
 def _labelled(image: listings.ListedImage, all_complete: bool) -> Labelled:
