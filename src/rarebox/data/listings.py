@@ -120,7 +120,7 @@ def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, flo
     for name in ("rotation", "angle", "theta"):
         value = attributes.get(name)
         try:
-            turn = 0.0 if isinstance(value, bool) else as_float(value or 0)
+            turn = as_float(value or 0)
         except (TypeError, ValueError, OverflowError):
             continue
         if not math.isfinite(turn) or (name != "rotation" and 0 < abs(turn) <= 2 * math.pi):
@@ -141,8 +141,6 @@ def listed_size(width: object, height: object, where: str, problems: list[Proble
     if {None, ""}.intersection(side for side in (width, height) if isinstance(side, str | None)):
         return None
     try:
-        if isinstance(width, bool) or isinstance(height, bool):
-            raise TypeError
         said = [as_float(side) for side in (width, height)]
         size = (round(said[0]), round(said[1]))
         if min(size) < 1 and any(said):
