@@ -1,10 +1,11 @@
 """The commands for annotators: start a project, serve it, import and export."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +27,9 @@ from rarebox.cli.simulate import print_summary
 from rarebox.core.files import real
 from rarebox.core.text import counted
 from rarebox.errors import UserError
+
+if TYPE_CHECKING:
+    from rarebox.data.listings import Numbers
 
 
 class Format(StrEnum):
@@ -246,6 +250,18 @@ def init(
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
 
 
+def numbers_in_use(classes: Sequence[str], labels: Path | None) -> "Numbers":
+    """What numbers in detections for a new project mean. Numbers from 0 that are ambiguous have no classes.
+
+    They are ambiguous if the classes of the labels and those of --classes begin differently.
+    """
+    from rarebox.data import datasets, listings
+
+    known = datasets.numbers_of(labels) if labels else listings.Numbers()
+    agree = all(ours == theirs for ours, theirs in zip(known.classes, classes, strict=False))
+    return replace(known, classes=max(known.classes, tuple(classes), key=len) if agree else ())
+
+
 def init_project(
     folder: Path,
     images: Path | str,
@@ -261,13 +277,16 @@ def init_project(
     from rarebox.project.create import create
     from rarebox.project.project import Project
 
-    names = [name for name in (classes or "").split(",") if name.strip()]
+    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
     predicted = None
     if predictions:
         every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
-        numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
         here = images if isinstance(images, Path) else None
-        predicted = external.rank(predictions, None, None, here, every, 10**9, classes=numbered)
+        numbers = numbers_in_use(names, labels)
+        predicted = external.rank(predictions, None, None, here, every, 10**9, numbers=numbers)
+        for note in predicted.notes:
+            if note != external.NO_VIEWS:
+                console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:
         problems = create(
