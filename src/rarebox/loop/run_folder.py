@@ -117,7 +117,7 @@ class RunFolder:
         self.check(settings)
         if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
             raise UserError(
-                f"{self.store} is missing or empty, and the run needs its answers. Restore a copy of it, or name "
+                f"{self.store} is missing or empty, and the run needs its answers; restore a copy of it, or name "
                 "a new folder"
             )
         if not self.settings.exists():
