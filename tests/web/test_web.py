@@ -63,6 +63,7 @@ def test_the_state_of_the_first_images(house: House) -> None:
         "project",
         "you",
         "fixed_name",
+        "names",
         "classes",
         "phase",
         "cycle",
@@ -412,6 +413,25 @@ def test_a_disagreement_waits_for_a_decision(tmp_path: Path) -> None:
         cleo.saved(query=query, labels=[0], after=second)
         assert cleo.get("/api/disagreements")["disagreements"] == []
         assert cleo.get("/api/image/4")["labels"][0]["label"] == 0
+
+
+def test_a_second_opinion_is_another_persons_also_after_a_new_name(tmp_path: Path) -> None:
+    project = make_project(tmp_path, people__overlap=1)
+    open_cycle(project, 2, range(4, 13))
+    with opened(project) as house:
+        bob, cleo = house.browser("bob"), house.browser("cleo")
+        asked = [query["id"] for query in bob.next(4)]
+        numbers = [bob.saved(query=query, labels=[0]) for query in asked]
+        assert bob.post("/api/me", {"name": "robert"})["names"] == ["bob", "robert"]
+        assert not {query["id"] for query in bob.next(4)} & set(asked)
+        bob.saved(query=asked[0], labels=[1], after=numbers[0])  # still one opinion
+        state = bob.get("/api/state")
+        assert state["agreement"]["between_people"] is None
+        assert [(one["name"], one["answers"]) for one in state["people"]] == [("bob", 4)]
+        assert len(bob.get("/api/answers", by="me")["answers"]) == 4
+        assert [query["id"] for query in cleo.next(4)] == asked
+        cleo.saved(query=asked[0], labels=[1])
+        assert bob.get("/api/state")["agreement"]["between_people"] == 1.0
 
 
 # ------------------------------------------------------------------------------------------- classes

@@ -49,6 +49,7 @@
  * @property {string} id  of the project, the same on every server
  * @property {string} project
  * @property {string | null} you
+ * @property {string[]} names  all names of the visitor
  * @property {boolean} fixed_name
  * @property {Class[]} classes
  * @property {"preparing" | "first_images" | "asking" | "finished"} phase
