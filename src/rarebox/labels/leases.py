@@ -39,7 +39,8 @@ class Submission:
 
     A different answer under a used key is refused. The submission answers the query ``query_id``; with ``after`` it
     corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
-    person drew without being asked, or, with ``complete``, the statement that every object has its box.
+    person drew without being asked, or, with ``complete``, the statement that every object has its box. ``on`` is the
+    image that the person saw with the question; numbers of questions are used again after a backup is restored.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Submission:
     image_id: int | None = None
     after: int | None = None
     complete: bool = False
+    on: int | None = None
 
 
 class Status(StrEnum):
@@ -244,6 +246,9 @@ class People:
         row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
+        if said.on not in (None, row.image_id):
+            reason = "the labels were restored from a backup after this page was loaded; reload it and answer again"
+            return Outcome(said.key, Status.REFUSED, reason=reason)
         standing = connection.execute(_STANDING, {"id": row.id}).all()
         if objection := self._objection(standing, row, query, names, said):
             return objection

@@ -313,6 +313,7 @@ def _submission(item: Item) -> Submission:
         item.image,
         item.after,
         item.complete,
+        item.on,
     )
 
 

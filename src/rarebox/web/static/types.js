@@ -33,6 +33,7 @@
  * @property {number[]} labels
  * @property {number | null} after
  * @property {boolean} [complete]
+ * @property {number} [on]     the image that the person saw
  *
  * @typedef {{by: string, verdict: Verdict, boxes: Box[], labels: number[], answer: number}} Standing
  * @typedef {{key: string, status: "saved" | "conflict" | "refused", query: number | null, answer: number | null,
