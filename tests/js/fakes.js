@@ -109,7 +109,7 @@ export class FakeServer {
   }
 
   get state() {
-    return { id: "p", you: "anna", classes: CLASSES, version: ++this.#version };
+    return { id: "p", you: "anna", names: ["anna"], classes: CLASSES, version: ++this.#version };
   }
 
   /** The verdicts of all saved answers, oldest first. */

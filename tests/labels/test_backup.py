@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rarebox.cli import options
+from rarebox.cli import main
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import store
 from rarebox.labels.leases import People, Status, Submission
@@ -56,7 +56,7 @@ def test_a_backup_is_whole_while_others_write(project: Project, tmp_path: Path) 
     counts = []
     for number in range(5):
         before = written[0]
-        done = CliRunner().invoke(options.app, ["backup", str(project.folder.root), str(tmp_path / f"{number}.sqlite")])
+        done = CliRunner().invoke(main.app, ["backup", str(project.folder.root), str(tmp_path / f"{number}.sqlite")])
         assert done.exit_code == 0, done.output
         with sqlite3.connect(f"file:{tmp_path / f'{number}.sqlite'}?mode=ro", uri=True) as copy:
             (count,) = copy.execute("SELECT count(*) FROM answers").fetchone()
@@ -188,6 +188,59 @@ def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replac
             shutil.copy(tmp_path / "copy.sqlite", file)
         with pytest.raises(Unavailable, match=r"labels\.sqlite: the file was removed or replaced while it was open"):
             service.answer("tab", "anna", said[1:], 0).result(20)
+
+
+@pytest.mark.parametrize("ends", [["-wal"], ["-shm"], ["-wal", "-shm"]])
+def test_nothing_saved_is_lost_with_the_files_that_sqlite_adds(
+    project: Project, tmp_path: Path, ends: list[str]
+) -> None:
+    """What was saved is kept, what comes later is refused by name, and a restart goes on."""
+    file = project.folder.root / "labels.sqlite"
+    answer(project.store, 1)
+    for end in ends:
+        file.with_name(file.name + end).unlink()
+    with pytest.raises(Unavailable, match=rf"labels\.sqlite{ends[0]}: .*nothing is saved\. Stop rarebox with Ctrl-C"):
+        answer(project.store, 2)
+    assert [query.id for query, _ in project.store.answered()] == [1]
+    shutil.copy(file, tmp_path / "as after kill -9.sqlite")
+    with Store(tmp_path / "as after kill -9.sqlite") as killed:
+        assert [query.id for query, _ in killed.answered()] == [1]
+    project.store.close()
+    with Store(file) as again:
+        answer(again, 2)
+        assert [query.id for query, _ in again.answered()] == [1, 2]
+
+
+def test_a_log_removed_during_a_write_loses_nothing_saved(project: Project, tmp_path: Path) -> None:
+    file = project.folder.root / "labels.sqlite"
+    answer(project.store, 1)
+
+    def remove_while_writing() -> None:
+        with project.store.transaction(writes=True):
+            answer(project.store, 2)
+            file.with_name("labels.sqlite-wal").unlink()
+
+    with pytest.raises(Unavailable, match=r"-wal: the file was removed"):
+        remove_while_writing()
+    shutil.copy(file, tmp_path / "copy.sqlite")
+    with Store(tmp_path / "copy.sqlite") as killed:
+        assert [query.id for query, _ in killed.answered()] == [1]
+
+
+def test_a_log_put_back_is_used_again(project: Project) -> None:
+    file = project.folder.root / "labels.sqlite"
+    log = file.with_name("labels.sqlite-wal")
+    for query in (1, 2):
+        log.rename(file.with_name("away"))
+        with pytest.raises(Unavailable):
+            answer(project.store, query)
+        file.with_name("away").rename(log)
+        answer(project.store, query)
+    log.unlink()
+    assert len(project.store.answered()) == 2  # a reader copies the log, too
+    assert sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True).execute(
+        "SELECT count(*) FROM answers"
+    ).fetchone() == (2,)
 
 
 def test_a_backup_of_a_damaged_store_is_refused(tmp_path: Path) -> None:

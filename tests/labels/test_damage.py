@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rarebox.cli import options
+from rarebox.cli import main
 from rarebox.errors import UserError
 from rarebox.labels import schema
 from rarebox.labels.leases import People, Submission
@@ -104,7 +104,7 @@ def damaged(root: Path, table: str, column: str, value: Any, row: int = 1) -> bo
 
 def run(*command: Any) -> tuple[int, str]:
     """Run a command: its status and its error output. A traceback fails the test."""
-    done = CliRunner().invoke(options.app, [str(part) for part in command])
+    done = CliRunner().invoke(main.app, [str(part) for part in command])
     if done.exception and not isinstance(done.exception, SystemExit | UserError):
         raise done.exception
     return done.exit_code, f"{done.output}{done.exception or ''}"

@@ -281,6 +281,47 @@ def test_two_answers_are_wanted_of_two_people(people: People) -> None:
     assert people.store.labels_of(9).labels.tolist() == [0]
 
 
+def test_nobody_gives_a_second_opinion_on_their_own_answer_under_another_name(people: People) -> None:
+    box = np.array(A, dtype=np.float32)
+    twice, other = people.store.ask(1, [Query(9, box, 0, wanted=2), Query(8, box, 0, wanted=2)])
+    assert claimed(people, "bob", 9) == [1, 2, 3, 4, twice.id, other.id]
+    people.submit("bob", "bob", said("k1", twice.id, Verdict.OBJECT, (A, 0)))
+    people.let_go("bob")
+    robert = {"by": "robert", "former": ("bob",)}
+    free = [q.id for q in people.claim("phone", want=9, seconds=100, **robert)]
+    assert free == [1, 2, 3, 4, other.id]
+    again = people.submit("phone", said=said("k2", twice.id, Verdict.OBJECT, (A, 0)), **robert)
+    assert again.status is Status.CONFLICT
+    assert claimed(people, "cleo", 9) == [twice.id, other.id]
+
+
+def test_a_lease_under_a_former_name_is_ones_own(people: People, hands: Hands) -> None:
+    box = np.array(A, dtype=np.float32)
+    (twice,) = people.store.ask(1, [Query(9, box, 0, wanted=2)])
+    assert claimed(people, "tab", 9, by="bob") == [1, 2, 3, 4, twice.id]
+    assert people.claim("phone", "robert", 9, 100, former=("bob",)) == []
+    hands.seconds += 60
+    assert people.leave_other_tabs("phone", "robert", 100, former=("bob",))
+    assert len(people.claim("phone", "robert", 9, 100, former=("bob",))) == 5
+
+
+def test_who_decides_after_answering_under_a_former_name_stays_one_person(people: People) -> None:
+    box = np.array(A, dtype=np.float32)
+    (twice,) = people.store.ask(1, [Query(9, box, 0, wanted=2)])
+    claimed(people, "bob", 9)
+    claimed(people, "ben", 9)
+    first = people.submit("bob", "bob", said("k1", twice.id, Verdict.OBJECT, (A, 0)))
+    second = people.submit("ben", "ben", said("k2", twice.id, Verdict.OBJECT, (A, 1)))
+    assert (first.status, second.status) == (Status.SAVED, Status.SAVED)
+    corrected = said("k3", twice.id, Verdict.OBJECT, (A, 1), after=second.answer_id)
+    assert people.submit("bob", "robert", corrected, former=("bob",)).status is Status.SAVED
+    assert [(one.answer.by, one.answer.labels.tolist()) for one in people.given()] == [
+        ("bob", [0]),
+        ("ben", [1]),
+        ("bob", [1]),
+    ]
+
+
 def test_a_missed_object_and_a_complete_image(people: People) -> None:
     people.submit("anna", "anna", said("k1", None, Verdict.OBJECT, (B, 1), image_id=5))
     assert not people.store.labels_of(5).complete

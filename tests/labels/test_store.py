@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
 
 from rarebox.errors import UserError
-from rarebox.labels import schema
+from rarebox.labels import schema, sqlite
 from rarebox.labels import store as store_module
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Spent, Store
@@ -520,13 +520,13 @@ def test_switching_to_the_log_is_tried_again_where_sqlite_does_not_wait(monkeypa
                 raise sqlite3.OperationalError(self.said.pop(0))
 
     twice, broken = Connection(*["database is locked"] * 2), Connection("disk I/O error", "not asked again")
-    store_module._log_ahead(twice.execute)
+    sqlite.log_ahead(twice.execute)
     assert not twice.said
     with pytest.raises(sqlite3.OperationalError, match="disk"):
-        store_module._log_ahead(broken.execute)
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
+        sqlite.log_ahead(broken.execute)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        store_module._log_ahead(Connection(*["database is locked"] * 99).execute)
+        sqlite.log_ahead(Connection(*["database is locked"] * 99).execute)
 
 
 def test_threads_may_share_a_store(store: Store) -> None:

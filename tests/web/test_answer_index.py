@@ -121,8 +121,8 @@ def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: Peo
                 holder = by + tab
                 leases = people.leases(holder)
                 everything = [query.id for query in _would_be_given(people, holder, by)]
-                held = answer_index.held(holder, by, leases)
-                open_ones = list(answer_index.open_to(holder, by, 2, leases))
+                held = answer_index.held(holder, {by}, leases)
+                open_ones = list(answer_index.open_to(holder, {by}, 2, leases))
                 assert (sorted(everything[: len(held)]), everything[len(held) :]) == (sorted(held), open_ones)
 
 

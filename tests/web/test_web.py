@@ -4,6 +4,7 @@ import base64
 import hmac
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_the_state_of_the_first_images(house: House) -> None:
         "project",
         "you",
         "fixed_name",
+        "names",
         "classes",
         "phase",
         "cycle",
@@ -412,6 +414,46 @@ def test_a_disagreement_waits_for_a_decision(tmp_path: Path) -> None:
         cleo.saved(query=query, labels=[0], after=second)
         assert cleo.get("/api/disagreements")["disagreements"] == []
         assert cleo.get("/api/image/4")["labels"][0]["label"] == 0
+
+
+def test_a_second_opinion_is_another_persons_also_after_a_new_name(tmp_path: Path) -> None:
+    project = make_project(tmp_path, people__overlap=1)
+    open_cycle(project, 2, range(4, 13))
+    with opened(project) as house:
+        bob, cleo = house.browser("bob"), house.browser("cleo")
+        asked = [query["id"] for query in bob.next(4)]
+        numbers = [bob.saved(query=query, labels=[0]) for query in asked]
+        assert bob.post("/api/me", {"name": "robert"})["names"] == ["bob", "robert"]
+        assert not {query["id"] for query in bob.next(4)} & set(asked)
+        bob.saved(query=asked[0], labels=[1], after=numbers[0])  # still one opinion
+        state = bob.get("/api/state")
+        assert state["agreement"]["between_people"] is None
+        assert [(one["name"], one["answers"]) for one in state["people"]] == [("bob", 4)]
+        assert len(bob.get("/api/answers", by="me")["answers"]) == 4
+        assert [query["id"] for query in cleo.next(4)] == asked
+        cleo.saved(query=asked[0], labels=[1])
+        assert bob.get("/api/state")["agreement"]["between_people"] == 1.0
+
+
+def test_a_page_from_before_a_restored_backup_changes_no_other_image(tmp_path: Path) -> None:
+    project, backup = make_project(tmp_path), tmp_path / "backup.sqlite"
+    open_cycle(project, 2, range(4, 13))
+    project.store.back_up(backup)
+    root = project.folder.root
+    with opened(project) as house:
+        before = house.browser("ann").say(image=3)
+    for part in root.glob("labels.sqlite*"):
+        part.unlink()
+    shutil.copy(backup, root / "labels.sqlite")
+    with opened(Project(root)) as house:
+        after = house.browser("ben").say(image=5)
+        assert (after["query"], after["answer"]) == (before["query"], before["answer"])
+        ann = house.browser("ann")
+        for change in ({"labels": [1]}, {"verdict": "withdrawn"}, {"verdict": "not_an_object"}):
+            refused = ann.say(query=before["query"], after=before["answer"], on=3, **change)
+            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
+        assert [(one["by"], one["label"]) for one in ann.get("/api/image/5")["labels"]] == [("ben", 0)]
+        ann.saved(query=after["query"], after=after["answer"], on=5, labels=[1])
 
 
 # ------------------------------------------------------------------------------------------- classes

@@ -39,7 +39,8 @@ class Submission:
 
     A different answer under a used key is refused. The submission answers the query ``query_id``; with ``after`` it
     corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
-    person drew without being asked, or, with ``complete``, the statement that every object has its box.
+    person drew without being asked, or, with ``complete``, the statement that every object has its box. ``on`` is the
+    image that the person saw with the question; numbers of questions are used again after a backup is restored.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Submission:
     image_id: int | None = None
     after: int | None = None
     complete: bool = False
+    on: int | None = None
 
 
 class Status(StrEnum):
@@ -128,15 +130,17 @@ class People:
         seconds: float,
         cycle: int | None = None,
         among: Sequence[int] | None = None,
+        former: Collection[str] = (),
     ) -> list[Query]:
         """Lease up to ``want`` questions to a holder: first those it has, then open ones of a cycle, in their order.
 
         Each lease runs for ``seconds`` from now. ``cycle`` is the latest one by default. ``among`` restricts the search
-        for open questions to these ids, which avoids a scan of all answered ones.
+        for open questions to these ids, which avoids a scan of all answered ones. Nobody gets a question that they
+        answered under a ``former`` name.
         """
         with self.store.transaction(writes=True) as connection:
             now = self._now(connection, writes=True)
-            asking: dict[str, object] = {"holder": holder, "by": by, "now": now}
+            asking: dict[str, object] = {"holder": holder, "names": _names(by, former), "now": now}
             found = connection.execute(_HELD, asking).all()
             if (more := want - len(found)) > 0:
                 if among is not None:
@@ -151,14 +155,14 @@ class People:
                 connection.execute(_LEASE, rows)
         return [query for row in found if (query := self.store.rows.query(row))]
 
-    def leave_other_tabs(self, holder: str, by: str, seconds: float) -> bool:
+    def leave_other_tabs(self, holder: str, by: str, seconds: float, former: Collection[str] = ()) -> bool:
         """End a person's leases in other tabs that must be closed, and return whether there were any.
 
         An open tab renews its leases of ``seconds`` before half of that time is over.
         """
         with self.store.transaction(writes=True) as connection:
             until = self._now(connection, writes=True) + seconds / 2
-            ended = {"ended_holder": holder, "ended_by": by, "ended_until": until}
+            ended = {"ended_holder": holder, "ended_names": _names(by, former), "ended_until": until}
             return connection.execute(_END_OTHER_TABS, ended).rowcount > 0
 
     def let_go(self, holder: str) -> None:
@@ -176,7 +180,13 @@ class People:
     def waiting(self, cycle: int) -> int:
         """The number of open questions of a cycle that are not leased."""
         with self.store.transaction() as connection:
-            nobody = {"holder": "", "by": "", "now": self._now(connection), "cycle": cycle, "most": 2**31 - 1}
+            nobody = {
+                "holder": "",
+                "names": list[str](),
+                "now": self._now(connection),
+                "cycle": cycle,
+                "most": 2**31 - 1,
+            }
             return len(connection.execute(_OPEN, nobody).all())
 
     def _now(self, connection: Connection, writes: bool = False) -> float:
@@ -201,7 +211,7 @@ class People:
 
         Answers under the ``former`` names of the person are their own.
         """
-        names = {by, *former}
+        names = _names(by, former)
         try:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
@@ -233,14 +243,17 @@ class People:
     ) -> Outcome:
         """Record the answer to a question, or a correction."""
         now = self._now(connection, writes=True)
-        row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "by": by, "now": now}).first()
+        row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-        if objection := self._objection(connection, row, query, by, names, said):
+        if said.on not in (None, row.image_id):
+            reason = "the labels were restored from a backup after this page was loaded; reload it and answer again"
+            return Outcome(said.key, Status.REFUSED, reason=reason)
+        standing = connection.execute(_STANDING, {"id": row.id}).all()
+        if objection := self._objection(standing, row, query, names, said):
             return objection
-        if said.after is not None and len(names) > 1:
-            current = connection.execute(_STANDING, {"id": row.id}).all()[-1]
-            by = current.by if current.by in names else by  # one's own answer keeps the name it was given under
+        # The person's answer to this question keeps the name it was given under.
+        by = next((str(one.by) for one in reversed(standing) if one.by in names), by)
         answer = self._answer(connection, row.id, row.image_id, by, said)
         (number,) = self.store.record([answer], [said.key])
         connection.execute(_END_LEASE, {"ended_holder": holder, "ended_query": row.id})
@@ -275,10 +288,10 @@ class People:
         return Answer(query_id, boxes, said.labels, said.verdict, by, said.milliseconds)
 
     def _objection(
-        self, connection: Connection, row: Cells, query: Query, by: str, names: Collection[str], said: Submission
+        self, rows: Sequence[Cells], row: Cells, query: Query, names: Collection[str], said: Submission
     ) -> Outcome | None:
-        """The outcome for a submission that must not be recorded, or None. ``row`` is the row of the query."""
-        rows = connection.execute(_STANDING, {"id": query.id}).all()
+        """The outcome for a submission that must not be recorded, or None. ``rows`` are the answers that stand and
+        ``row`` is the query."""
         current = self._given(rows[-1], self.store.counts_as()) if rows else None
         conflict = Outcome(said.key, Status.CONFLICT, query.id, current=current)
         refused = replace(conflict, status=Status.REFUSED)
@@ -290,7 +303,7 @@ class People:
             return None
         if said.verdict is Verdict.WITHDRAWN:
             return replace(refused, reason="there is nothing to take back")
-        if len(rows) >= query.wanted or any(one.by == by for one in rows):
+        if len(rows) >= query.wanted or any(one.by in names for one in rows):
             return replace(conflict, reason="this question has been answered in the meantime")
         if query.asked_by in names:
             return None  # their own box, withdrawn and restored
@@ -375,6 +388,11 @@ def clean_name(name: str, kind: str) -> str:
     return name
 
 
+def _names(by: str, former: Collection[str]) -> list[str]:
+    """All names of one person: answers and leases under any of them are theirs."""
+    return [*{by, *former}]
+
+
 def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
     """Whether the answers about one box agree: the same verdict and, for an object, the same class and position."""
     first = answers[0]
@@ -388,10 +406,11 @@ def agreement(answers: Sequence[Answer], iou: float = 0.5) -> bool:
 
 # ------------------------------------------------------------------------------------------- which questions are open
 #
-# Statements are built once: building one takes longer than running it. Their parameters are holder, by and now.
+# Statements are built once: building one takes longer than running it. Their parameters are holder, names (of one
+# person) and now.
 
 _holder: BindParameter[str] = bindparam("holder")
-_by: BindParameter[str] = bindparam("by")
+_names_of_one: BindParameter[str] = bindparam("names", expanding=True)
 _now: BindParameter[float] = bindparam("now")
 _of_query = schema.leases.c.query_id == schema.queries.c.id
 _running = and_(schema.leases.c.until > _now, schema.leases.c.until < _now + LONGEST_LEASE)
@@ -404,9 +423,13 @@ _others = (
 )
 _said = select(func.count()).select_from(schema.answers).where(_stands).scalar_subquery()
 _mine = exists().where(_of_query, schema.leases.c.holder == _holder)
-_my_other_tab = exists().where(_of_query, schema.leases.c.by == _by, schema.leases.c.holder != _holder, _running)
+_my_other_tab = exists().where(
+    _of_query, schema.leases.c.by.in_(_names_of_one), schema.leases.c.holder != _holder, _running
+)
 _can_be_given = and_(
-    _said + _others < schema.queries.c.wanted, ~exists().where(_stands, schema.answers.c.by == _by), ~_my_other_tab
+    _said + _others < schema.queries.c.wanted,
+    ~exists().where(_stands, schema.answers.c.by.in_(_names_of_one)),
+    ~_my_other_tab,
 )
 _open = (
     select(schema.queries)
@@ -434,7 +457,7 @@ _LET_GO = (
 )
 _END_OTHER_TABS = delete(schema.leases).where(
     schema.leases.c.holder != bindparam("ended_holder"),
-    schema.leases.c.by == bindparam("ended_by"),
+    schema.leases.c.by.in_(bindparam("ended_names", expanding=True)),
     schema.leases.c.until < bindparam("ended_until"),
 )
 _LATEST_CYCLE = select(func.max(schema.cycles.c.cycle))

@@ -7,9 +7,8 @@ one transaction; when it returns, the rows survive ``kill -9``.
 
 import os
 import sqlite3
-import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,14 +39,12 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, Operati
 from sqlalchemy.schema import CreateColumn
 
 from rarebox.core.boxes import overlapping
-from rarebox.core.files import flush_folder
 from rarebox.errors import Unavailable, UserError
-from rarebox.labels import schema
+from rarebox.labels import schema, sqlite
 from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
+from rarebox.labels.sqlite import BUSY_SECONDS, Watch
 from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
 
-BUSY_SECONDS = 30
-COMPANIONS = ("-wal", "-shm", "-journal")  # suffixes of the files that SQLite creates beside a database
 WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
 MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same object
@@ -132,11 +129,11 @@ class Store:
             raise UserError(f"{self._where}: there is no label store here; start a project, or correct the path")
         self._engine = _engine(url, flush)
         self._thread = local()
-        self._file = Path(self._where) if in_file and url.database else None
-        self._identity: tuple[int, int] | None = None
+        self._watch: Watch | None = None
         try:
             self._prepare(classes)
-            self._identity = _identity(self._file)
+            if in_file and Path(self._where).is_file():
+                self._watch = Watch(Path(self._where))
         except BaseException:
             self.close()
             raise
@@ -149,11 +146,9 @@ class Store:
 
     def close(self) -> None:
         """Close all connections. An SQLite file is then complete and may be copied."""
-        if self._engine.url.get_backend_name() == "sqlite":
-            # Another process may still have the store open.
-            with suppress(DatabaseError, sqlite3.Error), closing(self._engine.raw_connection()) as connection:
-                connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._engine.dispose()
+        if self._watch:
+            self._watch.close()
 
     # Images, classes, cycles
 
@@ -360,7 +355,7 @@ class Store:
             raise UserError(f"{self._where}: this store is on a database server; use pg_dump")
         if file.exists() or file.is_symlink():
             raise UserError(f"{file} exists and is not overwritten; name a new file")
-        if file.name.casefold().endswith(COMPANIONS):
+        if file.name.casefold().endswith(sqlite.COMPANIONS):
             raise UserError(f"SQLite may delete files with names such as {file.name}; name another file")
         if not file.parent.is_dir():
             raise UserError(f"there is no folder {file.parent}; create it, or name a file in another one")
@@ -368,8 +363,8 @@ class Store:
         try:
             with self._explained(), closing(self._engine.raw_connection()) as source:
                 assert isinstance(source.driver_connection, sqlite3.Connection)
-                _copy(source.driver_connection, part)
-            _place(part, file)
+                sqlite.copy(source.driver_connection, part)
+            sqlite.place(part, file)
         except FileExistsError:
             raise UserError(f"{file} exists and is not overwritten; name a new file") from None
         except sqlite3.DatabaseError as error:
@@ -418,16 +413,21 @@ class Store:
         if (outer := getattr(self._thread, "connection", None)) is not None:
             yield outer
             return
-        with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
-            try:
-                yield self._thread.connection
-                if writes and self._identity and _identity(self._file) != self._identity:
-                    raise Unavailable(
-                        f"{self._where}: the file was removed or replaced while it was open, so nothing is saved; "
-                        "restore the file if you can, and repeat the command"
-                    )
-            finally:
-                del self._thread.connection
+        if self._watch:
+            self._watch.keep()
+        try:
+            with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
+                try:
+                    if writes and self._watch:
+                        self._watch.check()
+                    yield self._thread.connection
+                    if writes and self._watch:
+                        self._watch.check()
+                finally:
+                    del self._thread.connection
+        finally:
+            if writes and self._watch:
+                self._watch.keep()
 
     @contextmanager
     def part(self) -> Generator[Connection]:
@@ -544,7 +544,7 @@ def _sqlite(url: URL, flush: bool) -> Engine:
         except UnicodeDecodeError as error:  # SQLite's own error message quotes the damaged bytes
             raise sqlite3.DatabaseError("malformed database schema") from error
         if not tables or schema.rarebox.name in tables:  # this writes to the file, so only to a store
-            _log_ahead(connection.execute)
+            sqlite.log_ahead(connection.execute)
         connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -558,54 +558,6 @@ def _sqlite(url: URL, flush: bool) -> Engine:
 
 _AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 """Read damaged text too. Only its cell is damaged, and the conversion of the row reports it."""
-
-
-def _identity(file: Path | None) -> tuple[int, int] | None:
-    """The device and inode of a file, which differ for another file of the same name; None if there is no file."""
-    try:
-        found = os.stat(file) if file else None
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino) if found else None
-
-
-def _copy(source: sqlite3.Connection, part: Path) -> None:
-    """Copy a database in one step, and check the copy."""
-    part.unlink(missing_ok=True)
-    part.touch()  # its error is clearer than SQLite's
-    with closing(sqlite3.connect(part)) as copy:
-        source.backup(copy)
-        copy.execute("PRAGMA journal_mode = DELETE")  # a single file, until rarebox opens it
-        if (found := copy.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
-            raise sqlite3.DatabaseError(f"the store is damaged: {found[0]}")
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _place(part: Path, file: Path) -> None:
-    """Give a finished file its name. Raises FileExistsError if the name is taken."""
-    try:
-        os.link(part, file)  # unlike a rename, this never replaces a file created in the meantime
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without links
-        if file.exists():
-            raise FileExistsError(file) from None
-        part.rename(file)
-    flush_folder(file.parent)
-
-
-def _log_ahead(execute: Callable[[str], object]) -> None:
-    """Switch to a write-ahead log. SQLite does not wait if another process opens a new file at the same moment."""
-    until = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.02)
 
 
 def _postgresql(url: URL) -> Engine:

@@ -7,7 +7,7 @@ they are read, so merging two classes does not visit every answer.
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -156,24 +156,24 @@ class AnswerIndex:
 
     # Questions
 
-    def held(self, holder: str, by: str, leases: Sequence[Lease]) -> list[int]:
-        """Queries that a holder has leased and may answer."""
+    def held(self, holder: str, names: Collection[str], leases: Sequence[Lease]) -> list[int]:
+        """Queries that a holder, a person with these ``names``, has leased and may answer."""
         taken = Counter(lease.query_id for lease in leases if lease.holder != holder)
-        elsewhere = {lease.query_id for lease in leases if lease.by == by and lease.holder != holder}
+        elsewhere = {lease.query_id for lease in leases if lease.by in names and lease.holder != holder}
         own = (lease.query_id for lease in leases if lease.holder == holder and lease.query_id in self.queries)
-        return [number for number in own if number not in elsewhere and self._is_free(number, by, taken[number])]
+        return [number for number in own if number not in elsewhere and self._is_free(number, names, taken[number])]
 
-    def open_to(self, holder: str, by: str, cycle: int, leases: Sequence[Lease]) -> Iterator[int]:
+    def open_to(self, holder: str, names: Collection[str], cycle: int, leases: Sequence[Lease]) -> Iterator[int]:
         """Queries of a cycle that may be assigned to this person, in their order."""
         taken = Counter(lease.query_id for lease in leases)
-        own = {lease.query_id for lease in leases if lease.by == by or lease.holder == holder}
+        own = {lease.query_id for lease in leases if lease.by in names or lease.holder == holder}
         for _, number in self._wanting[cycle]:
-            if number not in own and self._is_free(number, by, taken[number]):
+            if number not in own and self._is_free(number, names, taken[number]):
                 yield number
 
-    def _is_free(self, number: int, by: str, taken: int) -> bool:
-        history = self.queries[number]
-        return len(history.standing) + taken < history.question.wanted and by not in history.standing
+    def _is_free(self, number: int, names: Collection[str], taken: int) -> bool:
+        standing, question = self.queries[number].standing, self.queries[number].question
+        return len(standing) + taken < question.wanted and not any(name in standing for name in names)
 
     def busy(self, cycle: int) -> Iterable[int]:
         """Images with an unanswered question of a cycle."""

@@ -111,7 +111,8 @@ def make_app(
         )
 
     def state_of(found: Visitor) -> replies.State:
-        return {"id": authenticator.project, **service.state(found.name, found.fixed)}
+        state = service.state(found.name, found.fixed)
+        return {"id": authenticator.project, "names": found.names, **state}
 
     listening: set[Request] = set()
 
@@ -164,7 +165,7 @@ def make_app(
     @post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> replies.Questions:
         """Questions for one tab of a browser."""
-        _, queries = await _done(service.answer(found.holder(body.client), by, [], body.want))
+        _, queries = await _done(service.answer(found.holder(body.client), by, [], body.want, found.former))
         return {"queries": [service.query(query) for query in queries], "state": state_of(found)}
 
     @post("/api/leave", status_code=204, response_class=Response)
@@ -193,8 +194,8 @@ def make_app(
         verdict: Verdict | None = None,
     ) -> replies.Answers:
         """Answers that count, newest first."""
-        who = found.name if by == "me" else by
-        return {"answers": service.answers(limit, before, who, label, verdict and verdict.value)}
+        names = found.names if by == "me" else [by] if by else None
+        return {"answers": service.answers(limit, before, names, label, verdict and verdict.value)}
 
     @get("/api/disagreements", dependencies=[Depends(visitor)])
     def disagreements() -> replies.Disagreements:
@@ -312,6 +313,7 @@ def _submission(item: Item) -> Submission:
         item.image,
         item.after,
         item.complete,
+        item.on,
     )
 
 

@@ -177,9 +177,11 @@ class VisitorState(SharedState):
 
 
 class State(VisitorState):
-    """``id`` names the project. The page keeps unsaved answers under it, so no other project on this port gets them."""
+    """``id`` names the project. The page keeps unsaved answers under it, so no other project on this port gets them.
+    ``names`` are all names of the visitor."""
 
     id: str
+    names: list[str]
 
 
 class Questions(TypedDict):

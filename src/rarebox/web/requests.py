@@ -42,6 +42,7 @@ class Item(Body):
     labels: Annotated[list[Identifier], FailFast()] = Field(default=[], max_length=MOST_BOXES)
     after: Identifier | None = None
     complete: bool = False
+    on: Identifier | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Item":

@@ -45,9 +45,14 @@ class Visitor:
 
     def renamed(self, name: str) -> "Visitor":
         """The same visitor under a new name."""
-        known = dict.fromkeys([*self.former, *([self.name] if self.name else [])])
-        first, *later = [*known] or [name]
+        known = self.names
+        first, *later = known or [name]
         return replace(self, name=name, former=(first, *later[-MOST_FORMER:]) if known else ())
+
+    @property
+    def names(self) -> list[str]:
+        """All names of the visitor. Answers under any of them are their own."""
+        return list(dict.fromkeys([*self.former, *([self.name] if self.name else [])]))
 
     def holder(self, tab: str) -> str:
         """The holder of leases: one tab of this visitor. It stays the same when the visitor takes another name.

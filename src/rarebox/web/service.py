@@ -81,7 +81,7 @@ class AnnotationService:
         def job() -> tuple[list[Outcome], list[Query]]:
             outcomes = [self.people.submit(holder, by, one, seconds, former) for one in said]
             reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
-            queries = self._assign(holder, by, min(want, MOST_QUESTIONS))
+            queries = self._assign(holder, by, former, min(want, MOST_QUESTIONS))
             return outcomes, sorted(queries, key=lambda query: query.id not in reopened)
 
         return self.do(job)
@@ -124,16 +124,16 @@ class AnnotationService:
         if self.trainer:
             self.trainer.again()
 
-    def _assign(self, holder: str, by: str, want: int) -> list[Query]:
+    def _assign(self, holder: str, by: str, former: Sequence[str], want: int) -> list[Query]:
         """Questions for one holder: open ones first, then new ones from the ranking.
 
         When the budget is spent, annotators continue with the ranking until the next cycle has questions.
         """
         self._take_in()
         answer_index, cycle, leases = self._answer_index, self._cycle, self.people.leases(holder)
-        want = min(want, self._most_for(holder, leases))
-        held = len(answer_index.held(holder, by, leases))
-        found = list(islice(answer_index.open_to(holder, by, cycle, leases), max(want - held, 0)))
+        want, names = min(want, self._most_for(holder, leases)), (by, *former)
+        held = len(answer_index.held(holder, names, leases))
+        found = list(islice(answer_index.open_to(holder, names, cycle, leases), max(want - held, 0)))
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
             over = budget.left <= 0 and self.trainer is not None and self.trainer.working
@@ -145,9 +145,9 @@ class AnnotationService:
                 self._exhausted = not asked and not budget.open and budget.left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
-        if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds):
-            return self._assign(holder, by, want)  # the only ones left were leased to a tab that was closed
-        return self.people.claim(holder, by, want, seconds, among=found)
+        if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
+            return self._assign(holder, by, former, want)  # the only ones left were leased to a tab that was closed
+        return self.people.claim(holder, by, want, seconds, among=found, former=former)
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
         """How many questions one tab may hold. One question is open per image at a time, so with few images the tabs
@@ -298,15 +298,15 @@ class AnnotationService:
         return self._counts_as[one.answer.labels].tolist()
 
     def answers(
-        self, limit: int, before: int | None, by: str | None, label: int | None, verdict: str | None
+        self, limit: int, before: int | None, names: Sequence[str] | None, label: int | None, verdict: str | None
     ) -> list[replies.Answer]:
-        """Answers that count, newest first."""
+        """Answers that count, newest first; with ``names`` those under one of them."""
         with self._lock:
             found = (
                 one
                 for one in self._answer_index.standing()
                 if (before is None or one.id < before)
-                and by in (None, one.answer.by)
+                and (names is None or one.answer.by in names)
                 and (label is None or label in self._counted(one))
                 and verdict in (None, one.answer.verdict.value)
             )

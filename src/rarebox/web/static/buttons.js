@@ -2,7 +2,7 @@
 
 import { byId, counted, el, icon, setText } from "./dom.js";
 import { hint } from "./keys.js";
-import { className, state } from "./state.js";
+import { className, isOwn } from "./state.js";
 
 /** @typedef {import("./annotator.js").Annotator} Annotator */
 /** @typedef {import("./editor.js").Editor} Editor */
@@ -87,7 +87,7 @@ function showAnswerButtons(buttons, { task, editor, canUndo }) {
   set(buttons.complete, "Image complete", loading);
   buttons.complete.hidden = whole || task?.kind !== "ask" || onLabel;
   buttons.complete.setAttribute("aria-pressed", String(editor.imageComplete));
-  buttons.withdraw.hidden = !edited || task?.answer?.by !== state()?.you; // another person's answer is changed instead
+  buttons.withdraw.hidden = !edited || !isOwn(task?.answer?.by); // another person's answer is changed instead
   buttons.leave.hidden = !edited;
   set(buttons.undo, "Undo", !canUndo);
   byId("answers").classList.toggle("idle", !task);

@@ -6,7 +6,7 @@
 import { iou, moved, same, tidy } from "./boxes.js";
 import { recall, remember } from "./local.js";
 import { guessOf, inReadingOrder, isComplete, labelsOf, marksOf } from "./marks.js";
-import { classOf, offered, state } from "./state.js";
+import { classOf, isOwn, offered } from "./state.js";
 import { correction, newBox } from "./steps.js";
 import * as stopwatch from "./stopwatch.js";
 import { alter } from "./task.js";
@@ -381,7 +381,7 @@ export class Editor {
     const task = /** @type {Task} */ (this.task);
     this.#moving = null;
     const group = this.#labels(task).filter((one) => one.base === mark.base);
-    const own = mark.by === state()?.you;
+    const own = isOwn(mark.by);
     const entry = correction(task.query.image.id, mark, group, to, own, this.history.drew(mark.base));
     this.history.add(entry, mark.key);
   }

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { answerCrop } from "./crop.js";
 import { openDialog } from "./dialogs.js";
 import { el, replace } from "./dom.js";
-import { inWords, offered, state } from "./state.js";
+import { inWords, isOwn, offered, state } from "./state.js";
 
 /** @typedef {import("./types.js").Answer} Answer */
 /** @typedef {import("./types.js").Query} Query */
@@ -59,9 +59,9 @@ export function openGallery(edit) {
       };
       /** @type {[string, string][]} */
       const people = [
-        ...(state()?.you ? [/** @type {[string, string]} */ ([state()?.you ?? "", "by me"])] : []),
+        ...(state()?.you ? [/** @type {[string, string]} */ (["me", "by me"])] : []),
         ...(state()?.people ?? [])
-          .filter((one) => one.name !== state()?.you)
+          .filter((one) => !isOwn(one.name))
           .map((one) => /** @type {[string, string]} */ ([one.name, `by ${one.name}`])),
       ];
       body.append(

@@ -233,8 +233,9 @@ export class Outbox {
   /** @param {Sending} record */
   #outgoing(record) {
     const parent = record.parent === null ? null : this.saved(record.parent);
-    if (!parent) return record.item;
-    return { ...record.item, query: parent.query, after: record.fresh ? null : parent.answer };
+    const item = { ...record.item, on: record.image };
+    if (!parent) return item;
+    return { ...item, query: parent.query, after: record.fresh ? null : parent.answer };
   }
 
   /** @param {Sending[]} batch @param {Result[]} results */

@@ -11,6 +11,9 @@ const listeners = new Set();
 
 export const state = () => newest;
 
+/** Is this a name of the visitor? @param {string | undefined} name */
+export const isOwn = (name) => name !== undefined && Boolean(newest?.names.includes(name));
+
 /** @param {(state: State, before: State | null) => void} listener */
 export const onState = (listener) => void listeners.add(listener);
 

@@ -33,6 +33,7 @@
  * @property {number[]} labels
  * @property {number | null} after
  * @property {boolean} [complete]
+ * @property {number} [on]     the image that the person saw
  *
  * @typedef {{by: string, verdict: Verdict, boxes: Box[], labels: number[], answer: number}} Standing
  * @typedef {{key: string, status: "saved" | "conflict" | "refused", query: number | null, answer: number | null,
@@ -49,6 +50,7 @@
  * @property {string} id  of the project, the same on every server
  * @property {string} project
  * @property {string | null} you
+ * @property {string[]} names  all names of the visitor
  * @property {boolean} fixed_name
  * @property {Class[]} classes
  * @property {"preparing" | "first_images" | "asking" | "finished"} phase
