@@ -159,9 +159,9 @@ def test_detectors_see_targets_with_weights_and_not_who_labelled_what() -> None:
 
 
 def run_at_once(node: ast.AST) -> Iterator[ast.AST]:
-    """The parts of a module that run when it is imported: no body of a function, and nothing for type checkers alone."""
+    """The parts of a module that run when it is imported: no function bodies, and nothing for type checkers alone."""
     for part in ast.iter_child_nodes(node):
-        if isinstance(part, ast.FunctionDef) or (isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING"):
+        if isinstance(part, ast.FunctionDef) or ast.unparse(part).startswith("if TYPE_CHECKING:"):
             continue
         yield part
         yield from run_at_once(part)
