@@ -59,6 +59,8 @@ def project(tmp_path: Path) -> Project:
 
 
 NOT_TRAINING = f"""
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 from rarebox.web import supervisor
 supervisor.COMMAND = {(sys.executable, "-c", WAITING)!r}
 from rarebox.cli.main import main
@@ -292,9 +294,7 @@ def suppress_http(browser: httpx.Client, path: str) -> None:
 
 def test_nohup_is_respected(project: Project) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            f"{__name__}.NOT_TRAINING", "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + NOT_TRAINING
-        )
+        patch.setattr(f"{__name__}.NOT_TRAINING", NOT_TRAINING.replace("SIG_DFL", "SIG_IGN"))
         with serving(project.folder.root) as server, server.browser() as browser:
             server.process.send_signal(signal.SIGHUP)
             time.sleep(0.5)
