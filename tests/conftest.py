@@ -141,7 +141,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise URLError("no route to host")
 
-    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.setattr("rarebox.detectors.weights.urlopen", refuse)
 
 
 def torchvisions_own(detector: TorchDetector) -> Any:

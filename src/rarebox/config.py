@@ -41,9 +41,9 @@ class DetectorSettings(Section):
     """The detector network and its losses."""
 
     name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="network architecture")
-    backbone: Literal["resnet50", "efficientnet_lite0"] = Field(
-        default="efficientnet_lite0", description="pretrained backbone"
-    )
+    backbone: Literal[
+        "auto", "efficientnet_lite0", "mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"
+    ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [34]")
     image_size: int = Field(default=320, ge=64, description="short side of the network's input, in pixels")
     long_side: int | None = Field(
         default=None, description="maximum long side of the input; null: 5/3 of the short side (1000x600)"

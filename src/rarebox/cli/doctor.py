@@ -10,7 +10,7 @@ import torch
 
 from rarebox.core.places import cache_folder
 from rarebox.data import datasets, listings
-from rarebox.detectors.backbones import BACKBONES, WeightsUnavailable
+from rarebox.detectors.backbones import BACKBONES
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
 
@@ -59,13 +59,13 @@ def _disk() -> Check:
 
 
 def _weights(backbone: str) -> Check:
-    try:
-        where = BACKBONES[backbone].local_file()
-    except WeightsUnavailable as error:
-        return Check(
-            f"weights of {backbone}", False, "not downloaded yet; downloaded when first used", str(error), needed=False
-        )
-    return Check(f"weights of {backbone}", True, str(where))
+    source = BACKBONES[backbone].imagenet
+    if source.is_here():
+        return Check(f"weights of {backbone}", True, str(source.place))
+    advice = f"or download {source.url} elsewhere, and put the file at {source.place}"
+    return Check(
+        f"weights of {backbone}", False, "not downloaded yet; downloaded when first used", advice, needed=False
+    )
 
 
 def _voc() -> Check:

@@ -165,7 +165,7 @@ def parse_budget(text: str | None) -> list[int] | None:
 def with_available_weights(settings: config.Settings) -> config.Settings:
     """The settings; if their weights are unavailable, with the installed backbone instead, and a message."""
     from rarebox import detectors
-    from rarebox.detectors.backbones import WeightsUnavailable
+    from rarebox.detectors.weights import WeightsUnavailable
 
     try:
         detectors.fetch_weights(settings.detector)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -312,6 +312,10 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     """The two weighted stages on one backbone. Labels in targets and detections count from 0."""
 
     with_features = False
+    class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
+    """Layers with rows for each class: how many times, and how many rows each time."""
+    further_rows = ("__background__",)
+    """Rows before those of the classes."""
 
     rpn: WeightedProposals
     roi_heads: WeightedRoIHeads
