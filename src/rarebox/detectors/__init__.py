@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors import distributed
-from rarebox.detectors.architectures import ARCHITECTURES, Architecture, Blueprint
-from rarebox.detectors.detector import TorchDetector, read_about
+from rarebox.detectors.architectures import ARCHITECTURES as ARCHITECTURES
+from rarebox.detectors.architectures import Architecture, Blueprint
+from rarebox.detectors.detector import TorchDetector, read_about, rows_of
 from rarebox.detectors.protocol import Detector as Detector
-from rarebox.detectors.weights import read_weights
-from rarebox.errors import UserError, unknown_name
+from rarebox.detectors.start import Start, architecture, choose
+from rarebox.detectors.weights import Tensors, read_weights
+from rarebox.errors import UserError
 
 
 def build(
@@ -33,43 +36,39 @@ def build(
     """A detector for ``num_classes`` classes, ready to fit.
 
     ``name`` and ``backbone`` are a key of ``ARCHITECTURES``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (a
-    whole detector), ``none``, or a file (``.safetensors`` or ``.pth``) with either. ``classes`` are the names of the
-    classes: those that the weights know keep their rows of the class layers. Layers that are not pretrained are
-    initialised from ``seed``. Further ``settings`` are those of :class:`~rarebox.config.DetectorSettings`. Raises
-    UserError for unknown names, and WeightsUnavailable, which says where to put the file.
+    whole detector), ``auto``, ``none``, a file (``.safetensors`` or ``.pth``), or the folder of a model. ``classes``
+    are the names of the classes: those that the weights know keep their rows of the class layers. Layers that are not
+    pretrained are initialised from ``seed``. Further ``settings`` are those of
+    :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names and for weights of another detector,
+    and WeightsUnavailable, which says where to put the file.
     """
-    if not any(name == known for known, _ in ARCHITECTURES):
-        raise unknown_name("detector", name, {known for known, _ in ARCHITECTURES})
-    if not any(backbone == known for _, known in ARCHITECTURES):
-        raise unknown_name("backbone", backbone, {known for _, known in ARCHITECTURES})
-    given = DetectorSettings.model_validate(
-        {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
-    )
-    kind = architecture(given)
+    given = {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
+    try:
+        wanted = DetectorSettings.model_validate(given)
+    except ValidationError:
+        architecture(name, backbone)  # raises for an unknown name, with the nearest
+        raise
+    chosen = choose(wanted)
+    wanted = chosen.of(wanted)
+    kind = architecture(wanted.name, wanted.backbone)
     if seed is not None:
         torch.manual_seed(seed)
-    plan = Blueprint(given, num_classes, training or TrainingSettings(), choose_device(device), tuple(classes))
+    plan = Blueprint(wanted, num_classes, training or TrainingSettings(), choose_device(device), tuple(classes))
     detector = kind.make(plan)
-    if weights in ("imagenet", "coco"):
-        if weights not in kind.starts:
-            having = ", ".join(b for (n, b), each in ARCHITECTURES.items() if n == name and weights in each.starts)
-            raise UserError(
-                f"there are no {weights} weights for {name} on {backbone}. Use --weights imagenet, or --backbone with "
-                f"one of {having}"
-            )
-        source = kind.starts[weights]
-        detector.start_from(source.load(), source.rows)
-    elif weights != "none":
-        _start_from_file(detector, kind, Path(weights))
+    if chosen.file:
+        detector.start_from(*_saved(kind, chosen, wanted))
     return detector
 
 
-def _start_from_file(detector: TorchDetector, kind: Architecture, file: Path) -> None:
-    for source in kind.starts.values():
-        if source.is_named(str(file)):
-            detector.start_from(source.load(file), source.rows)
-            return
-    detector.start_from(read_weights(file))
+def _saved(kind: Architecture, chosen: Start, settings: DetectorSettings) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a start, and the names of the rows of its class layers."""
+    file = Path(chosen.file)
+    for weights, source in kind.starts.items():
+        if weights == chosen.weights or source.is_named(chosen.file):
+            return source.load(file), source.rows
+    if not Path(chosen.weights).is_dir():
+        return read_weights(file), ()
+    return read_weights(file), rows_of(file.parent)
 
 
 def load(folder: Path, device: str = "auto", training: TrainingSettings | None = None) -> TorchDetector:
@@ -87,31 +86,17 @@ def help_train(job: distributed.Job) -> None:
     detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete)
 
 
-def fetch_weights(settings: DetectorSettings) -> None:
-    """Download the pretrained weights. Raises WeightsUnavailable, which says where to put the file."""
-    if source := architecture(settings).starts.get(settings.weights):
-        source.fetch()
-
-
 def body_channels(settings: DetectorSettings) -> tuple[tuple[int, int], ...]:
     """Stride and channels of the backbone maps that the detector uses."""
-    return architecture(settings).levels
-
-
-def architecture(settings: DetectorSettings) -> Architecture:
-    """The entry of ``ARCHITECTURES`` that the settings name. Raises UserError if there is none."""
-    name, backbone = settings.name, settings.backbone
-    if (name, backbone) not in ARCHITECTURES:
-        known = ", ".join(b for n, b in ARCHITECTURES if n == name)
-        raise UserError(f"there is no {name} on {backbone}. Use --backbone with one of {known}")
-    return ARCHITECTURES[name, backbone]
+    return architecture(settings.name, settings.backbone).levels
 
 
 def _unfilled(
     settings: DetectorSettings, num_classes: int, training: TrainingSettings, device: torch.device
 ) -> TorchDetector:
     """A detector with random weights, for others to be put in their place."""
-    return architecture(settings).make(Blueprint(settings, num_classes, training, device))
+    kind = architecture(settings.name, settings.backbone)
+    return kind.make(Blueprint(settings, num_classes, training, device))
 
 
 def choose_device(device: str) -> torch.device:

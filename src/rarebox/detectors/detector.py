@@ -19,7 +19,7 @@ from rarebox.data.pictures import Pictures
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
-from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
+from rarebox.detectors.faster_rcnn import FURTHER_ROWS, WeightedFasterRCNN
 from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
 from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
 from rarebox.detectors.protocol import FitProgress, Image, Scored
@@ -350,6 +350,12 @@ def check_saved(folder: Path) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise damaged(folder / WEIGHTS, error) from error
+
+
+def rows_of(folder: Path) -> tuple[str, ...]:
+    """The names of the rows of a saved model's class layers; empty if an earlier version wrote it, without names."""
+    classes: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
+    return (*(FURTHER_ROWS if read_about(folder)[1].name == "faster_rcnn" else ()), *classes) if classes else ()
 
 
 def read_about(folder: Path) -> tuple[int, DetectorSettings]:

@@ -20,6 +20,9 @@ from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
 from rarebox.detectors.maps import Input
 
+FURTHER_ROWS = ("__background__",)
+"""Rows of the class layers before those of the classes, by torchvision's name."""
+
 BETA = 1 / 9
 """Smooth L1 is quadratic below this, in both stages, as in torchvision."""
 
@@ -314,7 +317,7 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     with_features = False
     class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
     """Layers with rows for each class: how many times, and how many rows each time."""
-    further_rows = ("__background__",)
+    further_rows = FURTHER_ROWS
     """Rows before those of the classes."""
 
     rpn: WeightedProposals

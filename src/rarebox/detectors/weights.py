@@ -205,7 +205,7 @@ def take_over(network: nn.Module, saved: Tensors, theirs: Sequence[str] = (), ou
         same = same_classes(ours, theirs)
         for name in [name for name in own if name.rsplit(".", 1)[0] in layers and name in saved]:
             groups, each = layers[name.rsplit(".", 1)[0]]
-            fitting[name] = own[name].clone()
+            fitting[name] = own[name].clone(memory_format=torch.contiguous_format)
             rows = fitting[name].view(groups, len(ours), each, -1)
             for here, there in same:
                 rows[:, here] = saved[name].reshape(groups, len(theirs), each, -1)[:, there]
