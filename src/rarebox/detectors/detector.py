@@ -19,12 +19,13 @@ from rarebox.data.pictures import Pictures
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
-from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
+from rarebox.detectors.faster_rcnn import FURTHER_ROWS, WeightedFasterRCNN
 from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
 from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
 from rarebox.detectors.protocol import FitProgress, Image, Scored
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.detectors.training import autocast, train
+from rarebox.detectors.weights import Tensors, take_over
 from rarebox.errors import UserError
 from rarebox.pool.affine import Frame
 from rarebox.pool.views import View
@@ -49,12 +50,22 @@ class TorchDetector:
         settings: DetectorSettings,
         training: TrainingSettings,
         device: torch.device,
+        classes: Sequence[str] = (),
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
+        self.classes = tuple(classes)
         if training.freeze == "backbone":
             self.network.backbone.body.requires_grad_(False)
         self.network.eval()
+
+    def start_from(self, saved: Tensors, rows: Sequence[str] = ()) -> None:
+        """Take over the weights of a backbone or of a whole detector, whose class layers have these rows.
+
+        Raises UserError unless they fit the backbone.
+        """
+        own = (*self.network.further_rows, *self.classes) if self.classes else ()
+        take_over(self.network, saved, rows, own)
 
     def losses(self, images: Sequence[Image], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The loss terms of one batch, with gradients. Each term is linear in the positive weights of the targets."""
@@ -231,7 +242,7 @@ class TorchDetector:
     def save(self, folder: Path) -> None:
         """Write the network's description, then its weights, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"num_classes": self.num_classes, "detector": self.settings.model_dump()}
+        about = {"num_classes": self.num_classes, "classes": self.classes, "detector": self.settings.model_dump()}
         write_json(folder / ABOUT, about)
         # safetensors would not report a full disk as an OSError.
         write_bytes(folder / WEIGHTS, save({n: t.contiguous() for n, t in self.network.state_dict().items()}))
@@ -339,6 +350,12 @@ def check_saved(folder: Path) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise damaged(folder / WEIGHTS, error) from error
+
+
+def rows_of(folder: Path) -> tuple[str, ...]:
+    """The names of the rows of a saved model's class layers; empty if an earlier version wrote it, without names."""
+    classes: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
+    return (*(FURTHER_ROWS if read_about(folder)[1].name == "faster_rcnn" else ()), *classes) if classes else ()
 
 
 def read_about(folder: Path) -> tuple[int, DetectorSettings]:

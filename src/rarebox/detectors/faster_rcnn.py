@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.losses import Normaliser, assign, reduce
 from rarebox.detectors.maps import Input
+
+FURTHER_ROWS = ("__background__",)
+"""Rows of the class layers before those of the classes, by torchvision's name."""
 
 BETA = 1 / 9
 """Smooth L1 is quadratic below this, in both stages, as in torchvision."""
@@ -312,6 +315,10 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     """The two weighted stages on one backbone. Labels in targets and detections count from 0."""
 
     with_features = False
+    class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
+    """Layers with rows for each class: how many times, and how many rows each time."""
+    further_rows = FURTHER_ROWS
+    """Rows before those of the classes."""
 
     rpn: WeightedProposals
     roi_heads: WeightedRoIHeads

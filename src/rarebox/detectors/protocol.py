@@ -1,9 +1,9 @@
 """The interface between rarebox and its detectors.
 
-To add a network, write a module like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet`, name the function that
-assembles it in ``detectors.NETWORKS``, and add that name to ``DetectorSettings.name``. ``TorchDetector`` then trains
-and runs it. To add a detector that shares nothing with these networks, implement :class:`Detector`, and return it from
-``detectors.build`` and ``detectors.load``.
+To add one, add an entry to ``detectors.architectures.ARCHITECTURES`` and its names to ``DetectorSettings``. The entry
+makes the detector from a ``Blueprint`` (settings, classes, device), and lists the weights that it can start from. A
+network like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet` goes into a ``TorchDetector``, which trains and
+runs it; a detector that shares nothing with these networks implements :class:`Detector`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,10 @@
 """RetinaNet with a weight on every target box and the class vector of every detection."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
@@ -68,6 +68,10 @@ class WeightedRetinaNet(RetinaNet):
 
     head: WeightedHead
     with_features = False
+    class_layers: ClassVar = {"head.classification_head.cls_logits": (9, 1)}
+    """Layers with rows for each class: how many times, and how many rows each time."""
+    further_rows = ()
+    """Rows before those of the classes."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """In training, the losses. Otherwise a list with one dict of detections per image, or Columns."""
@@ -174,11 +178,3 @@ class WeightedRetinaNet(RetinaNet):
         )
         found = {name: on_device.take(column, rows) for name, column in found.items()}
         return {**found, "real": real, "settled": settled}
-
-
-def light_head(channels: int, anchors: int, classes: int, convs: int = 2) -> WeightedHead:
-    """A small head for CPUs: ``convs`` convolutions per tower instead of four, with group normalisation."""
-    head = WeightedHead(channels, anchors, classes, norm_layer=lambda width: nn.GroupNorm(width // 8, width))
-    head.classification_head.conv = head.classification_head.conv[:convs]
-    head.regression_head.conv = head.regression_head.conv[:convs]
-    return head
