@@ -88,7 +88,7 @@ def help_train(job: distributed.Job) -> None:
     network = _assemble(job.detector, job.num_classes, pretrained=False)
     device = choose_device("auto" if job.device == "cuda" else job.device)
     detector = TorchDetector(network, job.num_classes, job.detector, job.training, device)
-    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete)
+    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete, renewal=job.renewal)
 
 
 def fetch_weights(settings: DetectorSettings) -> None:
@@ -153,6 +153,7 @@ def _retinanet(spec: BackboneSpec, body: nn.Module, classes: int, settings: Dete
     anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * 5)  # type: ignore[arg-type]
     head = (light_head if spec.light else WeightedHead)(spec.width, 9, classes)
     head.normaliser = settings.normaliser
+    head.two_sided = settings.soft_loss == "two_sided"
     network = WeightedRetinaNet(
         retinanet_pyramid(spec, body, p6_from_p5=settings.weights == "coco"),
         classes,
@@ -203,6 +204,7 @@ def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: De
     proposals.proposal_matcher = LeastMatcher(0.7, 0.3, settings.low_quality_iou)
     proposals.beta = heads.beta = 0.0 if settings.box_loss == "l1" else BETA
     proposals.normaliser = heads.normaliser = settings.normaliser
+    proposals.two_sided = heads.two_sided = settings.soft_loss == "two_sided"
     proposals.weighted = settings.weighted_stages == "both"
     return WeightedFasterRCNN(pyramid, proposals, heads, InputTransform(spec.mean, spec.std))
 
