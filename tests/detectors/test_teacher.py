@@ -113,9 +113,9 @@ def test_the_average_follows_the_weights_and_replaces_them() -> None:
     expected = 0.0
     for value, decay in zip([1.0, 2.0, 3.0], [1 / 10, 2 / 11, 3 / 12], strict=True):
         expected = decay * expected + (1 - decay) * value
-    assert float(network.weight) == 3
+    assert network.weight.item() == 3
     average.apply()
-    assert float(network.weight) == pytest.approx(expected)
+    assert network.weight.item() == pytest.approx(expected)
     assert average.teacher is not None
     late = Average(network, 0.5)
     network.weight.data.fill_(expected + 1)
