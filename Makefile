@@ -48,4 +48,4 @@ lock:
 	    --no-emit-index-url - -o bootstrap.lock
 
 clean:
-	rm -rf .venv node_modules demo-out site
+	rm -rf .venv node_modules demo-out site jupyter_execute

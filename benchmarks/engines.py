@@ -30,7 +30,8 @@ from rarebox.labels.store import Store
 from rarebox.loop import cluster, simulate
 from rarebox.loop.run import Run, load_detector, new_detector
 from rarebox.loop.run_folder import RunFolder
-from rarebox.loop.scoring import make_shards, score_images
+from rarebox.loop.scoring import score_images
+from rarebox.loop.shards import make_shards
 from rarebox.pool import candidates
 from rarebox.types import ImageRecord
 

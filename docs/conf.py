@@ -26,6 +26,8 @@ include_patterns = [
     "CONTRIBUTING.md",
 ]
 
+highlight_language = "none"  # blocks without a language are commands and listings, not Python
+
 html_theme = "furo"
 html_title = f"rarebox {release}"
 html_copy_source = False

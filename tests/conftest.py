@@ -49,7 +49,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server.dispose()
 
 
-# The same examples every time, however slow the machine is just now.
+# The same examples every time, regardless of the speed of the machine.
 hypothesis.settings.register_profile("rarebox", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("rarebox")
 

@@ -24,7 +24,7 @@ from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
-from rarebox.project.exchange import bring_in
+from rarebox.project.exchange.importing import bring_in
 from rarebox.project.project import Project
 from rarebox.report import reading
 from rarebox.types import Candidates, ImageRecord, Query

@@ -430,7 +430,7 @@ def test_a_first_model_trained_on_other_labels_is_not_shared(tmp_path: Path) -> 
     settings = tiny.settings(data.root, budget=[])
     with tiny.small_network():
         first = rarebox.simulate(data, tmp_path / "run", settings=settings)
-        with pytest.raises(UserError, match=r"not this run's:\n  labels: those of image \d+ differ"):
+        with pytest.raises(UserError, match=r"does not fit this run:\n  labels: those of image \d+ differ"):
             rarebox.simulate(
                 replace(data, train=replace(data.train, truth=other)), tmp_path / "b", settings=settings, share=first
             )

@@ -206,7 +206,7 @@ def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, fi
 
 
 def test_the_time_left_is_said_once_a_cycle_that_scores_is_done(monkeypatch, capsys, tmp_path, pictures) -> None:
-    """Cycle 1 scores no pool, so it tells nothing of the others; after the last one nothing is left."""
+    """Cycle 1 scores no pool, so it does not predict the others. After the last one nothing is left."""
     assert call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3])) == 0
     said = {line.split(":")[0][-6:]: line for line in capsys.readouterr().err.splitlines() if " reviews" in line}
     assert ["left" in said[cycle] for cycle in ("1 of 3", "2 of 3", "3 of 3")] == [False, True, False]

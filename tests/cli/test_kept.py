@@ -307,9 +307,8 @@ def test_a_run_in_a_project_is_refused_with_what_is_there(
 ) -> None:
     project = shutil.copytree(answered, tmp_path / "project")
     assert tame("run", str(project), "--data", str(pictures)) == 2
-    assert f"holds a project in which people answer (4 answers so far); go on with it: rarebox serve {project}" in said(
-        capsys
-    )
+    text = said(capsys)
+    assert f"a project in which people answer (4 answers so far). Continue it with rarebox serve {project}" in text
     with Store(project / "labels.sqlite") as store:
         assert len(store.answered()) == 4
 

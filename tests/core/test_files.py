@@ -139,7 +139,7 @@ def test_json_that_cannot_be_read_is_damaged(tmp_path: Path, content: bytes) -> 
 OTHER_WRITERS = {
     "data/scenes.py": "pictures of scenes are made in a folder of their own, which takes its place as a whole",
     "data/voc.py": "an archive is fetched on from where it stopped",
-    "loop/cluster.py": "into a temporary folder",
+    "loop/worker.py": "into a temporary folder",
     "web/serve.py": "the last port; a damaged one is as good as none",
     "detectors/frozen.py": "files that only grow",
     "core/files.py": "an empty lock",

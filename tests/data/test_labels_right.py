@@ -25,7 +25,7 @@ from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
 from rarebox.loop import simulate
 from rarebox.project.create import create
-from rarebox.project.exchange import bring_in
+from rarebox.project.exchange.importing import bring_in
 from rarebox.project.project import Project
 from rarebox.types import ImageRecord, Source, Verdict
 

@@ -24,7 +24,8 @@ from rarebox.errors import UserError, presentable
 from rarebox.external import write_copies
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
-from rarebox.project.exchange import bring_in, open_questions
+from rarebox.project.exchange.importing import bring_in
+from rarebox.project.exchange.questions import open_questions
 from rarebox.types import ImageRecord, Query, Source
 from tests import hostile
 

@@ -589,7 +589,7 @@ def test_two_fits_with_the_same_seed_are_equal(
 ) -> None:
     one, other = (learner(make_detector, "faster_rcnn", steps=3) for _ in range(2))
     assert one.fit(pictures, targets, seed=1) == other.fit(pictures, targets, seed=1)
-    torch.manual_seed(99)  # whatever the world did meanwhile
+    torch.manual_seed(99)  # other code may use the global generator
     assert same_weights(one, other)
 
 

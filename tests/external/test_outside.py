@@ -506,3 +506,38 @@ def test_ranking_starts_without_torch_and_learning_libraries(tmp_path: Path) -> 
     table = (tmp_path / "out.csv").read_text().splitlines()
     assert table[0].startswith("rank,image,image_id,x1")
     assert [line.split(",")[1] for line in table[1:]] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"width": 100, "height": 50}, "the copy has 200 x 100 pixels, and the line says 100 x 50"),
+        ({"undone": True, "width": 100, "height": 50}, "the image has 200 x 100 pixels"),
+        ({"view": "scale_0.8", "width": 200, "height": 100}, "the copy has 160 x 80 pixels"),
+        ({"undone": "false"}, '"undone" must be true or false'),
+        ({"view": 5}, '"view" must be the name'),
+        ({"width": True, "height": True}, "width and height must be whole numbers"),
+        ({"scores": [True]}, '"scores" must hold numbers'),
+        ({"boxes": [["10", "10", "50", "50"]]}, '"boxes" must hold numbers'),
+    ],
+)
+def test_sizes_and_flags_of_copies_are_checked(tmp_path: Path, change: dict[str, Any], wanted: str) -> None:
+    one = {"boxes": [[10, 10, 50, 50]], "scores": [0.9], "labels": ["cat"]}
+    file = write(tmp_path / "d.jsonl", [HEAD, {**FOUND[1], **one}])
+    view = {"image": FOUND[1]["image"], "view": "flip", **one, **change}
+    with pytest.raises(UserError, match=wanted):
+        external.rank(file, write(tmp_path / "v.jsonl", [view]), None, None, chosen(), 1)
+
+
+def test_two_first_lines_with_other_classes_are_refused(tmp_path: Path) -> None:
+    lines = [HEAD, FOUND[1], {"classes": HEAD["classes"][::-1]}]
+    with pytest.raises(UserError, match="line 3: another line gives other classes"):
+        external.rank(write(tmp_path / "d.jsonl", lines), None, None, None, chosen(), 1)
+    lines[2] = HEAD
+    assert external.rank(write(tmp_path / "d.jsonl", lines), None, None, None, chosen(), 1).queries
+
+
+@pytest.mark.parametrize(("classes", "wanted"), [(["dog", "cat"], "names the classes"), (["cat", "cat"], "twice")])
+def test_classes_that_contradict_the_file_are_refused(tmp_path: Path, classes: list[str], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        external.rank(write(tmp_path / "d.jsonl", FOUND), None, None, None, chosen(), 1, classes=classes)

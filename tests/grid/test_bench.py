@@ -199,7 +199,7 @@ def test_data_may_lie_elsewhere(grid) -> None:
         ({"methods": {"U": {}, "u": {}}}, "'U' and 'u' are the same name"),
         ({"methods": {"a/b": {}}}, "'a/b' cannot name a folder"),
         ({"methods": {"..": {}}}, "cannot name a folder"),
-        ({"methods": {"full": {}}}, "'full' is kept for training on all labels"),
+        ({"methods": {"full": {}}}, "'full' is reserved for training on all labels"),
         ({"methods": {False: {}}}, "the name False is not text; put it in quotes"),
         ({"pseudo": ["hard"]}, "give either methods, or strategy and pseudo"),
         ({"data": ["a/x", "b/x"]}, "data: 'x' and 'x' are the same name"),
@@ -208,12 +208,12 @@ def test_data_may_lie_elsewhere(grid) -> None:
         ({"detector": []}, "detector is empty"),
         ({"budgets": [6, 6]}, r"budgets must be a list of budgets, such as \[\[60, 120\]\]"),
         ({"budgets": [[6], [6]]}, "budgets: '6' and '6' are the same name"),
-        ({"budgets": [[-6]]}, "budgets: a whole number is wanted, 0 or more; got -6"),
-        ({"settings": {"budget": [3]}}, "budget is given by budgets and by settings; leave one of them out"),
-        ({"methods": {"U": {"seed": 3}}}, r"seed is given by seeds and by methods\.U"),
+        ({"budgets": [[-6]]}, "budgets: must be a whole number, 0 or more; got -6"),
+        ({"settings": {"budget": [3]}}, "budget is set by both budgets and settings; omit one of them"),
+        ({"methods": {"U": {"seed": 3}}}, r"seed is set by both seeds and methods\.U"),
         ({"seeds": 0}, "seeds is empty"),
         ({"seeds": [1, 1]}, "seeds: '1' and '1' are the same"),
-        ({"seeds": "five"}, "seeds: a whole number is wanted, 0 or more; got 'five'"),
+        ({"seeds": "five"}, "seeds: must be a whole number, 0 or more; got 'five'"),
         ({"full": 2}, "full is 2, but there are only 1 seeds"),
     ],
 )
@@ -235,7 +235,7 @@ def test_mistakes_of_yaml(tmp_path: Path, text: str, wanted: str) -> None:
     (tmp_path / "g.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"g\.yaml: .*{wanted}"):
         spec.read(tmp_path / "g.yaml")
-    with pytest.raises(UserError, match=r"none\.yaml: there is no such grid"):
+    with pytest.raises(UserError, match=r"none\.yaml: the file does not exist"):
         spec.read(tmp_path / "none.yaml")
 
 
@@ -244,7 +244,7 @@ def test_only_takes_texts_and_patterns(grid) -> None:
     assert len(spec.choose(runs, [])) == 22
     assert [r.name for r in spec.choose(runs, ["*/seed_1"])] == [f"scenes/retinanet/{m}/seed_1" for m in "UR"]
     assert len(spec.choose(runs, ["/U/seed_1", "/R/seed_3"])) == 3  # 1, 10, 3
-    with pytest.raises(UserError, match="--only nobody: none of the 22 runs is named so; the first is scenes/"):
+    with pytest.raises(UserError, match=r"--only nobody: no name of the 22 runs contains this\. The first is scenes/"):
         spec.choose(runs, ["/U/", "nobody"])
 
 
@@ -465,9 +465,7 @@ def test_a_first_cycle_that_fails_is_tried_once(
     failed, _ = work(grid(data=[str(pictures)]), tmp_path / "out")
     assert len(failed) == 2
     assert len(calls) == 1
-    assert {line["reason"] for line in lines(tmp_path / "out")} == {
-        "the first cycle that it shares has failed: no luck"
-    }
+    assert {line["reason"] for line in lines(tmp_path / "out")} == {"its shared first cycle failed: no luck"}
 
 
 def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: Path, pictures: Path) -> None:
@@ -536,7 +534,7 @@ def test_a_run_that_failed_in_another_process_meanwhile_is_left(
 
 
 def events(child: BaseProcess, said: Path) -> Iterator[Event]:
-    """What a process tells, as it tells it, until it has ended."""
+    """The events of a process, as they arrive, until it ends."""
     alive, done = True, 0
     while alive:
         alive = child.is_alive()
@@ -594,7 +592,7 @@ def test_a_folder_that_becomes_a_run_while_it_is_looked_at_is_no_foreign_one(
     place = RunFolder(tmp_path / "run")
 
     def looked(self: RunFolder) -> bool:
-        self.claim(Settings())  # the other process, between the look at the folder and what follows from it
+        self.claim(Settings())  # the other process claims the folder between the check and its consequence
         return any(self.root.iterdir())
 
     monkeypatch.setattr(RunFolder, "_holds_something_else", looked)
@@ -622,7 +620,7 @@ def test_a_shared_run_that_is_finished_between_two_looks_has_not_failed(
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     runs = spec.read(file)
     state, attempt = Bench.state, Bench._attempt
-    unseen = list[str]()  # shared runs that another process finishes after the next look at them
+    unseen = list[str]()  # shared runs that another process finishes after they were last checked
     seen = list[str]()
 
     def look(self: Bench, run: Planned) -> str:
@@ -739,7 +737,7 @@ def test_a_mistake_in_a_grid_is_refused_before_torch_is_loaded(grid, tmp_path: P
     [
         (["--data", "tiny"], "--data must be NAME=FOLDER, got 'tiny'"),
         (["--data", "tiiny=x"], "unknown data set of the grid 'tiiny'"),
-        (["--only", "W"], "--only W: none of the 2 runs is named so"),
+        (["--only", "W"], "--only W: no name of the 2 runs contains this"),
     ],
 )
 def test_command_mistakes(monkeypatch, capsys, grid, tmp_path: Path, options: list[str], wanted: str) -> None:
@@ -797,7 +795,7 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
     for damaged in shared[:2]:
         damaged.unlink()
         damaged.write_bytes(b"half")
-    assert done("CB") == {2, 3}  # not handed on, but made anew, for the next one too
+    assert done("CB") == {2, 3}  # computed again, also for the next one
     assert done("E") == {3}
     assert not [*out.rglob("scored")]  # nobody needs them any more
 

@@ -433,7 +433,8 @@ def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
     assert "in 1 of 2 settings" in grid.headline([few, enough])
     with drawing.style():
         dots = [grid_figures._differences(g, grid_figures.styles_of([g]), "U", "plain") for g in (few, enough)]
-    shapes = [panel.figure.axes[0].lines[1].get_markerfacecolor() for panel in dots]
+    figures: list[Any] = [panel.figure for panel in dots]
+    shapes = [figure.axes[0].lines[1].get_markerfacecolor() for figure in figures]
     assert shapes[0] == drawing.LIGHT["card"] != shapes[1]
     assert "over 5 seeds. A full dot: it excludes 0, over 6 seeds or more" in dots[0].look_for
 

@@ -133,7 +133,7 @@ def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(people: People
     assert claimed(people, "anna 1", 2, by="anna") == [1, 2]
     assert claimed(people, "ben", 2) == [3, 4]
     assert claimed(people, "anna 2", 2, by="anna") == []
-    assert not people.leave_other_tabs("anna 2", "anna", 100)  # that tab may be open: it was heard of just now
+    assert not people.leave_other_tabs("anna 2", "anna", 100)  # that tab may be open: it sent a request recently
     hands.seconds += 60
     assert people.leave_other_tabs("anna 2", "anna", 100)
     assert claimed(people, "anna 2", 2, by="anna") == [1, 2]
@@ -376,7 +376,7 @@ def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People
     assert claimed(people, "anna", 2) == [1, 2]
     hands.seconds += 90
     people.let_go("nobody")  # any writing: what has passed is kept
-    for start in (0.0, 1e9):  # the machine was started anew, or another one goes on
+    for start in (0.0, 1e9):  # the machine restarted, or another one resumes
         after = Hands()
         after.seconds = start
         again = People(people.store, after)

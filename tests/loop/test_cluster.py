@@ -17,7 +17,7 @@ from rarebox.data import datasets
 from rarebox.errors import UserError
 from rarebox.grid import runner, spec
 from rarebox.labels.store import Store
-from rarebox.loop import cluster, scoring, simulate
+from rarebox.loop import cluster, scoring, shards, simulate
 from rarebox.loop.cycle import rank_pool
 from rarebox.loop.run import Engine, EngineProgress, Run
 from rarebox.loop.run_folder import RunFolder
@@ -98,13 +98,13 @@ class Watched:
     def __init__(self, joined: cluster.Cluster, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joined, self.after, self.done = joined, after, list[int]()
         self.scoring: Any = None
-        honest = cluster._Scoring
+        honest = cluster.Dispatcher
 
-        def remember(*args: Any) -> cluster._Scoring:
+        def remember(*args: Any) -> cluster.Dispatcher:
             self.scoring = honest(*args)
             return self.scoring
 
-        monkeypatch.setattr(cluster, "_Scoring", remember)
+        monkeypatch.setattr(cluster, "Dispatcher", remember)
 
     def __call__(
         self, run: Run, cycle: int, shards: Sequence[Sequence[ImageRecord]], report: EngineProgress
@@ -189,13 +189,13 @@ def test_a_shard_that_fails_by_its_own_error_says_why_and_what_is_done_stays_don
         broken.write_bytes(whole[:100])
         try:
             with pytest.raises(UserError, match=rf"cannot read the image .*{broken.name}"):
-                scoring.make_shards(run, 2, images)
+                shards.make_shards(run, 2, images)
         finally:
             broken.write_bytes(whole)
         there = {file: file.stat().st_mtime_ns for file in (out / "cycle_02" / "candidates").glob("shard_*")}
         assert there
         run.engine = scoring.score_here
-        scoring.make_shards(run, 2, images)
+        shards.make_shards(run, 2, images)
     assert all(file.stat().st_mtime_ns == then for file, then in there.items())
     assert len(list((out / "cycle_02" / "candidates").glob("shard_*"))) == SHARDS
 

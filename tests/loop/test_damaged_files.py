@@ -1,4 +1,4 @@
-"""Each file of a run and of a project, damaged or gone: work goes on, or what the message says to do is a way out."""
+"""Each file of a run and of a project, damaged or missing: work continues, or the advice in the message helps."""
 
 import json
 import random
@@ -277,6 +277,6 @@ def test_a_project_goes_on(
     asked, times = with_advice(lambda: questions(root), file)
     assert asked == wanted[0]
     if name not in (*FOR_GOOD, "predictions.parquet", "metrics.json"):
-        assert not times  # it is made anew without a word
+        assert not times  # it is made again without a message
     records, _ = with_advice(lambda: lessons(root, pictures), file)
     assert in_words(records) == wanted[1]

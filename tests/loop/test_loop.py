@@ -30,7 +30,7 @@ from rarebox.labels import oracle, targets
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.labels.targets import METHODS, read_targets
-from rarebox.loop import ask, rules, scoring, simulate
+from rarebox.loop import ask, rules, scoring, shards, simulate
 from rarebox.loop.cycle import INFORMATIVE, _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
@@ -227,7 +227,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
         spent = store.spent()
     assert np.mean(bought) == pytest.approx(sizes.mean(), rel=0.1)
     assert np.mean(np.equal(bought, 0)) == pytest.approx(np.mean(sizes == 0), abs=0.03)
-    # A look at an empty image is paid, as a look at a box is that holds nothing.
+    # An empty image costs one review, like a box without an object.
     assert (spent.labels, spent.reviews) == (sum(bought), sum(bought) + bought.count(0))
 
 
@@ -236,13 +236,13 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
 def test_exploring_ends_with_the_image_that_reaches_its_share(
     pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score_pool = scoring.score_pool
+    score_pool = shards.score_pool
 
     def one_class(run: Run, cycle: int) -> Any:
         found, images = score_pool(run, cycle)
         return replace(found, counts_as=np.zeros(len(run.classes), dtype=np.int64)), images
 
-    monkeypatch.setattr(scoring, "score_pool", one_class)
+    monkeypatch.setattr(shards, "score_pool", one_class)
     for budget in (3, 11):
         chosen = settings(pictures, selection__exploration=share, budget=[budget])
         simulate.simulate(tmp_path / f"{budget}", chosen, share=finished)
@@ -410,20 +410,20 @@ def test_scores_by_other_rules_are_never_mixed_with_ours(
 ) -> None:
     """A cycle that an earlier version asked from keeps its scores; before the first question it is scored again."""
     folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
-    shards = folder.cycle(2) / "candidates"
-    ours = {file.name: file.read_bytes() for file in shards.glob("*.parquet")}
-    for file in list(shards.glob("*.parquet")):  # names that an earlier version gave
+    scored = folder.cycle(2) / "candidates"
+    ours = {file.name: file.read_bytes() for file in scored.glob("*.parquet")}
+    for file in list(scored.glob("*.parquet")):  # names that an earlier version gave
         kind, place, _ = file.name.split("_")
-        file.rename(shards / f"{kind}_{place}_{'0' * 20}.parquet")
-    names = sorted(file.name.removeprefix("shard_") for file in shards.glob("shard_*"))
-    write_json(shards / "shards.json", names)
+        file.rename(scored / f"{kind}_{place}_{'0' * 20}.parquet")
+    names = sorted(file.name.removeprefix("shard_") for file in scored.glob("shard_*"))
+    write_json(scored / "shards.json", names)
 
     def score() -> tuple[set[str], list[str]]:
         with Store(folder.store) as store:
             run = simulate.open_run(
                 folder, settings(pictures), datasets.load_data(str(pictures)), store, lambda *_: None
             )
-            found, _ = scoring.score_pool(run, 2)
+            found, _ = shards.score_pool(run, 2)
         return {part.name for part in found.parts if isinstance(part, Path)}, run.notes
 
     used, notes = score()
@@ -432,7 +432,7 @@ def test_scores_by_other_rules_are_never_mixed_with_ours(
     monkeypatch.setattr(Store, "queries", lambda *_: [])  # nobody has asked yet
     used, notes = score()
     assert notes == []
-    assert {file.name: file.read_bytes() for file in shards.glob("*.parquet")} == ours
+    assert {file.name: file.read_bytes() for file in scored.glob("*.parquet")} == ours
     assert used == {name for name in ours if name.startswith("shard_")}
 
 
@@ -572,13 +572,13 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
 def test_a_first_model_made_otherwise_is_not_shared(
     pictures: Path, finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match="not this run's") as told:
+    with pytest.raises(UserError, match="does not fit this run") as told:
         simulate.simulate(tmp_path / "run", settings(pictures, **change), share=finished)
     assert len(str(told.value).splitlines()) == 2  # what differs, and no more
 
 
 def test_sharing_with_a_run_of_another_kind_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)not this run's.*seed: 0 there, 5 here"):
+    with pytest.raises(UserError, match=r"(?s)does not fit this run.*seed: 0 there, 5 here"):
         simulate.simulate(tmp_path / "seed", settings(pictures, seed=5), share=finished)
     with pytest.raises(UserError, match="no cycle-1 model"):
         simulate.simulate(tmp_path / "nothing", settings(pictures), share=tmp_path)
@@ -795,7 +795,7 @@ def test_another_data_set_in_the_same_place_is_noticed(pictures: Path, finished:
     (tmp_path / "run" / "metrics.json").unlink()
     whole = datasets.load(pictures)
     fewer = replace(whole, train=listings.Split(whole.train.images[1:], whole.train.truth))
-    with pytest.raises(UserError, match=r"data set has changed.*1 images are new, gone"):
+    with pytest.raises(UserError, match=r"data set has changed.*1 images were added, removed"):
         simulate.simulate(tmp_path / "run", settings(pictures), fewer)
 
 
@@ -866,7 +866,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     with pytest.raises(TrainingDiverged, match=r"step 4 of 6.*state before it is in .*fit\.checkpoint"):
         simulate.simulate(tmp_path / "run", chosen)
     monkeypatch.undo()
-    assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # the same command goes on
+    assert len(simulate.simulate(tmp_path / "run", chosen)) == 3  # the same command resumes
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing(
@@ -985,7 +985,7 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
             run = simulate.open_run(folder, chosen, datasets.load_data(str(pictures)), store, lambda *_: None)
             labels = store.labels(up_to_cycle=1)
             pool = [image for image in run.pool.records if image.id not in labels]
-            scoring.make_shards(run, 2, pool[images])
+            shards.make_shards(run, 2, pool[images])
         files = [*(out / "cycle_02" / "candidates").glob("*.parquet")]
         assert len(files) == 2 * -(-len(pool[images]) // chosen.scoring.shard_size)  # no other may be read
         return list(scored)
@@ -1014,12 +1014,12 @@ def test_a_run_goes_on_with_the_shards_it_began_with(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default size may change between two versions, in the middle of scoring."""
-    honest, shards = scoring.score_images, []
+    honest, begun = scoring.score_images, []
 
     def cut(*args: Any) -> Any:
-        if shards:
+        if begun:
             raise KeyboardInterrupt
-        shards.append(1)
+        begun.append(1)
         return honest(*args)
 
     monkeypatch.setattr(scoring, "score_images", cut)

@@ -23,7 +23,7 @@ from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.simulate import held_out_images
 from rarebox.project import trainer
 from rarebox.project.create import create
-from rarebox.project.exchange import ask_ahead
+from rarebox.project.exchange.questions import ask_ahead
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.types import GroundTruth, ImageRecord, Query

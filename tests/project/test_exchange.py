@@ -24,7 +24,8 @@ from rarebox.errors import UserError
 from rarebox.labels.leases import People, Submission
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
-from rarebox.project.exchange import Imported, bring_in, open_questions
+from rarebox.project.exchange.importing import Imported, bring_in
+from rarebox.project.exchange.questions import open_questions
 from rarebox.types import Answer, ImageRecord, Query, Source, Verdict
 
 CLASSES = ("cat", "a dog & <friends>", "owl")
@@ -243,6 +244,75 @@ def test_the_projects_own_labels_change_nothing(format: str, name: str, tmp_path
         assert len(own.queries()) == 2
         assert own.labels()[4].labels.tolist() == [0, 2]
         assert own.labels()[4].boxes == pytest.approx(changed.boxes, abs=0.01)
+
+
+def without_boxes(file: Path, **more: Any) -> Batch:
+    """An export of labels in which somebody has deleted all boxes."""
+    if file.suffix == ".xml":
+        tree = ET.parse(file)
+        for image in tree.getroot().iter("image"):
+            for box in image.findall("box"):
+                image.remove(box)
+        tree.write(file)
+        return cvat.read(file)
+    tasks = json.loads(file.read_text())
+    for task in tasks:
+        for annotation in task.get("annotations", []):
+            annotation.update(result=[], **more)
+    file.write_text(json.dumps(tasks))
+    return labelstudio.read(file)
+
+
+@pytest.mark.parametrize(("format", "name"), [("labelstudio", "tasks.json"), ("cvat", "annotations.xml")])
+def test_a_deleted_label_is_reported_and_with_replace_withdrawn(
+    format: str, name: str, tmp_path: Path, store: Store
+) -> None:
+    images, ones = list(store.images().values()), np.ones(2)
+    none = np.zeros((0, 4)), np.zeros(0, np.int64)
+    with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:
+        own.add_images(images)
+        own.open_cycle(1)
+        asked = own.ask(1, [Query(4, np.array(BOXES[0]), 0), Query(4, np.array(BOXES[1]), 0, asked_by="ada"), Query(5)])
+        for query, box, label in zip(asked, BOXES, (0, 1, 2), strict=True):
+            own.record([Answer(query.id, np.array([box]), np.array([label]), Verdict.OBJECT, "ada")])
+        human = np.array([Source.HUMAN] * 2)
+        labels = [
+            Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), human, ones, ones, ones, False),
+            Annotations(5, np.array(BOXES[2:]), np.array([2]), human[:1], ones[:1], ones[:1], ones[:1], True),
+        ]
+        export(tmp_path / format, format, CLASSES, images, labels)
+        before = everything(own)
+        batch = without_boxes(tmp_path / format / name)
+        assert bring_in(own, batch, format) == Imported(left=3)
+        assert everything(own) == before
+        # One box of an image that was labelled as a whole stays.
+        assert bring_in(own, batch, format, instead=True) == Imported(withdrawn=2, left=1)
+        assert [own.labels()[i].boxes.tolist() for i in (4, 5)] == [[], [BOXES[2]]]
+        assert own.labels()[4].rejected.tolist() == [BOXES[0], pytest.approx(BOXES[1])]
+        assert bring_in(own, batch, format, instead=True) == Imported(left=1)
+        # The author's own: the question is answered, and the drawn box is withdrawn.
+        own.record([Answer(1, *none, Verdict.WITHDRAWN, format), Answer(2, *none, Verdict.WITHDRAWN, format)])
+        assert bring_in(own, batch, format, by="ada") == Imported(withdrawn=2, left=1)
+        assert own.labels()[4].rejected.tolist() == [BOXES[0]]
+
+
+def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path: Path, store: Store) -> None:
+    images, one = list(store.images().values()), np.ones(1)
+    store.record([Answer(1, np.array([BOXES[0]]), np.array([0]), Verdict.OBJECT, "ada")])
+    human = np.array([Source.HUMAN])
+    labels = Annotations(4, np.array(BOXES[:1]), np.array([0]), human, one, one, one, False)
+    for more, wanted in (({"import_id": None}, Imported()), ({"import_id": 1}, Imported(left=1))):
+        export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
+        assert bring_in(store, without_boxes(tmp_path / "out" / "tasks.json", **more), "labelstudio") == wanted
+    # Nor does an image that lost the list of its labels.
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    tasks[0]["data"]["rarebox"]["labels"] = [["cat", [1, 2]]]
+    (tmp_path / "x.json").write_text(json.dumps(tasks))
+    with pytest.raises(UserError, match="Export the labels again"):
+        labelstudio.read(tmp_path / "x.json")
+    del tasks[0]["data"]["rarebox"]["labels"]
+    (tmp_path / "x.json").write_text(json.dumps(tasks))
+    assert bring_in(store, without_boxes(tmp_path / "x.json"), "labelstudio") == Imported()
 
 
 def test_a_box_of_a_whole_images_answer_is_not_replaced_alone(tmp_path: Path, store: Store) -> None:
@@ -636,6 +706,68 @@ def test_a_photo_that_was_renamed_since_it_was_sent_keeps_its_answers(project: P
         store.move_images({4: "/again/one.png"})
         assert bring_in(store, labelstudio.read(file), "labelstudio").objects == 3
         assert sorted(store.labels()) == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("data", "to_name", "wanted"),
+    [
+        ({"image": "0 ä.png", "image2": "1 ä.png"}, "image2", 5),
+        ({"image": "0 ä.png", "image2": "1 ä.png"}, "image", 4),
+        ({"image": "0 ä.png", "note": "a dog"}, "img", 4),
+        ({"image": "0 ä.png", "image2": "1 ä.png"}, "img", None),
+    ],
+)
+def test_boxes_go_to_the_image_of_the_task_that_they_are_on(
+    tmp_path: Path, store: Store, data: Task, to_name: str, wanted: int | None
+) -> None:
+    drawn = {**region([0, 0, 20, 10], "cat"), "to_name": to_name}
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps([{"id": 1, "data": data, "annotations": [{"id": 1, "result": [drawn]}]}]))
+    if wanted is None:
+        with pytest.raises(UserError, match=r"several images \(image, image2\)"):
+            labelstudio.read(file)
+        return
+    bring_in(store, labelstudio.read(file), "labelstudio")
+    assert list(store.labels()) == [wanted]
+
+
+def test_numbers_with_thousands_of_digits_name_no_query(tmp_path: Path, fresh: Store) -> None:
+    digits = "9" * 5000
+    batch = labelstudio.read(labelled(tmp_path / "x.json", [region([0, 0, 20, 10], "cat", f"query-{digits}")]))
+    assert bring_in(fresh, batch, "labelstudio") == Imported(missed=1)
+    shapes = f'{BOX[:-2]}><attribute name="query">{digits}</attribute></box>'
+    tag = f'<tag label="rarebox"><attribute name="queries">{digits} x</attribute></tag>'
+    assert bring_in(fresh, cvat.read(drawn_in_cvat(tmp_path / "x.xml", shapes + tag)), "cvat") == Imported(missed=1)
+    file = drawn_in_cvat(tmp_path / "y.xml", BOX)
+    file.write_text(file.read_text().replace('"200"', f'"{digits[:400]}"'))
+    with pytest.raises(UserError, match="lacks a number"):
+        cvat.read(file)
+
+
+@both_tools
+def test_an_import_before_its_class_was_merged_changes_nothing_after(tmp_path: Path, fresh: Store, tool: str) -> None:
+    name = CLASSES[2]
+    if tool == "labelstudio":
+        batch = labelstudio.read(labelled(tmp_path / "x.json", [region(A, name), region(B, name, "other")]))
+    else:
+        batch = cvat.read(drawn_in_cvat(tmp_path / "x.xml", BOX.replace("cat", name)))
+    first = bring_in(fresh, batch, tool)
+    People(fresh).merge_class(2, 0, "Ada")
+    assert bring_in(fresh, batch, tool) == Imported(unchanged=first.missed)
+
+
+def test_the_latest_annotation_is_told_by_time_and_not_by_text(tmp_path: Path) -> None:
+    def made(number: int, name: str, **times: Any) -> Task:
+        return {"id": number, "result": [region(A, name)], **times}
+
+    for late, early in (
+        ({"updated_at": "2026-01-01T10:00:00-08:00"}, {"updated_at": "2026-01-01T11:00:00Z"}),
+        ({"created_at": "2026-01-02T10:00:00Z"}, {"created_at": "2026-01-01", "updated_at": "2026-01-01T11:00:00Z"}),
+        ({"created_at": 1573479561}, {"created_at": 1573479560}),
+    ):
+        task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [made(1, "owl", **late), made(2, "cat", **early)]}
+        (tmp_path / "x.json").write_text(json.dumps([task]))
+        assert labelstudio.read(tmp_path / "x.json").returned[0].regions[0].name == "owl"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "<annotations/>"])

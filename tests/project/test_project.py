@@ -267,7 +267,7 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
     assert problem.where.endswith("broken.jpg")
     assert [one.where for one in alike] == ["fish", "fish"]
     assert Project(tmp_path / "p").store.classes() == ("fish",) or Project(tmp_path / "p").store.classes() == ("Fish",)
-    with pytest.raises(UserError, match="go on with it: rarebox serve"):
+    with pytest.raises(UserError, match="Continue it with rarebox serve"):
         create(tmp_path / "p", images)
 
 
@@ -374,7 +374,7 @@ def test_a_ranking_of_which_the_kept_part_is_used_up_goes_on(
             asked.append((query.image_id, query.box.tolist()))  # type: ignore[union-attr]
             no = Submission(f"k{query.id}", Verdict.NOT_AN_OBJECT, np.zeros((0, 4)), np.zeros(0, int), 1, query.id)
             assert service.answer("anna", "anna", [no], 0).result(20)[0][0].status is Status.SAVED
-        service.do(lambda: None).result(20)  # what follows the last job is done by now
+        service.do(lambda: None).result(20)  # the work after the last job is done
         assert idle.sent.pop() == "rank on"
         if not trainer.rank_on(now, quiet):
             break

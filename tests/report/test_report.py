@@ -23,7 +23,7 @@ from rarebox.errors import UserError
 from rarebox.labels import targets
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.report import drawing, figures, gallery, wording, write_report
+from rarebox.report import drawing, figures, gallery, rows, wording, write_report
 from rarebox.report.reading import ReportedRun, read_runs
 from rarebox.types import Answer, ImageRecord, Query, Source, Targets, Verdict, concatenate
 
@@ -319,17 +319,17 @@ def test_classes_go_from_rare_to_frequent_and_keep_their_colour(tmp_path: Path) 
     assert run.rarest == ["yak"]
     assert run.tail_ap(run.last) == pytest.approx(0.43 - 0.2 / 3)
     assert run.hit_rate == 0.5
-    rows = figures._rows(run)
-    assert figures._colours(run, rows) == [drawing.PALETTE[i] for i in (2, 1, 0)]
+    found = rows.rows_of(run)
+    assert rows.colours(run, found) == [drawing.PALETTE[i] for i in (2, 1, 0)]
 
 
 def test_eighty_classes_become_forty_rows(tmp_path: Path) -> None:
     names = [f"kind {i}" for i in range(80)]
     root = make_run(tmp_path / "run", classes=names)
-    rows = figures._rows(one_run(root))
-    assert [row.label for row in rows[:2]] == ["kind 79", "kind 78"]
-    assert (len(rows), rows[20].label, rows[-1].label) == (40, "mean of 41 others", "kind 0")
-    assert sorted(name for row in rows for name in row.members) == sorted(names)
+    found = rows.rows_of(one_run(root))
+    assert [row.label for row in found[:2]] == ["kind 79", "kind 78"]
+    assert (len(found), found[20].label, found[-1].label) == (40, "mean of 41 others", "kind 0")
+    assert sorted(name for row in found for name in row.members) == sorted(names)
     text = report(tmp_path, root).text
     assert all(f"{name}\n" in text for name in names)  # the table has them all
 

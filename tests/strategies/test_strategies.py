@@ -17,7 +17,7 @@ from rarebox.core import seeds
 from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
-from rarebox.loop import ask, cycle, scoring
+from rarebox.loop import ask, cycle, scoring, shards
 from rarebox.loop.cycle import rank_pool
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
@@ -183,7 +183,7 @@ def asked(
 
     monkeypatch.setattr(cycle, "features", features)
     monkeypatch.setattr(cycle, "restore_model", lambda run, cycle: None)  # nothing is trained here
-    monkeypatch.setattr(scoring, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
+    monkeypatch.setattr(shards, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
         run = Run(

@@ -1,25 +1,33 @@
 """Label Studio's ML-backend contract, with requests as Label Studio sends them; and stacks of a project's questions."""
 
+import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from sqlalchemy import Engine
+from sqlalchemy import event as database
 
 from rarebox.data import labelstudio
 from rarebox.data.export import export_queries
+from rarebox.data.review import Batch
 from rarebox.errors import UserError
 from rarebox.labels.leases import People
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
-from rarebox.project.exchange import Imported, ReviewSource, ask_ahead, bring_in, open_questions
+from rarebox.project.exchange.importing import Imported, bring_in
+from rarebox.project.exchange.questions import ask_ahead, open_questions
+from rarebox.project.exchange.source import ReviewSource, at_once
 from rarebox.project.project import Project
-from rarebox.types import Candidates, Query
+from rarebox.types import Candidates, ImageRecord, Query
 from rarebox.web.ml_backend import make_router, router_of
 from tests.project.test_exchange import region, sdk
 
@@ -175,13 +183,13 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     said = project.store.labels()[1]
     assert sorted(said.boxes.tolist()) == sorted([*BOXES[:2].tolist(), [0, 0, 20, 10]])
     assert {given.answer.by for given in People(project.store).given()} == {"user 7"}
-    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is told by what was shown.
+    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is found by what was shown.
     again = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, [*kept, drawn]))
     assert again.json()["result"] == {**zeros(), "unchanged": 3}
     changed = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, kept[1:]))
     assert changed.json()["result"] == {**zeros(), "no_objects": 1, "unchanged": 1, "withdrawn": 1}
     assert project.store.labels()[1].rejected.tolist() == BOXES[:1].tolist()
-    # The image has nothing open now, but the ranking goes on.
+    # The image has no open question, but the ranking has more.
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 
@@ -294,9 +302,12 @@ def test_malformed_requests_are_refused(client: TestClient, path: str, body: str
 def test_any_provider_will_do() -> None:
     told: list[Any] = []
     app = FastAPI()
-    app.include_router(
-        make_router(lambda images: [None] * len(images), lambda: CLASSES, lambda: "v", lambda b: told.append(b) or {})
-    )
+
+    def record(batch: Batch) -> Future[dict[str, int]]:
+        told.append(batch)
+        return at_once(dict[str, int])
+
+    app.include_router(make_router(lambda images: [None] * len(images), lambda: CLASSES, lambda: "v", record))
     with TestClient(app) as client:
         assert client.post("/predict", json={"tasks": [task(1, "a.jpg"), {"id": 2}]}).json() == {
             "results": [{"model_version": "v", "score": 0.0, "result": []}] * 2,
@@ -304,6 +315,126 @@ def test_any_provider_will_do() -> None:
         }
         client.post("/webhook", json=event("ANNOTATION_CREATED", "a.jpg", {"result": [{"id": "query-3"}]}, []))
     assert [one.queries for one in told[0].returned] == [(3,)]
+
+
+def test_an_event_reads_only_the_rows_of_its_image(client: TestClient, project: Project) -> None:
+    """Otherwise each annotation holds up everybody's answers for as long as it takes to read the whole store."""
+    shown = ask(client, "a.jpg")[0]
+    statements: list[tuple[str, Any]] = []
+
+    @database.listens_for(Engine, "before_cursor_execute")
+    def note(_: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
+        statements.append((statement, values))
+
+    try:
+        drawn = [*shown["result"], region([5, 5, 20, 20], "dog", "x")]
+        for result in (drawn, drawn[:-1]):
+            answer = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, result))
+            assert answer.json()["status"] == "ok"
+    finally:
+        database.remove(Engine, "before_cursor_execute", note)
+    tables = ("queries", "answers", "images", "image_moves")
+    asked = [(s, v) for s, v in statements if s.startswith("SELECT") and any(name in s for name in tables)]
+    plans = list[str]()
+    with project.store.transaction() as connection:
+        for statement, values in asked:
+            plans += [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+    assert plans
+    assert [plan for plan in plans if plan.startswith(tuple(f"SCAN {name}" for name in tables))] == []
+
+
+def test_events_that_wait_for_the_writing_thread_hold_no_other_thread() -> None:
+    waiting: list[Future[dict[str, int]]] = []
+
+    def record(batch: Batch) -> Future[dict[str, int]]:
+        waiting.append(Future())
+        return waiting[-1]
+
+    app = FastAPI()
+    app.include_router(make_router(lambda _: [], lambda: CLASSES, lambda: "v", record))
+    events = [event("ANNOTATION_CREATED", "a.jpg", {}, [], id=number) for number in range(60)]
+
+    async def scenario() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            asyncio.TaskGroup() as group,
+        ):
+            sent = [group.create_task(client.post("/webhook", json=one)) for one in events]
+            while len(waiting) < len(events):
+                await asyncio.sleep(0)
+            assert (await client.get("/versions")).json() == {"versions": ["v"]}
+            for future in waiting:
+                future.set_result({"missed": 1})
+        assert {one.result().status_code for one in sent} == {201}
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_two_events_of_one_annotation_are_recorded_in_turn() -> None:
+    waiting: list[Future[dict[str, int]]] = []
+
+    def record(batch: Batch) -> Future[dict[str, int]]:
+        waiting.append(Future())
+        return waiting[-1]
+
+    app = FastAPI()
+    app.include_router(make_router(lambda _: [], lambda: CLASSES, lambda: "v", record))
+    late, early = (
+        event("ANNOTATION_UPDATED", "a.jpg", {}, [], updated_at=f"2026-01-0{day}T10:00:00Z") for day in (2, 1)
+    )
+
+    async def scenario() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            asyncio.TaskGroup() as group,
+        ):
+            first = group.create_task(client.post("/webhook", json=late))
+            while not waiting:
+                await asyncio.sleep(0)
+            second = group.create_task(client.post("/webhook", json=early))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            waiting[0].set_result({})
+        assert first.result().json()["status"] == "ok"
+        assert "later state" in second.result().json()["status"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert len(waiting) == 1
+
+
+def test_a_photo_added_while_the_server_runs_is_found(client: TestClient, project: Project) -> None:
+    assert ask(client, "new.jpg")[0]["result"] == []
+    place = str(project.folder.root / "new.jpg")
+    project.store.add_images([ImageRecord(9, place, 200, 100)])
+    drawn = event("ANNOTATION_CREATED", "new.jpg", {}, [region([5, 5, 20, 20], "dog")], parent_prediction=None)
+    assert client.post("webhook", json=drawn).json()["result"]["missed"] == 1
+    project.store.move_images({9: str(project.folder.root / "renamed.jpg")})
+    told = {**event("ANNOTATION_CREATED", "renamed.jpg", {}, [], parent_prediction=None)}
+    told["annotation"]["id"] = 6
+    assert client.post("webhook", json=told).json()["result"]["withdrawn"] == 1
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ({"updated_at": "2026-01-01T10:00:00Z"}, {"updated_at": "2026-01-01T09:00:00-08:00"}),
+        ({"updated_at": "2026-01-01T10:00:00Z"}, {"updated_at": None, "created_at": "2026-01-02T10:00:00Z"}),
+        ({"updated_at": "soon"}, {"updated_at": "2026-01-01T10:00:00Z"}),
+        ({"updated_at": None, "created_at": 1573479560}, {"updated_at": None, "created_at": 1573479561.5}),
+    ],
+)
+def test_the_later_of_two_states_is_told_by_time_and_not_by_text(
+    client: TestClient, project: Project, early: dict[str, Any], late: dict[str, Any]
+) -> None:
+    shown = ask(client, "a.jpg")[0]
+    drawn = region([5, 5, 20, 20], "dog", "x")
+    first = event("ANNOTATION_UPDATED", "a.jpg", shown, [drawn], **{"created_at": None, **late})
+    second = event("ANNOTATION_UPDATED", "a.jpg", shown, [], **{"created_at": None, **early})
+    assert client.post("webhook", json=first).json()["status"] == "ok"
+    assert "later state" in client.post("webhook", json=second).json()["status"]
+    assert client.post("webhook", json=first).json()["status"] == "ok"
 
 
 # ------------------------------------------------------------------------------------------- stacks of questions

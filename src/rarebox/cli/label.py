@@ -1,10 +1,11 @@
 """The commands for annotators: start a project, serve it, import and export."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +27,9 @@ from rarebox.cli.simulate import print_summary
 from rarebox.core.files import real
 from rarebox.core.text import counted
 from rarebox.errors import UserError
+
+if TYPE_CHECKING:
+    from rarebox.data.listings import Numbers
 
 
 class Format(StrEnum):
@@ -59,7 +63,7 @@ def export(
     from rarebox.data.export import export_queries
     from rarebox.loop.run_folder import open_store
     from rarebox.project.collect import collect
-    from rarebox.project.exchange import ask_ahead, open_questions
+    from rarebox.project.exchange.questions import ask_ahead, open_questions
 
     warnings: list[str] = []
     if queries:
@@ -172,13 +176,13 @@ def bring_in(
     """Import answers from Label Studio or CVAT. Importing a file twice changes nothing."""
     from rarebox.data import cvat, labelstudio
     from rarebox.loop.run_folder import RunFolder, open_store
-    from rarebox.project import exchange
+    from rarebox.project.exchange import importing
 
     if "://" not in run and RunFolder(Path(run)).settings.exists():
         warn_of_photos(Path(run))
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
     with open_store(run) as store:
-        done = exchange.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
+        done = importing.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
     counts = {**asdict(done), "skipped": batch.skipped, "older": batch.older}
     if as_json:
         print(json.dumps(counts))
@@ -246,6 +250,18 @@ def init(
     console.print(f"\nsettings: {file}\nnext: rarebox run {folder / 'run'} --config {file}", markup=False)
 
 
+def numbers_in_use(classes: Sequence[str], labels: Path | None) -> "Numbers":
+    """What numbers in detections for a new project mean. Numbers from 0 that are ambiguous have no classes.
+
+    They are ambiguous if the classes of the labels and those of --classes begin differently.
+    """
+    from rarebox.data import datasets, listings
+
+    known = datasets.numbers_of(labels) if labels else listings.Numbers()
+    agree = all(ours == theirs for ours, theirs in zip(known.classes, classes, strict=False))
+    return replace(known, classes=max(known.classes, tuple(classes), key=len) if agree else ())
+
+
 def init_project(
     folder: Path,
     images: Path | str,
@@ -261,13 +277,16 @@ def init_project(
     from rarebox.project.create import create
     from rarebox.project.project import Project
 
-    names = [name for name in (classes or "").split(",") if name.strip()]
+    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
     predicted = None
     if predictions:
         every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
-        numbered = names if predictions.suffix == ".json" else None  # COCO results have numbers in place of names
         here = images if isinstance(images, Path) else None
-        predicted = external.rank(predictions, None, None, here, every, 10**9, classes=numbered)
+        numbers = numbers_in_use(names, labels)
+        predicted = external.rank(predictions, None, None, here, every, 10**9, numbers=numbers)
+        for note in predicted.notes:
+            if note != external.NO_VIEWS:
+                console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:
         problems = create(

@@ -124,12 +124,6 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     return listing, _listing(test) if test else None
 
 
-def categories(path: Path) -> dict[int, str]:
-    """Category id -> class name, for the categories of a file that have a number and that :func:`read` uses."""
-    names = _names(path, _parse(path), [])
-    return {key: name for key, name in names.items() if isinstance(key, int)}
-
-
 def _looks_like_coco(path: Path) -> bool:
     """Whether the words of COCO occur in a file. A broken file counts, so that its reader can say what is wrong."""
     text = searchable(path) if path.name != EXPORT_MARK else b""
@@ -143,7 +137,8 @@ def _listing(path: Path) -> Listing:
     boxes, lost = _boxes(path, content, names, problems)
     images = _images(path, content, boxes, lost, problems)
     _refuse_corners(path, images)
-    return Listing(path, list(dict.fromkeys(names.values())), images, problems)
+    categories = {key: name for key, name in names.items() if isinstance(key, int)}
+    return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories)
 
 
 def _parse(path: Path) -> _Content:

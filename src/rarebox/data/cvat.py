@@ -1,8 +1,8 @@
 """CVAT: writes rectangles as "CVAT for images 1.1" XML, reads rectangles and other shapes.
 
 CVAT does not keep the ids of boxes. A box carries its query in the attribute ``query``, and the tag ``rarebox`` on the
-image lists all queries that were shown there, so that a deleted box is noticed. Both must be among the labels of the
-CVAT task; ``labels.json`` adds them.
+image lists all queries and labels that were exported there, so that a deleted box is noticed. Both must be among the
+labels of the CVAT task; ``labels.json`` adds them.
 """
 
 import json
@@ -16,15 +16,19 @@ import numpy as np
 
 from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.core.files import read_bytes
-from rarebox.core.parsing import finite
+from rarebox.core.parsing import finite, from_json
 from rarebox.data.markup import from_xml
-from rarebox.data.review import Batch, Region, Returned, ReviewTask, colour
+from rarebox.data.review import Batch, Held, Region, Returned, ReviewTask, colour, held_in, read_held
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
-QUERY, TAG, SHOWN = "query", "rarebox", "queries"
+QUERY, TAG, SHOWN, LABELS = "query", "rarebox", "queries", "labels"
+MOST_LABELS = 25
+"""Labels in one tag: CVAT keeps at most 4096 characters of an attribute."""
 NEW = "new"
 """The value of the attribute ``query`` for a box that a person has drawn."""
+
+_NUMBER = re.compile(r"\b[0-9]{1,18}\b")
 
 
 class Attribute(TypedDict):
@@ -56,7 +60,7 @@ def labels(classes: Sequence[str]) -> str:
         {"name": name, "color": colour(label), "type": "rectangle", "attributes": [text(QUERY, NEW)]}
         for label, name in enumerate(classes)
     ]
-    tag: Label = {"name": TAG, "color": "#888888", "type": "tag", "attributes": [text(SHOWN, "")]}
+    tag: Label = {"name": TAG, "color": "#888888", "type": "tag", "attributes": [text(SHOWN, ""), text(LABELS, "")]}
     return json.dumps([*boxes, tag], indent=1, ensure_ascii=False) + "\n"
 
 
@@ -91,6 +95,11 @@ def _image(root: ET.Element, sheet: ReviewTask, classes: Sequence[str]) -> None:
     if shown := [str(query.id) for query in sheet.queries if query.id]:
         tag = ET.SubElement(image, "tag", label=TAG, source="auto")
         ET.SubElement(tag, "attribute", name=SHOWN).text = " ".join(shown)
+    held = held_in(sheet, classes)
+    for start in range(0, len(held), MOST_LABELS):
+        tag = ET.SubElement(image, "tag", label=TAG, source="auto")
+        part = json.dumps(held[start : start + MOST_LABELS], ensure_ascii=False, separators=(",", ":"))
+        ET.SubElement(tag, "attribute", name=LABELS).text = part
 
 
 def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[str], source: str, number: str) -> None:
@@ -134,22 +143,30 @@ def _returned(image: ET.Element, file: Path, by: str) -> Returned:
         raise UserError(f"{where}: it has no name. Export the task again.")
     shapes = [shape for shape in image if shape.tag != "tag"]
     try:
-        size = (int(image.attrib["width"]), int(image.attrib["height"]))
+        size = (int(finite(image.attrib["width"])), int(finite(image.attrib["height"])))
         regions = tuple(_region(shape) for shape in shapes if shape.tag in _HULLS)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{where}: the image or a shape on it lacks a number ({error!r}). Export the task again."
         ) from None
-    tags = (tag for tag in image.iter("tag") if tag.get("label") == TAG)
-    shown = [int(number) for tag in tags for number in re.findall(r"\d+", _attribute(tag, SHOWN))]
+    tags = [tag for tag in image.iter("tag") if tag.get("label") == TAG]
+    shown = [int(number) for tag in tags for number in _NUMBER.findall(_attribute(tag, SHOWN))]
     left_out = tuple(f"{shape.tag} ({shape.get('label')})" for shape in shapes if shape.tag not in _HULLS)
-    return Returned(where, name, None, size, tuple(shown), regions, by, left_out=left_out)
+    held = tuple(label for tag in tags for label in _held(_attribute(tag, LABELS), where))
+    return Returned(where, name, None, size, tuple(shown), regions, by, left_out=left_out, held=held)
+
+
+def _held(text: str, where: str) -> tuple[Held, ...]:
+    try:
+        return read_held(from_json(text or "[]"), where)
+    except ValueError:
+        return read_held([text], where)
 
 
 def _region(shape: ET.Element) -> Region:
     x1, y1, x2, y2 = _HULLS[shape.tag](shape).tolist()
     said = _attribute(shape, QUERY)
-    return Region((x1, y1, x2, y2), shape.attrib["label"], int(said) if said.isdecimal() else None, "")
+    return Region((x1, y1, x2, y2), shape.attrib["label"], int(said) if _NUMBER.fullmatch(said) else None, "")
 
 
 def _numbers(shape: ET.Element, *names: str) -> list[float]:

@@ -12,13 +12,35 @@ from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
 from rarebox.data import coco, foreign, listings, scenes, voc, yolo
 from rarebox.data.images import image_files
-from rarebox.data.listings import Dataset, Reader, ReadProgress, assemble
+from rarebox.data.listings import Dataset, Numbers, Reader, ReadProgress, assemble
 from rarebox.errors import UserError
 
 _LAYOUTS = """rarebox reads:
   COCO   train.json and test.json (or valid.json), train/_annotations.coco.json, or one JSON file
   VOC    VOCdevkit/VOC2007 and VOC2012, Annotations/ and JPEGImages/, or XML files beside the images
   YOLO   data.yaml with images/ and labels/, or classes.txt with TXT files beside the images"""
+
+
+def numbers_of(path: Path) -> Numbers:
+    """The numbers of a COCO or YOLO data set. Raises `UserError` if its files use one category number twice."""
+    kind, reader = _reader(path) or (None, None)
+    if reader is None or kind == "VOC":
+        return Numbers()
+    splits = [split for split in reader() if split]
+    categories: dict[int, str] = {}
+    images: dict[int, set[str]] = {}
+    for split in splits:
+        for number, name in split.categories.items():
+            if categories.setdefault(number, name) != name:
+                raise UserError(
+                    f"{split.source}: category {number} is {name!r} here and {categories[number]!r} in the other file. "
+                    "Both must use the same numbers."
+                )
+        for image in split.images:
+            if image.id is not None:
+                images.setdefault(image.id, set()).add(str(image.path))
+    classes = dict.fromkeys(name for split in splits for name in split.classes)
+    return Numbers(tuple(classes), categories, {i: min(paths) for i, paths in images.items() if len(paths) == 1})
 
 
 def load(

@@ -133,7 +133,10 @@ class JsonLines:
 
     def _note(self, number: int, place: int, value: Object, where: str) -> None:
         if "classes" in value and "image" not in value:
-            self.classes, self.background = _header(value, where)
+            head = _header(value, where)
+            if self.classes is not None and head != (self.classes, self.background):
+                raise UserError(f"{where}: another line gives other classes. Use one file for each detector.")
+            self.classes, self.background = head
             return
         self._places[_image(value, where)].append((number, place))
         for label in _labels(value, where) or ():
@@ -220,7 +223,7 @@ def _line(value: Object, where: str) -> Line:
                 f'{where}: there are {len(boxes)} boxes but {len(column)} "{name}". Write one for each box.'
             )
     width, height = value.get("width"), value.get("height")
-    size = (width, height) if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0 else None
+    size = (width, height) if type(width) is int and type(height) is int and min(width, height) > 0 else None
     if size is None and (width, height) != (None, None):
         raise UserError(
             f"{where}: width and height must be whole numbers from 1, not {width!r:.40} and {height!r:.40}."
@@ -228,7 +231,11 @@ def _line(value: Object, where: str) -> Line:
     matrix = None if value.get("matrix") is None else _array(value["matrix"], "matrix", where, 3)
     if matrix is not None and not (matrix.shape == (2, 3) and _inverts(matrix)):
         raise UserError(f'{where}: "matrix" must be two rows of three numbers that can be inverted.')
-    view = value.get("view")
+    view, undone = value.get("view"), value.get("undone")
+    if not isinstance(view, str | None):
+        raise UserError(f'{where}: "view" must be the name of a view, not {view!r:.40}.')
+    if not isinstance(undone, bool | None):
+        raise UserError(f'{where}: "undone" must be true or false, not {undone!r:.40}.')
     return Line(
         where,
         _image(value, where),
@@ -237,8 +244,8 @@ def _line(value: Object, where: str) -> Line:
         columns.get("scores"),
         columns.get("class_probs"),
         size,
-        None if view is None else str(view),
-        bool(value.get("undone")),
+        view,
+        bool(undone),
         matrix,
         _array(value.get("patches") or [], "patches", where, 4),
     )
@@ -253,6 +260,8 @@ def _inverts(matrix: NDArray[np.float64]) -> bool:
 def _array(given: object, name: str, where: str, width: int | None) -> NDArray[np.float64]:
     """A list of numbers (``width`` 0), or of rows of ``width`` numbers (None: any one width), as an array."""
     try:
+        if _has_other_values(given):
+            raise TypeError
         found = np.asarray(given, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         raise UserError(f'{where}: "{name}" must hold numbers, in rows of equal length.') from None
@@ -264,6 +273,11 @@ def _array(given: object, name: str, where: str, width: int | None) -> NDArray[n
     if not (np.abs(found) < FARTHEST).all():
         raise UserError(f'{where}: "{name}" must hold finite numbers below {FARTHEST:g}.')
     return found
+
+
+def _has_other_values(given: object) -> bool:
+    """Whether a list, or a list of lists, holds truth values or text, which NumPy would convert to numbers."""
+    return any(not {bool, str}.isdisjoint(map(type, row if is_list(row) else [row])) for row in as_list(given))
 
 
 class CocoResults:

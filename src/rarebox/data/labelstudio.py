@@ -8,11 +8,13 @@ shown.
 """
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, NotRequired, TypedDict
 from urllib.parse import quote
 from zlib import crc32
@@ -22,9 +24,10 @@ import numpy as np
 from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.core.parsing import finite, from_json
 from rarebox.core.text import read_text
+from rarebox.data.images import SUFFIXES
 from rarebox.data.markup import from_xml
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
-from rarebox.data.review import MODEL, Batch, Region, Returned, ReviewTask, colour, short
+from rarebox.data.review import MODEL, Batch, Held, Region, Returned, ReviewTask, colour, held_in, read_held, short
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
@@ -74,18 +77,23 @@ class Prediction(TypedDict):
 
 
 class Annotation(TypedDict):
-    """All boxes that people have drawn on one image."""
+    """All boxes that people have drawn on one image. Label Studio keeps its ``id`` as ``import_id``."""
 
+    id: int
     result: list[ShownRegion]
 
 
 class About(TypedDict):
-    """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first."""
+    """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first.
+
+    ``labels`` are those of its annotation: one that is missing later was deleted.
+    """
 
     image_id: int
     rank: int
     queries: list[int]
     complete: bool
+    labels: NotRequired[list[Held]]
 
 
 class TaskData(TypedDict):
@@ -110,7 +118,7 @@ class _Part(NamedTuple):
     value: Object
 
 
-_QUERY = re.compile(r"query-(\d+)")
+_QUERY = re.compile(r"query-([0-9]{1,18})")
 
 
 def config(classes: Sequence[str]) -> str:
@@ -148,8 +156,12 @@ def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: st
     if sheet.queries:
         task["predictions"] = [prediction(sheet, classes, version)]
     if sheet.labelled or sheet.complete:
+        about["labels"] = held_in(sheet, classes)
         task["annotations"] = [
-            {"result": [_region(sheet, q, classes, f"box-{n}") for n, q in enumerate(sheet.labelled)]}
+            {
+                "id": sheet.number,
+                "result": [_region(sheet, q, classes, f"box-{n}") for n, q in enumerate(sheet.labelled)],
+            }
         ]
     return task
 
@@ -251,10 +263,27 @@ def _list(value: object, where: str) -> list[object]:
     return value if is_list(value) else [value] if is_object(value) else []
 
 
-def _age(annotation: Object) -> tuple[str, int]:
-    """A sort key that grows with time. ISO dates sort as text."""
+def _age(annotation: Object) -> tuple[float, int]:
+    """A sort key that grows with time."""
     number = annotation.get("id")
-    return str(annotation.get("updated_at") or ""), number if isinstance(number, int) else 0
+    return saved_at(annotation), number if isinstance(number, int) else 0
+
+
+def saved_at(annotation: Object) -> float:
+    """When an annotation was changed, else created, in seconds since 1970; minus infinity if it does not say so.
+
+    A time without a zone is UTC. Versions before 1.0 write seconds.
+    """
+    for field in ("updated_at", "created_at"):
+        value = annotation.get(field)
+        try:
+            if isinstance(value, str):
+                time = datetime.fromisoformat(value)
+                return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+            return finite(value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return -math.inf
 
 
 def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
@@ -263,6 +292,7 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
     Label Studio names the prediction that an annotation started from. If it names none and no region belongs to a
     query, the annotator did not start from the predictions. The copy of the prediction that it keeps says what was
     shown, even in a task that rarebox has not exported.
+    An annotation whose ``import_id`` is null was not begun with the labels of an export.
     """
     given = annotation.get("result")
     if not (isinstance(given, str) or is_list(given)):
@@ -278,7 +308,8 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
     if is_list(shown := kept.get("result")) and begun_with in (OURS, kept.get("id")):
         returned = replace(returned, queries=tuple(filter(None, map(_query_of, shown))))
     taken_over = begun_with is not None or any(region.query is not None for region in returned.regions)
-    return replace(returned, began_with_guesses=taken_over)
+    held = returned.held if annotation.get("import_id", OURS) is not None else ()
+    return replace(returned, began_with_guesses=taken_over, held=held)
 
 
 def _query_of(region: object) -> int | None:
@@ -300,16 +331,30 @@ def _is_region(entry: Object) -> bool:
     return "original_width" in entry or bool(_names(entry))
 
 
-def image_of(data: object, where: str) -> tuple[str, int | None]:
+def image_of(data: object, where: str, regions: Sequence[Object] = ()) -> tuple[str, int | None]:
     """The image's address in a task's data (see :class:`~rarebox.data.naming.ByName`), and its id, if rarebox wrote it.
 
-    Raises `UserError` if the data has no image.
+    Raises `UserError` if the data has no image, or several of which the ``regions`` name none.
     """
-    image = as_object(data).get(IMAGE)
+    fields = as_object(data)
+    drawn_on = next((str(region["to_name"]) for region in regions if "to_name" in region), "")
+    field = drawn_on if isinstance(fields.get(drawn_on), str) else IMAGE
+    image = fields.get(field)
     if not isinstance(image, str):
         raise UserError(f'{where}: its data names no "{IMAGE}". Export only tasks with an image.')
+    pictures = [name for name, value in fields.items() if isinstance(value, str) and _is_picture(value)]
+    if regions and drawn_on not in fields and len(pictures) > 1:
+        raise UserError(
+            f"{where}: its data has several images ({', '.join(pictures)}), and its regions do not say which one they "
+            "are on. Export tasks with one image each."
+        )
     image_id = _ours(data).get("image_id")
-    return image, image_id if isinstance(image_id, int) else None
+    return image, image_id if isinstance(image_id, int) and field == IMAGE else None
+
+
+def _is_picture(address: str) -> bool:
+    """Whether an address in a task's data ends like the name of a picture."""
+    return PurePosixPath(address.split("?d=")[-1].split("?")[0]).suffix.lower() in SUFFIXES
 
 
 def _ours(data: object) -> Object:
@@ -317,11 +362,13 @@ def _ours(data: object) -> Object:
 
 
 def _returned(data: object, entries: Sequence[Object], by: object, seconds: object, where: str) -> Returned:
-    image, image_id = image_of(data, where)
+    image, image_id = image_of(data, where, entries)
     shown = tuple(q for q in _list(_ours(data).get("queries"), where) if isinstance(q, int))
     milliseconds = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e7 else 0
     size, regions, left_out = _regions(entries, where)
-    return Returned(where, image, image_id, size, shown, regions, _person(by), milliseconds, left_out=left_out)
+    held = read_held(_list(_ours(data).get("labels"), where), where)
+    about = (where, image, image_id, size, shown, regions, _person(by), milliseconds)
+    return Returned(*about, left_out=left_out, held=held)
 
 
 def _person(by: object) -> str:

@@ -120,7 +120,7 @@ def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, flo
     for name in ("rotation", "angle", "theta"):
         value = attributes.get(name)
         try:
-            turn = 0.0 if isinstance(value, bool) else as_float(value or 0)
+            turn = as_float(value or 0)
         except (TypeError, ValueError, OverflowError):
             continue
         if not math.isfinite(turn) or (name != "rotation" and 0 < abs(turn) <= 2 * math.pi):
@@ -141,8 +141,6 @@ def listed_size(width: object, height: object, where: str, problems: list[Proble
     if {None, ""}.intersection(side for side in (width, height) if isinstance(side, str | None)):
         return None
     try:
-        if isinstance(width, bool) or isinstance(height, bool):
-            raise TypeError
         said = [as_float(side) for side in (width, height)]
         size = (round(said[0]), round(said[1]))
         if min(size) < 1 and any(said):
@@ -178,13 +176,15 @@ class ListedImage:
 class Listing:
     """What a reader has found for one split. ``source`` is the file or folder that lists it.
 
-    Class names that some format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
+    ``categories`` are the class names by the numbers of a COCO file; other formats have none. Class names that some
+    format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
     """
 
     source: Path
     classes: Sequence[str]
     images: Sequence[ListedImage]
     problems: list[Problem] = field(default_factory=list[Problem])
+    categories: Mapping[int, str] = field(default_factory=dict[int, str])
 
     def __post_init__(self) -> None:
         named = dict.fromkeys([*self.classes, *(box.name for image in self.images for box in image.boxes)])
@@ -201,6 +201,20 @@ class Listing:
         ]
         object.__setattr__(self, "classes", list(dict.fromkeys(as_cleaned[name] for name in self.classes)))
         object.__setattr__(self, "images", images)
+        object.__setattr__(self, "categories", {key: as_cleaned[name] for key, name in self.categories.items()})
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What numbers mean that a detector trained on a data set writes.
+
+    ``classes`` are in the order that counts from 0, ``categories`` are the classes by category number, ``images`` the
+    paths by image id. All are empty if the format has no numbers.
+    """
+
+    classes: tuple[str, ...] = ()
+    categories: Mapping[int, str] = field(default_factory=dict[int, str])
+    images: Mapping[int, str] = field(default_factory=dict[int, str])
 
 
 Reader = Callable[[], tuple[Listing, Listing | None]]

@@ -30,9 +30,9 @@ def as_list(value: object) -> list[object]:
 def as_float(value: object) -> float:
     """A number, or a text that holds one, as ``float``; it may be infinite or NaN.
 
-    Raises ``TypeError`` for a value of another type, ``ValueError`` for another text, ``OverflowError`` for an integer
-    that is too large.
+    Raises ``TypeError`` for a truth value and other types, ``ValueError`` for another text, ``OverflowError`` for an
+    integer that is too large.
     """
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
         return float(value)
     raise TypeError(f"{value!r:.60} is not a number")

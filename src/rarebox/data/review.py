@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rarebox.core.parsing import finite
+from rarebox.data.narrow import as_list
+from rarebox.errors import UserError
 from rarebox.types import ImageRecord, Query
 
 MODEL = "rarebox"
@@ -41,6 +44,41 @@ class Region(NamedTuple):
     key: str
 
 
+class Held(NamedTuple):
+    """A label that an export held: its class, and x1, y1, x2, y2 in percent of the image's sides."""
+
+    name: str
+    place: tuple[float, float, float, float]
+
+
+def held_in(sheet: ReviewTask, classes: Sequence[str]) -> list[Held]:
+    """The labels of one image, for its export to carry: a box that is missing later was deleted."""
+    sides = np.array([sheet.record.width or np.inf, sheet.record.height or np.inf] * 2)
+    found: list[Held] = []
+    for query in sheet.labelled:
+        assert query.box is not None
+        assert query.guess is not None
+        x1, y1, x2, y2 = np.round(query.box * 100 / sides, 4).tolist()
+        found.append(Held(classes[query.guess], (x1, y1, x2, y2)))
+    return found
+
+
+def read_held(value: object, where: str) -> tuple[Held, ...]:
+    """The labels that an export held, as JSON gives them. Raises `UserError`, which begins with ``where``."""
+    try:
+        return tuple(_held(entry) for entry in as_list(value))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where}: the list of the labels that it was exported with is damaged. Export the labels again."
+        ) from None
+
+
+def _held(entry: object) -> Held:
+    name, place = as_list(entry)
+    x1, y1, x2, y2 = map(finite, as_list(place))
+    return Held(str(name), (x1, y1, x2, y2))
+
+
 @dataclass(frozen=True, eq=False)
 class Returned:
     """What another tool returned for one image.
@@ -49,7 +87,8 @@ class Returned:
     file has it, ``size`` the (width, height) in pixels of the picture there. ``queries`` are the queries that were
     shown, if the file lists them. ``by`` names the annotator, empty if unknown; ``milliseconds`` is the time spent.
     ``began_with_guesses``: the annotator started from the boxes of the queries, so a missing one was deleted.
-    ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects.
+    ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects. ``held`` are the
+    labels that were exported with the image, if the annotator started from them.
     """
 
     where: str
@@ -62,6 +101,7 @@ class Returned:
     milliseconds: int = 0
     began_with_guesses: bool = True
     left_out: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

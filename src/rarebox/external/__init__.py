@@ -17,9 +17,11 @@ from rarebox.core import seeds
 from rarebox.core.boxes import clip, rescaling
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Image, Line
+from rarebox.data.listings import Numbers
 from rarebox.errors import UserError
 from rarebox.external.copies import Copies
-from rarebox.external.pool import Pool, image_labels
+from rarebox.external.names import examples
+from rarebox.external.pool import Labelled, Pool, image_labels
 from rarebox.external.vocabulary import Understanding, vocabulary
 from rarebox.pool import ranking
 from rarebox.pool.affine import Frame
@@ -69,12 +71,14 @@ def rank(
     classes: Sequence[str] | None = None,
     views_map: Path | None = None,
     labels_complete: bool = False,
+    numbers: Numbers | None = None,
     report: Report = lambda done, of: None,
 ) -> Ranked:
     """Rank the boxes of a file of detections by the strategy of the settings.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
-    count as fully labelled. ``images`` is a folder or COCO file that lists the images. Raises UserError for invalid
+    count as fully labelled. ``images`` is a folder or COCO file that lists the images. ``numbers`` says what the
+    numbers of classes and images mean, for a project that is created from labels. Raises UserError for invalid
     files and arguments.
     """
     check_strategy(settings, bool(views))
@@ -84,18 +88,19 @@ def rank(
     if isinstance(file_of_views, detections.CocoResults):
         raise UserError(f"{views}: COCO results do not name the copy. Write detections on copies as JSON lines")
     notes: list[str] = [] if views else [NO_VIEWS]
-    pool = Pool()
+    pool = Pool(numbers.images if numbers else None)
     given = pool.add_labels(labels, labels_complete, notes) if labels else {}
     if images:
         pool.add_images(images, notes)
     placed = pool.place(file.images(), found, closed=images is not None)
+    notes += _matched(pool, placed, given, found, labels)
     if pool.disputed:
         number = min(pool.disputed)
         notes.append(
             f"{len(pool.disputed)} image numbers are ids in the COCO file and also names of other images, such as "
             f"{number}: they are taken for ids, so {number} is {pool.records[number].path}"
         )
-    words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes)
+    words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes, numbers)
     understand = Understanding(words)
     copies = None
     if file_of_views:
@@ -108,6 +113,29 @@ def rank(
     return Ranked(
         settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
     )
+
+
+def _matched(
+    pool: Pool, placed: Mapping[int, Sequence[Image]], given: Mapping[int, Labelled], found: Path, labels: Path | None
+) -> list[str]:
+    """Notes on how the names in the detections fit those of the labels."""
+    notes: list[str] = []
+    if pool.otherwise:
+        notes.append(
+            f"{len(pool.otherwise)} images of {found.name} are taken for images with almost the same name, such as "
+            f"{examples(pool.otherwise, pool.records)}. If they are different photos, list all images with --images"
+        )
+    labelled = [image_id for image_id, one in given.items() if one]
+    if labels and labelled:
+        there = sum(image_id in placed for image_id in labelled)
+        notes.append(f"{there} of {len(labelled)} labelled images of {labels.name} have detections in {found.name}")
+        if placed and not there:
+            (other, *_), *_ = placed.values()
+            notes[-1] += (
+                f". Their names do not fit, such as {pool.records[labelled[0]].path} and {other}. If they are the same "
+                "photos, name them alike, because labelled boxes may be listed again"
+            )
+    return notes
 
 
 def _counted(images_without: int, understand: Understanding, copies: Copies | None) -> list[str]:

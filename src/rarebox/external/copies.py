@@ -79,13 +79,13 @@ class Copies:
         record, entry = self._pool.records[image_id], self._of_view.get((image_id, view))
         patches = entry["patches"] if entry and not len(line.patches) else line.patches.astype(np.float32)
         if line.undone:
+            _check_size(line, (record.width, record.height) if record.width else None, "image")
             return Frame(view, np.eye(2, 3), patches)
         if line.matrix is not None:
             return Frame(view, line.matrix, patches, line.size)
         if entry:
             copy = (entry["width"], entry["height"])
-            if line.size not in (None, copy):
-                raise UserError(f"{line.where}: the copy has {copy[0]} x {copy[1]} pixels, the line says {line.size}")
+            _check_size(line, copy, "copy")
             return Frame(view, entry["matrix"], patches, copy)
         if view not in MAPS:
             raise UserError(
@@ -98,4 +98,14 @@ class Copies:
                 "give --images"
             )
         height, width = size(view, record.height, record.width)
+        _check_size(line, (width, height), "copy")
         return Frame(view, MAPS[view](record.height, record.width), patches, (width, height))
+
+
+def _check_size(line: Line, wanted: tuple[float, float] | None, what: str) -> None:
+    """Raise UserError for a line whose boxes are in pixels of a picture of another size."""
+    if wanted and line.size not in (None, wanted):
+        raise UserError(
+            f"{line.where}: the {what} has {wanted[0]:g} x {wanted[1]:g} pixels, and the line says {line.size[0]} x "
+            f"{line.size[1]}. Write boxes in pixels of the {what}, and its width and height or none"
+        )

@@ -1,10 +1,10 @@
 """The images of external detections: their ids, how files name them, and their existing labels."""
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import TypeGuard
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from rarebox.data import coco, listings
 from rarebox.data.detections import FARTHEST, Image
 from rarebox.data.disk import slashes
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
-from rarebox.data.naming import ByName
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
+from rarebox.external.names import Names
 from rarebox.loop.run_folder import open_store
 from rarebox.types import Floats, ImageLabels, ImageRecord, Source, as_boxes
 
@@ -31,34 +31,29 @@ class Labelled:
     complete: bool
     size: tuple[int, int] | None = None
 
-
-class _Names:
-    """Index of images by the ends of their paths, and by file names without suffix, as text and as numbers."""
-
-    def __init__(self, records: Iterable[ImageRecord]) -> None:
-        self.by_path = ByName[int]()
-        self.by_stem: dict[str | int, set[int]] = defaultdict(set)
-        for record in records:
-            self.by_path.add(record.path, record.id)
-            stem = PurePath(slashes(record.path)).stem
-            for form in (stem, int(stem)) if stem.isdecimal() else (stem,):
-                self.by_stem[form].add(record.id)
+    def __bool__(self) -> bool:
+        """Whether the image is labelled at all."""
+        return self.complete or any(map(len, (self.boxes, self.rejected, self.skipped)))
 
 
 class Pool:
     """The images by id, how files name them, and the classes and category numbers that files give.
 
     A number is an image id if a file gives ids. Otherwise it is a file name: detectors without ids write 2 for
-    ``2.jpg``, and 139 for ``000000000139.jpg``.
+    ``2.jpg``, and 139 for ``000000000139.jpg``. ``paths`` are the images of a data set by its ids, if the numbers are
+    those ids.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Mapping[int, str] | None = None) -> None:
+        self._paths = paths or {}
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
         self.disputed: set[int] = set()
         """Numbers that are the id of one image and the name of another. They are used as ids."""
-        self._known: _Names | None = None
+        self.otherwise: dict[str, int] = {}
+        """The ids of images that the detections name otherwise than the labels or --images, by those names."""
+        self._known: Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
 
@@ -75,7 +70,10 @@ class Pool:
 
         Raises UserError if several images match.
         """
+        image = self._paths.get(image, image) if isinstance(image, int) else image
         if isinstance(image, str):
+            if image in self.otherwise:
+                return self.otherwise[image]
             found = self._names().by_path.find(image)
             is_stem = found is None and PurePath(slashes(image)).suffix.lower() not in SUFFIXES
             return self._called(image) if is_stem else found
@@ -100,24 +98,28 @@ class Pool:
             raise UserError(f"the image {stem!r} may be {paths}. Write file names with their folders")
         return alike[0] if alike else None
 
-    def _names(self) -> "_Names":
+    def _names(self) -> Names:
         if self._known is None:
-            self._known = _Names(self.records.values())
+            self._known = Names(self.records.values())
         return self._known
-
-    def _listed(self, name: str, known: "_Names") -> int | None:
-        """The id of an image that a folder or file lists: one with that path, or a missing one with that name."""
-        found = known.by_path.find(name)
-        if found is None and (alike := known.by_path.match(name)) is not None and not is_url(self.records[alike].path):
-            return None if os.path.exists(self.records[alike].path) else alike
-        return found
 
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
         """The id of every image of a file, with its names in that file.
 
-        Unknown images get ids: their own number, or the next free one in the order of their names. Raises UserError for
-        unknown images if the pool is ``closed``.
+        A name that differs from that of one image in folders, capitals or the suffix means that image, if no other
+        name is its own. Unknown images get ids: their own number, or the next free one in the order of their names.
+        Raises UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
         """
+        own = {image: self.find(image) for image in images}
+        named = {image: self._paths.get(image, image) if isinstance(image, int) else image for image in images}
+        strange = [named[image] for image, found in own.items() if found is None]
+        taken = set(own.values())
+        try:
+            self.otherwise = self._names().named_otherwise(
+                filter(_is_text, strange), lambda record: record.id not in taken
+            )
+        except UserError as error:
+            raise UserError(f"{file}: {error}, or list the images with --images") from None
         unknown = sorted({i for i in images if self.find(i) is None}, key=lambda i: (isinstance(i, str), i))
         if unknown and closed:
             raise UserError(
@@ -127,7 +129,7 @@ class Pool:
         for image in unknown:
             free = max(self.records, default=0) + 1
             number = image if isinstance(image, int) and image not in self.records else free
-            self.add(ImageRecord(number, str(image), 0, 0), given=number == image)
+            self.add(ImageRecord(number, str(named[image]), 0, 0), given=number == image)
         placed: dict[int, list[Image]] = {}
         for image in images:
             image_id = self.find(image)
@@ -155,9 +157,15 @@ class Pool:
             listed = [(i.id, str(i.path), size[0], size[1]) for i, size in sized]
         if not listed:
             raise UserError(f"{path} holds no image")
-        names = self._names()
+        own = {name: self._names().by_path.find(name) for _, name, _, _ in listed}
+        taken = set(own.values())
+
+        def is_missing(record: ImageRecord) -> bool:
+            return record.id not in taken and not is_url(record.path) and not os.path.exists(record.path)
+
+        own |= self._names().named_otherwise([name for name, found in own.items() if found is None], is_missing)
         for image_id, name, width, height in listed:
-            known = self._listed(name, names)
+            known = own[name]
             if known is None:
                 free = max(self.records, default=0) + 1
                 known = free if image_id is None or image_id in self.records else image_id
@@ -191,7 +199,7 @@ class Pool:
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
         """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
-        for number, name in coco.categories(path).items():
+        for number, name in listing.categories.items():
             if self.categories.setdefault(number, name) != name:
                 raise UserError(
                     f"{path}: category {number} is {name!r} here and {self.categories[number]!r} in the other COCO "
@@ -238,6 +246,10 @@ class Pool:
                 f"skipped; the first is {other[0]}"
             )
         return fitted
+
+
+def _is_text(name: Image) -> TypeGuard[str]:
+    return isinstance(name, str)
 
 
 def _labelled(image: listings.ListedImage, all_complete: bool) -> Labelled:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Line
+from rarebox.data.listings import Numbers
 from rarebox.errors import UserError, unknown_name
 from rarebox.external.pool import Pool
 from rarebox.types import Bools, Detections, Floats, Ints, score_vectors
@@ -28,15 +29,39 @@ class Vocabulary:
         return self.classes.index(label) if isinstance(label, str) else self.numbers[label]
 
 
-def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool: Pool, notes: list[str]) -> Vocabulary:
-    """The classes from the first source that names them: --classes, the file's head, labels and images, boxes."""
+def vocabulary(
+    files: Sequence[DetectionFile],
+    given: Sequence[str] | None,
+    pool: Pool,
+    notes: list[str],
+    known: Numbers | None = None,
+) -> Vocabulary:
+    """The classes from the first source that names them: --classes, the file's head, labels and images, boxes.
+
+    ``known`` are the numbers of a new project's labels and classes. Where it is given, other numbers are refused.
+    """
     names = set[str]().union(*(file.names for file in files))
     numbers = set[int]().union(*(file.numbers for file in files))
     if isinstance(files[0], detections.CocoResults):
-        return _by_category(files[0].path, given, pool, numbers)
+        return _by_category(files[0].path, given, pool, numbers, known)
     if len({file.classes for file in files if file.classes}) > 1:
         raise UserError(f"{files[1].path} names other classes than {files[0].path}. Both must be of one detector")
-    declared = tuple(given or next((file.classes for file in files if file.classes), ()))
+    if given and len({*given}) < len(given):
+        raise UserError(f"--classes names a class twice: {', '.join(given)}. Name each class once, in order")
+    head = next((file.classes for file in files if file.classes), ())
+    if given and head and tuple(given) != head:
+        raise UserError(
+            f"{files[0].path} names the classes {', '.join(head)}, and --classes names {', '.join(given)}. Omit "
+            "--classes, or correct it"
+        )
+    declared = tuple(given or head)
+    if known and not declared and (numbers or not names):
+        declared = known.classes
+        if not declared:
+            raise UserError(
+                f"{files[0].path} does not name its classes, and neither the labels nor --classes number them. Add a "
+                'first line such as {"classes": ["cat", "dog"]}'
+            )
     for name in sorted(names - {*declared}) if declared else ():
         raise unknown_name("class", name, declared)
     new = tuple(sorted(names - {*pool.classes}))
@@ -61,9 +86,16 @@ def vocabulary(files: Sequence[DetectionFile], given: Sequence[str] | None, pool
     return Vocabulary(classes, {n: n for n in range(len(own))}, len(own), background)
 
 
-def _by_category(path: Path, given: Sequence[str] | None, pool: Pool, numbers: set[int]) -> Vocabulary:
+def _by_category(
+    path: Path, given: Sequence[str] | None, pool: Pool, numbers: set[int], known: Numbers | None
+) -> Vocabulary:
     """The classes of COCO results, from the categories of a COCO file; without one, the numbers are the names."""
-    categories = pool.categories
+    categories = known.categories if known else pool.categories
+    if known and not categories:
+        raise UserError(
+            f"{path} gives classes as category numbers. Give the COCO file with these categories as --labels, or write "
+            "JSON lines with class names (docs/your-detector.md)"
+        )
     if given or (pool.classes and not categories):
         raise UserError(
             f"{path} gives classes as category numbers. Give a COCO file with these categories as --images or "

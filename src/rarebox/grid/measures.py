@@ -104,7 +104,7 @@ def mean_ap(classes: Sequence[str]) -> Value:
 
 
 def hit_rates(runs: Iterable[GridRun]) -> dict[str, float]:
-    """Hits over reviews of each class a box was taken for, all choosing cycles (all but the first) pooled.
+    """Hits divided by reviews for each predicted class, over all cycles except the first.
 
     NaN where nothing was shown, as with image-level methods. The key ``""`` holds all classes together.
     """
@@ -122,7 +122,7 @@ def hit_rates(runs: Iterable[GridRun]) -> dict[str, float]:
 
 
 def measures(group: Group) -> dict[str, Values]:
-    """The numbers that methods are compared by, each from 0 to 1 and the higher the better."""
+    """The numbers that methods are compared by, each in [0, 1]; higher is better."""
     rare = mean_ap(rarest(group))
     return {
         "AP50": group.values(lambda run: ap50(run.cycles[-1])),
@@ -134,11 +134,11 @@ def measures(group: Group) -> dict[str, Values]:
 
 
 def ranked(group: Group) -> list[str]:
-    """The methods by their mean final AP50, the best first."""
+    """The methods by their mean final AP50, best first."""
     height = {name: spread(ap50(run.cycles[-1]) for run in runs.values()).mean for name, runs in group.methods.items()}
     return sorted(height, key=lambda name: -height[name] if height[name] == height[name] else 1)
 
 
 def several_seeds(group: Group) -> bool:
-    """Whether there is a method with a second seed; deviations and intervals want one."""
+    """Whether there is a method with a second seed; deviations and intervals require one."""
     return any(len(runs) > 1 for runs in group.methods.values())

@@ -14,7 +14,7 @@ REFERENCES = {
     "box random": ("random", ()),
     "image random": ("image_random", ()),
 }
-"""What the others are compared with: strategy, and the pseudo labels it must have (any, but rather none)."""
+"""The methods that others are compared with: strategy, and allowed pseudo labels (preferably none)."""
 
 ABLATION = {
     "U": ("uncertainty", "none"),
@@ -60,7 +60,7 @@ OF_THE_MACHINE = frozenset(
         "scoring.shard_size",
     }
 )
-"""Settings that do not change what a run measures but for chance."""
+"""Settings that change results only by chance."""
 
 OF_OTHERS = frozenset(
     {
@@ -78,7 +78,7 @@ OF_OTHERS = frozenset(
 
 @cache
 def paper_setting() -> dict[str, object]:
-    """All that a run must have to be set beside the paper's Table 1, whatever its row: dotted name -> value.
+    """The settings of a run that may be compared with Table 1 of the paper, in any row: dotted name -> value.
 
     It is the preset ``paper`` on RetinaNet, with every setting but those of the machine and of other strategies: a
     setting that is new matters until it is named there.
@@ -140,5 +140,5 @@ def _fits(run: GridRun) -> bool:
 
 
 def _plain(value: object) -> object:
-    """A value as it is written in a line."""
+    """A value as a line of the results holds it."""
     return list(cast(tuple[object, ...], value)) if isinstance(value, tuple) else value

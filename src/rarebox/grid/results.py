@@ -154,8 +154,8 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
         named = {tuple(cycle["per_class_ap50"]) for run in runs if run.data == data for cycle in run.cycles}
         if len(named) > 1:
             raise UserError(
-                f"the runs on {data} do not have the same classes, so they are not of one data set; compare them "
-                "apart, or name the data sets differently"
+                f"the runs on {data} do not have the same classes, so they use different data sets. Compare them "
+                "separately, or name the data sets differently"
             )
     return [
         Group(
@@ -183,11 +183,11 @@ def _read_file(file: Path) -> list[GridRun]:
         lines = read_text(file).splitlines()
     except OSError as error:
         raise UserError(
-            f"{file} cannot be read ({error.strerror}); name the folder of a grid, or its {RESULTS}"
+            f"{file} cannot be read ({error.strerror}). Name the folder of a grid, or its {RESULTS}"
         ) from error
     runs = [_read_line(file, n, line) for n, line in enumerate(lines, start=1) if line.strip()]
     if not runs:
-        raise UserError(f"{file} holds no run yet, so there is nothing to compare; wait for the grid's first run")
+        raise UserError(f"{file} holds no run yet. Wait for the grid's first run")
     return runs
 
 
@@ -231,7 +231,7 @@ def _read_line(file: Path, number: int, line: str) -> GridRun:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             error = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
-        raise UserError(f"{file}, line {number} is not a run of a grid ({error}); mend or delete the line") from None
+        raise UserError(f"{file}, line {number} is not a run of a grid ({error}). Fix or delete the line") from None
     own_name = told.method == told.settings.get("selection.strategy")
     method = strategies.SHOWN_AS.get(told.method, told.method) if own_name else told.method
     return GridRun(

@@ -29,13 +29,13 @@ from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run_folder import RunFolder
 
 POLL_SECONDS = 2.0
-"""Seconds after which a process without a free run looks again."""
+"""Seconds after which a process without a free run checks again."""
 
 MOST_AT_ONCE = 256
 """How many runs a cluster receives at a time."""
 
 HERE = ("data", "device")
-"""Settings of the machine and not of the method. Lines of the results leave them out."""
+"""Settings of the machine, not of the method. The results omit them."""
 
 
 @dataclass
@@ -54,17 +54,17 @@ class Bench:
     progress: Progress = silent
     tell: Callable[[dict[str, object]], None] = lambda _: None
     cluster: Cluster | None = None
-    """Where the runs are done, if not in this process."""
+    """Where the runs are executed, if not in this process."""
     _datasets: dict[str, Dataset] = field(default_factory=dict[str, Dataset], init=False)
     _done: dict[str, list[CycleRecord]] = field(default_factory=dict[str, list[CycleRecord]], init=False)
     _earlier: dict[str, int | None] = field(default_factory=dict[str, int | None], init=False)
-    """The failures of before this work."""
+    """The last failure of each run before this work."""
     _one_talks: Lock = field(default_factory=Lock, init=False)
-    """Runs on a cluster are waited for by many threads."""
+    """Many threads wait for runs on a cluster."""
     _since: float = field(default=0.0, init=False)
     _begun: bool = field(default=False, init=False)
     _trained: int = field(default=0, init=False)
-    """When the first run of this work began, whether it has, and how many models were trained by then."""
+    """When the first run of this work started, whether it has, and how many models were trained before."""
 
     @property
     def results(self) -> Path:
@@ -105,7 +105,7 @@ class Bench:
             try:
                 refuse_missing(folder)
             except UserError as error:
-                raise UserError(f"the data set {name}: {error}\nSay where it lies: --data {name}=FOLDER") from error
+                raise UserError(f"the data set {name}: {error}\nName its folder: --data {name}=FOLDER") from error
         self._claim(file)
         self._earlier = {run.folder: self._failure(run) for run in with_shares(self.wanted)}
         self._since, self._trained = time.monotonic(), self._cycles(self.wanted)[0]
@@ -174,10 +174,10 @@ class Bench:
         }
 
     def _claim(self, file: Path) -> None:
-        """Claim the folder for this grid. Raises UserError if it is another's, or a run started with other settings."""
+        """Claim the folder. Raises UserError if it belongs to another grid, or a run started with other settings."""
         there = {file.name for file in self.out.iterdir()} if self.out.exists() else set[str]()
         if "grid.yaml" not in there and there - {"lock", "grid.yaml.part"}:  # left by an interrupted first start
-            raise UserError(f"{self.out} is not empty and holds no grid of rarebox; name a new or empty folder")
+            raise UserError(f"{self.out} is not empty and holds no grid of rarebox. Name a new or empty folder")
         self.out.mkdir(parents=True, exist_ok=True)
         for run in with_shares(self.runs):
             # The data folder and the device of a finished run no longer matter.
@@ -216,7 +216,7 @@ class Bench:
             if run.share and self._is_open(run.share):
                 return False
             if run.share and self.state(run.share) != "done":
-                raise UserError(f"the first cycle that it shares has failed: {self.reason(run.share)}")
+                raise UserError(f"its shared first cycle failed: {self.reason(run.share)}")
             with place.locked():
                 pass  # only a check whether it is free: the simulation takes the lock
             share = self.place(run.share).root if run.share else None

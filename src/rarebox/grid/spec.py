@@ -39,7 +39,7 @@ Changes = dict[str, object]
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a grid wants, with its folder in the grid's."""
+    """A run of a grid, with its folder in that of the grid."""
 
     folder: str
     data: str
@@ -77,7 +77,7 @@ def read(file: Path, places: Mapping[str, str] | None = None) -> list[Planned]:
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except RecursionError:
-        raise UserError(f"{file}: something in it holds itself (an alias, *, inside its own anchor, &)") from None
+        raise UserError(f"{file}: an alias (*) is inside its own anchor (&), so the file contains itself") from None
 
 
 MOST_SEEDS = 1000
@@ -92,7 +92,9 @@ def choose(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
 
     for text in only:
         if not any(fits(run.name, text) for run in runs):
-            raise UserError(f"--only {text}: none of the {len(runs)} runs is named so; the first is {runs[0].name}")
+            raise UserError(
+                f"--only {text}: no name of the {len(runs)} runs contains this. The first is {runs[0].name}"
+            )
     return [run for run in runs if not only or any(fits(run.name, text) for text in only)]
 
 
@@ -100,7 +102,7 @@ def _load(file: Path) -> dict[str, object]:
     try:
         grid = from_yaml(read_text(file))
     except FileNotFoundError as error:
-        raise UserError("there is no such grid; the paper's are in the folder paper/ of the sources") from error
+        raise UserError("the file does not exist. The grids of the paper are in the sources, in paper/") from error
     except OSError as error:
         raise UserError(f"the grid cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -196,13 +198,13 @@ def _axis(grid: Mapping[str, object], key: str, default: object) -> dict[str, Ch
 def _named(key: str, pairs: Sequence[tuple[object, Changes]]) -> dict[str, Changes]:
     """The pairs as a dictionary. Raises UserError unless each name fits a folder, on every file system."""
     if not pairs:
-        raise UserError(f"{key} is empty; give at least one value, or leave it out")
+        raise UserError(f"{key} is empty; give at least one value, or omit it")
     seen: dict[str, str] = {}
     for name, _ in pairs:
         if not isinstance(name, str):
             raise UserError(f"{key}: the name {name!r} is not text; put it in quotes")
         if not re.fullmatch(r"[\w+]([\w.+=-]*[\w+=-])?", name) or (key == "methods" and name == FULL):
-            kept = f" ({FULL!r} is kept for training on all labels)" if name == FULL else ""
+            kept = f" ({FULL!r} is reserved for training on all labels)" if name == FULL else ""
             raise UserError(
                 f"{key}: {name!r} cannot name a folder{kept}; use letters, digits and . + = _ -, "
                 f"as in  {key}: {{NAME: {{setting: value}}}}"
@@ -233,11 +235,11 @@ def _each_setting_from_one_place(grid: Mapping[str, object], layers: Mapping[str
             for name, changes in entries.items():
                 if layer != axis and OWNED[axis] in changes:
                     where = f"{layer}.{name}".rstrip(".")
-                    raise UserError(f"{OWNED[axis]} is given by {axis} and by {where}; leave one of them out")
+                    raise UserError(f"{OWNED[axis]} is set by both {axis} and {where}; omit one of them")
 
 
 def _place_data(data: Mapping[str, Changes], places: Mapping[str, str]) -> None:
-    """Set the folders of data sets that were given apart from the grid."""
+    """Set the folders of data sets that were given outside the grid file."""
     for name, folder in places.items():
         if name not in data:
             raise unknown_name("data set of the grid", name, data)
@@ -275,7 +277,7 @@ def _seeds(grid: Mapping[str, object], default: int) -> list[int]:
 
 def _whole(value: object, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{key}: a whole number is wanted, 0 or more; got {value!r}")
+        raise UserError(f"{key}: must be a whole number, 0 or more; got {value!r}")
     return value
 
 

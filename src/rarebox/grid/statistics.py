@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 ENOUGH_SEEDS = 6
-"""With fewer common seeds no difference is called one, whatever its interval."""
+"""With fewer common seeds a result is never called a difference, regardless of its interval."""
 NAN = float("nan")
 
 
@@ -20,7 +20,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Mean and standard deviation, leaving out what is not known."""
+    """Mean and standard deviation of the known values."""
     known = [value for value in values if value == value]
     mean = float(np.mean(known)) if known else NAN
     return Spread(mean, float(np.std(known, ddof=1)) if len(known) > 1 else NAN, len(known))
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where there are seeds enough and the interval excludes 0: a difference. Else 0: not told apart."""
+        """1 or -1 for a difference: enough seeds, and an interval that excludes 0. Otherwise 0."""
         return (int(self.low > 0) - int(self.high < 0)) if self.n >= ENOUGH_SEEDS else 0
 
 
@@ -58,13 +58,14 @@ def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Diffe
 
 
 CAUTION = (
-    "Intervals are paired t intervals: if differences are about normal, 95 of 100 hold the true mean difference. With "
-    f"fewer than {ENOUGH_SEEDS} seeds no difference is called one. Nothing corrects for there being many intervals."
+    "Intervals are paired t intervals: if differences are about normal, 95 of 100 hold the true mean difference. "
+    f"With fewer than {ENOUGH_SEEDS} seeds a result is not called a difference. "
+    "Nothing corrects for the number of intervals."
 )
 
 
 def area(x: np.ndarray, y: np.ndarray, low: float, high: float) -> float:
-    """Area under the curve between two numbers of labels (or reviews) over their distance: the mean height there."""
+    """The mean height of the curve between two numbers of labels (or reviews)."""
     if not high > low:
         return NAN
     at = np.array([low, *x[(x > low) & (x < high)], high])

@@ -17,7 +17,7 @@ from rarebox.detectors.detector import check_saved
 from rarebox.detectors.teacher import Renewal
 from rarebox.errors import Damaged
 from rarebox.labels.targets import calibration, make_targets, write_targets
-from rarebox.loop import rules, scoring
+from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.record import or_null, record
@@ -70,7 +70,7 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
-    pool, images = scoring.score_pool(run, cycle)
+    pool, images = shards.score_pool(run, cycle)
     state, open_per_class = ranking.label_state(settings, rules.total_of(settings, cycle), before, pool, images)
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
@@ -168,13 +168,13 @@ def restore_model(run: Run, cycle: int) -> None:
     try:
         check_saved(run.folder.cycle(cycle))
     except Damaged as error:
-        run.notes.append(f"the model of cycle {cycle} is made anew: {error}")
-        if cycle > 1 and not scoring.is_scored(run, cycle):
+        run.notes.append(f"the model of cycle {cycle} is trained again: {error}")
+        if cycle > 1 and not shards.is_scored(run, cycle):
             restore_model(run, cycle - 1)
-            scoring.score_pool(run, cycle)
+            shards.score_pool(run, cycle)
         now, run.cycle = run.cycle, cycle
         try:
-            retrain(run, cycle, training_targets(run, cycle, scoring.scored_pool(run, cycle) if cycle > 1 else None))
+            retrain(run, cycle, training_targets(run, cycle, shards.scored_pool(run, cycle) if cycle > 1 else None))
         finally:
             run.cycle = now
 
@@ -244,7 +244,7 @@ def _test(run: Run) -> str:
     """A hash of what AP is measured on: the test images, their truth, and the kind of device."""
     truths = [run.test_truth[record.id] for record in run.test.records]
     columns = [np.ascontiguousarray(column) for truth in truths for column in vars(truth).values()]
-    told = sha256(repr((scoring.listed(run.test.records), run.classes, run.settings.device)).encode())
+    told = sha256(repr((shards.listed(run.test.records), run.classes, run.settings.device)).encode())
     for column in columns:
         told.update(column.tobytes())
     return told.hexdigest()

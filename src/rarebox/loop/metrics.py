@@ -1,4 +1,4 @@
-"""The lines of ``metrics.json``: one record a cycle, and how those of earlier versions are read."""
+"""The lines of ``metrics.json``: one record per cycle, and how records of earlier versions are read."""
 
 from typing import Literal, TypedDict, cast, get_args
 
@@ -72,7 +72,7 @@ FORMER = {"looks": "reviews", "looks_this_cycle": "reviews_this_cycle"}
 
 
 class _Known(BaseModel):
-    """What every record holds, and the types of what it may hold besides."""
+    """The fields of every record, and the types of further ones."""
 
     cycle: int = Field(ge=1)
     labels: int = Field(ge=0)
@@ -100,5 +100,5 @@ def as_record(written: object) -> CycleRecord:
 
 
 def lacks(record: CycleRecord) -> list[str]:
-    """What a record lacks of what version 0.1 wrote already."""
+    """The fields of version 0.1 that a record lacks."""
     return sorted(CycleRecord.__required_keys__ - LATER - record.keys())

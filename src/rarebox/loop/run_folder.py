@@ -69,7 +69,7 @@ class RunFolder:
                 raise UserError(f"the settings file {self.settings} is empty")
             settings = config.check(config.as_written_before(told))
         except UserError as error:
-            raise UserError(f"{error}. Mend {self.settings}, or restore a copy of it") from error
+            raise UserError(f"{error}. Fix {self.settings}, or restore a copy of it") from error
         trust(settings.data)
         return settings
 
@@ -99,7 +99,7 @@ class RunFolder:
         if self._is_project(before):
             count = counted(answers_in(self.labels(before)), "answer")
             raise UserError(
-                f"{self.root} holds a project in which people answer ({count} so far); go on with it: "
+                f"{self.root} holds a project in which people answer ({count} so far). Continue it with "
                 f"rarebox serve {self.root}, or name another folder for the run"
             )
         # A setting that the version of this run lacked keeps its former value, unless the user sets a special one.
@@ -117,8 +117,8 @@ class RunFolder:
         self.check(settings)
         if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
             raise UserError(
-                f"{self.store} is gone or empty, and the run cannot go on without its answers; restore a copy of it, "
-                "or name a new folder"
+                f"{self.store} is missing or empty, and the run needs its answers; restore a copy of it, or name "
+                "a new folder"
             )
         if not self.settings.exists():
             write_text(self.settings, config.dump(settings))
@@ -165,7 +165,7 @@ class RunFolder:
         if self._holds_something_else() and not self.settings.exists():
             count = answers_in(self.store)
             held = (
-                f" It holds {self.store.name} with {counted(count, 'answer')}: take that over with "
+                f" It holds {self.store.name} with {counted(count, 'answer')}: adopt it with "
                 f"rarebox init {self.root} --images FOLDER."
                 if count
                 else ""
@@ -231,7 +231,7 @@ def discard_store(file: Path) -> None:
 
 
 def is_store(place: str | Path) -> bool:
-    """Whether a file or database has tables, or is something else that is not to be touched. UserError where a file is
+    """Whether a file or database has tables, or is something else that must not be changed. UserError where a file is
     gone and its log is not."""
     if "://" in str(place):
         try:
@@ -243,8 +243,7 @@ def is_store(place: str | Path) -> bool:
     if not file.exists() or not file.stat().st_size:
         if log.exists() and log.stat().st_size:
             raise UserError(
-                f"{log} holds what was answered last, and {file} itself is gone; put both back together, or move the "
-                "log away"
+                f"{log} holds the last answers, but {file} is missing. Restore both together, or move the log away"
             )
         return False
     try:

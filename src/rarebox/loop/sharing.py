@@ -10,7 +10,7 @@ from rarebox.config import TrainingSettings
 from rarebox.core.files import copy, read_json
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.targets import read_targets
-from rarebox.loop import scoring
+from rarebox.loop import shards
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
 from rarebox.types import Targets
@@ -19,7 +19,7 @@ from rarebox.types import Targets
 def first_cycle(run: Run) -> dict[str, object]:
     """Everything that the model of cycle 1 depends on: runs with the same values may share it."""
     settings = run.settings
-    pool = sha256(repr(scoring.listed(run.pool.records)).encode()).hexdigest()
+    pool = sha256(repr(shards.listed(run.pool.records)).encode()).hexdigest()
     return {
         "seed": settings.seed,
         "initial_images": settings.initial_images,
@@ -42,7 +42,7 @@ def take_first_model(run: Run, share: Path, targets: Mapping[int, Targets]) -> N
         told = read_json(theirs / "shared.json", dict)
         there_on, here_on = _plain(read_targets(theirs / "targets.parquet")), _plain(targets)
     except Damaged as error:
-        raise UserError(f"--share {share}: {error.args[0]}; or share another run, or leave --share out") from error
+        raise UserError(f"--share {share}: {error.args[0]}; or share another run, or omit --share") from error
     # Settings that the version of that run lacked have the values it used.
     told["detector"] = detectors.read_about(theirs)[1].model_dump(mode="json")
     told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
@@ -52,7 +52,9 @@ def take_first_model(run: Run, share: Path, targets: Mapping[int, Targets]) -> N
         other = min(i for i in {*there_on, *here_on} if there_on.get(i) != here_on.get(i))
         different = [f"labels: those of image {other} differ"]
     if different:
-        raise UserError(f"--share {share}: that run's cycle-1 model is not this run's:\n  " + "\n  ".join(different))
+        raise UserError(
+            f"--share {share}: the cycle-1 model of that run does not fit this run:\n  " + "\n  ".join(different)
+        )
     part = run.folder.cycle(1).with_name("cycle_01.part")
     rmtree(part, ignore_errors=True)
     try:

@@ -95,8 +95,8 @@ def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[Ima
     changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set[str]()
     if changed:
         raise UserError(
-            f"the data set has changed since this run began: {len(changed)} images are new, gone or other than before, "
-            f"{min(changed)} among them. Restore them, or start again in a new folder"
+            f"the data set has changed since this run began: {len(changed)} images were added, removed or replaced, "
+            f"such as {min(changed)}. Restore them, or start over in a new folder"
         )
 
 
@@ -114,6 +114,5 @@ def _disk_errors_explained(folder: Path) -> Generator[None]:
     except OSError as error:  # a copy of a folder collects its errors in `shutil.Error`, which has no number
         reason = error.strerror or error.args[0][0][2]
         raise UserError(
-            f"{error.filename or folder}: {reason}. Nothing that was finished is lost; mend this and repeat the "
-            "command to go on"
+            f"{error.filename or folder}: {reason}. No finished step is lost. Fix this and repeat the command to resume"
         ) from error

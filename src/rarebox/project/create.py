@@ -96,7 +96,7 @@ def create(
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
     if folder.settings.exists():
-        raise UserError(f"there is a project in {root} already; go on with it: rarebox serve {root}")
+        raise UserError(f"there is a project in {root} already. Continue it with rarebox serve {root}")
     leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
     leftovers += [f"{file.name}{end}" for file in (folder.problems, folder.settings) for end in ("", PART)]
     leftovers += [lock.name for lock in folder.locks]
@@ -251,8 +251,8 @@ def _labels_of_photos(
 ) -> list[tuple[ImageRecord, _Labels]]:
     """Match the labels to photos. Labels that fit no photo, or several, are reported as problems.
 
-    A photo is found by its path (images of our exports are links with other names), else by its name, else by its
-    content: ``digests`` are the hashes of the photos.
+    A photo is found by its path (images of our exports are links with other names), else by its content, else by its
+    name. ``digests`` are the hashes of the photos. A name that contradicts the content is a problem.
     """
     photos, by_id = ByName[int](), {record.id: record for record in records}
     places: dict[str, int] = {}
@@ -269,14 +269,21 @@ def _labels_of_photos(
         """The id of the photo that an image shows. Raises UserError if several photos have its name."""
         if not is_url(path) and (there := places.get(os.path.realpath(path))):
             return there
+        same = [] if is_url(path) else of_content.get(contents.of(path) or "-", [])
         try:
-            named, error = photos.match(path), None
-        except UserError as several:
-            named, error = None, several
-        same = [] if named or is_url(path) else of_content.get(contents.of(path) or "-", [])
-        if error and len(same) != 1:
-            raise error
-        return named or (same[0] if len(same) == 1 else None)
+            named = photos.match(path)
+        except UserError:
+            if len(same) != 1:
+                raise
+            return same[0]
+        if not same or named in same:
+            return named
+        if len(same) > 1:
+            raise UserError(f"{by_id[same[0]].path} and {len(same) - 1} more have its content")
+        if named:
+            what = f"its content is that of {by_id[same[0]].path}, which gets its labels, and not that of the photo"
+            problems.append(listings.Problem("contradicting name", path, f"{what} of the same name."))
+        return same[0]
 
     def leave_out(path: str, what: str) -> None:
         problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are left out"))
@@ -286,7 +293,7 @@ def _labels_of_photos(
             try:
                 photo = photo_of(image.path)
             except UserError as error:
-                leave_out(image.path, f"several photos have that name: {error}")
+                leave_out(image.path, f"several photos fit: {error}")
                 continue
             if photo is None:
                 to_do = "Name the folder of the photos that were labelled, with the file names that they had"

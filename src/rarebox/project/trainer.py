@@ -22,7 +22,7 @@ from rarebox.core.files import write_json
 from rarebox.core.progress import Progress
 from rarebox.data.pictures import Pictures
 from rarebox.errors import UserError
-from rarebox.loop import cluster, rules, scoring
+from rarebox.loop import cluster, rules, shards
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
 from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
@@ -158,11 +158,11 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
     """Read from disk how a cycle was scored and ranked. What is lost is computed again."""
     if cycle == 1:
         return None
-    if not now.has_ranking(cycle) or not scoring.is_scored(run, cycle):
+    if not now.has_ranking(cycle) or not shards.is_scored(run, cycle):
         rank(now, run, cycle)
     kept = now.read_ranking(cycle)
     state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
-    return Ranked(scoring.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
+    return Ranked(shards.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
 
 
 # ------------------------------------------------------------------------------------------- the process

@@ -1,7 +1,7 @@
 """A run, several side by side, or a whole grid, as one HTML page that works offline, with its figures as SVG and PNG.
 
-``reading`` reads a run folder, ``wording`` writes the sentences, ``figures`` and ``gallery`` draw; ``page`` and the
-templates put it together. ``grid``, ``grid_figures`` and ``grid_tables`` do the same for a grid.
+``reading`` reads a run folder, ``wording`` writes the sentences, ``figures``, ``comparison`` and ``gallery`` draw;
+``page`` and the templates put it together. ``grid``, ``grid_figures`` and ``grid_tables`` do the same for a grid.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from pathlib import Path
 from rarebox.core.files import write_text
 from rarebox.errors import UserError
 from rarebox.grid import results
-from rarebox.report import drawing, figures, grid, wording
+from rarebox.report import comparison, drawing, figures, grid, wording
 from rarebox.report.drawing import Panel
 from rarebox.report.gallery import Gallery, of_run
 from rarebox.report.page import render
@@ -69,7 +69,7 @@ def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
             _part(run, _uncertain(run, found), out / "figures", f"run{i}_" if several else "")
             for i, run in enumerate(found, start=1)
         ]
-        compared = _published(figures.of_comparison(found), out / "figures") if several else {}
+        compared = _published(comparison.of_runs(found), out / "figures") if several else {}
     page = render(
         "run.html.j2",
         parts=parts,

@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rarebox.core.files import write_bytes, write_text
+from rarebox.report.plotting import Axes, Figure, new_figure, settings
 from rarebox.types import Floats
 
 LIGHT = {
@@ -107,7 +105,7 @@ class Panel:
 @contextmanager
 def style() -> Generator[None]:
     """The style in which figures are made and published. A character that no font has becomes a box, silently."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
+    with settings(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -117,7 +115,7 @@ def style() -> Generator[None]:
 
 def canvas(height: float) -> tuple[Figure, Axes]:
     """A figure of the common width with one pair of axes. ``height`` is in points."""
-    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    figure = new_figure(WIDTH, height)
     return figure, figure.add_subplot()
 
 
@@ -166,9 +164,7 @@ def end_values(axes: Axes, ends: Sequence[float] | Floats, texts: Sequence[str])
 
 def label_below(axes: Axes, text: str) -> None:
     """Write a label along the whole width, because long class names may leave little of it to the axes."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
+    axes.get_figure(root=True).supxlabel(text, x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
 
 
 def empty(axes: Axes, text: str) -> None:
@@ -202,7 +198,7 @@ def publish(panel: Panel, folder: Path, prefix: str = "") -> Panel:
 def _svg(figure: Figure, salt: str) -> str:
     """The figure as SVG, reproducibly: ids depend on the salt, and there is no date."""
     handle = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
+    with settings({"svg.hashsalt": salt}):
         figure.savefig(handle, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return handle.getvalue()
 

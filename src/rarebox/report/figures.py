@@ -1,13 +1,12 @@
-"""The figures of one run, and of several runs compared."""
+"""The figures of one run."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from rarebox.evaluation import imbalance_factor
-from rarebox.loop.metrics import CycleRecord
+from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.report.drawing import (
     LIGHT,
     MARKERS,
@@ -23,13 +22,18 @@ from rarebox.report.drawing import (
     row_axes,
 )
 from rarebox.report.reading import ReportedRun
+from rarebox.report.rows import colours, mean, means, rows_of, spoken
 from rarebox.report.wording import count, factor, is_number, number, plural, short
 
-MOST_ROWS = 40
-LONGEST_NAME = 22
-
-
-# ------------------------------------------------------------------------------------------- one run
+CountKey = Literal[
+    "human_per_class",
+    "sure_per_class",
+    "labels_per_class",
+    "class_frequency",
+    "selected_per_class",
+    "uncertainty_would_select",
+]
+"""The numbers per class of a record that are drawn as bars."""
 
 
 def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, list[Panel]]:
@@ -42,7 +46,7 @@ def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, 
     }
 
 
-def _learning(run: ReportedRun, meter: str) -> Panel:
+def _learning(run: ReportedRun, meter: Meter) -> Panel:
     figure, axes = canvas(240)
     x = [record[meter] for record in run.records]
     lines = {
@@ -51,11 +55,11 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
     }
     for i, (name, y) in enumerate(lines.items()):
         axes.plot(x, floats(y), marker=MARKERS[i], color=PALETTE[i], linestyle=("-", "--")[i], label=name)
-        for point in zip(x, y, strict=True):
-            if is_number(point[1]):
+        for paid, height in zip(x, y, strict=True):
+            if is_number(height):
                 axes.annotate(
-                    number(point[1]),
-                    point,
+                    number(height),
+                    (paid, height),
                     xytext=(0, 8),
                     textcoords="offset points",
                     ha="center",
@@ -73,21 +77,21 @@ def _learning(run: ReportedRun, meter: str) -> Panel:
 
 
 def _ap_per_class(run: ReportedRun) -> Panel:
-    rows = _rows(run)
+    rows = rows_of(run)
     figure, axes = canvas(62 + ROW * len(rows))
     human = run.last["human_per_class"]
-    now, before = (_means(record["per_class_ap50"], rows) for record in (run.last, run.first))
-    axes.barh(range(len(rows)), np.nan_to_num(now), color=_colours(run, rows), height=0.66)
+    now, before = (means(record["per_class_ap50"], rows) for record in (run.last, run.first))
+    axes.barh(range(len(rows)), np.nan_to_num(now), color=colours(run, rows), height=0.66)
     if len(run.records) > 1:
         axes.scatter(
             before, range(len(rows)), marker="|", s=150, linewidths=2, color=LIGHT["ink"], label="after cycle 1"
         )
         figure.legend(loc="outside upper left")
     ends = np.nan_to_num(np.fmax(now, before))
-    row_axes(axes, [f"{row.label} · {count(_mean(human, row))}" for row in rows])
+    row_axes(axes, [f"{row.label} · {count(mean(human, row))}" for row in rows])
     end_values(axes, ends, [number(value) for value in now])
     label_below(axes, "AP50 of the last cycle")
-    alt = "AP50 of each class, rare to frequent: " + _spoken(rows, now, number)
+    alt = "AP50 of each class, rare to frequent: " + spoken(rows, now, number)
     return Panel(
         "ap_per_class",
         "AP50 of each class, rare to frequent",
@@ -98,12 +102,12 @@ def _ap_per_class(run: ReportedRun) -> Panel:
 
 
 def _reviews_per_class(run: ReportedRun) -> Panel:
-    rows = _rows(run)
+    rows = rows_of(run)
     figure, axes = canvas(62 + ROW * len(rows))
-    asked, hits = (_means(run.summed(name), rows) for name in ("selected_per_class", "hits_per_class"))
+    asked, hits = (means(run.summed(name), rows) for name in ("selected_per_class", "hits_per_class"))
     if any(asked):
         axes.barh(range(len(rows)), asked, color=LIGHT["quiet"], height=0.66, label="queried")
-        axes.barh(range(len(rows)), hits, color=_colours(run, rows), height=0.66)
+        axes.barh(range(len(rows)), hits, color=colours(run, rows), height=0.66)
         figure.legend(loc="outside upper left")
         row_axes(axes, [row.label for row in rows])
         end_values(axes, asked, [f"{count(h)} of {count(a)}" if a else "0" for h, a in zip(hits, asked, strict=True)])
@@ -216,7 +220,7 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
 def _counts(
     run: ReportedRun,
     record: CycleRecord,
-    key: str,
+    key: CountKey,
     name: str,
     title: str,
     label: str,
@@ -224,11 +228,11 @@ def _counts(
     say: Callable[[float], str] = count,
 ) -> Panel:
     """Bars of one count per class, with the imbalance factor in the sentence below."""
-    rows = _rows(run)
+    rows = rows_of(run)
     figure, axes = canvas(44 + ROW * len(rows))
-    values = _means(record[key], rows)
+    values = means(record[key], rows)
     if any(values):
-        axes.barh(range(len(rows)), values, color=_colours(run, rows), height=0.66)
+        axes.barh(range(len(rows)), values, color=colours(run, rows), height=0.66)
         row_axes(axes, [row.label for row in rows])
         end_values(axes, values, [say(value) for value in values])
         label_below(axes, label)
@@ -236,7 +240,7 @@ def _counts(
         empty(axes, "none")
     if any(values) and key != "class_frequency":
         look_for += f" {_imbalance(list(record[key].values()))}"
-    return Panel(name, title, look_for, f"{title}: {_spoken(rows, values, say)}", figure)
+    return Panel(name, title, look_for, f"{title}: {spoken(rows, values, say)}", figure)
 
 
 def _imbalance(counts: Sequence[int]) -> str:
@@ -267,132 +271,3 @@ def _time(run: ReportedRun) -> Panel:
         figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.2)
     alt = "Total seconds of each stage: " + "; ".join(f"{name} {value:.0f}" for name, value in run.seconds.items())
     return Panel("time", "Time of each stage", "Speeding up the longest stage saves the most time.", alt, figure)
-
-
-# ------------------------------------------------------------------------------------------- several runs
-
-
-def of_comparison(runs: Sequence[ReportedRun]) -> dict[str, list[Panel]]:
-    """Panels with all runs in each, by section of the page."""
-    learning = [
-        _curves(runs, meter, which) for which in ("all classes", "rarest third") for meter in ("labels", "reviews")
-    ]
-    same_classes = len({tuple(run.classes) for run in runs}) == 1
-    return {"learning": learning, "classes": _compared_classes(runs) if same_classes else []}
-
-
-def _compared_classes(runs: Sequence[ReportedRun]) -> list[Panel]:
-    ap = _dots(
-        runs,
-        lambda run, row: _mean(run.last["per_class_ap50"], row),
-        number,
-        "compare_ap_per_class",
-        "AP50 of each class, rare to frequent",
-        "AP50 of each run's last cycle",
-        "Which run detects the rare classes (top) best?",
-    )
-    reviews = _dots(
-        runs,
-        lambda run, row: _mean(run.summed("selected_per_class"), row),
-        count,
-        "compare_reviews_per_class",
-        "Queries of each class",
-        "queried boxes by predicted class",
-        "Which run asks more about the rare classes (top)? It can ask only about classes that its detector predicts.",
-    )
-    return [ap, reviews]
-
-
-def _curves(runs: Sequence[ReportedRun], meter: str, which: str) -> Panel:
-    figure, axes = canvas(225 + 17 * len(runs))
-    texts: list[str] = []
-    for i, run in enumerate(runs):
-        y = [record["ap50"] if which == "all classes" else run.tail_ap(record) for record in run.records]
-        axes.plot([record[meter] for record in run.records], floats(y), label=short(run.name, 56), **_line_style(i))
-        texts.append(f"{run.name}: {', '.join(map(number, y))}")
-    curve_axes(axes, meter)
-    figure.legend(loc="outside upper left", ncols=1, labelspacing=0.25)
-    look_for = f"At the same number of {meter}, the higher curve is the better run."
-    if which != "all classes":
-        look_for += " The mean of the rarest third of the classes."
-    stem = "ap50" if which == "all classes" else "tail"
-    title = f"AP50 of {'all classes' if which == 'all classes' else 'the rarest third'} against {meter}"
-    return Panel(f"compare_{stem}_{meter}", title, look_for, f"{title}. {'; '.join(texts)}", figure)
-
-
-def _dots(
-    runs: Sequence[ReportedRun],
-    value: Callable[[ReportedRun, "Row"], float],
-    say: Callable[[float], str],
-    name: str,
-    title: str,
-    label: str,
-    look_for: str,
-) -> Panel:
-    """A row for each class, with a dot for each run."""
-    rows = _rows(runs[0])
-    figure, axes = canvas(60 + ROW * len(rows) + 17 * len(runs))
-    texts: list[str] = []
-    for i, run in enumerate(runs):
-        values = [value(run, row) for row in rows]
-        axes.plot(values, range(len(rows)), label=short(run.name, 56), **{**_line_style(i), "linestyle": "none"})
-        texts.append(f"{run.name}: {_spoken(rows, values, say)}")
-    row_axes(axes, [row.label for row in rows])
-    axes.grid(axis="y", visible=True)
-    axes.margins(x=0.08)
-    label_below(axes, label)
-    figure.legend(loc="outside upper left", ncols=1, labelspacing=0.25)
-    return Panel(name, title, look_for, f"{title}. {'. '.join(texts)}", figure)
-
-
-class LineStyle(TypedDict):
-    color: str
-    marker: str
-    linestyle: str
-
-
-def _line_style(i: int) -> LineStyle:
-    lines = ("-", "--", "-.", ":")
-    return {"color": PALETTE[i % 8], "marker": MARKERS[i % 8], "linestyle": lines[i % 4]}
-
-
-# ------------------------------------------------------------------------------------------- rows of classes
-
-
-@dataclass(frozen=True)
-class Row:
-    """One bar: a class or, if there are very many, the mean of those in the middle."""
-
-    label: str
-    members: tuple[str, ...]
-
-
-def _rows(run: ReportedRun) -> list[Row]:
-    """The classes from rare to frequent; of more than 40 the rarest, the most frequent and one row for the others."""
-    order = run.rare_first
-    rows = [Row(short(name, LONGEST_NAME), (name,)) for name in order]
-    if len(rows) <= MOST_ROWS:
-        return rows
-    top, bottom = MOST_ROWS // 2, len(rows) - (MOST_ROWS // 2 - 1)
-    return [*rows[:top], Row(f"mean of {bottom - top} others", tuple(order[top:bottom])), *rows[bottom:]]
-
-
-def _means(values: Mapping[str, float | None], rows: Sequence[Row]) -> list[float]:
-    return [_mean(values, row) for row in rows]
-
-
-def _mean(values: Mapping[str, float | None], row: Row) -> float:
-    """The value of the class; for several classes the mean of the known values, NaN if there are none."""
-    known = floats([values[name] for name in row.members])
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _colours(run: ReportedRun, rows: Sequence[Row]) -> list[str]:
-    """The colour of each class. It depends on the label, so it is the same in all figures and cycles."""
-    label = {name: i for i, name in enumerate(run.classes)}
-    return [PALETTE[label[row.members[0]] % 8] if len(row.members) == 1 else LIGHT["muted"] for row in rows]
-
-
-def _spoken(rows: Sequence[Row], values: Sequence[float], say: Callable[[float], str]) -> str:
-    return "; ".join(f"{row.label} {say(value)}" for row, value in zip(rows, values, strict=True))

@@ -32,7 +32,7 @@ class GroupPart:
 def write(out: Path, groups: Sequence[Group]) -> Path:
     """Write ``report.html``, ``tables.md`` and ``figures/`` into a folder that is there; the page's path."""
     styles = grid_figures.styles_of(groups)
-    parts = []
+    parts: list[GroupPart] = []
     with drawing.style():
         for i, group in enumerate(groups, start=1):
             prefix = f"group{i}_" if len(groups) > 1 else ""
@@ -60,7 +60,7 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
 
 def headline(groups: Sequence[Group]) -> str:
     """Whether the paper's whole method is ahead of plain uncertainty, if both are there; else what is compared."""
-    steps = []
+    steps: list[statistics.Difference] = []
     for group in groups:
         whole, plain = (paper.ablation(group).get(row) for row in ("+ TSPL", "U"))
         if whole and plain:

@@ -5,7 +5,6 @@ method has a small panel with all others in the background.
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from rarebox.grid import measures, paper, results, statistics
@@ -17,6 +16,7 @@ from rarebox.report.drawing import (
     MARKERS,
     PALETTE,
     ROW,
+    WIDTH,
     Panel,
     canvas,
     curve_axes,
@@ -24,6 +24,7 @@ from rarebox.report.drawing import (
     label_below,
     row_axes,
 )
+from rarebox.report.plotting import Axes, new_figure
 from rarebox.report.wording import number, plural, short
 
 MOST_BANDS = 4
@@ -158,9 +159,8 @@ def _each(group: Group, styles: Mapping[str, Style], meter: Meter) -> Panel:
     names = measures.ranked(group)
     curves = {name: measures.curve(group.methods[name].values(), meter) for name in names}
     rows = -(-len(names) // 2)
-    figure, _ = canvas(30 + 98 * rows)
-    figure.clear()
-    grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+    figure = new_figure(WIDTH, 30 + 98 * rows)
+    grid: Sequence[Axes] = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for axes, name in zip(grid, names, strict=False):
         for other in names:
             _line(axes, curves[other], LIGHT["line"], "", width=1)

@@ -40,7 +40,7 @@ def tables(group: Group) -> list[Table]:
 
 
 def _methods(group: Group, found: Mapping[str, Values]) -> Table:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in ranked(group):
         runs = group.methods[name].values()
         points = curve(runs)
@@ -85,7 +85,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
 
 
 def _short(group: Group) -> list[Table]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in ranked(group):
         runs = group.methods[name]
         found = [(batch, seed) for seed, run in runs.items() for batch in short(run.cycles, group.budget, group.unit)]
@@ -127,7 +127,7 @@ def _ablation(group: Group) -> list[Table]:
     if not rows:
         return []
     value = ap50_11 if papers else ap50
-    lines = []
+    lines: list[tuple[str, str, dict[int, str]]] = []
     batches: dict[int, list[float]] = {}
     for row, name in rows.items():
         points = [point for point in curve(group.methods[name].values(), value=value) if point.cycle > 1]
@@ -169,7 +169,7 @@ def _beside(row: str, cells: Sequence[str], papers: bool) -> list[str]:
 
 def markdown(groups: Sequence[Group], level: int = 2) -> str:
     """All tables as Markdown, with headings from a level on, for pages such as ``paper/README.md``."""
-    parts = []
+    parts: list[str] = []
     for group in groups:
         parts.append(f"{'#' * level} {group.title}")
         parts += [_markdown(table, level + 1) for table in tables(group)]

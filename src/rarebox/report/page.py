@@ -1,6 +1,8 @@
 """Renders the templates: ``page.html.j2`` is common to all pages; ``run.html.j2`` and ``grid.html.j2`` extend it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,14 +18,27 @@ def render(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        f.__name__: f for f in (wording.number, wording.count, wording.share, wording.factor, wording.duration)
-    }
-    environment.filters |= {"setting": _setting, "tail": lambda path: Path(path).name}
+    cast(Any, environment).filters.update(FILTERS)
     return environment.get_template(template).render(light=drawing.LIGHT, dark=drawing.DARK, **values)
 
 
 def _setting(value: object) -> str:
     if isinstance(value, tuple | list):
-        return ", ".join(map(str, value)) or wording.DASH
+        return ", ".join(map(str, cast(Sequence[object], value))) or wording.DASH
     return wording.DASH if value is None else str(value)
+
+
+def _tail(path: str) -> str:
+    return Path(path).name
+
+
+FILTERS = {
+    "number": wording.number,
+    "count": wording.count,
+    "share": wording.share,
+    "factor": wording.factor,
+    "duration": wording.duration,
+    "setting": _setting,
+    "tail": _tail,
+}
+"""What templates may apply to a value, as in ``{{ value | number }}``."""

@@ -27,7 +27,7 @@ from rarebox.data.images import UnreadableImage
 from rarebox.data.remote import is_url
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels.leases import Submission, clean_name
-from rarebox.project.exchange import ReviewSource
+from rarebox.project.exchange.source import ReviewSource
 from rarebox.types import ImageRecord, Verdict
 from rarebox.web import replies
 from rarebox.web.guard import Guard, refusal_of
@@ -290,7 +290,7 @@ def make_app(
         service.see_photos()
         return Response(content, media_type="application/zip", headers=headers)
 
-    source = ReviewSource(service.project, do=service.call)
+    source = ReviewSource(service.project, do=service.do)
     app.include_router(router_of(source), prefix="/ml/{key}", dependencies=[Depends(program)])
     app.add_middleware(Guard, host=host, also=tuple(also))
     return app

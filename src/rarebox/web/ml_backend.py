@@ -4,17 +4,21 @@ Label Studio waits 1 s for ``/health``, 3 s for ``/setup`` and 100 s for ``/pred
 the store. Nothing is trained here: answers go to the store, where the trainer finds them.
 """
 
+import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
-from threading import Lock
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from rarebox.data import labelstudio
 from rarebox.data.review import Batch, Returned, ReviewTask
 from rarebox.errors import UserError
-from rarebox.project.exchange import ReviewSource
+from rarebox.project.exchange.source import ReviewSource
 
 ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 """Events that contain an answer. All others are ignored."""
@@ -51,22 +55,33 @@ class Event(Message):
     annotation: dict[str, object] | None = None
 
 
+@dataclass
+class _Recorded:
+    """When the last recorded state of an annotation was saved in Label Studio. The ``lock`` is held while recording."""
+
+    saved_at: float = -math.inf
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 def make_router(
     sheets_of: Callable[[Sequence[tuple[str, int | None]]], Sequence[ReviewTask | None]],
     classes: Callable[[], Sequence[str]],
     version: Callable[[], str],
-    record: Callable[[Batch], Mapping[str, int]],
+    record: Callable[[Batch], Future[dict[str, int]]],
 ) -> APIRouter:
     """The routes of the contract. Mount them under any prefix and enter that whole address in Label Studio.
 
     ``sheets_of`` takes the names of images, each with its number if the task knows it, and returns for each its open
     questions and other boxes to show, or None for an image that is not in the project. ``classes`` are the names that
-    guesses are indices into; ``version`` names the model. ``record`` saves what came back as answers, which are on the
-    disk when it returns, and counts them by kind; its UserErrors are sent to Label Studio.
+    guesses are indices into; ``version`` names the model. ``record`` starts to save what came back as answers. It is
+    done when they are on the disk, and counts them by kind; its UserErrors are sent to Label Studio.
     """
     router = APIRouter(tags=["Label Studio"])
-    newest: dict[int, str] = {}  # of each annotation: when its last recorded state was saved in Label Studio
-    one_at_a_time = Lock()
+    newest: dict[int, _Recorded] = {}  # by annotation
+
+    def begin(body: Event) -> Future[dict[str, int]]:
+        returned = _returned(body)
+        return record(Batch([returned] if returned else []))
 
     @router.get("/", include_in_schema=False)
     @router.get("/health")
@@ -90,25 +105,25 @@ def make_router(
 
     @router.post("/webhook", status_code=201)
     @router.post("/train", status_code=201, include_in_schema=False)
-    def webhook(body: Event) -> dict[str, object]:
+    async def webhook(body: Event) -> dict[str, object]:
         """Record a submitted or changed annotation as answers.
 
         Events may arrive late or twice. A state older than the last one recorded (since the server started) is ignored.
+        No thread waits for the writing thread: others may need one.
         """
         if body.action not in ANSWERED:
             return {"result": {}, "status": "ignored"}
         about = body.annotation or {}
-        number, saved_at = about.get("id"), str(about.get("updated_at") or "")  # ISO dates sort as text
-        with one_at_a_time:
-            if isinstance(number, int) and saved_at < newest.get(number, ""):
+        number, saved_at = about.get("id"), labelstudio.saved_at(about)
+        last = newest.setdefault(number, _Recorded()) if isinstance(number, int) else _Recorded()
+        async with last.lock:
+            if saved_at < last.saved_at:
                 return {"result": {}, "status": "ignored: a later state of this annotation is already recorded"}
             try:
-                returned = _returned(body)
-                counts = dict(record(Batch([returned] if returned else [])))
+                counts = await asyncio.wrap_future(await run_in_threadpool(begin, body))
             except UserError as error:
                 raise HTTPException(422, str(error)) from None
-            if isinstance(number, int):
-                newest[number] = saved_at
+            last.saved_at = saved_at
         return {"result": counts, "status": "ok"}
 
     @router.get("/versions")

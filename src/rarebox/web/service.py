@@ -99,10 +99,6 @@ class AnnotationService:
         """Have the writing thread call a function, as part of a transaction."""
         return self._writer.do(job)
 
-    def call(self, job: Callable[[], T]) -> T:
-        """Call a function in the writing thread and wait for its result."""
-        return self.do(job).result()
-
     def change_classes(self, job: Callable[[], object]) -> "Future[None]":
         """Add, rename or merge classes and update all counts. No answer is read again."""
 

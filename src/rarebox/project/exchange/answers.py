@@ -1,0 +1,145 @@
+"""How the boxes that another tool returned for one image become answers.
+
+A box that comes back unchanged or moved is an object. A deleted box is not an object, unless another box took its place
+(IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a question
+that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is rejected.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rarebox.core.boxes import rescaling
+from rarebox.data.review import Region, Returned
+from rarebox.errors import UserError, unknown_name
+from rarebox.labels.leases import clean_name
+from rarebox.project.exchange.known import Known
+from rarebox.project.exchange.matching import keys_of, match_asked, match_drawn, match_labelled, rejection, settle
+from rarebox.types import Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """One answer to give: to a query that is there, or to one that is asked along with it, under a key."""
+
+    kind: str
+    by: str
+    verdict: Verdict
+    boxes: Floats
+    labels: Ints
+    milliseconds: int
+    query: Query
+    key: str | None = None
+
+
+def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by: str, complete: bool) -> list[Said]:
+    """What one image's regions say of its queries, of boxes that were drawn before, and of nothing asked."""
+    author = clean_name(by or one.by or source, "person")
+    boxes = _in_pixels(one, record)
+    named = [_label(region, one, known) for region in one.regions]
+    labels = known.counts_as[np.array(named, np.int64)].tolist()
+    ours = known.queries.get(record.id, {})
+    shown = _shown(one, ours)
+    answer_to = match_asked(one.regions, boxes, shown)
+    taken = {region: query for query, region in answer_to.items()}
+    before = known.drawn.get(record.id, {})
+    keys = keys_of(one.regions, boxes, named, source, record.id, lambda key: key not in before and known.has_key(key))
+    drawn = match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
+    time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
+
+    free = [n for n in range(len(boxes)) if n not in taken and n not in drawn]
+    used = {*shown, *before.values()}
+    others = {n: q for n, q in ours.items() if n not in used}
+    labelled = match_labelled(boxes, labels, free, others, known)
+
+    def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> Said:
+        rows = [] if region is None else [region]
+        return Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
+
+    found: list[Said] = []
+    for query in shown.values():
+        if query.id in answer_to:
+            region = answer_to[query.id]
+            boxes[region] = settle(boxes[region], query)
+            found.append(said("objects", query, Verdict.OBJECT, region))
+        elif one.began_with_guesses and not one.left_out:
+            found.append(said("no_objects", query, rejection(query, boxes)))
+        else:
+            found.append(said("unseen", query, Verdict.CANNOT_TELL))
+    for region in (n for n in range(len(boxes)) if n not in taken):
+        if region in drawn:
+            found.append(said("missed", ours[drawn[region]], Verdict.OBJECT, region))
+        elif region in labelled:
+            query, _, exact = labelled[region]
+            # One box of many cannot be changed alone.
+            kind = "missed" if query.box is not None else "unchanged" if exact else "left"
+            found.append(said(kind, query, Verdict.OBJECT, region))
+        else:
+            query = Query(record.id, boxes[region], labels[region], asked_by=author)
+            found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
+    gone = set[int]() if one.left_out else {*before.values()} - {*drawn.values()}
+    deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
+    if not one.left_out:
+        there = {(query.id, row) for query, row, _ in labelled.values()}
+        deleted += [q for q, row in _held_labels(one, record, others, known) if (q.id, row) not in there]
+    for query in deleted:
+        if query.box is None:
+            found.append(said("left", query, Verdict.OBJECT))  # one box of many cannot be deleted alone
+            continue
+        said_by = known.standing.get(query.id, {}).items()
+        theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != author)
+        asked = query.asked_by is None or theirs
+        found.append(said("withdrawn", query, rejection(query, boxes) if asked else Verdict.WITHDRAWN))
+    if complete and not one.left_out:
+        whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
+        found.append(said("complete", whole, Verdict.OBJECT))
+    return found
+
+
+def _held_labels(
+    one: Returned, record: ImageRecord, ours: Mapping[int, Query], known: Known
+) -> list[tuple[Query, int]]:
+    """The labels of the store that the image was exported with: queries, and rows in their latest answers."""
+    named = [(held, label) for held in one.held if (label := known.classes.find(held.name)) is not None]
+    sides = np.array([record.width, record.height] * 2) / 100
+    places = np.array([held.place for held, _ in named]).reshape(-1, 4) * sides
+    labels = known.counts_as[np.array([label for _, label in named], np.int64)].tolist()
+    found = match_labelled(places, labels, range(len(named)), ours, known)
+    return [(query, row) for query, row, _ in found.values()]
+
+
+def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
+    """The regions' boxes in pixels of the image here: (N, 4). UserError for another picture, or a box without area."""
+    size = (record.width, record.height)
+    scale = rescaling(one.size or size, size)
+    if scale is None:
+        width, height = one.size or size
+        raise UserError(
+            f"{one.where}: the picture there has {width} x {height} pixels, here {record.width} x {record.height}; it "
+            "is another one, or turned"
+        )
+    boxes = np.array([region.box for region in one.regions], dtype=np.float64).reshape(-1, 4) * scale
+    boxes = np.clip(boxes, 0, [record.width, record.height] * 2)
+    try:
+        return as_boxes(boxes)
+    except ValueError as error:
+        raise UserError(f"{one.where}: {error}; delete that box there, and export again") from None
+
+
+def _label(region: Region, one: Returned, known: Known) -> int:
+    label = known.classes.find(region.name)
+    if label is None:
+        raise UserError(
+            f"{one.where}: {unknown_name('class', region.name, known.classes)}; add it to the project first"
+        )
+    return label
+
+
+def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:
+    """The box queries that the file is about. UserError for one that was never asked of this image."""
+    told = dict.fromkeys([*one.queries, *(r.query for r in one.regions if r.query is not None and r.query in ours)])
+    for number in told:
+        if number not in ours or ours[number].box is None:
+            raise UserError(f"{one.where}: query {number} is not one of this image's; is this another project's file?")
+    return {number: ours[number] for number in told}

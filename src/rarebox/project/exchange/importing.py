@@ -1,0 +1,110 @@
+"""Import of what another tool returned: which answers are recorded, and which contradict the store."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rarebox.data.review import Batch
+from rarebox.labels.store import Store
+from rarebox.project.exchange.answers import Said, answers_of
+from rarebox.project.exchange.known import Known
+from rarebox.project.exchange.matching import STILL
+from rarebox.project.exchange.photos import Photos, located
+from rarebox.types import Answer, Verdict
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a file brought, in answers: guesses that are an object and those that are none or have their label already,
+    missed boxes, images called complete, and drawn boxes that are gone: withdrawn, or rejected where another person's
+    answer would count again. ``unchanged`` were known before; ``left`` contradict another person's later answer, which
+    stands; ``unseen`` are guesses on images whose annotation was not begun with them, so that a missing one says
+    nothing. ``shapes`` are those that no box can be made of; on their images a missing box says nothing either, and no
+    such image is called complete."""
+
+    objects: int = 0
+    no_objects: int = 0
+    missed: int = 0
+    complete: int = 0
+    withdrawn: int = 0
+    unchanged: int = 0
+    left: int = 0
+    unseen: int = 0
+    shapes: int = 0
+
+
+SKIPPED = ("unseen", "unchanged", "left")
+"""Kinds of answers that are counted and not recorded."""
+
+
+def bring_in(
+    store: Store,
+    batch: Batch,
+    source: str,
+    *,
+    by: str = "",
+    complete: bool = False,
+    instead: bool = False,
+    photos: Photos | None = None,
+) -> Imported:
+    """Record what came back from another tool, all of it or, on an error, none; the same file again changes nothing.
+
+    ``source`` names the tool; ``by`` is whose answers they are, where the file does not name the person or another
+    name is wanted. With ``complete`` every image of the batch is labelled completely. What somebody else has answered
+    otherwise meanwhile stands, unless ``instead``. ``photos`` are those of the store, if they have been read. Raises
+    UserError for images, queries and classes that the store does not have.
+    """
+    with store.transaction(writes=True):
+        found = located(batch.returned, photos or Photos(store), store)
+        known = Known.of(store, source, (record.id for _, record in found))
+        said = [one for returned, record in found for one in answers_of(returned, record, known, source, by, complete)]
+        fates = [_fate(one, known, instead) for one in said]
+        _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate not in SKIPPED])
+    return Imported(**Counter(fate for fate in fates if fate), shapes=sum(len(one.left_out) for one in batch.returned))
+
+
+def _fate(one: Said, known: Known, instead: bool) -> str:
+    """What becomes of an answer, as `Imported` counts: its own kind if it is recorded, else the reason why not."""
+    standing = known.standing.get(one.query.id, {})  # in the order recorded
+    mine = standing.get(one.by)
+    authors = [*standing]
+    later = [standing[by] for by in authors[authors.index(one.by) + 1 if mine else 0 :]]
+    latest = next(reversed(standing.values()), None)
+    if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
+        return ""
+    if one.kind == "unseen":
+        return "" if standing else "unseen"
+    if one.kind in SKIPPED:
+        return one.kind
+    if one.kind == "complete" and any(answer.verdict is not Verdict.CANNOT_TELL for answer in standing.values()):
+        return "unchanged"
+    overruled = len(later) >= one.query.wanted
+    compared = [mine] if mine and not overruled else later[-one.query.wanted :]
+    if any(_same(answer, one) for answer in compared):
+        return "unchanged"
+    return "left" if overruled and not instead else one.kind
+
+
+def _same(answer: Answer, one: Said) -> bool:
+    return (
+        answer.verdict is one.verdict
+        and answer.labels.tolist() == one.labels.tolist()
+        and np.abs(answer.boxes - one.boxes).max(initial=0) <= STILL
+    )
+
+
+def _record(store: Store, said: Sequence[Said]) -> None:
+    """Ask what nobody has asked, and record all answers, those to such questions under their keys."""
+    cycle = max(store.cycles(), default=1)
+    store.open_cycle(cycle)
+    new = iter(store.ask(cycle, [one.query for one in said if not one.query.id]))
+    ids = [one.query.id or next(new).id for one in said]
+    answers = [
+        Answer(number, one.boxes, one.labels, one.verdict, one.by, one.milliseconds)
+        for number, one in zip(ids, said, strict=True)
+    ]
+    keyed = [n for n, one in enumerate(said) if one.key]
+    store.record([answers[n] for n in keyed], [str(said[n].key) for n in keyed])
+    store.record([answer for answer, one in zip(answers, said, strict=True) if not one.key])

@@ -1,0 +1,97 @@
+"""What the store holds of the images that another tool returned."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import bindparam, select
+
+from rarebox.data.classes import Classes
+from rarebox.labels import schema
+from rarebox.labels.store import ANSWER, Store
+from rarebox.types import Answer, Ints, Query, Verdict
+
+MOST_TOGETHER = 1000
+"""Images, or queries, of one statement."""
+
+_of_images = schema.queries.c.image_id.in_(bindparam("images", expanding=True))
+_QUERIES = select(schema.queries).where(_of_images).order_by(*schema.in_order)
+_ANSWERS = (
+    select(schema.queries.c.image_id, schema.answers.c.key, *ANSWER)
+    .join_from(schema.queries, schema.answers)
+    .where(_of_images)
+    .order_by(schema.answers.c.id)
+)
+_KEY = select(schema.answers.c.id).where(schema.answers.c.key == bindparam("key"))
+_IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
+    schema.queries.c.id.in_(bindparam("queries", expanding=True))
+)
+
+
+@dataclass
+class Known:
+    """What the store holds of some images, looked up once.
+
+    ``queries`` by image. ``standing``: what each person says of a query, in the order recorded. ``drawn``: by image,
+    the queries of boxes that came from the same tool before, by the keys of their answers. ``classes`` gives the index
+    of a name, and ``counts_as`` (K,) the label that an index counts as.
+    """
+
+    store: Store
+    classes: Classes
+    counts_as: Ints
+    queries: dict[int, dict[int, Query]] = field(default_factory=dict[int, dict[int, Query]])
+    standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
+    drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
+
+    @classmethod
+    def of(cls, store: Store, source: str, images: Iterable[int]) -> "Known":
+        """Read the queries and answers of these images. ``source`` names the tool."""
+        with store.transaction():
+            names, counts_as = store.classes(), store.counts_as()
+            classes = Classes(())
+            for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # those that count first
+                classes.add(names[label], label)
+            known = cls(store, classes, counts_as)
+            for some in _parts(images):
+                known._read(some, source)
+        return known
+
+    def _read(self, images: Sequence[int], source: str) -> None:
+        rows = self.store.rows
+        with self.store.transaction() as connection:
+            for row in connection.execute(_QUERIES, {"images": images}).all():
+                if query := rows.query(row):
+                    self.queries.setdefault(query.image_id, {})[query.id] = query
+            for row in connection.execute(_ANSWERS, {"images": images}).all():
+                if row.query_id in self.queries.get(row.image_id, {}):
+                    self._hear(rows.answer(row, self.counts_as))
+                    if isinstance(row.key, str) and row.key.startswith(f"{source}:{row.image_id}:"):
+                        self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
+
+    def _hear(self, answer: Answer) -> None:
+        """Replace or withdraw the earlier answer of the same author."""
+        on_query = self.standing.setdefault(answer.query_id, {})
+        on_query.pop(answer.by, None)
+        if answer.verdict is not Verdict.WITHDRAWN:
+            on_query[answer.by] = answer
+
+    def has_key(self, key: str) -> bool:
+        """Whether an answer has this key. A browser may make up any key, also for another image."""
+        with self.store.transaction() as connection:
+            return connection.scalar(_KEY, {"key": key}) is not None
+
+
+def images_of(store: Store, queries: Iterable[int]) -> dict[int, int]:
+    """The image of each of these queries that the store has, by query id."""
+    found = dict[int, int]()
+    with store.transaction() as connection:
+        for some in _parts(number for number in queries if 0 < number < 2**63):
+            found |= {row.id: row.image_id for row in connection.execute(_IMAGES, {"queries": some})}
+    return found
+
+
+def _parts(ids: Iterable[int]) -> Iterator[list[int]]:
+    """Each id once, at most `MOST_TOGETHER` at a time."""
+    once = list(dict.fromkeys(ids))
+    for start in range(0, len(once), MOST_TOGETHER):
+        yield once[start : start + MOST_TOGETHER]

@@ -1,0 +1,128 @@
+"""Which returned box belongs to which box of the store."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from rarebox.core.boxes import iou_matrix, overlapping
+from rarebox.data.review import Region
+from rarebox.project.exchange.known import Known
+from rarebox.types import Floats, Query, Verdict, as_boxes
+
+SAME_OBJECT = 0.5
+"""The lowest IoU at which two boxes show the same object."""
+
+
+STILL = 0.05
+"""Pixels by which the edges of an untouched box may move in transfer (CVAT keeps two decimals)."""
+
+
+def match_asked(regions: Sequence[Region], boxes: Floats, shown: Mapping[int, Query]) -> dict[int, int]:
+    """Which region answers which query: by its number, the nearest if several say so; else by its place."""
+    told: dict[int, list[int]] = {}
+    for n, region in enumerate(regions):
+        if region.query is not None and region.query in shown:
+            told.setdefault(region.query, []).append(n)
+    matched: dict[int, int] = {}
+    for number, rows in told.items():
+        box = shown[number].box
+        assert box is not None
+        matched[number] = rows[int(iou_matrix(box[None], boxes[rows])[0].argmax())]
+    free = [number for number in shown if number not in matched]
+    rest = sorted({*range(len(boxes))} - {*matched.values()})
+    places = as_boxes([shown[number].box for number in free])  # type: ignore[arg-type]
+    return matched | {free[a]: rest[b] for a, b in pairs(places, boxes[rest])}
+
+
+def match_drawn(
+    keys: Sequence[str], boxes: Floats, free: Sequence[int], before: Mapping[str, int], ours: Mapping[int, Query]
+) -> dict[int, int]:
+    """Which region is a box that was drawn and brought in before: by its key, else by its place; region -> query."""
+    found = {region: before[keys[region]] for region in free if keys[region] in before}
+    rest = [region for region in free if region not in found]
+    again = {*found.values()}
+    left = [n for n in before.values() if n not in again and ours[n].box is not None]
+    places = as_boxes([ours[n].box for n in left])  # type: ignore[arg-type]
+    return found | {rest[b]: left[a] for a, b in pairs(places, boxes[rest])}
+
+
+def match_labelled(
+    boxes: Floats, labels: Sequence[int], free: Sequence[int], ours: Mapping[int, Query], known: Known
+) -> dict[int, tuple[Query, int, bool]]:
+    """Region -> the query whose latest answer labels the same object, the row there, and whether nothing has changed.
+
+    ``boxes`` (R, 4) and ``labels`` are of all regions, ``free`` the rows to match, ``ours`` the image's queries by id.
+    The same boxes are matched first, then those with the best IoU of at least 0.5. So the project's own labels are
+    known when they come back, and a changed one contradicts its label.
+    """
+    latest = {n: next(reversed(known.standing[n].values())) for n in ours if known.standing.get(n)}
+    places = [(n, row) for n, answer in latest.items() for row in range(len(answer.boxes))]
+    if not places or not free:
+        return {}
+    there = np.stack([latest[n].boxes[row] for n, row in places])
+    same = np.array([latest[n].labels[row] for n, row in places])
+    near = iou_matrix(boxes[list(free)], there)
+    exact = np.abs(boxes[list(free)][:, None] - there).max(axis=2) <= STILL
+    worth = near + 2 * (exact & (np.array(labels)[list(free)][:, None] == same))
+    found: dict[int, tuple[Query, int, bool]] = {}
+    taken = set[int]()
+    for place in np.argsort(-worth, axis=None, kind="stable"):
+        row, column = divmod(int(place), len(places))
+        if worth[row, column] < 0.5:
+            break
+        if free[row] not in found and column not in taken:
+            number, there_row = places[column]
+            found[free[row]] = ours[number], there_row, bool(worth[row, column] >= 2)
+            taken.add(column)
+    return found
+
+
+def pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
+    """Rows that belong together, each in one pair: the largest IoU first, down to that of one object."""
+    rows, columns, iou = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, SAME_OBJECT), strict=True))
+    free, free_others = {*range(len(boxes))}, {*range(len(others))}
+    for nth in np.lexsort((columns, rows, -iou)):
+        a, b = int(rows[nth]), int(columns[nth])
+        if a in free and b in free_others:
+            yield a, b
+            free.remove(a)
+            free_others.remove(b)
+
+
+def keys_of(
+    regions: Sequence[Region],
+    boxes: Floats,
+    labels: Sequence[int],
+    source: str,
+    image_id: int,
+    is_taken: Callable[[str], bool],
+) -> list[str]:
+    """A name for each region that lasts: its own, or, where the tool has none, one of its class and place.
+
+    ``is_taken``: whether something else has a name.
+    """
+    keys: list[str] = []
+    drawn = Counter[str]()
+    for region, box, label in zip(regions, boxes.astype(float).round(1).tolist(), labels, strict=True):
+        name = region.key or f"{label} {box}"
+        key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
+        while is_taken(again := key + "+" * drawn[key]):  # the same box may be drawn twice
+            drawn[key] += 1
+        keys.append(again)
+        drawn[key] += 1
+    return keys
+
+
+def settle(box: Floats, query: Query) -> Floats:
+    """The query's own box where a person has not moved it."""
+    assert query.box is not None
+    return query.box if np.abs(box - query.box).max() <= STILL else box
+
+
+def rejection(query: Query, boxes: Floats) -> Verdict:
+    """The answer to a query whose box was deleted. ``boxes``: (N, 4), those that are there."""
+    assert query.box is not None
+    near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
+    return Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT

@@ -1,0 +1,133 @@
+"""Which photo of a store another tool means."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Self
+
+from sqlalchemy import func, select
+
+from rarebox.data.export import sent_as
+from rarebox.data.images import SUFFIXES
+from rarebox.data.naming import ByName, file_names
+from rarebox.data.review import Returned
+from rarebox.errors import UserError
+from rarebox.labels import schema
+from rarebox.labels.store import Store
+from rarebox.project.exchange.known import images_of
+from rarebox.types import ImageRecord
+
+_LATEST = select(
+    select(func.max(schema.images.c.id)).scalar_subquery(), select(func.max(schema.image_moves.c.id)).scalar_subquery()
+)
+"""Grows with every new photo and every new path of one."""
+
+
+class Photos:
+    """The photos of a store by their current and former names.
+
+    ``records`` by image id. ``folders`` are the names of all folders above the photos, current and former. ``sent``:
+    file name in an export of all photos -> image id.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        with store.transaction() as connection:
+            self._latest = connection.execute(_LATEST).one()
+            self.records, self._paths = store.images(), store.image_paths()
+        self._by_name = ByName[int]()
+        for image_id, paths in self._paths.items():
+            self._by_name.add(paths[-1], image_id)
+        plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
+        self.folders = frozenset(part for path in plain for part in path.split("/")[:-1] if part)
+        self.sent = sent_as(self.records.values())
+
+    def current(self) -> Self:
+        """These photos if the store has no newer ones, else those that it has now."""
+        with self._store.transaction() as connection:
+            same = connection.execute(_LATEST).one() == self._latest
+        return self if same else type(self)(self._store)
+
+    def is_made(self, file: str) -> bool:
+        """Whether this is the name of a photo in an export, but not its own: a number tells it from another photo."""
+        image_id = self.sent.get(file)
+        return image_id is not None and file_names([(image_id, self.records[image_id].path)], SUFFIXES) != [file]
+
+    def named(self, name: str) -> int | None:
+        """The id of the photo that another tool means by a name. UserError if it fits several."""
+        return self._by_name.match(name)
+
+    def agree(self, image_id: int, name: str) -> bool:
+        """Whether the photo with this id has the name in another tool, or had it when it was sent there."""
+        own = ByName[int]()
+        for path in self._paths.get(image_id, ()):
+            (file,) = file_names([(image_id, path)], SUFFIXES)
+            stem, _, suffix = file.rpartition(".")
+            # `data.export` tells two of one name apart by a number, written as often as it takes
+            for alike in (path, file, *(f"{stem}{f'-{image_id}' * times}.{suffix}" for times in (1, 2, 3))):
+                own.add(alike, image_id)
+        try:
+            return own.match(name) is not None
+        except UserError:  # several of its names fit
+            return True
+
+
+def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[tuple[Returned, ImageRecord]]:
+    """Each with its image. UserError names the first of those that are unknown, and how many there are.
+
+    If one number does not fit the name beside it, the file is another project's. Then no number of images and
+    questions in it means anything here, and names alone tell which photo is meant. If only names of our export are in
+    the file, and one that no photo has, they are meant as that export means them. CVAT may add one folder to all names.
+    """
+    numbered = any(one.image_id is not None for one in returned)
+    if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
+        returned = [_without_numbers(one) for one in returned]
+    if not numbered:
+        returned = _without_folder(returned, photos)
+    unnumbered = [one for one in returned if one.image_id is None]
+    names = {one.image for one in unnumbered}
+    ours = len(unnumbered) == len(returned) and names <= photos.sent.keys() and any(map(photos.is_made, names))
+    asked = images_of(store, (number for one in unnumbered for number in one.queries))
+    located = [(one, _find(one, photos, asked, ours)) for one in returned]
+    unknown = [one for one, record in located if record is None]
+    if unknown:
+        more = f", and {len(unknown) - 1} more of {len(returned)} are not" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{unknown[0].where}: the image {unknown[0].image!r} is not in the store{more}. Is this the file of "
+            "another project?"
+        )
+    pairs = [(one, record) for one, record in located if record is not None]
+    seen: dict[int, Returned] = {}
+    for one, record in pairs:
+        if record.id in seen:
+            raise UserError(f"{one.where}: this image came already, in {seen[record.id].where}; import them one by one")
+        seen[record.id] = one
+    return pairs
+
+
+def _without_numbers(one: Returned) -> Returned:
+    regions = tuple(region._replace(query=None) for region in one.regions)
+    return replace(one, image_id=None, queries=(), regions=regions)
+
+
+def _without_folder(returned: Sequence[Returned], photos: Photos) -> Sequence[Returned]:
+    """The same with bare names, if all are names of our export in one folder that is no folder of the photos."""
+    names = [one.image.replace("\\", "/").rpartition("/") for one in returned]
+    folders = {folder for folder, _, _ in names}
+    if (
+        len(folders) != 1
+        or photos.folders & set(folders.pop().split("/"))
+        or any(file not in photos.sent for *_, file in names)
+    ):
+        return returned
+    return [replace(one, image=file) for one, (*_, file) in zip(returned, names, strict=True)]
+
+
+def _find(one: Returned, photos: Photos, asked: Mapping[int, int], ours: bool) -> ImageRecord | None:
+    """The image that is meant. ``asked``: the images of queries; ``ours``: the file is certainly an export of ours."""
+    if one.image_id is not None:
+        return photos.records.get(one.image_id)
+    there = photos.sent.get(one.image, -1)
+    if ours or there in {asked.get(number) for number in one.queries}:
+        return photos.records[there]
+    image_id = photos.named(one.image)
+    return None if image_id is None else photos.records.get(image_id)
