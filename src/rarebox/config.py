@@ -78,6 +78,10 @@ class DetectorSettings(Section):
     normaliser: Literal["own", "batch", "paper"] = Field(
         default="own", description="what the sums of Eq. 7 are divided by [19]"
     )
+    soft_loss: Literal["one_sided", "two_sided"] = Field(
+        default="one_sided",
+        description="class loss of a box of weight w: w L(class); two_sided: w L(class) + (1 - w) L(background) [34]",
+    )
     weighted_stages: Literal["both", "roi_only"] = Field(
         default="both", description="Faster R-CNN: stages whose losses are weighted [20]"
     )
@@ -113,8 +117,32 @@ class TrainingSettings(Section):
         le=1,
         description="fraction of fully labelled images in an epoch, where both kinds exist; null: as they occur",
     )
+    repeat_below: Fraction = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="images are drawn more often if they show a class that fewer than this fraction of the images show",
+    )
     flip: Fraction = Field(default=0.5, ge=0, le=1, description="probability of mirroring an image")
     scale_jitter: Fraction = Field(default=0.0, ge=0, lt=1, description="images are scaled by a factor of 1 ± this")
+    zoom: float = Field(
+        default=1.0,
+        ge=1,
+        le=4,
+        description="images are scaled by a random factor between 1/zoom and zoom, and cropped to the input's size",
+    )
+    colour_jitter: Fraction = Field(
+        default=0.0, ge=0, lt=1, description="brightness, contrast and saturation change by factors of 1 ± this"
+    )
+    renew_from: Fraction = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="fraction of the steps after which the moving average renews pseudo labels at every step; 1: never",
+    )
+    ema: Fraction = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that a fit returns; 0: none"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where it is faster"
     )

@@ -83,7 +83,7 @@ def help_train(job: distributed.Job) -> None:
     """Do a helper's part of a fit under torchrun: this process's part of each batch, from the leader's weights."""
     device = choose_device("auto" if job.device == "cuda" else job.device)
     detector = _unfilled(job.detector, job.num_classes, job.training, device)
-    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete)
+    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete, renewal=job.renewal)
 
 
 def body_channels(settings: DetectorSettings) -> tuple[tuple[int, int], ...]:

@@ -115,6 +115,7 @@ class OneStage:
         for tower in (head.classification_head, head.regression_head):
             tower.conv = tower.conv[: self.convs]
         head.normaliser = settings.normaliser
+        head.two_sided = settings.soft_loss == "two_sided"
         network = WeightedRetinaNet(
             Pyramid(spec, body, 3, LastLevelP6P7(last, spec.width)),
             plan.num_classes,
@@ -193,6 +194,7 @@ class TwoStages:
         proposals.proposal_matcher = LeastMatcher(0.7, 0.3, settings.low_quality_iou)
         proposals.beta = heads.beta = 0.0 if settings.box_loss == "l1" else BETA
         proposals.normaliser = heads.normaliser = settings.normaliser
+        proposals.two_sided = heads.two_sided = settings.soft_loss == "two_sided"
         proposals.weighted = settings.weighted_stages == "both"
         network = WeightedFasterRCNN(pyramid, proposals, heads, InputTransform(spec.mean, spec.std))
         return _detector(plan, network)

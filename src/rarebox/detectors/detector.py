@@ -17,13 +17,15 @@ from rarebox.config import DetectorSettings, TrainingSettings, as_written_before
 from rarebox.core.files import damaged, read_json, write_bytes, write_json
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import on_device
+from rarebox.detectors.augmentation import Draw, augmented
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import FURTHER_ROWS, WeightedFasterRCNN
-from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
+from rarebox.detectors.inputs import as_input, as_target, input_size, scale_of, with_views
 from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
 from rarebox.detectors.protocol import FitProgress, Image, Scored
 from rarebox.detectors.retinanet import WeightedRetinaNet
+from rarebox.detectors.teacher import Renewal
 from rarebox.detectors.training import autocast, train
 from rarebox.detectors.weights import Tensors, take_over
 from rarebox.errors import UserError
@@ -83,10 +85,12 @@ class TorchDetector:
         checkpoint: Path | None = None,
         progress: FitProgress | None = None,
         complete: Bools | None = None,
+        renewal: Renewal | None = None,
     ) -> float:
         """Train on images and their targets by the training settings, and return the final smoothed loss.
 
-        ``images`` may be decoded on access. ``complete`` (n,) marks the fully labelled ones. With ``checkpoint`` an
+        ``images`` may be decoded on access. ``complete`` (n,) marks the fully labelled ones; ``renewal`` says how the
+        pseudo labels of the others are renewed from ``training.renew_from`` of the steps on. With ``checkpoint`` an
         interrupted fit resumes. Raises UserError without images, and TrainingDiverged.
         """
         if not len(images):
@@ -94,13 +98,29 @@ class TorchDetector:
 
         pictures: Sequence[Picture | CachedPicture] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(
-            Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed, complete)
+            Job(
+                self.device.type,
+                self.settings,
+                self.training,
+                self.num_classes,
+                pictures,
+                targets,
+                seed,
+                complete,
+                renewal,
+            )
         )
 
         def prepare(
             pictures: Sequence[Picture | CachedPicture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
         ) -> tuple[list[Input], list[dict[str, Tensor]]]:
-            return augment(*self._prepare(pictures, truths), dice, self.training.flip, self.training.scale_jitter)
+            done = [
+                augmented(
+                    picture, truth, Draw.of(die, self.training), self.settings.size, self.training.zoom > 1, self.device
+                )
+                for picture, truth, die in zip(pictures, truths, dice, strict=True)
+            ]
+            return [image for image, _ in done], [truth for _, truth in done]
 
         with _memory_errors_explained():
             return train(
@@ -114,6 +134,7 @@ class TorchDetector:
                 checkpoint=checkpoint,
                 progress=progress,
                 complete=complete,
+                renew=renewal if self.training.renew_from < 1 else None,
             )
 
     def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:

@@ -10,7 +10,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
 from rarebox.detectors import on_device
-from rarebox.detectors.losses import Assignment, Normaliser, assign, mean_over_images, reduce, reduce_image
+from rarebox.detectors.losses import Assignment, Normaliser, assign, mean_over_images, reduce, reduce_image, two_sided
 from rarebox.detectors.maps import Input
 
 
@@ -18,6 +18,7 @@ class WeightedHead(RetinaNetHead):
     """torchvision's head with Eq. 7 as the loss of both branches."""
 
     normaliser: Normaliser = "own"
+    two_sided = False
 
     def losses(
         self,
@@ -51,12 +52,17 @@ class WeightedHead(RetinaNetHead):
         positive = given.positive[rows]
         wanted = torch.zeros_like(logits[rows])
         wanted[positive, target["labels"][given.row[rows[positive]]]] = 1.0
-        class_loss = sigmoid_focal_loss(logits[rows].float(), wanted.float()).sum(dim=1)
+        own, weight = logits[rows].float(), given.class_weight[rows]
+        class_loss = sigmoid_focal_loss(own, wanted.float()).sum(dim=1)
+        if self.two_sided:
+            class_loss, weight = two_sided(
+                class_loss, lambda: sigmoid_focal_loss(own, torch.zeros_like(own)).sum(dim=1), weight
+            )
 
         boxes = target["boxes"][given.box_row[in_box]]
         coder = self.regression_head.box_coder
         box_loss = (deltas[in_box] - coder.encode_single(boxes, anchors[in_box])).abs().sum(dim=1)
-        return class_loss, positive, given.class_weight[rows], box_loss, given.box_weight[in_box]
+        return class_loss, positive, weight, box_loss, given.box_weight[in_box]
 
     def with_tower(self, features: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The head's outputs, and the class tower's last feature map (B, C, h, w) of each level."""
