@@ -19,6 +19,7 @@ from rarebox.detectors.weights import Source
 from rarebox.report import drawing
 
 CHANGES: dict[str, Any] = {
+    **config.INSTALLED,
     "initial_images": 4,
     "budget": [6, 6],
     "device": "cpu",

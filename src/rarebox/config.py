@@ -43,7 +43,7 @@ class DetectorSettings(Section):
     name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="network architecture")
     backbone: Literal[
         "auto", "efficientnet_lite0", "mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"
-    ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [34]")
+    ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [37]")
     image_size: int = Field(default=320, ge=64, description="short side of the network's input, in pixels")
     long_side: int | None = Field(
         default=None, description="maximum long side of the input; null: 5/3 of the short side (1000x600)"
@@ -56,7 +56,7 @@ class DetectorSettings(Section):
     weights: str = Field(
         default="imagenet",
         description="initial weights: auto (coco if available), coco, imagenet, none, a file, or a folder (model, "
-        "run or project) [34]",
+        "run or project) [37]",
     )
     score_threshold: Fraction = Field(default=0.05, ge=0, le=1, description="detections below this score are discarded")
     nms_iou: Fraction = Field(default=0.5, ge=0, le=1, description="IoU threshold of per-class non-maximum suppression")

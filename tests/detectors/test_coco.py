@@ -294,7 +294,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_data(tmp_path_factory.mktemp("data") / "scenes")
 
 
-AUTO: dict[str, Any] = {"detector__name": "faster_rcnn", "training__steps": 1}
+AUTO: dict[str, Any] = {
+    "detector__name": "faster_rcnn",
+    "detector__backbone": "auto",
+    "detector__weights": "auto",
+    "training__steps": 1,
+}
+INSTALLED: dict[str, Any] = {**AUTO, "detector__backbone": "efficientnet_lite0", "detector__weights": "none"}
 
 
 def test_a_run_keeps_the_start_that_it_took_when_a_file_appears_later(
@@ -311,15 +317,14 @@ def test_a_run_keeps_the_start_that_it_took_when_a_file_appears_later(
         (again,) = simulate.simulate(folder.root, tiny.settings(data, budget=[], **AUTO))
         assert again["ap50"] == first["ap50"]
         folder.start.unlink()
-        old = tiny.settings(data, budget=[], **AUTO, detector__backbone="efficientnet_lite0", detector__weights="none")
         with pytest.raises(UserError, match=r"detector.weights: auto -> none"):
-            folder.check(old)
+            folder.check(tiny.settings(data, budget=[], **INSTALLED))
 
 
 def test_a_run_of_an_earlier_version_resumes_under_todays_preset(data: Path, tmp_path: Path) -> None:
-    folder, installed = RunFolder(tmp_path / "run"), {"detector__backbone": "efficientnet_lite0"}
+    folder = RunFolder(tmp_path / "run")
     with tiny.small_network():
-        simulate.simulate(folder.root, tiny.settings(data, budget=[], **AUTO, **installed, detector__weights="none"))
+        simulate.simulate(folder.root, tiny.settings(data, budget=[], **INSTALLED))
         folder.start.unlink()
         folder.check(tiny.settings(data, budget=[], **AUTO))
 
