@@ -150,6 +150,15 @@ def test_only_the_wanted_sources_are_written(
     assert truth.difficult.any() == (format != "yolo")
 
 
+@pytest.mark.parametrize("format", ["labelstudio", "cvat"])
+def test_a_labelling_tool_gets_no_pseudo_labels_as_a_persons(
+    tmp_path: Path, images: list[ImageRecord], format: str
+) -> None:
+    with pytest.raises(UserError, match=r"Drop --include-pseudo, or use --queries"):
+        export(tmp_path / "out", format, CLASSES, images[:1], [], include_pseudo=True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: str) -> None:
     """In rarebox.json for every format, in COCO also where COCO readers find it."""
@@ -166,7 +175,10 @@ def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: s
     export(tmp_path / "out", format, CLASSES, images, [labels], include_pseudo=True)
     expected = {"source": "pseudo", "score": 0.9, "class_weight": 0.25, "box_weight": 0.1, "difficult": 0}
     mark = json.loads((tmp_path / "out" / "rarebox.json").read_text())
-    assert mark["images"]["b.png"] == {"id": 7, "complete": False, "objects": [expected]}
+    entry = mark["images"]["b.png"]
+    lines = entry.pop("pseudo", None)
+    assert entry == {"id": 7, "complete": False, "objects": [expected]}
+    assert lines == ((tmp_path / "out" / "labels" / "b.txt").read_text().splitlines() if format == "yolo" else None)
     assert (tmp_path / "out" / "incomplete.txt").read_text() == "b.png\na.png\na-12.jpg\n"
     if format == "coco":
         content = json.loads((tmp_path / "out" / "annotations.json").read_text())

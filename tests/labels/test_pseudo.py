@@ -141,17 +141,17 @@ def test_a_pseudo_box_may_overlap_a_human_box_up_to_the_threshold_and_a_rejected
     # Boxes of width 10 inside or around width w share min(w, 10) / max(w, 10): exactly 0.4 and 0.5 for w = 4 and 5.
     around = candidates((0, 0.9, 0.9))
     for human, stays in ((box(0, 4), True), (box(0, 4.1), False), (box(0, 3.9), True)):
-        assert remaining(around, said([human]), settings()).tolist() == [stays]
+        assert remaining(around.boxes, said([human]), settings()).tolist() == [stays]
     for rejected, stays in ((box(0, 5), False), (box(0, 4.9), True), (box(0, 5.1), False)):
-        assert remaining(around, said(rejected=[rejected]), settings()).tolist() == [stays]
-    assert remaining(around, said([box(0, 5)]), settings(human_iou=0.5)).tolist() == [True]
-    assert remaining(around, said(rejected=[box(0, 4)]), settings(rejected_iou=0.4)).tolist() == [False]
+        assert remaining(around.boxes, said(rejected=[rejected]), settings()).tolist() == [stays]
+    assert remaining(around.boxes, said([box(0, 5)]), settings(human_iou=0.5)).tolist() == [True]
+    assert remaining(around.boxes, said(rejected=[box(0, 4)]), settings(rejected_iou=0.4)).tolist() == [False]
 
 
 def test_overlap_counts_with_any_answered_box_and_each_candidate_is_judged_by_itself() -> None:
     human = said([box(200), box(21)], rejected=[box(80)])
-    assert remaining(SIX, human, settings()).tolist() == [True, False, True, True, False, True]
-    assert remaining(SIX, said(), settings()).all()
+    assert remaining(SIX.boxes, human, settings()).tolist() == [True, False, True, True, False, True]
+    assert remaining(SIX.boxes, said(), settings()).all()
 
 
 def test_far_from_at_the_threshold() -> None:

@@ -142,7 +142,7 @@ def wait_for_two_workers(watched: Watched) -> None:
         ("local", "auto", "goes with --engine ray"),
         ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
         ("ray", "127.0.0.1:here", "127.0.0.1:here: give HOST:PORT"),
-        ("ray", "ray://127.0.0.1:10001", "run the command there with --address auto"),
+        ("ray", "ray://127.0.0.1:10001", "Run it there with --address auto"),
         ("ray", "nonsense", "nonsense: give HOST:PORT"),
     ],
 )

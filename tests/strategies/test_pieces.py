@@ -93,7 +93,7 @@ def plain_state(
     for image_id, rows in rows_by_image(found).items():
         if said := labels.get(image_id):
             free[rows] = ranking.still_open(found.boxes[rows], said, told.selection.answered_iou)
-            loose[rows] = targets.remaining(found[rows], said, told.pseudo)
+            loose[rows] = targets.remaining(found.boxes[rows], said, told.pseudo)
             loose[rows] &= far_from(found.boxes[rows], said.settled, told.selection.answered_iou)
     counts = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=CLASSES)
     reading, sure = told.selection.class_frequency, found.scores >= told.pseudo.class_high

@@ -123,6 +123,11 @@ def export(
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if any(a.labels.max(initial=0) >= len(classes) or a.labels.min(initial=0) < 0 for a in annotations):
         raise ValueError(f"labels must be in [0, {len(classes)})")
+    if include_pseudo and format in REVIEW:
+        raise UserError(
+            f"{format} shows every exported box as one that a person has drawn. Drop --include-pseudo, or use "
+            "--queries to have the model's boxes answered there."
+        )
     classes = clean_all(classes)
     items = _items(images, annotations, include_pseudo)
     items = [item for item in items if item.labels.complete or not complete_only]
@@ -367,6 +372,7 @@ def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequenc
                 "id": item.record.id,
                 "complete": item.labels.complete,
                 "objects": [_provenance(item.labels, row) for row in range(len(item.labels.boxes))],
+                **({"pseudo": _pseudo_lines(item)} if format == "yolo" else {}),
             }
             for item in items
         },
@@ -467,15 +473,24 @@ def _add(element: ET.Element, values: Mapping[str, object]) -> None:
 def _yolo(stage: Path, classes: Sequence[str], items: Sequence[_Item]) -> str:
     """Write the label files and data.yaml. Difficult boxes are included, or they would train as background."""
     for item in items:
-        sides = np.tile([item.record.width, item.record.height], 2).astype(np.float64)
-        x1, y1, x2, y2 = (item.labels.boxes / sides).T
-        rows = zip(item.labels.labels, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, strict=True)
-        lines = ("{} {:.9f} {:.9f} {:.9f} {:.9f}\n".format(*row) for row in rows)
-        _write(label_file(stage / "images" / item.file), "".join(lines))
+        _write(label_file(stage / "images" / item.file), "".join(f"{line}\n" for line in _yolo_lines(item)))
     names = yaml.safe_dump({"names": dict(enumerate(classes))}, sort_keys=False, allow_unicode=True)
     remark = "# These are the labelled images. Name your validation images as 'val:' before you train.\n"
     _write(stage / "data.yaml", f"{remark}train: images\n{names}")
     return "images"
+
+
+def _yolo_lines(item: _Item) -> list[str]:
+    """The line of each box: class number, centre and sides in fractions of the image's sides."""
+    sides = np.tile([item.record.width, item.record.height], 2).astype(np.float64)
+    x1, y1, x2, y2 = (item.labels.boxes / sides).T
+    rows = zip(item.labels.labels, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, strict=True)
+    return ["{} {:.9f} {:.9f} {:.9f} {:.9f}".format(*row) for row in rows]
+
+
+def _pseudo_lines(item: _Item) -> list[str]:
+    """The lines of pseudo labels, by which a reader of the export knows them: YOLO has no field for the source."""
+    return [line for line, source in zip(_yolo_lines(item), item.labels.source, strict=True) if source == Source.PSEUDO]
 
 
 _WRITERS = {"coco": _coco, "voc": _voc, "yolo": _yolo}

@@ -7,7 +7,7 @@ decides what can be used, and lists everything else as a `Problem`.
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data.images import SIDEWAYS, UnreadableImage, content_of, image_size, read_image, readers
 from rarebox.data.naming import ByName, clean
-from rarebox.data.narrow import Object, as_float, as_object, is_object
+from rarebox.data.narrow import Object, as_float, as_list, as_object, is_object
 from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError, presentable
 from rarebox.types import Bools, Floats, GroundTruth, ImageRecord, Source
@@ -378,6 +378,12 @@ def exported_complete(mark: Object) -> Mapping[str, bool]:
     """File name of each image of an export -> whether it is fully labelled."""
     entries = as_object(mark.get("images")).items()
     return {name: bool(entry.get("complete")) for name, entry in entries if is_object(entry)}
+
+
+def exported_pseudo(mark: Object) -> Mapping[str, Collection[str]]:
+    """File name of each image of an export -> the lines of its pseudo labels, in formats without a field for them."""
+    entries = as_object(mark.get("images")).items()
+    return {name: {str(line) for line in as_list(entry.get("pseudo"))} for name, entry in entries if is_object(entry)}
 
 
 def _listed_twice(images: Sequence[ListedImage]) -> list[Problem]:

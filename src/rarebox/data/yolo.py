@@ -5,7 +5,7 @@ polygon, whose hull is the box. If data.yaml has ``kpt_shape``, key points follo
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,19 @@ from rarebox.core.parsing import PlainLoader, finite, from_yaml
 from rarebox.core.text import lines_of, read_text
 from rarebox.data.disk import Disk, place_key, searchable, slashes
 from rarebox.data.images import SUFFIXES, files_below, image_files
-from rarebox.data.listings import ListedBox, ListedImage, Listing, Problem, Reader, export_mark, exported_complete
+from rarebox.data.listings import (
+    ListedBox,
+    ListedImage,
+    Listing,
+    Problem,
+    Reader,
+    export_mark,
+    exported_complete,
+    exported_pseudo,
+)
 from rarebox.data.narrow import Object, as_list, as_object, is_object
 from rarebox.errors import UserError
+from rarebox.types import Source
 
 _SHARES = (-0.5, 1.5)
 """The range of fractions of an image's side, including boxes that reach out of it. Pixels are outside this range."""
@@ -74,7 +84,8 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
         raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
     names = {label: listed[file] for label, file in nearest.items()}
     classes = [name for file in files for name in listed[file].by_number.values()]
-    form = _Form(names, classes, 0, exported_complete(export_mark(folder)), pairs)
+    mark = export_mark(folder)
+    form = _Form(names, classes, 0, exported_complete(mark), pairs, exported_pseudo(mark))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
     listing.problems[:0] = _alone(folder, pairs)
     return listing, None
@@ -124,7 +135,8 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
         elif unsure:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
-    form = _Form(numbered, [*names.values()], key_points, exported_complete(export_mark(file.parent)), pairs)
+    mark = export_mark(file.parent)
+    form = _Form(numbered, [*names.values()], key_points, exported_complete(mark), pairs, exported_pseudo(mark))
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", _UNUSED))
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
@@ -187,7 +199,8 @@ class _Form(NamedTuple):
 
     ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``key_points`` is how
     many numbers of key points follow a box. ``complete`` is file name -> whether a rarebox export calls the image fully
-    labelled. ``pairs`` assigns label files to photos.
+    labelled. ``pairs`` assigns label files to photos. ``pseudo`` is file name -> the lines of pseudo labels in such an
+    export.
     """
 
     names: Mapping[Path, _Names]
@@ -195,6 +208,7 @@ class _Form(NamedTuple):
     key_points: int
     complete: Mapping[str, bool]
     pairs: _Pairs
+    pseudo: Mapping[str, Collection[str]]
 
 
 def _looks_like_yolo(path: Path) -> bool:
@@ -446,7 +460,12 @@ def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
         problems.append(Problem("unknown category", str(file), what))
         return ListedImage(path, relative=True, complete=complete, lost=True, labelled=False)
     read = [_box(line, f"{file}, line {n}", names, form, problems) for n, line in lines]
-    boxes = [box for box in read if box is not None]
+    guessed = form.pseudo.get(path.name, ())
+    boxes = [
+        box._replace(source=Source.PSEUDO) if line.strip() in guessed else box
+        for box, (_, line) in zip(read, lines, strict=True)
+        if box is not None
+    ]
     return ListedImage(path, boxes, relative=True, complete=complete, lost=len(boxes) < len(lines))
 
 

@@ -36,7 +36,7 @@ def make_targets(
             Targets.of(human.rejected, np.zeros(len(human.rejected)), Source.REJECTED, 1.0, 0.0, background=True)
         )
     if candidates is not None and not human.complete:
-        parts.append(pseudo_labels(candidates[remaining(candidates, human, settings)], settings))
+        parts.append(pseudo_labels(candidates[remaining(candidates.boxes, human, settings)], settings))
     return concatenate(parts)
 
 
@@ -62,10 +62,10 @@ def calibration(shown: Floats, right: Bools) -> tuple[Floats, Floats]:
     return thresholds["X_thresholds_"], thresholds["y_thresholds_"]
 
 
-def remaining(candidates: Candidates, human: ImageLabels, settings: PseudoSettings) -> Bools:
-    """Which candidates of one image may become pseudo labels, because no human or rejected box is near: (T,)."""
-    return far_from(candidates.boxes, human.boxes, settings.human_iou, strict=True) & far_from(
-        candidates.boxes, human.rejected, settings.rejected_iou
+def remaining(boxes: Floats, human: ImageLabels, settings: PseudoSettings) -> Bools:
+    """Which boxes (T, 4) of one image may be pseudo labels, because no human or rejected box is near: (T,)."""
+    return far_from(boxes, human.boxes, settings.human_iou, strict=True) & far_from(
+        boxes, human.rejected, settings.rejected_iou
     )
 
 

@@ -1,16 +1,18 @@
 """Collect the labels of a run from its store and its last targets, for export."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from rarebox.config import PseudoSettings
 from rarebox.core.progress import Progress, silent
 from rarebox.data.export import Annotations
 from rarebox.labels.store import Store
-from rarebox.labels.targets import read_targets
+from rarebox.labels.targets import read_targets, remaining
 from rarebox.loop.run_folder import RunFolder
 from rarebox.project.photo_folder import check_photos
-from rarebox.types import ImageLabels, ImageRecord, Source, Targets
+from rarebox.types import ImageLabels, ImageRecord, Ints, Source, Targets
 
 
 def collect(
@@ -18,18 +20,24 @@ def collect(
 ) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
+    Later answers count: no pseudo label is near a box that a person has drawn, rejected or skipped since the training,
+    or on an image that is fully labelled, and each has its class as it counts now.
     Damaged rows of the store are skipped and added to ``damage``. Moved photos are found again, and warnings about
     photos are added to ``warnings``. Raises UserError if there is no run.
     """
     folder, found = RunFolder(run), check_photos(run, progress)
     if warnings is not None:
         warnings += found.warnings()
-    with Store(folder.labels(folder.read_settings())) as store:
-        said, images, classes = store.labels(), store.images(), store.classes()
+    settings = folder.read_settings()
+    with Store(folder.labels(settings)) as store:
+        said, images, classes, counts_as = store.labels(), store.images(), store.classes(), store.counts_as()
         if damage is not None:
             damage += store.damage
     targets = read_targets(last) if (last := _last_targets(folder)) else {}
-    annotations = [_annotations(i, labels, targets.get(i)) for i, labels in said.items()]
+    guesses = {
+        i: _guesses(targets[i], labels, settings.pseudo, counts_as) for i, labels in said.items() if i in targets
+    }
+    annotations = [_annotations(i, labels, guesses.get(i)) for i, labels in said.items()]
     return list(images.values()), classes, annotations
 
 
@@ -38,13 +46,22 @@ def _last_targets(folder: RunFolder) -> Path | None:
     return next((file for file in reversed(files) if file.exists()), None)
 
 
-def _annotations(image_id: int, said: ImageLabels, targets: Targets | None) -> Annotations:
-    """The human boxes of the store, and the pseudo labels that were trained on beside them."""
+def _guesses(targets: Targets, said: ImageLabels, settings: PseudoSettings, counts_as: Ints) -> Targets:
+    """The pseudo labels of one image that the answers so far leave open."""
+    if said.complete:
+        return targets[np.zeros(len(targets), dtype=bool)]
+    guesses = targets[(targets.source == Source.PSEUDO) & ~targets.background]
+    known = guesses.labels < len(counts_as)
+    guesses = guesses[known & remaining(guesses.boxes, said, settings)]
+    return replace(guesses, labels=counts_as[guesses.labels])
+
+
+def _annotations(image_id: int, said: ImageLabels, guessed: Targets | None) -> Annotations:
+    """The human boxes of the store, and the pseudo labels beside them."""
     human = np.ones(len(said.boxes))
-    if targets is None:
+    if guessed is None:
         source = np.array([Source.HUMAN] * len(human), dtype=object)
         return Annotations(image_id, said.boxes, said.labels, source, human, human, human, said.complete)
-    guessed = targets[(targets.source == Source.PSEUDO) & ~targets.background]
     source = [Source.HUMAN] * len(human) + [Source.PSEUDO] * len(guessed)
     return Annotations(
         image_id,
