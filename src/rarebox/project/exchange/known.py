@@ -31,9 +31,10 @@ _IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
 class Known:
     """What the store holds of some images, looked up once.
 
-    ``queries`` by image. ``standing``: what each person says of a query, in the order recorded. ``drawn``: by image,
-    the queries of boxes that came from the same tool before, by the keys of their answers. ``classes`` gives the index
-    of a name, and ``counts_as`` (K,) the label that an index counts as.
+    ``queries`` by image. ``standing``: what each person says of a query, in the order recorded. ``past``: by image, all
+    answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes that came from the same tool
+    before, by the keys of their answers. ``classes`` gives the index of a name, and ``counts_as`` (K,) the label that
+    an index counts as.
     """
 
     store: Store
@@ -41,6 +42,7 @@ class Known:
     counts_as: Ints
     queries: dict[int, dict[int, Query]] = field(default_factory=dict[int, dict[int, Query]])
     standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
+    past: dict[int, list[Answer]] = field(default_factory=dict[int, list[Answer]])
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
 
     @classmethod
@@ -64,7 +66,9 @@ class Known:
                     self.queries.setdefault(query.image_id, {})[query.id] = query
             for row in connection.execute(_ANSWERS, {"images": images}).all():
                 if row.query_id in self.queries.get(row.image_id, {}):
-                    self._hear(rows.answer(row, self.counts_as))
+                    answer = rows.answer(row, self.counts_as)
+                    self.past.setdefault(row.image_id, []).append(answer)
+                    self._hear(answer)
                     if isinstance(row.key, str) and row.key.startswith(f"{source}:{row.image_id}:"):
                         self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
 
