@@ -193,6 +193,22 @@ def test_regions_that_changed_places_are_matched_by_place(tmp_path: Path, store:
     assert boxes(store) == [A, B]
 
 
+@of_both_tools
+def test_a_class_that_was_renamed_since_keeps_its_former_name(tool: str, tmp_path: Path, store: Store) -> None:
+    draw(store, A, 0)
+    draw(store, B, 1)
+    file = sent(store, tool, tmp_path / "out")
+    People(store).rename_class(0, "lynx", "Ann")
+    assert bring_in(store, read(file), tool) == Imported(unchanged=2)
+    assert bring_in(store, edited(file, A), tool, instead=True) == Imported(withdrawn=1, unchanged=1)
+    assert boxes(store) == [B]
+    # A name that two classes have had means neither.
+    for label, name in ((1, "wolf"), (2, "dog"), (2, "eagle")):
+        People(store).rename_class(label, name, "Ann")
+    with pytest.raises(UserError, match="'dog'"):
+        bring_in(store, read(file), tool)
+
+
 def renumber(store: Store) -> None:
     """Give each photo but the first the name of the one before: the first was deleted and the rest numbered anew."""
     store.move_images({n: f"/photos/img_{n - 1}.png" for n in (2, 3, 4)})
