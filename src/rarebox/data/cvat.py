@@ -1,8 +1,9 @@
 """CVAT: writes rectangles as "CVAT for images 1.1" XML, reads rectangles and other shapes.
 
-CVAT does not keep the ids of boxes. A box carries its query in the attribute ``query``, and the tag ``rarebox`` on the
-image lists all queries and labels that were exported there, so that a deleted box is noticed. Both must be among the
-labels of the CVAT task; ``labels.json`` adds them.
+CVAT does not keep the ids of boxes. A box carries its query, or its place among the labels, in the attribute ``query``.
+The tag ``rarebox`` on the image holds its number and lists all queries and labels that were exported there, so that
+renamed photos are found and deleted boxes are noticed. Both must be among the labels of the CVAT task; ``labels.json``
+adds them.
 """
 
 import json
@@ -18,11 +19,22 @@ from rarebox.core.boxes import hull, hull_of_ellipse, hull_of_turned
 from rarebox.core.files import read_bytes
 from rarebox.core.parsing import finite, from_json
 from rarebox.data.markup import from_xml
-from rarebox.data.review import Batch, Held, Region, Returned, ReviewTask, colour, held_in, read_held
+from rarebox.data.review import (
+    Batch,
+    Held,
+    Region,
+    Returned,
+    ReviewTask,
+    colour,
+    held_in,
+    held_index,
+    held_name,
+    read_held,
+)
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
-QUERY, TAG, SHOWN, LABELS = "query", "rarebox", "queries", "labels"
+QUERY, TAG, NUMBER, SHOWN, LABELS = "query", "rarebox", "image", "queries", "labels"
 MOST_LABELS = 25
 """Labels in one tag: CVAT keeps at most 4096 characters of an attribute."""
 NEW = "new"
@@ -60,7 +72,8 @@ def labels(classes: Sequence[str]) -> str:
         {"name": name, "color": colour(label), "type": "rectangle", "attributes": [text(QUERY, NEW)]}
         for label, name in enumerate(classes)
     ]
-    tag: Label = {"name": TAG, "color": "#888888", "type": "tag", "attributes": [text(SHOWN, ""), text(LABELS, "")]}
+    lists = [text(name, "") for name in (NUMBER, SHOWN, LABELS)]
+    tag: Label = {"name": TAG, "color": "#888888", "type": "tag", "attributes": lists}
     return json.dumps([*boxes, tag], indent=1, ensure_ascii=False) + "\n"
 
 
@@ -90,10 +103,11 @@ def _image(root: ET.Element, sheet: ReviewTask, classes: Sequence[str]) -> None:
     image = ET.SubElement(root, "image", about)
     for query in sheet.queries:
         _box(image, sheet, query, classes, "auto", str(query.id) if query.id else NEW)
-    for query in sheet.labelled:
-        _box(image, sheet, query, classes, "manual", NEW)
+    for n, query in enumerate(sheet.labelled):
+        _box(image, sheet, query, classes, "manual", held_name(n))
+    tag = ET.SubElement(image, "tag", label=TAG, source="auto")
+    ET.SubElement(tag, "attribute", name=NUMBER).text = str(record.id)
     if shown := [str(query.id) for query in sheet.queries if query.id]:
-        tag = ET.SubElement(image, "tag", label=TAG, source="auto")
         ET.SubElement(tag, "attribute", name=SHOWN).text = " ".join(shown)
     held = held_in(sheet, classes)
     for start in range(0, len(held), MOST_LABELS):
@@ -133,10 +147,11 @@ def read(file: Path) -> Batch:
     by = next(
         (e.text or "" for p in (".//assignee/username", ".//owner/username") if (e := root.find(p)) is not None), ""
     )
-    return Batch([_returned(image, file, by) for image in root.iter("image")])
+    task = root.findtext("meta/task/id") or ""
+    return Batch([_returned(image, file, by, image.get("task_id") or task) for image in root.iter("image")])
 
 
-def _returned(image: ET.Element, file: Path, by: str) -> Returned:
+def _returned(image: ET.Element, file: Path, by: str, task: str) -> Returned:
     name = image.get("name")
     where = f"{file}, image {name}"
     if not name:
@@ -151,9 +166,10 @@ def _returned(image: ET.Element, file: Path, by: str) -> Returned:
         ) from None
     tags = [tag for tag in image.iter("tag") if tag.get("label") == TAG]
     shown = [int(number) for tag in tags for number in _NUMBER.findall(_attribute(tag, SHOWN))]
+    number = next((int(text) for tag in tags if _NUMBER.fullmatch(text := _attribute(tag, NUMBER))), None)
     left_out = tuple(f"{shape.tag} ({shape.get('label')})" for shape in shapes if shape.tag not in _HULLS)
     held = tuple(label for tag in tags for label in _held(_attribute(tag, LABELS), where))
-    return Returned(where, name, None, size, tuple(shown), regions, by, left_out=left_out, held=held)
+    return Returned(where, name, number, size, tuple(shown), regions, by, left_out=left_out, held=held, task=task)
 
 
 def _held(text: str, where: str) -> tuple[Held, ...]:
@@ -166,7 +182,8 @@ def _held(text: str, where: str) -> tuple[Held, ...]:
 def _region(shape: ET.Element) -> Region:
     x1, y1, x2, y2 = _HULLS[shape.tag](shape).tolist()
     said = _attribute(shape, QUERY)
-    return Region((x1, y1, x2, y2), shape.attrib["label"], int(said) if _NUMBER.fullmatch(said) else None, "")
+    query = int(said) if _NUMBER.fullmatch(said) else None
+    return Region((x1, y1, x2, y2), shape.attrib["label"], query, "", held_index(said))
 
 
 def _numbers(shape: ET.Element, *names: str) -> list[float]:

@@ -27,7 +27,20 @@ from rarebox.core.text import read_text
 from rarebox.data.images import SUFFIXES
 from rarebox.data.markup import from_xml
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
-from rarebox.data.review import MODEL, Batch, Held, Region, Returned, ReviewTask, colour, held_in, read_held, short
+from rarebox.data.review import (
+    MODEL,
+    Batch,
+    Held,
+    Region,
+    Returned,
+    ReviewTask,
+    colour,
+    held_in,
+    held_index,
+    held_name,
+    read_held,
+    short,
+)
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
@@ -160,7 +173,7 @@ def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: st
         task["annotations"] = [
             {
                 "id": sheet.number,
-                "result": [_region(sheet, q, classes, f"box-{n}") for n, q in enumerate(sheet.labelled)],
+                "result": [_region(sheet, q, classes, held_name(n)) for n, q in enumerate(sheet.labelled)],
             }
         ]
     return task
@@ -302,7 +315,7 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
     if len(regions) < len(result) or (isinstance(given, str) and not result):
         raise UserError(f"{where}: 'result' is not a list of regions. Export it again.")
     by, seconds = annotation.get("completed_by"), annotation.get("lead_time")
-    returned = _returned(task.get("data"), regions, by, seconds, where)
+    returned = replace(_returned(task.get("data"), regions, by, seconds, where), task=_name_of(task))
     begun_with = annotation.get("parent_prediction", OURS)
     kept = as_object(annotation.get("prediction"))
     if is_list(shown := kept.get("result")) and begun_with in (OURS, kept.get("id")):
@@ -310,6 +323,11 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
     taken_over = begun_with is not None or any(region.query is not None for region in returned.regions)
     held = returned.held if annotation.get("import_id", OURS) is not None else ()
     return replace(returned, began_with_guesses=taken_over, held=held)
+
+
+def _name_of(task: Object) -> str:
+    """The number of a task in Label Studio, and of its project; empty for a task that was not there."""
+    return f"{task.get('project', '')}/{task['id']}" if "id" in task else ""
 
 
 def _query_of(region: object) -> int | None:
@@ -323,7 +341,7 @@ def _from_short(task: Object, where: str) -> Returned:
     listed = [entry for value in task.values() for entry in _list(value, where)]
     entries = [part for entry in listed for part in (_list(entry, where) if isinstance(entry, str) else [entry])]
     found: list[Object] = [{**entry, "value": entry} for entry in entries if is_object(entry) and _is_region(entry)]
-    return _returned(task, found, task.get("annotator"), task.get("lead_time"), where)
+    return replace(_returned(task, found, task.get("annotator"), task.get("lead_time"), where), task=_name_of(task))
 
 
 def _is_region(entry: Object) -> bool:
@@ -419,7 +437,8 @@ def _regions(
             said = f"several classes ({', '.join(names)}). Keep one" if names else "no class. Give it one"
             raise UserError(f"{where}: a region has {said} in Label Studio, or delete the region.")
         key = str(entry.get("id") or "").split("#")[0]
-        regions.append(Region((x1, y1, x2, y2), names[0], _query_of(entry), key))
+        held = held_index(key)
+        regions.append(Region((x1, y1, x2, y2), names[0], _query_of(entry), "" if held is not None else key, held))
     return size, tuple(regions), tuple(left_out)
 
 

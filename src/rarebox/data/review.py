@@ -1,6 +1,7 @@
 """Questions to people in another tool, and their answers: what the files of Label Studio and CVAT have in common."""
 
 import colorsys
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,13 +36,29 @@ class Region(NamedTuple):
     """A box from another tool, or the upright box around another shape.
 
     ``box`` is x1, y1, x2, y2 in pixels of the picture there, ``name`` the class, ``query`` the query that it answers,
-    if it names one, and ``key`` its lasting id in the tool, empty if it has none.
+    if it names one, and ``key`` its lasting id in the tool, empty if it has none. ``held``: the index of the label that
+    it was exported as, in `Returned.held`, if the tool keeps it.
     """
 
     box: tuple[float, float, float, float]
     name: str
     query: int | None
     key: str
+    held: int | None = None
+
+
+def held_name(index: int) -> str:
+    """The name in an export of the label with this index in the list of its image."""
+    return f"box-{index}"
+
+
+def held_index(name: str) -> int | None:
+    """The index of a label whose name in an export this is. None for another name."""
+    found = _HELD.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+_HELD = re.compile(r"box-([0-9]{1,9})")
 
 
 class Held(NamedTuple):
@@ -88,7 +105,8 @@ class Returned:
     shown, if the file lists them. ``by`` names the annotator, empty if unknown; ``milliseconds`` is the time spent.
     ``began_with_guesses``: the annotator started from the boxes of the queries, so a missing one was deleted.
     ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects. ``held`` are the
-    labels that were exported with the image, if the annotator started from them.
+    labels that were exported with the image, if the annotator started from them. ``task`` names the tool's own task, in
+    which the keys of regions are unique; empty if the file does not say.
     """
 
     where: str
@@ -102,6 +120,7 @@ class Returned:
     began_with_guesses: bool = True
     left_out: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
+    task: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ A box that comes back unchanged or moved is an object. A deleted box is not an o
 that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is rejected.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,17 @@ from rarebox.data.review import Region, Returned
 from rarebox.errors import UserError, unknown_name
 from rarebox.labels.leases import clean_name
 from rarebox.project.exchange.known import Known
-from rarebox.project.exchange.matching import keys_of, match_asked, match_drawn, match_labelled, rejection, settle
+from rarebox.project.exchange.matching import (
+    keys_of,
+    labels_before,
+    match_asked,
+    match_drawn,
+    match_held,
+    match_labelled,
+    prefix_of,
+    rejection,
+    settle,
+)
 from rarebox.types import Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
@@ -43,14 +53,30 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     shown = _shown(one, ours)
     answer_to = match_asked(one.regions, boxes, shown)
     taken = {region: query for query, region in answer_to.items()}
-    before = known.drawn.get(record.id, {})
-    keys = keys_of(one.regions, boxes, named, source, record.id, lambda key: key not in before and known.has_key(key))
-    drawn = match_drawn(keys, boxes, [n for n in range(len(boxes)) if n not in taken], before, ours)
+    held = _Held.of(one, record, known)
+    free = [n for n in range(len(boxes)) if n not in taken]
+    same, changed = match_held(one.regions, boxes, labels, free, held.places, held.labels)
+    # A label that comes back as it was exported says nothing new, whatever has become of it here.
+    known_as = {n: held.queries[label] for n, label in same.items() if label in held.queries}
+    # One box of many has no query of its own.
+    changed = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
+    changed = {n: number for n, number in changed.items() if ours[number].box is not None}
+    claimed = {*changed.values(), *(number for number in known_as.values() if ours[number].box is not None)}
+
+    prefix = prefix_of(source, record.id, one.task)
+    all_drawn = known.drawn.get(record.id, {})
+    before = {
+        key: number for key, number in all_drawn.items() if key.rpartition(":")[0] == prefix and number not in claimed
+    }
+    keys = keys_of(one.regions, boxes, named, prefix, lambda key: key not in before and known.has_key(key))
+    free = [n for n in free if n not in known_as and n not in changed]
+    drawn = match_drawn(keys, boxes, free, before, ours)
     time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
 
-    free = [n for n in range(len(boxes)) if n not in taken and n not in drawn]
-    used = {*shown, *before.values()}
+    used = {*shown, *before.values(), *claimed}
     others = {n: q for n, q in ours.items() if n not in used}
+    free = [n for n in range(len(boxes)) if n not in taken and n not in drawn and n not in changed]
+    free = [n for n in free if known_as.get(n) not in claimed]
     labelled = match_labelled(boxes, labels, free, others, known)
 
     def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> Said:
@@ -68,8 +94,11 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         else:
             found.append(said("unseen", query, Verdict.CANNOT_TELL))
     for region in (n for n in range(len(boxes)) if n not in taken):
-        if region in drawn:
-            found.append(said("missed", ours[drawn[region]], Verdict.OBJECT, region))
+        if region in known_as:
+            found.append(said("unchanged", ours[known_as[region]], Verdict.OBJECT, region))
+        elif region in drawn or region in changed:
+            number = drawn[region] if region in drawn else changed[region]
+            found.append(said("missed", ours[number], Verdict.OBJECT, region))
         elif region in labelled:
             query, _, exact = labelled[region]
             # One box of many cannot be changed alone.
@@ -78,11 +107,14 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
-    gone = set[int]() if one.left_out else {*before.values()} - {*drawn.values()}
+    untouched = one.image_id is not None and not one.task  # an export of ours that was in no tool
+    gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
     deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
     if not one.left_out:
         there = {(query.id, row) for query, row, _ in labelled.values()}
-        deleted += [q for q, row in _held_labels(one, record, others, known) if (q.id, row) not in there]
+        rest = [n for n in range(len(held.places)) if n not in same.values()]
+        matched = match_labelled(held.places, held.labels, rest, others, known).values()
+        deleted += [query for query, row, _ in matched if (query.id, row) not in there]
     for query in deleted:
         if query.box is None:
             found.append(said("left", query, Verdict.OBJECT))  # one box of many cannot be deleted alone
@@ -97,16 +129,29 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     return found
 
 
-def _held_labels(
-    one: Returned, record: ImageRecord, ours: Mapping[int, Query], known: Known
-) -> list[tuple[Query, int]]:
-    """The labels of the store that the image was exported with: queries, and rows in their latest answers."""
-    named = [(held, label) for held in one.held if (label := known.classes.find(held.name)) is not None]
-    sides = np.array([record.width, record.height] * 2) / 100
-    places = np.array([held.place for held, _ in named]).reshape(-1, 4) * sides
-    labels = known.counts_as[np.array([label for _, label in named], np.int64)].tolist()
-    found = match_labelled(places, labels, range(len(named)), ours, known)
-    return [(query, row) for query, row, _ in found.values()]
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """The H labels that the image was exported with.
+
+    ``places`` (H, 4) in pixels and ``labels`` (H,). ``queries``: row -> the query of which it is or was the answer, for
+    those that the store has ever had.
+    """
+
+    places: Floats
+    labels: Sequence[int]
+    queries: Mapping[int, int]
+
+    @classmethod
+    def of(cls, one: Returned, record: ImageRecord, known: Known) -> "_Held":
+        size = record.width, record.height
+        places = np.array([held.place for held in one.held]).reshape(-1, 4) * np.array([*size, *size]) / 100
+        places = np.clip(places, 0, [*size, *size])
+        found = [known.classes.find(held.name) for held in one.held]
+        labels = [-1 if label is None else int(known.counts_as[label]) for label in found]
+        latest = [known.standing[n] for n in known.queries.get(record.id, {}) if known.standing.get(n)]
+        standing = [next(reversed(said.values())) for said in latest]
+        past = known.past.get(record.id, [])
+        return cls(places, labels, labels_before(places, labels, past, standing, size))
 
 
 def _in_pixels(one: Returned, record: ImageRecord) -> Floats:

@@ -1,9 +1,10 @@
 """What the store holds of the images that another tool returned."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, union_all
 
 from rarebox.data.classes import Classes
 from rarebox.labels import schema
@@ -22,6 +23,10 @@ _ANSWERS = (
     .order_by(schema.answers.c.id)
 )
 _KEY = select(schema.answers.c.id).where(schema.answers.c.key == bindparam("key"))
+_NAMES = union_all(
+    select(schema.classes.c.id, schema.classes.c.name),
+    select(schema.class_changes.c.label, schema.class_changes.c.name),
+)
 _IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
     schema.queries.c.id.in_(bindparam("queries", expanding=True))
 )
@@ -31,9 +36,10 @@ _IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
 class Known:
     """What the store holds of some images, looked up once.
 
-    ``queries`` by image. ``standing``: what each person says of a query, in the order recorded. ``drawn``: by image,
-    the queries of boxes that came from the same tool before, by the keys of their answers. ``classes`` gives the index
-    of a name, and ``counts_as`` (K,) the label that an index counts as.
+    ``queries`` by image. ``standing``: what each person says of a query, in the order recorded. ``past``: by image, all
+    answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes that came from the same tool
+    before, by the keys of their answers. ``classes`` gives the index of a current or former name, and ``counts_as``
+    (K,) the label that an index counts as.
     """
 
     store: Store
@@ -41,6 +47,7 @@ class Known:
     counts_as: Ints
     queries: dict[int, dict[int, Query]] = field(default_factory=dict[int, dict[int, Query]])
     standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
+    past: dict[int, list[Answer]] = field(default_factory=dict[int, list[Answer]])
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
 
     @classmethod
@@ -51,6 +58,7 @@ class Known:
             classes = Classes(())
             for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # those that count first
                 classes.add(names[label], label)
+            _add_former(classes, store, counts_as)
             known = cls(store, classes, counts_as)
             for some in _parts(images):
                 known._read(some, source)
@@ -64,7 +72,9 @@ class Known:
                     self.queries.setdefault(query.image_id, {})[query.id] = query
             for row in connection.execute(_ANSWERS, {"images": images}).all():
                 if row.query_id in self.queries.get(row.image_id, {}):
-                    self._hear(rows.answer(row, self.counts_as))
+                    answer = rows.answer(row, self.counts_as)
+                    self.past.setdefault(row.image_id, []).append(answer)
+                    self._hear(answer)
                     if isinstance(row.key, str) and row.key.startswith(f"{source}:{row.image_id}:"):
                         self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
 
@@ -79,6 +89,18 @@ class Known:
         """Whether an answer has this key. A browser may make up any key, also for another image."""
         with self.store.transaction() as connection:
             return connection.scalar(_KEY, {"key": key}) is not None
+
+
+def _add_former(classes: Classes, store: Store, counts_as: Ints) -> None:
+    """Add the names that classes had before they were renamed, but none that now means, or has meant, another class."""
+    former = defaultdict[str, set[int]](set)
+    with store.transaction() as connection:
+        for row in connection.execute(_NAMES).all():
+            if type(row.id) is int and isinstance(row.name, str) and 0 <= row.id < len(counts_as):
+                former[row.name].add(int(counts_as[row.id]))
+    for name, (label, *others) in former.items():
+        if not others and classes.find(name) is None:
+            classes.add(name, label)
 
 
 def images_of(store: Store, queries: Iterable[int]) -> dict[int, int]:

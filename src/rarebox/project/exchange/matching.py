@@ -9,7 +9,7 @@ import numpy as np
 from rarebox.core.boxes import iou_matrix, overlapping
 from rarebox.data.review import Region
 from rarebox.project.exchange.known import Known
-from rarebox.types import Floats, Query, Verdict, as_boxes
+from rarebox.types import Answer, Floats, Query, Verdict, as_boxes
 
 SAME_OBJECT = 0.5
 """The lowest IoU at which two boxes show the same object."""
@@ -34,6 +34,65 @@ def match_asked(regions: Sequence[Region], boxes: Floats, shown: Mapping[int, Qu
     rest = sorted({*range(len(boxes))} - {*matched.values()})
     places = as_boxes([shown[number].box for number in free])  # type: ignore[arg-type]
     return matched | {free[a]: rest[b] for a, b in pairs(places, boxes[rest])}
+
+
+def match_held(
+    regions: Sequence[Region],
+    boxes: Floats,
+    labels: Sequence[int],
+    free: Iterable[int],
+    places: Floats,
+    classes: Sequence[int],
+) -> tuple[dict[int, int], dict[int, int]]:
+    """The regions that are labels of the export: those as they were exported, and those changed; region -> label.
+
+    ``boxes`` (R, 4) and ``labels`` are of the regions, ``free`` the rows to match, ``places`` (H, 4) and ``classes`` of
+    the labels. Changed ones are matched by the name from the export, unless their place says another label, else by
+    IoU.
+    """
+    same, changed = dict[int, int](), dict[int, int]()
+    if not len(places):
+        return same, changed
+    rest, left = [*free], [*range(len(places))]
+    still = np.abs(boxes[:, None] - places).max(axis=2) <= STILL
+    still &= np.array(labels, np.int64)[:, None] == np.array(classes, np.int64)
+    for region in sorted(rest, key=lambda n: regions[n].held is None):
+        alike = [n for n in left if still[region, n]]
+        if alike:
+            own = regions[region].held
+            left.remove(same.setdefault(region, own if own in alike else alike[0]))
+    rest = [n for n in rest if n not in same]
+    near = iou_matrix(boxes, places) >= SAME_OBJECT
+    for region in rest:
+        own = regions[region].held
+        if own in left and (near[region, own] or not near[region, left].any()):
+            left.remove(changed.setdefault(region, own))
+    rest = [n for n in rest if n not in changed]
+    return same, changed | {rest[b]: left[a] for a, b in pairs(places[left], boxes[rest])}
+
+
+def labels_before(
+    places: Floats, classes: Sequence[int], past: Sequence[Answer], standing: Iterable[Answer], size: tuple[int, int]
+) -> dict[int, int]:
+    """Which of these boxes (H, 4) the store has, or has ever had, as a label of their class: row -> query.
+
+    ``past`` are all answers about the image, the oldest first, and ``standing`` those that count. Each query of one box
+    is matched once at most, standing labels first.
+    """
+    answers = [answer for answer in (*standing, *reversed(past)) if len(answer.boxes)]
+    if not answers or not len(places):
+        return {}
+    rows = [(answer.query_id, row) for answer in answers for row in range(len(answer.boxes))]
+    there = np.clip(np.concatenate([answer.boxes for answer in answers]), 0, [*size, *size])
+    same = np.concatenate([answer.labels for answer in answers])[:, None] == np.array(classes, np.int64)
+    same &= np.abs(there[:, None] - places).max(axis=2) <= STILL
+    found = dict[int, int]()
+    taken = set[tuple[int, int]]()
+    for nth, place in np.argwhere(same).tolist():
+        if place not in found and rows[nth] not in taken:
+            found[place] = rows[nth][0]
+            taken.add(rows[nth])
+    return found
 
 
 def match_drawn(
@@ -95,24 +154,32 @@ def keys_of(
     regions: Sequence[Region],
     boxes: Floats,
     labels: Sequence[int],
-    source: str,
-    image_id: int,
+    prefix: str,
     is_taken: Callable[[str], bool],
 ) -> list[str]:
     """A name for each region that lasts: its own, or, where the tool has none, one of its class and place.
 
-    ``is_taken``: whether something else has a name.
+    ``prefix`` is that of `prefix_of`. ``is_taken``: whether something else has a name.
     """
     keys: list[str] = []
     drawn = Counter[str]()
     for region, box, label in zip(regions, boxes.astype(float).round(1).tolist(), labels, strict=True):
         name = region.key or f"{label} {box}"
-        key = f"{source}:{image_id}:{sha256(name.encode(errors='surrogatepass')).hexdigest()[:24]}"
+        key = f"{prefix}:{_digest(name)}"
         while is_taken(again := key + "+" * drawn[key]):  # the same box may be drawn twice
             drawn[key] += 1
         keys.append(again)
         drawn[key] += 1
     return keys
+
+
+def prefix_of(source: str, image_id: int, task: str) -> str:
+    """What the names of regions begin with: tool, image, and task, since tools number the regions of a task."""
+    return f"{source}:{image_id}:{_digest(task)}" if task else f"{source}:{image_id}"
+
+
+def _digest(name: str) -> str:
+    return sha256(name.encode(errors="surrogatepass")).hexdigest()[:24]
 
 
 def settle(box: Floats, query: Query) -> Floats:

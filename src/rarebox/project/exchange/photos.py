@@ -1,5 +1,7 @@
 """Which photo of a store another tool means."""
 
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Self
@@ -37,6 +39,10 @@ class Photos:
         self._by_name = ByName[int]()
         for image_id, paths in self._paths.items():
             self._by_name.add(paths[-1], image_id)
+        self._alike = defaultdict[str, set[int]](set)
+        for image_id, paths in self._paths.items():
+            for path in paths:
+                self._alike[_file(path)].add(image_id)
         plain = (path.replace("\\", "/") for paths in self._paths.values() for path in paths)
         self.folders = frozenset(part for path in plain for part in path.split("/")[:-1] if part)
         self.sent = sent_as(self.records.values())
@@ -53,8 +59,31 @@ class Photos:
         return image_id is not None and file_names([(image_id, self.records[image_id].path)], SUFFIXES) != [file]
 
     def named(self, name: str) -> int | None:
-        """The id of the photo that another tool means by a name. UserError if it fits several."""
-        return self._by_name.match(name)
+        """The id of the photo that another tool means by a name. UserError if it fits several, now or in the past."""
+        found = self._by_name.match(name)
+        return None if found is None else self.only(found, name)
+
+    def only(self, image_id: int, name: str) -> int:
+        """The id of a photo that has this name. UserError if another photo has or had it too."""
+        path = self._paths[image_id][-1]
+        for other in sorted(self._alike[_file(path)] - {image_id}):
+            if path in self._paths[other] or self._fits_as_well(name, path, self._paths[other]):
+                raise UserError(
+                    f"{name!r} is the name of image {image_id} and is or was the name of image {other}, so it may mean "
+                    "either. Use tasks that rarebox has exported: they hold the number of the image"
+                )
+        return image_id
+
+    def _fits_as_well(self, name: str, path: str, others: Sequence[str]) -> bool:
+        """Whether a name fits one of the other paths at least as well as the path."""
+        both = ByName[bool]()
+        both.add(path, False)
+        for other in others:
+            both.add(other, True)
+        try:
+            return bool(both.match(name))
+        except UserError:
+            return True
 
     def agree(self, image_id: int, name: str) -> bool:
         """Whether the photo with this id has the name in another tool, or had it when it was sent there."""
@@ -104,6 +133,11 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
     return pairs
 
 
+def _file(path: str) -> str:
+    """The last part of a path, to compare with that of others."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/").rpartition("/")[2])
+
+
 def _without_numbers(one: Returned) -> Returned:
     regions = tuple(region._replace(query=None) for region in one.regions)
     return replace(one, image_id=None, queries=(), regions=regions)
@@ -128,6 +162,6 @@ def _find(one: Returned, photos: Photos, asked: Mapping[int, int], ours: bool) -
         return photos.records.get(one.image_id)
     there = photos.sent.get(one.image, -1)
     if ours or there in {asked.get(number) for number in one.queries}:
-        return photos.records[there]
+        return photos.records[photos.only(there, one.image)]
     image_id = photos.named(one.image)
     return None if image_id is None else photos.records.get(image_id)
