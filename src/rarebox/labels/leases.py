@@ -40,7 +40,8 @@ class Submission:
     A different answer under a used key is refused. The submission answers the query ``query_id``; with ``after`` it
     corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
     person drew without being asked, or, with ``complete``, the statement that every object has its box. ``on`` is the
-    image that the person saw with the question; numbers of questions are used again after a backup is restored.
+    image that the person saw with the question, ``names`` are the classes of the labels as the person saw them.
+    Numbers of questions and classes are used again after a backup is restored.
     """
 
     key: str
@@ -53,6 +54,10 @@ class Submission:
     after: int | None = None
     complete: bool = False
     on: int | None = None
+    names: Sequence[str] = ()
+
+
+ROLLED_BACK = "the labels were restored from a backup after this page was loaded; reload it and answer again"
 
 
 class Status(StrEnum):
@@ -216,6 +221,8 @@ class People:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
                     return self._again(connection, there, by, names, said)
+                if not self._means_these_classes(said):
+                    return Outcome(said.key, Status.REFUSED, said.query_id, reason=ROLLED_BACK)
                 submit = self._unasked if said.query_id is None else self._asked
                 return submit(connection, holder, by, names, said, seconds)
         except ValueError as error:
@@ -238,6 +245,16 @@ class People:
         reason = "another answer was saved under this key; send this one under a new key"
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
 
+    def _means_these_classes(self, said: Submission) -> bool:
+        """Whether each label has, or had, the name that the person saw, or counts as a class of that name."""
+        if not said.names:
+            return True
+        known, counts_as = self.store.names_of_classes(), self.store.counts_as()
+        return len(said.names) == len(said.labels) and all(
+            0 <= label < len(known) and name in {*known[label], *known[counts_as[label]]}
+            for label, name in zip(said.labels.tolist(), said.names, strict=True)
+        )
+
     def _asked(
         self, connection: Connection, holder: str, by: str, names: Collection[str], said: Submission, seconds: float
     ) -> Outcome:
@@ -247,8 +264,7 @@ class People:
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
         if said.on not in (None, row.image_id):
-            reason = "the labels were restored from a backup after this page was loaded; reload it and answer again"
-            return Outcome(said.key, Status.REFUSED, reason=reason)
+            return Outcome(said.key, Status.REFUSED, reason=ROLLED_BACK)
         standing = connection.execute(_STANDING, {"id": row.id}).all()
         if objection := self._objection(standing, row, query, names, said):
             return objection

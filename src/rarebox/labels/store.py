@@ -229,6 +229,14 @@ class Store:
                 names[row.label] = self.rows.name("class_changes", row.id, "name", row.name, names[row.label])
         return tuple(names.values())
 
+    def names_of_classes(self) -> list[set[str]]:
+        """Every name that each of the K classes has or had."""
+        with self.transaction() as connection:
+            rows = [*connection.execute(select(schema.classes.c.id.label("label"), schema.classes.c.name))]
+            rows += [*connection.execute(select(schema.class_changes.c.label, schema.class_changes.c.name))]
+        now = self.classes()
+        return [{name, *(row.name for row in rows if row.label == label)} for label, name in enumerate(now)]
+
     def counts_as(self) -> Ints:
         """(K,): the label that each label counts as: itself, or the class into which it was merged."""
         with self.transaction() as connection:

@@ -319,6 +319,7 @@ def _submission(item: Item) -> Submission:
         item.after,
         item.complete,
         item.on,
+        tuple(item.names),
     )
 
 

@@ -43,6 +43,7 @@ class Item(Body):
     after: Identifier | None = None
     complete: bool = False
     on: Identifier | None = None
+    names: Annotated[list[str], FailFast()] = Field(default=[], max_length=MOST_BOXES)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Item":

@@ -68,6 +68,7 @@ export class Page {
   #makeOutbox(project) {
     return new Outbox(project, this.#tab, {
       state: accept,
+      className,
       queries: (queries) => this.annotator.receive(queries),
       results: (pairs) => {
         this.annotator.settle(pairs);
