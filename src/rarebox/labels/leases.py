@@ -246,12 +246,15 @@ class People:
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
 
     def _means_these_classes(self, said: Submission) -> bool:
-        """Whether each label has, or had, the name that the person saw, or counts as a class of that name."""
+        """Whether each label has, or had, the name that the person saw, or counts as a class of that name.
+
+        An empty name says nothing: a page may show a label before it knows its class.
+        """
         if not said.names:
             return True
         known, counts_as = self.store.names_of_classes(), self.store.counts_as()
         return len(said.names) == len(said.labels) and all(
-            0 <= label < len(known) and name in {*known[label], *known[counts_as[label]]}
+            not name or (0 <= label < len(known) and name in {*known[label], *known[counts_as[label]]})
             for label, name in zip(said.labels.tolist(), said.names, strict=True)
         )
 
