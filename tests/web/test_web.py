@@ -466,13 +466,13 @@ def test_a_box_keeps_its_class_or_is_refused_after_a_restored_backup(tmp_path: P
         ann.post("/api/classes", {"rename": {"label": first["label"], "name": "coach"}})
         number = first["label"]
         for seen in ("bus", "coach", ""):  # the name of before, now, and on a page that does not know it yet
-            ann.saved(image=3, labels=[number], names=[seen])
-        refused = ann.say(image=5, labels=[number], names=["zebra"])
+            ann.saved(image=3, labels=[number], class_names=[seen])
+        refused = ann.say(image=5, labels=[number], class_names=["zebra"])
         assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
         assert ann.get("/api/image/5")["labels"] == []
         other = ann.get("/api/state")["classes"][0]
         ann.post("/api/classes", {"merge": {"label": number, "into": other["label"]}})
-        ann.saved(image=6, labels=[number], names=[other["name"]])
+        ann.saved(image=6, labels=[number], class_names=[other["name"]])
 
 
 # ------------------------------------------------------------------------------------------- classes

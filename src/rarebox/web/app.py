@@ -319,7 +319,7 @@ def _submission(item: Item) -> Submission:
         item.after,
         item.complete,
         item.on,
-        tuple(item.names),
+        tuple(item.class_names),
     )
 
 

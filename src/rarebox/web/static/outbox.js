@@ -82,7 +82,7 @@ export class Outbox {
       name,
       client: this.client,
       at,
-      item: { ...item, key, names: item.labels.map(this.handlers.className) },
+      item: { ...item, key, class_names: item.labels.map(this.handlers.className) },
       image,
       base: base ?? `k${key}`,
       what,
