@@ -254,11 +254,11 @@ class People:
         known = self.store.names_of_classes()
         if all(name in known.get(label, ()) for label, name in seen):
             return True
-        now, counts_as = self.store.classes(), self.store.counts_as().tolist()
+        now, counts_as = self.store.classes(), list(map(int, self.store.counts_as()))
         if any(label >= len(now) for label, _ in seen):
             return False
         # A merged class is shown as the other one, and a damaged name in other words.
-        also = [{now[label], now[into], *known.get(into, set[str]())} for label, into in enumerate(counts_as)]
+        also = [{now[label], now[into], *known.get(into, ())} for label, into in enumerate(counts_as)]
         return all(name in known.get(label, set()) | also[label] for label, name in seen)
 
     def _asked(
