@@ -2,7 +2,7 @@
 
 When a run finishes before the kills are used up, it is compared, and the next one starts.
 
-    python benchmarks/kill_and_resume.py [--kills 20] [--detector retinanet] [--seed 0]
+    python -m benchmarks.kill_and_resume [--kills 20] [--detector retinanet] [--seed 0]
 
 Exits with 1 unless metrics (except times), questions and answers are the same at the end.
 """

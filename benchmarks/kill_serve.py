@@ -3,7 +3,7 @@
 The writers behave like the page: each answer has a key and is sent again, under the same key, until the server confirms
 that it is saved. At the end the labels are exported, and every confirmed answer must be there exactly once.
 
-    python benchmarks/kill_serve.py [--kills 200] [--writers 4] [--seed 0]
+    python -m benchmarks.kill_serve [--kills 200] [--writers 4] [--seed 0]
 
 Prints one line of JSON. Exits with 1 if an answer is lost or doubled, if the server gave one another status than saved,
 or if the server did not end within ten seconds after SIGTERM.

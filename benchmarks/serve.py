@@ -1,7 +1,7 @@
 """Waiting times for the next question and for saving an answer, at 1, 10 and 50 annotators without think time.
 
-    python benchmarks/serve.py [--label-studio VENV] [--annotators 1,10,50] [--rounds 250] >> results/serve.jsonl
-    python benchmarks/serve.py --scenario few,many,class [--source OTHER_TREE] [--times 3] >> results/serve.jsonl
+    python -m benchmarks.serve [--label-studio VENV] [--annotators 1,10,50] [--rounds 250] >> results/serve.jsonl
+    python -m benchmarks.serve --scenario few,many,class [--source OTHER_TREE] [--times 3] >> results/serve.jsonl
 
 Each annotator keeps one connection open and asks again as soon as the reply arrives. A measurement ends after
 ``--rounds`` rounds of all annotators together, on a fresh project of 500 images with one predicted box each. With
@@ -462,7 +462,7 @@ def main() -> None:
         options.set_defaults(**SCENARIOS[names[0]])
         given = options.parse_args()
     places = {str(given.label_studio): "VENV", str(given.folder): "FOLDER"}
-    command = " ".join(["python", "benchmarks/serve.py", *(places.get(part, part) for part in sys.argv[1:])])
+    command = " ".join(["python", "-m", "benchmarks.serve", *(places.get(part, part) for part in sys.argv[1:])])
     numbers = [int(number) for number in given.annotators.split(",")]
     size = {"images": given.images, "grid": round(given.boxes**0.5), "answered": given.answered, "opened": given.open}
     with (

@@ -228,11 +228,20 @@ def test_options_without_a_command_are_those_of_some_command(page: Path) -> None
 def test_options_of_benchmarks_exist(page: Path) -> None:
     wrong = []
     for line in command_lines(text_of(page)):
-        called = re.search(r"(benchmarks/\w+\.py)(.*)", line)
+        called = re.search(r"python (?:-m benchmarks\.|benchmarks/)(\w+)(.*)", line)
         if called:
-            script = (ROOT / called[1]).read_text(encoding="utf-8")
+            script = (ROOT / "benchmarks" / f"{called[1]}.py").read_text(encoding="utf-8")
             wrong += [(called[1], option) for option in options(called[2]) if f'"{option}"' not in script]
     assert wrong == []
+
+
+def test_benchmarks_that_use_the_tests_are_run_as_modules() -> None:
+    """As a file, such a benchmark finds no package `tests`."""
+    scripts = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")}
+    using = [name for name, script in scripts.items() if "\nfrom tests" in script]
+    assert using
+    texts = [*scripts.values(), *map(text_of, PAGES)]
+    assert [name for name in using if any(f"python benchmarks/{name}.py" in text for text in texts)] == []
 
 
 @each_page

@@ -22,6 +22,7 @@ function tab(client = "tab") {
   const reported = { queries: [], results: [], statuses: [], problems: [] };
   const outbox = new Outbox("p", client, {
     state: () => {},
+    className: (label) => `class ${label}`,
     queries: (queries) => reported.queries.push(queries.map((one) => one.id)),
     results: (pairs) => reported.results.push(...pairs),
     status: (status) => reported.statuses.push(status),

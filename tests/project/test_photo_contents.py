@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from rarebox.cli import options
+from rarebox.cli.main import app
 from rarebox.core import files
+from rarebox.errors import UserError
 from rarebox.labels.store import Store
 from rarebox.project import photos
 from rarebox.project.create import create
@@ -58,7 +59,7 @@ def root(folder: Path, tmp_path: Path) -> Path:
 
 def command(*words: str | Path) -> str:
     """What a command says, on both streams."""
-    done = CliRunner().invoke(options.app, [str(word) for word in words])
+    done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -215,14 +216,16 @@ def test_neither_training_nor_the_page_shows_a_photo_that_has_taken_anothers_pat
         assert [browser.http.get(f"/api/images/{number}").status_code for number in (1, 2)] == [200, 200]
 
 
-def test_import_knows_photos_by_where_they_are_now(root: Path, folder: Path, tmp_path: Path) -> None:
+def test_import_refuses_a_name_that_two_photos_have_had(root: Path, folder: Path, tmp_path: Path) -> None:
     swap(folder, 1, 2)
     box = '<box label="fish" xtl="3" ytl="3" xbr="7" ybr="7" occluded="0"/>'
     (tmp_path / "cvat.xml").write_text(
         f'<annotations><image id="0" name="{name(1)}" width="20" height="10">{box}</image></annotations>'
     )
-    command("import", root, tmp_path / "cvat.xml", "--format", "cvat")
-    assert exported(root, tmp_path / "out") == {**LABELS, 2: [2.0, 3.0]}
+    refused = CliRunner().invoke(app, ["import", str(root), str(tmp_path / "cvat.xml"), "--format", "cvat"])
+    assert isinstance(refused.exception, UserError)  # the file may be from before or after the swap
+    assert f"'{name(1)}' is the name of image 2 and is or was the name of image 1" in str(refused.exception)
+    assert exported(root, tmp_path / "out") == LABELS
 
 
 def test_a_hash_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,34 @@ def test_a_host_that_does_not_send_its_pictures_delays_nobody(
         assert many[0].recv(20).startswith(b"HTTP/1.1 404")
 
 
+@pytest.mark.parametrize("path", ["/api/export", "/ml/KEY/predict"])
+def test_many_long_replies_at_a_time_delay_nobody(roomy: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    listening, running = roomy, threading.Semaphore(0)
+    released = threading.Event()
+
+    def long(*_: object) -> object:
+        running.release()
+        released.wait(30)
+        return b"" if "export" in path else []
+
+    monkeypatch.setattr("rarebox.web.app._zipped", long)
+    monkeypatch.setattr("rarebox.web.ml_backend._prediction", long)
+    body = b'{"tasks": [{"data": {"image": "1.jpg"}}]}'
+    verb = "GET" if "export" in path else "POST"
+    place = path.replace("KEY", listening.house.authenticator.key)
+    head = f"{verb} {place} HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {listening.cookie}\r\n"
+    sent = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    many = [listening.connect(head.encode() + (b"\r\n" if verb == "GET" else sent)) for _ in range(45)]
+    with closed(many):
+        assert running.acquire(timeout=10)
+        for other in ("/api/state", "/api/images/2"):
+            url = f"http://127.0.0.1:{listening.port}{other}"
+            assert httpx.get(url, headers={"Cookie": listening.cookie}, timeout=5).status_code == 200
+        assert not running.acquire(blocking=False)  # one at a time
+        released.set()
+        assert many[0].recv(20).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("kind", HALF)
 def test_a_request_that_never_ends_is_ended(listening: Listening, kind: str) -> None:
     lines, end, more = HALF[kind]

@@ -343,7 +343,8 @@ def test_an_event_reads_only_the_rows_of_its_image(client: TestClient, project: 
     assert [plan for plan in plans if plan.startswith(tuple(f"SCAN {name}" for name in tables))] == []
 
 
-def test_events_that_wait_for_the_writing_thread_hold_no_other_thread() -> None:
+def app_that_waits() -> tuple[FastAPI, list[Future[dict[str, int]]]]:
+    """The routes, and what they are waiting for: each event is recorded when its future has a result."""
     waiting: list[Future[dict[str, int]]] = []
 
     def record(batch: Batch) -> Future[dict[str, int]]:
@@ -352,6 +353,11 @@ def test_events_that_wait_for_the_writing_thread_hold_no_other_thread() -> None:
 
     app = FastAPI()
     app.include_router(make_router(lambda _: [], lambda: CLASSES, lambda: "v", record))
+    return app, waiting
+
+
+def test_events_that_wait_for_the_writing_thread_hold_no_other_thread() -> None:
+    app, waiting = app_that_waits()
     events = [event("ANNOTATION_CREATED", "a.jpg", {}, [], id=number) for number in range(60)]
 
     async def scenario() -> None:
@@ -372,14 +378,7 @@ def test_events_that_wait_for_the_writing_thread_hold_no_other_thread() -> None:
 
 
 def test_two_events_of_one_annotation_are_recorded_in_turn() -> None:
-    waiting: list[Future[dict[str, int]]] = []
-
-    def record(batch: Batch) -> Future[dict[str, int]]:
-        waiting.append(Future())
-        return waiting[-1]
-
-    app = FastAPI()
-    app.include_router(make_router(lambda _: [], lambda: CLASSES, lambda: "v", record))
+    app, waiting = app_that_waits()
     late, early = (
         event("ANNOTATION_UPDATED", "a.jpg", {}, [], updated_at=f"2026-01-0{day}T10:00:00Z") for day in (2, 1)
     )

@@ -456,6 +456,25 @@ def test_a_page_from_before_a_restored_backup_changes_no_other_image(tmp_path: P
         ann.saved(query=after["query"], after=after["answer"], on=5, labels=[1])
 
 
+def test_a_box_keeps_its_class_or_is_refused_after_a_restored_backup(tmp_path: Path) -> None:
+    """The number of a class that is gone with the backup may be another class now."""
+    project = make_project(tmp_path)
+    open_cycle(project, 2, range(4, 13))
+    with opened(project) as house:
+        ann = house.browser("ann")
+        first = ann.post("/api/classes", {"add": "bus"})["classes"][-1]
+        ann.post("/api/classes", {"rename": {"label": first["label"], "name": "coach"}})
+        number = first["label"]
+        for seen in ("bus", "coach", ""):  # the name of before, now, and on a page that does not know it yet
+            ann.saved(image=3, labels=[number], class_names=[seen])
+        refused = ann.say(image=5, labels=[number], class_names=["zebra"])
+        assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
+        assert ann.get("/api/image/5")["labels"] == []
+        other = ann.get("/api/state")["classes"][0]
+        ann.post("/api/classes", {"merge": {"label": number, "into": other["label"]}})
+        ann.saved(image=6, labels=[number], class_names=[other["name"]])
+
+
 # ------------------------------------------------------------------------------------------- classes
 
 

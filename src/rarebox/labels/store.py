@@ -32,6 +32,7 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    union_all,
     update,
 )
 from sqlalchemy.engine import URL, make_url
@@ -65,6 +66,10 @@ _MERGERS = (
 )
 _CHANGES = select(schema.class_changes.c.id, schema.class_changes.c.label, schema.class_changes.c.name).order_by(
     schema.class_changes.c.id
+)
+_NAMES = union_all(
+    select(schema.classes.c.id.label("label"), schema.classes.c.name),
+    select(schema.class_changes.c.label, schema.class_changes.c.name),
 )
 _MOVES = select(schema.image_moves.c.id, schema.image_moves.c.image_id, schema.image_moves.c.path).order_by(
     schema.image_moves.c.id
@@ -228,6 +233,15 @@ class Store:
             elif row.name is not None:
                 names[row.label] = self.rows.name("class_changes", row.id, "name", row.name, names[row.label])
         return tuple(names.values())
+
+    def names_of_classes(self) -> dict[int, set[str]]:
+        """Every name that each class has or had, by label. Damaged rows are left out."""
+        found = defaultdict[int, set[str]](set)
+        with self.transaction() as connection:
+            for row in connection.execute(_NAMES).all():
+                if type(row.label) is int and isinstance(row.name, str):
+                    found[row.label].add(row.name)
+        return found
 
     def counts_as(self) -> Ints:
         """(K,): the label that each label counts as: itself, or the class into which it was merged."""

@@ -209,7 +209,7 @@ def make_app(
             raise HTTPException(404, "There is no such image.")
         return service.images[image_id]
 
-    far = CapacityLimiter(MOST_FAR)
+    far, downloads = CapacityLimiter(MOST_FAR), CapacityLimiter(1)
 
     @get("/api/image/{image_id}", dependencies=[Depends(visitor)])
     def about_image(image_id: Identifier) -> replies.LabelledImage:
@@ -282,13 +282,18 @@ def make_app(
         return {"url": f"{address}?token={token}", "local": local}
 
     @get("/api/export", dependencies=[Depends(visitor)], response_class=Response)
-    def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
-        """All labels as a zip file."""
+    async def export(format: Literal["coco", "voc", "yolo", "labelstudio", "cvat"] = "coco") -> Response:
+        """All labels as a zip file. Those who ask at the same time wait without a thread."""
         name = f"{real(service.project.folder.root).name}-{format}.zip"
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
         headers = {"Content-Disposition": f'attachment; filename="{safe}"'}
-        content = _zipped(service.project.folder.root, format)
-        service.see_photos()
+
+        def zipped() -> bytes:
+            content = _zipped(service.project.folder.root, format)
+            service.see_photos()
+            return content
+
+        content = await to_thread.run_sync(zipped, limiter=downloads)
         return Response(content, media_type="application/zip", headers=headers)
 
     source = ReviewSource(service.project, do=service.do)
@@ -314,6 +319,7 @@ def _submission(item: Item) -> Submission:
         item.after,
         item.complete,
         item.on,
+        tuple(item.class_names),
     )
 
 

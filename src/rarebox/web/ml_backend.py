@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -78,6 +79,7 @@ def make_router(
     """
     router = APIRouter(tags=["Label Studio"])
     newest: dict[int, _Recorded] = {}  # by annotation
+    predictions = CapacityLimiter(1)
 
     def begin(body: Event) -> Future[dict[str, int]]:
         returned = _returned(body)
@@ -97,11 +99,18 @@ def make_router(
         return {"model_version": version()}
 
     @router.post("/predict")
-    def predict(body: Predict) -> dict[str, object]:
-        """A prediction for each task, in order; without boxes where there is nothing to ask."""
-        names, model = classes(), version()
-        sheets = sheets_of([_image_of(task) for task in body.tasks])
-        return {"results": [_prediction(sheet, names, model) for sheet in sheets], "model_version": model}
+    async def predict(body: Predict) -> dict[str, object]:
+        """A prediction for each task, in order; without boxes where there is nothing to ask.
+
+        One request at a time: each may read all open questions. Others wait without a thread.
+        """
+
+        def predicted() -> dict[str, object]:
+            names, model = classes(), version()
+            sheets = sheets_of([_image_of(task) for task in body.tasks])
+            return {"results": [_prediction(sheet, names, model) for sheet in sheets], "model_version": model}
+
+        return await to_thread.run_sync(predicted, limiter=predictions)
 
     @router.post("/webhook", status_code=201)
     @router.post("/train", status_code=201, include_in_schema=False)

@@ -43,6 +43,7 @@ class Item(Body):
     after: Identifier | None = None
     complete: bool = False
     on: Identifier | None = None
+    class_names: Annotated[list[str], FailFast()] = Field(default=[], max_length=MOST_BOXES)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Item":
@@ -50,6 +51,8 @@ class Item(Body):
             raise ValueError("an answer is about either a query or an image")
         if len(self.boxes) != len(self.labels):
             raise ValueError("every box needs one label")
+        if self.class_names and len(self.class_names) != len(self.labels):
+            raise ValueError("every label needs one class name, if there are any")
         return self
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import bindparam, select, union_all
+from sqlalchemy import bindparam, select
 
 from rarebox.data.classes import Classes
 from rarebox.labels import schema
@@ -23,10 +23,6 @@ _ANSWERS = (
     .order_by(schema.answers.c.id)
 )
 _KEY = select(schema.answers.c.id).where(schema.answers.c.key == bindparam("key"))
-_NAMES = union_all(
-    select(schema.classes.c.id, schema.classes.c.name),
-    select(schema.class_changes.c.label, schema.class_changes.c.name),
-)
 _IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
     schema.queries.c.id.in_(bindparam("queries", expanding=True))
 )
@@ -94,10 +90,9 @@ class Known:
 def _add_former(classes: Classes, store: Store, counts_as: Ints) -> None:
     """Add the names that classes had before they were renamed, but none that now means, or has meant, another class."""
     former = defaultdict[str, set[int]](set)
-    with store.transaction() as connection:
-        for row in connection.execute(_NAMES).all():
-            if type(row.id) is int and isinstance(row.name, str) and 0 <= row.id < len(counts_as):
-                former[row.name].add(int(counts_as[row.id]))
+    for label, names in store.names_of_classes().items():
+        for name in names if 0 <= label < len(counts_as) else ():
+            former[name].add(int(counts_as[label]))
     for name, (label, *others) in former.items():
         if not others and classes.find(name) is None:
             classes.add(name, label)

@@ -44,6 +44,7 @@ export class Outbox {
   /**
    * @param {string} project @param {string} client
    * @param {{state: (state: import("./types.js").State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
+   *   className: (label: number) => string,
    *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} handlers
    */
   constructor(project, client, handlers) {
@@ -81,7 +82,7 @@ export class Outbox {
       name,
       client: this.client,
       at,
-      item: { ...item, key },
+      item: { ...item, key, class_names: item.labels.map(this.handlers.className) },
       image,
       base: base ?? `k${key}`,
       what,
