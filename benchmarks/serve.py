@@ -1,4 +1,4 @@
-"""Waiting times for the next question and for saving an answer, at 1, 10 and 50 annotators without think time.
+"""Waiting times for the next question and for saving an answer, at 1, 10 and 50 annotators.
 
     python -m benchmarks.serve [--label-studio VENV] [--annotators 1,10,50] [--rounds 250] >> results/serve.jsonl
     python -m benchmarks.serve --scenario few,many,class [--source OTHER_TREE] [--times 3] >> results/serve.jsonl
@@ -12,7 +12,9 @@ measured each time.
 
 Options for rarebox only: ``--pages`` opens the event stream that every page listens to. ``--images``, ``--boxes`` (per
 image, a square number), ``--answered`` and ``--open`` make the project larger. ``--classes`` is how often somebody
-adds, renames and merges a class at the same time. No round starts after ``--seconds``.
+adds, renames and merges a class at the same time. No round starts after ``--seconds``. ``--think`` is how many seconds
+an annotator looks at a question before answering; without it the server is always saturated, and waiting times say how
+many answers it saves per second rather than how long a person waits.
 
 A scenario is a set of these options (``SCENARIOS``). With ``--source``, another source tree of rarebox (such as a
 ``git worktree`` of an earlier commit), each measurement runs in turn with that tree and with this one, ``--times``
@@ -62,6 +64,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
 }
 """Almost as many people as photos; many photos; a class that changes while there are many answers."""
+
+VERIFICATION = 1.6
+"""Seconds that a fast annotator takes to accept or reject a box (Papadopoulos et al., CVPR 2016)."""
+
+SCENARIOS |= {f"{name}-people": {**SCENARIOS[name], "think": VERIFICATION} for name in ("few", "many")}
 
 CLASSES = ("fish", "ray", "shark")
 TASKS, PATIENCE = 500, 120.0
@@ -230,7 +237,14 @@ def fill(made: Project, answered: int, opened: int) -> None:
 
 
 async def ours(
-    folder: Path, annotators: int, rounds: int, size: dict[str, int], pages: bool, seconds: float, classes: int
+    folder: Path,
+    annotators: int,
+    rounds: int,
+    size: dict[str, int],
+    pages: bool,
+    seconds: float,
+    classes: int,
+    think: float,
 ) -> dict[str, Any]:
     root = folder / f"ours-{annotators}-{secrets.token_hex(3)}"
     project(root, **size)
@@ -243,6 +257,7 @@ async def ours(
         async def work(name: str, ticket: Iterator[int]) -> None:
             async with connection(server.url, cookies=cookies[name]) as http, listening(server, cookies[name], pages):
                 body: dict[str, Any] = {"client": "tab", "want": 4}
+                await asyncio.sleep(think * people.index(name) / annotators)  # they do not start at the same moment
                 reply = await tally.timed(tally.next, http.post("/api/next", json=body))
                 while next(ticket, None) is not None:
                     if not reply or not reply["queries"]:
@@ -251,6 +266,7 @@ async def ours(
                         reply = await tally.timed(tally.next, http.post("/api/next", json=body))
                         continue
                     query = reply["queries"][0]
+                    await asyncio.sleep(think)
                     tally.given.update((one["id"], name) for one in reply["queries"])
                     item = {
                         "key": str(uuid4()),
@@ -448,6 +464,7 @@ def main() -> None:
     options.add_argument("--open", type=int, default=0)
     options.add_argument("--classes", type=int, default=0)
     options.add_argument("--seconds", type=float, default=3600)
+    options.add_argument("--think", type=float, default=0.0)
     options.add_argument("--scenario", default="", help=f"any of {', '.join(SCENARIOS)}, separated by commas")
     options.add_argument("--source", type=Path, help="another source tree, for comparison")
     options.add_argument("--times", type=int, default=1)
@@ -477,6 +494,7 @@ def main() -> None:
                 "rounds": given.rounds,
                 "pages": given.pages,
                 "classes": given.classes,
+                "think": given.think,
                 "images": given.images,
                 "boxes_of_each": given.boxes,
                 "answered": given.answered,
@@ -485,9 +503,8 @@ def main() -> None:
             for who in ("rarebox", *(("label-studio",) if peer else ())):
                 about = {**line, "who": who, "disk": disk(Path(name)), "load": round(os.getloadavg()[0], 1)}
                 if who == "rarebox":
-                    found = asyncio.run(
-                        ours(Path(name), annotators, given.rounds, size, given.pages, given.seconds, given.classes)
-                    )
+                    work = (given.rounds, size, given.pages, given.seconds, given.classes, given.think)
+                    found = asyncio.run(ours(Path(name), annotators, *work))
                 else:
                     assert peer
                     found = asyncio.run(theirs(*peer, annotators, given.rounds))

@@ -101,7 +101,8 @@ def make_app(
     app.state.authenticator = authenticator
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _explain_errors(app)
-    # No response models: the replies are typed already, and validating them again would take time.
+    # No response models: the replies are typed already, and validating them again would take time. The routes that an
+    # annotator waits for return a response of their own, so FastAPI does not walk through their replies either.
     get, post = partial(app.get, response_model=None), partial(app.post, response_model=None)
 
     def sign_in(response: Response, found: Visitor) -> None:
@@ -133,9 +134,9 @@ def make_app(
         return app.openapi()
 
     @get("/api/state")
-    def state(found: Anybody) -> replies.State:
+    def state(found: Anybody) -> Response:
         """The state of the project, as the visitor sees it."""
-        return state_of(found)
+        return JSONResponse(state_of(found))
 
     @get("/api/events")
     async def events(request: Request, found: Anybody) -> EventSourceResponse:
@@ -163,10 +164,11 @@ def make_app(
     # Questions and answers
 
     @post("/api/next")
-    async def following(body: Next, found: Anybody, by: Somebody) -> replies.Questions:
+    async def following(body: Next, found: Anybody, by: Somebody) -> Response:
         """Questions for one tab of a browser."""
         _, queries = await _done(service.answer(found.holder(body.client), by, [], body.want, found.former))
-        return {"queries": [service.query(query) for query in queries], "state": state_of(found)}
+        reply: replies.Questions = {"queries": [service.query(query) for query in queries], "state": state_of(found)}
+        return JSONResponse(reply)
 
     @post("/api/leave", status_code=204, response_class=Response)
     async def leave(body: Leave, found: Anybody, _: Somebody) -> None:
@@ -174,15 +176,16 @@ def make_app(
         await _done(service.leave(found.holder(body.client)))
 
     @post("/api/answers")
-    async def answer(body: Answers, found: Anybody, by: Somebody) -> replies.Saved:
+    async def answer(body: Answers, found: Anybody, by: Somebody) -> Response:
         """Save answers and return the next questions. The answers are on the disk when this returns."""
         given = [_submission(item) for item in body.answers]
         outcomes, queries = await _done(service.answer(found.holder(body.client), by, given, body.want, found.former))
-        return {
+        reply: replies.Saved = {
             "results": [service.outcome(outcome) for outcome in outcomes],
             "queries": [service.query(query) for query in queries],
             "state": state_of(found),
         }
+        return JSONResponse(reply)
 
     @get("/api/answers")
     def answers(

@@ -449,7 +449,7 @@ def _about(image: ImageRecord) -> replies.Image:
 
 
 def _rounded(box: Floats) -> replies.Box:
-    return [round(float(side), 2) for side in box]
+    return [round(side, 2) for side in box.tolist()]
 
 
 def _fraction(value: float | None) -> float | None:
