@@ -27,6 +27,7 @@ from rarebox.types import Picture, Targets
 from tests import tiny
 
 torch.set_num_threads(1)
+os.environ["RAREBOX_OFFLINE"] = "1"  # for the processes that tests start, too
 
 SERVER = "RAREBOX_POSTGRESQL"
 
@@ -141,7 +142,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise URLError("no route to host")
 
-    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.delenv("RAREBOX_OFFLINE")
+    monkeypatch.setattr("rarebox.detectors.weights.urlopen", refuse)
 
 
 def torchvisions_own(detector: TorchDetector) -> Any:

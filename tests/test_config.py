@@ -26,6 +26,8 @@ def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work(
     assert config.resolve() == config.resolve("laptop")
     assert config.difference(Settings(), config.resolve()) == [
         "detector.name: retinanet -> faster_rcnn",
+        "detector.backbone: efficientnet_lite0 -> auto",
+        "detector.weights: imagenet -> auto",
         "detector.normaliser: own -> batch",
         "scoring.shard_size: 2000 -> 100",
         "pseudo.method: soft -> ignore_only",

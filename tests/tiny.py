@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from rarebox import config
 from rarebox.data import scenes
+from rarebox.detectors.architectures import ARCHITECTURES
 from rarebox.detectors.backbones import BACKBONES
+from rarebox.detectors.weights import Source
 from rarebox.report import drawing
 
 CHANGES: dict[str, Any] = {
+    **config.INSTALLED,
     "initial_images": 4,
     "budget": [6, 6],
     "device": "cpu",
@@ -90,6 +93,13 @@ def pretrained() -> dict[str, Tensor]:
     return body.state_dict()
 
 
+class SmallSource(Source):
+    """The pretrained weights of the small body, which are in no file."""
+
+    def load(self, file: Path | None = None) -> dict[str, Tensor]:
+        return pretrained()
+
+
 @contextmanager
 def small_network() -> Iterator[None]:
     """Detectors on EfficientNet-Lite0 have a small body in this process: for what does not depend on how well one sees.
@@ -97,9 +107,13 @@ def small_network() -> Iterator[None]:
     The heads, the losses, and all that reads and writes models are the product's own.
     """
     spec = BACKBONES["efficientnet_lite0"]
-    small = replace(spec, body=lambda _: SmallBody(), channels=WIDTHS, width=16, imagenet=pretrained)
+    weights, levels = SmallSource(packaged=lambda: Path(__file__)), tuple(WIDTHS.items())
+    small = replace(spec, body=lambda _: SmallBody(), levels=levels, width=16, imagenet=weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "efficientnet_lite0", small)
+        for name in ("retinanet", "faster_rcnn"):
+            kind = replace(ARCHITECTURES[name, "efficientnet_lite0"], starts={"imagenet": weights}, levels=levels)
+            patch.setitem(ARCHITECTURES, (name, "efficientnet_lite0"), kind)
         yield
 
 

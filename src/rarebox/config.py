@@ -41,9 +41,9 @@ class DetectorSettings(Section):
     """The detector network and its losses."""
 
     name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="network architecture")
-    backbone: Literal["resnet50", "efficientnet_lite0"] = Field(
-        default="efficientnet_lite0", description="pretrained backbone"
-    )
+    backbone: Literal[
+        "auto", "efficientnet_lite0", "mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"
+    ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [37]")
     image_size: int = Field(default=320, ge=64, description="short side of the network's input, in pixels")
     long_side: int | None = Field(
         default=None, description="maximum long side of the input; null: 5/3 of the short side (1000x600)"
@@ -53,7 +53,11 @@ class DetectorSettings(Section):
         ge=0,
         description="minimum width of the light backbone's smallest anchor, in cells of its finest map [31]",
     )
-    weights: str = Field(default="imagenet", description="initial weights: imagenet, coco, none, or a file")
+    weights: str = Field(
+        default="imagenet",
+        description="initial weights: auto (coco if available), coco, imagenet, none, a file, or a folder (model, "
+        "run or project) [37]",
+    )
     score_threshold: Fraction = Field(default=0.05, ge=0, le=1, description="detections below this score are discarded")
     nms_iou: Fraction = Field(default=0.5, ge=0, le=1, description="IoU threshold of per-class non-maximum suppression")
     batch_norm: Literal["frozen", "affine"] = Field(
@@ -73,6 +77,10 @@ class DetectorSettings(Section):
     )
     normaliser: Literal["own", "batch", "paper"] = Field(
         default="own", description="what the sums of Eq. 7 are divided by [19]"
+    )
+    soft_loss: Literal["one_sided", "two_sided"] = Field(
+        default="one_sided",
+        description="class loss of a box of weight w: w L(class); two_sided: w L(class) + (1 - w) L(background) [34]",
     )
     weighted_stages: Literal["both", "roi_only"] = Field(
         default="both", description="Faster R-CNN: stages whose losses are weighted [20]"
@@ -109,8 +117,32 @@ class TrainingSettings(Section):
         le=1,
         description="fraction of fully labelled images in an epoch, where both kinds exist; null: as they occur",
     )
+    repeat_below: Fraction = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="images are drawn more often if they show a class that fewer than this fraction of the images show",
+    )
     flip: Fraction = Field(default=0.5, ge=0, le=1, description="probability of mirroring an image")
     scale_jitter: Fraction = Field(default=0.0, ge=0, lt=1, description="images are scaled by a factor of 1 ± this")
+    zoom: float = Field(
+        default=1.0,
+        ge=1,
+        le=4,
+        description="images are scaled by a random factor between 1/zoom and zoom, and cropped to the input's size",
+    )
+    colour_jitter: Fraction = Field(
+        default=0.0, ge=0, lt=1, description="brightness, contrast and saturation change by factors of 1 ± this"
+    )
+    renew_from: Fraction = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="fraction of the steps after which the moving average renews pseudo labels at every step; 1: never",
+    )
+    ema: Fraction = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that a fit returns; 0: none"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where it is faster"
     )
@@ -284,7 +316,7 @@ class Settings(Section):
 
 PRESETS: dict[str, Values] = {
     "laptop": {
-        "detector": {"name": "faster_rcnn", "normaliser": "batch"},
+        "detector": {"name": "faster_rcnn", "backbone": "auto", "weights": "auto", "normaliser": "batch"},
         "scoring": {"shard_size": 100},  # a minute's work, as 2000 images are on a GPU
         "pseudo": {"method": "ignore_only", "calibrated": True},
     },
@@ -316,6 +348,9 @@ PRESETS: dict[str, Values] = {
         "pseudo": {"rejected": "forget", "difficult": "background"},
     },
 }
+
+INSTALLED: Values = {"detector.backbone": "efficientnet_lite0", "detector.weights": "imagenet"}
+"""The start that is part of the installation, for what must not depend on the files of a machine."""
 
 PROJECT: Values = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"}
 """Changes of a new project to its preset. The last budget applies to all later cycles."""

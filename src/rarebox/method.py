@@ -78,11 +78,21 @@ class Column(Protocol):
 
     def __len__(self) -> int: ...
     def __mul__(self, other: Self, /) -> Self: ...
+    def __add__(self, other: Self, /) -> Self: ...
+    def __rsub__(self, other: float, /) -> Self: ...
     def __truediv__(self, other: float, /) -> Self: ...
     def sum(self) -> Self: ...
 
 
 C = TypeVar("C", bound=Column)
+
+
+def two_sided_loss(positive: C, background: C, weight: C) -> C:
+    """w L(class) + (1 - w) L(background) of each sample, (S,) each, for a label that is right with probability w.
+
+    Not in the paper. Eq. 7 multiplies L(class) by w alone, so a box of weight 0.2 also ends at the score 1, later.
+    """
+    return positive * weight + background * (1 - weight)
 
 
 def weighted_loss(

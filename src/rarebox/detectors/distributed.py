@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors.maps import CachedPicture
+from rarebox.detectors.teacher import Renewal
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.types import Bools, Picture, Targets
 
@@ -56,6 +57,7 @@ class Job:
     targets: Sequence[Targets]
     seed: int
     complete: Bools | None
+    renewal: Renewal | None = None
 
 
 @dataclass(frozen=True)

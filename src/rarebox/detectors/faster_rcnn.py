@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,11 @@ from torchvision.ops.poolers import LevelMapper
 
 from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
-from rarebox.detectors.losses import Normaliser, assign, reduce
+from rarebox.detectors.losses import Normaliser, assign, reduce, two_sided
 from rarebox.detectors.maps import Input
+
+FURTHER_ROWS = ("__background__",)
+"""Rows of the class layers before those of the classes, by torchvision's name."""
 
 BETA = 1 / 9
 """Smooth L1 is quadratic below this, in both stages, as in torchvision."""
@@ -71,6 +74,7 @@ class WeightedProposals(RegionProposalNetwork):
 
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
+    two_sided = False
     weighted = True
     beta = BETA
     settled: Tensor
@@ -151,11 +155,16 @@ class WeightedProposals(RegionProposalNetwork):
         class_loss = F.binary_cross_entropy_with_logits(
             objectness.flatten()[in_class].float(), wanted[in_class], reduction="none"
         )
+        weight = class_weight[in_class]
+        if self.two_sided:
+            class_loss, weight = two_sided(
+                class_loss, lambda: F.softplus(objectness.flatten()[in_class].float()), weight
+            )
         box_loss = smooth_l1(pred_bbox_deltas[in_box], deltas[in_box], self.beta)
         return reduce(
             class_loss,
             wanted[in_class] > 0,
-            class_weight[in_class],
+            weight,
             box_loss,
             box_weight[in_box],
             by=len(in_class),
@@ -195,6 +204,7 @@ class WeightedRoIHeads(RoIHeads):
 
     fg_bg_sampler: Sampler
     normaliser: Normaliser = "own"
+    two_sided = False
     beta = BETA
     with_features = False
 
@@ -244,14 +254,16 @@ class WeightedRoIHeads(RoIHeads):
         With the normaliser ``own``, cross entropy is divided by the samples with class weight, and the box loss by all.
         """
         in_class, in_box = samples.class_weight > 0, (samples.box_weight > 0).nonzero()[:, 0]
-        label = samples.label[in_class]
+        label, weight = samples.label[in_class], samples.class_weight[in_class]
         class_loss = F.cross_entropy(logits[in_class].float(), label, reduction="none")
+        if self.two_sided:
+            class_loss, weight = two_sided(class_loss, lambda: -logits[in_class].float().log_softmax(1)[:, 0], weight)
         by_class = deltas.reshape(len(deltas), -1, 4)
         box_loss = smooth_l1(by_class[in_box, samples.box_label[in_box]], samples.deltas[in_box], self.beta)
         classes, boxes = reduce(
             class_loss,
             label > 0,
-            samples.class_weight[in_class],
+            weight,
             box_loss,
             samples.box_weight[in_box],
             by=len(label),
@@ -312,6 +324,10 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     """The two weighted stages on one backbone. Labels in targets and detections count from 0."""
 
     with_features = False
+    class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
+    """Layers with rows for each class: how many times, and how many rows each time."""
+    further_rows = FURTHER_ROWS
+    """Rows before those of the classes."""
 
     rpn: WeightedProposals
     roi_heads: WeightedRoIHeads

@@ -32,9 +32,9 @@ ROOM_LEFT = 1 << 30
 @dataclass(frozen=True)
 class Layout:
     """The order of one image's maps in the file: the input, then each view; of each, the levels (h, w, C) ``float16``
-    from fine to coarse. ``channels`` maps strides to C, ``views`` are names."""
+    from fine to coarse. ``levels`` are the stride and C of each, ``views`` are names."""
 
-    channels: Mapping[int, int]
+    levels: tuple[tuple[int, int], ...]
     views: tuple[str, ...]
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -43,8 +43,7 @@ class Layout:
 
     def shapes(self, height: int, width: int) -> list[list[tuple[int, int, int]]]:
         """(h, w, C) of each level of the input and of each of its views."""
-        strides = sorted(self.channels.items())
-        return [[(padded(h) // s, padded(w) // s, c) for s, c in strides] for h, w in self.sizes(height, width)]
+        return [[(padded(h) // s, padded(w) // s, c) for s, c in self.levels] for h, w in self.sizes(height, width)]
 
     def numbers(self, height: int, width: int) -> int:
         """The count of numbers in all maps of an image with that input size."""

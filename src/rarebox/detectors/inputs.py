@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from rarebox.detectors.distributed import largest
 from rarebox.detectors.maps import CachedPicture, FeatureMaps, Input, collate, padded
 from rarebox.pool.views import View, send
-from rarebox.types import Floats, Picture, Targets
+from rarebox.types import Floats, Picture, Source, Targets
 
 SMALLEST = 0.1
 """Smallest side of a target box, in pixels of the input; mirrored in float32, a smaller one could lose its area."""
@@ -54,14 +54,14 @@ class InputTransform(nn.Module):
         return result
 
 
-def input_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+def input_size(height: int, width: int, size: tuple[float, float]) -> tuple[int, int]:
     """Height and width of the input: the short side is ``size[0]``, unless the long side would then exceed
     ``size[1]``."""
     scale = min(size[0] / min(height, width), size[1] / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def as_input(picture: Picture | CachedPicture, size: tuple[int, int], device: torch.device) -> Input:
+def as_input(picture: Picture | CachedPicture, size: tuple[float, float], device: torch.device) -> Input:
     """A picture -> pixels (3, h, w) in [0, 255] on the device, resized to the input's size; or its cached maps."""
     if isinstance(picture, CachedPicture):
         return picture.maps(0)
@@ -107,39 +107,5 @@ def as_target(targets: Targets, scale: Floats, device: torch.device) -> dict[str
         "class_weight": send(torch.tensor(targets.class_weight), device),
         "box_weight": send(torch.tensor(targets.box_weight), device),
         "background": send(torch.tensor(targets.background), device),
+        "pseudo": send(torch.tensor(targets.source == Source.PSEUDO), device),
     }
-
-
-def augment(
-    images: Sequence[Input],
-    truths: Sequence[dict[str, Tensor]],
-    dice: Sequence[np.random.Generator],
-    flip: float,
-    jitter: float,
-) -> tuple[list[Input], list[dict[str, Tensor]]]:
-    """Mirror each image with probability ``flip`` and scale it by 1 ± ``jitter``, with its boxes.
-
-    Each image has its own generator, so the result does not depend on the rest of the batch.
-    """
-    done = [
-        _augment_one(image, truth, die.random() < flip, 1 + jitter * die.uniform(-1, 1))
-        for image, truth, die in zip(images, truths, dice, strict=True)
-    ]
-    return [image for image, _ in done], [truth for _, truth in done]
-
-
-def _augment_one(
-    image: Input, truth: dict[str, Tensor], mirrored: bool, scale: float
-) -> tuple[Input, dict[str, Tensor]]:
-    boxes = truth["boxes"]
-    if mirrored:
-        image = image.flip(2)
-        boxes = (
-            boxes[:, [2, 1, 0, 3]] * boxes.new_tensor([-1, 1, -1, 1]) + boxes.new_tensor([1, 0, 1, 0]) * image.shape[2]
-        )
-    if scale != 1:
-        assert isinstance(image, Tensor)  # a frozen backbone and scale_jitter exclude each other
-        height, width = (round(side * scale) for side in image.shape[1:])
-        boxes = boxes * boxes.new_tensor([width / image.shape[2], height / image.shape[1]] * 2)
-        image = resize(image, (height, width))
-    return image, {**truth, "boxes": boxes}

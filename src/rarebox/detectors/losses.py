@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rarebox.detectors.distributed import crew_size, total
-from rarebox.method import weighted_loss
+from rarebox.method import two_sided_loss, weighted_loss
 
 Normaliser = Literal["own", "batch", "paper"]
 """``own``: as in torchvision's detector. ``batch``: RetinaNet's positives are counted over the batch, as in
@@ -78,6 +78,14 @@ def _match(overlap: Tensor, chosen: Tensor, match: Callable[[Tensor], Tensor]) -
 def _take(values: Tensor, index: Tensor) -> Tensor:
     """``values[index]``, or zeros for an image without targets."""
     return values[index] if len(values) else values.new_zeros(len(index))
+
+
+def two_sided(class_loss: Tensor, background_loss: Callable[[], Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Class losses (S,) with background as the counterweight, and the weights (S,) that are left: 1 for all.
+
+    Samples of weight 0 must be left out. Negatives, of weight 1, keep their loss.
+    """
+    return two_sided_loss(class_loss, background_loss(), weight), torch.ones_like(weight)
 
 
 def reduce(

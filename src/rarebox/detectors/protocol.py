@@ -1,9 +1,9 @@
 """The interface between rarebox and its detectors.
 
-To add a network, write a module like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet`, name the function that
-assembles it in ``detectors.NETWORKS``, and add that name to ``DetectorSettings.name``. ``TorchDetector`` then trains
-and runs it. To add a detector that shares nothing with these networks, implement :class:`Detector`, and return it from
-``detectors.build`` and ``detectors.load``.
+To add one, add an entry to ``detectors.architectures.ARCHITECTURES`` and its names to ``DetectorSettings``. The entry
+makes the detector from a ``Blueprint`` (settings, classes, device), and lists the weights that it can start from. A
+network like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet` goes into a ``TorchDetector``, which trains and
+runs it; a detector that shares nothing with these networks implements :class:`Detector`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.detectors.maps import CachedPicture, Extracted
+from rarebox.detectors.teacher import Renewal
 from rarebox.pool.affine import Frame
 from rarebox.pool.views import View
 from rarebox.types import Bools, Detections, Floats, Ints, Picture, Targets
@@ -54,11 +55,13 @@ class Detector(Protocol):
         checkpoint: Path | None = None,
         progress: FitProgress | None = None,
         complete: Bools | None = None,
+        renewal: Renewal | None = None,
     ) -> float:
         """Train on n images and their weighted targets (Eq. 7), and return the final smoothed loss.
 
         ``images`` may be decoded on access. ``complete`` (n,) marks the fully labelled images. The same ``seed`` gives
-        the same model. With ``checkpoint`` an interrupted fit resumes. Raises UserError without images, and
+        the same model. ``renewal`` says how an average of the weights renews pseudo labels. With
+        ``checkpoint`` an interrupted fit resumes. Raises UserError without images, and
         TrainingDiverged.
         """
         ...

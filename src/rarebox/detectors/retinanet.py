@@ -1,16 +1,16 @@
 """RetinaNet with a weight on every target box and the class vector of every detection."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
 from rarebox.detectors import on_device
-from rarebox.detectors.losses import Assignment, Normaliser, assign, mean_over_images, reduce, reduce_image
+from rarebox.detectors.losses import Assignment, Normaliser, assign, mean_over_images, reduce, reduce_image, two_sided
 from rarebox.detectors.maps import Input
 
 
@@ -18,6 +18,7 @@ class WeightedHead(RetinaNetHead):
     """torchvision's head with Eq. 7 as the loss of both branches."""
 
     normaliser: Normaliser = "own"
+    two_sided = False
 
     def losses(
         self,
@@ -51,12 +52,17 @@ class WeightedHead(RetinaNetHead):
         positive = given.positive[rows]
         wanted = torch.zeros_like(logits[rows])
         wanted[positive, target["labels"][given.row[rows[positive]]]] = 1.0
-        class_loss = sigmoid_focal_loss(logits[rows].float(), wanted.float()).sum(dim=1)
+        own, weight = logits[rows].float(), given.class_weight[rows]
+        class_loss = sigmoid_focal_loss(own, wanted.float()).sum(dim=1)
+        if self.two_sided:
+            class_loss, weight = two_sided(
+                class_loss, lambda: sigmoid_focal_loss(own, torch.zeros_like(own)).sum(dim=1), weight
+            )
 
         boxes = target["boxes"][given.box_row[in_box]]
         coder = self.regression_head.box_coder
         box_loss = (deltas[in_box] - coder.encode_single(boxes, anchors[in_box])).abs().sum(dim=1)
-        return class_loss, positive, given.class_weight[rows], box_loss, given.box_weight[in_box]
+        return class_loss, positive, weight, box_loss, given.box_weight[in_box]
 
     def with_tower(self, features: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The head's outputs, and the class tower's last feature map (B, C, h, w) of each level."""
@@ -68,6 +74,10 @@ class WeightedRetinaNet(RetinaNet):
 
     head: WeightedHead
     with_features = False
+    class_layers: ClassVar = {"head.classification_head.cls_logits": (9, 1)}
+    """Layers with rows for each class: how many times, and how many rows each time."""
+    further_rows = ()
+    """Rows before those of the classes."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """In training, the losses. Otherwise a list with one dict of detections per image, or Columns."""
@@ -174,11 +184,3 @@ class WeightedRetinaNet(RetinaNet):
         )
         found = {name: on_device.take(column, rows) for name, column in found.items()}
         return {**found, "real": real, "settled": settled}
-
-
-def light_head(channels: int, anchors: int, classes: int, convs: int = 2) -> WeightedHead:
-    """A small head for CPUs: ``convs`` convolutions per tower instead of four, with group normalisation."""
-    head = WeightedHead(channels, anchors, classes, norm_layer=lambda width: nn.GroupNorm(width // 8, width))
-    head.classification_head.conv = head.classification_head.conv[:convs]
-    head.regression_head.conv = head.regression_head.conv[:convs]
-    return head

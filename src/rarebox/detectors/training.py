@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,14 +21,18 @@ from rarebox.data.pictures import which_are_tall
 from rarebox.detectors import distributed, on_device
 from rarebox.detectors.maps import CachedPicture, Input
 from rarebox.detectors.protocol import FitProgress
+from rarebox.detectors.teacher import Average
 from rarebox.errors import TrainingDiverged
-from rarebox.types import Bools, Picture, Targets
+from rarebox.types import Bools, Floats, Ints, Picture, Targets
 
 Prepare = Callable[
     [Sequence[Picture | CachedPicture], Sequence[Targets], Sequence[np.random.Generator]],
     tuple[list[Input], list[dict[str, Tensor]]],
 ]
 """Pictures, their targets and a generator for each -> the network's augmented inputs and targets."""
+
+Renew = Callable[[nn.Module, Sequence[Input], Sequence[dict[str, Tensor]]], list[dict[str, Tensor]]]
+"""The averaged network, augmented inputs and their targets -> the targets with new pseudo labels."""
 
 READERS = 8
 """Threads that decode the next batch while the network trains on the current one."""
@@ -51,14 +56,21 @@ class Walk:
 
     ``tall`` (n,) marks images that are higher than wide; they share batches, since a batch of one shape needs no
     padding. Every batch is full: an epoch's last ones are filled from its start. If ``complete`` (n,) marks some but
-    not all images as fully labelled, these are the fraction ``share`` of each epoch.
+    not all images as fully labelled, these are the fraction ``share`` of each epoch. ``repeat`` (n,) says how often
+    each image is drawn, relative to the others.
     """
 
     def __init__(
-        self, seed: int, tall: Bools, batch_size: int, complete: Bools | None = None, share: float | None = None
+        self,
+        seed: int,
+        tall: Bools,
+        batch_size: int,
+        complete: Bools | None = None,
+        share: float | None = None,
+        repeat: Floats | None = None,
     ) -> None:
         self.seed, self.tall, self.batch_size = seed, tall, batch_size
-        self.complete, self.share = complete, share
+        self.complete, self.share, self.repeat = complete, share, repeat
         self._epoch, self._batches = -1, [[0]]
 
     def __call__(self, step: int) -> list[int]:
@@ -71,6 +83,9 @@ class Walk:
     def _cut(self, rng: np.random.Generator) -> list[list[int]]:
         size = self.batch_size
         order = rng.permutation(len(self.tall))
+        if self.repeat is not None:
+            order = order[_systematic(self.repeat[order], len(order), rng.random())]
+            order = rng.permutation(order)
         if self.complete is not None and self.share is not None and 0 < self.complete.sum() < len(order):
             wanted = round(self.share * len(order))
             kinds = (order[self.complete[order]], wanted), (order[~self.complete[order]], len(order) - wanted)
@@ -82,6 +97,23 @@ class Walk:
         rest = np.concatenate([rest, np.resize(order, -len(rest) % size)])
         batches = [*whole, *(rest[i : i + size] for i in range(0, len(rest), size))]
         return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+
+def _systematic(weight: Floats, count: int, start: float) -> Ints:
+    """``count`` places drawn in proportion to ``weight`` (n,), each at most one time more or less than its share."""
+    return np.searchsorted(np.cumsum(weight) / weight.sum(), (np.arange(count) + start) / count, side="right")
+
+
+def repeat_factors(targets: Sequence[Targets], below: float) -> Floats:
+    """How often each image is drawn relative to the others: (n,), at least 1.
+
+    An image counts sqrt(below / f) times, where f is the fraction of images that show the rarest of its classes: the
+    repeat factor sampling of LVIS (Gupta et al. 2019, section 4.2). Boxes of class weight 0 do not count.
+    """
+    shown = [set(t.labels[(t.class_weight > 0) & ~t.background].tolist()) for t in targets]
+    images = Counter(label for labels in shown for label in labels)
+    factor = {label: max(1.0, math.sqrt(below * len(targets) / count)) for label, count in images.items()}
+    return np.array([max((factor[label] for label in labels), default=1.0) for labels in shown])
 
 
 def amp_dtype(device: torch.device, precision: str, inference: bool) -> torch.dtype | None:
@@ -117,19 +149,23 @@ def train(
     checkpoint: Path | None = None,
     progress: FitProgress | None = None,
     complete: Bools | None = None,
+    renew: Renew | None = None,
 ) -> float:
     """Fit the network, and return the final smoothed loss.
 
     Under ``torchrun`` each process takes a part of every batch; the result differs from that of one process by rounding
     only. Processes beyond one per image of a batch are idle and return 0.0. ``complete`` (n,) marks the fully labelled
-    images (``training.complete_share``). With ``checkpoint`` the state is saved there regularly, and a fit that finds a
+    images (``training.complete_share``). ``renew`` makes the pseudo labels of each batch anew after the fraction
+    ``training.renew_from`` of the steps. With ``checkpoint`` the state is saved there regularly, and a fit that finds a
     checkpoint resumes from it with the same result. Raises TrainingDiverged if the loss is not finite, and keeps the
     last checkpoint.
     """
     with distributed.crew(settings.batch_size) as crew:
         if crew.rank >= crew.size:
             return 0.0
-        return _train(network, prepare, images, targets, settings, seed, device, checkpoint, progress, complete, crew)
+        return _train(
+            network, prepare, images, targets, settings, seed, device, checkpoint, progress, complete, renew, crew
+        )
 
 
 def _train(
@@ -143,22 +179,25 @@ def _train(
     checkpoint: Path | None,
     progress: FitProgress | None,
     complete: Bools | None,
+    renew: Renew | None,
     crew: distributed.Crew,
 ) -> float:
     steps = steps_in_all(settings, len(images))
     optimiser = _optimiser(network, settings)
     own_checkpoint = checkpoint if crew.rank == 0 else None
-    first, smooth = _restore(own_checkpoint, network, optimiser)
+    average = Average(network, settings.ema)
+    first, smooth = _restore(own_checkpoint, network, optimiser, average)
     model = DistributedDataParallel(network, process_group=crew.group) if crew.size > 1 else network
-    save = _Checkpoint(own_checkpoint, settings.checkpoint_seconds)
-    walk = Walk(seed, which_are_tall(images), settings.batch_size, complete, settings.complete_share)
+    save = _Checkpoint(own_checkpoint, settings.checkpoint_seconds, network, optimiser, average)
+    repeat = repeat_factors(targets, settings.repeat_below) if settings.repeat_below else None
+    walk = Walk(seed, which_are_tall(images), settings.batch_size, complete, settings.complete_share, repeat)
     network.train()
 
     with ThreadPoolExecutor(READERS) as readers:
 
-        def load(step: int) -> list[tuple[Future[Picture | CachedPicture], Targets]]:
+        def load(step: int) -> list[tuple[Future[Picture | CachedPicture], int]]:
             chosen = walk(step)[crew.rank :: crew.size] if step < steps else []
-            return [(readers.submit(images.__getitem__, i), targets[i]) for i in chosen]
+            return [(readers.submit(images.__getitem__, i), i) for i in chosen]
 
         upcoming = load(first)
         for step in range(first, steps):
@@ -167,8 +206,13 @@ def _train(
             # same in a resumed fit and with another number of processes.
             places = range(crew.rank, settings.batch_size, crew.size)
             dice = [seeds.stream(seed, "augment", step, place) for place in places]
-            loaded, wanted = [picture.result() for picture, _ in batch], [target for _, target in batch]
+            loaded, wanted = [picture.result() for picture, _ in batch], [targets[i] for _, i in batch]
             pictures, truths = prepare(loaded, wanted, dice)
+            for truth, (_, i) in zip(truths, batch, strict=True):
+                truth["partial"] = torch.tensor(complete is not None and not complete[i])
+            if renew and average.teacher and step >= settings.renew_from * steps:
+                with autocast(device, settings.precision, inference=True):
+                    truths = renew(average.teacher, pictures, truths)
             for truth, die in zip(truths, dice, strict=True):
                 truth["seed"] = torch.tensor(int(die.integers(2**31)))
             for group in optimiser.param_groups:
@@ -182,7 +226,7 @@ def _train(
             # A GPU computes the gradients while the host reads the loss. The state has not changed yet.
             value = distributed.mean(float(parcel.open()["loss"]))
             if not math.isfinite(value):
-                save(step, smooth, network, optimiser, now=True)
+                save(step, smooth, now=True)
                 raise TrainingDiverged(
                     f"the loss became {value} at step {step + 1} of {steps}"
                     + (f". The state before it is in {checkpoint}" if checkpoint else "")
@@ -190,10 +234,12 @@ def _train(
                     f"below {settings.clip_norm}"
                 )
             optimiser.step()
+            average.update(step)
             smooth = value if step == 0 else 0.98 * smooth + 0.02 * value
-            save(step + 1, smooth, network, optimiser)
+            save(step + 1, smooth)
             if progress:
                 progress(step + 1, steps, smooth)
+    average.apply()
     network.eval()
     return smooth
 
@@ -222,22 +268,36 @@ def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Op
 class _Checkpoint:
     """Save the state of a fit to a file at most every ``seconds``, by write and rename."""
 
-    def __init__(self, file: Path | None, seconds: float) -> None:
-        self.file, self.seconds, self.last = file, seconds, time.monotonic()
-
-    def __call__(
-        self, step: int, smooth: float, network: nn.Module, optimiser: torch.optim.Optimizer, now: bool = False
+    def __init__(
+        self,
+        file: Path | None,
+        seconds: float,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        average: Average,
     ) -> None:
+        self.file, self.seconds, self.last = file, seconds, time.monotonic()
+        self.network, self.optimiser, self.average = network, optimiser, average
+
+    def __call__(self, step: int, smooth: float, now: bool = False) -> None:
         if self.file is None or not (now or time.monotonic() - self.last >= self.seconds):
             return
-        state = {"step": step, "smooth": smooth, "network": network.state_dict(), "optimiser": optimiser.state_dict()}
+        state = {
+            "step": step,
+            "smooth": smooth,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.weights,
+        }
         content = BytesIO()
         torch.save(state, content)
         write_bytes(self.file, content.getvalue())
         self.last = time.monotonic()
 
 
-def _restore(checkpoint: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+def _restore(
+    checkpoint: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer, average: Average
+) -> tuple[int, float]:
     """Load rank 0's checkpoint, if any, on every rank, and return the steps done and the smoothed loss."""
     state = None
     if checkpoint is not None and checkpoint.exists():
@@ -248,4 +308,6 @@ def _restore(checkpoint: Path | None, network: nn.Module, optimiser: torch.optim
         return 0, 0.0
     network.load_state_dict(state["network"])
     optimiser.load_state_dict(state["optimiser"])
+    for weight, saved in zip(average.weights, state.get("average", ()), strict=True):
+        weight.copy_(saved)
     return state["step"], state["smooth"]

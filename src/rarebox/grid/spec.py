@@ -117,6 +117,8 @@ def _load(file: Path) -> dict[str, object]:
 
 def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[Planned]:
     preset, common = grid.get("preset", "laptop"), _changes("settings", grid.get("settings"))
+    if preset == "laptop":  # a comparison must not depend on the weights that a machine can get
+        common = {**config.INSTALLED, **common}
     base = config.resolve(str(preset), None, common)
     axes = {"data": _axis(grid, "data", base.data), "detector": _axis(grid, "detector", base.detector.name)}
     if "methods" in grid:
@@ -136,6 +138,8 @@ def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[P
         try:
             settings = config.resolve(str(preset), None, {n: value for layer in layers for n, value in layer.items()})
             strategies.choose(settings.selection)
+            if "auto" in (settings.detector.backbone, settings.detector.weights):
+                raise UserError("compared runs start alike: name detector.backbone and detector.weights, not auto")
         except UserError as error:
             raise UserError(f"{data}/{detector}/{method}: {error}") from error
         place = f"{folder}/seed_{settings.seed}"

@@ -41,7 +41,12 @@ def make_targets(
 
 
 def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
-    """Calibrate scores by the answers: (T,) -> (T,) in [0, 1], monotone.
+    """Calibrate scores by the answers: (T,) -> (T,) in [0, 1], monotone. The arguments are in :func:`calibration`."""
+    return np.interp(scores, *calibration(shown, right))
+
+
+def calibration(shown: Floats, right: Bools) -> tuple[Floats, Floats]:
+    """The points of a piecewise linear map from scores to the precision of guesses, both increasing and in [0, 1].
 
     ``shown`` (Q,) are the scores of the boxes asked about, ``right`` (Q,) whether the answer confirmed the class. The
     method is isotonic regression, with one artificial answer at either end (a score of 0 is wrong, of 1 right), so
@@ -54,7 +59,7 @@ def calibrate(scores: Floats, shown: Floats, right: Bools) -> Floats:
     truth = np.concatenate([[0.0], right.astype(float), [1.0]])
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)  # pyright: ignore[reportUnknownMemberType]
     thresholds: dict[str, Floats] = vars(fitted)
-    return np.interp(scores, thresholds["X_thresholds_"], thresholds["y_thresholds_"])
+    return thresholds["X_thresholds_"], thresholds["y_thresholds_"]
 
 
 def remaining(boxes: Floats, human: ImageLabels, settings: PseudoSettings) -> Bools:

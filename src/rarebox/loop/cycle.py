@@ -14,8 +14,9 @@ from rarebox.core.files import read_json, write_json
 from rarebox.data import listings
 from rarebox.detectors import Detector
 from rarebox.detectors.detector import check_saved
+from rarebox.detectors.teacher import Renewal
 from rarebox.errors import Damaged
-from rarebox.labels.targets import calibrate, make_targets, write_targets
+from rarebox.labels.targets import calibration, make_targets, write_targets
 from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
 from rarebox.loop.metrics import CycleRecord, Measures
@@ -26,7 +27,7 @@ from rarebox.loop.sharing import first_cycle, take_first_model
 from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
-from rarebox.types import Candidates, Detections, ImageLabels, Targets, Verdict
+from rarebox.types import Candidates, Detections, Floats, ImageLabels, Targets, Verdict
 
 TEST_BATCH = 8
 
@@ -127,12 +128,7 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
     if settings.images == "pool":
         chosen |= {i: labels.get(i, NOTHING_SAID) for i in found if i not in chosen}
     if settings.calibrated and found:
-        asked = [
-            (q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in INFORMATIVE
-        ]
-        shown = np.array([q.why["score"] for q, _ in asked if q.why])
-        right = np.array([q.guess in a.labels for q, a in asked], dtype=bool)
-        worth = calibrate(np.concatenate([one.scores for one in found.values()]), shown, right)
+        worth = np.interp(np.concatenate([one.scores for one in found.values()]), *score_map(run, cycle))
         parts = np.split(worth, np.cumsum([len(one) for one in found.values()])[:-1])
         found = {i: replace(found[i], scores=scores) for i, scores in zip(found, parts, strict=True)}
     truth = run.dataset.train.truth
@@ -141,6 +137,15 @@ def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[in
     return {
         i: make_targets(said, found.get(i), difficult.get(i, NO_BOXES), settings) for i, said in sorted(chosen.items())
     }
+
+
+def score_map(run: Run, cycle: int) -> tuple[Floats, Floats]:
+    """The points of the map from scores to conf(b) of Eq. 5: the identity, or calibrated on the cycle's answers."""
+    if not run.settings.pseudo.calibrated:
+        return np.array([0.0, 1.0]), np.array([0.0, 1.0])
+    asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in INFORMATIVE]
+    shown = np.array([q.why["score"] for q, _ in asked if q.why])
+    return calibration(shown, np.array([q.guess in a.labels for q, a in asked], dtype=bool))
 
 
 def retrain(run: Run, cycle: int, targets: Mapping[int, Targets]) -> Detector:
@@ -196,6 +201,7 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
             pictures,
             list(targets.values()),
             complete=complete,
+            renewal=Renewal(run.settings.pseudo, *score_map(run, cycle)) if cycle > 1 else None,
             seed=seeds.number(run.settings.seed, "fit", cycle),
             checkpoint=checkpoint,
             progress=lambda step, steps, loss: report(step, steps, f"loss {loss:.3f}"),

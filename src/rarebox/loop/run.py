@@ -164,6 +164,7 @@ def new_detector(run: Run) -> Detector:
     return detectors.build(
         **settings.detector.model_dump(),
         num_classes=len(run.classes),
+        classes=run.classes,
         device=settings.device,
         training=settings.training,
         seed=seeds.number(settings.seed, "model"),

@@ -23,10 +23,15 @@ KEPT = ("scoring.shard_size",)
 """Settings that do not change any result. A run keeps those it started with."""
 
 
+START = ("backbone", "weights", "file", "sha256", "note", "asked_backbone", "asked_weights")
+"""What ``start.json`` holds: a :class:`rarebox.detectors.start.Start`, and the settings for which it was chosen."""
+
+
 class RunFolder:
     """The files of one run; every one is written whole or not at all.
 
-    ``settings.yaml``, ``environment.json``, ``problems.json`` (of the data), ``labels.sqlite`` (the store),
+    ``settings.yaml``, ``start.json`` (the initial weights), ``environment.json``, ``problems.json`` (of the data),
+    ``labels.sqlite`` (the store),
     ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
     the targets it was trained on. A run of a grid that failed has ``failed.json``, with the reason.
     """
@@ -36,7 +41,7 @@ class RunFolder:
         self.settings, self.environment = root / "settings.yaml", root / "environment.json"
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
         self.problems, self.failed = root / "problems.json", root / "failed.json"
-        self.photos = root / "photos.json"
+        self.photos, self.start = root / "photos.json", root / "start.json"
         self.locks = root / "lock", root / "serve.lock"
 
     def labels(self, settings: Settings) -> Path | str:
@@ -71,7 +76,24 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{error}. Fix {self.settings}, or restore a copy of it") from error
         trust(settings.data)
-        return settings
+        return self.with_start(settings)
+
+    def read_start(self) -> dict[str, str]:
+        """Read what the models of this run start from, and what was asked for; empty before that is decided."""
+        if not self.start.exists():
+            return {}
+        told = read_json(self.start, dict)
+        if not all(isinstance(told.get(name), str) for name in START):
+            raise damaged(self.start, f"it should hold {', '.join(START)}")
+        return told
+
+    def with_start(self, settings: Settings) -> Settings:
+        """The settings with the recorded start, if that was decided for these settings."""
+        start, detector = self.read_start(), settings.detector
+        if not start or (start["asked_backbone"], start["asked_weights"]) != (detector.backbone, detector.weights):
+            return settings
+        update = {"backbone": start["backbone"], "weights": start["weights"]}
+        return settings.model_copy(update={"detector": detector.model_copy(update=update)})
 
     def _written(self) -> dict[str, object]:
         """Read ``settings.yaml`` as nested values. Empty if the file does not exist yet."""
@@ -104,6 +126,9 @@ class RunFolder:
             )
         # A setting that the version of this run lacked keeps its former value, unless the user sets a special one.
         new = config.usual(settings).difference(name for name, _ in config.flatten(self._written()))
+        settings = self.with_start(settings)
+        unasked = [n for n in ("weights", "backbone") if getattr(settings.detector, n) == "auto"]
+        but = (*but, *(f"detector.{name}" for name in unasked))  # whatever it started from
         changed = config.difference(before, settings, (*KEPT, *but, *new)) if self._has_begun() else []
         if changed:
             raise UserError(
@@ -115,6 +140,8 @@ class RunFolder:
         """Claim the folder for this run, or check that it is. Return the settings to resume with. Needs the lock."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.check(settings)
+        if not self._has_begun():
+            self.start.unlink(missing_ok=True)
         if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
             raise UserError(
                 f"{self.store} is missing or empty, and the run needs its answers; restore a copy of it, or name "
@@ -150,7 +177,7 @@ class RunFolder:
     def _begin_anew(self, settings: Settings) -> None:
         """Start over with other settings. For a run that stopped before its first answer (a mistyped option, say)."""
         discard_store(self.store)
-        for file in (self.environment, self.problems):
+        for file in (self.environment, self.problems, self.start):
             file.unlink(missing_ok=True)
         write_text(self.settings, config.dump(settings))
 

@@ -17,6 +17,7 @@ from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop import rules, scoring
+from rarebox.loop.begin import begun
 from rarebox.loop.cycle import leaves_images_out, run_cycle
 from rarebox.loop.metrics import CycleRecord
 from rarebox.loop.run import Engine, Run, new_detector, pictures_of
@@ -45,11 +46,13 @@ def simulate(
     strategies.choose(settings.selection)
     dataset = dataset or load_data(settings.data, progress)
     with _disk_errors_explained(folder), place.locked():
-        begun = place.environment.exists()
-        if not begun or leaves_images_out(place):
+        resumed = place.environment.exists()
+        if not resumed or leaves_images_out(place):
             dataset = listings.usable(dataset)
-        settings = place.claim(settings)
-        if not begun:
+        settings, lacking = place.claim(settings), ""
+        if len(place.records()) <= len(settings.budget):
+            settings, lacking = begun(place, settings, progress)
+        if not resumed:
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, describe())
         with Store(place.store, classes=dataset.classes, flush=False) as store:
@@ -57,7 +60,7 @@ def simulate(
             if not store.queries(1):
                 new_detector(now)  # a missing device or weights are reported before the first answer
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
-                now.cycle, now.seconds, now.notes = cycle, {}, []
+                now.cycle, now.seconds, now.notes = cycle, {}, [lacking] if lacking and cycle == 1 else []
                 done = run_cycle(now, cycle)
                 write_json(place.metrics, [*place.records(), done])
                 finished(done)

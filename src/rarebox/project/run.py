@@ -7,6 +7,7 @@ from rarebox.core.progress import Progress
 from rarebox.data import listings
 from rarebox.labels.store import Store
 from rarebox.loop import scoring
+from rarebox.loop.begin import begun
 from rarebox.loop.run import Engine, Run, pictures_of
 from rarebox.loop.run_folder import RunFolder
 from rarebox.project.photo_folder import photos_of
@@ -22,6 +23,7 @@ def open_project(
     Its pool is the images of the store whose photo is there. Its test images are those held out, and their truth is
     what people answered.
     """
+    settings, lacking = begun(folder, settings, progress)
     said, classes = store.labels(), store.classes()
     held = held_out_in(store)
     truth = {
@@ -37,4 +39,5 @@ def open_project(
     dataset = listings.Dataset(folder.root.name, folder.root, classes, pool, test, ())
     pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
     how = engine or scoring.score_here
-    return Run(folder, settings, dataset, pictures, tested, truth, store, None, progress, how)
+    notes = [lacking] if lacking and not folder.records() else []
+    return Run(folder, settings, dataset, pictures, tested, truth, store, None, progress, how, notes=notes)
