@@ -157,7 +157,7 @@ def test_a_host_that_does_not_send_its_pictures_delays_nobody(
         assert many[0].recv(20).startswith(b"HTTP/1.1 404")
 
 
-@pytest.mark.parametrize("path", ["/api/export", "/ml/KEY/predict"])
+@pytest.mark.parametrize("path", ["/api/export", "/api/answers?label=1", "/ml/KEY/predict"])
 def test_many_long_replies_at_a_time_delay_nobody(roomy: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     listening, running = roomy, threading.Semaphore(0)
     released = threading.Event()
@@ -169,8 +169,9 @@ def test_many_long_replies_at_a_time_delay_nobody(roomy: Listening, monkeypatch:
 
     monkeypatch.setattr("rarebox.web.app._zipped", long)
     monkeypatch.setattr("rarebox.web.ml_backend._prediction", long)
+    monkeypatch.setattr(listening.house.service, "answers", long)
     body = b'{"tasks": [{"data": {"image": "1.jpg"}}]}'
-    verb = "GET" if "export" in path else "POST"
+    verb = "POST" if "predict" in path else "GET"
     place = path.replace("KEY", listening.house.authenticator.key)
     head = f"{verb} {place} HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {listening.cookie}\r\n"
     sent = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body

@@ -5,6 +5,7 @@ import hmac
 import io
 import json
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from rarebox.core.files import write_json
 from rarebox.errors import Unavailable
 from rarebox.project.project import HELD_OUT, Project
-from rarebox.types import ImageRecord, Query
+from rarebox.types import Answer, ImageRecord, Query, Verdict
 from rarebox.web.security import Visitor
 from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, make_project, open_cycle, opened, record
 
@@ -783,3 +784,46 @@ def test_an_export_of_nothing(house: House) -> None:
     assert "No image is fully labelled" in reply.json()["error"]
     assert "/" not in reply.json()["error"]
     assert "--" not in reply.json()["error"]
+
+
+def test_a_filter_lets_others_go_first_after_each_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that matches nothing reads all answers."""
+    project = make_project(tmp_path)
+    ask_whole_images(project, *range(1, 10))
+    boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+    answers = [Answer(query, boxes, labels, Verdict.NOT_AN_OBJECT, "anna") for query in range(1, 10)]
+    project.store.record(answers)
+    monkeypatch.setattr("rarebox.web.service.PIECE", 2)
+    with opened(project) as house:
+        counting = CountingLock()
+        monkeypatch.setattr(house.service, "_lock", counting)
+        assert house.service.answers(10, None, None, 1, None) == []
+        assert counting.taken >= 5
+        every = house.service.answers(10, None, None, None, None)
+        assert [one["answer"] for one in every] == list(range(9, 0, -1))
+        assert [one["answer"] for one in house.service.answers(3, 6, ["anna"], None, "not_an_object")] == [5, 4, 3]
+        assert house.service.answers(3, None, ["ben"], None, None) == []
+
+
+class CountingLock:
+    """A lock that counts how often it is taken anew."""
+
+    def __init__(self) -> None:
+        self.taken, self._lock = 0, threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_box_on_an_unknown_image_is_refused_by_its_number(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    ask_whole_images(project, 1)
+    with opened(project) as house:
+        anna = house.browser("anna")
+        for what in ({"complete": True}, {}):
+            result = anna.say(image=99, **what)
+            assert (result["status"], result["reason"]) == ("refused", "there is no image 99; reload the page")

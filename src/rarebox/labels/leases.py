@@ -294,6 +294,8 @@ class People:
         cycle = connection.scalar(_LATEST_CYCLE)
         if cycle is None:
             return replace(refused, reason="the project is still being prepared; wait for the first questions")
+        if connection.execute(_IMAGE_SIZE, {"id": said.image_id}).first() is None:
+            return replace(refused, reason=f"there is no image {said.image_id}; reload the page")
         answer = self._answer(connection, 0, said.image_id or 0, by, said)
         box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
         (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])

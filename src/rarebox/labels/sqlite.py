@@ -1,15 +1,22 @@
 """SQLite's files: the database, its write-ahead log and its index. Copies, and a watch over files that are open."""
 
+import ctypes
+import json
 import os
 import sqlite3
+import sys
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
 from rarebox.core.files import flush_folder
 from rarebox.errors import Unavailable
+
+if sys.platform != "win32":
+    import fcntl
 
 BUSY_SECONDS = 30
 COMPANIONS = ("-wal", "-shm", "-journal")
@@ -20,50 +27,164 @@ Identity = tuple[int, int] | None
 
 
 class Watch:
-    """Notices that somebody has removed or replaced the files of an open store.
+    """Registers that a store is open, and notices that somebody has removed or replaced its files.
 
-    Its connection stays open, so it still reaches a log that has lost its name. It also keeps other processes from
-    removing the log when they close the store.
+    Every process that has the store open holds a shared lock on ``.labels.sqlite.open``, in which the first one records
+    the identities of the files. Another process opens the store only if these files are still in their places: with a
+    new log it would not see what the others have saved.
+
+    The watch has a connection that stays open, so it still reaches a log that has lost its name. It also keeps other
+    processes from removing the log when they close the store.
     """
 
     def __init__(self, file: Path) -> None:
         self._files = [file, *(file.with_name(file.name + suffix) for suffix in ("-wal", "-shm"))]
-        self._connection = sqlite3.connect(file, timeout=1, isolation_level=None, check_same_thread=False)
-        with suppress(sqlite3.Error):
-            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log
-        self._lock, self._copied = Lock(), False
-        self._identities = self._now()
+        self._note = file.with_name(f".{file.name}.open")
+        self._shared: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._identities: list[Identity] = []
+        self._lock, self._copied, self._rescued = Lock(), False, False
+        self._rescue_file = file
+
+    @contextmanager
+    def opening(self) -> Generator[None]:
+        """Open the store in this context, which others wait for. Raises Unavailable if its files are not those that
+        another process uses."""
+        file = self._files[0]
+        with _alone_in(file.parent):
+            self._identities = self._enter()
+            if self._identities and (gone := self._gone()):
+                raise Unavailable(
+                    f"{gone}: the file was removed or replaced while another rarebox has the store open, so nothing is "
+                    "read or written. Stop that one, such as rarebox serve, with Ctrl-C, and repeat the command"
+                )
+            yield
+            self._connection = sqlite3.connect(file, timeout=1, isolation_level=None, check_same_thread=False)
+            with suppress(sqlite3.Error):
+                self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log
+            if not self._identities:
+                self._identities = self._now()
+                if self._shared is not None:
+                    os.write(self._shared, json.dumps(self._identities).encode())
+            if log := self._identities[1]:
+                self._rescue_file = file.with_name(f"{file.stem}.rescued-{log[1]}.sqlite")
 
     def check(self) -> None:
         """Raise Unavailable if a commit could be lost: SQLite would succeed, but the next process would not find it."""
-        if (now := self._now()) == self._identities:
+        if not self._connection or not (gone := self._gone()):
             return
-        gone = next(file for file, a, b in zip(self._files, now, self._identities, strict=True) if a != b)
         if gone == self._files[0]:
             todo = "Restore it if you can, and repeat the command"
+        elif self._rescued:
+            todo = (
+                f"Another program has written a new log. Everything saved before is in {self._rescue_file}. Stop "
+                "rarebox with Ctrl-C and restore that file as a backup (docs/store.md)"
+            )
         else:
             todo = "Stop rarebox with Ctrl-C and start it again. Everything saved before is kept"
         raise Unavailable(f"{gone}: the file was removed or replaced while it was open, so nothing is saved. {todo}")
 
     def keep(self) -> None:
-        """Copy the log into the database if it has lost its name. Call it outside a transaction."""
+        """Copy the log into the database if it has lost its name. Call it outside a transaction.
+
+        If another program has written a log in its place, the database belongs to that log, so everything saved before
+        is copied to a new file.
+        """
         now = self._now()
-        with self._lock, suppress(sqlite3.Error):
+        with self._lock, suppress(sqlite3.Error, OSError):
+            if not self._connection or now[0] != self._identities[0]:
+                return
             if now == self._identities:
                 self._copied = False
-            elif not self._copied and now[0] == self._identities[0]:
+            elif self._another_writes():
+                if not self._rescued:
+                    self._rescue(self._connection)
+            elif not self._copied:
                 busy, frames, copied = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
                 self._copied = not busy and frames == copied
+
+    def close(self) -> None:
+        """Copy the log into the database, unless another process still uses it, and close the files."""
+        self.keep()
+        with _alone_in(self._files[0].parent):
+            if self._connection and self._another_writes():
+                # Never closed: the last connection would copy its log over the database and delete the other log.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            elif self._connection:
+                with suppress(sqlite3.Error):
+                    if not self._copied:
+                        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._connection.close()
+            self._connection = None
+            self._leave()
+
+    def _enter(self) -> list[Identity]:
+        """Register this process. Returns the identities that another process has recorded; empty if this is the first.
+
+        Windows needs no register, because it removes no open file. Without write permission there is none.
+        """
+        if sys.platform == "win32":
+            return []
+        with suppress(OSError):
+            handle = self._shared = os.open(self._note, os.O_RDWR | os.O_CREAT, 0o666)
+            self._unregister = weakref.finalize(self, os.close, handle)  # also if nobody closes the store
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.truncate(handle, 0)  # left by a killed process
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            except BlockingIOError:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+                with suppress(ValueError):
+                    return [one and (int(one[0]), int(one[1])) for one in json.loads(os.read(handle, 1000))]
+        return []
+
+    def _leave(self) -> None:
+        """Unregister this process. The last one removes the register."""
+        if sys.platform == "win32" or self._shared is None:
+            return
+        with suppress(OSError):
+            fcntl.flock(self._shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._note.unlink()
+        self._unregister()
+        self._shared = None
 
     def _now(self) -> list[Identity]:
         return [_identity(file) for file in self._files]
 
-    def close(self) -> None:
-        """Copy the log into the database, unless another process still uses it, and close the files."""
-        with suppress(sqlite3.Error):
-            if not self._copied:
-                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        self._connection.close()
+    def _gone(self) -> Path | None:
+        """The first file that was removed or replaced."""
+        pairs = zip(self._files, self._now(), self._identities, strict=True)
+        return next((file for file, now, before in pairs if now != before), None)
+
+    def _another_writes(self) -> bool:
+        """Whether another log with content has taken the place of ours."""
+        log = self._files[1]
+        return _identity(log) not in (None, self._identities[1]) and log.stat().st_size > 0
+
+    def _rescue(self, connection: sqlite3.Connection) -> None:
+        """Copy the store, as its old log has it, to a new file."""
+        part = self._rescue_file.with_name(f".{self._rescue_file.name}.{os.getpid()}.part")
+        try:
+            copy(connection, part)
+            with suppress(FileExistsError):  # the trainer, or the server, has done it
+                place(part, self._rescue_file)
+            self._rescued = True
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Generator[None]:
+    """Wait until no other process opens or closes a store of a folder, where the system can lock folders."""
+    if sys.platform == "win32":
+        yield
+        return
+    with ExitStack() as stack:
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _identity(file: Path) -> Identity:

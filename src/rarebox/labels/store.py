@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from json import JSONDecoder
@@ -40,6 +40,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, Operati
 from sqlalchemy.schema import CreateColumn
 
 from rarebox.core.boxes import overlapping
+from rarebox.core.files import real
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import schema, sqlite
 from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
@@ -134,11 +135,11 @@ class Store:
             raise UserError(f"{self._where}: there is no label store here; start a project, or correct the path")
         self._engine = _engine(url, flush)
         self._thread = local()
-        self._watch: Watch | None = None
+        on_disk = in_file and self._where != ":memory:"
+        self._watch = Watch(real(self._where)) if on_disk else None
         try:
-            self._prepare(classes)
-            if in_file and Path(self._where).is_file():
-                self._watch = Watch(Path(self._where))
+            with self._watch.opening() if self._watch else nullcontext():
+                self._prepare(classes)
         except BaseException:
             self.close()
             raise
@@ -154,6 +155,14 @@ class Store:
         self._engine.dispose()
         if self._watch:
             self._watch.close()
+
+    def keep_log(self) -> None:
+        """Copy SQLite's log into the database if somebody has removed it while the store is open.
+
+        Every transaction does this, too. A process that may be idle calls it regularly.
+        """
+        if self._watch:
+            self._watch.keep()
 
     # Images, classes, cycles
 
@@ -427,8 +436,7 @@ class Store:
         if (outer := getattr(self._thread, "connection", None)) is not None:
             yield outer
             return
-        if self._watch:
-            self._watch.keep()
+        self.keep_log()
         try:
             with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
                 try:
@@ -440,8 +448,8 @@ class Store:
                 finally:
                     del self._thread.connection
         finally:
-            if writes and self._watch:
-                self._watch.keep()
+            if writes:
+                self.keep_log()
 
     @contextmanager
     def part(self) -> Generator[Connection]:
@@ -457,6 +465,8 @@ class Store:
         except DatabaseError as error:
             if type(error) not in (DatabaseError, OperationalError):
                 raise
+            if self._watch:
+                self._watch.check()  # a missing log explains it better
             raise Unavailable(f"{self._where}: {_reason(error)}") from error
 
     def _asked(self, *where: ColumnElement[bool]) -> list[Query]:
@@ -623,7 +633,7 @@ def _reason(error: DatabaseError) -> str:
     """What went wrong in the database, and what to do."""
     said = str(error.orig)
     advice = {
-        "disk I/O error": "the disk may be full; free some space and try again; nothing recorded before is lost",
+        "disk I/O error": "the disk may be full or failing; free some space and try again; nothing recorded is lost",
         "is full": "free some space and try again; nothing recorded before is lost",
         "is locked": f"another program kept it busy for {BUSY_SECONDS} s; try again; nothing recorded before is lost",
         "not a database": "this is not a rarebox label store; restore a copy of it, or choose another path",

@@ -98,6 +98,7 @@ def create(
     if folder.settings.exists():
         raise UserError(f"there is a project in {root} already. Continue it with rarebox serve {root}")
     leftovers = [f"{folder.store.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
+    leftovers.append(f".{folder.store.name}.open")
     leftovers += [f"{file.name}{end}" for file in (folder.problems, folder.settings) for end in ("", PART)]
     leftovers += [lock.name for lock in folder.locks]
     place = folder.labels(settings)

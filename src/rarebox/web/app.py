@@ -116,6 +116,7 @@ def make_app(
         return {"id": authenticator.project, "names": found.names, **state}
 
     listening: set[Request] = set()
+    far, downloads, lists = CapacityLimiter(MOST_FAR), CapacityLimiter(1), CapacityLimiter(1)
 
     # The page
 
@@ -188,7 +189,7 @@ def make_app(
         return JSONResponse(reply)
 
     @get("/api/answers")
-    def answers(
+    async def answers(
         found: Anybody,
         limit: Annotated[int, Query(ge=1, le=200)] = 10,
         before: Identifier | None = None,
@@ -196,9 +197,10 @@ def make_app(
         label: Identifier | None = None,
         verdict: Verdict | None = None,
     ) -> replies.Answers:
-        """Answers that count, newest first."""
+        """Answers that count, newest first. Those who ask at the same time wait without a thread."""
         names = found.names if by == "me" else [by] if by else None
-        return {"answers": service.answers(limit, before, names, label, verdict and verdict.value)}
+        chosen = partial(service.answers, limit, before, names, label, verdict and verdict.value)
+        return {"answers": await to_thread.run_sync(chosen, limiter=lists)}
 
     @get("/api/disagreements", dependencies=[Depends(visitor)])
     def disagreements() -> replies.Disagreements:
@@ -211,8 +213,6 @@ def make_app(
         if image_id not in service.images:
             raise HTTPException(404, "There is no such image.")
         return service.images[image_id]
-
-    far, downloads = CapacityLimiter(MOST_FAR), CapacityLimiter(1)
 
     @get("/api/image/{image_id}", dependencies=[Depends(visitor)])
     def about_image(image_id: Identifier) -> replies.LabelledImage:

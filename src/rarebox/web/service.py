@@ -29,6 +29,9 @@ MOST_QUESTIONS = 10
 WAITING_SECONDS = 30.0
 """A tab that asked for questions counts as waiting for this long."""
 
+PIECE = 200
+"""Answers that a filter reads at a time."""
+
 MOST_OTHERS = 30
 """Detections shown beside the one that is asked about."""
 
@@ -300,17 +303,26 @@ class AnnotationService:
     def answers(
         self, limit: int, before: int | None, names: Sequence[str] | None, label: int | None, verdict: str | None
     ) -> list[replies.Answer]:
-        """Answers that count, newest first; with ``names`` those under one of them."""
+        """Answers that count, newest first; with ``names`` those under one of them.
+
+        A filter may match nothing, so the walk through all answers lets others go first after each piece.
+        """
+        found: list[replies.Answer] = []
         with self._lock:
-            found = (
-                one
-                for one in self._answer_index.standing()
-                if (before is None or one.id < before)
-                and (names is None or one.answer.by in names)
-                and (label is None or label in self._counted(one))
-                and verdict in (None, one.answer.verdict.value)
-            )
-            return [self.given(one) for one in islice(found, limit)]
+            walk = self._answer_index.standing()
+        while len(found) < limit:
+            with self._lock:
+                if not (piece := list(islice(walk, PIECE))):
+                    break
+                found += [
+                    self.given(one)
+                    for one in piece
+                    if (before is None or one.id < before)
+                    and (names is None or one.answer.by in names)
+                    and verdict in (None, one.answer.verdict.value)
+                    and (label is None or label in self._counted(one))
+                ]
+        return found[:limit]
 
     def disagreements(self) -> list[replies.Disagreement]:
         """Questions that annotators answered differently, with their answers."""

@@ -11,6 +11,9 @@ from rarebox.labels.store import Store
 MOST_TOGETHER = 20
 """Jobs of one commit: few enough that browsers receive their answers while the next jobs are worked on."""
 
+IDLE_SECONDS = 1.0
+"""How often an idle writer looks after the log of the store."""
+
 T = TypeVar("T")
 
 
@@ -81,10 +84,18 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        while job := self._jobs.get():
+        while job := self._next():
             jobs = [job, *self._waiting(MOST_TOGETHER - 1)]
             self._write([job for job in jobs if job.future.set_running_or_notify_cancel()])
             self._memory.written()
+
+    def _next(self) -> Job[Any] | None:
+        """Wait for a job, or for the end."""
+        while True:
+            try:
+                return self._jobs.get(timeout=IDLE_SECONDS)
+            except Empty:
+                self._store.keep_log()
 
     def _waiting(self, most: int) -> list[Job[Any]]:
         """The jobs that are waiting now, at most ``most``."""
