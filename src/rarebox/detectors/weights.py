@@ -172,6 +172,8 @@ def _download(url: str, file: Path, digest: str, progress: Progress) -> None:
                     found.update(block)
                     done += len(block)
                     progress("weights", done >> 20, max(total, done) >> 20, f"MB of {file.name}")
+                out.flush()
+                os.fsync(out.fileno())
             if done < total:
                 raise ConnectionError("the connection was closed too early")
             if not found.hexdigest().startswith(digest):
