@@ -24,7 +24,7 @@ ROWS = (
     {"pool"},
     {"detectors"},
     {"loop"},
-    {"grid", "project", "external"},
+    {"grid", "project", "external", "deploy"},
     {"report", "web"},
     {"cli"},
     {"api"},
@@ -232,6 +232,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
 
 SLOW = (
     "cli.doctor",
+    "deploy",
     "detectors",
     "loop",
     "pool.views",

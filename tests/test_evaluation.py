@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rarebox.evaluation import CocoTables, coco_ap, imbalance_factor, voc_ap
+from rarebox.evaluation import (
+    FEWEST_OBJECTS,
+    UNMEASURED,
+    CocoTables,
+    best_thresholds,
+    coco_ap,
+    imbalance_factor,
+    voc_ap,
+)
 from rarebox.types import Detections, GroundTruth
 
 A, B, C, D = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]
@@ -347,3 +355,50 @@ def test_imbalance_factor(counts: list[int], factor: float):
 @pytest.mark.parametrize("counts", [[], [0, 0]])
 def test_imbalance_factor_of_nothing(counts: list[int]):
     assert math.isnan(imbalance_factor(counts))
+
+
+# ---------------------------------------------------------------------------------------------- thresholds
+
+
+def test_the_best_threshold_by_hand():
+    truth = {1: true((A, 0), (B, 0), (C, 0)), 2: true((A, 0))}
+    detections = {1: found((A, 0, 0.9), (B, 0, 0.7), (NOWHERE, 0, 0.6), (C, 0, 0.4)), 2: found((NOWHERE, 0, 0.3))}
+    # kept  1    2    3    4    5     of 4 boxes
+    # hits  1    2    2    3    3
+    # F1   2/5  4/6  4/7  6/8  6/9   the best keeps four: between 0.4 and 0.3
+    best = best_thresholds(voc_ap(detections, truth, 1))
+    assert best.scores == pytest.approx([0.35])
+    assert best.f1 == pytest.approx([6 / 8])
+    assert not best.own[0]  # four boxes are too few for a threshold of its own
+
+
+def test_classes_with_few_objects_share_a_threshold():
+    many = {i: true((A, 0)) for i in range(1, FEWEST_OBJECTS + 1)} | {99: true((A, 1), (B, 2))}
+    rows = {i: found((A, 0, 0.9), (NOWHERE, 0, 0.5)) for i in range(1, FEWEST_OBJECTS + 1)}
+    best = best_thresholds(voc_ap(rows | {99: found((A, 1, 0.8), (NOWHERE, 1, 0.2))}, many, 4))
+    # class 0 alone: midway between 0.9 and 0.5. All together: the hit at 0.8 too, midway between 0.8 and 0.5.
+    assert best.scores == pytest.approx([0.7, 0.65, 0.65, 0.65])
+    np.testing.assert_allclose(best.f1, [1, 1, 0, np.nan])
+    assert best.own.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("detections", [{}, {1: found((NOWHERE, 0, 0.9))}])
+def test_without_a_hit_the_threshold_is_not_measured(detections: dict[int, Detections]):
+    best = best_thresholds(voc_ap(detections, {1: true((A, 0))}, 2))
+    assert best.scores.tolist() == [UNMEASURED, UNMEASURED]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.4, 0.5, 0.8, 0.9]), st.booleans()), max_size=12))
+def test_no_threshold_is_better(rows: list[tuple[float, bool]]):
+    places = [[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(len(rows) + 1)]
+    truth = {1: true(*((places[i], 0) for i, (_, hit) in enumerate(rows) if hit), (places[-1], 0))}
+    detections = {1: found(*((places[i], 0, score) for i, (score, _) in enumerate(rows)))}
+    best = best_thresholds(voc_ap(detections, truth, 1))
+
+    def f1(bound: float) -> float:
+        kept = [hit for score, hit in rows if score >= bound]
+        return 2 * sum(kept) / (len(kept) + len(truth[1]))
+
+    reached = f1(float(best.scores[0]))
+    assert best.f1[0] == pytest.approx(reached)
+    assert reached == pytest.approx(max(map(f1, [0, 0.15, 0.3, 0.45, 0.6, 0.85, 1.0])))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from rarebox.api import Simulation, build_detector, load_dataset, make_settings, simulate
+    from rarebox.api import Simulation, build_detector, load_dataset, make_settings, predict, simulate
     from rarebox.config import Settings
+    from rarebox.data.detected import Predicted
     from rarebox.data.pictures import Pictures
     from rarebox.errors import UserError
     from rarebox.evaluation import Evaluation, evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "GroundTruth",
     "ImageLabels",
     "Pictures",
+    "Predicted",
     "RankedBox",
     "Ranking",
     "Settings",
@@ -38,6 +40,7 @@ __all__ = [
     "load_dataset",
     "make_settings",
     "make_targets",
+    "predict",
     "rank",
     "simulate",
 ]
@@ -48,6 +51,7 @@ _HOME = {
     "GroundTruth": "types",
     "ImageLabels": "types",
     "Pictures": "data.pictures",
+    "Predicted": "data.detected",
     "RankedBox": "external.in_memory",
     "Ranking": "external.in_memory",
     "Settings": "config",
@@ -61,6 +65,7 @@ _HOME = {
     "load_dataset": "api",
     "make_settings": "api",
     "make_targets": "labels.targets",
+    "predict": "api",
     "rank": "external.in_memory",
     "simulate": "api",
 }

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from rarebox.data.listings import Dataset
 from rarebox.errors import UserError
 
 if TYPE_CHECKING:
+    from rarebox.data.detected import Predicted
     from rarebox.detectors import TorchDetector
     from rarebox.loop.metrics import CycleRecord
 
@@ -63,6 +65,35 @@ def build_detector(
         training=chosen.training,
         seed=seed,
     )
+
+
+def predict(
+    model: "Simulation | str | Path",
+    images: str | Path,
+    to: str | Path,
+    *,
+    score: float | None = None,
+    pictures: bool = True,
+    device: str = "auto",
+    progress: bool = False,
+) -> "Predicted":
+    """Detect objects on images with a trained model, and write the results into a folder. Loads torch.
+
+    ``model`` is a simulation, or the folder of a run, a project or a model. ``images`` is a folder, an image, a text
+    file of paths or a COCO file. ``to`` gets ``detections.csv`` and ``coco.json`` with the boxes that are shown,
+    ``detections.jsonl`` and ``coco_results.json`` with all, and, with ``pictures``, images with boxes. A box is shown
+    from the threshold of its class on, or from ``score`` in [0, 1]. The same call resumes after an interruption.
+    ``progress`` draws progress bars. Raises UserError for anything to put right.
+    """
+    from rarebox.cli.progress import progress_bars
+    from rarebox.deploy.predict import predict as detect  # here, because it loads torch
+
+    folder = model.folder if isinstance(model, Simulation) else Path(model)
+    work = partial(detect, folder, Path(images), Path(to), score=score, pictures=pictures, device=device)
+    if not progress:
+        return work()
+    with progress_bars(False) as report:
+        return work(progress=report)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from rarebox.types import Bools, Detections, Floats, GroundTruth, Ints
 class VocResult:
     """AP of each class: ``ap`` by area and ``ap11`` by 11 points, both (K,) in [0, 1], NaN without counted truth.
 
-    ``recall`` and ``precision`` hold the curve of each class, one point per counted detection, best score first;
-    ``truth`` (K,) counts the boxes that are not difficult.
+    ``recall`` and ``precision`` hold the curve of each class, one point per counted detection, best score first, and
+    ``scores`` the scores of these detections. ``truth`` (K,) counts the boxes that are not difficult.
     """
 
     ap: Floats
@@ -31,6 +31,7 @@ class VocResult:
     truth: Ints
     recall: tuple[Floats, ...]
     precision: tuple[Floats, ...]
+    scores: tuple[Floats, ...]
 
     @property
     def mean_ap(self) -> float:
@@ -70,11 +71,13 @@ def voc_ap(
     counted = ~np.append(true.difficult, False)[nearest]  # -1, no box, is the last and not difficult
     right = counted & _first_of_its_kind(nearest)
     sizes = np.bincount(true.labels[~true.difficult], minlength=num_classes)
-    curves = [_curve(right[mine], size) for mine, size in _by_class(found.labels, counted, sizes)]
+    rows = _by_class(found.labels, counted, sizes)
+    curves = [_curve(right[mine], size) for mine, size in rows]
     recall, precision = tuple(zip(*curves, strict=True)) if curves else ((), ())
     ap = [_area_ap(*curve) if size else np.nan for curve, size in zip(curves, sizes, strict=True)]
     ap11 = [_eleven_point_ap(*curve) if size else np.nan for curve, size in zip(curves, sizes, strict=True)]
-    return VocResult(np.array(ap), np.array(ap11), sizes.astype(np.int64), recall, precision)
+    scores = tuple(found.scores[mine] for mine, _ in rows)
+    return VocResult(np.array(ap), np.array(ap11), sizes.astype(np.int64), recall, precision, scores)
 
 
 class _Found(NamedTuple):
@@ -189,6 +192,65 @@ def _mean(values: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
+# ---------------------------------------------------------------------------------------------- thresholds
+
+FEWEST_OBJECTS = 20
+"""With fewer objects of a class, its threshold is that of all classes together."""
+
+UNMEASURED = 0.5
+"""The threshold where nothing has been measured."""
+
+
+class Thresholds(NamedTuple):
+    """Scores from which a detection is shown, (K,), and the F1 of each class there, (K,), NaN without truth.
+
+    ``own`` (K,): whether the class has its own threshold, or too few objects for one.
+    """
+
+    scores: Floats
+    f1: Floats
+    own: Bools
+
+
+def best_thresholds(result: VocResult) -> Thresholds:
+    """The score of each class at which F1, the harmonic mean of precision and recall, is largest.
+
+    A threshold lies midway between the last detection that it keeps and the first that it leaves out. Classes with
+    fewer than FEWEST_OBJECTS objects share the threshold at which the F1 of all detections together is largest.
+    """
+    known = [k for k, size in enumerate(result.truth) if size]
+    hits = [np.diff(np.rint(result.recall[k] * result.truth[k]), prepend=0) for k in known]
+    nothing = np.zeros(0)
+    together = _best_f1(
+        np.concatenate([nothing, *hits]),
+        np.concatenate([nothing, *(result.scores[k] for k in known)]),
+        int(result.truth.sum()),
+    )
+    scores, f1 = np.full(len(result.truth), together), np.full(len(result.truth), np.nan)
+    own = result.truth >= FEWEST_OBJECTS
+    for k, right in zip(known, hits, strict=True):
+        if own[k]:
+            scores[k] = _best_f1(right, result.scores[k], int(result.truth[k]))
+        kept = result.scores[k] >= scores[k]
+        f1[k] = 2 * right[kept].sum() / (kept.sum() + result.truth[k])
+    return Thresholds(scores, f1, own)
+
+
+def _best_f1(right: Floats, scores: Floats, size: int) -> float:
+    """The threshold of largest F1, given whether each detection is right (N,), their scores (N,) and the truth boxes.
+
+    Of equal ones the highest. UNMEASURED without a right detection.
+    """
+    if not right.any():
+        return UNMEASURED
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(right[order])
+    last = np.append(np.diff(scores) < 0, True)  # a threshold cannot part equal scores
+    f1 = np.where(last, 2 * hits / (np.arange(1, len(hits) + 1) + size), -1)
+    best = int(np.argmax(f1))
+    return float((scores[best] + (scores[best + 1] if best + 1 < len(scores) else 0)) / 2)
+
+
 # ---------------------------------------------------------------------------------------------- COCO
 
 
@@ -288,7 +350,7 @@ class Evaluation(NamedTuple):
     """Average precision by the rules of VOC and of COCO, each in [0, 1]; NaN where there is no truth.
 
     ``ap50`` (area) and ``ap50_11`` (11 points) are VOC's, means over the classes; ``per_class_ap50`` (K,) is ``ap50``
-    of each class. ``coco_ap`` is the mean over IoU 0.5 to 0.95.
+    of each class. ``coco_ap`` is the mean over IoU 0.5 to 0.95. ``thresholds`` are those of largest F1 at IoU 0.5.
     """
 
     ap50: float
@@ -297,6 +359,7 @@ class Evaluation(NamedTuple):
     coco_ap: float
     coco_ap50: float
     coco_ap75: float
+    thresholds: Thresholds
 
 
 def evaluate(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int) -> Evaluation:
@@ -306,4 +369,5 @@ def evaluate(detections: Mapping[int, Detections], truth: Mapping[int, GroundTru
     [0, num_classes).
     """
     voc, coco = voc_ap(detections, truth, num_classes), coco_ap(detections, truth, num_classes)
-    return Evaluation(voc.mean_ap, voc.mean_ap11, voc.ap, coco["ap"], coco["ap50"], coco["ap75"])
+    chosen = best_thresholds(voc)
+    return Evaluation(voc.mean_ap, voc.mean_ap11, voc.ap, coco["ap"], coco["ap50"], coco["ap75"], chosen)

@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -16,8 +14,8 @@ from PIL import Image
 
 from rarebox.core import seeds
 from rarebox.core.files import write_bytes, write_text
-from rarebox.data import coco
-from rarebox.data.images import UnreadableImage, image_files, read_image
+from rarebox.data.image_list import named_images
+from rarebox.data.images import UnreadableImage, read_image
 from rarebox.errors import UserError
 from rarebox.pool.views import View, make_views
 
@@ -41,8 +39,8 @@ def write_copies(
 ) -> Copied:
     """Write every view of every image to ``to/images``, and a line for each copy to ``to/views.jsonl``.
 
-    ``images`` is a folder or a COCO file. Copies have full size; those of JPEGs are JPEGs, others PNGs. A line holds
-    ``file`` (the copy, relative to ``to``), ``image``, ``view``, ``width`` and ``height`` of the copy, ``matrix``
+    ``images`` is what :func:`named_images` takes. Copies have full size; those of JPEGs are JPEGs, others PNGs. A line
+    holds ``file`` (the copy, relative to ``to``), ``image``, ``view``, ``width`` and ``height`` of the copy, ``matrix``
     (2, 3) from the image's pixels to the copy's, its ``inverse``, ``patches`` (P, 4) of the image that the copy hides,
     and the ``seed``. Random choices depend on the seed and the image's name only. Raises UserError for an unknown view,
     if no image can be read, and for a folder with other content.
@@ -50,7 +48,7 @@ def write_copies(
     make_views(views, 64, 64, np.random.default_rng(0))
     if len(set(views)) < len(views):
         raise UserError(f"--views must name each view once, got {', '.join(views)}")
-    files = _files(images)
+    files = named_images(images)
     if to.is_dir() and any(to.iterdir()) and not (to / MAP).exists():
         raise UserError(f"{to} is not empty and holds no copies of rarebox. Name a new or empty folder")
     lines: list[str] = []
@@ -65,28 +63,6 @@ def write_copies(
         raise UserError(f"none of the {len(files)} images can be read, the first: {unreadable[0]}")
     write_text(to / MAP, "".join(lines))
     return Copied(len(files) - len(unreadable), len(lines), to / MAP, tuple(unreadable))
-
-
-def _files(images: Path) -> list[tuple[str, Path | str]]:
-    """The name of each image, relative to the given folder, and its file."""
-    if images.is_dir():
-        files = image_files(images)
-    elif images.exists():
-        files = [image.path for image in coco.read(images)[0].images]
-    else:
-        raise UserError(f"{images} does not exist. Name a folder of images or a COCO file")
-    if not files:
-        raise UserError(f"{images} holds no image")
-    root = os.path.abspath(images if images.is_dir() else images.parent)
-    named: dict[str, Path | str] = {}
-    for file in files:
-        place = PurePosixPath(urlsplit(file).path) if isinstance(file, str) else Path(os.path.abspath(file))
-        if place.is_relative_to(root):
-            named.setdefault(place.relative_to(root).as_posix(), file)
-            continue
-        ends = ("/".join(place.parts[-n:]) for n in range(1, len(place.parts)))  # as long as needed to be unique
-        named.setdefault(next((end for end in ends if end not in named), place.name), file)
-    return [*named.items()]
 
 
 def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:

@@ -236,8 +236,13 @@ def evaluate(run: Run, cycle: int, detector: Detector) -> Measures:
         "coco_ap50": or_null(measured.coco_ap50),
         "coco_ap75": or_null(measured.coco_ap75),
     }
-    write_json(kept, {"test": asked, "result": result})
+    write_json(kept, {"test": asked, "result": result, "thresholds": thresholds_of(measured)})
     return result
+
+
+def thresholds_of(measured: evaluation.Evaluation) -> list[float] | None:
+    """The threshold of each class for showing detections (``rarebox predict``); None if nothing was measured."""
+    return None if np.isnan(measured.thresholds.f1).all() else measured.thresholds.scores.tolist()
 
 
 def _test(run: Run) -> str:

@@ -1,0 +1,119 @@
+"""Detections with the names of their classes, as COCO files and CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from pathlib import Path
+
+from rarebox.core.files import write_json, write_text
+from rarebox.data.coco import CocoAnnotation, CocoFile
+
+COLUMNS = ("image", "class", "score", "x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """The N detections on one image, best first.
+
+    ``boxes`` (N, 4) are x1, y1, x2, y2 in pixels, ``labels`` (N,) the names of their classes today, ``scores`` (N,) in
+    [0, 1], ``numbers`` (N,) their classes in the model. ``stamp`` is the file's size and time of change.
+    """
+
+    image: str
+    width: int
+    height: int
+    boxes: list[list[float]]
+    labels: list[str]
+    scores: list[float]
+    numbers: list[int]
+    stamp: tuple[int, int] | None = None
+
+    def only(self, rows: Sequence[bool]) -> "ImageDetections":
+        """The detections in these rows."""
+        return replace(
+            self,
+            boxes=list(compress(self.boxes, rows)),
+            labels=list(compress(self.labels, rows)),
+            scores=list(compress(self.scores, rows)),
+            numbers=list(compress(self.numbers, rows)),
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was found: the images with a result, the boxes that are shown in all and of each class, best class first.
+
+    ``known`` images had a result already. ``unreadable`` names the images that cannot be read, with the reason.
+    """
+
+    folder: Path
+    images: int
+    known: int
+    boxes: int
+    per_class: dict[str, int]
+    unreadable: tuple[str, ...]
+    measured: bool
+
+
+def write_detected(
+    to: Path, classes: Sequence[str], shown: Sequence[ImageDetections], every: Sequence[ImageDetections]
+) -> None:
+    """Write ``detections.csv`` and ``coco.json`` with the boxes that are shown, and ``coco_results.json`` with all.
+
+    The numbers of images and categories in the results are those of ``coco.json``.
+    """
+    names = list(dict.fromkeys(classes))
+    numbers = {name: number for number, name in enumerate(names, 1)}
+    write_text(to / "detections.csv", _csv(shown))
+    write_json(to / "coco.json", _coco(shown, names, numbers))
+    results = [
+        {"image_id": image, "category_id": numbers[label], "bbox": _sized(box), "score": score}
+        for image, one in enumerate(every, 1)
+        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
+    ]
+    write_json(to / "coco_results.json", results)
+
+
+def _csv(shown: Sequence[ImageDetections]) -> str:
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(COLUMNS)
+    for one in shown:
+        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True):
+            rows.writerow((one.image, label, score, *box))
+    return text.getvalue()
+
+
+def _coco(shown: Sequence[ImageDetections], names: Sequence[str], numbers: Mapping[str, int]) -> CocoFile:
+    annotations: list[CocoAnnotation] = []
+    for image, one in enumerate(shown, 1):
+        for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True):
+            sized = _sized(box)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": numbers[label],
+                    "bbox": sized,
+                    "area": round(sized[2] * sized[3], 2),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return {
+        "info": {"description": "Detections by rarebox. They are a model's, and no person has checked them."},
+        "categories": [{"id": numbers[name], "name": name} for name in names],
+        "images": [
+            {"id": number, "file_name": one.image, "width": one.width, "height": one.height}
+            for number, one in enumerate(shown, 1)
+        ],
+        "annotations": annotations,
+    }
+
+
+def _sized(box: Sequence[float]) -> list[float]:
+    """x1, y1, x2, y2 -> x, y, width, height."""
+    x1, y1, x2, y2 = box
+    return [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]

@@ -1,0 +1,62 @@
+"""The images that a command is given: how they are named, and where their files are."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rarebox.data.image_list import named_images
+from rarebox.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("photos/a.png", "photos/b/a.png", "elsewhere/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    return tmp_path / "photos"
+
+
+def names_of(place: Path) -> list[str]:
+    return [name for name, _ in named_images(place)]
+
+
+def test_folder_and_single_image(photos: Path) -> None:
+    assert named_images(photos) == [("a.png", photos / "a.png"), ("b/a.png", photos / "b/a.png")]
+    assert named_images(photos / "b/a.png") == [("a.png", photos / "b/a.png")]
+
+
+def test_list_of_paths(photos: Path) -> None:
+    url = "https://example.org/far/c.jpg"
+    (photos / "list.txt").write_text(f"b/a.png\r\n\n  {photos.parent}/elsewhere/a.png\n{url}\n", encoding="utf-8-sig")
+    found = dict(named_images(photos / "list.txt"))
+    assert found == {
+        "b/a.png": photos / "b/a.png",
+        "a.png": photos.parent / "elsewhere/a.png",
+        "c.jpg": url,
+    }
+
+
+def test_images_of_one_name_are_told_apart(photos: Path) -> None:
+    listed = (photos / "a.png", photos / "b/a.png", photos.parent / "elsewhere/a.png")
+    (photos.parent / "b.txt").write_text("")
+    (photos / "b" / "list.txt").write_text("".join(f"{path}\n" for path in listed))
+    assert len({*names_of(photos / "b" / "list.txt")}) == 3
+
+
+def test_coco_file(photos: Path) -> None:
+    images = [{"id": 7, "file_name": "b/a.png", "width": 20, "height": 10}]
+    (photos / "set.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    assert names_of(photos / "set.json") == ["b/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("film.MOV", "ffmpeg"), ("empty.txt", "holds no image"), ("gone", "does not exist"), ("text.json", "not valid")],
+)
+def test_mistakes(photos: Path, name: str, said: str) -> None:
+    if name != "gone":
+        (photos / name).write_text("")
+    with pytest.raises(UserError, match=said):
+        named_images(photos / name)

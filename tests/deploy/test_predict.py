@@ -1,0 +1,314 @@
+"""`rarebox predict`: the model's own detections, nothing detected twice, and nothing written where it should not be."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rarebox
+from rarebox import detectors
+from rarebox.cli import main
+from rarebox.data.images import read_picture
+from rarebox.deploy.model import open_model
+from rarebox.deploy.pictures import place_of
+from rarebox.deploy.predict import predict
+from rarebox.deploy.results import LINES
+from rarebox.detectors import TorchDetector
+from rarebox.errors import UserError
+from rarebox.evaluation import UNMEASURED
+from rarebox.labels.leases import People
+from rarebox.labels.store import Store
+from rarebox.loop import simulate
+from rarebox.loop.run_folder import RunFolder
+from rarebox.types import ImageRecord
+from tests.tiny import make_data, settings
+
+pytestmark = pytest.mark.usefixtures("small_network")
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one cycle; its model is too weak to be measured."""
+    root = tmp_path_factory.mktemp("deploy")
+    simulate.simulate(root / "run", settings(make_data(root / "scenes"), budget=[]))
+    return root / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eleven images, one in a folder below, more than one batch."""
+    dice, folder = np.random.default_rng(4), tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    for number in range(COUNT):
+        pixels = dice.integers(0, 255, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / ("below/10.png" if number == 10 else f"{number:02}.png"))
+    return folder
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of each call of the detector."""
+    sizes, real = list[int](), TorchDetector.predict
+
+    def counted(self: TorchDetector, images: Any, **more: Any) -> Any:
+        sizes.append(len(images))
+        return real(self, images, **more)
+
+    monkeypatch.setattr(TorchDetector, "predict", counted)
+    return sizes
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """The lines of the images, after the first line of the file."""
+    return [json.loads(line) for line in (out / LINES).read_text().splitlines()][1:]
+
+
+def outputs_of(out: Path) -> dict[str, bytes]:
+    return {file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def test_the_detections_are_those_of_the_model(run: Path, photos: Path, tmp_path: Path) -> None:
+    done = predict(run, photos, tmp_path / "out", pictures=False)
+    detector = detectors.load(run / "cycle_01", "cpu")
+    assert (done.images, done.known, done.unreadable) == (COUNT, 0, ())
+    assert [line["image"] for line in lines_of(tmp_path / "out")] == [f"{n:02}.png" for n in range(10)] + [
+        "below/10.png"
+    ]
+    classes = open_model(run).classes
+    for line in lines_of(tmp_path / "out"):
+        picture = read_picture(ImageRecord(0, str(photos / line["image"]), 90, 70), *detector.settings.size)
+        (expected,) = detector.predict([picture])
+        assert len(expected) > 3
+        np.testing.assert_allclose(line["boxes"], expected.boxes, atol=0.02)
+        np.testing.assert_allclose(line["scores"], expected.scores, atol=1e-3)
+        assert line["labels"] == [classes[label] for label in expected.labels]
+
+
+def test_the_files_show_what_is_above_the_threshold(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(run, photos, out, pictures=False)
+    scores = np.array([score for line in lines_of(out) for score in line["scores"]])
+    bound = float(np.median(scores))
+    done = predict(run, photos, out, score=bound, pictures=False)
+    assert 0 < done.boxes == (scores >= bound).sum() < len(scores)
+    rows = list(csv.DictReader((out / "detections.csv").read_text().splitlines()))
+    coco, results = (json.loads((out / name).read_text()) for name in ("coco.json", "coco_results.json"))
+    names = {one["id"]: one["name"] for one in coco["categories"]}
+    files = {one["id"]: one["file_name"] for one in coco["images"]}
+    assert (len(rows), len(coco["annotations"]), len(results)) == (done.boxes, done.boxes, len(scores))
+    for row, one in zip(rows, coco["annotations"], strict=True):
+        assert (row["image"], row["class"]) == (files[one["image_id"]], names[one["category_id"]])
+        x, y, width, height = one["bbox"]
+        corners = [float(row[name]) for name in ("x1", "y1", "x2", "y2")]
+        np.testing.assert_allclose(corners, [x, y, x + width, y + height], atol=0.011)
+        assert float(row["score"]) == one["score"] >= bound
+    everything = [
+        (name, label, score)
+        for name, line in ((line["image"], line) for line in lines_of(out))
+        for label, score in zip(line["labels"], line["scores"], strict=True)
+    ]
+    assert [(files[r["image_id"]], names[r["category_id"]], r["score"]) for r in results] == everything
+    assert done.per_class == {n: c for n in names.values() if (c := [row["class"] for row in rows].count(n))}
+
+
+def test_each_class_has_its_own_threshold(run: Path, photos: Path, tmp_path: Path) -> None:
+    kept = run / "cycle_01" / "evaluated.json"
+    count = len(open_model(run).classes)
+    told = json.loads(kept.read_text())
+    told["thresholds"] = [0.0] + [1.0] * (count - 1)
+    kept.write_text(json.dumps(told))
+    assert open_model(run).measured
+    done = predict(run, photos, tmp_path / "out", pictures=False)
+    assert done.boxes > 0
+    assert set(done.per_class) == {open_model(run).classes[0]}
+
+
+@pytest.mark.parametrize("told", [None, [], [0.5], [2.0] * 10, "half", [None] * 10, {"a": 1}])
+def test_thresholds_that_make_no_sense_do_not_count(run: Path, told: object) -> None:
+    kept = run / "cycle_01" / "evaluated.json"
+    kept.write_text(json.dumps({"thresholds": told}))
+    found = open_model(run)
+    assert not found.measured
+    assert set(found.thresholds) == {UNMEASURED}
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    run: Path, photos: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(run, photos, tmp_path / "whole")
+    assert sum(seen) == COUNT
+    seen.clear()
+    counting = TorchDetector.predict
+
+    def stopped(self: TorchDetector, images: Any, **more: Any) -> Any:
+        if seen:
+            raise KeyboardInterrupt
+        return counting(self, images, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchDetector, "predict", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run, photos, tmp_path / "out")
+    whole = (tmp_path / "out" / LINES).read_bytes()
+    assert whole.count(b"\n") == 1 + 8
+    (tmp_path / "out" / LINES).write_bytes(whole[:-30])  # what a killed process leaves
+    seen.clear()
+    done = predict(run, photos, tmp_path / "out")
+    assert (sum(seen), done.known) == (4, 7)
+    assert outputs_of(tmp_path / "out") == outputs_of(tmp_path / "whole")
+    seen.clear()
+    assert predict(run, photos, tmp_path / "out").known == COUNT
+    assert not seen
+
+
+def test_a_changed_image_is_detected_again_and_a_removed_one_leaves(
+    run: Path, photos: Path, tmp_path: Path, seen: list[int]
+) -> None:
+    out = tmp_path / "out"
+    predict(run, photos, out, pictures=False)
+    before = {line["image"]: line["boxes"] for line in lines_of(out)}
+    seen.clear()
+    Image.new("RGB", (90, 70), (0, 200, 0)).save(photos / "03.png")
+    os.utime(photos / "03.png", ns=(1, 1))
+    (photos / "04.png").unlink()
+    done = predict(run, photos, out, pictures=False)
+    assert (seen, done.images) == ([1], COUNT - 1)
+    after = {line["image"]: line["boxes"] for line in lines_of(out)}
+    assert "04.png" not in after
+    assert {name for name in after if after[name] != before[name]} == {"03.png"}
+    assert "04.png" not in (out / "coco.json").read_text()
+
+
+def test_unreadable_images_are_named_and_the_others_done(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (photos / "05.png").write_text("no image")
+    os.symlink(photos / "nowhere.png", photos / "99.png")
+    done = predict(run, photos, out)
+    assert done.images == COUNT - 1
+    named = (out / "unreadable.txt").read_text().splitlines()
+    assert [Path(line.split(": ")[0]).name for line in named] == ["05.png", "99.png"]
+    assert not (out / "pictures" / "05.png.jpg").exists()
+    (photos / "05.png").unlink()
+    (photos / "99.png").unlink()
+    assert not predict(run, photos, out).unreadable
+    assert not (out / "unreadable.txt").exists()
+
+
+def test_pictures_show_the_boxes(run: Path, photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 70), (120, 120, 120)).save(photos / "00.png")
+    predict(run, photos, tmp_path / "none", score=1.0)
+    predict(run, photos, tmp_path / "all", score=0.0)
+    for name in ("00.png.jpg", "below/10.png.jpg"):
+        with Image.open(tmp_path / "all" / "pictures" / name) as drawn:
+            assert drawn.size == (90, 70)
+    plain, drawn = (
+        np.asarray(Image.open(tmp_path / which / "pictures" / "00.png.jpg")).astype(int) for which in ("none", "all")
+    )
+    assert np.ptp(plain) <= 4
+    assert np.ptp(drawn) > 80
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "a/../../x.jpg"])
+def test_pictures_stay_in_their_folder(tmp_path: Path, name: str) -> None:
+    place = (tmp_path / place_of(name)).resolve()
+    assert place.is_relative_to(tmp_path)
+    assert place.name in ("x.png.jpg", "x.jpg")
+
+
+def test_renamed_and_merged_classes_have_their_present_names(run: Path, photos: Path, tmp_path: Path) -> None:
+    before = open_model(run).classes
+    with Store(RunFolder(run).store) as store:
+        people = People(store)
+        people.rename_class(0, "first", "ann")
+        people.merge_class(1, 2, "ann")
+    predict(run, photos, tmp_path / "out", pictures=False)
+    labels = {label for line in lines_of(tmp_path / "out") for label in line["labels"]}
+    assert "first" in labels
+    assert not labels & {before[0], before[1]}
+    assert before[2] in labels
+
+
+def test_a_model_folder_alone_knows_its_classes(run: Path, photos: Path, tmp_path: Path) -> None:
+    classes = open_model(run).classes
+    alone = Path(shutil.copytree(run / "cycle_01", tmp_path / "alone"))
+    assert open_model(alone).classes == classes
+    about = json.loads((alone / "model.json").read_text())
+    (alone / "model.json").write_text(json.dumps({**about, "classes": []}))
+    with pytest.raises(UserError, match=r"no names for them\. Name the run or project"):
+        open_model(alone)
+
+
+def mistakes(run: Path, photos: Path, tmp_path: Path) -> dict[str, tuple[Callable[[], object], str]]:
+    """Each mistake, and what the message says."""
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    return {
+        "no model": (lambda: predict(photos, photos, out), "holds no model"),
+        "no folder": (lambda: predict(tmp_path / "film.mp4", photos, out), "is not a folder"),
+        "video": (lambda: predict(run, tmp_path / "film.mp4", out), "ffmpeg"),
+        "no images": (lambda: predict(run, tmp_path / "empty", out), "holds no image"),
+        "no such images": (lambda: predict(run, tmp_path / "gone", out), "does not exist"),
+        "full": (lambda: predict(run, photos, tmp_path / "full"), "is not empty"),
+        "into the run": (lambda: predict(run, photos, run), "is not empty"),
+        "file": (lambda: predict(run, photos, tmp_path / "film.mp4"), "is a file"),
+        "score": (lambda: predict(run, photos, out, score=30), "must be in"),
+    }
+
+
+def test_mistakes_are_explained_and_nothing_is_written(run: Path, photos: Path, tmp_path: Path) -> None:
+    for made, said in mistakes(run, photos, tmp_path).values():
+        with pytest.raises(UserError, match=said):
+            made()
+    assert not (tmp_path / "out").exists()
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["letter.txt"]
+
+
+def test_results_of_another_model_are_kept(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(run, photos, out, pictures=False)
+    before = outputs_of(out)
+    lines = (out / LINES).read_text().splitlines(keepends=True)
+    head = json.loads(lines[0])
+    (out / LINES).write_text("".join([json.dumps({**head, "model": "0" * 64}) + "\n", *lines[1:]]))
+    with pytest.raises(UserError, match="another model"):
+        predict(run, photos, out, pictures=False)
+    assert (out / LINES).read_text().splitlines()[1:] == before[LINES].decode().splitlines()[1:]
+
+
+def test_from_python(run: Path, photos: Path, tmp_path: Path) -> None:
+    done = rarebox.predict(str(run), str(photos), str(tmp_path / "out"), score=0.0, pictures=False)
+    assert isinstance(done, rarebox.Predicted)
+    assert (done.images, done.boxes) == (COUNT, sum(len(line["boxes"]) for line in lines_of(tmp_path / "out")))
+
+
+def test_the_command(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", run, photos, "--to", tmp_path / "out", "--no-pictures", "--score", "0", "--json"]
+    monkeypatch.setattr(sys, "argv", ["rarebox", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert not left.value.code
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["images"] == COUNT
+    assert told["boxes"] == sum(len(line["boxes"]) for line in lines_of(tmp_path / "out")) > 0
+    assert not (tmp_path / "out" / "pictures").exists()
