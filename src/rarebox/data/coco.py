@@ -133,12 +133,12 @@ def _looks_like_coco(path: Path) -> bool:
 def _listing(path: Path) -> Listing:
     content = _parse(path)
     problems: list[Problem] = []
-    names = _names(path, content, problems)
+    names, numbers = _names(path, content, problems)
     boxes, lost = _boxes(path, content, names, problems)
     images = _images(path, content, boxes, lost, problems)
     _refuse_corners(path, images)
     categories = {key: name for key, name in names.items() if isinstance(key, int)}
-    return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories)
+    return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories, numbers)
 
 
 def _parse(path: Path) -> _Content:
@@ -163,8 +163,12 @@ def _parse(path: Path) -> _Content:
     return _Content(*lists)
 
 
-def _names(path: Path, content: _Content, problems: list[Problem]) -> dict[Key, str]:
-    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others."""
+def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict[Key, str], dict[int, str]]:
+    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others.
+
+    And the names by their places from 0, which are the class numbers of most detectors. There are none if a placeholder
+    is left out, because detectors may count it or not.
+    """
     categories: dict[Key, Object] = {}
     ambiguous: set[Key] = set()
     for index, category in enumerate(content.categories):
@@ -176,10 +180,11 @@ def _names(path: Path, content: _Content, problems: list[Problem]) -> dict[Key, 
             ambiguous |= set() if same else {_key(category["id"])}
             what = "is taken. The first category is used." if same else "has two names. Its boxes are dropped."
             problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
-    for key in {*_placeholders(categories, content.annotations), *ambiguous}:
-        del categories[key]
+    placeholders = _placeholders(categories, content.annotations)
     by_id = sorted(categories, key=lambda key: (isinstance(key, str), key))
-    return {key: _name(categories[key]) for key in by_id}
+    named = {key: _name(categories[key]) for key in by_id if key not in placeholders and key not in ambiguous}
+    numbers = {place: named[key] for place, key in enumerate(by_id) if key in named}
+    return named, {} if placeholders else numbers
 
 
 def _name(category: Object) -> str:

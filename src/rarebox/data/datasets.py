@@ -23,10 +23,8 @@ _LAYOUTS = """rarebox reads:
 
 def numbers_of(path: Path) -> Numbers:
     """The numbers of a COCO or YOLO data set. Raises `UserError` if its files use one category number twice."""
-    kind, reader = _reader(path) or (None, None)
-    if reader is None or kind == "VOC":
-        return Numbers()
-    splits = [split for split in reader() if split]
+    found = _reader(path)
+    splits = [split for split in found[1]() if split] if found else []
     categories: dict[int, str] = {}
     images: dict[int, set[str]] = {}
     for split in splits:
@@ -39,8 +37,8 @@ def numbers_of(path: Path) -> Numbers:
         for image in split.images:
             if image.id is not None:
                 images.setdefault(image.id, set()).add(str(image.path))
-    classes = dict.fromkeys(name for split in splits for name in split.classes)
-    return Numbers(tuple(classes), categories, {i: min(paths) for i, paths in images.items() if len(paths) == 1})
+    numbers = [split.numbers for split in splits[:1]]  # a detector is trained on the first split
+    return Numbers(dict(*numbers), categories, {i: min(paths) for i, paths in images.items() if len(paths) == 1})
 
 
 def load(

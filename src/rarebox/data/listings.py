@@ -176,8 +176,9 @@ class ListedImage:
 class Listing:
     """What a reader has found for one split. ``source`` is the file or folder that lists it.
 
-    ``categories`` are the class names by the numbers of a COCO file; other formats have none. Class names that some
-    format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
+    ``categories`` are the class names by the numbers of a COCO file; other formats have none. ``numbers`` are the class
+    names by the numbers from 0 that a detector trained on the labels writes; empty if these are ambiguous. Class names
+    that some format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
     """
 
     source: Path
@@ -185,6 +186,7 @@ class Listing:
     images: Sequence[ListedImage]
     problems: list[Problem] = field(default_factory=list[Problem])
     categories: Mapping[int, str] = field(default_factory=dict[int, str])
+    numbers: Mapping[int, str] = field(default_factory=dict[int, str])
 
     def __post_init__(self) -> None:
         named = dict.fromkeys([*self.classes, *(box.name for image in self.images for box in image.boxes)])
@@ -201,20 +203,28 @@ class Listing:
         ]
         object.__setattr__(self, "classes", list(dict.fromkeys(as_cleaned[name] for name in self.classes)))
         object.__setattr__(self, "images", images)
-        object.__setattr__(self, "categories", {key: as_cleaned[name] for key, name in self.categories.items()})
+        for numbered in ("categories", "numbers"):
+            names: Mapping[int, str] = getattr(self, numbered)
+            object.__setattr__(self, numbered, {key: as_cleaned[name] for key, name in names.items()})
 
 
 @dataclass(frozen=True)
 class Numbers:
     """What numbers mean that a detector trained on a data set writes.
 
-    ``classes`` are in the order that counts from 0, ``categories`` are the classes by category number, ``images`` the
-    paths by image id. All are empty if the format has no numbers.
+    ``classes`` are the names by number from 0, which may have gaps and repeat a name. ``categories`` are the classes by
+    category number, ``images`` the paths by image id. All are empty if the format has no numbers.
     """
 
-    classes: tuple[str, ...] = ()
+    classes: Mapping[int, str] = field(default_factory=dict[int, str])
     categories: Mapping[int, str] = field(default_factory=dict[int, str])
     images: Mapping[int, str] = field(default_factory=dict[int, str])
+
+
+def agreed(numbered: Collection[tuple[int, str]]) -> dict[int, str]:
+    """The names by rising number, from pairs; empty if two names have one number."""
+    names = dict(sorted(numbered))
+    return names if all(names[number] == name for number, name in numbered) else {}
 
 
 Reader = Callable[[], tuple[Listing, Listing | None]]

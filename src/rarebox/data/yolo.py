@@ -23,6 +23,7 @@ from rarebox.data.listings import (
     Listing,
     Problem,
     Reader,
+    agreed,
     export_mark,
     exported_complete,
     exported_pseudo,
@@ -83,9 +84,10 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
     if any(_likely_key_points(pairs.owned.values())):
         raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
     names = {label: listed[file] for label, file in nearest.items()}
-    classes = [name for file in files for name in listed[file].by_number.values()]
+    numbered = [pair for file in files for pair in listed[file].by_number.items()]
+    classes, numbers = [name for _, name in numbered], agreed(numbered)
     mark = export_mark(folder)
-    form = _Form(names, classes, 0, exported_complete(mark), pairs, exported_pseudo(mark))
+    form = _Form(names, classes, numbers, 0, exported_complete(mark), pairs, exported_pseudo(mark))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
     listing.problems[:0] = _alone(folder, pairs)
     return listing, None
@@ -136,7 +138,7 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
     mark = export_mark(file.parent)
-    form = _Form(numbered, [*names.values()], key_points, exported_complete(mark), pairs, exported_pseudo(mark))
+    form = _Form(numbered, [*names.values()], names, key_points, exported_complete(mark), pairs, exported_pseudo(mark))
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", _UNUSED))
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
@@ -197,14 +199,15 @@ class _Names(NamedTuple):
 class _Form(NamedTuple):
     """How to read the label files of a data set.
 
-    ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``key_points`` is how
-    many numbers of key points follow a box. ``complete`` is file name -> whether a rarebox export calls the image fully
-    labelled. ``pairs`` assigns label files to photos. ``pseudo`` is file name -> the lines of pseudo labels in such an
-    export.
+    ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``numbers`` are the names
+    by number if all label files agree on them. ``key_points`` is how many numbers of key points follow a box.
+    ``complete`` is file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files
+    to photos. ``pseudo`` is file name -> the lines of pseudo labels in such an export.
     """
 
     names: Mapping[Path, _Names]
     classes: Sequence[str]
+    numbers: Mapping[int, str]
     key_points: int
     complete: Mapping[str, bool]
     pairs: _Pairs
@@ -389,7 +392,7 @@ def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[P
         ListedImage(path, lost=True, labelled=False) if path in doubtful else _image(path, form, problems)
         for path in images
     ]
-    return Listing(file, list(dict.fromkeys(form.classes)), listed, problems)
+    return Listing(file, list(dict.fromkeys(form.classes)), listed, problems, numbers=form.numbers)
 
 
 def _locate(file: Path, base: str, entry: str, disk: Disk) -> Path | None:

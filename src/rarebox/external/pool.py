@@ -49,6 +49,7 @@ class Pool:
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
+        self._numbered: set[tuple[int, str]] = set()
         self.disputed: set[int] = set()
         """Numbers that are the id of one image and the name of another. They are used as ids."""
         self.otherwise: dict[str, int] = {}
@@ -56,6 +57,11 @@ class Pool:
         self._known: Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
+
+    @property
+    def numbers(self) -> dict[int, str]:
+        """The class names by number from 0, as the labels and images count; empty if they contradict each other."""
+        return listings.agreed(self._numbered)
 
     def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
         """Add an image, or update its size. ``given``: a file gave its id. ``internal``: a store numbered it."""
@@ -199,6 +205,7 @@ class Pool:
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
         """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
+        self._numbered |= listing.numbers.items()
         for number, name in listing.categories.items():
             if self.categories.setdefault(number, name) != name:
                 raise UserError(
@@ -209,6 +216,7 @@ class Pool:
     def _add_store(self, path: Path) -> dict[int, Labelled]:
         with open_store(path) as store:
             self.classes = store.classes()
+            self._numbered |= set(enumerate(self.classes))
             images = store.images()
             for record in images.values():
                 self.add(record, internal=True)

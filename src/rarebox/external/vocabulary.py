@@ -54,14 +54,12 @@ def vocabulary(
             f"{files[0].path} names the classes {', '.join(head)}, and --classes names {', '.join(given)}. Omit "
             "--classes, or correct it"
         )
-    declared = tuple(given or head)
-    if known and not declared and (numbers or not names):
-        declared = known.classes
-        if not declared:
-            raise UserError(
-                f"{files[0].path} does not name its classes, and neither the labels nor --classes number them. Add a "
-                'first line such as {"classes": ["cat", "dog"]}'
-            )
+    numbered: Mapping[int, str] = dict(enumerate(given or head))
+    if known and not numbered and (numbers or not names):
+        numbered = known.classes
+        if not numbered:
+            raise _unnumbered(files[0].path)
+    declared = tuple(dict.fromkeys(numbered.values()))
     for name in sorted(names - {*declared}) if declared else ():
         raise unknown_name("class", name, declared)
     new = tuple(sorted(names - {*pool.classes}))
@@ -76,14 +74,26 @@ def vocabulary(
             "of these classes" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
         )
     own = declared or (*pool.classes, *new) or tuple(str(n) for n in range(max(numbers, default=0) + 1))
-    if max(numbers, default=-1) >= len(own):
+    if not numbered:
+        numbered = dict(enumerate(own)) if pool.numbers == dict(enumerate(pool.classes)) else pool.numbers
+    if numbers and not numbered:
+        raise _unnumbered(files[0].path)
+    if unknown := sorted(numbers - numbered.keys()):
+        listed = ", ".join(f"{number} {name}" for number, name in numbered.items())
         raise UserError(
-            f"{files[0].path} has boxes of class number {max(numbers)}, counted from 0, but only {len(own)} classes "
-            f"are known: {', '.join(own)}. Name all of them with --classes"
+            f"{files[0].path} has boxes of class number {unknown[0]}, counted from 0. Known are {listed}. Name all "
+            "classes with --classes"
         )
     background = next((file.background for file in files if file.background), None)
     classes = tuple(dict.fromkeys((*own, *pool.classes)))
-    return Vocabulary(classes, {n: n for n in range(len(own))}, len(own), background)
+    return Vocabulary(classes, {n: classes.index(name) for n, name in numbered.items()}, len(own), background)
+
+
+def _unnumbered(path: Path) -> UserError:
+    return UserError(
+        f"{path} does not name its classes, and neither the labels nor --classes number them. Add a first line such as "
+        '{"classes": ["cat", "dog"]}'
+    )
 
 
 def _by_category(
@@ -160,6 +170,11 @@ class Understanding:
         given, own = line.class_probs, self.words.own
         if given is None or not len(line.boxes):
             return None
+        if self.words.numbers != dict(enumerate(range(own))):
+            raise UserError(
+                f"{line.where}: there are class vectors, but the labels number their classes with gaps, or a class "
+                'twice or not at all. Add a first line such as {"classes": ["cat", "dog"]}'
+            )
         if given.shape[1] not in (own, own + 1):
             raise UserError(
                 f"{line.where}: class vectors have {given.shape[1]} numbers, expected {own}, one for each class, or "
