@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from rarebox import config, external
 from rarebox.cli.doctor import examine
 from rarebox.cli.main import app
+from rarebox.data.assembly import usable
 from rarebox.data.classes import Classes
 from rarebox.data.datasets import load
 from rarebox.data.detections import open_detections
 from rarebox.data.export import Annotations, export
-from rarebox.data.listings import NOT_USED, Dataset, Problem, usable
+from rarebox.data.listings import NOT_USED, Dataset, Problem
 from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
 from rarebox.loop import simulate

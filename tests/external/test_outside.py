@@ -265,7 +265,8 @@ def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path
     assert [(q.image_id, q.guess) for q in ranked.queries] == [(7, 2), (3, 1)]  # the file's ids, found by the names
     # The cat is labelled: it is no pseudo label any more.
     assert ranked.class_frequency.tolist() == [0, 0, 0]
-    assert external.rank(file, None, coco, None, chosen(), 9, labels_complete=True).queries == []
+    whole = external.rank(file, None, coco, None, chosen(), 9, labels_complete=True)
+    assert [(q.image_id, q.guess) for q in whole.queries] == [(3, 1)]  # as in init, a pseudo label has to be confirmed
     export(tmp_path / "out", "coco", HEAD["classes"], records, [annotated(3, [], [], True)])
     assert [q.image_id for q in external.rank(file, None, coco, None, chosen(), 9).queries] == [7]
 

@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
+import numpy as np
+
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data import foreign
 from rarebox.data.disk import Disk, searchable, slashes
+from rarebox.data.fitting import CornerCheck
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
@@ -136,7 +139,10 @@ def _listing(path: Path) -> Listing:
     names, numbers = _names(path, content, problems)
     boxes, lost = _boxes(path, content, names, problems)
     images = _images(path, content, boxes, lost, problems)
-    _refuse_corners(path, images)
+    corners = CornerCheck()
+    for image in images:
+        corners.add(np.array([box.box for box in image.boxes], dtype=np.float64).reshape(-1, 4), image.size)
+    corners.refuse(path)
     categories = {key: name for key, name in names.items() if isinstance(key, int)}
     return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories, numbers)
 
@@ -262,21 +268,6 @@ def _corners(annotation: Object) -> tuple[float, float, float, float]:
         raise ValueError(f"bbox is {bbox!r:.60}. Write four numbers: x, y, width, height.") from None
     said = {key: value for place in _places(annotation) for key, value in place.items() if value}
     return upright((x, y, x + width, y + height), said)
-
-
-def _refuse_corners(path: Path, images: list[ListedImage]) -> None:
-    """Raise `UserError` if most boxes reach far out of their images and all fit if read as x1, y1, x2, y2."""
-    judged = [(box.box, image.size) for image in images if image.size for box in image.boxes]
-    far = sum(x2 > 1.02 * width + 1 or y2 > 1.02 * height + 1 for (_, _, x2, y2), (width, height) in judged)
-    fitting = all(
-        0 <= x1 < x2 - x1 <= width + 1 and 0 <= y1 < y2 - y1 <= height + 1
-        for (x1, y1, x2, y2), (width, height) in judged
-    )
-    if len(judged) > 1 and 2 * far >= len(judged) and fitting:
-        raise UserError(
-            f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {far} of "
-            f"{len(judged)} reach out of their images. Write width and height in place of the second corner."
-        )
 
 
 def _attributes(entry: Object) -> Object:

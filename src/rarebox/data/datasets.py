@@ -11,8 +11,9 @@ from pathlib import Path
 from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
 from rarebox.data import coco, foreign, listings, scenes, voc, yolo
+from rarebox.data.assembly import assemble
 from rarebox.data.images import image_files
-from rarebox.data.listings import Dataset, Numbers, Reader, ReadProgress, assemble
+from rarebox.data.listings import Dataset, Numbers, Reader, ReadProgress
 from rarebox.errors import UserError
 
 _LAYOUTS = """rarebox reads:

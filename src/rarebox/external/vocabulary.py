@@ -8,6 +8,7 @@ import numpy as np
 
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Line
+from rarebox.data.fitting import has_area, in_first_pixel
 from rarebox.data.listings import Numbers
 from rarebox.errors import UserError, unknown_name
 from rarebox.external.pool import Pool
@@ -122,16 +123,18 @@ def _by_category(
 
 
 class Understanding:
-    """Convert lines to Detections with class vectors of one kind. ``dropped`` counts boxes without an area.
+    """Convert lines to Detections with class vectors of one kind.
 
+    ``dropped`` counts boxes without an area, ``shares`` those that seem to be in fractions of the image's sides, and
+    ``clipped`` those that reached out of their images.
     Where the file has no class vectors, :func:`~rarebox.types.score_vectors` makes them.
     """
 
     def __init__(self, words: Vocabulary) -> None:
         self.words = words
-        self.dropped = 0
+        self.dropped = self.shares = self.clipped = 0
         self._width: int | None = None
-        self._reach = 0.0
+        self._used = 0
 
     def __call__(self, line: Line) -> Detections:
         """The detections of a line. Raises UserError if it is inconsistent in itself or with earlier lines."""
@@ -145,8 +148,8 @@ class Understanding:
         return Detections(boxes[keep], labels[keep], scores[keep], probs[keep])
 
     def check_pixels(self, path: Path) -> None:
-        """Raise UserError if all boxes lie within a pixel, as boxes in fractions of the image do."""
-        if 0 < self._reach <= 1.5:
+        """Raise UserError if all boxes lie within the first pixel, as boxes in fractions of the image do."""
+        if self.shares and not self._used:
             raise UserError(
                 f"{path}: all boxes lie between 0 and 1. Write them in pixels of the image, not in fractions"
             )
@@ -160,9 +163,11 @@ class Understanding:
                 f"{line.where}: a box is x1, y1, x2, y2 with x2 > x1 and y2 > y1, got {wrong}; if that is x, y, width, "
                 "height, write the second corner instead"
             )
-        keep = np.all(sides > 0, axis=1)
-        self.dropped += int((~keep).sum())
-        self._reach = max(self._reach, float(np.abs(boxes).max(initial=0)))
+        shares = in_first_pixel(boxes, line.size)
+        keep = has_area(boxes) & ~shares
+        self.shares += int(shares.sum())
+        self.dropped += int((~keep & ~shares).sum())
+        self._used += int(keep.sum())
         return boxes, keep
 
     def _vectors(self, line: Line) -> Floats | None:
