@@ -270,14 +270,29 @@ def test_a_second_format_in_the_folder_is_listed(tmp_path: Path) -> None:
     coco = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     (tmp_path / "old.json").write_text(json.dumps(coco))
     data = load(tmp_path)
-    assert [(p.kind, "VOC format" in p.what) for p in data.problems if p.kind == "several formats"] == [
-        ("several formats", True)
+    assert [(p.kind, "VOC format" in p.what) for p in data.problems if p.kind == "labels not read"] == [
+        ("labels not read", True)
     ]
     shutil.copy(tmp_path / "old.json", tmp_path / "other.JSON")  # neither of the two is chosen
-    assert "several formats" in {p.kind for p in load(tmp_path).problems}
+    assert "labels not read" in {p.kind for p in load(tmp_path).problems}
     (tmp_path / "other.JSON").unlink()
     (tmp_path / "a.xml").unlink()
-    assert "several formats" not in {p.kind for p in load(tmp_path).problems}
+    assert "labels not read" not in {p.kind for p in load(tmp_path).problems}
+
+
+@pytest.mark.parametrize("second", ["more/labels.json", "b.JSON", "old/a.xml", "images/a.txt", "B.YAML"])
+def test_label_files_that_are_not_read_are_listed(tmp_path: Path, second: str) -> None:
+    (tmp_path / "images").mkdir()
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text(ROW)
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [dog, cat]\n")
+    assert "labels not read" not in {p.kind for p in load(tmp_path).problems}
+    content = {"json": '{"images": [], "annotations": []}', "xml": XML, "txt": ROW, "yaml": "train: .\nnames: [x]\n"}
+    (tmp_path / second).parent.mkdir(exist_ok=True)
+    (tmp_path / second).write_text(content[second.rpartition(".")[2].lower()])
+    (problem,) = [p for p in load(tmp_path).problems if p.kind == "labels not read"]
+    assert problem.where == str(tmp_path / second)
 
 
 @pytest.mark.parametrize("suffix", ["JPG", "jpg", "PNG"])

@@ -6,7 +6,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from rarebox.core.text import read_text
 from rarebox.data import foreign
 from rarebox.data.disk import Disk, searchable, slashes
 from rarebox.data.fitting import CornerCheck
+from rarebox.data.images import files_below
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
@@ -110,6 +111,12 @@ def files_of(folder: Path, but: Collection[Path] = ()) -> list[Path]:
     return [file for file in files if _looks_like_coco(file)]
 
 
+def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
+    """The files below a folder that look like COCO, except those read, which are given by their real paths."""
+    found = (file for file in files_below(folder, {".json"}) if os.path.realpath(file) not in read)
+    return filter(_looks_like_coco, found)
+
+
 def find_single(path: Path) -> Reader | None:
     """Recognise a JSON file, and a folder with exactly one JSON file that looks like COCO."""
     if os.path.isfile(path):
@@ -124,6 +131,7 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     for path in unused:
         chosen = f"{test} is the test split" if test else f"{train} is read"
         listing.problems.append(Problem("split not used", str(path), f"{chosen}. {_UNUSED}"))
+    listing.files.update((train, *unused), [test] if test else [])
     return listing, _listing(test) if test else None
 
 

@@ -4,7 +4,7 @@ To add a format, write a module with a ``find`` function like that of ``coco.py`
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -64,11 +64,13 @@ def load(
     found = _reader(path)
     if found is None:
         raise _not_understood(path)
-    kind, reader = found
-    train, test = reader()
-    if others := [other for other in _SIGNS if other != kind and os.path.isdir(path) and _holds(path, other)]:
-        what = f"labels in {' and '.join(others)} format are here, too, and are not read. Move them elsewhere."
-        train.problems.append(listings.Problem("several formats", str(path), what))
+    train, test = found[1]()
+    if os.path.isdir(path):
+        read_files = {os.path.realpath(file) for file in train.files}
+        for kind, unread in _UNREAD.items():
+            if (first := next(iter(unread(path, read_files)), None)) is not None:
+                what = f"labels in {kind} format are here, too, and are not read. Move them elsewhere."
+                train.problems.append(listings.Problem("labels not read", str(first), what))
     return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read, photos=photos)
 
 
@@ -92,19 +94,8 @@ def refuse_missing(name: str | Path) -> None:
         raise _not_understood(path)
 
 
-_SIGNS: dict[str, tuple[Callable[[Path], object], ...]] = {
-    "COCO": (coco.find, coco.files_of),
-    "VOC": (voc.find, voc.find_flat),
-    "YOLO": (yolo.find, yolo.files_of, yolo.find_flat),
-}
-"""What finds labels of each format in a folder."""
-
-
-def _holds(folder: Path, kind: str) -> bool:
-    try:
-        return any(find(folder) for find in _SIGNS[kind])
-    except UserError:  # about labels that are not read
-        return False
+_UNREAD = {"COCO": coco.unread, "VOC": voc.unread, "YOLO": yolo.unread}
+"""What finds the label files of each format that were not read."""
 
 
 def _reader(path: Path) -> tuple[str, Reader] | None:

@@ -166,8 +166,9 @@ class Listing:
     """What a reader has found for one split. ``source`` is the file or folder that lists it.
 
     ``categories`` are the class names by the numbers of a COCO file; other formats have none. ``numbers`` are the class
-    names by the numbers from 0 that a detector trained on the labels writes; empty if these are ambiguous. Class names
-    that some format cannot hold are cleaned (:func:`rarebox.data.naming.clean`), and become a problem.
+    names by the numbers from 0 that a detector trained on the labels writes; empty if these are ambiguous. ``files``
+    are the label files that were read or that a problem names. Class names that some format cannot hold are cleaned
+    (:func:`rarebox.data.naming.clean`), and become a problem.
     """
 
     source: Path
@@ -176,6 +177,7 @@ class Listing:
     problems: list[Problem] = field(default_factory=list[Problem])
     categories: Mapping[int, str] = field(default_factory=dict[int, str])
     numbers: Mapping[int, str] = field(default_factory=dict[int, str])
+    files: set[Path] = field(default_factory=set[Path])
 
     def __post_init__(self) -> None:
         named = dict.fromkeys([*self.classes, *(box.name for image in self.images for box in image.boxes)])

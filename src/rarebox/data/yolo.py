@@ -5,7 +5,7 @@ polygon, whose hull is the box. If data.yaml has ``kpt_shape``, key points follo
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,24 @@ def find(path: Path) -> Reader | None:
 
 def files_of(folder: Path) -> list[Path]:
     """The files directly in a folder that look like a data.yaml, sorted."""
-    return [file for file in sorted(folder.glob("*.y*ml")) if _looks_like_yolo(file)]
+    files = (file for file in sorted(folder.glob("*")) if file.suffix.lower() in (".yaml", ".yml"))
+    return [file for file in files if _looks_like_yolo(file)]
+
+
+def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
+    """The label files of photos below a folder, and its YAML files, except those read (their real paths)."""
+    places = dict.fromkeys(place for image in _photos(folder) for place in _label_places(image))
+    found = (file for file in places if os.path.isfile(file) and os.path.realpath(file) not in read)
+    yield from filter(_has_rows, found)
+    yield from (file for file in files_of(folder) if os.path.realpath(file) not in read)
+
+
+def _has_rows(label: Path) -> bool:
+    """Whether the first line of a text file is a class number and the numbers of a box or polygon."""
+    first = next(iter(searchable(label).split(b"\n")), b"").split()
+    with suppress(ValueError):
+        return len([float(word) for word in first]) >= 5
+    return False
 
 
 def find_flat(path: Path) -> Reader | None:
@@ -90,6 +107,7 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
     form = _Form(names, classes, numbers, 0, exported_complete(mark), pairs, exported_pseudo(mark))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
     listing.problems[:0] = _alone(folder, pairs)
+    listing.files.update(pairs.claimed)
     return listing, None
 
 
@@ -139,10 +157,14 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
     numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
     mark = export_mark(file.parent)
     form = _Form(numbered, [*names.values()], names, key_points, exported_complete(mark), pairs, exported_pseudo(mark))
+    unused: list[Path] = []
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", _UNUSED))
+        with suppress(UserError):
+            unused = _images(file, "val", _entries(file, "val", content, disk), disk)
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
     listings["train"].problems[:0] = problems
+    listings["train"].files.update((file,), pairs.claimed, _Pairs(unused, disk).claimed)
     return listings["train"], listings[test] if test else None
 
 
