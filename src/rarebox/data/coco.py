@@ -279,8 +279,13 @@ def _corners(annotation: Object) -> tuple[float, float, float, float]:
 
 
 def _attributes(entry: Object) -> Object:
-    """The attributes of an image or annotation, where rarebox's own export writes what COCO has no field for."""
-    return as_object(entry.get("attributes"))
+    """The attributes of an image or annotation, where rarebox's own export writes what COCO has no field for.
+
+    Some tools write them as a list of objects with ``name`` and ``value``.
+    """
+    given = entry.get("attributes")
+    pairs = [as_object(pair) for pair in as_list(given)]
+    return as_object(given) or {str(pair["name"]): pair.get("value") for pair in pairs if "name" in pair}
 
 
 def _crowd(annotation: Object) -> bool:
@@ -295,7 +300,7 @@ def _difficult(annotation: Object) -> bool:
 
 def _places(annotation: Object) -> list[Object]:
     """The objects in which tools write attributes."""
-    return [annotation, as_object(annotation.get("attributes")), as_object(annotation.get("extra"))]
+    return [annotation, _attributes(annotation), as_object(annotation.get("extra"))]
 
 
 def _images(

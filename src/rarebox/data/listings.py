@@ -5,6 +5,7 @@ A reader (``coco``, ``voc``, ``yolo``) only parses. It returns the content of th
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,17 +101,26 @@ class ListedBox(NamedTuple):
     crowd: bool = False
 
 
+_DEGREES = re.compile(r"\s*(°|deg\.?|degrees?)\s*$", re.IGNORECASE)
+
+
 def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, float, float]:
     """The upright box around a box whose attributes may turn it about its centre: x1, y1, x2, y2 in pixels.
 
-    ``rotation`` is in degrees, as CVAT writes it beside the unturned box. Raises ``ValueError`` for a rotation that is
-    not finite, and for an ``angle`` or ``theta`` that may be in radians. A value that is not a number is ignored.
+    ``rotation`` is in degrees, as CVAT writes it beside the unturned box, perhaps with their sign. Capitals in names
+    are ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and
+    for an ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
     """
+    plain = {name.strip().casefold(): value for name, value in attributes.items() if value}
     for name in ("rotation", "angle", "theta"):
-        value = attributes.get(name)
+        value = plain.get(name)
         try:
-            turn = as_float(value or 0)
+            turn = as_float((_DEGREES.sub("", value) if isinstance(value, str) else value) or 0)
         except (TypeError, ValueError, OverflowError):
+            if any(map(str.isdecimal, str(value))):
+                raise ValueError(
+                    f"its {name} {value!r:.40} is not a number. Write the upright box around it."
+                ) from None
             continue
         if not math.isfinite(turn) or (name != "rotation" and 0 < abs(turn) <= 2 * math.pi):
             why = "may be in degrees or radians" if math.isfinite(turn) else "is not finite"
