@@ -15,6 +15,7 @@ from rarebox.data.images import UnreadableImage, content_of, image_size, read_im
 from rarebox.data.listings import (
     NOT_USED,
     Dataset,
+    ListedBox,
     ListedImage,
     Listing,
     Problem,
@@ -46,6 +47,7 @@ def assemble(
     """
     if photos:
         train, test = _found_among(photos, train, test), None
+    train, test = _joined(train), test and _joined(test)
     splits = [train, test] if test else [train]
     for listing in splits:
         if not listing.images:
@@ -147,12 +149,44 @@ def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | N
     )
 
 
+def _joined(listing: Listing) -> Listing:
+    """The listing with one entry for each file, which has the boxes of all its entries.
+
+    An object that one of several entries lacks would be background there.
+    """
+    entries: dict[str, list[ListedImage]] = {}
+    for image in listing.images:
+        path = str(image.path)
+        entries.setdefault(path if is_url(path) else os.path.normpath(path), []).append(image)
+    images: list[ListedImage] = []
+    problems = list(listing.problems)
+    for first, *others in entries.values():
+        same = [one for one in others if (one.size, one.relative) == (first.size, first.relative)]
+        if others:
+            what = f"it is listed {1 + len(others)} times. The boxes of its entries are joined."
+            if len(same) < len(others):
+                what += " Those in pixels of another size are dropped."
+            problems.append(Problem("image listed twice", str(first.path), what))
+            every = (first, *same)
+            said = {one.complete for one in every}
+            boxes: dict[object, ListedBox] = {}
+            for box in (box for one in every for box in one.boxes):
+                boxes.setdefault((box.box, box.name), box)
+            first = replace(
+                first,
+                boxes=[*boxes.values()],
+                complete=False if False in said else None if None in said else True,
+                lost=any(one.lost for one in every) or len(same) < len(others),
+                labelled=any(one.labelled for one in every),
+            )
+        images.append(first)
+    return replace(listing, images=images, problems=problems)
+
+
 def _listed_twice(images: Sequence[ListedImage]) -> list[Problem]:
     times = Counter(location(image.path) for image in images)
     return [
-        Problem(
-            "image listed twice", path, f"it is listed {n} times. If it is in both splits, the test result is too high."
-        )
+        Problem("image listed twice", path, "it is in both splits, so the test result is too high.")
         for path, n in times.items()
         if n > 1
     ]
