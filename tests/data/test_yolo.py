@@ -148,6 +148,8 @@ def test_what_cannot_be_used_is_listed(tmp_path: Path) -> None:
         ("- a", r"data\.yaml: the entry 'train' is missing"),
         ("train: images", r"data\.yaml: 'names' must be a list"),
         ("train: images\nnames: {cat: 0}", r"data\.yaml: 'names' must be a list"),
+        ("train: images\nnames: [{0: cat}, {1: dog}]", r"data\.yaml: 'names' must be a list"),
+        ("train: images\nnames: [cat, [dog]]", r"data\.yaml: 'names' must be a list"),
         (
             "train: nowhere\nnames: [a]",
             r"data\.yaml: 'train' names nowhere, which does not exist, with or without 'path'",

@@ -197,6 +197,8 @@ class Listing:
             return
         for name, cleaned in changed.items():
             what = f"files cannot hold the class name {name!r}. It becomes {cleaned!r}."
+            if any(as_cleaned[other] == cleaned for other in named if other != name):
+                what += " Another class has that name, and both are one class. Rename one if they differ."
             self.problems.append(Problem("class name cleaned", str(self.source), what))
         images = [
             replace(image, boxes=[box._replace(name=as_cleaned[box.name]) for box in image.boxes])

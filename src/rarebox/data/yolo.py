@@ -28,7 +28,7 @@ from rarebox.data.listings import (
     exported_complete,
     exported_pseudo,
 )
-from rarebox.data.narrow import Object, as_list, as_object, is_object
+from rarebox.data.narrow import Object, as_list, as_object, is_list, is_object
 from rarebox.errors import UserError
 from rarebox.types import Source
 
@@ -261,7 +261,9 @@ def _names(file: Path, content: Object) -> dict[int, str]:
     names = content.get("names")
     pairs = names.items() if is_object(names) else enumerate(as_list(names))
     try:
-        numbered = {int(number): str(name).strip() for number, name in pairs}
+        numbered = {
+            int(number): "" if is_object(name) or is_list(name) else str(name).strip() for number, name in pairs
+        }
     except (TypeError, ValueError):
         numbered = {}
     if not numbered or not all(numbered.values()):
