@@ -321,3 +321,12 @@ def test_real_data(name: str) -> None:
         names = {c["id"]: c["name"] for c in listed["categories"]}
         found = [data.classes[label] for i in split.images for label in split.truth[i.id].labels]
         assert sorted(found) == sorted(names[a["category_id"]] for a in listed["annotations"])
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_different_files_of_one_name_where_coco_looks_are_listed(tmp_path: Path, differ: bool) -> None:
+    write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1)])
+    (tmp_path / "train").mkdir()
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "train" / "a.png").write_bytes(content + b"x" * differ)
+    assert [p.kind for p in load(tmp_path).problems] == ["several image files"] * differ

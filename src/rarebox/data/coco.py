@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from filecmp import cmp
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
@@ -318,7 +319,7 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
     images: list[ListedImage] = []
-    found = _located(path, {entry.name for same in entries.values() for entry in same})
+    found = _located(path, {entry.name for same in entries.values() for entry in same}, problems)
     strays = boxes.keys() - entries.keys()  # boxes of unknown images, perhaps of one that seems to show nothing
     for key, same in entries.items():
         if len(same) > 1:
@@ -363,10 +364,11 @@ def _image(
     return ListedImage(place, boxes, own, size, complete=complete, lost=inside is not None)
 
 
-def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
+def _located(path: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, Path | str]:
     """Name -> image file: a URL, or a file beside the JSON, in ``images/``, or in a folder named like the split.
 
-    A file whose name differs in capitals belongs to a name only if no other name in the list fits it.
+    A file whose name differs in capitals belongs to a name only if no other name in the list fits it. Files of one name
+    in several of these places become a problem if they differ.
     """
     disk, folder = Disk(), path.parent
     folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
@@ -374,7 +376,12 @@ def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
     alike: dict[Path, list[str]] = defaultdict(list)
     for name in names:
         places = [place / slashes(name) for place in folders]
-        there = name if is_url(name) else next(filter(os.path.isfile, places), None)
+        files = [] if is_url(name) else [*filter(os.path.isfile, places)]
+        there = name if is_url(name) else files[0] if files else None
+        for other in files[1:]:
+            if not cmp(files[0], other, shallow=False):
+                what = f"{files[0]} and {other} have this name and differ. The first is used. Remove the wrong one."
+                problems.append(Problem("several image files", f"{path}: {name}", what))
         if there is None and (near := next(filter(None, map(disk.find, places)), None)):
             alike[near].append(name)
         found[name] = there or places[0]

@@ -155,6 +155,7 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
         elif unsure:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
+    problems += _contradicting(names, file, pairs)
     mark = export_mark(file.parent)
     form = _Form(numbered, [*names.values()], names, key_points, exported_complete(mark), pairs, exported_pseudo(mark))
     unused: list[Path] = []
@@ -180,6 +181,20 @@ _POLYGONS = (
     "the label rows may be polygons or boxes with key points. They are read as polygons. Add 'kpt_shape: [0, 2]' if "
     "this is right, or else their kpt_shape."
 )
+
+
+def _contradicting(names: Mapping[int, str], file: Path, pairs: "_Pairs") -> list[Problem]:
+    """A problem for each classes.txt beside or above the label files that names a class number otherwise."""
+    lists = {_classes_file(folder / "x", file.parent, pairs.disk) for folder in {p.parent for p in pairs.claimed}}
+    problems: list[Problem] = []
+    for listed in sorted(filter(None, lists)):
+        with suppress(UserError):  # data.yaml names the classes, so the list is not needed
+            for number, name in _listed_classes(listed).items():
+                if names.get(number, name) != name:
+                    what = f"class {number} is {name!r} here and {names[number]!r} in {file.name}, which is used."
+                    problems.append(Problem("contradicting classes", str(listed), f"{what} Remove the wrong one."))
+                    break
+    return problems
 
 
 class _Pairs:
