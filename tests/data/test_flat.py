@@ -339,3 +339,15 @@ def test_a_format_that_is_not_read_is_named_with_the_way_to_coco(
     for path in (tmp_path, file):
         with pytest.raises(UserError, match=rf"{file.name} is in the format of {tool}.*COCO"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    "settings", ['{"images": {"size": 3}}', '{"images": ["a.jpg"]}', '{"annotations": {}, "images": {}}']
+)
+def test_a_json_file_of_settings_is_no_label_file(tmp_path: Path, settings: str) -> None:
+    photos(tmp_path, "a.jpg")
+    (tmp_path / "a.xml").write_text(XML)
+    (tmp_path / "settings.json").write_text(settings)
+    data = load(tmp_path)
+    assert data.classes == ("cat",)
+    assert "labels not read" not in {problem.kind for problem in data.problems}

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -136,10 +137,17 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     return listing, _listing(test) if test else None
 
 
+_LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
+
+
 def _looks_like_coco(path: Path) -> bool:
-    """Whether the words of COCO occur in a file. A broken file counts, so that its reader can say what is wrong."""
+    """Whether a file has two words of COCO and a list under one of them, unlike settings of images.
+
+    A broken file counts, so that its reader can say what is wrong.
+    """
     text = searchable(path) if path.name != EXPORT_MARK else b""
-    return b'"images"' in text or b'"annotations"' in text
+    words = sum(b'"%s"' % word.encode() in text for word in _Content._fields)
+    return words > 1 and _LIST.search(text) is not None
 
 
 def _listing(path: Path) -> Listing:
