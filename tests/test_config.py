@@ -285,3 +285,20 @@ def test_each_named_choice_of_pseudo_labels_exists() -> None:
 
     choices = PseudoSettings.model_fields["method"].annotation
     assert set(METHODS) == set(getattr(choices, "__args__", ()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "detector.image_size",
+        "detector.long_side",
+        "detector.proposals",
+        "training.batch_size",
+        "scoring.batch_size",
+        "scoring.per_image",
+        "scoring.shard_size",
+    ],
+)
+def test_settings_that_would_exhaust_the_memory_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}: must be less than or equal to \d+, got 1000000"):
+        config.resolve(changes={name: 1_000_000})

@@ -44,9 +44,12 @@ class DetectorSettings(Section):
     backbone: Literal[
         "auto", "efficientnet_lite0", "mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"
     ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [37]")
-    image_size: int = Field(default=320, ge=64, description="short side of the network's input, in pixels")
+    image_size: int = Field(default=320, ge=64, le=4096, description="short side of the network's input, in pixels")
     long_side: int | None = Field(
-        default=None, description="maximum long side of the input; null: 5/3 of the short side (1000x600)"
+        default=None,
+        ge=64,
+        le=8192,
+        description="maximum long side of the input; null: 5/3 of the short side (1000x600)",
     )
     anchor_cells: float = Field(
         default=3.0,
@@ -73,6 +76,7 @@ class DetectorSettings(Section):
     proposals: int | None = Field(
         default=None,
         ge=1,
+        le=10_000,
         description="Faster R-CNN: proposals per image in training; null: 2000, or 500 with the light backbone [32]",
     )
     normaliser: Literal["own", "batch", "paper"] = Field(
@@ -97,7 +101,7 @@ class TrainingSettings(Section):
 
     steps: int | None = Field(default=400, ge=1, description="minimum optimiser steps per cycle; null: epochs alone")
     epochs: int = Field(default=10, ge=0, description="minimum passes over the images")
-    batch_size: int = Field(default=4, ge=1, description="images per step, summed over all processes")
+    batch_size: int = Field(default=4, ge=1, le=1024, description="images per step, summed over all processes")
     optimiser: Literal["sgd", "adamw"] = Field(default="adamw", description="optimiser")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
     backbone_lr: float = Field(default=0.1, ge=0, description="factor on the backbone's learning rate")
@@ -174,11 +178,12 @@ class ScoringSettings(Section):
     js_base: float = Field(default=2.0, ge=2, description="base of the logarithm in JS [4]")
     candidate_threshold: Fraction = Field(default=0.1, ge=0, le=1, description="minimum score of a candidate [7]")
     candidate_nms: Fraction = Field(default=0.7, ge=0, le=1, description="IoU of class-agnostic suppression [8]")
-    per_image: int = Field(default=100, ge=1, description="maximum candidates per image [8]")
-    batch_size: int = Field(default=4, ge=1, description="images per batch, each with all its views")
+    per_image: int = Field(default=100, ge=1, le=10_000, description="maximum candidates per image [8]")
+    batch_size: int = Field(default=4, ge=1, le=1024, description="images per batch, each with all its views")
     shard_size: int = Field(
         default=2000,
         ge=1,
+        le=100_000,
         description="images per shard: the work lost if scoring is interrupted; a run keeps the size it started with",
     )
 

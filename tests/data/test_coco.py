@@ -211,6 +211,17 @@ def test_a_file_listed_under_two_ids_is_listed(tmp_path: Path) -> None:
     assert only(load(tmp_path), "image listed twice").where == str(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("again", ["a.png", "./a.png", "b/../a.png"])
+def test_a_file_listed_under_two_ids_of_one_split_is_one_image(tmp_path: Path, again: str) -> None:
+    (tmp_path / "b").mkdir()
+    twice = [image(1, "a.png"), image(2, again)]
+    write(tmp_path / "train.json", twice, [box(1, 1), box(2, 2), box(3, 2, [0, 0, 5, 5])])
+    data = load(tmp_path)
+    assert [truth.boxes.tolist() for truth in data.train.truth.values()] == [[[10, 20, 40, 30], [0, 0, 5, 5]]]
+    assert only(data, "image listed twice").what.endswith("joined.")
+    assert data.train.incomplete == frozenset()
+
+
 def test_missing_and_unreadable_images_are_left_out_and_the_ids_stay(tmp_path: Path) -> None:
     names = ["gone.png", "bad.png", "cut.png", "good.png"]
     write(
@@ -310,3 +321,12 @@ def test_real_data(name: str) -> None:
         names = {c["id"]: c["name"] for c in listed["categories"]}
         found = [data.classes[label] for i in split.images for label in split.truth[i.id].labels]
         assert sorted(found) == sorted(names[a["category_id"]] for a in listed["annotations"])
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_different_files_of_one_name_where_coco_looks_are_listed(tmp_path: Path, differ: bool) -> None:
+    write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1)])
+    (tmp_path / "train").mkdir()
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "train" / "a.png").write_bytes(content + b"x" * differ)
+    assert [p.kind for p in load(tmp_path).problems] == ["several image files"] * differ

@@ -270,14 +270,29 @@ def test_a_second_format_in_the_folder_is_listed(tmp_path: Path) -> None:
     coco = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     (tmp_path / "old.json").write_text(json.dumps(coco))
     data = load(tmp_path)
-    assert [(p.kind, "VOC format" in p.what) for p in data.problems if p.kind == "several formats"] == [
-        ("several formats", True)
+    assert [(p.kind, "VOC format" in p.what) for p in data.problems if p.kind == "labels not read"] == [
+        ("labels not read", True)
     ]
     shutil.copy(tmp_path / "old.json", tmp_path / "other.JSON")  # neither of the two is chosen
-    assert "several formats" in {p.kind for p in load(tmp_path).problems}
+    assert "labels not read" in {p.kind for p in load(tmp_path).problems}
     (tmp_path / "other.JSON").unlink()
     (tmp_path / "a.xml").unlink()
-    assert "several formats" not in {p.kind for p in load(tmp_path).problems}
+    assert "labels not read" not in {p.kind for p in load(tmp_path).problems}
+
+
+@pytest.mark.parametrize("second", ["more/labels.json", "b.JSON", "old/a.xml", "images/a.txt", "B.YAML"])
+def test_label_files_that_are_not_read_are_listed(tmp_path: Path, second: str) -> None:
+    (tmp_path / "images").mkdir()
+    photos(tmp_path / "images", "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text(ROW)
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [dog, cat]\n")
+    assert "labels not read" not in {p.kind for p in load(tmp_path).problems}
+    content = {"json": '{"images": [], "annotations": []}', "xml": XML, "txt": ROW, "yaml": "train: .\nnames: [x]\n"}
+    (tmp_path / second).parent.mkdir(exist_ok=True)
+    (tmp_path / second).write_text(content[second.rpartition(".")[2].lower()])
+    (problem,) = [p for p in load(tmp_path).problems if p.kind == "labels not read"]
+    assert problem.where == str(tmp_path / second)
 
 
 @pytest.mark.parametrize("suffix", ["JPG", "jpg", "PNG"])
@@ -324,3 +339,15 @@ def test_a_format_that_is_not_read_is_named_with_the_way_to_coco(
     for path in (tmp_path, file):
         with pytest.raises(UserError, match=rf"{file.name} is in the format of {tool}.*COCO"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    "settings", ['{"images": {"size": 3}}', '{"images": ["a.jpg"]}', '{"annotations": {}, "images": {}}']
+)
+def test_a_json_file_of_settings_is_no_label_file(tmp_path: Path, settings: str) -> None:
+    photos(tmp_path, "a.jpg")
+    (tmp_path / "a.xml").write_text(XML)
+    (tmp_path / "settings.json").write_text(settings)
+    data = load(tmp_path)
+    assert data.classes == ("cat",)
+    assert "labels not read" not in {problem.kind for problem in data.problems}

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from rarebox import config, external
 from rarebox.cli.doctor import examine
 from rarebox.cli.main import app
+from rarebox.data.assembly import usable
 from rarebox.data.classes import Classes
 from rarebox.data.datasets import load
 from rarebox.data.detections import open_detections
 from rarebox.data.export import Annotations, export
-from rarebox.data.listings import NOT_USED, Dataset, Problem, usable
+from rarebox.data.listings import NOT_USED, Dataset, Problem
 from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
 from rarebox.loop import simulate
@@ -757,7 +758,9 @@ def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path
     flat = [40.0, 55.0, 120.0, 65.0]
     if format == "coco":
         photo(folder / "a.jpg")
+        listed = [{"name": "occluded", "value": False}, {"name": name, "value": value}]
         more = {name: value} if place == "beside" else {place: {name: value}}
+        more = {"attributes": listed} if place == "list" else more
         return coco(folder / "train.json", [entry(1, "a.jpg")], [annotation(1, 1, flat, **more)])
     beside = {name: value} if place == "beside" else {}
     attribute = f"<attribute><name>{name}</name><value>{value}</value></attribute>"
@@ -767,9 +770,19 @@ def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path
 
 @pytest.mark.parametrize(
     ("format", "place"),
-    [("coco", "attributes"), ("coco", "extra"), ("coco", "beside"), ("voc", "attributes"), ("voc", "beside")],
+    [
+        ("coco", "attributes"),
+        ("coco", "list"),
+        ("coco", "extra"),
+        ("coco", "beside"),
+        ("voc", "attributes"),
+        ("voc", "beside"),
+    ],
 )
-@pytest.mark.parametrize(("name", "value"), [("rotation", 90.0), ("rotation", "-90"), ("angle", 270)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rotation", 90.0), ("rotation", "-90"), ("angle", 270), ("Rotation", "90°"), ("rotation", "90 Degrees")],
+)
 def test_a_turned_box_is_the_upright_box_around_it(
     tmp_path: Path, format: str, place: str, name: str, value: Any
 ) -> None:
@@ -783,6 +796,12 @@ def test_a_turned_box_is_the_upright_box_around_it(
 def test_a_box_whose_turn_cannot_be_told_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"none of its objects can be used .*it is turned \({name} {value}\)"):
         load(turned("attributes", format, tmp_path, name, value))
+
+
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_a_box_whose_rotation_is_no_number_is_lost(tmp_path: Path, format: str) -> None:
+    with pytest.raises(UserError, match=r"none of its objects can be used .*its rotation '1\.2 rad' is not a number"):
+        load(turned("attributes", format, tmp_path, "rotation", "1.2 rad"))
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])

@@ -233,6 +233,8 @@ def test_a_class_that_no_file_can_hold_is_cleaned_on_its_way_in_and_listed(tmp_p
 def test_what_is_cleaned_alike_is_one_class(tmp_path: Path) -> None:
     found = Listing(tmp_path, ["cat", "cat\n"], [], [])
     assert found.classes == ["cat"]
+    (problem,) = found.problems
+    assert "both are one class" in problem.what
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are possible on Linux alone")

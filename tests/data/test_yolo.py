@@ -148,6 +148,8 @@ def test_what_cannot_be_used_is_listed(tmp_path: Path) -> None:
         ("- a", r"data\.yaml: the entry 'train' is missing"),
         ("train: images", r"data\.yaml: 'names' must be a list"),
         ("train: images\nnames: {cat: 0}", r"data\.yaml: 'names' must be a list"),
+        ("train: images\nnames: [{0: cat}, {1: dog}]", r"data\.yaml: 'names' must be a list"),
+        ("train: images\nnames: [cat, [dog]]", r"data\.yaml: 'names' must be a list"),
         (
             "train: nowhere\nnames: [a]",
             r"data\.yaml: 'train' names nowhere, which does not exist, with or without 'path'",
@@ -349,3 +351,16 @@ def test_plain_boxes_beside_key_points_are_boxes(tmp_path: Path) -> None:
     assert data.train.truth[1].boxes[3].tolist() == pytest.approx([20, 15, 40, 35])
     assert len(data.train.truth[1]) == 4
     assert [problem.kind for problem in data.problems] == ["key points assumed"]
+
+
+@pytest.mark.parametrize(("classes", "told"), [("dog\ncat\n", True), ("cat\ndog\n", False), ("cat\n", False)])
+@pytest.mark.parametrize("place", ["labels", "."])
+def test_a_classes_txt_that_contradicts_data_yaml_is_listed(
+    tmp_path: Path, classes: str, told: bool, place: str
+) -> None:
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    add(tmp_path, "images/a.png", "0 0.5 0.5 0.2 0.2")
+    (tmp_path / place / "classes.txt").write_text(classes)
+    assert [p.where for p in load(tmp_path).problems if p.kind == "contradicting classes"] == [
+        str(tmp_path / place / "classes.txt")
+    ] * told

@@ -265,7 +265,8 @@ def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path
     assert [(q.image_id, q.guess) for q in ranked.queries] == [(7, 2), (3, 1)]  # the file's ids, found by the names
     # The cat is labelled: it is no pseudo label any more.
     assert ranked.class_frequency.tolist() == [0, 0, 0]
-    assert external.rank(file, None, coco, None, chosen(), 9, labels_complete=True).queries == []
+    whole = external.rank(file, None, coco, None, chosen(), 9, labels_complete=True)
+    assert [(q.image_id, q.guess) for q in whole.queries] == [(3, 1)]  # as in init, a pseudo label has to be confirmed
     export(tmp_path / "out", "coco", HEAD["classes"], records, [annotated(3, [], [], True)])
     assert [q.image_id for q in external.rank(file, None, coco, None, chosen(), 9).queries] == [7]
 
@@ -401,7 +402,7 @@ def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(t
         ([HEAD, {**LINE, "scores": [0.9]}], 'there are 2 boxes but 1 "scores"'),
         ([HEAD, {**LINE, "scores": [90, 60]}], r"scores must be in \[0, 1\]"),
         ([HEAD, {**LINE, "labels": ["cat", "dgo"]}], "unknown class 'dgo'; did you mean 'dog'"),
-        ([HEAD, {**LINE, "labels": [0, 3]}], "class number 3.*only 3 classes"),
+        ([HEAD, {**LINE, "labels": [0, 3]}], "class number 3.*0 cat, 1 dog, 2 owl"),
         ([HEAD, {**LINE, "labels": [0, -1]}], "a label is a class name or a number from 0"),
         ([HEAD, {**LINE, "class_probs": [[0.1] * 6] * 2}], "6 numbers, expected 3.*or 4"),
         ([HEAD, {**LINE, "class_probs": [[3, -2, 1]] * 2}], "softmax or sigmoid"),

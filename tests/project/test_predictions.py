@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from rarebox import config
 from rarebox.cli.label import init_project
 from rarebox.errors import UserError
+from rarebox.external import rank
 from rarebox.project.project import Project
 
 LABELS: dict[str, Any] = {
@@ -18,6 +20,7 @@ LABELS: dict[str, Any] = {
 }
 RESULT: dict[str, Any] = {"image_id": 7, "category_id": 2, "bbox": [100, 100, 50, 50], "score": 0.6}
 LINE: dict[str, Any] = {"image": "p1.png", "boxes": [[100, 100, 150, 150]], "scores": [0.6], "labels": [1]}
+UNSURE = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
 YOLO = "train: images\nnames: [cat, dog]\n"
 
 
@@ -65,6 +68,92 @@ def test_numbers_of_classes_and_images_are_those_of_the_labels(
     folder: Path, found: Any, classes: str | None, labels: str | None, known: tuple[str, ...]
 ) -> None:
     assert offered(folder, found, classes, labels) == (known, [("p1.png", "dog")])
+
+
+@pytest.mark.parametrize(
+    ("names", "number", "meant"),
+    [
+        ("{0: cat, 5: dog, 2: owl}", 2, "owl"),
+        ("{0: cat, 5: dog, 2: owl}", 5, "dog"),
+        ("[cat, cat, dog]", 1, "cat"),
+        ("[cat, cat, dog]", 2, "dog"),
+        ("{0: cat, 1: 'a  b', 2: 'a b', 3: dog}", 3, "dog"),
+    ],
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_class_numbers_are_those_of_the_label_files(
+    folder: Path, names: str, number: int, meant: str, flat: bool
+) -> None:
+    (folder / "yolo" / "labels" / "p1.txt").write_text("0 0.1 0.1 0.1 0.1\n")
+    if flat and names.startswith("["):
+        (folder / "yolo" / "data.yaml").unlink()
+        (folder / "yolo" / "classes.txt").write_text("\n".join(names.strip("[]").split(", ")))
+    else:
+        (folder / "yolo" / "data.yaml").write_text(f"train: images\nnames: {names}\n")
+    assert offered(folder, {**LINE, "labels": [number]}, None, "yolo")[1] == [("p1.png", meant)]
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "wanted"),
+    [
+        ("{0: cat, 5: dog, 2: owl}", LINE, "class number 1.*0 cat, 2 owl, 5 dog"),
+        ("[cat, cat, dog]", {**LINE, "labels": None, "class_probs": [[0.1, 0.6, 0.1]]}, "first line"),
+        ("[cat, cat, dog]", {**LINE, "class_probs": [[0.1, 0.6, 0.1]]}, "first line"),
+    ],
+)
+def test_numbers_that_the_label_files_lack_and_vectors_of_such_classes_are_refused(
+    folder: Path, names: str, found: Any, wanted: str
+) -> None:
+    (folder / "yolo" / "data.yaml").write_text(f"train: images\nnames: {names}\n")
+    (folder / "yolo" / "labels" / "p1.txt").write_text("0 0.1 0.1 0.1 0.1\n")
+    with pytest.raises(UserError, match=wanted):
+        offered(folder, found, None, "yolo")
+
+
+def categories(*names: str, above: str | None = None) -> dict[str, Any]:
+    """LABELS with other categories, whose ids count from 1. ``above`` is the name of a placeholder with id 0."""
+    listed = [{"id": n, "name": name, "supercategory": above or "x"} for n, name in enumerate(names, 1)]
+    return {**LABELS, "categories": [{"id": 0, "name": above}] * bool(above) + listed}
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "meant"),
+    [
+        (categories("cat", "dog", "cat"), 2, "cat"),
+        (categories("cat", "cat", "dog"), 1, "cat"),
+        (categories("cat", "dog", above="animals"), 1, None),
+    ],
+)
+@pytest.mark.parametrize("command", ["init", "rank"])
+def test_class_numbers_are_places_among_all_categories(
+    folder: Path, labels: dict[str, Any], number: int, meant: str | None, command: str
+) -> None:
+    (folder / "labels.json").write_text(json.dumps(labels))
+    found = {**LINE, "labels": [number]}
+
+    def meaning() -> str:
+        if command == "init":
+            return offered(folder, found, None, "labels.json")[1][0][1]
+        (folder / "found").write_text(json.dumps(found) + "\n")
+        ranked = rank(folder / "found", None, folder / "labels.json", None, UNSURE, 9)
+        (query,) = ranked.queries
+        assert query.guess is not None
+        return ranked.classes[query.guess]
+
+    if meant:
+        assert meaning() == meant
+    else:
+        with pytest.raises(UserError, match="first line"):
+            meaning()
+
+
+def test_class_numbers_that_two_lists_of_classes_contradict_are_refused(folder: Path) -> None:
+    (folder / "yolo" / "data.yaml").unlink()
+    (folder / "yolo" / "labels" / "classes.txt").write_text("cat\ndog\n")
+    (folder / "yolo" / "images" / "p2.txt").write_text("1 0.1 0.1 0.1 0.1\n")
+    (folder / "yolo" / "images" / "classes.txt").write_text("owl\ndog\n")
+    with pytest.raises(UserError, match="first line"):
+        offered(folder, LINE, None, "yolo")
 
 
 @pytest.mark.parametrize(

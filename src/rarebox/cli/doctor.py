@@ -10,7 +10,7 @@ import torch
 
 from rarebox.config import resolve
 from rarebox.core.places import cache_folder
-from rarebox.data import datasets, listings
+from rarebox.data import assembly, datasets
 from rarebox.detectors.architectures import ARCHITECTURES, LIGHT
 from rarebox.detectors.environment import describe
 from rarebox.detectors.weights import answers, cached, checksum
@@ -103,7 +103,7 @@ def _voc() -> Check:
 
 def _data(path: str) -> Check:
     try:
-        found = listings.usable(datasets.load_data(path))
+        found = assembly.usable(datasets.load_data(path))
     except UserError as error:
         return Check("data", False, path, str(error))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(p.kind for p in found.problems).most_common())

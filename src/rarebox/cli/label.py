@@ -257,13 +257,14 @@ def init(
 def numbers_in_use(classes: Sequence[str], labels: Path | None) -> "Numbers":
     """What numbers in detections for a new project mean. Numbers from 0 that are ambiguous have no classes.
 
-    They are ambiguous if the classes of the labels and those of --classes begin differently.
+    They are ambiguous if the labels and --classes name one number differently.
     """
     from rarebox.data import datasets, listings
 
     known = datasets.numbers_of(labels) if labels else listings.Numbers()
-    agree = all(ours == theirs for ours, theirs in zip(known.classes, classes, strict=False))
-    return replace(known, classes=max(known.classes, tuple(classes), key=len) if agree else ())
+    ours = dict(enumerate(classes))
+    agree = all(known.classes.get(number, name) == name for number, name in ours.items())
+    return replace(known, classes={**known.classes, **ours} if agree else {})
 
 
 def init_project(

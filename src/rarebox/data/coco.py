@@ -5,17 +5,23 @@
 
 import json
 import os
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from filecmp import cmp
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
+
+import numpy as np
 
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data import foreign
 from rarebox.data.disk import Disk, searchable, slashes
+from rarebox.data.fitting import CornerCheck
+from rarebox.data.images import files_below
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
@@ -107,6 +113,12 @@ def files_of(folder: Path, but: Collection[Path] = ()) -> list[Path]:
     return [file for file in files if _looks_like_coco(file)]
 
 
+def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
+    """The files below a folder that look like COCO, except those read, which are given by their real paths."""
+    found = (file for file in files_below(folder, {".json"}) if os.path.realpath(file) not in read)
+    return filter(_looks_like_coco, found)
+
+
 def find_single(path: Path) -> Reader | None:
     """Recognise a JSON file, and a folder with exactly one JSON file that looks like COCO."""
     if os.path.isfile(path):
@@ -121,24 +133,35 @@ def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing,
     for path in unused:
         chosen = f"{test} is the test split" if test else f"{train} is read"
         listing.problems.append(Problem("split not used", str(path), f"{chosen}. {_UNUSED}"))
+    listing.files.update((train, *unused), [test] if test else [])
     return listing, _listing(test) if test else None
 
 
+_LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
+
+
 def _looks_like_coco(path: Path) -> bool:
-    """Whether the words of COCO occur in a file. A broken file counts, so that its reader can say what is wrong."""
+    """Whether a file has two words of COCO and a list under one of them, unlike settings of images.
+
+    A broken file counts, so that its reader can say what is wrong.
+    """
     text = searchable(path) if path.name != EXPORT_MARK else b""
-    return b'"images"' in text or b'"annotations"' in text
+    words = sum(b'"%s"' % word.encode() in text for word in _Content._fields)
+    return words > 1 and _LIST.search(text) is not None
 
 
 def _listing(path: Path) -> Listing:
     content = _parse(path)
     problems: list[Problem] = []
-    names = _names(path, content, problems)
+    names, numbers = _names(path, content, problems)
     boxes, lost = _boxes(path, content, names, problems)
     images = _images(path, content, boxes, lost, problems)
-    _refuse_corners(path, images)
+    corners = CornerCheck()
+    for image in images:
+        corners.add(np.array([box.box for box in image.boxes], dtype=np.float64).reshape(-1, 4), image.size)
+    corners.refuse(path)
     categories = {key: name for key, name in names.items() if isinstance(key, int)}
-    return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories)
+    return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories, numbers)
 
 
 def _parse(path: Path) -> _Content:
@@ -163,8 +186,12 @@ def _parse(path: Path) -> _Content:
     return _Content(*lists)
 
 
-def _names(path: Path, content: _Content, problems: list[Problem]) -> dict[Key, str]:
-    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others."""
+def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict[Key, str], dict[int, str]]:
+    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others.
+
+    And the names by their places from 0, which are the class numbers of most detectors. There are none if a placeholder
+    is left out, because detectors may count it or not.
+    """
     categories: dict[Key, Object] = {}
     ambiguous: set[Key] = set()
     for index, category in enumerate(content.categories):
@@ -176,10 +203,11 @@ def _names(path: Path, content: _Content, problems: list[Problem]) -> dict[Key, 
             ambiguous |= set() if same else {_key(category["id"])}
             what = "is taken. The first category is used." if same else "has two names. Its boxes are dropped."
             problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
-    for key in {*_placeholders(categories, content.annotations), *ambiguous}:
-        del categories[key]
+    placeholders = _placeholders(categories, content.annotations)
     by_id = sorted(categories, key=lambda key: (isinstance(key, str), key))
-    return {key: _name(categories[key]) for key in by_id}
+    named = {key: _name(categories[key]) for key in by_id if key not in placeholders and key not in ambiguous}
+    numbers = {place: named[key] for place, key in enumerate(by_id) if key in named}
+    return named, {} if placeholders else numbers
 
 
 def _name(category: Object) -> str:
@@ -259,24 +287,14 @@ def _corners(annotation: Object) -> tuple[float, float, float, float]:
     return upright((x, y, x + width, y + height), said)
 
 
-def _refuse_corners(path: Path, images: list[ListedImage]) -> None:
-    """Raise `UserError` if most boxes reach far out of their images and all fit if read as x1, y1, x2, y2."""
-    judged = [(box.box, image.size) for image in images if image.size for box in image.boxes]
-    far = sum(x2 > 1.02 * width + 1 or y2 > 1.02 * height + 1 for (_, _, x2, y2), (width, height) in judged)
-    fitting = all(
-        0 <= x1 < x2 - x1 <= width + 1 and 0 <= y1 < y2 - y1 <= height + 1
-        for (x1, y1, x2, y2), (width, height) in judged
-    )
-    if len(judged) > 1 and 2 * far >= len(judged) and fitting:
-        raise UserError(
-            f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {far} of "
-            f"{len(judged)} reach out of their images. Write width and height in place of the second corner."
-        )
-
-
 def _attributes(entry: Object) -> Object:
-    """The attributes of an image or annotation, where rarebox's own export writes what COCO has no field for."""
-    return as_object(entry.get("attributes"))
+    """The attributes of an image or annotation, where rarebox's own export writes what COCO has no field for.
+
+    Some tools write them as a list of objects with ``name`` and ``value``.
+    """
+    given = entry.get("attributes")
+    pairs = [as_object(pair) for pair in as_list(given)]
+    return as_object(given) or {str(pair["name"]): pair.get("value") for pair in pairs if "name" in pair}
 
 
 def _crowd(annotation: Object) -> bool:
@@ -291,7 +309,7 @@ def _difficult(annotation: Object) -> bool:
 
 def _places(annotation: Object) -> list[Object]:
     """The objects in which tools write attributes."""
-    return [annotation, as_object(annotation.get("attributes")), as_object(annotation.get("extra"))]
+    return [annotation, _attributes(annotation), as_object(annotation.get("extra"))]
 
 
 def _images(
@@ -309,7 +327,7 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
     images: list[ListedImage] = []
-    found = _located(path, {entry.name for same in entries.values() for entry in same})
+    found = _located(path, {entry.name for same in entries.values() for entry in same}, problems)
     strays = boxes.keys() - entries.keys()  # boxes of unknown images, perhaps of one that seems to show nothing
     for key, same in entries.items():
         if len(same) > 1:
@@ -354,10 +372,11 @@ def _image(
     return ListedImage(place, boxes, own, size, complete=complete, lost=inside is not None)
 
 
-def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
+def _located(path: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, Path | str]:
     """Name -> image file: a URL, or a file beside the JSON, in ``images/``, or in a folder named like the split.
 
-    A file whose name differs in capitals belongs to a name only if no other name in the list fits it.
+    A file whose name differs in capitals belongs to a name only if no other name in the list fits it. Files of one name
+    in several of these places become a problem if they differ.
     """
     disk, folder = Disk(), path.parent
     folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
@@ -365,7 +384,12 @@ def _located(path: Path, names: Iterable[str]) -> dict[str, Path | str]:
     alike: dict[Path, list[str]] = defaultdict(list)
     for name in names:
         places = [place / slashes(name) for place in folders]
-        there = name if is_url(name) else next(filter(os.path.isfile, places), None)
+        files = [] if is_url(name) else [*filter(os.path.isfile, places)]
+        there = name if is_url(name) else files[0] if files else None
+        for other in files[1:]:
+            if not cmp(files[0], other, shallow=False):
+                what = f"{files[0]} and {other} have this name and differ. The first is used. Remove the wrong one."
+                problems.append(Problem("several image files", f"{path}: {name}", what))
         if there is None and (near := next(filter(None, map(disk.find, places)), None)):
             alike[near].append(name)
         found[name] = there or places[0]

@@ -4,15 +4,16 @@ To add a format, write a module with a ``find`` function like that of ``coco.py`
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
 from rarebox.data import coco, foreign, listings, scenes, voc, yolo
+from rarebox.data.assembly import assemble
 from rarebox.data.images import image_files
-from rarebox.data.listings import Dataset, Numbers, Reader, ReadProgress, assemble
+from rarebox.data.listings import Dataset, Numbers, Reader, ReadProgress
 from rarebox.errors import UserError
 
 _LAYOUTS = """rarebox reads:
@@ -23,10 +24,8 @@ _LAYOUTS = """rarebox reads:
 
 def numbers_of(path: Path) -> Numbers:
     """The numbers of a COCO or YOLO data set. Raises `UserError` if its files use one category number twice."""
-    kind, reader = _reader(path) or (None, None)
-    if reader is None or kind == "VOC":
-        return Numbers()
-    splits = [split for split in reader() if split]
+    found = _reader(path)
+    splits = [split for split in found[1]() if split] if found else []
     categories: dict[int, str] = {}
     images: dict[int, set[str]] = {}
     for split in splits:
@@ -39,8 +38,8 @@ def numbers_of(path: Path) -> Numbers:
         for image in split.images:
             if image.id is not None:
                 images.setdefault(image.id, set()).add(str(image.path))
-    classes = dict.fromkeys(name for split in splits for name in split.classes)
-    return Numbers(tuple(classes), categories, {i: min(paths) for i, paths in images.items() if len(paths) == 1})
+    numbers = [split.numbers for split in splits[:1]]  # a detector is trained on the first split
+    return Numbers(dict(*numbers), categories, {i: min(paths) for i, paths in images.items() if len(paths) == 1})
 
 
 def load(
@@ -65,11 +64,13 @@ def load(
     found = _reader(path)
     if found is None:
         raise _not_understood(path)
-    kind, reader = found
-    train, test = reader()
-    if others := [other for other in _SIGNS if other != kind and os.path.isdir(path) and _holds(path, other)]:
-        what = f"labels in {' and '.join(others)} format are here, too, and are not read. Move them elsewhere."
-        train.problems.append(listings.Problem("several formats", str(path), what))
+    train, test = found[1]()
+    if os.path.isdir(path):
+        read_files = {os.path.realpath(file) for file in train.files}
+        for kind, unread in _UNREAD.items():
+            if (first := next(iter(unread(path, read_files)), None)) is not None:
+                what = f"labels in {kind} format are here, too, and are not read. Move them elsewhere."
+                train.problems.append(listings.Problem("labels not read", str(first), what))
     return assemble(Path(os.path.abspath(path)), train, test, check_pixels=check_pixels, read=read, photos=photos)
 
 
@@ -93,19 +94,8 @@ def refuse_missing(name: str | Path) -> None:
         raise _not_understood(path)
 
 
-_SIGNS: dict[str, tuple[Callable[[Path], object], ...]] = {
-    "COCO": (coco.find, coco.files_of),
-    "VOC": (voc.find, voc.find_flat),
-    "YOLO": (yolo.find, yolo.files_of, yolo.find_flat),
-}
-"""What finds labels of each format in a folder."""
-
-
-def _holds(folder: Path, kind: str) -> bool:
-    try:
-        return any(find(folder) for find in _SIGNS[kind])
-    except UserError:  # about labels that are not read
-        return False
+_UNREAD = {"COCO": coco.unread, "VOC": voc.unread, "YOLO": yolo.unread}
+"""What finds the label files of each format that were not read."""
 
 
 def _reader(path: Path) -> tuple[str, Reader] | None:

@@ -112,7 +112,15 @@ def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listi
         problems += [problem for year in years for problem in year.unused({xml for _, xml in (*train, *test)})]
     else:
         train = [(year, xml) for year in years for xml in year.unlisted()]
-    return _listing(folders[0], train, problems), _listing(folders[0], test, []) if test else None
+    listing = _listing(folders[0], train, problems)
+    listing.files.update(xml for year in years for xml in year.files)
+    return listing, _listing(folders[0], test, []) if test else None
+
+
+def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
+    """The label files below a folder, except those read, which are given by their real paths."""
+    found = (xml for xml in files_below(folder, {".xml"}) if os.path.realpath(xml) not in read)
+    return (xml for xml in found if b"<annotation" in searchable(xml))
 
 
 def _is_devkit(path: Path) -> bool:
@@ -142,7 +150,7 @@ class _Year:
         self._labels: dict[str, list[Path]] = {}
         self._pictures: dict[str, list[Path]] = {}
         self._by_stem, self._by_file = ByName[Path](), ByName[Path]()
-        xmls = files_below(self.labels, {".xml"})
+        self.files = xmls = files_below(self.labels, {".xml"})
         pictures = image_files(self.pictures) if os.path.isdir(self.pictures) else []
         self._fold = all(_told_apart_by_more_than_capitals(files) for files in (xmls, pictures))
         for xml in xmls:

@@ -5,7 +5,7 @@ polygon, whose hull is the box. If data.yaml has ``kpt_shape``, key points follo
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,12 @@ from rarebox.data.listings import (
     Listing,
     Problem,
     Reader,
+    agreed,
     export_mark,
     exported_complete,
     exported_pseudo,
 )
-from rarebox.data.narrow import Object, as_list, as_object, is_object
+from rarebox.data.narrow import Object, as_list, as_object, is_list, is_object
 from rarebox.errors import UserError
 from rarebox.types import Source
 
@@ -54,7 +55,24 @@ def find(path: Path) -> Reader | None:
 
 def files_of(folder: Path) -> list[Path]:
     """The files directly in a folder that look like a data.yaml, sorted."""
-    return [file for file in sorted(folder.glob("*.y*ml")) if _looks_like_yolo(file)]
+    files = (file for file in sorted(folder.glob("*")) if file.suffix.lower() in (".yaml", ".yml"))
+    return [file for file in files if _looks_like_yolo(file)]
+
+
+def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
+    """The label files of photos below a folder, and its YAML files, except those read (their real paths)."""
+    places = dict.fromkeys(place for image in _photos(folder) for place in _label_places(image))
+    found = (file for file in places if os.path.isfile(file) and os.path.realpath(file) not in read)
+    yield from filter(_has_rows, found)
+    yield from (file for file in files_of(folder) if os.path.realpath(file) not in read)
+
+
+def _has_rows(label: Path) -> bool:
+    """Whether the first line of a text file is a class number and the numbers of a box or polygon."""
+    first = next(iter(searchable(label).split(b"\n")), b"").split()
+    with suppress(ValueError):
+        return len([float(word) for word in first]) >= 5
+    return False
 
 
 def find_flat(path: Path) -> Reader | None:
@@ -83,11 +101,13 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
     if any(_likely_key_points(pairs.owned.values())):
         raise UserError(f"{folder}: the label rows may have key points. Add a data.yaml with their kpt_shape.")
     names = {label: listed[file] for label, file in nearest.items()}
-    classes = [name for file in files for name in listed[file].by_number.values()]
+    numbered = [pair for file in files for pair in listed[file].by_number.items()]
+    classes, numbers = [name for _, name in numbered], agreed(numbered)
     mark = export_mark(folder)
-    form = _Form(names, classes, 0, exported_complete(mark), pairs, exported_pseudo(mark))
+    form = _Form(names, classes, numbers, 0, exported_complete(mark), pairs, exported_pseudo(mark))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
     listing.problems[:0] = _alone(folder, pairs)
+    listing.files.update(pairs.claimed)
     return listing, None
 
 
@@ -135,12 +155,17 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
         elif unsure:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
+    problems += _contradicting(names, file, pairs)
     mark = export_mark(file.parent)
-    form = _Form(numbered, [*names.values()], key_points, exported_complete(mark), pairs, exported_pseudo(mark))
+    form = _Form(numbered, [*names.values()], names, key_points, exported_complete(mark), pairs, exported_pseudo(mark))
+    unused: list[Path] = []
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", _UNUSED))
+        with suppress(UserError):
+            unused = _images(file, "val", _entries(file, "val", content, disk), disk)
     listings = {key: _listing(file, folders[key], listed, form) for key, listed in images.items()}
     listings["train"].problems[:0] = problems
+    listings["train"].files.update((file,), pairs.claimed, _Pairs(unused, disk).claimed)
     return listings["train"], listings[test] if test else None
 
 
@@ -156,6 +181,20 @@ _POLYGONS = (
     "the label rows may be polygons or boxes with key points. They are read as polygons. Add 'kpt_shape: [0, 2]' if "
     "this is right, or else their kpt_shape."
 )
+
+
+def _contradicting(names: Mapping[int, str], file: Path, pairs: "_Pairs") -> list[Problem]:
+    """A problem for each classes.txt beside or above the label files that names a class number otherwise."""
+    lists = {_classes_file(folder / "x", file.parent, pairs.disk) for folder in {p.parent for p in pairs.claimed}}
+    problems: list[Problem] = []
+    for listed in sorted(filter(None, lists)):
+        with suppress(UserError):  # data.yaml names the classes, so the list is not needed
+            for number, name in _listed_classes(listed).items():
+                if names.get(number, name) != name:
+                    what = f"class {number} is {name!r} here and {names[number]!r} in {file.name}, which is used."
+                    problems.append(Problem("contradicting classes", str(listed), f"{what} Remove the wrong one."))
+                    break
+    return problems
 
 
 class _Pairs:
@@ -197,14 +236,15 @@ class _Names(NamedTuple):
 class _Form(NamedTuple):
     """How to read the label files of a data set.
 
-    ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``key_points`` is how
-    many numbers of key points follow a box. ``complete`` is file name -> whether a rarebox export calls the image fully
-    labelled. ``pairs`` assigns label files to photos. ``pseudo`` is file name -> the lines of pseudo labels in such an
-    export.
+    ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``numbers`` are the names
+    by number if all label files agree on them. ``key_points`` is how many numbers of key points follow a box.
+    ``complete`` is file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files
+    to photos. ``pseudo`` is file name -> the lines of pseudo labels in such an export.
     """
 
     names: Mapping[Path, _Names]
     classes: Sequence[str]
+    numbers: Mapping[int, str]
     key_points: int
     complete: Mapping[str, bool]
     pairs: _Pairs
@@ -236,7 +276,9 @@ def _names(file: Path, content: Object) -> dict[int, str]:
     names = content.get("names")
     pairs = names.items() if is_object(names) else enumerate(as_list(names))
     try:
-        numbered = {int(number): str(name).strip() for number, name in pairs}
+        numbered = {
+            int(number): "" if is_object(name) or is_list(name) else str(name).strip() for number, name in pairs
+        }
     except (TypeError, ValueError):
         numbered = {}
     if not numbered or not all(numbered.values()):
@@ -389,7 +431,7 @@ def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[P
         ListedImage(path, lost=True, labelled=False) if path in doubtful else _image(path, form, problems)
         for path in images
     ]
-    return Listing(file, list(dict.fromkeys(form.classes)), listed, problems)
+    return Listing(file, list(dict.fromkeys(form.classes)), listed, problems, numbers=form.numbers)
 
 
 def _locate(file: Path, base: str, entry: str, disk: Disk) -> Path | None:

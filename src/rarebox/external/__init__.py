@@ -17,6 +17,7 @@ from rarebox.core import seeds
 from rarebox.core.boxes import clip, rescaling
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Image, Line
+from rarebox.data.fitting import CornerCheck, has_area, reach_out
 from rarebox.data.listings import Numbers
 from rarebox.errors import UserError
 from rarebox.external.copies import Copies
@@ -89,11 +90,12 @@ def rank(
         raise UserError(f"{views}: COCO results do not name the copy. Write detections on copies as JSON lines")
     notes: list[str] = [] if views else [NO_VIEWS]
     pool = Pool(numbers.images if numbers else None)
-    given = pool.add_labels(labels, labels_complete, notes) if labels else {}
+    given = pool.add_labels(labels, labels_complete) if labels else None
     if images:
         pool.add_images(images, notes)
     placed = pool.place(file.images(), found, closed=images is not None)
-    notes += _matched(pool, placed, given, found, labels)
+    if pool.otherwise:
+        notes.append(_otherwise(pool, found))
     if pool.disputed:
         number = min(pool.disputed)
         notes.append(
@@ -108,40 +110,47 @@ def rank(
         copies = Copies(file_of_views, entries, pool, settings.scoring.views)
     candidates = read_candidates(file, placed, copies, understand, pool, settings, report)
     notes += _counted(len(pool.records) - len(placed) if images else 0, understand, copies)
-    labelled = {image_id: image_labels(one, words.classes) for image_id, one in pool.fitted(given, notes).items()}
+    fitted = pool.fitted(given, notes) if given else {}
+    notes += _matched(pool, placed, fitted, found, labels)
+    labelled = {image_id: image_labels(one, words.classes) for image_id, one in fitted.items()}
     queries, frequency, total = choose_queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
     return Ranked(
         settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
     )
 
 
+def _otherwise(pool: Pool, found: Path) -> str:
+    return (
+        f"{len(pool.otherwise)} images of {found.name} are taken for images with almost the same name, such as "
+        f"{examples(pool.otherwise, pool.records)}. If they are different photos, list all images with --images"
+    )
+
+
 def _matched(
-    pool: Pool, placed: Mapping[int, Sequence[Image]], given: Mapping[int, Labelled], found: Path, labels: Path | None
+    pool: Pool, placed: Mapping[int, Sequence[Image]], fitted: Mapping[int, Labelled], found: Path, labels: Path | None
 ) -> list[str]:
-    """Notes on how the names in the detections fit those of the labels."""
-    notes: list[str] = []
-    if pool.otherwise:
-        notes.append(
-            f"{len(pool.otherwise)} images of {found.name} are taken for images with almost the same name, such as "
-            f"{examples(pool.otherwise, pool.records)}. If they are different photos, list all images with --images"
+    """A note on how many labelled images have detections, and what to do if no name fits."""
+    labelled = [image_id for image_id, one in fitted.items() if one]
+    if not labels or not labelled:
+        return []
+    there = sum(image_id in placed for image_id in labelled)
+    note = f"{there} of {len(labelled)} labelled images of {labels.name} have detections in {found.name}"
+    if placed and placed.keys().isdisjoint(fitted):
+        (other, *_), *_ = placed.values()
+        note += (
+            f". Their names do not fit, such as {pool.records[labelled[0]].path} and {other}. If they are the same "
+            "photos, name them alike, because labelled boxes may be listed again"
         )
-    labelled = [image_id for image_id, one in given.items() if one]
-    if labels and labelled:
-        there = sum(image_id in placed for image_id in labelled)
-        notes.append(f"{there} of {len(labelled)} labelled images of {labels.name} have detections in {found.name}")
-        if placed and not there:
-            (other, *_), *_ = placed.values()
-            notes[-1] += (
-                f". Their names do not fit, such as {pool.records[labelled[0]].path} and {other}. If they are the same "
-                "photos, name them alike, because labelled boxes may be listed again"
-            )
-    return notes
+    return [note]
 
 
 def _counted(images_without: int, understand: Understanding, copies: Copies | None) -> list[str]:
     counts = {
         "images have no line in --detections, so none of their boxes is listed": images_without,
         "boxes have no area and are skipped": understand.dropped,
+        "boxes are not larger than the first pixel and are skipped. If they are in fractions of the image's sides, "
+        "write pixels": understand.shares,
+        "boxes reach out of their images and are clipped": understand.clipped,
         "copies in --views belong to images that --detections lacks": copies.elsewhere if copies else 0,
     }
     return [f"{count} {what}" for what, count in counts.items() if count]
@@ -226,17 +235,21 @@ def read_candidates(
     """The candidates of all images, by image id. Without copies, their uncertainty is the entropy of the class."""
     num_classes = len(understand.words.classes)
     found: list[Candidates] = []
+    corners = CornerCheck()
     for done, image_id in enumerate(sorted(placed), 1):
         line = _single_line(file, placed[image_id])
         if line.size and not pool.records[image_id].width:
             pool.add(replace(pool.records[image_id], width=line.size[0], height=line.size[1]))
-        detected = _in_image(understand(line), line, pool.records[image_id])
+        detected, clipped = _in_image(understand(line), line, pool.records[image_id], corners)
+        understand.clipped += clipped
         views, frames = copies.of(image_id, understand) if copies else ([], [])
         scored = candidates_of(image_id, detected, views, frames, settings, num_classes, bool(copies))
         if len(scored):
             found.append(scored)
         report(done, len(placed))
     understand.check_pixels(file.path)
+    if isinstance(file, detections.CocoResults):
+        corners.refuse(file.path)
     return concatenate(found) if found else Candidates.none(num_classes)
 
 
@@ -262,10 +275,13 @@ def candidates_of(
     return replace(scored, uncertainty=unsure, class_probs=vectors.astype(np.float16))
 
 
-def _in_image(found: Detections, line: Line, record: ImageRecord) -> Detections:
-    """Detections in pixels of the image. Raises UserError for another aspect ratio and for boxes outside the image."""
+def _in_image(found: Detections, line: Line, record: ImageRecord, corners: CornerCheck) -> tuple[Detections, int]:
+    """Detections in pixels of the image, clipped to it, and how many of them reached out of it.
+
+    Raises UserError for another aspect ratio and for boxes outside the image.
+    """
     if not record.width:
-        return found
+        return found, 0
     size = (record.width, record.height)
     factors = rescaling(line.size or size, size)
     if factors is None:
@@ -276,12 +292,13 @@ def _in_image(found: Detections, line: Line, record: ImageRecord) -> Detections:
         )
     boxes = (found.boxes * factors).astype(np.float32)
     inside = clip(boxes, *size)
-    if not (inside[:, 2:] > inside[:, :2]).all():
+    corners.add(boxes, size)
+    if not has_area(inside).all():
         raise UserError(
             f"{line.where}: a box lies outside of {record.path}, which has {size[0]} x {size[1]} pixels. Write boxes "
             "in its pixels, or add the width and height of the picture that they refer to"
         )
-    return replace(found, boxes=boxes)
+    return replace(found, boxes=inside), int(reach_out(boxes, inside).sum())
 
 
 def _single_line(file: DetectionFile, names: Sequence[Image]) -> Line:

@@ -1,18 +1,19 @@
 """The images of external detections: their ids, how files name them, and their existing labels."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from rarebox.core.boxes import rescaling
-from rarebox.data import coco, listings
-from rarebox.data.detections import FARTHEST, Image
+from rarebox.data import coco, fitting, listings
+from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
+from rarebox.data.listings import ListedImage, Problem, Size
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 from rarebox.external.names import Names
@@ -22,18 +23,31 @@ from rarebox.types import Floats, ImageLabels, ImageRecord, Source, as_boxes
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """The labels of one image, by class names. ``size`` is the (width, height) in the labels' file, if known."""
+    """The labels of one image, by class names."""
 
     boxes: Floats
     names: Sequence[str]
     rejected: Floats
     skipped: Floats
     complete: bool
-    size: tuple[int, int] | None = None
 
     def __bool__(self) -> bool:
         """Whether the image is labelled at all."""
         return self.complete or any(map(len, (self.boxes, self.rejected, self.skipped)))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What ``source`` holds about the labels of the images, by image id, before it is fitted to their sizes.
+
+    ``stored`` are from a label store, with the (width, height) that they fit, and ``listed`` from a COCO file.
+    ``problems`` are those of that file.
+    """
+
+    source: Path
+    stored: Mapping[int, tuple[Labelled, tuple[int, int]]] = field(default_factory=dict[int, Any])
+    listed: Mapping[int, ListedImage] = field(default_factory=dict[int, ListedImage])
+    problems: Sequence[Problem] = ()
 
 
 class Pool:
@@ -49,6 +63,7 @@ class Pool:
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
+        self._numbered: set[tuple[int, str]] = set()
         self.disputed: set[int] = set()
         """Numbers that are the id of one image and the name of another. They are used as ids."""
         self.otherwise: dict[str, int] = {}
@@ -56,6 +71,11 @@ class Pool:
         self._known: Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
+
+    @property
+    def numbers(self) -> dict[int, str]:
+        """The class names by number from 0, as the labels and images count; empty if they contradict each other."""
+        return listings.agreed(self._numbered)
 
     def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
         """Add an image, or update its size. ``given``: a file gave its id. ``internal``: a store numbered it."""
@@ -171,34 +191,23 @@ class Pool:
                 known = free if image_id is None or image_id in self.records else image_id
             self.add(ImageRecord(known, name, width, height), given=known == image_id)
 
-    def add_labels(self, path: Path, all_complete: bool, notes: list[str]) -> dict[int, Labelled]:
-        """The labels by image id, from a store or a COCO file, whose images are added."""
+    def add_labels(self, path: Path, all_complete: bool) -> Given:
+        """The labels from a store or a COCO file, whose images are added."""
         if path.is_dir() or path.suffix != ".json":
             return self._add_store(path)
         listing, _ = coco.read(path)
         self._name_classes(path, listing)
-        said: dict[int, Labelled] = {}
+        listed: dict[int, ListedImage] = {}
         for image_id, image in zip(listings.own_numbers(listing.images), listing.images, strict=True):
             record = ImageRecord(image_id, str(image.path), *(image.size or (0, 0)))
             self.add(record, given=image.id is not None)
-            said[image_id] = _labelled(image, all_complete)
-        lost = [problem for problem in listing.problems if problem.kind in listings.OBJECT_LOST]
-        if lost:
-            notes.append(
-                f"{len(lost)} objects of the labels cannot be used, and their images do not count as fully labelled. "
-                f"The first: {lost[0].where}: {lost[0].what}"
-            )
-        partly = sum(not one.complete for one in said.values())
-        if partly and not any(image.complete is not None for image in listing.images):
-            notes.append(
-                f"{path.name} does not say which images are fully labelled, so all count as partially labelled and "
-                "their boxes may be listed. If all are fully labelled, add --labels-complete"
-            )
-        return said
+            listed[image_id] = replace(image, complete=True) if all_complete else image
+        return Given(path, listed=listed, problems=listing.problems)
 
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
         """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
+        self._numbered |= listing.numbers.items()
         for number, name in listing.categories.items():
             if self.categories.setdefault(number, name) != name:
                 raise UserError(
@@ -206,37 +215,51 @@ class Pool:
                     "file. Both must use the same numbers"
                 )
 
-    def _add_store(self, path: Path) -> dict[int, Labelled]:
+    def _add_store(self, path: Path) -> Given:
         with open_store(path) as store:
             self.classes = store.classes()
+            self._numbered |= set(enumerate(self.classes))
             images = store.images()
             for record in images.values():
                 self.add(record, internal=True)
-            return {
+            stored = {
                 i: Labelled(
-                    one.boxes,
-                    [self.classes[int(c)] for c in one.labels],
-                    one.rejected,
-                    one.skipped,
-                    one.complete,
-                    (images[i].width, images[i].height),
+                    one.boxes, [self.classes[int(c)] for c in one.labels], one.rejected, one.skipped, one.complete
                 )
                 for i, one in store.labels().items()
             }
+            return Given(path, {i: (one, (images[i].width, images[i].height)) for i, one in stored.items()})
 
-    def fitted(self, said: Mapping[int, Labelled], notes: list[str]) -> dict[int, Labelled]:
-        """The labels rescaled to the images' own pixels, since their file may give another size.
+    def fitted(self, given: Given, notes: list[str]) -> dict[int, Labelled]:
+        """The labels in the images' own pixels, since their file may give another size.
 
-        Labels of an image with another aspect ratio are skipped, with a note.
+        Those of a COCO file are judged as in every other command. Raises UserError if none of its objects is usable.
         """
-        fitted: dict[int, Labelled] = {}
+        problems = [*given.problems]
+        fitted = {
+            image_id: _labelled(image, fitting.fitted(image, self._size(image_id), problems))
+            for image_id, image in given.listed.items()
+        }
+        lost = [problem for problem in problems if problem.kind in listings.OBJECT_LOST]
+        if not any(len(boxes) for one in fitted.values() for boxes in (one.boxes, one.rejected, one.skipped)):
+            listings.refuse_lost(given.source, lost)
+        if lost:
+            notes.append(
+                f"{len(lost)} objects of the labels cannot be used, and their images do not count as fully labelled. "
+                f"The first: {lost[0].where}: {lost[0].what}"
+            )
+        unknown = all(image.complete is None for image in given.listed.values())
+        if unknown and not all(one.complete for one in fitted.values()):
+            notes.append(
+                f"{given.source.name} does not say which images are fully labelled, so all count as partially labelled "
+                "and their boxes may be listed. If all are fully labelled, add --labels-complete"
+            )
         other: list[str] = []
-        for image_id, one in said.items():
-            record = self.records[image_id]
-            size = (record.width, record.height)
-            factors = rescaling(one.size or size, size) if record.width else np.ones(4)
+        for image_id, (one, drawn) in given.stored.items():
+            size = self._size(image_id)
+            factors = rescaling(drawn, size[:2]) if size else np.ones(4)
             if factors is None:
-                other.append(record.path)
+                other.append(self.records[image_id].path)
             else:
                 columns = {name: as_boxes(getattr(one, name) * factors) for name in ("boxes", "rejected", "skipped")}
                 fitted[image_id] = replace(one, **columns)
@@ -247,37 +270,31 @@ class Pool:
             )
         return fitted
 
+    def _size(self, image_id: int) -> Size | None:
+        """The size of an image, upright; None if it is unknown."""
+        record = self.records[image_id]
+        return (record.width, record.height, 1) if record.width else None
+
 
 def _is_text(name: Image) -> TypeGuard[str]:
     return isinstance(name, str)
 
 
-def _labelled(image: listings.ListedImage, all_complete: bool) -> Labelled:
+def _labelled(image: ListedImage, labels: fitting.Fitted) -> Labelled:
     """The labels of a COCO file's image: pseudo boxes are dropped, rejected boxes stay rejected, difficult ones count
     as skipped."""
-
-    def boxes(wanted: Callable[[listings.ListedBox], bool]) -> Floats:
-        return _with_area(np.array([b.box for b in image.boxes if wanted(b)], dtype=np.float64).reshape(-1, 4))
-
-    def human(box: listings.ListedBox) -> bool:
-        return not box.difficult and box.source not in (Source.PSEUDO, Source.REJECTED)
-
-    kept = [b for b in image.boxes if human(b) and len(_with_area(np.array([b.box])))]
-    lost = image.lost or not image.labelled or len(kept) < sum(map(human, image.boxes))
+    rejected = np.array([box.source == Source.REJECTED for box in labels.listed], dtype=bool)
+    difficult = np.array([box.difficult for box in labels.listed], dtype=bool)
+    pseudo = np.array([box.source == Source.PSEUDO for box in labels.listed], dtype=bool)
+    human = ~(rejected | difficult | pseudo)
+    whole = not labels.incomplete and not any(box.crowd for box in labels.listed)
     return Labelled(
-        as_boxes([b.box for b in kept]),
-        [b.name for b in kept],
-        boxes(lambda b: b.source == Source.REJECTED),
-        boxes(lambda b: b.difficult),
-        (all_complete or bool(image.complete)) and not lost,
-        image.size,
+        labels.boxes[human],
+        [box.name for box, by_person in zip(labels.listed, human, strict=True) if by_person],
+        labels.boxes[rejected],
+        labels.boxes[difficult],
+        bool(image.complete) and labels.labelled and whole,
     )
-
-
-def _with_area(boxes: Floats) -> Floats:
-    """Those boxes (N, 4) with plausible coordinates and an area, as ``float32``."""
-    boxes = boxes[(np.abs(boxes) < FARTHEST).all(axis=1)].astype(np.float32)
-    return as_boxes(boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
 
 
 def image_labels(said: Labelled, classes: Sequence[str]) -> ImageLabels:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rarebox.data import detections
 from rarebox.data.detections import DetectionFile, Line
+from rarebox.data.fitting import has_area, in_first_pixel
 from rarebox.data.listings import Numbers
 from rarebox.errors import UserError, unknown_name
 from rarebox.external.pool import Pool
@@ -54,14 +55,12 @@ def vocabulary(
             f"{files[0].path} names the classes {', '.join(head)}, and --classes names {', '.join(given)}. Omit "
             "--classes, or correct it"
         )
-    declared = tuple(given or head)
-    if known and not declared and (numbers or not names):
-        declared = known.classes
-        if not declared:
-            raise UserError(
-                f"{files[0].path} does not name its classes, and neither the labels nor --classes number them. Add a "
-                'first line such as {"classes": ["cat", "dog"]}'
-            )
+    numbered: Mapping[int, str] = dict(enumerate(given or head))
+    if known and not numbered and (numbers or not names):
+        numbered = known.classes
+        if not numbered:
+            raise _unnumbered(files[0].path)
+    declared = tuple(dict.fromkeys(numbered.values()))
     for name in sorted(names - {*declared}) if declared else ():
         raise unknown_name("class", name, declared)
     new = tuple(sorted(names - {*pool.classes}))
@@ -76,14 +75,26 @@ def vocabulary(
             "of these classes" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
         )
     own = declared or (*pool.classes, *new) or tuple(str(n) for n in range(max(numbers, default=0) + 1))
-    if max(numbers, default=-1) >= len(own):
+    if not numbered:
+        numbered = dict(enumerate(own)) if pool.numbers == dict(enumerate(pool.classes)) else pool.numbers
+    if numbers and not numbered:
+        raise _unnumbered(files[0].path)
+    if unknown := sorted(numbers - numbered.keys()):
+        listed = ", ".join(f"{number} {name}" for number, name in numbered.items())
         raise UserError(
-            f"{files[0].path} has boxes of class number {max(numbers)}, counted from 0, but only {len(own)} classes "
-            f"are known: {', '.join(own)}. Name all of them with --classes"
+            f"{files[0].path} has boxes of class number {unknown[0]}, counted from 0. Known are {listed}. Name all "
+            "classes with --classes"
         )
     background = next((file.background for file in files if file.background), None)
     classes = tuple(dict.fromkeys((*own, *pool.classes)))
-    return Vocabulary(classes, {n: n for n in range(len(own))}, len(own), background)
+    return Vocabulary(classes, {n: classes.index(name) for n, name in numbered.items()}, len(own), background)
+
+
+def _unnumbered(path: Path) -> UserError:
+    return UserError(
+        f"{path} does not name its classes, and neither the labels nor --classes number them. Add a first line such as "
+        '{"classes": ["cat", "dog"]}'
+    )
 
 
 def _by_category(
@@ -112,16 +123,18 @@ def _by_category(
 
 
 class Understanding:
-    """Convert lines to Detections with class vectors of one kind. ``dropped`` counts boxes without an area.
+    """Convert lines to Detections with class vectors of one kind.
 
+    ``dropped`` counts boxes without an area, ``shares`` those that seem to be in fractions of the image's sides, and
+    ``clipped`` those that reached out of their images.
     Where the file has no class vectors, :func:`~rarebox.types.score_vectors` makes them.
     """
 
     def __init__(self, words: Vocabulary) -> None:
         self.words = words
-        self.dropped = 0
+        self.dropped = self.shares = self.clipped = 0
         self._width: int | None = None
-        self._reach = 0.0
+        self._used = 0
 
     def __call__(self, line: Line) -> Detections:
         """The detections of a line. Raises UserError if it is inconsistent in itself or with earlier lines."""
@@ -135,8 +148,8 @@ class Understanding:
         return Detections(boxes[keep], labels[keep], scores[keep], probs[keep])
 
     def check_pixels(self, path: Path) -> None:
-        """Raise UserError if all boxes lie within a pixel, as boxes in fractions of the image do."""
-        if 0 < self._reach <= 1.5:
+        """Raise UserError if all boxes lie within the first pixel, as boxes in fractions of the image do."""
+        if self.shares and not self._used:
             raise UserError(
                 f"{path}: all boxes lie between 0 and 1. Write them in pixels of the image, not in fractions"
             )
@@ -150,9 +163,11 @@ class Understanding:
                 f"{line.where}: a box is x1, y1, x2, y2 with x2 > x1 and y2 > y1, got {wrong}; if that is x, y, width, "
                 "height, write the second corner instead"
             )
-        keep = np.all(sides > 0, axis=1)
-        self.dropped += int((~keep).sum())
-        self._reach = max(self._reach, float(np.abs(boxes).max(initial=0)))
+        shares = in_first_pixel(boxes, line.size)
+        keep = has_area(boxes) & ~shares
+        self.shares += int(shares.sum())
+        self.dropped += int((~keep & ~shares).sum())
+        self._used += int(keep.sum())
         return boxes, keep
 
     def _vectors(self, line: Line) -> Floats | None:
@@ -160,6 +175,11 @@ class Understanding:
         given, own = line.class_probs, self.words.own
         if given is None or not len(line.boxes):
             return None
+        if self.words.numbers != dict(enumerate(range(own))):
+            raise UserError(
+                f"{line.where}: there are class vectors, but the labels number their classes with gaps, or a class "
+                'twice or not at all. Add a first line such as {"classes": ["cat", "dog"]}'
+            )
         if given.shape[1] not in (own, own + 1):
             raise UserError(
                 f"{line.where}: class vectors have {given.shape[1]} numbers, expected {own}, one for each class, or "

@@ -10,7 +10,7 @@ from rarebox import strategies
 from rarebox.config import Settings
 from rarebox.core.files import write_json
 from rarebox.core.progress import Progress, silent
-from rarebox.data import listings
+from rarebox.data import assembly, listings
 from rarebox.data.datasets import load_data
 from rarebox.detectors.environment import describe
 from rarebox.errors import UserError
@@ -48,7 +48,7 @@ def simulate(
     with _disk_errors_explained(folder), place.locked():
         resumed = place.environment.exists()
         if not resumed or leaves_images_out(place):
-            dataset = listings.usable(dataset)
+            dataset = assembly.usable(dataset)
         settings, lacking = place.claim(settings), ""
         if len(place.records()) <= len(settings.budget):
             settings, lacking = begun(place, settings, progress)

@@ -1,0 +1,117 @@
+"""Boxes of detections and of labels are judged by the rules of all label files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rarebox import config
+from rarebox.data import datasets
+from rarebox.errors import UserError
+from rarebox.external import Ranked, rank
+
+SETTINGS = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for n in (1, 2):
+        Image.new("RGB", (200, 100), (n, 0, 0)).save(tmp_path / f"p{n}.png")
+    return tmp_path
+
+
+def labels(folder: Path, *annotations: dict[str, Any], complete: bool = True) -> Path:
+    """A COCO file of both images. Annotations are on image 1 and have class 1, unless they say otherwise."""
+    images = [
+        {"id": n, "file_name": f"p{n}.png", "width": 200, "height": 100, "attributes": {"complete": complete}}
+        for n in (1, 2)
+    ]
+    listed = [{"id": n, "image_id": 1, "category_id": 1, **given} for n, given in enumerate(annotations, 1)]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": listed}
+    (folder / "labels.json").write_text(json.dumps(content))
+    return folder / "labels.json"
+
+
+def line(image: int, *boxes: list[float]) -> dict[str, Any]:
+    scores = [0.9 - n / 10 for n in range(len(boxes))]
+    return {"image": f"p{image}.png", "boxes": boxes, "scores": scores, "labels": ["cat"] * len(boxes)}
+
+
+def result(image: int, box: list[float]) -> dict[str, Any]:
+    return {"image_id": image, "category_id": 1, "bbox": box, "score": 0.9}
+
+
+def ranked(folder: Path, found: list[Any], said: Path | None, images: Path | None = None, **options: Any) -> Ranked:
+    file = folder / "found"
+    coco = "bbox" in found[0]
+    file.write_text(json.dumps(found) if coco else "".join(json.dumps(one) + "\n" for one in found))
+    return rank(file, None, said, images, SETTINGS, 9, **options)
+
+
+def boxes(found: Ranked) -> list[tuple[int, list[float]]]:
+    return sorted((query.image_id, query.box.tolist()) for query in found.queries if query.box is not None)
+
+
+def test_coco_results_written_as_corners_are_refused_like_labels(folder: Path) -> None:
+    corners = [[100.0, 50.0, 190.0, 90.0], [50.0, 60.0, 180.0, 95.0]]
+    with pytest.raises(UserError, match="seem to be x1, y1, x2, y2"):
+        ranked(folder, [result(n, box) for n, box in enumerate(corners, 1)], None, labels(folder))
+    with pytest.raises(UserError, match="seem to be x1, y1, x2, y2"):
+        datasets.load(labels(folder, *({"bbox": box} for box in corners)))
+
+
+def test_detections_that_reach_out_are_clipped_and_counted(folder: Path) -> None:
+    found = ranked(folder, [line(1, [150, 50, 230, 90], [10, 10, 30, 30])], None, labels(folder))
+    assert boxes(found) == [(1, [10, 10, 30, 30]), (1, [150, 50, 200, 90])]
+    assert "1 boxes reach out of their images and are clipped" in found.notes
+
+
+def test_detections_in_fractions_beside_others_in_pixels_are_skipped_and_counted(folder: Path) -> None:
+    shares = line(1, [0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9])
+    found = ranked(folder, [shares, line(2, [10, 10, 50, 50])], None, labels(folder))
+    assert boxes(found) == [(2, [10, 10, 50, 50])]
+    assert any(note.startswith("2 boxes are not larger than the first pixel") for note in found.notes)
+
+
+FAULTS = [{"bbox": [0.5, 0.5, 0.2, 0.2]}, {"bbox": [500, 50, 40, 40]}, {"bbox": [100, 50, 0, 40]}]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("complete", [False, True])
+def test_an_image_whose_label_cannot_be_used_is_not_fully_labelled(
+    folder: Path, fault: dict[str, Any], complete: bool
+) -> None:
+    said = labels(folder, fault, {"image_id": 2, "bbox": [10, 10, 20, 20]}, complete=not complete)
+    found = ranked(folder, [line(1, [50, 50, 90, 90]), line(2, [50, 50, 90, 90])], said, labels_complete=complete)
+    assert (1, [50, 50, 90, 90]) in boxes(found)
+    assert any(note.startswith("1 objects of the labels cannot be used") for note in found.notes)
+    assert datasets.load(said).train.incomplete >= {1}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_labels_of_which_no_object_can_be_used_are_refused(folder: Path, fault: dict[str, Any]) -> None:
+    said = labels(folder, fault)
+    for read in (lambda: ranked(folder, [line(1, [50, 50, 90, 90])], said), lambda: datasets.load(said)):
+        with pytest.raises(UserError, match="none of its objects can be used"):
+            read()
+
+
+def test_an_image_with_a_crowd_is_not_fully_labelled(folder: Path) -> None:
+    said = labels(folder, {"bbox": [10, 10, 20, 20], "iscrowd": 1}, {"image_id": 2, "bbox": [10, 10, 20, 20]})
+    found = ranked(folder, [line(1, [50, 50, 90, 90]), line(2, [50, 50, 90, 90])], said)
+    assert boxes(found) == [(1, [50, 50, 90, 90])]
+
+
+def test_a_box_that_a_person_rejected_is_no_object(folder: Path) -> None:
+    rejected = {"bbox": [50, 50, 40, 40], "attributes": {"source": "rejected"}}
+    said = labels(folder, rejected, {"bbox": [10, 10, 20, 20]})
+    assert datasets.load(said).train.truth[1].boxes.tolist() == [[10, 10, 30, 30]]
+    assert datasets.load(said).train.incomplete == frozenset()
+
+
+def test_images_whose_names_fit_are_not_said_to_differ(folder: Path) -> None:
+    said = labels(folder, {"image_id": 2, "bbox": [10, 10, 20, 20]}, complete=False)
+    found = ranked(folder, [line(1, [50, 50, 90, 90])], said)
+    assert "0 of 1 labelled images of labels.json have detections in found" in found.notes
