@@ -60,11 +60,13 @@ DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
 def run(
     out: Annotated[Path, typer.Argument(help="Folder of the run. An unfinished run there is resumed.")],
     data: Annotated[str | None, typer.Option(help="Data set folder (COCO, VOC, YOLO), scenes, or voc0712.")] = None,
-    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    preset: Annotated[str, typer.Option(help="laptop, paper or dfine.")] = "laptop",
     file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
-    detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="resnet50 or efficientnet_lite0.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file.")] = None,
+    detector: Annotated[str | None, typer.Option(help="retinanet, faster_rcnn or dfine.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="resnet50 or efficientnet_lite0; for dfine hgnet_v2_n or hgnet_v2_s.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, coco, none, or a file; for dfine a folder.")] = None,
     freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads only.")] = None,
     strategy: Annotated[
         str | None, typer.Option(help="How boxes or images are chosen, such as class_balanced.")

@@ -1,9 +1,11 @@
-"""RetinaNet and Faster R-CNN, trained on weighted boxes. :func:`build` makes a detector, :func:`load` restores one.
+"""Detectors, trained on weighted boxes. :func:`build` makes a detector, :func:`load` restores one.
 
 :mod:`rarebox.detectors.protocol` says how to add another one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors.torch import load_file
@@ -47,27 +49,32 @@ def build(
     device: str = "auto",
     training: TrainingSettings | None = None,
     seed: int | None = None,
+    classes: Sequence[str] = (),
     **settings: object,
 ) -> TorchDetector:
     """A detector for ``num_classes`` classes, ready to fit.
 
-    ``name`` is ``retinanet`` or ``faster_rcnn``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (all but the
-    class head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) with either. Layers that are not
-    pretrained are initialised from ``seed``. Further ``settings`` are those of
-    :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names, and WeightsUnavailable, which says
-    where to put the file.
+    ``name`` is ``retinanet``, ``faster_rcnn`` or ``dfine``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (all
+    but the class head; resnet50 only), ``none``, or a file (``.safetensors`` or ``.pth``) with either; for ``dfine``
+    it is ``coco``, ``none``, a model on the Hugging Face Hub, or a folder. Layers that are not pretrained are
+    initialised from ``seed``; of D-FINE, the rows of ``classes`` that the weights know by name are pretrained. Further
+    ``settings`` are those of :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names, and
+    WeightsUnavailable, which says where to put the file.
     """
-    if name not in NETWORKS:
-        raise unknown_name("detector", name, NETWORKS)
-    if backbone not in BACKBONES:
-        raise unknown_name("backbone", backbone, BACKBONES)
+    if name not in DETECTORS:
+        raise unknown_name("detector", name, DETECTORS)
+    if backbone not in BACKBONES and backbone not in DFINE_BACKBONES:
+        raise unknown_name("backbone", backbone, (*BACKBONES, *DFINE_BACKBONES))
     given = DetectorSettings.model_validate(
         {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
     )
     if seed is not None:
         torch.manual_seed(seed)
-    network = _assemble(given, num_classes, pretrained=weights == "imagenet")
-    if weights == "coco":
+    network = _assemble(given, num_classes, pretrained=weights == "imagenet" and name != "dfine")
+    if name == "dfine":
+        if weights != "none":
+            _dfine().start_from(network, given, classes)
+    elif weights == "coco":
         _load(network, _coco(name, backbone))
     elif weights not in ("imagenet", "none"):
         _load_file(network, Path(weights))
@@ -93,7 +100,10 @@ def help_train(job: distributed.Job) -> None:
 
 def fetch_weights(settings: DetectorSettings) -> None:
     """Download the pretrained weights. Raises WeightsUnavailable, which says where to put the file."""
-    if settings.weights == "imagenet":
+    if settings.name == "dfine":
+        if settings.weights != "none":
+            _dfine().find_folder(settings)
+    elif settings.weights == "imagenet":
         BACKBONES[settings.backbone].imagenet()
     elif settings.weights == "coco":
         _coco(settings.name, settings.backbone)
@@ -101,17 +111,34 @@ def fetch_weights(settings: DetectorSettings) -> None:
 
 def body_channels(settings: DetectorSettings) -> dict[int, int]:
     """Channels of the backbone maps that the detector uses, by stride."""
+    if settings.name == "dfine":
+        return _dfine().size_of(settings).channels
     channels = BACKBONES[settings.backbone].channels
     return {stride: c for stride, c in channels.items() if stride >= 8 or settings.name == "faster_rcnn"}
 
 
 def _assemble(settings: DetectorSettings, num_classes: int, pretrained: bool) -> Network:
+    if settings.name == "dfine":
+        return _dfine().WeightedDFine(num_classes, settings)
+    if settings.backbone not in BACKBONES:
+        raise UserError(f"{settings.name} has no backbone {settings.backbone}. Choose one of {', '.join(BACKBONES)}")
     spec = BACKBONES[settings.backbone]
     body = spec.body(settings.batch_norm)
     if pretrained:
         _load(body, spec.imagenet())
     fold_batch_norms(body)
     return NETWORKS[settings.name](spec, body, num_classes, settings)
+
+
+def _dfine() -> ModuleType:
+    """The module of D-FINE, whose library is an extra."""
+    try:
+        from rarebox.detectors import dfine
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'dfine needs the package {error.name}, which is not installed: pip install "rarebox[detr]"'
+        ) from error
+    return dfine
 
 
 def choose_device(device: str) -> torch.device:
@@ -213,7 +240,10 @@ def _unit(spec: BackboneSpec, settings: DetectorSettings) -> float:
 
 
 NETWORKS = {"retinanet": _retinanet, "faster_rcnn": _faster_rcnn}
-"""The functions that assemble each network, by its name in the settings."""
+"""The functions that assemble torchvision's networks, by the name in the settings."""
+
+DETECTORS = (*NETWORKS, "dfine")
+DFINE_BACKBONES = ("hgnet_v2_n", "hgnet_v2_s")
 
 
 def _coco(name: str, backbone: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from rarebox.detectors import on_device
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
-from rarebox.detectors.inputs import as_input, as_target, augment, input_size, scale_of, with_views
+from rarebox.detectors.inputs import Size, as_input, as_target, augment, input_size, scale_of, with_views
 from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
 from rarebox.detectors.protocol import FitProgress, Image, Scored
 from rarebox.detectors.retinanet import WeightedRetinaNet
@@ -30,7 +30,10 @@ from rarebox.pool.affine import Frame
 from rarebox.pool.views import View
 from rarebox.types import Bools, Detections, Floats, Picture, Targets
 
-Network = WeightedRetinaNet | WeightedFasterRCNN
+if TYPE_CHECKING:  # transformers is an extra, and takes seconds to import
+    from rarebox.detectors.dfine import WeightedDFine
+
+Network: TypeAlias = "WeightedRetinaNet | WeightedFasterRCNN | WeightedDFine"
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
@@ -55,6 +58,11 @@ class TorchDetector:
         if training.freeze == "backbone":
             self.network.backbone.body.requires_grad_(False)
         self.network.eval()
+
+    @property
+    def size(self) -> Size:
+        """The size of the network's input, in pixels."""
+        return self.settings.image_size if self.network.stretches else self.settings.size
 
     def losses(self, images: Sequence[Image], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The loss terms of one batch, with gradients. Each term is linear in the positive weights of the targets."""
@@ -133,7 +141,7 @@ class TorchDetector:
         synchronous path, for that image.
         """
         pictures = _as_pictures(images)
-        inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
+        inputs = [with_views(p, plan, self.size, self.device) for p, plan in zip(pictures, views, strict=True)]
         backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
         found = self._run([one for views_too in inputs for one in views_too], features)
         if isinstance(found, dict):
@@ -163,7 +171,7 @@ class TorchDetector:
     @torch.inference_mode()
     def extract(self, images: Sequence[Picture], views: Sequence[Sequence[View]]) -> list[Extracted]:
         """The frozen backbone's feature maps of each image and its views, for :class:`FeatureCache`."""
-        inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(images, views, strict=True)]
+        inputs = [with_views(p, plan, self.size, self.device) for p, plan in zip(images, views, strict=True)]
         batch, _ = self.network.transform([one for views_too in inputs for one in views_too], None)
         pyramid = cast(Pyramid, self.network.backbone)
         with self._inference():
@@ -183,7 +191,7 @@ class TorchDetector:
     def box_features(self, images: Sequence[Image], boxes: Sequence[Floats]) -> list[Floats]:
         """A feature vector of each given box, comparable with those of detections: (G, 4) -> (G, D) per image."""
         pictures = _as_pictures(images)
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
+        tensors = [as_input(picture, self.size, self.device) for picture in pictures]
         scaled = [
             torch.tensor(b * scale_of(p, *t.shape[1:]), dtype=torch.float32, device=self.device)
             for b, p, t in zip(boxes, pictures, tensors, strict=True)
@@ -195,7 +203,7 @@ class TorchDetector:
     def image_features(self, images: Sequence[Image]) -> Floats:
         """The pyramid's four finest maps, averaged over each image as BLAD's CoreSet does: (B, 4 C)."""
         pictures = _as_pictures(images)
-        batch, _ = self.network.transform([as_input(p, self.settings.size, self.device) for p in pictures], None)
+        batch, _ = self.network.transform([as_input(p, self.size, self.device) for p in pictures], None)
         with self._inference():
             maps = list(self.network.backbone(batch.tensors).values())[:4]
         rows = []
@@ -217,7 +225,7 @@ class TorchDetector:
         """Height and width of the network's input for a picture, in pixels."""
         if isinstance(picture, CachedPicture):
             return picture.input_size
-        return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
+        return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.size)
 
     def scale_of(self, picture: Picture | CachedPicture) -> Floats:
         """The factors from boxes in the original image to boxes in the network's input: (4,)."""
@@ -254,7 +262,7 @@ class TorchDetector:
         self, images: Sequence[Image], targets: Sequence[Targets]
     ) -> tuple[list[Input], list[dict[str, Tensor]]]:
         pictures = _as_pictures(images)
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
+        tensors = [as_input(picture, self.size, self.device) for picture in pictures]
         truths = [
             as_target(target, scale_of(picture, *tensor.shape[1:]), self.device)
             for target, picture, tensor in zip(targets, pictures, tensors, strict=True)

@@ -311,6 +311,7 @@ class WeightedRoIHeads(RoIHeads):
 class WeightedFasterRCNN(GeneralizedRCNN):
     """The two weighted stages on one backbone. Labels in targets and detections count from 0."""
 
+    stretches = False
     with_features = False
 
     rpn: WeightedProposals

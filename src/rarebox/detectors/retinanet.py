@@ -67,6 +67,7 @@ class WeightedRetinaNet(RetinaNet):
     """torchvision's RetinaNet whose detections keep their class vector and, on request, a feature vector."""
 
     head: WeightedHead
+    stretches = False
     with_features = False
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
