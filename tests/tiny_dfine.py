@@ -80,9 +80,9 @@ def enliven(network: nn.Module) -> None:
                 parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5, generator=dice)
         for name, parameter in network.named_parameters():
             if "class_embed" in name or "enc_score_head" in name:
-                parameter.normal_(-0.5 if name.endswith("bias") else 0, 0.5, generator=dice)
-            if "bbox_embed" in name and name.endswith("weight"):
                 parameter.normal_(0, 0.3, generator=dice)
+            if "bbox" in name and name.endswith("weight"):
+                parameter.normal_(0, 0.1, generator=dice)
 
 
 def stock_of(network: WeightedDFine) -> Any:
