@@ -71,15 +71,15 @@ def test_detections_are_the_librarys_own(detector: TorchDetector, pictures: list
         square = torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)
         with torch.inference_mode():
             said = stock(pixel_values=square / 255)
-        size = torch.tensor([[picture.height, picture.width]])  # of the original, which was stretched to a square
-        (theirs,) = RTDetrImageProcessor().post_process_object_detection(said, 0.02, size)
+        original = [(picture.height, picture.width)]  # it was stretched to a square
+        (theirs,) = RTDetrImageProcessor().post_process_object_detection(said, 0.02, original)
         order = theirs["scores"].argsort(descending=True)
         wanted = {name: column[order].numpy() for name, column in theirs.items()}
         found = found[: len(order)]  # the library keeps as many as there are queries
         assert len(found) == len(order) > 20
         assert found.scores == pytest.approx(wanted["scores"], abs=1e-4)
         assert found.labels.tolist() == wanted["labels"].tolist()
-        assert found.boxes == pytest.approx(wanted["boxes"].clip(0, size.flip(1).repeat(1, 2).numpy()), abs=0.05)
+        assert found.boxes == pytest.approx(wanted["boxes"].clip(0, [picture.width, picture.height] * 2), abs=0.05)
         assert (found.class_probs[np.arange(len(found)), found.labels] == found.scores).all()
 
 
@@ -192,8 +192,9 @@ def test_every_parameter_takes_part_in_every_step(pictures: list[Picture], targe
 
 def test_a_loss_that_is_not_finite_is_reported(pictures: list[Picture], targets: list[Targets]) -> None:
     detector = learner()
+    network: Any = detector.network
     with torch.no_grad():
-        detector.network.transformer.decoder.bbox_embed[0].layers[0].weight[0, 0] = math.nan
+        network.transformer.decoder.bbox_embed[0].layers[0].weight[0, 0] = math.nan
     with pytest.raises(TrainingDiverged, match="the loss became nan at step 1"):
         detector.fit(pictures, targets, seed=1)
 
@@ -203,7 +204,8 @@ def test_coordinates_are_exact_in_mixed_precision(pictures: list[Picture]) -> No
         tiny_dfine.make(score_threshold=0.0, training=TrainingSettings(precision=p)) for p in ("float32", "bfloat16")
     )
     seen: list[torch.Tensor] = []
-    mixed.network.transformer.enc_score_head.register_forward_hook(lambda *given: seen.append(given[2]))
+    network: Any = mixed.network
+    network.transformer.enc_score_head.register_forward_hook(lambda *given: seen.append(given[2]))
     for one, other in zip(exact.predict(pictures), mixed.predict(pictures), strict=True):
         assert one.scores[:3] == pytest.approx(other.scores[:3], abs=0.1)
     assert {tensor.dtype for tensor in seen} == {torch.float32}

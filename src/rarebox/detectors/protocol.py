@@ -2,7 +2,7 @@
 
 To add a network, write a module like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet`, name the function that
 assembles it in ``detectors.NETWORKS``, and add that name to ``DetectorSettings.name``. ``TorchDetector`` then trains
-and runs it. To add a detector that shares nothing with these networks, implement :class:`Detector`, and return it from
+and runs it. ``docs/add-a-detector.md`` lists what it uses of a network. To add a detector that shares nothing with these networks, implement :class:`Detector`, and return it from
 ``detectors.build`` and ``detectors.load``.
 """
 
