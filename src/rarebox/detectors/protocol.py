@@ -1,9 +1,9 @@
 """The interface between rarebox and its detectors.
 
-To add a network, write a module like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet`, name the function that
-assembles it in ``detectors.NETWORKS``, and add that name to ``DetectorSettings.name``. ``TorchDetector`` then trains
-and runs it. ``docs/add-a-detector.md`` lists what it uses of a network. To add a detector that shares nothing with these networks, implement :class:`Detector`, and return it from
-``detectors.build`` and ``detectors.load``.
+To add a network, write a module like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet`, assemble it in
+``detectors``, and add its name to ``DetectorSettings.name``. ``TorchDetector`` then trains and runs it;
+``docs/add-a-detector.md`` lists what it uses of a network. To add a detector that shares nothing with these networks,
+implement :class:`Detector`, and return it from ``detectors.build`` and ``detectors.load``.
 """
 
 from collections.abc import Callable, Sequence
