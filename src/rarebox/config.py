@@ -318,11 +318,15 @@ class Settings(Section):
             low, high = getattr(self.pseudo, f"{branch}_low"), getattr(self.pseudo, f"{branch}_high")
             if low > high:
                 raise ValueError(f"pseudo.{branch}_low ({low}) must not be above pseudo.{branch}_high ({high})")
-        if self.training.freeze == "backbone" and self.training.scale_jitter:
-            raise ValueError(
-                "training.freeze: backbone caches the features of each image, which cannot be rescaled. Set "
-                "training.scale_jitter to 0"
-            )
+        if self.training.freeze == "backbone":
+            for name, off in (("scale_jitter", 0), ("zoom", 1), ("colour_jitter", 0)):
+                if getattr(self.training, name) != off:
+                    raise ValueError(
+                        "training.freeze: backbone caches the features of each image, which cannot be rescaled, "
+                        f"cropped or recoloured. Set training.{name} to {off}"
+                    )
+        if self.training.renew_from < 1 and not self.training.ema:
+            raise ValueError("training.renew_from needs a moving average. Set training.ema, for example to 0.99")
         if any(spend < 0 for spend in self.budget):
             raise ValueError("budget must not be negative")
         return self

@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from transformers import RTDetrImageProcessor
 
 from rarebox import config, detectors
 from rarebox.cli import main
-from rarebox.config import TrainingSettings
+from rarebox.config import PseudoSettings, TrainingSettings
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, body_channels, hub, on_device
 from rarebox.detectors.architectures import ARCHITECTURES, COCO
@@ -23,6 +23,7 @@ from rarebox.detectors.dfine import WeightedDFine
 from rarebox.detectors.dfine_sizes import NANO, SMALL, Size
 from rarebox.detectors.frozen import FeatureCache, FrozenPictures, Layout
 from rarebox.detectors.start import choose
+from rarebox.detectors.teacher import Renewal
 from rarebox.detectors.weights import WeightsUnavailable
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.labels.store import Store
@@ -46,9 +47,17 @@ def detector() -> TorchDetector:
     return tiny_dfine.make(score_threshold=0.02)
 
 
-def learner(**settings: Any) -> TorchDetector:
-    training = {"steps": STEPS, "epochs": 0, "batch_size": 2, "precision": "float32", "scale_jitter": 0.2}
-    return tiny_dfine.make(training=TrainingSettings.model_validate({**training, **settings}))
+def learner(two_sided: bool = False, **settings: Any) -> TorchDetector:
+    soft_loss = "two_sided" if two_sided else "one_sided"
+    training = {
+        "steps": STEPS,
+        "epochs": 0,
+        "batch_size": 2,
+        "precision": "float32",
+        "scale_jitter": 0.2,
+        "checkpoint_seconds": 0,
+    }
+    return tiny_dfine.make(soft_loss=soft_loss, training=TrainingSettings.model_validate({**training, **settings}))
 
 
 def same(one: Detections, other: Detections) -> None:
@@ -171,6 +180,45 @@ def test_a_fit_that_was_stopped_resumes_to_the_same_end(
     assert resumed.fit(pictures, targets, seed=5, checkpoint=tmp_path / "fit") == loss
     assert same_weights(resumed, whole)
     assert not same_weights(resumed, learner())
+
+
+RECIPE: dict[str, Any] = {"zoom": 2.0, "colour_jitter": 0.3, "ema": 0.9, "renew_from": 0.5, "repeat_below": 0.5}
+
+
+def test_the_recipe_of_the_other_detectors_trains_it_and_resumes(
+    pictures: list[Picture], targets: list[Targets], tmp_path: Path
+) -> None:
+    seen = list[int]()
+    renewal = Renewal(PseudoSettings(class_high=0.02, class_low=0.01), np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    complete = np.array([True, False, False])
+
+    def count(teacher: Any, images: Any, truths: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        renewed = renewal(teacher, images, truths)
+        seen.extend(int(truth["pseudo"].sum()) for truth in renewed if truth["partial"])
+        return renewed
+
+    def fit(name: str, stop: int = STEPS) -> tuple[TorchDetector, float]:
+        def at(step: int, *_: object) -> None:
+            if step == stop < STEPS:
+                raise KeyboardInterrupt
+
+        detector, given = learner(**RECIPE, two_sided=True), cast(Renewal, count)
+        return detector, detector.fit(
+            pictures, targets, seed=5, checkpoint=tmp_path / name, progress=at, complete=complete, renewal=given
+        )
+
+    whole, loss = fit("whole")
+    network: Any = whole.network
+    assert network.loss.two_sided
+    assert math.isfinite(loss)
+    assert len(seen) >= STEPS // 2
+    assert min(seen) > 0  # each partial image shows pseudo boxes of the averaged network
+    with pytest.raises(KeyboardInterrupt):
+        fit("stopped", stop=3)
+    assert (tmp_path / "stopped").exists()
+    resumed, again = fit("stopped")
+    assert again == loss
+    assert same_weights(resumed, whole)
 
 
 def test_a_fit_makes_the_loss_smaller(pictures: list[Picture], targets: list[Targets]) -> None:
