@@ -14,7 +14,7 @@ from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors import distributed
 from rarebox.detectors.architectures import ARCHITECTURES as ARCHITECTURES
 from rarebox.detectors.architectures import Architecture, Blueprint
-from rarebox.detectors.detector import TorchDetector, read_about, rows_of
+from rarebox.detectors.detector import WEIGHTS, TorchDetector, read_about, rows_of
 from rarebox.detectors.protocol import Detector as Detector
 from rarebox.detectors.start import Start, architecture, choose
 from rarebox.detectors.weights import Tensors
@@ -66,7 +66,7 @@ def _saved(kind: Architecture, chosen: Start, settings: DetectorSettings) -> tup
     for weights, source in kind.starts.items():
         if weights == chosen.weights or source.is_named(chosen.file):
             return source.load(file), source.rows
-    return kind.elsewhere.load(file), rows_of(file.parent) if Path(chosen.weights).is_dir() else ()
+    return kind.elsewhere.load(file), rows_of(file.parent) if file.name == WEIGHTS else ()
 
 
 def load(folder: Path, device: str = "auto", training: TrainingSettings | None = None) -> TorchDetector:

@@ -380,9 +380,11 @@ def check_saved(folder: Path) -> None:
 
 
 def rows_of(folder: Path) -> tuple[str, ...]:
-    """The names of the rows of a model's class layers; empty if an earlier version wrote it, without names."""
+    """The names of the rows of a model's class layers; empty if nothing in its folder names them."""
     if hub.is_model(folder):
         return hub.classes_of(folder)
+    if not (folder / ABOUT).exists():
+        return ()
     classes: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
     return (*(FURTHER_ROWS if read_about(folder)[1].name == "faster_rcnn" else ()), *classes) if classes else ()
 

@@ -33,14 +33,15 @@ def copy_of(name: str) -> Path:
 
     Raises WeightsUnavailable, which says how to get the files.
     """
-    reason: object = f"it has no {ABOUT} and {WEIGHTS}"
+    offline = bool(os.environ.get(OFFLINE))
+    reason = f"{OFFLINE} is set" if offline else f"it has no {ABOUT} and {WEIGHTS}"
     # A copy that is here must not change in the middle of a run.
-    for here_only in (True,) if os.environ.get(OFFLINE) else (True, False):
+    for here_only in (True,) if offline else (True, False):
         try:
             files = [ABOUT, WEIGHTS]
             folder = Path(snapshot_download(name, allow_patterns=files, local_files_only=here_only, etag_timeout=5))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+            reason = reason if here_only else str(error).strip().split("\n")[0].rstrip(".")
         else:
             if is_model(folder):
                 return folder
