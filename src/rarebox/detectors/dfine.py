@@ -197,9 +197,13 @@ def read(size: Size, saved: Tensors) -> Tensors:
         raise RuntimeError("it is no D-FINE of transformers")
     loaded: Any = DFineForObjectDetection
     logging.disable_progress_bar()
-    stock, found = loaded.from_pretrained(
-        None, config=describe(size, len(rows)), state_dict=saved, output_loading_info=True
-    )
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is reported below
+    try:
+        config = describe(size, len(rows))
+        stock, found = loaded.from_pretrained(None, config=config, state_dict=saved, output_loading_info=True)
+    finally:
+        logging.set_verbosity(level)
     if missing := sorted(found["missing_keys"]):
         raise RuntimeError(f"{len(missing)} tensors are missing, such as {missing[0]}")
     body, rest = "model.backbone.model.", "model."
