@@ -22,6 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from rarebox import detectors
 from rarebox.config import TrainingSettings
 from rarebox.detectors import TorchDetector
+from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.types import Picture, Targets
 from tests import tiny
@@ -63,6 +64,7 @@ def enliven(detector: TorchDetector) -> TorchDetector:
     if isinstance(network, WeightedRetinaNet):
         layers = {network.head.classification_head.cls_logits: 0.05, network.head.regression_head.bbox_reg: 0.005}
     else:
+        assert isinstance(network, WeightedFasterRCNN)
         box, objectness = network.roi_heads.box_predictor, network.rpn.head
         layers = {box.cls_score: 0.3, box.bbox_pred: 0.3, objectness.cls_logits: 0.1, objectness.bbox_pred: 0.05}
     with torch.no_grad():
@@ -161,6 +163,7 @@ def torchvisions_own(detector: TorchDetector) -> Any:
             ours.backbone, CLASSES, anchor_generator=ours.anchor_generator, head=head, detections_per_img=100
         )
     else:
+        assert isinstance(ours, WeightedFasterRCNN)
         levels, hidden = (3, 256) if light else (4, 1024)
         top = (1000, 500, 500, 200) if light else (2000, 1000, 2000, 1000)
         unit = max(detector.settings.image_size / 600, detector.settings.anchor_cells / 4) if light else 1

@@ -240,7 +240,10 @@ def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
     lines = [line.strip() for line in settings_text.commented(Settings()).splitlines()]
     assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, reviews" in lines
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
-    assert "name: retinanet  # network architecture; one of retinanet, faster_rcnn" in lines
+    assert (
+        "name: retinanet  # network architecture; dfine needs the extra detr; one of retinanet, faster_rcnn, dfine"
+        in lines
+    )
     assert "seed: 0  # root seed" in lines
     assert any(line.startswith("views: ") and line.endswith("any of " + ", ".join(VIEWS)) for line in lines)
     assert not [line for line in lines if "[" in line.partition("#")[2]]

@@ -40,16 +40,27 @@ class Section(BaseModel):
 class DetectorSettings(Section):
     """The detector network and its losses."""
 
-    name: Literal["retinanet", "faster_rcnn"] = Field(default="retinanet", description="network architecture")
+    name: Literal["retinanet", "faster_rcnn", "dfine"] = Field(
+        default="retinanet", description="network architecture; dfine needs the extra detr"
+    )
     backbone: Literal[
-        "auto", "efficientnet_lite0", "mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"
+        "auto",
+        "efficientnet_lite0",
+        "mobilenet_v3_large_320",
+        "mobilenet_v3_large",
+        "resnet50",
+        "resnet50_v2",
+        "hgnet_v2_n",
+        "hgnet_v2_s",
     ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [37]")
-    image_size: int = Field(default=320, ge=64, le=4096, description="short side of the network's input, in pixels")
+    image_size: int = Field(
+        default=320, ge=64, le=4096, description="short side of the network's input, in pixels; D-FINE: both sides"
+    )
     long_side: int | None = Field(
         default=None,
         ge=64,
         le=8192,
-        description="maximum long side of the input; null: 5/3 of the short side (1000x600)",
+        description="maximum long side of the input; null: 5/3 of the short side (1000x600); D-FINE does not use it",
     )
     anchor_cells: float = Field(
         default=3.0,
@@ -59,10 +70,12 @@ class DetectorSettings(Section):
     weights: str = Field(
         default="imagenet",
         description="initial weights: auto (coco if available), coco, imagenet, none, a file, or a folder (model, "
-        "run or project) [37]",
+        "run or project); D-FINE: a model on the Hugging Face Hub too [37]",
     )
     score_threshold: Fraction = Field(default=0.05, ge=0, le=1, description="detections below this score are discarded")
-    nms_iou: Fraction = Field(default=0.5, ge=0, le=1, description="IoU threshold of per-class non-maximum suppression")
+    nms_iou: Fraction = Field(
+        default=0.5, ge=0, le=1, description="IoU threshold of per-class non-maximum suppression; D-FINE has none"
+    )
     batch_norm: Literal["frozen", "affine"] = Field(
         default="frozen",
         description="affine: trained stages of resnet50 also train scale and shift [32]",
@@ -309,11 +322,15 @@ class Settings(Section):
             low, high = getattr(self.pseudo, f"{branch}_low"), getattr(self.pseudo, f"{branch}_high")
             if low > high:
                 raise ValueError(f"pseudo.{branch}_low ({low}) must not be above pseudo.{branch}_high ({high})")
-        if self.training.freeze == "backbone" and self.training.scale_jitter:
-            raise ValueError(
-                "training.freeze: backbone caches the features of each image, which cannot be rescaled. Set "
-                "training.scale_jitter to 0"
-            )
+        if self.training.freeze == "backbone":
+            for name, off in (("scale_jitter", 0), ("zoom", 1), ("colour_jitter", 0)):
+                if getattr(self.training, name) != off:
+                    raise ValueError(
+                        "training.freeze: backbone caches the features of each image, which cannot be rescaled, "
+                        f"cropped or recoloured. Set training.{name} to {off}"
+                    )
+        if self.training.renew_from < 1 and not self.training.ema:
+            raise ValueError("training.renew_from needs a moving average. Set training.ema, for example to 0.99")
         if any(spend < 0 for spend in self.budget):
             raise ValueError("budget must not be negative")
         return self
@@ -352,6 +369,12 @@ PRESETS: dict[str, Values] = {
         },
         "pseudo": {"rejected": "forget", "difficult": "background"},
     },
+    "dfine": {  # not measured on COCO weights; gradients are clipped as by D-FINE's authors
+        "detector": {"name": "dfine", "backbone": "hgnet_v2_s", "weights": "coco", "image_size": 640},
+        "training": {"lr": 1e-4, "backbone_lr": 0.5, "clip_norm": 0.1},
+        "scoring": {"shard_size": 100},
+        "pseudo": {"method": "ignore_only", "calibrated": True},
+    },
 }
 
 INSTALLED: Values = {"detector.backbone": "efficientnet_lite0", "detector.weights": "imagenet"}
@@ -386,8 +409,8 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | 
     given = [*flatten(read_file(file) if file else {}), *flatten(changes or {})]
     for path, value in (*flatten(PRESETS[preset]), *given):
         _put(values, path, value)
-    if preset == "paper" and "training.lr" not in dict(given):
-        _put(values, "training.lr", PAPER_LR[check(values).detector.name])
+    if preset == "paper" and "training.lr" not in dict(given) and (lr := PAPER_LR.get(check(values).detector.name)):
+        _put(values, "training.lr", lr)
     return check(values)
 
 

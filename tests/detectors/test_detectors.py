@@ -22,6 +22,7 @@ from rarebox import detectors
 from rarebox.config import TrainingSettings
 from rarebox.detectors import TorchDetector
 from rarebox.detectors.backbones import BACKBONES, fold_batch_norms, named_as_in_timm
+from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.inputs import InputTransform, input_size
 from rarebox.detectors.maps import STRIDE
 from rarebox.detectors.retinanet import WeightedRetinaNet
@@ -142,6 +143,7 @@ def test_features_of_given_boxes_are_those_that_detections_there_would_have(
             towers = torch.cat([t.flatten(2).transpose(1, 2) for t in network.head.with_tower(features)[1]], dim=1)
             boxes, wanted = anchors[rows], towers[:, [row // 9 for row in rows]]
         else:
+            assert isinstance(network, WeightedFasterRCNN)
             boxes = torch.tensor([[5.0, 6, 30, 40], [50, 5, 90, 60]])
             maps = {str(i): level for i, level in enumerate(features[:-1])} | {"pool": features[-1]}
             pooled = network.roi_heads.box_roi_pool(maps, [boxes] * len(pictures), batch.image_sizes)

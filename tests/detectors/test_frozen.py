@@ -255,8 +255,9 @@ def test_a_disk_without_room_is_said_before(data: Path, tmp_path: Path, monkeypa
 
 
 def test_frozen_maps_cannot_be_scaled(data: Path) -> None:
-    with pytest.raises(UserError, match=r"Set training\.scale_jitter to 0"):
-        settings(data, training__scale_jitter=0.2, **FREEZE)
+    for name, value, off in (("scale_jitter", 0.2, 0), ("zoom", 1.5, 1), ("colour_jitter", 0.1, 0)):
+        with pytest.raises(UserError, match=rf"Set training\.{name} to {off}"):
+            settings(data, **{f"training__{name}": value}, **FREEZE)
 
 
 def test_one_process_adds_at_a_time(retinanet: TorchDetector, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ class RecordedStep:
         self.deltas: Tensor
         self.anchors: list[Tensor] = []
         network = detector.network
+        assert isinstance(network, WeightedRetinaNet | WeightedFasterRCNN)
         generator = network.anchor_generator if isinstance(network, WeightedRetinaNet) else network.rpn.anchor_generator
         self.handle = generator.register_forward_hook(self.add_anchors)
         if isinstance(network, WeightedRetinaNet):

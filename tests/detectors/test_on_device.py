@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms, box_iou
 from rarebox import config
 from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector, on_device
+from rarebox.detectors.faster_rcnn import WeightedFasterRCNN
 from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.loop import scoring
 from rarebox.pool.affine import Frame
@@ -335,6 +336,7 @@ def to_gpu(detector: TorchDetector) -> None:
     if isinstance(network, WeightedRetinaNet):
         network.detections_per_img = 5
     else:
+        assert isinstance(network, WeightedFasterRCNN)
         network.roi_heads.detections_per_img, network.rpn._pre_nms_top_n["testing"] = 5, 20
     for module in detector.network.modules():
         parts: Any = (module._parameters, module._buffers)

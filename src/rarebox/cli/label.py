@@ -223,7 +223,7 @@ def init(
     data: Annotated[
         str | None, typer.Option(help="Instead: a labelled data set (COCO, VOC, YOLO) or scenes, to simulate on.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    preset: Annotated[str, typer.Option(help="laptop, paper or dfine.")] = "laptop",
     weights: Weights = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
 ) -> None:

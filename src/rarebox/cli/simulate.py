@@ -61,9 +61,9 @@ DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
 def run(
     out: Annotated[Path, typer.Argument(help="Folder of the run. An unfinished run there is resumed.")],
     data: Annotated[str | None, typer.Option(help="Data set folder (COCO, VOC, YOLO), scenes, or voc0712.")] = None,
-    preset: Annotated[str, typer.Option(help="laptop or paper.")] = "laptop",
+    preset: Annotated[str, typer.Option(help="laptop, paper or dfine.")] = "laptop",
     file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
-    detector: Annotated[str | None, typer.Option(help="retinanet or faster_rcnn.")] = None,
+    detector: Annotated[str | None, typer.Option(help="retinanet, faster_rcnn or dfine.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="What it sees with, such as resnet50; auto: what suits the weights.")
     ] = None,

@@ -14,10 +14,10 @@ from rarebox.config import DetectorSettings, TrainingSettings
 from rarebox.detectors import distributed
 from rarebox.detectors.architectures import ARCHITECTURES as ARCHITECTURES
 from rarebox.detectors.architectures import Architecture, Blueprint
-from rarebox.detectors.detector import TorchDetector, read_about, rows_of
+from rarebox.detectors.detector import WEIGHTS, TorchDetector, read_about, rows_of
 from rarebox.detectors.protocol import Detector as Detector
 from rarebox.detectors.start import Start, architecture, choose
-from rarebox.detectors.weights import Tensors, read_weights
+from rarebox.detectors.weights import Tensors
 from rarebox.errors import UserError
 
 
@@ -36,11 +36,11 @@ def build(
     """A detector for ``num_classes`` classes, ready to fit.
 
     ``name`` and ``backbone`` are a key of ``ARCHITECTURES``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (a
-    whole detector), ``auto``, ``none``, a file (``.safetensors`` or ``.pth``), or the folder of a model. ``classes``
-    are the names of the classes: those that the weights know keep their rows of the class layers. Layers that are not
-    pretrained are initialised from ``seed``. Further ``settings`` are those of
-    :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names and for weights of another detector,
-    and WeightsUnavailable, which says where to put the file.
+    whole detector), ``auto``, ``none``, a file (``.safetensors`` or ``.pth``), the folder of a model, or for ``dfine``
+    a model on the Hugging Face Hub. ``classes`` are the names of the classes: those that the weights know keep their
+    rows of the class layers. Layers that are not pretrained are initialised from ``seed``. Further ``settings`` are
+    those of :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names and for weights of another
+    detector, and WeightsUnavailable, which says where to put the file.
     """
     given = {"name": name, "backbone": backbone, "image_size": image_size, "weights": weights, **settings}
     try:
@@ -66,9 +66,7 @@ def _saved(kind: Architecture, chosen: Start, settings: DetectorSettings) -> tup
     for weights, source in kind.starts.items():
         if weights == chosen.weights or source.is_named(chosen.file):
             return source.load(file), source.rows
-    if not Path(chosen.weights).is_dir():
-        return read_weights(file), ()
-    return read_weights(file), rows_of(file.parent)
+    return kind.elsewhere.load(file), rows_of(file.parent) if file.name == WEIGHTS else ()
 
 
 def load(folder: Path, device: str = "auto", training: TrainingSettings | None = None) -> TorchDetector:

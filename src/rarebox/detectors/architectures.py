@@ -6,7 +6,7 @@ name. :data:`LIGHT` lists what ``detector.backbone: auto`` chooses from.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,13 +20,15 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from rarebox.config import DetectorSettings, TrainingSettings
+from rarebox.detectors import hub
 from rarebox.detectors.backbones import BACKBONES, BackboneSpec, Pyramid, fold_batch_norms, norm_layer
 from rarebox.detectors.detector import Network, TorchDetector
+from rarebox.detectors.dfine_sizes import NANO, SMALL, Size
 from rarebox.detectors.faster_rcnn import BETA, LeastMatcher, WeightedFasterRCNN, WeightedProposals, WeightedRoIHeads
 from rarebox.detectors.inputs import InputTransform
 from rarebox.detectors.retinanet import WeightedHead, WeightedRetinaNet
 from rarebox.detectors.roi_pool import RoIPool
-from rarebox.detectors.weights import Source, through
+from rarebox.detectors.weights import Source, Tensors, through
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,15 @@ class Architecture:
 
     ``make`` returns a detector with random weights, drawn from torch's generator. ``starts`` are the weights that it
     can start from, by the value of ``detector.weights``. ``levels`` are stride and channels of the maps that a frozen
-    backbone keeps for it.
+    backbone keeps for it. ``elsewhere`` reads any other file that the user names. ``library`` is ``transformers`` for a
+    network of that library, which is an extra; the user may then name a model on the Hugging Face Hub.
     """
 
     make: Callable[[Blueprint], TorchDetector]
     starts: Mapping[str, Source]
     levels: tuple[tuple[int, int], ...]
+    elsewhere: Source = field(default_factory=Source)
+    library: str = ""
 
 
 class Anchors(AnchorGenerator):
@@ -200,6 +205,25 @@ class TwoStages:
         return _detector(plan, network)
 
 
+@dataclass(frozen=True)
+class Transformer:
+    """D-FINE of one size. Its module is imported when it is needed: ``transformers`` is an extra."""
+
+    size: Size
+
+    def __call__(self, plan: Blueprint) -> TorchDetector:
+        """The detector with random weights."""
+        from rarebox.detectors.dfine import WeightedDFine
+
+        return _detector(plan, WeightedDFine(self.size, plan.num_classes, plan.settings))
+
+    def read(self, saved: Tensors) -> Tensors:
+        """The tensors of a file of ``transformers``, renamed as in our network."""
+        from rarebox.detectors.dfine import read
+
+        return read(self.size, saved)
+
+
 def _detector(plan: Blueprint, network: Network) -> TorchDetector:
     return TorchDetector(network, plan.num_classes, plan.settings, plan.training, plan.device, plan.classes)
 
@@ -214,6 +238,26 @@ def _architecture(make: OneStage | TwoStages) -> Architecture:
     starts = {"imagenet": body.imagenet} | ({"coco": make.coco} if make.coco else {})
     return Architecture(make, starts, body.levels[-3:] if isinstance(make, OneStage) else body.levels)
 
+
+def transformer(size: Size) -> Architecture:
+    """The entry of D-FINE of one size."""
+    make = Transformer(size)
+    coco = Source(
+        hub.url_of(size.coco),
+        f"{size.coco.replace('/', '--')}.safetensors",
+        rows=COCO,
+        read=make.read,
+        instead="another detector, such as that of --preset laptop",
+    )
+    return Architecture(make, {"coco": coco}, size.levels, Source(read=make.read), "transformers")
+
+
+COCO = tuple(
+    name
+    for name in stock.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if name not in ("__background__", "N/A")
+)
+"""The 80 classes of COCO, in their order there."""
 
 OF_RESNET = tuple((32.0 * 2**level,) for level in range(5))
 OF_LITE0 = tuple((32.0 * 2**level, 32.0 * 2 ** (level + 0.5)) for level in range(4))
@@ -288,12 +332,15 @@ ARCHITECTURES: dict[tuple[str, str], Architecture] = {
     ("retinanet", "efficientnet_lite0"): _architecture(
         OneStage("efficientnet_lite0", convs=2, norm=lambda width: nn.GroupNorm(width // 8, width), scaled=True)
     ),
+    ("dfine", "hgnet_v2_n"): transformer(NANO),
+    ("dfine", "hgnet_v2_s"): transformer(SMALL),
 }
 """Every detector, by ``detector.name`` and ``detector.backbone``."""
 
 LIGHT: dict[str, tuple[str, ...]] = {
     "faster_rcnn": ("mobilenet_v3_large_320", "efficientnet_lite0"),
     "retinanet": ("efficientnet_lite0",),
+    "dfine": ("hgnet_v2_s",),
 }
 """The backbones that ``detector.backbone: auto`` stands for, by ``detector.name``: the first that can start from COCO,
-else the last, which needs no file from elsewhere."""
+else the last, which needs no file from elsewhere. D-FINE has no start but COCO."""

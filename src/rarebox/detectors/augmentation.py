@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rarebox.config import TrainingSettings
-from rarebox.detectors.inputs import as_input, as_target, scale_of
+from rarebox.detectors.inputs import Size, as_input, as_target, scale_of, scaled
 from rarebox.detectors.maps import CachedPicture, Input
 from rarebox.types import Picture, Targets
 
@@ -55,16 +55,16 @@ def augmented(
     picture: Picture | CachedPicture,
     targets: Targets,
     draw: Draw,
-    size: tuple[int, int],
+    size: Size,
     crop: bool,
     device: torch.device,
 ) -> tuple[Input, dict[str, Tensor]]:
     """The augmented input of a picture and its targets, boxes in pixels of that input.
 
-    ``size`` is the maximum short and long side of the input. With ``crop``, an image that its scale makes larger than
+    ``size`` is that of the network's input. With ``crop``, an image that its scale makes larger than
     the input is cut to the size of the input.
     """
-    image = as_input(picture, (size[0] * draw.scale, size[1] * draw.scale), device)
+    image = as_input(picture, scaled(size, draw.scale), device)
     truth = as_target(targets, scale_of(picture, *image.shape[1:]), device)
     if isinstance(image, Tensor):
         if crop and draw.scale > 1:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from rarebox.config import DetectorSettings, TrainingSettings, as_written_before
 from rarebox.core.files import damaged, read_json, write_bytes, write_json
 from rarebox.data.pictures import Pictures
-from rarebox.detectors import on_device
+from rarebox.detectors import hub, on_device
 from rarebox.detectors.augmentation import Draw, augmented
 from rarebox.detectors.backbones import Pyramid
 from rarebox.detectors.distributed import Job, call_helpers
 from rarebox.detectors.faster_rcnn import FURTHER_ROWS, WeightedFasterRCNN
-from rarebox.detectors.inputs import as_input, as_target, input_size, scale_of, with_views
+from rarebox.detectors.inputs import Size, as_input, as_target, input_size, scale_of, with_views
 from rarebox.detectors.maps import CachedPicture, Extracted, Input, padded
 from rarebox.detectors.protocol import FitProgress, Image, Scored
 from rarebox.detectors.retinanet import WeightedRetinaNet
@@ -33,7 +33,10 @@ from rarebox.pool.affine import Frame
 from rarebox.pool.views import View
 from rarebox.types import Bools, Detections, Floats, Picture, Targets
 
-Network = WeightedRetinaNet | WeightedFasterRCNN
+if TYPE_CHECKING:  # transformers is an extra, and takes seconds to import
+    from rarebox.detectors.dfine import WeightedDFine
+
+Network: TypeAlias = "WeightedRetinaNet | WeightedFasterRCNN | WeightedDFine"
 
 ABOUT, WEIGHTS = "model.json", "model.safetensors"
 """The two files of a saved model."""
@@ -60,6 +63,11 @@ class TorchDetector:
         if training.freeze == "backbone":
             self.network.backbone.body.requires_grad_(False)
         self.network.eval()
+
+    @property
+    def size(self) -> Size:
+        """The size of the network's input, in pixels."""
+        return self.settings.image_size if self.network.stretches else self.settings.size
 
     def start_from(self, saved: Tensors, rows: Sequence[str] = ()) -> None:
         """Take over the weights of a backbone or of a whole detector, whose class layers have these rows.
@@ -115,9 +123,7 @@ class TorchDetector:
             pictures: Sequence[Picture | CachedPicture], truths: Sequence[Targets], dice: Sequence[np.random.Generator]
         ) -> tuple[list[Input], list[dict[str, Tensor]]]:
             done = [
-                augmented(
-                    picture, truth, Draw.of(die, self.training), self.settings.size, self.training.zoom > 1, self.device
-                )
+                augmented(picture, truth, Draw.of(die, self.training), self.size, self.training.zoom > 1, self.device)
                 for picture, truth, die in zip(pictures, truths, dice, strict=True)
             ]
             return [image for image, _ in done], [truth for _, truth in done]
@@ -165,7 +171,7 @@ class TorchDetector:
         synchronous path, for that image.
         """
         pictures = _as_pictures(images)
-        inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(pictures, views, strict=True)]
+        inputs = [with_views(p, plan, self.size, self.device) for p, plan in zip(pictures, views, strict=True)]
         backs = [1 / scale_of(p, *image.shape[1:]) for p, (image, *_) in zip(pictures, inputs, strict=True)]
         found = self._run([one for views_too in inputs for one in views_too], features)
         if isinstance(found, dict):
@@ -195,7 +201,7 @@ class TorchDetector:
     @torch.inference_mode()
     def extract(self, images: Sequence[Picture], views: Sequence[Sequence[View]]) -> list[Extracted]:
         """The frozen backbone's feature maps of each image and its views, for :class:`FeatureCache`."""
-        inputs = [with_views(p, plan, self.settings.size, self.device) for p, plan in zip(images, views, strict=True)]
+        inputs = [with_views(p, plan, self.size, self.device) for p, plan in zip(images, views, strict=True)]
         batch, _ = self.network.transform([one for views_too in inputs for one in views_too], None)
         pyramid = cast(Pyramid, self.network.backbone)
         with self._inference():
@@ -215,7 +221,7 @@ class TorchDetector:
     def box_features(self, images: Sequence[Image], boxes: Sequence[Floats]) -> list[Floats]:
         """A feature vector of each given box, comparable with those of detections: (G, 4) -> (G, D) per image."""
         pictures = _as_pictures(images)
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
+        tensors = [as_input(picture, self.size, self.device) for picture in pictures]
         scaled = [
             torch.tensor(b * scale_of(p, *t.shape[1:]), dtype=torch.float32, device=self.device)
             for b, p, t in zip(boxes, pictures, tensors, strict=True)
@@ -227,7 +233,7 @@ class TorchDetector:
     def image_features(self, images: Sequence[Image]) -> Floats:
         """The pyramid's four finest maps, averaged over each image as BLAD's CoreSet does: (B, 4 C)."""
         pictures = _as_pictures(images)
-        batch, _ = self.network.transform([as_input(p, self.settings.size, self.device) for p in pictures], None)
+        batch, _ = self.network.transform([as_input(p, self.size, self.device) for p in pictures], None)
         with self._inference():
             maps = list(self.network.backbone(batch.tensors).values())[:4]
         rows = []
@@ -249,7 +255,7 @@ class TorchDetector:
         """Height and width of the network's input for a picture, in pixels."""
         if isinstance(picture, CachedPicture):
             return picture.input_size
-        return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.settings.size)
+        return input_size(picture.pixels.shape[0], picture.pixels.shape[1], self.size)
 
     def scale_of(self, picture: Picture | CachedPicture) -> Floats:
         """The factors from boxes in the original image to boxes in the network's input: (4,)."""
@@ -286,7 +292,7 @@ class TorchDetector:
         self, images: Sequence[Image], targets: Sequence[Targets]
     ) -> tuple[list[Input], list[dict[str, Tensor]]]:
         pictures = _as_pictures(images)
-        tensors = [as_input(picture, self.settings.size, self.device) for picture in pictures]
+        tensors = [as_input(picture, self.size, self.device) for picture in pictures]
         truths = [
             as_target(target, scale_of(picture, *tensor.shape[1:]), self.device)
             for target, picture, tensor in zip(targets, pictures, tensors, strict=True)
@@ -374,7 +380,11 @@ def check_saved(folder: Path) -> None:
 
 
 def rows_of(folder: Path) -> tuple[str, ...]:
-    """The names of the rows of a saved model's class layers; empty if an earlier version wrote it, without names."""
+    """The names of the rows of a model's class layers; empty if nothing in its folder names them."""
+    if hub.is_model(folder):
+        return hub.classes_of(folder)
+    if not (folder / ABOUT).exists():
+        return ()
     classes: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
     return (*(FURTHER_ROWS if read_about(folder)[1].name == "faster_rcnn" else ()), *classes) if classes else ()
 

@@ -323,6 +323,7 @@ class WeightedRoIHeads(RoIHeads):
 class WeightedFasterRCNN(GeneralizedRCNN):
     """The two weighted stages on one backbone. Labels in targets and detections count from 0."""
 
+    stretches = False
     with_features = False
     class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
     """Layers with rows for each class: how many times, and how many rows each time."""

@@ -54,14 +54,25 @@ class InputTransform(nn.Module):
         return result
 
 
-def input_size(height: int, width: int, size: tuple[float, float]) -> tuple[int, int]:
+Size = tuple[float, float] | float
+"""Maximum short and long side of an input, in pixels; or the side of the square that it is stretched to."""
+
+
+def scaled(size: Size, factor: float) -> Size:
+    """A size times a factor."""
+    return (size[0] * factor, size[1] * factor) if isinstance(size, tuple) else size * factor
+
+
+def input_size(height: int, width: int, size: Size) -> tuple[int, int]:
     """Height and width of the input: the short side is ``size[0]``, unless the long side would then exceed
     ``size[1]``."""
+    if not isinstance(size, tuple):
+        return max(1, round(size)), max(1, round(size))
     scale = min(size[0] / min(height, width), size[1] / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def as_input(picture: Picture | CachedPicture, size: tuple[float, float], device: torch.device) -> Input:
+def as_input(picture: Picture | CachedPicture, size: Size, device: torch.device) -> Input:
     """A picture -> pixels (3, h, w) in [0, 255] on the device, resized to the input's size; or its cached maps."""
     if isinstance(picture, CachedPicture):
         return picture.maps(0)
@@ -73,7 +84,7 @@ def as_input(picture: Picture | CachedPicture, size: tuple[float, float], device
 
 
 def with_views(
-    picture: Picture | CachedPicture, views: Sequence[View], size: tuple[int, int], device: torch.device
+    picture: Picture | CachedPicture, views: Sequence[View], size: Size, device: torch.device
 ) -> list[Input]:
     """The input of a picture, then those of its views."""
     if isinstance(picture, CachedPicture):

@@ -29,6 +29,11 @@ class FeatureMaps:
     shape: tuple[int, ...]
     mirror: "Callable[[], FeatureMaps] | None" = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the maps are."""
+        return self.levels[0].device
+
     def flip(self, dim: int) -> "FeatureMaps":
         """Mirror like a tensor (3, h, w) of pixels; only the width, ``dim`` 2, can be mirrored."""
         assert dim == 2

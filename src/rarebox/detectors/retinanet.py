@@ -73,6 +73,7 @@ class WeightedRetinaNet(RetinaNet):
     """torchvision's RetinaNet whose detections keep their class vector and, on request, a feature vector."""
 
     head: WeightedHead
+    stretches = False
     with_features = False
     class_layers: ClassVar = {"head.classification_head.cls_logits": (9, 1)}
     """Layers with rows for each class: how many times, and how many rows each time."""

@@ -1,18 +1,24 @@
 """Which weights a detector starts from: ``auto`` is decided here, and files are known by their checksum."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rarebox.config import DetectorSettings
 from rarebox.core.files import real
 from rarebox.core.progress import Progress, silent
+from rarebox.detectors import hub
 from rarebox.detectors.architectures import ARCHITECTURES, LIGHT, Architecture
 from rarebox.detectors.detector import WEIGHTS, check_saved, read_about
 from rarebox.detectors.weights import Source, WeightsUnavailable, checksum
 from rarebox.errors import UserError, unknown_name
 
 AUTO, NONE = "auto", "none"
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""The name of a model on the Hugging Face Hub: its owner, and its own."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,17 @@ def choose(settings: DetectorSettings, progress: Progress = silent) -> Start:
     place = real(settings.weights)
     if place.is_dir():
         return _of_model(settings, model_in(place))
+    if not place.exists() and HUB_NAME.fullmatch(settings.weights) and _named(settings).library:
+        return _of_model(settings, hub.copy_of(settings.weights))
     named = [b for b, kind in _of(settings.name).items() if any(s.is_named(place.name) for s in kind.starts.values())]
     light = (named or LIGHT[settings.name])[-1] if settings.backbone == AUTO else settings.backbone
     architecture(settings.name, light)
     return _start(light, str(place), place)
+
+
+def _named(settings: DetectorSettings) -> Architecture:
+    """The architecture that the settings name; with ``backbone: auto``, that on the last light backbone."""
+    return architecture(settings.name, LIGHT[settings.name][-1] if settings.backbone == AUTO else settings.backbone)
 
 
 def _coco(settings: DetectorSettings, progress: Progress) -> Start:
@@ -71,7 +84,7 @@ def _coco(settings: DetectorSettings, progress: Progress) -> Start:
         try:
             return _start(backbone, "coco", source.fetch(progress))
         except WeightsUnavailable as error:
-            if settings.weights == "coco":
+            if settings.weights == "coco" or "imagenet" not in architecture(settings.name, light[-1]).starts:
                 raise
             lacking = (
                 f"{backbone} with COCO weights is not available ({error.__cause__}), so {light[-1]} starts from "
@@ -84,6 +97,10 @@ def _coco(settings: DetectorSettings, progress: Progress) -> Start:
 
 def _of_model(settings: DetectorSettings, folder: Path) -> Start:
     """The start from a saved model. Raises UserError if it is of another architecture than the settings name."""
+    if hub.is_model(folder):
+        backbone = LIGHT[settings.name][-1] if settings.backbone == AUTO else settings.backbone
+        architecture(settings.name, backbone)
+        return _start(backbone, str(folder), folder / hub.WEIGHTS)
     check_saved(folder)
     _, theirs = read_about(folder)
     wanted = {"name": settings.name, "backbone": settings.backbone}
@@ -147,7 +164,10 @@ def architecture(name: str, backbone: str) -> Architecture:
         if backbone not in {other for _, other in ARCHITECTURES}:
             raise unknown_name("backbone", backbone, known)
         raise UserError(f"there is no {name} on {backbone}. Use --backbone with one of {', '.join(known)}")
-    return known[backbone]
+    kind = known[backbone]
+    if kind.library and find_spec(kind.library) is None:
+        raise UserError(f'{name} needs the package {kind.library}, which is not installed: pip install "rarebox[detr]"')
+    return kind
 
 
 def source_of(name: str, backbone: str, weights: str) -> Source:
@@ -155,8 +175,8 @@ def source_of(name: str, backbone: str, weights: str) -> Source:
     starts = architecture(name, backbone).starts
     if weights not in starts:
         having = ", ".join(other for other, kind in _of(name).items() if weights in kind.starts)
+        other = f", or --backbone with one of {having}" if having else ""
         raise UserError(
-            f"there are no {weights} weights for {name} on {backbone}. Use --weights imagenet, or --backbone with one "
-            f"of {having}"
+            f"there are no {weights} weights for {name} on {backbone}. Use --weights {', '.join(starts)}{other}"
         )
     return starts[weights]

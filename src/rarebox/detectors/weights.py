@@ -43,21 +43,24 @@ class WeightsUnavailable(UserError):
 class Source:
     """Weights that a network may start from.
 
-    ``url`` is empty for a file that is part of the installation, which ``packaged`` returns. ``rows`` names the rows of
-    the class layers (a whole detector's, background included); it is empty for a backbone's weights. ``read`` renames
-    what the file holds. ``epsilon`` is what the file's batch norms add to a variance.
+    ``url`` is empty for a file that is part of the installation, which ``packaged`` returns. ``name`` is the file's
+    name in torch's cache, by default the URL's. ``rows`` names the rows of the class layers (a whole detector's,
+    background included); it is empty for a backbone's weights. ``read`` renames what the file holds. ``epsilon`` is
+    what the file's batch norms add to a variance. ``instead`` are the options that need no download.
     """
 
     url: str = ""
+    name: str = ""
     packaged: Callable[[], Path] | None = None
     rows: tuple[str, ...] = ()
     read: Callable[[Tensors], Tensors] = lambda saved: saved
     epsilon: float = EPSILON
+    instead: str = "--backbone efficientnet_lite0 --weights imagenet, which are part of the installation"
 
     @property
     def place(self) -> Path:
         """Where the file is, or is to be put: torch's cache, or the installation."""
-        return self.packaged() if self.packaged else cached(self.url)
+        return self.packaged() if self.packaged else cached(self.name or self.url)
 
     @property
     def digest(self) -> str:
@@ -81,8 +84,7 @@ class Source:
             except (OSError, HTTPException) as error:
                 raise WeightsUnavailable(
                     f"the weights {self.place.name} are not on this machine ({error}). Download {self.url} elsewhere "
-                    f"and put the file at {self.place}, or name it with --weights FILE, or use --backbone "
-                    "efficientnet_lite0 --weights imagenet, which are part of the installation"
+                    f"and put the file at {self.place}, or name it with --weights FILE, or use {self.instead}"
                 ) from error
         return self.place
 
@@ -92,9 +94,10 @@ class Source:
         try:
             saved = self.read(read_weights(file))
         except RuntimeError as error:
+            advice = f"Delete it and try again, or put {self.url} there" if self.url else "Choose another"
             raise UserError(
                 f"the weights file {file} is damaged or holds another network: {' '.join(str(error).split())[:200]}. "
-                f"Delete it and try again, or put {self.url} there"
+                f"{advice}"
             ) from error
         if self.epsilon == EPSILON:
             return saved
@@ -102,7 +105,7 @@ class Source:
 
 
 def cached(url: str) -> Path:
-    """The file in torch's cache for weights from a URL."""
+    """The file in torch's cache for weights from a URL, or of that name."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
@@ -207,10 +210,12 @@ def take_over(network: nn.Module, saved: Tensors, theirs: Sequence[str] = (), ou
         same = same_classes(ours, theirs)
         for name in [name for name in own if name.rsplit(".", 1)[0] in layers and name in saved]:
             groups, each = layers[name.rsplit(".", 1)[0]]
+            if len(saved[name]) < groups * len(theirs) * each:
+                raise UserError(f"these weights have {len(saved[name])} rows of {name}, fewer than their classes need")
             fitting[name] = own[name].clone(memory_format=torch.contiguous_format)
-            rows = fitting[name].view(groups, len(ours), each, -1)
+            rows, known = (rows.reshape(groups, len(rows) // groups, -1) for rows in (fitting[name], saved[name]))
             for here, there in same:
-                rows[:, here] = saved[name].reshape(groups, len(theirs), each, -1)[:, there]
+                rows[:, here * each : here * each + each] = known[:, there * each : there * each + each]
     body = [name for name in own if name.startswith("backbone.body.")] or list(own)
     missing = [name for name in body if name not in fitting]
     if missing:

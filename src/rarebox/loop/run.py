@@ -107,7 +107,8 @@ def pictures_of(
         views = (*views, "flip")  # last, so that the other views draw the same random numbers
     body = settings.detector.model_dump(include={"name", "backbone", "weights", "image_size", "long_side"})
     weights = Path(settings.detector.weights)
-    content = sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
+    content = sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else ""
     told = repr((body, content, views, settings.seed, settings.training.precision))
     folder = keep_in / "maps" / sha256(told.encode()).hexdigest()[:12]
     channels = detectors.body_channels(settings.detector)
