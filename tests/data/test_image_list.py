@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rarebox.data.image_list import named_images
+from rarebox.data.image_list import NamedImage
+from rarebox.data.image_list import named_images as list_images
 from rarebox.errors import UserError
 
 
@@ -18,6 +19,10 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+def named_images(place: Path) -> list[NamedImage]:
+    return list_images(place, but=place / "nothing")
+
+
 def names_of(place: Path) -> list[str]:
     return [name for name, _ in named_images(place)]
 
@@ -25,6 +30,12 @@ def names_of(place: Path) -> list[str]:
 def test_folder_and_single_image(photos: Path) -> None:
     assert named_images(photos) == [("a.png", photos / "a.png"), ("b/a.png", photos / "b/a.png")]
     assert named_images(photos / "b/a.png") == [("a.png", photos / "b/a.png")]
+
+
+def test_what_the_command_writes_is_left_out(photos: Path) -> None:
+    (photos / "out").symlink_to(photos / "b")
+    assert [name for name, _ in list_images(photos, but=photos / "out")] == ["a.png"]
+    assert list_images(photos / "b/a.png", but=photos / "b")  # named by the user
 
 
 def test_list_of_paths(photos: Path) -> None:

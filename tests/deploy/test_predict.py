@@ -224,6 +224,11 @@ def test_pictures_show_the_boxes(run: Path, photos: Path, tmp_path: Path) -> Non
     assert np.ptp(drawn) > 80
 
 
+def test_the_output_may_lie_among_the_images(run: Path, photos: Path) -> None:
+    assert predict(run, photos, photos / "found").images == COUNT
+    assert predict(run, photos, photos / "found").images == COUNT
+
+
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "a/../../x.jpg"])
 def test_pictures_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     place = (tmp_path / place_of(name)).resolve()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from rarebox.core.files import real
 from rarebox.core.text import lines_of, read_text
 from rarebox.data import coco
 from rarebox.data.images import SUFFIXES, image_files
@@ -17,15 +18,18 @@ NamedImage = tuple[str, Path | str]
 """The name of an image, unique in its list, with forward slashes; and its file or URL."""
 
 
-def named_images(images: Path) -> list[NamedImage]:
+def named_images(images: Path, but: Path) -> list[NamedImage]:
     """The images of a folder, a text file with one path or URL per line, a COCO file, or a single image.
+
+    Those of a folder that lie below ``but``, where the command writes its own pictures, are left out.
 
     Names are relative to the folder, or to that of the file; those of other places are as long as needed to be unique.
     Paths in a text file are relative to its folder. Raises UserError if there is no image.
     """
     suffix = images.suffix.lower()
     if images.is_dir():
-        root, files = images, image_files(images)
+        written = real(but)
+        root, files = images, [file for file in image_files(images) if not real(file).is_relative_to(written)]
     elif not images.exists():
         raise UserError(f"{images} does not exist. Name a folder, one image, a text file of paths, or a COCO file")
     elif suffix in VIDEOS:

@@ -51,7 +51,7 @@ def predict(
     """
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"the score must be in [0, 1], got {score}")
-    opened, files = open_model(model), named_images(images)
+    opened, files = open_model(model), named_images(images, but=to)
     _check_free(to)
     to.mkdir(parents=True, exist_ok=True)
     with hold(to / LOCK), Results(to / LINES, opened) as results:
