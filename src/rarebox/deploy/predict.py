@@ -51,8 +51,9 @@ def predict(
     """
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"the score must be in [0, 1], got {score}")
-    opened, files = open_model(model), named_images(images, but=to)
+    opened = open_model(model)
     _check_free(to)
+    files = named_images(images, but=to)
     to.mkdir(parents=True, exist_ok=True)
     with hold(to / LOCK), Results(to / LINES, opened) as results:
         todo = [file for file in files if not results.knows(*file)]

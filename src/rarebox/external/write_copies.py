@@ -48,9 +48,9 @@ def write_copies(
     make_views(views, 64, 64, np.random.default_rng(0))
     if len(set(views)) < len(views):
         raise UserError(f"--views must name each view once, got {', '.join(views)}")
-    files = named_images(images, but=to)
     if to.is_dir() and any(to.iterdir()) and not (to / MAP).exists():
         raise UserError(f"{to} is not empty and holds no copies of rarebox. Name a new or empty folder")
+    files = named_images(images, but=to)
     lines: list[str] = []
     unreadable: list[UnreadableImage] = []
     for done, (name, file) in enumerate(files, 1):
