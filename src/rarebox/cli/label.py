@@ -71,7 +71,7 @@ def export(
         warn_of_photos(run)
         ask_ahead(run, most)
         with open_store(run) as store:
-            found = open_questions(store)
+            found, project = open_questions(store), store.identity()
         done = export_queries(
             to,
             format.value,
@@ -81,6 +81,7 @@ def export(
             copy_images=copy_images,
             image_url=image_url,
             version=f"rarebox cycle {found.cycle}",
+            project=project,
         )
         name_missing(done.missing)
         counts = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
@@ -94,6 +95,8 @@ def export(
         images, classes, annotations = collect(run, None, warnings, progress)
     for warning in warnings:
         console.print(warning, markup=False, soft_wrap=True)
+    with open_store(run) as store:
+        project = store.identity()
     done = write(
         to,
         format,
@@ -105,6 +108,7 @@ def export(
         include_pseudo=include_pseudo,
         copy_images=copy_images,
         image_url=image_url,
+        project=project,
     )
     name_missing(done.missing)
     if as_json:
@@ -205,6 +209,7 @@ IMPORTED = {
     "unseen": ("guess", "guesses", "missing from the original annotation, left unanswered"),
     "skipped": ("image", "images", "skipped in the tool, left unanswered"),
     "older": ("annotation", None, "replaced by later ones of the same image"),
+    "foreign": ("image", "images", "exported by another project: matched by name and place, whatever the numbers"),
     "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
 }
 """For each count: the singular, the plural, and what happened to them."""

@@ -107,7 +107,8 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
-    untouched = one.image_id is not None and not one.task  # an export of ours that was in no tool
+    exported = one.image_id is not None or one.project
+    untouched = exported and not one.task  # an export of rarebox that was in no tool
     gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
     deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
     if not one.left_out:
