@@ -180,11 +180,10 @@ def bring_in(
 ) -> None:
     """Import answers from Label Studio or CVAT. Importing a file twice changes nothing."""
     from rarebox.data import cvat, labelstudio
-    from rarebox.loop.run_folder import RunFolder, open_store
+    from rarebox.loop.run_folder import open_store
     from rarebox.project.exchange import importing
 
-    if "://" not in run and RunFolder(Path(run)).settings.exists():
-        warn_of_photos(Path(run))
+    warn_of_photos(run)
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
     with open_store(run) as store:
         done = importing.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
