@@ -139,9 +139,13 @@ def read(file: Path) -> Batch:
     skeletons do not outline an object; they go to ``left_out``. Raises `UserError`, which names the file and the image.
     """
     try:
-        root = from_xml(read_bytes(file))
+        content = read_bytes(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
+    if content.startswith(b"PK"):
+        raise UserError(f"{file}: a zip file, as CVAT exports it. Unpack it, and import the annotations.xml in it.")
+    try:
+        root = from_xml(content)
     except (ET.ParseError, ValueError) as error:
         raise UserError(f"{file}: not valid XML ({error}). Export it again as CVAT for images 1.1.") from None
     if root.tag != "annotations" or root.find("track") is not None:

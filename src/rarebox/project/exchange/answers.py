@@ -45,7 +45,7 @@ class Said:
 
 def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by: str, complete: bool) -> list[Said]:
     """What one image's regions say of its queries, of boxes that were drawn before, and of nothing asked."""
-    author = clean_name(by or one.by or source, "person")
+    author = clean_name(by, "person") if by else _annotator(one, source)
     boxes = _in_pixels(one, record)
     named = [_label(region, one, known) for region in one.regions]
     labels = known.counts_as[np.array(named, np.int64)].tolist()
@@ -153,6 +153,15 @@ class _Held:
         standing = [next(reversed(said.values())) for said in latest]
         past = known.past.get(record.id, [])
         return cls(places, labels, labels_before(places, labels, past, standing, size))
+
+
+def _annotator(one: Returned, source: str) -> str:
+    """The person whom the file names. UserError if that is no name here."""
+    try:
+        return clean_name(one.by or source, "person")
+    except UserError as error:
+        message = str(error).rstrip(".")
+        raise UserError(f"{one.where}: {message}. Import the file with --by and the annotator's name here.") from None
 
 
 def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
