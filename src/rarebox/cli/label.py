@@ -193,7 +193,8 @@ def bring_in(
         return
     for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
         console.print(f"{where}: {shape} skipped. Draw a box there if it is an object", markup=False, soft_wrap=True)
-    parts = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
+    said = {**IMPORTED, "left": LEFT_ANYHOW} if replace else IMPORTED
+    parts = [f"{counted(count, *said[name][:2])} {said[name][2]}" for name, count in counts.items() if count]
     print(f"{file}: {', '.join(parts) or 'nothing'}")
 
 
@@ -208,10 +209,19 @@ IMPORTED = {
     "unseen": ("guess", "guesses", "missing from the original annotation, left unanswered"),
     "skipped": ("image", "images", "skipped in the tool, left unanswered"),
     "older": ("annotation", None, "replaced by later ones of the same image"),
+    "kept": (
+        "label",
+        "labels",
+        "kept that the file lacks on complete images (delete them on the page if they are wrong)",
+    ),
     "foreign": ("image", "images", "exported by another project: matched by name and place, whatever the numbers"),
     "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
 }
 """For each count: the singular, the plural, and what happened to them."""
+
+
+LEFT_ANYHOW = ("answer", "answers", "not used: one box of a fully labelled image is changed on the page only")
+"""What happened to those that are left although --replace is given."""
 
 
 @app.command()

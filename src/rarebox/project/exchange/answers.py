@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rarebox.core.boxes import rescaling
+from rarebox.core.boxes import iou_matrix, rescaling
 from rarebox.data.review import Region, Returned
 from rarebox.errors import UserError, unknown_name
 from rarebox.labels.leases import clean_name
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import (
+    SAME_OBJECT,
     keys_of,
     labels_before,
     match_asked,
@@ -127,6 +128,11 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     if complete and not one.left_out:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
+        accounted = {*shown, *drawn.values(), *claimed, *(query.id for query in deleted)}
+        for number in (n for n in ours if n not in accounted and known.standing.get(n)):
+            latest = next(reversed(known.standing[number].values()))
+            lacking = iou_matrix(latest.boxes, boxes).max(axis=1, initial=0) < SAME_OBJECT
+            found += [said("kept", ours[number], Verdict.OBJECT)] * int(lacking.sum())
     return found
 
 

@@ -23,7 +23,7 @@ class Imported:
     stands; ``unseen`` are guesses on images whose annotation was not begun with them, so that a missing one says
     nothing. ``shapes`` are those that no box can be made of; on their images a missing box says nothing either, and no
     such image is called complete. ``foreign`` are images that another project has exported: only names and places are
-    used of them."""
+    used of them. ``kept`` are labels of the store that the file lacks on images that it calls complete."""
 
     objects: int = 0
     no_objects: int = 0
@@ -35,9 +35,10 @@ class Imported:
     unseen: int = 0
     shapes: int = 0
     foreign: int = 0
+    kept: int = 0
 
 
-SKIPPED = ("unseen", "unchanged", "left")
+SKIPPED = ("unseen", "unchanged", "left", "kept")
 """Kinds of answers that are counted and not recorded."""
 
 
