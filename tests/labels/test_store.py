@@ -432,7 +432,7 @@ def test_urls(tmp_path: Path) -> None:
 def test_the_tables_can_be_made_in_postgresql() -> None:
     tables = schema.tables.sorted_tables
     sql = "".join(str(CreateTable(table).compile(dialect=postgresql.dialect())) for table in tables)
-    assert sql.count("CREATE TABLE") == 10
+    assert sql.count("CREATE TABLE") == 11
     assert "DOUBLE PRECISION" in sql
 
 

@@ -4,6 +4,7 @@ import copy
 import html
 import json
 import xml.etree.ElementTree as ET
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -644,7 +645,10 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rotation=float("inf")), "not a finite"),
         (lambda tasks: tasks[1].update(data={}), 'names no "image"'),
         (lambda tasks: tasks[1]["annotations"][0].update(result=None), "no result list"),
-        (lambda tasks: tasks[1]["annotations"][0].update(completed_by="x" * 99), "1 to 60 printable"),
+        (
+            lambda tasks: tasks[1]["annotations"][0].update(completed_by="x" * 99),
+            r"x\.json, task 11: .*1 to 60 printable.*with --by",
+        ),
     ],
 )
 def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edit: Any, wanted: str) -> None:
@@ -656,6 +660,13 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
         bring_in(store, labelstudio.read(tmp_path / "x.json"), "labelstudio", complete=True)
     assert everything(store) == []
     assert len(store.queries()) == 3
+
+
+def test_the_zip_that_cvat_exports_is_to_be_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
+        archive.writestr("annotations.xml", "<annotations/>")
+    with pytest.raises(UserError, match=r"job\.zip: a zip file.*Unpack it"):
+        cvat.read(tmp_path / "job.zip")
 
 
 def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:

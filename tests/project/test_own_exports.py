@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rarebox.cli.main import app
 from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export
 from rarebox.data.review import Batch, Region, Returned
@@ -279,3 +281,37 @@ def test_files_say_which_task_their_boxes_are_of(tool: str, tmp_path: Path, stor
     (one, *_) = with_task(sent(store, tool, tmp_path / "out"), 7, 2).returned
     assert one.task == ("2" if tool == "cvat" else "7/2")
     assert [(region.key, region.held) for region in one.regions] == [("", 0)]
+
+
+@pytest.mark.parametrize("instead", [False, True])
+def test_labels_that_a_complete_file_lacks_are_kept_and_counted(instead: bool, store: Store) -> None:
+    draw(store, A)
+    draw(store, B, 1)
+    (whole,) = store.ask(1, [Query(2, asked_by="Ann")])
+    answer(store, whole.id, [A, B], [0, 1])
+    seen = [
+        Returned(f"task {n}", f"img_{n}.png", None, (200, 100), (), (Region((*A,), "cat", None, ""),)) for n in (1, 2)
+    ]
+    assert bring_in(store, Batch(seen), "cvat", instead=instead) == Imported(unchanged=2)
+    done = bring_in(store, Batch(seen), "cvat", complete=True, instead=instead)
+    assert done == Imported(unchanged=3, complete=1, kept=2)
+    assert boxes(store) == boxes(store, 2) == [A, B]
+    empty = [Returned("task 3", "img_3.png", None, (200, 100), (), ())]
+    assert bring_in(store, Batch(empty), "cvat", complete=True) == Imported(complete=1)
+
+
+def test_replace_is_not_advised_if_it_was_given(tmp_path: Path, store: Store) -> None:
+    (whole,) = store.ask(1, [Query(1, asked_by="Ann")])
+    answer(store, whole.id, [A, B], [0, 1])
+    edited(sent(store, "cvat", tmp_path / "out"), A, NEAR_A)
+    words = ["import", str(tmp_path / "labels.sqlite"), str(tmp_path / "out" / "edited.xml"), "--format", "cvat"]
+    assert "1 answer not used, because another person answered differently (--replace" in invoked(words)
+    said = invoked([*words, "--replace"])
+    assert "1 answer not used: one box of a fully labelled image" in said
+    assert "--replace" not in said
+
+
+def invoked(words: list[str]) -> str:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    return done.output

@@ -228,6 +228,24 @@ def test_import_refuses_a_name_that_two_photos_have_had(root: Path, folder: Path
     assert exported(root, tmp_path / "out") == LABELS
 
 
+def test_rank_reads_the_labels_of_photos_that_are_renumbered(root: Path, folder: Path, tmp_path: Path) -> None:
+    """Only photo 2 is unlabelled; a deletion gives it the name of photo 1."""
+    with Store(root / "labels.sqlite") as store:
+        nobody = np.zeros((0, 4)), np.zeros(0, np.int64)
+        store.record([Answer(2, *nobody, Verdict.WITHDRAWN)])
+    start(root)  # as after any command that has seen the photos
+    for number in range(1, COUNT):
+        (folder / name(number + 1)).rename(folder / name(number))
+    found = {"width": 20, "height": 10, "boxes": [[2, 1, 9, 9]], "scores": [0.6], "labels": ["fish"]}
+    lines = [json.dumps({"image": name(number), **found}) for number in (1, 2)]
+    (tmp_path / "found.jsonl").write_text("\n".join(lines) + "\n")
+    words = ("--detections", tmp_path / "found.jsonl", "--labels", root, "--budget", "9", "--to", tmp_path / "l.json")
+    command("rank", *words, "--format", "coco")
+    listed = json.loads((tmp_path / "l.json").read_text())
+    path_of = {image["id"]: Path(image["file_name"]).name for image in listed["images"]}
+    assert [path_of[one["image_id"]] for one in listed["annotations"]] == [name(1)]
+
+
 def test_a_hash_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "JUST_NOW", -1)
     file, index = tmp_path / "a.png", tmp_path / "photos.json"

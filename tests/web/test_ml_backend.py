@@ -193,12 +193,41 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 
-def test_another_persons_drawn_box_that_is_gone_stays_and_is_counted(client: TestClient, project: Project) -> None:
+def test_another_persons_drawn_box_that_is_gone_stays_and_is_reported(
+    client: TestClient, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
     drawn = region([5, 5, 20, 20], "dog", "x")
     client.post("webhook", json=event("ANNOTATION_CREATED", "a.jpg", {}, [drawn], parent_prediction=None))
     other = event("ANNOTATION_CREATED", "a.jpg", {}, [], id=6, completed_by=8, parent_prediction=None)
-    assert client.post("webhook", json=other).json()["result"] == {**zeros(), "left": 1}
+    with caplog.at_level("WARNING"):
+        assert client.post("webhook", json=other).json()["result"] == {**zeros(), "left": 1}
+    assert "task 1: another person answered differently. Answers not used: 1" in caplog.text
     assert project.store.labels()[1].boxes.tolist() == [[5, 5, 20, 20]]
+
+
+def test_annotations_that_are_created_together_are_all_taken(client: TestClient, project: Project) -> None:
+    one, two = (
+        event("ANNOTATION_CREATED", name, {}, [region([5, 5, 20, 20], "dog")], id=n, task=n, parent_prediction=None)
+        for n, name in ((1, "a.jpg"), (2, "b.jpg"))
+    )
+    two["task"]["id"] = 2
+    told = {"action": "ANNOTATIONS_CREATED", "task": [one["task"], two["task"]], "project": {"id": 1}}
+    told["annotation"] = [two["annotation"], one["annotation"]]  # tasks are in no order
+    assert client.post("webhook", json=told).json() == {"result": {**zeros(), "missed": 2}, "status": "ok"}
+    assert {i: said.boxes.tolist() for i, said in project.store.labels().items()} == {
+        1: [[5, 5, 20, 20]],
+        2: [[5, 5, 20, 20]],
+    }
+    # One that cannot be taken keeps none of the others away.
+    told["annotation"] = [
+        {**two["annotation"], "id": 3, "result": None},
+        {**one["annotation"], "id": 4, "result": [region([50, 5, 90, 20], "cat", "n")]},
+    ]
+    refused = client.post("webhook", json=told)
+    assert (refused.status_code, "task 2" in refused.json()["detail"]) == (422, True)
+    assert [50, 5, 90, 20] in project.store.labels()[1].boxes.tolist()
+    told["annotation"] = [{**two["annotation"], "task": 9}]
+    assert client.post("webhook", json=told).status_code == 422
 
 
 def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Path) -> None:

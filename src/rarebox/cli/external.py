@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rarebox import config
-from rarebox.cli.options import ImageUrl, app
+from rarebox.cli.options import ImageUrl, app, warn_of_photos
 from rarebox.cli.progress import console, progress_bars
 
 
@@ -50,6 +50,8 @@ def rank(
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
     names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
+    if labels:
+        warn_of_photos(labels)
     with progress_bars(False) as progress:
         found = external.rank(
             detections,

@@ -71,7 +71,7 @@ def export(
         warn_of_photos(run)
         ask_ahead(run, most)
         with open_store(run) as store:
-            found = open_questions(store)
+            found, project = open_questions(store), store.identity()
         done = export_queries(
             to,
             format.value,
@@ -81,6 +81,7 @@ def export(
             copy_images=copy_images,
             image_url=image_url,
             version=f"rarebox cycle {found.cycle}",
+            project=project,
         )
         name_missing(done.missing)
         counts = {"folder": str(done.folder), "images": done.images, "queries": done.boxes}
@@ -94,6 +95,8 @@ def export(
         images, classes, annotations = collect(run, None, warnings, progress)
     for warning in warnings:
         console.print(warning, markup=False, soft_wrap=True)
+    with open_store(run) as store:
+        project = store.identity()
     done = write(
         to,
         format,
@@ -105,6 +108,7 @@ def export(
         include_pseudo=include_pseudo,
         copy_images=copy_images,
         image_url=image_url,
+        project=project,
     )
     name_missing(done.missing)
     if as_json:
@@ -176,11 +180,10 @@ def bring_in(
 ) -> None:
     """Import answers from Label Studio or CVAT. Importing a file twice changes nothing."""
     from rarebox.data import cvat, labelstudio
-    from rarebox.loop.run_folder import RunFolder, open_store
+    from rarebox.loop.run_folder import open_store
     from rarebox.project.exchange import importing
 
-    if "://" not in run and RunFolder(Path(run)).settings.exists():
-        warn_of_photos(Path(run))
+    warn_of_photos(run)
     batch = (labelstudio if format is Tool.LABELSTUDIO else cvat).read(file)
     with open_store(run) as store:
         done = importing.bring_in(store, batch, format, by=by, complete=complete, instead=replace)
@@ -190,7 +193,8 @@ def bring_in(
         return
     for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
         console.print(f"{where}: {shape} skipped. Draw a box there if it is an object", markup=False, soft_wrap=True)
-    parts = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
+    said = {**IMPORTED, "left": LEFT_ANYHOW} if replace else IMPORTED
+    parts = [f"{counted(count, *said[name][:2])} {said[name][2]}" for name, count in counts.items() if count]
     print(f"{file}: {', '.join(parts) or 'nothing'}")
 
 
@@ -205,9 +209,19 @@ IMPORTED = {
     "unseen": ("guess", "guesses", "missing from the original annotation, left unanswered"),
     "skipped": ("image", "images", "skipped in the tool, left unanswered"),
     "older": ("annotation", None, "replaced by later ones of the same image"),
+    "kept": (
+        "label",
+        "labels",
+        "kept that the file lacks on complete images (delete them on the page if they are wrong)",
+    ),
+    "foreign": ("image", "images", "exported by another project: matched by name and place, whatever the numbers"),
     "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
 }
 """For each count: the singular, the plural, and what happened to them."""
+
+
+LEFT_ANYHOW = ("answer", "answers", "not used: one box of a fully labelled image is changed on the page only")
+"""What happened to those that are left although --replace is given."""
 
 
 @app.command()

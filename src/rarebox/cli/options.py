@@ -71,10 +71,17 @@ def connected(engine: str, address: str | None, as_json: bool) -> "Generator[Clu
         yield where
 
 
-def warn_of_photos(project: Path) -> None:
-    """Find the photos of a project that have moved, and print warnings about missing ones."""
+def warn_of_photos(place: str | Path) -> None:
+    """Find the photos of a project that have moved, and print warnings about missing ones.
+
+    Nothing is done at a place that is no folder of a project or run, such as a store, a file or a URL.
+    """
+    from rarebox.loop.run_folder import RunFolder
     from rarebox.project.photo_folder import check_photos
 
+    project = Path(place)
+    if "://" in str(place) or not RunFolder(project).settings.exists():
+        return
     with progress_bars(False) as progress:
         found = check_photos(project, progress)
     for warning in found.warnings():

@@ -34,7 +34,7 @@ from rarebox.data.review import (
 from rarebox.errors import UserError
 from rarebox.types import Floats, Query
 
-QUERY, TAG, NUMBER, SHOWN, LABELS = "query", "rarebox", "image", "queries", "labels"
+QUERY, TAG, NUMBER, SHOWN, LABELS, PROJECT = "query", "rarebox", "image", "queries", "labels", "project"
 MOST_LABELS = 25
 """Labels in one tag: CVAT keeps at most 4096 characters of an attribute."""
 NEW = "new"
@@ -72,7 +72,7 @@ def labels(classes: Sequence[str]) -> str:
         {"name": name, "color": colour(label), "type": "rectangle", "attributes": [text(QUERY, NEW)]}
         for label, name in enumerate(classes)
     ]
-    lists = [text(name, "") for name in (NUMBER, SHOWN, LABELS)]
+    lists = [text(name, "") for name in (NUMBER, SHOWN, LABELS, PROJECT)]
     tag: Label = {"name": TAG, "color": "#888888", "type": "tag", "attributes": lists}
     return json.dumps([*boxes, tag], indent=1, ensure_ascii=False) + "\n"
 
@@ -107,6 +107,8 @@ def _image(root: ET.Element, sheet: ReviewTask, classes: Sequence[str]) -> None:
         _box(image, sheet, query, classes, "manual", held_name(n))
     tag = ET.SubElement(image, "tag", label=TAG, source="auto")
     ET.SubElement(tag, "attribute", name=NUMBER).text = str(record.id)
+    if sheet.project:
+        ET.SubElement(tag, "attribute", name=PROJECT).text = sheet.project
     if shown := [str(query.id) for query in sheet.queries if query.id]:
         ET.SubElement(tag, "attribute", name=SHOWN).text = " ".join(shown)
     held = held_in(sheet, classes)
@@ -137,9 +139,13 @@ def read(file: Path) -> Batch:
     skeletons do not outline an object; they go to ``left_out``. Raises `UserError`, which names the file and the image.
     """
     try:
-        root = from_xml(read_bytes(file))
+        content = read_bytes(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
+    if content.startswith(b"PK"):
+        raise UserError(f"{file}: a zip file, as CVAT exports it. Unpack it, and import the annotations.xml in it.")
+    try:
+        root = from_xml(content)
     except (ET.ParseError, ValueError) as error:
         raise UserError(f"{file}: not valid XML ({error}). Export it again as CVAT for images 1.1.") from None
     if root.tag != "annotations" or root.find("track") is not None:
@@ -169,7 +175,9 @@ def _returned(image: ET.Element, file: Path, by: str, task: str) -> Returned:
     number = next((int(text) for tag in tags if _NUMBER.fullmatch(text := _attribute(tag, NUMBER))), None)
     left_out = tuple(f"{shape.tag} ({shape.get('label')})" for shape in shapes if shape.tag not in _HULLS)
     held = tuple(label for tag in tags for label in _held(_attribute(tag, LABELS), where))
-    return Returned(where, name, number, size, tuple(shown), regions, by, left_out=left_out, held=held, task=task)
+    project = next((text for tag in tags if (text := _attribute(tag, PROJECT))), "")
+    about = (where, name, number, size, tuple(shown), regions, by)
+    return Returned(*about, left_out=left_out, held=held, task=task, project=project)
 
 
 def _held(text: str, where: str) -> tuple[Held, ...]:

@@ -108,15 +108,17 @@ def export(
     copy_images: bool = False,
     image_url: str | None = None,
     photos: bool = True,
+    project: str = "",
 ) -> Exported:
     """Write the labels of ``images`` to a new folder, as ``coco``, ``voc``, ``yolo``, ``labelstudio`` or ``cvat``.
 
     Human and difficult boxes are written, rejected boxes never, pseudo boxes only with ``include_pseudo``. With
     ``complete_only``, only fully labelled images are written. Images are linked, or copied with ``copy_images``, or
-    omitted without ``photos``. ``image_url`` is the address under which Label Studio finds them. A photo that cannot be
-    read keeps its labels and is named in ``missing.txt``. The folder appears whole or not at all, and replaces nothing
-    but an earlier export. Raises `UserError` if the folder holds anything else, if there is nothing to write, and for
-    partially labelled images in YOLO, which has no flag for them (see ``allow_partial``).
+    omitted without ``photos``. ``image_url`` is the address under which Label Studio finds them. ``project`` is the
+    identity of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images. A photo
+    that cannot be read keeps its labels and is named in ``missing.txt``. The folder appears whole or not at all, and
+    replaces nothing but an earlier export. Raises `UserError` if the folder holds anything else, if there is nothing to
+    write, and for partially labelled images in YOLO, which has no flag for them (see ``allow_partial``).
     """
     if format not in (*_WRITERS, *REVIEW):
         raise unknown_name("export format", format, (*_WRITERS, *REVIEW))
@@ -138,7 +140,8 @@ def export(
         raise _incomplete(incomplete, len(items))
     with _staged(folder) as stage:
         if format in REVIEW:
-            write_review(stage, format, classes, _labelled(items), image_url or local_files(folder))
+            shown = [replace(sheet, project=project) for sheet in _labelled(items)]
+            write_review(stage, format, classes, shown, image_url or local_files(folder))
             image_folder = stage / "images"
         else:
             image_folder = stage / _WRITERS[format](stage, classes, items)
@@ -162,6 +165,7 @@ def export_queries(
     copy_images: bool = False,
     image_url: str | None = None,
     version: str = MODEL,
+    project: str = "",
 ) -> Exported:
     """Write box queries, best first, to a new folder, for people to answer in ``labelstudio`` or ``cvat``.
 
@@ -177,6 +181,7 @@ def export_queries(
     items = [item for item in _items(images, [], False) if item.record.id in asked]
     with _staged(folder) as stage:
         shown = sheets([(item.record, item.file) for item in items], queries)
+        shown = [replace(sheet, project=project) for sheet in shown]
         write_review(stage, format, classes, shown, image_url or local_files(folder), version)
         missing = _place_images(stage / "images", items, copy_images, folder)
         _write_lines(stage / "missing.txt", missing)

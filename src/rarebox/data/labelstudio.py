@@ -99,7 +99,8 @@ class Annotation(TypedDict):
 class About(TypedDict):
     """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first.
 
-    ``labels`` are those of its annotation: one that is missing later was deleted.
+    ``labels`` are those of its annotation: one that is missing later was deleted. ``project`` is the identity of the
+    store that the numbers belong to.
     """
 
     image_id: int
@@ -107,6 +108,7 @@ class About(TypedDict):
     queries: list[int]
     complete: bool
     labels: NotRequired[list[Held]]
+    project: NotRequired[str]
 
 
 class TaskData(TypedDict):
@@ -165,6 +167,8 @@ def tasks(sheets: Iterable[ReviewTask], classes: Sequence[str], image_url: str, 
 def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: str) -> Task:
     shown = [query.id for query in sheet.queries if query.id]
     about = About(image_id=sheet.record.id, rank=sheet.number, queries=shown, complete=sheet.complete)
+    if sheet.project:
+        about["project"] = sheet.project
     task: Task = {"data": {IMAGE: image_url + quote(sheet.file), OURS: about}}
     if sheet.queries:
         task["predictions"] = [prediction(sheet, classes, version)]
@@ -386,7 +390,7 @@ def _returned(data: object, entries: Sequence[Object], by: object, seconds: obje
     size, regions, left_out = _regions(entries, where)
     held = read_held(_list(_ours(data).get("labels"), where), where)
     about = (where, image, image_id, size, shown, regions, _person(by), milliseconds)
-    return Returned(*about, left_out=left_out, held=held)
+    return Returned(*about, left_out=left_out, held=held, project=str(_ours(data).get("project") or ""))
 
 
 def _person(by: object) -> str:

@@ -21,7 +21,8 @@ class ReviewTask:
     """One image as another tool shows it: the queries about it, best first, and its labelled boxes.
 
     ``file`` is the image's name there. ``labelled`` are boxes as queries, whose label is ``guess``. ``complete``: a
-    person has labelled every object. ``number`` counts the tasks from 1, best first.
+    person has labelled every object. ``number`` counts the tasks from 1, best first. ``project`` is the identity of the
+    store that the numbers of image and queries belong to, empty if they belong to none.
     """
 
     number: int
@@ -30,6 +31,7 @@ class ReviewTask:
     queries: Sequence[Query] = ()
     labelled: Sequence[Query] = ()
     complete: bool = False
+    project: str = ""
 
 
 class Region(NamedTuple):
@@ -106,7 +108,8 @@ class Returned:
     ``began_with_guesses``: the annotator started from the boxes of the queries, so a missing one was deleted.
     ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects. ``held`` are the
     labels that were exported with the image, if the annotator started from them. ``task`` names the tool's own task, in
-    which the keys of regions are unique; empty if the file does not say.
+    which the keys of regions are unique, and ``project`` the identity of the store that has exported the image; both
+    are empty if the file does not say.
     """
 
     where: str
@@ -121,6 +124,7 @@ class Returned:
     left_out: tuple[str, ...] = ()
     held: tuple[Held, ...] = ()
     task: str = ""
+    project: str = ""
 
 
 @dataclass(frozen=True, eq=False)

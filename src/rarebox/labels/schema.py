@@ -53,6 +53,7 @@ _TIME = DateTime().with_variant(_TolerantTime(), "sqlite")
 
 tables = MetaData()
 rarebox = Table("rarebox", tables, Column("schema", Integer, primary_key=True))
+identity = Table("identity", tables, Column("name", String, primary_key=True))
 classes = Table(
     "classes",
     tables,

@@ -6,6 +6,7 @@ one transaction; when it returns, the rows survive ``kill -9``.
 """
 
 import os
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from json import JSONDecoder
 from pathlib import Path
+from secrets import token_hex
 from threading import local
 from typing import NamedTuple, Self
 
@@ -163,6 +165,24 @@ class Store:
         """
         if self._watch:
             self._watch.keep()
+
+    def identity(self) -> str:
+        """The random name of this store and its copies, made with it; in a store of before, on the first call.
+
+        Empty if it is damaged.
+        """
+        stored = select(schema.identity.c.name)
+        with self.transaction() as connection:
+            there = inspect(connection).has_table(schema.identity.name)
+            name = connection.scalar(stored) if there else None
+        if name is None:
+            with self.transaction(writes=True) as connection:
+                schema.identity.create(connection, checkfirst=True)
+                name = connection.scalar(stored)
+                if name is None:  # nobody has been faster
+                    name = token_hex(16)
+                    connection.execute(insert(schema.identity), {"name": name})
+        return name if is_text(name) and re.fullmatch("[0-9a-f]{32}", name) else ""
 
     # Images, classes, cycles
 
@@ -611,6 +631,7 @@ def _create(connection: Connection, classes: Sequence[str]) -> None:
         raise UserError(f"each class needs its own name, got {', '.join(classes)}")
     schema.tables.create_all(connection)
     connection.execute(insert(schema.rarebox), {"schema": schema.SCHEMA})
+    connection.execute(insert(schema.identity), {"name": token_hex(16)})
     if classes:
         connection.execute(insert(schema.classes), [{"id": label, "name": name} for label, name in enumerate(classes)])
 

@@ -329,16 +329,19 @@ def _submission(item: Item) -> Submission:
 def _zipped(root: Path, format: str) -> bytes:
     """The labels of a project as files in a zip, without the images."""
     from rarebox.data.export import export
+    from rarebox.loop.run_folder import open_store
     from rarebox.project.collect import collect
 
     damage: list[str] = []
     images, classes, annotations = collect(root, damage)
+    with open_store(root) as store:
+        project = store.identity()
     if format == "yolo" and not any(one.complete for one in annotations):
         raise UserError("No image is fully labelled yet, and YOLO files hold only such images. Choose COCO or VOC.")
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "labels"
-        export(to, format, classes, images, annotations, complete_only=format == "yolo", photos=False)
+        export(to, format, classes, images, annotations, complete_only=format == "yolo", photos=False, project=project)
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(to.rglob("*")):
                 if file.is_file():

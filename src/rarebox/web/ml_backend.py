@@ -5,7 +5,9 @@ the store. Nothing is trained here: answers go to the store, where the trainer f
 """
 
 import asyncio
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,12 +19,22 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from rarebox.data import labelstudio
+from rarebox.data.narrow import Object
 from rarebox.data.review import Batch, Returned, ReviewTask
 from rarebox.errors import UserError
 from rarebox.project.exchange.source import ReviewSource
 
-ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+logger = logging.getLogger(__name__)
+
+ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED")
 """Events that contain an answer. All others are ignored."""
+
+UNEXPECTED = {
+    "left": "another person answered differently. Answers not used: {}. To use them, export the task from Label Studio "
+    "and import it with --replace",
+    "foreign": "exported by another project, so its image and boxes are matched by name and place alone",
+}
+"""Kinds of answers that the log of the server reports, since nobody reads the reply to a webhook."""
 
 MOST_TASKS = 1000
 """Tasks of one request to ``/predict`` (Label Studio sends 100 at a time by default)."""
@@ -49,11 +61,11 @@ class Predict(Message):
 
 
 class Event(Message):
-    """What has happened in Label Studio."""
+    """What has happened in Label Studio. An event about many annotations lists them, and each of their tasks once."""
 
     action: str = ""
-    task: dict[str, object] | None = None
-    annotation: dict[str, object] | None = None
+    task: dict[str, object] | list[dict[str, object]] | None = None
+    annotation: dict[str, object] | list[dict[str, object]] | None = None
 
 
 @dataclass
@@ -81,9 +93,22 @@ def make_router(
     newest: dict[int, _Recorded] = {}  # by annotation
     predictions = CapacityLimiter(1)
 
-    def begin(body: Event) -> Future[dict[str, int]]:
-        returned = _returned(body)
+    def begin(task: Object, annotation: Object) -> Future[dict[str, int]]:
+        returned = _returned(task, annotation)
         return record(Batch([returned] if returned else []))
+
+    async def take(task: Object, annotation: Object) -> dict[str, int] | None:
+        """Record one annotation, and count its answers; None if a later state of it is already recorded."""
+        number, saved_at = annotation.get("id"), labelstudio.saved_at(annotation)
+        last = newest.setdefault(number, _Recorded()) if isinstance(number, int) else _Recorded()
+        async with last.lock:
+            if saved_at < last.saved_at:
+                return None
+            counts = await asyncio.wrap_future(await run_in_threadpool(begin, task, annotation))
+            last.saved_at = saved_at
+        for kind in UNEXPECTED.keys() & {kind for kind, count in counts.items() if count}:
+            logger.warning("Label Studio, task %s: %s", task.get("id"), UNEXPECTED[kind].format(counts[kind]))
+        return counts
 
     @router.get("/", include_in_schema=False)
     @router.get("/health")
@@ -122,17 +147,21 @@ def make_router(
         """
         if body.action not in ANSWERED:
             return {"result": {}, "status": "ignored"}
-        about = body.annotation or {}
-        number, saved_at = about.get("id"), labelstudio.saved_at(about)
-        last = newest.setdefault(number, _Recorded()) if isinstance(number, int) else _Recorded()
-        async with last.lock:
-            if saved_at < last.saved_at:
-                return {"result": {}, "status": "ignored: a later state of this annotation is already recorded"}
-            try:
-                counts = await asyncio.wrap_future(await run_in_threadpool(begin, body))
-            except UserError as error:
-                raise HTTPException(422, str(error)) from None
-            last.saved_at = saved_at
+        counts, late, refused = Counter[str](), 0, list[str]()
+        try:
+            for task, annotation in _annotations(body):
+                try:
+                    taken = await take(task, annotation)
+                    counts.update(taken or {})
+                    late += taken is None
+                except UserError as error:  # the others are recorded
+                    refused.append(str(error))
+        except UserError as error:
+            refused.append(str(error))
+        if refused:
+            raise HTTPException(422, "; ".join(refused))
+        if late and not counts:
+            return {"result": {}, "status": "ignored: a later state of this annotation is already recorded"}
         return {"result": counts, "status": "ok"}
 
     @router.get("/versions")
@@ -174,13 +203,26 @@ def _prediction(sheet: ReviewTask | None, classes: Sequence[str], version: str) 
     return labelstudio.prediction(sheet, classes, version)
 
 
-def _returned(body: Event) -> Returned | None:
-    """The annotation of an event; None if it was skipped in Label Studio."""
-    if body.annotation is None or body.task is None:
+def _annotations(body: Event) -> list[tuple[Object, Object]]:
+    """The annotations of an event, each after its task."""
+    if not body.annotation or not body.task:
         raise UserError("The event has no 'annotation' or no 'task'. Turn on “Send payload” for the webhook.")
-    if body.annotation.get("was_cancelled"):
+    tasks = body.task if isinstance(body.task, list) else [body.task]
+    annotations = body.annotation if isinstance(body.annotation, list) else [body.annotation]
+    if len(tasks) == 1:
+        return [(tasks[0], annotation) for annotation in annotations]
+    by_number = {task.get("id"): task for task in tasks}
+    lost = next((a for a in annotations if a.get("task") not in by_number), None)
+    if lost is not None:
+        raise UserError(f"The event does not hold the task of annotation {lost.get('id')}. Export it, and import it.")
+    return [(by_number[annotation["task"]], annotation) for annotation in annotations]
+
+
+def _returned(task: Object, annotation: Object) -> Returned | None:
+    """An annotation; None if it was skipped in Label Studio."""
+    if annotation.get("was_cancelled"):
         return None
-    return labelstudio.from_annotation(body.task, body.annotation, f"task {body.task.get('id')}")
+    return labelstudio.from_annotation(task, annotation, f"task {task.get('id')}")
 
 
 def _check_classes(config: str, classes: Sequence[str]) -> None:

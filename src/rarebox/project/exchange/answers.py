@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rarebox.core.boxes import rescaling
+from rarebox.core.boxes import iou_matrix, rescaling
 from rarebox.data.review import Region, Returned
 from rarebox.errors import UserError, unknown_name
 from rarebox.labels.leases import clean_name
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import (
+    SAME_OBJECT,
     keys_of,
     labels_before,
     match_asked,
@@ -45,7 +46,7 @@ class Said:
 
 def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by: str, complete: bool) -> list[Said]:
     """What one image's regions say of its queries, of boxes that were drawn before, and of nothing asked."""
-    author = clean_name(by or one.by or source, "person")
+    author = clean_name(by, "person") if by else _annotator(one, source)
     boxes = _in_pixels(one, record)
     named = [_label(region, one, known) for region in one.regions]
     labels = known.counts_as[np.array(named, np.int64)].tolist()
@@ -107,7 +108,8 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
-    untouched = one.image_id is not None and not one.task  # an export of ours that was in no tool
+    exported = one.image_id is not None or one.project
+    untouched = exported and not one.task  # an export of rarebox that was in no tool
     gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
     deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
     if not one.left_out:
@@ -126,6 +128,11 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     if complete and not one.left_out:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
+        accounted = {*shown, *drawn.values(), *claimed, *(query.id for query in deleted)}
+        for number in (n for n in ours if n not in accounted and known.standing.get(n)):
+            latest = next(reversed(known.standing[number].values()))
+            lacking = iou_matrix(latest.boxes, boxes).max(axis=1, initial=0) < SAME_OBJECT
+            found += [said("kept", ours[number], Verdict.OBJECT)] * int(lacking.sum())
     return found
 
 
@@ -152,6 +159,15 @@ class _Held:
         standing = [next(reversed(said.values())) for said in latest]
         past = known.past.get(record.id, [])
         return cls(places, labels, labels_before(places, labels, past, standing, size))
+
+
+def _annotator(one: Returned, source: str) -> str:
+    """The person whom the file names. UserError if that is no name here."""
+    try:
+        return clean_name(one.by or source, "person")
+    except UserError as error:
+        message = str(error).rstrip(".")
+        raise UserError(f"{one.where}: {message}. Import the file with --by and the annotator's name here.") from None
 
 
 def _in_pixels(one: Returned, record: ImageRecord) -> Floats:

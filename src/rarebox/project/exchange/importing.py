@@ -11,7 +11,7 @@ from rarebox.labels.store import Store
 from rarebox.project.exchange.answers import Said, answers_of
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import STILL
-from rarebox.project.exchange.photos import Photos, located
+from rarebox.project.exchange.photos import Photos, located, without_numbers
 from rarebox.types import Answer, Verdict
 
 
@@ -22,7 +22,8 @@ class Imported:
     answer would count again. ``unchanged`` were known before; ``left`` contradict another person's later answer, which
     stands; ``unseen`` are guesses on images whose annotation was not begun with them, so that a missing one says
     nothing. ``shapes`` are those that no box can be made of; on their images a missing box says nothing either, and no
-    such image is called complete."""
+    such image is called complete. ``foreign`` are images that another project has exported: only names and places are
+    used of them. ``kept`` are labels of the store that the file lacks on images that it calls complete."""
 
     objects: int = 0
     no_objects: int = 0
@@ -33,9 +34,11 @@ class Imported:
     left: int = 0
     unseen: int = 0
     shapes: int = 0
+    foreign: int = 0
+    kept: int = 0
 
 
-SKIPPED = ("unseen", "unchanged", "left")
+SKIPPED = ("unseen", "unchanged", "left", "kept")
 """Kinds of answers that are counted and not recorded."""
 
 
@@ -57,12 +60,16 @@ def bring_in(
     UserError for images, queries and classes that the store does not have.
     """
     with store.transaction(writes=True):
-        found = located(batch.returned, photos or Photos(store), store)
+        ours = store.identity() if any(one.project for one in batch.returned) else ""
+        foreign = [one.project not in ("", ours) for one in batch.returned]
+        returned = [without_numbers(one) if apart else one for one, apart in zip(batch.returned, foreign, strict=True)]
+        found = located(returned, photos or Photos(store), store)
         known = Known.of(store, source, (record.id for _, record in found))
         said = [one for returned, record in found for one in answers_of(returned, record, known, source, by, complete)]
         fates = [_fate(one, known, instead) for one in said]
         _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate not in SKIPPED])
-    return Imported(**Counter(fate for fate in fates if fate), shapes=sum(len(one.left_out) for one in batch.returned))
+    shapes = sum(len(one.left_out) for one in batch.returned)
+    return Imported(**Counter(fate for fate in fates if fate), shapes=shapes, foreign=sum(foreign))
 
 
 def _fate(one: Said, known: Known, instead: bool) -> str:

@@ -109,12 +109,13 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
     """
     numbered = any(one.image_id is not None for one in returned)
     if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
-        returned = [_without_numbers(one) for one in returned]
+        returned = [without_numbers(one) for one in returned]
     if not numbered:
         returned = _without_folder(returned, photos)
     unnumbered = [one for one in returned if one.image_id is None]
     names = {one.image for one in unnumbered}
-    ours = len(unnumbered) == len(returned) and names <= photos.sent.keys() and any(map(photos.is_made, names))
+    ours = len(unnumbered) == len(returned) and not any(one.project for one in returned)
+    ours = ours and names <= photos.sent.keys() and any(map(photos.is_made, names))
     asked = images_of(store, (number for one in unnumbered for number in one.queries))
     located = [(one, _find(one, photos, asked, ours)) for one in returned]
     unknown = [one for one, record in located if record is None]
@@ -138,9 +139,16 @@ def _file(path: str) -> str:
     return unicodedata.normalize("NFC", path.replace("\\", "/").rpartition("/")[2])
 
 
-def _without_numbers(one: Returned) -> Returned:
-    regions = tuple(region._replace(query=None) for region in one.regions)
-    return replace(one, image_id=None, queries=(), regions=regions)
+def without_numbers(one: Returned) -> Returned:
+    """The image without what means something only to the store that exported it: numbers and labels held there.
+
+    The regions' own names are told apart from those that another store has given.
+    """
+    regions = tuple(
+        region._replace(query=None, held=None, key=f"{one.project} {region.key}" if region.key else "")
+        for region in one.regions
+    )
+    return replace(one, image_id=None, queries=(), regions=regions, held=())
 
 
 def _without_folder(returned: Sequence[Returned], photos: Photos) -> Sequence[Returned]:

@@ -1,0 +1,186 @@
+"""Files that another project has exported, such as a former one on the same photos: its numbers mean nothing here."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from rarebox.cli.main import app
+from rarebox.data import cvat, labelstudio
+from rarebox.data.export import Annotations, export, export_queries
+from rarebox.data.review import Batch
+from rarebox.labels.store import Store
+from rarebox.loop.run_folder import open_store
+from rarebox.project.create import create
+from rarebox.project.exchange.importing import Imported, bring_in
+from rarebox.types import Answer, ImageRecord, Query, Source, Verdict
+
+CLASSES = ("cat", "dog")
+A, B, C, D = [10.0, 10, 50, 50], [100.0, 20, 150, 60], [150.0, 60, 190, 90], [60.0, 50, 90, 95]
+of_both_tools = pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
+
+
+def made(place: Path, *boxes: list[float]) -> Store:
+    """A store of two photos, with questions about boxes on the first."""
+    store = Store(place, classes=CLASSES)
+    store.add_images([ImageRecord(n, f"/photos/img_{n}.png", 200, 100) for n in (1, 2)])
+    store.open_cycle(1)
+    store.ask(1, [Query(1, np.array(box), 0) for box in boxes])
+    return store
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Iterator[Store]:
+    with made(tmp_path / "former.sqlite", A, B) as store:
+        yield store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with made(tmp_path / "labels.sqlite", C, D) as store:
+        yield store
+
+
+def questions(store: Store, tool: str, to: Path, project: str | None = None) -> Path:
+    name = store.identity() if project is None else project
+    export_queries(to, tool, CLASSES, list(store.images().values()), store.queries(), project=name)
+    return to / ("annotations.xml" if tool == "cvat" else "tasks.json")
+
+
+def labels(store: Store, tool: str, to: Path) -> Path:
+    said: list[Annotations] = []
+    for number, one in store.labels().items():
+        human, ones = np.array([Source.HUMAN] * len(one.boxes)), np.ones(len(one.boxes))
+        said.append(Annotations(number, one.boxes, one.labels, human, ones, ones, ones, one.complete))
+    images = list(store.images().values())
+    export(to, tool, CLASSES, images, said, photos=False, project=store.identity())
+    return to / ("annotations.xml" if tool == "cvat" else "tasks.json")
+
+
+def without_first(file: Path) -> Path:
+    """The file after somebody has answered it, and deleted the first box of the first image."""
+    text = file.read_text()
+    if file.suffix == ".xml":
+        file.write_text(re.sub("<box.*?</box>", "", text, count=1, flags=re.DOTALL))
+        return file
+    tasks = json.loads(text)
+    for task in tasks:
+        shown = task.pop("predictions", None) or task.get("annotations", [{"result": []}])
+        task["annotations"] = [{"id": 1, "parent_prediction": 1, "result": shown[0]["result"]}]
+    del tasks[0]["annotations"][0]["result"][0]
+    file.write_text(json.dumps(tasks))
+    return file
+
+
+def read(file: Path) -> Batch:
+    return cvat.read(file) if file.suffix == ".xml" else labelstudio.read(file)
+
+
+def boxes(store: Store) -> list[list[float]]:
+    return sorted(store.labels_of(1).boxes.round(1).tolist())
+
+
+@of_both_tools
+def test_questions_of_another_project_answer_none_of_ours(
+    tool: str, tmp_path: Path, former: Store, store: Store
+) -> None:
+    file = without_first(questions(former, tool, tmp_path / "out"))
+    assert bring_in(store, read(file), tool) == Imported(missed=1, foreign=1)
+    assert (boxes(store), len(store.labels_of(1).rejected)) == ([B], 0)
+    assert [query.id for query in store.unanswered(1)] == [1, 2]
+    assert bring_in(store, read(file), tool) == Imported(unchanged=1, foreign=1)
+    # They are the former project's own.
+    assert bring_in(former, read(file), tool) == Imported(objects=1, no_objects=1)
+
+
+@of_both_tools
+def test_a_file_that_names_no_project_is_taken_for_ours(tool: str, tmp_path: Path, store: Store) -> None:
+    file = without_first(questions(store, tool, tmp_path / "out", project=""))
+    assert bring_in(store, read(file), tool) == Imported(objects=1, no_objects=1)
+
+
+@of_both_tools
+def test_labels_that_another_project_lists_are_not_deleted_here(
+    tool: str, tmp_path: Path, former: Store, store: Store
+) -> None:
+    for project in (former, store):
+        for box in (A, B):
+            (query,) = project.ask(1, [Query(1, np.array(box), 0, asked_by="Ann")])
+            project.record([Answer(query.id, np.array([box]), np.array([0]), Verdict.OBJECT, "Ann")])
+    file = without_first(labels(former, tool, tmp_path / "out"))
+    assert bring_in(store, read(file), tool, instead=True) == Imported(unchanged=1, foreign=2)
+    assert boxes(store) == [A, B]
+
+
+@of_both_tools
+def test_two_projects_regions_of_one_name_are_two_boxes(tool: str, tmp_path: Path, former: Store, store: Store) -> None:
+    """Both call a region query-2."""
+    with made(tmp_path / "third.sqlite", [0.0, 0, 9, 9], [0.0, 60, 30, 90]) as third:
+        for number, project in enumerate((former, third)):
+            file = without_first(questions(project, tool, tmp_path / str(number)))
+            assert bring_in(store, read(file), tool) == Imported(missed=1, foreign=1)
+    assert boxes(store) == [[0, 60, 30, 90], B]
+
+
+@of_both_tools
+def test_numbers_of_another_project_do_not_decide_between_photos(
+    tool: str, tmp_path: Path, former: Store, store: Store
+) -> None:
+    """Its image 1 is img_1.png; here that was the name of image 1, and is now that of image 2."""
+    store.move_images({1: "/photos/img_0.png", 2: "/photos/img_1.png"})
+    file = without_first(questions(former, tool, tmp_path / "out"))
+    with pytest.raises(Exception, match="may mean either"):
+        bring_in(store, read(file), tool)
+    assert not store.labels()
+
+
+def test_a_store_keeps_its_identity_and_one_of_before_gets_one(tmp_path: Path, former: Store, store: Store) -> None:
+    name = store.identity()
+    assert name not in ("", former.identity())
+    store.back_up(tmp_path / "copy.sqlite")
+    with Store(tmp_path / "copy.sqlite") as copy:
+        assert copy.identity() == name
+    with sqlite3.connect(tmp_path / "copy.sqlite") as connection:
+        connection.execute("DROP TABLE identity")
+    connection.close()
+    with Store(tmp_path / "copy.sqlite") as old, Store(tmp_path / "copy.sqlite") as again:
+        assert old.identity() == again.identity() not in ("", name)
+    with sqlite3.connect(tmp_path / "copy.sqlite") as connection:
+        connection.execute("UPDATE identity SET name = x'ff'")
+    connection.close()
+    with Store(tmp_path / "copy.sqlite") as damaged:
+        assert damaged.identity() == ""
+
+
+@of_both_tools
+def test_the_commands_write_the_identity_and_say_when_it_is_another(tool: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (200, 100)).save(tmp_path / "photos" / "a.png")
+    for name in ("project", "anew"):
+        create(tmp_path / name, tmp_path / "photos", CLASSES)
+    with open_store(tmp_path / "project") as store:
+        ours = store.identity()
+        store.open_cycle(1)
+        (query,) = store.ask(1, [Query(1, np.array(A), 0)])
+
+    def run(command: str, *words: object) -> str:
+        done = CliRunner().invoke(app, [command, *map(str, words), "--format", tool])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    run("export", tmp_path / "project", tmp_path / "asked", "--queries")
+    file = tmp_path / "asked" / ("annotations.xml" if tool == "cvat" else "tasks.json")
+    assert ours in file.read_text()
+    with open_store(tmp_path / "project") as store:
+        store.record([Answer(query.id, np.array([A]), np.array([0]), Verdict.OBJECT, "Ann")])
+    run("export", tmp_path / "project", tmp_path / "asked")
+    assert [one.project for one in read(file).returned] == [ours]
+    said = run("import", tmp_path / "anew", file)
+    assert "1 box drawn for missed objects, 1 image exported by another project" in said
+    assert "another project" not in run("import", tmp_path / "project", file)
