@@ -68,6 +68,12 @@ COMMANDS: dict[str, list[str]] = {
         "--detections {found} --budget 3 --to {store} --format labelstudio",
         "--detections {found} --budget 3 --labels {project}",
     ],
+    "predict": [
+        "{project} {photos} --to {out}",
+        "{project} {photos} --to {project}",
+        "{project} {photos} --to {project}/cycle_01",
+        "{project} {photos} --to {store}",
+    ],
     "views": ["--images {photos} --to {project}", "--images {photos} --to {store}"],
     "init": [
         "{project} --images {photos}",

@@ -143,6 +143,7 @@ OTHER_WRITERS = {
     "web/serve.py": "the last port; a damaged one is as good as none",
     "detectors/frozen.py": "files that only grow",
     "core/files.py": "an empty lock",
+    "deploy/results.py": "each result is appended at once, and a line that was cut short is dropped",
     "detectors/weights.py": "a download is written as it arrives, and takes its name when its checksum is right",
 }
 

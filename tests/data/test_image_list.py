@@ -28,7 +28,8 @@ def names_of(place: Path) -> list[str]:
 
 
 def test_folder_and_single_image(photos: Path) -> None:
-    assert named_images(photos) == [("a.png", photos / "a.png"), ("b/a.png", photos / "b/a.png")]
+    # "a.png" alone would be the end of both paths, and other commands could not tell which one is meant
+    assert named_images(photos) == [("photos/a.png", photos / "a.png"), ("b/a.png", photos / "b/a.png")]
     assert named_images(photos / "b/a.png") == [("a.png", photos / "b/a.png")]
 
 
@@ -44,7 +45,7 @@ def test_list_of_paths(photos: Path) -> None:
     found = dict(named_images(photos / "list.txt"))
     assert found == {
         "b/a.png": photos / "b/a.png",
-        "a.png": photos.parent / "elsewhere/a.png",
+        "elsewhere/a.png": photos.parent / "elsewhere/a.png",
         "c.jpg": url,
     }
 
@@ -53,7 +54,27 @@ def test_images_of_one_name_are_told_apart(photos: Path) -> None:
     listed = (photos / "a.png", photos / "b/a.png", photos.parent / "elsewhere/a.png")
     (photos.parent / "b.txt").write_text("")
     (photos / "b" / "list.txt").write_text("".join(f"{path}\n" for path in listed))
-    assert len({*names_of(photos / "b" / "list.txt")}) == 3
+    names = names_of(photos / "b" / "list.txt")
+    assert len({*names}) == 3
+    for name in names:
+        assert [str(path).endswith(f"/{name}") for path in listed].count(True) == 1
+
+
+def test_an_image_is_listed_once_however_it_is_spelled(photos: Path) -> None:
+    (photos / "link.png").symlink_to(photos / "b/a.png")
+    (photos / "list.txt").write_text("b/a.png\n./b/a.png\nb/../b/a.png\nlink.png\n")
+    assert named_images(photos / "list.txt") == [("b/a.png", photos / "b/a.png")]
+
+
+def test_addresses_of_one_path_have_names_of_their_own(photos: Path) -> None:
+    urls = ["https://h.org/etc/x.jpg?v=1", "https://h.org/etc/x.jpg?v=2", "https://i.org/../etc/x.jpg", "https://h.org"]
+    (photos / "list.txt").write_text("".join(f"{url}\n" for url in urls))
+    assert named_images(photos / "list.txt") == [
+        ("h.org/etc/x.jpg", urls[0]),
+        ("h.org/etc/x-2.jpg", urls[1]),
+        ("i.org/etc/x.jpg", urls[2]),
+        ("h.org", urls[3]),
+    ]
 
 
 def test_coco_file(photos: Path) -> None:
@@ -64,10 +85,16 @@ def test_coco_file(photos: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("film.MOV", "ffmpeg"), ("empty.txt", "holds no image"), ("gone", "does not exist"), ("text.json", "not valid")],
+    [
+        ("bad.txt", "not a valid URL"),
+        ("film.MOV", "ffmpeg"),
+        ("empty.txt", "holds no image"),
+        ("gone", "does not exist"),
+        ("text.json", "not valid"),
+    ],
 )
 def test_mistakes(photos: Path, name: str, said: str) -> None:
     if name != "gone":
-        (photos / name).write_text("")
+        (photos / name).write_text("a.png\nhttp://[bad\n" if name == "bad.txt" else "")
     with pytest.raises(UserError, match=said):
         named_images(photos / name)

@@ -5,20 +5,24 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import rarebox
-from rarebox import detectors
+from rarebox import config, detectors, external
 from rarebox.cli import main
-from rarebox.data.images import read_picture
+from rarebox.data.images import image_size, read_picture
+from rarebox.deploy import predict as predicting
 from rarebox.deploy.model import open_model
-from rarebox.deploy.pictures import place_of
+from rarebox.deploy.pictures import places_of
 from rarebox.deploy.predict import predict
 from rarebox.deploy.results import LINES
 from rarebox.detectors import TorchDetector
@@ -28,6 +32,7 @@ from rarebox.labels.leases import People
 from rarebox.labels.store import Store
 from rarebox.loop import simulate
 from rarebox.loop.run_folder import RunFolder
+from rarebox.project.create import create
 from rarebox.types import ImageRecord
 from tests.tiny import make_data, settings
 
@@ -229,11 +234,89 @@ def test_the_output_may_lie_among_the_images(run: Path, photos: Path) -> None:
     assert predict(run, photos, photos / "found").images == COUNT
 
 
-@pytest.mark.parametrize("name", ["../../x.png", "/etc/x.png", "a/../../x.jpg"])
-def test_pictures_stay_in_their_folder(tmp_path: Path, name: str) -> None:
-    place = (tmp_path / place_of(name)).resolve()
-    assert place.is_relative_to(tmp_path)
-    assert place.name in ("x.png.jpg", "x.jpg")
+@given(st.lists(st.sampled_from(["a.jpg", "A.jpg", "a.png", "a.jpg.jpg", "b/a.png", "/etc/a.jpg", "../a", "h.org"])))
+def test_every_image_has_a_picture_of_its_own_inside_the_folder(names: list[str]) -> None:
+    places = places_of(list(dict.fromkeys(names)))
+    assert places.keys() == set(names)
+    assert len({str(place).lower() for place in places.values()}) == len(places)
+    for name, place in places.items():
+        assert not place.is_absolute()
+        assert ".." not in place.parts
+        assert place.suffix.lower() == ".jpg"
+        assert name.lower().endswith(".jpg") or place.name.startswith(Path(name).name)
+
+
+def test_two_images_whose_pictures_would_have_one_name(run: Path, photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(photos / "00.png.jpg")
+    predict(run, photos, tmp_path / "out")
+    drawn = sorted(file for file in (tmp_path / "out" / "pictures").rglob("*") if file.is_file())
+    assert len(drawn) == COUNT + 1
+    for name, width in (("00.png.jpg", 40), ("00.png.jpg.jpg", 90)):
+        with Image.open(tmp_path / "out" / "pictures" / name) as picture:
+            assert picture.width == width
+
+
+def test_pictures_of_images_that_are_gone_are_removed(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(run, photos, out)
+    (out / "pictures" / "mine.txt").write_text("a person's")
+    (photos / "02.png").unlink()
+    predict(run, photos, out)
+    assert not (out / "pictures" / "02.png.jpg").exists()
+    assert (out / "pictures" / "mine.txt").exists()
+    assert (out / "pictures" / "03.png.jpg").exists()
+
+
+def test_an_image_that_became_unreadable_keeps_no_result(run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(run, photos, out)
+    (photos / "02.png").write_text("no image")
+    assert predict(run, photos, out).images == COUNT - 1
+    for name in (LINES, "detections.csv", "coco.json"):
+        assert "02.png" not in (out / name).read_text()
+    assert not (out / "pictures" / "02.png.jpg").exists()
+
+
+def test_another_address_of_the_same_name_is_another_image(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[int]
+) -> None:
+    contents = {f"https://{host}.org/x.png": (photos / f"0{host}.png").read_bytes() for host in "12"}
+    monkeypatch.setattr(predicting, "image_size", lambda file: image_size(file, contents[str(file)]))
+    monkeypatch.setattr(
+        predicting, "read_picture", lambda record, *size: read_picture(record, *size, content=contents[record.path])
+    )
+    for number, url in enumerate(contents, 1):
+        (tmp_path / "list.txt").write_text(url)
+        predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)
+        assert len(seen) == number
+    predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)  # an address is not fetched again
+    assert len(seen) == 2
+
+
+def test_names_that_no_file_of_detections_can_hold_are_left_out(run: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "00.png").rename(photos / "a\nb.png")
+    done = predict(run, photos, tmp_path / "out", pictures=False)
+    assert done.images == COUNT - 1
+    assert "control character" in done.unreadable[0]
+
+
+def test_detections_never_become_labels_of_people(run: Path, photos: Path, tmp_path: Path) -> None:
+    predict(run, photos, tmp_path / "out", score=0.0, pictures=False)
+    shutil.copy(tmp_path / "out" / "coco.json", photos / "labels.json")
+    create(tmp_path / "new", photos, ["zero"], photos / "labels.json")
+    with Store(RunFolder(tmp_path / "new").store) as store:
+        assert not any(len(said.boxes) or said.complete for said in store.labels().values())
+
+
+def test_detections_come_back_as_boxes_to_ask_about(run: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "00.png", photos / "below" / "00.png")
+    predict(run, photos, tmp_path / "out", pictures=False)
+    every = config.resolve("laptop", None, {"selection.strategy": "uncertainty", "scoring.candidate_threshold": 0.0})
+    ranked = external.rank(tmp_path / "out" / LINES, None, None, photos, every, 10**6)
+    asked = Counter(ranked.images[query.image_id].path for query in ranked.queries)
+    listed = {Path(path).relative_to(photos).as_posix(): count for path, count in asked.items()}
+    assert listed.keys() == {line["image"].removeprefix("photos/") for line in lines_of(tmp_path / "out")}
+    assert listed["00.png"] == listed["below/00.png"] > 3
 
 
 def test_renamed_and_merged_classes_have_their_present_names(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -247,6 +330,19 @@ def test_renamed_and_merged_classes_have_their_present_names(run: Path, photos: 
     assert "first" in labels
     assert not labels & {before[0], before[1]}
     assert before[2] in labels
+
+
+def test_classes_that_are_merged_later_are_merged_in_earlier_results(run: Path, photos: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", open_model(run).classes
+    predict(run, photos, out, pictures=False)
+    with Store(RunFolder(run).store) as store:
+        People(store).merge_class(0, 1, "ann")
+        People(store).rename_class(2, "other", "ann")
+    Image.new("RGB", (90, 70), (0, 200, 0)).save(photos / "new.png")
+    assert predict(run, photos, out, pictures=False).known == COUNT
+    labels = {label for line in lines_of(out) for label in line["labels"]}
+    assert not labels & {before[0], before[2]}
+    assert {before[1], "other"} <= labels
 
 
 def test_a_model_folder_alone_knows_its_classes(run: Path, photos: Path, tmp_path: Path) -> None:

@@ -583,3 +583,21 @@ def test_many_answers_are_fast(store: Store) -> None:
     known = store.labels()
     assert time.perf_counter() - start < 15
     assert all(isinstance(k, ImageLabels) and len(k.boxes) == 1 for k in known.values())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks no folders")
+def test_a_lock_of_another_program_on_the_folder_delays_a_store_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    monkeypatch.setattr(sqlite, "FOLDER_SECONDS", 0.1)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with Store(tmp_path / "labels.sqlite", classes=["a"]) as store:
+            store.open_cycle(1)
+        with Store(tmp_path / "labels.sqlite") as store:
+            assert store.cycles()
+    finally:
+        os.close(handle)

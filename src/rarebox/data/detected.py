@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rarebox.core.files import write_json, write_text
 from rarebox.data.coco import CocoAnnotation, CocoFile
+from rarebox.types import Source
 
 COLUMNS = ("image", "class", "score", "x1", "y1", "x2", "y2")
 
@@ -18,7 +19,7 @@ class ImageDetections:
     """The N detections on one image, best first.
 
     ``boxes`` (N, 4) are x1, y1, x2, y2 in pixels, ``labels`` (N,) the names of their classes today, ``scores`` (N,) in
-    [0, 1], ``numbers`` (N,) their classes in the model. ``stamp`` is the file's size and time of change.
+    [0, 1], ``numbers`` (N,) their classes in the model. ``stamp`` changes when the file does.
     """
 
     image: str
@@ -28,7 +29,7 @@ class ImageDetections:
     labels: list[str]
     scores: list[float]
     numbers: list[int]
-    stamp: tuple[int, int] | None = None
+    stamp: str | None = None
 
     def only(self, rows: Sequence[bool]) -> "ImageDetections":
         """The detections in these rows."""
@@ -100,13 +101,20 @@ def _coco(shown: Sequence[ImageDetections], names: Sequence[str], numbers: Mappi
                     "area": round(sized[2] * sized[3], 2),
                     "iscrowd": 0,
                     "score": score,
+                    "attributes": {"source": Source.PSEUDO.value},
                 }
             )
     return {
         "info": {"description": "Detections by rarebox. They are a model's, and no person has checked them."},
         "categories": [{"id": numbers[name], "name": name} for name in names],
         "images": [
-            {"id": number, "file_name": one.image, "width": one.width, "height": one.height}
+            {
+                "id": number,
+                "file_name": one.image,
+                "width": one.width,
+                "height": one.height,
+                "attributes": {"complete": False},
+            }
             for number, one in enumerate(shown, 1)
         ],
         "annotations": annotations,

@@ -1,8 +1,10 @@
 """The images that a command is given: a folder, one image, a list of paths in a text file, or a COCO file."""
 
 import os
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from rarebox.core.files import real
@@ -19,12 +21,11 @@ NamedImage = tuple[str, Path | str]
 
 
 def named_images(images: Path, but: Path) -> list[NamedImage]:
-    """The images of a folder, a text file with one path or URL per line, a COCO file, or a single image.
+    """The images of a folder, a text file with one path or URL per line, a COCO file, or a single image, each once.
 
-    Those of a folder that lie below ``but``, where the command writes its own pictures, are left out.
-
-    Names are relative to the folder, or to that of the file; those of other places are as long as needed to be unique.
-    Paths in a text file are relative to its folder. Raises UserError if there is no image.
+    Those of a folder that lie below ``but``, where the command writes its own pictures, are left out. Paths in a text
+    file are relative to its folder. A name is the path relative to the folder, or to that of the file, and longer if
+    the path of another image ends with it. Raises UserError if there is no image.
     """
     suffix = images.suffix.lower()
     if images.is_dir():
@@ -40,9 +41,10 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
     else:
         root = images.parent
         files = _listed(images, suffix)
-    if not files:
+    once = {file if is_url(file) else str(real(file)): file for file in reversed(files)}
+    if not once:
         raise UserError(f"{images} holds no image")
-    return _named(files, Path(os.path.abspath(root)))
+    return _named([*reversed(once.values())], Path(os.path.abspath(root)))
 
 
 def _listed(file: Path, suffix: str) -> list[Path | str]:
@@ -55,16 +57,34 @@ def _listed(file: Path, suffix: str) -> list[Path | str]:
 
 
 def _named(files: Sequence[Path | str], root: Path) -> list[NamedImage]:
-    """The files in their order, each once, by a name that no other has. Those below ``root`` are named first."""
-    places = {
-        file: PurePosixPath(urlsplit(file).path) if isinstance(file, str) else Path(os.path.abspath(file))
-        for file in files
-    }
-    names = {file: at.relative_to(root).as_posix() for file, at in places.items() if at.is_relative_to(root)}
-    taken = set(names.values())
-    for file, at in places.items():
-        if file not in names:
-            ends = ("/".join(at.parts[-n:]) for n in range(1, len(at.parts) + 1))
-            names[file] = next((end for end in ends if end not in taken), str(file))
-            taken.add(names[file])
-    return [(names[file], file) for file in places]
+    """The files with a name for each: the end of its path that no other path has, as short as that allows."""
+    paths = [_parts(file) for file in files]
+    alike = Counter(path[-1] for path in paths)
+    ends = Counter("/".join(path[-n:]) for path in paths if alike[path[-1]] > 1 for n in range(1, len(path) + 1))
+    names = dict[str, Path | str]()
+    for file, path in zip(files, paths, strict=True):
+        below = not is_url(file) and Path(os.path.abspath(file)).is_relative_to(root)
+        least = max(len(path) - len(root.parts[1:]), 1) if below else 1
+        longer = ("/".join(path[-n:]) for n in range(least, len(path) + 1))
+        name = next((end for end in longer if ends[end] < 2), "/".join(path))
+        names[next(other for other in _numbered(name) if other not in names)] = file
+    return [*names.items()]
+
+
+def _parts(file: Path | str) -> tuple[str, ...]:
+    """The parts of a path, or of a URL's host and path, without the root and steps upwards."""
+    if not is_url(file):
+        return Path(os.path.abspath(file)).parts[1:]
+    try:
+        url = urlsplit(str(file))
+    except ValueError as error:
+        raise UserError(f"{file} is not a valid URL ({error}). Correct it, or remove it from the list") from None
+    parts = tuple(part for part in url.path.split("/") if part not in ("", ".", ".."))
+    return (url.netloc, *parts)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The name itself, then ``a-2.jpg``, ``a-3.jpg``, …"""
+    yield name
+    stem, suffix = os.path.splitext(name)
+    yield from (f"{stem}-{number}{suffix}" for number in count(2))

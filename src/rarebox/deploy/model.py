@@ -31,6 +31,10 @@ class Model:
     measured: bool
     sha256: str
 
+    def name_of(self, number: int) -> str:
+        """The present name of one of its classes."""
+        return self.classes[int(self.counts_as[number])]
+
 
 def open_model(place: Path) -> Model:
     """The model in a folder, or that of the last trained cycle of a run or project.

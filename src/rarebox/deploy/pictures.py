@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,6 +13,8 @@ from rarebox.core.progress import Progress
 from rarebox.data.detected import ImageDetections
 from rarebox.data.images import UnreadableImage, image_size, read_picture, readers
 from rarebox.types import ImageRecord
+
+PICTURES = "pictures"
 
 LONGEST = 1600
 """The longest side of a picture, in pixels. Smaller images keep their size."""
@@ -28,18 +30,32 @@ def draw(
     classes: Sequence[str],
     progress: Progress,
 ) -> None:
-    """Write each image with its boxes to ``to/pictures``, under its own name, as a JPEG.
+    """Write each image with its boxes to ``to/pictures``, at :func:`places_of` its name, as a JPEG.
 
     An image that can no longer be read is left out.
     """
+    places = places_of([one.image for one in shown])
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(dict.fromkeys(classes))}
     with ThreadPoolExecutor(readers(far=False)) as threads:
-        drawn = threads.map(partial(_draw, to / "pictures", files, colours), shown)
+        drawn = threads.map(partial(_draw, to / PICTURES, places, files, colours), shown)
         for done, _ in enumerate(drawn, 1):
             progress("draw", done, len(shown), "pictures")
 
 
-def _draw(to: Path, files: Mapping[str, Path | str], colours: Mapping[str, str], found: ImageDetections) -> None:
+def remove_pictures(to: Path, before: Sequence[str], now: Sequence[ImageDetections]) -> None:
+    """Remove the pictures of images that had a result before and have none now."""
+    kept = set(places_of([one.image for one in now]).values())
+    for place in set(places_of(before).values()) - kept:
+        (to / PICTURES / place).unlink(missing_ok=True)
+
+
+def _draw(
+    to: Path,
+    places: Mapping[str, Path],
+    files: Mapping[str, Path | str],
+    colours: Mapping[str, str],
+    found: ImageDetections,
+) -> None:
     try:
         width, height, _ = image_size(files[found.image])
         side = min(LONGEST, max(width, height))
@@ -50,7 +66,7 @@ def _draw(to: Path, files: Mapping[str, Path | str], colours: Mapping[str, str],
     _add_boxes(image, found, colours)
     content = io.BytesIO()
     image.save(content, "JPEG", quality=90)
-    place = to / place_of(found.image)
+    place = to / places[found.image]
     place.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(place, content.getvalue())
 
@@ -76,8 +92,15 @@ def _ink(colour: str) -> str:
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
 
 
-def place_of(name: str) -> Path:
-    """The picture of an image below ``pictures``; never outside it."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-    last = parts[-1] if parts[-1].lower().endswith((".jpg", ".jpeg")) else f"{parts[-1]}.jpg"
-    return Path(*parts[:-1], last)
+def places_of(names: Sequence[str]) -> dict[str, Path]:
+    """A file below ``pictures`` for each image, and no two in one: its own name if that is a JPEG's, else with .jpg."""
+    jpegs = {name for name in names if name.lower().endswith((".jpg", ".jpeg"))}
+    places, taken = dict[str, Path](), set[str]()
+    for name in sorted(names, key=lambda name: name not in jpegs):  # JPEGs first
+        inside = "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+        wanted = inside if name in jpegs else f"{inside}.jpg"
+        while wanted.lower() in taken:
+            wanted = f"{wanted}.jpg"
+        taken.add(wanted.lower())
+        places[name] = Path(wanted)
+    return places

@@ -15,9 +15,10 @@ from rarebox.core.progress import Progress, silent
 from rarebox.data.detected import ImageDetections, Predicted, write_detected
 from rarebox.data.image_list import NamedImage, named_images
 from rarebox.data.images import UnreadableImage, image_size, read_picture, readers
+from rarebox.data.naming import is_writable
 from rarebox.data.remote import is_url
 from rarebox.deploy.model import Model, open_model
-from rarebox.deploy.pictures import draw
+from rarebox.deploy.pictures import draw, remove_pictures
 from rarebox.deploy.results import LINES, Results
 from rarebox.errors import UserError
 from rarebox.loop.scoring import behind
@@ -29,6 +30,8 @@ AHEAD = 32
 """Images that are read in advance."""
 
 UNREADABLE, LOCK = "unreadable.txt", "lock"
+
+UNWRITABLE = "its name holds a control character, which files of detections cannot. Rename it"
 
 
 def predict(
@@ -53,16 +56,20 @@ def predict(
         raise UserError(f"the score must be in [0, 1], got {score}")
     opened = open_model(model)
     _check_free(to)
-    files = named_images(images, but=to)
+    named = named_images(images, but=to)
+    files = [(name, file) for name, file in named if is_writable(name)]
+    unreadable = [UnreadableImage(file, UNWRITABLE) for name, file in named if not is_writable(name)]
     to.mkdir(parents=True, exist_ok=True)
     with hold(to / LOCK), Results(to / LINES, opened) as results:
+        before = results.names
         todo = [file for file in files if not results.knows(*file)]
-        unreadable = _detect(opened, todo, results, device, progress, len(files))
-        found = [one for name, _ in files if (one := results.get(name))]
+        unreadable += _detect(opened, todo, results, device, progress, len(files))
+        found = results.of(files)
         results.keep_only(found)
         shown = _shown(found, opened, score)
         write_detected(to, opened.classes, shown, found)
         _write_unreadable(to / UNREADABLE, unreadable)
+        remove_pictures(to, before, found)
         if pictures:
             draw(to, dict(files), shown, opened.classes, progress)
     counts = Counter(label for one in shown for label in one.labels)
@@ -124,7 +131,7 @@ def _found(name: str, picture: Picture, detections: Detections, model: Model) ->
         picture.width,
         picture.height,
         np.round(detections.boxes.astype(np.float64), 2).tolist(),
-        [model.classes[label] for label in model.counts_as[labels].tolist()],
+        [model.name_of(label) for label in labels.tolist()],
         np.round(detections.scores.astype(np.float64), 4).tolist(),
         labels.tolist(),
     )

@@ -12,6 +12,7 @@ from typing import Any, Self
 from rarebox.core.files import write_text
 from rarebox.data.detected import ImageDetections
 from rarebox.data.image_list import NamedImage
+from rarebox.data.remote import is_url
 from rarebox.deploy.model import Model
 from rarebox.errors import UserError
 
@@ -22,11 +23,12 @@ class Results:
     """The file of all detections: a first line with the classes and the model, then one JSON line for each image.
 
     ``rarebox rank --detections`` and ``rarebox init --predictions`` read it. Lines are appended; a line that a killed
-    process left half-written is dropped. Raises UserError if the file is of another model.
+    process left half-written is dropped. Classes that were renamed or merged since have their present names. Raises
+    UserError if the file is of another model.
     """
 
     def __init__(self, file: Path, model: Model) -> None:
-        self.file = file
+        self.file, self._model = file, model
         self._head = {"classes": list(dict.fromkeys(model.classes)), "model": model.sha256}
         self._found = dict[str, ImageDetections]()
         self._out: BufferedWriter | None = None
@@ -45,11 +47,16 @@ class Results:
 
     def knows(self, name: str, file: Path | str) -> bool:
         """Whether there is a result for an image, and its file is still the same."""
-        return name in self._found and self._found[name].stamp == stamp_of(file)
+        return name in self._found and (stamp := stamp_of(file)) is not None and self._found[name].stamp == stamp
 
-    def get(self, name: str) -> ImageDetections | None:
-        """The result for an image, if there is one."""
-        return self._found.get(name)
+    def of(self, files: Sequence[NamedImage]) -> list[ImageDetections]:
+        """The results for the images that have one, in their order."""
+        return [self._found[name] for name, file in files if self.knows(name, file)]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all images with a result."""
+        return [*self._found]
 
     def add(self, image: NamedImage, found: ImageDetections) -> None:
         """Record a result at once."""
@@ -81,9 +88,9 @@ class Results:
                     if number == 0:
                         self._check(value)
                     else:
-                        one = ImageDetections(**{**value, "stamp": tuple(value["stamp"]) if value["stamp"] else None})
+                        one = self._result(value)
                         self._found[one.image] = one
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, IndexError):
                     if number == 0:
                         raise UserError(f"{self.file} is no file of rarebox. Name a new or empty folder") from None
                     break
@@ -93,17 +100,25 @@ class Results:
     def _check(self, head: dict[str, Any]) -> None:
         if head["model"] != self._head["model"]:
             raise UserError(f"{self.file} holds the detections of another model. Name a new folder")
-        if head["classes"] != self._head["classes"]:
-            raise UserError(f"classes have changed since {self.file} was written. Name a new folder")
+
+    def _result(self, value: dict[str, Any]) -> ImageDetections:
+        """A line as a result, its labels by the present classes."""
+        labels = [self._model.name_of(number) for number in value["numbers"]]
+        return ImageDetections(**{**value, "labels": labels})
 
 
-def stamp_of(file: Path | str) -> tuple[int, int] | None:
-    """Size and time of change of a local file, in bytes and nanoseconds; None for a URL or a missing file."""
+def stamp_of(file: Path | str) -> str | None:
+    """What changes when a local file changes: its size in bytes and time of change in nanoseconds. A URL is its own.
+
+    None if the file is missing.
+    """
+    if is_url(file):
+        return str(file)
     try:
         found = os.stat(file)
     except (OSError, ValueError):
         return None
-    return found.st_size, found.st_mtime_ns
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _line(value: dict[str, Any]) -> str:

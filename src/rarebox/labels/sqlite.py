@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -19,6 +20,7 @@ if sys.platform != "win32":
     import fcntl
 
 BUSY_SECONDS = 30
+FOLDER_SECONDS = 5.0
 COMPANIONS = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite creates beside a database."""
 
@@ -175,7 +177,10 @@ class Watch:
 
 @contextmanager
 def _alone_in(folder: Path) -> Generator[None]:
-    """Wait until no other process opens or closes a store of a folder, where the system can lock folders."""
+    """Wait until no other process opens or closes a store of a folder, where the system can lock folders.
+
+    At most FOLDER_SECONDS, because another program may hold that lock for long, such as flock(1) around the command.
+    """
     if sys.platform == "win32":
         yield
         return
@@ -183,8 +188,21 @@ def _alone_in(folder: Path) -> Generator[None]:
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _try_for(FOLDER_SECONDS, partial(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB))
         yield
+
+
+def _try_for(seconds: float, work: Callable[[], object]) -> None:
+    """Do something again and again until it raises no BlockingIOError. Raises the last one after ``seconds``."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            work()
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _identity(file: Path) -> Identity:
