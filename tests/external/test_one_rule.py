@@ -115,3 +115,60 @@ def test_images_whose_names_fit_are_not_said_to_differ(folder: Path) -> None:
     said = labels(folder, {"image_id": 2, "bbox": [10, 10, 20, 20]}, complete=False)
     found = ranked(folder, [line(1, [50, 50, 90, 90])], said)
     assert "0 of 1 labelled images of labels.json have detections in found" in found.notes
+
+
+def twice(folder: Path, said: Path, **second: Any) -> Path:
+    """Name the photo of image 1 under the number 2 too."""
+    content = json.loads(said.read_text())
+    content["images"][1] |= {"file_name": "p1.png", **second}
+    said.write_text(json.dumps(content))
+    return said
+
+
+def test_a_photo_under_two_numbers_has_the_boxes_of_both(folder: Path) -> None:
+    first, second, third = [10.0, 10.0, 40.0, 40.0], [100.0, 50.0, 40.0, 40.0], [60.0, 20.0, 30.0, 30.0]
+    said = twice(folder, labels(folder, {"bbox": first}, {"bbox": second, "image_id": 2}, complete=False))
+    corners = [[x, y, x + width, y + height] for x, y, width, height in (first, second, third)]
+    assert boxes(ranked(folder, [line(1, *corners)], said)) == [(1, corners[2])]
+    results = [result(1, first), result(2, second), result(2, third)]
+    assert boxes(ranked(folder, results, said)) == [(1, corners[2])]
+    assert boxes(ranked(folder, results, None, said)) == [(1, corner) for corner in sorted(corners)]
+
+
+def test_a_photo_under_two_numbers_is_complete_only_if_both_entries_say_so(folder: Path) -> None:
+    found = [line(1, [60, 20, 90, 50])]
+    whole = twice(folder, labels(folder, {"bbox": [10, 10, 40, 40]}))
+    assert not boxes(ranked(folder, found, whole))
+    part = twice(folder, labels(folder, {"bbox": [10, 10, 40, 40]}), attributes={"complete": False})
+    assert boxes(ranked(folder, found, part)) == [(1, [60, 20, 90, 50])]
+
+
+def test_links_to_a_photo_are_one_photo(folder: Path) -> None:
+    (folder / "p2.png").unlink()
+    (folder / "p2.png").symlink_to(folder / "p1.png")
+    said = labels(folder, {"bbox": [10, 10, 40, 40]}, {"bbox": [100, 50, 40, 40], "image_id": 2})
+    train = datasets.load(said).train
+    assert [len(truth) for truth in train.truth.values()] == [2]
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_numbers_that_one_file_leaves_open_are_not_taken_from_the_other(folder: Path, vectors: bool) -> None:
+    said = labels(folder, {"bbox": [10, 10, 40, 40]})
+    content = json.loads(said.read_text())
+    content["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    said.write_text(json.dumps(content))
+    above = [{"id": n, "name": name, "supercategory": "animals"} for n, name in ((1, "cat"), (2, "dog"))]
+    content |= {"categories": [{"id": 0, "name": "animals", "supercategory": "none"}, *above], "annotations": []}
+    (folder / "images.json").write_text(json.dumps(content))
+    found = {**line(1, [60, 20, 90, 50]), "labels": None, "class_probs": [[0.1, 0.8]]}
+    found = found if vectors else {**line(1, [60, 20, 90, 50]), "labels": [1]}
+    with pytest.raises(UserError, match="class"):
+        ranked(folder, [found], said, folder / "images.json")
+
+
+def test_a_category_without_a_name_keeps_its_place(folder: Path) -> None:
+    said = labels(folder, {"bbox": [10, 10, 40, 40]})
+    content = json.loads(said.read_text())
+    content["categories"] = [{"id": 1, "name": "cat"}, {"id": 2}, {"id": 3, "name": "dog"}]
+    said.write_text(json.dumps(content))
+    assert datasets.numbers_of(said).classes == {0: "cat", 2: "dog"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rarebox.core.files import real
 from rarebox.data.fitting import fitted
 from rarebox.data.images import UnreadableImage, content_of, image_size, read_image, readers
 from rarebox.data.listings import (
@@ -47,7 +48,7 @@ def assemble(
     """
     if photos:
         train, test = _found_among(photos, train, test), None
-    train, test = _joined(train), test and _joined(test)
+    train, test = joined(train), test and joined(test)
     splits = [train, test] if test else [train]
     for listing in splits:
         if not listing.images:
@@ -149,15 +150,20 @@ def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | N
     )
 
 
-def _joined(listing: Listing) -> Listing:
+def file_of(image: ListedImage) -> str:
+    """What the entries of one photo have in common: its path without links and detours, or its URL."""
+    path = str(image.path)
+    return path if is_url(path) else str(real(path))
+
+
+def joined(listing: Listing) -> Listing:
     """The listing with one entry for each file, which has the boxes of all its entries.
 
     An object that one of several entries lacks would be background there.
     """
     entries: dict[str, list[ListedImage]] = {}
     for image in listing.images:
-        path = str(image.path)
-        entries.setdefault(path if is_url(path) else os.path.normpath(path), []).append(image)
+        entries.setdefault(file_of(image), []).append(image)
     images: list[ListedImage] = []
     problems = list(listing.problems)
     for first, *others in entries.values():

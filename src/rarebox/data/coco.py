@@ -193,10 +193,11 @@ def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict
     is left out, because detectors may count it or not.
     """
     categories: dict[Key, Object] = {}
-    ambiguous: set[Key] = set()
+    ambiguous, nameless = set[Key](), set[Key]()
     for index, category in enumerate(content.categories):
         where = f"{path}: category {index + 1} in the list"
         if not is_object(category) or "id" not in category or not _name(category):
+            nameless |= {_key(category["id"])} if is_object(category) and "id" in category else set()
             problems.append(Problem("unknown category", where, "it has no id or no name. It is skipped."))
         elif (first := categories.setdefault(_key(category["id"]), category)) is not category:
             same = _name(first) == _name(category)
@@ -204,8 +205,9 @@ def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict
             what = "is taken. The first category is used." if same else "has two names. Its boxes are dropped."
             problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
     placeholders = _placeholders(categories, content.annotations)
-    by_id = sorted(categories, key=lambda key: (isinstance(key, str), key))
-    named = {key: _name(categories[key]) for key in by_id if key not in placeholders and key not in ambiguous}
+    by_id = sorted(categories.keys() | nameless, key=lambda key: (isinstance(key, str), key))
+    lacking = {*placeholders, *ambiguous, *(nameless - categories.keys())}
+    named = {key: _name(categories[key]) for key in by_id if key not in lacking}
     numbers = {place: named[key] for place, key in enumerate(by_id) if key in named}
     return named, {} if placeholders else numbers
 

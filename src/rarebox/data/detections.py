@@ -9,7 +9,7 @@ import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypedDict, TypeGuard
 
@@ -318,6 +318,17 @@ class CocoResults:
         rows = self._rows[image]
         where = f"{self.path}, image {image!r}"
         return [Line(where, image, self._boxes[rows], self._categories[rows].tolist(), self._scores[rows], None)]
+
+
+def concatenated(lines: Sequence[Line]) -> Line:
+    """COCO results under several numbers of one image as one line."""
+    scores = [line.scores for line in lines if line.scores is not None]
+    return replace(
+        lines[0],
+        boxes=np.concatenate([line.boxes for line in lines]),
+        labels=[label for line in lines for label in line.labels or ()],
+        scores=np.concatenate(scores) if scores else None,
+    )
 
 
 def _result(entry: object, path: Path, number: int) -> tuple[Image, int, list[float]]:

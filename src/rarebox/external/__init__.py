@@ -16,7 +16,7 @@ from rarebox.config import Settings
 from rarebox.core import seeds
 from rarebox.core.boxes import clip, rescaling
 from rarebox.data import detections
-from rarebox.data.detections import DetectionFile, Image, Line
+from rarebox.data.detections import CocoResults, DetectionFile, Image, Line, concatenated
 from rarebox.data.fitting import CornerCheck, has_area, reach_out
 from rarebox.data.listings import Numbers
 from rarebox.errors import UserError
@@ -304,6 +304,8 @@ def _in_image(found: Detections, line: Line, record: ImageRecord, corners: Corne
 def _single_line(file: DetectionFile, names: Sequence[Image]) -> Line:
     """The line about an image. Raises UserError if there are several."""
     lines = [line for name in names for line in file.read(name)]
+    if isinstance(file, CocoResults):  # a photo may have several numbers
+        lines = [concatenated(lines)]
     if len(lines) > 1:
         raise UserError(
             f"{lines[1].where}: this image came already, in {lines[0].where}. Write all its boxes in one line"

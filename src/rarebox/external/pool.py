@@ -10,6 +10,7 @@ import numpy as np
 
 from rarebox.core.boxes import rescaling
 from rarebox.data import coco, fitting, listings
+from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
@@ -68,6 +69,8 @@ class Pool:
         """Numbers that are the id of one image and the name of another. They are used as ids."""
         self.otherwise: dict[str, int] = {}
         """The ids of images that the detections name otherwise than the labels or --images, by those names."""
+        self._aliases = dict[int, int]()  # further numbers of an image that a COCO file lists several times
+        self._ambiguous = False
         self._known: Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
@@ -75,7 +78,7 @@ class Pool:
     @property
     def numbers(self) -> dict[int, str]:
         """The class names by number from 0, as the labels and images count; empty if they contradict each other."""
-        return listings.agreed(self._numbered)
+        return {} if self._ambiguous else listings.agreed(self._numbered)
 
     def add(self, record: ImageRecord, *, given: bool = False, internal: bool = False) -> None:
         """Add an image, or update its size. ``given``: a file gave its id. ``internal``: a store numbered it."""
@@ -90,7 +93,7 @@ class Pool:
 
         Raises UserError if several images match.
         """
-        image = self._paths.get(image, image) if isinstance(image, int) else image
+        image = self._aliases.get(image, self._paths.get(image, image)) if isinstance(image, int) else image
         if isinstance(image, str):
             if image in self.otherwise:
                 return self.otherwise[image]
@@ -159,6 +162,7 @@ class Pool:
 
     def add_images(self, path: Path, notes: list[str]) -> None:
         """Add the images of a folder or a COCO file. Images known by name keep their ids."""
+        every: Sequence[ListedImage] = ()
         if path.is_dir():
             unreadable: list[UnreadableImage] = []
             listed: list[tuple[int | None, str, int, int]] = []
@@ -171,8 +175,7 @@ class Pool:
             if unreadable:
                 notes.append(f"{len(unreadable)} unreadable images are skipped, the first: {unreadable[0]}")
         else:
-            listing, _ = coco.read(path)
-            self._name_classes(path, listing)
+            listing, every = self._read(path)
             sized = [(i, i.size or (0, 0)) for i in listing.images]
             listed = [(i.id, str(i.path), size[0], size[1]) for i, size in sized]
         if not listed:
@@ -190,24 +193,39 @@ class Pool:
                 free = max(self.records, default=0) + 1
                 known = free if image_id is None or image_id in self.records else image_id
             self.add(ImageRecord(known, name, width, height), given=known == image_id)
+        self._note_aliases(every)
 
     def add_labels(self, path: Path, all_complete: bool) -> Given:
         """The labels from a store or a COCO file, whose images are added."""
         if path.is_dir() or path.suffix != ".json":
             return self._add_store(path)
-        listing, _ = coco.read(path)
-        self._name_classes(path, listing)
+        listing, every = self._read(path)
         listed: dict[int, ListedImage] = {}
         for image_id, image in zip(listings.own_numbers(listing.images), listing.images, strict=True):
             record = ImageRecord(image_id, str(image.path), *(image.size or (0, 0)))
             self.add(record, given=image.id is not None)
             listed[image_id] = replace(image, complete=True) if all_complete else image
+        self._note_aliases(every)
         return Given(path, listed=listed, problems=listing.problems)
+
+    def _read(self, path: Path) -> tuple[listings.Listing, Sequence[ListedImage]]:
+        """A COCO file with one entry for each photo, whose classes are added, and all its entries."""
+        listing, _ = coco.read(path)
+        self._name_classes(path, listing)
+        return joined(listing), listing.images
+
+    def _note_aliases(self, images: Sequence[ListedImage]) -> None:
+        """Have all numbers of a photo that is listed several times mean one image."""
+        own = {file_of(image): image.id for image in reversed(images) if image.id is not None}
+        for image in images:
+            if image.id is not None and (first := own[file_of(image)]) != image.id:
+                self._aliases[image.id] = self._aliases.get(first, first)
 
     def _name_classes(self, path: Path, listing: listings.Listing) -> None:
         """Add the classes of a COCO file with their numbers. Raises UserError if another file uses other numbers."""
         self.classes = tuple(dict.fromkeys((*self.classes, *listing.classes)))
         self._numbered |= listing.numbers.items()
+        self._ambiguous |= bool(listing.classes) and not listing.numbers
         for number, name in listing.categories.items():
             if self.categories.setdefault(number, name) != name:
                 raise UserError(
