@@ -182,6 +182,28 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not seen
 
 
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Three frames of one size in bytes and one time, as unpacked from a zip file."""
+    folder, dice = tmp_path / "frames", np.random.default_rng(9)
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(dice.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(folder / f"{number}.bmp")
+        os.utime(folder / f"{number}.bmp", (1_700_000_000, 1_700_000_000))
+    return folder
+
+
+def test_a_frame_that_takes_the_name_of_another_is_detected_again(run: Path, frames: Path, tmp_path: Path) -> None:
+    predict(run, frames, tmp_path / "out", pictures=False)
+    before = {line["image"]: line["boxes"] for line in lines_of(tmp_path / "out")}
+    (frames / "0.bmp").unlink()
+    (frames / "1.bmp").rename(frames / "0.bmp")
+    (frames / "2.bmp").rename(frames / "1.bmp")
+    assert predict(run, frames, tmp_path / "out", pictures=False).known == 0
+    after = {line["image"]: line["boxes"] for line in lines_of(tmp_path / "out")}
+    assert after == {"0.bmp": before["1.bmp"], "1.bmp": before["2.bmp"]} != before
+
+
 def test_a_changed_image_is_detected_again_and_a_removed_one_leaves(
     run: Path, photos: Path, tmp_path: Path, seen: list[int]
 ) -> None:

@@ -43,6 +43,15 @@ def real(path: str | Path) -> Path:
         return Path(os.path.abspath(path))
 
 
+Stat = tuple[int, int, int, int]
+"""Size in bytes, modification time and change time in nanoseconds, inode."""
+
+
+def stat_of(found: os.stat_result) -> Stat:
+    """What changes when a file changes or another one takes its name, even one of the same size and time."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
 def open_regular(path: str | Path) -> BufferedReader:
     """Open a user's file for reading. Raises ``OSError`` if it is missing, unreadable or not a regular file.
 
