@@ -32,6 +32,12 @@ __all__ = [
 EXPORT_MARK = "rarebox.json"  # a file in every folder that rarebox has exported
 _LARGEST_ID = 2**53  # the largest integer that every JSON reader holds exactly
 
+QUESTION = "query"
+"""The source of a box in a ranked list: a question to people, which is no label."""
+
+OPEN_BOXES = "questions, not labels"
+"""The kind of the problems that list the images whose questions are ignored."""
+
 NOT_USED = "image not used"
 """The kind of the problems that list the images a simulation skips."""
 
@@ -89,7 +95,7 @@ class Dataset:
 class ListedBox(NamedTuple):
     """A box as a label file has it: x1, y1, x2, y2, which may be any numbers, and ``where`` it is in the file.
 
-    ``source`` is the origin of the box, a `Source`, or empty if the file does not say. ``crowd``: the box is around
+    ``source`` is the origin of the box, a `Source` or `QUESTION`, or empty if the file does not say. ``crowd``: the box is around
     several objects.
     """
 

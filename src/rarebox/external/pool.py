@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rarebox.core.boxes import rescaling
+from rarebox.core.text import counted
 from rarebox.data import coco, fitting, listings
 from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
@@ -265,6 +266,11 @@ class Pool:
             notes.append(
                 f"{len(lost)} objects of the labels cannot be used, and their images do not count as fully labelled. "
                 f"The first: {lost[0].where}: {lost[0].what}"
+            )
+        if ignored := [problem for problem in problems if problem.kind == listings.OPEN_BOXES]:
+            notes.append(
+                f"{given.source.name} holds questions that nobody has answered, on {counted(len(ignored), 'image')}. "
+                "They do not count as labels"
             )
         unknown = all(image.complete is None for image in given.listed.values())
         if unknown and not all(one.complete for one in fitted.values()):
