@@ -330,8 +330,14 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
 
 
 def _name_of(task: Object) -> str:
-    """The number of a task in Label Studio, and of its project; empty for a task that was not there."""
-    return f"{task.get('project', '')}/{task['id']}" if "id" in task else ""
+    """The number of a task in Label Studio, and of its project; empty for a task that was not there.
+
+    Every new server counts from 1, so the time when the task was made is part of its name. JSON-MIN gives that of the
+    annotation instead, which differs from it.
+    """
+    made = saved_at({"created_at": task.get("created_at")})
+    when = f" of {made}" if made > -math.inf else ""
+    return f"{task.get('project', '')}/{task['id']}{when}" if "id" in task else ""
 
 
 def _query_of(region: object) -> int | None:

@@ -95,8 +95,8 @@ class Dataset:
 class ListedBox(NamedTuple):
     """A box as a label file has it: x1, y1, x2, y2, which may be any numbers, and ``where`` it is in the file.
 
-    ``source`` is the origin of the box, a `Source` or `QUESTION`, or empty if the file does not say. ``crowd``: the box is around
-    several objects.
+    ``source`` is the origin of the box, a `Source` or `QUESTION`, or empty if the file does not say. ``crowd``: the box
+    is around several objects.
     """
 
     box: tuple[float, float, float, float]

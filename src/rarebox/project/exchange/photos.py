@@ -126,11 +126,14 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
             "another project?"
         )
     pairs = [(one, record) for one, record in located if record is not None]
-    seen: dict[int, Returned] = {}
+    seen: dict[tuple[int, str], Returned] = {}
     for one, record in pairs:
-        if record.id in seen:
-            raise UserError(f"{one.where}: this image came already, in {seen[record.id].where}; import them one by one")
-        seen[record.id] = one
+        first = seen.setdefault((record.id, one.task), one)
+        if first is not one:
+            raise UserError(
+                f"{one.where}: this image came already, in {first.where}, and the file does not say that they are "
+                "different tasks. Keep one of the two in the file"
+            )
     return pairs
 
 
