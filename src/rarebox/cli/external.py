@@ -1,6 +1,7 @@
 """The commands for other detectors: rank their boxes, and write augmented copies of images."""
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +82,12 @@ def rank(
         case ListFormat.COCO:
             text = ranked.as_coco(found.images, found.classes, found.queries)
         case ListFormat.LABELSTUDIO:
-            shown = sheets([(record, record.path) for record in found.images.values()], found.queries)
+            shown = [
+                replace(sheet, project=found.project, numbered=True)
+                if sheet.record.id in found.of_project
+                else replace(sheet, numbered=False)
+                for sheet in sheets([(record, record.path) for record in found.images.values()], found.queries)
+            ]
             text = json.dumps(labelstudio.tasks(shown, found.classes, image_url or ""), ensure_ascii=False) + "\n"
             if to:
                 write_text(to.with_suffix(".xml"), labelstudio.config(found.classes))

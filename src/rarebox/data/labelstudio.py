@@ -103,7 +103,7 @@ class About(TypedDict):
     store that the numbers belong to.
     """
 
-    image_id: int
+    image_id: NotRequired[int]
     rank: int
     queries: list[int]
     complete: bool
@@ -166,7 +166,9 @@ def tasks(sheets: Iterable[ReviewTask], classes: Sequence[str], image_url: str, 
 
 def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: str) -> Task:
     shown = [query.id for query in sheet.queries if query.id]
-    about = About(image_id=sheet.record.id, rank=sheet.number, queries=shown, complete=sheet.complete)
+    about = About(rank=sheet.number, queries=shown, complete=sheet.complete)
+    if sheet.numbered:
+        about["image_id"] = sheet.record.id
     if sheet.project:
         about["project"] = sheet.project
     task: Task = {"data": {IMAGE: image_url + quote(sheet.file), OURS: about}}

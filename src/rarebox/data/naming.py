@@ -168,9 +168,9 @@ class ByName(Generic[T]):
 
     def _fitting(self, alike: dict[str, T], form: str, name: str) -> T | None:
         """The only one of these, unless the name points to another known folder."""
-        value, folder = _only(alike, name), _folder(form)
-        elsewhere = folder and folder in self._folders and not any(folder in path.split("/")[:-1] for path in alike)
-        return None if elsewhere and not _is_upload(form) else value
+        folder = _folder(form)
+        elsewhere = folder in self._folders and not any(folder in path.split("/")[:-1] for path in alike)
+        return None if folder and elsewhere and not _is_upload(form) else _only(alike, name)
 
 
 def _only(alike: dict[str, T], name: str) -> T | None:

@@ -62,6 +62,8 @@ class Pool:
 
     def __init__(self, paths: Mapping[int, str] | None = None) -> None:
         self._paths = paths or {}
+        self.project = ""
+        """The identity of the store that the labels are from, empty if they are from a file."""
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
@@ -75,6 +77,11 @@ class Pool:
         self._known: Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
+
+    @property
+    def of_project(self) -> frozenset[int]:
+        """The images that the store of the labels has numbered."""
+        return frozenset(self._internal if self.project else ())
 
     @property
     def numbers(self) -> dict[int, str]:
@@ -236,7 +243,7 @@ class Pool:
 
     def _add_store(self, path: Path) -> Given:
         with open_store(path) as store:
-            self.classes = store.classes()
+            self.classes, self.project = store.classes(), store.identity()
             self._numbered |= set(enumerate(self.classes))
             images = store.images()
             for record in images.values():
