@@ -30,7 +30,9 @@ def rank(
     labels: Annotated[
         Path | None, typer.Option(help="Existing labels: a COCO file, or the folder of a run or project.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="The images: a folder, or a COCO file.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The images: a folder, a text file of paths, or a COCO file.")
+    ] = None,
     strategy: Annotated[
         str, typer.Option(help="How boxes are ranked: class_balanced, uncertainty, entropy, …")
     ] = "class_balanced",

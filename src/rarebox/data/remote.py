@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from rarebox.core.files import read_bytes
 from rarebox.core.text import decode, lines_of
+from rarebox.data.disk import slashes
 from rarebox.data.naming import is_litter
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
@@ -149,7 +150,7 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
 
 
 def _listed(url: str) -> list[str]:
-    """The images that a text file names."""
+    """The images that a text file names, without empty lines and comments."""
     if is_url(url):
         with fetched(url) as content:
             text = decode(content, url)
@@ -165,10 +166,14 @@ def _listed(url: str) -> list[str]:
                 check(line)
             except Refused as error:
                 raise UserError(f"{url} names {line}, which is not read: {error}. Remove that line.") from None
-        named.append(
-            location(line if is_url(line) or (os.path.isabs(line) and not is_url(url)) else f"{folder}/{line}")
-        )
+        named.append(line if is_url(line) else f"{folder}/{line}" if is_url(url) else _local(folder, line))
     return named
+
+
+def _local(folder: str, line: str) -> str:
+    """The path that a line of a local list means, from the folder of the list. It may be from Windows."""
+    path = location(os.path.join(folder, line))
+    return path if os.path.exists(path) else location(os.path.join(folder, slashes(line)))
 
 
 def _found(url: str) -> list[str]:

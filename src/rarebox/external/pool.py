@@ -14,9 +14,10 @@ from rarebox.data import coco, fitting, listings
 from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
-from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
+from rarebox.data.image_list import named_images
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_size
 from rarebox.data.listings import ListedImage, Problem, Size
-from rarebox.data.remote import is_url
+from rarebox.data.remote import is_list, is_url
 from rarebox.errors import UserError
 from rarebox.external.names import Names
 from rarebox.loop.run_folder import open_store
@@ -169,14 +170,14 @@ class Pool:
         return placed
 
     def add_images(self, path: Path, notes: list[str]) -> None:
-        """Add the images of a folder or a COCO file. Images known by name keep their ids."""
+        """Add the images of a folder, a text file of paths or a COCO file. Images known by name keep their ids."""
         every: Sequence[ListedImage] = ()
-        if path.is_dir():
+        if path.is_dir() or is_list(path):
             unreadable: list[UnreadableImage] = []
             listed: list[tuple[int | None, str, int, int]] = []
-            for place in image_files(path):
+            for _, place in named_images(path):
                 try:
-                    width, height, _ = image_size(place)
+                    width, height, _ = (0, 0, 1) if is_url(place) else image_size(place)
                     listed.append((None, str(place), width, height))
                 except UnreadableImage as error:
                     unreadable.append(error)
