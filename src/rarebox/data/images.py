@@ -103,8 +103,8 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
     """All files below a folder with one of the suffixes, ignoring capitals, sorted by path.
 
     Links are followed, but not to a folder that contains ``folder``. A file that is reachable in several ways is listed
-    once, preferably not by a link. Litter is excluded, and so are the folders below that rarebox has written. With ``lost`` the list also has unreadable folders, and dead
-    links with one of the suffixes or without any.
+    once, preferably not by a link. Litter is excluded, and so are the folders below that rarebox has written. With
+    ``lost`` the list also has unreadable folders, and dead links with one of the suffixes or without any.
     """
     top = Path(folder)
     found: dict[str, Path] = {}  # real path -> path that reaches it
