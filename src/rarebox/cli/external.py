@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rarebox import config
-from rarebox.cli.options import ImageUrl, app, warn_of_photos
+from rarebox.cli.options import ImageUrl, app, class_names, warn_of_photos
 from rarebox.cli.progress import console, progress_bars
 
 
@@ -52,7 +52,7 @@ def rank(
     from rarebox.data.review import sheets
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
-    names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
+    names = class_names(classes) or None
     if labels:
         warn_of_photos(labels)
     with progress_bars(False) as progress:

@@ -19,6 +19,7 @@ from rarebox.cli.options import (
     ImageUrl,
     Weights,
     app,
+    class_names,
     name_missing,
     print_problems,
     warn_of_photos,
@@ -298,7 +299,7 @@ def init_project(
     from rarebox.project.create import create
     from rarebox.project.project import Project
 
-    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    names = class_names(classes)
     try:
         with progress_bars(as_json=False) as progress:
             note: object = choose(config.resolve(preset, None, changes).detector, progress).note

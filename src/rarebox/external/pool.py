@@ -206,7 +206,10 @@ class Pool:
 
     def add_labels(self, path: Path, all_complete: bool) -> Given:
         """The labels from a store or a COCO file, whose images are added."""
-        if path.is_dir() or path.suffix != ".json":
+        suffix = path.suffix.lower()
+        if suffix in (".yaml", ".yml", ".txt", ".xml", ".csv"):
+            raise UserError(f"{path} is not a COCO file. Name one, or the folder or store of a run or project")
+        if path.is_dir() or suffix != ".json":
             return self._add_store(path)
         listing, every = self._read(path)
         listed: dict[int, ListedImage] = {}
