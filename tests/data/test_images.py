@@ -389,26 +389,3 @@ def test_what_no_person_has_put_there_is_no_photo(tmp_path: Path, litter: str) -
     photo(folder / litter)
     (folder / ".linked").symlink_to(tmp_path)
     assert names(folder) == ["a.jpg"]
-
-
-@pytest.mark.parametrize(
-    ("marks", "skipped"),
-    [
-        (["rarebox.json"], True),
-        (["detections.jsonl", "coco_results.json"], True),
-        (["views.jsonl", "images/"], True),
-        (["settings.yaml", "problems.json"], True),
-        (["detections.jsonl"], False),  # of another detector, beside the photos
-        (["views.jsonl"], False),
-    ],
-)
-def test_pictures_that_rarebox_has_written_are_no_photos(marks: list[str], skipped: bool, tmp_path: Path) -> None:
-    out = tmp_path / "photos" / "below" / "out"
-    (out / "pictures").mkdir(parents=True)
-    for mark in marks:
-        (out / mark).mkdir() if mark.endswith("/") else (out / mark).touch()
-    for place in (tmp_path / "photos", out / "pictures"):
-        Image.new("RGB", (9, 9)).save(place / "a.png")
-    found = [file.relative_to(tmp_path / "photos").as_posix() for file in image_files(tmp_path / "photos")]
-    assert found == ["a.png"] + ["below/out/pictures/a.png"] * (not skipped)
-    assert image_files(out) == [out / "pictures" / "a.png"]  # named by the user

@@ -43,14 +43,6 @@ SUFFIXES = frozenset(
     ]
 )
 
-OUTPUTS = (
-    {"rarebox.json"},  # exports
-    {"detections.jsonl", "coco_results.json"},  # of rarebox predict
-    {"views.jsonl", "images"},  # copies of rarebox views
-    {"settings.yaml", "problems.json"},  # runs and projects
-)
-"""The files by which folders of pictures are known that rarebox has written, which are no photos."""
-
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM", "JPEG2000")
 """Pillow's names of the formats that are read. The content decides, not the suffix. Pillow's other formats are refused,
 because some start other programs, such as Ghostscript."""
@@ -103,8 +95,8 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
     """All files below a folder with one of the suffixes, ignoring capitals, sorted by path.
 
     Links are followed, but not to a folder that contains ``folder``. A file that is reachable in several ways is listed
-    once, preferably not by a link. Litter is excluded, and so are the folders below that rarebox has written. With
-    ``lost`` the list also has unreadable folders, and dead links with one of the suffixes or without any.
+    once, preferably not by a link. Litter is excluded. With ``lost`` the list also has unreadable folders, and dead
+    links with one of the suffixes or without any.
     """
     top = Path(folder)
     found: dict[str, Path] = {}  # real path -> path that reaches it
@@ -122,9 +114,6 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError:
             nowhere.append(place)
-            continue
-        names = {entry.name for entry in entries}
-        if place != top and any(marks <= names for marks in OUTPUTS):
             continue
         for entry in entries:
             path = place / entry.name

@@ -81,7 +81,7 @@ def rank(
     """Rank the boxes of a file of detections by the strategy of the settings.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
-    count as fully labelled. ``images`` is a folder, text file or COCO file of the images. ``numbers`` says what the
+    count as fully labelled. ``images`` is a folder or COCO file that lists the images. ``numbers`` says what the
     numbers of classes and images mean, for a project that is created from labels. Raises UserError for invalid
     files and arguments.
     """
