@@ -267,6 +267,15 @@ def test_pictures_of_images_that_are_gone_are_removed(run: Path, photos: Path, t
     assert (out / "pictures" / "03.png.jpg").exists()
 
 
+def test_no_later_call_takes_its_pictures_for_photos(run: Path, photos: Path) -> None:
+    assert predict(run, photos, photos / "one").left_out == ""
+    assert predict(run, photos, photos / "one").left_out == ""  # where it writes itself
+    again = predict(run, photos, photos / "two", pictures=False)
+    assert again.images == COUNT
+    assert again.left_out.startswith(f"{COUNT} images left out")
+    assert str(photos / "one") in again.left_out
+
+
 def test_an_image_that_became_unreadable_keeps_no_result(run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(run, photos, out)

@@ -293,6 +293,7 @@ def init_project(
 ) -> None:
     """Create a project of photos, and print what it holds."""
     from rarebox import external
+    from rarebox.data.images import left_out
     from rarebox.detectors.start import choose
     from rarebox.detectors.weights import WeightsUnavailable
     from rarebox.project.create import create
@@ -313,7 +314,7 @@ def init_project(
         numbers = numbers_in_use(names, labels)
         predicted = external.rank(predictions, None, None, here, every, 10**9, numbers=numbers)
         for note in predicted.notes:
-            if note != external.NO_VIEWS:
+            if note not in (external.NO_VIEWS, here and left_out(here)):  # create returns the latter, too
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:

@@ -47,6 +47,7 @@ class Predicted:
     """What was found: the images with a result, the boxes that are shown in all and of each class, best class first.
 
     ``known`` images had a result already. ``unreadable`` names the images that cannot be read, with the reason.
+    ``left_out`` is a note on images that rarebox has written itself, or empty.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Predicted:
     per_class: dict[str, int]
     unreadable: tuple[str, ...]
     measured: bool
+    left_out: str = ""
 
 
 def write_detected(

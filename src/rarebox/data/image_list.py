@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from rarebox.core.files import real
 from rarebox.core.text import lines_of, read_text
 from rarebox.data import coco
-from rarebox.data.images import SUFFIXES, image_files
+from rarebox.data.images import SUFFIXES, image_files, left_out
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 
@@ -45,6 +45,14 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
     if not once:
         raise UserError(f"{images} holds no image")
     return _named([*reversed(once.values())], Path(os.path.abspath(root)))
+
+
+def left_out_for(images: Path, but: Path) -> str:
+    """A note on the images of a folder that :func:`named_images` leaves out, because rarebox has written them.
+
+    Those below ``but``, where the command itself writes, are not mentioned. Empty if there are none.
+    """
+    return left_out(images, but) if images.is_dir() else ""
 
 
 def _listed(file: Path, suffix: str) -> list[Path | str]:

@@ -13,7 +13,7 @@ from rarebox.data import coco, fitting, listings
 from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
-from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size, left_out
 from rarebox.data.listings import ListedImage, Problem, Size
 from rarebox.data.remote import is_url
 from rarebox.errors import UserError
@@ -172,6 +172,8 @@ class Pool:
                     listed.append((None, str(place), width, height))
                 except UnreadableImage as error:
                     unreadable.append(error)
+            if note := left_out(path):
+                notes.append(note)
             if unreadable:
                 notes.append(f"{len(unreadable)} unreadable images are skipped, the first: {unreadable[0]}")
         else:

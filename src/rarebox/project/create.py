@@ -128,6 +128,8 @@ def create(
     digests, contents = dict[int, str](), Contents(folder.photos)
     records, unreadable = read_images(files, settings.detector.size, progress, digests=digests, contents=contents)
     problems += unreadable
+    if not from_list:
+        problems += listings.written_by_rarebox(Path(images))
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
         problems.append(listings.Problem("kind not read", str(unknown[0]), what))

@@ -110,11 +110,13 @@ class Found:
 
     ``lost``: the same for images whose path another photo has taken; no file lies at the path they get here.
     ``changed``: the paths of photos with another content than when they were added, and the same size in pixels.
+    ``left_out`` is a note on images in the folder of photos that rarebox has written itself, or empty.
     """
 
     moved: Mapping[int, str]
     lost: Mapping[int, str]
     changed: tuple[str, ...]
+    left_out: str = ""
 
     def warnings(self) -> list[str]:
         """One warning for each kind of problem, for the user."""
@@ -127,7 +129,7 @@ class Found:
         if self.changed:
             what = _counted(self.changed, "changed since it was labelled", "changed since they were labelled")
             told.append(f"{what}; check the labels or restore the files")
-        return told
+        return [*told, self.left_out] if self.left_out else told
 
 
 def _counted(paths: Iterable[str], one: str, several: str) -> str:
