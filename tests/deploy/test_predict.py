@@ -267,6 +267,30 @@ def test_pictures_of_images_that_are_gone_are_removed(run: Path, photos: Path, t
     assert (out / "pictures" / "03.png.jpg").exists()
 
 
+def test_results_have_the_numbers_of_the_coco_file_that_was_given(run: Path, photos: Path, tmp_path: Path) -> None:
+    classes = open_model(run).classes
+    names = [*reversed(classes[1:]), "nobody's"]  # the model has one class more, and the file has one that it lacks
+    test = {
+        "images": [{"id": 70 - i, "file_name": f"photos/0{i}.png", "width": 90, "height": 70} for i in range(3)],
+        "annotations": [],
+        "categories": [{"id": 3 * place, "name": name} for place, name in enumerate(names)],
+    }
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    out = tmp_path / "out"
+    predict(run, tmp_path / "test.json", out, score=0, pictures=False)
+    ids = {image["file_name"].removeprefix("photos/"): image["id"] for image in test["images"]}
+    numbers = {**{name: 3 * place for place, name in enumerate(names)}, classes[0]: 3 * len(names) - 2}
+    shown = json.loads((out / "coco.json").read_text())
+    assert {image["file_name"].rsplit("/")[-1]: image["id"] for image in shown["images"]} == ids
+    assert {one["name"]: one["id"] for one in shown["categories"]} == {name: numbers[name] for name in classes}
+    lines = [json.loads(line) for line in (out / LINES).read_text().splitlines()[1:]]
+    said = [(ids[one["image"].rsplit("/")[-1]], numbers[label]) for one in lines for label in one["labels"]]
+    results = json.loads((out / "coco_results.json").read_text())
+    assert [(one["image_id"], one["category_id"]) for one in results] == said
+    assert len(said) > 0
+    assert [(one["image_id"], one["category_id"]) for one in shown["annotations"]] == said
+
+
 def test_no_later_call_takes_its_pictures_for_photos(run: Path, photos: Path) -> None:
     assert predict(run, photos, photos / "one").left_out == ""
     assert predict(run, photos, photos / "one").left_out == ""  # where it writes itself

@@ -41,10 +41,28 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
     else:
         root = images.parent
         files = _listed(images, suffix)
-    once = {file if is_url(file) else str(real(file)): file for file in reversed(files)}
+    once = {_place(file): file for file in reversed(files)}
     if not once:
         raise UserError(f"{images} holds no image")
     return _named([*reversed(once.values())], Path(os.path.abspath(root)))
+
+
+def coco_numbers(images: Path, named: Sequence[NamedImage]) -> tuple[dict[str, int], dict[str, int]]:
+    """Name -> image id, and class -> category id, of a COCO file, for what :func:`named_images` lists from it.
+
+    An image that the file lists several times has the first id. Both are empty for everything but a COCO file.
+    """
+    if images.is_dir() or images.suffix.lower() in (*SUFFIXES, ".txt"):
+        return {}, {}
+    listing, _ = coco.read(images)
+    ids = {_place(image.path): image.id for image in reversed(listing.images) if image.id is not None}
+    own = {name: ids[place] for name, file in named if (place := _place(file)) in ids}
+    return own, {name: number for number, name in sorted(listing.categories.items(), reverse=True)}
+
+
+def _place(file: Path | str) -> str:
+    """What is equal for paths that lead to one file."""
+    return str(file) if is_url(file) else str(real(file))
 
 
 def left_out_for(images: Path, but: Path) -> str:

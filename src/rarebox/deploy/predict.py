@@ -13,7 +13,7 @@ from rarebox import detectors
 from rarebox.core.files import OWN_MARK, hold, mark_own, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data.detected import ImageDetections, Predicted, write_detected
-from rarebox.data.image_list import NamedImage, left_out_for, named_images
+from rarebox.data.image_list import NamedImage, coco_numbers, left_out_for, named_images
 from rarebox.data.images import UnreadableImage, image_size, read_picture, readers
 from rarebox.data.naming import is_writable
 from rarebox.data.remote import is_url
@@ -68,7 +68,7 @@ def predict(
         found = results.of(files)
         results.keep_only(found)
         shown = _shown(found, opened, score)
-        write_detected(to, opened.classes, shown, found)
+        write_detected(to, opened.classes, shown, found, coco_numbers(images, files))
         _write_unreadable(to / UNREADABLE, unreadable)
         remove_pictures(to, before, found)
         if pictures:
