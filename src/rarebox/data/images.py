@@ -110,7 +110,11 @@ def left_out(folder: str | Path, but: Path | None = None) -> str:
     The folder ``but`` is not mentioned. Empty if there are none.
     """
     own = [place for place in sorted(_walk(Path(folder), SUFFIXES)[2]) if but is None or real(place) != real(but)]
-    counts = {place: len(image_files(place)) for place in own}
+    counts = dict[Path, int]()
+    for place in own:  # grows
+        files, _, inner = _walk(place, SUFFIXES)
+        counts[place] = len(files)
+        own += inner
     if not (total := sum(counts.values())):
         return ""
     first = next(place for place, count in counts.items() if count)
