@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ class Project:
         """
         most = most or MOST_RANKED
         queue(most - 1)  # one pass over the pool makes them all
-        order = [item for place in range(most) if (item := queue(place))]
+        order = [*takewhile(lambda item: item is not None, map(queue, range(most)))]
         rows = queue.candidates[np.array([row for row, _ in order], dtype=np.int64)]
         columns = {name: getattr(rows, name) for name in RANKED}
         columns["utility"] = np.array([utility for _, utility in order], dtype=np.float64)
