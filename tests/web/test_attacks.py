@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from rarebox.project.create import create
 from rarebox.project.project import Project
 from rarebox.web import security
 from rarebox.web.app import SIGN_IN
-from rarebox.web.security import LARGEST_BODY, Authenticator, Visitor, good_host, good_origin, read_name
+from rarebox.web.security import LARGEST_BODY, Authenticator, Visitor, good_host, good_origin, read_name, read_secret
 from tests.house import BOX, CLASSES, HOST, House, ask_whole_images, item, make_project, open_cycle, opened
 
 JSON = {"Content-Type": "application/json"}
@@ -548,12 +549,26 @@ def test_what_is_meant_for_another_project_is_refused(house: House) -> None:
 
 def test_a_project_keeps_its_name_when_its_secret_is_changed(tmp_path: Path) -> None:
     """Pages keep unsaved answers under that name; before there was a file for it, they did under the cookie's."""
-    first, then = Authenticator(b"first"), b"then"
-    assert read_name(tmp_path / "name", b"first") == first.cookie == first.project
-    authenticator = Authenticator(then, read_name(tmp_path / "name", then))
-    assert (authenticator.project, authenticator.cookie) == (first.cookie, Authenticator(then).cookie)
-    (tmp_path / "name").write_text("\x00")
-    assert read_name(tmp_path / "name", then) == Authenticator(then).cookie
+    name, secret = tmp_path / "name", tmp_path / "secret"
+    first = read_name(name, secret, "0123456789")
+    assert first == "rarebox-01234567"
+    read_secret(secret)
+    assert read_name(name, secret, "another") == first
+    name.write_text("\x00")
+    assert read_name(name, secret, "another") == Authenticator(read_secret(secret)).cookie
+
+
+def test_a_restored_store_alone_gives_the_project_its_name(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    project.store.back_up(tmp_path / "backup.sqlite")
+    names = list[str]()
+    for _ in range(2):
+        names.append(read_name(tmp_path / f"name{len(names)}", tmp_path / "none", project.store.session(first=True)))
+        project.store.close()
+        shutil.copy(tmp_path / "backup.sqlite", project.folder.root / "labels.sqlite")
+        project = Project(project.folder.root)
+    assert names[0] == names[1]
+    project.store.close()
 
 
 @pytest.mark.parametrize(
