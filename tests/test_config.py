@@ -241,7 +241,7 @@ def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
     assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, reviews" in lines
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
     assert (
-        "name: retinanet  # network architecture; dfine needs the extra detr; one of retinanet, faster_rcnn, dfine"
+        "name: retinanet  # network architecture; dfine requires the extra detr; one of retinanet, faster_rcnn, dfine"
         in lines
     )
     assert "seed: 0  # root seed" in lines
