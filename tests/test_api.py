@@ -272,11 +272,11 @@ NOTHING = Detections.from_scores([], [], [], 3)
         ({"labels": {"a": [[0, 0, 1, 1]]}}, r"labels\['a'\] must be ImageLabels, got list"),
         ({"labels": {"c": ImageLabels.of([], [])}}, "labels has the image 'c', detections does not"),
         ({"detections": {1.5: found(1), 1.7: found(1)}}, "an image is named 1.5. Name images by whole numbers, text"),
-        ({"detections": {Path("a"): found(1), "b": NOTHING}}, "named by paths and text. Name all of them in one way"),
+        ({"detections": {Path("a"): found(1), "b": NOTHING}}, "named by paths and text. Use one kind of name"),
         ({"views": {"c": [rarebox.View(NOTHING)]}}, "views has the image 'c'"),
         ({"views": {"a": [rarebox.View(NOTHING)]}}, "the image 'b' has 0 views, others have 1"),
         ({"labels": {"a": ImageLabels.of([[0, 0, 1, 1]], [3])}}, r"labels of image 'a' must be in \[0, 3\)"),
-        ({"labels": {7: ImageLabels.of([], [])}}, "Name all of them in one way"),
+        ({"labels": {7: ImageLabels.of([], [])}}, "Use one kind of name"),
         ({"classes": [*CLASSES, "bat", "eel"]}, "class vectors have 4 numbers. Give 5, one for each class, or 6"),
         (
             {"detections": {"a": Detections([[0, 0, 1, 1]], [0], [1.5], [[1, 0, 0]])}},  # type: ignore[arg-type]

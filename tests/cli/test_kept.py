@@ -342,9 +342,9 @@ def test_a_restored_backup_is_taken_over(
     restored(project, ExitStack())
     where = ("init", str(project), "--images", str(photos))
     assert tame(*where, "--labels", str(pictures)) == 2
-    assert "holds 4 answers; repeat the command without --labels to take it over" in said(capsys)
+    assert "holds 4 answers; repeat the command without --labels to adopt it" in said(capsys)
     assert tame(*where, "--classes", "smudge") == 2
-    assert "repeat the command without --classes to take it over" in said(capsys)
+    assert "repeat the command without --classes to adopt it" in said(capsys)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     now = [shutil.move(photo, elsewhere) for photo in sorted(photos.iterdir())]
@@ -429,7 +429,7 @@ def test_a_store_with_an_answer_does_not_withdrawn_or_not(store: Store, tmp_path
     (query,) = store.queries(1)
     store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0, int), Verdict.WITHDRAWN, "anna")])
     store.close()
-    with pytest.raises(UserError, match=r"holds 2 answers and stays as it is"):
+    with pytest.raises(UserError, match=r"holds 2 answers and is left unchanged"):
         discard_store(tmp_path / "labels.sqlite")
     assert answers_in(tmp_path / "labels.sqlite") == 2
     assert answers_in(tmp_path / "labels.sqlite", of_people=True) == 2

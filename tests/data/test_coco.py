@@ -89,7 +89,7 @@ def test_a_third_split_is_not_used_and_that_is_listed(tmp_path: Path) -> None:
     assert Path(data.test.images[0].path).name == "test.png"
     problem = only(data, "split not used")
     assert problem.where == str(tmp_path / "valid.json")
-    assert "To take its labels, name the file in place of the folder" in problem.what
+    assert "To use its labels, name the file instead of the folder" in problem.what
     assert [Path(image.path).name for image in load(tmp_path / "valid.json").train.images] == ["valid.png"]
 
 
@@ -286,7 +286,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None
 
 def test_labels_without_any_class(tmp_path: Path) -> None:
     write(tmp_path / "train.json", [image(1, "a.png")], [], [{"id": 1, "name": " "}])
-    with pytest.raises(UserError, match=r"train\.json names no class\. Label at least one object"):
+    with pytest.raises(UserError, match=r"train\.json has no classes\. Label at least one object"):
         load(tmp_path)
 
 

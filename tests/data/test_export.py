@@ -154,7 +154,7 @@ def test_only_the_wanted_sources_are_written(
 def test_a_labelling_tool_gets_no_pseudo_labels_as_a_persons(
     tmp_path: Path, images: list[ImageRecord], format: str
 ) -> None:
-    with pytest.raises(UserError, match=r"Drop --include-pseudo, or use --queries"):
+    with pytest.raises(UserError, match=r"Omit --include-pseudo, or use --queries"):
         export(tmp_path / "out", format, CLASSES, images[:1], [], include_pseudo=True)
     assert not (tmp_path / "out").exists()
 
@@ -281,7 +281,7 @@ def test_an_export_never_writes_through_a_link_to_a_photo(tmp_path: Path, images
     (tmp_path / "stage" / "b.png").symlink_to(images[0].path)
     taken = export_module._Item(images[1], "b.png", annotations(3, [], []))
     for copy in (True, False):
-        with pytest.raises(UserError, match=r"takes b\.png for the name of another image"):
+        with pytest.raises(UserError, match=r"does not distinguish b\.png from the name of another image"):
             export_module._place_images(tmp_path / "stage", [taken], copy, tmp_path / "out")
     assert Path(images[0].path).read_bytes() == before
 
@@ -391,5 +391,5 @@ def test_wrong_columns_are_refused() -> None:
         annotations(1, [[1, 2, 3, 4]], [1], "guess")
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
         export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [3])])
-    with pytest.raises(ValueError, match="all of them among those to export"):
+    with pytest.raises(ValueError, match="all of them in the export"):
         export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [2])])

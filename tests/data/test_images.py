@@ -165,7 +165,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image of a known format")]
+    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image in a supported format")]
 )
 def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "text.jpg").write_bytes(content)
@@ -282,7 +282,7 @@ def test_a_photo_is_of_a_kind_that_the_docs_name_and_starts_no_other_program(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     for read in (image_size, read_image):
-        with pytest.raises(UnreadableImage, match="not an image of a known format"):
+        with pytest.raises(UnreadableImage, match="not an image in a supported format"):
             read(path)
     assert not (tmp_path / "started").exists()
 
@@ -364,7 +364,7 @@ def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
     monkeypatch.setattr("os.scandir", refuse)
     assert names(tmp_path) == ["c.jpg", "cam1", "closed", "pipe.jpg"]
     for file, reason in zip(
-        image_files(tmp_path), ("link to /nowhere/c.jpg", "link to /nowhere", "may not be read", "no"), strict=True
+        image_files(tmp_path), ("link to /nowhere/c.jpg", "link to /nowhere", "may not read", "no"), strict=True
     ):
         with pytest.raises(UnreadableImage, match=reason):
             image_size(file)

@@ -252,7 +252,7 @@ def test_init_counts_the_problems_by_kind_and_says_what_was_taken(tmp_path: Path
     text = " ".join(done.output.split())
     assert "38 x unknown category, the first:" in text
     assert "all 38 are listed in" in text
-    assert "1 of them taken as fully labelled (--partial if not); 1 as partially labelled" in text
+    assert "1 of them count as fully labelled (--partial if they are not); 1 as partially labelled" in text
 
 
 # ------------------------------------------------------------------------------------------------- names of classes
@@ -450,7 +450,7 @@ def test_labels_that_may_be_of_the_photo_before_it_was_turned_are_left_out(tmp_p
     file = coco(tmp_path / "l.json", images, [annotation(1, 1, DOG), annotation(2, 2, CAT)])
     begun = Begun(tmp_path / "p", tmp_path, file)
     assert begun.said.keys() == {"b.jpg"}
-    assert "image turned by EXIF" in kinds(begun.problems)
+    assert "image rotated by EXIF" in kinds(begun.problems)
 
 
 def test_a_nearly_square_photo_that_was_turned_is_not_scaled(tmp_path: Path) -> None:
@@ -462,7 +462,7 @@ def test_a_nearly_square_photo_that_was_turned_is_not_scaled(tmp_path: Path) -> 
     file = coco(tmp_path / "set" / "l.json", images, [annotation(1, 1, DOG), annotation(2, 2, CAT)])
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.said == {}
-    assert {"image turned by EXIF", "labels of no photo"} <= {*kinds(begun.problems)}
+    assert {"image rotated by EXIF", "labels of no photo"} <= {*kinds(begun.problems)}
     assert "boxes scaled" not in kinds(begun.problems)
 
 
@@ -473,12 +473,12 @@ def test_a_turn_by_exif_that_labels_cannot_show_is_listed_once(tmp_path: Path) -
     images.append(entry(4, "d.jpg"))
     data = load(coco(tmp_path / "l.json", images, [annotation(n, n, DOG) for n in range(1, 5)]))
     (problem,) = data.problems
-    assert (problem.kind, Path(problem.where).name) == ("EXIF turn", "a.jpg")
+    assert (problem.kind, Path(problem.where).name) == ("EXIF rotation", "a.jpg")
     assert "2" in problem.what
     assert "upright" in problem.what
     photo(tmp_path / "y" / "images" / "b.jpg", SIZE, 6)
     yolo(tmp_path / "y", f"0 {share(DOG)}", labels="labels/b.txt")
-    assert "EXIF turn" in kinds(load(tmp_path / "y").problems)
+    assert "EXIF rotation" in kinds(load(tmp_path / "y").problems)
 
 
 SHARES = [0.25, 0.25, 0.75, 0.75]
@@ -675,7 +675,7 @@ def test_ids_of_a_coco_file_count_and_a_doubt_is_noted(tmp_path: Path) -> None:
     images = coco(tmp_path / "l.json", [entry(1, "2.jpg"), entry(2, "1.jpg")], [])
     found = rank(tmp_path, [result(2)], images=images)
     assert found.images[found.queries[0].image_id].path.endswith("1.jpg")
-    assert any("they are taken for ids" in note for note in found.notes)
+    assert any("they are read as ids" in note for note in found.notes)
 
 
 def test_numbers_of_a_store_are_not_taken_for_names(tmp_path: Path) -> None:
@@ -696,7 +696,7 @@ def test_detections_and_labels_of_other_sizes_are_scaled_or_refused(tmp_path: Pa
     assert query.box.tolist() == [2 * edge for edge in CAT]
     labels = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, CAT)])
     assert rank(tmp_path, json.dumps(line), labels=labels).queries == []  # the same object is labelled
-    with pytest.raises(UserError, match=r"160 x 160 pixels, and .*a\.jpg 320 x 240: it is cut, turned"):
+    with pytest.raises(UserError, match=r"160 x 160 pixels, and .*a\.jpg 320 x 240: it is cropped, rotated"):
         rank(tmp_path, json.dumps(line | {"height": 160}))
     with pytest.raises(UserError, match=r"a box lies outside of .*a\.jpg, which has 320 x 240 pixels"):
         rank(tmp_path, json.dumps({**line, "boxes": [[400, 300, 500, 400]], "width": None, "height": None}))
@@ -794,7 +794,7 @@ def test_a_turned_box_is_the_upright_box_around_it(
 @pytest.mark.parametrize("format", ["coco", "voc"])
 @pytest.mark.parametrize(("name", "value"), [("angle", 1.57), ("theta", "0.3"), ("rotation", "nan")])
 def test_a_box_whose_turn_cannot_be_told_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=rf"none of its objects can be used .*it is turned \({name} {value}\)"):
+    with pytest.raises(UserError, match=rf"none of its objects can be used .*it is rotated \({name} {value}\)"):
         load(turned("attributes", format, tmp_path, name, value))
 
 

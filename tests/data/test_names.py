@@ -234,7 +234,7 @@ def test_what_is_cleaned_alike_is_one_class(tmp_path: Path) -> None:
     found = Listing(tmp_path, ["cat", "cat\n"], [], [])
     assert found.classes == ["cat"]
     (problem,) = found.problems
-    assert "both are one class" in problem.what
+    assert "so both become one class" in problem.what
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are possible on Linux alone")

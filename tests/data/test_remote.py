@@ -185,7 +185,9 @@ def test_a_project_of_a_bucket_leaves_out_what_cannot_be_read_and_shows_the_rest
     )
     assert done.exit_code == 0, done.output
     assert "6 photos" in done.output
-    assert "broken.jpg: it is not an image of a known format; the image is left out" in done.output.replace("\n", "")
+    assert "broken.jpg: it is not an image in a supported format; the image is left out" in done.output.replace(
+        "\n", ""
+    )
     project = Project(tmp_path / "project")
     images = project.store.images()
     assert len(images) == 6
@@ -412,7 +414,7 @@ def test_every_hop_of_a_redirect_is_checked(server: str, web: str, monkeypatch: 
         ("/metadata", "http://169.254.169.254/latest/meta-data", "is this machine or in its network"),
         ("/twice", "/private", "is this machine or in its network"),
         ("/file", "file:///etc/passwd", "images are read from http://"),
-        ("/bucket", "s3://bucket/a.jpg", "it leads from http:// to s3://"),
+        ("/bucket", "s3://bucket/a.jpg", "it redirects from http:// to s3://"),
     ):
         Answers.told[name] = moved(target)
         with pytest.raises(UnreadableImage, match=said):
@@ -420,7 +422,7 @@ def test_every_hop_of_a_redirect_is_checked(server: str, web: str, monkeypatch: 
     assert not Handler.asked
     Answers.told["/a.jpg"] = moved("/b.jpg")
     Answers.told["/b.jpg"] = sends(b"not an image")
-    with pytest.raises(UnreadableImage, match="not an image of a known format"):
+    with pytest.raises(UnreadableImage, match="not an image in a supported format"):
         image_size(server + "/a.jpg")
     Answers.told["/round"] = moved("/round")
     with pytest.raises(UnreadableImage):

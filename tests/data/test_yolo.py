@@ -83,7 +83,7 @@ def test_test_goes_before_val(tmp_path: Path) -> None:
     assert Path(data.test.images[0].path).stem == "test"
     (problem,) = data.problems
     assert problem.kind == "split not used"
-    assert "the images of 'val' are not read. To take their labels, add them to 'train'" in problem.what
+    assert "the images of 'val' are not read. To use their labels, add them to 'train'" in problem.what
     data_yaml(tmp_path, "train: [train/images, valid/images]\nval: valid/images\ntest: test/images")
     assert {Path(image.path).stem for image in load(tmp_path).train.images} == {"train", "valid"}
 

@@ -310,7 +310,7 @@ def test_a_run_keeps_the_start_that_it_took_when_a_file_appears_later(
     folder = RunFolder(tmp_path / "run")
     with tiny.small_network():
         (first,) = simulate.simulate(folder.root, tiny.settings(data, budget=[], **AUTO))
-        assert "to start from COCO" in first["notes"][0]
+        assert "To start from COCO" in first["notes"][0]
         put(home)
         kept = folder.read_settings()
         assert (kept.detector.backbone, kept.detector.weights) == ("efficientnet_lite0", "imagenet")

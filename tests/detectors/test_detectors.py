@@ -603,7 +603,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit_with_its_step_and_keeps_the_sta
 
 
 def test_nothing_to_train_on_is_an_error_to_mend(retinanet: TorchDetector) -> None:
-    with pytest.raises(UserError, match="no image to train on"):
+    with pytest.raises(UserError, match="no images to train on"):
         retinanet.fit([], [], seed=0)
 
 

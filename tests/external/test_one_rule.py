@@ -65,14 +65,14 @@ def test_coco_results_written_as_corners_are_refused_like_labels(folder: Path) -
 def test_detections_that_reach_out_are_clipped_and_counted(folder: Path) -> None:
     found = ranked(folder, [line(1, [150, 50, 230, 90], [10, 10, 30, 30])], None, labels(folder))
     assert boxes(found) == [(1, [10, 10, 30, 30]), (1, [150, 50, 200, 90])]
-    assert "1 boxes reach out of their images and are clipped" in found.notes
+    assert "1 boxes extend beyond their images and are clipped" in found.notes
 
 
 def test_detections_in_fractions_beside_others_in_pixels_are_skipped_and_counted(folder: Path) -> None:
     shares = line(1, [0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9])
     found = ranked(folder, [shares, line(2, [10, 10, 50, 50])], None, labels(folder))
     assert boxes(found) == [(2, [10, 10, 50, 50])]
-    assert any(note.startswith("2 boxes are not larger than the first pixel") for note in found.notes)
+    assert any(note.startswith("2 boxes lie within the first pixel") for note in found.notes)
 
 
 FAULTS = [{"bbox": [0.5, 0.5, 0.2, 0.2]}, {"bbox": [500, 50, 40, 40]}, {"bbox": [100, 50, 0, 40]}]

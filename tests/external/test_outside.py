@@ -220,7 +220,7 @@ def test_labels_of_a_class_that_the_detector_does_not_name_are_said(tmp_path: Pa
     ranked = external.rank(write(tmp_path / "d.jsonl", FOUND), None, labels, None, chosen(), 9)
     (note,) = [note for note in ranked.notes if "does not name" in note]
     assert "does not name: Cat, newt;" in note
-    assert "(write 'Cat' as 'cat' if that is meant)" in note
+    assert "(write 'Cat' as 'cat' if you mean these)" in note
     assert ranked.classes == ("cat", "dog", "owl", "Cat", "newt")
 
 
@@ -408,8 +408,8 @@ def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(t
         ([HEAD, {**LINE, "class_probs": [[3, -2, 1]] * 2}], "softmax or sigmoid"),
         ([HEAD, {**LINE, "class_probs": [[0.9, 0, 0, 0.1], [0, 0.6, 0, 0.4]]}], '"background": "last"'),
         ([HEAD, {"image": 1, "boxes": [[0, 0, 9, 9]], "class_probs": [[0.9, 0, 0, 0.1]]}], "where the background is"),
-        ([HEAD, LINE, {**LINE, "image": "a.jpg", "class_probs": [[0.9, 0, 0], [0, 0.6, 0]]}], "in one way"),
-        ([HEAD, LINE, LINE], "line 3: this image came already, in .*line 2"),
+        ([HEAD, LINE, {**LINE, "image": "a.jpg", "class_probs": [[0.9, 0, 0], [0, 0.6, 0]]}], "one form"),
+        ([HEAD, LINE, LINE], "line 3: this image is already in .*line 2"),
         ([HEAD, {**LINE, "view": "flip"}], "Give copies with --views"),
         ([HEAD, {**LINE, "labels": None}], 'neither "labels" nor "class_probs"'),
         ([HEAD, {**LINE, "scores": None}], 'neither "scores" nor "class_probs"'),
@@ -431,7 +431,7 @@ def test_mistakes_in_detections(tmp_path: Path, lines: list[Any], wanted: str) -
         ([VIEWS[0]], "a.jpg has the views none"),
         ([*VIEWS, {**VIEWS[1], "view": "colour"}], "others have"),
         ([*VIEWS, VIEWS[0]], "came already"),
-        ([{**line, "view": "cutout"} for line in VIEWS], "cannot be told from the name 'cutout'"),
+        ([{**line, "view": "cutout"} for line in VIEWS], "does not say where its boxes are"),
         ([{k: v for k, v in line.items() if k != "view"} for line in VIEWS], 'there is no "view"'),
         ([{**line, "matrix": [[1, 0, 0], [2, 0, 0]]} for line in VIEWS], "can be inverted"),
     ],

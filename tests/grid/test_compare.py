@@ -422,14 +422,16 @@ def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
         (cell, *_) = cells(grid_tables.tables(group), "Differences: AP50")["whole"]
         assert cell.endswith(f"){star}")
         assert "(+0.0" in cell  # the interval excludes 0 in both
-    head = "The paper’s whole method ends 0.080 AP50 above plain uncertainty; 5 seeds cannot tell that from chance."
+    head = (
+        "The paper’s whole method ends 0.080 AP50 above plain uncertainty; 5 seeds cannot distinguish this from chance."
+    )
     assert grid.headline([few]) == head
     assert grid.headline([enough]) == "The paper’s whole method ends 0.085 AP50 above plain uncertainty."
-    said = "Against U (“plain”) fewer than 6 common seeds settle nothing for whole (+0.080)."
+    said = "Against U (“plain”) fewer than 6 common seeds are inconclusive for whole (+0.080)."
     assert said in grid.findings(few)
     said = "Against U (“plain”) the interval of the final AP50 lies above 0 for whole (+0.085)."
     assert said in grid.findings(enough)
-    assert "in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell" in grid.headline([few, few])
+    assert "in 0 of 2 settings, below it in 0; in 2 the seeds are inconclusive" in grid.headline([few, few])
     assert "in 1 of 2 settings" in grid.headline([few, enough])
     with drawing.style():
         dots = [grid_figures._differences(g, grid_figures.styles_of([g]), "U", "plain") for g in (few, enough)]
@@ -590,10 +592,12 @@ def test_markdown(tmp_path: Path) -> None:
 
 def test_the_page_of_a_grid(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", [*standard(), FAILED, FULL])]))
-    told = "The paper’s whole method ends 0.040 AP50 above plain uncertainty; 3 seeds cannot tell that from chance."
+    told = (
+        "The paper’s whole method ends 0.040 AP50 above plain uncertainty; 3 seeds cannot distinguish this from chance."
+    )
     assert told in page.text
     assert "10 runs finished, 1 failed." in page.text
-    against = "Against U (“plain”) fewer than 6 common seeds settle nothing for whole (+0.040) and dice (−0.040)."
+    against = "Against U (“plain”) fewer than 6 common seeds are inconclusive for whole (+0.040) and dice (−0.040)."
     assert against in page.text
     assert "The grid has no image random to compare with." in page.text
     assert "73.56" not in page.text  # of the paper, in another setting
@@ -622,7 +626,7 @@ def test_several_groups_and_one_with_nothing_finished(tmp_path: Path) -> None:
     lines = [*standard(), *({**run, "data": "farm"} for run in standard()), {**FAILED, "data": "moon"}]
     lines += [two_cycles("plain", 0, budget=[60]), {**FULL, "status": "failed"}]  # a ceiling of two groups
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", lines)]))
-    assert "above plain uncertainty in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell." in page.text
+    assert "above plain uncertainty in 0 of 2 settings, below it in 0; in 2 the seeds are inconclusive." in page.text
     assert "No run has finished here." in page.text
     assert "19 runs finished, 2 failed." in page.text
     assert page.text.count("no reason was given") == 1

@@ -139,7 +139,7 @@ def wait_for_two_workers(watched: Watched) -> None:
     ("engine", "address", "said"),
     [
         ("rey", None, "did you mean 'ray'"),
-        ("local", "auto", "goes with --engine ray"),
+        ("local", "auto", "Use it with --engine ray"),
         ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
         ("ray", "127.0.0.1:here", "127.0.0.1:here: give HOST:PORT"),
         ("ray", "ray://127.0.0.1:10001", "Run it there with --address auto"),

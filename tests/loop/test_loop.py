@@ -606,7 +606,7 @@ def test_a_folder_of_something_else_is_refused(pictures: Path, tmp_path: Path) -
 
 
 def test_two_processes_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox is working in"):
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox process is working in"):
         simulate.simulate(tmp_path / "run", settings(pictures))
 
 

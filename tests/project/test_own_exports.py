@@ -307,7 +307,7 @@ def test_replace_is_not_advised_if_it_was_given(tmp_path: Path, store: Store) ->
     words = ["import", str(tmp_path / "labels.sqlite"), str(tmp_path / "out" / "edited.xml"), "--format", "cvat"]
     assert "1 answer not used, because another person answered differently (--replace" in invoked(words)
     said = invoked([*words, "--replace"])
-    assert "1 answer not used: one box of a fully labelled image" in said
+    assert "1 answer not used: single boxes of a fully labelled image" in said
     assert "--replace" not in said
 
 

@@ -90,7 +90,7 @@ def test_an_import_waits_until_the_server_has_ended(
         refused = do_import(project, tmp_path)
         message = str(refused.exception)
         assert isinstance(refused.exception, Unavailable), refused.output
-        assert "-wal: the file was removed or replaced while another rarebox has the store open" in message
+        assert "-wal: the file was removed or replaced while another rarebox process has the store open" in message
         assert "with Ctrl-C, and repeat the command" in message
         until = time.monotonic() + 20
         while answers_in_file(file) < 3 and time.monotonic() < until:
@@ -116,7 +116,7 @@ def test_a_store_is_opened_again_only_with_its_log(project: Project) -> None:
     content = log.read_bytes()
     log.unlink()
     log.write_bytes(content)  # as a program does that synchronises folders
-    with pytest.raises(Unavailable, match=r"labels\.sqlite-wal: .*another rarebox has the store open"):
+    with pytest.raises(Unavailable, match=r"labels\.sqlite-wal: .*another rarebox process has the store open"):
         Store(file)
     file.with_name("labels.sqlite-shm").unlink()
     log.unlink()

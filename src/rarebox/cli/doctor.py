@@ -66,15 +66,17 @@ def _start() -> Check:
     coco = ARCHITECTURES[name, light].starts["coco"]
     title = "detector's start"
     if coco.is_here():
-        other = "" if checksum(coco.place).startswith(coco.digest) else ", which is not the file that torchvision names"
+        other = (
+            "" if checksum(coco.place).startswith(coco.digest) else ", which is not the file that torchvision publishes"
+        )
         return Check(title, True, f"COCO on {light}: {coco.place}{other}")
     if answers(coco.url):
         return Check(title, True, f"COCO on {light}, downloaded when first used: {coco.url} to {coco.place}")
     return Check(
         title,
         False,
-        f"ImageNet on {LIGHT[name][-1]}, because {coco.place} is missing and its server out of reach",
-        f"early models find more objects from COCO: download {coco.url} elsewhere, and put it there",
+        f"ImageNet on {LIGHT[name][-1]}, because {coco.place} is missing and its server cannot be reached",
+        f"early models from COCO find more objects. Download {coco.url} elsewhere, and put it there",
         needed=False,
     )
 

@@ -65,7 +65,7 @@ def read_bytes(path: str | Path) -> bytes:
         except MemoryError:
             size = os.fstat(opened.fileno()).st_size
             raise UserError(
-                f"{path}: its {size / 1e9:.1f} GB do not fit into memory; check whether it is whole"
+                f"{path}: its {size / 1e9:.1f} GB do not fit into memory; check whether it is complete"
             ) from None
 
 
@@ -199,7 +199,7 @@ def hold(lock: Path) -> Generator[None]:
         try:
             _try_lock(handle.fileno())
         except OSError:
-            raise Busy(f"another rarebox is working in {lock.parent}; wait for it, or stop it") from None
+            raise Busy(f"another rarebox process is working in {lock.parent}; wait for it, or stop it") from None
         yield
 
 

@@ -89,7 +89,7 @@ class _Entry(NamedTuple):
     said: Object
 
 
-_UNUSED = "This file is not read. To take its labels, name the file in place of the folder."
+_UNUSED = "This file is not read. To use its labels, name the file instead of the folder."
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
 _OBJECTS = ("annotations", "objects", "boxes", "bboxes", "bbox")
@@ -202,7 +202,7 @@ def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict
         elif (first := categories.setdefault(_key(category["id"]), category)) is not category:
             same = _name(first) == _name(category)
             ambiguous |= set() if same else {_key(category["id"])}
-            what = "is taken. The first category is used." if same else "has two names. Its boxes are dropped."
+            what = "is already used. The first category is used." if same else "has two names. Its boxes are dropped."
             problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
     placeholders = _placeholders(categories, content.annotations)
     by_id = sorted(categories.keys() | nameless, key=lambda key: (isinstance(key, str), key))
@@ -270,9 +270,9 @@ def _is_repeated(annotation: Object, seen: dict[Key, Object], where: str, proble
         return False
     repeated = first == annotation
     what = (
-        "an identical annotation comes before it. It is dropped."
+        "it repeats an earlier annotation. It is dropped."
         if repeated
-        else "the id is taken. Both boxes are kept."
+        else "the id is already used. Both boxes are kept."
     )
     problems.append(Problem("duplicate id", where, what))
     return repeated

@@ -145,7 +145,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}. Check its rights.") from None
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}. Check its permissions.") from None
 
 
 def load_data(name: str, progress: Progress = lambda step, done, total, unit: None) -> listings.Dataset:

@@ -105,7 +105,7 @@ def _coco(shown: Sequence[ImageDetections], names: Sequence[str], numbers: Mappi
                 }
             )
     return {
-        "info": {"description": "Detections by rarebox. They are a model's, and no person has checked them."},
+        "info": {"description": "Detections of a model, written by rarebox. No person has checked them."},
         "categories": [{"id": numbers[name], "name": name} for name in names],
         "images": [
             {

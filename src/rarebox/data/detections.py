@@ -150,7 +150,7 @@ def _parse(text: bytes, where: str) -> Object:
     try:
         value: object = from_json(decode(text, where))
     except ValueError as error:
-        raise UserError(f"{where}: not one JSON object ({error}). Write each picture on a line of its own.") from None
+        raise UserError(f"{where}: not one JSON object ({error}). Write one line per image.") from None
     if not is_object(value):
         raise UserError(f"{where}: {text[:40].decode('utf-8', 'replace')} is not a JSON object. Write one per line.")
     return value
@@ -209,7 +209,7 @@ def _is_number(value: object) -> TypeGuard[int]:
 
 def _line(value: Object, where: str) -> Line:
     if value.get("boxes") is None:
-        raise UserError(f'{where}: there are no "boxes". Where the detector found nothing, write an empty list.')
+        raise UserError(f'{where}: there are no "boxes". If the detector found nothing, write an empty list.')
     boxes = _array(value["boxes"], "boxes", where, 4)
     columns = {
         name: _array(value[name], name, where, width)

@@ -218,7 +218,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Generator[Image.Im
             raise UnreadableImage(path, "its name is not valid UTF-8. Rename it")
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
             folder = os.path.isdir(path)
-            raise UnreadableImage(path, "it is a folder that may not be read" if folder else NOT_REGULAR)
+            raise UnreadableImage(path, "this user may not read the folder" if folder else NOT_REGULAR)
         try:
             image = Image.open(path if content is None else io.BytesIO(content), formats=_formats())
             held.enter_context(image)
@@ -239,7 +239,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Generator[Image.Im
             raise UnreadableImage(path, reason) from None
         except Image.UnidentifiedImageError:
             size = Path(path).stat().st_size if content is None else len(content)
-            reason = "it is not an image of a known format" if size else "the file is empty"
+            reason = "it is not an image in a supported format" if size else "the file is empty"
             raise UnreadableImage(path, reason) from None
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
             refused = getattr(error, "errno", None) == errno.ENAMETOOLONG or "\0" in str(path)  # no file has that name

@@ -430,13 +430,13 @@ def _regions(
             turned = as_float(entry.get("image_rotation") or 0) % 360
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{where}: a region lacks its place or the size of the image ({error!r}). Export it again."
+                f"{where}: a region lacks its position or the size of the image ({error!r}). Export it again."
             ) from None
         size = size or (width, height)
         if size != (width, height):
-            raise UserError(f"{where}: its regions belong to pictures of different sizes. Label this image again.")
+            raise UserError(f"{where}: its regions belong to images of different sizes. Label this image again.")
         if turned:
-            raise UserError(f"{where}: the image was turned in Label Studio. Turn it back there, and export again.")
+            raise UserError(f"{where}: the image was rotated in Label Studio. Rotate it back there, and export again.")
         if len(names) != 1:
             said = f"several classes ({', '.join(names)}). Keep one" if names else "no class. Give it one"
             raise UserError(f"{where}: a region has {said} in Label Studio, or delete the region.")

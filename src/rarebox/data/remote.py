@@ -118,7 +118,7 @@ def check_hop(url: str, to: str) -> None:
     """Raise `Refused` if a redirect from ``url`` to ``to`` must not be followed."""
     scheme = check(to)
     if SCHEMES[scheme] != "http" or (urlsplit(url).scheme, scheme) == ("https", "http"):
-        raise Refused(f"it leads from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
+        raise Refused(f"it redirects from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _found(url: str) -> list[str]:
     for _, _, files in system.walk(path, detail=True, on_error="raise"):  # page by page
         names += [file["name"] for file in files.values()]
         if len(names) > MOST_LISTED or time.monotonic() > until:
-            raise Refused(f"its pages list {len(names):,} files so far and do not end")
+            raise Refused(f"its index pages list {len(names):,} files and do not end")
     return names or system.ls(path, detail=False)
 
 

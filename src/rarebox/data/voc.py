@@ -173,7 +173,7 @@ class _Year:
         try:
             named = lines_of(read_text(chosen)) if chosen else []
         except OSError as error:
-            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its rights.") from None
+            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its permissions.") from None
         lines = [slashes(line.strip()).lstrip("/") for line in named]
         asked = (self._labels.get(self._place(line), [self.labels / f"{line}.xml"]) for line in lines if line)
         return [xml for xmls in asked for xml in xmls]

@@ -129,7 +129,7 @@ def _listed_classes(file: Path) -> dict[int, str]:
     try:
         names = [line.strip() for line in lines_of(read_text(file))]
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its rights.") from None
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its permissions.") from None
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):
@@ -169,7 +169,7 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
     return listings["train"], listings[test] if test else None
 
 
-_UNUSED = "'test' is the test split, so the images of 'val' are not read. To take their labels, add them to 'train'."
+_UNUSED = "'test' is the test split, so the images of 'val' are not read. To use their labels, add them to 'train'."
 
 _ASSUMED = (
     "the label rows look like boxes with {} numbers of key points, and are read as such. Add their kpt_shape, or "
@@ -179,7 +179,7 @@ _ASSUMED = (
 
 _POLYGONS = (
     "the label rows may be polygons or boxes with key points. They are read as polygons. Add 'kpt_shape: [0, 2]' if "
-    "this is right, or else their kpt_shape."
+    "this is right, otherwise their kpt_shape."
 )
 
 
@@ -517,7 +517,7 @@ def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Probl
         words = _words(line)
         number, *values = (finite(word) for word in words)
     except ValueError:
-        comma = " Use decimal points, not commas, and blanks between the numbers." if "," in line else ""
+        comma = " Use decimal points, not commas, and spaces between the numbers." if "," in line else ""
         what = f"{line.strip()[:60]!r} is not a row of finite numbers.{comma}"
         problems.append(Problem("box dropped", where, what))
         return None

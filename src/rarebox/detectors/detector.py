@@ -102,7 +102,7 @@ class TorchDetector:
         interrupted fit resumes. Raises UserError without images, and TrainingDiverged.
         """
         if not len(images):
-            raise UserError("there is no image to train on. Label some first")
+            raise UserError("there are no images to train on. Label some first")
 
         pictures: Sequence[Picture | CachedPicture] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(

@@ -88,8 +88,8 @@ def _coco(settings: DetectorSettings, progress: Progress) -> Start:
                 raise
             lacking = (
                 f"{backbone} with COCO weights is not available ({error.__cause__}), so {light[-1]} starts from "
-                f"ImageNet, and early models find fewer objects: to start from COCO, download {source.url}, put it at "
-                f"{source.place}, and begin again before anything is trained"
+                f"ImageNet, and early models find fewer objects. To start from COCO, download {source.url}, put it at "
+                f"{source.place}, and start over before anything is trained"
             )
     backbone = light[-1] if settings.backbone == AUTO or lacking else settings.backbone
     return _start(backbone, "imagenet", source_of(settings.name, backbone, "imagenet").fetch(progress), lacking)
@@ -144,7 +144,7 @@ def verify(start: Start, settings: DetectorSettings, progress: Progress = silent
     if now.sha256 != start.sha256:
         raise UserError(
             f"{file} has changed: its SHA-256 is {now.sha256}, and training started from {start.sha256}. Restore the "
-            "file, or begin in a new folder"
+            "file, or start over in a new folder"
         )
 
 

@@ -180,7 +180,7 @@ def _download(url: str, file: Path, digest: str, progress: Progress) -> None:
             if done < total:
                 raise ConnectionError("the connection was closed too early")
             if not found.hexdigest().startswith(digest):
-                raise ConnectionError(f"the server sent another file, of SHA-256 {found.hexdigest()}")
+                raise ConnectionError(f"the server sent a different file, SHA-256 {found.hexdigest()}")
             part.replace(file)
         finally:
             with suppress(OSError):

@@ -139,7 +139,9 @@ def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[P
             settings = config.resolve(str(preset), None, {n: value for layer in layers for n, value in layer.items()})
             strategies.choose(settings.selection)
             if "auto" in (settings.detector.backbone, settings.detector.weights):
-                raise UserError("compared runs start alike: name detector.backbone and detector.weights, not auto")
+                raise UserError(
+                    "compared runs must start alike: name detector.backbone and detector.weights instead of auto"
+                )
         except UserError as error:
             raise UserError(f"{data}/{detector}/{method}: {error}") from error
         place = f"{folder}/seed_{settings.seed}"

@@ -58,9 +58,9 @@ def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Diffe
 
 
 CAUTION = (
-    "Intervals are paired t intervals: if differences are about normal, 95 of 100 hold the true mean difference. "
-    f"With fewer than {ENOUGH_SEEDS} seeds a result is not called a difference. "
-    "Nothing corrects for the number of intervals."
+    "Intervals are paired t intervals: if differences are approximately normal, 95 of 100 contain the true mean "
+    f"difference. With fewer than {ENOUGH_SEEDS} seeds a result is not called a difference. "
+    "There is no correction for the number of intervals."
 )
 
 

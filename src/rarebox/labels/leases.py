@@ -326,7 +326,7 @@ class People:
                 return replace(refused, reason=f"this is an answer by {current.answer.by}; correct it instead")
             return None
         if said.verdict is Verdict.WITHDRAWN:
-            return replace(refused, reason="there is nothing to take back")
+            return replace(refused, reason="there is no answer to withdraw")
         if len(rows) >= query.wanted or any(one.by in names for one in rows):
             return replace(conflict, reason="this question has been answered in the meantime")
         if query.asked_by in names:

@@ -57,8 +57,9 @@ class Watch:
             self._identities = self._enter()
             if self._identities and (gone := self._gone()):
                 raise Unavailable(
-                    f"{gone}: the file was removed or replaced while another rarebox has the store open, so nothing is "
-                    "read or written. Stop that one, such as rarebox serve, with Ctrl-C, and repeat the command"
+                    f"{gone}: the file was removed or replaced while another rarebox process has the store open, so "
+                    "nothing is read or written. Stop that process, such as rarebox serve, with Ctrl-C, and repeat "
+                    "the command"
                 )
             yield
             self._connection = sqlite3.connect(file, timeout=1, isolation_level=None, check_same_thread=False)

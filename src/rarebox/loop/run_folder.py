@@ -247,13 +247,13 @@ def discard_store(file: Path) -> None:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
             if count := connection.execute("SELECT count(*) FROM answers").fetchone()[0]:
-                raise UserError(f"{file} holds {counted(count, 'answer')} and stays as it is; name another folder")
+                raise UserError(f"{file} holds {counted(count, 'answer')} and is left unchanged; name another folder")
             for table in reversed(schema.tables.sorted_tables):
                 connection.execute(f"DROP TABLE IF EXISTS {table.name}")
             connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
-            raise UserError(f"{file}: {error}; it stays as it is") from error
+            raise UserError(f"{file}: {error}; it is left unchanged") from error
         raise Busy(f"another program has {file} open; close it and try again") from error
 
 

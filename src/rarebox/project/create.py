@@ -107,12 +107,12 @@ def create(
         raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
     if count and labels:
         raise UserError(
-            f"{place} holds {count} answers; repeat the command without --labels to take it over (a start that "
-            "was cut short has taken in all of the labels, or none)"
+            f"{place} holds {count} answers; repeat the command without --labels to adopt it (an interrupted "
+            "start has imported all of the labels or none)"
         )
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
-        raise UserError(f"{images} is no folder; name the one with your images")
+        raise UserError(f"{images} is not a folder; name the folder of your images")
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may take its time
@@ -154,7 +154,7 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
         if lacking := [name for name in classes if class_key(name) not in there]:
             raise UserError(
                 f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
-                "repeat the command without --classes to take it over, and add classes on the page"
+                "repeat the command without --classes to adopt it, and add classes on the page"
             )
         photos = Path(settings.data)
         missing = _not_found(store, photos, folder) if photos.is_dir() else []
@@ -182,7 +182,9 @@ def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list
     for name in (clean_name(name, "class") for name in names):
         first = once.setdefault(class_key(name), name)
         if first != name:
-            what = f"the class {name!r} counts as {first!r}, which differs in capitals only; rename one if they are two"
+            what = (
+                f"the class {name!r} counts as {first!r}, which differs only in case; rename one if they are different"
+            )
             problems.append(listings.Problem("class names alike", name, what))
     return list(once.values())
 
@@ -287,7 +289,7 @@ def _labels_of_photos(
         return same[0]
 
     def leave_out(path: str, what: str) -> None:
-        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are left out"))
+        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are skipped"))
 
     for split in filter(None, (known.train, known.test)):
         for image in split.images:

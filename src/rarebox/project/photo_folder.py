@@ -90,7 +90,7 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
             write_text(folder.settings, settings_text.with_data(folder.settings, settings, data))
             return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))
     except Busy:
-        raise UserError(f"{root} is being worked on; stop `rarebox serve` or `rarebox run` there first") from None
+        raise UserError(f"{root} is in use; stop `rarebox serve` or `rarebox run` there first") from None
 
 
 def photos_in(folder: Path, root: Path) -> list[Path]:

@@ -56,8 +56,8 @@ class Project:
         labels = self.folder.labels(self.settings)
         if not is_store(labels):
             raise UserError(
-                f"{labels} is gone or empty; restore a copy of it, or move {self.folder.settings.name} away and begin "
-                f"anew: rarebox init {root} --images FOLDER"
+                f"{labels} is missing or empty; restore a copy of it, or move {self.folder.settings.name} away and "
+                f"start over: rarebox init {root} --images FOLDER"
             )
         self.store = Store(labels)
 

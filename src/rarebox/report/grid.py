@@ -76,13 +76,13 @@ def headline(groups: Sequence[Group]) -> str:
         rest = len(known) - above - below
         return (
             f"{who} above plain uncertainty in {above} of {len(known)} settings, below it in {below}; in {rest} the "
-            "seeds cannot tell."
+            "seeds are inconclusive."
         )
     step = known[0]
     where = f"{number(abs(step.mean), 3)} AP50 {'above' if step.mean >= 0 else 'below'} plain uncertainty"
     if step.n == 1:
         return f"{who} {where}, with a single seed."
-    verdict = "" if step.sign else f"; {step.n} seeds cannot tell that from chance"
+    verdict = "" if step.sign else f"; {step.n} seeds cannot distinguish this from chance"
     return f"{who} {where}{verdict}."
 
 
@@ -130,7 +130,7 @@ def _against(group: Group, label: str, reference: str) -> str:
     steps = {name: step for name, step in steps.items() if name != reference and step.n > 1}
     who = f"Against {label} (“{reference}”)"
     if not steps:
-        return f"{who} there are not two common seeds, so no difference can be told from chance."
+        return f"{who} there are not two common seeds, so no difference can be distinguished from chance."
     named = {name: f"{name} ({results.signed(step.mean)})" for name, step in steps.items()}
     places = {
         "above 0 for": [named[name] for name, step in steps.items() if step.sign > 0],
@@ -140,5 +140,5 @@ def _against(group: Group, label: str, reference: str) -> str:
     said = [f"{where} {listed(names, MOST_NAMED)}" for where, names in places.items() if names]
     few = [named[name] for name, step in steps.items() if step.n < ENOUGH_SEEDS]
     parts = [f"the interval of the final AP50 lies {'; '.join(said)}"] if said else []
-    parts += [f"fewer than {ENOUGH_SEEDS} common seeds settle nothing for {listed(few, MOST_NAMED)}"] if few else []
+    parts += [f"fewer than {ENOUGH_SEEDS} common seeds are inconclusive for {listed(few, MOST_NAMED)}"] if few else []
     return f"{who} {'; '.join(parts)}."

@@ -80,7 +80,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
     )
     if group.full:
         columns += ("to 90\u00a0%", "to 95\u00a0%")
-        note += " The last two columns: labels at which the mean curve reaches that share of the AP50 of all labels."
+        note += " The last two columns: labels at which the mean curve reaches that fraction of the AP50 of all labels."
     return Table("All methods", note, columns, tuple(rows))
 
 
@@ -94,7 +94,7 @@ def _short(group: Group) -> list[Table]:
             where = f"{_count(least.spent)} of {_count(least.budget)} (seed {seed}, cycle {least.cycle})"
             rows.append((name, f"{len(found)} of {len(runs) * len(group.budget)}", where))
     note = (
-        "Nothing was left to ask about; or, in runs of earlier versions, no image that was left fitted the rest of the "
+        "Nothing was left to ask about; or, in runs of earlier versions, no remaining image fitted the rest of the "
         f"budget. The budget counts {group.unit}."
     )
     columns = ("method", "batches", "the shortest")

@@ -32,7 +32,7 @@ ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED")
 UNEXPECTED = {
     "left": "another person answered differently. Answers not used: {}. To use them, export the task from Label Studio "
     "and import it with --replace",
-    "foreign": "exported by another project, so its image and boxes are matched by name and place alone",
+    "foreign": "exported by another project, so its image and boxes are matched by name and position alone",
 }
 """Kinds of answers that the log of the server reports, since nobody reads the reply to a webhook."""
 
@@ -179,7 +179,7 @@ def make_router(
     def job_status(response: Response) -> dict[str, str]:
         """410: this backend runs no jobs for Label Studio."""
         response.status_code = 410
-        return {"error": "rarebox trains by itself"}
+        return {"error": "rarebox starts training by itself"}
 
     return router
 

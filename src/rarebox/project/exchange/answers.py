@@ -177,8 +177,8 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
     if scale is None:
         width, height = one.size or size
         raise UserError(
-            f"{one.where}: the picture there has {width} x {height} pixels, here {record.width} x {record.height}; it "
-            "is another one, or turned"
+            f"{one.where}: the image has {width} x {height} pixels there and {record.width} x {record.height} here; "
+            "it is a different image, or rotated"
         )
     boxes = np.array([region.box for region in one.regions], dtype=np.float64).reshape(-1, 4) * scale
     boxes = np.clip(boxes, 0, [record.width, record.height] * 2)
@@ -202,5 +202,7 @@ def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:
     told = dict.fromkeys([*one.queries, *(r.query for r in one.regions if r.query is not None and r.query in ours)])
     for number in told:
         if number not in ours or ours[number].box is None:
-            raise UserError(f"{one.where}: query {number} is not one of this image's; is this another project's file?")
+            raise UserError(
+                f"{one.where}: query {number} does not belong to this image; is this another project's file?"
+            )
     return {number: ours[number] for number in told}
