@@ -60,7 +60,7 @@ def _disk() -> Check:
 
 
 def _start() -> Check:
-    """What a detector of the preset ``laptop`` starts from, and where its file is looked for."""
+    """The initial weights of a detector of the preset ``laptop``, and the path of their file."""
     name = resolve("laptop").detector.name
     light = next(backbone for backbone in LIGHT[name] if "coco" in ARCHITECTURES[name, backbone].starts)
     coco = ARCHITECTURES[name, light].starts["coco"]

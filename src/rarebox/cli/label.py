@@ -153,7 +153,7 @@ def backup(
     run: Annotated[str, typer.Argument(help="Folder of a project or run, or its store.")],
     to: Annotated[Path, typer.Argument(help="New file for the copy.")],
 ) -> None:
-    """Copy the label store to a file, even while people answer. docs/store.md says how to restore it."""
+    """Copy the label store to a file, even while people answer. For restoring, see docs/store.md."""
     from rarebox.loop.run_folder import open_store
 
     with open_store(run) as store:
@@ -221,7 +221,7 @@ IMPORTED = {
 
 
 LEFT_ANYHOW = ("answer", "answers", "not used: single boxes of a fully labelled image can be changed only on the page")
-"""What happened to those that are left although --replace is given."""
+"""What happened to answers that are left although --replace was given."""
 
 
 @app.command()
@@ -270,7 +270,7 @@ def init(
 
 
 def numbers_in_use(classes: Sequence[str], labels: Path | None) -> "Numbers":
-    """What numbers in detections for a new project mean. Numbers from 0 that are ambiguous have no classes.
+    """The meaning of numbers in detections for a new project. Numbers from 0 that are ambiguous have no classes.
 
     They are ambiguous if the labels and --classes name one number differently.
     """

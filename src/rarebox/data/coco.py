@@ -1,6 +1,6 @@
 """COCO JSON: ``images``, ``categories``, and ``annotations`` with ``bbox`` = x, y, width, height in 0-based pixels.
 
-`CocoFile` is the form in which rarebox writes it. What it reads may hold anything, and is checked part by part.
+`CocoFile` is the form in which rarebox writes it. Input may hold anything, and is checked part by part.
 """
 
 import json
@@ -141,7 +141,7 @@ _LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether a file has two words of COCO and a list under one of them, unlike settings of images.
+    """Whether a file has two of COCO's keys and a list under one of them, unlike a settings file.
 
     A broken file counts, so that its reader can say what is wrong.
     """
@@ -187,10 +187,10 @@ def _parse(path: Path) -> _Content:
 
 
 def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict[Key, str], dict[int, str]]:
-    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others.
+    """Category id -> class name, in order of id, without a placeholder that is only the supercategory of the others.
 
-    And the names by their places from 0, which are the class numbers of most detectors. There are none if a placeholder
-    is left out, because detectors may count it or not.
+    Also the names by their positions from 0, which are the class numbers of most detectors. These are empty if a
+    placeholder is left out, because detectors may or may not count it.
     """
     categories: dict[Key, Object] = {}
     ambiguous, nameless = set[Key](), set[Key]()
@@ -264,7 +264,7 @@ def _boxes(
 
 
 def _is_repeated(annotation: Object, seen: dict[Key, Object], where: str, problems: list[Problem]) -> bool:
-    """Whether an identical annotation came before. An id that occurs twice on different boxes is only a problem."""
+    """Whether an earlier annotation is identical. An id that occurs twice on different boxes is only a problem."""
     first = seen.setdefault(_key(annotation["id"]), annotation)
     if first is annotation:
         return False

@@ -95,7 +95,7 @@ def refuse_missing(name: str | Path) -> None:
 
 
 _UNREAD = {"COCO": coco.unread, "VOC": voc.unread, "YOLO": yolo.unread}
-"""What finds the label files of each format that were not read."""
+"""Functions that find unread label files, by format."""
 
 
 def _reader(path: Path) -> tuple[str, Reader] | None:

@@ -44,9 +44,8 @@ class ImageDetections:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was found: the images with a result, the boxes that are shown in all and of each class, best class first.
-
-    ``known`` images had a result already. ``unreadable`` names the images that cannot be read, with the reason.
+    """The outcome: the images with a result, and the boxes shown, in total and of each class, the most frequent first.
+    ``known`` images already had a result. ``unreadable`` names the images that cannot be read, with the reason.
     """
 
     folder: Path

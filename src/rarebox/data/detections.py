@@ -203,7 +203,7 @@ def _refuse_unwritable(kind: str, name: Image, where: str) -> None:
 
 
 def _is_number(value: object) -> TypeGuard[int]:
-    """Whether a value can number an image or a class: a whole number from 0 that every JSON reader holds exactly."""
+    """Whether a value can number an image or a class: a whole number from 0 that JSON readers represent exactly."""
     return type(value) is int and 0 <= value < 2**53
 
 

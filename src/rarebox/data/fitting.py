@@ -57,7 +57,7 @@ class CornerCheck:
         self._fitting &= bool(((begins >= -1) & (begins < sides) & (sides <= np.array(size) + 1)).all())
 
     def refuse(self, path: Path) -> None:
-        """Raise `UserError` if most boxes reach far out of their images and all fit if read as x1, y1, x2, y2."""
+        """Raise `UserError` if most boxes extend far beyond their images and all fit if read as x1, y1, x2, y2."""
         if self._all > 1 and 2 * self._far >= self._all and self._fitting:
             raise UserError(
                 f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {self._far} of "
@@ -117,7 +117,7 @@ def _resized(image: ListedImage, width: int, height: int, orientation: int, prob
     """The image with its boxes in pixels of the upright file, which may differ from the copy they were drawn on.
 
     The boxes are scaled if the aspect ratio is the same. Otherwise they are dropped, unless a box extends beyond the
-    listed size and not out of the file: then only the size in the labels is wrong.
+    listed size but not beyond the file: then only the size in the labels is wrong.
     """
     real = (width, height)
     if image.relative or image.size is None or image.size == real:

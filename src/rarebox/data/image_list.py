@@ -57,7 +57,7 @@ def _listed(file: Path, suffix: str) -> list[Path | str]:
 
 
 def _named(files: Sequence[Path | str], root: Path) -> list[NamedImage]:
-    """The files with a name for each: the end of its path that no other path has, as short as that allows."""
+    """The files by name: the shortest end of each path that no other path shares."""
     paths = [_parts(file) for file in files]
     alike = Counter(path[-1] for path in paths)
     ends = Counter("/".join(path[-n:]) for path in paths if alike[path[-1]] > 1 for n in range(1, len(path) + 1))

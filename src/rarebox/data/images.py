@@ -264,7 +264,7 @@ def _formats() -> tuple[str, ...]:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) if there is none. Call it before the pixels are loaded."""
     if image.format == "TIFF":
-        return 1  # Pillow turns these by itself
+        return 1  # Pillow rotates these itself
     try:  # the base class's method, because that of PNG files decodes all pixels in search of a late EXIF block
         orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block raises anything, but the pixels are fine

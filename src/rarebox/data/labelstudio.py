@@ -97,7 +97,7 @@ class Annotation(TypedDict):
 
 
 class About(TypedDict):
-    """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first.
+    """What rarebox needs when a task is returned. ``rank`` counts from 1, best first.
 
     ``labels`` are those of its annotation: one that is missing later was deleted. ``project`` is the identity of the
     store that the numbers belong to.
@@ -127,7 +127,7 @@ class Task(TypedDict):
 
 
 class _Part(NamedTuple):
-    """An entry of a result that has a place or a class, and its ``value``."""
+    """An entry of a result that has a position or a class, and its ``value``."""
 
     entry: Object
     value: Object
@@ -406,7 +406,7 @@ def _regions(
     """The size of the picture, the boxes in its pixels, and the shapes that cannot become a box.
 
     A region may be one entry (``RectangleLabels``) or several (``Rectangle`` and ``Labels``, or further questions about
-    it), which repeat its id and its place. Entries without a place are about the image, not about an object.
+    it), which repeat its id and position. Entries without a position are about the image, not about an object.
     """
     of_region: dict[str, list[_Part]] = {}
     for entry in entries:
@@ -447,7 +447,7 @@ def _regions(
 
 
 _PLACE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "vertices", "rle", "imageDataURL")
-"""The fields of a value that say where a region is."""
+"""The fields of a value that give the position of a region."""
 
 
 def _shape(value: Object) -> str:

@@ -105,11 +105,10 @@ _DEGREES = re.compile(r"\s*(°|deg\.?|degrees?)\s*$", re.IGNORECASE)
 
 
 def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, float, float]:
-    """The upright box around a box whose attributes may turn it about its centre: x1, y1, x2, y2 in pixels.
-
-    ``rotation`` is in degrees, as CVAT writes it beside the unturned box, perhaps with their sign. Capitals in names
-    are ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and
-    for an ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
+    """The upright box around a box whose attributes may rotate it about its centre: x1, y1, x2, y2 in pixels.
+    ``rotation`` is in degrees, as CVAT writes it beside the unrotated box, perhaps with a degree sign. Case in names is
+    ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and for an
+    ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
     """
     plain = {name.strip().casefold(): value for name, value in attributes.items() if value}
     for name in ("rotation", "angle", "theta"):
@@ -213,7 +212,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What numbers mean that a detector trained on a data set writes.
+    """The meaning of the numbers that a detector trained on a data set writes.
 
     ``classes`` are the names by number from 0, which may have gaps and repeat a name. ``categories`` are the classes by
     category number, ``images`` the paths by image id. All are empty if the format has no numbers.

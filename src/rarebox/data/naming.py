@@ -1,4 +1,4 @@
-"""Names of classes and files: which ones formats can hold, which image another tool means, which files are litter."""
+"""Names of classes and files: what formats can hold, which image another tool means, which files to ignore."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ _PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 """The prefix that Label Studio adds to the name of an uploaded file: the start of a UUID."""
 
 _DROPPED_ON_UPLOAD = re.compile(r"[^-\w.]")
-"""What Label Studio removes from the name of an uploaded file, after it has replaced blanks by underscores."""
+"""What Label Studio removes from the name of an uploaded file, after replacing spaces with underscores."""
 
 LITTER = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
 """Folders that operating systems create (macOS, Synology, Windows, Linux)."""

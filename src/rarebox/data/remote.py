@@ -3,8 +3,8 @@
 A source is a folder of a bucket, a web page that links to images (the index that most servers make of a folder), or a
 local or remote text file with the URL of an image on each line.
 
-Most addresses come from somebody other than the user: from a list, a COCO file, a redirect. So the same rules hold for
-all of them, and only this module follows addresses:
+Most addresses come from a list, a COCO file or a redirect, not from the user. So the same rules apply to all of them,
+and only this module follows addresses:
 
 - The scheme is one of ``SCHEMES``. Chained addresses (``zip::…``) and local files are refused.
 - A host on this machine or in its network is refused, whatever its name. The check applies to the address that the

@@ -234,7 +234,7 @@ class _Year:
         return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
 
     def namesakes(self, xml: Path) -> list[Path]:
-        """The photos that have the name of a label file."""
+        """The photos with the name of a label file."""
         return self._pictures.get(self._key(xml), [])
 
     def _match(self, photos: ByName[Path], name: str, xml: Path, problems: list[Problem]) -> Path | None:

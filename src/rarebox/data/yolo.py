@@ -33,7 +33,7 @@ from rarebox.errors import UserError
 from rarebox.types import Source
 
 _SHARES = (-0.5, 1.5)
-"""The range of fractions of an image's side, including boxes that reach out of it. Pixels are outside this range."""
+"""The range of fractions of an image's side, including boxes that extend beyond it. Pixels are outside this range."""
 
 _CLASSES = "classes.txt"
 """The file that lists the classes of the label files beside and below it, where there is no data.yaml."""
@@ -184,7 +184,7 @@ _POLYGONS = (
 
 
 def _contradicting(names: Mapping[int, str], file: Path, pairs: "_Pairs") -> list[Problem]:
-    """A problem for each classes.txt beside or above the label files that names a class number otherwise."""
+    """A problem for each classes.txt beside or above the label files that names a class number differently."""
     lists = {_classes_file(folder / "x", file.parent, pairs.disk) for folder in {p.parent for p in pairs.claimed}}
     problems: list[Problem] = []
     for listed in sorted(filter(None, lists)):
@@ -541,7 +541,7 @@ def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Probl
 
 
 def _words(line: str) -> list[str]:
-    """The words of a row. Raises ``ValueError`` if it may be several rows, by a sign that also ends lines."""
+    """The words of a row. Raises ``ValueError`` if it contains a line separator, so it may be several rows."""
     (row,) = line.strip().splitlines()
     return row.split()
 

@@ -70,7 +70,7 @@ class TorchDetector:
         return self.settings.image_size if self.network.stretches else self.settings.size
 
     def start_from(self, saved: Tensors, rows: Sequence[str] = ()) -> None:
-        """Take over the weights of a backbone or of a whole detector, whose class layers have these rows.
+        """Copy the weights of a backbone or of a whole detector, whose class layers have these rows.
 
         Raises UserError unless they fit the backbone.
         """

@@ -276,7 +276,7 @@ def candidates_of(
 
 
 def _in_image(found: Detections, line: Line, record: ImageRecord, corners: CornerCheck) -> tuple[Detections, int]:
-    """Detections in pixels of the image, clipped to it, and how many of them reached out of it.
+    """Detections in pixels of the image, clipped to it, and how many of them extended beyond it.
 
     Raises UserError for another aspect ratio and for boxes outside the image.
     """

@@ -20,7 +20,7 @@ Image = TypeVar("Image", int, str, os.PathLike[str])
 """What names an image: a whole number, text, or a path; one kind for all images."""
 
 SLACK = 1e-3
-"""How far rounding may take a probability above 1."""
+"""The tolerance above 1 for rounded probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +108,9 @@ def rank(
 
     ``detections`` and ``views`` are by image; every image needs the same number of views. Without views the uncertainty
     is the entropy of each box's class. ``labels`` say what is labelled on images of ``detections``: boxes near a
-    labelled or rejected one, and boxes of a complete image, are passed over. ``classes`` are the K class names.
-    ``budget`` is the number of boxes to return, by default all. ``settings`` are by default those of the preset
-    ``laptop``; ``strategy`` overrides theirs. Raises UserError for input that contradicts itself, naming the image.
+    labelled or rejected one, and boxes of a complete image, are skipped. ``classes`` are the K class names. ``budget``
+    is the number of boxes to return, by default all. ``settings`` are by default those of the preset ``laptop``;
+    ``strategy`` overrides theirs. Raises UserError for input that contradicts itself, naming the image.
     """
     chosen = config.or_laptop(settings)
     if strategy:
@@ -188,7 +188,7 @@ def _check(
     labels: Mapping[Image, ImageLabels],
     num_classes: int,
 ) -> None:
-    """UserError where the input contradicts itself."""
+    """UserError if the input contradicts itself."""
     for name, table in (("detections", detections), ("views", views), ("labels", labels)):
         _check_type(name, table, Mapping)
     kinds = {_kind_of_name(image) for image in (*detections, *views, *labels)}

@@ -126,8 +126,8 @@ class Understanding:
     """Convert lines to Detections with class vectors of one kind.
 
     ``dropped`` counts boxes without an area, ``shares`` those that seem to be in fractions of the image's sides, and
-    ``clipped`` those that reached out of their images.
-    Where the file has no class vectors, :func:`~rarebox.types.score_vectors` makes them.
+    ``clipped`` those that extended beyond their images. If the file has no class vectors,
+    :func:`~rarebox.types.score_vectors` makes them.
     """
 
     def __init__(self, words: Vocabulary) -> None:

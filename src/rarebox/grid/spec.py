@@ -51,7 +51,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """``<data>/<detector>/<method>/seed_<n>``, as people see it."""
+        """``<data>/<detector>/<method>/seed_<n>``, as shown to people."""
         return self.folder.removeprefix("runs/")
 
     @property
@@ -117,7 +117,7 @@ def _load(file: Path) -> dict[str, object]:
 
 def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[Planned]:
     preset, common = grid.get("preset", "laptop"), _changes("settings", grid.get("settings"))
-    if preset == "laptop":  # a comparison must not depend on the weights that a machine can get
+    if preset == "laptop":  # a comparison must not depend on which weights a machine has
         common = {**config.INSTALLED, **common}
     base = config.resolve(str(preset), None, common)
     axes = {"data": _axis(grid, "data", base.data), "detector": _axis(grid, "detector", base.detector.name)}

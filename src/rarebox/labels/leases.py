@@ -1,4 +1,4 @@
-"""Leases and answers of several annotators: who works on which question, and answers that never overwrite each other.
+"""Leases and answers of several annotators: who has which question, and answers that never overwrite each other.
 
 A question is *leased* to one holder (a browser tab) for some time, so two people get the same question only if it
 wants two answers. A correction names the answer that it corrects. If that is no longer the latest, the store writes
@@ -41,7 +41,7 @@ class Submission:
     corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
     person drew without being asked, or, with ``complete``, the statement that every object has its box. ``on`` is the
     image that the person saw with the question, ``class_names`` are those of the labels as the person saw them, empty
-    for a class that the page did not know yet. Numbers of questions and classes are used again after a backup is
+    for a class that the page did not know yet. Numbers of questions and classes may be reused after a backup is
     restored.
     """
 
@@ -118,7 +118,7 @@ class People:
 
     Leases run on a clock kept in the store: the seconds during which any process worked on it. Each process adds the
     time since its last reading, by its own monotonic ``clock``; of several processes, the one that is ahead counts. So
-    a change of the time of day neither ends nor prolongs a lease, and a restart pauses it.
+    changing the computer's clock neither ends nor extends a lease, and a restart pauses it.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:

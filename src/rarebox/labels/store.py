@@ -167,9 +167,8 @@ class Store:
             self._watch.keep()
 
     def identity(self) -> str:
-        """The random name of this store and its copies, made with it; in a store of before, on the first call.
-
-        Empty if it is damaged.
+        """The random name of this store and its copies. An older store gets one on the first call. Empty if it is
+        damaged.
         """
         stored = select(schema.identity.c.name)
         with self.transaction() as connection:
@@ -179,7 +178,7 @@ class Store:
             with self.transaction(writes=True) as connection:
                 schema.identity.create(connection, checkfirst=True)
                 name = connection.scalar(stored)
-                if name is None:  # nobody has been faster
+                if name is None:  # no other process was faster
                     name = token_hex(16)
                     connection.execute(insert(schema.identity), {"name": name})
         return name if is_text(name) and re.fullmatch("[0-9a-f]{32}", name) else ""

@@ -18,7 +18,7 @@ PATIENCE = 600.0
 """Seconds without a single worker after which waiting for the cluster ends."""
 
 MOST_TRIES = 4
-"""How often a shard or run is started when its workers are lost. Then it is assumed to be the cause."""
+"""How often a shard or run is started when its workers are lost, before it is assumed to be the cause."""
 
 
 class Lost(Exception):

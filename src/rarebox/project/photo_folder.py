@@ -1,4 +1,4 @@
-"""The folder of photos of a project: read it, find new photos and those that moved."""
+"""The photo folder of a project: reads it, and finds new and moved photos."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".
 
 
 def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
-    """Image files below a folder, outside the project's own, that no image lies in, by whatever links."""
+    """Image files below a folder, outside the project's own folder, that are no image's file yet, through any link."""
     paths = {*map(real, known)}
     files = photos_in(folder, root) if folder.is_dir() else ()
     return [os.path.abspath(file) for file in files if real(file) not in paths]
@@ -58,9 +58,8 @@ def check_photos(root: Path, progress: Progress = silent) -> Found:
 
 @dataclass(frozen=True)
 class Relocated:
-    """What became of the images of a store: how many are in the new folder, and those that are not.
-
-    ``warnings``: a sentence for each thing that a person should know.
+    """The images of a store after a move: the number found in the new folder, and those that are missing. ``warnings``
+    are sentences for the user.
     """
 
     there: int
@@ -94,7 +93,7 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
 
 
 def photos_in(folder: Path, root: Path) -> list[Path]:
-    """The image files below a folder that are not in the folder of the project, where that lies among the photos."""
+    """The image files below a folder, without those in the project's folder if that is among the photos."""
     own = real(root)
     return [file for file in image_files(folder) if own not in real(file).parents]
 
