@@ -30,7 +30,7 @@ from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdi
 
 
 class Predictions(Protocol):
-    """Another detector's boxes: queries, and what their image ids and guesses stand for."""
+    """Another detector's boxes: queries, and the meaning of their image ids and guesses."""
 
     @property
     def queries(self) -> Sequence[Query]: ...
@@ -41,7 +41,7 @@ class Predictions(Protocol):
 
 
 def take_predictions(project: Project, ranked: Predictions) -> int:
-    """Keep another detector's boxes, with the project's image ids, labels and pixels. Return how many were kept.
+    """Store another detector's boxes with the project's image ids, labels and pixels. Return how many were stored.
 
     Boxes on images that the project lacks are skipped. Raises UserError if a photo has another shape than the
     image that the detector saw.
@@ -91,7 +91,7 @@ def create(
     imported. An image counts as completely labelled, unless ``partial`` is set or an object of it was lost. Raises
     UserError if there is a project already, or no image.
 
-    If the folder holds a store with answers, such as a restored backup, the project uses it as it is.
+    If the folder holds a store with answers, such as a restored backup, the project adopts it unchanged.
     """
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
@@ -115,7 +115,7 @@ def create(
         raise UserError(f"{images} is not a folder; name the folder of your images")
     if from_list:
         trust(images)
-        progress("list", 0, 1, str(images))  # a server may take its time
+        progress("list", 0, 1, str(images))  # a server may be slow
         files, unknown = listing(location(images), SUFFIXES), []
         progress("list", 1, 1, str(images))
     else:
@@ -177,7 +177,7 @@ def _not_found(store: Store, photos: Path, folder: RunFolder) -> list[str]:
 
 
 def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list[str]:
-    """Clean the class names and remove duplicates. Names that differ in capitals only are one, and a problem."""
+    """Clean the class names and remove duplicates. Names that differ only in case become one, and a problem."""
     once: dict[str, str] = {}
     for name in (clean_name(name, "class") for name in names):
         first = once.setdefault(class_key(name), name)
@@ -217,7 +217,7 @@ def _take_in(
 ) -> list[listings.Problem]:
     """Import labels as answers: to whole images where they are complete, else to single boxes.
 
-    A crowd is no object, and the objects in it have no boxes, so nobody is asked about it.
+    A crowd is not an object, and the objects in it have no boxes, so nobody is asked about it.
     """
     problems: list[listings.Problem] = []
     found = _labels_of_photos(known, records, store.digests(), Classes(store.classes()), problems)
@@ -254,8 +254,8 @@ def _labels_of_photos(
 ) -> list[tuple[ImageRecord, _Labels]]:
     """Match the labels to photos. Labels that fit no photo, or several, are reported as problems.
 
-    A photo is found by its path (images of our exports are links with other names), else by its content, else by its
-    name. ``digests`` are the hashes of the photos. A name that contradicts the content is a problem.
+    A photo is found by its path (images of our exports are links with other names), else by content, else by name.
+    ``digests`` are the hashes of the photos. A name that contradicts the content is a problem.
     """
     photos, by_id = ByName[int](), {record.id: record for record in records}
     places: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The page of a grid: what the differences say in words, curves, differences, classes and tables of each group."""
+"""The page of a grid: the differences in words, and the curves, differences, classes and tables of each group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from rarebox.report.page import render
 from rarebox.report.wording import listed, number, plural
 
 MOST_NAMED = 8
-"""Methods that a sentence names; the figures have them all."""
+"""The most methods that a sentence names; the figures show all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class GroupPart:
 
 
 def write(out: Path, groups: Sequence[Group]) -> Path:
-    """Write ``report.html``, ``tables.md`` and ``figures/`` into a folder that is there; the page's path."""
+    """Write ``report.html``, ``tables.md`` and ``figures/`` into an existing folder, and return the page's path."""
     styles = grid_figures.styles_of(groups)
     parts: list[GroupPart] = []
     with drawing.style():
@@ -59,7 +59,7 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
 
 
 def headline(groups: Sequence[Group]) -> str:
-    """Whether the paper's whole method is ahead of plain uncertainty, if both are there; else what is compared."""
+    """Whether the paper's whole method is ahead of plain uncertainty, if the grid has both; else what is compared."""
     steps: list[statistics.Difference] = []
     for group in groups:
         whole, plain = (paper.ablation(group).get(row) for row in ("+ TSPL", "U"))
@@ -87,7 +87,7 @@ def headline(groups: Sequence[Group]) -> str:
 
 
 def about(groups: Sequence[Group]) -> str:
-    """How much was run."""
+    """The number of runs, finished and failed."""
     runs = dict.fromkeys(run for group in groups for run in group.runs)  # a ceiling may be in several groups
     failed = sum(run.reason is not None for run in runs)
     text = f"{plural(len(runs) - failed, 'run')} finished"
@@ -95,7 +95,7 @@ def about(groups: Sequence[Group]) -> str:
 
 
 def findings(group: Group) -> list[str]:
-    """What the numbers of a group say, in plain words; only intervals decide what is called a difference."""
+    """The results of a group in words; only intervals decide what is called a difference."""
     if not group.methods:
         return ["No run has finished here."]
     best = measures.ranked(group)[0]
@@ -124,7 +124,7 @@ def _seeds(group: Group) -> str:
 
 
 def _against(group: Group, label: str, reference: str) -> str:
-    """Which methods' intervals lie above, below or across 0."""
+    """The methods whose intervals lie above, below or across 0."""
     values = measures.measures(group)["AP50"]
     steps = {name: statistics.paired(values[name], values[reference]) for name in measures.ranked(group)}
     steps = {name: step for name, step in steps.items() if name != reference and step.n > 1}
