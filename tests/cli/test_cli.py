@@ -1,4 +1,4 @@
-"""The command line as a person meets it: one message, status 2, no traceback; and the ways that work."""
+"""The command line as users see it: mistakes give one message, status 2 and no traceback; valid commands work."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
 
 
 def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """What a mistake is answered with, on one line of spaces; it must exit with 2 and show no traceback."""
+    """The error message of a mistake, joined to one line. It must exit with 2 and show no traceback."""
     status = call(monkeypatch, *words)
     said = capsys.readouterr()
     assert status == 2, said
@@ -64,7 +64,7 @@ def test_missing_folder(monkeypatch, capsys, tmp_path, pictures) -> None:
     wrong = pictures.with_name("scene")
     said = complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", wrong)
     assert str(wrong) in said
-    assert "scenes" in said  # the nearest that is there
+    assert "scenes" in said  # the nearest existing name
     assert not (tmp_path / "out").exists()
 
 
@@ -178,7 +178,7 @@ def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pict
         monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), "--share", tmp_path
     )
     assert "no cycle-1 model" in said
-    assert not (tmp_path / "out").exists()  # told before anything is made
+    assert not (tmp_path / "out").exists()  # reported before anything is created
 
 
 def test_report_and_export_want_a_run(monkeypatch, capsys, tmp_path) -> None:
@@ -321,7 +321,7 @@ DETECTIONS = """{"classes": ["cat", "dog"]}
 
 @pytest.fixture
 def found(tmp_path: Path) -> Path:
-    """What some detector found."""
+    """The detections of some detector."""
     file = tmp_path / "found.jsonl"
     file.write_text(DETECTIONS)
     return file
@@ -408,7 +408,7 @@ def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pic
 
 @pytest.fixture(scope="module")
 def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Detections of a class that is written in Chinese."""
+    """Detections of a class with a Chinese name."""
     file = tmp_path_factory.mktemp("cats") / "found.jsonl"
     lines = [{"image": f"{n}.jpg", "boxes": [[1, 2, 30, 40]], "scores": [0.5], "labels": ["\u732b"]} for n in range(20)]
     file.write_text("\n".join(map(json.dumps, lines)))

@@ -1,4 +1,4 @@
-"""No command deletes a label store that holds an answer, whatever state it finds it in."""
+"""No command deletes a label store that holds an answer, in any state of the folder."""
 
 import json
 import shutil
@@ -105,7 +105,7 @@ def photos(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(store: Store, by: str = "anna", most: int = 4) -> None:
-    """Answer the first questions, having asked them."""
+    """Ask and answer the first questions."""
     store.open_cycle(1)
     asked = store.queries(1) or store.ask(1, [Query(image_id) for image_id in [*store.images()][:most]])
     box, label = np.array([[5, 5, 40, 40]]), np.array([0])
@@ -152,13 +152,13 @@ def killed_and_restored(project: Path, holding: ExitStack) -> None:
 
 
 def log_alone(project: Path, holding: ExitStack) -> None:
-    """The log of a store that was moved away."""
+    """The log of a store whose database was moved away."""
     killed(project, holding)
     (project / "labels.sqlite").rename(project.with_name("moved.sqlite"))
 
 
 def served(project: Path, holding: ExitStack) -> None:
-    """A server has it."""
+    """A server has the store open."""
     holding.enter_context(hold(project / "serve.lock"))
     holding.enter_context(Store(project / "labels.sqlite"))
 
@@ -182,7 +182,7 @@ def by_nobody(project: Path, holding: ExitStack) -> None:
 
 
 def trained(project: Path, holding: ExitStack) -> None:
-    """Or its training was begun."""
+    """A project whose training has begun."""
     (project / "cycle_01").mkdir()
     (project / "cycle_01" / "model.safetensors").write_bytes(b"weights")
 
@@ -222,11 +222,11 @@ STATES = [
 
 
 def answers(project: Path) -> set[tuple[Any, ...]] | bytes:
-    """Every answer in the store of a project, also what is in its log; its bytes where it cannot be read."""
+    """Every answer in the store of a project, including its log; the store's bytes if it cannot be read."""
     there = project.with_name("looked_at")
     shutil.rmtree(there, ignore_errors=True)
     there.mkdir()
-    for end in ("", "-wal"):  # a copy: to open it would change it
+    for end in ("", "-wal"):  # a copy, because opening the store would change it
         if (file := project / f"labels.sqlite{end}").is_file():
             shutil.copy(file, there)
     if (moved := project.with_name("moved.sqlite")).exists():
@@ -363,7 +363,7 @@ def test_a_restored_backup_is_taken_over(
     assert tame(*where) == 0
     told = said(capsys)
     assert "the store labels" in told
-    assert "--partial" not in told  # these are answers, not labels to be believed or not
+    assert "--partial" not in told  # these are answers, not labels that may be doubted
     now = Project(project)
     assert len(now.store.answered()) == 4
     assert now.add_new_images() == 0
@@ -446,7 +446,7 @@ def test_a_store_that_somebody_has_open_does_not_and_they_can_go_on(store: Store
 def test_a_start_that_was_cut_short_at_any_moment_goes_on(
     photos: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before its store is whole, before its settings are there, and once more."""
+    """Killed before the store is complete, before the settings exist, and once more."""
     from rarebox.project import create as module
 
     def die(*_: Any, **__: Any) -> None:
@@ -464,7 +464,7 @@ def test_a_start_that_was_cut_short_at_any_moment_goes_on(
 
 
 def test_only_one_function_takes_a_store_away() -> None:
-    """Nothing else in the source names the store's file where it removes files."""
+    """No other code that removes files names the store's file."""
     source = Path(main.__file__).parents[1]
     takers = [file.name for file in source.rglob("*.py") if "DROP TABLE" in file.read_text(encoding="utf-8")]
     assert takers == ["run_folder.py"]

@@ -89,7 +89,7 @@ def test_answers_are_saved_on_a_disk_that_training_has_filled(small_disk: Path) 
         assert not list(small_disk.glob("*.part"))
         for _ in range(500):
             store.record([Answer(query.id, np.array([[1, 2, 30, 40]]), np.array([0]), Verdict.OBJECT, "anna")])
-        (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))  # another program takes it all
+        (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))  # another program uses all of it
         with pytest.raises(OSError, match="No space left"):
             files.write_bytes(small_disk / "model", bytes(1 << 20))
     assert not list(small_disk.glob("*.part"))

@@ -55,7 +55,7 @@ def test_without_a_home_everything_works_and_one_note_says_where_caches_are(
     assert f"no home folder, so caches are kept in {temporary}" in told
     assert temporary.stat().st_mode & 0o777 == 0o700
     assert Path.home() == temporary
-    assert places.settle() == ""  # nor do processes say it again that this one starts
+    assert places.settle() == ""  # nor do child processes repeat it
 
 
 def test_a_home_that_does_not_exist_and_cannot_be_made(

@@ -1,4 +1,4 @@
-"""Pipes, devices, sockets and links that form a loop, among photos and labels are reported and never waited for."""
+"""Pipes, devices, sockets and circular links among photos and labels are reported, and nothing waits for them."""
 
 import faulthandler
 import os

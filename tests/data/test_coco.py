@@ -148,7 +148,7 @@ def test_crowds_and_the_flag_are_difficult(tmp_path: Path, flag: dict[str, Any])
 def test_boxes_are_clipped_or_dropped_and_listed(tmp_path: Path) -> None:
     bboxes = {
         1: [-5, 10, 20, 10],  # clipped
-        2: [10, 10, 90.5, 10],  # half a pixel too wide: clipped without a word
+        2: [10, 10, 90.5, 10],  # half a pixel too wide: clipped silently
         3: [10, 10, 0, 10],
         4: [10, 10, 10, -3],
         5: [200, 10, 10, 10],
@@ -303,7 +303,7 @@ REAL = Path(os.environ.get("RAREBOX_DATA", Path(__file__).parents[3] / "shared" 
 
 @pytest.mark.parametrize("name", ["aquarium", "bccd"])
 def test_real_data(name: str) -> None:
-    """Everything that the files list is there, unchanged but for float32."""
+    """Everything that the files list is read, unchanged except for float32 rounding."""
     if not (REAL / name).is_dir():
         pytest.skip(f"there is no {REAL / name}; set RAREBOX_DATA")
     data = load(REAL / name)

@@ -1,4 +1,4 @@
-"""What is exported comes back, with its provenance, and nothing is overwritten or taught as background by accident."""
+"""Exports are read back with their provenance, and nothing is overwritten or trained as background by accident."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ def annotations(
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[ImageRecord]:
-    """Three images of 100 x 50 pixels, two of them with the same name but for the suffix and the folder."""
+    """Three images of 100 x 50 pixels, two of which differ in name only by suffix and folder."""
     paths = [tmp_path / "photos" / name for name in ("b.png", "x/a.png", "y/a.jpg")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def one_image(draw: st.DrawFn) -> tuple[int, int, list[list[float]], list[int]]:
 @given(content=st.lists(one_image(), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, content: list[Any]) -> None:
-    """Ids too in COCO; in the others images are counted in the order of their names."""
+    """COCO keeps the ids; in the other formats, images are numbered in the order of their names."""
     folder = tmp_path_factory.mktemp("round")
     records, given_labels = [], []
     for number, (width, height, boxes, labels) in enumerate(content, 1):
@@ -108,7 +108,7 @@ def test_images_come_along_under_names_of_their_own(
 
 
 def test_the_voc_file_has_one_based_pixels_and_difficult(tmp_path: Path, images: list[ImageRecord]) -> None:
-    """The whole 100 x 50 image is 1, 1, 100, 50 there."""
+    """In VOC, the whole 100 x 50 image is 1, 1, 100, 50."""
     boxes, sources = [[0, 0, 100, 50], [0.5, 1, 2, 2]], [Source.HUMAN, Source.DIFFICULT]
     export(tmp_path / "out", "voc", CLASSES, images[:1], [annotations(7, boxes, [2, 0], sources)])
     root = ET.parse(tmp_path / "out" / "Annotations" / "b.xml").getroot()
@@ -217,7 +217,7 @@ def test_the_ways_out(
 def test_an_image_without_any_box_is_not_partly_labelled(
     tmp_path: Path, images: list[ImageRecord], format: str
 ) -> None:
-    """One as a whole, without objects; one in part; one that nobody has labelled, though a box there was rejected."""
+    """One fully labelled image without objects, one partially labelled, and one unlabelled with a rejected box."""
     labels = [
         annotations(7, [], []),
         annotations(3, [[1, 2, 3, 4]], [1], complete=False),
@@ -275,7 +275,7 @@ def test_other_files_are_never_overwritten(tmp_path: Path, images: list[ImageRec
 
 
 def test_an_export_never_writes_through_a_link_to_a_photo(tmp_path: Path, images: list[ImageRecord]) -> None:
-    """On a disk that takes two names for one, the second photo meets the link to the first."""
+    """On a disk that treats two names as the same, the second photo finds the link to the first."""
     before = Path(images[0].path).read_bytes()
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "b.png").symlink_to(images[0].path)

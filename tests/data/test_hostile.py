@@ -1,4 +1,4 @@
-"""Files and texts that somebody has spoilt, or made to do harm: a UserError or a listed problem, in bounded time."""
+"""Corrupt and malicious files and texts give a UserError or a listed problem, in bounded time."""
 
 import random
 import shutil
@@ -74,7 +74,7 @@ def test_a_spoilt_file_is_a_user_error_or_a_listed_problem(name: str, folder_of:
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{now}: &{now} [{', '.join([f'*{before}'] * 10)}]\n" for before, now in zip("abcdefgh", "bcdefghi", strict=True)
 )
-"""400 bytes that stand for a billion values."""
+"""400 bytes that expand to a billion values."""
 
 BOMBS = {
     "aliases": LAUGHS + "names: *i\ntrain: *i\n",

@@ -98,7 +98,7 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int, suffix: str) 
     assert np.array_equal(read_image(path), upright)
     width, height, told = image_size(path)
     assert (height, width) == upright.shape[:2]
-    if suffix != "tif":  # Pillow turns TIFF files by itself and does not tell
+    if suffix != "tif":  # Pillow rotates TIFF files itself, silently
         assert told == orientation
     picture = read_picture(ImageRecord(1, str(path), width, height), min(width, height), max(width, height))
     assert np.array_equal(picture.pixels, upright)
@@ -356,7 +356,7 @@ def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
     os.mkfifo(tmp_path / "pipe.jpg")
     scandir = os.scandir
 
-    def refuse(path: Path) -> Any:  # the tests may run as root, whom no folder is closed to
+    def refuse(path: Path) -> Any:  # the tests may run as root, who can read every folder
         if Path(path).name == "closed":
             raise PermissionError
         return scandir(path)
@@ -384,7 +384,7 @@ def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
     ],
 )
 def test_what_no_person_has_put_there_is_no_photo(tmp_path: Path, litter: str) -> None:
-    folder = tmp_path / ".hidden itself"  # whoever names a hidden folder means it
+    folder = tmp_path / ".hidden itself"  # a hidden folder that is named explicitly is read
     photo(folder / "a.jpg")
     photo(folder / litter)
     (folder / ".linked").symlink_to(tmp_path)

@@ -1,4 +1,4 @@
-"""Labels that are silently wrong: whatever wrote them, they are read right, or what is lost is listed and not taught.
+"""Silently wrong labels, from any tool, are read correctly, or the lost objects are listed and not trained on.
 
 Every photo here has 160 x 120 pixels and two objects, a cat at 40, 30 to 120, 90 and a dog at 10, 10 to 30, 25.
 """
@@ -101,7 +101,7 @@ def share(box: Sequence[float]) -> str:
 
 
 def boxes_of(data: Dataset) -> dict[str, list[tuple[str, list[float]]]]:
-    """Photo -> its objects, to half a pixel."""
+    """Photo -> its objects, rounded to half a pixel."""
     return {
         Path(image.path).name: [
             (data.classes[label], (np.round(box * 2) / 2).tolist())
@@ -116,7 +116,7 @@ def kinds(problems: Sequence[Problem]) -> list[str]:
 
 
 class Begun:
-    """A project that has taken in labels: what is known of each photo, by its name."""
+    """A project that has imported labels: the labels of each photo, by its name."""
 
     def __init__(self, root: Path, photos: Path, labels: Path, classes: Sequence[str] = (), **options: Any) -> None:
         self.problems = create(root, photos, classes, labels, **options)
@@ -223,7 +223,7 @@ def test_an_own_export_says_which_images_are_complete_and_which_boxes_are_guesse
     export(tmp_path / "out", format, ["cat"], records, [done, begun], allow_partial=True, include_pseudo=True)
     again = Begun(tmp_path / "p", tmp_path / "set", tmp_path / "out")
     assert again.said["a.jpg"].complete
-    assert "b.jpg" not in again.said  # a model's own box is nobody's answer
+    assert "b.jpg" not in again.said  # a model's own box is not an answer
 
 
 @pytest.mark.parametrize("format", ["voc", "yolo"])
@@ -560,7 +560,7 @@ MARKED = ["utf-8-sig", "utf-16", "utf-16-le with mark", "utf-32"]
 
 
 def encoded(file: Path, encoding: str) -> None:
-    """Write the text of a file anew."""
+    """Rewrite the text of a file."""
     text = file.read_text(encoding="utf-8")
     mark = "\ufeff" if encoding.endswith("mark") else ""
     file.write_bytes((mark + text).encode(encoding.split()[0]))
@@ -754,7 +754,7 @@ def lists(folder: Path, **of: str) -> None:
 
 
 def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path:
-    """A cat in a box of 80 x 10 pixels at 40, 55, which the file calls turned."""
+    """A cat in a box of 80 x 10 pixels at 40, 55 that the file marks as rotated."""
     flat = [40.0, 55.0, 120.0, 65.0]
     if format == "coco":
         photo(folder / "a.jpg")
@@ -838,7 +838,7 @@ def test_two_label_files_of_one_photo_are_not_used(tmp_path: Path, second: str) 
     (tmp_path / "Annotations" / "1.xml").rename(first)
     other = tmp_path / "Annotations" / second
     other.write_bytes(first.read_bytes())
-    assert kinds(load(tmp_path).problems) == []  # they say the same
+    assert kinds(load(tmp_path).problems) == []  # they agree
     other.write_text(first.read_text().replace("cat", "dog"))
     assert Begun(tmp_path / "p", tmp_path / "JPEGImages", tmp_path).said.keys() == {"b.jpg"}
     data = load(tmp_path)

@@ -1,4 +1,4 @@
-"""Names of classes and images: whatever they are, every export is read back, with the right photos and classes."""
+"""With any names of classes and images, every export is read back with the right photos and classes."""
 
 import json
 import sys
@@ -126,7 +126,7 @@ def test_names_stay_as_many_as_they_were(names: list[str]) -> None:
 
 
 def record_of(folder: Path, number: int, name: str) -> ImageRecord | None:
-    """A photo of that name on the disk; None where no disk has such a name."""
+    """A photo of that name on the disk; None if the disk cannot hold the name."""
     file = folder / str(number) / f"{name}.png"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def test_questions_that_go_out_come_back_as_answers(format: str, tmp_path_factor
     def check(classes: list[str], photos: list[str]) -> None:
         folder = tmp_path_factory.mktemp("names")
         images = [image for n, name in enumerate(photos, 1) if (image := record_of(folder, n, name))]
-        images = [image for image in images if image.path.isprintable()]  # others are no photos of a project
+        images = [image for image in images if image.path.isprintable()]  # others are not photos of a project
         classes = clean_all(classes)
         if not images:
             return
@@ -206,7 +206,7 @@ def test_questions_that_go_out_come_back_as_answers(format: str, tmp_path_factor
 
 
 def answered(folder: Path, format: str) -> Any:
-    """What the tool exports after somebody has agreed with everything."""
+    """The tool's export after a person has accepted everything."""
     if format == "cvat":
         return cvat.read(folder / "annotations.xml")
     labelstudio.classes_of((folder / "config.xml").read_text(encoding="utf-8"))

@@ -35,19 +35,19 @@ def known(*paths: str) -> ByName[str]:
         ("/data/local-files/?d=mnt/cam1/1.jpg", "/x/photos/cam1/1.jpg"),
         ("https://example.org/cam1/1.jpg?width=3", "/x/photos/cam1/1.jpg"),
         ("cam2%2F1.jpg", "/x/photos/cam2/1.jpg"),
-        ("mnt/2.jpg", "/x/photos/cam1/2.jpg"),  # the only one of that name, and no folder of ours is named
+        ("mnt/2.jpg", "/x/photos/cam1/2.jpg"),  # the only one with that name, and the path names none of our folders
         ("cam2/2.jpg", None),
         ("20240315-0900.jpg", "/x/photos/20240315-0900.jpg"),
         ("/data/upload/3/20240315-0900.jpg", "/x/photos/20240315-0900.jpg"),
         ("20240316-0900.jpg", None),  # may be the photo of another day
-        ("/data/upload/3/20240316-0900.jpg", "/x/photos/0900.jpg"),  # Label Studio has put a prefix there
+        ("/data/upload/3/20240316-0900.jpg", "/x/photos/0900.jpg"),  # Label Studio added the prefix
         ("images/1a2b3c4d-2.jpg", "/x/photos/cam1/2.jpg"),
         ("cam2/1a2b3c4d-2.jpg", None),
         ("/data/upload/3/deadbeef-5.jpg", "/x/photos/deadbeef-5.jpg"),
         ("/data/upload/3/1a2b3c4d-IMG_4.jpg", "/x/photos/IMG (4).jpg"),
         ("/data/local-files/?d=a%CC%88%20b.png", "/x/photos/\u00e4 b.png"),
         ("a\u0308 b.png", "/x/photos/\u00e4 b.png"),
-        ("100%25.jpg", "/x/photos/100%25.jpg"),  # the name as it is comes first
+        ("100%25.jpg", "/x/photos/100%25.jpg"),  # the unchanged name has priority
         ("s3://bucket/far/6.jpg", "s3://bucket/far/6.jpg"),
         ("7.jpg", None),
         ("", None),

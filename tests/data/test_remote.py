@@ -1,4 +1,4 @@
-"""Images by URL: listed, read in parallel, tried again, left out with a reason; and shown, trained on and exported."""
+"""Images by URL: listed, read in parallel, retried, skipped with a reason, shown, trained on and exported."""
 
 import contextlib
 import gzip
@@ -47,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bucket(MemoryFileSystem):
-    """What reads s3://, in memory."""
+    """An in-memory file system for s3://."""
 
     protocol = ("s3",)
     store: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -72,7 +72,7 @@ def buckets() -> Iterator[Bucket]:
 
 @pytest.fixture
 def bucket(pictures: Path, buckets: Bucket) -> str:
-    """A bucket with six photos in two folders, one file that is no image by its name and one by its content."""
+    """A bucket with six photos in two folders, one file without an image suffix and one with broken content."""
     store = buckets
     for number, file in enumerate(sorted((pictures / "images").glob("train_*"))[:6]):
         store.pipe(f"/bucket/photos/{'sub/' * (number % 2)}{file.name}", file.read_bytes())
@@ -82,7 +82,7 @@ def bucket(pictures: Path, buckets: Bucket) -> str:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder, each refused as often as ``refusals`` says before it is sent."""
+    """Serves a folder. Each file is refused ``refusals`` times before it is sent."""
 
     refusals: ClassVar[dict[str, list[int]]] = {}
     asked: ClassVar[Counter[str]] = Counter()
@@ -101,7 +101,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A web server of the photos' folder, which makes an index page of it."""
+    """A web server for the photos' folder, with an index page."""
     pytest.importorskip("aiohttp", reason='nothing reads https:// here: pip install "rarebox[http]"')
     monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
     Handler.refusals, Handler.asked = {}, Counter()
@@ -199,7 +199,7 @@ def test_a_project_of_a_bucket_leaves_out_what_cannot_be_read_and_shows_the_rest
             reply = browser.http.get(f"/api/images/{image.id}")
             assert reply.headers["content-type"] == "image/jpeg"
             with remote.fetched(image.path) as content:
-                assert reply.content == content  # as it is
+                assert reply.content == content  # unchanged
         small = browser.http.get(f"/api/images/{images[1].id}?size=48")
         assert small.status_code == 200
         Bucket().rm(images[1].path)
@@ -296,7 +296,7 @@ def test_one_rule_for_every_address_wherever_it_comes_from(line: str, buckets: B
 
 
 def coco_of(folder: Path, *names: str) -> Path:
-    """A COCO file that names those images, and one that is there."""
+    """A COCO file that names those images and one existing file."""
     images = [{"id": n, "file_name": name} for n, name in enumerate((*names, "here.png"), 1)]
     box = {"id": 1, "image_id": len(images), "category_id": 1, "bbox": [1, 1, 4, 4]}
     content = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}
@@ -367,7 +367,7 @@ def test_which_addresses_are_of_the_public_internet(address: str, public: bool) 
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Answers as the test says, by path."""
+    """Replies with the response that the test sets for a path."""
 
     told: ClassVar[dict[str, Callable[["Answers"], None]]] = {}
     asked: ClassVar[list[str]] = []
@@ -389,7 +389,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server under a name that looks public, and a short patience."""
+    """A server under a name that looks public, and short timeouts."""
     pytest.importorskip("aiohttp", reason='nothing reads https:// here: pip install "rarebox[http]"')
     monkeypatch.setattr(remote, "WAITS", ())
     Answers.told, Answers.asked = {}, []
@@ -438,7 +438,7 @@ def sends(body: bytes, **headers: str) -> Callable[[Answers], None]:
 
 
 def test_the_address_that_was_checked_is_connected_to(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is public when it is looked up first, and this machine when it is looked up again."""
+    """A name that resolves to a public address first, and to this machine the next time."""
     asked = []
 
     async def resolve(_: Any, host: str, port: int = 0, family: Any = None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The embedded data set: the same bytes again, honest boxes, a long tail, no digit in both splits, all or nothing."""
+"""The embedded data set: reproducible bytes, exact boxes, a long tail, disjoint splits, written whole or not at all."""
 
 import json
 import os
@@ -247,7 +247,7 @@ def test_a_killed_run_leaves_no_data_set_and_the_next_one_succeeds(folder: Path,
     assert not (tmp_path / "scenes").exists()
     (draft,) = tmp_path.iterdir()
     assert contents(make(tmp_path / "scenes", **SMALL)) == contents(folder)
-    assert draft.exists()  # so young a draft might be somebody's work
+    assert draft.exists()  # a recent draft may be in use
     two_hours_ago = time.time() - 7200
     os.utime(draft, (two_hours_ago, two_hours_ago))
     shutil.rmtree(tmp_path / "scenes")
@@ -284,7 +284,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, wrong: dict[str, Any]):
 def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
     size: tuple[int, int], look: Look, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Without a bound the first of these never came to its end: large things had left no room for a small one."""
+    """Without a limit, the first of these never finished: large things left no room for a small one."""
     arranged, place, trials = drawing._arrange, drawing._free_place, [0]
 
     def counted(*given: Any) -> Any:

@@ -51,7 +51,7 @@ def devkit(folder: Path) -> None:
 
 
 def test_the_first_corner_moves_by_one_pixel() -> None:
-    """The box of the single first pixel, and one over a whole 4 x 3 image."""
+    """The box of the first pixel alone, and one that covers a whole 4 x 3 image."""
     written = np.array([[1.0, 1, 1, 1], [1, 1, 4, 3]])
     assert voc.to_zero_based(written).tolist() == [[0, 0, 1, 1], [0, 0, 4, 3]]
     assert np.array_equal(voc.to_one_based(voc.to_zero_based(written)), written)
@@ -196,7 +196,7 @@ TRAIN, TEST = voc.ARCHIVES["voc2007"]
 
 
 class Server:
-    """Serves the archives; ``cut`` makes it break off after so many bytes."""
+    """Serves the archives; with ``cut`` it stops after that many bytes."""
 
     def __init__(self) -> None:
         self.files = {TRAIN: archive("000001", name="trainval"), TEST: archive("000002", name="test")}

@@ -213,7 +213,7 @@ def test_a_label_file_that_several_photos_fit_equally_well_is_nobodys(tmp_path: 
     add(tmp_path, "more/y.png", "0 0.5 0.5 0.2 0.4")
     add(tmp_path, "images/x.png")
     add(tmp_path, f"images/{other}")
-    (tmp_path / "only.txt").write_text("images/x.png\n")  # the photo beside it counts all the same
+    (tmp_path / "only.txt").write_text("images/x.png\n")  # the photo beside it still counts
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / ("x.txt" if other == "x.jpg" else "x.TXT")).write_text("0 0.5 0.5 0.2 0.4")
     data = load(tmp_path)
@@ -327,7 +327,7 @@ FLAGGED = "0 0.5 0.5 0.2 0.4 0.46 0.43 1 0.54 0.43 1 0.47 0.57 1 0.53 0.57 0"
 
 @pytest.mark.parametrize("odd", ["0 0.5 0.5 0.2 0.4 0.65 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57", FACE])
 def test_points_that_may_be_key_points_are_never_read_as_polygons_in_silence(tmp_path: Path, odd: str) -> None:
-    """Landmarks that do not fill their box, or one point outside of it."""
+    """Landmarks that do not fill their box, or one point outside it."""
     data_yaml(tmp_path, "train: images")
     add(tmp_path, "images/a.png", *[FACE] * 3, odd)
     (problem,) = load(tmp_path).problems

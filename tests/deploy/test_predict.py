@@ -1,4 +1,4 @@
-"""`rarebox predict`: the model's own detections, nothing detected twice, and nothing written where it should not be."""
+"""`rarebox predict` reports the model's detections, repeats no detection, and writes only where it should."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one cycle; its model is too weak to be measured."""
+    """A run of one cycle; its model is too weak for measured thresholds."""
     root = tmp_path_factory.mktemp("deploy")
     simulate.simulate(root / "run", settings(make_data(root / "scenes"), budget=[]))
     return root / "run"
@@ -51,13 +51,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be changed."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eleven images, one in a folder below, more than one batch."""
+    """Eleven images, one in a subfolder; more than one batch."""
     dice, folder = np.random.default_rng(4), tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     for number in range(COUNT):
@@ -289,7 +289,7 @@ def test_another_address_of_the_same_name_is_another_image(
         (tmp_path / "list.txt").write_text(url)
         predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)
         assert len(seen) == number
-    predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)  # an address is not fetched again
+    predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)  # a URL is not fetched again
     assert len(seen) == 2
 
 

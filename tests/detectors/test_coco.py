@@ -61,7 +61,7 @@ def level(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def drawn(make: Callable[..., nn.Module]) -> Any:
-    """torchvision's network with random weights whose outputs are not all alike, and of an ordinary size."""
+    """torchvision's network with random weights and varied outputs of ordinary size."""
     torch.manual_seed(7)
     network: Any = make(weights=None, weights_backbone=None).eval()
     for module in network.modules():
@@ -196,7 +196,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(home: Path, content: bytes = b"weights") -> Path:
-    """A file where the light COCO weights are looked for."""
+    """A file at the path of the light COCO weights."""
     place = ARCHITECTURES[LIGHT_COCO].starts["coco"].place
     assert place.is_relative_to(home)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -349,7 +349,7 @@ def test_a_detector_goes_on_from_that_of_a_project_with_the_rows_of_its_classes(
         key = ("faster_rcnn", "efficientnet_lite0")
         before = build(key, 2, "none", seed=1, classes=("fish", "Shark"))
         before.save(tmp_path / "cycle_02")
-        (tmp_path / "cycle_03").mkdir()  # begun, and not trained yet
+        (tmp_path / "cycle_03").mkdir()  # begun, but not trained yet
         after = build(("faster_rcnn", "auto"), 3, str(tmp_path), seed=2, classes=("ray", "shark", "crab"))
         fresh = build(key, 3, "none", seed=2)
         assert after.settings.weights == str(tmp_path / "cycle_02")

@@ -1,4 +1,4 @@
-"""A frozen backbone looks once: what it saw is kept, whole or not at all, and the heads work as on pixels."""
+"""A frozen backbone processes each image once: maps are cached whole or not at all, and the heads work as on pixels."""
 
 import json
 import pickle
@@ -55,7 +55,7 @@ def plan_of(detector: TorchDetector, picture: Picture, seed: int) -> tuple[View,
 def seen(
     detector: TorchDetector, pictures: list[Picture], folder: Path
 ) -> tuple[list[CachedPicture], list[tuple[View, ...]]]:
-    """The pictures as a frozen body saw them, through the files; ids count from 1."""
+    """The pictures' feature maps by a frozen body, read from the files; ids count from 1."""
     store = FeatureCache(folder, Layout(body_channels(detector.settings), VIEWS))
     plans = [plan_of(detector, picture, i) for i, picture in enumerate(pictures)]
     with store.adding() as keep:
@@ -69,7 +69,7 @@ def test_predictions_are_those_on_pixels_for_an_image_and_every_view(
     detector: TorchDetector, pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network: Any = detector.network
-    if isinstance(network, WeightedFasterRCNN):  # no box stands or falls with another, for rounding to decide which
+    if isinstance(network, WeightedFasterRCNN):  # no suppression, which rounding could change
         for part in (network.rpn, network.roi_heads):
             monkeypatch.setattr(part, "nms_thresh", 1.0)
         for limit in ("_pre_nms_top_n", "_post_nms_top_n"):
@@ -86,7 +86,7 @@ def test_predictions_are_those_on_pixels_for_an_image_and_every_view(
         for found, expected in zip(detector.predict_views([apart], [as_large])[0], wanted, strict=True):
             assert len(found) == len(expected) > 5
             assert found.scores == pytest.approx(expected.scores, abs=2e-3)
-            assert found.scores.tolist() != expected.scores.tolist()  # float16 on the way: it did not see the pixels
+            assert found.scores.tolist() != expected.scores.tolist()  # float16 maps: it did not use the pixels
     for found, expected in zip(detector.predict(kept[:1]), detector.predict(pictures[:1]), strict=True):
         assert found.scores == pytest.approx(expected.scores, abs=2e-3)
     assert detector.image_features(kept[:1]) == pytest.approx(detector.image_features(pictures[:1]), abs=5e-3)
@@ -135,7 +135,7 @@ def test_the_same_run_again_and_one_that_shares_its_maps_end_the_same(
     given = settings(data, budget=[6], **FREEZE)
     simulate.simulate(tmp_path / "again", given)
     assert outcome(tmp_path / "again") == outcome(finished)
-    monkeypatch.setattr(TorchDetector, "extract", None)  # it finds all that it needs
+    monkeypatch.setattr(TorchDetector, "extract", None)  # everything it needs is cached
     shared = simulate.simulate(tmp_path / "sharing", given, share=finished)
     assert not (tmp_path / "sharing/maps").exists()
     for record in shared:
@@ -212,12 +212,12 @@ def test_maps_of_other_photos_are_never_taken(
     looked: list[int] = []
     extract = TorchDetector.extract
     monkeypatch.setattr(TorchDetector, "extract", lambda self, i, v: looked.append(len(i)) or extract(self, i, v))
-    # A test set of its own, beside a pool whose first model and maps are shared.
+    # A different test set, with a pool whose first model and maps are shared.
     other = tmp_path / "other"
     shutil.copytree(data, other)
     simulate.simulate(tmp_path / "sharing", settings(other, budget=[6], **FREEZE), share=finished)
     assert sum(looked) == 5
-    # A run that has looked, but not trained, does not go on with other photos.
+    # A run that has cached maps but not trained does not resume with other photos.
     with monkeypatch.context() as broken:
         broken.setattr(TorchDetector, "fit", lambda *_, **__: (_ for _ in ()).throw(UserError("stopped")))
         with pytest.raises(UserError, match="stopped"):

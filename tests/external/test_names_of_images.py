@@ -1,4 +1,4 @@
-"""Detections name the photos of labels in their own way: a labelled photo is recognised, or the command says so."""
+"""Detections may name photos differently from the labels: a labelled photo is recognised, or the command reports it."""
 
 import json
 from pathlib import Path

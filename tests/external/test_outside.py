@@ -1,4 +1,4 @@
-"""Detections of any detector: the loop's own order on the loop's own numbers, and nothing silently wrong."""
+"""Detections of any detector: the same ranking as the loop's, and no silent errors."""
 
 import json
 import subprocess
@@ -55,14 +55,14 @@ def listed(ranked: external.Ranked) -> list[tuple[int, list[float], int]]:
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of each detector: class vectors without a background, and with one."""
     root = tmp_path_factory.mktemp(request.param)
-    # One image a batch, as below: another batch may round otherwise.
+    # One image per batch, as below: another batch size may round differently.
     chosen = settings(make_data(root / "scenes"), detector__name=request.param, budget=[5], scoring__batch_size=1)
     simulate.simulate(root / "run", chosen)
     return root / "run"
 
 
 def dump(run: Path, file: Path, views_file: Path) -> None:
-    """What the run's first model says of the images and copies that cycle 2 was chosen from, as its own JSON lines."""
+    """The first model's detections on the images and copies that cycle 2 was chosen from, as JSON lines."""
     folder = RunFolder(run)
     told = folder.read_settings()
     detector = detectors.load(folder.cycle(1), "cpu", told.training)
@@ -80,7 +80,7 @@ def dump(run: Path, file: Path, views_file: Path) -> None:
         for frame, detected in zip(detector.frames(picture, views), copies, strict=True):
             where = {"matrix": frame.matrix.tolist(), "patches": frame.patches.tolist()}
             on_views.append({"image": record.id, "view": frame.name, **where, **as_lists(detected)})
-    write(file, [found[0], *reversed(found[1:])])  # any order of lines will do
+    write(file, [found[0], *reversed(found[1:])])  # the order of lines is irrelevant
     write(views_file, on_views)
 
 
@@ -113,7 +113,7 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
     assert ranked.from_views
     assert ranked.candidates == len(order)
     assert ranked.class_frequency.tolist() == state.class_frequency.tolist()
-    for query in ranked.queries:  # at each place the very box, with the very utility
+    for query in ranked.queries:  # at each place the same box with the same utility
         row, utility = order[int(query.why["rank"])]  # type: ignore[index]
         assert (query.image_id, query.guess, query.utility) == (
             open_ones.image_id[row],
@@ -121,7 +121,7 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
             pytest.approx(utility, rel=1e-6),
         )
         assert query.box.tolist() == open_ones.boxes[row].tolist()  # type: ignore[union-attr]
-    # What was passed over lies near a box above it.
+    # Skipped boxes are near a box above them.
     places = {int(q.why["rank"]) for q in ranked.queries}  # type: ignore[index]
     for place in set(range(len(order))) - places:
         row = order[place][0]
@@ -189,7 +189,7 @@ def test_an_outside_detectors_numbers_by_hand(tmp_path: Path) -> None:
         write(tmp_path / "d.jsonl", FOUND), write(tmp_path / "v.jsonl", VIEWS), None, None, chosen(), 9
     )
     u = {(q.image_id, q.guess): q.why["uncertainty"] for q in ranked.queries}  # type: ignore[index]
-    # The flipped boxes lie exactly on theirs: c(b) = |(s + s_m) / 2 (1 - JS) + 1 - 1.3|, and u(b) = 1.3 - c(b).
+    # The flipped boxes match exactly: c(b) = |(s + s_m) / 2 (1 - JS) + 1 - 1.3|, and u(b) = 1.3 - c(b).
     assert u[2, 0] == pytest.approx(1.3 - abs(0.9 + 1 - 1.3), abs=1e-6)
     js = float(method.js_divergence(np.array([0.4, 0, 0.6, 0]), np.array([0.8, 0, 0.2, 0])))
     assert u[2, 1] == pytest.approx(1.3 - abs(0.4 * (1 - js) + 1 - 1.3), abs=1e-6)
@@ -263,10 +263,10 @@ def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path
     file, coco = write(tmp_path / "d.jsonl", FOUND), tmp_path / "out" / "annotations.json"
     ranked = external.rank(file, None, coco, None, chosen(), 9)
     assert [(q.image_id, q.guess) for q in ranked.queries] == [(7, 2), (3, 1)]  # the file's ids, found by the names
-    # The cat is labelled: it is no pseudo label any more.
+    # The cat is labelled, so it is no longer a pseudo label.
     assert ranked.class_frequency.tolist() == [0, 0, 0]
     whole = external.rank(file, None, coco, None, chosen(), 9, labels_complete=True)
-    assert [(q.image_id, q.guess) for q in whole.queries] == [(3, 1)]  # as in init, a pseudo label has to be confirmed
+    assert [(q.image_id, q.guess) for q in whole.queries] == [(3, 1)]  # as in init, pseudo labels must be confirmed
     export(tmp_path / "out", "coco", HEAD["classes"], records, [annotated(3, [], [], True)])
     assert [q.image_id for q in external.rank(file, None, coco, None, chosen(), 9).queries] == [7]
 
@@ -295,7 +295,7 @@ RESULTS: Lines = [
 
 @pytest.mark.parametrize("text", [json.dumps(RESULTS), json.dumps(RESULTS, indent=2), " [ ]"])
 def test_coco_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("rarebox.data.detections.CHUNK", 16)  # entries that reach over the chunks they are read in
+    monkeypatch.setattr("rarebox.data.detections.CHUNK", 16)  # entries that span the chunks they are read in
     (tmp_path / "results.json").write_text(text)
     (tmp_path / "coco.json").write_text(json.dumps(COCO))
     ranked = external.rank(tmp_path / "results.json", None, None, tmp_path / "coco.json", chosen("entropy"), 9)
@@ -344,7 +344,7 @@ def test_class_vectors_with_the_background_first_last_or_not_at_all(tmp_path: Pa
         ("flip", [150, 10, 190, 50]),  # mirrored in 200 pixels
         ("scale_0.8", [8, 8, 40, 40]),
         ("colour", [10, 10, 50, 50]),
-        ("mine", [110, 10, 150, 50]),  # a copy of one's own, shifted by 100 pixels
+        ("mine", [110, 10, 150, 50]),  # a custom copy, shifted by 100 pixels
     ],
 )
 def test_boxes_of_copies_come_back(tmp_path: Path, name: str, box: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""Grids: what a file means, and that every run is done once, whoever does it and whatever happens on the way."""
+"""Grids: the grammar of a file, and that every run is done exactly once, despite other processes and interruptions."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def grid(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever a detector is trained."""
+    """A list that grows by one whenever a detector is trained."""
     calls: list[int] = []
     honest = TorchDetector.fit
 
@@ -83,7 +83,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def work(file: Path, out: Path, **options: Any) -> tuple[list[Planned], list[Event]]:
-    """Do a grid; what failed, and what was told."""
+    """Execute a grid. Return the failed runs and the events."""
     runs, told = spec.read(file), []
     wanted = spec.choose(runs, options.pop("only", ()))
     return Bench(out, runs, wanted, tell=told.append, **options).work(file), told
@@ -253,7 +253,7 @@ def test_only_takes_texts_and_patterns(grid) -> None:
 
 @pytest.fixture(scope="module")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int, list[Event]]:
-    """A finished grid: its file, its folder, how often a detector was trained, and what was told."""
+    """A finished grid: its file, its folder, the number of trainings, and the events."""
     folder = tmp_path_factory.mktemp("grid")
     keys = {
         "settings": COMMON,
@@ -354,7 +354,7 @@ def test_a_grid_may_grow_and_shrink_but_its_runs_do_not_change(finished, grid, t
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs finish at once, with numbers out of thin air; each leaves its name here."""
+    """Runs finish at once with invented numbers; each appends its name here."""
     done: list[str] = []
 
     def run(folder: Path, settings: Settings, *_: Any, **named: Any) -> list[CycleRecord]:
@@ -471,7 +471,7 @@ def test_a_first_cycle_that_fails_is_tried_once(
 def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(UserError, match=r"data set photos: no/photos does not exist .*\n.* --data photos="):
         work(grid(data=["no/photos"]), tmp_path / "out")
-    methods = {"a": {"data": f"{tmp_path}/gone"}, "b": {"data": "scenes"}}  # two of one name
+    methods = {"a": {"data": f"{tmp_path}/gone"}, "b": {"data": "scenes"}}  # two with one name
     with pytest.raises(UserError, match="/gone does not exist"):
         work(grid(data=None, methods=methods), tmp_path / "out")
     (tmp_path / "nothing").mkdir()
@@ -487,7 +487,7 @@ def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: 
 def test_a_run_somebody_else_does_is_waited_for(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: list[str]
 ) -> None:
-    """Another process holds a run and another seed's first cycle, and lets go only when all the rest is done."""
+    """Another process holds a run and another seed's first cycle, and releases them only when the rest is done."""
     file, out = grid(data=[str(pictures)], seeds=2), tmp_path / "out"
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     runs = spec.read(file)
@@ -552,7 +552,7 @@ def cycles(told: Iterable[Event]) -> list[tuple[str, int]]:
 def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process, killed for real in the middle of its second run, while this one works on the third."""
+    """A real process, killed in the middle of its second run, while this one works on the third."""
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.1)
     methods = {**METHODS, "H": {"pseudo.method": "hard"}}
     file, out = grid(data=[str(pictures)], methods=methods, settings={**COMMON, "training.steps": 3}), tmp_path / "out"
@@ -575,7 +575,7 @@ def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     assert child.exitcode == -signal.SIGKILL
     assert cycles(theirs)[0] == (second, 1)
     assert cycles(ours)[:2] == [(third, 1), (third, 2)]
-    both = cycles(ours)[2:] + cycles(theirs)  # what it did last it may not have told any more
+    both = cycles(ours)[2:] + cycles(theirs)  # its last step may not have been reported
     assert both in (
         [(second, 2), (second, 1)],
         [(second, 1), (second, 2)],
@@ -592,7 +592,7 @@ def test_a_folder_that_becomes_a_run_while_it_is_looked_at_is_no_foreign_one(
     place = RunFolder(tmp_path / "run")
 
     def looked(self: RunFolder) -> bool:
-        self.claim(Settings())  # the other process claims the folder between the check and its consequence
+        self.claim(Settings())  # the other process claims the folder between the check and the use
         return any(self.root.iterdir())
 
     monkeypatch.setattr(RunFolder, "_holds_something_else", looked)
@@ -620,7 +620,7 @@ def test_a_shared_run_that_is_finished_between_two_looks_has_not_failed(
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     runs = spec.read(file)
     state, attempt = Bench.state, Bench._attempt
-    unseen = list[str]()  # shared runs that another process finishes after they were last checked
+    unseen = list[str]()  # shared runs that another process finishes after the last check
     seen = list[str]()
 
     def look(self: Bench, run: Planned) -> str:
@@ -703,7 +703,7 @@ def test_command_in_a_log_names_the_grid_the_runs_and_what_ended_short(
     assert said[0] == f"{file}: 1 run, 0 done; results in {tmp_path / 'out'}"
     asked = [line for line in said if line.startswith("tiny/retinanet/image/seed_0, cycle 2/3: ask:")]
     assert re.search(r": ([6-9]|1\d) of 6 labels", asked[-1])  # the last image may overshoot the budget
-    ended = [line for line in said if line.startswith("[")]  # of the run, and not of the first cycle that it shares
+    ended = [line for line in said if line.startswith("[")]  # of the run, not of its shared first cycle
     assert len(ended) == 1
     assert ended[0].startswith("[1/1] tiny/retinanet/image/seed_0 done: AP50 ")
     assert re.search(r"; cycle 3 spent \d+ of 500$", ended[0])
@@ -755,11 +755,11 @@ def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
     file, out = grid(data=[str(pictures)], settings={**COMMON, "training.freeze": "backbone"}), tmp_path / "out"
     failed, _ = work(file, out, only=("U",))
     assert not failed
-    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # one folder for all runs; R is still to be done
+    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # one folder for all runs; R is not done yet
     failed, _ = work(file, out)
     assert not failed
     assert not [*out.rglob("maps")]
-    next(out.glob("first/*")).joinpath("maps").mkdir()  # what a kill between the last run and this left
+    next(out.glob("first/*")).joinpath("maps").mkdir()  # left by a kill between the last run and the clean-up
     work(file, out)
     assert not [*out.rglob("maps")]
 
@@ -795,9 +795,9 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
     for damaged in shared[:2]:
         damaged.unlink()
         damaged.write_bytes(b"half")
-    assert done("CB") == {2, 3}  # computed again, also for the next one
+    assert done("CB") == {2, 3}  # computed again, for the next one too
     assert done("E") == {3}
-    assert not [*out.rglob("scored")]  # nobody needs them any more
+    assert not [*out.rglob("scored")]  # no longer needed
 
     def told(folder: Path) -> list[dict[str, Any]]:
         (file,) = folder.glob("runs/*/*/CB/seed_0/metrics.json")

@@ -1,4 +1,4 @@
-"""The statistics of a grid, on numbers that were worked out by hand, and the page and tables they make."""
+"""The statistics of a grid on hand-computed numbers, and the resulting page and tables."""
 
 import json
 import re
@@ -37,7 +37,7 @@ FINAL = {"plain": (0.40, 0.44, 0.48), "whole": (0.46, 0.48, 0.50), "dice": (0.30
 def record(
     cycle: int, labels: int, ap: float | None, *, reviews: int = 0, shown: int = 0, hits: int = 0
 ) -> dict[str, Any]:
-    """A record; the yak is the rarest and a tenth worse, all that is shown is taken for the dog."""
+    """A record; the yak is the rarest and a tenth worse, and every box shown is predicted as dog."""
     return {
         "cycle": cycle,
         "labels": labels,
@@ -160,7 +160,7 @@ def test_what_is_a_grid(tmp_path: Path) -> None:
     assert results.is_grid(write(tmp_path / "grid", [FULL]))
     assert results.is_grid(tmp_path / "somewhere.jsonl")
     assert not results.is_grid(tmp_path)
-    (tmp_path / "grid" / "settings.yaml").touch()  # a run's folder, whatever else lies in it
+    (tmp_path / "grid" / "settings.yaml").touch()  # a run's folder, even with other content
     assert not results.is_grid(tmp_path / "grid")
 
 
@@ -210,7 +210,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_cases(seeds: int) -> None:
 
 
 def test_fewer_than_six_seeds_never_make_a_difference() -> None:
-    """However large it is; from six on it is one where the interval excludes 0."""
+    """Regardless of its size; with six seeds or more it counts if the interval excludes 0."""
     for seeds in range(1, 9):
         apart = [0.5 + seed / 1000 for seed in range(seeds)]
         for direction in (1, -1):
@@ -247,7 +247,7 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     # At the 150 labels that both have paid, not where each ended.
     assert measures.at_equal_cost(group) == {"plain": {0: pytest.approx(0.4)}, "over": {0: pytest.approx(0.5)}}
     assert measures.at_equal_cost(group, "reviews")["over"][0] == pytest.approx(0.7)
-    # One that bought nothing has no area, and takes the others' from nobody.
+    # A run that bought nothing has no area and does not affect the others.
     idle = line("idle", 0, [record(1, 100, 0.3), record(2, 100, 0.3)])
     assert measures.areas(group_of(tmp_path, [two_cycles("plain", 0), over, idle])) == {
         **measures.areas(group),
@@ -351,7 +351,7 @@ def test_references_and_ablation_are_recognised_by_settings(tmp_path: Path) -> N
     group = group_of(tmp_path, standard())
     assert paper.references(group) == {"U": "plain", "box random": "dice"}
     assert paper.ablation(group) == {"U": "plain", "+ TSPL": "whole"}
-    assert group.methods["whole"][0].setting("selection.sigma") == Settings().selection.sigma  # not in the line
+    assert group.methods["whole"][0].setting("selection.sigma") == Settings().selection.sigma  # missing from the line
 
 
 def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
     group = group_of(tmp_path, [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in chosen.items()])
     wanted = {"U": "U soft", "box random": "random"}
     assert paper.references(group) == wanted
-    # The same when every line holds every setting, as those of `rarebox bench` do, and in whatever order.
+    # The same if every line holds every setting, as written by `rarebox bench`, in any order.
     usual = dict(flatten(Settings().model_dump(mode="json")))
     full = {m: {**usual, **s} for m, s in reversed(chosen.items())}
     lines = [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in full.items()]
@@ -505,7 +505,7 @@ def test_other_data_under_the_papers_name_is_not_the_papers(tmp_path: Path) -> N
 
 
 def test_what_does_not_matter_is_named_and_still_there() -> None:
-    """A name that no setting has any more would hide nothing; all others are in `paper_setting`."""
+    """An outdated name would exclude nothing; all other settings are in `paper_setting`."""
     ignored = paper.OF_THE_MACHINE | paper.OF_OTHERS
     assert ignored <= NAMES
     assert paper.paper_setting().keys() | ignored == NAMES

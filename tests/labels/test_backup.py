@@ -194,7 +194,7 @@ def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replac
 def test_nothing_saved_is_lost_with_the_files_that_sqlite_adds(
     project: Project, tmp_path: Path, ends: list[str]
 ) -> None:
-    """What was saved is kept, what comes later is refused by name, and a restart goes on."""
+    """Saved answers are kept, later ones are refused by name, and a restart resumes."""
     file = project.folder.root / "labels.sqlite"
     answer(project.store, 1)
     for end in ends:
@@ -252,7 +252,7 @@ def test_a_backup_of_a_damaged_store_is_refused(tmp_path: Path) -> None:
     page = int.from_bytes(content[16:18])
     with closing(sqlite3.connect(file)) as opened:
         (root,) = opened.execute("SELECT rootpage FROM sqlite_master WHERE name = 'queries'").fetchone()
-    content[(root - 1) * page + 8 : (root - 1) * page + 10] = b"\xff\xff"  # where its first cell lies
+    content[(root - 1) * page + 8 : (root - 1) * page + 10] = b"\xff\xff"  # the position of its first cell
     file.write_bytes(content)
     with Store(file) as damaged, pytest.raises(UserError, match="damaged"):
         damaged.back_up(tmp_path / "copy.sqlite")

@@ -113,7 +113,7 @@ def run(*command: Any) -> tuple[int, str]:
 @pytest.mark.parametrize(("table", "column"), CELLS)
 def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str, tmp_path: Path) -> None:
     whole = (root / "labels.sqlite").read_bytes()
-    in_full = CELLS.index((table, column)) % len(GARBAGE)  # each kind of garbage in its turn
+    in_full = CELLS.index((table, column)) % len(GARBAGE)  # each kind of garbage in turn
     for number, value in enumerate(GARBAGE):
         (root / "labels.sqlite").write_bytes(whole)
         if not damaged(root, table, column, value, row=number % 2):
@@ -132,7 +132,7 @@ def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str
 
 
 def everything(project: Project, to: Path) -> None:
-    """What a server is asked for, and the commands that read a store."""
+    """The requests to a server, and the commands that read a store."""
     root, house = project.folder.root, House(project)
     try:
         browser = house.browser("cleo")

@@ -65,7 +65,7 @@ def told(outcome: Outcome) -> tuple[Status, int | None]:
 def test_a_question_is_one_persons_until_its_lease_ends(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     assert claimed(people, "ben", 3) == [3, 4]
-    assert claimed(people, "anna", 2) == [1, 2]  # she keeps what she has
+    assert claimed(people, "anna", 2) == [1, 2]  # she keeps her questions
     assert claimed(people, "anna", 4) == [1, 2]
     assert people.waiting(1) == 0
     hands.seconds += 200
@@ -148,7 +148,7 @@ def test_a_tab_that_says_that_it_is_closed_lets_go_of_its_questions(people: Peop
     people.let_go("anna 1")
     assert claimed(people, "anna 2", 1, by="anna") == [1]
     assert claimed(people, "ben", 2) == [4, 2]
-    assert claimed(people, "anna 1", 2, by="anna") == [3]  # loaded again: what nobody took is still its own
+    assert claimed(people, "anna 1", 2, by="anna") == [3]  # reloaded: unclaimed questions are still its own
     assert people.submit("ben", "ben", said("k1", 4, Verdict.NOT_AN_OBJECT)).status is Status.SAVED
 
 
@@ -328,14 +328,14 @@ def test_a_missed_object_and_a_complete_image(people: People) -> None:
     people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, image_id=5, complete=True))
     labels, spent = people.store.labels_of(5), people.store.spent()
     assert (labels.complete, labels.boxes.tolist(), labels.labels.tolist()) == (True, [B], [1])
-    assert (spent.labels, spent.reviews) == (1, 1)  # the word that it is complete costs no box
+    assert (spent.labels, spent.reviews) == (1, 1)  # marking it as complete costs no box
     people.submit("anna", "anna", said("k3", people.given()[-1].query.id, Verdict.WITHDRAWN, after=2))
     assert not people.store.labels_of(5).complete
     again = people.given()[-1].query.id
     assert people.submit("ben", "ben", said("k4", again)).status is Status.REFUSED
     assert people.submit("anna", "anna", said("k5", again)).status is Status.SAVED
     assert people.store.labels_of(5).complete
-    assert [q.id for q in people.store.unanswered(1)] == [1, 2, 3, 4]  # nobody is asked what a person volunteered
+    assert [q.id for q in people.store.unanswered(1)] == [1, 2, 3, 4]  # nobody is asked about a volunteered answer
 
 
 def test_the_questions_of_the_latest_cycle_come_first_and_the_old_ones_no_more(people: People) -> None:
@@ -343,7 +343,7 @@ def test_the_questions_of_the_latest_cycle_come_first_and_the_old_ones_no_more(p
     people.store.open_cycle(2)
     (new,) = people.store.ask(2, [Query(9, np.array(A, dtype=np.float32), 0)])
     assert claimed(people, "ben", 5) == [new.id]
-    assert claimed(people, "anna", 1) == [1]  # what she has before her stays
+    assert claimed(people, "anna", 1) == [1]  # the question in front of her stays
     assert people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0))).status is Status.SAVED
 
 
@@ -416,7 +416,7 @@ def test_a_clock_on_the_wall_that_is_set_ends_and_prolongs_no_lease(
 def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     hands.seconds += 90
-    people.let_go("nobody")  # any writing: what has passed is kept
+    people.let_go("nobody")  # any write keeps the elapsed time
     for start in (0.0, 1e9):  # the machine restarted, or another one resumes
         after = Hands()
         after.seconds = start
@@ -440,7 +440,7 @@ def test_of_several_processes_the_clock_that_is_ahead_is_right(people: People, h
     assert claimed(other, "dora") == [4]
     hands.seconds += 50
     there.seconds += 50
-    assert people.waiting(1) == other.waiting(1) == 2  # each second has passed once, not once for each of them
+    assert people.waiting(1) == other.waiting(1) == 2  # each second counts once, not once per process
     hands.seconds += 1000
     claimed(people, "emil", 0)
     assert other.waiting(1) == 4

@@ -1,4 +1,4 @@
-"""The label store returns what it records, loses nothing, and says what to do when it refuses."""
+"""The label store returns what it records, loses nothing, and gives advice when it refuses."""
 
 import os
 import sqlite3
@@ -299,7 +299,7 @@ def test_labels_and_boxes_shown_are_both_counted(store: Store) -> None:
     tell(store, D, CANNOT_TELL, image_id=3, cycle=1, ms=50)
     ask_one(store, D, image_id=4, cycle=1)
     assert store.spent(0) == Spent(labels=1, reviews=3, milliseconds=60)
-    assert store.spent(1) == Spent(labels=3, reviews=3 + 1 + 1, milliseconds=90)  # image 3 was looked at, and is empty
+    assert store.spent(1) == Spent(labels=3, reviews=3 + 1 + 1, milliseconds=90)  # image 3 was reviewed and is empty
     assert store.spent() == Spent(labels=4, reviews=8, milliseconds=150)
 
 
