@@ -1,4 +1,4 @@
-"""``import rarebox``: what its names do, that they load late, and that a short script gets by with them."""
+"""``import rarebox``: what its names do, that they load late, and that they suffice for a short script."""
 
 import json
 import subprocess
@@ -382,7 +382,7 @@ def test_a_script_of_fifteen_lines_compares_two_strategies(tmp_path: Path) -> No
     random, balanced = done.stdout.splitlines()
     assert random.split()[:3] == ["random", "21", "27"]  # of the initial images, and six more
     assert balanced.split()[:3] == ["class_balanced", "21", "27"]
-    assert done.stderr == ""  # no progress, unless it is asked for
+    assert done.stderr == ""  # no progress unless requested
 
 
 RANK = """

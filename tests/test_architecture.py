@@ -1,4 +1,4 @@
-"""What may import what, who may see torch and the truth, and what no file may contain.
+"""Which module may import which, which may use torch and the ground truth, and what no file may contain.
 
 The rows are those of the architecture's import table; a new module needs a place in one of them.
 """
@@ -46,7 +46,7 @@ def nodes_of(file: Path) -> tuple[ast.AST, ...]:
 
 @cache
 def calls_in(file: Path) -> tuple[tuple[str, ast.Call], ...]:
-    """Every call in a file, with the function as it is written."""
+    """Every call in a file, with the function's name as written."""
     return tuple((ast.unparse(node.func), node) for node in nodes_of(file) if isinstance(node, ast.Call))
 
 
@@ -224,7 +224,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
     marks = {"bndbox", "xmin", "iscrowd", "annotations", "ImageSets", "data.yaml"}
     for file in outside("data"):
         constants = {node.value for node in nodes_of(file) if isinstance(node, ast.Constant)}
-        if module_of(file) == "evaluation":  # the COCO library takes COCO's words, in memory
+        if module_of(file) == "evaluation":  # the COCO library expects COCO's keys, in memory
             constants -= {"iscrowd", "annotations"}
         assert not marks & constants, file
         assert "xml" not in libraries_of(file), file
@@ -274,7 +274,7 @@ def test_nothing_is_pickled() -> None:
 
 
 def calls_of(*names: str) -> set[str]:
-    """The files that call a function of one of those names, as it is written."""
+    """The files that call a function by one of those names, as written."""
     return {str(file.relative_to(SRC)) for file in FILES for name, _ in calls_in(file) if name in names}
 
 
@@ -288,7 +288,7 @@ def test_what_others_have_made_is_opened_in_one_place() -> None:
 def test_torch_reads_weights_only() -> None:
     reading = ("torch.load", "torch.hub.load_state_dict_from_url")
     calls = [(file, node) for file in FILES for name, node in calls_in(file) if name in reading]
-    assert calls  # there are some
+    assert calls  # there are such files
     for file, call in calls:
         assert "weights_only=True" in [f"{k.arg}={ast.unparse(k.value)}" for k in call.keywords], (file, call.lineno)
 

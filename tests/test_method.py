@@ -1,4 +1,4 @@
-"""Eq. 1 to Eq. 7 against numbers worked by hand, and properties that hold for any numbers."""
+"""Eq. 1 to Eq. 7 against hand-computed numbers, and properties that hold for all numbers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The loop as a whole: what a run leaves behind, that it repeats itself, and that nothing can make it lose its way."""
+"""The loop as a whole: the files of a run, reproducibility, and resuming after any interruption."""
 
 import json
 import random
@@ -53,7 +53,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished run, to look into."""
+    """One finished run, to inspect."""
     out = tmp_path_factory.mktemp("runs") / "run"
     simulate.simulate(out, settings(pictures))
     return out
@@ -61,8 +61,8 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untrained() -> Iterator[None]:
-    """Detectors stay as they were made: for what a cycle asks, which its own training comes after."""
-    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own patches on the way
+    """Detectors are not trained: for tests of a cycle's questions, which precede its training."""
+    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own patches in between
         patch.setattr(TorchDetector, "fit", lambda *_, **__: 0.0)
         yield
 
@@ -145,7 +145,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
             paid = [prices[q.image_id] for q, _ in asked]
             spent = sum(paid)
             assert record["labels_this_cycle"] == record["reviews_this_cycle"] == spent
-            # The last image may overshoot the budget, and no other; none of the ranking is passed over.
+            # Only the last image may exceed the budget; no image of the ranking is skipped.
             assert spent - paid[-1] < budget
             assert [q.why["rank"] for q, _ in asked if q.why] == [*range(len(asked))]
             short = f"no images are left: {spent} of the budget of {budget} labels were spent"
@@ -203,7 +203,7 @@ VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
 
 
 def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None:
-    """What 150 budgets buy, each in a cycle of its own: an image is never passed over for its price."""
+    """What 150 budgets buy, each in a separate cycle: no image is skipped because of its cost."""
     sizes = np.random.default_rng(5).geometric(1 / 13, size=300) - 1  # some are empty
     truth = {
         i: GroundTruth(np.tile(np.array([[0, 0, 9, 9]], np.float32), (n, 1)), np.zeros(n, np.int64), np.zeros(n, bool))
@@ -381,7 +381,7 @@ def test_weak_detections_become_ignored_pseudo_labels_and_are_not_asked_about(
         weights += [(by_box[tuple(b)], weight, background) for b, weight, background in columns]
     below = [(weight, background) for score, weight, background in weights if score < strong]
     assert below
-    assert set(below) == {(0.0, False)}  # ignored: neither taught nor background
+    assert set(below) == {(0.0, False)}  # ignored: neither object nor background
 
 
 def test_a_run_of_an_earlier_version_keeps_its_ways(pictures: Path, finished: Path, tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_scores_by_other_rules_are_never_mixed_with_ours(
     folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     scored = folder.cycle(2) / "candidates"
     ours = {file.name: file.read_bytes() for file in scored.glob("*.parquet")}
-    for file in list(scored.glob("*.parquet")):  # names that an earlier version gave
+    for file in list(scored.glob("*.parquet")):  # names written by an earlier version
         kind, place, _ = file.name.split("_")
         file.rename(scored / f"{kind}_{place}_{'0' * 20}.parquet")
     names = sorted(file.name.removeprefix("shard_") for file in scored.glob("shard_*"))
@@ -429,7 +429,7 @@ def test_scores_by_other_rules_are_never_mixed_with_ours(
     used, notes = score()
     assert used == {f"shard_{name}" for name in names}
     assert "an earlier version scored this cycle" in notes[0]
-    monkeypatch.setattr(Store, "queries", lambda *_: [])  # nobody has asked yet
+    monkeypatch.setattr(Store, "queries", lambda *_: [])  # nothing has been asked yet
     used, notes = score()
     assert notes == []
     assert {file.name: file.read_bytes() for file in scored.glob("*.parquet")} == ours
@@ -506,7 +506,7 @@ def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, t
     assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
     assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
     assert "fit" not in shared[0]["seconds"]
-    assert "evaluate" not in shared[0]["seconds"]  # of the same model: taken over, too
+    assert "evaluate" not in shared[0]["seconds"]  # of the same model: copied, too
     assert "score" not in shared[1]["seconds"]
     assert {"fit", "evaluate"} <= shared[1]["seconds"].keys()
     assert {"score", "fit"} <= shared[2]["seconds"].keys()
@@ -574,7 +574,7 @@ def test_a_first_model_made_otherwise_is_not_shared(
 ) -> None:
     with pytest.raises(UserError, match="does not fit this run") as told:
         simulate.simulate(tmp_path / "run", settings(pictures, **change), share=finished)
-    assert len(str(told.value).splitlines()) == 2  # what differs, and no more
+    assert len(str(told.value).splitlines()) == 2  # only what differs
 
 
 def test_sharing_with_a_run_of_another_kind_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:
@@ -715,7 +715,7 @@ def test_interrupted_exploration_skips_the_images_already_asked_about(
 
 
 def complete_in(store: Store, cycle: int) -> set[int]:
-    """Images that were labelled as a whole in a cycle."""
+    """Images that were labelled completely in a cycle."""
     return {query.image_id for query in store.queries(cycle) if query.box is None}
 
 
@@ -777,7 +777,7 @@ def test_a_strategy_that_looks_at_no_score_needs_none(
 
     images, scored = asked("blind")
     assert not scored
-    assert asked("pool", pseudo__images="pool")[1]  # pseudo labels on every image want candidates
+    assert asked("pool", pseudo__images="pool")[1]  # pseudo labels on every image require candidates
     monkeypatch.setattr(strategies, "BLIND", set())
     assert asked("scored") == (images, True)
 
@@ -884,12 +884,12 @@ def test_a_full_disk_is_an_error_that_loses_nothing(
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours may catch it."""
+    """Simulates SIGKILL: no handler of ours may catch it."""
 
 
 @contextmanager
 def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """Die just before the n-th thing that changes the disk: a rename of a file, or a transaction of the store."""
+    """Die just before the n-th change of the disk: a rename of a file, or a transaction of the store."""
     count = 0
 
     def counted(honest: Callable[..., Any]) -> Callable[..., Any]:
@@ -912,7 +912,7 @@ def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 def test_death_before_any_write_changes_nothing_in_the_end(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every single point at which the state on disk changes, one after the other within one run."""
+    """Die at every change of the state on disk, one after the other, within one run."""
     out, chosen, deaths = tmp_path / "run", settings(pictures), 0
     while True:
         try:
@@ -927,13 +927,13 @@ def test_death_before_any_write_changes_nothing_in_the_end(
 
 
 def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    """A real process, killed for real; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
+    """A real process is killed; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
     out, moments, kills = tmp_path / "run", random.Random(0), 0
     command = ["run", out, "--data", pictures, "--json", *as_options()]
     while kills < 4:
         said = tmp_path / f"said_{kills}"
         child = forked.start_command(command, said)
-        wanted = moments.randrange(2, 9)  # so many lines of progress, then a moment more
+        wanted = moments.randrange(2, 9)  # this many lines of progress, then a moment longer
         while child.is_alive() and not (said.exists() and said.read_bytes().count(b"\n") >= wanted):
             time.sleep(0.01)
         time.sleep(moments.random() * 0.3)

@@ -126,7 +126,7 @@ def test_a_view_that_lost_the_box_may_be_skipped() -> None:
 @pytest.mark.parametrize("base", [2.0, np.e])
 def test_a_view_that_lost_the_box_may_count_as_the_most_uncertain(base: float) -> None:
     found = score([IMAGE, NOTHING], unmatched="most_uncertain", js_base=base)
-    # c = 0, so u = c_m = 1.3; the box is lost all the same, so cons = 0
+    # c = 0, so u = c_m = 1.3; the box is lost nevertheless, so cons = 0
     assert found.uncertainty == pytest.approx([1.3])
     assert found.box_consistency == pytest.approx([0])
 
@@ -193,7 +193,7 @@ def test_a_box_below_the_threshold_suppresses_none_and_the_best_per_image_are_ke
     assert found.boxes[:, 0].tolist() == [20, 80, 40, 60]  # equal scores: the earlier row first
     assert found.box_index.tolist() == [0, 1, 2, 3]
     assert found.features is not None
-    assert found.features[:, 0].tolist() == [3, 12, 6, 9]  # features go along
+    assert found.features[:, 0].tolist() == [3, 12, 6, 9]  # features are kept
 
 
 def test_an_image_without_detections_has_no_candidates() -> None:

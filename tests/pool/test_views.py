@@ -1,4 +1,4 @@
-"""Views: boxes and pixels take the same map, and a box comes back from it exactly."""
+"""Views: boxes and pixels use the same map, and boxes map back exactly."""
 
 from dataclasses import replace
 
@@ -206,7 +206,7 @@ def test_an_unknown_view_is_refused_with_the_nearest_name() -> None:
 
 
 def test_maps_by_name_are_those_of_the_views() -> None:
-    assert MAPS.keys() == VIEWS.keys() - {"cutout"}  # what it hides is drawn at random
+    assert MAPS.keys() == VIEWS.keys() - {"cutout"}  # its patches are drawn at random
     for name, matrix in MAPS.items():
         assert matrix(80, 100).tolist() == view(name, 80, 100).matrix.tolist()
         assert len(view(name, 80, 100).patches) == 0

@@ -1,4 +1,4 @@
-"""Questions put in Label Studio and CVAT, and answers that come back: nothing is lost, doubled or made up."""
+"""Questions to Label Studio and CVAT, and the returned answers: nothing is lost, doubled or invented."""
 
 import copy
 import html
@@ -39,7 +39,7 @@ Edit = Callable[[list[Task]], None]
 
 
 def sdk(part: str) -> Any:
-    """A module of Label Studio's own library, which the rest of the tests do without: it pins an older NumPy."""
+    """A module of Label Studio's own library. Other tests do not need it, because it pins an older NumPy."""
     return pytest.importorskip(f"label_studio_sdk.{part}")
 
 
@@ -78,11 +78,11 @@ def send(project: Path, to: Path, format: str) -> Path:
 
 
 def nothing(result: list[Task]) -> None:
-    """A person who agrees with everything."""
+    """A person who accepts everything."""
 
 
 def annotated(project: Path, to: Path, edit: Edit = nothing, only: int | None = None, **more: Any) -> Path:
-    """What Label Studio exports after somebody has taken over the predictions, changed them and submitted."""
+    """Label Studio's export after somebody has accepted the predictions, changed them and submitted."""
     tasks = json.loads((send(project, to / "out", "labelstudio") / "tasks.json").read_text())
     exported = []
     for number, task in enumerate(tasks):
@@ -133,7 +133,7 @@ def verdicts(store: Store) -> dict[int, tuple[str, list[list[float]], list[int]]
 
 
 def everything(store: Store) -> list[Any]:
-    """All that was ever recorded."""
+    """Everything that was ever recorded."""
     return [(g.id, g.query.id, g.answer.verdict, g.answer.boxes.tolist(), g.answer.by) for g in People(store).given()]
 
 
@@ -181,7 +181,7 @@ def test_label_studios_converter_reads_the_labels_as_they_were(project: Path, tm
 def test_other_libraries_read_the_cvat_file(project: Path, tmp_path: Path, reader: str) -> None:
     file = send(project, tmp_path / "out", "cvat") / "annotations.xml"
     if reader == "hotcoco":
-        with pytest.warns(UserWarning, match="2 unsupported"):  # the tags, of which it makes nothing
+        with pytest.warns(UserWarning, match="2 unsupported"):  # the tags, which it ignores
             coco = hotcoco.COCO.from_cvat(str(file))
         names = {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())}
         found = [(html.unescape(names[a["category_id"]]), a["bbox"]) for a in coco.loadAnns(coco.getAnnIds())]
@@ -209,7 +209,7 @@ def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Stor
     export(tmp_path / "cvat", "cvat", CLASSES, images, labels)
     written = ET.parse(tmp_path / "cvat" / "annotations.xml").getroot()
     assert [len(image.findall("box")) for image in written.iter("image")] == [2, 0]
-    # And back, as boxes that people have drawn; a file that is not of a question puts none.
+    # And back, as boxes drawn by people; a file without questions adds none.
     for format, reader, name in (("ls", labelstudio, "tasks.json"), ("cvat", cvat, "annotations.xml")):
         with Store(tmp_path / f"{format}.sqlite", classes=CLASSES) as other:
             other.add_images(images)
@@ -286,7 +286,7 @@ def test_a_deleted_label_is_reported_and_with_replace_withdrawn(
         batch = without_boxes(tmp_path / format / name)
         assert bring_in(own, batch, format) == Imported(left=3)
         assert everything(own) == before
-        # One box of an image that was labelled as a whole stays.
+        # A single box of a fully labelled image is kept.
         assert bring_in(own, batch, format, instead=True) == Imported(withdrawn=2, left=1)
         assert [own.labels()[i].boxes.tolist() for i in (4, 5)] == [[], [BOXES[2]]]
         assert own.labels()[4].rejected.tolist() == [BOXES[0], pytest.approx(BOXES[1])]
@@ -305,7 +305,7 @@ def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path:
     for more, wanted in (({"import_id": None}, Imported()), ({"import_id": 1}, Imported(left=1))):
         export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
         assert bring_in(store, without_boxes(tmp_path / "out" / "tasks.json", **more), "labelstudio") == wanted
-    # Nor does an image that lost the list of its labels.
+    # The same for an image that lost the list of its labels.
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     tasks[0]["data"]["rarebox"]["labels"] = [["cat", [1, 2]]]
     (tmp_path / "x.json").write_text(json.dumps(tasks))
@@ -539,7 +539,7 @@ def test_another_persons_drawn_box_that_is_gone_is_reported_and_with_replace_rej
     assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1, withdrawn=1)
     assert fresh.labels()[1].boxes.tolist() == [A]
     assert fresh.labels()[1].rejected.tolist() == [B]
-    assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1)  # once more changes nothing
+    assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1)  # again: no change
     assert bring_in(fresh, both, tool, by="Ada") == Imported(unchanged=1, left=1)
     assert bring_in(fresh, none, tool, by="Bo", instead=True) == Imported(withdrawn=1)
     assert not len(fresh.labels()[1].boxes)
@@ -609,7 +609,7 @@ def test_the_command_reports_another_persons_box_that_is_gone(
 
 def test_a_turned_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
-        # 40 x 20 pixels, turned a quarter clockwise about its corner at (100, 50): 20 to the left, 40 down.
+        # 40 x 20 pixels, rotated by 90° clockwise about its corner at (100, 50): 20 to the left, 40 down.
         result.append(region([100, 50, 140, 70], "cat", rotation=90))
 
     bring_in(store, labelstudio.read(annotated(project, tmp_path, edit, only=1)), "labelstudio")
@@ -685,7 +685,7 @@ def other_project(root: Path, *names: str) -> Store:
 
 
 def test_numbers_of_another_project_do_not_say_which_photo_is_meant(project: Path, tmp_path: Path) -> None:
-    """The same photos have other numbers there, and its questions are none of ours."""
+    """The same photos have other numbers there, and its questions are not ours."""
     file = annotated(project, tmp_path)
     with open_store(project) as store:
         bring_in(store, labelstudio.read(file), "labelstudio")
@@ -811,7 +811,7 @@ OUTLINES = {
         [20, 10, 80, 60],
     ),
     "ellipse": ([shape("ellipselabels", "ellipselabels", x=50, y=50, radiusX=10, radiusY=10)], [80, 40, 120, 60]),
-    # 20 pixels across and 10 down, turned by a quarter.
+    # 20 pixels across and 10 down, rotated by 90°.
     "turned ellipse": (
         [shape("ellipselabels", "ellipselabels", x=50, y=50, radiusX=10, radiusY=10, rotation=90)],
         [90, 30, 110, 70],
@@ -914,7 +914,7 @@ def test_the_command_names_the_shapes_that_it_leaves_out(
 
 
 def in_text(file: Path, format: str) -> None:
-    """Change an export to what older versions and tables write."""
+    """Change an export to the form of older versions and tables."""
     (task,) = json.loads(file.read_text())
     result = task["annotations"][0]["result"]
     if format == "completions":
@@ -1007,7 +1007,7 @@ FOLDERS = ("cam1/1.jpg", "cam2/1.jpg", "20240315-0900.jpg", "0900.jpg", "cam1/a 
         ("/data/local-files/?d=photos/20240315-0900.jpg", "20240315-0900.jpg"),
         ("/data/upload/3/1a2b3c4d-0900.jpg", "0900.jpg"),
         ("/data/local-files/?d=cam1/a%20b.jpg", "cam1/a b.jpg"),
-        ("/data/local-files/?d=photos/20240316-0900.jpg", None),  # another day's photo, which is not here
+        ("/data/local-files/?d=photos/20240316-0900.jpg", None),  # a photo of another day, which is not in the project
         ("/data/local-files/?d=photos/cam2/a%20b.jpg", None),  # the other camera's
     ],
 )
@@ -1112,7 +1112,7 @@ def from_cvat(
     drawn: list[list[float]] | tuple[()] = (),
     drop: list[int] | tuple[()] = (),
 ) -> Path:
-    """What CVAT exports when somebody has worked on the import: boxes dropped by query, drawn on the first image."""
+    """CVAT's export after somebody has edited the import: boxes deleted by query, and drawn on the first image."""
     tree = ET.parse(send(project, to / "out", "cvat") / "annotations.xml")
     task = tree.find("meta/task")
     assert task is not None

@@ -1,4 +1,4 @@
-"""Files that another project has exported, such as a former one on the same photos: its numbers mean nothing here."""
+"""Files exported by another project, such as a former one on the same photos: their numbers are ignored."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def labels(store: Store, tool: str, to: Path) -> Path:
 
 
 def without_first(file: Path) -> Path:
-    """The file after somebody has answered it, and deleted the first box of the first image."""
+    """The file after somebody has answered its questions and deleted the first box of the first image."""
     text = file.read_text()
     if file.suffix == ".xml":
         file.write_text(re.sub("<box.*?</box>", "", text, count=1, flags=re.DOTALL))
@@ -95,7 +95,7 @@ def test_questions_of_another_project_answer_none_of_ours(
     assert (boxes(store), len(store.labels_of(1).rejected)) == ([B], 0)
     assert [query.id for query in store.unanswered(1)] == [1, 2]
     assert bring_in(store, read(file), tool) == Imported(unchanged=1, foreign=1)
-    # They are the former project's own.
+    # They belong to the former project.
     assert bring_in(former, read(file), tool) == Imported(objects=1, no_objects=1)
 
 

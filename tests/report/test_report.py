@@ -1,4 +1,4 @@
-"""The report: what is on the page, that it stands alone, and that it takes what runs and people leave behind."""
+"""The report: the content of the page, that it is self-contained, and that it handles incomplete runs."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def make_run(
     images: int = 6,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """A run folder by the real writers, with counts that fall from class to class, and real small images."""
+    """A run folder made by the real writers, with counts that fall from class to class, and small real images."""
     folder = RunFolder(root)
     folder.claim(config.resolve(changes={"initial_images": 2, "budget": [20, 40], **settings}))
     write_json(folder.environment, {"rarebox": "0.1.0", "torch": "9.9.9", "accelerator": None})
@@ -128,7 +128,7 @@ def record(cycle: int, classes: Sequence[str], ap: float) -> dict[str, Any]:
 
 
 class Page(HTMLParser):
-    """A page taken apart; it must be well formed: every element closed where it was opened, ids unique."""
+    """A parsed page. It must be well formed: every element closed where it was opened, ids unique."""
 
     VOID = frozenset(["meta", "br", "img", "link", "input", "hr"])
 
@@ -159,7 +159,7 @@ class Page(HTMLParser):
             self.text += data
 
     def all(self, attribute: str, tag: str = "") -> list[str]:
-        """Every value of an attribute, on request of one kind of element only."""
+        """Every value of an attribute, optionally of one kind of element only."""
         return [a[attribute] or "" for t, a in self.tags if attribute in a and tag in ("", t)]
 
     def boxes(self, kind: str) -> list[tuple[float, ...]]:
@@ -297,7 +297,7 @@ def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path:
     assert "(b) Confident detections: yak 22; dog 44; cat 66" in alts
     assert "(c) Labels from uncertainty sampling: yak 0; dog 1; cat 19" in alts
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("run*_fig1_*.svg")}
-    wanted = {1: "abc", 2: "abcd", 3: "abd"}  # no run by uncertainty begins as the third one does
+    wanted = {1: "abc", 2: "abcd", 3: "abd"}  # no run by uncertainty starts like the third one
     assert stems == {f"run{run}_fig1_{panel}" for run, panels in wanted.items() for panel in panels}
     same = [(tmp_path / "out" / "figures" / f"run{run}_fig1_c.png").read_bytes() for run in (1, 2)]
     assert same[0] == same[1]
@@ -331,7 +331,7 @@ def test_eighty_classes_become_forty_rows(tmp_path: Path) -> None:
     assert (len(found), found[20].label, found[-1].label) == (40, "mean of 41 others", "kind 0")
     assert sorted(name for row in found for name in row.members) == sorted(names)
     text = report(tmp_path, root).text
-    assert all(f"{name}\n" in text for name in names)  # the table has them all
+    assert all(f"{name}\n" in text for name in names)  # the table lists all of them
 
 
 # ------------------------------------------------------------------------------------------- the gallery
@@ -341,7 +341,7 @@ def test_boxes_are_drawn_where_they_are_in_the_image(standard: tuple[Path, Page]
     _, page = standard
     assert page.boxes("hit") == [(50, 100, 100, 101.5)] * 4  # asked as 100, 200, 300, 403, shown at half the size
     assert page.boxes("miss") == [(300, 50, 50, 31.5)] * 4
-    assert page.boxes("pseudo") == [(200, 50, 50, 100)] * 4  # the one of weight 0 teaches nothing
+    assert page.boxes("pseudo") == [(200, 50, 50, 100)] * 4  # the one of weight 0 does not train
     assert page.boxes("human") == [(51, 101, 98, 100)] * 4
     assert page.all("viewbox", "svg").count("0 0 480 320") == 4
     assert "queried; predicted cat; it is dog; score 0.43; uncertainty 0.77" in page.text
@@ -450,7 +450,7 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     odd = ("<script>alert(1)</script>", 'a "quoted" & $x_1$ \n name', "日本語 \\frac{")
     page = report(tmp_path, make_run(tmp_path / "run", classes=odd), png=True)
     assert not [tag for tag, _ in page.tags if tag == "script"]
-    assert "<script>alert(1)</script>" in page.text  # as text, that is
+    assert "<script>alert(1)</script>" in page.text  # as text
     assert "日本語" in page.text
 
 

@@ -1,4 +1,4 @@
-"""Rules for every strategy, and for each a case that only this method ranks so."""
+"""Rules for every strategy, and for each a case that only this method ranks in that way."""
 
 import inspect
 from collections.abc import Iterator
@@ -144,7 +144,7 @@ def test_a_strategy_changes_nothing_that_it_is_given(name: str) -> None:
                 column = column.copy()
                 column.flags.writeable = False
                 object.__setattr__(table, f.name, column)
-    ranking(name, candidates, state)  # writing into any of it would raise
+    ranking(name, candidates, state)  # writing into any array would raise
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,7 +182,7 @@ def asked(
         return {**rows, "image_features": STATE.image_features[untouched]}
 
     monkeypatch.setattr(cycle, "features", features)
-    monkeypatch.setattr(cycle, "restore_model", lambda run, cycle: None)  # nothing is trained here
+    monkeypatch.setattr(cycle, "restore_model", lambda run, cycle: None)  # without training
     monkeypatch.setattr(shards, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
@@ -256,7 +256,7 @@ def test_class_balanced_weighs_the_uncertainty_by_how_rare_the_class_is() -> Non
 
 
 def test_sigma_says_how_much_rare_classes_are_favoured() -> None:
-    # sigma 0.1: e^-7 and e^-3 leave next to nothing;  sigma 100: hardly a difference to plain uncertainty
+    # sigma 0.1: e^-7 and e^-3 are nearly 0; sigma 100: hardly different from plain uncertainty
     candidates = three([1.0, 0.8, 0.55], [0, 1, 2])
     for sigma, wanted in ((0.1, [2, 1, 0]), (100.0, [0, 1, 2])):
         assert [box for _, box in ranking("class_balanced", candidates, sigma=sigma)] == wanted
@@ -337,7 +337,7 @@ def test_compas_asks_from_its_floor_on() -> None:
 
 
 def images_of(counts: list[int], scores: list[float], **columns: Any) -> Candidates:
-    """Candidates of images 0, 1, …, so many each, with these scores one after the other."""
+    """Candidates of images 0, 1, …, with these counts, and these scores in order."""
     return replace(
         pool()[: len(scores)],
         image_id=np.repeat(np.arange(len(counts)), counts),
@@ -386,7 +386,7 @@ def test_cald_takes_the_least_consistent_and_of_those_first_the_ones_unlike_the_
 
 def test_cald_compares_softmaxes_of_class_scores_and_of_counts_an_image() -> None:
     """Three images that are equally inconsistent, the first of which has no detection. JS to the labelled images' mean
-    counts: 0.230 and 0.177; the other way round without softmaxes (0.295, 0.355) and by whole counts (0.441, 0.491)."""
+    counts: 0.230 and 0.177; reversed without softmaxes (0.295, 0.355) and by whole counts (0.441, 0.491)."""
     scores = np.array([[0.0, 0.0, 0.0], [0.5, 0.9, 0.2], [0.0, 0.1, 0.6]])
     images = ImageScores(np.arange(3), np.zeros(3), scores)
     state = replace(STATE, images=images, class_counts=np.array([18, 1, 14]), images_labelled=5, budget=20)
@@ -559,7 +559,7 @@ def test_beta_of_the_picks_go_to_the_rarest_alpha_of_the_classes(wanted: int, pl
 def test_entropy_nms_keeps_boxes_of_another_class_or_another_look() -> None:
     unit = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
     kept = entropy_nms(np.array([0.5, 0.6, 0.3, 0.1]), np.array([0, 0, 1, 0]), unit)
-    # 1 first; 0 is like it (cosine 0.8) and falls; 3 is like it too (0.6); 2 is of another class
+    # 1 first; 0 is similar (cosine 0.8) and is dropped; 3 is similar too (0.6); 2 is of another class
     assert kept.tolist() == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""What the server keeps in memory says the same as the store, whatever people do, and as a ledger made anew."""
+"""The server's index in memory agrees with the store and with a newly built index, after any actions."""
 
 import random
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def ask(people: People, number: int) -> None:
 
 
 def act(people: People, dice: random.Random, step: int) -> Outcome | None:
-    """Somebody answers, corrects, takes back, draws a box, or is asked something new."""
+    """Somebody answers, corrects, withdraws, draws a box, or gets a new question."""
     by, what = dice.choice(PEOPLE), dice.random()
     key, label = f"k{step}", dice.randrange(3)
     cycle = dice.choice((1, 2, 2))
@@ -127,7 +127,7 @@ def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: Peo
 
 
 def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
-    """What a claim of everything gives, which is then undone."""
+    """The result of claiming everything, which is then undone."""
     with people.store.transaction(writes=True) as connection:
         undone = connection.begin_nested()
         try:

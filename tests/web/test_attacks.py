@@ -1,4 +1,4 @@
-"""What must not come in: attacks on the server of `rarebox serve`, each tried and refused, and its API fuzzed."""
+"""Attacks on the server of `rarebox serve`, each tried and refused, and its API fuzzed."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def routes(house: House) -> Iterator[tuple[str, str]]:
-    """Method and address of all that the application answers, so that no test forgets a new route."""
+    """Method and path of every route, so that no test forgets a new one."""
     for route in house.app.routes:
         within = getattr(route, "effective_route_contexts", None)  # of a router that is included
         for one in within() if within else [route]:
@@ -229,7 +229,7 @@ FOREIGN = [
     {"Origin": "null"},
     {"Origin": ""},
     {"Origin": "http://localhost:9999"},
-    {"Origin": "http://127.0.0.1:8765"},  # not the name under which it came
+    {"Origin": "http://127.0.0.1:8765"},  # not the name under which it was reached
     {"Origin": f"http://{HOST}.evil.example"},
     {"Origin": f"http://{HOST}@evil.example"},
     {"Origin": "http://["},
@@ -487,7 +487,7 @@ ALL_WRONG = {
 
 @pytest.mark.parametrize("body", ALL_WRONG)
 def test_of_thousands_of_mistakes_few_are_looked_at(house: House, body: str) -> None:
-    """To list 247,000 of them takes seconds, in which nobody else is answered."""
+    """Listing 247,000 of them takes seconds, during which nobody else is answered."""
     looked: list[int] = []
     refuse = house.app.exception_handlers[RequestValidationError]
 
@@ -506,7 +506,7 @@ def test_of_thousands_of_mistakes_few_are_looked_at(house: House, body: str) -> 
 
 
 def test_a_refused_answer_is_named(house: House) -> None:
-    """So that the page gives up that one, and sends the others again."""
+    """The page then discards that one and sends the others again."""
     anna = house.browser()
     items = [item(image=4), item(image=5, boxes=["abcd"]), item(image=6)]
     reply = anna.http.post("/api/answers", json={"client": "tab", "answers": items})
@@ -651,7 +651,7 @@ def test_a_surprise_is_a_500_without_its_story(house: House, monkeypatch: pytest
 
 
 def everywhere(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each part of a JSON value."""
+    """The path to each part of a JSON value."""
     yield at
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in inner:
@@ -659,7 +659,7 @@ def everywhere(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def with_at(value: Any, at: tuple[Any, ...], part: Any) -> Any:
-    """The same with another part there."""
+    """The same value with that part replaced."""
     if not at:
         return part
     copy = value.copy()
@@ -766,7 +766,7 @@ def test_the_api_fuzzed_from_its_schema_never_fails(house: House, operation: str
     @given(case=schema[path][method].as_strategy(generation_mode=mode))
     def fuzz(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("answers"), list):
-            for number, said in enumerate(case.body["answers"]):  # about what there is: numbers by chance hit nothing
+            for number, said in enumerate(case.body["answers"]):  # about existing items: random numbers hit nothing
                 if isinstance(said, dict):
                     said |= {"query": query, "image": None} if number % 2 else {"query": None, "image": 4}
         if "key" in case.path_parameters:
@@ -779,5 +779,5 @@ def test_the_api_fuzzed_from_its_schema_never_fails(house: House, operation: str
         statuses.add(reply.status_code)
 
     fuzz()
-    assert statuses - {401, 404, 421}  # it did get in
+    assert statuses - {401, 404, 421}  # some requests succeeded
     browser.get("/api/state")

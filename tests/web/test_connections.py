@@ -1,4 +1,4 @@
-"""Connections that ask for nothing, dribble, or do not read: real sockets at a real server, which answers others."""
+"""Connections that are silent, slow, or do not read: real sockets at a real server, which still answers others."""
 
 import logging
 import socket
@@ -80,7 +80,7 @@ def listening(tmp_path: Path) -> Iterator[Listening]:
 
 
 def is_closed(one: socket.socket) -> bool:
-    """Whether the other side has closed it; waits for that."""
+    """Whether the other side closes it; waits for that."""
     try:
         while one.recv(65536):
             pass
@@ -123,7 +123,7 @@ HALF = {
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[Listening]:
-    """One that takes more connections than its server has threads."""
+    """A client that opens more connections than the server has threads."""
     with opened(make_project(tmp_path)) as house, closing(Listening(house, Limits(connections=100))) as listening:
         yield listening
 
@@ -225,7 +225,7 @@ def test_a_reply_that_nobody_reads_is_given_up(listening: Listening) -> None:
     request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
     many = [listening.connect(request.encode()) for _ in range(10)]
     with closed(many):
-        until(lambda: listening.unread() == 10)  # the pictures are larger than what the system takes in our place
+        until(lambda: listening.unread() == 10)  # the pictures are larger than the system's buffers
         until(lambda: listening.open() == 0)
         listening.answers()
 
@@ -280,7 +280,7 @@ def test_a_line_is_logged_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_more_connections_than_handles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that may open 256 files has 500 silent visitors: it answers, and says little of it."""
+    """A server that may open 256 files has 500 silent visitors: it still answers, and logs little."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 600:

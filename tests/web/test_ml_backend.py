@@ -1,4 +1,4 @@
-"""Label Studio's ML-backend contract, with requests as Label Studio sends them; and stacks of a project's questions."""
+"""Label Studio's ML-backend protocol, with requests as Label Studio sends them, and many questions of a project."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ def client(project: Project) -> Iterator[TestClient]:
 
 
 def task(number: int, name: str, **data: Any) -> dict[str, Any]:
-    """A task as Label Studio sends it: with many fields that are none of our business."""
+    """A task as Label Studio sends it, with many irrelevant fields."""
     return {
         "id": number,
         "data": {"image": f"/data/upload/1/1a2b3c4d-{name}", **data},
@@ -183,7 +183,7 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     said = project.store.labels()[1]
     assert sorted(said.boxes.tolist()) == sorted([*BOXES[:2].tolist(), [0, 0, 20, 10]])
     assert {given.answer.by for given in People(project.store).given()} == {"user 7"}
-    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is found by what was shown.
+    # Sent again, as Label Studio does on every save, it changes nothing. A deleted guess is found by what was shown.
     again = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, [*kept, drawn]))
     assert again.json()["result"] == {**zeros(), "unchanged": 3}
     changed = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, kept[1:]))
@@ -212,13 +212,13 @@ def test_annotations_that_are_created_together_are_all_taken(client: TestClient,
     )
     two["task"]["id"] = 2
     told = {"action": "ANNOTATIONS_CREATED", "task": [one["task"], two["task"]], "project": {"id": 1}}
-    told["annotation"] = [two["annotation"], one["annotation"]]  # tasks are in no order
+    told["annotation"] = [two["annotation"], one["annotation"]]  # tasks are in any order
     assert client.post("webhook", json=told).json() == {"result": {**zeros(), "missed": 2}, "status": "ok"}
     assert {i: said.boxes.tolist() for i, said in project.store.labels().items()} == {
         1: [[5, 5, 20, 20]],
         2: [[5, 5, 20, 20]],
     }
-    # One that cannot be taken keeps none of the others away.
+    # An invalid one does not block the others.
     told["annotation"] = [
         {**two["annotation"], "id": 3, "result": None},
         {**one["annotation"], "id": 4, "result": [region([50, 5, 90, 20], "cat", "n")]},
@@ -347,7 +347,7 @@ def test_any_provider_will_do() -> None:
 
 
 def test_an_event_reads_only_the_rows_of_its_image(client: TestClient, project: Project) -> None:
-    """Otherwise each annotation holds up everybody's answers for as long as it takes to read the whole store."""
+    """Otherwise each annotation would delay everybody's answers while the whole store is read."""
     shown = ask(client, "a.jpg")[0]
     statements: list[tuple[str, Any]] = []
 
@@ -474,7 +474,7 @@ def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_p
     ask_ahead(project.folder.root, 10)
     ask_ahead(project.folder.root, 10)
     found = open_questions(project.store)
-    assert [(q.image_id, q.guess) for q in found.queries] == [(1, 0), (2, 0)]  # one an image
+    assert [(q.image_id, q.guess) for q in found.queries] == [(1, 0), (2, 0)]  # one per image
     export_queries(tmp_path / "out", "labelstudio", found.classes, list(found.images.values()), found.queries)
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     for number, sent in enumerate(tasks):
@@ -482,7 +482,7 @@ def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_p
     (tmp_path / "back.json").write_text(json.dumps(tasks))
     assert bring_in(project.store, labelstudio.read(tmp_path / "back.json"), "labelstudio") == Imported(objects=2)
     ask_ahead(project.folder.root, 10)
-    assert [q.image_id for q in open_questions(project.store).queries] == [1]  # what is left of three
+    assert [q.image_id for q in open_questions(project.store).queries] == [1]  # the rest of three
     assert project.budget(2).spent == 2
 
 

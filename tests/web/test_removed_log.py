@@ -1,4 +1,4 @@
-"""SQLite's files are removed while the server runs, and another process comes: nothing that was saved is lost."""
+"""SQLite's files are removed while the server runs, and another process opens the store: no saved answer is lost."""
 
 import json
 import shutil
@@ -115,7 +115,7 @@ def test_a_store_is_opened_again_only_with_its_log(project: Project) -> None:
         assert len(other.answered()) == 1
     content = log.read_bytes()
     log.unlink()
-    log.write_bytes(content)  # as a program does that synchronises folders
+    log.write_bytes(content)  # as a program that synchronises folders does
     with pytest.raises(Unavailable, match=r"labels\.sqlite-wal: .*another rarebox process has the store open"):
         Store(file)
     file.with_name("labels.sqlite-shm").unlink()
@@ -150,12 +150,12 @@ print(opened.execute("SELECT (SELECT count(*) FROM answers), (SELECT max(cycle) 
 
 
 def sqlite_program(code: str, file: Path) -> str:
-    """Run another program, which knows nothing of rarebox, on a database."""
+    """Run another program, unaware of rarebox, on a database."""
     return subprocess.run([sys.executable, "-c", code, file], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_another_programs_log_is_not_overwritten(project: Project, tmp_path: Path) -> None:
-    """What the store had saved is then in a file beside it."""
+    """The saved answers are then in a file beside the store."""
     file = project.folder.store
     answer(project.store, 1)
     for end in ("-wal", "-shm"):

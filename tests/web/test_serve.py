@@ -41,7 +41,7 @@ PATIENCE = 60
 
 
 def wait_for(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """What a function says once it is true."""
+    """The result of a function once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := what():
@@ -137,13 +137,13 @@ def test_a_server_from_its_link_to_its_end(project: Project) -> None:
             assert browser.post("/api/answers", json=body).json()["results"][0]["status"] == "saved"
             cookies = dict(browser.cookies)
         trainer = trainer_of(server)
-        server.process.kill()  # and everything is still there
+        server.process.kill()  # and everything is kept
         wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
     assert len(project.store.labels()) == 1
     with serving(project.folder.root) as again:
         link = httpx.URL(again.links[0])
         state = httpx.get(f"http://127.0.0.1:{link.port}/api/state", cookies=cookies).json()
-        assert state["budget"]["spent"] == 1  # who was signed in still is
+        assert state["budget"]["spent"] == 1  # signed-in visitors stay signed in
 
 
 def test_a_second_server_on_one_project_is_refused(project: Project) -> None:
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_it_also_while_a_page_is_open(project: Project) -> None:
 
 
 def answered(browser: httpx.Client, number: int) -> int:
-    """Answer so many questions; how many were called saved."""
+    """Answer that many questions. Return how many were reported as saved."""
     browser.post("/api/me", json={"name": "anna"}).raise_for_status()
     asked = browser.post("/api/next", json={"client": "tab", "want": number}).raise_for_status().json()["queries"]
     items = [{"key": f"k{query['id']}", "query": query["id"], "verdict": "cannot_tell"} for query in asked]
@@ -245,7 +245,7 @@ def answered(browser: httpx.Client, number: int) -> int:
 
 
 def in_a_copy(root: Path, to: Path) -> int:
-    """How many answers a copy of the store's file has, of that file alone."""
+    """The number of answers in a copy of the store's file, without its log."""
     shutil.copy(root / "labels.sqlite", to)
     with Store(to) as copy:
         return len(People(copy).given())
@@ -287,7 +287,7 @@ def test_a_reply_that_takes_long_delays_the_end_by_seconds_only(
 
 
 def suppress_http(browser: httpx.Client, path: str) -> None:
-    """A request whose reply nobody needs."""
+    """A request whose reply is ignored."""
     with suppress(httpx.HTTPError):
         browser.get(path)
 
@@ -412,7 +412,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a trainer of a few lines that are run at each command."""
+    """Makes a trainer that runs a few lines at each command."""
 
     def make(body: str) -> None:
         lines = FAKE.replace("{body}", body.replace("\n", "\n    "))
@@ -463,7 +463,7 @@ def test_a_trainer_that_fails_says_why_and_can_be_started_again(
         wait_for(lambda: trainer.status["state"] == "failed")
     fake('say(event="progress", stage="cycle 2: fit", done=1, of=4, note="")\nsay(event="idle")')
     if failure == "says why":
-        trainer.close()  # that process is as it was
+        trainer.close()  # that process is unchanged
     else:
         trainer.send("go on")
         wait_for(lambda: trainer.status["state"] == "idle")
@@ -480,13 +480,13 @@ def test_progress_and_the_time_left(fake: Callable[[str], None], tmp_path: Path)
     status = trainer.status
     assert (status["stage"], status["of"], status["note"], status["reason"]) == ("fit", 40, "loss 1", None)
     assert 0.3 < (status["seconds_left"] or 0) < 5
-    trainer.send("train")  # it is at work: nothing happens
+    trainer.send("train")  # it is busy: nothing happens
     assert trainer.working
     trainer.close()
     assert trainer._process
     assert trainer._process.poll() is not None
     trainer.send("go on")
-    assert trainer._process.poll() is not None  # what is closed stays closed
+    assert trainer._process.poll() is not None  # a closed one stays closed
 
 
 def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_path: Path) -> None:
@@ -506,8 +506,8 @@ def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_pat
 def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
     fake: Callable[[str], None], tmp_path: Path
 ) -> None:
-    """It told of its failure, and ends only then: by that time the next one may be at work."""
-    lingers = "subprocess.Popen(['sleep', '2'])"  # it holds the output open, so that the end is heard of late
+    """It reports its failure before it ends; by then the next one may be running."""
+    lingers = "subprocess.Popen(['sleep', '2'])"  # it holds the output open, so the end is noticed late
     fake(f'import subprocess; say(event="failed", reason="full"); {lingers}; os._exit(1)')
     trainer, _ = run_until(tmp_path, "failed")
     old, reader = trainer._process, trainer._follower
@@ -535,7 +535,7 @@ def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
 def test_a_trainer_that_cannot_be_started_says_so_and_can_be_tried_again(
     fake: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    """First it is killed; then there is nothing to start another one with; then there is."""
+    """First it is killed; then another one cannot be started; then it can."""
     fake("os.kill(os.getpid(), signal.SIGKILL)")
     trainer, told = run_until(tmp_path, "failed")
     fake('say(event="idle")')

@@ -25,7 +25,7 @@ from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, ma
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Three whole images are asked for."""
+    """Three whole images are asked about."""
     made = make_project(tmp_path)
     ask_whole_images(made, 1, 2, 3)
     return made
@@ -213,8 +213,8 @@ def test_no_two_people_get_the_same_question(later: House) -> None:
     anna, ben, phone = later.browser("anna"), later.browser("ben"), later.browser("anna", "phone")
     given = [[query["id"] for query in browser.next(2)] for browser in (anna, ben, phone)]
     assert len({number for numbers in given for number in numbers}) == 6
-    assert [query["id"] for query in anna.next(2)] == given[0]  # a reload brings the same ones
-    assert ben.next(9) == ben.next(0)  # the budget is handed out; what is held stays
+    assert [query["id"] for query in anna.next(2)] == given[0]  # a reload returns the same ones
+    assert ben.next(9) == ben.next(0)  # the budget is assigned; held questions stay
 
 
 def test_an_answer_settles_its_box(later: House) -> None:
@@ -288,7 +288,7 @@ def test_undo_comes_first_also_before_older_questions(later: House) -> None:
     anna, ben = later.browser("anna"), later.browser("ben")
     (early,), (late,) = anna.next(1), ben.next(1)
     number = ben.saved(query=late["id"])
-    later.service.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has run out
+    later.service.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has expired
     assert ben.next(1)[0]["id"] == early["id"]
     result = ben.answer(item(query=late["id"], verdict="withdrawn", after=number), want=1)
     assert [query["id"] for query in result["queries"]] == [late["id"], early["id"]]
@@ -458,7 +458,7 @@ def test_a_page_from_before_a_restored_backup_changes_no_other_image(tmp_path: P
 
 
 def test_a_box_keeps_its_class_or_is_refused_after_a_restored_backup(tmp_path: Path) -> None:
-    """The number of a class that is gone with the backup may be another class now."""
+    """After a backup is restored, the number of a lost class may belong to another class."""
     project = make_project(tmp_path)
     open_cycle(project, 2, range(4, 13))
     with opened(project) as house:
@@ -590,9 +590,9 @@ def test_an_invitation_lets_one_browser_in(house: House) -> None:
     reply = guest.get(url)
     assert (reply.status_code, reply.headers["location"]) == (303, "/")
     assert guest.get("/api/state").json()["you"] is None
-    assert guest.get(url).status_code == 303  # who is in already may follow the link again
+    assert guest.get(url).status_code == 303  # a signed-in visitor may follow the link again
     other = house.stranger()
-    assert other.get(url).status_code == 200  # the page, which says how to come in
+    assert other.get(url).status_code == 200  # the page that says how to sign in
     assert other.get("/api/state").status_code == 401
 
 
@@ -616,7 +616,7 @@ def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:
     guest = house.stranger()
     guest.get(devices[0].post("/api/invite", json={}).json()["url"])
     state = guest.get("/api/state").json()
-    assert (state["you"], state["fixed_name"]) == ("anna", True)  # nobody else comes in by her link under another name
+    assert (state["you"], state["fixed_name"]) == ("anna", True)  # nobody else can use her link under another name
 
 
 def test_training_is_asked_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,7 +673,7 @@ def test_pictures_that_a_browser_would_show_otherwise_are_converted(project: Pro
     sideways = Image.new("RGB", (90, 60), (0, 0, 255))
     sideways.paste((255, 255, 0), (0, 0, 45, 60))
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned clockwise
+    turned[0x0112] = 6  # to be rotated clockwise
     deep = Image.fromarray(np.full((60, 90), 32768, dtype=np.uint16))
     frames = [Image.new("RGB", (90, 60), colour) for colour in ("red", "blue")]
     numbers = {
@@ -714,7 +714,7 @@ def test_a_turned_photo_is_upright(project: Project) -> None:
     exif[0x0112] = 6
     number = put(project, "turned.jpg", Image.new("RGB", (90, 60)), exif=exif)
     with opened(project) as house:
-        assert shown(house, number)[1].getexif()[0x0112] == 6  # the browser turns it
+        assert shown(house, number)[1].getexif()[0x0112] == 6  # the browser rotates it
         assert shown(house, number, size=45)[1].size == (30, 45)
         assert 0x0112 not in shown(house, number, size=45)[1].getexif()
 
@@ -761,7 +761,7 @@ def test_the_labels_are_exported(house: House) -> None:
     yolo = exported(house, "yolo")
     labels = [name for name in yolo.namelist() if name.endswith("photo01.txt")]
     assert yolo.read(labels[0]).decode().startswith("2 ")
-    assert not [name for name in yolo.namelist() if name.endswith("photo05.txt")]  # it is labelled in part
+    assert not [name for name in yolo.namelist() if name.endswith("photo05.txt")]  # it is partially labelled
     assert all(not name.endswith(".jpg") for name in yolo.namelist())
 
 
@@ -806,7 +806,7 @@ def test_a_filter_lets_others_go_first_after_each_piece(tmp_path: Path, monkeypa
 
 
 class CountingLock:
-    """A lock that counts how often it is taken anew."""
+    """A lock that counts how often it is acquired."""
 
     def __init__(self) -> None:
         self.taken, self._lock = 0, threading.RLock()
