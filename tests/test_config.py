@@ -119,7 +119,7 @@ def test_the_long_side_is_five_thirds_of_the_short_one_unless_given() -> None:
 # ------------------------------------------------------------------------------------------- layers
 
 
-def test_a_file_goes_over_the_preset_and_single_changes_over_the_file(tmp_path: Path) -> None:
+def test_a_file_overrides_the_preset_and_single_changes_override_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "seed: 3\npseudo: {method: hard, class_high: 0.9}\nbudget: [10, 20]\n")
     settings = config.resolve("paper", file, {"pseudo.method": "none"})
     assert (settings.seed, settings.budget) == (3, (10, 20))

@@ -339,7 +339,7 @@ def test_coco_ap_without_detections_is_zero():
     assert coco_ap({}, {1: true((A, 0))}, 1)["ap"] == 0
 
 
-def test_the_library_says_nothing(capfd: pytest.CaptureFixture[str]):
+def test_the_library_prints_nothing(capfd: pytest.CaptureFixture[str]):
     coco_ap(*random_scene(0), 4)
     assert capfd.readouterr() == ("", "")
 

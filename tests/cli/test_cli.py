@@ -132,7 +132,7 @@ def test_weights_that_are_not_there(monkeypatch, capsys, tmp_path, pictures) -> 
     assert "w.pth cannot be read" in said
 
 
-def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_path, pictures, no_network) -> None:
+def test_laptop_falls_back_to_installed_weights(monkeypatch, capsys, tmp_path, pictures, no_network) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     auto = as_options(budget=[], detector__backbone="resnet50", detector__weights="auto")
     assert call(monkeypatch, "run", tmp_path / "out", "--data", str(pictures), *auto) == 0
@@ -191,12 +191,12 @@ def test_run_leaves_a_report(finished: Path) -> None:
     assert list((finished / "figures").glob("*.png"))
 
 
-def test_run_again_says_that_it_is_finished(monkeypatch, capsys, finished, pictures) -> None:
+def test_run_repeated_reports_that_it_is_finished(monkeypatch, capsys, finished, pictures) -> None:
     assert call(monkeypatch, "run", finished, "--data", pictures, *as_options(budget=[4])) == 0
     assert "is already finished: 2 cycles" in " ".join(capsys.readouterr().err.split())
 
 
-def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, finished, pictures) -> None:
+def test_run_reports_after_which_cycle_it_resumes(monkeypatch, capsys, tmp_path, finished, pictures) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     records = json.loads((out / "metrics.json").read_text())
     (out / "metrics.json").write_text(json.dumps(records[:1]))
@@ -205,7 +205,7 @@ def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, fi
     assert json.loads((out / "metrics.json").read_text())[1]["ap50"] == records[1]["ap50"]
 
 
-def test_the_time_left_is_said_once_a_cycle_that_scores_is_done(monkeypatch, capsys, tmp_path, pictures) -> None:
+def test_the_time_left_is_reported_after_a_cycle_that_scores(monkeypatch, capsys, tmp_path, pictures) -> None:
     """Cycle 1 scores no pool, so it does not predict the others. After the last one nothing is left."""
     assert call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3])) == 0
     said = {line.split(":")[0][-6:]: line for line in capsys.readouterr().err.splitlines() if " reviews" in line}
@@ -375,7 +375,7 @@ def test_views_are_written(monkeypatch, capsys, tmp_path) -> None:
     assert "does not exist" in complaint(monkeypatch, capsys, *nowhere)
 
 
-def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pictures) -> None:
+def test_questions_are_exported_and_answers_imported(monkeypatch, capsys, tmp_path, pictures) -> None:
     assert call(monkeypatch, "init", tmp_path / "project", "--images", pictures, "--classes", "one,two") == 0
     with open_store(tmp_path / "project") as store:
         store.open_cycle(2)
@@ -422,7 +422,7 @@ def in_a_process(*words: str | Path, encoding: str, stdout: int) -> subprocess.P
 
 
 @pytest.mark.parametrize(("encoding", "format"), [("cp1252", "csv"), ("ascii", "json")])
-def test_lists_that_are_redirected_are_utf_8_whatever_the_locale(cats: Path, encoding: str, format: str) -> None:
+def test_redirected_lists_are_utf_8_in_any_locale(cats: Path, encoding: str, format: str) -> None:
     words = ("rank", "--detections", cats, "--budget", "2", "--format", format)
     with in_a_process(*words, encoding=encoding, stdout=subprocess.PIPE) as process:
         out, errors = process.communicate()

@@ -329,7 +329,7 @@ def test_a_project_without_an_answer_is_no_place_for_a_run(
     assert Project(tmp_path / "project").store.classes() == ("cat",)
 
 
-def test_a_restored_backup_is_taken_over(
+def test_a_restored_backup_is_adopted(
     answered: Path,
     photos: Path,
     pictures: Path,
@@ -371,7 +371,7 @@ def test_a_restored_backup_is_taken_over(
     assert answers(project) == before
 
 
-def test_a_run_without_its_settings_says_what_it_holds(
+def test_a_run_without_settings_reports_what_it_holds(
     answered: Path, pictures: Path, tmp_path: Path, tame: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = shutil.copytree(answered, tmp_path / "project")
@@ -380,7 +380,7 @@ def test_a_run_without_its_settings_says_what_it_holds(
     assert "holds labels.sqlite with 4 answers" in said(capsys)
 
 
-def test_a_run_that_stopped_before_its_first_answer_begins_with_other_settings(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_stopped_before_its_first_answer_may_change_settings(pictures: Path, tmp_path: Path) -> None:
     wrong = tiny.settings(pictures, device="gpu", initial_images=3)
     with pytest.raises(UserError, match="'gpu' is not available"):
         simulate.simulate(tmp_path / "run", wrong)
@@ -417,7 +417,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def test_a_store_without_an_answer_gives_way(store: Store, tmp_path: Path) -> None:
+def test_a_store_without_an_answer_is_replaced(store: Store, tmp_path: Path) -> None:
     store.close()
     discard_store(tmp_path / "labels.sqlite")
     with Store(tmp_path / "labels.sqlite", classes=["fish"]) as anew:
@@ -443,7 +443,7 @@ def test_a_store_that_somebody_has_open_does_not_and_they_can_go_on(store: Store
     assert answers_in(tmp_path / "labels.sqlite") == 1
 
 
-def test_a_start_that_was_cut_short_at_any_moment_goes_on(
+def test_a_start_interrupted_at_any_moment_resumes(
     photos: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before the store is complete, before the settings exist, and once more."""
@@ -463,7 +463,7 @@ def test_a_start_that_was_cut_short_at_any_moment_goes_on(
     assert len(Project(tmp_path / "p").store.labels()) == 14
 
 
-def test_only_one_function_takes_a_store_away() -> None:
+def test_only_one_function_removes_a_store() -> None:
     """No other code that removes files names the store's file."""
     source = Path(main.__file__).parents[1]
     takers = [file.name for file in source.rglob("*.py") if "DROP TABLE" in file.read_text(encoding="utf-8")]

@@ -116,7 +116,7 @@ def test_a_label_store_is_never_overwritten(tmp_path: Path) -> None:
     store.close()
 
 
-def test_parts_that_a_killed_process_left_are_swept(tmp_path: Path) -> None:
+def test_part_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     for name in ("settings.yaml.part", "cycle_02/model.safetensors.part", "cycle_02/candidates/shard.parquet.part"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"half")

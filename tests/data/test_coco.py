@@ -182,7 +182,7 @@ def test_what_belongs_nowhere_is_listed(tmp_path: Path) -> None:
     assert "b.png" in data.problems[2].where
 
 
-def test_two_images_with_one_id_are_left_out_since_their_boxes_cannot_be_told_apart(tmp_path: Path) -> None:
+def test_two_images_with_one_id_are_skipped_because_their_boxes_are_ambiguous(tmp_path: Path) -> None:
     images = [image(1, "a.png"), image(1, "b.png"), image(2, "c.png")]
     write(tmp_path / "train.json", images, [box(1, 1), box(2, 2)])
     data = load(tmp_path)
@@ -253,7 +253,7 @@ def test_the_file_s_own_size_counts(tmp_path: Path) -> None:
     assert "50 x 25" in only(data, "boxes scaled").what
 
 
-def test_an_image_turned_by_exif_has_its_upright_size(tmp_path: Path) -> None:
+def test_an_image_rotated_by_exif_has_its_upright_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     sizes = {"upright": (50, 100), "stored": (100, 50)}
@@ -324,7 +324,7 @@ def test_real_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("differ", [False, True])
-def test_different_files_of_one_name_where_coco_looks_are_listed(tmp_path: Path, differ: bool) -> None:
+def test_different_files_that_match_one_coco_name_are_listed(tmp_path: Path, differ: bool) -> None:
     write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1)])
     (tmp_path / "train").mkdir()
     content = (tmp_path / "a.png").read_bytes()

@@ -65,7 +65,7 @@ def one_image(draw: st.DrawFn) -> tuple[int, int, list[list[float]], list[int]]:
 @pytest.mark.parametrize("format", FORMATS)
 @given(content=st.lists(one_image(), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
-def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, content: list[Any]) -> None:
+def test_boxes_are_read_back(tmp_path_factory: pytest.TempPathFactory, format: str, content: list[Any]) -> None:
     """COCO keeps the ids; in the other formats, images are numbered in the order of their names."""
     folder = tmp_path_factory.mktemp("round")
     records, given_labels = [], []
@@ -88,7 +88,7 @@ def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("copy", [True, False])
-def test_images_come_along_under_names_of_their_own(
+def test_images_are_exported_under_unique_names(
     tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
 ) -> None:
     done = export(
@@ -188,7 +188,7 @@ def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: s
         assert content["images"][0]["attributes"] == {"complete": False}
 
 
-def test_yolo_refuses_partly_labelled_images_and_names_the_ways_out(tmp_path: Path, images: list[ImageRecord]) -> None:
+def test_yolo_refuses_partial_labels_and_names_the_options(tmp_path: Path, images: list[ImageRecord]) -> None:
     labels = [annotations(7, [[1, 2, 3, 4]], [0]), annotations(3, [[1, 2, 3, 4]], [1], complete=False)]
     with pytest.raises(UserError) as caught:
         export(tmp_path / "out", "yolo", CLASSES, images, labels)
@@ -286,7 +286,7 @@ def test_an_export_never_writes_through_a_link_to_a_photo(tmp_path: Path, images
     assert Path(images[0].path).read_bytes() == before
 
 
-def test_files_that_came_while_an_export_was_written_stay(
+def test_files_added_while_an_export_is_written_are_kept(
     tmp_path: Path, images: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(tmp_path / "out", "coco", CLASSES, images, [])

@@ -329,7 +329,7 @@ def test_classes_txt_without_labels_is_no_data_set(tmp_path: Path) -> None:
         ("ds0/ann/a.jpg.json", {"objects": [{"classTitle": "cat"}]}, "Supervisely"),
     ],
 )
-def test_a_format_that_is_not_read_is_named_with_the_way_to_coco(
+def test_an_unsupported_format_is_named_with_the_way_to_coco(
     tmp_path: Path, place: str, content: object, tool: str
 ) -> None:
     photos(tmp_path, "a.jpg")

@@ -29,7 +29,7 @@ def corners(size: tuple[int, int] = (40, 20)) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
-def test_colour_modes_come_out_as_the_same_rgb(tmp_path: Path, mode: str) -> None:
+def test_colour_modes_decode_to_the_same_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     corners().convert(mode).save(path)
     assert np.array_equal(read_image(path), np.asarray(corners()))
@@ -167,13 +167,13 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image in a supported format")]
 )
-def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_not_an_image_is_reported(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "text.jpg").write_bytes(content)
     with pytest.raises(UnreadableImage, match=rf"text\.jpg: .*{reason}"):
         image_size(tmp_path / "text.jpg")
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"gone\.jpg: there is no such file"):
         read_image(tmp_path / "gone.jpg")
 
@@ -213,7 +213,7 @@ def test_float_grey_without_numbers_is_refused(tmp_path: Path, value: float) -> 
         read_image(tmp_path / "image.tif")
 
 
-def test_a_small_file_of_many_deep_pixels_takes_little_memory_whatever_the_threads(tmp_path: Path) -> None:
+def test_a_small_file_of_many_deep_pixels_takes_little_memory_with_any_threads(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     del resource
     Image.fromarray(np.full((9000, 9000), 300, np.uint16)).save(tmp_path / "deep.png")
@@ -257,7 +257,7 @@ def test_threads_share_the_room_for_decoded_pixels(tmp_path: Path, monkeypatch: 
     assert most == 2
 
 
-def test_whoever_wants_more_room_than_there_is_gets_all_of_it_alone() -> None:
+def test_a_request_for_more_than_all_memory_gets_all_of_it_alone() -> None:
     room, inside = Room(10), threading.Event()
     with room.hold(10**9):
         other = threading.Thread(target=lambda: room.hold(1).__enter__() or inside.set())
@@ -320,7 +320,7 @@ def names(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in image_files(folder)]
 
 
-def test_links_to_folders_are_followed_and_every_photo_comes_once(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_and_each_photo_is_listed_once(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photo(photos / "a.jpg")
     photo(photos / "real" / "b.JPG")
@@ -346,9 +346,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert names(photos) == ["a.jpg", "one.jpg", "two.jpg"]
 
 
-def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_links_and_closed_folders_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.jpg").symlink_to("/nowhere/c.jpg")
     (tmp_path / "cam1").symlink_to("/nowhere")
     (tmp_path / "notes.txt").symlink_to("/nowhere/notes.txt")

@@ -168,7 +168,7 @@ LOSSES = [lost_in_coco, unknown_category_in_coco, no_area_in_coco, lost_in_voc, 
 
 
 @pytest.mark.parametrize("make", [*LOSSES, crowd_in_coco])
-def test_an_image_of_which_an_object_is_lost_is_not_complete(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_an_image_that_lost_an_object_is_not_complete(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     labels = make(tmp_path / "set")
     begun = Begun(tmp_path / "p", tmp_path / "set", labels)
     assert begun.boxes("a.jpg") == [("cat", CAT)]
@@ -183,9 +183,7 @@ def test_nobody_is_asked_about_a_crowd(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", LOSSES)
-def test_a_simulation_leaves_out_an_image_of_which_an_object_is_lost(
-    tmp_path: Path, make: Callable[[Path], Path]
-) -> None:
+def test_a_simulation_skips_an_image_that_lost_an_object(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     labels = make(tmp_path / "set")
     with pytest.raises(UserError, match="no training image has an object that can be used"):
         usable(load(labels))
@@ -193,7 +191,7 @@ def test_a_simulation_leaves_out_an_image_of_which_an_object_is_lost(
         simulate.simulate(tmp_path / "run", config.resolve("laptop", None, {"data": str(labels)}))
 
 
-def test_what_a_simulation_leaves_out_is_listed_and_the_rest_stays(tmp_path: Path) -> None:
+def test_images_skipped_by_a_simulation_are_listed_and_the_rest_is_kept(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         photo(tmp_path / name)
     labels = [annotation(1, 1, CAT), annotation(2, 1, DOG, 9), annotation(3, 2, CAT)]
@@ -240,7 +238,7 @@ def test_a_photo_without_a_label_file_waits_for_labels(tmp_path: Path, format: s
     assert {"image without annotation", "photo without labels"} <= {*kinds(begun.problems)}
 
 
-def test_init_counts_the_problems_by_kind_and_says_what_was_taken(tmp_path: Path) -> None:
+def test_init_counts_problems_by_kind_and_reports_what_was_imported(tmp_path: Path) -> None:
     photos = tmp_path / "set"
     lost = [annotation(n, 1, DOG, 9) for n in range(2, 40)]
     photo(photos / "a.jpg")
@@ -309,7 +307,7 @@ def test_the_filename_is_used_where_no_photo_is_called_like_the_label_file(tmp_p
 @pytest.mark.parametrize(
     ("xml", "jpeg"), [("a", "a.JPG"), ("night/a", "night/a.jpg"), ("Night/a", "night/A.Jpeg"), ("a", "night/a.jpg")]
 )
-def test_voc_pairs_files_whatever_their_capitals_and_folders(tmp_path: Path, xml: str, jpeg: str) -> None:
+def test_voc_pairs_files_across_case_and_folders(tmp_path: Path, xml: str, jpeg: str) -> None:
     voc(tmp_path, xml, item("cat", CAT), photo_as=jpeg)
     data = load(tmp_path)
     assert list(boxes_of(data).values()) == [[("cat", CAT)]]
@@ -325,18 +323,18 @@ def test_two_photos_of_one_name_in_two_folders_keep_their_own_labels(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "IMAGES\\A.jpg", "images/a.JPG"])
-def test_coco_finds_files_whatever_their_capitals_and_separators(tmp_path: Path, name: str) -> None:
+def test_coco_finds_files_across_case_and_separators(tmp_path: Path, name: str) -> None:
     photo(tmp_path / "Images" / "a.jpg")
     file = coco(tmp_path / "train.json", [entry(1, name)], [annotation(1, 1, CAT)])
     assert boxes_of(load(file)) == {"a.jpg": [("cat", CAT)]}
 
 
 @pytest.mark.parametrize("labels", ["Labels/a.txt", "labels/A.TXT", "images/a.txt"])
-def test_yolo_finds_label_files_whatever_their_capitals(tmp_path: Path, labels: str) -> None:
+def test_yolo_finds_label_files_across_case(tmp_path: Path, labels: str) -> None:
     assert boxes_of(load(yolo(tmp_path, f"0 {share(CAT)}", labels=labels))) == {"a.jpg": [("cat", CAT)]}
 
 
-def test_labels_need_not_lie_beside_the_photos(tmp_path: Path) -> None:
+def test_labels_need_not_be_beside_the_photos(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "x" / "a.jpg")
     photo(tmp_path / "photos" / "y" / "a.jpg")
     images = [entry(1, "C:\\old\\x\\a.jpg"), entry(2, "y/a.jpg"), entry(3, "z/other.jpg")]
@@ -368,7 +366,7 @@ def test_two_labelled_images_that_may_be_one_photo_are_left_out(tmp_path: Path) 
 
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
-def test_an_own_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, format: str, copied: bool) -> None:
+def test_an_own_export_finds_its_photos(tmp_path: Path, format: str, copied: bool) -> None:
     names = ["d1/a.jpg", "d2/a.jpg", "z/a-2.jpg", "z/\u00e9.jpg", "y/e\u0301.jpg"]
     for n, name in enumerate(names):
         photo(tmp_path / "photos" / name, (SIZE[0] + n, SIZE[1]))
@@ -443,7 +441,7 @@ def test_labels_of_a_picture_of_another_shape_are_left_out(tmp_path: Path, forma
     assert [Path(i.path).name for i in usable(load(file)).train.images] == ["b.jpg"]
 
 
-def test_labels_that_may_be_of_the_photo_before_it_was_turned_are_left_out(tmp_path: Path) -> None:
+def test_labels_that_may_refer_to_the_unrotated_photo_are_skipped(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg", SIZE, orientation=6)  # upright it is 120 x 160
     photo(tmp_path / "b.jpg")
     images = [entry(1, "a.jpg"), entry(2, "b.jpg")]
@@ -453,7 +451,7 @@ def test_labels_that_may_be_of_the_photo_before_it_was_turned_are_left_out(tmp_p
     assert "image rotated by EXIF" in kinds(begun.problems)
 
 
-def test_a_nearly_square_photo_that_was_turned_is_not_scaled(tmp_path: Path) -> None:
+def test_a_rotated_nearly_square_photo_is_not_scaled(tmp_path: Path) -> None:
     photo(tmp_path / "set" / "a.jpg", (400, 396), orientation=6)  # upright it is 396 x 400
     photo(tmp_path / "set" / "b.jpg", (200, 198))
     photo(tmp_path / "photos" / "b.jpg", (396, 400))
@@ -522,7 +520,7 @@ def test_two_corners_are_not_taken_for_a_corner_and_a_size(tmp_path: Path) -> No
         ("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.9 0.9 2", "not pixels"),  # key points, without kpt_shape in data.yaml
     ],
 )
-def test_a_yolo_line_of_another_kind_is_listed_and_says_what_to_do(tmp_path: Path, line: str, fault: str) -> None:
+def test_a_yolo_line_of_another_kind_is_listed_with_advice(tmp_path: Path, line: str, fault: str) -> None:
     data = load(yolo(tmp_path, line, f"1 {share(DOG)}"))
     assert boxes_of(data) == {"a.jpg": [("dog", DOG)]}
     (problem,) = data.problems
@@ -549,7 +547,7 @@ def test_key_points_are_not_corners(tmp_path: Path, numbers: int) -> None:
         load(yolo(tmp_path, more="kpt_shape: seventeen"))
 
 
-def test_the_corners_of_a_turned_box_have_a_hull(tmp_path: Path) -> None:
+def test_the_corners_of_a_rotated_box_have_a_hull(tmp_path: Path) -> None:
     corners = " ".join(f"{x / SIZE[0]} {y / SIZE[1]}" for x, y in ((80, 30), (120, 60), (80, 90), (40, 60)))
     assert boxes_of(load(yolo(tmp_path, f"0 {corners}"))) == {"a.jpg": [("cat", CAT)]}
 
@@ -783,7 +781,7 @@ def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path
     ("name", "value"),
     [("rotation", 90.0), ("rotation", "-90"), ("angle", 270), ("Rotation", "90°"), ("rotation", "90 Degrees")],
 )
-def test_a_turned_box_is_the_upright_box_around_it(
+def test_a_rotated_box_becomes_the_upright_box_around_it(
     tmp_path: Path, format: str, place: str, name: str, value: Any
 ) -> None:
     data = load(turned(place, format, tmp_path, name, value))
@@ -793,13 +791,13 @@ def test_a_turned_box_is_the_upright_box_around_it(
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
 @pytest.mark.parametrize(("name", "value"), [("angle", 1.57), ("theta", "0.3"), ("rotation", "nan")])
-def test_a_box_whose_turn_cannot_be_told_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
+def test_a_box_with_an_ambiguous_rotation_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"none of its objects can be used .*it is rotated \({name} {value}\)"):
         load(turned("attributes", format, tmp_path, name, value))
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
-def test_a_box_whose_rotation_is_no_number_is_lost(tmp_path: Path, format: str) -> None:
+def test_a_box_whose_rotation_is_not_a_number_is_lost(tmp_path: Path, format: str) -> None:
     with pytest.raises(UserError, match=r"none of its objects can be used .*its rotation '1\.2 rad' is not a number"):
         load(turned("attributes", format, tmp_path, "rotation", "1.2 rad"))
 
@@ -821,7 +819,7 @@ def test_a_label_file_does_not_go_to_the_photo_of_another_folder(tmp_path: Path,
     assert {"missing image file", "image without annotation"} <= {*kinds(begun.problems)}
 
 
-def test_label_files_of_two_folders_that_may_be_of_one_photo_are_left_out(tmp_path: Path) -> None:
+def test_label_files_of_two_folders_that_may_belong_to_one_photo_are_skipped(tmp_path: Path) -> None:
     for name in ("day/b", "night/b"):
         voc(tmp_path, name, item("cat", CAT if name == "day/b" else DOG), photo_as="b.jpg")
     voc(tmp_path, "c", item("dog", DOG))
@@ -882,7 +880,7 @@ def test_label_files_that_no_used_list_names_are_listed(tmp_path: Path) -> None:
     assert load(tmp_path).problems == ()
 
 
-def test_elements_of_voc_are_found_by_their_local_names_and_whatever_their_capitals(tmp_path: Path) -> None:
+def test_elements_of_voc_are_found_by_local_name_in_any_case(tmp_path: Path) -> None:
     voc(tmp_path, "a", item("cat", CAT))
     xml = tmp_path / "Annotations" / "a.xml"
     text = xml.read_text()

@@ -112,7 +112,7 @@ def _element(text: str) -> ET.Element:
 
 
 @given(st.lists(texts, max_size=6))
-def test_names_stay_as_many_as_they_were(names: list[str]) -> None:
+def test_the_number_of_names_is_unchanged(names: list[str]) -> None:
     assert len(set(clean_all(names))) == len(names)
     files = file_names([(n, f"/photos/{name}.png".replace("\x00", "")) for n, name in enumerate(names, 1)], SUFFIXES)
     assert len({Path(file).stem.casefold() for file in files}) == len(names)
@@ -176,7 +176,7 @@ def test_every_data_set_that_is_written_is_read_with_the_same_boxes(
 
 
 @pytest.mark.parametrize("format", ["labelstudio", "cvat"])
-def test_questions_that_go_out_come_back_as_answers(format: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_exported_questions_are_returned_as_answers(format: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     @settings(max_examples=30)
     @given(st.lists(texts, min_size=1, max_size=3), st.lists(texts, min_size=1, max_size=3))
     @example(list(NASTY[:24]), list(NASTY[:24]))
@@ -218,7 +218,7 @@ def answered(folder: Path, format: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["cat\x00", "c\nat", "\ud800", "\x1b[2J"])
-def test_a_class_that_no_file_can_hold_is_cleaned_on_its_way_in_and_listed(tmp_path: Path, name: str) -> None:
+def test_an_unwritable_class_name_is_cleaned_on_import_and_listed(tmp_path: Path, name: str) -> None:
     hostile.make_coco(tmp_path)
     content = hostile.coco_content()
     content["categories"][0]["name"] = name
@@ -230,7 +230,7 @@ def test_a_class_that_no_file_can_hold_is_cleaned_on_its_way_in_and_listed(tmp_p
     hostile.use(found)
 
 
-def test_what_is_cleaned_alike_is_one_class(tmp_path: Path) -> None:
+def test_names_that_are_equal_when_cleaned_are_one_class(tmp_path: Path) -> None:
     found = Listing(tmp_path, ["cat", "cat\n"], [], [])
     assert found.classes == ["cat"]
     (problem,) = found.problems

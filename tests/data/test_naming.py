@@ -63,7 +63,7 @@ def test_a_name_that_means_two_photos_is_refused(name: str) -> None:
         known(*PHOTOS).match(name)
 
 
-def test_uploads_whose_cleaned_names_are_the_same_are_told_apart_or_refused() -> None:
+def test_uploads_with_equal_cleaned_names_are_distinguished_or_refused() -> None:
     with pytest.raises(UserError, match="may be"):
         known("a/IMG_4.jpg", "a/IMG (4).jpg").match("/data/upload/1/1a2b3c4d-IMG_4.jpg")
 
@@ -72,7 +72,7 @@ def test_a_number_in_the_address_of_an_upload_is_no_folder_of_ours() -> None:
     assert known("/x/3/1.jpg", "/x/4/2.jpg").match("/data/upload/3/1a2b3c4d-2.jpg") == "/x/4/2.jpg"
 
 
-def test_find_takes_a_name_at_its_word() -> None:
+def test_find_matches_names_literally() -> None:
     photos = known(*PHOTOS, "b.jpg", "c/b.jpg")
     assert photos.find("cam1/1.jpg") == "/x/photos/cam1/1.jpg"
     assert photos.find("c/b.jpg") == "c/b.jpg"

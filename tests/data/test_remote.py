@@ -165,7 +165,7 @@ def test_what_is_busy_is_tried_again_and_what_is_gone_is_not(web: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("buckets")
-def test_what_cannot_be_listed_says_why(web: str, url: str, said: str, tmp_path: Path) -> None:
+def test_a_listing_that_fails_reports_why(web: str, url: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         create(tmp_path / "project", url.format(web=web), ["a"])
 
@@ -283,7 +283,7 @@ def test_a_coco_file_may_name_images_by_url_and_a_run_on_them_is_the_same(
         "http:///a.png",
     ],
 )
-def test_one_rule_for_every_address_wherever_it_comes_from(line: str, buckets: Bucket, tmp_path: Path) -> None:
+def test_one_rule_for_every_address_from_any_source(line: str, buckets: Bucket, tmp_path: Path) -> None:
     buckets.pipe_file("/listed/all.txt", line.encode())
     (tmp_path / "all.txt").write_text(line)
     for place in ("s3://listed/all.txt", str(tmp_path / "all.txt")):
@@ -526,7 +526,7 @@ def test_a_body_without_an_end_is_not_read_to_its_end(
     assert time.monotonic() - begun < 12
 
 
-def test_pages_that_lead_on_and_on_are_left(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_index_pages_are_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "MOST_LISTED", 50)
 
     class Everywhere(dict[str, Any]):
@@ -547,9 +547,7 @@ def test_a_large_object_of_a_bucket_is_refused_unread(buckets: Bucket, monkeypat
         image_size("s3://photos/a.jpg")
 
 
-def test_threads_share_the_room_for_files_that_come_from_elsewhere(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_share_the_memory_for_remote_files(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ROOM", Room(3 << 20))
     Answers.told["/a.jpg"] = sends(bytes(1 << 20))
     at_once, most, lock = 0, 0, threading.Lock()

@@ -204,7 +204,7 @@ def test_other_settings_need_another_folder(folder: Path, change: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "scenes.json"])
-def test_a_foreign_folder_is_left_alone(tmp_path: Path, name: str):
+def test_a_foreign_folder_is_unchanged(tmp_path: Path, name: str):
     (tmp_path / name).write_text("[1, 2]")
     with pytest.raises(UserError, match="does not hold scenes"):
         make(tmp_path, **SMALL)
@@ -319,7 +319,7 @@ def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
         (Look(object_size=(40, 20)), "between 8 and 95 pixels"),
     ],
 )
-def test_a_look_that_has_no_room_is_refused(tmp_path: Path, look: Look, said: str):
+def test_a_look_that_does_not_fit_is_refused(tmp_path: Path, look: Look, said: str):
     with pytest.raises(UserError, match=said):
         make(tmp_path / "scenes", train=1, test=1, size=(96, 96), look=look)
     assert not (tmp_path / "scenes").exists()

@@ -165,7 +165,7 @@ def test_an_unknown_encoding_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_without_training_images_the_error_says_so(tmp_path: Path) -> None:
+def test_missing_training_images_are_reported(tmp_path: Path) -> None:
     add(tmp_path, "a", label())
     image_set(tmp_path, "test", "a")
     with pytest.raises(UserError, match="lists no training images"):
@@ -250,7 +250,7 @@ def test_voc_is_downloaded_once(tmp_path: Path, server: Server) -> None:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_an_interrupted_download_goes_on(tmp_path: Path, server: Server, ranges: bool) -> None:
+def test_an_interrupted_download_resumes(tmp_path: Path, server: Server, ranges: bool) -> None:
     root, server.cut, server.ranges = tmp_path / "voc2007", 1000, ranges
     with pytest.raises(UserError, match=r"connection was closed too early.*Try again to resume"):
         load(root)
@@ -265,7 +265,7 @@ def test_a_download_that_was_killed_before_it_was_renamed(tmp_path: Path, server
     check(tmp_path / "voc2007")
 
 
-def test_archives_put_there_by_hand_are_used(tmp_path: Path, server: Server) -> None:
+def test_archives_copied_by_hand_are_used(tmp_path: Path, server: Server) -> None:
     (tmp_path / "voc2007").mkdir()
     for name, content in server.files.items():
         (tmp_path / "voc2007" / Path(name).name).write_bytes(content)
@@ -299,7 +299,7 @@ def test_archives_cannot_write_elsewhere(tmp_path: Path, server: Server, monkeyp
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to itself", "a link elsewhere"])
-def test_what_is_in_the_way_of_unpacking_is_named(tmp_path: Path, server: Server, kind: str) -> None:
+def test_an_obstacle_to_unpacking_is_named(tmp_path: Path, server: Server, kind: str) -> None:
     way = tmp_path / "voc2007" / "VOCdevkit"
     way.parent.mkdir()
     if kind == "a file":

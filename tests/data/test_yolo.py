@@ -208,7 +208,7 @@ def test_a_label_file_belongs_to_the_photo_of_the_very_same_name(tmp_path: Path)
 
 @pytest.mark.parametrize("listed", ["images", "only.txt"])
 @pytest.mark.parametrize("other", ["x.jpg", "X.png"])
-def test_a_label_file_that_several_photos_fit_equally_well_is_nobodys(tmp_path: Path, listed: str, other: str) -> None:
+def test_a_label_file_that_fits_several_photos_equally_well_is_skipped(tmp_path: Path, listed: str, other: str) -> None:
     data_yaml(tmp_path, f"train: [{listed}, more]")
     add(tmp_path, "more/y.png", "0 0.5 0.5 0.2 0.4")
     add(tmp_path, "images/x.png")

@@ -153,7 +153,7 @@ def test_thresholds_that_make_no_sense_do_not_count(run: Path, told: object) -> 
     assert set(found.thresholds) == {UNMEASURED}
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes_where_it_stopped(
     run: Path, photos: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict(run, photos, tmp_path / "whole")
@@ -308,7 +308,7 @@ def test_detections_never_become_labels_of_people(run: Path, photos: Path, tmp_p
         assert not any(len(said.boxes) or said.complete for said in store.labels().values())
 
 
-def test_detections_come_back_as_boxes_to_ask_about(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_detections_are_read_back_as_boxes_to_ask_about(run: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "00.png", photos / "below" / "00.png")
     predict(run, photos, tmp_path / "out", pictures=False)
     every = config.resolve("laptop", None, {"selection.strategy": "uncertainty", "scoring.candidate_threshold": 0.0})

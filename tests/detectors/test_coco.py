@@ -204,9 +204,7 @@ def put(home: Path, content: bytes = b"weights") -> Path:
     return place
 
 
-def test_the_laptop_starts_from_coco_where_the_file_is_and_else_says_in_a_sentence_how_to_get_it(
-    home: Path, no_network: None
-) -> None:
+def test_laptop_starts_from_coco_if_available_and_otherwise_says_how_to_get_it(home: Path, no_network: None) -> None:
     lacking = choose(LAPTOP)
     assert (lacking.backbone, lacking.weights) == ("efficientnet_lite0", "imagenet")
     source = ARCHITECTURES[LIGHT_COCO].starts["coco"]
@@ -344,7 +342,7 @@ def test_weights_that_have_changed_since_the_start_are_refused(tmp_path: Path) -
 # ------------------------------------------------------------------------------------------- another detector
 
 
-def test_a_detector_goes_on_from_that_of_a_project_with_the_rows_of_its_classes(tmp_path: Path) -> None:
+def test_a_detector_continues_from_a_projects_with_the_rows_of_its_classes(tmp_path: Path) -> None:
     with tiny.small_network():
         key = ("faster_rcnn", "efficientnet_lite0")
         before = build(key, 2, "none", seed=1, classes=("fish", "Shark"))

@@ -79,7 +79,7 @@ def test_the_class_vector_belongs_to_the_score_and_the_label(detector: TorchDete
         assert ((found.scores > 0.05) & (found.scores <= 1)).all()
 
 
-def test_boxes_come_back_in_the_originals_pixels(detector: TorchDetector, pictures: list[Picture]) -> None:
+def test_boxes_are_returned_in_the_originals_pixels(detector: TorchDetector, pictures: list[Picture]) -> None:
     small, pixels = pictures[0], pictures[0].pixels
     wide = Picture(pixels, 3 * small.width, 5 * small.height)
     one, other = detector.predict([small])[0], detector.predict([wide])[0]
@@ -174,7 +174,7 @@ def test_image_features_are_one_vector_an_image(detector: TorchDetector, picture
     assert len(np.unique(found, axis=0)) == len(pictures)
 
 
-def test_features_come_on_request_and_change_nothing_else(detector: TorchDetector, pictures: list[Picture]) -> None:
+def test_features_on_request_change_nothing_else(detector: TorchDetector, pictures: list[Picture]) -> None:
     plain, full = detector.predict(pictures)[0], detector.predict(pictures, features=True)[0]
     width = 96 if isinstance(detector.network, WeightedRetinaNet) else 256
     assert plain.features is None
@@ -425,7 +425,7 @@ def test_weights_out_of_reach_say_where_to_put_the_file(
     assert "--backbone efficientnet_lite0" in str(caught.value)
 
 
-def test_fetched_weights_come_from_the_place_that_the_message_names(
+def test_downloaded_weights_are_read_from_the_place_in_the_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -520,7 +520,7 @@ def same_weights(one: TorchDetector, other: TorchDetector) -> bool:
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
-def test_a_fit_that_was_stopped_goes_on_as_if_it_never_had_been(
+def test_a_stopped_fit_resumes_with_the_same_result(
     name: str, make_detector: Make, pictures: list[Picture], targets: list[Targets], tmp_path: Path
 ) -> None:
     whole, stopped, resumed, elsewhere = (learner(make_detector, name) for _ in range(4))
@@ -602,12 +602,12 @@ def test_a_loss_that_is_not_finite_stops_the_fit_with_its_step_and_keeps_the_sta
     assert all(tensor.equal(before[name]) for name, tensor in state["network"].items())
 
 
-def test_nothing_to_train_on_is_an_error_to_mend(retinanet: TorchDetector) -> None:
+def test_nothing_to_train_on_is_a_user_error(retinanet: TorchDetector) -> None:
     with pytest.raises(UserError, match="no images to train on"):
         retinanet.fit([], [], seed=0)
 
 
-def test_images_without_objects_can_be_learnt_from(make_detector: Make, pictures: list[Picture]) -> None:
+def test_images_without_objects_can_be_trained_on(make_detector: Make, pictures: list[Picture]) -> None:
     detector = learner(make_detector, "faster_rcnn", steps=1)
     assert math.isfinite(detector.fit(pictures[:1], [Targets.of([], [])], seed=0))
 
@@ -684,7 +684,7 @@ def test_a_fit_and_its_helpers_know_what_is_complete(
     assert told[0].tolist() == complete.tolist()
 
 
-def test_the_pretrained_body_learns_at_its_own_rate(
+def test_the_pretrained_body_trains_at_its_own_rate(
     make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:
     still = learner(make_detector, "retinanet", steps=2, backbone_lr=0.0)

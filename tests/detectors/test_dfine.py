@@ -377,7 +377,7 @@ def test_a_model_of_the_hub_is_named_by_owner_and_name(pretrained: Path, monkeyp
     assert asked[2:] == [("me/other", True)]
 
 
-def test_a_model_out_of_reach_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_model_is_reported_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsUnavailable, match=r"hf download me/mine --local-dir FOLDER.* --weights FOLDER"):

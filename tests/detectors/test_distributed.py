@@ -51,7 +51,7 @@ def parts(out: Path, number: int) -> list[crew.Terms]:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])))
-def test_several_processes_have_the_losses_and_come_to_the_weights_of_one(fitted: Path, number: int) -> None:
+def test_several_processes_have_the_losses_and_weights_of_one(fitted: Path, number: int) -> None:
     case = CASES[number]
     shares = parts(fitted, number)
     assert len(shares) == min(PROCESSES, case.batch_size)
@@ -132,7 +132,7 @@ def progress_lines(said: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_process_is_killed_the_other_ends_and_the_command_again_goes_on(
+def test_when_a_process_is_killed_the_other_ends_and_the_command_resumes(
     rank: int, run: Run, whole: tuple[Any, bytes], tmp_path: Path
 ) -> None:
     codes, said = run(crew.die, rank)
@@ -173,7 +173,7 @@ def test_torchrun_starts_lost_processes_again(whole: tuple[Any, bytes], data: Pa
         (crew.meet_a_mistake, 1, 2, "rarebox: this GPU is too small"),
     ],
 )
-def test_what_ends_one_process_ends_all_and_is_said_once(
+def test_an_error_in_one_process_ends_all_and_is_reported_once(
     end: Callable[[], None], rank: int, code: int, message: str, run: Run
 ) -> None:
     codes, said = run(end, rank)
@@ -182,7 +182,7 @@ def test_what_ends_one_process_ends_all_and_is_said_once(
     assert said == message
 
 
-def test_a_loss_that_is_not_finite_is_said_once_with_the_checkpoint(run: Run) -> None:
+def test_a_loss_that_is_not_finite_is_reported_once_with_the_checkpoint(run: Run) -> None:
     codes, said = run(training__lr=1e30)
     assert codes == [2, 2]
     assert said.startswith("rarebox: the loss became")
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_is_said_once_with_the_checkpoint(run: Run) ->
     assert said.count("\n") == 0
 
 
-def test_a_mistake_in_the_command_is_said_by_the_first_process_alone(
+def test_a_mistake_in_the_command_is_reported_by_the_first_process_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The others wait for it, and torchrun ends them."""

@@ -113,7 +113,7 @@ def test_a_mirrored_picture_is_its_flip_view(detector: TorchDetector, pictures: 
     assert any((a != b).any() for a, b in zip(mirrored.levels, one.maps(0).levels, strict=True))
 
 
-def test_a_run_keeps_its_body_and_looks_at_each_image_once(
+def test_a_run_keeps_its_body_and_processes_each_image_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
@@ -157,7 +157,7 @@ def test_other_views_another_size_or_seed_are_kept_apart(data: Path, finished: P
     assert others[3] == place()  # the mirrored image is a view anyway
 
 
-def test_what_a_kill_left_half_written_is_cut_off(
+def test_a_partly_written_end_after_a_kill_is_cut_off(
     retinanet: TorchDetector, pictures: list[Picture], tmp_path: Path
 ) -> None:
     seen(retinanet, pictures[:2], tmp_path)
@@ -197,7 +197,7 @@ def test_another_process_that_is_sent_the_pictures_finds_their_maps(
     assert (sent[0].maps(0).levels[0] == FeatureCache.maps(sent.store, 1, 0).levels[0]).all()
 
 
-def test_views_are_those_that_were_looked_at_in_every_cycle(data: Path) -> None:
+def test_views_are_the_same_in_every_cycle(data: Path) -> None:
     given, names = settings(data, **FREEZE), ("cutout",)
     plans = [views_of(given, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (0, 2, 3)]
     assert plans[0] == plans[1] == plans[2]
@@ -248,7 +248,9 @@ def test_an_odd_byte_at_the_end_is_cut_off_like_the_rest(
     assert kept[0].maps(0).levels[0].isfinite().all()
 
 
-def test_a_disk_without_room_is_said_before(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_reported_in_advance(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(frozen, "ROOM_LEFT", 1 << 60)
     with pytest.raises(UserError, match=r"the frozen backbone.s features of 4 images take 0\.0 GB, and the disk"):
         simulate.simulate(tmp_path / "run", settings(data, **FREEZE))

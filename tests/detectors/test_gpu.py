@@ -76,7 +76,7 @@ def test_scoring_never_makes_the_host_wait(
 
 @NAMES
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_gpu_learns(
+def test_a_gpu_trains(
     name: str,
     precision: str,
     make_detector: Callable[..., TorchDetector],

@@ -195,16 +195,14 @@ def moved(gradient: Tensor) -> Tensor:
     return (gradient != 0).any(dim=1)
 
 
-def test_with_weight_1_every_anchor_but_those_between_the_thresholds_is_taught(
-    detector: TorchDetector, step: Step
-) -> None:
+def test_with_weight_1_every_anchor_not_between_the_thresholds_is_trained(detector: TorchDetector, step: Step) -> None:
     logits, deltas, matched = step(detector, BOTH)
     assert set(matched.tolist()) == {-2, -1, 0, 1}  # the picture has anchors of every kind
     assert moved(logits).equal(matched != -2)
     assert moved(deltas).equal(matched >= 0)
 
 
-def test_weight_0_teaches_nothing_at_the_boxs_anchors_and_leaves_the_others_alone(
+def test_weight_0_gives_no_gradient_at_the_boxs_anchors_and_does_not_change_others(
     detector: TorchDetector, step: Step
 ) -> None:
     logits, deltas, matched = step(detector, weighted(BOTH, cls=[1, 0], box=[1, 0]))
@@ -234,7 +232,7 @@ def test_the_label_and_place_of_a_box_of_weight_0_do_not_matter(
     )
 
 
-def test_a_rejected_box_teaches_background_at_its_anchors(detector: TorchDetector, step: Step) -> None:
+def test_a_rejected_box_trains_background_at_its_anchors(detector: TorchDetector, step: Step) -> None:
     rejected = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], background=[False, True])
     logits, deltas, matched = step(detector, rejected)
     taught = (matched == -1) | (matched == 1)
@@ -243,7 +241,7 @@ def test_a_rejected_box_teaches_background_at_its_anchors(detector: TorchDetecto
     assert moved(deltas).equal(matched == 0)
 
 
-def test_a_box_that_only_the_box_branch_trusts_is_background_for_classes_and_teaches_its_place(
+def test_a_box_that_only_the_box_branch_trusts_is_background_for_classes_and_trains_its_position(
     detector: TorchDetector, step: Step
 ) -> None:
     steady = Targets.of(BOTH.boxes, BOTH.labels, Source.PSEUDO, 1.0, 1.0, background=[False, True])
@@ -257,7 +255,7 @@ def on(targets: Targets, *rows: int) -> Targets:
     return targets[list(rows)]
 
 
-def test_a_rejected_box_takes_no_negative_away(detector: TorchDetector, step: Step) -> None:
+def test_a_rejected_box_removes_no_negative(detector: TorchDetector, step: Step) -> None:
     """Anchors that overlap it slightly remain background, as without it."""
     rejected = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], background=[False, True])
     logits, deltas, matched = step(detector, rejected)
@@ -278,7 +276,7 @@ IGNORED_AND_REJECTED = Targets.of(
 """A human box, an ignored box, and a rejected box that lies on most of the ignored one."""
 
 
-def test_a_rejected_box_teaches_background_where_the_region_would_be_ignored(
+def test_a_rejected_box_trains_background_where_the_region_would_be_ignored(
     detector: TorchDetector, step: Step
 ) -> None:
     logits, deltas, _ = step(detector, IGNORED_AND_REJECTED)
@@ -306,7 +304,7 @@ def only(branch: str, box: list[float], label: int, method: str) -> Targets:
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_each_branch_learns_from_the_boxes_that_it_trusts(detector: TorchDetector, step: Step, method: str) -> None:
+def test_each_branch_trains_on_the_boxes_that_it_trusts(detector: TorchDetector, step: Step, method: str) -> None:
     sure, steady = only("class", NEAR[0], 2, method), only("box", NEAR[1], 1, method)
     logits, deltas, _ = step(detector, concatenate([sure, steady]))
     _, class_deltas, by_class = step(detector, on(concatenate([sure, steady]), 0))
@@ -341,7 +339,7 @@ def matched_once(overlap: Tensor, target: dict[str, Tensor], match: Callable[[Te
 
 
 @pytest.mark.parametrize("low_quality", [False, True])
-def test_where_both_branches_weigh_alike_they_match_as_one(low_quality: bool) -> None:
+def test_branches_with_equal_weights_match_alike(low_quality: bool) -> None:
     dice = torch.Generator().manual_seed(2)
     match = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)
     for _ in range(50):
@@ -446,7 +444,7 @@ def test_each_branch_of_the_box_head_ignores_a_box_by_itself(
 
 
 @pytest.mark.parametrize("box_weight", [0.0, 1.0])
-def test_the_box_head_learns_background_on_a_background_box(
+def test_the_box_head_trains_background_on_a_background_box(
     faster_rcnn: TorchDetector, pictures: list[Picture], sample_everything: None, box_weight: float
 ) -> None:
     target = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [box_weight, 1.0], background=[True, False])
@@ -474,7 +472,7 @@ def test_proposals_on_a_rejected_box_are_background_where_the_region_would_be_ig
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_each_branch_of_the_box_head_learns_from_the_boxes_that_it_trusts(
+def test_each_branch_of_the_box_head_trains_on_the_boxes_that_it_trusts(
     faster_rcnn: TorchDetector, pictures: list[Picture], sample_everything: None, method: str
 ) -> None:
     target = concatenate([only("class", [10, 10, 50, 40], 2, method), only("box", [16, 12, 56, 46], 1, method)])
@@ -735,7 +733,7 @@ def test_weights_act_on_both_stages_or_on_the_box_head_alone(
         assert roi_only[term] == pytest.approx(plain[term] if term in FIRST_STAGE else both[term], rel=1e-6)
 
 
-def test_with_roi_only_the_first_stage_still_ignores_and_still_learns_background(
+def test_with_roi_only_the_first_stage_still_ignores_and_still_trains_background(
     make_detector: Make, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second_only = make_detector("faster_rcnn", weighted_stages="roi_only")

@@ -101,7 +101,7 @@ def test_a_picture_is_settled_if_the_rest_cannot_count(monkeypatch: pytest.Monke
     assert on_device.best_boxes(boxes, torch.linspace(1, 0.5, 6)[None], labels, 0.2, 6)[2].item()
 
 
-def test_an_image_that_is_not_settled_is_done_the_other_way(
+def test_an_image_that_is_not_settled_is_repeated_synchronously(
     detector: TorchDetector, pictures: list[Picture], forced: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All images, and then the second alone because of its last view, with features as requested for the batch."""
@@ -158,7 +158,7 @@ def test_proposals_of_one_level_that_are_not_settled_unsettle_their_picture(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_proposals_are_the_same_both_ways_in_any_precision(
+def test_proposals_are_the_same_on_both_paths_in_any_precision(
     precision: str, make_detector: Callable[..., TorchDetector], forced: Callable[[bool], None]
 ) -> None:
     """Above 256, bfloat16 represents only even numbers; no proposal may be rounded to them."""
@@ -186,7 +186,7 @@ def test_deltas_are_decoded_as_torchvision_does() -> None:
     torch.testing.assert_close(on_device.decode(coder, deltas, boxes), coder.decode_single(deltas, boxes))
 
 
-def test_items_come_behind_by_so_many() -> None:
+def test_items_are_delayed_by_the_given_number() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:

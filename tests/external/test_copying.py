@@ -46,7 +46,7 @@ def run_detector(root: Path, files: list[Path], to: Path) -> None:
     to.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_boxes_seen_on_the_copies_come_back_through_the_map(photos: Path, tmp_path: Path) -> None:
+def test_boxes_found_on_copies_map_back(photos: Path, tmp_path: Path) -> None:
     views = [name for name in VIEWS if name not in ("cutout", "noise")]
     done = write_copies.write_copies(photos, tmp_path / "out", views, 3)
     assert (done.images, done.copies) == (2, 2 * len(views))

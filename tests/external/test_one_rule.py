@@ -111,7 +111,7 @@ def test_a_box_that_a_person_rejected_is_no_object(folder: Path) -> None:
     assert datasets.load(said).train.incomplete == frozenset()
 
 
-def test_images_whose_names_fit_are_not_said_to_differ(folder: Path) -> None:
+def test_images_with_matching_names_are_not_reported(folder: Path) -> None:
     said = labels(folder, {"image_id": 2, "bbox": [10, 10, 20, 20]}, complete=False)
     found = ranked(folder, [line(1, [50, 50, 90, 90])], said)
     assert "0 of 1 labelled images of labels.json have detections in found" in found.notes

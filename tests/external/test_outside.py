@@ -130,7 +130,7 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
         assert not far_from(open_ones.boxes[[row]], boxes, told.selection.answered_iou)[0]
 
 
-def test_what_the_loop_asked_stands_at_the_same_places(finished: Path, tmp_path: Path) -> None:
+def test_the_loops_questions_have_the_same_ranks(finished: Path, tmp_path: Path) -> None:
     folder = RunFolder(finished)
     dump(finished, tmp_path / "d.jsonl", tmp_path / "v.jsonl")
     with Store(folder.store) as store:
@@ -200,7 +200,7 @@ def test_an_outside_detectors_numbers_by_hand(tmp_path: Path) -> None:
     assert ranked.queries[1].utility == pytest.approx(u[2, 0] * np.exp(-1))
 
 
-def test_without_views_the_entropy_of_the_class_stands_in_and_this_is_said(tmp_path: Path) -> None:
+def test_without_views_the_class_entropy_is_used_and_reported(tmp_path: Path) -> None:
     file = write(tmp_path / "d.jsonl", FOUND)
     ranked = external.rank(file, None, None, None, chosen(), 9)
     assert not ranked.from_views
@@ -213,7 +213,7 @@ def test_without_views_the_entropy_of_the_class_stands_in_and_this_is_said(tmp_p
         external.rank(file, None, None, None, chosen("compas"), 9)
 
 
-def test_labels_of_a_class_that_the_detector_does_not_name_are_said(tmp_path: Path) -> None:
+def test_labels_of_a_class_that_the_detector_does_not_name_are_reported(tmp_path: Path) -> None:
     names = [{"id": 1, "name": "Cat"}, {"id": 2, "name": "newt"}, {"id": 3, "name": "dog"}]
     coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": names, "annotations": []}
     (labels := tmp_path / "l.json").write_text(json.dumps(coco))
@@ -271,7 +271,7 @@ def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path
     assert [q.image_id for q in external.rank(file, None, coco, None, chosen(), 9).queries] == [7]
 
 
-def test_a_store_tells_of_rejected_boxes_too(tmp_path: Path) -> None:
+def test_a_store_includes_rejected_boxes(tmp_path: Path) -> None:
     with Store(tmp_path / "labels.sqlite", classes=["cat", "dog", "owl"]) as store:
         store.add_images([ImageRecord(5, "photos/a.jpg", 200, 100), ImageRecord(6, "photos/b.jpg", 200, 100)])
         store.open_cycle(1)
@@ -347,7 +347,7 @@ def test_class_vectors_with_the_background_first_last_or_not_at_all(tmp_path: Pa
         ("mine", [110, 10, 150, 50]),  # a custom copy, shifted by 100 pixels
     ],
 )
-def test_boxes_of_copies_come_back(tmp_path: Path, name: str, box: list[float]) -> None:
+def test_boxes_of_copies_map_back(tmp_path: Path, name: str, box: list[float]) -> None:
     matrix = {"matrix": [[1, 0, 100], [0, 1, 0]]} if name == "mine" else {}
     on_view = {"image": "b.jpg", "view": name, "boxes": [box], "scores": [0.9], "labels": ["cat"], **matrix}
     file = write(
@@ -369,7 +369,7 @@ def test_a_patch_over_a_box_makes_the_copy_not_count(tmp_path: Path) -> None:
     assert lost.queries[0].why["box_consistency"] == 0.5  # type: ignore[index]
 
 
-def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(tmp_path: Path) -> None:
+def test_images_of_a_folder_get_their_sizes_and_unreadable_ones_are_reported(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.jpg", "b.jpg", "c.jpg"):

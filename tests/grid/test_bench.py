@@ -173,7 +173,7 @@ def test_a_small_grid_is_a_run_of_the_defaults(grid) -> None:
     assert run.name == "scenes/faster_rcnn/class_balanced+ignore_only/seed_0"
 
 
-def test_data_may_lie_elsewhere(grid) -> None:
+def test_data_may_be_elsewhere(grid) -> None:
     file = grid(data={"own": {"initial_images": 3}, "other": {"data": "photos/other"}})
     with pytest.raises(UserError, match=r"data\.own: its folder is missing.*--data own=FOLDER"):
         spec.read(file)
@@ -303,7 +303,7 @@ def test_a_seeds_first_cycle_is_trained_once(finished) -> None:
     assert "fit" not in one["seconds"]
 
 
-def test_big_files_go_and_the_shared_model_stays(finished) -> None:
+def test_big_files_are_removed_and_the_shared_model_is_kept(finished) -> None:
     _, out, _, _ = finished
     assert list((out / "runs").rglob("*.safetensors")) == []
     assert len(list((out / "first").rglob("*.safetensors"))) == 1
@@ -313,7 +313,7 @@ def test_big_files_go_and_the_shared_model_stays(finished) -> None:
     assert any(name.startswith("cycle_02/candidates/") for name in kept)
 
 
-def test_what_is_told(finished) -> None:
+def test_the_reported_events(finished) -> None:
     _, out, _, told = finished
     assert told[0] == {"event": "accepted", "run": None, "finished": 0, "of": 3, "left": None}
     told = told[1:]
@@ -326,7 +326,7 @@ def test_what_is_told(finished) -> None:
     assert ended[2]["ap50"] == [cycle["ap50"] for cycle in lines(out)[2]["cycles"]]
 
 
-def test_a_finished_grid_is_left_alone(finished, fits: list[int]) -> None:
+def test_a_finished_grid_is_not_changed(finished, fits: list[int]) -> None:
     file, out, _, _ = finished
     before, results = metrics_written(out), (out / "results.jsonl").read_bytes()
     (out / "results.jsonl").unlink()
@@ -377,7 +377,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ['{"run"', "[1]", "{}", '"x"'])
-def test_damaged_results_are_made_anew(grid, pictures: Path, tmp_path: Path, pretended: list[str], damage: str) -> None:
+def test_damaged_results_are_rebuilt(grid, pictures: Path, tmp_path: Path, pretended: list[str], damage: str) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     work(file, out)
     good = (out / "results.jsonl").read_text()
@@ -386,9 +386,7 @@ def test_damaged_results_are_made_anew(grid, pictures: Path, tmp_path: Path, pre
     assert (out / "results.jsonl").read_text() == good
 
 
-def test_models_that_a_kill_left_behind_are_removed_later(
-    grid, pictures: Path, tmp_path: Path, pretended: list[str]
-) -> None:
+def test_models_left_by_a_kill_are_removed_later(grid, pictures: Path, tmp_path: Path, pretended: list[str]) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     work(file, out)
     left = out / "runs/tiny/retinanet/U/seed_0/cycle_01/model.safetensors"
@@ -401,9 +399,7 @@ def test_models_that_a_kill_left_behind_are_removed_later(
     assert not left.exists()
 
 
-def test_a_finished_grid_does_not_mind_where_its_data_lie_now(
-    grid, pictures: Path, tmp_path: Path, pretended: list[str]
-) -> None:
+def test_a_finished_grid_accepts_moved_data(grid, pictures: Path, tmp_path: Path, pretended: list[str]) -> None:
     shutil.copytree(pictures, tmp_path / "moved" / "tiny")
     out = tmp_path / "out"
     work(grid(data={"tiny": {"data": str(pictures)}}), out)
@@ -515,7 +511,7 @@ def test_a_run_somebody_else_does_is_waited_for(
     assert len(lines(out)) == 4
 
 
-def test_a_run_that_failed_in_another_process_meanwhile_is_left(
+def test_a_run_that_has_since_failed_in_another_process_is_skipped(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: list[str]
 ) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
@@ -586,7 +582,7 @@ def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     assert len({line["cycles"][0]["ap50"] for line in lines(out)}) == 1
 
 
-def test_a_folder_that_becomes_a_run_while_it_is_looked_at_is_no_foreign_one(
+def test_a_folder_that_becomes_a_run_during_the_check_is_not_foreign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = RunFolder(tmp_path / "run")
@@ -614,7 +610,7 @@ def test_many_at_once_do_each_run_once(grid, pictures: Path, tmp_path: Path, pre
     assert [line["run"] for line in lines(out)] == [run.folder for run in runs]
 
 
-def test_a_shared_run_that_is_finished_between_two_looks_has_not_failed(
+def test_a_shared_run_that_finishes_between_two_checks_has_not_failed(
     grid, pictures: Path, tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
@@ -666,7 +662,7 @@ def test_command_lists(monkeypatch, capsys, finished, grid, pictures: Path) -> N
     assert [t["state"] for t in told] == ["done", "done", "done", "open", "open"]
 
 
-def test_command_says_that_all_is_done(monkeypatch, capsys, finished) -> None:
+def test_command_reports_that_all_is_done(monkeypatch, capsys, finished) -> None:
     file, out, _, _ = finished
     assert call(monkeypatch, file, out) == 0
     assert f"3 of 3 runs are done: {out / 'results.jsonl'}" in capsys.readouterr().err
@@ -748,7 +744,7 @@ def test_command_mistakes(monkeypatch, capsys, grid, tmp_path: Path, options: li
     assert not (tmp_path / "out").exists()
 
 
-def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
+def test_maps_of_a_frozen_backbone_are_kept_while_a_run_needs_them(
     grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     assert COMMON["scoring.views"] != [*Settings().scoring.views]

@@ -466,7 +466,7 @@ def voc_runs(**changes: Any) -> list[dict[str, Any]]:
     return [line("whole", seed, cycles, **about) for seed in range(2)]
 
 
-def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
+def test_the_papers_numbers_appear_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
     group = group_of(tmp_path, voc_runs())
     rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["+ TSPL"][5:11] == (
@@ -482,7 +482,7 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", sorted(paper.paper_setting()))
-def test_any_setting_that_matters_takes_the_papers_numbers_away(tmp_path: Path, name: str) -> None:
+def test_any_relevant_setting_removes_the_papers_numbers(tmp_path: Path, name: str) -> None:
     value = paper.paper_setting()[name]
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, list: lambda v: v[:-1]}
     changed = "reviews" if name == "budget_unit" else other[type(value)](value) if type(value) in other else "another"
@@ -665,7 +665,7 @@ def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_pa
     assert all("Of 80 classes the 10 rarest and the 10 most frequent." in panel.look_for for panel in panels["classes"])
 
 
-def test_names_at_the_ends_of_lines_stay_apart() -> None:
+def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
     assert grid_figures._apart([1, 2, 3], gap=0.5, low=0, high=4) == [1, 2, 3]
     assert grid_figures._apart([1, 1, 3], gap=0.5, low=0, high=4) == [0.75, 1.25, 3]
     assert grid_figures._apart([4, 4, 4], gap=0.5, low=0, high=4) == [3, 3.5, 4]

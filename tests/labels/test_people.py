@@ -85,7 +85,7 @@ def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, hands:
     assert people.submit("ben", "ben", said("k1", 1, Verdict.OBJECT, (A, 0))).status is Status.SAVED
 
 
-def test_only_questions_named_are_looked_at(people: People) -> None:
+def test_only_named_questions_are_considered(people: People) -> None:
     assert claimed(people, "ben") == [1]
     assert [q.id for q in people.claim("anna", "anna", 2, 100, among=[1, 3, 4])] == [3, 4]  # 1 is ben's
     assert [q.id for q in people.claim("anna", "anna", 3, 100, among=[2])] == [3, 4, 2]
@@ -129,7 +129,7 @@ def test_two_servers_at_one_database(people: People, database: str) -> None:
     assert all(mine == sorted(mine) for mine in done)
 
 
-def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(people: People, hands: Hands) -> None:
+def test_a_question_of_a_closed_tab_returns_to_its_person(people: People, hands: Hands) -> None:
     assert claimed(people, "anna 1", 2, by="anna") == [1, 2]
     assert claimed(people, "ben", 2) == [3, 4]
     assert claimed(people, "anna 2", 2, by="anna") == []
@@ -142,7 +142,7 @@ def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(people: People
     assert claimed(people, "ben", 4) == [3, 4]
 
 
-def test_a_tab_that_says_that_it_is_closed_lets_go_of_its_questions(people: People) -> None:
+def test_a_tab_that_reports_its_closing_releases_its_questions(people: People) -> None:
     assert claimed(people, "anna 1", 3, by="anna") == [1, 2, 3]
     assert claimed(people, "ben", 2) == [4]
     people.let_go("anna 1")
@@ -295,7 +295,7 @@ def test_nobody_gives_a_second_opinion_on_their_own_answer_under_another_name(pe
     assert claimed(people, "cleo", 9) == [twice.id, other.id]
 
 
-def test_a_lease_under_a_former_name_is_ones_own(people: People, hands: Hands) -> None:
+def test_a_lease_under_a_former_name_is_the_persons_own(people: People, hands: Hands) -> None:
     box = np.array(A, dtype=np.float32)
     (twice,) = people.store.ask(1, [Query(9, box, 0, wanted=2)])
     assert claimed(people, "tab", 9, by="bob") == [1, 2, 3, 4, twice.id]
@@ -305,7 +305,7 @@ def test_a_lease_under_a_former_name_is_ones_own(people: People, hands: Hands) -
     assert len(people.claim("phone", "robert", 9, 100, former=("bob",))) == 5
 
 
-def test_who_decides_after_answering_under_a_former_name_stays_one_person(people: People) -> None:
+def test_deciding_after_answering_under_a_former_name_counts_as_one_person(people: People) -> None:
     box = np.array(A, dtype=np.float32)
     (twice,) = people.store.ask(1, [Query(9, box, 0, wanted=2)])
     claimed(people, "bob", 9)
@@ -338,7 +338,7 @@ def test_a_missed_object_and_a_complete_image(people: People) -> None:
     assert [q.id for q in people.store.unanswered(1)] == [1, 2, 3, 4]  # nobody is asked about a volunteered answer
 
 
-def test_the_questions_of_the_latest_cycle_come_first_and_the_old_ones_no_more(people: People) -> None:
+def test_questions_of_the_latest_cycle_are_assigned_and_old_ones_are_not(people: People) -> None:
     assert claimed(people, "anna") == [1]
     people.store.open_cycle(2)
     (new,) = people.store.ask(2, [Query(9, np.array(A, dtype=np.float32), 0)])

@@ -229,7 +229,7 @@ def test_sure_pseudo_labels_are_counted_by_class_without_background_and_human_bo
     assert count_sure({}, 3, 0.8).tolist() == [0, 0, 0]
 
 
-def test_targets_come_back_from_their_file(tmp_path: Path) -> None:
+def test_targets_are_read_back_from_their_file(tmp_path: Path) -> None:
     made = {
         8: make_targets(said([box(300)], rejected=[box(320)]), SIX, as_boxes([box(340)]), settings()),
         3: Targets.of([], []),

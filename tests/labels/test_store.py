@@ -130,7 +130,7 @@ def test_opening_a_cycle_again_changes_nothing(store: Store, path: Path) -> None
 # Asking
 
 
-def test_queries_come_back_as_they_were_asked(store: Store) -> None:
+def test_queries_are_read_back_as_they_were_asked(store: Store) -> None:
     """``ask`` itself converts NumPy numbers to plain ones and boxes to ``float32``, before they are read back."""
     box = np.array([0.1, 1 / 3, 7.7, 9.9])
     rich = replace(query(1, A), box=box, guess=np.int64(2), utility=np.float32(0.1), why={"score": np.float32(0.3)})
@@ -188,7 +188,7 @@ def test_an_invalid_query_is_refused_with_its_whole_batch(store: Store, cycle: i
 # Answering
 
 
-def test_answers_come_back_with_their_queries_in_the_order_asked(store: Store) -> None:
+def test_answers_are_read_back_with_their_queries_in_the_order_asked(store: Store) -> None:
     one, two = store.ask(0, [query(1, A), query(2, B)])
     tricky = [0.1, 1 / 3, 7.7, 9.9]
     store.record([answer(two, NOT_AN_OBJECT), replace(answer(one, OBJECT, (tricky, 2)), by="Zoë", milliseconds=830)])
@@ -387,7 +387,7 @@ def test_reading_does_not_create_a_missing_store(path: Path) -> None:
     assert not path.exists()
 
 
-def test_files_that_are_no_store_are_refused_and_left_alone(path: Path) -> None:
+def test_files_that_are_not_a_store_are_refused_and_unchanged(path: Path) -> None:
     def refused(message: str) -> None:
         before = path.read_bytes()
         for classes in (None, CLASSES):
@@ -586,7 +586,7 @@ def test_many_answers_are_fast(store: Store) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows locks no folders")
-def test_a_lock_of_another_program_on_the_folder_delays_a_store_and_no_more(
+def test_a_lock_of_another_program_on_the_folder_only_delays_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl

@@ -170,7 +170,7 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_only(
     assert sum(watched.scoring.tries) == SHARDS + 1
 
 
-def test_a_shard_that_fails_by_its_own_error_says_why_and_what_is_done_stays_done(
+def test_a_shard_that_fails_by_its_own_error_reports_why_and_finished_shards_are_kept(
     finished: Path, joined: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster.Cluster, "room", lambda *_: 1)  # a worker takes seconds to start, and one is enough

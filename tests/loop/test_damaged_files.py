@@ -163,7 +163,7 @@ def finished(chosen: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "damage"), each(RUN))
-def test_a_run_goes_on(name: str, damage: str, finished: Path, chosen: Any, tmp_path: Path) -> None:
+def test_a_run_resumes(name: str, damage: str, finished: Path, chosen: Any, tmp_path: Path) -> None:
     """The run was stopped in cycle 3; then a file was damaged."""
     out = shutil.copytree(finished, tmp_path / "run")
     records = json.loads((out / "metrics.json").read_text())
@@ -182,7 +182,7 @@ def test_a_run_goes_on(name: str, damage: str, finished: Path, chosen: Any, tmp_
 
 @pytest.mark.parametrize("damage", ["garbage", "gone"])
 @pytest.mark.parametrize("name", ["shared.json", "targets.parquet", "model.json", "model.safetensors"])
-def test_a_run_that_shares_a_damaged_model_says_so(
+def test_a_run_that_shares_a_damaged_model_reports_it(
     name: str, damage: str, finished: Path, chosen: Any, tmp_path: Path
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "lender")
@@ -263,7 +263,7 @@ def wanted(asking: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(("name", "damage"), each(PROJECT))
-def test_a_project_goes_on(
+def test_a_project_resumes(
     name: str, damage: str, asking: Path, wanted: tuple[Any, Any], pictures: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(asking, tmp_path / "project")

@@ -158,7 +158,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
-def test_image_level_method_says_when_the_images_run_out(
+def test_image_level_method_reports_when_the_images_run_out(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
 ) -> None:
     changes: dict[str, Any] = {"selection__strategy": strategy, "budget": [10_000, 5]}
@@ -271,7 +271,7 @@ def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finishe
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", ["image_random", "coreset"])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_asking_that_was_cut_short_goes_on_where_it_was(
+def test_interrupted_asking_resumes(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = settings(pictures, selection__strategy=strategy, budget=[25])
@@ -384,7 +384,7 @@ def test_weak_detections_become_ignored_pseudo_labels_and_are_not_asked_about(
     assert set(below) == {(0.0, False)}  # ignored: neither object nor background
 
 
-def test_a_run_of_an_earlier_version_keeps_its_ways(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_keeps_its_behaviour(pictures: Path, finished: Path, tmp_path: Path) -> None:
     old = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     told = yaml.safe_load(old.settings.read_text())
     for section, name in (
@@ -456,7 +456,7 @@ def test_same_seed_same_everything(pictures: Path, finished: Path, tmp_path: Pat
     assert outcome(tmp_path / "other") != outcome(finished)
 
 
-def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
+def test_a_finished_run_is_not_changed(pictures: Path, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.*") if "labels.sqlite" not in p.name}
     assert timeless(simulate.simulate(finished, settings(pictures))) == timeless(RunFolder(finished).records())
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -514,7 +514,7 @@ def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, t
     assert not alone[0]["notes"]
 
 
-def test_what_a_shared_model_reached_counts_on_the_same_test_images_alone(
+def test_the_ap_of_a_shared_model_is_reused_only_on_the_same_test_images(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(finished, tmp_path / "other")
@@ -526,7 +526,7 @@ def test_what_a_shared_model_reached_counts_on_the_same_test_images_alone(
     assert records[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
 
 
-def test_test_images_are_told_apart_by_their_truth_and_the_device() -> None:
+def test_test_sets_are_distinguished_by_truth_and_device() -> None:
     def told(
         x1: float = 0.0, label: int = 0, difficult: bool = False, image: str = "a.png", device: str = "cpu"
     ) -> str:
@@ -638,7 +638,7 @@ def test_strategy_never_sees_the_truth(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
-def test_budget_larger_than_the_pool_uses_all_and_says_so(pictures: Path, tmp_path: Path) -> None:
+def test_budget_larger_than_the_pool_uses_all_and_reports_it(pictures: Path, tmp_path: Path) -> None:
     records = simulate.simulate(tmp_path / "run", settings(pictures, budget=[10_000]))
     assert any("no candidates are left" in note for note in records[1]["notes"])
     records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]))
@@ -666,9 +666,7 @@ def test_exploration_labels_whole_images_when_a_class_has_no_candidate(
 
 
 @pytest.mark.usefixtures("untrained")
-def test_exploration_goes_on_where_it_was_killed(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exploration_resumes_after_a_kill(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = settings(pictures, selection__exploration=0.9, budget=[12], scoring__candidate_threshold=0.999)
     simulate.simulate(tmp_path / "whole", chosen)
     deaths = 0
@@ -742,7 +740,7 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
         assert {(of, note) for _, of, note in told} == {(6, unit)}
 
 
-def test_a_fit_is_told_which_images_are_complete(
+def test_a_fit_receives_which_images_are_complete(
     monkeypatch: pytest.MonkeyPatch, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     told: list[tuple[Any, Any]] = []
@@ -765,7 +763,7 @@ def test_reading_the_data_is_progress_too(pictures: Path) -> None:
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.BLIND))
-def test_a_strategy_that_looks_at_no_score_needs_none(
+def test_a_strategy_that_reads_no_score_needs_none(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(name: str, **changes: Any) -> tuple[list[int], bool]:
@@ -783,7 +781,7 @@ def test_a_strategy_that_looks_at_no_score_needs_none(
 
 
 @pytest.mark.usefixtures("untrained")
-def test_a_start_that_was_killed_while_writing_its_settings_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_a_start_killed_while_writing_its_settings_resumes(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "settings.yaml.part").write_text("data: da")
@@ -837,7 +835,7 @@ def test_without_a_test_split_a_fifth_of_the_pool_is_held_out(pictures: Path, tm
     assert len(records) == 2
 
 
-def test_an_unreadable_image_is_left_out_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_skipped_and_the_run_continues(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "data")
     broken = Path(datasets.load(tmp_path / "data").train.images[0].path)
     broken.write_bytes(broken.read_bytes()[:400])
@@ -1010,7 +1008,7 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
     assert score(device="auto") == [5, 5]
 
 
-def test_a_run_goes_on_with_the_shards_it_began_with(
+def test_a_run_resumes_with_its_original_shards(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default size may change between two versions, in the middle of scoring."""

@@ -261,7 +261,7 @@ def same(one: Candidates, other: Candidates) -> None:
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_candidates_come_back_from_their_file_in_the_order_of_the_shards(tmp_path: Path, features: bool) -> None:
+def test_candidates_are_read_back_in_the_order_of_the_shards(tmp_path: Path, features: bool) -> None:
     image = detections((box(0), 0, 0.9, SURE), (box(30), 1, 0.7, SPLIT), features=features)
     first, second = score([image, SEEN]), score([image[:1], NOTHING])
     candidates.write(tmp_path / "shard_00001.parquet", second)
@@ -321,7 +321,7 @@ def test_the_committee_disagrees_on_the_class_by_its_loss_against_the_label() ->
     assert hidden.class_disagreement == pytest.approx([0.6931472, np.nan], nan_ok=True)
 
 
-def test_a_background_column_is_passed_over_when_the_class_is_looked_up() -> None:
+def test_a_background_column_is_skipped_when_the_class_is_looked_up() -> None:
     image = replace(detections((box(0), 1, 0.9, SURE)), class_probs=np.array([[0.1, 0.0, 0.9]]))
     view = replace(detections((box(0), 1, 0.5, SURE)), class_probs=np.array([[0.3, 0.2, 0.5]]))
     assert score([image, view]).class_disagreement == pytest.approx([0.6931472])
@@ -335,7 +335,7 @@ def test_the_committee_disagrees_on_the_place_by_the_spread_of_the_corners() -> 
     assert score([image, NOTHING]).box_disagreement == pytest.approx([np.nan], nan_ok=True)
 
 
-def test_image_scores_come_back_from_their_files(tmp_path: Path) -> None:
+def test_image_scores_are_read_back_from_their_files(tmp_path: Path) -> None:
     one, two = of_image([IMAGE, SEEN]), of_image([NOTHING, NOTHING])
     candidates.write(tmp_path / "images_00001.parquet", two)
     candidates.write(tmp_path / "images_00000.parquet", one)

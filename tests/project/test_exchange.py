@@ -316,7 +316,7 @@ def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path:
     assert bring_in(store, without_boxes(tmp_path / "x.json"), "labelstudio") == Imported()
 
 
-def test_a_box_of_a_whole_images_answer_is_not_replaced_alone(tmp_path: Path, store: Store) -> None:
+def test_a_single_box_of_a_whole_images_answer_is_not_replaced(tmp_path: Path, store: Store) -> None:
     images, ones = list(store.images().values()), np.ones(2)
     with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:
         own.add_images(images)
@@ -421,7 +421,7 @@ def test_keys_that_a_browser_has_made_up_stop_no_import(store: Store) -> None:
     assert store.labels_of(4).labels.tolist() == [0]
 
 
-def test_a_box_drawn_anew_in_place_of_a_guess_is_its_object(project: Path, tmp_path: Path, store: Store) -> None:
+def test_a_box_redrawn_in_place_of_a_guess_is_its_object(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         result[0] = region([12, 22, 52, 62], "owl")  # IoU 0.82 with the guess that was deleted
 
@@ -429,7 +429,7 @@ def test_a_box_drawn_anew_in_place_of_a_guess_is_its_object(project: Path, tmp_p
     assert verdicts(store)[1] == ("object", [[12, 22, 52, 62]], [2])
 
 
-def test_a_deleted_guess_on_an_object_that_has_its_box_teaches_no_background(
+def test_a_deleted_guess_on_a_labelled_object_does_not_train_background(
     project: Path, tmp_path: Path, store: Store
 ) -> None:
     def edit(result: list[Task]) -> None:
@@ -442,7 +442,7 @@ def test_a_deleted_guess_on_an_object_that_has_its_box_teaches_no_background(
     assert not len(store.labels()[4].rejected)
 
 
-def test_guesses_that_nobody_saw_are_not_taken_for_deleted(project: Path, tmp_path: Path, store: Store) -> None:
+def test_guesses_that_nobody_saw_do_not_count_as_deleted(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         result[:] = [region([0, 0, 20, 10], "cat")]
 
@@ -467,7 +467,7 @@ def test_skipped_empty_and_older_annotations(project: Path, tmp_path: Path, stor
 
 
 @pytest.mark.parametrize("writer", ["by hand", "library"])
-def test_json_min_without_ids_goes_by_place(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
+def test_json_min_without_ids_is_matched_by_position(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
     def edit(result: list[Task]) -> None:
         if len(result) == 2:
             result[0]["value"]["x"] += 2
@@ -549,7 +549,7 @@ def test_another_persons_drawn_box_that_is_gone_is_reported_and_with_replace_rej
 
 
 @both_tools
-def test_a_drawn_box_that_somebody_else_has_changed_stays_unless_replaced(
+def test_a_drawn_box_that_somebody_else_has_changed_is_kept_unless_replaced(
     tmp_path: Path, fresh: Store, tool: str
 ) -> None:
     drawn, gone = of_one_image(tool, tmp_path, B), of_one_image(tool, tmp_path)
@@ -576,7 +576,7 @@ def test_a_deleted_correction_does_not_restore_what_it_corrected(tmp_path: Path,
 
 
 @both_tools
-def test_a_second_box_on_an_object_that_another_person_deletes_teaches_no_background(
+def test_a_second_box_on_an_object_that_another_person_deletes_does_not_train_background(
     tmp_path: Path, fresh: Store, tool: str
 ) -> None:
     bring_in(fresh, of_one_image(tool, tmp_path, B, NEAR_B), tool, by="Ada")
@@ -607,7 +607,7 @@ def test_the_command_reports_another_persons_box_that_is_gone(
         assert wanted in capsys.readouterr().out
 
 
-def test_a_turned_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
+def test_a_rotated_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         # 40 x 20 pixels, rotated by 90° clockwise about its corner at (100, 50): 20 to the left, 40 down.
         result.append(region([100, 50, 140, 70], "cat", rotation=90))
@@ -767,7 +767,7 @@ def test_an_import_before_its_class_was_merged_changes_nothing_after(tmp_path: P
     assert bring_in(fresh, batch, tool) == Imported(unchanged=first.missed)
 
 
-def test_the_latest_annotation_is_told_by_time_and_not_by_text(tmp_path: Path) -> None:
+def test_the_latest_annotation_is_found_by_time_not_by_text(tmp_path: Path) -> None:
     def made(number: int, name: str, **times: Any) -> Task:
         return {"id": number, "result": [region(A, name)], **times}
 
@@ -956,7 +956,7 @@ def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fres
 
 @pytest.mark.parametrize("folder", ["", "images/", "a\\b\\"])
 @pytest.mark.parametrize("only", [False, True])
-def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool, folder: str) -> None:
+def test_an_own_cvat_export_finds_its_photos(tmp_path: Path, only: bool, folder: str) -> None:
     records = [
         ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)
     ]
@@ -1145,7 +1145,7 @@ def test_cvat_and_back(project: Path, tmp_path: Path, store: Store) -> None:
     assert {g.answer.by for g in People(store).given()} == {"ada"}
 
 
-def test_cvat_without_the_tag_says_nothing_of_what_is_missing(project: Path, tmp_path: Path, store: Store) -> None:
+def test_cvat_without_the_tag_ignores_missing_boxes(project: Path, tmp_path: Path, store: Store) -> None:
     file = from_cvat(project, tmp_path, drop=[3])
     tree = ET.parse(file)
     for image in tree.getroot().iter("image"):

@@ -205,7 +205,7 @@ def test_a_step_that_was_cut_short_is_done_again(
     assert now.cycle == 2
 
 
-def test_where_no_candidate_is_left_whole_images_are_asked_for(pictures: Path, tmp_path: Path) -> None:
+def test_whole_images_are_asked_about_when_no_candidate_is_left(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path, **{"scoring.candidate_threshold": 1.0})
     trainer.advance(now, quiet)
     answer_cycle(now, oracle_of(pictures, now))
@@ -353,7 +353,7 @@ class Idle:
         pass
 
 
-def test_a_ranking_of_which_the_kept_part_is_used_up_goes_on(
+def test_a_ranking_whose_stored_part_is_used_up_continues(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(project, "MOST_RANKED", 3)

@@ -203,7 +203,7 @@ def one_run(root: Path) -> ReportedRun:
 # ------------------------------------------------------------------------------------------- the page of one run
 
 
-def test_the_page_stands_alone(standard: tuple[Path, Page]) -> None:
+def test_the_page_is_self_contained(standard: tuple[Path, Page]) -> None:
     folder, page = standard
     assert not re.search(r"https?://|//[a-z]+\.", page.source)
     assert all(link.startswith("#") for name in ("href", "xlink:href") for link in page.all(name))
@@ -427,7 +427,7 @@ def test_a_run_with_one_cycle(tmp_path: Path) -> None:
     assert "2 cycles remain" in page.text
 
 
-def test_a_run_that_fell_says_so(tmp_path: Path) -> None:
+def test_a_run_that_declined_says_so(tmp_path: Path) -> None:
     page = report(tmp_path, make_run(tmp_path / "run", ap=(0.31, 0.28, 0.25)))
     assert "AP50\u00a00.25, down from 0.31." in page.text
     assert "fell from" in page.text

@@ -148,7 +148,7 @@ def test_a_strategy_changes_nothing_that_it_is_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_strategy_is_handed_candidates_the_label_state_and_randomness_only(name: str) -> None:
+def test_a_strategy_receives_only_candidates_the_label_state_and_randomness(name: str) -> None:
     free = [p for p in inspect.signature(of(name)).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert [p.name for p in free] == ["candidates", "state", "rng"]
     assert [f.name for f in fields(LabelState)] == [
@@ -273,7 +273,7 @@ def test_entropy_asks_first_where_the_score_is_nearest_to_a_half_or_the_vector_f
     assert ranking("entropy", with_background) == [(0, 2), (0, 1), (0, 0)]  # 1.38, 0.67, 0.43 nats
 
 
-def test_coreset_goes_where_no_labelled_or_chosen_box_is_near() -> None:
+def test_coreset_prefers_boxes_far_from_labelled_and_chosen_ones() -> None:
     line = replace(pool()[:4], features=np.array([[0.0], [1.0], [2.0], [10.0]]))
     state = replace(STATE, box_features=np.array([[0.0]]))
     # the farthest from 0 is 10; then 2 (2 from 0); then 1 (1 from both); then 0 itself
@@ -362,7 +362,7 @@ def test_image_entropy_passes_over_candidates_of_images_that_are_not_open() -> N
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[:2]), image_entropy="sum") == [0, 1]
 
 
-def test_image_coreset_goes_where_no_labelled_image_is_near() -> None:
+def test_image_coreset_prefers_images_far_from_labelled_ones() -> None:
     state = replace(
         STATE,
         images=IMAGES[:4],
@@ -473,7 +473,7 @@ def two_class_state(images: int, budget: float, counts: tuple[int, ...] = (20, 5
     return LabelState(np.zeros(len(counts)), np.array(counts), scores, 5, budget=int(budget))
 
 
-def test_enms_divproto_adds_up_the_entropies_that_stay_and_weighs_prototypes_by_them() -> None:
+def test_enms_divproto_sums_the_kept_entropies_and_weights_prototypes_by_them() -> None:
     # Image 0: two unlike boxes of class 1, of scores 0.5 and 0.95 (0.693 and 0.199 nats); image 1: one like their
     # weighted mean, (0.693, 0.199) / 0.721 = (0.961, 0.276), and far (cosine 0.7) from a plain sum's (0.707, 0.707).
     candidates = images_of(
@@ -556,14 +556,14 @@ def test_beta_of_the_picks_go_to_the_rarest_alpha_of_the_classes(wanted: int, pl
     assert ranking("enms_divproto", candidates, two_class_state(6, 5 * wanted)).index(5) == places
 
 
-def test_entropy_nms_keeps_boxes_of_another_class_or_another_look() -> None:
+def test_entropy_nms_keeps_boxes_of_another_class_or_appearance() -> None:
     unit = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
     kept = entropy_nms(np.array([0.5, 0.6, 0.3, 0.1]), np.array([0, 0, 1, 0]), unit)
     # 1 first; 0 is similar (cosine 0.8) and is dropped; 3 is similar too (0.6); 2 is of another class
     assert kept.tolist() == [1, 2]
 
 
-def test_a_queue_makes_a_ranking_no_further_than_it_is_looked_at() -> None:
+def test_a_queue_computes_a_ranking_only_as_far_as_it_is_read() -> None:
     made = []
 
     def numbers() -> Iterator[tuple[int, float]]:

@@ -63,7 +63,7 @@ def take_in(answer_index: AnswerIndex, people: People) -> AnswerIndex:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: int) -> None:
+def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> None:
     dice, answer_index, store, saved = random.Random(seed), AnswerIndex(), people.store, 0
     for step in range(250):
         outcome = act(people, dice, step)
@@ -137,7 +137,7 @@ def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ledger_told_of_merged_classes_counts_as_one_made_after_them(people: People, seed: int) -> None:
+def test_an_index_that_learns_of_merged_classes_counts_like_a_new_one(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex()
     for step in range(240):
         act(people, dice, step)

@@ -118,7 +118,7 @@ def test_without_the_key_no_other_program_is_answered(house: House) -> None:
     assert house.authenticator.enter(house.authenticator.key) is None
 
 
-def test_the_page_alone_lets_nobody_in(house: House) -> None:
+def test_the_page_alone_admits_nobody(house: House) -> None:
     stranger = house.stranger()
     for token in ("", "x", "x.y", ".", "%00", "😀", "YW5uYQ==.", "a" * 5000, "YW5uYQ==." + "0" * 64):
         reply = stranger.get("/", params={"token": token})
@@ -209,7 +209,7 @@ def test_only_our_own_names_are_answered(house: House, host: str) -> None:
         assert reply.status_code == 421, (method, path)
 
 
-def test_names_when_other_machines_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_when_other_machines_have_access(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rarebox.web.security.socket.gethostname", lambda: "Desk-17")
     monkeypatch.setattr("rarebox.web.security.socket.getfqdn", lambda: "desk-17.Example.org")
     security.own_names.cache_clear()
@@ -334,7 +334,7 @@ def test_no_route_takes_a_file_path(house: House, path: str) -> None:
     assert not any(sign in reply.text for sign in ("import ", "root:", "0123"))
 
 
-def test_script_in_names_comes_back_as_text_only(tmp_path: Path) -> None:
+def test_script_in_names_is_returned_as_text_only(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     name = '<img src=x onerror=alert(1)>";\r\n&.png'
@@ -486,7 +486,7 @@ ALL_WRONG = {
 
 
 @pytest.mark.parametrize("body", ALL_WRONG)
-def test_of_thousands_of_mistakes_few_are_looked_at(house: House, body: str) -> None:
+def test_few_of_thousands_of_mistakes_are_checked(house: House, body: str) -> None:
     """Listing 247,000 of them takes seconds, during which nobody else is answered."""
     looked: list[int] = []
     refuse = house.app.exception_handlers[RequestValidationError]
@@ -563,7 +563,7 @@ def test_a_project_keeps_its_name_when_its_secret_is_changed(tmp_path: Path) -> 
         {"add": "\ue000"},
     ],
 )
-def test_no_class_comes_of_rubbish(house: House, body: dict[str, Any]) -> None:
+def test_garbage_adds_no_class(house: House, body: dict[str, Any]) -> None:
     reply = house.browser().http.post("/api/classes", content=json.dumps(body).encode(), headers=JSON)
     assert reply.status_code in (400, 422)
     assert list(reply.json()) == ["error"]
@@ -710,7 +710,7 @@ def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
     ],
     ids=["a file", "a bomb", "deep", "cut short", "NUL"],
 )
-def test_a_labelling_configuration_is_no_way_in(house: House, config: str) -> None:
+def test_a_labelling_configuration_is_no_attack_vector(house: House, config: str) -> None:
     reply = house.stranger().post(f"/ml/{house.authenticator.key}/setup", json={"schema": config})
     assert reply.status_code == 400
     assert "root:" not in reply.text

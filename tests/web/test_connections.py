@@ -100,7 +100,7 @@ def closed(many: list[socket.socket]) -> Iterator[None]:
             one.close()
 
 
-def test_silent_connections_give_way_to_others_and_end(listening: Listening) -> None:
+def test_silent_connections_are_closed_to_admit_others(listening: Listening) -> None:
     silent = [listening.connect() for _ in range(100)]
     with closed(silent):
         for _ in range(5):
@@ -221,7 +221,7 @@ def test_a_stream_of_news_outlives_the_time_for_a_request_and_a_crowd(listening:
             assert any("eel" in line for line in lines)
 
 
-def test_a_reply_that_nobody_reads_is_given_up(listening: Listening) -> None:
+def test_an_unread_reply_is_abandoned(listening: Listening) -> None:
     request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
     many = [listening.connect(request.encode()) for _ in range(10)]
     with closed(many):
@@ -230,7 +230,7 @@ def test_a_reply_that_nobody_reads_is_given_up(listening: Listening) -> None:
         listening.answers()
 
 
-def test_replies_that_nobody_reads_give_way_to_others(listening: Listening) -> None:
+def test_unread_replies_are_abandoned_to_admit_others(listening: Listening) -> None:
     request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
     with closing(Listening(listening.house, replace(LIMITS, reply=60.0))) as patient:
         many = [patient.connect(request.encode()) for _ in range(LIMITS.connections)]

@@ -173,7 +173,7 @@ def test_predictions_are_what_label_studios_own_library_takes(client: TestClient
         assert interface.validate_prediction(prediction, return_errors=True) == []
 
 
-def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Project) -> None:
+def test_an_annotation_becomes_answers_immediately(client: TestClient, project: Project) -> None:
     shown = ask(client, "a.jpg")[0]
     kept = [{**r, "origin": "prediction"} for r in shown["result"]]
     drawn = region([0, 0, 20, 10], "dog")
@@ -193,7 +193,7 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 
-def test_another_persons_drawn_box_that_is_gone_stays_and_is_reported(
+def test_another_persons_deleted_box_is_kept_and_reported(
     client: TestClient, project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawn = region([5, 5, 20, 20], "dog", "x")
@@ -230,7 +230,7 @@ def test_annotations_that_are_created_together_are_all_taken(client: TestClient,
     assert client.post("webhook", json=told).status_code == 422
 
 
-def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Path) -> None:
+def test_the_webhook_also_accepts_shapes_rotated_boxes_and_folders(tmp_path: Path) -> None:
     for name in ("cam1", "cam2"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (200, 100)).save(tmp_path / "photos" / name / "1.jpg")
@@ -453,7 +453,7 @@ def test_a_photo_added_while_the_server_runs_is_found(client: TestClient, projec
         ({"updated_at": None, "created_at": 1573479560}, {"updated_at": None, "created_at": 1573479561.5}),
     ],
 )
-def test_the_later_of_two_states_is_told_by_time_and_not_by_text(
+def test_the_later_of_two_states_is_found_by_time_not_by_text(
     client: TestClient, project: Project, early: dict[str, Any], late: dict[str, Any]
 ) -> None:
     shown = ask(client, "a.jpg")[0]
@@ -486,7 +486,7 @@ def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_p
     assert project.budget(2).spent == 2
 
 
-def test_whole_images_go_out_without_boxes_and_come_back_complete(project: Project, tmp_path: Path) -> None:
+def test_whole_images_are_sent_without_boxes_and_returned_complete(project: Project, tmp_path: Path) -> None:
     project.store.open_cycle(3)
     project.store.ask(3, [Query(3)])
     found = open_questions(project.store)

@@ -252,7 +252,7 @@ def in_a_copy(root: Path, to: Path) -> int:
 
 
 @pytest.mark.parametrize("signals", [("SIGTERM",), ("SIGHUP",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM", "SIGINT")])
-def test_whatever_ends_it_closes_the_store(project: Project, tmp_path: Path, signals: tuple[str, ...]) -> None:
+def test_every_way_of_ending_closes_the_store(project: Project, tmp_path: Path, signals: tuple[str, ...]) -> None:
     root = project.folder.root
     with serving(root) as server, server.browser() as browser:
         assert answered(browser, 3) == 3
@@ -361,7 +361,7 @@ def test_what_is_still_to_be_written_is_written_before_the_end(project: Project)
     assert len(project.store.answered()) == 15
 
 
-def test_who_does_not_wait_for_the_reply_stops_nobody_else(project: Project) -> None:
+def test_a_client_that_does_not_wait_for_the_reply_blocks_nobody(project: Project) -> None:
     service = AnnotationService(project, train=False)
     busy = threading.Event()
     service.do(lambda: busy.wait(10))
@@ -447,7 +447,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_trainer_that_fails_says_why_and_can_be_started_again(
+def test_a_failed_trainer_reports_why_and_can_be_restarted(
     fake: Callable[[str], None], tmp_path: Path, failure: str
 ) -> None:
     body, reason = FAILURES[failure]
@@ -503,7 +503,7 @@ def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_pat
     trainer.close()
 
 
-def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
+def test_the_end_of_an_old_trainer_does_not_mark_its_successor_as_failed(
     fake: Callable[[str], None], tmp_path: Path
 ) -> None:
     """It reports its failure before it ends; by then the next one may be running."""
@@ -532,7 +532,7 @@ def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
     ],
     ids=["ENOMEM", "EAGAIN", "EMFILE", "memory", "threads"],
 )
-def test_a_trainer_that_cannot_be_started_says_so_and_can_be_tried_again(
+def test_a_trainer_that_cannot_be_started_is_reported_and_can_be_retried(
     fake: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     """First it is killed; then another one cannot be started; then it can."""
@@ -570,7 +570,7 @@ def test_a_trainer_that_is_gone_does_not_count_as_working_whoever_holds_its_outp
     trainer.close()
 
 
-def test_what_a_killed_trainer_left_half_written_is_removed(fake: Callable[[str], None], tmp_path: Path) -> None:
+def test_partly_written_files_of_a_killed_trainer_are_removed(fake: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "cycle_01").mkdir()
     part = tmp_path / "cycle_01" / "model.safetensors.part"
     fake(f"open({str(part)!r}, 'w').write('half'); os.kill(os.getpid(), signal.SIGKILL)")

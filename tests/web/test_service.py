@@ -59,7 +59,7 @@ def spent(service: AnnotationService) -> int:
     return service.state("anna", False)["budget"]["spent"]
 
 
-def test_somebody_who_goes_away_while_they_wait_stops_nobody(service: AnnotationService) -> None:
+def test_a_client_that_leaves_while_waiting_blocks_nobody(service: AnnotationService) -> None:
     gone = [service.answer("anna", "anna", [], 1) for _ in range(20)]
     cancelled = [future.cancel() for future in gone]
     assert any(cancelled)

@@ -118,7 +118,7 @@ def test_the_state_follows_the_answers(later: House) -> None:
     assert later.browser(None).get("/api/state")["you"] is None
 
 
-def test_what_ap_is_measured_on_is_said(tmp_path: Path) -> None:
+def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     project.store.open_cycle(1)
     project.store.ask(1, [Query(1), Query(2), Query(3, why={HELD_OUT: 1.0}), Query(4, why={HELD_OUT: 1.0})])
@@ -338,7 +338,7 @@ def test_a_question_says_why_it_is_asked(later: House) -> None:
     assert again["reason"].startswith("It looks like fish, a rare class (0 of 3 labels so far)")
 
 
-def test_a_closed_tab_gives_its_questions_back(later: House) -> None:
+def test_a_closed_tab_returns_its_questions(later: House) -> None:
     first, second, ben = later.browser("anna", "1"), later.browser("anna", "2"), later.browser("ben")
     asked = [query["id"] for query in first.next(2)]
     assert [query["id"] for query in second.next(2)] != asked
@@ -557,7 +557,7 @@ def test_leases_follow_a_person_who_takes_another_name(house: House) -> None:
     assert {one["by"] for one in anna.get("/api/answers")["answers"]} == {"anna-carla"}
 
 
-def test_answers_under_a_former_name_are_ones_own(house: House) -> None:
+def test_answers_under_a_former_name_are_the_persons_own(house: House) -> None:
     anna, ben = house.browser(), house.browser("ben")
     (query,) = anna.next(1)
     first, missed = item(query=query["id"]), item(image=query["image"]["id"])
@@ -709,7 +709,7 @@ def test_pictures_that_a_browser_would_show_otherwise_are_converted(project: Pro
         assert (about["width"], about["height"]) == (60, 90)
 
 
-def test_a_turned_photo_is_upright(project: Project) -> None:
+def test_a_rotated_photo_is_upright(project: Project) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     number = put(project, "turned.jpg", Image.new("RGB", (90, 60)), exif=exif)
@@ -725,7 +725,7 @@ def test_a_huge_picture_is_made_smaller(project: Project) -> None:
         assert shown(house, number)[1].size == (4096, 41)
 
 
-def test_a_picture_that_is_gone_or_broken_says_so(house: House) -> None:
+def test_a_missing_or_broken_picture_is_reported(house: House) -> None:
     images = house.project.store.images()
     Path(images[2].path).unlink()
     Path(images[3].path).write_bytes(b"no picture")
