@@ -104,7 +104,7 @@ def _flatten(
     """One table of all detections and one of all truth, in order of the image ids."""
     strange = sorted(set(detections) - set(truth))
     if strange:
-        raise ValueError(f"detections on images that have no truth: {strange[:5]}; give those an empty GroundTruth")
+        raise ValueError(f"detections on images that have no truth: {strange[:5]}. Give those an empty GroundTruth")
     ids = sorted(truth)
     found = [detections[i] for i in ids if i in detections]
     images = np.flatnonzero([i in detections for i in ids])

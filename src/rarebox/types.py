@@ -23,7 +23,7 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     if array.size == 0:
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"boxes must have shape (N, 4), got {array.shape}; wrap a single box in a list")
+        raise ValueError(f"boxes must have shape (N, 4), got {array.shape}. Wrap a single box in a list")
     if not (np.isfinite(array).all() and (array[:, 2:] > array[:, :2]).all()):
         good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
         raise ValueError(f"boxes must be finite with x2 > x1 and y2 > y1, got {array[~good][0].tolist()}")

@@ -342,9 +342,9 @@ def test_a_restored_backup_is_adopted(
     restored(project, ExitStack())
     where = ("init", str(project), "--images", str(photos))
     assert tame(*where, "--labels", str(pictures)) == 2
-    assert "holds 4 answers; repeat the command without --labels to adopt it" in said(capsys)
+    assert "holds 4 answers. Repeat the command without --labels to adopt it" in said(capsys)
     assert tame(*where, "--classes", "smudge") == 2
-    assert "repeat the command without --classes to adopt it" in said(capsys)
+    assert "Repeat the command without --classes to adopt it" in said(capsys)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     now = [shutil.move(photo, elsewhere) for photo in sorted(photos.iterdir())]

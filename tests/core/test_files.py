@@ -129,7 +129,7 @@ def test_part_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'"text"'])
 def test_json_that_cannot_be_read_is_damaged(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(Damaged, match=r"metrics\.json is missing; restore a copy of it, or repeat the command"):
+    with pytest.raises(Damaged, match=r"metrics\.json is missing. Restore a copy of it, or repeat the command"):
         files.read_json(tmp_path / "metrics.json", list)
     (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(Damaged, match=r"metrics\.json is damaged .*delete it and repeat the command"):

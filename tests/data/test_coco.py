@@ -305,7 +305,7 @@ REAL = Path(os.environ.get("RAREBOX_DATA", Path(__file__).parents[3] / "shared" 
 def test_real_data(name: str) -> None:
     """Everything that the files list is read, unchanged except for float32 rounding."""
     if not (REAL / name).is_dir():
-        pytest.skip(f"there is no {REAL / name}; set RAREBOX_DATA")
+        pytest.skip(f"there is no {REAL / name}. Set RAREBOX_DATA")
     data = load(REAL / name)
     assert {p.kind for p in data.problems} <= {"image without annotation"}
     for split, file in ((data.train, "train.json"), (data.test, "test.json")):

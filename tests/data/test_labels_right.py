@@ -591,10 +591,10 @@ def test_text_without_a_mark_that_is_not_utf_8_is_refused(tmp_path: Path) -> Non
     (folder / "labels" / "a.txt").write_bytes(f"0 {share(CAT)}".encode("utf-16-le"))
     data = load(folder)
     assert kinds(data.problems) == ["unreadable annotation"]
-    assert "save it as UTF-8" in data.problems[0].what
+    assert "Save it as UTF-8" in data.problems[0].what
     assert data.train.incomplete
     (folder / "data.yaml").write_bytes("train: images\nnames: [caf\xe9]".encode("latin-1"))
-    with pytest.raises(UserError, match=r"data\.yaml: this is not UTF-8 text .*save it as UTF-8"):
+    with pytest.raises(UserError, match=r"data\.yaml: this is not UTF-8 text .*Save it as UTF-8"):
         load(folder)
 
 

@@ -75,9 +75,9 @@ def test_a_backup_overwrites_nothing(project: Project, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for place in (tmp_path / "file", tmp_path / "link", tmp_path, root / "labels.sqlite"):
-        with pytest.raises(UserError, match="exists and is not overwritten; name a new file"):
+        with pytest.raises(UserError, match=r"exists and is not overwritten\. Name a new file"):
             project.store.back_up(place)
-    with pytest.raises(UserError, match=r"there is no folder .*no; create it"):
+    with pytest.raises(UserError, match=r"there is no folder .*no. Create it"):
         project.store.back_up(tmp_path / "no" / "folder.sqlite")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -233,7 +233,7 @@ def test_a_store_of_no_version(root: Path) -> None:
     connection.close()
     status, told = run("export", root, root.parent / "out")
     assert status != 0
-    assert "table rarebox: schema is damaged (None); restore a copy of it (docs/store.md)" in told
+    assert "table rarebox: schema is damaged (None). Restore a copy of it (docs/store.md)" in told
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def test_damage_beyond_cells_asks_for_a_backup(root: Path, old: bytes, new: byte
     status, told = run("export", root, root.parent / "out")
     assert status != 0
     assert f"{file}: " in told
-    assert "the file is damaged; restore a copy of it (docs/store.md)" in told
+    assert "the file is damaged. Restore a copy of it (docs/store.md)" in told

@@ -112,7 +112,7 @@ def test_adding_images_again_adds_only_the_new_ones(store: Store) -> None:
 
 @pytest.mark.parametrize("other", [image(2, "else.jpg"), image(2, width=320)])
 def test_an_id_never_changes_its_image(store: Store, other: ImageRecord) -> None:
-    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now; restore the images"):
+    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now. Restore the images"):
         store.add_images([image(11), other])
     with pytest.raises(UserError, match=r"image 11 is a\.jpg"):
         store.add_images([image(11, "a.jpg"), image(11, "b.jpg")])
@@ -174,7 +174,7 @@ def test_unanswered_queries_are_those_of_one_cycle_in_the_order_asked(store: Sto
 @pytest.mark.parametrize(
     ("cycle", "bad", "message"),
     [
-        (7, query(1), r"cycle 7 is not open; call open_cycle\(7\)"),
+        (7, query(1), r"cycle 7 is not open. Call open_cycle\(7\)"),
         (0, query(99), "must name an image of the store"),
         (0, query(1, [5, 0, 5, 10]), "x2 > x1"),
     ],
@@ -414,7 +414,7 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
     connection.execute("UPDATE rarebox SET schema = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\); upgrade"):
+    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\). Upgrade"):
         Store(path)
     assert list(path.parent.iterdir()) == [path]
 
@@ -462,7 +462,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(store: Store, path: Path) -
     with pytest.raises(UserError) as caught:
         store.ask(0, [query(1, B)] * 5000)
     assert str(caught.value) == (
-        f"{path}: database or disk is full: free some space and try again; nothing recorded before is lost"
+        f"{path}: database or disk is full: free some space and try again. Nothing recorded before is lost"
     )
     with store._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")

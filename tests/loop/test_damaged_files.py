@@ -133,7 +133,7 @@ def follow(error: UserError, file: Path) -> None:
         assert named.is_relative_to(file.parents[1])
         named.unlink(missing_ok=True)
     else:
-        assert "restore a copy" in said, said
+        assert "restore a copy" in said.lower(), said
         shutil.copy(file.parent.with_name("backup"), file)
 
 
@@ -269,7 +269,7 @@ def test_a_project_resumes(
     root = shutil.copytree(asking, tmp_path / "project")
     file = harm(root, name, damage)
     if (name, damage) == ("settings.yaml", "gone"):
-        with pytest.raises(UserError, match="start one: rarebox init"):
+        with pytest.raises(UserError, match="Start one: rarebox init"):
             questions(root)
         create(root, asking.with_name("photos"), changes={**tiny.CHANGES, "budget": [6], "budget_unit": "reviews"})
         assert questions(root) == wanted[0]

@@ -171,7 +171,7 @@ def test_a_photo_that_was_edited_keeps_its_labels_and_is_named(
             command("relocate", root, folder) if how == "relocate" else command("export", root, tmp_path / f"{times}")
         )
 
-    warning = "1 photo changed since it was labelled: frame_4.png; check the labels or restore the files"
+    warning = "1 photo changed since it was labelled: frame_4.png. Check the labels or restore the files"
     for times in range(2):  # repeated until somebody fixes it
         assert warning in said(times)
         assert start(root) == 0

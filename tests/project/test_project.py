@@ -260,7 +260,7 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
         create(tmp_path / "p", tmp_path / "empty")
     with pytest.raises(UserError, match="is not empty and holds no project"):
         create(images, images)
-    with pytest.raises(UserError, match="holds no project; start one: rarebox init"):
+    with pytest.raises(UserError, match=r"holds no project\. Start one: rarebox init"):
         Project(tmp_path / "p")
     Image.new("RGB", (30, 20)).save(tmp_path / "empty" / "fine.png")
     *alike, problem = create(tmp_path / "p", tmp_path / "empty", ["Fish", "fish", " fish "])

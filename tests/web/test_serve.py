@@ -430,7 +430,7 @@ def run_until(root: Path, state: str) -> tuple[Supervisor, list[str]]:
 
 
 FAILURES = {
-    "says why": ('say(event="failed", reason="the disk is full; free some")', "the disk is full; free some"),
+    "says why": ('say(event="failed", reason="the disk is full. Free some")', "the disk is full. Free some"),
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed, most often because the machine is out of memory"),
     "traceback": ("raise RuntimeError('CUDA out of memory')", "ended with status 1: RuntimeError: CUDA out of memory"),
     "silent": ("sys.exit(3)", "ended with status 3: no message"),

@@ -826,4 +826,4 @@ def test_a_box_on_an_unknown_image_is_refused_by_its_number(tmp_path: Path) -> N
         anna = house.browser("anna")
         for what in ({"complete": True}, {}):
             result = anna.say(image=99, **what)
-            assert (result["status"], result["reason"]) == ("refused", "there is no image 99; reload the page")
+            assert (result["status"], result["reason"]) == ("refused", "there is no image 99. Reload the page")

@@ -55,7 +55,7 @@ def _accelerator() -> Check:
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    advice = "" if free > 2 else "a run saves a model every cycle; free some space"
+    advice = "" if free > 2 else "a run saves a model every cycle. Free some space"
     return Check("disk", free > 2, f"{free:.0f} GiB free here", advice)
 
 

@@ -208,8 +208,8 @@ class Understanding:
         labels = np.array([self.words.label(label) for label in line.labels])
         if np.abs(given[np.arange(len(given)), labels + 1] - line.scores).max() > 0.01:
             raise UserError(
-                f"{line.where}: the scores are not those of the boxes' classes in vectors with the background first; "
-                'say where it is with a first line such as {"classes": ["cat", "dog"], "background": "last"}'
+                f"{line.where}: the scores are not those of the boxes' classes in vectors with the background first. "
+                'Say where it is with a first line such as {"classes": ["cat", "dog"], "background": "last"}'
             )
 
     def _labels(self, line: Line, probs: Floats | None) -> Ints:

@@ -65,9 +65,9 @@ class RunFolder:
     def read_settings(self) -> Settings:
         """Read the settings that this run was started with. Raises UserError if there is no run."""
         if not self.root.exists():
-            raise UserError(f"{self.root} does not exist; name the folder of a run")
+            raise UserError(f"{self.root} does not exist. Name the folder of a run")
         if not self.settings.exists():
-            raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
+            raise UserError(f"{self.root} holds no run (there is no settings.yaml). Name the folder of a run")
         try:
             told = self._written()
             if not told:
@@ -107,7 +107,7 @@ class RunFolder:
         """Raise UserError if there is no model of cycle 1."""
         if not (self.cycle(1) / "model.safetensors").exists():
             raise UserError(
-                f"--share {self.root}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
+                f"--share {self.root}: there is no cycle-1 model. Name the folder of a run that has finished cycle 1"
             )
 
     def check(self, settings: Settings, but: Collection[str] = ()) -> None:
@@ -132,7 +132,7 @@ class RunFolder:
         changed = config.difference(before, settings, (*KEPT, *but, *new)) if self._has_begun() else []
         if changed:
             raise UserError(
-                f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
+                f"{self.root} holds a run with other settings. Name another folder, or repeat the settings it was "
                 "started with:\n  " + "\n  ".join(changed)
             )
 
@@ -144,7 +144,7 @@ class RunFolder:
             self.start.unlink(missing_ok=True)
         if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
             raise UserError(
-                f"{self.store} is missing or empty, and the run needs its answers; restore a copy of it, or name "
+                f"{self.store} is missing or empty, and the run needs its answers. Restore a copy of it, or name "
                 "a new folder"
             )
         if not self.settings.exists():
@@ -197,7 +197,7 @@ class RunFolder:
                 if count
                 else ""
             )
-            raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder.{held}")
+            raise UserError(f"{self.root} is not empty and holds no run of rarebox. Name a new or empty folder.{held}")
         with self.alone():
             yield
 
@@ -245,14 +245,14 @@ def discard_store(file: Path) -> None:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
             if count := connection.execute("SELECT count(*) FROM answers").fetchone()[0]:
-                raise UserError(f"{file} holds {counted(count, 'answer')} and is left unchanged; name another folder")
+                raise UserError(f"{file} holds {counted(count, 'answer')} and is left unchanged. Name another folder")
             for table in reversed(schema.tables.sorted_tables):
                 connection.execute(f"DROP TABLE IF EXISTS {table.name}")
             connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
             raise UserError(f"{file}: {error}; it is left unchanged") from error
-        raise Busy(f"another program has {file} open; close it and try again") from error
+        raise Busy(f"another program has {file} open. Close it and try again") from error
 
 
 def is_store(place: str | Path) -> bool:

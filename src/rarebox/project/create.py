@@ -104,15 +104,15 @@ def create(
     place = folder.labels(settings)
     count = answers_in(place)
     if not count and root.exists() and any(file.name not in leftovers for file in root.iterdir()):
-        raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
+        raise UserError(f"{root} is not empty and holds no project. Name a new or empty folder")
     if count and labels:
         raise UserError(
-            f"{place} holds {count} answers; repeat the command without --labels to adopt it (an interrupted "
+            f"{place} holds {count} answers. Repeat the command without --labels to adopt it (an interrupted "
             "start has imported all of the labels or none)"
         )
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
-        raise UserError(f"{images} is not a folder; name the folder of your images")
+        raise UserError(f"{images} is not a folder. Name the folder of your images")
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may be slow
@@ -129,11 +129,11 @@ def create(
     records, unreadable = read_images(files, settings.detector.size, progress, digests=digests, contents=contents)
     problems += unreadable
     if unknown:
-        what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
+        what = f"{len(unknown)} files of kinds that are not read. Convert them to JPEG (HEIC: phones can export it)"
         problems.append(listings.Problem("kind not read", str(unknown[0]), what))
     if not records:
         found = f"none of its images can be read ({unreadable[0].what})" if unreadable else "no image in it"
-        raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
+        raise UserError(f"{images}: {found}. Name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
     with folder.alone():
         discard_store(folder.store)  # left by an interrupted start
@@ -153,8 +153,8 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
         there = {class_key(name) for name in store.classes()}
         if lacking := [name for name in classes if class_key(name) not in there]:
             raise UserError(
-                f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
-                "repeat the command without --classes to adopt it, and add classes on the page"
+                f"the existing store has the classes {', '.join(store.classes())}, but not {', '.join(lacking)}. "
+                "Repeat the command without --classes to adopt it, and add classes on the page"
             )
         photos = Path(settings.data)
         missing = _not_found(store, photos, folder) if photos.is_dir() else []
@@ -183,7 +183,7 @@ def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list
         first = once.setdefault(class_key(name), name)
         if first != name:
             what = (
-                f"the class {name!r} counts as {first!r}, which differs only in case; rename one if they are different"
+                f"the class {name!r} counts as {first!r}, which differs only in case. Rename one if they are different"
             )
             problems.append(listings.Problem("class names alike", name, what))
     return list(once.values())

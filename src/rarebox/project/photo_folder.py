@@ -75,7 +75,7 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
     folder = RunFolder(root)
     settings = folder.read_settings()
     if not place.exists():
-        raise UserError(f"{place} does not exist; name the folder in which the photos are now")
+        raise UserError(f"{place} does not exist. Name the folder in which the photos are now")
     within = place if place.is_dir() else place.parent
     try:
         with folder.alone(), Store(folder.labels(settings)) as store:
@@ -84,12 +84,12 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
             inside = os.path.join(os.path.abspath(within), "")
             missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
             if len(missing) == len(images):
-                raise UserError(f"none of the {len(images)} images of {root} is in {within}; name another folder")
+                raise UserError(f"none of the {len(images)} images of {root} is in {within}. Name another folder")
             data = location(place) if os.path.isabs(settings.data) else str(place)
             write_text(folder.settings, settings_text.with_data(folder.settings, settings, data))
             return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))
     except Busy:
-        raise UserError(f"{root} is in use; stop `rarebox serve` or `rarebox run` there first") from None
+        raise UserError(f"{root} is in use. Stop `rarebox serve` or `rarebox run` there first") from None
 
 
 def photos_in(folder: Path, root: Path) -> list[Path]:

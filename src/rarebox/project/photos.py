@@ -123,10 +123,10 @@ class Found:
             one = "cannot be found, and another photo has taken its path"
             several = "cannot be found, and other photos have taken their paths"
             what = _counted(self.lost.values(), one, several)
-            told.append(f"{what}. The labels are kept; put the files back under any name")
+            told.append(f"{what}. The labels are kept. Put the files back under any name")
         if self.changed:
             what = _counted(self.changed, "changed since it was labelled", "changed since they were labelled")
-            told.append(f"{what}; check the labels or restore the files")
+            told.append(f"{what}. Check the labels or restore the files")
         return told
 
 

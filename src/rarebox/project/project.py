@@ -47,16 +47,16 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.folder = RunFolder(root)
         if not self.folder.settings.exists():
-            raise UserError(f"{root} holds no project; start one: rarebox init {root} --images FOLDER")
+            raise UserError(f"{root} holds no project. Start one: rarebox init {root} --images FOLDER")
         self.settings = self.folder.read_settings()
         if self.settings.selection.strategy in IMAGE:
-            raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
+            raise UserError("people are asked about boxes. Choose a selection.strategy such as class_balanced")
         if not self.settings.budget:
-            raise UserError("budget is empty; give at least one number, such as [50]")
+            raise UserError("budget is empty. Give at least one number, such as [50]")
         labels = self.folder.labels(self.settings)
         if not is_store(labels):
             raise UserError(
-                f"{labels} is missing or empty; restore a copy of it, or move {self.folder.settings.name} away and "
+                f"{labels} is missing or empty. Restore a copy of it, or move {self.folder.settings.name} away and "
                 f"start over: rarebox init {root} --images FOLDER"
             )
         self.store = Store(labels)

@@ -203,7 +203,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
                     say(event=step)
             say(event="idle")
         except (UserError, OSError, MemoryError) as error:
-            reason = str(error) or "the memory of this machine is full; lower training.batch_size in settings.yaml"
+            reason = str(error) or "the memory of this machine is full. Lower training.batch_size in settings.yaml"
             say(event="failed", reason=reason)
 
 

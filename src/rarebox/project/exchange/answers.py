@@ -177,22 +177,22 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
     if scale is None:
         width, height = one.size or size
         raise UserError(
-            f"{one.where}: the image has {width} x {height} pixels there and {record.width} x {record.height} here; "
-            "it is a different image, or rotated"
+            f"{one.where}: the image has {width} x {height} pixels there and {record.width} x {record.height} here. "
+            "It is a different image, or rotated"
         )
     boxes = np.array([region.box for region in one.regions], dtype=np.float64).reshape(-1, 4) * scale
     boxes = np.clip(boxes, 0, [record.width, record.height] * 2)
     try:
         return as_boxes(boxes)
     except ValueError as error:
-        raise UserError(f"{one.where}: {error}; delete that box there, and export again") from None
+        raise UserError(f"{one.where}: {error}. Delete that box there, and export again") from None
 
 
 def _label(region: Region, one: Returned, known: Known) -> int:
     label = known.classes.find(region.name)
     if label is None:
         raise UserError(
-            f"{one.where}: {unknown_name('class', region.name, known.classes)}; add it to the project first"
+            f"{one.where}: {unknown_name('class', region.name, known.classes)}. Add it to the project first"
         )
     return label
 

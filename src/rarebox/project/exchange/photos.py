@@ -129,7 +129,7 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
     seen: dict[int, Returned] = {}
     for one, record in pairs:
         if record.id in seen:
-            raise UserError(f"{one.where}: this image is already in {seen[record.id].where}; import them one at a time")
+            raise UserError(f"{one.where}: this image is already in {seen[record.id].where}. Import them one at a time")
         seen[record.id] = one
     return pairs
 
