@@ -311,7 +311,7 @@ def test_nothing_detected_is_an_empty_ranking() -> None:
 
 
 @pytest.mark.parametrize("matrix", [np.eye(3), np.zeros((2, 3)), [[1, 0, np.nan], [0, 1, 0]]])
-def test_a_matrix_that_is_no_map_is_refused(matrix: Any) -> None:
+def test_a_matrix_that_is_not_a_map_is_refused(matrix: Any) -> None:
     with pytest.raises(ValueError, match="invertible affine map"):
         rarebox.View(NOTHING, matrix)
     with pytest.raises(UserError, match="unknown view 'flop'; did you mean 'flip'"):

@@ -143,12 +143,12 @@ def test_only_the_oracle_the_evaluation_the_readers_and_the_loop_see_the_truth()
     assert {"labels/oracle.py", "loop/simulate.py"} <= seeing  # the walk finds it where it is
 
 
-def test_strategies_see_candidates_and_the_method_only() -> None:
+def test_strategies_see_only_candidates_and_the_method() -> None:
     for file in where("strategies"):
         assert parts_of_rarebox(file) <= {"method", "types", "core", "errors", "config"}
 
 
-def test_the_method_sees_arrays_only() -> None:
+def test_the_method_sees_only_arrays() -> None:
     assert libraries_of(SRC / "method.py") == {"numpy", "typing"}
 
 
@@ -201,7 +201,7 @@ def test_detectors_load_no_database() -> None:
     assert "sqlalchemy" not in loaded_with(*where("detectors"))
 
 
-def test_the_oracle_knows_of_no_score_utility_or_guess() -> None:
+def test_the_oracle_uses_no_score_utility_or_guess() -> None:
     assert not mentioned(SRC / "labels" / "oracle.py") & {
         ".utility",
         ".guess",
@@ -278,7 +278,7 @@ def calls_of(*names: str) -> set[str]:
     return {str(file.relative_to(SRC)) for file in FILES for name, _ in calls_in(file) if name in names}
 
 
-def test_what_others_have_made_is_opened_in_one_place() -> None:
+def test_foreign_files_are_opened_in_one_place() -> None:
     assert calls_of("Image.open") == {"data/images.py"}
     assert calls_of("yaml.load", "yaml.safe_load") == {"core/parsing.py"}
     assert calls_of("ET.fromstring", "ET.parse", "ET.XML", "ET.iterparse") == {"data/markup.py"}

@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 # ------------------------------------------------------------------------------------------- presets
 
 
-def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work() -> None:
+def test_the_laptop_preset_is_the_default_and_has_the_measured_changes() -> None:
     assert config.resolve() == config.resolve("laptop")
     assert config.difference(Settings(), config.resolve()) == [
         "detector.name: retinanet -> faster_rcnn",
@@ -86,7 +86,7 @@ def test_looks_is_the_former_name_of_reviews(tmp_path: Path) -> None:
         config.resolve(changes={"budget_unit": "glances"})
 
 
-def test_candidates_and_pseudo_labels_have_each_their_floor() -> None:
+def test_candidates_and_pseudo_labels_have_separate_floors() -> None:
     assert (Settings().scoring.candidate_threshold, Settings().lowest_pseudo_score, Settings().lowest_score) == (
         0.1,
         0.05,

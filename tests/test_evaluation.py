@@ -179,7 +179,7 @@ def test_a_recall_of_exactly_three_tenths_reaches_the_point_there():
 
 
 @pytest.mark.parametrize("metric", [voc_ap, coco_ap])
-def test_what_cannot_be_measured_is_refused(metric: Any):
+def test_unmeasurable_input_is_refused(metric: Any):
     with pytest.raises(ValueError, match=r"no truth: \[7\]"):
         metric({7: found((A, 0, 0.9))}, {1: NOTHING}, 1)
     with pytest.raises(ValueError, match=r"\[0, 2\), got 2 to 2"):

@@ -119,7 +119,7 @@ def test_broken_settings_file(monkeypatch, capsys, tmp_path) -> None:
     assert "cannot be read" in complaint(monkeypatch, capsys, "run", tmp_path / "o", "--config", tmp_path / "none.yaml")
 
 
-def test_weights_that_are_not_there(monkeypatch, capsys, tmp_path, pictures) -> None:
+def test_missing_weights(monkeypatch, capsys, tmp_path, pictures) -> None:
     said = complaint(
         monkeypatch,
         capsys,
@@ -181,7 +181,7 @@ def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pict
     assert not (tmp_path / "out").exists()  # reported before anything is created
 
 
-def test_report_and_export_want_a_run(monkeypatch, capsys, tmp_path) -> None:
+def test_report_and_export_require_a_run(monkeypatch, capsys, tmp_path) -> None:
     assert "holds no run" in complaint(monkeypatch, capsys, "report", tmp_path)
     assert "holds no run" in complaint(monkeypatch, capsys, "export", tmp_path, tmp_path / "labels")
 
@@ -217,7 +217,7 @@ def test_a_refused_run_is_not_announced(monkeypatch, capsys, finished, pictures)
     assert complaint_only.startswith("rarebox: ")
 
 
-def test_a_report_on_several_runs_is_none_of_theirs(monkeypatch, capsys, tmp_path, finished) -> None:
+def test_a_report_on_several_runs_is_in_no_runs_folder(monkeypatch, capsys, tmp_path, finished) -> None:
     monkeypatch.chdir(tmp_path)
     before = (finished / "report.html").read_bytes()
     other = shutil.copytree(finished, tmp_path / "other")
@@ -298,7 +298,7 @@ def test_demo_settings_are_settings() -> None:
     assert shutil.which("rarebox") or Path(sys.executable).with_name("rarebox").exists()
 
 
-def test_ctrl_c_says_that_nothing_is_lost(
+def test_ctrl_c_reports_that_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def stopped(*_: object, **__: object) -> None:
@@ -451,7 +451,7 @@ def test_what_a_terminal_cannot_show_is_escaped(cats: Path) -> None:
     assert b",\\u732b," in shown
 
 
-def test_a_reader_that_has_gone_ends_a_command_in_silence(cats: Path) -> None:
+def test_a_closed_pipe_ends_a_command_silently(cats: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     words = ("rank", "--detections", cats, "--budget", "20")
@@ -464,7 +464,7 @@ def test_a_reader_that_has_gone_ends_a_command_in_silence(cats: Path) -> None:
     assert "Broken" not in errors
 
 
-def test_files_whose_names_are_no_text_are_listed(monkeypatch, capsys, tmp_path) -> None:
+def test_files_whose_names_are_not_text_are_listed(monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "a.jpg")
     shutil.copy(tmp_path / "photos" / "a.jpg", os.fsencode(tmp_path / "photos") + b"/caf\xe9.jpg")

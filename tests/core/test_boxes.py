@@ -146,7 +146,7 @@ def test_columns_are_read_back_unchanged(
         assert back[name].tolist() == column.tolist()
 
 
-def test_a_file_that_was_cut_short_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_file_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(_: int) -> None:
         raise OSError("disk full")
 

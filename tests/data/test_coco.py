@@ -170,7 +170,7 @@ def test_boxes_are_clipped_or_dropped_and_listed(tmp_path: Path) -> None:
     assert len(data.problems) == 11
 
 
-def test_what_belongs_nowhere_is_listed(tmp_path: Path) -> None:
+def test_orphaned_entries_are_listed(tmp_path: Path) -> None:
     annotations = [box(1, 1), box(2, 99), box(3, 1, category_id=8), "nonsense"]
     write(tmp_path / "train.json", [image(1, "a.png"), image(2, "b.png")], annotations)
     data = load(tmp_path)

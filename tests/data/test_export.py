@@ -367,7 +367,7 @@ def test_photos_that_cannot_be_read_are_named_and_all_labels_are_there(
     assert not (tmp_path / "out" / "missing.txt").exists()
 
 
-def test_a_photo_that_no_server_gives_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
+def test_a_photo_that_no_server_delivers_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
     far = ImageRecord(99, "memory://nowhere/c.png", 100, 50)
     done = export(tmp_path / "out", "coco", CLASSES, [*images, far], [])
     assert [line.split(": ")[0] for line in done.missing] == [far.path]
@@ -376,7 +376,7 @@ def test_a_photo_that_no_server_gives_is_named(tmp_path: Path, images: list[Imag
     assert not (tmp_path / "out" / "images").exists()
 
 
-def test_questions_about_a_photo_that_is_gone(tmp_path: Path, images: list[ImageRecord]) -> None:
+def test_questions_about_a_missing_photo(tmp_path: Path, images: list[ImageRecord]) -> None:
     Path(images[0].path).unlink()
     asked = [Query(i.id, np.array([1, 2, 3, 4], dtype=np.float32), 0, id=i.id) for i in images]
     done = export_queries(tmp_path / "out", "labelstudio", CLASSES, images, asked)

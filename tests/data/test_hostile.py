@@ -48,7 +48,7 @@ def test_whole_files_are_read(name: str, folder_of: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize("name", hostile.READERS)
-def test_a_spoilt_file_is_a_user_error_or_a_listed_problem(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_a_corrupt_file_is_a_user_error_or_a_listed_problem(name: str, folder_of: Callable[[str], Path]) -> None:
     reader, folder = hostile.READERS[name], folder_of(name)
     files = [file for pattern in reader.spoilt for file in sorted(folder.glob(pattern))]
     whole = {file: file.read_bytes() for file in files}

@@ -334,7 +334,7 @@ def test_links_to_folders_are_followed_and_each_photo_is_listed_once(tmp_path: P
     assert names(photos) == ["a.jpg", "cam1/deep/c.jpg", "d.jpg", "real/b.JPG"]
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_circular_links_end(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photo(photos / "a.jpg")
     photo(tmp_path / "elsewhere.jpg")
@@ -381,7 +381,7 @@ def test_dead_links_and_closed_folders_are_reported(tmp_path: Path, monkeypatch:
         "$RECYCLE.BIN/a.jpg",
     ],
 )
-def test_what_no_person_has_put_there_is_no_photo(tmp_path: Path, litter: str) -> None:
+def test_system_and_hidden_files_are_not_photos(tmp_path: Path, litter: str) -> None:
     folder = tmp_path / ".hidden itself"  # a hidden folder that is named explicitly is read
     photo(folder / "a.jpg")
     photo(folder / litter)

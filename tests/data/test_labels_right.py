@@ -464,7 +464,7 @@ def test_a_rotated_nearly_square_photo_is_not_scaled(tmp_path: Path) -> None:
     assert "boxes scaled" not in kinds(begun.problems)
 
 
-def test_a_turn_by_exif_that_labels_cannot_show_is_listed_once(tmp_path: Path) -> None:
+def test_an_exif_rotation_that_labels_cannot_confirm_is_listed_once(tmp_path: Path) -> None:
     for name, size, orientation in (("a", (120, 120), 6), ("b", SIZE, 3), ("c", SIZE, 6), ("d", SIZE, 1)):
         photo(tmp_path / f"{name}.jpg", size, orientation)
     images = [entry(1, "a.jpg", width=120), entry(2, "b.jpg"), entry(3, "c.jpg", width=120, height=160)]
@@ -482,7 +482,7 @@ def test_a_turn_by_exif_that_labels_cannot_show_is_listed_once(tmp_path: Path) -
 SHARES = [0.25, 0.25, 0.75, 0.75]
 
 
-def test_shares_are_not_taken_for_pixels(tmp_path: Path) -> None:
+def test_fractions_are_not_read_as_pixels(tmp_path: Path) -> None:
     photo(tmp_path / "c" / "a.jpg")
     coco(tmp_path / "c" / "train.json", [entry(1, "a.jpg")], [annotation(1, 1, SHARES)])
     voc(tmp_path / "v", "a", item("cat", [str(edge) for edge in SHARES]))
@@ -493,7 +493,7 @@ def test_shares_are_not_taken_for_pixels(tmp_path: Path) -> None:
             load(tmp_path / folder)
 
 
-def test_one_box_in_shares_among_others_is_listed(tmp_path: Path) -> None:
+def test_one_box_in_fractions_among_others_is_listed(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     file = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, SHARES), annotation(2, 1, CAT)])
     data = load(file)
@@ -501,7 +501,7 @@ def test_one_box_in_shares_among_others_is_listed(tmp_path: Path) -> None:
     assert kinds(data.problems) == ["box dropped"]
 
 
-def test_two_corners_are_not_taken_for_a_corner_and_a_size(tmp_path: Path) -> None:
+def test_two_corners_are_not_read_as_a_corner_and_a_size(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     boxes = [CAT, [90, 70, 150, 110]]
     labels = [annotation(n, 1, box) | {"bbox": box} for n, box in enumerate(boxes)]
@@ -565,7 +565,7 @@ def encoded(file: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", MARKED)
-def test_byte_order_marks_are_no_part_of_any_text(tmp_path: Path, encoding: str) -> None:
+def test_byte_order_marks_are_not_part_of_any_text(tmp_path: Path, encoding: str) -> None:
     folder = yolo(tmp_path / "y", f"0 {share(CAT)}", f"1 {share(DOG)}")
     (folder / "list.txt").write_text("images/a.jpg\n")
     (folder / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
@@ -676,7 +676,7 @@ def test_ids_of_a_coco_file_count_and_a_doubt_is_noted(tmp_path: Path) -> None:
     assert any("they are read as ids" in note for note in found.notes)
 
 
-def test_numbers_of_a_store_are_not_taken_for_names(tmp_path: Path) -> None:
+def test_numbers_of_a_store_are_not_read_as_names(tmp_path: Path) -> None:
     for name in ("1.jpg", "10.jpg", "2.jpg"):
         photo(tmp_path / "photos" / name)
     create(tmp_path / "p", tmp_path / "photos", ["1"])
@@ -711,7 +711,7 @@ def test_labels_that_lost_an_object_are_not_complete_for_rank_either(tmp_path: P
 # -------------------------------------------------------------------------------------------------- a set without a box
 
 
-def test_a_data_set_without_an_object_is_not_well_and_not_run(tmp_path: Path) -> None:
+def test_a_data_set_without_an_object_is_reported_and_refused(tmp_path: Path) -> None:
     folder = yolo(tmp_path / "y")
     (folder / "labels" / "a.txt").unlink()
     check = next(check for check in examine(str(folder)) if check.name == "data")
@@ -723,7 +723,7 @@ def test_a_data_set_without_an_object_is_not_well_and_not_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_test_images_without_an_object_are_not_replaced_in_silence(tmp_path: Path, lost: bool) -> None:
+def test_test_images_without_an_object_are_not_replaced_silently(tmp_path: Path, lost: bool) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         photo(tmp_path / name)
     coco(
@@ -736,7 +736,7 @@ def test_test_images_without_an_object_are_not_replaced_in_silence(tmp_path: Pat
         simulate.simulate(tmp_path / "run", config.resolve("laptop", None, {"data": str(tmp_path)}))
 
 
-def test_the_verdict_on_a_crowd_brings_no_object(tmp_path: Path) -> None:
+def test_the_verdict_on_a_crowd_adds_no_object(tmp_path: Path) -> None:
     begun = Begun(tmp_path / "p", tmp_path / "set", crowd_in_coco(tmp_path / "set"))
     assert [answer.verdict for _, answer in begun.project.store.answered()] == [Verdict.OBJECT, Verdict.CANNOT_TELL]
 
@@ -804,7 +804,9 @@ def test_a_box_whose_rotation_is_not_a_number_is_lost(tmp_path: Path, format: st
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
 @pytest.mark.parametrize(("name", "value"), [("rotation", "0.0"), ("angle", "from above"), ("rotation", "")])
-def test_what_is_no_turn_leaves_the_box_as_it_is(tmp_path: Path, format: str, name: str, value: Any) -> None:
+def test_a_value_that_is_not_a_rotation_leaves_the_box_unchanged(
+    tmp_path: Path, format: str, name: str, value: Any
+) -> None:
     data = load(turned("attributes", format, tmp_path, name, value))
     assert boxes_of(data) == {"a.jpg": [("cat", [40.0, 55.0, 120.0, 65.0])]}
 
@@ -917,7 +919,7 @@ def test_an_object_of_voc_that_is_not_read_makes_its_image_incomplete(tmp_path: 
     assert "box dropped" in kinds(begun.problems)
 
 
-def test_what_tools_write_beside_the_objects_of_voc_holds_none(tmp_path: Path) -> None:
+def test_other_elements_of_voc_tools_hold_no_objects(tmp_path: Path) -> None:
     head = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     about = "<source><annotation>PASCAL VOC2007</annotation></source><owner><name>A B</name></owner>"
     size = f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height><depth>3</depth></size><segmented>0</segmented>"
@@ -947,7 +949,7 @@ def test_a_voc_file_of_another_kind_is_unreadable(tmp_path: Path, before: str, a
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
-def test_sizes_may_be_text_and_what_is_no_size_is_listed(tmp_path: Path, format: str) -> None:
+def test_sizes_may_be_text_and_invalid_ones_are_listed(tmp_path: Path, format: str) -> None:
     def labels(width: Any, height: Any) -> Path:
         voc(tmp_path, "a", item("cat", CAT), size=f"<size><width>{width}</width><height>{height}</height></size>")
         photo(tmp_path / "JPEGImages" / "a.jpg", (320, 240))
@@ -975,7 +977,7 @@ def test_labels_of_two_images_that_have_the_name_of_one_photo_are_left_out(tmp_p
     assert kinds(begun.problems).count("labels of no photo") == 4
 
 
-def test_a_photo_s_own_labels_count_and_not_those_of_its_namesakes(tmp_path: Path) -> None:
+def test_a_photos_own_labels_count_not_those_of_its_namesakes(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "1.jpg")
     images = [entry(1, "photos/1.jpg"), entry(2, "test/1.jpg")]
     file = coco(tmp_path / "l.json", images, [annotation(1, 1, CAT), annotation(2, 2, DOG)])
@@ -1013,7 +1015,7 @@ def test_two_names_in_coco_do_not_share_a_file_that_differs_in_capitals(tmp_path
         ([0.1, 0.1, 0.2, 0.2], {"attributes": {"source": "manual"}}),
     ],
 )
-def test_shares_of_every_kind_are_dropped_and_listed(
+def test_fractions_of_every_kind_are_dropped_and_listed(
     tmp_path: Path, bbox: list[float], more: dict[str, Any], size: tuple[int, int]
 ) -> None:
     photo(tmp_path / "a.jpg", size)
@@ -1024,7 +1026,7 @@ def test_shares_of_every_kind_are_dropped_and_listed(
     assert data.train.incomplete
 
 
-def test_objects_inside_an_image_of_coco_are_not_passed_over(tmp_path: Path) -> None:
+def test_objects_inside_an_image_of_coco_are_not_skipped(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     inside = entry(1, "a.jpg", annotations=[annotation(2, 1, DOG)])
     data = load(coco(tmp_path / "l.json", [inside], [annotation(1, 1, CAT)]))

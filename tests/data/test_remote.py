@@ -138,7 +138,7 @@ def test_an_index_page_and_a_list_name_the_same_images(
     assert remote.listing("s3://lists/a.txt", SUFFIXES) == ["s3://lists/b.jpg", "s3://x/c.jpg"]
 
 
-def test_what_is_busy_is_tried_again_and_what_is_gone_is_not(web: str) -> None:
+def test_busy_addresses_are_retried_and_missing_ones_are_not(web: str) -> None:
     url = f"{web}/images/train_0000.jpg"
     Handler.refusals["train_0000.jpg"] = [503, 429, 500]
     assert image_size(url) == (96, 96, 1)
@@ -237,7 +237,7 @@ def test_pictures_are_read_ahead_by_many_but_never_more_than_a_bound(monkeypatch
     assert most > 3
 
 
-def test_a_list_of_urls_is_read_by_many_and_a_gone_one_is_listed(web: str, pictures: Path) -> None:
+def test_a_list_of_urls_is_read_in_parallel_and_a_missing_one_is_listed(web: str, pictures: Path) -> None:
     urls = [*remote.listing(f"{web}/images", SUFFIXES), f"{web}/images/gone.jpg"]
     records, problems = read_images(urls, (64, 64))
     assert [record.path for record in records] == urls[:-1]
@@ -457,7 +457,7 @@ def test_the_address_that_was_checked_is_connected_to(server: str, monkeypatch: 
         image_size(f"http://nas.local:{port}/a.jpg")  # named by the user
 
 
-def test_what_the_user_wrote_is_followed_and_what_its_list_names_is_not(
+def test_the_users_address_is_followed_and_its_lists_are_not(
     server: str, web: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(remote.HOSTS)
@@ -567,7 +567,7 @@ def test_threads_share_the_memory_for_remote_files(server: str, monkeypatch: pyt
     assert 1 < most <= 3
 
 
-def test_no_message_shows_what_a_url_keeps_secret(server: str, tmp_path: Path) -> None:
+def test_no_message_shows_the_secrets_of_a_url(server: str, tmp_path: Path) -> None:
     host = server.removeprefix("http://")
     Answers.told["/a.jpg?X-Signature=s3cret"] = lambda answers: answers.begin(403)
     Answers.told["/b.jpg?X-Signature=s3cret"] = sends(b"not an image")
@@ -604,7 +604,7 @@ def test_an_export_names_files_after_photos_and_not_after_signatures(buckets: Bu
         ("http://a.example/x.jpg", "http://"),
     ],
 )
-def test_a_redirect_leads_to_no_weaker_or_other_scheme(url: str, to: str) -> None:
+def test_a_redirect_to_a_weaker_or_other_scheme_is_refused(url: str, to: str) -> None:
     with pytest.raises(Refused):
         check_hop(url, to)
 

@@ -323,7 +323,7 @@ def test_without_a_network_the_error_says_which_files_go_where(
     assert not (tmp_path / "voc0712").exists()
 
 
-def test_what_macos_puts_beside_the_files_is_neither_image_nor_label(tmp_path: Path) -> None:
+def test_files_added_by_macos_are_neither_images_nor_labels(tmp_path: Path) -> None:
     add(tmp_path, "a", label())
     for file in ("Annotations/._a.xml", "JPEGImages/._a.jpg", "JPEGImages/.a.jpg"):
         (tmp_path / file).write_bytes(b"\0\5\x16\7")

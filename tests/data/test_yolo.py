@@ -311,7 +311,7 @@ def test_key_points_are_known_without_kpt_shape_where_all_rows_have_them(tmp_pat
         (("0 0.5 0.5 0.3 0.4 0.4 0.6 0.6 0.6 0.5 0.5",), ""),  # a larger one
     ],
 )
-def test_polygons_are_not_taken_for_key_points(tmp_path: Path, rows: tuple[str, ...], more: str) -> None:
+def test_polygons_are_not_read_as_key_points(tmp_path: Path, rows: tuple[str, ...], more: str) -> None:
     data_yaml(tmp_path, f"train: images\n{more}")
     add(tmp_path, "images/a.png", *rows)
     data = load(tmp_path)
@@ -326,7 +326,7 @@ FLAGGED = "0 0.5 0.5 0.2 0.4 0.46 0.43 1 0.54 0.43 1 0.47 0.57 1 0.53 0.57 0"
 
 
 @pytest.mark.parametrize("odd", ["0 0.5 0.5 0.2 0.4 0.65 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57", FACE])
-def test_points_that_may_be_key_points_are_never_read_as_polygons_in_silence(tmp_path: Path, odd: str) -> None:
+def test_points_that_may_be_key_points_are_never_read_as_polygons_silently(tmp_path: Path, odd: str) -> None:
     """Landmarks that do not fill their box, or one point outside it."""
     data_yaml(tmp_path, "train: images")
     add(tmp_path, "images/a.png", *[FACE] * 3, odd)

@@ -182,7 +182,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert not seen
 
 
-def test_a_changed_image_is_detected_again_and_a_removed_one_leaves(
+def test_a_changed_image_is_detected_again_and_a_removed_one_disappears(
     run: Path, photos: Path, tmp_path: Path, seen: list[int]
 ) -> None:
     out = tmp_path / "out"
@@ -229,13 +229,13 @@ def test_pictures_show_the_boxes(run: Path, photos: Path, tmp_path: Path) -> Non
     assert np.ptp(drawn) > 80
 
 
-def test_the_output_may_lie_among_the_images(run: Path, photos: Path) -> None:
+def test_the_output_may_be_among_the_images(run: Path, photos: Path) -> None:
     assert predict(run, photos, photos / "found").images == COUNT
     assert predict(run, photos, photos / "found").images == COUNT
 
 
 @given(st.lists(st.sampled_from(["a.jpg", "A.jpg", "a.png", "a.jpg.jpg", "b/a.png", "/etc/a.jpg", "../a", "h.org"])))
-def test_every_image_has_a_picture_of_its_own_inside_the_folder(names: list[str]) -> None:
+def test_every_image_has_a_separate_picture_inside_the_folder(names: list[str]) -> None:
     places = places_of(list(dict.fromkeys(names)))
     assert places.keys() == set(names)
     assert len({str(place).lower() for place in places.values()}) == len(places)
@@ -256,7 +256,7 @@ def test_two_images_whose_pictures_would_have_one_name(run: Path, photos: Path, 
             assert picture.width == width
 
 
-def test_pictures_of_images_that_are_gone_are_removed(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_pictures_of_missing_images_are_removed(run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(run, photos, out)
     (out / "pictures" / "mine.txt").write_text("a person's")
@@ -319,7 +319,7 @@ def test_detections_are_read_back_as_boxes_to_ask_about(run: Path, photos: Path,
     assert listed["00.png"] == listed["below/00.png"] > 3
 
 
-def test_renamed_and_merged_classes_have_their_present_names(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_renamed_and_merged_classes_have_their_current_names(run: Path, photos: Path, tmp_path: Path) -> None:
     before = open_model(run).classes
     with Store(RunFolder(run).store) as store:
         people = People(store)

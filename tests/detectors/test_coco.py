@@ -146,7 +146,7 @@ def test_every_architecture_is_listed_with_torchvisions_weights_and_each_name_ha
 # ------------------------------------------------------------------------------------------- rows of the class layers
 
 
-def test_names_match_without_capitals_and_blanks_and_a_name_of_no_class_matches_none() -> None:
+def test_names_match_ignoring_case_and_spaces_and_na_matches_none() -> None:
     theirs = ["__background__", "person", "N/A", "traffic light", "N/A"]
     assert same_classes(["__background__", " Traffic  Light", "fish", "N/A", "PERSON"], theirs) == [
         (0, 0),
@@ -156,7 +156,7 @@ def test_names_match_without_capitals_and_blanks_and_a_name_of_no_class_matches_
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
-def test_classes_that_coco_knows_keep_their_rows_and_the_others_start_fresh(
+def test_coco_classes_keep_their_rows_and_others_start_random(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -249,7 +249,7 @@ def test_a_file_of_torchvisions_brings_its_backbone(tmp_path: Path) -> None:
     assert choose(LAPTOP.model_copy(update={"weights": str(file)})).backbone == LIGHT_COCO[1]
 
 
-def test_a_server_that_does_not_answer_is_given_up(
+def test_a_server_that_does_not_answer_is_abandoned(
     home: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     held = threading.Event()
@@ -302,7 +302,7 @@ AUTO: dict[str, Any] = {
 INSTALLED: dict[str, Any] = {**AUTO, "detector__backbone": "efficientnet_lite0", "detector__weights": "none"}
 
 
-def test_a_run_keeps_the_start_that_it_took_when_a_file_appears_later(
+def test_a_run_keeps_its_start_when_a_file_appears_later(
     data: Path, home: Path, tmp_path: Path, no_network: None
 ) -> None:
     folder = RunFolder(tmp_path / "run")

@@ -413,7 +413,7 @@ def test_a_file_that_does_not_fit_is_refused(kind: str, tmp_path: Path, retinane
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "coco"])
-def test_weights_out_of_reach_say_where_to_put_the_file(
+def test_unavailable_weights_are_reported_with_the_place_for_the_file(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -377,7 +377,7 @@ def test_scoring_never_waits_for_a_gpu(
         lambda t: torch.ops.torchvision.nms(t.view(1, 4), t[:1], 0.5),
     ],
 )
-def test_what_waits_is_noticed(waits: Callable[[Tensor], object]) -> None:
+def test_waiting_operations_are_detected(waits: Callable[[Tensor], object]) -> None:
     with FakeTensorMode(), NoWaiting():
         given = torch.zeros(4, device="cuda")
         with pytest.raises((AssertionError, RuntimeError)):

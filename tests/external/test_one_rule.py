@@ -62,7 +62,7 @@ def test_coco_results_written_as_corners_are_refused_like_labels(folder: Path) -
         datasets.load(labels(folder, *({"bbox": box} for box in corners)))
 
 
-def test_detections_that_reach_out_are_clipped_and_counted(folder: Path) -> None:
+def test_detections_beyond_the_image_are_clipped_and_counted(folder: Path) -> None:
     found = ranked(folder, [line(1, [150, 50, 230, 90], [10, 10, 30, 30])], None, labels(folder))
     assert boxes(found) == [(1, [10, 10, 30, 30]), (1, [150, 50, 200, 90])]
     assert "1 boxes extend beyond their images and are clipped" in found.notes
@@ -104,7 +104,7 @@ def test_an_image_with_a_crowd_is_not_fully_labelled(folder: Path) -> None:
     assert boxes(found) == [(1, [50, 50, 90, 90])]
 
 
-def test_a_box_that_a_person_rejected_is_no_object(folder: Path) -> None:
+def test_a_box_that_a_person_rejected_is_not_an_object(folder: Path) -> None:
     rejected = {"bbox": [50, 50, 40, 40], "attributes": {"source": "rejected"}}
     said = labels(folder, rejected, {"bbox": [10, 10, 20, 20]})
     assert datasets.load(said).train.truth[1].boxes.tolist() == [[10, 10, 30, 30]]

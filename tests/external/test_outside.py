@@ -254,7 +254,7 @@ def test_budget_and_boxes_near_one_above(tmp_path: Path) -> None:
         external.rank(file, None, None, None, chosen("entropy"), 0)
 
 
-def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path: Path) -> None:
+def test_labelled_boxes_are_skipped_and_pseudo_labels_are_not_labels(tmp_path: Path) -> None:
     Image.new("RGB", (200, 100)).save(tmp_path / "a.jpg")
     Image.new("RGB", (200, 100)).save(tmp_path / "b.jpg")
     records = [ImageRecord(7, str(tmp_path / "a.jpg"), 200, 100), ImageRecord(3, str(tmp_path / "b.jpg"), 200, 100)]

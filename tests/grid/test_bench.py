@@ -480,7 +480,7 @@ def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: 
         work(grid(data=[str(pictures)]), tmp_path / "out")
 
 
-def test_a_run_somebody_else_does_is_waited_for(
+def test_a_run_of_another_process_is_waited_for(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: list[str]
 ) -> None:
     """Another process holds a run and another seed's first cycle, and releases them only when the rest is done."""
@@ -760,7 +760,7 @@ def test_maps_of_a_frozen_backbone_are_kept_while_a_run_needs_them(
     assert not [*out.rglob("maps")]
 
 
-def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
+def test_scores_by_the_shared_model_are_computed_once_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch, grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     scored: list[int] = []

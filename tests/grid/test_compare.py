@@ -117,7 +117,7 @@ def test_runs_of_one_data_set_detector_and_budget_make_a_group(tmp_path: Path) -
     assert [len(g.full) for g in groups] == [1, 0, 1, 1]  # the ceiling does not depend on the budget
 
 
-def test_the_last_line_about_a_run_holds(tmp_path: Path) -> None:
+def test_the_last_line_about_a_run_counts(tmp_path: Path) -> None:
     again = line("dice", 3, [record(1, 100, 0.3), record(2, 150, 0.37)])
     group = group_of(tmp_path, [*standard(), FAILED, again])
     assert not group.failed
@@ -416,7 +416,7 @@ def lead(seeds: int) -> list[dict[str, Any]]:
     return [line(method, seed, told) for method, runs in cycles.items() for seed, told in enumerate(runs)]
 
 
-def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
+def test_a_star_and_a_claim_require_six_seeds(tmp_path: Path) -> None:
     few, enough = group_of(tmp_path, lead(5)), group_of(tmp_path, lead(6))
     for group, star in ((few, ""), (enough, " *")):
         (cell, *_) = cells(grid_tables.tables(group), "Differences: AP50")["whole"]
@@ -504,7 +504,7 @@ def test_other_data_under_the_papers_name_is_not_the_papers(tmp_path: Path) -> N
     assert not paper.is_papers(group_of(tmp_path, [{**run, "data": "voc2007"} for run in voc_runs()]))
 
 
-def test_what_does_not_matter_is_named_and_still_there() -> None:
+def test_settings_that_do_not_matter_are_named_and_exist() -> None:
     """An outdated name would exclude nothing; all other settings are in `paper_setting`."""
     ignored = paper.OF_THE_MACHINE | paper.OF_OTHERS
     assert ignored <= NAMES
@@ -543,7 +543,7 @@ def test_a_reference_of_that_name_is_named_once_and_has_no_row_of_its_own(tmp_pa
     assert "Differences: AP50" not in [t.title for t in alone]
 
 
-def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path) -> None:
+def test_labels_to_a_fraction_of_all_labels_require_a_run_on_all_labels(tmp_path: Path) -> None:
     columns = [grid_tables.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
     assert len(columns[0]) == 10
     assert [column[:2] for column in columns[1][10:]] == ["to", "to"]
@@ -671,7 +671,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
     assert grid_figures._apart([4, 4, 4], gap=0.5, low=0, high=4) == [3, 3.5, 4]
 
 
-def test_a_report_on_several_grids_is_none_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_on_several_grids_is_in_no_grids_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [write(tmp_path / name, [two_cycles("plain", seed)]) for seed, name in enumerate("ab")]
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["report", "a", "b/results.jsonl"])

@@ -112,7 +112,7 @@ def test_a_disk_without_links(project: Project, tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_server_of_a_database_backs_up_itself(database: str, tmp_path: Path) -> None:
+def test_a_database_server_has_its_own_backup(database: str, tmp_path: Path) -> None:
     with Store(database, classes=("fish",)) as there:
         if "://" not in database:
             there.back_up(tmp_path / "copy.sqlite")
@@ -169,7 +169,7 @@ def test_a_backup_is_restored_as_the_page_says(project: Project, tmp_path: Path,
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replaced: bool) -> None:
+def test_nothing_is_reported_as_saved_after_the_file_was_replaced(tmp_path: Path, replaced: bool) -> None:
     project = make_project(tmp_path)
     ask_whole_images(project, 1, 2, 3)
     file = project.folder.root / "labels.sqlite"

@@ -178,7 +178,7 @@ def everything(project: Project, to: Path) -> None:
         ("class_changes", "merged_into", 99, 4),
     ],
 )
-def test_what_is_damaged_is_named_and_the_rest_exported(
+def test_damaged_items_are_named_and_the_rest_is_exported(
     root: Path, caplog: pytest.LogCaptureFixture, table: str, column: str, value: Any, left: int
 ) -> None:
     row = 2 if table == "class_changes" else 1
@@ -213,7 +213,7 @@ def test_the_download_names_what_is_damaged(root: Path) -> None:
     assert len(json.loads(archive.read("annotations.json"))["annotations"]) == 3
 
 
-def test_a_damaged_answer_may_be_given_again(root: Path) -> None:
+def test_a_damaged_answer_may_be_repeated(root: Path) -> None:
     damaged(root, "answers", "labels", "[0")
     house = House(Project(root))
     try:

@@ -64,7 +64,7 @@ def test_each_object_is_returned_once_and_then_the_next_best() -> None:
     assert said(look(oracle, box(2))) == ("already_labelled", [], [])
 
 
-def test_a_second_review_of_an_object_is_no_rejection_but_a_review_beside_it_is() -> None:
+def test_a_second_review_of_an_object_is_not_a_rejection_but_one_beside_it_is() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4))})
     look(oracle, box(1))
     assert look(oracle, box(1)).verdict == Verdict.ALREADY_LABELLED

@@ -77,7 +77,7 @@ def test_a_question_is_one_persons_until_its_lease_ends(people: People, hands: H
     assert people.submit("ben", "ben", said("k2", 4, Verdict.OBJECT, (D, 0))).status is Status.SAVED  # nobody took it
 
 
-def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, hands: Hands) -> None:
+def test_a_question_whose_lease_ended_is_not_assigned_twice(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     hands.seconds += 200
     assert claimed(people, "ben", 1) == [1]
@@ -209,7 +209,7 @@ def test_the_same_answer_again_is_known_after_clipping_merging_and_correcting(pe
     assert [told(people.submit("ben", "ben", taken_back)) for _ in range(2)] == [("saved", 3)] * 2
 
 
-def test_a_question_not_given_to_somebody_is_not_theirs_to_answer(people: People) -> None:
+def test_only_the_assigned_person_may_answer_a_question(people: People) -> None:
     outcome = people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
     assert outcome.status is Status.REFUSED
     assert "not assigned to you" in str(outcome.reason)
@@ -217,7 +217,7 @@ def test_a_question_not_given_to_somebody_is_not_theirs_to_answer(people: People
     assert people.given() == []
 
 
-def test_what_cannot_be_an_answer_is_refused(people: People) -> None:
+def test_invalid_answers_are_refused(people: People) -> None:
     claimed(people, "anna")
     for bad in (
         said("k", 1, Verdict.OBJECT, (A, 3)),
@@ -243,7 +243,7 @@ def test_a_correction_names_what_it_corrects(people: People) -> None:
     assert people.submit("anna", "anna", said("k4", 2, Verdict.OBJECT, (B, 2), after=1)).status is Status.CONFLICT
 
 
-def test_an_answer_taken_back_opens_the_question_for_its_author(people: People) -> None:
+def test_a_withdrawn_answer_reopens_the_question_for_its_author(people: People) -> None:
     claimed(people, "anna")
     people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
     others = people.submit("ben", "ben", said("k2", 1, Verdict.WITHDRAWN, after=1))
@@ -399,7 +399,7 @@ def test_agreement() -> None:
 
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0])
-def test_a_clock_on_the_wall_that_is_set_ends_and_prolongs_no_lease(
+def test_setting_the_wall_clock_neither_ends_nor_extends_a_lease(
     people: People, hands: Hands, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
     wall = time.time
@@ -428,7 +428,7 @@ def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People
     assert again.waiting(1) == 4
 
 
-def test_of_several_processes_the_clock_that_is_ahead_is_right(people: People, hands: Hands) -> None:
+def test_the_clock_that_is_ahead_counts(people: People, hands: Hands) -> None:
     there = Hands()
     there.seconds = 7.0
     other = People(people.store, there)
@@ -446,7 +446,7 @@ def test_of_several_processes_the_clock_that_is_ahead_is_right(people: People, h
     assert other.waiting(1) == 4
 
 
-def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_an_older_store_is_upgraded(tmp_path: Path) -> None:
     with Store(tmp_path / "new.sqlite", classes=("fish",), flush=False) as store:
         store.add_images([ImageRecord(1, "1.jpg", 640, 480)])
         store.open_cycle(1)
@@ -474,7 +474,7 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
             assert People(store).claim("anna", "anna", 1, 10) == []
 
 
-def test_leases_by_the_clock_on_the_wall_are_over_once_a_store_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_wall_clock_leases_end_when_a_store_is_upgraded(tmp_path: Path) -> None:
     file = tmp_path / "labels.sqlite"
     with Store(file, classes=("fish",), flush=False) as store:
         store.add_images([ImageRecord(1, "1.jpg", 640, 480)])

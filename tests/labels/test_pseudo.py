@@ -212,7 +212,7 @@ def test_a_forgotten_rejection_still_keeps_pseudo_labels_off() -> None:
     assert len(targets) == 0
 
 
-def test_an_image_of_which_nothing_is_known_has_no_targets() -> None:
+def test_an_unknown_image_has_no_targets() -> None:
     assert len(make_targets(said(), None, NONE, settings())) == 0
     assert len(make_targets(said(), candidates(), NONE, settings())) == 0
 

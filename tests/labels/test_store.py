@@ -439,7 +439,7 @@ def test_the_tables_can_be_made_in_postgresql() -> None:
 # Durability
 
 
-def test_a_store_is_made_wholly_or_not_at_all(path: Path) -> None:
+def test_a_store_is_created_completely_or_not_at_all(path: Path) -> None:
     with pytest.raises(IntegrityError):  # after the tables and the first class were made
         Store(path, classes=["fish", None])  # type: ignore[list-item]
     assert rows(path, "SELECT name FROM sqlite_master") == []

@@ -146,7 +146,7 @@ def wait_for_two_workers(watched: Watched) -> None:
         ("ray", "nonsense", "nonsense: give HOST:PORT"),
     ],
 )
-def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str | None, said: str) -> None:
+def test_an_unavailable_engine_is_refused(engine: str, address: str | None, said: str) -> None:
     if engine == "ray":
         pytest.importorskip("ray", reason='Ray is not installed: pip install "rarebox[cluster]"')
     with pytest.raises(UserError, match=said), cluster.connected(engine, address):

@@ -85,7 +85,7 @@ def outcome(out: Path) -> tuple[list[Record], list[Any]]:
     return timeless(RunFolder(out).records()), said
 
 
-def test_record_holds_what_the_page_promises(finished: Path) -> None:
+def test_record_has_the_documented_fields(finished: Path) -> None:
     records = json.loads((finished / "metrics.json").read_text())
     assert [r["cycle"] for r in records] == [1, 2, 3]
     wanted = {
@@ -106,7 +106,7 @@ def test_record_holds_what_the_page_promises(finished: Path) -> None:
     assert set(records[1]["seconds"]) == {"score", "ask", "fit", "evaluate"}
 
 
-def test_meters_add_up_from_the_stores_events(finished: Path) -> None:
+def test_labels_and_reviews_add_up_from_the_stores_events(finished: Path) -> None:
     with Store(RunFolder(finished).store) as store:
         for record in RunFolder(finished).records():
             answered = [(q, a) for c in range(1, record["cycle"] + 1) for q, a in store.answered(c)]
@@ -233,7 +233,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_exploring_ends_with_the_image_that_reaches_its_share(
+def test_exploring_ends_with_the_image_that_reaches_its_fraction(
     pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score_pool = shards.score_pool
@@ -251,7 +251,7 @@ def test_exploring_ends_with_the_image_that_reaches_its_share(
         assert sum(paid[:-1]) < share * budget
 
 
-def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_an_images_result_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
     detector = detectors.load(finished / "cycle_01", "cpu")
     records = datasets.load(pictures).train.images
     odd = []
@@ -569,7 +569,7 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
     "change",
     [{"initial_images": 5}, {"training__steps": 7}, {"detector__image_size": 96}, {"pseudo__difficult": "background"}],
 )
-def test_a_first_model_made_otherwise_is_not_shared(
+def test_a_first_model_with_other_settings_is_not_shared(
     pictures: Path, finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     with pytest.raises(UserError, match="does not fit this run") as told:
@@ -806,7 +806,7 @@ def test_a_damaged_table_is_named(pictures: Path, finished: Path, tmp_path: Path
         parquet.read(table)
 
 
-def test_a_damaged_checkpoint_is_as_good_as_none(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored(pictures: Path, finished: Path, tmp_path: Path) -> None:
     chosen = settings(pictures)
     RunFolder(tmp_path / "run").cycle(1).mkdir(parents=True)
     (tmp_path / "run" / "settings.yaml").write_text(config.dump(chosen))

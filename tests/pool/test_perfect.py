@@ -167,7 +167,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Candidates]:
 
 
 @pytest.mark.parametrize("views", EACH, ids="-".join)
-def test_so_is_one_that_looked_at_the_copies_of_rarebox(
+def test_so_is_one_on_rareboxs_copies(
     views: list[str], photo: Path, tmp_path: Path, scored: Callable[..., Candidates]
 ) -> None:
     copied = write_copies(photo, tmp_path / "copies", views, seed=0)
@@ -181,7 +181,7 @@ def test_so_is_one_that_looked_at_the_copies_of_rarebox(
 
 
 @pytest.mark.parametrize("degrees", [5, 20, 45, 90, 180])
-def test_so_is_one_on_turned_copies_of_its_own(degrees: int, tmp_path: Path, scored: Callable[..., Candidates]) -> None:
+def test_so_is_one_on_its_own_rotated_copies(degrees: int, tmp_path: Path, scored: Callable[..., Candidates]) -> None:
     turn = np.deg2rad(degrees)
     matrix = [[np.cos(turn), -np.sin(turn), 300.0], [np.sin(turn), np.cos(turn), 300.0]]
     found = write(tmp_path / "found.jsonl", [line("a.png", BOXES, width=WIDTH, height=HEIGHT)])

@@ -140,7 +140,7 @@ def everything(store: Store) -> list[Any]:
 # ------------------------------------------------------------------------------------------- going out
 
 
-def test_tasks_are_what_label_studios_own_library_takes(project: Path, tmp_path: Path) -> None:
+def test_label_studios_own_library_accepts_the_tasks(project: Path, tmp_path: Path) -> None:
     out = send(project, tmp_path / "out", "labelstudio")
     library, values = sdk("label_interface.interface"), sdk("label_interface.objects")
     interface = library.LabelInterface((out / "config.xml").read_text())
@@ -196,7 +196,7 @@ def test_other_libraries_read_the_cvat_file(project: Path, tmp_path: Path, reade
     assert {label["type"] for label in labels} == {"rectangle", "tag"}
 
 
-def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Store) -> None:
+def test_labels_are_exported_as_annotations(project: Path, tmp_path: Path, store: Store) -> None:
     ones = np.ones(2)
     labels = [
         Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, True)
@@ -406,7 +406,7 @@ def edited(file: Path, number: int, edit: Edit | Callable[[list[Task]], Any]) ->
     return other
 
 
-def test_keys_that_a_browser_has_made_up_stop_no_import(store: Store) -> None:
+def test_keys_made_up_by_a_browser_do_not_stop_an_import(store: Store) -> None:
     def batch() -> Batch:
         region = Region((30.0, 30.0, 70.0, 80.0), CLASSES[0], None, "abc")
         return Batch([Returned("task 1", "0 ä.png", 4, None, (), (region,))])
@@ -586,7 +586,7 @@ def test_a_second_box_on_an_object_that_another_person_deletes_does_not_train_ba
     assert not len(fresh.labels()[1].rejected)
 
 
-def test_a_drawn_box_is_not_taken_for_deleted_where_a_shape_is_skipped(tmp_path: Path, fresh: Store) -> None:
+def test_a_drawn_box_does_not_count_as_deleted_where_a_shape_is_skipped(tmp_path: Path, fresh: Store) -> None:
     bring_in(fresh, of_one_image("labelstudio", tmp_path, B), "labelstudio", by="Ada")
     brush = labelstudio.read(labelled(tmp_path / "y.json", WITHOUT_BOX["brush"]))
     for by in ("Ada", "Bo"):
@@ -594,7 +594,7 @@ def test_a_drawn_box_is_not_taken_for_deleted_where_a_shape_is_skipped(tmp_path:
         assert fresh.labels()[1].boxes.tolist() == [B]
 
 
-def test_the_command_reports_another_persons_box_that_is_gone(
+def test_the_command_reports_another_persons_deleted_box(
     tmp_path: Path, fresh: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bring_in(fresh, of_one_image("labelstudio", tmp_path, B), "labelstudio", by="Ada")
@@ -662,14 +662,14 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
     assert len(store.queries()) == 3
 
 
-def test_the_zip_that_cvat_exports_is_to_be_unpacked(tmp_path: Path) -> None:
+def test_the_zip_that_cvat_exports_must_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
         archive.writestr("annotations.xml", "<annotations/>")
     with pytest.raises(UserError, match=r"job\.zip: a zip file.*Unpack it"):
         cvat.read(tmp_path / "job.zip")
 
 
-def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     for read in (labelstudio.read, cvat.read):
         with pytest.raises(UserError, match=r"nothing\.file cannot be read: No such file"):
             read(tmp_path / "nothing.file")
@@ -888,9 +888,7 @@ def test_an_image_with_shapes_that_are_left_out_is_not_complete(
     assert not fresh.labels()[1].complete
 
 
-def test_a_guess_replaced_by_a_brush_is_not_taken_for_a_false_positive(
-    project: Path, tmp_path: Path, store: Store
-) -> None:
+def test_a_guess_replaced_by_a_brush_is_not_a_false_positive(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         result[:] = [WITHOUT_BOX["brush"][0]]
 
@@ -1156,7 +1154,7 @@ def test_cvat_without_the_tag_ignores_missing_boxes(project: Path, tmp_path: Pat
     assert [q.id for q in open_questions(store).queries] == [3]
 
 
-def test_a_store_without_a_cycle_takes_in_what_was_labelled_before(tmp_path: Path) -> None:
+def test_a_store_without_a_cycle_imports_earlier_labels(tmp_path: Path) -> None:
     with Store(tmp_path / "labels.sqlite", classes=CLASSES) as store:
         store.add_images([ImageRecord(1, "a.jpg", 200, 100)])
         task = {"data": {"image": "a.jpg"}, "annotations": [{"result": [region([0, 0, 9, 9], "cat")]}]}

@@ -142,7 +142,7 @@ def test_an_unchanged_export_never_changes_the_store(seed: int, tool: str, tmp_p
 
 
 @of_both_tools
-def test_a_label_taken_back_or_moved_since_the_export_does_not_return(tool: str, tmp_path: Path, store: Store) -> None:
+def test_a_label_withdrawn_or_moved_since_the_export_does_not_return(tool: str, tmp_path: Path, store: Store) -> None:
     taken_back, moved = draw(store, A), draw(store, B)
     file = sent(store, tool, tmp_path / "out")
     answer(store, taken_back, [], [], verdict="withdrawn")
@@ -152,7 +152,7 @@ def test_a_label_taken_back_or_moved_since_the_export_does_not_return(tool: str,
 
 
 @of_both_tools
-def test_a_store_that_never_had_the_labels_takes_them(tool: str, tmp_path: Path, store: Store) -> None:
+def test_a_store_that_never_had_the_labels_imports_them(tool: str, tmp_path: Path, store: Store) -> None:
     draw(store, A)
     file = sent(store, tool, tmp_path / "out")
     with Store(tmp_path / "other.sqlite", classes=CLASSES) as other:
@@ -183,7 +183,7 @@ def test_a_label_moved_far_in_the_tool_is_reported_and_with_replace_moved(
     assert boxes(store) == [FAR]
 
 
-def test_regions_that_changed_places_are_matched_by_place(tmp_path: Path, store: Store) -> None:
+def test_regions_that_were_swapped_are_matched_by_position(tmp_path: Path, store: Store) -> None:
     draw(store, A)
     draw(store, B)
     file = sent(store, "labelstudio", tmp_path / "out")

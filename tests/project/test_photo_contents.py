@@ -147,7 +147,7 @@ def test_labels_follow_photos_that_are_renumbered_after_a_deletion(root: Path, f
     assert exported(root, tmp_path / "out") == LABELS
 
 
-def test_a_photo_that_was_copied_over_another_takes_no_label_of_it(root: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_photo_copied_over_another_does_not_get_its_label(root: Path, folder: Path, tmp_path: Path) -> None:
     (folder / name(3)).write_bytes((folder / name(4)).read_bytes())
     assert start(root) == 1  # a second copy of photo 4
     assert not Path(paths(root)[3]).exists()
@@ -180,7 +180,7 @@ def test_a_photo_that_was_edited_keeps_its_labels_and_is_named(
     assert "changed" not in said(2)
 
 
-def test_a_photo_of_another_size_takes_no_labels(root: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_photo_of_another_size_gets_no_labels(root: Path, folder: Path, tmp_path: Path) -> None:
     (folder / name(4)).rename(tmp_path / "aside.png")
     draw(9, size=(30, 10)).save(folder / name(4))
     assert start(root) == 1

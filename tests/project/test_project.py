@@ -102,7 +102,7 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     assert {q.image_id for q in first} - {held} <= set(_trained_on(now, 3))
 
 
-def test_photos_that_are_gone_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:
+def test_missing_photos_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path)
     oracle, images = oracle_of(pictures, now), now.store.images()
     Path(images[1].path).unlink()
@@ -180,9 +180,7 @@ def test_train_now_and_a_class_added_and_merged_between_cycles(pictures: Path, t
     assert kept.open_per_class.tolist() == np.bincount(kept.candidates.labels, minlength=new + 1).tolist()
 
 
-def test_a_step_that_was_cut_short_is_done_again(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_step_is_repeated(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = start(pictures, tmp_path)
     trainer.advance(now, quiet)
     answer_cycle(now, oracle_of(pictures, now))
@@ -213,7 +211,7 @@ def test_whole_images_are_asked_about_when_no_candidate_is_left(pictures: Path, 
     assert [q.box for q in now.store.queries(2)] == [None] * 5
 
 
-def test_labels_that_are_there_already_are_taken_in(pictures: Path, tmp_path: Path) -> None:
+def test_existing_labels_are_imported(pictures: Path, tmp_path: Path) -> None:
     images = photos(pictures, tmp_path / "photos")
     create(tmp_path / "whole", images, ["extra"], pictures, changes=CHANGES)
     now = Project(tmp_path / "whole")
@@ -290,7 +288,7 @@ def test_fewer_labelled_photos_than_would_be_asked_for_are_enough_if_they_are_al
     assert [trainer.advance(now, quiet) for _ in range(2)] == ["trained", None]  # and then there is nothing left
 
 
-def test_photos_that_came_later_are_taken_in(pictures: Path, tmp_path: Path) -> None:
+def test_photos_added_later_are_included(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path)
     before = now.store.images()
     assert now.add_new_images() == 0
@@ -445,7 +443,7 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
 
 
 @pytest.mark.parametrize("which", ["first", "last"])
-def test_a_photo_whose_size_is_damaged_is_not_taken_in_again(pictures: Path, tmp_path: Path, which: str) -> None:
+def test_a_photo_whose_size_is_damaged_is_not_added_again(pictures: Path, tmp_path: Path, which: str) -> None:
     now = start(pictures, tmp_path)
     last = max(now.store.images())
     damaged = schema.images.c.id == (last if which == "last" else 1)

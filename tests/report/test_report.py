@@ -303,7 +303,7 @@ def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path:
     assert same[0] == same[1]
 
 
-def test_a_record_of_before_the_counts_of_the_pool_has_no_fig_1_b(tmp_path: Path) -> None:
+def test_a_record_without_pool_counts_has_no_fig_1_b(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     records = json.loads((run / "metrics.json").read_text())
     for told in records:
@@ -479,7 +479,7 @@ def test_settings_other_than_the_defaults_come_first(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- several runs
 
 
-def test_runs_side_by_side_are_named_by_what_sets_them_apart(tmp_path: Path) -> None:
+def test_runs_side_by_side_are_named_by_their_differences(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a"),
         make_run(
@@ -509,7 +509,7 @@ def test_a_run_that_is_not_quite_compas_is_named_so(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(runs)] == ["compas-like", "random"]
 
 
-def test_runs_are_compared_after_the_last_cycle_that_all_have(tmp_path: Path) -> None:
+def test_runs_are_compared_after_their_last_common_cycle(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", cycles=2, ap=(0.31, 0.41), settings={"seed": 1})]
     seen = read_runs(runs)
     ahead = "After 2 cycles “seed 1” is ahead: AP50\u00a00.41 with 140 labels; “seed 0” has 0.38."

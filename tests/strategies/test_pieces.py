@@ -217,7 +217,7 @@ def test_an_unlisted_strategy_gets_the_whole_pool(tmp_path: Path, monkeypatch: p
     assert given[0].features is not None
 
 
-def test_a_head_that_is_used_up_is_fetched_twice_as_long(tmp_path: Path) -> None:
+def test_a_used_up_head_is_fetched_twice_as_long(tmp_path: Path) -> None:
     found = made_up(0)
     told = settings_of("uncertainty")
     pool, passes = Shards(write(found, tmp_path, images=7)), []

@@ -87,7 +87,7 @@ def test_a_strategy_names_each_candidate_or_image_once_and_repeats_with_its_seed
 
 
 @pytest.mark.parametrize("name", BOX)
-def test_the_utility_of_a_box_strategy_falls_but_where_classes_take_turns(name: str) -> None:
+def test_the_utility_of_a_box_strategy_decreases_unless_classes_take_turns(name: str) -> None:
     utility = [u for _, u in of(name)(pool(), STATE, np.random.default_rng(0))]
     assert np.isfinite(utility).all()
     assert name == "quota" or (np.diff(utility) <= 1e-6).all()
@@ -356,7 +356,7 @@ def test_image_entropy_takes_the_mean_the_largest_or_the_sum_of_the_boxes() -> N
     assert ranking("image_entropy", candidates, state, image_entropy="sum") == [2, 0, 1, 3]
 
 
-def test_image_entropy_passes_over_candidates_of_images_that_are_not_open() -> None:
+def test_image_entropy_skips_candidates_of_images_that_are_not_open() -> None:
     candidates = images_of([2, 1, 4], [0.5, 0.99, 0.6, 0.9, 0.9, 0.9, 0.9])
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[1:3])) == [1, 2]
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[:2]), image_entropy="sum") == [0, 1]
@@ -401,7 +401,7 @@ def test_cald_reorders_no_more_than_the_head() -> None:
     assert ranking("image_cald", pool(), state) == [4, 0, 1, 2, 3, 5, 6]
 
 
-def test_enms_divproto_passes_over_what_repeats_and_takes_minorities_first() -> None:
+def test_enms_divproto_skips_repetition_and_prefers_minorities() -> None:
     # Class 0 is common (20 boxes), the rarest half of two classes is class 1. Five boxes an image: a budget of 10 is
     # two images, of which 0.75 x 2 = 1.5, so 2, for class 1.
     left, right = [1.0, 0.0], [0.0, 1.0]

@@ -111,7 +111,7 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: People, seed: int) -> None:
+def test_assignment_is_the_same_with_and_without_an_index(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex()
     for step in range(150):
         act(people, dice, step)

@@ -47,7 +47,7 @@ def routes(house: House) -> Iterator[tuple[str, str]]:
             yield from ((method, path) for method in sorted(getattr(one, "methods", None) or ["GET"]))
 
 
-def test_the_routes_are_the_ones_that_these_tests_go_through(house: House) -> None:
+def test_these_tests_cover_every_route(house: House) -> None:
     found = set(routes(house))
     assert ("GET", "/api/images/1") in found
     assert {path for method, path in found if method == "POST" and path.startswith("/api")} == {
@@ -155,7 +155,7 @@ def test_the_cookie_is_for_this_site_and_no_script(house: House) -> None:
     assert "token" not in reply.headers["location"]
 
 
-def test_questions_that_were_not_given_out_cannot_be_answered(house: House) -> None:
+def test_unassigned_questions_cannot_be_answered(house: House) -> None:
     anna, ben = house.browser("anna"), house.browser("ben")
     (query,) = anna.next(1)
     for said in (
@@ -257,7 +257,7 @@ def test_our_own_page_may(house: House) -> None:
     assert good_origin(None, "none", HOST)
 
 
-def test_a_form_of_another_site_cannot_speak_json(house: House) -> None:
+def test_a_form_of_another_site_cannot_send_json(house: House) -> None:
     anna = house.browser()
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "text/json"):
         reply = anna.http.post("/api/next", content=b'{"client": "tab"}', headers={"Content-Type": kind})
@@ -449,7 +449,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("body", [*BODIES, *ANSWERS])
-def test_what_is_no_request_is_refused_with_a_sentence(house: House, body: str) -> None:
+def test_an_invalid_request_is_refused_with_a_sentence(house: House, body: str) -> None:
     anna = house.browser()
     path, content = ("/api/next", BODIES[body]) if body in BODIES else ("/api/answers", ANSWERS[body])
     reply = anna.http.post(path, content=content, headers=JSON)
@@ -518,7 +518,7 @@ def test_a_refused_answer_is_named(house: House) -> None:
         assert list(reply.json()) == ["error"]
 
 
-def test_what_is_meant_for_another_project_is_refused(house: House) -> None:
+def test_requests_for_another_project_are_refused(house: House) -> None:
     anna = house.browser()
     said = {"client": "tab", "answers": [item(image=4)]}
     reply = anna.http.post("/api/answers", json=said, headers={"Rarebox-Project": "rarebox-0000"})
@@ -633,7 +633,7 @@ def test_a_gallery_of_nobody_is_empty(house: House, query: str) -> None:
     assert reply.json().get("answers", []) == []
 
 
-def test_a_surprise_is_a_500_without_its_story(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_a_500_without_details(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*_: Any) -> None:
         raise RuntimeError("the password is 1234")
 

@@ -258,7 +258,7 @@ def test_streams_are_bounded(listening: Listening, monkeypatch: pytest.MonkeyPat
         pytest.fail("a place was not given back")
 
 
-def test_what_strangers_send_does_not_fill_the_log(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_requests_do_not_fill_the_log(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "uvicorn.error"):
         for _ in range(30):
             with closing(listening.connect(b"\x00\x01\r\n\r\n")) as one:

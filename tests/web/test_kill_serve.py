@@ -7,7 +7,7 @@ import pytest
 from benchmarks import kill_serve
 
 
-def test_every_answer_called_saved_is_in_the_export_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_answer_reported_as_saved_is_in_the_export_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kill_serve, "GRID", 10)
     outcome = kill_serve.run(kills=4, writers=4, seed=0, folder=tmp_path)
     assert outcome.kills == {"SIGKILL": 2, "SIGTERM": 2}

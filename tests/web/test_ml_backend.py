@@ -166,7 +166,7 @@ def test_predictions_are_the_open_questions_and_what_else_is_likely(client: Test
         assert prediction["model_version"] == "rarebox cycle 2"
 
 
-def test_predictions_are_what_label_studios_own_library_takes(client: TestClient) -> None:
+def test_label_studios_own_library_accepts_the_predictions(client: TestClient) -> None:
     interface = sdk("label_interface.interface").LabelInterface(CONFIG)
     for prediction in ask(client, "a.jpg", "b.jpg"):
         assert prediction["result"]
@@ -205,7 +205,7 @@ def test_another_persons_deleted_box_is_kept_and_reported(
     assert project.store.labels()[1].boxes.tolist() == [[5, 5, 20, 20]]
 
 
-def test_annotations_that_are_created_together_are_all_taken(client: TestClient, project: Project) -> None:
+def test_annotations_created_in_bulk_are_all_recorded(client: TestClient, project: Project) -> None:
     one, two = (
         event("ANNOTATION_CREATED", name, {}, [region([5, 5, 20, 20], "dog")], id=n, task=n, parent_prediction=None)
         for n, name in ((1, "a.jpg"), (2, "b.jpg"))
@@ -283,7 +283,7 @@ def test_other_events_and_skipped_tasks_change_nothing(client: TestClient, proje
         ({"task": {"data": {"text": "no image"}}}, "names no"),
     ],
 )
-def test_events_that_cannot_be_taken_in(client: TestClient, project: Project, change: Any, wanted: str) -> None:
+def test_invalid_events_are_refused(client: TestClient, project: Project, change: Any, wanted: str) -> None:
     shown = ask(client, "a.jpg")[0]
     answer = client.post("webhook", json={**event("ANNOTATION_CREATED", "a.jpg", shown, shown["result"]), **change})
     assert answer.status_code == 422
@@ -292,7 +292,7 @@ def test_events_that_cannot_be_taken_in(client: TestClient, project: Project, ch
 
 
 @pytest.mark.parametrize("result", ["x", "[", [None], ["x"], [3], None, 3])
-def test_an_annotation_whose_result_cannot_be_read_takes_nothing_back(
+def test_an_annotation_with_an_unreadable_result_withdraws_nothing(
     client: TestClient, project: Project, result: Any
 ) -> None:
     shown = ask(client, "a.jpg")[0]
@@ -328,7 +328,7 @@ def test_malformed_requests_are_refused(client: TestClient, path: str, body: str
     assert answer.status_code == 422
 
 
-def test_any_provider_will_do() -> None:
+def test_any_provider_works() -> None:
     told: list[Any] = []
     app = FastAPI()
 

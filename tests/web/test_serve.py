@@ -345,7 +345,7 @@ def drawn(key: str) -> Submission:
     return Submission(key, Verdict.OBJECT, np.array([BOX]), np.array([0]), image_id=5)
 
 
-def test_what_is_still_to_be_written_is_written_before_the_end(project: Project) -> None:
+def test_pending_writes_are_finished_before_the_end(project: Project) -> None:
     for _ in range(3):
         service = AnnotationService(Project(project.folder.root), train=False)
         busy = threading.Event()
@@ -373,7 +373,7 @@ def test_a_client_that_does_not_wait_for_the_reply_blocks_nobody(project: Projec
     service.close()
 
 
-def test_a_job_that_fails_leaves_the_others(project: Project) -> None:
+def test_a_failed_job_does_not_affect_the_others(project: Project) -> None:
     service = AnnotationService(project, train=False)
     busy = threading.Event()
     service.do(lambda: busy.wait(10))
@@ -489,7 +489,7 @@ def test_progress_and_the_time_left(fake: Callable[[str], None], tmp_path: Path)
     assert trainer._process.poll() is not None  # a closed one stays closed
 
 
-def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_path: Path) -> None:
+def test_the_failed_command_is_retried(fake: Callable[[str], None], tmp_path: Path) -> None:
     fake('say(event="failed" if said == "train" else "idle", reason=said)')
     trainer = Supervisor(tmp_path, lambda _: None)
     trainer.send("train")
@@ -555,7 +555,7 @@ def test_a_trainer_that_cannot_be_started_is_reported_and_can_be_retried(
     trainer.close()
 
 
-def test_a_trainer_that_is_gone_does_not_count_as_working_whoever_holds_its_output(
+def test_a_dead_trainer_does_not_count_as_working_even_if_its_output_is_held_open(
     fake: Callable[[str], None], tmp_path: Path
 ) -> None:
     """The kernel ends the largest process, and its own children live on with its output open."""
@@ -579,7 +579,7 @@ def test_partly_written_files_of_a_killed_trainer_are_removed(fake: Callable[[st
     trainer.close()
 
 
-def test_people_go_on_while_the_trainer_fails(fake: Callable[[str], None], project: Project) -> None:
+def test_people_continue_while_the_trainer_fails(fake: Callable[[str], None], project: Project) -> None:
     fake("os.kill(os.getpid(), signal.SIGKILL)")
     service = AnnotationService(project)
     wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "failed")

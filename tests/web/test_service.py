@@ -66,7 +66,7 @@ def test_a_client_that_leaves_while_waiting_blocks_nobody(service: AnnotationSer
     assert len(next_of(service, "ben")) == 4
 
 
-def test_what_fails_for_one_is_undone_for_one(service: AnnotationService) -> None:
+def test_a_failure_of_one_job_is_undone_for_that_job_only(service: AnnotationService) -> None:
     first, second, *_ = next_of(service)
 
     def fail() -> None:
@@ -200,7 +200,7 @@ def small(tmp_path: Path) -> Iterator[Project]:
     made.store.close()
 
 
-def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finding_every_photo_taken_does_not_delay_others(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     labels_of = Store.labels_of_images
     monkeypatch.setattr(Store, "labels_of_images", lambda store, ids: (looked.extend(ids), labels_of(store, ids))[1])
@@ -214,7 +214,7 @@ def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, mo
     service.close()
 
 
-def test_of_few_photos_everybody_gets_one(small: Project) -> None:
+def test_with_few_photos_everybody_gets_one(small: Project) -> None:
     service = AnnotationService(small, train=False)
     tabs = [f"person {who}" for who in range(10)]
     held = {tab: next_of(service, tab) for tab in tabs}
@@ -253,7 +253,7 @@ def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_asked_is_what_going_through_the_ranking_finds(
+def test_the_questions_are_those_found_by_scanning_the_ranking(
     small: Project, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asker, "BATCH", 7)

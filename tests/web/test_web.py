@@ -242,7 +242,7 @@ def test_the_same_key_saves_once(later: House) -> None:
     assert len(anna.get("/api/answers")["answers"]) == 2
 
 
-def test_an_answer_that_the_disk_did_not_take_may_be_sent_again(later: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_was_not_written_may_be_sent_again(later: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise Unavailable("the disk is full")
 
@@ -316,7 +316,7 @@ class Busy:
     def close(self) -> None: ...
 
 
-def test_people_go_on_beyond_the_budget_while_the_trainer_works(later: House) -> None:
+def test_people_continue_beyond_the_budget_while_the_trainer_works(later: House) -> None:
     anna = later.browser()
     for query in anna.next(6):
         anna.saved(query=query["id"])
@@ -493,7 +493,7 @@ def test_classes_are_added_renamed_and_merged(later: House) -> None:
     assert anna.get("/api/image/4")["labels"][0]["label"] == 1
 
 
-def test_a_merged_class_is_no_guess_any_more(later: House) -> None:
+def test_a_merged_class_is_no_longer_guessed(later: House) -> None:
     anna = later.browser()
     first, second = anna.next(2)
     number = anna.saved(query=first["id"], labels=[1])
@@ -529,7 +529,7 @@ def test_a_class_that_cannot_be(house: House, body: dict[str, Any], sentence: st
 # ------------------------------------------------------------------------------------------- names, links, training
 
 
-def test_a_name_is_asked_for_once(house: House) -> None:
+def test_the_name_is_requested_once(house: House) -> None:
     somebody = house.browser(None)
     assert somebody.get("/api/state")["you"] is None
     assert "Enter your name" in somebody.refused("/api/next", {"client": "tab"}, 403)
@@ -596,7 +596,7 @@ def test_an_invitation_lets_one_browser_in(house: House) -> None:
     assert other.get("/api/state").status_code == 401
 
 
-def test_an_invitation_made_at_the_servers_own_machine_names_it_as_others_do(project: Project) -> None:
+def test_an_invitation_made_on_the_servers_machine_uses_its_public_name(project: Project) -> None:
     with opened(project, host="0.0.0.0", also=("desk-17",)) as house:
         invited = house.browser().post("/api/invite")  # the browser's Host is localhost
         assert invited["url"].startswith("http://desk-17:8765/?token=")
@@ -619,7 +619,7 @@ def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:
     assert (state["you"], state["fixed_name"]) == ("anna", True)  # nobody else can use her link under another name
 
 
-def test_training_is_asked_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_requested(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(house.service, "train", lambda: asked.append("train"))
     monkeypatch.setattr(house.service, "retry", lambda: asked.append("retry"))
@@ -666,7 +666,7 @@ def test_a_smaller_picture_on_request(house: House) -> None:
     assert [browser.get("/api/images/1", params={"size": size}).status_code for size in (0, 15, 4097, "x")] == [422] * 4
 
 
-def test_pictures_that_a_browser_would_show_otherwise_are_converted(project: Project) -> None:
+def test_pictures_that_a_browser_would_show_wrongly_are_converted(project: Project) -> None:
     half = Image.new("RGBA", (90, 60), (255, 0, 0, 255))
     half.paste((0, 0, 0, 0), (0, 0, 45, 60))
     see_through = Image.new("RGB", (90, 60), (0, 255, 0))
@@ -766,7 +766,7 @@ def test_the_labels_are_exported(house: House) -> None:
 
 
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo", "labelstudio", "cvat"])
-def test_a_photo_that_is_gone_does_not_block_the_download(house: House, format: str) -> None:
+def test_a_missing_photo_does_not_block_the_download(house: House, format: str) -> None:
     anna = house.browser()
     anna.saved(query=anna.next(1)[0]["id"], boxes=[BOX], labels=[2])
     photo = Path(house.service.images[1].path)
