@@ -141,7 +141,7 @@ def in_double_precision() -> Iterator[None]:
         rarebox.detectors.detector.as_target, rarebox.detectors.detector.train = as_target, train
 
 
-# ------------------------------------------------------------------------------------------- what one process does
+# ------------------------------------------------------------------------------------------- one process
 
 
 def fit_cases(

@@ -116,7 +116,7 @@ def make_yolo(folder: Path) -> None:
     put(folder / "data.yaml", "path: .\ntrain: images\nval: list.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n")
 
 
-# ------------------------------------------------------------------------------------------- what comes back from tools
+# ------------------------------------------------------------------------------------------- imports from tools
 
 
 def make_store(folder: Path) -> None:
@@ -461,7 +461,7 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-# ------------------------------------------------------------------------------------------- how they are spoilt
+# ------------------------------------------------------------------------------------------- corruption
 
 NUMBERS: Sequence[Any] = (
     0,

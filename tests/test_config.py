@@ -215,7 +215,7 @@ def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> No
         config.resolve(file=tmp_path / "bytes.yaml")
 
 
-# ------------------------------------------------------------------------------------------- out and back
+# ------------------------------------------------------------------------------------------- round trip
 
 
 LONG = "/a folder/with spaces/" * 10

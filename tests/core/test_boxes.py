@@ -37,7 +37,7 @@ def some_boxes(draw: st.DrawFn, most: int = 12) -> np.ndarray:
     return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------- doors
+# ------------------------------------------------------------------------------------------- authentication
 
 
 def test_boxes_become_float32_rows_and_none_is_an_empty_table() -> None:

@@ -130,7 +130,7 @@ class Begun:
         return [(self.classes[label], box.tolist()) for box, label in zip(one.boxes, one.labels, strict=True)]
 
 
-# ------------------------------------------------------------------------------- an object that is lost (completeness)
+# ------------------------------------------------------------------------------- lost objects (completeness)
 
 
 def lost_in_coco(folder: Path) -> Path:
@@ -281,7 +281,7 @@ def test_an_import_finds_classes_as_init_does(tmp_path: Path) -> None:
     assert [begun.classes[label] for label in said.labels] == ["cat", "dog"]
 
 
-# --------------------------------------------------------------------------------------------------- which photo it is
+# --------------------------------------------------------------------------------------------------- identity of photos
 
 
 def test_a_stale_filename_does_not_carry_labels_to_another_photo(tmp_path: Path) -> None:
@@ -627,7 +627,7 @@ def test_names_in_yaml_are_names(tmp_path: Path, style: str) -> None:
     assert boxes_of(data) == {"a.jpg": [("012", CAT)]}
 
 
-# --------------------------------------------------------------------------------------------- detections from outside
+# --------------------------------------------------------------------------------------------- external detections
 
 
 def rank(tmp_path: Path, results: Any, **given: Any) -> external.Ranked:

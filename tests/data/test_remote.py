@@ -263,7 +263,7 @@ def test_a_coco_file_may_name_images_by_url_and_a_run_on_them_is_the_same(
     assert [{**record, "seconds": 0} for record in there] == [{**record, "seconds": 0} for record in here]
 
 
-# ------------------------------------------------------------------------------------------- what is not followed
+# ------------------------------------------------------------------------------------------- refused addresses
 
 
 @pytest.mark.parametrize(

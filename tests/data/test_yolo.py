@@ -190,7 +190,7 @@ def test_labels_belong_to_the_name_of_a_link_and_dead_links_are_listed(tmp_path:
     ]
 
 
-# ------------------------------------------------------------------------------------------- whose labels these are
+# ------------------------------------------------------------------------------------------- ownership of labels
 
 
 def test_a_label_file_belongs_to_the_photo_of_the_very_same_name(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_our_input_transform_is_torchvisions_where_no_resizing_is_needed(
     assert ours.image_sizes == theirs.image_sizes
 
 
-# ------------------------------------------------------------------------------------------- what is taught where
+# ------------------------------------------------------------------------------------------- where anchors are trained
 
 
 class RecordedStep:

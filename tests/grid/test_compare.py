@@ -344,7 +344,7 @@ def test_hit_rate_pools_the_choosing_cycles(tmp_path: Path) -> None:
     assert np.isnan(measures.hit_rates(group.methods["image"].values())[""])  # whole images: no box is shown
 
 
-# ------------------------------------------------------------------------------------------------ which method is what
+# ------------------------------------------------------------------------------------------------ recognising methods
 
 
 def test_references_and_ablation_are_recognised_by_settings(tmp_path: Path) -> None:

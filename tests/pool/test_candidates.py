@@ -159,7 +159,7 @@ def test_beta_and_the_base_of_the_logarithm_come_from_the_settings() -> None:
     assert score([IMAGE, view], beta=0.5).uncertainty == pytest.approx([1.5 - 1.1198497], abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------- which become candidates
+# ------------------------------------------------------------------------------------------- candidates
 
 
 def test_the_candidate_threshold_is_included() -> None:
@@ -278,7 +278,7 @@ def test_a_shard_without_candidates_is_written_and_read_too(tmp_path: Path) -> N
     same(read_all(tmp_path), score([IMAGE, SEEN]))
 
 
-# ------------------------------------------------------------------------------------------- what rivals rank by
+# ------------------------------------------------------------------------------------------- scores of other methods
 
 
 def of_image(found: list[Detections], hidden: list[list[bool]] | None = None) -> ImageScores:

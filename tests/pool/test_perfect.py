@@ -135,7 +135,7 @@ def test_a_perfect_detector_is_consistent_on_every_view(
         assert image.consistency == pytest.approx([np.abs(SCORES + 1 - 1.3).min()], abs=2e-4)
 
 
-# ------------------------------------------------------------------------------------------- detections from outside
+# ------------------------------------------------------------------------------------------- external detections
 
 
 def line(image: str, boxes: Floats, **more: Any) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def everything(store: Store) -> list[Any]:
     return [(g.id, g.query.id, g.answer.verdict, g.answer.boxes.tolist(), g.answer.by) for g in People(store).given()]
 
 
-# ------------------------------------------------------------------------------------------- going out
+# ------------------------------------------------------------------------------------------- export
 
 
 def test_label_studios_own_library_accepts_the_tasks(project: Path, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_single_box_of_a_whole_images_answer_is_not_replaced(tmp_path: Path, s
         assert own.labels()[4].boxes == pytest.approx(np.array(BOXES[:2]))
 
 
-# ------------------------------------------------------------------------------------------- coming back
+# ------------------------------------------------------------------------------------------- round trip
 
 
 def test_what_was_kept_changed_deleted_and_drawn(project: Path, tmp_path: Path, store: Store) -> None:

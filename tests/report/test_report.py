@@ -417,7 +417,7 @@ def test_a_run_without_its_label_store_still_has_a_page(tmp_path: Path) -> None:
     assert "The gallery cannot be made" in report(tmp_path, run).text
 
 
-# ------------------------------------------------------------------------------------------- half a run, odd runs
+# ------------------------------------------------------------------------------------------- incomplete runs
 
 
 def test_a_run_with_one_cycle(tmp_path: Path) -> None:
@@ -530,7 +530,7 @@ def test_runs_with_other_classes_are_not_compared_class_by_class(tmp_path: Path)
     assert not (tmp_path / "out" / "figures" / "compare_ap_per_class.svg").exists()
 
 
-# ------------------------------------------------------------------------------------------- what cannot be reported
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_no_finished_cycle(tmp_path: Path) -> None:

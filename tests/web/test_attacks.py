@@ -57,7 +57,7 @@ def test_these_tests_cover_every_route(house: House) -> None:
     assert all(path == "/" or path.startswith(("/api/", "/ml/", "/static")) for _, path in found)
 
 
-# ------------------------------------------------------------------------------------------- who may come in
+# ------------------------------------------------------------------------------------------- sign-in
 
 
 def cookie_without_signature(authenticator: Authenticator) -> str:

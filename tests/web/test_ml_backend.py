@@ -465,7 +465,7 @@ def test_the_later_of_two_states_is_found_by_time_not_by_text(
     assert client.post("webhook", json=first).json()["status"] == "ok"
 
 
-# ------------------------------------------------------------------------------------------- stacks of questions
+# ------------------------------------------------------------------------------------------- many questions
 
 
 def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_path: Path) -> None:

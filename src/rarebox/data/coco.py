@@ -377,8 +377,8 @@ def _image(
 def _located(path: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, Path | str]:
     """Name -> image file: a URL, or a file beside the JSON, in ``images/``, or in a folder named like the split.
 
-    A file whose name differs in capitals belongs to a name only if no other name in the list fits it. Files of one name
-    in several of these places become a problem if they differ.
+    A file whose name differs in case belongs to a name only if no other name in the list fits it. Files of one name in
+    several of these places become a problem if they differ.
     """
     disk, folder = Disk(), path.parent
     folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)

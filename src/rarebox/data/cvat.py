@@ -129,7 +129,7 @@ def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[s
     ET.SubElement(box, "attribute", name=QUERY).text = number
 
 
-# ------------------------------------------------------------------------------------------- what comes back
+# ------------------------------------------------------------------------------------------- import
 
 
 def read(file: Path) -> Batch:

@@ -92,7 +92,7 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = False) -> list[Path]:
-    """All files below a folder with one of the suffixes, ignoring capitals, sorted by path.
+    """All files below a folder with one of the suffixes, ignoring case, sorted by path.
 
     Links are followed, but not to a folder that contains ``folder``. A file that is reachable in several ways is listed
     once, preferably not by a link. Litter is excluded. With ``lost`` the list also has unreadable folders, and dead
@@ -201,7 +201,7 @@ def content_of(path: str | Path) -> Generator[bytes | None, None, None]:
             content = held.enter_context(remote.fetched(str(path))) if remote.is_url(path) else None
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # each service has errors of its own
+        except Exception as error:  # each service has its own errors
             raise UnreadableImage(path, remote.reason(error)) from error
         yield content
 

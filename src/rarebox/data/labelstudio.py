@@ -225,7 +225,7 @@ def _region(sheet: ReviewTask, query: Query, classes: Sequence[str], key: str) -
     return region
 
 
-# ------------------------------------------------------------------------------------------- what comes back
+# ------------------------------------------------------------------------------------------- import
 
 
 def read(file: Path) -> Batch:

@@ -224,7 +224,7 @@ class Numbers:
 
 
 def agreed(numbered: Collection[tuple[int, str]]) -> dict[int, str]:
-    """The names by rising number, from pairs; empty if two names have one number."""
+    """The names in order of number, from pairs; empty if two names have one number."""
     names = dict(sorted(numbered))
     return names if all(names[number] == name for number, name in numbered) else {}
 

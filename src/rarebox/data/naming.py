@@ -34,7 +34,7 @@ LONGEST_STEM = 180
 def clean(text: str) -> str:
     """A name that every format can write and read back unchanged.
 
-    The result is one line without blanks at the ends and without two in a row. Control characters, lone surrogates and
+    The result is one line without spaces at the ends and without two in a row. Control characters, lone surrogates and
     characters that XML cannot hold become ``_``. Byte-order marks are removed.
     """
     if text.isascii() and text.isprintable():

@@ -142,7 +142,7 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
         found = _patiently(lambda: _found(url))
     except UserError:
         raise
-    except Exception as error:  # each service has errors of its own
+    except Exception as error:  # each service has its own errors
         raise UserError(f"{url} cannot be listed: {reason(error)}. Name a folder, or a text file of URLs.") from error
     base = urlsplit(url).path
     return sorted(name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))

@@ -138,7 +138,7 @@ def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
 class _Year:
     """A folder with label files and photos, paired by name.
 
-    The name is the path below the two folders without its suffix, ignoring capitals, or else what
+    The name is the path below the two folders without its suffix, ignoring case, or else what
     :meth:`rarebox.data.naming.ByName.match` finds.
     """
 

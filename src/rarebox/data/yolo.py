@@ -200,9 +200,9 @@ def _contradicting(names: Mapping[int, str], file: Path, pairs: "_Pairs") -> lis
 class _Pairs:
     """Which label file belongs to which photo: ``owned`` is photo -> label file.
 
-    A label file belongs to the photo of the same name, or else to the only photo whose name differs in capitals. If
-    several photos fit equally well, it belongs to none: ``rivals`` is label file -> those photos. Photos in the same
-    folders that are not listed count too. ``claimed`` has all label files that fit some photo.
+    A label file belongs to the photo of the same name, or else to the only photo whose name differs in case. If several
+    photos fit equally well, it belongs to none: ``rivals`` is label file -> those photos. Photos in the same folders
+    that are not listed count too. ``claimed`` has all label files that fit some photo.
     """
 
     def __init__(self, images: Iterable[Path], disk: Disk) -> None:
@@ -272,7 +272,7 @@ def _parse(file: Path) -> Object:
 
 
 def _names(file: Path, content: Object) -> dict[int, str]:
-    """Class number -> name, by rising number."""
+    """Class number -> name, in order of number."""
     names = content.get("names")
     pairs = names.items() if is_object(names) else enumerate(as_list(names))
     try:

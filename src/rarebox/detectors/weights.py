@@ -186,7 +186,7 @@ def _download(url: str, file: Path, digest: str, progress: Progress) -> None:
                 part.unlink()
 
 
-# ------------------------------------------------------------------------------------------- taking over
+# ------------------------------------------------------------------------------------------- copying weights
 
 
 def take_over(network: nn.Module, saved: Tensors, theirs: Sequence[str] = (), ours: Sequence[str] = ()) -> None:

@@ -26,7 +26,7 @@ class Names:
                 self.by_stem[form].add(record.id)
 
     def alike(self, name: str) -> int | None:
-        """The image that a name may mean although folders, capitals or the suffix differ; None if there is none.
+        """The image that a name may mean although folders, case or suffix differ; None if there is none.
 
         Raises UserError if several images fit equally.
         """

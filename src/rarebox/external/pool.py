@@ -129,9 +129,9 @@ class Pool:
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
         """The id of every image of a file, with its names in that file.
 
-        A name that differs from that of one image in folders, capitals or the suffix means that image, if no other
-        name is its own. Unknown images get ids: their own number, or the next free one in the order of their names.
-        Raises UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
+        A name that differs from that of one image in folders, case or suffix means that image, if no other name is its
+        own. Unknown images get ids: their own number, or the next free one in the order of their names. Raises
+        UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
         """
         own = {image: self.find(image) for image in images}
         named = {image: self._paths.get(image, image) if isinstance(image, int) else image for image in images}

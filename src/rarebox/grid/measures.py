@@ -117,7 +117,7 @@ def hit_rates(runs: Iterable[GridRun]) -> dict[str, float]:
     return {name: hits[name] / reviews[name] if reviews[name] else NAN for name in reviews}
 
 
-# ------------------------------------------------------------------------------------------- what is compared
+# ------------------------------------------------------------------------------------------- comparison groups
 
 
 def measures(group: Group) -> dict[str, Values]:

@@ -403,7 +403,7 @@ class People:
 
 
 def clean_name(name: str, kind: str) -> str:
-    """A name without surrounding blanks. Raises UserError unless it is printable, short enough and not reserved."""
+    """A name without surrounding spaces. Raises UserError unless it is printable, short enough and not reserved."""
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UserError(f"a {kind} needs a name of 1 to {LONGEST_NAME} printable characters, got {name[:80]!r}")

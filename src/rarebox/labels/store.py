@@ -106,8 +106,8 @@ _LABELS_OF_IMAGES = _LABELS.where(schema.queries.c.image_id.in_(bindparam("image
 class Spent:
     """What answers cost: ``labels`` counts the boxes returned, ``reviews`` the boxes shown.
 
-    A whole image costs one review per box returned, or one review if it was asked about and none came back. The latest
-    answer to each query counts. ``milliseconds`` is the time of all answers, corrected ones too.
+    A whole image costs one review per box returned, or one review if it was asked about and none was returned. The
+    latest answer to each query counts. ``milliseconds`` is the time of all answers, corrected ones too.
     """
 
     labels: int = 0
@@ -617,7 +617,7 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _read_json(text: str) -> object:
-    """``json.loads`` without stripping blanks around the text, which takes half of its time on short texts."""
+    """``json.loads`` without stripping spaces around the text, which takes half of its time on short texts."""
     try:
         value, end = _json.raw_decode(text)
     except (ValueError, TypeError, RecursionError):

@@ -1,8 +1,9 @@
 """How the boxes that another tool returned for one image become answers.
 
-A box that comes back unchanged or moved is an object. A deleted box is not an object, unless another box took its place
-(IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a question
-that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is rejected.
+A box that is returned unchanged or moved is an object. A deleted box is not an object, unless another box took its
+place (IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a
+question that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is
+rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     same, changed = match_held(one.regions, boxes, labels, free, held.places, held.labels)
     # A label that is returned unchanged says nothing new, even if it has changed here.
     known_as = {n: held.queries[label] for n, label in same.items() if label in held.queries}
-    # One box of many has no query of its own.
+    # A single box of a whole-image answer has no query.
     changed = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
     changed = {n: number for n, number in changed.items() if ours[number].box is not None}
     claimed = {*changed.values(), *(number for number in known_as.values() if ours[number].box is not None)}

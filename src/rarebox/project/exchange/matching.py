@@ -189,7 +189,7 @@ def settle(box: Floats, query: Query) -> Floats:
 
 
 def rejection(query: Query, boxes: Floats) -> Verdict:
-    """The answer to a query whose box was deleted. ``boxes``: (N, 4), those that are there."""
+    """The answer to a query whose box was deleted. ``boxes`` (N, 4) are the returned ones."""
     assert query.box is not None
     near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
     return Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT
