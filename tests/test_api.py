@@ -270,7 +270,7 @@ NOTHING = Detections.from_scores([], [], [], 3)
         ({"views": {"a": [NOTHING]}}, r"each of views\['a'\] must be View, got Detections"),
         ({"views": {"a": [rarebox.View([])]}}, r"views\['a'\]\.detections must be Detections"),  # type: ignore[arg-type]
         ({"labels": {"a": [[0, 0, 1, 1]]}}, r"labels\['a'\] must be ImageLabels, got list"),
-        ({"labels": {"c": ImageLabels.of([], [])}}, "labels has the image 'c', detections does not"),
+        ({"labels": {"c": ImageLabels.of([], [])}}, "labels has the image 'c', but detections lacks it"),
         ({"detections": {1.5: found(1), 1.7: found(1)}}, "an image is named 1.5. Name images by whole numbers, text"),
         ({"detections": {Path("a"): found(1), "b": NOTHING}}, "named by paths and text. Use one kind of name"),
         ({"views": {"c": [rarebox.View(NOTHING)]}}, "views has the image 'c'"),

@@ -457,7 +457,7 @@ def test_a_start_interrupted_at_any_moment_resumes(
             patch.setattr(module, name, die)
             with pytest.raises((KeyboardInterrupt, UserError)):
                 create(tmp_path / "p", photos, [], pictures)
-    with pytest.raises(UserError, match="repeat the command without --labels"):
+    with pytest.raises(UserError, match="Repeat the command without --labels"):
         create(tmp_path / "p", photos, [], pictures)
     create(tmp_path / "p", photos)
     assert len(Project(tmp_path / "p").store.labels()) == 14

@@ -505,7 +505,7 @@ def test_two_corners_are_not_read_as_a_corner_and_a_size(tmp_path: Path) -> None
     photo(tmp_path / "a.jpg")
     boxes = [CAT, [90, 70, 150, 110]]
     labels = [annotation(n, 1, box) | {"bbox": box} for n, box in enumerate(boxes)]
-    with pytest.raises(UserError, match=r"seem to be x1, y1, x2, y2: 1 of 2 reach out"):
+    with pytest.raises(UserError, match=r"seem to be x1, y1, x2, y2: 1 of 2 extend beyond"):
         load(coco(tmp_path / "l.json", [entry(1, "a.jpg")], labels))
 
 

@@ -430,7 +430,7 @@ def test_mistakes_in_detections(tmp_path: Path, lines: list[Any], wanted: str) -
     [
         ([VIEWS[0]], "a.jpg has the views none"),
         ([*VIEWS, {**VIEWS[1], "view": "colour"}], "others have"),
-        ([*VIEWS, VIEWS[0]], "came already"),
+        ([*VIEWS, VIEWS[0]], "is already in"),
         ([{**line, "view": "cutout"} for line in VIEWS], "does not say where its boxes are"),
         ([{k: v for k, v in line.items() if k != "view"} for line in VIEWS], 'there is no "view"'),
         ([{**line, "matrix": [[1, 0, 0], [2, 0, 0]]} for line in VIEWS], "can be inverted"),

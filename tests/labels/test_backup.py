@@ -117,7 +117,7 @@ def test_a_database_server_has_its_own_backup(database: str, tmp_path: Path) -> 
         if "://" not in database:
             there.back_up(tmp_path / "copy.sqlite")
             return
-        with pytest.raises(UserError, match="use pg_dump"):
+        with pytest.raises(UserError, match="Use pg_dump"):
             there.back_up(tmp_path / "copy.sqlite")
     assert not (tmp_path / "copy.sqlite").exists()
 

@@ -140,7 +140,7 @@ def wait_for_two_workers(watched: Watched) -> None:
     [
         ("rey", None, "did you mean 'ray'"),
         ("local", "auto", "Use it with --engine ray"),
-        ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
+        ("ray", "127.0.0.1:1", "127.0.0.1:1: nothing answers"),
         ("ray", "127.0.0.1:here", "127.0.0.1:here: give HOST:PORT"),
         ("ray", "ray://127.0.0.1:10001", "Run it there with --address auto"),
         ("ray", "nonsense", "nonsense: give HOST:PORT"),

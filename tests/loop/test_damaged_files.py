@@ -171,7 +171,7 @@ def test_a_run_resumes(name: str, damage: str, finished: Path, chosen: Any, tmp_
     shutil.rmtree(out / "cycle_03")
     file = harm(out, name, damage)
     if (name, damage) == ("settings.yaml", "gone"):  # the settings of the run are lost
-        with pytest.raises(UserError, match=r"holds no run.*name a new or empty folder.*It holds labels\.sqlite"):
+        with pytest.raises(UserError, match=r"holds no run.*Name a new or empty folder.*It holds labels\.sqlite"):
             simulate.simulate(out, chosen)
         return
     again, _ = with_advice(lambda: simulate.simulate(out, chosen), file)

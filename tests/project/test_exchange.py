@@ -636,7 +636,7 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
         (lambda tasks: tasks.append(tasks[1]), "this image is already in"),
         (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([9, 9, 9, 9], "cat")), "x2 > x1"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0].update(original_height=300), "of different sizes"),
-        (lambda tasks: [r.update(original_height=300) for r in tasks[1]["annotations"][0]["result"]], "or turned"),
+        (lambda tasks: [r.update(original_height=300) for r in tasks[1]["annotations"][0]["result"]], "or rotated"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].pop("x"), "lacks its position"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rectanglelabels=[]), "has no class"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"]["rectanglelabels"].append("cat"), "several"),

@@ -248,7 +248,7 @@ def test_labels_do_not_go_to_a_photo_that_only_shares_its_name(pictures: Path, t
 
 def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
     images = photos(pictures, tmp_path / "photos")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         create(tmp_path / "p", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image in it"):
