@@ -277,7 +277,7 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert not start["ok"]
     assert "ImageNet on efficientnet_lite0" in start["found"]
     assert str(tmp_path / "hub" / "checkpoints") in start["found"]
-    assert "download https://" in start["advice"]
+    assert "Download https://" in start["advice"]
     assert "resnet50-0676ba61.pth" in checks["weights"]["found"].split("; not in")[1]
     assert "14 training and 5 test images" in checks["data"]["found"]
     assert "rarebox init PROJECT --images FOLDER" in checks["your own photos"]["found"]

@@ -111,7 +111,7 @@ def test_a_label_store_is_never_overwritten(tmp_path: Path) -> None:
     store = Store(tmp_path / "labels.sqlite", classes=["cat"])
     store.open_cycle(1)
     for name in ("labels.sqlite", "labels.sqlite-wal"):
-        with pytest.raises(UserError, match=r"is a database.*name another file"):
+        with pytest.raises(UserError, match=r"is a database.*Name another file"):
             files.write_text(tmp_path / name, "a,b\n")
     store.close()
 

@@ -88,7 +88,7 @@ def test_coco_file(photos: Path) -> None:
     [
         ("bad.txt", "not a valid URL"),
         ("film.MOV", "ffmpeg"),
-        ("empty.txt", "holds no image"),
+        ("empty.txt", "contains no images"),
         ("gone", "does not exist"),
         ("text.json", "not valid"),
     ],

@@ -366,7 +366,7 @@ def mistakes(run: Path, photos: Path, tmp_path: Path) -> dict[str, tuple[Callabl
         "no model": (lambda: predict(photos, photos, out), "holds no model"),
         "no folder": (lambda: predict(tmp_path / "film.mp4", photos, out), "is not a folder"),
         "video": (lambda: predict(run, tmp_path / "film.mp4", out), "ffmpeg"),
-        "no images": (lambda: predict(run, tmp_path / "empty", out), "holds no image"),
+        "no images": (lambda: predict(run, tmp_path / "empty", out), "contains no images"),
         "no such images": (lambda: predict(run, tmp_path / "gone", out), "does not exist"),
         "full": (lambda: predict(run, photos, tmp_path / "full"), "is not empty"),
         "into the run": (lambda: predict(run, photos, run), "is not empty"),
