@@ -65,7 +65,7 @@ def run(
     file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     detector: Annotated[str | None, typer.Option(help="retinanet, faster_rcnn or dfine.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="What it sees with, such as resnet50; auto: what suits the weights.")
+        str | None, typer.Option(help="Backbone, such as resnet50; auto: one that suits the weights.")
     ] = None,
     weights: Weights = None,
     freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads only.")] = None,
@@ -219,12 +219,14 @@ def run_to_end(
 def bench(
     grid: Annotated[Path, typer.Argument(help="YAML file of the grid, described in docs/bench.md.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for all its runs; bench-out/NAME by default.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Where a data set is, as NAME=FOLDER; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Location of a data set, as NAME=FOLDER; repeatable.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only runs whose name contains or matches this; repeatable.")
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
-    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and their states, and run none.")] = False,
+    just_list: Annotated[
+        bool, typer.Option("--list", help="Print the runs and their states without running any.")
+    ] = False,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     as_json: AsJson = False,

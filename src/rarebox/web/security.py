@@ -37,7 +37,7 @@ _HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who may come in. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
+    """A user of the server. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
 
     name: str | None = None
     fixed: bool = False

@@ -147,7 +147,7 @@ class AnnotationService:
             self.trainer.send("train")
 
     def retry(self) -> None:
-        """Have the trainer do what is due, also after it has failed."""
+        """Have the trainer do the next step, even after it has failed."""
         if self.trainer:
             self.trainer.again()
 
@@ -173,7 +173,7 @@ class AnnotationService:
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
-            return self._assign(holder, by, former, want)  # the only ones left were leased to a tab that was closed
+            return self._assign(holder, by, former, want)  # the remaining ones were leased to a closed tab
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
@@ -202,7 +202,7 @@ class AnnotationService:
             self._cycle = -1
 
     def refresh(self) -> None:
-        """Bring what is kept in memory up to date with the store."""
+        """Update the state in memory from the store."""
         project = self.project
         with self._lock:
             self._take_in()
@@ -267,7 +267,7 @@ class AnnotationService:
     # What annotators see
 
     def query(self, query: Query) -> replies.Query:
-        """A question as the page wants it."""
+        """A question in the page's form."""
         image, why = self.images[query.image_id], query.why or {}
         with self._lock:
             return {
@@ -289,7 +289,7 @@ class AnnotationService:
             return self._image(self.images[image_id])
 
     def given(self, one: Given) -> replies.Answer:
-        """An answer as the page wants it."""
+        """An answer in the page's form."""
         image, guess = self.images[one.query.image_id], one.query.guess
         return {
             "answer": one.id,
@@ -315,7 +315,7 @@ class AnnotationService:
     ) -> list[replies.Answer]:
         """Answers that count, newest first; with ``names`` those under one of them.
 
-        A filter may match nothing, so the walk through all answers lets others go first after each piece.
+        A filter may match nothing, so the scan of all answers yields to other requests after each piece.
         """
         found: list[replies.Answer] = []
         with self._lock:
@@ -341,7 +341,7 @@ class AnnotationService:
         return [{"query": self.query(all[0].query), "answers": [self.given(one) for one in all]} for all in found]
 
     def outcome(self, outcome: Outcome) -> replies.Result:
-        """What became of an answer, as the page wants it."""
+        """The outcome of an answer, in the page's form."""
         current = self.given(outcome.current) if outcome.current else None
         return {
             "key": outcome.key,
