@@ -175,7 +175,7 @@ def test_nothing_is_reported_as_saved_after_the_file_was_replaced(tmp_path: Path
     file = project.folder.root / "labels.sqlite"
     project.store.back_up(tmp_path / "copy.sqlite")
     with closing(House(project).service) as service:
-        _, (first, second) = service.answer("tab", "anna", [], 2).result(20)
+        first, second = service.answer("tab", "anna", [], 2).result(20).queries
         boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
         said = [
             Submission(str(uuid4()), Verdict.NOT_AN_OBJECT, boxes, labels, query_id=query.id)

@@ -14,6 +14,7 @@ from sqlalchemy import update
 
 from rarebox import config, external
 from rarebox.core import boxes
+from rarebox.core.files import read_json
 from rarebox.data.datasets import load
 from rarebox.errors import UserError
 from rarebox.labels import schema
@@ -30,6 +31,7 @@ from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict
 from rarebox.web.service import AnnotationService
 from tests import tiny
+from tests.house import CLASSES, make_project
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -453,3 +455,34 @@ def test_a_photo_whose_size_is_damaged_is_not_added_again(pictures: Path, tmp_pa
     Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "new.png")
     assert now.add_new_images() == 1
     assert max(now.store.images()) == last + 1
+
+
+def test_a_restored_store_gives_no_number_of_the_models_to_another_class_or_photo(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    project.store.back_up(tmp_path / "backup.sqlite")
+    People(project.store).add_class("zebra")
+    Image.new("RGB", (96, 64), "red").save(tmp_path / "photos" / "zz.png")
+    assert project.add_new_images() == 1
+    project.note_numbers()
+    project.store.close()
+    shutil.copy(tmp_path / "backup.sqlite", project.folder.root / "labels.sqlite")
+    Image.new("RGB", (96, 64), "blue").save(tmp_path / "photos" / "aa.png")
+    restored = Project(project.folder.root)
+    assert restored.restore_classes() == ["zebra"]
+    assert restored.restore_classes() == []
+    assert People(restored.store).add_class("bus") == len(CLASSES) + 1
+    assert restored.add_new_images() == 2
+    assert sorted(restored.store.images())[-2:] == [14, 15]
+    restored.note_numbers()
+    assert read_json(restored.folder.numbers) == {"images": 15, "classes": [*CLASSES, "zebra", "bus"]}
+    restored.store.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"images": "x"}', '{"classes": 5}'])
+def test_damaged_numbers_stop_nothing(tmp_path: Path, content: str) -> None:
+    project = make_project(tmp_path)
+    project.folder.numbers.write_text(content)
+    assert project.restore_classes() == []
+    project.note_numbers()
+    assert read_json(project.folder.numbers) == {"images": 12, "classes": [*CLASSES]}
+    project.store.close()

@@ -62,6 +62,18 @@ def take_in(answer_index: AnswerIndex, people: People) -> AnswerIndex:
     return answer_index
 
 
+def roll_back(answer_index: AnswerIndex, people: People, dice: random.Random, step: int) -> None:
+    """Take in what is then rolled back."""
+    mark = answer_index.last_question, answer_index.last_answer
+    with people.store.transaction(writes=True) as connection:
+        undone = connection.begin_nested()
+        for more in range(dice.randrange(4)):
+            act(people, dice, 1000 * (step + 1) + more)
+        take_in(answer_index, people)
+        undone.rollback()
+    answer_index.forget(*mark)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> None:
     dice, answer_index, store, saved = random.Random(seed), AnswerIndex(), people.store, 0
@@ -70,6 +82,8 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
         saved += outcome is not None and outcome.status is Status.SAVED
         if dice.random() < 0.5:
             take_in(answer_index, people)
+        if dice.random() < 0.1:
+            roll_back(answer_index, people, dice, step)
     take_in(answer_index, people)
     assert saved > 80
     for cycle in (1, 2):

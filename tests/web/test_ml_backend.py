@@ -205,7 +205,9 @@ def test_another_persons_deleted_box_is_kept_and_reported(
     assert project.store.labels()[1].boxes.tolist() == [[5, 5, 20, 20]]
 
 
-def test_annotations_created_in_bulk_are_all_recorded(client: TestClient, project: Project) -> None:
+def test_annotations_created_in_bulk_are_all_recorded(
+    client: TestClient, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
     one, two = (
         event("ANNOTATION_CREATED", name, {}, [region([5, 5, 20, 20], "dog")], id=n, task=n, parent_prediction=None)
         for n, name in ((1, "a.jpg"), (2, "b.jpg"))
@@ -225,6 +227,7 @@ def test_annotations_created_in_bulk_are_all_recorded(client: TestClient, projec
     ]
     refused = client.post("webhook", json=told)
     assert (refused.status_code, "task 2" in refused.json()["detail"]) == (422, True)
+    assert "NOT recorded. Task 2, annotation 3" in caplog.text  # nobody reads the reply
     assert [50, 5, 90, 20] in project.store.labels()[1].boxes.tolist()
     told["annotation"] = [{**two["annotation"], "task": 9}]
     assert client.post("webhook", json=told).status_code == 422

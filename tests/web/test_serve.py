@@ -583,7 +583,7 @@ def test_people_continue_while_the_trainer_fails(fake: Callable[[str], None], pr
     fake("os.kill(os.getpid(), signal.SIGKILL)")
     service = AnnotationService(project)
     wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "failed")
-    outcomes, queries = service.answer("anna", "anna", [drawn("one")], 3).result(10)
+    outcomes, queries, *_ = service.answer("anna", "anna", [drawn("one")], 3).result(10)
     assert outcomes[0].status == "saved"
     assert len(queries) == 3
     version = service.version

@@ -50,7 +50,7 @@ def said(query: Query, key: str = "k") -> Submission:
 
 
 def save(service: AnnotationService, query: Query, who: str = "anna", want: int = 4) -> list[Query]:
-    outcomes, queries = service.answer(who, who, [said(query)], want).result(20)
+    outcomes, queries, *_ = service.answer(who, who, [said(query)], want).result(20)
     assert [outcome.status for outcome in outcomes] == [Status.SAVED]
     return queries
 
@@ -88,7 +88,9 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(
     service: AnnotationService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, *_ = next_of(service)
-    record, full = Store.record, True
+    save(service, next_of(service, "carl")[0], "carl")
+    record, full, read, given = Store.record, True, list[int](), service.people.given
+    monkeypatch.setattr(service.people, "given", lambda after=0: read.append(after) or given(after))
 
     def failing(store: Store, answers: Any, keys: Any = None) -> list[int]:
         numbers = record(store, answers, keys)
@@ -106,12 +108,13 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(
     waiting = [service.answer("anna", "anna", [said(first)], 4), service.answer("ben", "ben", [], 4)]
     with pytest.raises(Unavailable, match="full"):
         waiting[0].result(20)
-    assert (spent(service), service.project.budget(2).spent) == (0, 0)
+    assert (spent(service), service.project.budget(2).spent) == (1, 1)
+    assert 0 not in read  # no answer was read again, of which there may be many
     full = False
     service.do(room).result(20)
     assert save(service, first)
     assert save(service, second)
-    assert (spent(service), service.project.budget(2).spent) == (2, 2)
+    assert (spent(service), service.project.budget(2).spent) == (3, 3)
 
 
 def test_next_and_save_do_not_grow_with_what_was_answered(project: Project) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from rarebox.core.files import write_json
 from rarebox.errors import Unavailable
+from rarebox.labels.store import Store
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
 from rarebox.web.security import Visitor
@@ -167,7 +168,8 @@ def test_whole_images_come_first(house: House) -> None:
     anna = house.browser()
     first, second, _ = anna.next(3)
     assert (first["image"]["id"], first["box"], first["guess"], first["score"]) == (1, None, None, None)
-    assert first["image"] == {"id": 1, "name": "photo01.jpg", "width": 96, "height": 64, "url": "/api/images/1"}
+    assert first["image"] == {"id": 1, "name": "photo01.jpg", "width": 96, "height": 64, "url": first["image"]["url"]}
+    assert first["image"]["url"].startswith("/api/images/1?of=")
     assert "box around every object" in first["reason"]
     result = anna.answer(item(query=first["id"], boxes=[BOX, [0, 0, 5, 5]], labels=[0, 2]), want=3)
     assert [one["id"] for one in result["queries"]][:1] == [second["id"]]
@@ -436,44 +438,76 @@ def test_a_second_opinion_is_another_persons_also_after_a_new_name(tmp_path: Pat
         assert bob.get("/api/state")["agreement"]["between_people"] == 1.0
 
 
-def test_a_page_from_before_a_restored_backup_changes_no_other_image(tmp_path: Path) -> None:
-    project, backup = make_project(tmp_path), tmp_path / "backup.sqlite"
-    open_cycle(project, 2, range(4, 13))
-    project.store.back_up(backup)
-    root = project.folder.root
-    with opened(project) as house:
-        before = house.browser("ann").say(image=3)
-    for part in root.glob("labels.sqlite*"):
+def restored(project: Project, backup: Path) -> Project:
+    """The project with the store of a backup."""
+    for part in project.folder.root.glob("labels.sqlite*"):
         part.unlink()
-    shutil.copy(backup, root / "labels.sqlite")
-    with opened(Project(root)) as house:
+    shutil.copy(backup, project.folder.root / "labels.sqlite")
+    return Project(project.folder.root)
+
+
+def backed_up(project: Project, to: Path, how: str) -> Path:
+    """A backup by the command, beside whatever runs, or of a store that is closed, by copying its file."""
+    if how == "command":
+        with Store(project.folder.root / "labels.sqlite") as store:
+            store.back_up(to)
+    else:
+        project.store.close()
+        shutil.copy(project.folder.root / "labels.sqlite", to)
+    return to
+
+
+@pytest.mark.parametrize("how", ["command", "copy"])
+def test_numbers_from_before_a_restored_backup_are_refused(tmp_path: Path, how: str) -> None:
+    """Images, questions, answers and classes that are gone with the backup leave their numbers to others."""
+    project = make_project(tmp_path, images=6)
+    open_cycle(project, 2, range(4, 7))
+    photos = tmp_path / "photos"
+    with opened(project) as house:
+        session = house.browser("ann").post("/api/next", {"client": "tab"})["session"]
+    backup = backed_up(Project(project.folder.root), tmp_path / "backup.sqlite", how)
+    Image.new("RGB", (96, 64), "red").save(photos / "zz.jpg")
+    project = Project(project.folder.root)
+    assert project.add_new_images() == 1
+    with opened(project) as house:
+        ann = house.browser("ann")
+        reply = ann.post("/api/next", {"client": "tab", "session": session})
+        assert not reply["outdated"]  # a page outlives a restart
+        seen = reply["session"]
+        label = ann.post("/api/classes", {"add": "zebra"})["classes"][-1]["label"]
+        before = ann.say(image=3, session=seen)
+        assert ann.say(query=before["query"], after=before["answer"], session=seen, labels=[1])["status"] == "saved"
+    Image.new("RGB", (96, 64), "blue").save(photos / "aa.jpg")
+    project = restored(project, backup)
+    project.add_new_images()
+    with opened(project) as house:
         after = house.browser("ben").say(image=5)
         assert (after["query"], after["answer"]) == (before["query"], before["answer"])
         ann = house.browser("ann")
-        for change in ({"labels": [1]}, {"verdict": "withdrawn"}, {"verdict": "not_an_object"}):
-            refused = ann.say(query=before["query"], after=before["answer"], on=3, **change)
-            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
-        assert [(one["by"], one["label"]) for one in ann.get("/api/image/5")["labels"]] == [("ben", 0)]
-        ann.saved(query=after["query"], after=after["answer"], on=5, labels=[1])
+        reply = ann.post("/api/next", {"client": "tab", "session": seen})
+        assert (reply["outdated"], reply["queries"]) == (True, [])
+        for change in (
+            {"query": after["query"], "after": after["answer"]},
+            {"query": after["query"], "after": after["answer"], "verdict": "withdrawn"},
+            {"query": after["query"], "after": after["answer"], "verdict": "not_an_object"},
+            {"image": 7},
+            {"image": 7, "complete": True},
+            {"image": 3, "labels": [label]},
+        ):
+            refused = ann.say(session=seen, **change)
+            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True), change
+        assert len(house.project.store.answered()) == 1
+        fresh = ann.post("/api/next", {"client": "tab"})
+        assert (fresh["outdated"], len(fresh["queries"])) == (False, 3)
+        ann.saved(query=after["query"], after=after["answer"], session=fresh["session"], labels=[1])
 
 
-def test_a_box_keeps_its_class_or_is_refused_after_a_restored_backup(tmp_path: Path) -> None:
-    """After a backup is restored, the number of a lost class may belong to another class."""
-    project = make_project(tmp_path)
-    open_cycle(project, 2, range(4, 13))
-    with opened(project) as house:
-        ann = house.browser("ann")
-        first = ann.post("/api/classes", {"add": "bus"})["classes"][-1]
-        ann.post("/api/classes", {"rename": {"label": first["label"], "name": "coach"}})
-        number = first["label"]
-        for seen in ("bus", "coach", ""):  # the name of before, now, and on a page that does not know it yet
-            ann.saved(image=3, labels=[number], class_names=[seen])
-        refused = ann.say(image=5, labels=[number], class_names=["zebra"])
-        assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
-        assert ann.get("/api/image/5")["labels"] == []
-        other = ann.get("/api/state")["classes"][0]
-        ann.post("/api/classes", {"merge": {"label": number, "into": other["label"]}})
-        ann.saved(image=6, labels=[number], class_names=[other["name"]])
+def test_a_picture_has_another_address_when_its_number_is_another_photos(tmp_path: Path) -> None:
+    """Browsers keep pictures for a day."""
+    with opened(make_project(tmp_path / "a")) as one, opened(make_project(tmp_path / "b")) as other:
+        first, second = (house.browser().get("/api/image/4")["image"]["url"] for house in (one, other))
+        assert first != second
+        assert one.browser().http.get(first).status_code == 200
 
 
 # ------------------------------------------------------------------------------------------- classes

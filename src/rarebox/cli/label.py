@@ -71,7 +71,7 @@ def export(
         warn_of_photos(run)
         ask_ahead(run, most)
         with open_store(run) as store:
-            found, project = open_questions(store), store.identity()
+            found, project = open_questions(store), store.session()
         done = export_queries(
             to,
             format.value,
@@ -96,7 +96,7 @@ def export(
     for warning in warnings:
         console.print(warning, markup=False, soft_wrap=True)
     with open_store(run) as store:
-        project = store.identity()
+        project = store.session()
     done = write(
         to,
         format,

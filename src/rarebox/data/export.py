@@ -115,7 +115,7 @@ def export(
     Human and difficult boxes are written, rejected boxes never, pseudo boxes only with ``include_pseudo``. With
     ``complete_only``, only fully labelled images are written. Images are linked, or copied with ``copy_images``, or
     omitted without ``photos``. ``image_url`` is the address under which Label Studio finds them. ``project`` is the
-    identity of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images. A photo
+    session of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images. A photo
     that cannot be read keeps its labels and is named in ``missing.txt``. The folder appears whole or not at all, and
     replaces nothing but an earlier export. Raises `UserError` if the folder holds anything else, if there is nothing to
     write, and for partially labelled images in YOLO, which has no flag for them (see ``allow_partial``).

@@ -99,7 +99,7 @@ class Annotation(TypedDict):
 class About(TypedDict):
     """What rarebox needs when a task is returned. ``rank`` counts from 1, best first.
 
-    ``labels`` are those of its annotation: one that is missing later was deleted. ``project`` is the identity of the
+    ``labels`` are those of its annotation: one that is missing later was deleted. ``project`` is the session of the
     store that the numbers belong to.
     """
 

@@ -21,7 +21,7 @@ class ReviewTask:
     """One image as another tool shows it: the queries about it, best first, and its labelled boxes.
 
     ``file`` is the image's name there. ``labelled`` are boxes as queries, whose label is ``guess``. ``complete``: a
-    person has labelled every object. ``number`` counts the tasks from 1, best first. ``project`` is the identity of the
+    person has labelled every object. ``number`` counts the tasks from 1, best first. ``project`` is the session of the
     store that the numbers of image and queries belong to, empty if they belong to none.
     """
 
@@ -108,7 +108,7 @@ class Returned:
     ``began_with_guesses``: the annotator started from the boxes of the queries, so a missing one was deleted.
     ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects. ``held`` are the
     labels that were exported with the image, if the annotator started from them. ``task`` names the tool's own task, in
-    which the keys of regions are unique, and ``project`` the identity of the store that has exported the image; both
+    which the keys of regions are unique, and ``project`` the session of the store that has exported the image; both
     are empty if the file does not say.
     """
 

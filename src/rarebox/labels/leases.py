@@ -39,10 +39,8 @@ class Submission:
 
     A different answer under a used key is refused. The submission answers the query ``query_id``; with ``after`` it
     corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
-    person drew without being asked, or, with ``complete``, the statement that every object has its box. ``on`` is the
-    image that the person saw with the question, ``class_names`` are those of the labels as the person saw them, empty
-    for a class that the page did not know yet. Numbers of questions and classes may be reused after a backup is
-    restored.
+    person drew without being asked, or, with ``complete``, the statement that every object has its box. ``session`` is
+    the store's session in which the person saw its numbers (:meth:`Store.session`); empty if unknown.
     """
 
     key: str
@@ -54,8 +52,7 @@ class Submission:
     image_id: int | None = None
     after: int | None = None
     complete: bool = False
-    on: int | None = None
-    class_names: Sequence[str] = ()
+    session: str = ""
 
 
 ROLLED_BACK = "the labels were restored from a backup after this page was loaded. Reload it and answer again"
@@ -222,7 +219,7 @@ class People:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
                     return self._again(connection, there, by, names, said)
-                if not self._are_these_classes(said):
+                if said.session and not self.store.has_session(said.session):
                     return Outcome(said.key, Status.REFUSED, said.query_id, reason=ROLLED_BACK)
                 submit = self._unasked if said.query_id is None else self._asked
                 return submit(connection, holder, by, names, said, seconds)
@@ -246,21 +243,6 @@ class People:
         reason = "another answer was saved under this key. Send this one under a new key"
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
 
-    def _are_these_classes(self, said: Submission) -> bool:
-        """Whether each label has or had the name that the person saw, or counts as a class of that name."""
-        seen = {(int(label), name) for label, name in zip(said.labels, said.class_names, strict=False) if name}
-        if not seen:
-            return True
-        known = self.store.names_of_classes()
-        if all(name in known.get(label, ()) for label, name in seen):
-            return True
-        now, counts_as = self.store.classes(), list(map(int, self.store.counts_as()))
-        if any(label >= len(now) for label, _ in seen):
-            return False
-        # A merged class is shown as the other one, and a damaged name in other words.
-        also = [{now[label], now[into], *known.get(into, ())} for label, into in enumerate(counts_as)]
-        return all(name in known.get(label, set()) | also[label] for label, name in seen)
-
     def _asked(
         self, connection: Connection, holder: str, by: str, names: Collection[str], said: Submission, seconds: float
     ) -> Outcome:
@@ -269,8 +251,6 @@ class People:
         row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-        if said.on not in (None, row.image_id):
-            return Outcome(said.key, Status.REFUSED, reason=ROLLED_BACK)
         standing = connection.execute(_STANDING, {"id": row.id}).all()
         if objection := self._objection(standing, row, query, names, said):
             return objection
@@ -368,6 +348,7 @@ class People:
         """Add a class and return its label, the next number. Raises UserError for an invalid or used name."""
         with self.store.transaction(writes=True) as connection:
             name = self._free(name)
+            self.store.join_session()
             label = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
             connection.execute(insert(schema.classes), {"id": label, "name": name})
         return label

@@ -56,6 +56,9 @@ SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same 
 _json = JSONDecoder()
 
 # Frequent statements are built once: building a statement takes longer than running it.
+_LATEST_SESSION = select(schema.sessions.c.name).order_by(schema.sessions.c.id.desc()).limit(1)
+_FIRST_SESSION = select(schema.sessions.c.name).order_by(schema.sessions.c.id).limit(1)
+_SESSION = select(schema.sessions.c.id).where(schema.sessions.c.name == bindparam("name"))
 _CYCLE = select(schema.cycles).where(schema.cycles.c.cycle == bindparam("cycle"))
 _LAST_POSITION = select(func.max(schema.queries.c.position)).where(schema.queries.c.cycle == bindparam("cycle"))
 _ADD_QUERIES = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
@@ -132,6 +135,8 @@ class Store:
         in_file = url.get_backend_name() == "sqlite"
         self._where = url.database if in_file and url.database else str(url)  # a URL prints without its password
         self._image_ids, self._class_count = frozenset[int](), 0
+        self._session: str | None = None
+        self._sessions = set[str]()  # of the store, as far as they have been asked for
         self.rows = Rows(self._where, self._has_image, self._is_label)
         if in_file and classes is None and not Path(self._where).exists():
             raise UserError(f"{self._where}: there is no label store here. Start a project, or correct the path")
@@ -166,22 +171,45 @@ class Store:
         if self._watch:
             self._watch.keep()
 
-    def identity(self) -> str:
-        """The random name of this store and its copies. An older store gets one on the first call. Empty if it is
-        damaged.
+    # Sessions
+
+    def session(self, first: bool = False) -> str:
+        """The random name of the latest session, or of the ``first`` one. Empty if it is damaged.
+
+        Whatever leaves the store with numbers of images, classes, questions or answers carries this name. A store that
+        was restored from an older backup does not have it (:meth:`has_session`) and may have given these numbers to
+        something else since.
         """
-        stored = select(schema.identity.c.name)
         with self.transaction() as connection:
-            there = inspect(connection).has_table(schema.identity.name)
-            name = connection.scalar(stored) if there else None
+            name = connection.scalar(_FIRST_SESSION if first else _LATEST_SESSION)
         if name is None:
-            with self.transaction(writes=True) as connection:
-                schema.identity.create(connection, checkfirst=True)
-                name = connection.scalar(stored)
-                if name is None:  # no other process was faster
-                    name = token_hex(16)
-                    connection.execute(insert(schema.identity), {"name": name})
+            return self.begin_session()
         return name if is_text(name) and re.fullmatch("[0-9a-f]{32}", name) else ""
+
+    def begin_session(self) -> str:
+        """Begin a session and return its name. A process does so before it first adds numbered rows; a backup, after.
+
+        So no backup has the session of a number that it lacks, except for numbers added while it was written.
+        """
+        self._session = token_hex(16)
+        with self.transaction(writes=True) as connection:
+            connection.execute(insert(schema.sessions), {"name": self._session})
+        return self._session
+
+    def has_session(self, name: str) -> bool:
+        """Whether a session of this name is in the store."""
+        if name not in self._sessions and self._is_session(name):
+            self._sessions.add(name)
+        return name in self._sessions
+
+    def _is_session(self, name: str) -> bool:
+        with self.transaction() as connection:
+            return connection.scalar(_SESSION, {"name": name}) is not None
+
+    def join_session(self) -> None:
+        """Begin this object's session unless it has begun. Called before numbered rows are added."""
+        if self._session is None or not self._is_session(self._session):  # it was rolled back with its transaction
+            self.begin_session()
 
     # Images, classes, cycles
 
@@ -201,6 +229,7 @@ class Store:
                         "now. Restore the images, or start a new project"
                     )
             if new:
+                self.join_session()
                 found = digests or {}
                 rows = [{**vars(record), "digest": found.get(record.id)} for record in new.values()]
                 connection.execute(insert(schema.images), rows)
@@ -302,6 +331,7 @@ class Store:
                 raise ValueError(f"cycle {cycle} is not open. Call open_cycle({cycle}) before asking in it")
             last = connection.scalar(_LAST_POSITION, {"cycle": cycle})
             first = 0 if last is None else last + 1
+            self.join_session()
             rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=first)]
             try:
                 ids = connection.scalars(_ADD_QUERIES, rows).all()
@@ -406,6 +436,8 @@ class Store:
             with self._explained(), closing(self._engine.raw_connection()) as source:
                 assert isinstance(source.driver_connection, sqlite3.Connection)
                 sqlite.copy(source.driver_connection, part)
+            with suppress(UserError):  # of a full disk, which takes no new rows either
+                self.begin_session()
             sqlite.place(part, file)
         except FileExistsError:
             raise UserError(f"{file} exists and is not overwritten. Name a new file") from None
@@ -630,7 +662,6 @@ def _create(connection: Connection, classes: Sequence[str]) -> None:
         raise UserError(f"each class needs its own name, got {', '.join(classes)}")
     schema.tables.create_all(connection)
     connection.execute(insert(schema.rarebox), {"schema": schema.SCHEMA})
-    connection.execute(insert(schema.identity), {"name": token_hex(16)})
     if classes:
         connection.execute(insert(schema.classes), [{"id": label, "name": name} for label, name in enumerate(classes)])
 

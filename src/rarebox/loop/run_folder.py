@@ -31,7 +31,7 @@ class RunFolder:
     """The files of one run; every one is written whole or not at all.
 
     ``settings.yaml``, ``start.json`` (the initial weights), ``environment.json``, ``problems.json`` (of the data),
-    ``labels.sqlite`` (the store),
+    ``labels.sqlite`` (the store), ``numbers.json`` (what a project's models and rankings call images and classes),
     ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
     the targets it was trained on. A run of a grid that failed has ``failed.json``, with the reason.
     """
@@ -42,6 +42,7 @@ class RunFolder:
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
         self.problems, self.failed = root / "problems.json", root / "failed.json"
         self.photos, self.start = root / "photos.json", root / "start.json"
+        self.numbers = root / "numbers.json"
         self.locks = root / "lock", root / "serve.lock"
 
     def labels(self, settings: Settings) -> Path | str:

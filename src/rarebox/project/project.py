@@ -10,7 +10,9 @@ import numpy as np
 from rarebox.core import parquet, seeds
 from rarebox.core.files import damaged, read_json, write_json
 from rarebox.core.progress import Progress, silent
+from rarebox.data.classes import class_key
 from rarebox.errors import Damaged, UserError
+from rarebox.labels.leases import People
 from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
@@ -67,14 +69,48 @@ class Project:
         """
         self.find_moved_images()
         known = self.store.taken_paths()
+        first_id = max(0, *known, self._noted_numbers()[0]) + 1
         new, digests = new_files(known.values(), Path(self.settings.data), self.folder.root), dict[int, str]()
         contents = Contents(self.folder.photos)
         records, _ = read_images(
-            new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests, contents=contents
+            new, self.settings.detector.size, first_id=first_id, digests=digests, contents=contents
         )
         self.store.add_images(records, digests)
         contents.save()
         return len(records)
+
+    # The numbers of images and classes that models and rankings use. A store that was restored from an older backup
+    # lacks some of them, and must not give them to other images and classes.
+
+    def note_numbers(self) -> None:
+        """Note the numbers of images and classes before they go into a model or a ranking."""
+        self.restore_classes()
+        before = self._noted_numbers()
+        images, classes = max(before[0], *self.store.taken_paths()), [*self.store.classes()]
+        if (images, classes) != before:
+            write_json(self.folder.numbers, {"images": images, "classes": classes})
+
+    def restore_classes(self) -> list[str]:
+        """Add the classes that a restored store lacks and that models know, under their numbers. Return their names."""
+        noted = self._noted_numbers()[1]
+        if len(noted) <= len(self.store.classes()):
+            return []
+        with self.store.transaction(writes=True):
+            there = self.store.classes()
+            lost = noted[len(there) :]
+            used = {class_key(name) for name in there}
+            names = [f"{name} (restored)" if class_key(name) in used else name for name in lost]
+            for name in names:
+                People(self.store).add_class(name)
+        return names
+
+    def _noted_numbers(self) -> tuple[int, list[str]]:
+        """The highest number of an image, and the names of the classes."""
+        try:
+            noted = read_json(self.folder.numbers, dict) if self.folder.numbers.exists() else {}
+            return int(noted.get("images", 0)), [str(name) for name in noted.get("classes", [])]
+        except (Damaged, TypeError, ValueError):
+            return 0, []
 
     def find_moved_images(self, progress: Progress = silent) -> Found:
         """Find the photos that were renamed or moved within the photo folder."""
@@ -144,7 +180,9 @@ class Project:
         """
         most = most or MOST_RANKED
         queue(most - 1)  # one pass over the pool ranks them all
-        order = [item for place in range(most) if (item := queue(place))]
+        order: list[tuple[int, float]] = []
+        while len(order) < most and (item := queue(len(order))):
+            order.append(item)
         rows = queue.candidates[np.array([row for row, _ in order], dtype=np.int64)]
         columns = {name: getattr(rows, name) for name in RANKED}
         columns["utility"] = np.array([utility for _, utility in order], dtype=np.float64)

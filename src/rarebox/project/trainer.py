@@ -43,6 +43,7 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
     cycle = now.cycle
     if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
         return "questions" if ask_first_images(now, tell) else None
+    now.note_numbers()
     run = open_project(now.folder, now.settings, now.store, tell, engine)
     records = now.folder.records()
     if len(records) >= cycle:

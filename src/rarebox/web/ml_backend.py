@@ -33,6 +33,7 @@ UNEXPECTED = {
     "left": "another person answered differently. Answers not used: {}. To use them, export the task from Label Studio "
     "and import it with --replace",
     "foreign": "exported by another project, so its image and boxes are matched by name and position alone",
+    "shapes": "shapes left out, since only upright rectangles are used: {}",
 }
 """Kinds of answers that the log of the server reports, since nobody reads the reply to a webhook."""
 
@@ -155,10 +156,12 @@ def make_router(
                     counts.update(taken or {})
                     late += taken is None
                 except UserError as error:  # the others are recorded
-                    refused.append(str(error))
+                    refused.append(f"Task {task.get('id')}, annotation {annotation.get('id')}: {error}")
         except UserError as error:
             refused.append(str(error))
         if refused:
+            for one in refused:
+                logger.warning("Label Studio: NOT recorded. %s. Then save the annotation again.", one.rstrip("."))
             raise HTTPException(422, "; ".join(refused))
         if late and not counts:
             return {"result": {}, "status": "ignored: a later state of this annotation is already recorded"}

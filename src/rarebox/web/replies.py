@@ -185,8 +185,15 @@ class State(VisitorState):
 
 
 class Questions(TypedDict):
+    """Questions for a tab. ``session`` goes into its next requests and answers.
+
+    ``outdated``: the store was restored from a backup after the page was loaded, which must be loaded again.
+    """
+
     queries: Sequence[Query]
     state: State
+    session: str
+    outdated: bool
 
 
 class Saved(Questions):

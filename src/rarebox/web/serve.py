@@ -89,8 +89,12 @@ def _serve(
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
-    secret = read_secret(root / "secret")
-    authenticator = Authenticator(secret, read_name(root / "name", secret))
+    name = read_name(root / "name", root / "secret", project.store.session(first=True))
+    authenticator = Authenticator(read_secret(root / "secret"), name)
+    if lost := project.restore_classes():
+        say(
+            f"The labels were restored from a backup. Classes that the models know were added again: {', '.join(lost)}."
+        )
     found = project.find_moved_images(_sometimes(say))
     if found.moved:
         say(f"{len(found.moved)} photos have moved and were found again. They keep their labels.")

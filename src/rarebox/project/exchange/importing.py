@@ -63,8 +63,8 @@ def bring_in(
     classes that the store does not have.
     """
     with store.transaction(writes=True):
-        ours = store.identity() if any(one.project for one in batch.returned) else ""
-        foreign = [one.project not in ("", ours) for one in batch.returned]
+        ours = {"", *filter(store.has_session, {one.project for one in batch.returned})}
+        foreign = [one.project not in ours for one in batch.returned]
         returned = [without_numbers(one) if apart else one for one, apart in zip(batch.returned, foreign, strict=True)]
         found = located(returned, photos or Photos(store), store)
         known = Known.of(store, source, (record.id for _, record in found))
