@@ -68,6 +68,14 @@ COMMANDS: dict[str, list[str]] = {
         "--detections {found} --budget 3 --to {store} --format labelstudio",
         "--detections {found} --budget 3 --labels {project}",
     ],
+    "train": [
+        "{data} --to {out}",
+        "{data} --to {project}",
+        "{data} --to {project}/cycle_01",
+        "{data} --to {store}",
+        "{project} --to {out}",
+        "{store} --to {out}",
+    ],
     "predict": [
         "{project} {photos} --to {out}",
         "{project} {photos} --to {project}",

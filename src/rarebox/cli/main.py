@@ -27,6 +27,7 @@ COMMANDS = (
     "run",
     "bench",
     "report",
+    "train",
     "predict",
     "rank",
     "views",

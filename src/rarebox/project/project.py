@@ -23,9 +23,6 @@ from rarebox.types import Candidates, Floats, Ints, Query
 HELD_OUT = "held_out"
 """Marks, among the reasons of a query, an initial image that is held out for evaluation."""
 
-FEWEST_TO_HOLD_OUT = 5
-"""With fewer initial images none is held out: the first model needs them all (decisions row 33)."""
-
 MOST_RANKED = 50_000
 """How many boxes of a ranking are kept to ask from. When they are used up, the trainer adds as many."""
 
