@@ -340,6 +340,7 @@ def test_the_interval_of_one_draw_is_its_ap():
     detections, truth = random_scene(2)
     whole = Draws([1] * len(truth))
     found_interval = ap50_interval(detections, truth, 4, whole)  # type: ignore[arg-type]
+    assert found_interval
     np.testing.assert_allclose(found_interval, [voc_ap(detections, truth, 4).mean_ap] * 2, atol=1e-12)
 
 

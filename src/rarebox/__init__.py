@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from rarebox.api import Simulation, build_detector, load_dataset, make_settings, predict, simulate, train
+    from rarebox.api import (
+        Simulation,
+        build_detector,
+        export_model,
+        load_dataset,
+        make_settings,
+        predict,
+        simulate,
+        train,
+    )
     from rarebox.config import Settings
     from rarebox.data.detected import Predicted
     from rarebox.data.model_card import ClassCard, ModelCard
@@ -40,6 +49,7 @@ __all__ = [
     "View",
     "build_detector",
     "evaluate",
+    "export_model",
     "load_dataset",
     "make_settings",
     "make_targets",
@@ -68,6 +78,7 @@ _HOME = {
     "View": "external.in_memory",
     "build_detector": "api",
     "evaluate": "evaluation",
+    "export_model": "api",
     "load_dataset": "api",
     "make_settings": "api",
     "make_targets": "labels.targets",

@@ -127,6 +127,20 @@ def predict(
         return work(progress=report)
 
 
+def export_model(
+    model: "Simulation | str | Path", to: str | Path, *, format: str | None = None, size: str | None = None
+) -> Path:
+    """Write a trained model as one file for other programs, with its card in ``TO.md`` and ``TO.json``. Loads torch.
+
+    ``model`` is a simulation, or the folder of a run, a project or a model. ``format`` is ``onnx`` (needs
+    ``rarebox[onnx]``) or ``torchscript``, by default that of the file's name. ``size`` is the one size of images, such
+    as ``"640x480"`` (width and height), by default any. Raises UserError for anything to put right.
+    """
+    from rarebox.deploy.export import export_model as write  # here, because it loads torch
+
+    return write(model.folder if isinstance(model, Simulation) else Path(model), Path(to), format, size)
+
+
 @dataclass(frozen=True)
 class Simulation:
     """A finished simulation.

@@ -82,6 +82,12 @@ COMMANDS: dict[str, list[str]] = {
         "{project} {photos} --to {project}/cycle_01",
         "{project} {photos} --to {store}",
     ],
+    "export-model": [
+        "{project} --to {out}.onnx",
+        "{project} --to {store} --format torchscript",
+        "{project} --to {store}-wal --format onnx",
+        "{project} --to {project}/settings.yaml --format onnx",
+    ],
     "views": ["--images {photos} --to {project}", "--images {photos} --to {store}"],
     "init": [
         "{project} --images {photos}",

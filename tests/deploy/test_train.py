@@ -323,6 +323,8 @@ def test_the_page_of_a_card_says_how_sure_it_is(tmp_path: Path) -> None:
 
 def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
     card().write(tmp_path / JSON, tmp_path / PAGE, {"format": "onnx"})
+    assert json.loads((tmp_path / JSON).read_text())["export"] == {"format": "onnx"}
+    assert "| format | onnx |" in (tmp_path / PAGE).read_text()
     assert read_card(tmp_path / JSON) == card()
     (tmp_path / JSON).write_text('{"name": 3}')
     with pytest.raises(Damaged):

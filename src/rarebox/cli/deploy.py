@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,13 @@ from rarebox.core.text import counted
 
 if TYPE_CHECKING:  # it loads torch
     from rarebox.deploy.labels import Labels
+
+
+class ModelFormat(StrEnum):
+    """File formats of models for other programs."""
+
+    ONNX = "onnx"
+    TORCHSCRIPT = "torchscript"
 
 
 @app.command()
@@ -129,3 +137,20 @@ def predict(
     parts = ", ".join(f"{name} {count}" for name, count in done.per_class.items())
     boxes, images_ = counted(done.boxes, "box", "boxes"), counted(done.images, "image")
     print(f"{done.folder}: {boxes} on {images_}{f' ({parts})' if parts else ''}")
+
+
+@app.command("export-model")
+def export_model(
+    model: Annotated[Path, typer.Argument(help="Folder of a project, a run, or a model.")],
+    to: Annotated[Path, typer.Option(help="New file; its card goes beside it.")],
+    format: Annotated[
+        ModelFormat | None, typer.Option(help="Format of the file; by default that of its name (.onnx, .pt).")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="The one size of images, width x height, such as 640x480; by default any.")
+    ] = None,
+) -> None:
+    """Write a trained model as one ONNX or TorchScript file for other programs, with its card."""
+    from rarebox.deploy.export import export_model as write
+
+    print(f"{write(model, to, format, size)}: written. Its card: {to}.md")

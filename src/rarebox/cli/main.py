@@ -29,6 +29,7 @@ COMMANDS = (
     "report",
     "train",
     "predict",
+    "export-model",
     "rank",
     "views",
     "doctor",

@@ -68,20 +68,18 @@ class ModelCard:
         """Whether its thresholds were chosen on test images."""
         return any(one.f1 is not None for one in self.classes)
 
-    def write(self, to_json: Path, to_page: Path, further: Mapping[str, object] | None = None) -> None:
-        """Write the card as JSON, with the ``further`` entries, and as a page."""
-        write_json(to_json, {**asdict(self), **(further or {})})
-        write_text(to_page, self.as_page(further or {}))
+    def write(self, to_json: Path, to_page: Path, export: Mapping[str, str] | None = None) -> None:
+        """Write the card as JSON and as a page. ``export`` describes the file of an exported model."""
+        write_json(to_json, {**asdict(self), **({"export": export} if export else {})})
+        write_text(to_page, self.as_page(export or {}))
 
-    def as_page(self, further: Mapping[str, object]) -> str:
+    def as_page(self, export: Mapping[str, str]) -> str:
         """The card as Markdown."""
         parts = [f"# {_cell(self.name)}", self._summary(), self._table(), *self._warnings()]
         settings = {"detector": self.detector, "training": self.training, "pseudo labels": self.pseudo}
-        tables = [
-            _pairs(title, values) for title, values in {**({"export": further} if further else {}), **settings}.items()
-        ]
-        weights = f"Weights: SHA-256 `{self.sha256}`. Seed {self.seed}." if self.seed is not None else ""
-        return "\n\n".join(part for part in (*parts, *tables, weights) if part) + "\n"
+        tables = [_pairs(title, values) for title, values in {"export": export, **settings}.items()]
+        seed = "" if self.seed is None else f" Seed {self.seed}."
+        return "\n\n".join(filter(None, (*parts, *tables, f"Weights: SHA-256 `{self.sha256}`.{seed}"))) + "\n"
 
     def _summary(self) -> str:
         kind = f"{self.detector.get('name')} on {self.detector.get('backbone')}"
