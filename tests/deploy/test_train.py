@@ -152,6 +152,17 @@ def test_a_fifth_of_the_complete_images_is_held_out_and_never_trained_on(data: P
     assert not read_labels(data, 0, True, False, silent).test  # too few to spare one
 
 
+def test_the_only_image_with_an_object_is_not_held_out(data: Path) -> None:
+    (data / "test.json").unlink()
+    held = {image.id for image in read_labels(data, 0, True, False, silent).test}
+    change(
+        data,
+        lambda content: content.update(annotations=[one for one in content["annotations"] if one["image_id"] in held]),
+    )
+    found = read_labels(data, 0, True, False, silent)
+    assert (len(found.images), found.test, found.held_out) == (14, (), False)
+
+
 def test_what_people_rejected_ignored_and_did_not_draw(data: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         rejected, pseudo, crowd, *_ = [one for one in content["annotations"] if one["image_id"] == first["id"]]

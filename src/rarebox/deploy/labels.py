@@ -89,9 +89,11 @@ def read_labels(place: Path, seed: int, hold_out: bool, partial: bool, progress:
     held_out = hold_out and not test
     if held_out:
         whole = [image for image in used if said[image.id].complete]
-        test = tuple(whole[i] for i in rules.held_out(seed, len(whole), rules.FEWEST_TO_HOLD_OUT))
-        truth = {image.id: data.train.truth[image.id] for image in test}
-        used = [image for image in used if image.id not in truth]
+        chosen = [whole[i] for i in rules.held_out(seed, len(whole), rules.FEWEST_TO_HOLD_OUT)]
+        known = {image.id: data.train.truth[image.id] for image in chosen}
+        rest = [image for image in used if image.id not in known]
+        if any(len(said[image.id].boxes) for image in rest):  # else there would be nothing to train on
+            test, truth, used = tuple(chosen), known, rest
     ids = {image.id for image in used}
     return Labels(
         data.name,
