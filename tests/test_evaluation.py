@@ -1,4 +1,4 @@
-"""AP against curves worked by hand, against a plain loop over the devkit's rules, and COCO AP against pycocotools."""
+"""AP against curves computed by hand, against a plain loop over the devkit's rules, and COCO AP against pycocotools."""
 
 import contextlib
 import io
@@ -81,7 +81,7 @@ def test_a_detection_goes_to_its_nearest_box_even_if_that_one_is_taken():
 
 
 def test_the_nearest_of_two_boxes_is_the_first_of_equals():
-    # a detection half way: IoU 9/11 with both; it takes the first row, so the exact hit on the first comes too late
+    # a detection halfway: IoU 9/11 with both; it takes the first row, so the exact hit on the first comes too late
     left, right, between = [0, 0, 10, 10], [2, 0, 12, 10], [1, 0, 11, 10]
     detections = {1: found((between, 0, 0.9), (left, 0, 0.8))}
     assert voc_ap(detections, {1: true((left, 0), (right, 0))}, 1).ap[0] == pytest.approx(1 / 2)
@@ -90,7 +90,7 @@ def test_the_nearest_of_two_boxes_is_the_first_of_equals():
 
 def test_difficult_boxes_are_neither_missed_nor_hit():
     truth = {1: true((A, 0), (B, 0), (C, 0), difficult=(1, 2))}
-    # two hits on the difficult B count neither way, C is not missed: right, of 1
+    # two hits on the difficult B do not count, C is not missed: right, of 1
     result = voc_ap({1: found((B, 0, 0.9), (B, 0, 0.8), (A, 0, 0.7))}, truth, 1)
     assert result.ap[0] == 1
     assert result.ap11[0] == 1
@@ -180,7 +180,7 @@ def test_a_recall_of_exactly_three_tenths_reaches_the_point_there():
 
 
 @pytest.mark.parametrize("metric", [voc_ap, coco_ap])
-def test_what_cannot_be_measured_is_refused(metric: Any):
+def test_unmeasurable_input_is_refused(metric: Any):
     with pytest.raises(ValueError, match=r"no truth: \[7\]"):
         metric({7: found((A, 0, 0.9))}, {1: NOTHING}, 1)
     with pytest.raises(ValueError, match=r"\[0, 2\), got 2 to 2"):
@@ -264,7 +264,7 @@ def test_voc_ap_is_the_devkits(images: list[Any], iou: float, legacy: bool):
 
 
 def pycocotools_precision(tables: CocoTables) -> np.ndarray:
-    """The same table by the reference implementation, which talks a lot."""
+    """The same table by the reference implementation, without its output."""
     crowd = tables.truth_crowd.astype(int).tolist()
     rows = zip(tables.truth_image, tables.truth_category, tables.truth_boxes.tolist(), crowd, strict=True)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -389,7 +389,7 @@ def test_coco_ap_without_detections_is_zero():
     assert coco_ap({}, {1: true((A, 0))}, 1)["ap"] == 0
 
 
-def test_the_library_says_nothing(capfd: pytest.CaptureFixture[str]):
+def test_the_library_prints_nothing(capfd: pytest.CaptureFixture[str]):
     coco_ap(*random_scene(0), 4)
     assert capfd.readouterr() == ("", "")
 

@@ -114,7 +114,7 @@ def predict(
     file of paths or a COCO file. ``to`` gets ``detections.csv`` and ``coco.json`` with the boxes that are shown,
     ``detections.jsonl`` and ``coco_results.json`` with all, and, with ``pictures``, images with boxes. A box is shown
     from the threshold of its class on, or from ``score`` in [0, 1]. The same call resumes after an interruption.
-    ``progress`` draws progress bars. Raises UserError for anything to put right.
+    ``progress`` draws progress bars. Raises UserError for anything that the user can correct.
     """
     from rarebox.cli.progress import progress_bars
     from rarebox.deploy.predict import predict as detect  # here, because it loads torch
@@ -182,7 +182,7 @@ def simulate(
     ``strategy``, ``seed`` and further ``changes`` (as in :func:`make_settings`) override them. Another detector than
     that of ``settings`` needs its own ``training__lr``. ``share`` is a simulation, or its folder, with the same images,
     labels, seed and detector: its model of cycle 1 is reused, so that strategies are compared from the same start.
-    ``progress`` draws progress bars. Raises UserError for anything to put right.
+    ``progress`` draws progress bars. Raises UserError for anything that the user can correct.
     """
     from rarebox.cli.progress import progress_bars
     from rarebox.loop.simulate import simulate as run_all_cycles  # here, because it loads torch

@@ -115,7 +115,7 @@ def _flatten(
     """One table of all detections and one of all truth, in order of the image ids."""
     strange = sorted(set(detections) - set(truth))
     if strange:
-        raise ValueError(f"detections on images that have no truth: {strange[:5]}; give those an empty GroundTruth")
+        raise ValueError(f"detections on images that have no truth: {strange[:5]}. Give those an empty GroundTruth")
     ids = sorted(truth)
     found = [detections[i] for i in ids if i in detections]
     images = np.flatnonzero([i in detections for i in ids])
@@ -258,16 +258,15 @@ def _weighted_ap(right: Bools, weight: Ints, size: Ints) -> Floats:
 # ---------------------------------------------------------------------------------------------- thresholds
 
 FEWEST_OBJECTS = 20
-"""With fewer objects of a class, its threshold is that of all classes together."""
+"""A class with fewer objects gets the common threshold of all classes."""
 
 UNMEASURED = 0.5
-"""The threshold where nothing has been measured."""
+"""The threshold if nothing has been measured."""
 
 
 class Thresholds(NamedTuple):
-    """Scores from which a detection is shown, (K,), and the F1 of each class there, (K,), NaN without truth.
-
-    ``own`` (K,): whether the class has its own threshold, or too few objects for one.
+    """The minimum score of a shown detection, (K,), and the F1 of each class at it, (K,), NaN without truth. ``own``
+    (K,): whether the class has its own threshold rather than the common one.
     """
 
     scores: Floats
@@ -308,7 +307,7 @@ def _best_f1(right: Floats, scores: Floats, size: int) -> float:
         return UNMEASURED
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(right[order])
-    last = np.append(np.diff(scores) < 0, True)  # a threshold cannot part equal scores
+    last = np.append(np.diff(scores) < 0, True)  # a threshold cannot separate equal scores
     f1 = np.where(last, 2 * hits / (np.arange(1, len(hits) + 1) + size), -1)
     best = int(np.argmax(f1))
     return float((scores[best] + (scores[best + 1] if best + 1 < len(scores) else 0)) / 2)

@@ -1,4 +1,4 @@
-"""Files that another project has exported, such as a former one on the same photos: its numbers mean nothing here."""
+"""Files exported by another project, such as a former one on the same photos: their numbers are ignored."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def labels(store: Store, tool: str, to: Path) -> Path:
 
 
 def without_first(file: Path) -> Path:
-    """The file after somebody has answered it, and deleted the first box of the first image."""
+    """The file after somebody has answered its questions and deleted the first box of the first image."""
     text = file.read_text()
     if file.suffix == ".xml":
         file.write_text(re.sub("<box.*?</box>", "", text, count=1, flags=re.DOTALL))
@@ -95,12 +95,12 @@ def test_questions_of_another_project_answer_none_of_ours(
     assert (boxes(store), len(store.labels_of(1).rejected)) == ([B], 0)
     assert [query.id for query in store.unanswered(1)] == [1, 2]
     assert bring_in(store, read(file), tool) == Imported(unchanged=1, foreign=1)
-    # They are the former project's own.
+    # They belong to the former project.
     assert bring_in(former, read(file), tool) == Imported(objects=1, no_objects=1)
 
 
 @of_both_tools
-def test_a_file_that_names_no_project_is_taken_for_ours(tool: str, tmp_path: Path, store: Store) -> None:
+def test_a_file_that_names_no_project_is_assumed_to_be_ours(tool: str, tmp_path: Path, store: Store) -> None:
     file = without_first(questions(store, tool, tmp_path / "out", project=""))
     assert bring_in(store, read(file), tool) == Imported(objects=1, no_objects=1)
 
@@ -119,7 +119,7 @@ def test_labels_that_another_project_lists_are_not_deleted_here(
 
 
 @of_both_tools
-def test_two_projects_regions_of_one_name_are_two_boxes(tool: str, tmp_path: Path, former: Store, store: Store) -> None:
+def test_equal_names_of_two_projects_are_two_boxes(tool: str, tmp_path: Path, former: Store, store: Store) -> None:
     """Both call a region query-2."""
     with made(tmp_path / "third.sqlite", [0.0, 0, 9, 9], [0.0, 60, 30, 90]) as third:
         for number, project in enumerate((former, third)):
@@ -140,7 +140,7 @@ def test_numbers_of_another_project_do_not_decide_between_photos(
     assert not store.labels()
 
 
-def test_a_store_keeps_its_identity_and_one_of_before_gets_one(tmp_path: Path, former: Store, store: Store) -> None:
+def test_a_store_keeps_its_identity_and_an_older_one_gets_one(tmp_path: Path, former: Store, store: Store) -> None:
     name = store.identity()
     assert name not in ("", former.identity())
     store.back_up(tmp_path / "copy.sqlite")
@@ -159,7 +159,7 @@ def test_a_store_keeps_its_identity_and_one_of_before_gets_one(tmp_path: Path, f
 
 
 @of_both_tools
-def test_the_commands_write_the_identity_and_say_when_it_is_another(tool: str, tmp_path: Path) -> None:
+def test_the_commands_write_the_identity_and_report_a_different_one(tool: str, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (200, 100)).save(tmp_path / "photos" / "a.png")
     for name in ("project", "anew"):

@@ -1,4 +1,4 @@
-"""What must not come in: attacks on the server of `rarebox serve`, each tried and refused, and its API fuzzed."""
+"""Attacks on the server of `rarebox serve`, each tried and refused, and its API fuzzed."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def routes(house: House) -> Iterator[tuple[str, str]]:
-    """Method and address of all that the application answers, so that no test forgets a new route."""
+    """Method and path of every route, so that no test forgets a new one."""
     for route in house.app.routes:
         within = getattr(route, "effective_route_contexts", None)  # of a router that is included
         for one in within() if within else [route]:
@@ -47,7 +47,7 @@ def routes(house: House) -> Iterator[tuple[str, str]]:
             yield from ((method, path) for method in sorted(getattr(one, "methods", None) or ["GET"]))
 
 
-def test_the_routes_are_the_ones_that_these_tests_go_through(house: House) -> None:
+def test_these_tests_cover_every_route(house: House) -> None:
     found = set(routes(house))
     assert ("GET", "/api/images/1") in found
     assert {path for method, path in found if method == "POST" and path.startswith("/api")} == {
@@ -57,7 +57,7 @@ def test_the_routes_are_the_ones_that_these_tests_go_through(house: House) -> No
     assert all(path == "/" or path.startswith(("/api/", "/ml/", "/static")) for _, path in found)
 
 
-# ------------------------------------------------------------------------------------------- who may come in
+# ------------------------------------------------------------------------------------------- sign-in
 
 
 def cookie_without_signature(authenticator: Authenticator) -> str:
@@ -118,7 +118,7 @@ def test_without_the_key_no_other_program_is_answered(house: House) -> None:
     assert house.authenticator.enter(house.authenticator.key) is None
 
 
-def test_the_page_alone_lets_nobody_in(house: House) -> None:
+def test_the_page_alone_admits_nobody(house: House) -> None:
     stranger = house.stranger()
     for token in ("", "x", "x.y", ".", "%00", "😀", "YW5uYQ==.", "a" * 5000, "YW5uYQ==." + "0" * 64):
         reply = stranger.get("/", params={"token": token})
@@ -155,7 +155,7 @@ def test_the_cookie_is_for_this_site_and_no_script(house: House) -> None:
     assert "token" not in reply.headers["location"]
 
 
-def test_questions_that_were_not_given_out_cannot_be_answered(house: House) -> None:
+def test_unassigned_questions_cannot_be_answered(house: House) -> None:
     anna, ben = house.browser("anna"), house.browser("ben")
     (query,) = anna.next(1)
     for said in (
@@ -209,7 +209,7 @@ def test_only_our_own_names_are_answered(house: House, host: str) -> None:
         assert reply.status_code == 421, (method, path)
 
 
-def test_names_when_other_machines_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_when_other_machines_have_access(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rarebox.web.security.socket.gethostname", lambda: "Desk-17")
     monkeypatch.setattr("rarebox.web.security.socket.getfqdn", lambda: "desk-17.Example.org")
     security.own_names.cache_clear()
@@ -229,7 +229,7 @@ FOREIGN = [
     {"Origin": "null"},
     {"Origin": ""},
     {"Origin": "http://localhost:9999"},
-    {"Origin": "http://127.0.0.1:8765"},  # not the name under which it came
+    {"Origin": "http://127.0.0.1:8765"},  # not the name under which it was reached
     {"Origin": f"http://{HOST}.evil.example"},
     {"Origin": f"http://{HOST}@evil.example"},
     {"Origin": "http://["},
@@ -257,7 +257,7 @@ def test_our_own_page_may(house: House) -> None:
     assert good_origin(None, "none", HOST)
 
 
-def test_a_form_of_another_site_cannot_speak_json(house: House) -> None:
+def test_a_form_of_another_site_cannot_send_json(house: House) -> None:
     anna = house.browser()
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "text/json"):
         reply = anna.http.post("/api/next", content=b'{"client": "tab"}', headers={"Content-Type": kind})
@@ -334,7 +334,7 @@ def test_no_route_takes_a_file_path(house: House, path: str) -> None:
     assert not any(sign in reply.text for sign in ("import ", "root:", "0123"))
 
 
-def test_script_in_names_comes_back_as_text_only(tmp_path: Path) -> None:
+def test_script_in_names_is_returned_as_text_only(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     name = '<img src=x onerror=alert(1)>";\r\n&.png'
@@ -449,7 +449,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("body", [*BODIES, *ANSWERS])
-def test_what_is_no_request_is_refused_with_a_sentence(house: House, body: str) -> None:
+def test_an_invalid_request_is_refused_with_a_sentence(house: House, body: str) -> None:
     anna = house.browser()
     path, content = ("/api/next", BODIES[body]) if body in BODIES else ("/api/answers", ANSWERS[body])
     reply = anna.http.post(path, content=content, headers=JSON)
@@ -486,8 +486,8 @@ ALL_WRONG = {
 
 
 @pytest.mark.parametrize("body", ALL_WRONG)
-def test_of_thousands_of_mistakes_few_are_looked_at(house: House, body: str) -> None:
-    """To list 247,000 of them takes seconds, in which nobody else is answered."""
+def test_few_of_thousands_of_mistakes_are_checked(house: House, body: str) -> None:
+    """Listing 247,000 of them takes seconds, during which nobody else is answered."""
     looked: list[int] = []
     refuse = house.app.exception_handlers[RequestValidationError]
 
@@ -506,7 +506,7 @@ def test_of_thousands_of_mistakes_few_are_looked_at(house: House, body: str) -> 
 
 
 def test_a_refused_answer_is_named(house: House) -> None:
-    """So that the page gives up that one, and sends the others again."""
+    """The page then discards that one and sends the others again."""
     anna = house.browser()
     items = [item(image=4), item(image=5, boxes=["abcd"]), item(image=6)]
     reply = anna.http.post("/api/answers", json={"client": "tab", "answers": items})
@@ -518,7 +518,7 @@ def test_a_refused_answer_is_named(house: House) -> None:
         assert list(reply.json()) == ["error"]
 
 
-def test_what_is_meant_for_another_project_is_refused(house: House) -> None:
+def test_requests_for_another_project_are_refused(house: House) -> None:
     anna = house.browser()
     said = {"client": "tab", "answers": [item(image=4)]}
     reply = anna.http.post("/api/answers", json=said, headers={"Rarebox-Project": "rarebox-0000"})
@@ -563,7 +563,7 @@ def test_a_project_keeps_its_name_when_its_secret_is_changed(tmp_path: Path) -> 
         {"add": "\ue000"},
     ],
 )
-def test_no_class_comes_of_rubbish(house: House, body: dict[str, Any]) -> None:
+def test_garbage_adds_no_class(house: House, body: dict[str, Any]) -> None:
     reply = house.browser().http.post("/api/classes", content=json.dumps(body).encode(), headers=JSON)
     assert reply.status_code in (400, 422)
     assert list(reply.json()) == ["error"]
@@ -633,7 +633,7 @@ def test_a_gallery_of_nobody_is_empty(house: House, query: str) -> None:
     assert reply.json().get("answers", []) == []
 
 
-def test_a_surprise_is_a_500_without_its_story(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_a_500_without_details(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*_: Any) -> None:
         raise RuntimeError("the password is 1234")
 
@@ -651,7 +651,7 @@ def test_a_surprise_is_a_500_without_its_story(house: House, monkeypatch: pytest
 
 
 def everywhere(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each part of a JSON value."""
+    """The path to each part of a JSON value."""
     yield at
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in inner:
@@ -659,7 +659,7 @@ def everywhere(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def with_at(value: Any, at: tuple[Any, ...], part: Any) -> Any:
-    """The same with another part there."""
+    """The same value with that part replaced."""
     if not at:
         return part
     copy = value.copy()
@@ -710,7 +710,7 @@ def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
     ],
     ids=["a file", "a bomb", "deep", "cut short", "NUL"],
 )
-def test_a_labelling_configuration_is_no_way_in(house: House, config: str) -> None:
+def test_a_labelling_configuration_is_no_attack_vector(house: House, config: str) -> None:
     reply = house.stranger().post(f"/ml/{house.authenticator.key}/setup", json={"schema": config})
     assert reply.status_code == 400
     assert "root:" not in reply.text
@@ -766,7 +766,7 @@ def test_the_api_fuzzed_from_its_schema_never_fails(house: House, operation: str
     @given(case=schema[path][method].as_strategy(generation_mode=mode))
     def fuzz(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("answers"), list):
-            for number, said in enumerate(case.body["answers"]):  # about what there is: numbers by chance hit nothing
+            for number, said in enumerate(case.body["answers"]):  # about existing items: random numbers hit nothing
                 if isinstance(said, dict):
                     said |= {"query": query, "image": None} if number % 2 else {"query": None, "image": 4}
         if "key" in case.path_parameters:
@@ -779,5 +779,5 @@ def test_the_api_fuzzed_from_its_schema_never_fails(house: House, operation: str
         statuses.add(reply.status_code)
 
     fuzz()
-    assert statuses - {401, 404, 421}  # it did get in
+    assert statuses - {401, 404, 421}  # some requests succeeded
     browser.get("/api/state")

@@ -103,9 +103,9 @@ def train(
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a project, a run, or a model.")],
     images: Annotated[Path, typer.Argument(help="Folder of images, an image, a text file of paths, or a COCO file.")],
-    to: Annotated[Path, typer.Option(help="Folder for the detections; one that has some is completed.")],
+    to: Annotated[Path, typer.Option(help="Folder for the detections; existing results are completed.")],
     score: Annotated[
-        float | None, typer.Option(help="Show boxes from this score on; by default from each class's threshold.")
+        float | None, typer.Option(help="Minimum score of the boxes shown; by default each class's threshold.")
     ] = None,
     pictures: Annotated[bool, typer.Option(help="Draw the boxes on copies of the images.")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
@@ -126,7 +126,7 @@ def predict(
         skipped = f"{counted(len(done.unreadable), 'image')} skipped, listed in {to / UNREADABLE}"
         console.print(skipped, markup=False, soft_wrap=True)
     if done.known:
-        known = f"{counted(done.known, 'image')} had a result already"
+        known = f"{counted(done.known, 'image')} already had a result"
         console.print(known, markup=False, soft_wrap=True)
     if score is None and not done.measured:
         console.print(

@@ -94,7 +94,7 @@ def helped_torchrun() -> bool:
 def warn_of_photos(place: str | Path) -> None:
     """Find the photos of a project that have moved, and print warnings about missing ones.
 
-    Nothing is done at a place that is no folder of a project or run, such as a store, a file or a URL.
+    Does nothing unless the place is a folder of a project or run (not a store, a file or a URL).
     """
     from rarebox.loop.run_folder import RunFolder
     from rarebox.project.photo_folder import check_photos

@@ -228,12 +228,14 @@ def run_to_end(
 def bench(
     grid: Annotated[Path, typer.Argument(help="YAML file of the grid, described in docs/bench.md.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for all its runs; bench-out/NAME by default.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Where a data set is, as NAME=FOLDER; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Location of a data set, as NAME=FOLDER; repeatable.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only runs whose name contains or matches this; repeatable.")
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
-    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and their states, and run none.")] = False,
+    just_list: Annotated[
+        bool, typer.Option("--list", help="Print the runs and their states without running any.")
+    ] = False,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     as_json: AsJson = False,

@@ -58,7 +58,7 @@ def assemble(
     classes = tuple(dict.fromkeys(name for listing in splits for name in listing.classes))
     if not classes:
         refuse_lost(train.source, [problem for problem in problems if problem.kind == "box dropped"])
-        raise UserError(f"{train.source} names no class. Label at least one object.")
+        raise UserError(f"{train.source} has no classes. Label at least one object.")
     for name in classes:
         if name not in train.classes:
             problems.append(Problem("class only in test", str(splits[-1].source), f"{name!r} has no training label."))
@@ -86,7 +86,7 @@ def usable(dataset: Dataset) -> Dataset:
     for which, split in (("training", train), ("test", test)):
         if split and not any(len(truth) for truth in split.truth.values()):
             kinds = Counter(problem.kind for problem in problems)
-            counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "no label names one"
+            counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "there are no labels"
             also = ", or remove the test images to hold out training images instead" if split is test else ""
             raise UserError(
                 f"{dataset.root}: no {which} image has an object that can be used ({counts}). Correct the labels{also}."
@@ -258,9 +258,9 @@ def _split(
     if turned:
         what = (
             f"{len(turned)} labelled images have an EXIF rotation, and their labels fit with and without it. They are "
-            "taken as drawn on the upright photo. Check one."
+            "assumed to be drawn on the upright photo. Check one."
         )
-        problems.append(Problem("EXIF turn", turned[0], what))
+        problems.append(Problem("EXIF rotation", turned[0], what))
     if not images:
         last = problems[-1]
         raise UserError(

@@ -106,11 +106,10 @@ _DEGREES = re.compile(r"\s*(°|deg\.?|degrees?)\s*$", re.IGNORECASE)
 
 
 def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, float, float]:
-    """The upright box around a box whose attributes may turn it about its centre: x1, y1, x2, y2 in pixels.
-
-    ``rotation`` is in degrees, as CVAT writes it beside the unturned box, perhaps with their sign. Capitals in names
-    are ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and
-    for an ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
+    """The upright box around a box whose attributes may rotate it about its centre: x1, y1, x2, y2 in pixels.
+    ``rotation`` is in degrees, as CVAT writes it beside the unrotated box, perhaps with a degree sign. Case in names is
+    ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and for an
+    ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
     """
     plain = {name.strip().casefold(): value for name, value in attributes.items() if value}
     for name in ("rotation", "angle", "theta"):
@@ -125,7 +124,7 @@ def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, flo
             continue
         if not math.isfinite(turn) or (name != "rotation" and 0 < abs(turn) <= 2 * math.pi):
             why = "may be in degrees or radians" if math.isfinite(turn) else "is not finite"
-            raise ValueError(f"it is turned ({name} {value}), which {why}. Write the upright box around it.")
+            raise ValueError(f"it is rotated ({name} {value}), which {why}. Write the upright box around it.")
         if turn:
             x1, y1, x2, y2 = hull_of_turned(box, turn).tolist()
             return x1, y1, x2, y2
@@ -146,7 +145,7 @@ def listed_size(width: object, height: object, where: str, problems: list[Proble
         if min(size) < 1 and any(said):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        what = f"{width!r:.30} x {height!r:.30} is not a size. The boxes are taken as pixels of the image file."
+        what = f"{width!r:.30} x {height!r:.30} is not a valid size. The boxes are read as pixels of the image file."
         problems.append(Problem("size in labels is wrong", where, what))
         return None
     return size if any(said) else None
@@ -199,7 +198,7 @@ class Listing:
         for name, cleaned in changed.items():
             what = f"files cannot hold the class name {name!r}. It becomes {cleaned!r}."
             if any(as_cleaned[other] == cleaned for other in named if other != name):
-                what += " Another class has that name, and both are one class. Rename one if they differ."
+                what += " Another class has that name, so both become one class. Rename one if they differ."
             self.problems.append(Problem("class name cleaned", str(self.source), what))
         images = [
             replace(image, boxes=[box._replace(name=as_cleaned[box.name]) for box in image.boxes])
@@ -214,7 +213,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What numbers mean that a detector trained on a data set writes.
+    """The meaning of the numbers that a detector trained on a data set writes.
 
     ``classes`` are the names by number from 0, which may have gaps and repeat a name. ``categories`` are the classes by
     category number, ``images`` the paths by image id. All are empty if the format has no numbers.
@@ -226,7 +225,7 @@ class Numbers:
 
 
 def agreed(numbered: Collection[tuple[int, str]]) -> dict[int, str]:
-    """The names by rising number, from pairs; empty if two names have one number."""
+    """The names in order of number, from pairs; empty if two names have one number."""
     names = dict(sorted(numbered))
     return names if all(names[number] == name for number, name in numbered) else {}
 
@@ -248,7 +247,7 @@ OBJECT_LOST = (
     "several label files",
     "ambiguous annotation",
     "image size differs",
-    "image turned by EXIF",
+    "image rotated by EXIF",
 )
 """The kinds of problems in which an object loses its box."""
 

@@ -1,4 +1,4 @@
-"""Questions to people in another tool, and their answers: what the files of Label Studio and CVAT have in common."""
+"""Questions to people in another tool, and their answers: the common part of Label Studio's and CVAT's files."""
 
 import colorsys
 import re
@@ -55,7 +55,7 @@ def held_name(index: int) -> str:
 
 
 def held_index(name: str) -> int | None:
-    """The index of a label whose name in an export this is. None for another name."""
+    """The index of the label that has this name in an export. None for other names."""
     found = _HELD.fullmatch(name)
     return int(found[1]) if found else None
 

@@ -56,7 +56,7 @@ class Body(nn.Module):
 
 
 class Given(nn.Module):
-    """Stands where the library's model has its body, and passes on maps that are already there."""
+    """Replaces the body of the library's model, and passes on computed maps."""
 
     def forward(self, maps: FeatureMaps, mask: Tensor) -> list[tuple[Tensor, None]]:
         """The levels, without the masks of padding, which the model ignores."""
@@ -204,7 +204,7 @@ def read(size: Size, saved: Tensors) -> Tensors:
     loaded: Any = DFineForObjectDetection
     logging.disable_progress_bar()
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is reported below
+    logging.set_verbosity_error()  # missing tensors are reported below
     try:
         config = describe(size, len(rows))
         stock, found = loaded.from_pretrained(None, config=config, state_dict=saved, output_loading_info=True)

@@ -239,7 +239,7 @@ class WeightedRoIHeads(RoIHeads):
         columns: list[tuple[Tensor, ...]] = []
         for target, own, each, rows in zip(targets, sampled, given, chosen, strict=True):
             boxes, labels = target["boxes"], target["labels"] + 1
-            if not len(boxes):  # nothing is positive, so the row does not matter
+            if not len(boxes):  # nothing is positive, so the row is irrelevant
                 boxes, labels = own.new_zeros(1, 4), labels.new_zeros(1)
             positive, row, box_row = each.positive[rows], each.row[rows], each.box_row[rows]
             wanted = self.box_coder.encode_single(boxes[box_row].to(own.dtype), own)
@@ -326,7 +326,7 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     stretches = False
     with_features = False
     class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
-    """Layers with rows for each class: how many times, and how many rows each time."""
+    """Layers with rows for each class: the number of groups, and the rows per class in each."""
     further_rows = FURTHER_ROWS
     """Rows before those of the classes."""
 

@@ -78,7 +78,7 @@ class WeightedRetinaNet(RetinaNet):
     stretches = False
     with_features = False
     class_layers: ClassVar = {"head.classification_head.cls_logits": (9, 1)}
-    """Layers with rows for each class: how many times, and how many rows each time."""
+    """Layers with rows for each class: the number of groups, and the rows per class in each."""
     further_rows = ()
     """Rows before those of the classes."""
 

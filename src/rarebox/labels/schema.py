@@ -25,7 +25,7 @@ from sqlalchemy.dialects import sqlite
 from rarebox.types import Verdict
 
 SCHEMA = 3
-"""The version of the tables below. It increases whenever an older rarebox could not read them any more."""
+"""The version of the tables below. It increases whenever an older rarebox could no longer read them."""
 
 
 def now() -> datetime:

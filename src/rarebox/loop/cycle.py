@@ -60,13 +60,13 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
 
 
 def leaves_images_out(place: RunFolder) -> bool:
-    """Whether an existing run leaves unusable images out. Runs of older versions used all images."""
+    """Whether a run excludes unusable images. Runs of older versions used all images."""
     listed = read_json(place.problems, list) if place.problems.exists() else list[dict[str, str]]()
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
 
 
 def rank_pool(run: Run, cycle: int) -> Ranked:
-    """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
+    """Score the pool with the previous cycle's model, and let the strategy rank the open candidates."""
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
     pool, images = shards.score_pool(run, cycle)

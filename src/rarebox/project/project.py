@@ -21,10 +21,10 @@ from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, Query
 
 HELD_OUT = "held_out"
-"""Marks, among the reasons of a query, an initial image that is held out for evaluation."""
+"""The key in a query's reasons that marks an initial image held out for evaluation."""
 
 MOST_RANKED = 50_000
-"""How many boxes of a ranking are kept to ask from. When they are used up, the trainer adds as many."""
+"""The number of boxes of a ranking that are stored. When they are used up, the trainer adds as many again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,29 +39,28 @@ class Ranking:
 
 
 class Project:
-    """An open project. ``folder`` is laid out as a run's; ``settings.yaml`` may be edited between two starts."""
+    """An open project. ``folder`` is laid out as a run's; Edit ``settings.yaml`` only while it is closed."""
 
     def __init__(self, root: Path) -> None:
         self.folder = RunFolder(root)
         if not self.folder.settings.exists():
-            raise UserError(f"{root} holds no project; start one: rarebox init {root} --images FOLDER")
+            raise UserError(f"{root} holds no project. Start one: rarebox init {root} --images FOLDER")
         self.settings = self.folder.read_settings()
         if self.settings.selection.strategy in IMAGE:
-            raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
+            raise UserError("people are asked about boxes. Choose a selection.strategy such as class_balanced")
         if not self.settings.budget:
-            raise UserError("budget is empty; give at least one number, such as [50]")
+            raise UserError("budget is empty. Give at least one number, such as [50]")
         labels = self.folder.labels(self.settings)
         if not is_store(labels):
             raise UserError(
-                f"{labels} is gone or empty; restore a copy of it, or move {self.folder.settings.name} away and begin "
-                f"anew: rarebox init {root} --images FOLDER"
+                f"{labels} is missing or empty. Restore a copy of it, or move {self.folder.settings.name} away and "
+                f"start over: rarebox init {root} --images FOLDER"
             )
         self.store = Store(labels)
 
     def add_new_images(self) -> int:
-        """Add the photos that are new in the folder of photos. Return how many.
-
-        A photo that was moved or renamed is not new: it keeps its id and its labels.
+        """Add the new photos in the photo folder, and return their number. A moved or renamed photo is not new: it
+        keeps its id and its labels.
         """
         self.find_moved_images()
         known = self.store.taken_paths()
@@ -75,11 +74,11 @@ class Project:
         return len(records)
 
     def find_moved_images(self, progress: Progress = silent) -> Found:
-        """Find the photos that were moved within the folder of photos or renamed."""
+        """Find the photos that were renamed or moved within the photo folder."""
         return find_moved_images(self.store, Path(self.settings.data), self.folder, progress)
 
     def photos(self) -> Photos:
-        """The photos of the project, which say whether the file at a path is the photo of an image."""
+        """The photos of the project, which know whether the file at a path is the photo of an image."""
         return photos_of(self.folder, self.store)
 
     @property
@@ -92,7 +91,7 @@ class Project:
         return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
     def _pool(self) -> set[int]:
-        """The ids of the images that may be asked about: those whose photo is there and that are not held out."""
+        """The ids of the images that may be asked about: those with a photo that are not held out."""
         photos = self.photos()
         return {i for i, image in self.store.images().items() if photos.is_there(image)} - held_out_in(self.store)
 
@@ -138,10 +137,10 @@ class Project:
     ) -> None:
         """Store the first ``most`` (MOST_RANKED) boxes of a ranking, p(l) and the open candidates of each class.
 
-        They go to two files. Boxes that are stored already keep their places, and new ones are appended.
+        They go to two files. Stored boxes keep their places, and new ones are appended.
         """
         most = most or MOST_RANKED
-        queue(most - 1)  # one pass over the pool makes them all
+        queue(most - 1)  # one pass over the pool ranks them all
         order = [item for place in range(most) if (item := queue(place))]
         rows = queue.candidates[np.array([row for row, _ in order], dtype=np.int64)]
         columns = {name: getattr(rows, name) for name in RANKED}
@@ -187,7 +186,7 @@ class Project:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
 
     def asker(self, cycle: int) -> rules.CycleAsker | None:
-        """What asks the questions of a cycle. None if there is no ranking."""
+        """The asker of a cycle. None if there is no ranking."""
         if not self.has_ranking(cycle):
             return None
         seed, overlap = self.settings.seed, self.settings.people.overlap
@@ -206,7 +205,7 @@ def held_out_in(store: Store) -> set[int]:
 
 @contextmanager
 def _as_written(file: Path) -> Generator[None]:
-    """Raise Damaged for a file that can be read but has other content than this class writes."""
+    """Raise Damaged for a readable file whose content this class cannot have written."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeWarning) as error:

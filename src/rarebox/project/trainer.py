@@ -31,7 +31,7 @@ from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
 
 MOST_COMPARED = 1000
-"""How many random images are compared to choose the initial images, which differ most."""
+"""The number of random images from which the initial images, the most different ones, are chosen."""
 
 
 def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
@@ -49,11 +49,11 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
         run.cycle = cycle + 1
         return "questions" if prepare(now, run, cycle + 1) else None
     trained = len(records) + 1
-    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record is lost
+    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record was lost
         run.cycle = trained
         write_json(now.folder.metrics, [*records, train_cycle(run, trained, ranked_before(now, run, trained))])
         return "trained"
-    if cycle > 1 and not now.has_ranking(cycle):  # its ranking is lost
+    if cycle > 1 and not now.has_ranking(cycle):  # its ranking was lost
         run.cycle = cycle
         rank(now, run, cycle)
         return "questions"
@@ -81,8 +81,7 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
 
 
 def ask_first_images(now: Project, tell: Progress) -> bool:
-    """Ask for the images that differ most by the features of the pretrained backbone, and hold some of them out.
-
+    """Ask about the images that differ most in the features of the pretrained backbone, and hold out some of them.
     Return False if every image is labelled. The trainer asks again if the first images show no object at all.
     """
     store, settings = now.store, now.settings
@@ -140,7 +139,7 @@ def rank(now: Project, run: Run, cycle: int) -> None:
 
 
 def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
-    """Double the stored part of a ranking that people have used up. Return False if it was complete."""
+    """Double the stored part of a used-up ranking. Return False if it was already complete."""
     cycle = now.cycle
     if not now.has_ranking(cycle):
         return False
@@ -155,7 +154,7 @@ def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
 
 
 def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
-    """Read from disk how a cycle was scored and ranked. What is lost is computed again."""
+    """Read from disk how a cycle was scored and ranked. Lost files are computed again."""
     if cycle == 1:
         return None
     if not now.has_ranking(cycle) or not shards.is_scored(run, cycle):
@@ -169,7 +168,7 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
 
 
 def main(root: str, engine: str = "local", address: str | None = None) -> None:
-    """Obey commands until the input ends, then stop at once, even during a step."""
+    """Execute commands until the input ends, then stop immediately, even during a step."""
     mailbox: Mailbox[dict[str, str]] = Mailbox()
 
     def listen() -> None:
@@ -204,7 +203,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
                     say(event=step)
             say(event="idle")
         except (UserError, OSError, MemoryError) as error:
-            reason = str(error) or "the memory of this machine is full; lower training.batch_size in settings.yaml"
+            reason = str(error) or "the memory of this machine is full. Lower training.batch_size in settings.yaml"
             say(event="failed", reason=reason)
 
 

@@ -1,8 +1,8 @@
 """An index of all questions and answers in memory, updated with each of them.
 
 All counts are in ``sums``. An answer changes them by the difference between what its question adds after and before it,
-so the cost of an update does not grow with the number of answers. Labels stay as they were given and are mapped when
-they are read, so merging two classes does not visit every answer.
+so the cost of an update does not grow with the number of answers. Labels are stored as given and mapped when read, so
+merging two classes does not visit every answer.
 """
 
 from bisect import bisect_left, insort
@@ -20,14 +20,14 @@ Merged = Mapping[int, int]
 """Labels of merged classes, and the labels that they count as."""
 
 Sum = tuple[str | int, ...]
-"""What a sum counts, and of which cycle, label or person."""
+"""The key of a sum: what it counts, and for which cycle, label or person."""
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
 
 
 def counted(labels: Ints, merged: Merged) -> Ints:
-    """Labels as what they count as: (N,) -> (N,)."""
+    """The labels that labels count as: (N,) -> (N,)."""
     return np.array([merged.get(label, label) for label in labels.tolist()], dtype=np.int64)
 
 
@@ -207,7 +207,7 @@ class AnswerIndex:
         return self.sums[part] / self.sums[whole] if self.sums[whole] else None
 
     def disagreements(self) -> list[History]:
-        """Questions whose answers differ and that nobody has decided since."""
+        """Questions with different answers that nobody has resolved since."""
         differing = [self.queries[number] for number in sorted(self._differing)]
         return [history for history in differing if history.ever <= history.question.wanted]
 

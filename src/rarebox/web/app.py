@@ -1,4 +1,4 @@
-"""The HTTP side of ``rarebox serve``: the routes, and who may use them. Docs: ``docs/serve.md``."""
+"""The HTTP routes of ``rarebox serve``, and who may use them. Docs: ``docs/serve.md``."""
 
 import asyncio
 import hmac
@@ -254,7 +254,7 @@ def make_app(
 
     @post("/api/me")
     def me(body: Me, found: Anybody) -> Response:
-        """Take a name, or another one. Leases follow."""
+        """Set or change the visitor's name. Leases follow."""
         if found.fixed:
             raise HTTPException(403, f"This link is for {found.name}. Ask for your own link.")
         named = found.renamed(clean_name(body.name, "person"))

@@ -37,7 +37,7 @@ _HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who may come in. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
+    """A user of the server. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
 
     name: str | None = None
     fixed: bool = False
@@ -135,8 +135,8 @@ def _cookie_name(secret: bytes) -> str:
 
 
 def read_name(file: Path, secret: bytes) -> str:
-    """The name by which open pages know the project, created on first use. Pages keep unsaved answers under it, so it
-    outlives the secret. (Projects without this file used the name of the cookie.)"""
+    """The name by which open pages recognise the project, created on first use. Pages keep unsaved answers under it, so
+    it outlives the secret. (Projects without this file used the name of the cookie.)"""
     name = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     if not re.fullmatch("[!-~]{1,64}", name):
         name = _cookie_name(secret)

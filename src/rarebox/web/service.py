@@ -123,7 +123,7 @@ class AnnotationService:
             self.trainer.send("train")
 
     def retry(self) -> None:
-        """Have the trainer do what is due, also after it has failed."""
+        """Have the trainer do the next step, even after it has failed."""
         if self.trainer:
             self.trainer.again()
 
@@ -149,7 +149,7 @@ class AnnotationService:
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
-            return self._assign(holder, by, former, want)  # the only ones left were leased to a tab that was closed
+            return self._assign(holder, by, former, want)  # the remaining ones were leased to a closed tab
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
@@ -172,7 +172,7 @@ class AnnotationService:
         return self._answer_index.last_question, self._answer_index.last_answer
 
     def undo(self, mark: object) -> None:
-        """Read everything again if something was read that has been rolled back."""
+        """Read everything again if a read was rolled back."""
         if mark != self.mark():
             self._forget()
 
@@ -181,7 +181,7 @@ class AnnotationService:
         self._anew, self._cycle = True, -1
 
     def refresh(self) -> None:
-        """Bring what is kept in memory up to date with the store."""
+        """Update the state in memory from the store."""
         project = self.project
         with self._lock:
             if self._anew:
@@ -215,7 +215,7 @@ class AnnotationService:
             self._counts = self._answer_index.counts(len(self._classes))
 
     def _forget(self) -> None:
-        """Read everything again, because something that was read has been rolled back."""
+        """Read everything again, because a read was rolled back."""
         with self._lock:
             self._answer_index, self._anew = AnswerIndex(), True
             self._see_classes()
@@ -257,7 +257,7 @@ class AnnotationService:
     # What annotators see
 
     def query(self, query: Query) -> replies.Query:
-        """A question as the page wants it."""
+        """A question in the page's form."""
         image, why = self.images[query.image_id], query.why or {}
         with self._lock:
             return {
@@ -279,7 +279,7 @@ class AnnotationService:
             return self._image(self.images[image_id])
 
     def given(self, one: Given) -> replies.Answer:
-        """An answer as the page wants it."""
+        """An answer in the page's form."""
         image, guess = self.images[one.query.image_id], one.query.guess
         return {
             "answer": one.id,
@@ -305,7 +305,7 @@ class AnnotationService:
     ) -> list[replies.Answer]:
         """Answers that count, newest first; with ``names`` those under one of them.
 
-        A filter may match nothing, so the walk through all answers lets others go first after each piece.
+        A filter may match nothing, so the scan of all answers yields to other requests after each piece.
         """
         found: list[replies.Answer] = []
         with self._lock:
@@ -331,7 +331,7 @@ class AnnotationService:
         return [{"query": self.query(all[0].query), "answers": [self.given(one) for one in all]} for all in found]
 
     def outcome(self, outcome: Outcome) -> replies.Result:
-        """What became of an answer, as the page wants it."""
+        """The outcome of an answer, in the page's form."""
         current = self.given(outcome.current) if outcome.current else None
         return {
             "key": outcome.key,

@@ -9,16 +9,16 @@ from typing import Any, Generic, Protocol, TypeVar
 from rarebox.labels.store import Store
 
 MOST_TOGETHER = 20
-"""Jobs of one commit: few enough that browsers receive their answers while the next jobs are worked on."""
+"""The most jobs of one commit: few enough that browsers receive replies while the next jobs run."""
 
 IDLE_SECONDS = 1.0
-"""How often an idle writer looks after the log of the store."""
+"""Seconds between an idle writer's checks of the store's log."""
 
 T = TypeVar("T")
 
 
 class Memory(Protocol):
-    """What is kept in memory of the store. The writer keeps it consistent with what is on the disk."""
+    """State in memory that the writer keeps consistent with the store on disk."""
 
     def mark(self) -> object:
         """How far the store has been read."""
@@ -33,7 +33,7 @@ class Memory(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Read what is new in the store, after each transaction."""
+        """Read new rows of the store, after each transaction."""
         ...
 
     def written(self) -> None:
@@ -111,7 +111,7 @@ class Writer:
         return jobs
 
     def _write(self, jobs: list[Job[Any]]) -> None:
-        """Run the jobs in one transaction and report what became of each. A job that fails undoes itself only."""
+        """Run the jobs in one transaction and report the outcome of each. A failed job undoes only its own writes."""
         failure: Exception | None = None
         try:
             with self._store.transaction(writes=True):
