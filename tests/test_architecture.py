@@ -136,6 +136,8 @@ def test_only_the_oracle_the_evaluation_the_readers_and_the_loop_see_the_truth()
         "__init__.py",
         "types.py",
         "evaluation.py",
+        "deploy/labels.py",
+        "deploy/train.py",
         "labels/oracle.py",
         "project/create.py",
         "project/run.py",

@@ -86,7 +86,7 @@ def test_no_placeholder_is_left(page: Path) -> None:
 # ------------------------------------------------------------------------------------------- names of the code
 
 ENDINGS = re.compile(
-    r"py|js|json|jsonl|yaml|toml|lock|txt|md|ipynb|html|css|xml|csv|parquet|sqlite|safetensors|jpe?g|png|sh",
+    r"py|js|json|jsonl|yaml|toml|lock|txt|md|ipynb|html|css|xml|csv|parquet|sqlite|safetensors|onnx|jpe?g|png|sh",
     re.IGNORECASE,
 )
 """Suffixes of file names, which look like names of the code."""
@@ -200,7 +200,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     wrong = []
     for line in command_lines(text_of(page)):
         before, called, rest = line.partition("rarebox ")
-        name = re.match(r"[a-z]+\b(?!:)", rest)
+        name = re.match(r"[a-z]+(?:-[a-z]+)*\b(?!:)", rest)
         if not called or before.rstrip().endswith(("import", "from")) or not name:
             continue
         if name[0] not in COMMANDS or {*options(rest)} - COMMANDS[name[0]] - EVERYWHERE:

@@ -17,6 +17,7 @@ from rarebox.evaluation import (
     FEWEST_OBJECTS,
     UNMEASURED,
     CocoTables,
+    ap50_interval,
     best_thresholds,
     coco_ap,
     imbalance_factor,
@@ -300,6 +301,55 @@ def random_scene(seed: int, images: int = 12, classes: int = 4) -> tuple[dict[in
         guess[: 110 if i == 0 else 0] = 0  # more than COCO's limit for one class
         detections[i] = Detections(near, guess, rng.random(len(pick)).round(2), np.zeros((len(pick), 1)))
     return detections, truth
+
+
+class Draws:
+    """A generator whose draws of test images are given: how often each image is in each of them."""
+
+    def __init__(self, *draws: Sequence[int]) -> None:
+        self.draws = np.array(draws)
+
+    def multinomial(self, images: int, shares: np.ndarray, size: int) -> np.ndarray:
+        assert images == len(shares)
+        assert size == 1000
+        return np.resize(self.draws, (size, images))
+
+
+def test_the_interval_is_over_the_ap_of_test_images_drawn_again():
+    """Each draw is measured as if its images were the test set, the repeated ones under several ids."""
+    detections, truth = random_scene(1)
+    ids = sorted(truth)
+    draws = np.random.default_rng(0).multinomial(len(ids), [1 / len(ids)] * len(ids), 40)
+    expected = []
+    for draw in draws:
+        copies = [(1000 * i + n, i) for i, count in zip(ids, draw, strict=True) for n in range(count)]
+        # equal scores of copies have no order of their own, so each copy's are a little apart
+        shown = {
+            copy: Detections(d.boxes, d.labels, d.scores.astype(np.float64) - 1e-6 * (copy % 1000), d.class_probs)
+            for copy, i in copies
+            if (d := detections.get(i)) is not None
+        }
+        expected.append(voc_ap(shown, {copy: truth[i] for copy, i in copies}, 4).mean_ap)
+    low, high = np.quantile(np.resize(expected, 1000), (0.025, 0.975))
+    found_low, found_high = ap50_interval(detections, truth, 4, Draws(*draws)) or (0, 0)  # type: ignore[arg-type]
+    assert found_low < voc_ap(detections, truth, 4).mean_ap < found_high
+    np.testing.assert_allclose((found_low, found_high), (low, high), atol=0.02)
+
+
+def test_the_interval_of_one_draw_is_its_ap():
+    detections, truth = random_scene(2)
+    whole = Draws([1] * len(truth))
+    found_interval = ap50_interval(detections, truth, 4, whole)  # type: ignore[arg-type]
+    assert found_interval
+    np.testing.assert_allclose(found_interval, [voc_ap(detections, truth, 4).mean_ap] * 2, atol=1e-12)
+
+
+def test_there_is_no_interval_without_two_images_and_an_object():
+    rng = np.random.default_rng(0)
+    assert ap50_interval({}, {}, 1, rng) is None
+    assert ap50_interval({}, {1: true((A, 0))}, 1, rng) is None
+    assert ap50_interval({}, {1: NOTHING, 2: true((A, 0), difficult=(0,))}, 1, rng) is None
+    assert ap50_interval({}, {1: NOTHING, 2: true((A, 0))}, 1, rng) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(3))

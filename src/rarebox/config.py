@@ -383,6 +383,9 @@ INSTALLED: Values = {"detector.backbone": "efficientnet_lite0", "detector.weight
 PROJECT: Values = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"}
 """Changes of a new project to its preset. The last budget applies to all later cycles."""
 
+FINAL: dict[str, Values] = {"laptop": {"training.epochs": 30}, "dfine": {"training.epochs": 30}}
+"""Changes of a final training (``rarebox train``) to its preset: it is trained once, so it may take longer."""
+
 BEFORE: Values = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
 """Values for settings that files of earlier versions lack, where they differ from today's defaults."""
 
@@ -398,8 +401,10 @@ def current_unit(unit: object) -> object:
     return FORMER_UNITS.get(unit, unit) if isinstance(unit, str) else unit
 
 
-def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | None = None) -> Settings:
-    """Layer a YAML file and single changes (``{"pseudo.method": "hard"}``) over a preset.
+def resolve(
+    preset: str = "laptop", file: Path | None = None, changes: Values | None = None, *, final: bool = False
+) -> Settings:
+    """Layer a YAML file and single changes (``{"pseudo.method": "hard"}``) over a preset, with ``final`` over FINAL.
 
     Raises UserError for an unknown preset or setting, naming the nearest known one, and for an invalid value.
     """
@@ -407,7 +412,8 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | 
         raise unknown_name("preset", preset, PRESETS)
     values: dict[str, object] = {}
     given = [*flatten(read_file(file) if file else {}), *flatten(changes or {})]
-    for path, value in (*flatten(PRESETS[preset]), *given):
+    longer: Values = FINAL.get(preset, {}) if final else {}
+    for path, value in (*flatten(PRESETS[preset]), *flatten(longer), *given):
         _put(values, path, value)
     if preset == "paper" and "training.lr" not in dict(given) and (lr := PAPER_LR.get(check(values).detector.name)):
         _put(values, "training.lr", lr)

@@ -68,11 +68,25 @@ COMMANDS: dict[str, list[str]] = {
         "--detections {found} --budget 3 --to {store} --format labelstudio",
         "--detections {found} --budget 3 --labels {project}",
     ],
+    "train": [
+        "{data} --to {out}",
+        "{data} --to {project}",
+        "{data} --to {project}/cycle_01",
+        "{data} --to {store}",
+        "{project} --to {out}",
+        "{store} --to {out}",
+    ],
     "predict": [
         "{project} {photos} --to {out}",
         "{project} {photos} --to {project}",
         "{project} {photos} --to {project}/cycle_01",
         "{project} {photos} --to {store}",
+    ],
+    "export-model": [
+        "{project} --to {out}.onnx",
+        "{project} --to {store} --format torchscript",
+        "{project} --to {store}-wal --format onnx",
+        "{project} --to {project}/settings.yaml --format onnx",
     ],
     "views": ["--images {photos} --to {project}", "--images {photos} --to {store}"],
     "init": [

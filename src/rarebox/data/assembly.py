@@ -29,7 +29,7 @@ from rarebox.data.listings import (
 from rarebox.data.naming import ByName
 from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError
-from rarebox.types import Bools, GroundTruth, ImageRecord, Source
+from rarebox.types import Bools, Floats, GroundTruth, ImageRecord, Source
 
 
 def assemble(
@@ -232,6 +232,7 @@ def _split(
     images: list[ImageRecord] = []
     truth: dict[int, GroundTruth] = {}
     incomplete, unlabelled, unsure = set[int](), set[int](), dict[int, Bools]()
+    rejected: dict[int, Floats] = {}
     turned: list[str] = []
     for image, id, size in zip(listing.images, ids, sizes, strict=True):
         if isinstance(size, UnreadableImage):
@@ -248,6 +249,8 @@ def _split(
         names, difficult = np.array([number[box.name] for box in listed]), np.array([box.difficult for box in listed])
         truth[id] = GroundTruth(labels.boxes[objects], names, difficult)
         unsure[id] = np.array([box.crowd or box.source == Source.PSEUDO for box in listed], dtype=bool)
+        if not objects.all():
+            rejected[id] = labels.boxes[~objects]
         if labels.incomplete:
             incomplete.add(id)
         if not labels.labelled:
@@ -264,7 +267,7 @@ def _split(
             f"{listing.source}: none of its {len(listing.images)} images can be read, for example {last.where} "
             f"({last.kind}: {last.what}) Put the image files where the labels expect them."
         )
-    return Split(tuple(images), truth, frozenset(incomplete), frozenset(unlabelled), unsure)
+    return Split(tuple(images), truth, frozenset(incomplete), frozenset(unlabelled), unsure, rejected)
 
 
 def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:

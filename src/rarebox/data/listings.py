@@ -17,7 +17,7 @@ from rarebox.core.text import read_text
 from rarebox.data.naming import clean
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_object
 from rarebox.errors import UserError, presentable
-from rarebox.types import Bools, GroundTruth, ImageRecord
+from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
 
 __all__ = [
     "EXPORT_MARK",
@@ -61,7 +61,7 @@ class Split:
     some are missing. The area outside the boxes of these images is not background. ``unlabelled`` are images that no
     label file mentions: in a finished data set they show no object, otherwise they are not labelled yet. ``unsure``
     marks the rows of truth that no person drew around a single object: crowds, which are also difficult, and boxes of
-    a model.
+    a model. ``rejected`` (R, 4) are boxes without an object, of the images that have some.
     """
 
     images: tuple[ImageRecord, ...]
@@ -69,6 +69,7 @@ class Split:
     incomplete: frozenset[int] = frozenset()
     unlabelled: frozenset[int] = frozenset()
     unsure: Mapping[int, Bools] = field(default_factory=dict[int, Bools])
+    rejected: Mapping[int, Floats] = field(default_factory=dict[int, Floats])
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,12 @@ class WeightedDFine(nn.Module):
         real = found.pop("real")
         return [{name: column[i, real[i]] for name, column in found.items()} for i in range(len(images))]
 
+    def detect_one(self, batch: ImageList) -> dict[str, Tensor]:
+        """The detections of a batch of one image, by code that can be traced."""
+        found = self._detect(batch, self._transform(batch.tensors))
+        real = found["real"][0].nonzero()[:, 0]
+        return {name: found[name][0][real] for name in ("boxes", "scores", "labels")}
+
     def box_features(self, images: list[Input], boxes: list[Tensor]) -> list[Tensor]:
         """The vector of the query whose box overlaps each given box most: (G, 4) -> (G, D) per image."""
         features: dict[int, Tensor] = {}

@@ -360,6 +360,16 @@ class WeightedFasterRCNN(GeneralizedRCNN):
             found["settled"] &= self.rpn.settled
         return found
 
+    def detect_one(self, batch: ImageList) -> dict[str, Tensor]:
+        """The detections of a normalised batch of one image, by code that can be traced for any size."""
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(batch, features)
+        heads = self.roi_heads
+        pooled = heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes))
+        logits, deltas = heads.box_predictor(pooled)
+        boxes = heads.box_coder.decode(deltas, proposals)
+        return heads._detect_one(boxes, logits.softmax(dim=-1), pooled, batch.image_sizes[0])
+
     def box_features(self, images: list[Input], boxes: list[Tensor]) -> list[Tensor]:
         """The box head's vector of each given box, used as a proposal: (G, 4) -> (G, D) per image."""
         batch, _ = self.transform(images, None)

@@ -23,6 +23,10 @@ HELD_OUT = 0.2
 """Fraction of the images that is held out for evaluation where a data set names no test images."""
 
 
+FEWEST_TO_HOLD_OUT = 5
+"""With fewer images that people have labelled fully, none is held out: training needs them all (decisions row 33)."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What one cycle may spend and has spent, in the unit of the budget; ``open`` counts its unanswered questions."""

@@ -25,7 +25,7 @@ from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
 from rarebox.project.photos import Contents
-from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
+from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
@@ -226,7 +226,7 @@ def _take_in(
     said: list[tuple[Floats, list[int], Verdict]] = []
     nothing = np.zeros((0, 4), dtype=np.float32)
     whole = [record for record, one in found if one.complete and not partial]
-    held_out = {whole[place].id for place in rules.held_out(seed, len(whole), FEWEST_TO_HOLD_OUT)}
+    held_out = {whole[place].id for place in rules.held_out(seed, len(whole), rules.FEWEST_TO_HOLD_OUT)}
     for record, one in found:
         if one.complete and not partial:
             asked.append(Query(record.id, why={HELD_OUT: 1.0} if record.id in held_out else None, asked_by=IMPORTED))

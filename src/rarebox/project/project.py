@@ -25,9 +25,6 @@ from rarebox.types import Candidates, Floats, Ints, Query
 HELD_OUT = "held_out"
 """The key in a query's reasons that marks an initial image held out for evaluation."""
 
-FEWEST_TO_HOLD_OUT = 5
-"""With fewer initial images none is held out: the first model needs them all (decisions row 33)."""
-
 MOST_RANKED = 50_000
 """The number of boxes of a ranking that are stored. When they are used up, the trainer adds as many again."""
 

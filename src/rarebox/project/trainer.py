@@ -25,7 +25,7 @@ from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
-from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
+from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
@@ -108,7 +108,7 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
     order = [compared[row].id for row, _ in k_center(points, points[:0], typical) if compared[row].id not in known]
     first = order[: settings.initial_images]
-    held_out = rules.held_out(settings.seed, len(first), FEWEST_TO_HOLD_OUT)
+    held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
     store.open_cycle(1)
     store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
     return True
