@@ -68,7 +68,7 @@ def read_bytes(path: str | Path) -> bytes:
         except MemoryError:
             size = os.fstat(opened.fileno()).st_size
             raise UserError(
-                f"{path}: its {size / 1e9:.1f} GB do not fit into memory; check whether it is whole"
+                f"{path}: its {size / 1e9:.1f} GB do not fit into memory. Check whether it is complete"
             ) from None
 
 
@@ -135,8 +135,8 @@ def read_json(file: Path, kind: type = object) -> object:
 def damaged(file: Path, error: object) -> Damaged:
     """The error for a file that rarebox wrote and cannot read. Every such file can be rebuilt or is not needed."""
     if isinstance(error, FileNotFoundError):
-        return Damaged(f"{file} is missing; restore a copy of it, or repeat the command")
-    return Damaged(f"{file} is damaged ({error}); restore a copy of it, or delete it and repeat the command")
+        return Damaged(f"{file} is missing. Restore a copy of it, or repeat the command")
+    return Damaged(f"{file} is damaged ({error}). Restore a copy of it, or delete it and repeat the command")
 
 
 def mark_own(folder: Path, command: str) -> None:
@@ -166,7 +166,7 @@ def refuse_database(file: Path) -> None:
         with file.open("rb") as there:
             start = there.read(16)
     if start.startswith(DATABASES) or ".sqlite" in file.name:
-        raise UserError(f"{file} is a database, perhaps a label store with people's answers; name another file")
+        raise UserError(f"{file} is a database, perhaps a label store with people's answers. Name another file")
 
 
 def sweep(folder: Path) -> None:
@@ -214,7 +214,7 @@ def hold(lock: Path) -> Generator[None]:
         try:
             _try_lock(handle.fileno())
         except OSError:
-            raise Busy(f"another rarebox is working in {lock.parent}; wait for it, or stop it") from None
+            raise Busy(f"another rarebox process is working in {lock.parent}. Wait for it, or stop it") from None
         yield
 
 

@@ -44,9 +44,8 @@ class ImageDetections:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was found: the images with a result, the boxes that are shown in all and of each class, best class first.
-
-    ``known`` images had a result already. ``unreadable`` names the images that cannot be read, with the reason.
+    """The outcome: the images with a result, and the boxes shown, in total and of each class, the most frequent first.
+    ``known`` images already had a result. ``unreadable`` names the images that cannot be read, with the reason.
     ``left_out`` is a note on images that rarebox has written itself, or empty.
     """
 
@@ -117,7 +116,7 @@ def _coco(shown: Sequence[ImageDetections], images: Mapping[str, int], categorie
                 }
             )
     return {
-        "info": {"description": "Detections by rarebox. They are a model's, and no person has checked them."},
+        "info": {"description": "Detections of a model, written by rarebox. No person has checked them."},
         "categories": [{"id": number, "name": name} for name, number in categories.items()],
         "images": [
             {

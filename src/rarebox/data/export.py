@@ -112,7 +112,7 @@ def export(
     Human and difficult boxes are written, rejected boxes never, pseudo boxes only with ``include_pseudo``. With
     ``complete_only``, only fully labelled images are written. Images are linked, or copied with ``copy_images``, or
     omitted without ``photos``. ``image_url`` is the address under which Label Studio finds them. ``project`` is the
-    identity of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images. A photo
+    session of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images. A photo
     that cannot be read keeps its labels and is named in ``missing.txt``. The folder appears whole or not at all, and
     replaces nothing but an earlier export. Raises `UserError` if the folder holds anything else, if there is nothing to
     write, and for partially labelled images in YOLO, which has no flag for them (see ``allow_partial``).
@@ -124,8 +124,8 @@ def export(
         raise ValueError(f"labels must be in [0, {len(classes)})")
     if include_pseudo and format in REVIEW:
         raise UserError(
-            f"{format} shows every exported box as one that a person has drawn. Drop --include-pseudo, or use "
-            "--queries to have the model's boxes answered there."
+            f"{format} would show pseudo boxes as human boxes. Omit --include-pseudo, or use --queries to have the "
+            "model's boxes reviewed there."
         )
     classes = clean_all(classes)
     items = _items(images, annotations, include_pseudo)
@@ -225,7 +225,7 @@ def _items(images: Sequence[ImageRecord], annotations: Sequence[Annotations], in
     wanted = [Source.HUMAN, Source.DIFFICULT, *([Source.PSEUDO] if include_pseudo else [])]
     known = {a.image_id: a.only(np.isin(a.source, wanted)) for a in annotations}
     if len(known) < len(annotations) or known.keys() - {record.id for record in images}:
-        raise ValueError("annotations must be of different images, all of them among those to export")
+        raise ValueError("annotations must be of different images, all of them in the export")
     return [
         _Item(record, file, known.get(record.id) or _nothing(record.id))
         for record, file in zip(images, sent_as(images), strict=True)
@@ -285,8 +285,8 @@ def _place_images(folder: Path, items: Sequence[_Item], copy: bool, replaced: Pa
             missing.append(f"{error.path}: {error.reason}")
         except FileExistsError:
             raise UserError(
-                f"{replaced}: the file system there takes {item.file} for the name of another image. Export to "
-                "another disk."
+                f"{replaced}: the file system there does not distinguish {item.file} from the name of another image. "
+                "Export to another disk."
             ) from None
     return tuple(missing)
 

@@ -35,7 +35,7 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
         raise UserError(f"{images} does not exist. Name a folder, one image, a text file of paths, or a COCO file")
     elif suffix in VIDEOS:
         raise UserError(
-            f"{images} is a video. Write its frames into a folder first, such as ffmpeg -i {images.name} "
+            f"{images} is a video. Extract its frames first, for example with ffmpeg -i {images.name} "
             "frames/%06d.jpg, and name that folder"
         )
     else:
@@ -43,7 +43,7 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
         files = _listed(images, suffix)
     once = {_place(file): file for file in reversed(files)}
     if not once:
-        raise UserError(f"{images} holds no image")
+        raise UserError(f"{images} contains no images")
     return _named([*reversed(once.values())], Path(os.path.abspath(root)))
 
 
@@ -83,7 +83,7 @@ def _listed(file: Path, suffix: str) -> list[Path | str]:
 
 
 def _named(files: Sequence[Path | str], root: Path) -> list[NamedImage]:
-    """The files with a name for each: the end of its path that no other path has, as short as that allows."""
+    """The files by name: the shortest end of each path that no other path shares."""
     paths = [_parts(file) for file in files]
     alike = Counter(path[-1] for path in paths)
     ends = Counter("/".join(path[-n:]) for path in paths if alike[path[-1]] > 1 for n in range(1, len(path) + 1))

@@ -93,7 +93,7 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = False) -> list[Path]:
-    """All files below a folder with one of the suffixes, ignoring capitals, sorted by path.
+    """All files below a folder with one of the suffixes, ignoring case, sorted by path.
 
     Links are followed, but not to a folder that contains ``folder``. A file that is reachable in several ways is listed
     once, preferably not by a link. Litter is excluded, and so are folders below that rarebox has written
@@ -230,7 +230,7 @@ def content_of(path: str | Path) -> Generator[bytes | None, None, None]:
             content = held.enter_context(remote.fetched(str(path))) if remote.is_url(path) else None
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # each service has errors of its own
+        except Exception as error:  # each service has its own errors
             raise UnreadableImage(path, remote.reason(error)) from error
         yield content
 
@@ -247,7 +247,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Generator[Image.Im
             raise UnreadableImage(path, "its name is not valid UTF-8. Rename it")
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would block
             folder = os.path.isdir(path)
-            raise UnreadableImage(path, "it is a folder that may not be read" if folder else NOT_REGULAR)
+            raise UnreadableImage(path, "this user may not read the folder" if folder else NOT_REGULAR)
         try:
             image = Image.open(path if content is None else io.BytesIO(content), formats=_formats())
             held.enter_context(image)
@@ -268,7 +268,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Generator[Image.Im
             raise UnreadableImage(path, reason) from None
         except Image.UnidentifiedImageError:
             size = Path(path).stat().st_size if content is None else len(content)
-            reason = "it is not an image of a known format" if size else "the file is empty"
+            reason = "it is not an image in a supported format" if size else "the file is empty"
             raise UnreadableImage(path, reason) from None
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
             refused = getattr(error, "errno", None) == errno.ENAMETOOLONG or "\0" in str(path)  # no file has that name
@@ -293,7 +293,7 @@ def _formats() -> tuple[str, ...]:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) if there is none. Call it before the pixels are loaded."""
     if image.format == "TIFF":
-        return 1  # Pillow turns these by itself
+        return 1  # Pillow rotates these itself
     try:  # the base class's method, because that of PNG files decodes all pixels in search of a late EXIF block
         orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block raises anything, but the pixels are fine

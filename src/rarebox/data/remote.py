@@ -3,8 +3,8 @@
 A source is a folder of a bucket, a web page that links to images (the index that most servers make of a folder), or a
 local or remote text file with the URL of an image on each line.
 
-Most addresses come from somebody other than the user: from a list, a COCO file, a redirect. So the same rules hold for
-all of them, and only this module follows addresses:
+Most addresses come from a list, a COCO file or a redirect, not from the user. So the same rules apply to all of them,
+and only this module follows addresses:
 
 - The scheme is one of ``SCHEMES``. Chained addresses (``zip::…``) and local files are refused.
 - A host on this machine or in its network is refused, whatever its name. The check applies to the address that the
@@ -119,7 +119,7 @@ def check_hop(url: str, to: str) -> None:
     """Raise `Refused` if a redirect from ``url`` to ``to`` must not be followed."""
     scheme = check(to)
     if SCHEMES[scheme] != "http" or (urlsplit(url).scheme, scheme) == ("https", "http"):
-        raise Refused(f"it leads from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
+        raise Refused(f"it redirects from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
         found = _patiently(lambda: _found(url))
     except UserError:
         raise
-    except Exception as error:  # each service has errors of its own
+    except Exception as error:  # each service has its own errors
         raise UserError(f"{url} cannot be listed: {reason(error)}. Name a folder, or a text file of URLs.") from error
     base = urlsplit(url).path
     own = _own_folders(found) - {url.rstrip("/")}
@@ -193,7 +193,7 @@ def _found(url: str) -> list[str]:
     for _, _, files in system.walk(path, detail=True, on_error="raise"):  # page by page
         names += [file["name"] for file in files.values()]
         if len(names) > MOST_LISTED or time.monotonic() > until:
-            raise Refused(f"its pages list {len(names):,} files so far and do not end")
+            raise Refused(f"its index pages list {len(names):,} files and do not end")
     return names or system.ls(path, detail=False)
 
 

@@ -139,7 +139,7 @@ def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
 class _Year:
     """A folder with label files and photos, paired by name.
 
-    The name is the path below the two folders without its suffix, ignoring capitals, or else what
+    The name is the path below the two folders without its suffix, ignoring case, or else what
     :meth:`rarebox.data.naming.ByName.match` finds.
     """
 
@@ -174,7 +174,7 @@ class _Year:
         try:
             named = lines_of(read_text(chosen)) if chosen else []
         except OSError as error:
-            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its rights.") from None
+            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its permissions.") from None
         lines = [slashes(line.strip()).lstrip("/") for line in named]
         asked = (self._labels.get(self._place(line), [self.labels / f"{line}.xml"]) for line in lines if line)
         return [xml for xmls in asked for xml in xmls]
@@ -235,7 +235,7 @@ class _Year:
         return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
 
     def namesakes(self, xml: Path) -> list[Path]:
-        """The photos that have the name of a label file."""
+        """The photos with the name of a label file."""
         return self._pictures.get(self._key(xml), [])
 
     def _match(self, photos: ByName[Path], name: str, xml: Path, problems: list[Problem]) -> Path | None:

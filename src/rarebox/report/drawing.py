@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, panels, axes, and their files (SVG, PNG and inline SVG).
+"""The common part of all figures: colours, style, panels, axes, and their files (SVG, PNG and inline SVG).
 
 Every figure is drawn once, in the light theme, as one narrow panel: a page shows two side by side on a desktop and one
 above the other on a phone. In the inline SVG each colour of the theme becomes a CSS variable, so the page can
@@ -83,7 +83,7 @@ STYLE = {
     "svg.fonttype": "none",
 }
 
-WIDTH = 390  # points; the page scales figures a little up on a desktop and a little down on a phone
+WIDTH = 390  # points; the page scales figures slightly up on a desktop and slightly down on a phone
 ROW = 23  # points per class
 
 
@@ -104,7 +104,7 @@ class Panel:
 
 @contextmanager
 def style() -> Generator[None]:
-    """The style in which figures are made and published. A character that no font has becomes a box, silently."""
+    """The style in which figures are made and published. Characters that no font has become boxes, silently."""
     with settings(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -163,7 +163,7 @@ def end_values(axes: Axes, ends: Sequence[float] | Floats, texts: Sequence[str])
 
 
 def label_below(axes: Axes, text: str) -> None:
-    """Write a label along the whole width, because long class names may leave little of it to the axes."""
+    """Write a label across the whole width, because long class names may leave little room for the axes."""
     axes.get_figure(root=True).supxlabel(text, x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
 
 
