@@ -1,4 +1,4 @@
-"""What several test files share: one thread for torch, and small detectors whose outputs are not all alike."""
+"""Shared fixtures: one thread for torch, and small detectors with varied outputs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ SERVER = "RAREBOX_POSTGRESQL"
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where a store can be made: a file, or a schema of its own on a server of PostgreSQL where one is named."""
+    """Where a store can be created: a file, or a new schema on a PostgreSQL server if one is named."""
     if request.param == "sqlite":
         yield str(tmp_path / "labels.sqlite")
         return
@@ -51,7 +51,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     server.dispose()
 
 
-# The same examples every time, regardless of the speed of the machine.
+# The same examples every time, on fast and slow machines.
 hypothesis.settings.register_profile("rarebox", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("rarebox")
 
@@ -59,7 +59,7 @@ SIZE, CLASSES = 64, 3
 
 
 def enliven(detector: TorchDetector) -> TorchDetector:
-    """Spread the outputs of fresh heads, which otherwise give every place the same scores and deltas."""
+    """Spread the outputs of fresh heads, which otherwise give every position the same scores and deltas."""
     network, dice = detector.network, torch.Generator().manual_seed(5)
     if isinstance(network, WeightedRetinaNet):
         layers = {network.head.classification_head.cls_logits: 0.05, network.head.regression_head.bbox_reg: 0.005}
@@ -132,7 +132,7 @@ def targets() -> list[Targets]:
 
 @pytest.fixture(scope="module")
 def small_network() -> Iterator[None]:
-    """Detectors of this module have a small body. Not for modules that use this file's detectors."""
+    """Detectors of this module get a small body. Do not use it in modules that use this file's detectors."""
     with tiny.small_network():
         yield
 

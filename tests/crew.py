@@ -1,4 +1,4 @@
-"""Fits by several processes: something to learn with weights of every kind, and every loss term of every step."""
+"""Fits by several processes: training data with weights of every kind, and every loss term of every step."""
 
 import json
 import os
@@ -94,7 +94,7 @@ class Watched(Pictures):
 
 
 def small(case: Case) -> TorchDetector:
-    """A small detector; its fit draws all that can be drawn."""
+    """A small detector whose fit uses every kind of randomness."""
     settings = TrainingSettings.model_validate({**TRAINING, "batch_size": case.batch_size})
     with tiny.small_network():
         return make(case.detector, normaliser=case.normaliser, image_size=SIZE, training=settings)
@@ -106,7 +106,7 @@ Terms = dict[str, list[float]]
 
 @contextmanager
 def terms_noted() -> Iterator[Terms]:
-    """This process's loss terms while it lasts."""
+    """This process's loss terms during the block."""
     noted: Terms = {}
 
     def note(network: Any, given: Any, losses: Any) -> None:
@@ -123,7 +123,7 @@ def terms_noted() -> Iterator[Terms]:
 
 @contextmanager
 def in_double_precision() -> Iterator[None]:
-    """Networks compute in float64, where rounding cannot be taken for a difference, nor the other way round."""
+    """Networks compute in float64, so rounding and real differences cannot be confused."""
     single, as_target, train = Tensor.float, rarebox.detectors.detector.as_target, rarebox.detectors.detector.train
 
     def double_target(*given: Any) -> dict[str, Tensor]:
@@ -141,13 +141,14 @@ def in_double_precision() -> Iterator[None]:
         rarebox.detectors.detector.as_target, rarebox.detectors.detector.train = as_target, train
 
 
-# ------------------------------------------------------------------------------------------- what one process does
+# ------------------------------------------------------------------------------------------- one process
 
 
 def fit_cases(
     out: Path, cases: Sequence[Case], make_it: Callable[[Case], TorchDetector] = small, exactly: bool = True
 ) -> None:
-    """One fit after the other; each process leaves its terms, its weights and what it read of each in a folder."""
+    """One fit after the other; for each, every process writes its loss terms, its weights and what it read to a
+    folder."""
     fits: list[TorchDetector] = []
     honest = TorchDetector.fit
 
@@ -163,7 +164,7 @@ def fit_cases(
     TorchDetector.fit = fit  # type: ignore[method-assign]
     with (
         in_double_precision() if exactly else nullcontext(),
-        tiny.small_network() if make_it is small else nullcontext(),  # for those who follow
+        tiny.small_network() if make_it is small else nullcontext(),  # for the followers
     ):
         if os.environ["RANK"] != "0":
             distributed.follow(detectors.help_train)
@@ -175,11 +176,8 @@ def fit_cases(
 
 
 def run_command(arguments: Sequence[str], said: Path, end: Callable[[], None] | None, rank: int, step: int) -> None:
-    """``rarebox run`` on a small network, which says all in a file.
-
-    The process of that rank meets its ``end`` in the middle of a step.
-
-    Not where torchrun has started it again.
+    """``rarebox run`` on a small network, with all output in a file. The process of that rank meets its ``end`` in the
+    middle of a step, unless torchrun has restarted it.
     """
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
@@ -209,13 +207,13 @@ def die() -> None:
 
 
 def be_interrupted() -> None:
-    """Ctrl-C, which torchrun hands on to all its processes."""
+    """Ctrl-C, which torchrun passes to all its processes."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background would ignore it
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def meet_a_mistake() -> None:
-    """Something the user can mend, in one process alone."""
+    """A user error in a single process."""
     raise UserError("this GPU is too small")
 
 
@@ -223,11 +221,10 @@ def meet_a_mistake() -> None:
 
 
 def together(processes: int, work: Callable[..., None], *given: Any, seconds: float = 60) -> list[int | None]:
-    """So many processes as torchrun would start them, each doing the same work, and how they end.
-
-    None is one that did not in so many seconds.
+    """Start that many processes as torchrun would, each doing the same work. Return their exit codes; None for one that
+    did not end in time.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # with torchrun, it outlives them too
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # with torchrun, it also outlives them
     crew = [forked.start(in_place, rank, processes, store.port, work, given) for rank in range(processes)]
     try:
         for process in crew:
@@ -239,7 +236,7 @@ def together(processes: int, work: Callable[..., None], *given: Any, seconds: fl
 
 
 def in_place(rank: int, processes: int, port: int, work: Callable[..., None], given: tuple[Any, ...]) -> None:
-    """Be one process of several."""
+    """The entry point of one of several processes."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,4 +1,4 @@
-"""Processes that need not import anything: forked from one that has all imported, for that takes seconds."""
+"""Processes without import time: forked from one that has imported everything, which takes seconds."""
 
 import multiprocessing
 import os
@@ -17,13 +17,13 @@ PRELOADED = [
     "tests.serving",
     "tests.tiny",
 ]
-"""All that any of them needs, for the first one decides what is loaded."""
+"""Everything that any of them needs, because the first one decides what is loaded."""
 
 CONTEXT = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
 def start(work: Callable[..., None], *given: Any) -> BaseProcess:
-    """A process that does this work, as another one than that which runs the tests."""
+    """Start a process that does this work, separate from the one that runs the tests."""
     CONTEXT.set_forkserver_preload(PRELOADED)
     process = CONTEXT.Process(target=work, args=given, daemon=True)
     process.start()
@@ -36,7 +36,7 @@ def start_command(words: Sequence[object], said: Path) -> BaseProcess:
 
 
 def be_command(words: Sequence[str], said: Path) -> None:
-    """Be ``rarebox words…``. The process ends with the command's exit code."""
+    """Run ``rarebox words…`` and exit with the command's exit code."""
     import torch
 
     from rarebox.cli import main

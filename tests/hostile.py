@@ -1,4 +1,4 @@
-"""Files of every kind that rarebox reads, whole and small, and ways to spoil them."""
+"""Small valid files of every kind that rarebox reads, and ways to corrupt them."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ CLASSES = ("cat", "dog")
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that reads files: which of those in its folder may be spoilt, and how it is called.
+    """A reader of files: which files in its folder may be corrupted, and how it is called.
 
     ``make`` fills a new folder, which is shared: ``read`` writes nothing into it.
     """
@@ -116,7 +116,7 @@ def make_yolo(folder: Path) -> None:
     put(folder / "data.yaml", "path: .\ntrain: images\nval: list.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n")
 
 
-# ------------------------------------------------------------------------------------------- what comes back from tools
+# ------------------------------------------------------------------------------------------- imports from tools
 
 
 def make_store(folder: Path) -> None:
@@ -135,7 +135,7 @@ def make_store(folder: Path) -> None:
 
 
 def take(folder: Path, batch: Batch, source: str) -> None:
-    """Into the store, and out of it again: the folder is shared."""
+    """Import into the store and undo it, because the folder is shared."""
 
     class Undo(Exception):
         pass
@@ -461,7 +461,7 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-# ------------------------------------------------------------------------------------------- how they are spoilt
+# ------------------------------------------------------------------------------------------- corruption
 
 NUMBERS: Sequence[Any] = (
     0,
@@ -610,7 +610,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def spoil_value(value: Any, dice: random.Random) -> Any:
-    """A nested value, spoilt in one to three places."""
+    """A nested value, corrupted in one to three places."""
     value = [copy.deepcopy(value)]
     for _ in range(dice.choice((1, 1, 2, 3))):
         container, key = dice.choice(places(value))
@@ -633,7 +633,7 @@ def spoil_value(value: Any, dice: random.Random) -> Any:
 
 
 def spoil_bytes(content: bytes, dice: random.Random) -> bytes:
-    """A text or picture, spoilt in one to four places."""
+    """A text or picture, corrupted in one to four places."""
     changed = bytearray(content)
     for _ in range(dice.choice((1, 1, 2, 4))):
         place = dice.randrange(len(changed) + 1)
@@ -647,7 +647,7 @@ def spoil_bytes(content: bytes, dice: random.Random) -> bytes:
             case 3:
                 other = dice.randrange(len(changed) + 1)
                 changed[place:place] = changed[other : other + dice.choice((1, 5, 50))]
-            case 4:  # a number or word in another's place
+            case 4:  # a number or word replaced by another
                 found = [*re.finditer(rb"[\w.+-]+", bytes(changed))]
                 if found:
                     hit = dice.choice(found)
@@ -658,7 +658,7 @@ def spoil_bytes(content: bytes, dice: random.Random) -> bytes:
 
 
 def spoil(file: Path, content: bytes, dice: random.Random) -> bytes:
-    """A file's content, spoilt as a nested value where it is one, or byte by byte."""
+    """A file's content, corrupted as a nested value if it is one, else byte by byte."""
     if dice.random() < 0.6:
         if file.suffix == ".json":
             return json.dumps(spoil_value(json.loads(content), dice)).encode()
@@ -678,7 +678,7 @@ def spoil(file: Path, content: bytes, dice: random.Random) -> bytes:
 
 
 def spoil_table(file: Path, content: bytes, dice: random.Random) -> bytes:
-    """A table with a column less, of another type, or with other values."""
+    """A table with a column missing, of another type, or with other values."""
     other = file.with_suffix(".spoilt")
     other.write_bytes(content)
     columns = parquet.read(other)

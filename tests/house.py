@@ -77,7 +77,7 @@ def item(**what: Any) -> dict[str, Any]:
 
 
 class Browser:
-    """One tab of somebody's browser: its cookies, and the page's requests."""
+    """One browser tab: its cookies, and the page's requests."""
 
     def __init__(self, client: TestClient, name: str = "tab") -> None:
         self.http, self.tab = client, name

@@ -25,7 +25,7 @@ import sys
 for _ in sys.stdin:
     print('{"event": "idle"}', flush=True)
 """
-"""A trainer that has nothing to do."""
+"""A trainer with nothing to do."""
 
 
 def make_project(

@@ -1,4 +1,4 @@
-"""``import rarebox``: what its names do, that they load late, and that a short script gets by with them."""
+"""``import rarebox``: what its names do, that they load late, and that they suffice for a short script."""
 
 import json
 import subprocess
@@ -270,13 +270,13 @@ NOTHING = Detections.from_scores([], [], [], 3)
         ({"views": {"a": [NOTHING]}}, r"each of views\['a'\] must be View, got Detections"),
         ({"views": {"a": [rarebox.View([])]}}, r"views\['a'\]\.detections must be Detections"),  # type: ignore[arg-type]
         ({"labels": {"a": [[0, 0, 1, 1]]}}, r"labels\['a'\] must be ImageLabels, got list"),
-        ({"labels": {"c": ImageLabels.of([], [])}}, "labels has the image 'c', detections does not"),
+        ({"labels": {"c": ImageLabels.of([], [])}}, "labels has the image 'c', but detections lacks it"),
         ({"detections": {1.5: found(1), 1.7: found(1)}}, "an image is named 1.5. Name images by whole numbers, text"),
-        ({"detections": {Path("a"): found(1), "b": NOTHING}}, "named by paths and text. Name all of them in one way"),
+        ({"detections": {Path("a"): found(1), "b": NOTHING}}, "named by paths and text. Use one kind of name"),
         ({"views": {"c": [rarebox.View(NOTHING)]}}, "views has the image 'c'"),
         ({"views": {"a": [rarebox.View(NOTHING)]}}, "the image 'b' has 0 views, others have 1"),
         ({"labels": {"a": ImageLabels.of([[0, 0, 1, 1]], [3])}}, r"labels of image 'a' must be in \[0, 3\)"),
-        ({"labels": {7: ImageLabels.of([], [])}}, "Name all of them in one way"),
+        ({"labels": {7: ImageLabels.of([], [])}}, "Use one kind of name"),
         ({"classes": [*CLASSES, "bat", "eel"]}, "class vectors have 4 numbers. Give 5, one for each class, or 6"),
         (
             {"detections": {"a": Detections([[0, 0, 1, 1]], [0], [1.5], [[1, 0, 0]])}},  # type: ignore[arg-type]
@@ -311,7 +311,7 @@ def test_nothing_detected_is_an_empty_ranking() -> None:
 
 
 @pytest.mark.parametrize("matrix", [np.eye(3), np.zeros((2, 3)), [[1, 0, np.nan], [0, 1, 0]]])
-def test_a_matrix_that_is_no_map_is_refused(matrix: Any) -> None:
+def test_a_matrix_that_is_not_a_map_is_refused(matrix: Any) -> None:
     with pytest.raises(ValueError, match="invertible affine map"):
         rarebox.View(NOTHING, matrix)
     with pytest.raises(UserError, match="unknown view 'flop'; did you mean 'flip'"):
@@ -382,7 +382,7 @@ def test_a_script_of_fifteen_lines_compares_two_strategies(tmp_path: Path) -> No
     random, balanced = done.stdout.splitlines()
     assert random.split()[:3] == ["random", "21", "27"]  # of the initial images, and six more
     assert balanced.split()[:3] == ["class_balanced", "21", "27"]
-    assert done.stderr == ""  # no progress, unless it is asked for
+    assert done.stderr == ""  # no progress unless requested
 
 
 RANK = """

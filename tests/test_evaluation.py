@@ -1,4 +1,4 @@
-"""AP against curves worked by hand, against a plain loop over the devkit's rules, and COCO AP against pycocotools."""
+"""AP against curves computed by hand, against a plain loop over the devkit's rules, and COCO AP against pycocotools."""
 
 import contextlib
 import io
@@ -17,6 +17,7 @@ from rarebox.evaluation import (
     FEWEST_OBJECTS,
     UNMEASURED,
     CocoTables,
+    ap50_interval,
     best_thresholds,
     coco_ap,
     imbalance_factor,
@@ -80,7 +81,7 @@ def test_a_detection_goes_to_its_nearest_box_even_if_that_one_is_taken():
 
 
 def test_the_nearest_of_two_boxes_is_the_first_of_equals():
-    # a detection half way: IoU 9/11 with both; it takes the first row, so the exact hit on the first comes too late
+    # a detection halfway: IoU 9/11 with both; it takes the first row, so the exact hit on the first comes too late
     left, right, between = [0, 0, 10, 10], [2, 0, 12, 10], [1, 0, 11, 10]
     detections = {1: found((between, 0, 0.9), (left, 0, 0.8))}
     assert voc_ap(detections, {1: true((left, 0), (right, 0))}, 1).ap[0] == pytest.approx(1 / 2)
@@ -89,7 +90,7 @@ def test_the_nearest_of_two_boxes_is_the_first_of_equals():
 
 def test_difficult_boxes_are_neither_missed_nor_hit():
     truth = {1: true((A, 0), (B, 0), (C, 0), difficult=(1, 2))}
-    # two hits on the difficult B count neither way, C is not missed: right, of 1
+    # two hits on the difficult B do not count, C is not missed: right, of 1
     result = voc_ap({1: found((B, 0, 0.9), (B, 0, 0.8), (A, 0, 0.7))}, truth, 1)
     assert result.ap[0] == 1
     assert result.ap11[0] == 1
@@ -179,7 +180,7 @@ def test_a_recall_of_exactly_three_tenths_reaches_the_point_there():
 
 
 @pytest.mark.parametrize("metric", [voc_ap, coco_ap])
-def test_what_cannot_be_measured_is_refused(metric: Any):
+def test_unmeasurable_input_is_refused(metric: Any):
     with pytest.raises(ValueError, match=r"no truth: \[7\]"):
         metric({7: found((A, 0, 0.9))}, {1: NOTHING}, 1)
     with pytest.raises(ValueError, match=r"\[0, 2\), got 2 to 2"):
@@ -263,7 +264,7 @@ def test_voc_ap_is_the_devkits(images: list[Any], iou: float, legacy: bool):
 
 
 def pycocotools_precision(tables: CocoTables) -> np.ndarray:
-    """The same table by the reference implementation, which talks a lot."""
+    """The same table by the reference implementation, without its output."""
     crowd = tables.truth_crowd.astype(int).tolist()
     rows = zip(tables.truth_image, tables.truth_category, tables.truth_boxes.tolist(), crowd, strict=True)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -300,6 +301,55 @@ def random_scene(seed: int, images: int = 12, classes: int = 4) -> tuple[dict[in
         guess[: 110 if i == 0 else 0] = 0  # more than COCO's limit for one class
         detections[i] = Detections(near, guess, rng.random(len(pick)).round(2), np.zeros((len(pick), 1)))
     return detections, truth
+
+
+class Draws:
+    """A generator whose draws of test images are given: how often each image is in each of them."""
+
+    def __init__(self, *draws: Sequence[int]) -> None:
+        self.draws = np.array(draws)
+
+    def multinomial(self, images: int, shares: np.ndarray, size: int) -> np.ndarray:
+        assert images == len(shares)
+        assert size == 1000
+        return np.resize(self.draws, (size, images))
+
+
+def test_the_interval_is_over_the_ap_of_test_images_drawn_again():
+    """Each draw is measured as if its images were the test set, the repeated ones under several ids."""
+    detections, truth = random_scene(1)
+    ids = sorted(truth)
+    draws = np.random.default_rng(0).multinomial(len(ids), [1 / len(ids)] * len(ids), 40)
+    expected = []
+    for draw in draws:
+        copies = [(1000 * i + n, i) for i, count in zip(ids, draw, strict=True) for n in range(count)]
+        # equal scores of copies have no order of their own, so each copy's are a little apart
+        shown = {
+            copy: Detections(d.boxes, d.labels, d.scores.astype(np.float64) - 1e-6 * (copy % 1000), d.class_probs)
+            for copy, i in copies
+            if (d := detections.get(i)) is not None
+        }
+        expected.append(voc_ap(shown, {copy: truth[i] for copy, i in copies}, 4).mean_ap)
+    low, high = np.quantile(np.resize(expected, 1000), (0.025, 0.975))
+    found_low, found_high = ap50_interval(detections, truth, 4, Draws(*draws)) or (0, 0)  # type: ignore[arg-type]
+    assert found_low < voc_ap(detections, truth, 4).mean_ap < found_high
+    np.testing.assert_allclose((found_low, found_high), (low, high), atol=0.02)
+
+
+def test_the_interval_of_one_draw_is_its_ap():
+    detections, truth = random_scene(2)
+    whole = Draws([1] * len(truth))
+    found_interval = ap50_interval(detections, truth, 4, whole)  # type: ignore[arg-type]
+    assert found_interval
+    np.testing.assert_allclose(found_interval, [voc_ap(detections, truth, 4).mean_ap] * 2, atol=1e-12)
+
+
+def test_there_is_no_interval_without_two_images_and_an_object():
+    rng = np.random.default_rng(0)
+    assert ap50_interval({}, {}, 1, rng) is None
+    assert ap50_interval({}, {1: true((A, 0))}, 1, rng) is None
+    assert ap50_interval({}, {1: NOTHING, 2: true((A, 0), difficult=(0,))}, 1, rng) is None
+    assert ap50_interval({}, {1: NOTHING, 2: true((A, 0))}, 1, rng) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -339,7 +389,7 @@ def test_coco_ap_without_detections_is_zero():
     assert coco_ap({}, {1: true((A, 0))}, 1)["ap"] == 0
 
 
-def test_the_library_says_nothing(capfd: pytest.CaptureFixture[str]):
+def test_the_library_prints_nothing(capfd: pytest.CaptureFixture[str]):
     coco_ap(*random_scene(0), 4)
     assert capfd.readouterr() == ("", "")
 

@@ -1,4 +1,4 @@
-"""Eq. 1 to Eq. 7 against numbers worked by hand, and properties that hold for any numbers."""
+"""Eq. 1 to Eq. 7 against hand-computed numbers, and properties that hold for all numbers."""
 
 import math
 
@@ -91,14 +91,14 @@ def test_consistency_by_hand_with_beta_one_half() -> None:
     assert c == pytest.approx(row(0.94))
 
 
-def test_consistency_ends_at_c_m_on_the_side_where_c_m_lies() -> None:
+def test_consistency_is_bounded_by_c_m_on_its_side() -> None:
     nothing, everything, one = np.zeros((1, 1)), np.ones((1, 1)), np.ones((1, 1))
     # beta 1.3, lost: |1/2 * 0 + 0 - 1.3| = 1.3 = c_m;  beta 1/2, perfect: |1 * 1 + 1 - 0.5| = 1.5 = c_m
     assert method.consistency(row(1), nothing, one, nothing, beta=1.3) == pytest.approx(row(1.3))
     assert method.consistency(row(1), everything, nothing, everything, beta=0.5) == pytest.approx(row(1.5))
 
 
-def test_a_view_with_nan_does_not_count_for_that_box_alone() -> None:
+def test_nan_excludes_a_view_for_that_box_only() -> None:
     # box 1: only view 1 counts, 0.14 as above.  box 2: both count, |1 * 1 + 1 - 1.3| = 0.7 each
     score, js = row(0.9, 1), np.array([[0.2, 0], [0.5, 0]])
     c = method.consistency(score, np.array([[0.7, 1], [0.5, 1]]), js, np.array([[0.8, 1], [np.nan, 1]]))

@@ -41,7 +41,7 @@ ARCHIVE = Path(__file__).parent / "data_old" / "version_0_1.zip"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """The unpacked archive, with the project's photos apart from the labels of the data set."""
+    """The unpacked archive, with the project's photos separate from the labels of the data set."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(tmp_path / "old")
     (tmp_path / "old" / "photos").mkdir()
@@ -52,14 +52,14 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def project(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The old project, told where its photos are now."""
+    """The old project, after its photos were relocated."""
     assert rarebox(monkeypatch, "relocate", old / "project", old / "photos") == 0
     return old / "project"
 
 
 @pytest.fixture
 def run(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The old run, told where its data set is now."""
+    """The old run, after its data set was relocated."""
     assert rarebox(monkeypatch, "relocate", old / "run", old / "data") == 0
     return old / "run"
 

@@ -1,4 +1,4 @@
-"""The wheel, installed in an environment of its own, works without the source tree."""
+"""The wheel, installed in a new environment, works without the source tree."""
 
 import json
 import os

@@ -37,7 +37,7 @@ CHANGES: dict[str, Any] = {
     "scoring.views": ["flip", "rotate_5"],
     "scoring.per_image": 8,
     "scoring.shard_size": 5,
-    "oracle.iou": 0.1,  # a detector this weak hits little; the rules are the same
+    "oracle.iou": 0.1,  # such a weak detector hits little; the rules are the same
 }
 
 
@@ -102,9 +102,8 @@ class SmallSource(Source):
 
 @contextmanager
 def small_network() -> Iterator[None]:
-    """Detectors on EfficientNet-Lite0 have a small body in this process: for what does not depend on how well one sees.
-
-    The heads, the losses, and all that reads and writes models are the product's own.
+    """Detectors on EfficientNet-Lite0 have a small body in this process, for tests that do not depend on accuracy. The
+    heads, the losses, and the code that reads and writes models are the real ones.
     """
     spec = BACKBONES["efficientnet_lite0"]
     weights, levels = SmallSource(packaged=lambda: Path(__file__)), tuple(WIDTHS.items())
@@ -119,7 +118,7 @@ def small_network() -> Iterator[None]:
 
 @contextmanager
 def figures_not_drawn() -> Iterator[None]:
-    """Reports make their figures and do not draw them, which takes most of a report's time."""
+    """Reports make their figures without drawing them, which takes most of a report's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "publish", lambda panel, *_: panel)
         yield

@@ -64,7 +64,7 @@ def installed() -> Iterator[None]:
 
 
 def make(**settings: Any) -> TorchDetector:
-    """A tiny D-FINE for three classes on a 64-pixel input, with lively random weights that are always the same."""
+    """A tiny D-FINE for three classes on a 64-pixel input, with varied random weights that are always the same."""
     exact = TrainingSettings(precision="float32")
     given = {"image_size": 64, "weights": "none", "device": "cpu", "seed": 3, "training": exact, **settings}
     detector = detectors.build("dfine", 3, BACKBONE, **given)

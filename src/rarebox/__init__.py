@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from rarebox.api import Simulation, build_detector, load_dataset, make_settings, predict, simulate
+    from rarebox.api import (
+        Simulation,
+        build_detector,
+        export_model,
+        load_dataset,
+        make_settings,
+        predict,
+        simulate,
+        train,
+    )
     from rarebox.config import Settings
     from rarebox.data.detected import Predicted
+    from rarebox.data.model_card import ClassCard, ModelCard
     from rarebox.data.pictures import Pictures
     from rarebox.errors import UserError
     from rarebox.evaluation import Evaluation, evaluate
@@ -21,10 +31,12 @@ if TYPE_CHECKING:
     from rarebox.types import Detections, GroundTruth, ImageLabels, Targets
 
 __all__ = [
+    "ClassCard",
     "Detections",
     "Evaluation",
     "GroundTruth",
     "ImageLabels",
+    "ModelCard",
     "Pictures",
     "Predicted",
     "RankedBox",
@@ -37,19 +49,23 @@ __all__ = [
     "View",
     "build_detector",
     "evaluate",
+    "export_model",
     "load_dataset",
     "make_settings",
     "make_targets",
     "predict",
     "rank",
     "simulate",
+    "train",
 ]
 
 _HOME = {
+    "ClassCard": "data.model_card",
     "Detections": "types",
     "Evaluation": "evaluation",
     "GroundTruth": "types",
     "ImageLabels": "types",
+    "ModelCard": "data.model_card",
     "Pictures": "data.pictures",
     "Predicted": "data.detected",
     "RankedBox": "external.in_memory",
@@ -62,12 +78,14 @@ _HOME = {
     "View": "external.in_memory",
     "build_detector": "api",
     "evaluate": "evaluation",
+    "export_model": "api",
     "load_dataset": "api",
     "make_settings": "api",
     "make_targets": "labels.targets",
     "predict": "api",
     "rank": "external.in_memory",
     "simulate": "api",
+    "train": "api",
 }
 """The module of each name of the API."""
 

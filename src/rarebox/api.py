@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial as partial_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from rarebox.errors import UserError
 
 if TYPE_CHECKING:
     from rarebox.data.detected import Predicted
+    from rarebox.data.model_card import ModelCard
     from rarebox.detectors import TorchDetector
     from rarebox.loop.metrics import CycleRecord
 
@@ -67,6 +68,36 @@ def build_detector(
     )
 
 
+def train(
+    labels: str | Path,
+    to: str | Path,
+    *,
+    settings: Settings | None = None,
+    hold_out: bool = True,
+    partial: bool = False,
+    progress: bool = False,
+    **changes: object,
+) -> "ModelCard":
+    """Train a final detector on labels, complete or partial, and write it to a new folder with its card. Loads torch.
+
+    ``labels`` is a data set as :func:`load_dataset` takes it, such as an export; what its files say of each image
+    decides whether it is fully labelled, and with ``partial`` none is. ``settings`` are by default those of the preset
+    ``laptop`` with 30 epochs; ``changes`` (as in :func:`make_settings`) override them. Without test images, a fifth of
+    the fully labelled ones measure the detector, unless ``hold_out`` is False. The same call resumes after an
+    interruption. ``progress`` draws progress bars. Raises UserError for anything to put right.
+    """
+    from rarebox.cli.progress import progress_bars
+    from rarebox.deploy.train import train as make  # here, because it loads torch
+
+    base = config.resolve(final=True) if settings is None else settings
+    chosen = _changed(base, _dotted(changes))
+    work = partial_(make, Path(labels), Path(to), chosen, hold_out=hold_out, partial=partial)
+    if not progress:
+        return work()
+    with progress_bars(False) as report:
+        return work(progress=report)
+
+
 def predict(
     model: "Simulation | str | Path",
     images: str | Path,
@@ -83,17 +114,31 @@ def predict(
     file of paths or a COCO file. ``to`` gets ``detections.csv`` and ``coco.json`` with the boxes that are shown,
     ``detections.jsonl`` and ``coco_results.json`` with all, and, with ``pictures``, images with boxes. A box is shown
     from the threshold of its class on, or from ``score`` in [0, 1]. The same call resumes after an interruption.
-    ``progress`` draws progress bars. Raises UserError for anything to put right.
+    ``progress`` draws progress bars. Raises UserError for anything that the user can correct.
     """
     from rarebox.cli.progress import progress_bars
     from rarebox.deploy.predict import predict as detect  # here, because it loads torch
 
     folder = model.folder if isinstance(model, Simulation) else Path(model)
-    work = partial(detect, folder, Path(images), Path(to), score=score, pictures=pictures, device=device)
+    work = partial_(detect, folder, Path(images), Path(to), score=score, pictures=pictures, device=device)
     if not progress:
         return work()
     with progress_bars(False) as report:
         return work(progress=report)
+
+
+def export_model(
+    model: "Simulation | str | Path", to: str | Path, *, format: str | None = None, size: str | None = None
+) -> Path:
+    """Write a trained model as one file for other programs, with its card in ``TO.md`` and ``TO.json``. Loads torch.
+
+    ``model`` is a simulation, or the folder of a run, a project or a model. ``format`` is ``onnx`` (needs
+    ``rarebox[onnx]``) or ``torchscript``, by default that of the file's name. ``size`` is the one size of images, such
+    as ``"640x480"`` (width and height), by default any. Raises UserError for anything to put right.
+    """
+    from rarebox.deploy.export import export_model as write  # here, because it loads torch
+
+    return write(model.folder if isinstance(model, Simulation) else Path(model), Path(to), format, size)
 
 
 @dataclass(frozen=True)
@@ -137,7 +182,7 @@ def simulate(
     ``strategy``, ``seed`` and further ``changes`` (as in :func:`make_settings`) override them. Another detector than
     that of ``settings`` needs its own ``training__lr``. ``share`` is a simulation, or its folder, with the same images,
     labels, seed and detector: its model of cycle 1 is reused, so that strategies are compared from the same start.
-    ``progress`` draws progress bars. Raises UserError for anything to put right.
+    ``progress`` draws progress bars. Raises UserError for anything that the user can correct.
     """
     from rarebox.cli.progress import progress_bars
     from rarebox.loop.simulate import simulate as run_all_cycles  # here, because it loads torch

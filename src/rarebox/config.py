@@ -41,7 +41,7 @@ class DetectorSettings(Section):
     """The detector network and its losses."""
 
     name: Literal["retinanet", "faster_rcnn", "dfine"] = Field(
-        default="retinanet", description="network architecture; dfine needs the extra detr"
+        default="retinanet", description="network architecture; dfine requires the extra detr"
     )
     backbone: Literal[
         "auto",
@@ -52,7 +52,7 @@ class DetectorSettings(Section):
         "resnet50_v2",
         "hgnet_v2_n",
         "hgnet_v2_s",
-    ] = Field(default="efficientnet_lite0", description="pretrained backbone, with the heads that belong to it [37]")
+    ] = Field(default="efficientnet_lite0", description="pretrained backbone with its heads [37]")
     image_size: int = Field(
         default=320, ge=64, le=4096, description="short side of the network's input, in pixels; D-FINE: both sides"
     )
@@ -138,7 +138,7 @@ class TrainingSettings(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="images are drawn more often if they show a class that fewer than this fraction of the images show",
+        description="images with a class that appears in fewer than this fraction of the images are drawn more often",
     )
     flip: Fraction = Field(default=0.5, ge=0, le=1, description="probability of mirroring an image")
     scale_jitter: Fraction = Field(default=0.0, ge=0, lt=1, description="images are scaled by a factor of 1 ± this")
@@ -155,13 +155,13 @@ class TrainingSettings(Section):
         default=1.0,
         ge=0,
         le=1,
-        description="fraction of the steps after which the moving average renews pseudo labels at every step; 1: never",
+        description="from this fraction of the steps on, the moving average renews pseudo labels each step; 1: never",
     )
     ema: Fraction = Field(
         default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that a fit returns; 0: none"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 where it is faster"
+        default="auto", description="auto: bfloat16 if it is faster"
     )
     start: Literal["pretrained", "warm"] = Field(
         default="pretrained", description="initial weights of each cycle; warm: the model of the previous cycle [22]"
@@ -217,10 +217,10 @@ class SelectionSettings(Section):
     coreset_points: int = Field(
         default=100_000,
         ge=1,
-        description="strategy coreset: it chooses among this many candidates, the most uncertain [30]",
+        description="strategy coreset: number of most uncertain candidates to choose among [30]",
     )
     answered_iou: Fraction = Field(
-        default=0.5, ge=0, le=1, description="IoU with an answered box from which a candidate is settled [9]"
+        default=0.5, ge=0, le=1, description="minimum IoU with an answered box at which a candidate is settled [9]"
     )
     exploration: Fraction = Field(
         default=0.0,
@@ -268,7 +268,7 @@ class PseudoSettings(Section):
 class OracleSettings(Section):
     """The simulated annotator."""
 
-    iou: Fraction = Field(default=0.5, gt=0, le=1, description="IoU from which a reviewed box shows an object [13]")
+    iou: Fraction = Field(default=0.5, gt=0, le=1, description="minimum IoU for a reviewed box to show an object [13]")
 
 
 class PeopleSettings(Section):
@@ -277,7 +277,7 @@ class PeopleSettings(Section):
     store: str | None = Field(
         default=None, description="database URL for the answers, such as postgresql+psycopg://…; null: a file"
     )
-    overlap: Fraction = Field(default=0.1, ge=0, le=1, description="fraction of questions that two people answer")
+    overlap: Fraction = Field(default=0.1, ge=0, le=1, description="fraction of questions assigned to two people")
     lease_seconds: float = Field(
         default=600, gt=0, le=7 * 24 * 3600, description="seconds that a question stays assigned to a person"
     )
@@ -378,28 +378,33 @@ PRESETS: dict[str, Values] = {
 }
 
 INSTALLED: Values = {"detector.backbone": "efficientnet_lite0", "detector.weights": "imagenet"}
-"""The start that is part of the installation, for what must not depend on the files of a machine."""
+"""Initial weights that are installed with rarebox, for results that must not depend on the machine."""
 
 PROJECT: Values = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"}
 """Changes of a new project to its preset. The last budget applies to all later cycles."""
+
+FINAL: dict[str, Values] = {"laptop": {"training.epochs": 30}, "dfine": {"training.epochs": 30}}
+"""Changes of a final training (``rarebox train``) to its preset: it is trained once, so it may take longer."""
 
 BEFORE: Values = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
 """Values for settings that files of earlier versions lack, where they differ from today's defaults."""
 
 FORMER_UNITS: dict[object, str] = {"looks": "reviews"}
-"""Values of ``budget_unit`` before version 0.2, and what they are called now."""
+"""Values of ``budget_unit`` before version 0.2, and their current names."""
 
 PAPER_LR = {"retinanet": 1e-3, "faster_rcnn": 5e-3}
 """Learning rates of section 4.1, by detector."""
 
 
 def current_unit(unit: object) -> object:
-    """A value of ``budget_unit`` by its name of today."""
+    """The current name of a value of ``budget_unit``."""
     return FORMER_UNITS.get(unit, unit) if isinstance(unit, str) else unit
 
 
-def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | None = None) -> Settings:
-    """Layer a YAML file and single changes (``{"pseudo.method": "hard"}``) over a preset.
+def resolve(
+    preset: str = "laptop", file: Path | None = None, changes: Values | None = None, *, final: bool = False
+) -> Settings:
+    """Layer a YAML file and single changes (``{"pseudo.method": "hard"}``) over a preset, with ``final`` over FINAL.
 
     Raises UserError for an unknown preset or setting, naming the nearest known one, and for an invalid value.
     """
@@ -407,7 +412,8 @@ def resolve(preset: str = "laptop", file: Path | None = None, changes: Values | 
         raise unknown_name("preset", preset, PRESETS)
     values: dict[str, object] = {}
     given = [*flatten(read_file(file) if file else {}), *flatten(changes or {})]
-    for path, value in (*flatten(PRESETS[preset]), *given):
+    longer: Values = FINAL.get(preset, {}) if final else {}
+    for path, value in (*flatten(PRESETS[preset]), *flatten(longer), *given):
         _put(values, path, value)
     if preset == "paper" and "training.lr" not in dict(given) and (lr := PAPER_LR.get(check(values).detector.name)):
         _put(values, "training.lr", lr)

@@ -13,7 +13,7 @@ def presentable(text: str) -> str:
     """Make a text safe to show: remove passwords and signatures from URLs, and escape control characters.
 
     ``https://user:secret@host/a.jpg?signature=…`` loses the text before the ``@`` and after the ``?``. Control
-    characters, which a terminal would obey, and lone surrogates become escapes such as ``\\x1b``.
+    characters, which a terminal would interpret, and lone surrogates become escapes such as ``\\x1b``.
     """
     text = _QUERY.sub(r"\1…", _LOGIN.sub("", text))
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

@@ -64,12 +64,7 @@ def voc_ap(
     *inside*: one pixel wider and higher. Raises ValueError for detections on images without truth and for labels
     outside [0, num_classes).
     """
-    found, true = _flatten(detections, truth, num_classes)
-    order = np.lexsort((-found.scores, found.labels))  # stable: ties stay in order of image and row
-    found = _Found(found.image[order], found.labels[order], found.boxes[order], found.scores[order])
-    nearest = _nearest(found, true, num_classes, iou, legacy_pixels)
-    counted = ~np.append(true.difficult, False)[nearest]  # -1, no box, is the last and not difficult
-    right = counted & _first_of_its_kind(nearest)
+    found, true, counted, right = _judged(detections, truth, num_classes, iou, legacy_pixels)
     sizes = np.bincount(true.labels[~true.difficult], minlength=num_classes)
     rows = _by_class(found.labels, counted, sizes)
     curves = [_curve(right[mine], size) for mine, size in rows]
@@ -78,6 +73,22 @@ def voc_ap(
     ap11 = [_eleven_point_ap(*curve) if size else np.nan for curve, size in zip(curves, sizes, strict=True)]
     scores = tuple(found.scores[mine] for mine, _ in rows)
     return VocResult(np.array(ap), np.array(ap11), sizes.astype(np.int64), recall, precision, scores)
+
+
+def _judged(
+    detections: Mapping[int, Detections],
+    truth: Mapping[int, GroundTruth],
+    num_classes: int,
+    iou: float,
+    legacy_pixels: bool = False,
+) -> "tuple[_Found, _True, Bools, Bools]":
+    """All detections, sorted by class and best first; all truth; which detections count (N,), and are right (N,)."""
+    found, true = _flatten(detections, truth, num_classes)
+    order = np.lexsort((-found.scores, found.labels))  # stable: ties stay in order of image and row
+    found = _Found(found.image[order], found.labels[order], found.boxes[order], found.scores[order])
+    nearest = _nearest(found, true, num_classes, iou, legacy_pixels)
+    counted = ~np.append(true.difficult, False)[nearest]  # -1, no box, is the last and not difficult
+    return found, true, counted, counted & _first_of_its_kind(nearest)
 
 
 class _Found(NamedTuple):
@@ -104,7 +115,7 @@ def _flatten(
     """One table of all detections and one of all truth, in order of the image ids."""
     strange = sorted(set(detections) - set(truth))
     if strange:
-        raise ValueError(f"detections on images that have no truth: {strange[:5]}; give those an empty GroundTruth")
+        raise ValueError(f"detections on images that have no truth: {strange[:5]}. Give those an empty GroundTruth")
     ids = sorted(truth)
     found = [detections[i] for i in ids if i in detections]
     images = np.flatnonzero([i in detections for i in ids])
@@ -192,19 +203,70 @@ def _mean(values: Floats) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
+# ---------------------------------------------------------------------------------------------- confidence
+
+RESAMPLES = 1000
+
+IN_MEMORY = 2**22
+"""The most numbers of one table of :func:`ap50_interval`."""
+
+
+def ap50_interval(
+    detections: Mapping[int, Detections],
+    truth: Mapping[int, GroundTruth],
+    num_classes: int,
+    rng: np.random.Generator,
+) -> tuple[float, float] | None:
+    """A 95 % interval of the mean area AP at IoU 0.5 in [0, 1], for other test images of the same kind.
+
+    Bootstrap: RESAMPLES times as many images are drawn from the test images, with replacement, and measured (Efron's
+    percentiles). Classes without truth in a draw do not count there. It says nothing about another training. None with
+    fewer than two images, or without truth.
+    """
+    found, true, counted, right = _judged(detections, truth, num_classes, 0.5)
+    if len(truth) < 2 or true.difficult.all():
+        return None
+    drawn = rng.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), RESAMPLES)  # how often each image
+    ap = np.full((RESAMPLES, num_classes), np.nan)
+    for k in range(num_classes):
+        mine = counted & (found.labels == k)
+        images = true.image[~true.difficult & (true.labels == k)]
+        step = max(1, IN_MEMORY // (len(images) + int(mine.sum()) + 1))
+        for start in range(0, RESAMPLES, step):
+            some = drawn[start : start + step]
+            ap[start : start + step, k] = _weighted_ap(
+                right[mine], some[:, found.image[mine]], some[:, images].sum(axis=1)
+            )
+    known = ~np.isnan(ap)
+    means = np.where(known, ap, 0).sum(axis=1)[known.any(axis=1)] / known.sum(axis=1)[known.any(axis=1)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _weighted_ap(right: Bools, weight: Ints, size: Ints) -> Floats:
+    """Area AP of R draws of the test images: (R,), NaN without truth.
+
+    ``right`` (N,) are the detections of one class, best first, ``weight`` (R, N) how often the image of each was drawn,
+    ``size`` (R,) the truth boxes.
+    """
+    hits, seen = np.cumsum(weight * right, axis=1), np.cumsum(weight, axis=1)
+    envelope = np.maximum.accumulate((hits / np.maximum(seen, 1))[:, ::-1], axis=1)[:, ::-1]
+    area = (weight * right * envelope).sum(axis=1)
+    return np.divide(area, size, out=np.full(len(size), np.nan), where=size > 0)
+
+
 # ---------------------------------------------------------------------------------------------- thresholds
 
 FEWEST_OBJECTS = 20
-"""With fewer objects of a class, its threshold is that of all classes together."""
+"""A class with fewer objects gets the common threshold of all classes."""
 
 UNMEASURED = 0.5
-"""The threshold where nothing has been measured."""
+"""The threshold if nothing has been measured."""
 
 
 class Thresholds(NamedTuple):
-    """Scores from which a detection is shown, (K,), and the F1 of each class there, (K,), NaN without truth.
-
-    ``own`` (K,): whether the class has its own threshold, or too few objects for one.
+    """The minimum score of a shown detection, (K,), and the F1 of each class at it, (K,), NaN without truth. ``own``
+    (K,): whether the class has its own threshold rather than the common one.
     """
 
     scores: Floats
@@ -245,7 +307,7 @@ def _best_f1(right: Floats, scores: Floats, size: int) -> float:
         return UNMEASURED
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(right[order])
-    last = np.append(np.diff(scores) < 0, True)  # a threshold cannot part equal scores
+    last = np.append(np.diff(scores) < 0, True)  # a threshold cannot separate equal scores
     f1 = np.where(last, 2 * hits / (np.arange(1, len(hits) + 1) + size), -1)
     best = int(np.argmax(f1))
     return float((scores[best] + (scores[best + 1] if best + 1 < len(scores) else 0)) / 2)

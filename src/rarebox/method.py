@@ -90,7 +90,8 @@ C = TypeVar("C", bound=Column)
 def two_sided_loss(positive: C, background: C, weight: C) -> C:
     """w L(class) + (1 - w) L(background) of each sample, (S,) each, for a label that is right with probability w.
 
-    Not in the paper. Eq. 7 multiplies L(class) by w alone, so a box of weight 0.2 also ends at the score 1, later.
+    Not in the paper. Eq. 7 multiplies L(class) by w alone, so a box of weight 0.2 also converges to the score 1, only
+    more slowly.
     """
     return positive * weight + background * (1 - weight)
 

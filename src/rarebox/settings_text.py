@@ -32,15 +32,14 @@ def with_data(file: Path, settings: Settings, data: str) -> str:
 
 
 def _commented(section: Section, indent: str) -> Iterator[str]:
+    plain = section.model_dump(mode="json")
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
             yield f"\n{indent}{name}:  # {_with_page((type(value).__doc__ or '').splitlines()[0])}"
             yield from _commented(value, indent + "  ")
         else:
-            text = yaml.safe_dump(
-                section.model_dump(mode="json")[name], default_flow_style=True, width=float("inf")
-            ).split("\n")[0]
+            text = yaml.safe_dump(plain[name], default_flow_style=True, width=float("inf")).split("\n")[0]
             yield f"{indent}{name}: {text}  # {_with_page(about.description or '')}{_choices(about.annotation)}"
 
 

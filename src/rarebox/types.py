@@ -23,7 +23,7 @@ def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     if array.size == 0:
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"boxes must have shape (N, 4), got {array.shape}; wrap a single box in a list")
+        raise ValueError(f"boxes must have shape (N, 4), got {array.shape}. Wrap a single box in a list")
     if not (np.isfinite(array).all() and (array[:, 2:] > array[:, :2]).all()):
         good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
         raise ValueError(f"boxes must be finite with x2 > x1 and y2 > y1, got {array[~good][0].tolist()}")
@@ -148,8 +148,8 @@ class Detections(Rows):
 def score_vectors(labels: Ints, scores: Floats, num_classes: int) -> Floats:
     """Class vectors where there is only a score, background first: (N,), (N,) -> (N, K + 1).
 
-    The score is taken for the probability of the class, and the rest for that of background: the nearest to a detector
-    with background that a score alone allows. Their entropy is that of the score against its complement.
+    The score counts as the probability of the class, and the rest as that of background: the best approximation of a
+    detector with background from a score alone. Their entropy is that of the score against its complement.
     """
     vectors = np.zeros((len(scores), num_classes + 1))
     vectors[np.arange(len(scores)), labels + 1] = scores
@@ -229,7 +229,7 @@ class Verdict(StrEnum):
     """The kind of an answer.
 
     OBJECT gives the true box and class. ALREADY_LABELLED means that the object has its label: the answer has no box,
-    and the region is not background either. WITHDRAWN takes back the author's earlier answer.
+    and the region is not background either. WITHDRAWN cancels the author's earlier answer.
     """
 
     OBJECT = "object"
@@ -403,7 +403,7 @@ class ImageLabels:
         skipped: ArrayLike = (),
         complete: bool = False,
     ) -> Self:
-        """The labels of one image, from anything that is arrays."""
+        """The labels of one image, from anything that NumPy converts to arrays."""
         boxes, labels = as_boxes(boxes), as_whole("labels", labels).reshape(-1)
         if len(labels) != len(boxes):
             raise ValueError(f"labels must have shape ({len(boxes)},), got ({len(labels)},)")

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: one message, status 2, no traceback; and the ways that work."""
+"""The command line as users see it: mistakes give one message, status 2 and no traceback; valid commands work."""
 
 import csv
 import json
@@ -52,7 +52,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
 
 
 def complaint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """What a mistake is answered with, on one line of spaces; it must exit with 2 and show no traceback."""
+    """The error message of a mistake, joined to one line. It must exit with 2 and show no traceback."""
     status = call(monkeypatch, *words)
     said = capsys.readouterr()
     assert status == 2, said
@@ -64,7 +64,7 @@ def test_missing_folder(monkeypatch, capsys, tmp_path, pictures) -> None:
     wrong = pictures.with_name("scene")
     said = complaint(monkeypatch, capsys, "run", tmp_path / "out", "--data", wrong)
     assert str(wrong) in said
-    assert "scenes" in said  # the nearest that is there
+    assert "scenes" in said  # the nearest existing name
     assert not (tmp_path / "out").exists()
 
 
@@ -119,7 +119,7 @@ def test_broken_settings_file(monkeypatch, capsys, tmp_path) -> None:
     assert "cannot be read" in complaint(monkeypatch, capsys, "run", tmp_path / "o", "--config", tmp_path / "none.yaml")
 
 
-def test_weights_that_are_not_there(monkeypatch, capsys, tmp_path, pictures) -> None:
+def test_missing_weights(monkeypatch, capsys, tmp_path, pictures) -> None:
     said = complaint(
         monkeypatch,
         capsys,
@@ -132,7 +132,7 @@ def test_weights_that_are_not_there(monkeypatch, capsys, tmp_path, pictures) -> 
     assert "w.pth cannot be read" in said
 
 
-def test_laptop_falls_back_to_weights_that_come_along(monkeypatch, capsys, tmp_path, pictures, no_network) -> None:
+def test_laptop_falls_back_to_installed_weights(monkeypatch, capsys, tmp_path, pictures, no_network) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     auto = as_options(budget=[], detector__backbone="resnet50", detector__weights="auto")
     assert call(monkeypatch, "run", tmp_path / "out", "--data", str(pictures), *auto) == 0
@@ -178,10 +178,10 @@ def test_share_with_a_folder_that_has_no_run(monkeypatch, capsys, tmp_path, pict
         monkeypatch, capsys, "run", tmp_path / "out", "--data", pictures, *as_options(), "--share", tmp_path
     )
     assert "no cycle-1 model" in said
-    assert not (tmp_path / "out").exists()  # told before anything is made
+    assert not (tmp_path / "out").exists()  # reported before anything is created
 
 
-def test_report_and_export_want_a_run(monkeypatch, capsys, tmp_path) -> None:
+def test_report_and_export_require_a_run(monkeypatch, capsys, tmp_path) -> None:
     assert "holds no run" in complaint(monkeypatch, capsys, "report", tmp_path)
     assert "holds no run" in complaint(monkeypatch, capsys, "export", tmp_path, tmp_path / "labels")
 
@@ -191,12 +191,12 @@ def test_run_leaves_a_report(finished: Path) -> None:
     assert list((finished / "figures").glob("*.png"))
 
 
-def test_run_again_says_that_it_is_finished(monkeypatch, capsys, finished, pictures) -> None:
+def test_run_repeated_reports_that_it_is_finished(monkeypatch, capsys, finished, pictures) -> None:
     assert call(monkeypatch, "run", finished, "--data", pictures, *as_options(budget=[4])) == 0
     assert "is already finished: 2 cycles" in " ".join(capsys.readouterr().err.split())
 
 
-def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, finished, pictures) -> None:
+def test_run_reports_after_which_cycle_it_resumes(monkeypatch, capsys, tmp_path, finished, pictures) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     records = json.loads((out / "metrics.json").read_text())
     (out / "metrics.json").write_text(json.dumps(records[:1]))
@@ -205,7 +205,7 @@ def test_run_says_after_which_cycle_it_goes_on(monkeypatch, capsys, tmp_path, fi
     assert json.loads((out / "metrics.json").read_text())[1]["ap50"] == records[1]["ap50"]
 
 
-def test_the_time_left_is_said_once_a_cycle_that_scores_is_done(monkeypatch, capsys, tmp_path, pictures) -> None:
+def test_the_time_left_is_reported_after_a_cycle_that_scores(monkeypatch, capsys, tmp_path, pictures) -> None:
     """Cycle 1 scores no pool, so it does not predict the others. After the last one nothing is left."""
     assert call(monkeypatch, "run", tmp_path / "out", "--data", pictures, *as_options(budget=[3, 3])) == 0
     said = {line.split(":")[0][-6:]: line for line in capsys.readouterr().err.splitlines() if " reviews" in line}
@@ -217,7 +217,7 @@ def test_a_refused_run_is_not_announced(monkeypatch, capsys, finished, pictures)
     assert complaint_only.startswith("rarebox: ")
 
 
-def test_a_report_on_several_runs_is_none_of_theirs(monkeypatch, capsys, tmp_path, finished) -> None:
+def test_a_report_on_several_runs_is_in_no_runs_folder(monkeypatch, capsys, tmp_path, finished) -> None:
     monkeypatch.chdir(tmp_path)
     before = (finished / "report.html").read_bytes()
     other = shutil.copytree(finished, tmp_path / "other")
@@ -277,7 +277,7 @@ def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures,
     assert not start["ok"]
     assert "ImageNet on efficientnet_lite0" in start["found"]
     assert str(tmp_path / "hub" / "checkpoints") in start["found"]
-    assert "download https://" in start["advice"]
+    assert "Download https://" in start["advice"]
     assert "resnet50-0676ba61.pth" in checks["weights"]["found"].split("; not in")[1]
     assert "14 training and 5 test images" in checks["data"]["found"]
     assert "rarebox init PROJECT --images FOLDER" in checks["your own photos"]["found"]
@@ -298,7 +298,7 @@ def test_demo_settings_are_settings() -> None:
     assert shutil.which("rarebox") or Path(sys.executable).with_name("rarebox").exists()
 
 
-def test_ctrl_c_says_that_nothing_is_lost(
+def test_ctrl_c_reports_that_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def stopped(*_: object, **__: object) -> None:
@@ -321,7 +321,7 @@ DETECTIONS = """{"classes": ["cat", "dog"]}
 
 @pytest.fixture
 def found(tmp_path: Path) -> Path:
-    """What some detector found."""
+    """The detections of some detector."""
     file = tmp_path / "found.jsonl"
     file.write_text(DETECTIONS)
     return file
@@ -384,7 +384,7 @@ def test_views_are_written(monkeypatch, capsys, tmp_path) -> None:
     assert "does not exist" in complaint(monkeypatch, capsys, *nowhere)
 
 
-def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pictures) -> None:
+def test_questions_are_exported_and_answers_imported(monkeypatch, capsys, tmp_path, pictures) -> None:
     assert call(monkeypatch, "init", tmp_path / "project", "--images", pictures, "--classes", "one,two") == 0
     with open_store(tmp_path / "project") as store:
         store.open_cycle(2)
@@ -417,7 +417,7 @@ def test_questions_go_out_and_answers_come_in(monkeypatch, capsys, tmp_path, pic
 
 @pytest.fixture(scope="module")
 def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Detections of a class that is written in Chinese."""
+    """Detections of a class with a Chinese name."""
     file = tmp_path_factory.mktemp("cats") / "found.jsonl"
     lines = [{"image": f"{n}.jpg", "boxes": [[1, 2, 30, 40]], "scores": [0.5], "labels": ["\u732b"]} for n in range(20)]
     file.write_text("\n".join(map(json.dumps, lines)))
@@ -431,7 +431,7 @@ def in_a_process(*words: str | Path, encoding: str, stdout: int) -> subprocess.P
 
 
 @pytest.mark.parametrize(("encoding", "format"), [("cp1252", "csv"), ("ascii", "json")])
-def test_lists_that_are_redirected_are_utf_8_whatever_the_locale(cats: Path, encoding: str, format: str) -> None:
+def test_redirected_lists_are_utf_8_in_any_locale(cats: Path, encoding: str, format: str) -> None:
     words = ("rank", "--detections", cats, "--budget", "2", "--format", format)
     with in_a_process(*words, encoding=encoding, stdout=subprocess.PIPE) as process:
         out, errors = process.communicate()
@@ -460,7 +460,7 @@ def test_what_a_terminal_cannot_show_is_escaped(cats: Path) -> None:
     assert b",\\u732b," in shown
 
 
-def test_a_reader_that_has_gone_ends_a_command_in_silence(cats: Path) -> None:
+def test_a_closed_pipe_ends_a_command_silently(cats: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     words = ("rank", "--detections", cats, "--budget", "20")
@@ -473,7 +473,7 @@ def test_a_reader_that_has_gone_ends_a_command_in_silence(cats: Path) -> None:
     assert "Broken" not in errors
 
 
-def test_files_whose_names_are_no_text_are_listed(monkeypatch, capsys, tmp_path) -> None:
+def test_files_whose_names_are_not_text_are_listed(monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "a.jpg")
     shutil.copy(tmp_path / "photos" / "a.jpg", os.fsencode(tmp_path / "photos") + b"/caf\xe9.jpg")

@@ -1,4 +1,4 @@
-"""No command deletes a label store that holds an answer, whatever state it finds it in."""
+"""No command deletes a label store that holds an answer, in any state of the folder."""
 
 import json
 import shutil
@@ -68,11 +68,25 @@ COMMANDS: dict[str, list[str]] = {
         "--detections {found} --budget 3 --to {store} --format labelstudio",
         "--detections {found} --budget 3 --labels {project}",
     ],
+    "train": [
+        "{data} --to {out}",
+        "{data} --to {project}",
+        "{data} --to {project}/cycle_01",
+        "{data} --to {store}",
+        "{project} --to {out}",
+        "{store} --to {out}",
+    ],
     "predict": [
         "{project} {photos} --to {out}",
         "{project} {photos} --to {project}",
         "{project} {photos} --to {project}/cycle_01",
         "{project} {photos} --to {store}",
+    ],
+    "export-model": [
+        "{project} --to {out}.onnx",
+        "{project} --to {store} --format torchscript",
+        "{project} --to {store}-wal --format onnx",
+        "{project} --to {project}/settings.yaml --format onnx",
     ],
     "views": ["--images {photos} --to {project}", "--images {photos} --to {store}"],
     "init": [
@@ -105,7 +119,7 @@ def photos(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(store: Store, by: str = "anna", most: int = 4) -> None:
-    """Answer the first questions, having asked them."""
+    """Ask and answer the first questions."""
     store.open_cycle(1)
     asked = store.queries(1) or store.ask(1, [Query(image_id) for image_id in [*store.images()][:most]])
     box, label = np.array([[5, 5, 40, 40]]), np.array([0])
@@ -152,13 +166,13 @@ def killed_and_restored(project: Path, holding: ExitStack) -> None:
 
 
 def log_alone(project: Path, holding: ExitStack) -> None:
-    """The log of a store that was moved away."""
+    """The log of a store whose database was moved away."""
     killed(project, holding)
     (project / "labels.sqlite").rename(project.with_name("moved.sqlite"))
 
 
 def served(project: Path, holding: ExitStack) -> None:
-    """A server has it."""
+    """A server has the store open."""
     holding.enter_context(hold(project / "serve.lock"))
     holding.enter_context(Store(project / "labels.sqlite"))
 
@@ -182,7 +196,7 @@ def by_nobody(project: Path, holding: ExitStack) -> None:
 
 
 def trained(project: Path, holding: ExitStack) -> None:
-    """Or its training was begun."""
+    """A project whose training has begun."""
     (project / "cycle_01").mkdir()
     (project / "cycle_01" / "model.safetensors").write_bytes(b"weights")
 
@@ -222,11 +236,11 @@ STATES = [
 
 
 def answers(project: Path) -> set[tuple[Any, ...]] | bytes:
-    """Every answer in the store of a project, also what is in its log; its bytes where it cannot be read."""
+    """Every answer in the store of a project, including its log; the store's bytes if it cannot be read."""
     there = project.with_name("looked_at")
     shutil.rmtree(there, ignore_errors=True)
     there.mkdir()
-    for end in ("", "-wal"):  # a copy: to open it would change it
+    for end in ("", "-wal"):  # a copy, because opening the store would change it
         if (file := project / f"labels.sqlite{end}").is_file():
             shutil.copy(file, there)
     if (moved := project.with_name("moved.sqlite")).exists():
@@ -329,7 +343,7 @@ def test_a_project_without_an_answer_is_no_place_for_a_run(
     assert Project(tmp_path / "project").store.classes() == ("cat",)
 
 
-def test_a_restored_backup_is_taken_over(
+def test_a_restored_backup_is_adopted(
     answered: Path,
     photos: Path,
     pictures: Path,
@@ -342,9 +356,9 @@ def test_a_restored_backup_is_taken_over(
     restored(project, ExitStack())
     where = ("init", str(project), "--images", str(photos))
     assert tame(*where, "--labels", str(pictures)) == 2
-    assert "holds 4 answers; repeat the command without --labels to take it over" in said(capsys)
+    assert "holds 4 answers. Repeat the command without --labels to adopt it" in said(capsys)
     assert tame(*where, "--classes", "smudge") == 2
-    assert "repeat the command without --classes to take it over" in said(capsys)
+    assert "Repeat the command without --classes to adopt it" in said(capsys)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     now = [shutil.move(photo, elsewhere) for photo in sorted(photos.iterdir())]
@@ -363,7 +377,7 @@ def test_a_restored_backup_is_taken_over(
     assert tame(*where) == 0
     told = said(capsys)
     assert "the store labels" in told
-    assert "--partial" not in told  # these are answers, not labels to be believed or not
+    assert "--partial" not in told  # these are answers, not labels that may be doubted
     now = Project(project)
     assert len(now.store.answered()) == 4
     assert now.add_new_images() == 0
@@ -371,7 +385,7 @@ def test_a_restored_backup_is_taken_over(
     assert answers(project) == before
 
 
-def test_a_run_without_its_settings_says_what_it_holds(
+def test_a_run_without_settings_reports_what_it_holds(
     answered: Path, pictures: Path, tmp_path: Path, tame: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = shutil.copytree(answered, tmp_path / "project")
@@ -380,7 +394,7 @@ def test_a_run_without_its_settings_says_what_it_holds(
     assert "holds labels.sqlite with 4 answers" in said(capsys)
 
 
-def test_a_run_that_stopped_before_its_first_answer_begins_with_other_settings(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_stopped_before_its_first_answer_may_change_settings(pictures: Path, tmp_path: Path) -> None:
     wrong = tiny.settings(pictures, device="gpu", initial_images=3)
     with pytest.raises(UserError, match="'gpu' is not available"):
         simulate.simulate(tmp_path / "run", wrong)
@@ -417,7 +431,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def test_a_store_without_an_answer_gives_way(store: Store, tmp_path: Path) -> None:
+def test_a_store_without_an_answer_is_replaced(store: Store, tmp_path: Path) -> None:
     store.close()
     discard_store(tmp_path / "labels.sqlite")
     with Store(tmp_path / "labels.sqlite", classes=["fish"]) as anew:
@@ -429,7 +443,7 @@ def test_a_store_with_an_answer_does_not_withdrawn_or_not(store: Store, tmp_path
     (query,) = store.queries(1)
     store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0, int), Verdict.WITHDRAWN, "anna")])
     store.close()
-    with pytest.raises(UserError, match=r"holds 2 answers and stays as it is"):
+    with pytest.raises(UserError, match=r"holds 2 answers and is left unchanged"):
         discard_store(tmp_path / "labels.sqlite")
     assert answers_in(tmp_path / "labels.sqlite") == 2
     assert answers_in(tmp_path / "labels.sqlite", of_people=True) == 2
@@ -443,10 +457,10 @@ def test_a_store_that_somebody_has_open_does_not_and_they_can_go_on(store: Store
     assert answers_in(tmp_path / "labels.sqlite") == 1
 
 
-def test_a_start_that_was_cut_short_at_any_moment_goes_on(
+def test_a_start_interrupted_at_any_moment_resumes(
     photos: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before its store is whole, before its settings are there, and once more."""
+    """Killed before the store is complete, before the settings exist, and once more."""
     from rarebox.project import create as module
 
     def die(*_: Any, **__: Any) -> None:
@@ -457,14 +471,14 @@ def test_a_start_that_was_cut_short_at_any_moment_goes_on(
             patch.setattr(module, name, die)
             with pytest.raises((KeyboardInterrupt, UserError)):
                 create(tmp_path / "p", photos, [], pictures)
-    with pytest.raises(UserError, match="repeat the command without --labels"):
+    with pytest.raises(UserError, match="Repeat the command without --labels"):
         create(tmp_path / "p", photos, [], pictures)
     create(tmp_path / "p", photos)
     assert len(Project(tmp_path / "p").store.labels()) == 14
 
 
-def test_only_one_function_takes_a_store_away() -> None:
-    """Nothing else in the source names the store's file where it removes files."""
+def test_only_one_function_removes_a_store() -> None:
+    """No other code that removes files names the store's file."""
     source = Path(main.__file__).parents[1]
     takers = [file.name for file in source.rglob("*.py") if "DROP TABLE" in file.read_text(encoding="utf-8")]
     assert takers == ["run_folder.py"]

@@ -37,7 +37,7 @@ def some_boxes(draw: st.DrawFn, most: int = 12) -> np.ndarray:
     return np.concatenate([corner, corner + size], axis=1).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------- doors
+# ------------------------------------------------------------------------------------------- authentication
 
 
 def test_boxes_become_float32_rows_and_none_is_an_empty_table() -> None:
@@ -131,7 +131,7 @@ def test_no_candidates_is_a_table_with_the_right_widths() -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=6), st.booleans())
-def test_columns_come_back_from_a_file_as_they_were(
+def test_columns_are_read_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, labels: list[int], wide: bool
 ) -> None:
     file = tmp_path_factory.mktemp("tables") / "deep" / "some.parquet"
@@ -146,7 +146,7 @@ def test_columns_come_back_from_a_file_as_they_were(
         assert back[name].tolist() == column.tolist()
 
 
-def test_a_file_that_was_cut_short_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_file_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def burst(_: int) -> None:
         raise OSError("disk full")
 
@@ -261,7 +261,7 @@ def test_many_boxes_on_one_image_take_little_memory_and_time() -> None:
     tracemalloc.stop()
 
 
-def test_boxes_that_all_lie_on_one_another_take_little_memory() -> None:
+def test_boxes_that_all_overlap_take_little_memory() -> None:
     pile = as_boxes(np.array([[0, 0, 100, 100]]) + np.linspace(0, 1, 2000)[:, None])
     tracemalloc.start()
     partner, best = boxes.nearest(pile, pile)
@@ -291,7 +291,7 @@ def test_suppression_equals_the_plain_greedy_loop(found: np.ndarray, data: st.Da
     assert boxes.suppress(found, scores, threshold).tolist() == greedy(found, scores, threshold)
 
 
-def test_of_many_equally_good_boxes_the_first_stays() -> None:
+def test_the_first_of_many_equally_good_boxes_is_kept() -> None:
     found, scores = as_boxes([[0, 0, 9, 9]] * 500), np.tile([0.5, 0.9], 250)
     assert np.flatnonzero(boxes.suppress(found, scores, 0.5)).tolist() == [1]
 

@@ -89,7 +89,7 @@ def test_answers_are_saved_on_a_disk_that_training_has_filled(small_disk: Path) 
         assert not list(small_disk.glob("*.part"))
         for _ in range(500):
             store.record([Answer(query.id, np.array([[1, 2, 30, 40]]), np.array([0]), Verdict.OBJECT, "anna")])
-        (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))  # another program takes it all
+        (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))  # another program uses all of it
         with pytest.raises(OSError, match="No space left"):
             files.write_bytes(small_disk / "model", bytes(1 << 20))
     assert not list(small_disk.glob("*.part"))
@@ -111,12 +111,12 @@ def test_a_label_store_is_never_overwritten(tmp_path: Path) -> None:
     store = Store(tmp_path / "labels.sqlite", classes=["cat"])
     store.open_cycle(1)
     for name in ("labels.sqlite", "labels.sqlite-wal"):
-        with pytest.raises(UserError, match=r"is a database.*name another file"):
+        with pytest.raises(UserError, match=r"is a database.*Name another file"):
             files.write_text(tmp_path / name, "a,b\n")
     store.close()
 
 
-def test_parts_that_a_killed_process_left_are_swept(tmp_path: Path) -> None:
+def test_part_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     for name in ("settings.yaml.part", "cycle_02/model.safetensors.part", "cycle_02/candidates/shard.parquet.part"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
@@ -129,7 +129,7 @@ def test_parts_that_a_killed_process_left_are_swept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'"text"'])
 def test_json_that_cannot_be_read_is_damaged(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(Damaged, match=r"metrics\.json is missing; restore a copy of it, or repeat the command"):
+    with pytest.raises(Damaged, match=r"metrics\.json is missing. Restore a copy of it, or repeat the command"):
         files.read_json(tmp_path / "metrics.json", list)
     (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(Damaged, match=r"metrics\.json is damaged .*delete it and repeat the command"):

@@ -34,7 +34,7 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def test_a_home_that_can_be_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writable_home_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert places.settle() == ""
     assert os.environ["HOME"] == str(tmp_path)
@@ -43,7 +43,7 @@ def test_a_home_that_can_be_written_is_left_alone(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("no_home")
-def test_without_a_home_everything_works_and_one_note_says_where_caches_are(
+def test_without_a_home_everything_works_and_one_note_names_the_caches(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert places.cache_folder() == temporary / ".cache" / "rarebox"
@@ -55,7 +55,7 @@ def test_without_a_home_everything_works_and_one_note_says_where_caches_are(
     assert f"no home folder, so caches are kept in {temporary}" in told
     assert temporary.stat().st_mode & 0o777 == 0o700
     assert Path.home() == temporary
-    assert places.settle() == ""  # nor do processes say it again that this one starts
+    assert places.settle() == ""  # nor do child processes repeat it
 
 
 def test_a_home_that_does_not_exist_and_cannot_be_made(

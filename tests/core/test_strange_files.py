@@ -1,4 +1,4 @@
-"""Pipes, devices, sockets and links that form a loop, among photos and labels are reported and never waited for."""
+"""Pipes, devices, sockets and circular links among photos and labels are reported, and nothing waits for them."""
 
 import faulthandler
 import os
@@ -70,7 +70,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_init_lists_it_and_takes_in_the_rest(photos: Path, tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_init_lists_it_and_imports_the_rest(photos: Path, tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(photos / "strange.jpg")
     said = command("init", tmp_path / "project", "--images", photos, "--classes", "a")
     assert "1 x unreadable image" in said
@@ -146,7 +146,7 @@ def test_a_label_file_is_listed_and_the_rest_is_read(tmp_path: Path, make: Calla
     assert any(f"a.{suffix}" in problem.where for problem in found.problems)
 
 
-def test_a_path_that_cannot_be_followed_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_resolved_is_kept_unchanged(tmp_path: Path) -> None:
     make_loop(tmp_path / "loop")
     for path in (tmp_path / "loop", tmp_path / "loop" / "x.jpg"):
         assert real(path) == Path(os.path.realpath(tmp_path)) / path.relative_to(tmp_path)

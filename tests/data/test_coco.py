@@ -89,7 +89,7 @@ def test_a_third_split_is_not_used_and_that_is_listed(tmp_path: Path) -> None:
     assert Path(data.test.images[0].path).name == "test.png"
     problem = only(data, "split not used")
     assert problem.where == str(tmp_path / "valid.json")
-    assert "To take its labels, name the file in place of the folder" in problem.what
+    assert "To use its labels, name the file instead of the folder" in problem.what
     assert [Path(image.path).name for image in load(tmp_path / "valid.json").train.images] == ["valid.png"]
 
 
@@ -148,7 +148,7 @@ def test_crowds_and_the_flag_are_difficult(tmp_path: Path, flag: dict[str, Any])
 def test_boxes_are_clipped_or_dropped_and_listed(tmp_path: Path) -> None:
     bboxes = {
         1: [-5, 10, 20, 10],  # clipped
-        2: [10, 10, 90.5, 10],  # half a pixel too wide: clipped without a word
+        2: [10, 10, 90.5, 10],  # half a pixel too wide: clipped silently
         3: [10, 10, 0, 10],
         4: [10, 10, 10, -3],
         5: [200, 10, 10, 10],
@@ -170,7 +170,7 @@ def test_boxes_are_clipped_or_dropped_and_listed(tmp_path: Path) -> None:
     assert len(data.problems) == 11
 
 
-def test_what_belongs_nowhere_is_listed(tmp_path: Path) -> None:
+def test_orphaned_entries_are_listed(tmp_path: Path) -> None:
     annotations = [box(1, 1), box(2, 99), box(3, 1, category_id=8), "nonsense"]
     write(tmp_path / "train.json", [image(1, "a.png"), image(2, "b.png")], annotations)
     data = load(tmp_path)
@@ -182,7 +182,7 @@ def test_what_belongs_nowhere_is_listed(tmp_path: Path) -> None:
     assert "b.png" in data.problems[2].where
 
 
-def test_two_images_with_one_id_are_left_out_since_their_boxes_cannot_be_told_apart(tmp_path: Path) -> None:
+def test_two_images_with_one_id_are_skipped_because_their_boxes_are_ambiguous(tmp_path: Path) -> None:
     images = [image(1, "a.png"), image(1, "b.png"), image(2, "c.png")]
     write(tmp_path / "train.json", images, [box(1, 1), box(2, 2)])
     data = load(tmp_path)
@@ -253,7 +253,7 @@ def test_the_file_s_own_size_counts(tmp_path: Path) -> None:
     assert "50 x 25" in only(data, "boxes scaled").what
 
 
-def test_an_image_turned_by_exif_has_its_upright_size(tmp_path: Path) -> None:
+def test_an_image_rotated_by_exif_has_its_upright_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     sizes = {"upright": (50, 100), "stored": (100, 50)}
@@ -286,7 +286,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None
 
 def test_labels_without_any_class(tmp_path: Path) -> None:
     write(tmp_path / "train.json", [image(1, "a.png")], [], [{"id": 1, "name": " "}])
-    with pytest.raises(UserError, match=r"train\.json names no class\. Label at least one object"):
+    with pytest.raises(UserError, match=r"train\.json has no classes\. Label at least one object"):
         load(tmp_path)
 
 
@@ -303,9 +303,9 @@ REAL = Path(os.environ.get("RAREBOX_DATA", Path(__file__).parents[3] / "shared" 
 
 @pytest.mark.parametrize("name", ["aquarium", "bccd"])
 def test_real_data(name: str) -> None:
-    """Everything that the files list is there, unchanged but for float32."""
+    """Everything that the files list is read, unchanged except for float32 rounding."""
     if not (REAL / name).is_dir():
-        pytest.skip(f"there is no {REAL / name}; set RAREBOX_DATA")
+        pytest.skip(f"there is no {REAL / name}. Set RAREBOX_DATA")
     data = load(REAL / name)
     assert {p.kind for p in data.problems} <= {"image without annotation"}
     for split, file in ((data.train, "train.json"), (data.test, "test.json")):
@@ -324,7 +324,7 @@ def test_real_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("differ", [False, True])
-def test_different_files_of_one_name_where_coco_looks_are_listed(tmp_path: Path, differ: bool) -> None:
+def test_different_files_that_match_one_coco_name_are_listed(tmp_path: Path, differ: bool) -> None:
     write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1)])
     (tmp_path / "train").mkdir()
     content = (tmp_path / "a.png").read_bytes()

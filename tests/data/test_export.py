@@ -1,10 +1,13 @@
-"""What is exported comes back, with its provenance, and nothing is overwritten or taught as background by accident."""
+"""Exports are read back with their provenance, and nothing is overwritten or trained as background by accident."""
 
 import errno
 import json
+import os
 import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def annotations(
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[ImageRecord]:
-    """Three images of 100 x 50 pixels, two of them with the same name but for the suffix and the folder."""
+    """Three images of 100 x 50 pixels, two of which differ in name only by suffix and folder."""
     paths = [tmp_path / "photos" / name for name in ("b.png", "x/a.png", "y/a.jpg")]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +68,8 @@ def one_image(draw: st.DrawFn) -> tuple[int, int, list[list[float]], list[int]]:
 @pytest.mark.parametrize("format", FORMATS)
 @given(content=st.lists(one_image(), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
-def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, content: list[Any]) -> None:
-    """Ids too in COCO; in the others images are counted in the order of their names."""
+def test_boxes_are_read_back(tmp_path_factory: pytest.TempPathFactory, format: str, content: list[Any]) -> None:
+    """COCO keeps the ids; in the other formats, images are numbered in the order of their names."""
     folder = tmp_path_factory.mktemp("round")
     records, given_labels = [], []
     for number, (width, height, boxes, labels) in enumerate(content, 1):
@@ -88,7 +91,7 @@ def test_boxes_come_back(tmp_path_factory: pytest.TempPathFactory, format: str, 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("copy", [True, False])
-def test_images_come_along_under_names_of_their_own(
+def test_images_are_exported_under_unique_names(
     tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
 ) -> None:
     done = export(
@@ -108,7 +111,7 @@ def test_images_come_along_under_names_of_their_own(
 
 
 def test_the_voc_file_has_one_based_pixels_and_difficult(tmp_path: Path, images: list[ImageRecord]) -> None:
-    """The whole 100 x 50 image is 1, 1, 100, 50 there."""
+    """In VOC, the whole 100 x 50 image is 1, 1, 100, 50."""
     boxes, sources = [[0, 0, 100, 50], [0.5, 1, 2, 2]], [Source.HUMAN, Source.DIFFICULT]
     export(tmp_path / "out", "voc", CLASSES, images[:1], [annotations(7, boxes, [2, 0], sources)])
     root = ET.parse(tmp_path / "out" / "Annotations" / "b.xml").getroot()
@@ -154,7 +157,7 @@ def test_only_the_wanted_sources_are_written(
 def test_a_labelling_tool_gets_no_pseudo_labels_as_a_persons(
     tmp_path: Path, images: list[ImageRecord], format: str
 ) -> None:
-    with pytest.raises(UserError, match=r"Drop --include-pseudo, or use --queries"):
+    with pytest.raises(UserError, match=r"Omit --include-pseudo, or use --queries"):
         export(tmp_path / "out", format, CLASSES, images[:1], [], include_pseudo=True)
     assert not (tmp_path / "out").exists()
 
@@ -188,7 +191,7 @@ def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: s
         assert content["images"][0]["attributes"] == {"complete": False}
 
 
-def test_yolo_refuses_partly_labelled_images_and_names_the_ways_out(tmp_path: Path, images: list[ImageRecord]) -> None:
+def test_yolo_refuses_partial_labels_and_names_the_options(tmp_path: Path, images: list[ImageRecord]) -> None:
     labels = [annotations(7, [[1, 2, 3, 4]], [0]), annotations(3, [[1, 2, 3, 4]], [1], complete=False)]
     with pytest.raises(UserError) as caught:
         export(tmp_path / "out", "yolo", CLASSES, images, labels)
@@ -217,7 +220,7 @@ def test_the_ways_out(
 def test_an_image_without_any_box_is_not_partly_labelled(
     tmp_path: Path, images: list[ImageRecord], format: str
 ) -> None:
-    """One as a whole, without objects; one in part; one that nobody has labelled, though a box there was rejected."""
+    """One fully labelled image without objects, one partially labelled, and one unlabelled with a rejected box."""
     labels = [
         annotations(7, [], []),
         annotations(3, [[1, 2, 3, 4]], [1], complete=False),
@@ -275,18 +278,18 @@ def test_other_files_are_never_overwritten(tmp_path: Path, images: list[ImageRec
 
 
 def test_an_export_never_writes_through_a_link_to_a_photo(tmp_path: Path, images: list[ImageRecord]) -> None:
-    """On a disk that takes two names for one, the second photo meets the link to the first."""
+    """On a disk that treats two names as the same, the second photo finds the link to the first."""
     before = Path(images[0].path).read_bytes()
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "b.png").symlink_to(images[0].path)
     taken = export_module._Item(images[1], "b.png", annotations(3, [], []))
     for copy in (True, False):
-        with pytest.raises(UserError, match=r"takes b\.png for the name of another image"):
+        with pytest.raises(UserError, match=r"does not distinguish b\.png from the name of another image"):
             export_module._place_images(tmp_path / "stage", [taken], copy, tmp_path / "out")
     assert Path(images[0].path).read_bytes() == before
 
 
-def test_files_that_came_while_an_export_was_written_stay(
+def test_files_added_while_an_export_is_written_are_kept(
     tmp_path: Path, images: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(tmp_path / "out", "coco", CLASSES, images, [])
@@ -301,6 +304,78 @@ def test_files_that_came_while_an_export_was_written_stay(
         export(tmp_path / "out", "coco", CLASSES, images, [])
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+LABEL_FILES = {
+    "coco": "annotations.json",
+    "voc": "Annotations/b.xml",
+    "yolo": "labels/b.txt",
+    "cvat": "annotations.xml",
+}
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("format", [*LABEL_FILES])
+def test_what_was_changed_since_the_export_is_not_replaced(
+    tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
+) -> None:
+    everything, out = [annotations(i.id, [[1, 2, 3, 4]], [0]) for i in images], tmp_path / "out"
+    file = out / LABEL_FILES[format]
+
+    def again(labels: Sequence[Annotations]) -> None:
+        export(out, format, CLASSES, images, labels, copy_images=copy)
+
+    again(everything)
+    written = file.read_text()
+    again([annotations(i.id, [[1, 2, 3, 5]], [0]) for i in images])  # nobody has changed the files
+    shutil.copytree(out, tmp_path / "copy", symlinks=True, copy_function=shutil.copyfile)  # without times
+    shutil.rmtree(out)
+    (tmp_path / "copy").rename(out)
+    again([annotations(i.id, [], []) for i in images])
+    file.write_text("corrected by hand")
+    with pytest.raises(UserError, match=rf"out: 1 file was changed since the export there: {LABEL_FILES[format]}\. "):
+        again(everything)
+    assert file.read_text() == "corrected by hand"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+    file.write_text(written)  # what the new export holds, too: nothing would be lost
+    again(everything)
+    file.unlink()
+    again(everything)
+
+
+def test_an_export_names_at_most_three_changed_files(tmp_path: Path, images: list[ImageRecord]) -> None:
+    more = [replace(images[0], id=number) for number in range(20, 24)]
+    export(tmp_path / "out", "yolo", CLASSES, more, [annotations(i.id, [], []) for i in more])
+    for file in (tmp_path / "out" / "labels").iterdir():
+        file.write_text("0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UserError, match=r"4 files were changed.*: labels/[^,]*, labels/[^,]*, labels/[^,]*, …\. The"):
+        export(tmp_path / "out", "yolo", CLASSES, more, [annotations(i.id, [], []) for i in more])
+
+
+def test_an_export_with_a_list_of_files_only_is_replaced(tmp_path: Path, images: list[ImageRecord]) -> None:
+    mark = tmp_path / "out" / "rarebox.json"
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    written = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**written, "files": [*written["files"]]}))  # as version 0.1.0 wrote it
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert json.loads(mark.read_text())["files"].keys() == written["files"].keys()
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path, images: list[ImageRecord]) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for folder in (f".out.{ended.pid}.new", f".out.{os.getppid()}.new", f".other.{ended.pid}.new", ".out.mine.new"):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        (tmp_path / folder / "images" / "b.png").write_text("half")
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    kept = [f".other.{ended.pid}.new", f".out.{os.getppid()}.new", ".out.mine.new", "out", "photos"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+    (tmp_path / "out").rename(tmp_path / f".out.{ended.pid}.old")  # killed between the two last steps
+    (tmp_path / f".out.{ended.pid}.old" / "annotations.json").write_text("corrected by hand")
+    with pytest.raises(UserError, match="1 file was changed"):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out" / "annotations.json").read_text() == "corrected by hand"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_an_export_to_a_link_replaces_what_the_link_leads_to(tmp_path: Path, images: list[ImageRecord]) -> None:
@@ -367,7 +442,7 @@ def test_photos_that_cannot_be_read_are_named_and_all_labels_are_there(
     assert not (tmp_path / "out" / "missing.txt").exists()
 
 
-def test_a_photo_that_no_server_gives_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
+def test_a_photo_that_no_server_delivers_is_named(tmp_path: Path, images: list[ImageRecord]) -> None:
     far = ImageRecord(99, "memory://nowhere/c.png", 100, 50)
     done = export(tmp_path / "out", "coco", CLASSES, [*images, far], [])
     assert [line.split(": ")[0] for line in done.missing] == [far.path]
@@ -376,7 +451,7 @@ def test_a_photo_that_no_server_gives_is_named(tmp_path: Path, images: list[Imag
     assert not (tmp_path / "out" / "images").exists()
 
 
-def test_questions_about_a_photo_that_is_gone(tmp_path: Path, images: list[ImageRecord]) -> None:
+def test_questions_about_a_missing_photo(tmp_path: Path, images: list[ImageRecord]) -> None:
     Path(images[0].path).unlink()
     asked = [Query(i.id, np.array([1, 2, 3, 4], dtype=np.float32), 0, id=i.id) for i in images]
     done = export_queries(tmp_path / "out", "labelstudio", CLASSES, images, asked)
@@ -391,5 +466,5 @@ def test_wrong_columns_are_refused() -> None:
         annotations(1, [[1, 2, 3, 4]], [1], "guess")
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
         export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [3])])
-    with pytest.raises(ValueError, match="all of them among those to export"):
+    with pytest.raises(ValueError, match="all of them in the export"):
         export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [2])])

@@ -1,4 +1,4 @@
-"""Label files beside the images, as labelImg writes them; and formats that are only named, with the way to COCO."""
+"""Label files beside the images, as labelImg writes them, and foreign formats that are refused with advice."""
 
 import errno
 import json
@@ -173,7 +173,7 @@ def test_a_list_may_name_a_photo_with_any_sign_but_a_line_end(tmp_path: Path, si
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    """Refuse to open a file, as for a user without the right (root may open all files)."""
+    """Refuse to open a file, as for a user without permission (root may open all files)."""
 
     def opened(path: str | Path) -> BufferedReader:
         if Path(path) == file:
@@ -329,7 +329,7 @@ def test_classes_txt_without_labels_is_no_data_set(tmp_path: Path) -> None:
         ("ds0/ann/a.jpg.json", {"objects": [{"classTitle": "cat"}]}, "Supervisely"),
     ],
 )
-def test_a_format_that_is_not_read_is_named_with_the_way_to_coco(
+def test_an_unsupported_format_is_named_with_the_way_to_coco(
     tmp_path: Path, place: str, content: object, tool: str
 ) -> None:
     photos(tmp_path, "a.jpg")

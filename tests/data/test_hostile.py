@@ -1,4 +1,4 @@
-"""Files and texts that somebody has spoilt, or made to do harm: a UserError or a listed problem, in bounded time."""
+"""Corrupt and malicious files and texts give a UserError or a listed problem, in bounded time."""
 
 import random
 import shutil
@@ -48,7 +48,7 @@ def test_whole_files_are_read(name: str, folder_of: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize("name", hostile.READERS)
-def test_a_spoilt_file_is_a_user_error_or_a_listed_problem(name: str, folder_of: Callable[[str], Path]) -> None:
+def test_a_corrupt_file_is_a_user_error_or_a_listed_problem(name: str, folder_of: Callable[[str], Path]) -> None:
     reader, folder = hostile.READERS[name], folder_of(name)
     files = [file for pattern in reader.spoilt for file in sorted(folder.glob(pattern))]
     whole = {file: file.read_bytes() for file in files}
@@ -74,7 +74,7 @@ def test_a_spoilt_file_is_a_user_error_or_a_listed_problem(name: str, folder_of:
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{now}: &{now} [{', '.join([f'*{before}'] * 10)}]\n" for before, now in zip("abcdefgh", "bcdefghi", strict=True)
 )
-"""400 bytes that stand for a billion values."""
+"""400 bytes that expand to a billion values."""
 
 BOMBS = {
     "aliases": LAUGHS + "names: *i\ntrain: *i\n",
@@ -111,7 +111,7 @@ def test_no_yaml_unfolds_hangs_or_ends_in_a_traceback(tmp_path: Path, bomb: str)
         assert time.process_time() - begun < 5
 
 
-def test_aliases_that_stand_for_little_are_as_good_as_ever() -> None:
+def test_small_aliases_are_accepted() -> None:
     text = "base: &base {a: 1, b: [1, 2]}\nother: {<<: *base, c: 3}\nlist: [*base, *base]\n"
     assert from_yaml(text) == yaml.safe_load(text)
     read = from_yaml(text)

@@ -54,7 +54,7 @@ def test_list_of_paths(photos: Path) -> None:
     }
 
 
-def test_images_of_one_name_are_told_apart(photos: Path) -> None:
+def test_images_with_one_name_are_distinguished(photos: Path) -> None:
     listed = (photos / "a.png", photos / "b/a.png", photos.parent / "elsewhere/a.png")
     (photos.parent / "b.txt").write_text("")
     (photos / "b" / "list.txt").write_text("".join(f"{path}\n" for path in listed))
@@ -94,7 +94,7 @@ def test_every_command_takes_a_photo_of_a_list_once(photos: Path) -> None:
     assert [(query.image_id, ranked.images[1].width) for query in ranked.queries] == [(1, 20)]
 
 
-def test_addresses_of_one_path_have_names_of_their_own(photos: Path) -> None:
+def test_urls_with_the_same_path_have_distinct_names(photos: Path) -> None:
     urls = ["https://h.org/etc/x.jpg?v=1", "https://h.org/etc/x.jpg?v=2", "https://i.org/../etc/x.jpg", "https://h.org"]
     (photos / "list.txt").write_text("".join(f"{url}\n" for url in urls))
     assert named_images(photos / "list.txt") == [
@@ -116,7 +116,7 @@ def test_coco_file(photos: Path) -> None:
     [
         ("bad.txt", "it is not a URL"),
         ("film.MOV", "ffmpeg"),
-        ("empty.txt", "holds no image"),
+        ("empty.txt", "contains no images"),
         ("gone", "does not exist"),
         ("text.json", "not valid"),
     ],

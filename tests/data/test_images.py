@@ -29,7 +29,7 @@ def corners(size: tuple[int, int] = (40, 20)) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
-def test_colour_modes_come_out_as_the_same_rgb(tmp_path: Path, mode: str) -> None:
+def test_colour_modes_decode_to_the_same_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     corners().convert(mode).save(path)
     assert np.array_equal(read_image(path), np.asarray(corners()))
@@ -98,7 +98,7 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int, suffix: str) 
     assert np.array_equal(read_image(path), upright)
     width, height, told = image_size(path)
     assert (height, width) == upright.shape[:2]
-    if suffix != "tif":  # Pillow turns TIFF files by itself and does not tell
+    if suffix != "tif":  # Pillow rotates TIFF files itself, silently
         assert told == orientation
     picture = read_picture(ImageRecord(1, str(path), width, height), min(width, height), max(width, height))
     assert np.array_equal(picture.pixels, upright)
@@ -165,15 +165,15 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image of a known format")]
+    ("content", "reason"), [(b"", "the file is empty"), (b"not a picture", "not an image in a supported format")]
 )
-def test_what_is_no_image_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_not_an_image_is_reported(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "text.jpg").write_bytes(content)
     with pytest.raises(UnreadableImage, match=rf"text\.jpg: .*{reason}"):
         image_size(tmp_path / "text.jpg")
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"gone\.jpg: there is no such file"):
         read_image(tmp_path / "gone.jpg")
 
@@ -213,7 +213,7 @@ def test_float_grey_without_numbers_is_refused(tmp_path: Path, value: float) -> 
         read_image(tmp_path / "image.tif")
 
 
-def test_a_small_file_of_many_deep_pixels_takes_little_memory_whatever_the_threads(tmp_path: Path) -> None:
+def test_a_small_file_of_many_deep_pixels_takes_little_memory_with_any_threads(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     del resource
     Image.fromarray(np.full((9000, 9000), 300, np.uint16)).save(tmp_path / "deep.png")
@@ -257,7 +257,7 @@ def test_threads_share_the_room_for_decoded_pixels(tmp_path: Path, monkeypatch: 
     assert most == 2
 
 
-def test_whoever_wants_more_room_than_there_is_gets_all_of_it_alone() -> None:
+def test_a_request_for_more_than_all_memory_gets_all_of_it_alone() -> None:
     room, inside = Room(10), threading.Event()
     with room.hold(10**9):
         other = threading.Thread(target=lambda: room.hold(1).__enter__() or inside.set())
@@ -282,7 +282,7 @@ def test_a_photo_is_of_a_kind_that_the_docs_name_and_starts_no_other_program(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     for read in (image_size, read_image):
-        with pytest.raises(UnreadableImage, match="not an image of a known format"):
+        with pytest.raises(UnreadableImage, match="not an image in a supported format"):
             read(path)
     assert not (tmp_path / "started").exists()
 
@@ -320,7 +320,7 @@ def names(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in image_files(folder)]
 
 
-def test_links_to_folders_are_followed_and_every_photo_comes_once(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_and_each_photo_is_listed_once(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photo(photos / "a.jpg")
     photo(photos / "real" / "b.JPG")
@@ -334,7 +334,7 @@ def test_links_to_folders_are_followed_and_every_photo_comes_once(tmp_path: Path
     assert names(photos) == ["a.jpg", "cam1/deep/c.jpg", "d.jpg", "real/b.JPG"]
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_circular_links_end(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photo(photos / "a.jpg")
     photo(tmp_path / "elsewhere.jpg")
@@ -346,9 +346,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert names(photos) == ["a.jpg", "one.jpg", "two.jpg"]
 
 
-def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_links_and_closed_folders_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.jpg").symlink_to("/nowhere/c.jpg")
     (tmp_path / "cam1").symlink_to("/nowhere")
     (tmp_path / "notes.txt").symlink_to("/nowhere/notes.txt")
@@ -356,7 +354,7 @@ def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
     os.mkfifo(tmp_path / "pipe.jpg")
     scandir = os.scandir
 
-    def refuse(path: Path) -> Any:  # the tests may run as root, whom no folder is closed to
+    def refuse(path: Path) -> Any:  # the tests may run as root, who can read every folder
         if Path(path).name == "closed":
             raise PermissionError
         return scandir(path)
@@ -364,7 +362,7 @@ def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
     monkeypatch.setattr("os.scandir", refuse)
     assert names(tmp_path) == ["c.jpg", "cam1", "closed", "pipe.jpg"]
     for file, reason in zip(
-        image_files(tmp_path), ("link to /nowhere/c.jpg", "link to /nowhere", "may not be read", "no"), strict=True
+        image_files(tmp_path), ("link to /nowhere/c.jpg", "link to /nowhere", "may not read", "no"), strict=True
     ):
         with pytest.raises(UnreadableImage, match=reason):
             image_size(file)
@@ -383,8 +381,8 @@ def test_dead_links_and_closed_folders_are_there_to_be_complained_about(
         "$RECYCLE.BIN/a.jpg",
     ],
 )
-def test_what_no_person_has_put_there_is_no_photo(tmp_path: Path, litter: str) -> None:
-    folder = tmp_path / ".hidden itself"  # whoever names a hidden folder means it
+def test_system_and_hidden_files_are_not_photos(tmp_path: Path, litter: str) -> None:
+    folder = tmp_path / ".hidden itself"  # a hidden folder that is named explicitly is read
     photo(folder / "a.jpg")
     photo(folder / litter)
     (folder / ".linked").symlink_to(tmp_path)

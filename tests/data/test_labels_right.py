@@ -1,4 +1,4 @@
-"""Labels that are silently wrong: whatever wrote them, they are read right, or what is lost is listed and not taught.
+"""Silently wrong labels, from any tool, are read correctly, or the lost objects are listed and not trained on.
 
 Every photo here has 160 x 120 pixels and two objects, a cat at 40, 30 to 120, 90 and a dog at 10, 10 to 30, 25.
 """
@@ -101,7 +101,7 @@ def share(box: Sequence[float]) -> str:
 
 
 def boxes_of(data: Dataset) -> dict[str, list[tuple[str, list[float]]]]:
-    """Photo -> its objects, to half a pixel."""
+    """Photo -> its objects, rounded to half a pixel."""
     return {
         Path(image.path).name: [
             (data.classes[label], (np.round(box * 2) / 2).tolist())
@@ -116,7 +116,7 @@ def kinds(problems: Sequence[Problem]) -> list[str]:
 
 
 class Begun:
-    """A project that has taken in labels: what is known of each photo, by its name."""
+    """A project that has imported labels: the labels of each photo, by its name."""
 
     def __init__(self, root: Path, photos: Path, labels: Path, classes: Sequence[str] = (), **options: Any) -> None:
         self.problems = create(root, photos, classes, labels, **options)
@@ -130,7 +130,7 @@ class Begun:
         return [(self.classes[label], box.tolist()) for box, label in zip(one.boxes, one.labels, strict=True)]
 
 
-# ------------------------------------------------------------------------------- an object that is lost (completeness)
+# ------------------------------------------------------------------------------- lost objects (completeness)
 
 
 def lost_in_coco(folder: Path) -> Path:
@@ -168,7 +168,7 @@ LOSSES = [lost_in_coco, unknown_category_in_coco, no_area_in_coco, lost_in_voc, 
 
 
 @pytest.mark.parametrize("make", [*LOSSES, crowd_in_coco])
-def test_an_image_of_which_an_object_is_lost_is_not_complete(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_an_image_that_lost_an_object_is_not_complete(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     labels = make(tmp_path / "set")
     begun = Begun(tmp_path / "p", tmp_path / "set", labels)
     assert begun.boxes("a.jpg") == [("cat", CAT)]
@@ -183,9 +183,7 @@ def test_nobody_is_asked_about_a_crowd(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", LOSSES)
-def test_a_simulation_leaves_out_an_image_of_which_an_object_is_lost(
-    tmp_path: Path, make: Callable[[Path], Path]
-) -> None:
+def test_a_simulation_skips_an_image_that_lost_an_object(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     labels = make(tmp_path / "set")
     with pytest.raises(UserError, match="no training image has an object that can be used"):
         usable(load(labels))
@@ -193,7 +191,7 @@ def test_a_simulation_leaves_out_an_image_of_which_an_object_is_lost(
         simulate.simulate(tmp_path / "run", config.resolve("laptop", None, {"data": str(labels)}))
 
 
-def test_what_a_simulation_leaves_out_is_listed_and_the_rest_stays(tmp_path: Path) -> None:
+def test_images_skipped_by_a_simulation_are_listed_and_the_rest_is_kept(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         photo(tmp_path / name)
     labels = [annotation(1, 1, CAT), annotation(2, 1, DOG, 9), annotation(3, 2, CAT)]
@@ -223,7 +221,7 @@ def test_an_own_export_says_which_images_are_complete_and_which_boxes_are_guesse
     export(tmp_path / "out", format, ["cat"], records, [done, begun], allow_partial=True, include_pseudo=True)
     again = Begun(tmp_path / "p", tmp_path / "set", tmp_path / "out")
     assert again.said["a.jpg"].complete
-    assert "b.jpg" not in again.said  # a model's own box is nobody's answer
+    assert "b.jpg" not in again.said  # a model's own box is not an answer
 
 
 @pytest.mark.parametrize("format", ["voc", "yolo"])
@@ -240,7 +238,7 @@ def test_a_photo_without_a_label_file_waits_for_labels(tmp_path: Path, format: s
     assert {"image without annotation", "photo without labels"} <= {*kinds(begun.problems)}
 
 
-def test_init_counts_the_problems_by_kind_and_says_what_was_taken(tmp_path: Path) -> None:
+def test_init_counts_problems_by_kind_and_reports_what_was_imported(tmp_path: Path) -> None:
     photos = tmp_path / "set"
     lost = [annotation(n, 1, DOG, 9) for n in range(2, 40)]
     photo(photos / "a.jpg")
@@ -252,7 +250,7 @@ def test_init_counts_the_problems_by_kind_and_says_what_was_taken(tmp_path: Path
     text = " ".join(done.output.split())
     assert "38 x unknown category, the first:" in text
     assert "all 38 are listed in" in text
-    assert "1 of them taken as fully labelled (--partial if not); 1 as partially labelled" in text
+    assert "1 of them count as fully labelled (--partial if they are not); 1 as partially labelled" in text
 
 
 # ------------------------------------------------------------------------------------------------- names of classes
@@ -283,7 +281,7 @@ def test_an_import_finds_classes_as_init_does(tmp_path: Path) -> None:
     assert [begun.classes[label] for label in said.labels] == ["cat", "dog"]
 
 
-# --------------------------------------------------------------------------------------------------- which photo it is
+# --------------------------------------------------------------------------------------------------- identity of photos
 
 
 def test_a_stale_filename_does_not_carry_labels_to_another_photo(tmp_path: Path) -> None:
@@ -309,7 +307,7 @@ def test_the_filename_is_used_where_no_photo_is_called_like_the_label_file(tmp_p
 @pytest.mark.parametrize(
     ("xml", "jpeg"), [("a", "a.JPG"), ("night/a", "night/a.jpg"), ("Night/a", "night/A.Jpeg"), ("a", "night/a.jpg")]
 )
-def test_voc_pairs_files_whatever_their_capitals_and_folders(tmp_path: Path, xml: str, jpeg: str) -> None:
+def test_voc_pairs_files_across_case_and_folders(tmp_path: Path, xml: str, jpeg: str) -> None:
     voc(tmp_path, xml, item("cat", CAT), photo_as=jpeg)
     data = load(tmp_path)
     assert list(boxes_of(data).values()) == [[("cat", CAT)]]
@@ -325,18 +323,18 @@ def test_two_photos_of_one_name_in_two_folders_keep_their_own_labels(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "IMAGES\\A.jpg", "images/a.JPG"])
-def test_coco_finds_files_whatever_their_capitals_and_separators(tmp_path: Path, name: str) -> None:
+def test_coco_finds_files_across_case_and_separators(tmp_path: Path, name: str) -> None:
     photo(tmp_path / "Images" / "a.jpg")
     file = coco(tmp_path / "train.json", [entry(1, name)], [annotation(1, 1, CAT)])
     assert boxes_of(load(file)) == {"a.jpg": [("cat", CAT)]}
 
 
 @pytest.mark.parametrize("labels", ["Labels/a.txt", "labels/A.TXT", "images/a.txt"])
-def test_yolo_finds_label_files_whatever_their_capitals(tmp_path: Path, labels: str) -> None:
+def test_yolo_finds_label_files_across_case(tmp_path: Path, labels: str) -> None:
     assert boxes_of(load(yolo(tmp_path, f"0 {share(CAT)}", labels=labels))) == {"a.jpg": [("cat", CAT)]}
 
 
-def test_labels_need_not_lie_beside_the_photos(tmp_path: Path) -> None:
+def test_labels_need_not_be_beside_the_photos(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "x" / "a.jpg")
     photo(tmp_path / "photos" / "y" / "a.jpg")
     images = [entry(1, "C:\\old\\x\\a.jpg"), entry(2, "y/a.jpg"), entry(3, "z/other.jpg")]
@@ -368,7 +366,7 @@ def test_two_labelled_images_that_may_be_one_photo_are_left_out(tmp_path: Path) 
 
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
-def test_an_own_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, format: str, copied: bool) -> None:
+def test_an_own_export_finds_its_photos(tmp_path: Path, format: str, copied: bool) -> None:
     names = ["d1/a.jpg", "d2/a.jpg", "z/a-2.jpg", "z/\u00e9.jpg", "y/e\u0301.jpg"]
     for n, name in enumerate(names):
         photo(tmp_path / "photos" / name, (SIZE[0] + n, SIZE[1]))
@@ -443,17 +441,17 @@ def test_labels_of_a_picture_of_another_shape_are_left_out(tmp_path: Path, forma
     assert [Path(i.path).name for i in usable(load(file)).train.images] == ["b.jpg"]
 
 
-def test_labels_that_may_be_of_the_photo_before_it_was_turned_are_left_out(tmp_path: Path) -> None:
+def test_labels_that_may_refer_to_the_unrotated_photo_are_skipped(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg", SIZE, orientation=6)  # upright it is 120 x 160
     photo(tmp_path / "b.jpg")
     images = [entry(1, "a.jpg"), entry(2, "b.jpg")]
     file = coco(tmp_path / "l.json", images, [annotation(1, 1, DOG), annotation(2, 2, CAT)])
     begun = Begun(tmp_path / "p", tmp_path, file)
     assert begun.said.keys() == {"b.jpg"}
-    assert "image turned by EXIF" in kinds(begun.problems)
+    assert "image rotated by EXIF" in kinds(begun.problems)
 
 
-def test_a_nearly_square_photo_that_was_turned_is_not_scaled(tmp_path: Path) -> None:
+def test_a_rotated_nearly_square_photo_is_not_scaled(tmp_path: Path) -> None:
     photo(tmp_path / "set" / "a.jpg", (400, 396), orientation=6)  # upright it is 396 x 400
     photo(tmp_path / "set" / "b.jpg", (200, 198))
     photo(tmp_path / "photos" / "b.jpg", (396, 400))
@@ -462,29 +460,29 @@ def test_a_nearly_square_photo_that_was_turned_is_not_scaled(tmp_path: Path) -> 
     file = coco(tmp_path / "set" / "l.json", images, [annotation(1, 1, DOG), annotation(2, 2, CAT)])
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.said == {}
-    assert {"image turned by EXIF", "labels of no photo"} <= {*kinds(begun.problems)}
+    assert {"image rotated by EXIF", "labels of no photo"} <= {*kinds(begun.problems)}
     assert "boxes scaled" not in kinds(begun.problems)
 
 
-def test_a_turn_by_exif_that_labels_cannot_show_is_listed_once(tmp_path: Path) -> None:
+def test_an_exif_rotation_that_labels_cannot_confirm_is_listed_once(tmp_path: Path) -> None:
     for name, size, orientation in (("a", (120, 120), 6), ("b", SIZE, 3), ("c", SIZE, 6), ("d", SIZE, 1)):
         photo(tmp_path / f"{name}.jpg", size, orientation)
     images = [entry(1, "a.jpg", width=120), entry(2, "b.jpg"), entry(3, "c.jpg", width=120, height=160)]
     images.append(entry(4, "d.jpg"))
     data = load(coco(tmp_path / "l.json", images, [annotation(n, n, DOG) for n in range(1, 5)]))
     (problem,) = data.problems
-    assert (problem.kind, Path(problem.where).name) == ("EXIF turn", "a.jpg")
+    assert (problem.kind, Path(problem.where).name) == ("EXIF rotation", "a.jpg")
     assert "2" in problem.what
     assert "upright" in problem.what
     photo(tmp_path / "y" / "images" / "b.jpg", SIZE, 6)
     yolo(tmp_path / "y", f"0 {share(DOG)}", labels="labels/b.txt")
-    assert "EXIF turn" in kinds(load(tmp_path / "y").problems)
+    assert "EXIF rotation" in kinds(load(tmp_path / "y").problems)
 
 
 SHARES = [0.25, 0.25, 0.75, 0.75]
 
 
-def test_shares_are_not_taken_for_pixels(tmp_path: Path) -> None:
+def test_fractions_are_not_read_as_pixels(tmp_path: Path) -> None:
     photo(tmp_path / "c" / "a.jpg")
     coco(tmp_path / "c" / "train.json", [entry(1, "a.jpg")], [annotation(1, 1, SHARES)])
     voc(tmp_path / "v", "a", item("cat", [str(edge) for edge in SHARES]))
@@ -495,7 +493,7 @@ def test_shares_are_not_taken_for_pixels(tmp_path: Path) -> None:
             load(tmp_path / folder)
 
 
-def test_one_box_in_shares_among_others_is_listed(tmp_path: Path) -> None:
+def test_one_box_in_fractions_among_others_is_listed(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     file = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, SHARES), annotation(2, 1, CAT)])
     data = load(file)
@@ -503,11 +501,11 @@ def test_one_box_in_shares_among_others_is_listed(tmp_path: Path) -> None:
     assert kinds(data.problems) == ["box dropped"]
 
 
-def test_two_corners_are_not_taken_for_a_corner_and_a_size(tmp_path: Path) -> None:
+def test_two_corners_are_not_read_as_a_corner_and_a_size(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     boxes = [CAT, [90, 70, 150, 110]]
     labels = [annotation(n, 1, box) | {"bbox": box} for n, box in enumerate(boxes)]
-    with pytest.raises(UserError, match=r"seem to be x1, y1, x2, y2: 1 of 2 reach out"):
+    with pytest.raises(UserError, match=r"seem to be x1, y1, x2, y2: 1 of 2 extend beyond"):
         load(coco(tmp_path / "l.json", [entry(1, "a.jpg")], labels))
 
 
@@ -522,7 +520,7 @@ def test_two_corners_are_not_taken_for_a_corner_and_a_size(tmp_path: Path) -> No
         ("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.9 0.9 2", "not pixels"),  # key points, without kpt_shape in data.yaml
     ],
 )
-def test_a_yolo_line_of_another_kind_is_listed_and_says_what_to_do(tmp_path: Path, line: str, fault: str) -> None:
+def test_a_yolo_line_of_another_kind_is_listed_with_advice(tmp_path: Path, line: str, fault: str) -> None:
     data = load(yolo(tmp_path, line, f"1 {share(DOG)}"))
     assert boxes_of(data) == {"a.jpg": [("dog", DOG)]}
     (problem,) = data.problems
@@ -549,7 +547,7 @@ def test_key_points_are_not_corners(tmp_path: Path, numbers: int) -> None:
         load(yolo(tmp_path, more="kpt_shape: seventeen"))
 
 
-def test_the_corners_of_a_turned_box_have_a_hull(tmp_path: Path) -> None:
+def test_the_corners_of_a_rotated_box_have_a_hull(tmp_path: Path) -> None:
     corners = " ".join(f"{x / SIZE[0]} {y / SIZE[1]}" for x, y in ((80, 30), (120, 60), (80, 90), (40, 60)))
     assert boxes_of(load(yolo(tmp_path, f"0 {corners}"))) == {"a.jpg": [("cat", CAT)]}
 
@@ -560,14 +558,14 @@ MARKED = ["utf-8-sig", "utf-16", "utf-16-le with mark", "utf-32"]
 
 
 def encoded(file: Path, encoding: str) -> None:
-    """Write the text of a file anew."""
+    """Rewrite the text of a file."""
     text = file.read_text(encoding="utf-8")
     mark = "\ufeff" if encoding.endswith("mark") else ""
     file.write_bytes((mark + text).encode(encoding.split()[0]))
 
 
 @pytest.mark.parametrize("encoding", MARKED)
-def test_byte_order_marks_are_no_part_of_any_text(tmp_path: Path, encoding: str) -> None:
+def test_byte_order_marks_are_not_part_of_any_text(tmp_path: Path, encoding: str) -> None:
     folder = yolo(tmp_path / "y", f"0 {share(CAT)}", f"1 {share(DOG)}")
     (folder / "list.txt").write_text("images/a.jpg\n")
     (folder / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
@@ -593,10 +591,10 @@ def test_text_without_a_mark_that_is_not_utf_8_is_refused(tmp_path: Path) -> Non
     (folder / "labels" / "a.txt").write_bytes(f"0 {share(CAT)}".encode("utf-16-le"))
     data = load(folder)
     assert kinds(data.problems) == ["unreadable annotation"]
-    assert "save it as UTF-8" in data.problems[0].what
+    assert "Save it as UTF-8" in data.problems[0].what
     assert data.train.incomplete
     (folder / "data.yaml").write_bytes("train: images\nnames: [caf\xe9]".encode("latin-1"))
-    with pytest.raises(UserError, match=r"data\.yaml: this is not UTF-8 text .*save it as UTF-8"):
+    with pytest.raises(UserError, match=r"data\.yaml: this is not UTF-8 text .*Save it as UTF-8"):
         load(folder)
 
 
@@ -629,7 +627,7 @@ def test_names_in_yaml_are_names(tmp_path: Path, style: str) -> None:
     assert boxes_of(data) == {"a.jpg": [("012", CAT)]}
 
 
-# --------------------------------------------------------------------------------------------- detections from outside
+# --------------------------------------------------------------------------------------------- external detections
 
 
 def rank(tmp_path: Path, results: Any, **given: Any) -> external.Ranked:
@@ -675,10 +673,10 @@ def test_ids_of_a_coco_file_count_and_a_doubt_is_noted(tmp_path: Path) -> None:
     images = coco(tmp_path / "l.json", [entry(1, "2.jpg"), entry(2, "1.jpg")], [])
     found = rank(tmp_path, [result(2)], images=images)
     assert found.images[found.queries[0].image_id].path.endswith("1.jpg")
-    assert any("they are taken for ids" in note for note in found.notes)
+    assert any("they are read as ids" in note for note in found.notes)
 
 
-def test_numbers_of_a_store_are_not_taken_for_names(tmp_path: Path) -> None:
+def test_numbers_of_a_store_are_not_read_as_names(tmp_path: Path) -> None:
     for name in ("1.jpg", "10.jpg", "2.jpg"):
         photo(tmp_path / "photos" / name)
     create(tmp_path / "p", tmp_path / "photos", ["1"])
@@ -696,7 +694,7 @@ def test_detections_and_labels_of_other_sizes_are_scaled_or_refused(tmp_path: Pa
     assert query.box.tolist() == [2 * edge for edge in CAT]
     labels = coco(tmp_path / "l.json", [entry(1, "a.jpg")], [annotation(1, 1, CAT)])
     assert rank(tmp_path, json.dumps(line), labels=labels).queries == []  # the same object is labelled
-    with pytest.raises(UserError, match=r"160 x 160 pixels, and .*a\.jpg 320 x 240: it is cut, turned"):
+    with pytest.raises(UserError, match=r"160 x 160 pixels, and .*a\.jpg 320 x 240: it is cropped, rotated"):
         rank(tmp_path, json.dumps(line | {"height": 160}))
     with pytest.raises(UserError, match=r"a box lies outside of .*a\.jpg, which has 320 x 240 pixels"):
         rank(tmp_path, json.dumps({**line, "boxes": [[400, 300, 500, 400]], "width": None, "height": None}))
@@ -713,7 +711,7 @@ def test_labels_that_lost_an_object_are_not_complete_for_rank_either(tmp_path: P
 # -------------------------------------------------------------------------------------------------- a set without a box
 
 
-def test_a_data_set_without_an_object_is_not_well_and_not_run(tmp_path: Path) -> None:
+def test_a_data_set_without_an_object_is_reported_and_refused(tmp_path: Path) -> None:
     folder = yolo(tmp_path / "y")
     (folder / "labels" / "a.txt").unlink()
     check = next(check for check in examine(str(folder)) if check.name == "data")
@@ -725,7 +723,7 @@ def test_a_data_set_without_an_object_is_not_well_and_not_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_test_images_without_an_object_are_not_replaced_in_silence(tmp_path: Path, lost: bool) -> None:
+def test_test_images_without_an_object_are_not_replaced_silently(tmp_path: Path, lost: bool) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         photo(tmp_path / name)
     coco(
@@ -738,7 +736,7 @@ def test_test_images_without_an_object_are_not_replaced_in_silence(tmp_path: Pat
         simulate.simulate(tmp_path / "run", config.resolve("laptop", None, {"data": str(tmp_path)}))
 
 
-def test_the_verdict_on_a_crowd_brings_no_object(tmp_path: Path) -> None:
+def test_the_verdict_on_a_crowd_adds_no_object(tmp_path: Path) -> None:
     begun = Begun(tmp_path / "p", tmp_path / "set", crowd_in_coco(tmp_path / "set"))
     assert [answer.verdict for _, answer in begun.project.store.answered()] == [Verdict.OBJECT, Verdict.CANNOT_TELL]
 
@@ -754,7 +752,7 @@ def lists(folder: Path, **of: str) -> None:
 
 
 def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path:
-    """A cat in a box of 80 x 10 pixels at 40, 55, which the file calls turned."""
+    """A cat in a box of 80 x 10 pixels at 40, 55 that the file marks as rotated."""
     flat = [40.0, 55.0, 120.0, 65.0]
     if format == "coco":
         photo(folder / "a.jpg")
@@ -783,7 +781,7 @@ def turned(place: str, format: str, folder: Path, name: str, value: Any) -> Path
     ("name", "value"),
     [("rotation", 90.0), ("rotation", "-90"), ("angle", 270), ("Rotation", "90°"), ("rotation", "90 Degrees")],
 )
-def test_a_turned_box_is_the_upright_box_around_it(
+def test_a_rotated_box_becomes_the_upright_box_around_it(
     tmp_path: Path, format: str, place: str, name: str, value: Any
 ) -> None:
     data = load(turned(place, format, tmp_path, name, value))
@@ -793,20 +791,22 @@ def test_a_turned_box_is_the_upright_box_around_it(
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
 @pytest.mark.parametrize(("name", "value"), [("angle", 1.57), ("theta", "0.3"), ("rotation", "nan")])
-def test_a_box_whose_turn_cannot_be_told_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=rf"none of its objects can be used .*it is turned \({name} {value}\)"):
+def test_a_box_with_an_ambiguous_rotation_is_lost(tmp_path: Path, format: str, name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"none of its objects can be used .*it is rotated \({name} {value}\)"):
         load(turned("attributes", format, tmp_path, name, value))
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
-def test_a_box_whose_rotation_is_no_number_is_lost(tmp_path: Path, format: str) -> None:
+def test_a_box_whose_rotation_is_not_a_number_is_lost(tmp_path: Path, format: str) -> None:
     with pytest.raises(UserError, match=r"none of its objects can be used .*its rotation '1\.2 rad' is not a number"):
         load(turned("attributes", format, tmp_path, "rotation", "1.2 rad"))
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
 @pytest.mark.parametrize(("name", "value"), [("rotation", "0.0"), ("angle", "from above"), ("rotation", "")])
-def test_what_is_no_turn_leaves_the_box_as_it_is(tmp_path: Path, format: str, name: str, value: Any) -> None:
+def test_a_value_that_is_not_a_rotation_leaves_the_box_unchanged(
+    tmp_path: Path, format: str, name: str, value: Any
+) -> None:
     data = load(turned("attributes", format, tmp_path, name, value))
     assert boxes_of(data) == {"a.jpg": [("cat", [40.0, 55.0, 120.0, 65.0])]}
 
@@ -821,7 +821,7 @@ def test_a_label_file_does_not_go_to_the_photo_of_another_folder(tmp_path: Path,
     assert {"missing image file", "image without annotation"} <= {*kinds(begun.problems)}
 
 
-def test_label_files_of_two_folders_that_may_be_of_one_photo_are_left_out(tmp_path: Path) -> None:
+def test_label_files_of_two_folders_that_may_belong_to_one_photo_are_skipped(tmp_path: Path) -> None:
     for name in ("day/b", "night/b"):
         voc(tmp_path, name, item("cat", CAT if name == "day/b" else DOG), photo_as="b.jpg")
     voc(tmp_path, "c", item("dog", DOG))
@@ -838,7 +838,7 @@ def test_two_label_files_of_one_photo_are_not_used(tmp_path: Path, second: str) 
     (tmp_path / "Annotations" / "1.xml").rename(first)
     other = tmp_path / "Annotations" / second
     other.write_bytes(first.read_bytes())
-    assert kinds(load(tmp_path).problems) == []  # they say the same
+    assert kinds(load(tmp_path).problems) == []  # they agree
     other.write_text(first.read_text().replace("cat", "dog"))
     assert Begun(tmp_path / "p", tmp_path / "JPEGImages", tmp_path).said.keys() == {"b.jpg"}
     data = load(tmp_path)
@@ -882,7 +882,7 @@ def test_label_files_that_no_used_list_names_are_listed(tmp_path: Path) -> None:
     assert load(tmp_path).problems == ()
 
 
-def test_elements_of_voc_are_found_by_their_local_names_and_whatever_their_capitals(tmp_path: Path) -> None:
+def test_elements_of_voc_are_found_by_local_name_in_any_case(tmp_path: Path) -> None:
     voc(tmp_path, "a", item("cat", CAT))
     xml = tmp_path / "Annotations" / "a.xml"
     text = xml.read_text()
@@ -919,7 +919,7 @@ def test_an_object_of_voc_that_is_not_read_makes_its_image_incomplete(tmp_path: 
     assert "box dropped" in kinds(begun.problems)
 
 
-def test_what_tools_write_beside_the_objects_of_voc_holds_none(tmp_path: Path) -> None:
+def test_other_elements_of_voc_tools_hold_no_objects(tmp_path: Path) -> None:
     head = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
     about = "<source><annotation>PASCAL VOC2007</annotation></source><owner><name>A B</name></owner>"
     size = f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height><depth>3</depth></size><segmented>0</segmented>"
@@ -949,7 +949,7 @@ def test_a_voc_file_of_another_kind_is_unreadable(tmp_path: Path, before: str, a
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
-def test_sizes_may_be_text_and_what_is_no_size_is_listed(tmp_path: Path, format: str) -> None:
+def test_sizes_may_be_text_and_invalid_ones_are_listed(tmp_path: Path, format: str) -> None:
     def labels(width: Any, height: Any) -> Path:
         voc(tmp_path, "a", item("cat", CAT), size=f"<size><width>{width}</width><height>{height}</height></size>")
         photo(tmp_path / "JPEGImages" / "a.jpg", (320, 240))
@@ -977,7 +977,7 @@ def test_labels_of_two_images_that_have_the_name_of_one_photo_are_left_out(tmp_p
     assert kinds(begun.problems).count("labels of no photo") == 4
 
 
-def test_a_photo_s_own_labels_count_and_not_those_of_its_namesakes(tmp_path: Path) -> None:
+def test_a_photos_own_labels_count_not_those_of_its_namesakes(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "1.jpg")
     images = [entry(1, "photos/1.jpg"), entry(2, "test/1.jpg")]
     file = coco(tmp_path / "l.json", images, [annotation(1, 1, CAT), annotation(2, 2, DOG)])
@@ -1015,7 +1015,7 @@ def test_two_names_in_coco_do_not_share_a_file_that_differs_in_capitals(tmp_path
         ([0.1, 0.1, 0.2, 0.2], {"attributes": {"source": "manual"}}),
     ],
 )
-def test_shares_of_every_kind_are_dropped_and_listed(
+def test_fractions_of_every_kind_are_dropped_and_listed(
     tmp_path: Path, bbox: list[float], more: dict[str, Any], size: tuple[int, int]
 ) -> None:
     photo(tmp_path / "a.jpg", size)
@@ -1026,7 +1026,7 @@ def test_shares_of_every_kind_are_dropped_and_listed(
     assert data.train.incomplete
 
 
-def test_objects_inside_an_image_of_coco_are_not_passed_over(tmp_path: Path) -> None:
+def test_objects_inside_an_image_of_coco_are_not_skipped(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     inside = entry(1, "a.jpg", annotations=[annotation(2, 1, DOG)])
     data = load(coco(tmp_path / "l.json", [inside], [annotation(1, 1, CAT)]))

@@ -31,7 +31,7 @@ def test_a_folder_without_a_data_set_is_refused_before_any_image_is_read(tmp_pat
     refuse_missing("voc0712")
 
 
-def test_what_lies_under_the_name_of_a_download_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_under_the_name_of_a_download_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("voc2007").mkdir()
     (tmp_path / "voc2007" / "readme.txt").touch()
@@ -44,7 +44,7 @@ def test_what_lies_under_the_name_of_a_download_is_looked_at(tmp_path: Path, mon
         refuse_missing("/dev/null")
 
 
-def test_a_missing_path_says_how_far_it_is_right(tmp_path: Path) -> None:
+def test_a_missing_path_reports_its_existing_part(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"only {tmp_path} does\)"):
         load(tmp_path / "no" / "such" / "folder")
 

@@ -1,4 +1,4 @@
-"""Names of classes and images: whatever they are, every export is read back, with the right photos and classes."""
+"""With any names of classes and images, every export is read back with the right photos and classes."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def _element(text: str) -> ET.Element:
 
 
 @given(st.lists(texts, max_size=6))
-def test_names_stay_as_many_as_they_were(names: list[str]) -> None:
+def test_the_number_of_names_is_unchanged(names: list[str]) -> None:
     assert len(set(clean_all(names))) == len(names)
     files = file_names([(n, f"/photos/{name}.png".replace("\x00", "")) for n, name in enumerate(names, 1)], SUFFIXES)
     assert len({Path(file).stem.casefold() for file in files}) == len(names)
@@ -126,7 +126,7 @@ def test_names_stay_as_many_as_they_were(names: list[str]) -> None:
 
 
 def record_of(folder: Path, number: int, name: str) -> ImageRecord | None:
-    """A photo of that name on the disk; None where no disk has such a name."""
+    """A photo of that name on the disk; None if the disk cannot hold the name."""
     file = folder / str(number) / f"{name}.png"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def test_every_data_set_that_is_written_is_read_with_the_same_boxes(
 
 
 @pytest.mark.parametrize("format", ["labelstudio", "cvat"])
-def test_questions_that_go_out_come_back_as_answers(format: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_exported_questions_are_returned_as_answers(format: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     @settings(max_examples=30)
     @given(st.lists(texts, min_size=1, max_size=3), st.lists(texts, min_size=1, max_size=3))
     @example(list(NASTY[:24]), list(NASTY[:24]))
@@ -184,7 +184,7 @@ def test_questions_that_go_out_come_back_as_answers(format: str, tmp_path_factor
     def check(classes: list[str], photos: list[str]) -> None:
         folder = tmp_path_factory.mktemp("names")
         images = [image for n, name in enumerate(photos, 1) if (image := record_of(folder, n, name))]
-        images = [image for image in images if image.path.isprintable()]  # others are no photos of a project
+        images = [image for image in images if image.path.isprintable()]  # others are not photos of a project
         classes = clean_all(classes)
         if not images:
             return
@@ -206,7 +206,7 @@ def test_questions_that_go_out_come_back_as_answers(format: str, tmp_path_factor
 
 
 def answered(folder: Path, format: str) -> Any:
-    """What the tool exports after somebody has agreed with everything."""
+    """The tool's export after a person has accepted everything."""
     if format == "cvat":
         return cvat.read(folder / "annotations.xml")
     labelstudio.classes_of((folder / "config.xml").read_text(encoding="utf-8"))
@@ -218,7 +218,7 @@ def answered(folder: Path, format: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["cat\x00", "c\nat", "\ud800", "\x1b[2J"])
-def test_a_class_that_no_file_can_hold_is_cleaned_on_its_way_in_and_listed(tmp_path: Path, name: str) -> None:
+def test_an_unwritable_class_name_is_cleaned_on_import_and_listed(tmp_path: Path, name: str) -> None:
     hostile.make_coco(tmp_path)
     content = hostile.coco_content()
     content["categories"][0]["name"] = name
@@ -230,11 +230,11 @@ def test_a_class_that_no_file_can_hold_is_cleaned_on_its_way_in_and_listed(tmp_p
     hostile.use(found)
 
 
-def test_what_is_cleaned_alike_is_one_class(tmp_path: Path) -> None:
+def test_names_that_are_equal_when_cleaned_are_one_class(tmp_path: Path) -> None:
     found = Listing(tmp_path, ["cat", "cat\n"], [], [])
     assert found.classes == ["cat"]
     (problem,) = found.problems
-    assert "both are one class" in problem.what
+    assert "so both become one class" in problem.what
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 are possible on Linux alone")

@@ -35,19 +35,19 @@ def known(*paths: str) -> ByName[str]:
         ("/data/local-files/?d=mnt/cam1/1.jpg", "/x/photos/cam1/1.jpg"),
         ("https://example.org/cam1/1.jpg?width=3", "/x/photos/cam1/1.jpg"),
         ("cam2%2F1.jpg", "/x/photos/cam2/1.jpg"),
-        ("mnt/2.jpg", "/x/photos/cam1/2.jpg"),  # the only one of that name, and no folder of ours is named
+        ("mnt/2.jpg", "/x/photos/cam1/2.jpg"),  # the only one with that name, and the path names none of our folders
         ("cam2/2.jpg", None),
         ("20240315-0900.jpg", "/x/photos/20240315-0900.jpg"),
         ("/data/upload/3/20240315-0900.jpg", "/x/photos/20240315-0900.jpg"),
         ("20240316-0900.jpg", None),  # may be the photo of another day
-        ("/data/upload/3/20240316-0900.jpg", "/x/photos/0900.jpg"),  # Label Studio has put a prefix there
+        ("/data/upload/3/20240316-0900.jpg", "/x/photos/0900.jpg"),  # Label Studio added the prefix
         ("images/1a2b3c4d-2.jpg", "/x/photos/cam1/2.jpg"),
         ("cam2/1a2b3c4d-2.jpg", None),
         ("/data/upload/3/deadbeef-5.jpg", "/x/photos/deadbeef-5.jpg"),
         ("/data/upload/3/1a2b3c4d-IMG_4.jpg", "/x/photos/IMG (4).jpg"),
         ("/data/local-files/?d=a%CC%88%20b.png", "/x/photos/\u00e4 b.png"),
         ("a\u0308 b.png", "/x/photos/\u00e4 b.png"),
-        ("100%25.jpg", "/x/photos/100%25.jpg"),  # the name as it is comes first
+        ("100%25.jpg", "/x/photos/100%25.jpg"),  # the unchanged name has priority
         ("s3://bucket/far/6.jpg", "s3://bucket/far/6.jpg"),
         ("7.jpg", None),
         ("", None),
@@ -63,7 +63,7 @@ def test_a_name_that_means_two_photos_is_refused(name: str) -> None:
         known(*PHOTOS).match(name)
 
 
-def test_uploads_whose_cleaned_names_are_the_same_are_told_apart_or_refused() -> None:
+def test_uploads_with_equal_cleaned_names_are_distinguished_or_refused() -> None:
     with pytest.raises(UserError, match="may be"):
         known("a/IMG_4.jpg", "a/IMG (4).jpg").match("/data/upload/1/1a2b3c4d-IMG_4.jpg")
 
@@ -72,7 +72,7 @@ def test_a_number_in_the_address_of_an_upload_is_no_folder_of_ours() -> None:
     assert known("/x/3/1.jpg", "/x/4/2.jpg").match("/data/upload/3/1a2b3c4d-2.jpg") == "/x/4/2.jpg"
 
 
-def test_find_takes_a_name_at_its_word() -> None:
+def test_find_matches_names_literally() -> None:
     photos = known(*PHOTOS, "b.jpg", "c/b.jpg")
     assert photos.find("cam1/1.jpg") == "/x/photos/cam1/1.jpg"
     assert photos.find("c/b.jpg") == "c/b.jpg"

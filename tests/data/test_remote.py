@@ -1,4 +1,4 @@
-"""Images by URL: listed, read in parallel, tried again, left out with a reason; and shown, trained on and exported."""
+"""Images by URL: listed, read in parallel, retried, skipped with a reason, shown, trained on and exported."""
 
 import contextlib
 import gzip
@@ -47,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Bucket(MemoryFileSystem):
-    """What reads s3://, in memory."""
+    """An in-memory file system for s3://."""
 
     protocol = ("s3",)
     store: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -72,7 +72,7 @@ def buckets() -> Iterator[Bucket]:
 
 @pytest.fixture
 def bucket(pictures: Path, buckets: Bucket) -> str:
-    """A bucket with six photos in two folders, one file that is no image by its name and one by its content."""
+    """A bucket with six photos in two folders, one file without an image suffix and one with broken content."""
     store = buckets
     for number, file in enumerate(sorted((pictures / "images").glob("train_*"))[:6]):
         store.pipe(f"/bucket/photos/{'sub/' * (number % 2)}{file.name}", file.read_bytes())
@@ -82,7 +82,7 @@ def bucket(pictures: Path, buckets: Bucket) -> str:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder, each refused as often as ``refusals`` says before it is sent."""
+    """Serves a folder. Each file is refused ``refusals`` times before it is sent."""
 
     refusals: ClassVar[dict[str, list[int]]] = {}
     asked: ClassVar[Counter[str]] = Counter()
@@ -101,7 +101,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def web(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A web server of the photos' folder, which makes an index page of it."""
+    """A web server for the photos' folder, with an index page."""
     pytest.importorskip("aiohttp", reason='nothing reads https:// here: pip install "rarebox[http]"')
     monkeypatch.setattr(remote, "WAITS", (0.01, 0.01, 0.01))
     Handler.refusals, Handler.asked = {}, Counter()
@@ -122,8 +122,12 @@ def test_a_bucket_is_listed_with_all_its_folders(bucket: str) -> None:
     assert all(url.startswith("s3://") for url in found)
     assert sum("/sub/" in url for url in found) == 3
     for litter in (".thumbnails/a.jpg", "sub/@eaDir/a.jpg", "__MACOSX/a.jpg", "._a.jpg"):
-        fsspec.filesystem("memory").pipe(f"/bucket/photos/{litter}", b"no person has put it there")
+        Bucket().pipe(f"/bucket/photos/{litter}", b"no person has put it there")
     assert remote.listing(bucket, SUFFIXES) == found
+    for name in ("rarebox.json", "images/a.jpg"):  # an export
+        Bucket().pipe(f"/bucket/photos/out/{name}", b"written by rarebox")
+    assert remote.listing(bucket, SUFFIXES) == found
+    assert remote.listing(f"{bucket}/out", SUFFIXES) == [f"{bucket.rstrip('/')}/out/images/a.jpg"]
 
 
 def test_an_index_page_and_a_list_name_the_same_images(
@@ -138,7 +142,7 @@ def test_an_index_page_and_a_list_name_the_same_images(
     assert remote.listing("s3://lists/a.txt", SUFFIXES) == ["s3://lists/b.jpg", "s3://x/c.jpg"]
 
 
-def test_what_is_busy_is_tried_again_and_what_is_gone_is_not(web: str) -> None:
+def test_busy_addresses_are_retried_and_missing_ones_are_not(web: str) -> None:
     url = f"{web}/images/train_0000.jpg"
     Handler.refusals["train_0000.jpg"] = [503, 429, 500]
     assert image_size(url) == (96, 96, 1)
@@ -165,7 +169,7 @@ def test_what_is_busy_is_tried_again_and_what_is_gone_is_not(web: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("buckets")
-def test_what_cannot_be_listed_says_why(web: str, url: str, said: str, tmp_path: Path) -> None:
+def test_a_listing_that_fails_reports_why(web: str, url: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         create(tmp_path / "project", url.format(web=web), ["a"])
 
@@ -185,7 +189,9 @@ def test_a_project_of_a_bucket_leaves_out_what_cannot_be_read_and_shows_the_rest
     )
     assert done.exit_code == 0, done.output
     assert "6 photos" in done.output
-    assert "broken.jpg: it is not an image of a known format; the image is left out" in done.output.replace("\n", "")
+    assert "broken.jpg: it is not an image in a supported format; the image is left out" in done.output.replace(
+        "\n", ""
+    )
     project = Project(tmp_path / "project")
     images = project.store.images()
     assert len(images) == 6
@@ -197,7 +203,7 @@ def test_a_project_of_a_bucket_leaves_out_what_cannot_be_read_and_shows_the_rest
             reply = browser.http.get(f"/api/images/{image.id}")
             assert reply.headers["content-type"] == "image/jpeg"
             with remote.fetched(image.path) as content:
-                assert reply.content == content  # as it is
+                assert reply.content == content  # unchanged
         small = browser.http.get(f"/api/images/{images[1].id}?size=48")
         assert small.status_code == 200
         Bucket().rm(images[1].path)
@@ -235,7 +241,7 @@ def test_pictures_are_read_ahead_by_many_but_never_more_than_a_bound(monkeypatch
     assert most > 3
 
 
-def test_a_list_of_urls_is_read_by_many_and_a_gone_one_is_listed(web: str, pictures: Path) -> None:
+def test_a_list_of_urls_is_read_in_parallel_and_a_missing_one_is_listed(web: str, pictures: Path) -> None:
     urls = [*remote.listing(f"{web}/images", SUFFIXES), f"{web}/images/gone.jpg"]
     records, problems = read_images(urls, (64, 64))
     assert [record.path for record in records] == urls[:-1]
@@ -261,7 +267,7 @@ def test_a_coco_file_may_name_images_by_url_and_a_run_on_them_is_the_same(
     assert [{**record, "seconds": 0} for record in there] == [{**record, "seconds": 0} for record in here]
 
 
-# ------------------------------------------------------------------------------------------- what is not followed
+# ------------------------------------------------------------------------------------------- refused addresses
 
 
 @pytest.mark.parametrize(
@@ -281,7 +287,7 @@ def test_a_coco_file_may_name_images_by_url_and_a_run_on_them_is_the_same(
         "http:///a.png",
     ],
 )
-def test_one_rule_for_every_address_wherever_it_comes_from(line: str, buckets: Bucket, tmp_path: Path) -> None:
+def test_one_rule_for_every_address_from_any_source(line: str, buckets: Bucket, tmp_path: Path) -> None:
     buckets.pipe_file("/listed/all.txt", line.encode())
     (tmp_path / "all.txt").write_text(line)
     for place in ("s3://listed/all.txt", str(tmp_path / "all.txt")):
@@ -294,7 +300,7 @@ def test_one_rule_for_every_address_wherever_it_comes_from(line: str, buckets: B
 
 
 def coco_of(folder: Path, *names: str) -> Path:
-    """A COCO file that names those images, and one that is there."""
+    """A COCO file that names those images and one existing file."""
     images = [{"id": n, "file_name": name} for n, name in enumerate((*names, "here.png"), 1)]
     box = {"id": 1, "image_id": len(images), "category_id": 1, "bbox": [1, 1, 4, 4]}
     content = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}
@@ -365,7 +371,7 @@ def test_which_addresses_are_of_the_public_internet(address: str, public: bool) 
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Answers as the test says, by path."""
+    """Replies with the response that the test sets for a path."""
 
     told: ClassVar[dict[str, Callable[["Answers"], None]]] = {}
     asked: ClassVar[list[str]] = []
@@ -387,7 +393,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server under a name that looks public, and a short patience."""
+    """A server under a name that looks public, and short timeouts."""
     pytest.importorskip("aiohttp", reason='nothing reads https:// here: pip install "rarebox[http]"')
     monkeypatch.setattr(remote, "WAITS", ())
     Answers.told, Answers.asked = {}, []
@@ -412,7 +418,7 @@ def test_every_hop_of_a_redirect_is_checked(server: str, web: str, monkeypatch: 
         ("/metadata", "http://169.254.169.254/latest/meta-data", "is this machine or in its network"),
         ("/twice", "/private", "is this machine or in its network"),
         ("/file", "file:///etc/passwd", "images are read from http://"),
-        ("/bucket", "s3://bucket/a.jpg", "it leads from http:// to s3://"),
+        ("/bucket", "s3://bucket/a.jpg", "it redirects from http:// to s3://"),
     ):
         Answers.told[name] = moved(target)
         with pytest.raises(UnreadableImage, match=said):
@@ -420,7 +426,7 @@ def test_every_hop_of_a_redirect_is_checked(server: str, web: str, monkeypatch: 
     assert not Handler.asked
     Answers.told["/a.jpg"] = moved("/b.jpg")
     Answers.told["/b.jpg"] = sends(b"not an image")
-    with pytest.raises(UnreadableImage, match="not an image of a known format"):
+    with pytest.raises(UnreadableImage, match="not an image in a supported format"):
         image_size(server + "/a.jpg")
     Answers.told["/round"] = moved("/round")
     with pytest.raises(UnreadableImage):
@@ -436,7 +442,7 @@ def sends(body: bytes, **headers: str) -> Callable[[Answers], None]:
 
 
 def test_the_address_that_was_checked_is_connected_to(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is public when it is looked up first, and this machine when it is looked up again."""
+    """A name that resolves to a public address first, and to this machine the next time."""
     asked = []
 
     async def resolve(_: Any, host: str, port: int = 0, family: Any = None) -> list[dict[str, Any]]:
@@ -455,7 +461,7 @@ def test_the_address_that_was_checked_is_connected_to(server: str, monkeypatch: 
         image_size(f"http://nas.local:{port}/a.jpg")  # named by the user
 
 
-def test_what_the_user_wrote_is_followed_and_what_its_list_names_is_not(
+def test_the_users_address_is_followed_and_its_lists_are_not(
     server: str, web: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(remote.HOSTS)
@@ -524,7 +530,7 @@ def test_a_body_without_an_end_is_not_read_to_its_end(
     assert time.monotonic() - begun < 12
 
 
-def test_pages_that_lead_on_and_on_are_left(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_index_pages_are_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "MOST_LISTED", 50)
 
     class Everywhere(dict[str, Any]):
@@ -545,9 +551,7 @@ def test_a_large_object_of_a_bucket_is_refused_unread(buckets: Bucket, monkeypat
         image_size("s3://photos/a.jpg")
 
 
-def test_threads_share_the_room_for_files_that_come_from_elsewhere(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_share_the_memory_for_remote_files(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ROOM", Room(3 << 20))
     Answers.told["/a.jpg"] = sends(bytes(1 << 20))
     at_once, most, lock = 0, 0, threading.Lock()
@@ -567,7 +571,7 @@ def test_threads_share_the_room_for_files_that_come_from_elsewhere(
     assert 1 < most <= 3
 
 
-def test_no_message_shows_what_a_url_keeps_secret(server: str, tmp_path: Path) -> None:
+def test_no_message_shows_the_secrets_of_a_url(server: str, tmp_path: Path) -> None:
     host = server.removeprefix("http://")
     Answers.told["/a.jpg?X-Signature=s3cret"] = lambda answers: answers.begin(403)
     Answers.told["/b.jpg?X-Signature=s3cret"] = sends(b"not an image")
@@ -604,7 +608,7 @@ def test_an_export_names_files_after_photos_and_not_after_signatures(buckets: Bu
         ("http://a.example/x.jpg", "http://"),
     ],
 )
-def test_a_redirect_leads_to_no_weaker_or_other_scheme(url: str, to: str) -> None:
+def test_a_redirect_to_a_weaker_or_other_scheme_is_refused(url: str, to: str) -> None:
     with pytest.raises(Refused):
         check_hop(url, to)
 

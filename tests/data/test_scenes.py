@@ -1,4 +1,4 @@
-"""The embedded data set: the same bytes again, honest boxes, a long tail, no digit in both splits, all or nothing."""
+"""The embedded data set: reproducible bytes, exact boxes, a long tail, disjoint splits, written whole or not at all."""
 
 import json
 import os
@@ -204,7 +204,7 @@ def test_other_settings_need_another_folder(folder: Path, change: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "scenes.json"])
-def test_a_foreign_folder_is_left_alone(tmp_path: Path, name: str):
+def test_a_foreign_folder_is_unchanged(tmp_path: Path, name: str):
     (tmp_path / name).write_text("[1, 2]")
     with pytest.raises(UserError, match="does not hold scenes"):
         make(tmp_path, **SMALL)
@@ -247,7 +247,7 @@ def test_a_killed_run_leaves_no_data_set_and_the_next_one_succeeds(folder: Path,
     assert not (tmp_path / "scenes").exists()
     (draft,) = tmp_path.iterdir()
     assert contents(make(tmp_path / "scenes", **SMALL)) == contents(folder)
-    assert draft.exists()  # so young a draft might be somebody's work
+    assert draft.exists()  # a recent draft may be in use
     two_hours_ago = time.time() - 7200
     os.utime(draft, (two_hours_ago, two_hours_ago))
     shutil.rmtree(tmp_path / "scenes")
@@ -284,7 +284,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, wrong: dict[str, Any]):
 def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
     size: tuple[int, int], look: Look, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Without a bound the first of these never came to its end: large things had left no room for a small one."""
+    """Without a limit, the first of these never finished: large things left no room for a small one."""
     arranged, place, trials = drawing._arrange, drawing._free_place, [0]
 
     def counted(*given: Any) -> Any:
@@ -319,7 +319,7 @@ def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
         (Look(object_size=(40, 20)), "between 8 and 95 pixels"),
     ],
 )
-def test_a_look_that_has_no_room_is_refused(tmp_path: Path, look: Look, said: str):
+def test_a_look_that_does_not_fit_is_refused(tmp_path: Path, look: Look, said: str):
     with pytest.raises(UserError, match=said):
         make(tmp_path / "scenes", train=1, test=1, size=(96, 96), look=look)
     assert not (tmp_path / "scenes").exists()

@@ -51,7 +51,7 @@ def devkit(folder: Path) -> None:
 
 
 def test_the_first_corner_moves_by_one_pixel() -> None:
-    """The box of the single first pixel, and one over a whole 4 x 3 image."""
+    """The box of the first pixel alone, and one that covers a whole 4 x 3 image."""
     written = np.array([[1.0, 1, 1, 1], [1, 1, 4, 3]])
     assert voc.to_zero_based(written).tolist() == [[0, 0, 1, 1], [0, 0, 4, 3]]
     assert np.array_equal(voc.to_one_based(voc.to_zero_based(written)), written)
@@ -173,7 +173,7 @@ def test_an_unknown_encoding_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_without_training_images_the_error_says_so(tmp_path: Path) -> None:
+def test_missing_training_images_are_reported(tmp_path: Path) -> None:
     add(tmp_path, "a", label())
     image_set(tmp_path, "test", "a")
     with pytest.raises(UserError, match="lists no training images"):
@@ -204,7 +204,7 @@ TRAIN, TEST = voc.ARCHIVES["voc2007"]
 
 
 class Server:
-    """Serves the archives; ``cut`` makes it break off after so many bytes."""
+    """Serves the archives; with ``cut`` it stops after that many bytes."""
 
     def __init__(self) -> None:
         self.files = {TRAIN: archive("000001", name="trainval"), TEST: archive("000002", name="test")}
@@ -258,7 +258,7 @@ def test_voc_is_downloaded_once(tmp_path: Path, server: Server) -> None:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_an_interrupted_download_goes_on(tmp_path: Path, server: Server, ranges: bool) -> None:
+def test_an_interrupted_download_resumes(tmp_path: Path, server: Server, ranges: bool) -> None:
     root, server.cut, server.ranges = tmp_path / "voc2007", 1000, ranges
     with pytest.raises(UserError, match=r"connection was closed too early.*Try again to resume"):
         load(root)
@@ -273,7 +273,7 @@ def test_a_download_that_was_killed_before_it_was_renamed(tmp_path: Path, server
     check(tmp_path / "voc2007")
 
 
-def test_archives_put_there_by_hand_are_used(tmp_path: Path, server: Server) -> None:
+def test_archives_copied_by_hand_are_used(tmp_path: Path, server: Server) -> None:
     (tmp_path / "voc2007").mkdir()
     for name, content in server.files.items():
         (tmp_path / "voc2007" / Path(name).name).write_bytes(content)
@@ -307,7 +307,7 @@ def test_archives_cannot_write_elsewhere(tmp_path: Path, server: Server, monkeyp
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to itself", "a link elsewhere"])
-def test_what_is_in_the_way_of_unpacking_is_named(tmp_path: Path, server: Server, kind: str) -> None:
+def test_an_obstacle_to_unpacking_is_named(tmp_path: Path, server: Server, kind: str) -> None:
     way = tmp_path / "voc2007" / "VOCdevkit"
     way.parent.mkdir()
     if kind == "a file":
@@ -331,7 +331,7 @@ def test_without_a_network_the_error_says_which_files_go_where(
     assert not (tmp_path / "voc0712").exists()
 
 
-def test_what_macos_puts_beside_the_files_is_neither_image_nor_label(tmp_path: Path) -> None:
+def test_files_added_by_macos_are_neither_images_nor_labels(tmp_path: Path) -> None:
     add(tmp_path, "a", label())
     for file in ("Annotations/._a.xml", "JPEGImages/._a.jpg", "JPEGImages/.a.jpg"):
         (tmp_path / file).write_bytes(b"\0\5\x16\7")

@@ -83,7 +83,7 @@ def test_test_goes_before_val(tmp_path: Path) -> None:
     assert Path(data.test.images[0].path).stem == "test"
     (problem,) = data.problems
     assert problem.kind == "split not used"
-    assert "the images of 'val' are not read. To take their labels, add them to 'train'" in problem.what
+    assert "the images of 'val' are not read. To use their labels, add them to 'train'" in problem.what
     data_yaml(tmp_path, "train: [train/images, valid/images]\nval: valid/images\ntest: test/images")
     assert {Path(image.path).stem for image in load(tmp_path).train.images} == {"train", "valid"}
 
@@ -190,7 +190,7 @@ def test_labels_belong_to_the_name_of_a_link_and_dead_links_are_listed(tmp_path:
     ]
 
 
-# ------------------------------------------------------------------------------------------- whose labels these are
+# ------------------------------------------------------------------------------------------- ownership of labels
 
 
 def test_a_label_file_belongs_to_the_photo_of_the_very_same_name(tmp_path: Path) -> None:
@@ -208,12 +208,12 @@ def test_a_label_file_belongs_to_the_photo_of_the_very_same_name(tmp_path: Path)
 
 @pytest.mark.parametrize("listed", ["images", "only.txt"])
 @pytest.mark.parametrize("other", ["x.jpg", "X.png"])
-def test_a_label_file_that_several_photos_fit_equally_well_is_nobodys(tmp_path: Path, listed: str, other: str) -> None:
+def test_a_label_file_that_fits_several_photos_equally_well_is_skipped(tmp_path: Path, listed: str, other: str) -> None:
     data_yaml(tmp_path, f"train: [{listed}, more]")
     add(tmp_path, "more/y.png", "0 0.5 0.5 0.2 0.4")
     add(tmp_path, "images/x.png")
     add(tmp_path, f"images/{other}")
-    (tmp_path / "only.txt").write_text("images/x.png\n")  # the photo beside it counts all the same
+    (tmp_path / "only.txt").write_text("images/x.png\n")  # the photo beside it still counts
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / ("x.txt" if other == "x.jpg" else "x.TXT")).write_text("0 0.5 0.5 0.2 0.4")
     data = load(tmp_path)
@@ -311,7 +311,7 @@ def test_key_points_are_known_without_kpt_shape_where_all_rows_have_them(tmp_pat
         (("0 0.5 0.5 0.3 0.4 0.4 0.6 0.6 0.6 0.5 0.5",), ""),  # a larger one
     ],
 )
-def test_polygons_are_not_taken_for_key_points(tmp_path: Path, rows: tuple[str, ...], more: str) -> None:
+def test_polygons_are_not_read_as_key_points(tmp_path: Path, rows: tuple[str, ...], more: str) -> None:
     data_yaml(tmp_path, f"train: images\n{more}")
     add(tmp_path, "images/a.png", *rows)
     data = load(tmp_path)
@@ -331,8 +331,8 @@ def several(row: str) -> list[str]:
 
 
 @pytest.mark.parametrize("odd", ["0 0.5 0.5 0.2 0.4 0.65 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57", FACE])
-def test_points_that_may_be_key_points_are_never_read_as_polygons_in_silence(tmp_path: Path, odd: str) -> None:
-    """Landmarks that do not fill their box, or one point outside of it."""
+def test_points_that_may_be_key_points_are_never_read_as_polygons_silently(tmp_path: Path, odd: str) -> None:
+    """Landmarks that do not fill their box, or one point outside it."""
     data_yaml(tmp_path, "train: images")
     add(tmp_path, "images/a.png", *several(FACE), odd.replace("0.2 0.4", "0.2 0.43"))
     (problem,) = load(tmp_path).problems

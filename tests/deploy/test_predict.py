@@ -1,4 +1,4 @@
-"""`rarebox predict`: the model's own detections, nothing detected twice, and nothing written where it should not be."""
+"""`rarebox predict` reports the model's detections, repeats no detection, and writes only where it should."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one cycle; its model is too weak to be measured."""
+    """A run of one cycle; its model is too weak for measured thresholds."""
     root = tmp_path_factory.mktemp("deploy")
     simulate.simulate(root / "run", settings(make_data(root / "scenes"), budget=[]))
     return root / "run"
@@ -51,13 +51,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be changed."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eleven images, one in a folder below, more than one batch."""
+    """Eleven images, one in a subfolder; more than one batch."""
     dice, folder = np.random.default_rng(4), tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     for number in range(COUNT):
@@ -153,7 +153,7 @@ def test_thresholds_that_make_no_sense_do_not_count(run: Path, told: object) -> 
     assert set(found.thresholds) == {UNMEASURED}
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes_where_it_stopped(
     run: Path, photos: Path, tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict(run, photos, tmp_path / "whole")
@@ -204,7 +204,7 @@ def test_a_frame_that_takes_the_name_of_another_is_detected_again(run: Path, fra
     assert after == {"0.bmp": before["1.bmp"], "1.bmp": before["2.bmp"]} != before
 
 
-def test_a_changed_image_is_detected_again_and_a_removed_one_leaves(
+def test_a_changed_image_is_detected_again_and_a_removed_one_disappears(
     run: Path, photos: Path, tmp_path: Path, seen: list[int]
 ) -> None:
     out = tmp_path / "out"
@@ -251,13 +251,13 @@ def test_pictures_show_the_boxes(run: Path, photos: Path, tmp_path: Path) -> Non
     assert np.ptp(drawn) > 80
 
 
-def test_the_output_may_lie_among_the_images(run: Path, photos: Path) -> None:
+def test_the_output_may_be_among_the_images(run: Path, photos: Path) -> None:
     assert predict(run, photos, photos / "found").images == COUNT
     assert predict(run, photos, photos / "found").images == COUNT
 
 
 @given(st.lists(st.sampled_from(["a.jpg", "A.jpg", "a.png", "a.jpg.jpg", "b/a.png", "/etc/a.jpg", "../a", "h.org"])))
-def test_every_image_has_a_picture_of_its_own_inside_the_folder(names: list[str]) -> None:
+def test_every_image_has_a_separate_picture_inside_the_folder(names: list[str]) -> None:
     places = places_of(list(dict.fromkeys(names)))
     assert places.keys() == set(names)
     assert len({str(place).lower() for place in places.values()}) == len(places)
@@ -278,7 +278,7 @@ def test_two_images_whose_pictures_would_have_one_name(run: Path, photos: Path, 
             assert picture.width == width
 
 
-def test_pictures_of_images_that_are_gone_are_removed(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_pictures_of_missing_images_are_removed(run: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(run, photos, out)
     (out / "pictures" / "mine.txt").write_text("a person's")
@@ -287,6 +287,39 @@ def test_pictures_of_images_that_are_gone_are_removed(run: Path, photos: Path, t
     assert not (out / "pictures" / "02.png.jpg").exists()
     assert (out / "pictures" / "mine.txt").exists()
     assert (out / "pictures" / "03.png.jpg").exists()
+
+
+def test_results_have_the_numbers_of_the_coco_file_that_was_given(run: Path, photos: Path, tmp_path: Path) -> None:
+    classes = open_model(run).classes
+    names = [*reversed(classes[1:]), "nobody's"]  # the model has one class more, and the file has one that it lacks
+    test = {
+        "images": [{"id": 70 - i, "file_name": f"photos/0{i}.png", "width": 90, "height": 70} for i in range(3)],
+        "annotations": [],
+        "categories": [{"id": 3 * place, "name": name} for place, name in enumerate(names)],
+    }
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    out = tmp_path / "out"
+    predict(run, tmp_path / "test.json", out, score=0, pictures=False)
+    ids = {image["file_name"].removeprefix("photos/"): image["id"] for image in test["images"]}
+    numbers = {**{name: 3 * place for place, name in enumerate(names)}, classes[0]: 3 * len(names) - 2}
+    shown = json.loads((out / "coco.json").read_text())
+    assert {image["file_name"].rsplit("/")[-1]: image["id"] for image in shown["images"]} == ids
+    assert {one["name"]: one["id"] for one in shown["categories"]} == {name: numbers[name] for name in classes}
+    lines = [json.loads(line) for line in (out / LINES).read_text().splitlines()[1:]]
+    said = [(ids[one["image"].rsplit("/")[-1]], numbers[label]) for one in lines for label in one["labels"]]
+    results = json.loads((out / "coco_results.json").read_text())
+    assert [(one["image_id"], one["category_id"]) for one in results] == said
+    assert len(said) > 0
+    assert [(one["image_id"], one["category_id"]) for one in shown["annotations"]] == said
+
+
+def test_no_later_call_takes_its_pictures_for_photos(run: Path, photos: Path) -> None:
+    assert predict(run, photos, photos / "one").left_out == ""
+    assert predict(run, photos, photos / "one").left_out == ""  # where it writes itself
+    again = predict(run, photos, photos / "two", pictures=False)
+    assert again.images == COUNT
+    assert again.left_out.startswith(f"{COUNT} images left out")
+    assert str(photos / "one") in again.left_out
 
 
 def test_an_image_that_became_unreadable_keeps_no_result(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -311,7 +344,7 @@ def test_another_address_of_the_same_name_is_another_image(
         (tmp_path / "list.txt").write_text(url)
         predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)
         assert len(seen) == number
-    predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)  # an address is not fetched again
+    predict(run, tmp_path / "list.txt", tmp_path / "out", pictures=False)  # a URL is not fetched again
     assert len(seen) == 2
 
 
@@ -330,7 +363,7 @@ def test_detections_never_become_labels_of_people(run: Path, photos: Path, tmp_p
         assert not any(len(said.boxes) or said.complete for said in store.labels().values())
 
 
-def test_detections_come_back_as_boxes_to_ask_about(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_detections_are_read_back_as_boxes_to_ask_about(run: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "00.png", photos / "below" / "00.png")
     predict(run, photos, tmp_path / "out", pictures=False)
     every = config.resolve("laptop", None, {"selection.strategy": "uncertainty", "scoring.candidate_threshold": 0.0})
@@ -341,7 +374,7 @@ def test_detections_come_back_as_boxes_to_ask_about(run: Path, photos: Path, tmp
     assert listed["00.png"] == listed["below/00.png"] > 3
 
 
-def test_renamed_and_merged_classes_have_their_present_names(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_renamed_and_merged_classes_have_their_current_names(run: Path, photos: Path, tmp_path: Path) -> None:
     before = open_model(run).classes
     with Store(RunFolder(run).store) as store:
         people = People(store)
@@ -388,7 +421,7 @@ def mistakes(run: Path, photos: Path, tmp_path: Path) -> dict[str, tuple[Callabl
         "no model": (lambda: predict(photos, photos, out), "holds no model"),
         "no folder": (lambda: predict(tmp_path / "film.mp4", photos, out), "is not a folder"),
         "video": (lambda: predict(run, tmp_path / "film.mp4", out), "ffmpeg"),
-        "no images": (lambda: predict(run, tmp_path / "empty", out), "holds no image"),
+        "no images": (lambda: predict(run, tmp_path / "empty", out), "contains no images"),
         "no such images": (lambda: predict(run, tmp_path / "gone", out), "does not exist"),
         "full": (lambda: predict(run, photos, tmp_path / "full"), "is not empty"),
         "into the run": (lambda: predict(run, photos, run), "is not empty"),

@@ -61,7 +61,7 @@ def level(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def drawn(make: Callable[..., nn.Module]) -> Any:
-    """torchvision's network with random weights whose outputs are not all alike, and of an ordinary size."""
+    """torchvision's network with random weights and varied outputs of ordinary size."""
     torch.manual_seed(7)
     network: Any = make(weights=None, weights_backbone=None).eval()
     for module in network.modules():
@@ -146,7 +146,7 @@ def test_every_architecture_is_listed_with_torchvisions_weights_and_each_name_ha
 # ------------------------------------------------------------------------------------------- rows of the class layers
 
 
-def test_names_match_without_capitals_and_blanks_and_a_name_of_no_class_matches_none() -> None:
+def test_names_match_ignoring_case_and_spaces_and_na_matches_none() -> None:
     theirs = ["__background__", "person", "N/A", "traffic light", "N/A"]
     assert same_classes(["__background__", " Traffic  Light", "fish", "N/A", "PERSON"], theirs) == [
         (0, 0),
@@ -156,7 +156,7 @@ def test_names_match_without_capitals_and_blanks_and_a_name_of_no_class_matches_
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
-def test_classes_that_coco_knows_keep_their_rows_and_the_others_start_fresh(
+def test_coco_classes_keep_their_rows_and_others_start_random(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -196,7 +196,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(home: Path, content: bytes = b"weights") -> Path:
-    """A file where the light COCO weights are looked for."""
+    """A file at the path of the light COCO weights."""
     place = ARCHITECTURES[LIGHT_COCO].starts["coco"].place
     assert place.is_relative_to(home)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -204,9 +204,7 @@ def put(home: Path, content: bytes = b"weights") -> Path:
     return place
 
 
-def test_the_laptop_starts_from_coco_where_the_file_is_and_else_says_in_a_sentence_how_to_get_it(
-    home: Path, no_network: None
-) -> None:
+def test_laptop_starts_from_coco_if_available_and_otherwise_says_how_to_get_it(home: Path, no_network: None) -> None:
     lacking = choose(LAPTOP)
     assert (lacking.backbone, lacking.weights) == ("efficientnet_lite0", "imagenet")
     source = ARCHITECTURES[LIGHT_COCO].starts["coco"]
@@ -251,7 +249,7 @@ def test_a_file_of_torchvisions_brings_its_backbone(tmp_path: Path) -> None:
     assert choose(LAPTOP.model_copy(update={"weights": str(file)})).backbone == LIGHT_COCO[1]
 
 
-def test_a_server_that_does_not_answer_is_given_up(
+def test_a_server_that_does_not_answer_is_abandoned(
     home: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     held = threading.Event()
@@ -304,13 +302,13 @@ AUTO: dict[str, Any] = {
 INSTALLED: dict[str, Any] = {**AUTO, "detector__backbone": "efficientnet_lite0", "detector__weights": "none"}
 
 
-def test_a_run_keeps_the_start_that_it_took_when_a_file_appears_later(
+def test_a_run_keeps_its_start_when_a_file_appears_later(
     data: Path, home: Path, tmp_path: Path, no_network: None
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     with tiny.small_network():
         (first,) = simulate.simulate(folder.root, tiny.settings(data, budget=[], **AUTO))
-        assert "to start from COCO" in first["notes"][0]
+        assert "To start from COCO" in first["notes"][0]
         put(home)
         kept = folder.read_settings()
         assert (kept.detector.backbone, kept.detector.weights) == ("efficientnet_lite0", "imagenet")
@@ -344,12 +342,12 @@ def test_weights_that_have_changed_since_the_start_are_refused(tmp_path: Path) -
 # ------------------------------------------------------------------------------------------- another detector
 
 
-def test_a_detector_goes_on_from_that_of_a_project_with_the_rows_of_its_classes(tmp_path: Path) -> None:
+def test_a_detector_continues_from_a_projects_with_the_rows_of_its_classes(tmp_path: Path) -> None:
     with tiny.small_network():
         key = ("faster_rcnn", "efficientnet_lite0")
         before = build(key, 2, "none", seed=1, classes=("fish", "Shark"))
         before.save(tmp_path / "cycle_02")
-        (tmp_path / "cycle_03").mkdir()  # begun, and not trained yet
+        (tmp_path / "cycle_03").mkdir()  # begun, but not trained yet
         after = build(("faster_rcnn", "auto"), 3, str(tmp_path), seed=2, classes=("ray", "shark", "crab"))
         fresh = build(key, 3, "none", seed=2)
         assert after.settings.weights == str(tmp_path / "cycle_02")

@@ -1,4 +1,4 @@
-"""What a detector predicts, how it learns, and where its weights come from."""
+"""Predictions, training and weights of a detector."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def as_tensor(picture: Picture) -> Tensor:
 
 @torch.inference_mode()
 def run(network: nn.Module, inputs: list[Tensor]) -> list[dict[str, Any]]:
-    """A network's detections in its input's frame, as arrays, but for those that the border cut down to nothing."""
+    """A network's detections in pixels of its input, as arrays, without those that clipping reduced to nothing."""
     found = network.eval()(inputs)
     real = [(f["boxes"][:, 2:] > f["boxes"][:, :2]).all(dim=1) for f in found]
     return [{name: t[rows].numpy() for name, t in f.items()} for f, rows in zip(found, real, strict=True)]
@@ -79,7 +79,7 @@ def test_the_class_vector_belongs_to_the_score_and_the_label(detector: TorchDete
         assert ((found.scores > 0.05) & (found.scores <= 1)).all()
 
 
-def test_boxes_come_back_in_the_originals_pixels(detector: TorchDetector, pictures: list[Picture]) -> None:
+def test_boxes_are_returned_in_the_originals_pixels(detector: TorchDetector, pictures: list[Picture]) -> None:
     small, pixels = pictures[0], pictures[0].pixels
     wide = Picture(pixels, 3 * small.width, 5 * small.height)
     one, other = detector.predict([small])[0], detector.predict([wide])[0]
@@ -174,14 +174,14 @@ def test_image_features_are_one_vector_an_image(detector: TorchDetector, picture
     assert len(np.unique(found, axis=0)) == len(pictures)
 
 
-def test_features_come_on_request_and_change_nothing_else(detector: TorchDetector, pictures: list[Picture]) -> None:
+def test_features_on_request_change_nothing_else(detector: TorchDetector, pictures: list[Picture]) -> None:
     plain, full = detector.predict(pictures)[0], detector.predict(pictures, features=True)[0]
     width = 96 if isinstance(detector.network, WeightedRetinaNet) else 256
     assert plain.features is None
     assert full.features is not None
     assert full.features.shape == (len(full), width)
     assert full.boxes.tolist() == plain.boxes.tolist()
-    assert detector.predict(pictures)[0].features is None  # not remembered
+    assert detector.predict(pictures)[0].features is None  # not cached
 
 
 def test_the_box_heads_features_give_their_detections_class_vector(
@@ -268,7 +268,7 @@ def test_a_view_that_changes_nothing_finds_the_same(detector: TorchDetector, pic
 @pytest.mark.parametrize(
     ("height", "width", "wanted"),
     [
-        (300, 400, (300, 400)),  # the short side is 300 already
+        (300, 400, (300, 400)),  # the short side is already 300
         (600, 800, (300, 400)),  # halved
         (150, 200, (300, 400)),  # doubled
         (300, 900, (167, 500)),  # the long side's 500 counts: 300 * 500 / 900 = 166.7
@@ -382,7 +382,7 @@ def test_weights_of_a_backbone_alone_load_from_torchvisions_file(tmp_path: Path)
     saved = resnet50(weights=None).state_dict()
     for name, tensor in saved.items():
         if name.endswith("running_mean"):
-            tensor.fill_(0.25)  # fresh statistics are all alike
+            tensor.fill_(0.25)  # fresh statistics are all equal
     torch.save(saved, tmp_path / "resnet50.pth")
     detector = detectors.build(
         "retinanet", CLASSES, "resnet50", image_size=64, device="cpu", weights=str(tmp_path / "resnet50.pth")
@@ -413,7 +413,7 @@ def test_a_file_that_does_not_fit_is_refused(kind: str, tmp_path: Path, retinane
 
 
 @pytest.mark.parametrize("weights", ["imagenet", "coco"])
-def test_weights_out_of_reach_say_where_to_put_the_file(
+def test_unavailable_weights_are_reported_with_the_place_for_the_file(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -425,7 +425,7 @@ def test_weights_out_of_reach_say_where_to_put_the_file(
     assert "--backbone efficientnet_lite0" in str(caught.value)
 
 
-def test_fetched_weights_come_from_the_place_that_the_message_names(
+def test_downloaded_weights_are_read_from_the_place_in_the_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -496,7 +496,7 @@ STEPS = 6
 
 
 def learner(make_detector: Make, name: str, **settings: object) -> TorchDetector:
-    """A small detector that fits in a few steps, with every kind of randomness on."""
+    """A small detector that fits in a few steps, with every kind of randomness enabled."""
     given = {
         "steps": STEPS,
         "epochs": 0,
@@ -520,7 +520,7 @@ def same_weights(one: TorchDetector, other: TorchDetector) -> bool:
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
-def test_a_fit_that_was_stopped_goes_on_as_if_it_never_had_been(
+def test_a_stopped_fit_resumes_with_the_same_result(
     name: str, make_detector: Make, pictures: list[Picture], targets: list[Targets], tmp_path: Path
 ) -> None:
     whole, stopped, resumed, elsewhere = (learner(make_detector, name) for _ in range(4))
@@ -602,12 +602,12 @@ def test_a_loss_that_is_not_finite_stops_the_fit_with_its_step_and_keeps_the_sta
     assert all(tensor.equal(before[name]) for name, tensor in state["network"].items())
 
 
-def test_nothing_to_train_on_is_an_error_to_mend(retinanet: TorchDetector) -> None:
-    with pytest.raises(UserError, match="no image to train on"):
+def test_nothing_to_train_on_is_a_user_error(retinanet: TorchDetector) -> None:
+    with pytest.raises(UserError, match="no images to train on"):
         retinanet.fit([], [], seed=0)
 
 
-def test_images_without_objects_can_be_learnt_from(make_detector: Make, pictures: list[Picture]) -> None:
+def test_images_without_objects_can_be_trained_on(make_detector: Make, pictures: list[Picture]) -> None:
     detector = learner(make_detector, "faster_rcnn", steps=1)
     assert math.isfinite(detector.fit(pictures[:1], [Targets.of([], [])], seed=0))
 
@@ -659,7 +659,7 @@ def test_completely_labelled_images_are_the_wanted_share_of_every_epoch() -> Non
         assert counts[complete].sum() == pytest.approx(50, abs=2)  # the last batches are filled up
         assert counts[complete].min() >= 5
         assert counts[~complete].max() <= 2
-    assert {i for epoch in epochs for i in epoch} == set(range(100))  # another half of the others each time
+    assert {i for epoch in epochs for i in epoch} == set(range(100))  # a different half of the others each time
     plain = Walk(3, is_tall, 4)
     for one_kind in (np.ones(100, dtype=bool), np.zeros(100, dtype=bool)):
         same = Walk(3, is_tall, 4, one_kind, 0.5)
@@ -684,7 +684,7 @@ def test_a_fit_and_its_helpers_know_what_is_complete(
     assert told[0].tolist() == complete.tolist()
 
 
-def test_the_pretrained_body_learns_at_its_own_rate(
+def test_the_pretrained_body_trains_at_its_own_rate(
     make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:
     still = learner(make_detector, "retinanet", steps=2, backbone_lr=0.0)
@@ -730,7 +730,7 @@ def test_anchors_grow_with_the_input_for_the_light_backbone() -> None:
     assert all(b > a for a, b in pairwise(middle))
     # at the paper's input, torchvision's 32 to 812: 2^5 to 2^(9 + 2/3), here times 480 / 600
     assert (middle[0], middle[-1]) == pytest.approx((32 * 480 / 600, 2 ** (9 + 2 / 3) * 480 / 600))
-    # on a smaller input three cells of the finest map: an object of a single one is not learnt
+    # on a smaller input three cells of the finest map: objects of a single cell cannot be trained
     assert sizes(64)[0] == sizes(320)[0] == 3 * 8
 
 
@@ -741,7 +741,7 @@ def test_scale_and_shift_of_batch_norm_are_trained_on_request_and_the_statistics
     body: Any = affine.network.backbone.body
     assert affine.network.state_dict().keys() == frozen.network.state_dict().keys()
     dice = torch.Generator().manual_seed(1)
-    for name, tensor in affine.network.state_dict().items():  # of an ordinary kind: not all 1 and 0
+    for name, tensor in affine.network.state_dict().items():  # ordinary statistics, not all 1 and 0
         if "running_var" in name or (".bn" in name and name.endswith("weight")):
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=dice))
     frozen.network.load_state_dict(affine.network.state_dict())

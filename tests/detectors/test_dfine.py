@@ -1,4 +1,4 @@
-"""D-FINE as a detector: what it predicts, how it trains, where its weights come from, and a whole run."""
+"""D-FINE as a detector: predictions, training, weights, and a whole run."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_detections_are_the_librarys_own(detector: TorchDetector, pictures: list
         square = torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)
         with torch.inference_mode():
             said = stock(pixel_values=square / 255)
-        original = [(picture.height, picture.width)]  # it was stretched to a square
+        original = [(picture.height, picture.width)]  # the picture was stretched to a square
         (theirs,) = RTDetrImageProcessor().post_process_object_detection(said, 0.02, original)
         order = theirs["scores"].argsort(descending=True)
         wanted = {name: column[order].numpy() for name, column in theirs.items()}
@@ -102,7 +102,7 @@ def test_a_prediction_does_not_depend_on_the_batch(detector: TorchDetector, pict
     for picture, plan, found in zip(pictures, plans, together, strict=True):
         for one, other in zip(detector.predict_views([picture], [plan])[0], found, strict=True):
             same(one, other)
-        same(detector.predict([picture])[0], found[0])  # the views, of which one is smaller, change nothing
+        same(detector.predict([picture])[0], found[0])  # the views, one of which is smaller, change nothing
 
 
 def test_a_still_view_is_found_again_where_the_frame_maps_it(detector: TorchDetector, pictures: list[Picture]) -> None:
@@ -367,7 +367,7 @@ def test_a_model_of_the_hub_is_named_by_owner_and_name(pretrained: Path, monkeyp
     monkeypatch.delenv("RAREBOX_OFFLINE", raising=False)
     detector = detectors.build("dfine", 1, tiny_dfine.BACKBONE, 64, "me/mine", "cpu", classes=("cat",))
     assert asked == [("me/mine", True), ("me/mine", False)]
-    assert detector.settings.weights == str(pretrained)  # a copy, which does not change
+    assert detector.settings.weights == str(pretrained)  # a copy that does not change
     saved = load_file(pretrained / "model.safetensors")
     rows = detector.network.state_dict()["transformer.enc_score_head.weight"]
     assert rows[0].equal(saved["model.enc_score_head.weight"][2])
@@ -377,7 +377,7 @@ def test_a_model_of_the_hub_is_named_by_owner_and_name(pretrained: Path, monkeyp
     assert asked[2:] == [("me/other", True)]
 
 
-def test_a_model_out_of_reach_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_model_is_reported_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsUnavailable, match=r"hf download me/mine --local-dir FOLDER.* --weights FOLDER"):

@@ -1,4 +1,4 @@
-"""D-FINE's loss: the library's own where every weight is 1, and Eq. 7 where not."""
+"""D-FINE's loss: the library's own if every weight is 1, otherwise Eq. 7."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -43,7 +43,8 @@ def wanted(*rows: tuple[list[float], int, float, float, bool]) -> Wanted:
 
 
 def outputs(images: int = 1, boxes: dict[int, list[float]] | None = None, noisy: dict[str, Any] | None = None) -> Any:
-    """What a decoder might say, with gradients: ``boxes`` are the corners of some queries, in percent of the canvas.
+    """Possible outputs of a decoder, with gradients: ``boxes`` are the corners of some queries, in percent of the
+    canvas.
 
     The other queries are in the last tenth of the canvas.
     """
@@ -121,7 +122,7 @@ def test_with_weights_of_one_every_term_is_the_librarys() -> None:
             predicted_corners=given.intermediate_predicted_corners,
             initial_reference_points=given.initial_reference_points,
         )
-        assert set(theirs) - set(ours) <= {f"loss_ddf_dn_{LAYERS - 1}"}  # the teacher taught by itself: 0
+        assert set(theirs) - set(ours) <= {f"loss_ddf_dn_{LAYERS - 1}"}  # the teacher distilled from itself: 0
         assert len(ours) == len(theirs) - (noisy is not None)
         for name, term in ours.items():
             assert float(term.detach()) == pytest.approx(float(theirs[name].detach()), rel=1e-6), name
@@ -152,7 +153,7 @@ def test_an_ignored_box_gives_no_gradient_and_is_no_background() -> None:
     given = outputs(boxes=boxes)
     touched = gradients(given, loss_of(given, wanted((B, 2, 0, 0, False))))
     assert all((gradient[0, [4, 5]] == 0).all() for gradient in touched.values())
-    assert touched["intermediate_logits"][0, 3] > 0  # elsewhere there is background
+    assert touched["intermediate_logits"][0, 3] > 0  # elsewhere it is background
     assert touched["enc_topk_logits"][0, 3] > 0
 
 
@@ -164,7 +165,7 @@ def test_an_ignored_box_changes_nothing_for_the_others() -> None:
     for name in without:
         if "vfl" not in name and "ddf" not in name:
             assert with_it[name].equal(without[name]), name
-    # The class branch loses the ignored query's share, and is divided by one object as before.
+    # The class loss omits the ignored query's part, and is divided by one object as before.
     logits = given.intermediate_logits[0, -1, 4]
     probs = logits.sigmoid()
     share = (0.75 * probs**2 * -(1 - probs).log()).sum()
@@ -176,7 +177,7 @@ def test_a_query_on_a_rejected_box_becomes_background() -> None:
     given = outputs(boxes=boxes)
     images = wanted((B, 2, 0, 0, False), (B, 0, 1, 0, True))  # ignored by a pseudo label, rejected by a person
     slope = slopes(given, loss_of(given, images))
-    assert (slope[0, -1, 4] > 0).all()  # a step against it lowers every class
+    assert (slope[0, -1, 4] > 0).all()  # a step along the negative gradient lowers every class
     lone = outputs(boxes=boxes)
     slope = slopes(lone, loss_of(lone, wanted((B, 2, 0, 0, False))))
     assert (slope[0, -1, 4] == 0).all()
@@ -229,10 +230,10 @@ def test_a_two_sided_weight_has_background_as_its_counterweight() -> None:
 def test_sums_are_divided_by_the_targets_whose_weight_is_above_0() -> None:
     given = outputs(boxes={3: NEAR_A, 4: NEAR_B})
     alone = loss_of(given, wanted((A, 0, 1, 1, False)))
-    soft = loss_of(given, wanted((A, 0, 1, 1, False), (B, 2, 0.5, 0, False)))  # the box branch has one target still
+    soft = loss_of(given, wanted((A, 0, 1, 1, False), (B, 2, 0.5, 0, False)))  # the box branch still has one target
     torch.testing.assert_close(soft["loss_bbox"], alone["loss_bbox"])
     torch.testing.assert_close(soft["loss_giou_aux_1"], alone["loss_giou_aux_1"])
-    places = loss_of(given, wanted((A, 0, 1, 1, False), (B, 2, 0, 0.5, False)))  # and here the class branch
+    places = loss_of(given, wanted((A, 0, 1, 1, False), (B, 2, 0, 0.5, False)))  # and so does the class branch here
     ignored = loss_of(given, wanted((A, 0, 1, 1, False), (B, 2, 0, 0, False)))
     torch.testing.assert_close(places["loss_vfl"], ignored["loss_vfl"])
     both = loss_of(given, wanted((A, 0, 1, 1, False), (B, 2, 1, 1, False)))

@@ -1,4 +1,4 @@
-"""Training by several processes is training by one; and whatever ends one of them ends all, and can be repeated."""
+"""Training by several processes equals training by one. If one process ends, all end, and the command resumes."""
 
 import json
 import os
@@ -45,13 +45,13 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parts(out: Path, number: int) -> list[crew.Terms]:
-    """What each process computed in a fit; nothing where it was idle."""
+    """What each process computed in a fit; nothing if it was idle."""
     files = [out / f"{number}_{rank}.json" for rank in range(PROCESSES)]
     return [terms for file in files if (terms := json.loads(file.read_text(encoding="utf-8")))]
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: "-".join(map(str, CASES[number])))
-def test_several_processes_have_the_losses_and_come_to_the_weights_of_one(fitted: Path, number: int) -> None:
+def test_several_processes_have_the_losses_and_weights_of_one(fitted: Path, number: int) -> None:
     case = CASES[number]
     shares = parts(fitted, number)
     assert len(shares) == min(PROCESSES, case.batch_size)
@@ -95,7 +95,7 @@ def arguments(out: Path, data: Path, **changes: Any) -> list[str]:
 
 
 def outcome(out: Path) -> tuple[Any, bytes]:
-    """All that a run decided, and its model."""
+    """Everything that a run decided, and its model."""
     records = [{k: v for k, v in record.items() if k != "seconds"} for record in RunFolder(out).records()]
     return records, (out / "cycle_01/model.safetensors").read_bytes()
 
@@ -105,7 +105,7 @@ Run = Callable[..., tuple[list[int | None], str]]
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path) -> Run:
-    """Start a run by two processes, in one of which something happens; how they end, and what they say of it."""
+    """Start a run by two processes, one of which meets an event. Return their exit codes and messages."""
 
     def start(end: Callable[[], None] | None = None, rank: int = 0, step: int = 3, **changes: Any) -> Any:
         said = tmp_path / "said"
@@ -120,7 +120,7 @@ def run(data: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, bytes]:
-    """What comes of the run when nothing happens to it."""
+    """The outcome of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole")
     codes = crew.together(2, crew.run_command, arguments(out / "run", data), out / "said", None, 0, 0)
     assert codes == [0, 0], (out / "said").read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def progress_lines(said: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_process_is_killed_the_other_ends_and_the_command_again_goes_on(
+def test_when_a_process_is_killed_the_other_ends_and_the_command_resumes(
     rank: int, run: Run, whole: tuple[Any, bytes], tmp_path: Path
 ) -> None:
     codes, said = run(crew.die, rank)
@@ -162,7 +162,7 @@ def test_torchrun_starts_lost_processes_again(whole: tuple[Any, bytes], data: Pa
     elastic_launch(torchrun, crew.run_command)(arguments(tmp_path / "run", data), said, crew.die, 1, 3)
     assert outcome(tmp_path / "run") == whole
     steps = [line["done"] for line in map(json.loads, progress_lines(said)) if line["stage"].endswith("fit")]
-    assert steps == sorted(set(steps))  # it went on where it was, and did not begin again
+    assert steps == sorted(set(steps))  # it resumed and did not start over
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_torchrun_starts_lost_processes_again(whole: tuple[Any, bytes], data: Pa
         (crew.meet_a_mistake, 1, 2, "rarebox: this GPU is too small"),
     ],
 )
-def test_what_ends_one_process_ends_all_and_is_said_once(
+def test_an_error_in_one_process_ends_all_and_is_reported_once(
     end: Callable[[], None], rank: int, code: int, message: str, run: Run
 ) -> None:
     codes, said = run(end, rank)
@@ -182,7 +182,7 @@ def test_what_ends_one_process_ends_all_and_is_said_once(
     assert said == message
 
 
-def test_a_loss_that_is_not_finite_is_said_once_with_the_checkpoint(run: Run) -> None:
+def test_a_loss_that_is_not_finite_is_reported_once_with_the_checkpoint(run: Run) -> None:
     codes, said = run(training__lr=1e30)
     assert codes == [2, 2]
     assert said.startswith("rarebox: the loss became")
@@ -190,10 +190,10 @@ def test_a_loss_that_is_not_finite_is_said_once_with_the_checkpoint(run: Run) ->
     assert said.count("\n") == 0
 
 
-def test_a_mistake_in_the_command_is_said_by_the_first_process_alone(
+def test_a_mistake_in_the_command_is_reported_by_the_first_process_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others come to wait for it, and torchrun ends them."""
+    """The others wait for it, and torchrun ends them."""
     came: list[Any] = []
     monkeypatch.setattr(distributed, "follow", came.append)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""A frozen backbone looks once: what it saw is kept, whole or not at all, and the heads work as on pixels."""
+"""A frozen backbone processes each image once: maps are cached whole or not at all, and the heads work as on pixels."""
 
 import json
 import pickle
@@ -55,7 +55,7 @@ def plan_of(detector: TorchDetector, picture: Picture, seed: int) -> tuple[View,
 def seen(
     detector: TorchDetector, pictures: list[Picture], folder: Path
 ) -> tuple[list[CachedPicture], list[tuple[View, ...]]]:
-    """The pictures as a frozen body saw them, through the files; ids count from 1."""
+    """The pictures' feature maps by a frozen body, read from the files; ids count from 1."""
     store = FeatureCache(folder, Layout(body_channels(detector.settings), VIEWS))
     plans = [plan_of(detector, picture, i) for i, picture in enumerate(pictures)]
     with store.adding() as keep:
@@ -69,7 +69,7 @@ def test_predictions_are_those_on_pixels_for_an_image_and_every_view(
     detector: TorchDetector, pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network: Any = detector.network
-    if isinstance(network, WeightedFasterRCNN):  # no box stands or falls with another, for rounding to decide which
+    if isinstance(network, WeightedFasterRCNN):  # no suppression, which rounding could change
         for part in (network.rpn, network.roi_heads):
             monkeypatch.setattr(part, "nms_thresh", 1.0)
         for limit in ("_pre_nms_top_n", "_post_nms_top_n"):
@@ -86,7 +86,7 @@ def test_predictions_are_those_on_pixels_for_an_image_and_every_view(
         for found, expected in zip(detector.predict_views([apart], [as_large])[0], wanted, strict=True):
             assert len(found) == len(expected) > 5
             assert found.scores == pytest.approx(expected.scores, abs=2e-3)
-            assert found.scores.tolist() != expected.scores.tolist()  # float16 on the way: it did not see the pixels
+            assert found.scores.tolist() != expected.scores.tolist()  # float16 maps: it did not use the pixels
     for found, expected in zip(detector.predict(kept[:1]), detector.predict(pictures[:1]), strict=True):
         assert found.scores == pytest.approx(expected.scores, abs=2e-3)
     assert detector.image_features(kept[:1]) == pytest.approx(detector.image_features(pictures[:1]), abs=5e-3)
@@ -113,7 +113,7 @@ def test_a_mirrored_picture_is_its_flip_view(detector: TorchDetector, pictures: 
     assert any((a != b).any() for a, b in zip(mirrored.levels, one.maps(0).levels, strict=True))
 
 
-def test_a_run_keeps_its_body_and_looks_at_each_image_once(
+def test_a_run_keeps_its_body_and_processes_each_image_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
@@ -135,7 +135,7 @@ def test_the_same_run_again_and_one_that_shares_its_maps_end_the_same(
     given = settings(data, budget=[6], **FREEZE)
     simulate.simulate(tmp_path / "again", given)
     assert outcome(tmp_path / "again") == outcome(finished)
-    monkeypatch.setattr(TorchDetector, "extract", None)  # it finds all that it needs
+    monkeypatch.setattr(TorchDetector, "extract", None)  # everything it needs is cached
     shared = simulate.simulate(tmp_path / "sharing", given, share=finished)
     assert not (tmp_path / "sharing/maps").exists()
     for record in shared:
@@ -157,7 +157,7 @@ def test_other_views_another_size_or_seed_are_kept_apart(data: Path, finished: P
     assert others[3] == place()  # the mirrored image is a view anyway
 
 
-def test_what_a_kill_left_half_written_is_cut_off(
+def test_a_partly_written_end_after_a_kill_is_cut_off(
     retinanet: TorchDetector, pictures: list[Picture], tmp_path: Path
 ) -> None:
     seen(retinanet, pictures[:2], tmp_path)
@@ -197,7 +197,7 @@ def test_another_process_that_is_sent_the_pictures_finds_their_maps(
     assert (sent[0].maps(0).levels[0] == FeatureCache.maps(sent.store, 1, 0).levels[0]).all()
 
 
-def test_views_are_those_that_were_looked_at_in_every_cycle(data: Path) -> None:
+def test_views_are_the_same_in_every_cycle(data: Path) -> None:
     given, names = settings(data, **FREEZE), ("cutout",)
     plans = [views_of(given, names, cycle, 7, (64, 64))[0].patches.tolist() for cycle in (0, 2, 3)]
     assert plans[0] == plans[1] == plans[2]
@@ -212,12 +212,12 @@ def test_maps_of_other_photos_are_never_taken(
     looked: list[int] = []
     extract = TorchDetector.extract
     monkeypatch.setattr(TorchDetector, "extract", lambda self, i, v: looked.append(len(i)) or extract(self, i, v))
-    # A test set of its own, beside a pool whose first model and maps are shared.
+    # A different test set, with a pool whose first model and maps are shared.
     other = tmp_path / "other"
     shutil.copytree(data, other)
     simulate.simulate(tmp_path / "sharing", settings(other, budget=[6], **FREEZE), share=finished)
     assert sum(looked) == 5
-    # A run that has looked, but not trained, does not go on with other photos.
+    # A run that has cached maps but not trained does not resume with other photos.
     with monkeypatch.context() as broken:
         broken.setattr(TorchDetector, "fit", lambda *_, **__: (_ for _ in ()).throw(UserError("stopped")))
         with pytest.raises(UserError, match="stopped"):
@@ -248,7 +248,9 @@ def test_an_odd_byte_at_the_end_is_cut_off_like_the_rest(
     assert kept[0].maps(0).levels[0].isfinite().all()
 
 
-def test_a_disk_without_room_is_said_before(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_reported_in_advance(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(frozen, "ROOM_LEFT", 1 << 60)
     with pytest.raises(UserError, match=r"the frozen backbone.s features of 4 images take 0\.0 GB, and the disk"):
         simulate.simulate(tmp_path / "run", settings(data, **FREEZE))

@@ -1,4 +1,4 @@
-"""On a real GPU: the results of the CPU, and a host that never waits inside a batch. Skipped where there is none."""
+"""On a real GPU: the same results as on the CPU, and no waiting within a batch. Skipped without a GPU."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -21,7 +21,7 @@ NAMES = pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 
 @pytest.fixture
 def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TorchDetector], TorchDetector]:
-    """A detector of the tests, moved to the GPU, in exact float32."""
+    """A small detector on the GPU, in exact float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
     def move(detector: TorchDetector) -> TorchDetector:
@@ -61,7 +61,7 @@ def test_scoring_never_makes_the_host_wait(
     tmp_path: Path,
     on_gpu: Callable[[TorchDetector], TorchDetector],
 ) -> None:
-    """torch itself refuses every operation that waits, once the first batch has put the anchors where they stay."""
+    """torch refuses every operation that waits, after the first batch has placed the anchors."""
     detector, pool = on_gpu(make_detector(name)), on_disk(pictures, tmp_path)
     scoring.score_images(detector, pool, SETTINGS, cycle=2)
     torch.cuda.set_sync_debug_mode("error")
@@ -76,7 +76,7 @@ def test_scoring_never_makes_the_host_wait(
 
 @NAMES
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_gpu_learns(
+def test_a_gpu_trains(
     name: str,
     precision: str,
     make_detector: Callable[..., TorchDetector],

@@ -1,4 +1,4 @@
-"""The weighted losses: torchvision's own where all weights are 1, nothing from a box of weight 0, linear in between."""
+"""The weighted losses: torchvision's own if all weights are 1, nothing from a box of weight 0, linear in between."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ StockOf = Callable[[TorchDetector], Any]
 
 
 def losses_of(detector: TorchDetector, pictures: list[Picture], targets: list[Targets]) -> Losses:
-    """The losses with the samplers' dice thrown alike each time."""
+    """The losses with the same random samples each time."""
     torch.manual_seed(11)
     return detector.losses(pictures, targets)
 
@@ -51,7 +51,7 @@ def weighted(targets: Targets, *, cls: list[float] | None = None, box: list[floa
 def stock_input(
     detector: TorchDetector, pictures: list[Picture], targets: list[Targets]
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Pixels and targets as torchvision wants them; classes from 1 for Faster R-CNN. Pictures have the input's size."""
+    """Pixels and targets in torchvision's form; classes from 1 for Faster R-CNN. Pictures have the input's size."""
     first = 0 if isinstance(detector.network, WeightedRetinaNet) else 1
     tensors = [torch.tensor(p.pixels).permute(2, 0, 1).float() for p in pictures]
     scales = [p.pixels.shape[1] / p.width for p in pictures]
@@ -109,7 +109,7 @@ def test_our_input_transform_is_torchvisions_where_no_resizing_is_needed(
     assert ours.image_sizes == theirs.image_sizes
 
 
-# ------------------------------------------------------------------------------------------- what is taught where
+# ------------------------------------------------------------------------------------------- where anchors are trained
 
 
 class RecordedStep:
@@ -159,7 +159,7 @@ class RecordedStep:
 
 @pytest.fixture
 def sample_everything(faster_rcnn: TorchDetector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Faster R-CNN learn from every anchor and proposal that may be sampled at all."""
+    """Train Faster R-CNN on every anchor and proposal that may be sampled."""
     network: Any = faster_rcnn.network
     everything = BalancedPositiveNegativeSampler(1_000_000, 0.5)
     monkeypatch.setattr(network.rpn, "fg_bg_sampler", everything)
@@ -195,16 +195,14 @@ def moved(gradient: Tensor) -> Tensor:
     return (gradient != 0).any(dim=1)
 
 
-def test_with_weight_1_every_anchor_but_those_between_the_thresholds_is_taught(
-    detector: TorchDetector, step: Step
-) -> None:
+def test_with_weight_1_every_anchor_not_between_the_thresholds_is_trained(detector: TorchDetector, step: Step) -> None:
     logits, deltas, matched = step(detector, BOTH)
     assert set(matched.tolist()) == {-2, -1, 0, 1}  # the picture has anchors of every kind
     assert moved(logits).equal(matched != -2)
     assert moved(deltas).equal(matched >= 0)
 
 
-def test_weight_0_teaches_nothing_at_the_boxs_anchors_and_leaves_the_others_alone(
+def test_weight_0_gives_no_gradient_at_the_boxs_anchors_and_does_not_change_others(
     detector: TorchDetector, step: Step
 ) -> None:
     logits, deltas, matched = step(detector, weighted(BOTH, cls=[1, 0], box=[1, 0]))
@@ -234,7 +232,7 @@ def test_the_label_and_place_of_a_box_of_weight_0_do_not_matter(
     )
 
 
-def test_a_rejected_box_teaches_background_at_its_anchors(detector: TorchDetector, step: Step) -> None:
+def test_a_rejected_box_trains_background_at_its_anchors(detector: TorchDetector, step: Step) -> None:
     rejected = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], background=[False, True])
     logits, deltas, matched = step(detector, rejected)
     taught = (matched == -1) | (matched == 1)
@@ -243,7 +241,7 @@ def test_a_rejected_box_teaches_background_at_its_anchors(detector: TorchDetecto
     assert moved(deltas).equal(matched == 0)
 
 
-def test_a_box_that_only_the_box_branch_trusts_is_background_for_classes_and_teaches_its_place(
+def test_a_box_that_only_the_box_branch_trusts_is_background_for_classes_and_trains_its_position(
     detector: TorchDetector, step: Step
 ) -> None:
     steady = Targets.of(BOTH.boxes, BOTH.labels, Source.PSEUDO, 1.0, 1.0, background=[False, True])
@@ -257,8 +255,8 @@ def on(targets: Targets, *rows: int) -> Targets:
     return targets[list(rows)]
 
 
-def test_a_rejected_box_takes_no_negative_away(detector: TorchDetector, step: Step) -> None:
-    """Anchors that overlap it a little stay background, as they are without it."""
+def test_a_rejected_box_removes_no_negative(detector: TorchDetector, step: Step) -> None:
+    """Anchors that overlap it slightly remain background, as without it."""
     rejected = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [1.0, 0.0], background=[False, True])
     logits, deltas, matched = step(detector, rejected)
     alone, deltas_alone, human = step(detector, on(BOTH, 0))
@@ -278,7 +276,7 @@ IGNORED_AND_REJECTED = Targets.of(
 """A human box, an ignored box, and a rejected box that lies on most of the ignored one."""
 
 
-def test_a_rejected_box_teaches_background_where_the_region_would_be_ignored(
+def test_a_rejected_box_trains_background_where_the_region_would_be_ignored(
     detector: TorchDetector, step: Step
 ) -> None:
     logits, deltas, _ = step(detector, IGNORED_AND_REJECTED)
@@ -293,11 +291,11 @@ def test_a_rejected_box_teaches_background_where_the_region_would_be_ignored(
 
 
 NEAR = [[6.0, 8, 42, 42], [10, 9, 46, 44]]
-"""Two boxes that share most of their places."""
+"""Two boxes that share most of their area."""
 
 
 def only(branch: str, box: list[float], label: int, method: str) -> Targets:
-    """A box that one branch alone trusts, as THPL (``hard``) or TSPL (``soft``) say it."""
+    """A box that only one branch trusts, under THPL (``hard``) or TSPL (``soft``)."""
     if branch == "class":
         return Targets.of([box], [label], Source.PSEUDO, 1.0, 0.0)
     if method == "hard":
@@ -306,22 +304,22 @@ def only(branch: str, box: list[float], label: int, method: str) -> Targets:
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_each_branch_learns_from_the_boxes_that_it_trusts(detector: TorchDetector, step: Step, method: str) -> None:
+def test_each_branch_trains_on_the_boxes_that_it_trusts(detector: TorchDetector, step: Step, method: str) -> None:
     sure, steady = only("class", NEAR[0], 2, method), only("box", NEAR[1], 1, method)
     logits, deltas, _ = step(detector, concatenate([sure, steady]))
     _, class_deltas, by_class = step(detector, on(concatenate([sure, steady]), 0))
     _, box_deltas, by_box = step(detector, Targets.of(steady.boxes, steady.labels))
     assert not moved(class_deltas).any()
     both = (by_class >= 0) & (by_box >= 0)
-    assert both.any()  # these learn the class of the one and the place of the other
+    assert both.any()  # the class target is the first box and the regression target the second
     # Every class but the first box's own is pushed down at its anchors, and that one is pulled up.
     column = 2 if logits.shape[1] > 1 else 0
     assert (logits[by_class >= 0, column] < 0).all()
     assert (logits[by_class >= 0][:, [c for c in range(logits.shape[1]) if c != column]] > 0).all()
-    # The deltas learn the second box, wherever the first one lies: the gradients are those of that box alone.
+    # The deltas are trained on the second box, wherever the first one is: the gradients are those of that box alone.
     assert moved(deltas).equal(by_box >= 0)
     assert torch.sign(deltas).equal(torch.sign(box_deltas))
-    # All else is background, but for what lies between the thresholds, or (soft) on a box that is not background.
+    # Everything else is background, except between the thresholds and (soft) on a box that is not background.
     elsewhere = by_class == -1
     if method == "soft":
         assert not moved(logits)[elsewhere & (by_box != -1)].any()
@@ -341,7 +339,7 @@ def matched_once(overlap: Tensor, target: dict[str, Tensor], match: Callable[[Te
 
 
 @pytest.mark.parametrize("low_quality", [False, True])
-def test_where_both_branches_weigh_alike_they_match_as_one(low_quality: bool) -> None:
+def test_branches_with_equal_weights_match_alike(low_quality: bool) -> None:
     dice = torch.Generator().manual_seed(2)
     match = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)
     for _ in range(50):
@@ -366,7 +364,7 @@ def test_where_both_branches_weigh_alike_they_match_as_one(low_quality: bool) ->
 
 
 def test_a_weak_pseudo_label_is_ignored_and_no_background(detector: TorchDetector, step: Step) -> None:
-    """A score of 0.07 is below tau_1 of Eq. 5, and the box is not steady either."""
+    """A score of 0.07 is below tau_1 of Eq. 5, and the box is not consistent either."""
     first = np.zeros(1, dtype=np.int64)
     weak = Candidates(
         first, first, BOTH.boxes[[1]], first, np.array([0.07]), np.zeros(1), np.array([0.2]), np.zeros((1, 3))
@@ -384,7 +382,7 @@ def test_a_weak_pseudo_label_is_ignored_and_no_background(detector: TorchDetecto
 
 
 class Sampled:
-    """What the box head learnt in one step: proposals, the target each meets, and gradients at its outputs."""
+    """The box head's training in one step: proposals, the matched target of each, and gradients at its outputs."""
 
     def __init__(self, detector: TorchDetector, pictures: list[Picture], target: Targets) -> None:
         heads: Any = detector.network.roi_heads
@@ -446,7 +444,7 @@ def test_each_branch_of_the_box_head_ignores_a_box_by_itself(
 
 
 @pytest.mark.parametrize("box_weight", [0.0, 1.0])
-def test_the_box_head_learns_background_on_a_background_box(
+def test_the_box_head_trains_background_on_a_background_box(
     faster_rcnn: TorchDetector, pictures: list[Picture], sample_everything: None, box_weight: float
 ) -> None:
     target = Targets.of(BOTH.boxes, BOTH.labels, Source.REJECTED, 1.0, [box_weight, 1.0], background=[True, False])
@@ -457,7 +455,7 @@ def test_the_box_head_learns_background_on_a_background_box(
     assert (found.logits[background, 1:] > 0).all()
     assert (found.logits[found.row == 1, 1] < 0).all()  # label 0 is column 1
     assert moved(found.deltas).equal(found.row >= 0 if box_weight else found.row == 1)
-    if not box_weight:  # it is sampled among the negatives, and takes no positive's place
+    if not box_weight:  # it is sampled among the negatives and does not displace a positive
         assert (found.labels[background] == 0).all()
 
 
@@ -474,7 +472,7 @@ def test_proposals_on_a_rejected_box_are_background_where_the_region_would_be_ig
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])
-def test_each_branch_of_the_box_head_learns_from_the_boxes_that_it_trusts(
+def test_each_branch_of_the_box_head_trains_on_the_boxes_that_it_trusts(
     faster_rcnn: TorchDetector, pictures: list[Picture], sample_everything: None, method: str
 ) -> None:
     target = concatenate([only("class", [10, 10, 50, 40], 2, method), only("box", [16, 12, 56, 46], 1, method)])
@@ -543,7 +541,7 @@ def test_losses_are_linear_in_each_positive_weight_and_each_weight_acts_on_its_o
             slope = whole[term] - half[term]
             assert slope > 1e-4, term
             assert half[term] - quarter[term] == pytest.approx(slope / 2, rel=1e-3), term
-            # The other box's weight changes nothing of this one's part: no product of weights anywhere.
+            # The other box's weight does not change this one's part: weights are never multiplied together.
             assert at(1.0, other=0.2)[term] - at(0.5, other=0.2)[term] == pytest.approx(slope, rel=1e-3), term
         else:
             assert quarter[term] == half[term] == whole[term], term
@@ -664,7 +662,7 @@ def test_the_proposal_networks_normalisers_by_hand(
     make_detector: Make, normaliser: str, objectness: float, boxes: float
 ) -> None:
     network: Any = make_detector("faster_rcnn", normaliser=normaliser).network
-    # columns: sampled as, objectness wanted, class weight, box weight; the last anchor lies between the thresholds
+    # columns: sampler's label, target objectness, class weight, box weight; the last anchor is between the thresholds
     packed = torch.tensor(
         [[1, 1, 1, 1], [1, 1, 0.5, 0.25], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0], [-1, 0, 0, 0]]
     )
@@ -735,7 +733,7 @@ def test_weights_act_on_both_stages_or_on_the_box_head_alone(
         assert roi_only[term] == pytest.approx(plain[term] if term in FIRST_STAGE else both[term], rel=1e-6)
 
 
-def test_with_roi_only_the_first_stage_still_ignores_and_still_learns_background(
+def test_with_roi_only_the_first_stage_still_ignores_and_still_trains_background(
     make_detector: Make, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second_only = make_detector("faster_rcnn", weighted_stages="roi_only")

@@ -1,4 +1,4 @@
-"""The way that detections take on a GPU, proved without one: the same results, and no operation that waits for it."""
+"""The asynchronous GPU path, tested without a GPU: the same results, and no operation that waits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ VIEWS = ("flip", "cutout", "scale_0.8", "rotate_5", "noise")
 
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """A function that makes detectors take the GPU's way, on whatever device, or the CPU's."""
+    """A function that makes detectors use the asynchronous path on any device, or the synchronous one."""
     return lambda on: monkeypatch.setattr(
         on_device, "use_async_path", lambda device: on and not on_device._may_wait.get()
     )
@@ -74,7 +74,7 @@ def test_survivors_are_what_torchvision_keeps() -> None:
 
 
 def chain(links: int) -> Tensor:
-    """Boxes in a row, each of which overlaps its neighbours alone; and as many far from each other: (2, links, 4)."""
+    """Boxes in a row, each of which overlaps only its neighbours; and as many far from each other: (2, links, 4)."""
     left = torch.tensor([[6.0], [60.0]]) * torch.arange(links)
     return torch.stack([left, 0 * left, left + 10, 0 * left + 10], dim=2)
 
@@ -91,20 +91,20 @@ def test_a_picture_is_settled_when_another_round_would_change_nothing(monkeypatc
 
 
 def test_a_picture_is_settled_if_the_rest_cannot_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of six rows four are looked at: two stay. The third of them may lie in the rest."""
+    """Of six rows four are considered: two stay. The third may be among the rest."""
     monkeypatch.setattr(on_device, "FIRST", 4)
     boxes, scores, labels = chain(6)[:1], torch.linspace(1, 0.5, 6)[None], torch.zeros(1, 6)
     assert [on_device.best_boxes(boxes, scores, labels, 0.2, count)[2].item() for count in (2, 3)] == [True, False]
-    scores[0, 3:] = -1  # nothing is in the rest
+    scores[0, 3:] = -1  # the rest is empty
     assert on_device.best_boxes(boxes, scores, labels, 0.2, 3)[2].item()
     monkeypatch.setattr(on_device, "FIRST", 6)
     assert on_device.best_boxes(boxes, torch.linspace(1, 0.5, 6)[None], labels, 0.2, 6)[2].item()
 
 
-def test_an_image_that_is_not_settled_is_done_the_other_way(
+def test_an_image_that_is_not_settled_is_repeated_synchronously(
     detector: TorchDetector, pictures: list[Picture], forced: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, and the second alone, for its last view: with features, as the batch was asked for."""
+    """All images, and then the second alone because of its last view, with features as requested for the batch."""
     plans = [make_views(VIEWS, *detector.input_size(p), np.random.default_rng(0)) for p in pictures]
     forced(False)
     other = detector.predict_views(pictures, plans, features=True)
@@ -158,10 +158,10 @@ def test_proposals_of_one_level_that_are_not_settled_unsettle_their_picture(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_proposals_are_the_same_both_ways_in_any_precision(
+def test_proposals_are_the_same_on_both_paths_in_any_precision(
     precision: str, make_detector: Callable[..., TorchDetector], forced: Callable[[bool], None]
 ) -> None:
-    """Beyond 256 pixels bfloat16 knows even numbers alone; no proposal may be rounded to them."""
+    """Above 256, bfloat16 represents only even numbers; no proposal may be rounded to them."""
     detector = make_detector("faster_rcnn", image_size=320)
     detector.training = detector.training.model_copy(update={"precision": precision})
     picture = Picture(np.random.default_rng(0).integers(0, 255, (320, 480, 3), dtype=np.uint8), 480, 320)
@@ -182,11 +182,11 @@ def test_proposals_are_the_same_both_ways_in_any_precision(
 
 def test_deltas_are_decoded_as_torchvision_does() -> None:
     coder, boxes, deltas = BoxCoder((10.0, 10.0, 5.0, 5.0)), random_boxes(50), 8 * torch.randn(50, 4)
-    deltas[:3] = 100  # beyond what a size may grow
+    deltas[:3] = 100  # beyond the limit of a size
     torch.testing.assert_close(on_device.decode(coder, deltas, boxes), coder.decode_single(deltas, boxes))
 
 
-def test_items_come_behind_by_so_many() -> None:
+def test_items_are_delayed_by_the_given_number() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -203,7 +203,7 @@ def test_a_partner_is_a_real_box_that_overlaps_or_there_is_none() -> None:
     boxes = torch.tensor([[[0, 0, 10, 10], [50, 50, 60, 60]], [[0, 0, 10, 10], [0, 0, 10, 5.0]]])
     real = torch.tensor([[True, True], [False, True]])
     met = on_device.partners({"boxes": boxes, "real": real}, [0, 0], [Frame("", np.eye(2, 3))] * 2)
-    assert met["partner"][1].tolist() == [0, -1]  # counted among the real ones; nothing overlaps the second
+    assert met["partner"][1].tolist() == [0, -1]  # index among the real ones; nothing overlaps the second
     assert met["iou"][1].tolist() == [0.5, 0.0]
 
 
@@ -247,7 +247,7 @@ SETTINGS = config.resolve(
 
 
 def on_disk(pictures: list[Picture], folder: Path) -> Pictures:
-    """The pictures as files of a pool, which are decoded again."""
+    """The pictures as files of a pool, decoded again."""
     records = []
     for i, picture in enumerate(pictures):
         Image.fromarray(picture.pixels).save(folder / f"{i}.png")
@@ -274,10 +274,9 @@ def test_a_pool_scored_on_a_gpu_has_the_same_candidates(
 
 
 class NoWaiting(TorchDispatchMode):
-    """Lets through what a host may ask of a GPU without waiting for it, and counts the copies back.
-
-    Under fake tensors it is torch itself that refuses whatever depends on data: a size, or a number looked at. This
-    refuses copies that wait: those that say so, and those of ordinary memory.
+    """Allows operations that do not make the host wait for the GPU, and counts the copies back. With fake tensors,
+    torch itself refuses everything that depends on data: sizes, and numbers that are read. This class refuses copies
+    that wait: explicit ones, and those of pageable memory.
     """
 
     def __init__(self) -> None:
@@ -306,7 +305,7 @@ class NoWaiting(TorchDispatchMode):
 
 @contextmanager
 def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Fake tensors on a fake GPU, whose parcels come back settled and full of zeros; what is made and opened."""
+    """Fake tensors on a fake GPU, whose parcels return settled and full of zeros; records created and opened ones."""
     told: list[str] = []
     honest = on_device.Parcel.__init__
 
@@ -331,7 +330,7 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def to_gpu(detector: TorchDetector) -> None:
-    """Move a detector, under fake tensors, to a GPU that is not there; it finds few boxes, for fake ones take long."""
+    """Move a detector, with fake tensors, to an imaginary GPU. It finds few boxes, because fake tensors are slow."""
     detector.device, network = torch.device("cuda"), detector.network
     if isinstance(network, WeightedRetinaNet):
         network.detections_per_img = 5
@@ -342,7 +341,7 @@ def to_gpu(detector: TorchDetector) -> None:
         parts: Any = (module._parameters, module._buffers)
         for tensors in parts:
             tensors.update({n: t if t is None else torch.empty_like(t, device="cuda") for n, t in tensors.items()})
-        if isinstance(module, AnchorGenerator):  # keeps its own on the device from the first batch on
+        if isinstance(module, AnchorGenerator):  # stays on the device after the first batch
             module.cell_anchors = [torch.empty_like(anchors, device="cuda") for anchors in module.cell_anchors]
 
 
@@ -378,7 +377,7 @@ def test_scoring_never_waits_for_a_gpu(
         lambda t: torch.ops.torchvision.nms(t.view(1, 4), t[:1], 0.5),
     ],
 )
-def test_what_waits_is_noticed(waits: Callable[[Tensor], object]) -> None:
+def test_waiting_operations_are_detected(waits: Callable[[Tensor], object]) -> None:
     with FakeTensorMode(), NoWaiting():
         given = torch.zeros(4, device="cuda")
         with pytest.raises((AssertionError, RuntimeError)):

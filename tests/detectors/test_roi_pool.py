@@ -29,7 +29,7 @@ def test_pooled_boxes_and_their_gradients_are_torchvisions(side: int, ratio: int
     dice = torch.Generator().manual_seed(0)
     features, shapes = maps(2, dice), [(104, 136)] * 2
     centre, extent = torch.rand(60, 2, generator=dice) * 140 - 4, torch.rand(60, 2, generator=dice) ** 3 * 130
-    boxes = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)  # many of them reach out of the image
+    boxes = torch.cat([centre - extent / 2, centre + extent / 2], dim=1)  # many of them extend beyond the image
     odd = torch.tensor(
         [[0.0, 0, 136, 104], [5, 5, 5, 5], [-40, -40, -20, -20], [136, 104, 300, 300], [128, 96, 136, 104]]
     )

@@ -170,7 +170,7 @@ def test_a_teacher_renews_pseudo_labels_on_partially_labelled_images_alone() -> 
 
 
 def test_the_thresholds_apply_to_calibrated_scores() -> None:
-    """A detector that reports 0.8 and is right half the time teaches nothing from 0.8."""
+    """Detections with score 0.8 of a detector that is right half the time are not trained on."""
     teacher = Seen([[80.0, 0, 90, 10]], [0.8])
     truth = target(Targets.of([[0, 0, 10, 10]], [3]), partial=True)
     for worth, weight in ((0.5, 0.0), (0.9, 1.0)):

@@ -1,4 +1,4 @@
-"""Copies as files: their boxes come back through the map, and the same seed writes the same files."""
+"""Copies as files: boxes map back correctly, and the same seed writes the same files."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ BOX = (60, 30, 110, 70)
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two images of one name in two folders, each grey with a green box, and a file that is no image."""
+    """Two images with the same name in two folders, each grey with a green box, and a file that is not an image."""
     folder = tmp_path / "photos"
     for name in ("x/a.png", "y/a.jpg"):
         (folder / name).parent.mkdir(parents=True)
@@ -31,14 +31,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 def see(file: Path) -> list[float]:
-    """A detector: the hull of what is green."""
+    """A detector: the bounding box of the green pixels."""
     pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
     y, x = np.nonzero(pixels[..., 1] - pixels[..., 0] > 60)
     return [float(x.min()), float(y.min()), float(x.max() + 1), float(y.max() + 1)]
 
 
 def run_detector(root: Path, files: list[Path], to: Path) -> None:
-    """Write what it sees as JSON lines, the files named from ``root``."""
+    """Write the detections as JSON lines, with file names relative to ``root``."""
     lines = [
         {"image": file.relative_to(root).as_posix(), "boxes": [see(file)], "scores": [0.9], "labels": ["box"]}
         for file in files
@@ -46,14 +46,14 @@ def run_detector(root: Path, files: list[Path], to: Path) -> None:
     to.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_boxes_seen_on_the_copies_come_back_through_the_map(photos: Path, tmp_path: Path) -> None:
+def test_boxes_found_on_copies_map_back(photos: Path, tmp_path: Path) -> None:
     views = [name for name in VIEWS if name not in ("cutout", "noise")]
     done = write_copies.write_copies(photos, tmp_path / "out", views, 3)
     assert (done.images, done.copies) == (2, 2 * len(views))
     assert [Path(error.path).name for error in done.unreadable] == ["broken.jpg"]
     files = sorted((tmp_path / "out" / "images").rglob("*.*"))
     assert len(files) == done.copies
-    # The detector knows nothing of views: it names the file of the copy, as much of it as tells the two apart.
+    # The detector is unaware of views: it names the copy's file, with enough of the path to distinguish the two.
     run_detector(tmp_path / "out" / "images", files, tmp_path / "v.jsonl")
     run_detector(photos, [photos / "x/a.png", photos / "y/a.jpg"], tmp_path / "d.jsonl")
     ranked = external.rank(
@@ -61,7 +61,7 @@ def test_boxes_seen_on_the_copies_come_back_through_the_map(photos: Path, tmp_pa
     )
     assert len(ranked.queries) == 2
     for query in ranked.queries:
-        # A turned box comes back larger, the others exactly but for a pixel at the edges.
+        # A rotated box maps back enlarged, the others within a pixel at the edges.
         assert 0.85 < query.why["box_consistency"] <= 1  # type: ignore[index]
 
 
@@ -89,7 +89,7 @@ def test_the_same_seed_writes_the_same_files(photos: Path, tmp_path: Path) -> No
         return {f.relative_to(tmp_path / folder).as_posix(): f.read_bytes() for f in (tmp_path / folder).rglob("*.*")}
 
     assert written("one", 1) == written("two", 1)
-    (photos / "0.png").write_bytes((photos / "x/a.png").read_bytes())  # one more image changes none of the others
+    (photos / "0.png").write_bytes((photos / "x/a.png").read_bytes())  # another image does not change the others
     more = written("three", 1)
     assert {name: more[name] for name in written("one", 1) if name.startswith("images")}.items() <= more.items()
     assert written("four", 2)["images/x/a.png.cutout.png"] != more["images/x/a.png.cutout.png"]

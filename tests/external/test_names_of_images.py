@@ -1,4 +1,4 @@
-"""Detections name the photos of labels in their own way: a labelled photo is recognised, or the command says so."""
+"""Detections may name photos differently from the labels: a labelled photo is recognised, or the command reports it."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_names_that_fit_no_labelled_photo_are_reported(tmp_path: Path) -> None:
     listed, notes = rank(tmp_path, labels_of(tmp_path / "o", "p0.png"), "q0.png")
     assert listed == ["q0.png"]
     assert "0 of 1 labelled images" in notes
-    assert "Their names do not fit" in notes
+    assert "Their names do not match" in notes
 
 
 def test_a_name_that_is_the_photos_own_excludes_other_folders(tmp_path: Path) -> None:

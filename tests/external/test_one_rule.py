@@ -67,17 +67,17 @@ def test_coco_results_written_as_corners_are_refused_like_labels(folder: Path) -
         datasets.load(labels(folder, *({"bbox": box} for box in corners)))
 
 
-def test_detections_that_reach_out_are_clipped_and_counted(folder: Path) -> None:
+def test_detections_beyond_the_image_are_clipped_and_counted(folder: Path) -> None:
     found = ranked(folder, [line(1, [150, 50, 230, 90], [10, 10, 30, 30])], None, labels(folder))
     assert boxes(found) == [(1, [10, 10, 30, 30]), (1, [150, 50, 200, 90])]
-    assert "1 boxes reach out of their images and are clipped" in found.notes
+    assert "1 boxes extend beyond their images and are clipped" in found.notes
 
 
 def test_detections_in_fractions_beside_others_in_pixels_are_skipped_and_counted(folder: Path) -> None:
     shares = line(1, [0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9])
     found = ranked(folder, [shares, line(2, [10, 10, 50, 50])], None, labels(folder))
     assert boxes(found) == [(2, [10, 10, 50, 50])]
-    assert any(note.startswith("2 boxes are not larger than the first pixel") for note in found.notes)
+    assert any(note.startswith("2 boxes lie within the first pixel") for note in found.notes)
 
 
 FAULTS = [{"bbox": [0.5, 0.5, 0.2, 0.2]}, {"bbox": [500, 50, 40, 40]}, {"bbox": [100, 50, 0, 40]}]
@@ -109,14 +109,14 @@ def test_an_image_with_a_crowd_is_not_fully_labelled(folder: Path) -> None:
     assert boxes(found) == [(1, [50, 50, 90, 90])]
 
 
-def test_a_box_that_a_person_rejected_is_no_object(folder: Path) -> None:
+def test_a_box_that_a_person_rejected_is_not_an_object(folder: Path) -> None:
     rejected = {"bbox": [50, 50, 40, 40], "attributes": {"source": "rejected"}}
     said = labels(folder, rejected, {"bbox": [10, 10, 20, 20]})
     assert datasets.load(said).train.truth[1].boxes.tolist() == [[10, 10, 30, 30]]
     assert datasets.load(said).train.incomplete == frozenset()
 
 
-def test_images_whose_names_fit_are_not_said_to_differ(folder: Path) -> None:
+def test_images_with_matching_names_are_not_reported(folder: Path) -> None:
     said = labels(folder, {"image_id": 2, "bbox": [10, 10, 20, 20]}, complete=False)
     found = ranked(folder, [line(1, [50, 50, 90, 90])], said)
     assert "0 of 1 labelled images of labels.json have detections in found" in found.notes

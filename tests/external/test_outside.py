@@ -1,4 +1,4 @@
-"""Detections of any detector: the loop's own order on the loop's own numbers, and nothing silently wrong."""
+"""Detections of any detector: the same ranking as the loop's, and no silent errors."""
 
 import json
 import subprocess
@@ -55,14 +55,14 @@ def listed(ranked: external.Ranked) -> list[tuple[int, list[float], int]]:
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of each detector: class vectors without a background, and with one."""
     root = tmp_path_factory.mktemp(request.param)
-    # One image a batch, as below: another batch may round otherwise.
+    # One image per batch, as below: another batch size may round differently.
     chosen = settings(make_data(root / "scenes"), detector__name=request.param, budget=[5], scoring__batch_size=1)
     simulate.simulate(root / "run", chosen)
     return root / "run"
 
 
 def dump(run: Path, file: Path, views_file: Path) -> None:
-    """What the run's first model says of the images and copies that cycle 2 was chosen from, as its own JSON lines."""
+    """The first model's detections on the images and copies that cycle 2 was chosen from, as JSON lines."""
     folder = RunFolder(run)
     told = folder.read_settings()
     detector = detectors.load(folder.cycle(1), "cpu", told.training)
@@ -80,7 +80,7 @@ def dump(run: Path, file: Path, views_file: Path) -> None:
         for frame, detected in zip(detector.frames(picture, views), copies, strict=True):
             where = {"matrix": frame.matrix.tolist(), "patches": frame.patches.tolist()}
             on_views.append({"image": record.id, "view": frame.name, **where, **as_lists(detected)})
-    write(file, [found[0], *reversed(found[1:])])  # any order of lines will do
+    write(file, [found[0], *reversed(found[1:])])  # the order of lines is irrelevant
     write(views_file, on_views)
 
 
@@ -113,7 +113,7 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
     assert ranked.from_views
     assert ranked.candidates == len(order)
     assert ranked.class_frequency.tolist() == state.class_frequency.tolist()
-    for query in ranked.queries:  # at each place the very box, with the very utility
+    for query in ranked.queries:  # at each place the same box with the same utility
         row, utility = order[int(query.why["rank"])]  # type: ignore[index]
         assert (query.image_id, query.guess, query.utility) == (
             open_ones.image_id[row],
@@ -121,7 +121,7 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
             pytest.approx(utility, rel=1e-6),
         )
         assert query.box.tolist() == open_ones.boxes[row].tolist()  # type: ignore[union-attr]
-    # What was passed over lies near a box above it.
+    # Skipped boxes are near a box above them.
     places = {int(q.why["rank"]) for q in ranked.queries}  # type: ignore[index]
     for place in set(range(len(order))) - places:
         row = order[place][0]
@@ -130,7 +130,7 @@ def test_the_loops_own_numbers_give_the_loops_own_order(finished: Path, tmp_path
         assert not far_from(open_ones.boxes[[row]], boxes, told.selection.answered_iou)[0]
 
 
-def test_what_the_loop_asked_stands_at_the_same_places(finished: Path, tmp_path: Path) -> None:
+def test_the_loops_questions_have_the_same_ranks(finished: Path, tmp_path: Path) -> None:
     folder = RunFolder(finished)
     dump(finished, tmp_path / "d.jsonl", tmp_path / "v.jsonl")
     with Store(folder.store) as store:
@@ -189,7 +189,7 @@ def test_an_outside_detectors_numbers_by_hand(tmp_path: Path) -> None:
         write(tmp_path / "d.jsonl", FOUND), write(tmp_path / "v.jsonl", VIEWS), None, None, chosen(), 9
     )
     u = {(q.image_id, q.guess): q.why["uncertainty"] for q in ranked.queries}  # type: ignore[index]
-    # The flipped boxes lie exactly on theirs: c(b) = |(s + s_m) / 2 (1 - JS) + 1 - 1.3|, and u(b) = 1.3 - c(b).
+    # The flipped boxes match exactly: c(b) = |(s + s_m) / 2 (1 - JS) + 1 - 1.3|, and u(b) = 1.3 - c(b).
     assert u[2, 0] == pytest.approx(1.3 - abs(0.9 + 1 - 1.3), abs=1e-6)
     js = float(method.js_divergence(np.array([0.4, 0, 0.6, 0]), np.array([0.8, 0, 0.2, 0])))
     assert u[2, 1] == pytest.approx(1.3 - abs(0.4 * (1 - js) + 1 - 1.3), abs=1e-6)
@@ -200,7 +200,7 @@ def test_an_outside_detectors_numbers_by_hand(tmp_path: Path) -> None:
     assert ranked.queries[1].utility == pytest.approx(u[2, 0] * np.exp(-1))
 
 
-def test_without_views_the_entropy_of_the_class_stands_in_and_this_is_said(tmp_path: Path) -> None:
+def test_without_views_the_class_entropy_is_used_and_reported(tmp_path: Path) -> None:
     file = write(tmp_path / "d.jsonl", FOUND)
     ranked = external.rank(file, None, None, None, chosen(), 9)
     assert not ranked.from_views
@@ -213,14 +213,14 @@ def test_without_views_the_entropy_of_the_class_stands_in_and_this_is_said(tmp_p
         external.rank(file, None, None, None, chosen("compas"), 9)
 
 
-def test_labels_of_a_class_that_the_detector_does_not_name_are_said(tmp_path: Path) -> None:
+def test_labels_of_a_class_that_the_detector_does_not_name_are_reported(tmp_path: Path) -> None:
     names = [{"id": 1, "name": "Cat"}, {"id": 2, "name": "newt"}, {"id": 3, "name": "dog"}]
     coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": names, "annotations": []}
     (labels := tmp_path / "l.json").write_text(json.dumps(coco))
     ranked = external.rank(write(tmp_path / "d.jsonl", FOUND), None, labels, None, chosen(), 9)
     (note,) = [note for note in ranked.notes if "does not name" in note]
     assert "does not name: Cat, newt;" in note
-    assert "(write 'Cat' as 'cat' if that is meant)" in note
+    assert "(write 'Cat' as 'cat' if you mean these)" in note
     assert ranked.classes == ("cat", "dog", "owl", "Cat", "newt")
 
 
@@ -254,7 +254,7 @@ def test_budget_and_boxes_near_one_above(tmp_path: Path) -> None:
         external.rank(file, None, None, None, chosen("entropy"), 0)
 
 
-def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path: Path) -> None:
+def test_labelled_boxes_are_skipped_and_pseudo_labels_are_not_labels(tmp_path: Path) -> None:
     Image.new("RGB", (200, 100)).save(tmp_path / "a.jpg")
     Image.new("RGB", (200, 100)).save(tmp_path / "b.jpg")
     records = [ImageRecord(7, str(tmp_path / "a.jpg"), 200, 100), ImageRecord(3, str(tmp_path / "b.jpg"), 200, 100)]
@@ -263,15 +263,15 @@ def test_labelled_boxes_are_passed_over_and_pseudo_labels_are_no_labels(tmp_path
     file, coco = write(tmp_path / "d.jsonl", FOUND), tmp_path / "out" / "annotations.json"
     ranked = external.rank(file, None, coco, None, chosen(), 9)
     assert [(q.image_id, q.guess) for q in ranked.queries] == [(7, 2), (3, 1)]  # the file's ids, found by the names
-    # The cat is labelled: it is no pseudo label any more.
+    # The cat is labelled, so it is no longer a pseudo label.
     assert ranked.class_frequency.tolist() == [0, 0, 0]
     whole = external.rank(file, None, coco, None, chosen(), 9, labels_complete=True)
-    assert [(q.image_id, q.guess) for q in whole.queries] == [(3, 1)]  # as in init, a pseudo label has to be confirmed
+    assert [(q.image_id, q.guess) for q in whole.queries] == [(3, 1)]  # as in init, pseudo labels must be confirmed
     export(tmp_path / "out", "coco", HEAD["classes"], records, [annotated(3, [], [], True)])
     assert [q.image_id for q in external.rank(file, None, coco, None, chosen(), 9).queries] == [7]
 
 
-def test_a_store_tells_of_rejected_boxes_too(tmp_path: Path) -> None:
+def test_a_store_includes_rejected_boxes(tmp_path: Path) -> None:
     with Store(tmp_path / "labels.sqlite", classes=["cat", "dog", "owl"]) as store:
         store.add_images([ImageRecord(5, "photos/a.jpg", 200, 100), ImageRecord(6, "photos/b.jpg", 200, 100)])
         store.open_cycle(1)
@@ -295,7 +295,7 @@ RESULTS: Lines = [
 
 @pytest.mark.parametrize("text", [json.dumps(RESULTS), json.dumps(RESULTS, indent=2), " [ ]"])
 def test_coco_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("rarebox.data.detections.CHUNK", 16)  # entries that reach over the chunks they are read in
+    monkeypatch.setattr("rarebox.data.detections.CHUNK", 16)  # entries that span the chunks they are read in
     (tmp_path / "results.json").write_text(text)
     (tmp_path / "coco.json").write_text(json.dumps(COCO))
     ranked = external.rank(tmp_path / "results.json", None, None, tmp_path / "coco.json", chosen("entropy"), 9)
@@ -344,10 +344,10 @@ def test_class_vectors_with_the_background_first_last_or_not_at_all(tmp_path: Pa
         ("flip", [150, 10, 190, 50]),  # mirrored in 200 pixels
         ("scale_0.8", [8, 8, 40, 40]),
         ("colour", [10, 10, 50, 50]),
-        ("mine", [110, 10, 150, 50]),  # a copy of one's own, shifted by 100 pixels
+        ("mine", [110, 10, 150, 50]),  # a custom copy, shifted by 100 pixels
     ],
 )
-def test_boxes_of_copies_come_back(tmp_path: Path, name: str, box: list[float]) -> None:
+def test_boxes_of_copies_map_back(tmp_path: Path, name: str, box: list[float]) -> None:
     matrix = {"matrix": [[1, 0, 100], [0, 1, 0]]} if name == "mine" else {}
     on_view = {"image": "b.jpg", "view": name, "boxes": [box], "scores": [0.9], "labels": ["cat"], **matrix}
     file = write(
@@ -369,7 +369,7 @@ def test_a_patch_over_a_box_makes_the_copy_not_count(tmp_path: Path) -> None:
     assert lost.queries[0].why["box_consistency"] == 0.5  # type: ignore[index]
 
 
-def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(tmp_path: Path) -> None:
+def test_images_of_a_folder_get_their_sizes_and_unreadable_ones_are_reported(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.jpg", "b.jpg", "c.jpg"):
@@ -408,8 +408,8 @@ def test_images_of_a_folder_get_their_sizes_there_and_unreadable_ones_are_told(t
         ([HEAD, {**LINE, "class_probs": [[3, -2, 1]] * 2}], "softmax or sigmoid"),
         ([HEAD, {**LINE, "class_probs": [[0.9, 0, 0, 0.1], [0, 0.6, 0, 0.4]]}], '"background": "last"'),
         ([HEAD, {"image": 1, "boxes": [[0, 0, 9, 9]], "class_probs": [[0.9, 0, 0, 0.1]]}], "where the background is"),
-        ([HEAD, LINE, {**LINE, "image": "a.jpg", "class_probs": [[0.9, 0, 0], [0, 0.6, 0]]}], "in one way"),
-        ([HEAD, LINE, LINE], "line 3: this image came already, in .*line 2"),
+        ([HEAD, LINE, {**LINE, "image": "a.jpg", "class_probs": [[0.9, 0, 0], [0, 0.6, 0]]}], "one form"),
+        ([HEAD, LINE, LINE], "line 3: this image is already in .*line 2"),
         ([HEAD, {**LINE, "view": "flip"}], "Give copies with --views"),
         ([HEAD, {**LINE, "labels": None}], 'neither "labels" nor "class_probs"'),
         ([HEAD, {**LINE, "scores": None}], 'neither "scores" nor "class_probs"'),
@@ -430,8 +430,8 @@ def test_mistakes_in_detections(tmp_path: Path, lines: list[Any], wanted: str) -
     [
         ([VIEWS[0]], "a.jpg has the views none"),
         ([*VIEWS, {**VIEWS[1], "view": "colour"}], "others have"),
-        ([*VIEWS, VIEWS[0]], "came already"),
-        ([{**line, "view": "cutout"} for line in VIEWS], "cannot be told from the name 'cutout'"),
+        ([*VIEWS, VIEWS[0]], "is already in"),
+        ([{**line, "view": "cutout"} for line in VIEWS], "does not say where its boxes are"),
         ([{k: v for k, v in line.items() if k != "view"} for line in VIEWS], 'there is no "view"'),
         ([{**line, "matrix": [[1, 0, 0], [2, 0, 0]]} for line in VIEWS], "can be inverted"),
     ],

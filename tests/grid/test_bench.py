@@ -1,4 +1,4 @@
-"""Grids: what a file means, and that every run is done once, whoever does it and whatever happens on the way."""
+"""Grids: the grammar of a file, and that every run is done exactly once, despite other processes and interruptions."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def grid(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one whenever a detector is trained."""
+    """A list that grows by one whenever a detector is trained."""
     calls: list[int] = []
     honest = TorchDetector.fit
 
@@ -83,7 +83,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def work(file: Path, out: Path, **options: Any) -> tuple[list[Planned], list[Event]]:
-    """Do a grid; what failed, and what was told."""
+    """Execute a grid. Return the failed runs and the events."""
     runs, told = spec.read(file), []
     wanted = spec.choose(runs, options.pop("only", ()))
     return Bench(out, runs, wanted, tell=told.append, **options).work(file), told
@@ -173,7 +173,7 @@ def test_a_small_grid_is_a_run_of_the_defaults(grid) -> None:
     assert run.name == "scenes/faster_rcnn/class_balanced+ignore_only/seed_0"
 
 
-def test_data_may_lie_elsewhere(grid) -> None:
+def test_data_may_be_elsewhere(grid) -> None:
     file = grid(data={"own": {"initial_images": 3}, "other": {"data": "photos/other"}})
     with pytest.raises(UserError, match=r"data\.own: its folder is missing.*--data own=FOLDER"):
         spec.read(file)
@@ -200,7 +200,7 @@ def test_data_may_lie_elsewhere(grid) -> None:
         ({"methods": {"a/b": {}}}, "'a/b' cannot name a folder"),
         ({"methods": {"..": {}}}, "cannot name a folder"),
         ({"methods": {"full": {}}}, "'full' is reserved for training on all labels"),
-        ({"methods": {False: {}}}, "the name False is not text; put it in quotes"),
+        ({"methods": {False: {}}}, "the name False is not text. Put it in quotes"),
         ({"pseudo": ["hard"]}, "give either methods, or strategy and pseudo"),
         ({"data": ["a/x", "b/x"]}, "data: 'x' and 'x' are the same name"),
         ({"data": "scenes"}, "data must be .* a list; got 'scenes'"),
@@ -209,7 +209,7 @@ def test_data_may_lie_elsewhere(grid) -> None:
         ({"budgets": [6, 6]}, r"budgets must be a list of budgets, such as \[\[60, 120\]\]"),
         ({"budgets": [[6], [6]]}, "budgets: '6' and '6' are the same name"),
         ({"budgets": [[-6]]}, "budgets: must be a whole number, 0 or more; got -6"),
-        ({"settings": {"budget": [3]}}, "budget is set by both budgets and settings; omit one of them"),
+        ({"settings": {"budget": [3]}}, "budget is set by both budgets and settings. Omit one of them"),
         ({"methods": {"U": {"seed": 3}}}, r"seed is set by both seeds and methods\.U"),
         ({"seeds": 0}, "seeds is empty"),
         ({"seeds": [1, 1]}, "seeds: '1' and '1' are the same"),
@@ -253,7 +253,7 @@ def test_only_takes_texts_and_patterns(grid) -> None:
 
 @pytest.fixture(scope="module")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int, list[Event]]:
-    """A finished grid: its file, its folder, how often a detector was trained, and what was told."""
+    """A finished grid: its file, its folder, the number of trainings, and the events."""
     folder = tmp_path_factory.mktemp("grid")
     keys = {
         "settings": COMMON,
@@ -303,7 +303,7 @@ def test_a_seeds_first_cycle_is_trained_once(finished) -> None:
     assert "fit" not in one["seconds"]
 
 
-def test_big_files_go_and_the_shared_model_stays(finished) -> None:
+def test_big_files_are_removed_and_the_shared_model_is_kept(finished) -> None:
     _, out, _, _ = finished
     assert list((out / "runs").rglob("*.safetensors")) == []
     assert len(list((out / "first").rglob("*.safetensors"))) == 1
@@ -313,7 +313,7 @@ def test_big_files_go_and_the_shared_model_stays(finished) -> None:
     assert any(name.startswith("cycle_02/candidates/") for name in kept)
 
 
-def test_what_is_told(finished) -> None:
+def test_the_reported_events(finished) -> None:
     _, out, _, told = finished
     assert told[0] == {"event": "accepted", "run": None, "finished": 0, "of": 3, "left": None}
     told = told[1:]
@@ -326,7 +326,7 @@ def test_what_is_told(finished) -> None:
     assert ended[2]["ap50"] == [cycle["ap50"] for cycle in lines(out)[2]["cycles"]]
 
 
-def test_a_finished_grid_is_left_alone(finished, fits: list[int]) -> None:
+def test_a_finished_grid_is_not_changed(finished, fits: list[int]) -> None:
     file, out, _, _ = finished
     before, results = metrics_written(out), (out / "results.jsonl").read_bytes()
     (out / "results.jsonl").unlink()
@@ -354,7 +354,7 @@ def test_a_grid_may_grow_and_shrink_but_its_runs_do_not_change(finished, grid, t
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs finish at once, with numbers out of thin air; each leaves its name here."""
+    """Runs finish at once with invented numbers; each appends its name here."""
     done: list[str] = []
 
     def run(folder: Path, settings: Settings, *_: Any, **named: Any) -> list[CycleRecord]:
@@ -377,7 +377,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ['{"run"', "[1]", "{}", '"x"'])
-def test_damaged_results_are_made_anew(grid, pictures: Path, tmp_path: Path, pretended: list[str], damage: str) -> None:
+def test_damaged_results_are_rebuilt(grid, pictures: Path, tmp_path: Path, pretended: list[str], damage: str) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     work(file, out)
     good = (out / "results.jsonl").read_text()
@@ -386,9 +386,7 @@ def test_damaged_results_are_made_anew(grid, pictures: Path, tmp_path: Path, pre
     assert (out / "results.jsonl").read_text() == good
 
 
-def test_models_that_a_kill_left_behind_are_removed_later(
-    grid, pictures: Path, tmp_path: Path, pretended: list[str]
-) -> None:
+def test_models_left_by_a_kill_are_removed_later(grid, pictures: Path, tmp_path: Path, pretended: list[str]) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     work(file, out)
     left = out / "runs/tiny/retinanet/U/seed_0/cycle_01/model.safetensors"
@@ -401,9 +399,7 @@ def test_models_that_a_kill_left_behind_are_removed_later(
     assert not left.exists()
 
 
-def test_a_finished_grid_does_not_mind_where_its_data_lie_now(
-    grid, pictures: Path, tmp_path: Path, pretended: list[str]
-) -> None:
+def test_a_finished_grid_accepts_moved_data(grid, pictures: Path, tmp_path: Path, pretended: list[str]) -> None:
     shutil.copytree(pictures, tmp_path / "moved" / "tiny")
     out = tmp_path / "out"
     work(grid(data={"tiny": {"data": str(pictures)}}), out)
@@ -471,7 +467,7 @@ def test_a_first_cycle_that_fails_is_tried_once(
 def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(UserError, match=r"data set photos: no/photos does not exist .*\n.* --data photos="):
         work(grid(data=["no/photos"]), tmp_path / "out")
-    methods = {"a": {"data": f"{tmp_path}/gone"}, "b": {"data": "scenes"}}  # two of one name
+    methods = {"a": {"data": f"{tmp_path}/gone"}, "b": {"data": "scenes"}}  # two with one name
     with pytest.raises(UserError, match="/gone does not exist"):
         work(grid(data=None, methods=methods), tmp_path / "out")
     (tmp_path / "nothing").mkdir()
@@ -484,10 +480,10 @@ def test_missing_data_and_a_foreign_folder_stop_before_anything(grid, tmp_path: 
         work(grid(data=[str(pictures)]), tmp_path / "out")
 
 
-def test_a_run_somebody_else_does_is_waited_for(
+def test_a_run_of_another_process_is_waited_for(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: list[str]
 ) -> None:
-    """Another process holds a run and another seed's first cycle, and lets go only when all the rest is done."""
+    """Another process holds a run and another seed's first cycle, and releases them only when the rest is done."""
     file, out = grid(data=[str(pictures)], seeds=2), tmp_path / "out"
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
     runs = spec.read(file)
@@ -515,7 +511,7 @@ def test_a_run_somebody_else_does_is_waited_for(
     assert len(lines(out)) == 4
 
 
-def test_a_run_that_failed_in_another_process_meanwhile_is_left(
+def test_a_run_that_has_since_failed_in_another_process_is_skipped(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretended: list[str]
 ) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
@@ -552,7 +548,7 @@ def cycles(told: Iterable[Event]) -> list[tuple[str, int]]:
 def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real process, killed for real in the middle of its second run, while this one works on the third."""
+    """A real process, killed in the middle of its second run, while this one works on the third."""
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.1)
     methods = {**METHODS, "H": {"pseudo.method": "hard"}}
     file, out = grid(data=[str(pictures)], methods=methods, settings={**COMMON, "training.steps": 3}), tmp_path / "out"
@@ -575,7 +571,7 @@ def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     assert child.exitcode == -signal.SIGKILL
     assert cycles(theirs)[0] == (second, 1)
     assert cycles(ours)[:2] == [(third, 1), (third, 2)]
-    both = cycles(ours)[2:] + cycles(theirs)  # what it did last it may not have told any more
+    both = cycles(ours)[2:] + cycles(theirs)  # its last step may not have been reported
     assert both in (
         [(second, 2), (second, 1)],
         [(second, 1), (second, 2)],
@@ -586,13 +582,13 @@ def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     assert len({line["cycles"][0]["ap50"] for line in lines(out)}) == 1
 
 
-def test_a_folder_that_becomes_a_run_while_it_is_looked_at_is_no_foreign_one(
+def test_a_folder_that_becomes_a_run_during_the_check_is_not_foreign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = RunFolder(tmp_path / "run")
 
     def looked(self: RunFolder) -> bool:
-        self.claim(Settings())  # the other process claims the folder between the check and its consequence
+        self.claim(Settings())  # the other process claims the folder between the check and the use
         return any(self.root.iterdir())
 
     monkeypatch.setattr(RunFolder, "_holds_something_else", looked)
@@ -614,13 +610,13 @@ def test_many_at_once_do_each_run_once(grid, pictures: Path, tmp_path: Path, pre
     assert [line["run"] for line in lines(out)] == [run.folder for run in runs]
 
 
-def test_a_shared_run_that_is_finished_between_two_looks_has_not_failed(
+def test_a_shared_run_that_finishes_between_two_checks_has_not_failed(
     grid, pictures: Path, tmp_path: Path, pretended: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, out = grid(data=[str(pictures)]), tmp_path / "out"
     runs = spec.read(file)
     state, attempt = Bench.state, Bench._attempt
-    unseen = list[str]()  # shared runs that another process finishes after they were last checked
+    unseen = list[str]()  # shared runs that another process finishes after the last check
     seen = list[str]()
 
     def look(self: Bench, run: Planned) -> str:
@@ -666,7 +662,7 @@ def test_command_lists(monkeypatch, capsys, finished, grid, pictures: Path) -> N
     assert [t["state"] for t in told] == ["done", "done", "done", "open", "open"]
 
 
-def test_command_says_that_all_is_done(monkeypatch, capsys, finished) -> None:
+def test_command_reports_that_all_is_done(monkeypatch, capsys, finished) -> None:
     file, out, _, _ = finished
     assert call(monkeypatch, file, out) == 0
     assert f"3 of 3 runs are done: {out / 'results.jsonl'}" in capsys.readouterr().err
@@ -703,7 +699,7 @@ def test_command_in_a_log_names_the_grid_the_runs_and_what_ended_short(
     assert said[0] == f"{file}: 1 run, 0 done; results in {tmp_path / 'out'}"
     asked = [line for line in said if line.startswith("tiny/retinanet/image/seed_0, cycle 2/3: ask:")]
     assert re.search(r": ([6-9]|1\d) of 6 labels", asked[-1])  # the last image may overshoot the budget
-    ended = [line for line in said if line.startswith("[")]  # of the run, and not of the first cycle that it shares
+    ended = [line for line in said if line.startswith("[")]  # of the run, not of its shared first cycle
     assert len(ended) == 1
     assert ended[0].startswith("[1/1] tiny/retinanet/image/seed_0 done: AP50 ")
     assert re.search(r"; cycle 3 spent \d+ of 500$", ended[0])
@@ -748,23 +744,23 @@ def test_command_mistakes(monkeypatch, capsys, grid, tmp_path: Path, options: li
     assert not (tmp_path / "out").exists()
 
 
-def test_maps_of_a_frozen_backbone_stay_as_long_as_a_run_needs_them(
+def test_maps_of_a_frozen_backbone_are_kept_while_a_run_needs_them(
     grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     assert COMMON["scoring.views"] != [*Settings().scoring.views]
     file, out = grid(data=[str(pictures)], settings={**COMMON, "training.freeze": "backbone"}), tmp_path / "out"
     failed, _ = work(file, out, only=("U",))
     assert not failed
-    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # one folder for all runs; R is still to be done
+    assert len([*out.glob("first/*/maps/*/pool/maps.f16")]) == 1  # one folder for all runs; R is not done yet
     failed, _ = work(file, out)
     assert not failed
     assert not [*out.rglob("maps")]
-    next(out.glob("first/*")).joinpath("maps").mkdir()  # what a kill between the last run and this left
+    next(out.glob("first/*")).joinpath("maps").mkdir()  # left by a kill between the last run and the clean-up
     work(file, out)
     assert not [*out.rglob("maps")]
 
 
-def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
+def test_scores_by_the_shared_model_are_computed_once_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch, grid: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     scored: list[int] = []
@@ -795,9 +791,9 @@ def test_scores_by_the_shared_model_are_made_once_and_change_nothing(
     for damaged in shared[:2]:
         damaged.unlink()
         damaged.write_bytes(b"half")
-    assert done("CB") == {2, 3}  # computed again, also for the next one
+    assert done("CB") == {2, 3}  # computed again, for the next one too
     assert done("E") == {3}
-    assert not [*out.rglob("scored")]  # nobody needs them any more
+    assert not [*out.rglob("scored")]  # no longer needed
 
     def told(folder: Path) -> list[dict[str, Any]]:
         (file,) = folder.glob("runs/*/*/CB/seed_0/metrics.json")

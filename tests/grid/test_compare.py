@@ -1,4 +1,4 @@
-"""The statistics of a grid, on numbers that were worked out by hand, and the page and tables they make."""
+"""The statistics of a grid on hand-computed numbers, and the resulting page and tables."""
 
 import json
 import re
@@ -37,7 +37,7 @@ FINAL = {"plain": (0.40, 0.44, 0.48), "whole": (0.46, 0.48, 0.50), "dice": (0.30
 def record(
     cycle: int, labels: int, ap: float | None, *, reviews: int = 0, shown: int = 0, hits: int = 0
 ) -> dict[str, Any]:
-    """A record; the yak is the rarest and a tenth worse, all that is shown is taken for the dog."""
+    """A record; the yak is the rarest and a tenth worse, and every box shown is predicted as dog."""
     return {
         "cycle": cycle,
         "labels": labels,
@@ -117,7 +117,7 @@ def test_runs_of_one_data_set_detector_and_budget_make_a_group(tmp_path: Path) -
     assert [len(g.full) for g in groups] == [1, 0, 1, 1]  # the ceiling does not depend on the budget
 
 
-def test_the_last_line_about_a_run_holds(tmp_path: Path) -> None:
+def test_the_last_line_about_a_run_counts(tmp_path: Path) -> None:
     again = line("dice", 3, [record(1, 100, 0.3), record(2, 150, 0.37)])
     group = group_of(tmp_path, [*standard(), FAILED, again])
     assert not group.failed
@@ -160,7 +160,7 @@ def test_what_is_a_grid(tmp_path: Path) -> None:
     assert results.is_grid(write(tmp_path / "grid", [FULL]))
     assert results.is_grid(tmp_path / "somewhere.jsonl")
     assert not results.is_grid(tmp_path)
-    (tmp_path / "grid" / "settings.yaml").touch()  # a run's folder, whatever else lies in it
+    (tmp_path / "grid" / "settings.yaml").touch()  # a run's folder, even with other content
     assert not results.is_grid(tmp_path / "grid")
 
 
@@ -210,7 +210,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_cases(seeds: int) -> None:
 
 
 def test_fewer_than_six_seeds_never_make_a_difference() -> None:
-    """However large it is; from six on it is one where the interval excludes 0."""
+    """Regardless of its size; with six seeds or more it counts if the interval excludes 0."""
     for seeds in range(1, 9):
         apart = [0.5 + seed / 1000 for seed in range(seeds)]
         for direction in (1, -1):
@@ -247,7 +247,7 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     # At the 150 labels that both have paid, not where each ended.
     assert measures.at_equal_cost(group) == {"plain": {0: pytest.approx(0.4)}, "over": {0: pytest.approx(0.5)}}
     assert measures.at_equal_cost(group, "reviews")["over"][0] == pytest.approx(0.7)
-    # One that bought nothing has no area, and takes the others' from nobody.
+    # A run that bought nothing has no area and does not affect the others.
     idle = line("idle", 0, [record(1, 100, 0.3), record(2, 100, 0.3)])
     assert measures.areas(group_of(tmp_path, [two_cycles("plain", 0), over, idle])) == {
         **measures.areas(group),
@@ -344,14 +344,14 @@ def test_hit_rate_pools_the_choosing_cycles(tmp_path: Path) -> None:
     assert np.isnan(measures.hit_rates(group.methods["image"].values())[""])  # whole images: no box is shown
 
 
-# ------------------------------------------------------------------------------------------------ which method is what
+# ------------------------------------------------------------------------------------------------ recognising methods
 
 
 def test_references_and_ablation_are_recognised_by_settings(tmp_path: Path) -> None:
     group = group_of(tmp_path, standard())
     assert paper.references(group) == {"U": "plain", "box random": "dice"}
     assert paper.ablation(group) == {"U": "plain", "+ TSPL": "whole"}
-    assert group.methods["whole"][0].setting("selection.sigma") == Settings().selection.sigma  # not in the line
+    assert group.methods["whole"][0].setting("selection.sigma") == Settings().selection.sigma  # missing from the line
 
 
 def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_the_plainest_of_several_is_the_reference(tmp_path: Path) -> None:
     group = group_of(tmp_path, [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in chosen.items()])
     wanted = {"U": "U soft", "box random": "random"}
     assert paper.references(group) == wanted
-    # The same when every line holds every setting, as those of `rarebox bench` do, and in whatever order.
+    # The same if every line holds every setting, as written by `rarebox bench`, in any order.
     usual = dict(flatten(Settings().model_dump(mode="json")))
     full = {m: {**usual, **s} for m, s in reversed(chosen.items())}
     lines = [line(m, 0, [record(1, 100, 0.3)], settings=s) for m, s in full.items()]
@@ -416,20 +416,22 @@ def lead(seeds: int) -> list[dict[str, Any]]:
     return [line(method, seed, told) for method, runs in cycles.items() for seed, told in enumerate(runs)]
 
 
-def test_a_star_and_a_claim_want_six_seeds(tmp_path: Path) -> None:
+def test_a_star_and_a_claim_require_six_seeds(tmp_path: Path) -> None:
     few, enough = group_of(tmp_path, lead(5)), group_of(tmp_path, lead(6))
     for group, star in ((few, ""), (enough, " *")):
         (cell, *_) = cells(grid_tables.tables(group), "Differences: AP50")["whole"]
         assert cell.endswith(f"){star}")
         assert "(+0.0" in cell  # the interval excludes 0 in both
-    head = "The paper’s whole method ends 0.080 AP50 above plain uncertainty; 5 seeds cannot tell that from chance."
+    head = (
+        "The paper’s whole method ends 0.080 AP50 above plain uncertainty; 5 seeds cannot distinguish this from chance."
+    )
     assert grid.headline([few]) == head
     assert grid.headline([enough]) == "The paper’s whole method ends 0.085 AP50 above plain uncertainty."
-    said = "Against U (“plain”) fewer than 6 common seeds settle nothing for whole (+0.080)."
+    said = "Against U (“plain”) fewer than 6 common seeds are inconclusive for whole (+0.080)."
     assert said in grid.findings(few)
     said = "Against U (“plain”) the interval of the final AP50 lies above 0 for whole (+0.085)."
     assert said in grid.findings(enough)
-    assert "in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell" in grid.headline([few, few])
+    assert "in 0 of 2 settings, below it in 0; in 2 the seeds are inconclusive" in grid.headline([few, few])
     assert "in 1 of 2 settings" in grid.headline([few, enough])
     with drawing.style():
         dots = [grid_figures._differences(g, grid_figures.styles_of([g]), "U", "plain") for g in (few, enough)]
@@ -464,7 +466,7 @@ def voc_runs(**changes: Any) -> list[dict[str, Any]]:
     return [line("whole", seed, cycles, **about) for seed in range(2)]
 
 
-def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
+def test_the_papers_numbers_appear_beside_ours_in_its_own_setting(tmp_path: Path) -> None:
     group = group_of(tmp_path, voc_runs())
     rows = cells(grid_tables.tables(group), "Ablation")
     assert rows["+ TSPL"][5:11] == (
@@ -480,7 +482,7 @@ def test_the_papers_numbers_stand_beside_ours_in_its_own_setting(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", sorted(paper.paper_setting()))
-def test_any_setting_that_matters_takes_the_papers_numbers_away(tmp_path: Path, name: str) -> None:
+def test_any_relevant_setting_removes_the_papers_numbers(tmp_path: Path, name: str) -> None:
     value = paper.paper_setting()[name]
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 + 0.01, list: lambda v: v[:-1]}
     changed = "reviews" if name == "budget_unit" else other[type(value)](value) if type(value) in other else "another"
@@ -502,8 +504,8 @@ def test_other_data_under_the_papers_name_is_not_the_papers(tmp_path: Path) -> N
     assert not paper.is_papers(group_of(tmp_path, [{**run, "data": "voc2007"} for run in voc_runs()]))
 
 
-def test_what_does_not_matter_is_named_and_still_there() -> None:
-    """A name that no setting has any more would hide nothing; all others are in `paper_setting`."""
+def test_settings_that_do_not_matter_are_named_and_exist() -> None:
+    """An outdated name would exclude nothing; all other settings are in `paper_setting`."""
     ignored = paper.OF_THE_MACHINE | paper.OF_OTHERS
     assert ignored <= NAMES
     assert paper.paper_setting().keys() | ignored == NAMES
@@ -541,7 +543,7 @@ def test_a_reference_of_that_name_is_named_once_and_has_no_row_of_its_own(tmp_pa
     assert "Differences: AP50" not in [t.title for t in alone]
 
 
-def test_labels_to_a_share_of_all_labels_want_a_run_on_all_labels(tmp_path: Path) -> None:
+def test_labels_to_a_fraction_of_all_labels_require_a_run_on_all_labels(tmp_path: Path) -> None:
     columns = [grid_tables.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
     assert len(columns[0]) == 10
     assert [column[:2] for column in columns[1][10:]] == ["to", "to"]
@@ -590,10 +592,12 @@ def test_markdown(tmp_path: Path) -> None:
 
 def test_the_page_of_a_grid(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", [*standard(), FAILED, FULL])]))
-    told = "The paper’s whole method ends 0.040 AP50 above plain uncertainty; 3 seeds cannot tell that from chance."
+    told = (
+        "The paper’s whole method ends 0.040 AP50 above plain uncertainty; 3 seeds cannot distinguish this from chance."
+    )
     assert told in page.text
     assert "10 runs finished, 1 failed." in page.text
-    against = "Against U (“plain”) fewer than 6 common seeds settle nothing for whole (+0.040) and dice (−0.040)."
+    against = "Against U (“plain”) fewer than 6 common seeds are inconclusive for whole (+0.040) and dice (−0.040)."
     assert against in page.text
     assert "The grid has no image random to compare with." in page.text
     assert "73.56" not in page.text  # of the paper, in another setting
@@ -622,7 +626,7 @@ def test_several_groups_and_one_with_nothing_finished(tmp_path: Path) -> None:
     lines = [*standard(), *({**run, "data": "farm"} for run in standard()), {**FAILED, "data": "moon"}]
     lines += [two_cycles("plain", 0, budget=[60]), {**FULL, "status": "failed"}]  # a ceiling of two groups
     page = Page(write_report(tmp_path / "out", [write(tmp_path / "grid", lines)]))
-    assert "above plain uncertainty in 0 of 2 settings, below it in 0; in 2 the seeds cannot tell." in page.text
+    assert "above plain uncertainty in 0 of 2 settings, below it in 0; in 2 the seeds are inconclusive." in page.text
     assert "No run has finished here." in page.text
     assert "19 runs finished, 2 failed." in page.text
     assert page.text.count("no reason was given") == 1
@@ -661,13 +665,13 @@ def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_pa
     assert all("Of 80 classes the 10 rarest and the 10 most frequent." in panel.look_for for panel in panels["classes"])
 
 
-def test_names_at_the_ends_of_lines_stay_apart() -> None:
+def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
     assert grid_figures._apart([1, 2, 3], gap=0.5, low=0, high=4) == [1, 2, 3]
     assert grid_figures._apart([1, 1, 3], gap=0.5, low=0, high=4) == [0.75, 1.25, 3]
     assert grid_figures._apart([4, 4, 4], gap=0.5, low=0, high=4) == [3, 3.5, 4]
 
 
-def test_a_report_on_several_grids_is_none_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_on_several_grids_is_in_no_grids_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [write(tmp_path / name, [two_cycles("plain", seed)]) for seed, name in enumerate("ab")]
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["report", "a", "b/results.jsonl"])

@@ -27,7 +27,7 @@ SMALLER: dict[str, Any] = {
     "budget": [4, 4],
     "training.steps": 2,
 }
-"""What a laptop can do of the paper's setting in a test."""
+"""The paper's setting, reduced for a test on a laptop."""
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.stem)
@@ -36,7 +36,7 @@ def test_a_grid_can_be_read(grid: Path) -> None:
 
 
 def test_entropy_of_images_runs_with_mean_and_with_sum_in_every_grid_that_has_it() -> None:
-    """Which of the two the paper's rival is, it does not say."""
+    """The paper does not say which of the two it compares with."""
     having = 0
     for grid in GRIDS:
         chosen = [run.settings.selection for run in spec.read(grid) if run.method != results.FULL]
@@ -100,7 +100,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("grid", VOC, ids=lambda grid: grid.stem)
 def test_the_papers_grids_start_on_a_voc_tree(grid: Path, voc: Path, tmp_path: Path) -> None:
-    """Whole, but for the size of everything and for two methods of all: the image-level one asks its own way."""
+    """Complete except for sizes, and with only two of the methods: the image-level one asks differently."""
     told = yaml.safe_load(grid.read_text(encoding="utf-8"))
     few = [n for n in ("U+CB+TSPL", "image_random") if n in told["methods"]] or [*told["methods"]]
     told |= {

@@ -26,7 +26,6 @@ async function openPage() {
   const picture = { status: "ready", img: {}, ready: Promise.resolve(true) };
   const pictures = { load: () => picture, again: () => picture, keep() {} };
   const outbox = new Outbox("p", "tab", {
-    className: (label) => `class ${label}`,
     state: accept,
     queries: (queries) => annotator.receive(queries),
     results: (pairs) => annotator.settle(pairs),

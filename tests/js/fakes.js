@@ -98,6 +98,8 @@ export class FakeServer {
   /** A reply given instead of the server's. @type {((answers: any[]) => Response) | null} */
   instead = null;
   requests = [];
+  /** Sessions of the store, the latest last. */
+  sessions = ["s1"];
   /** All saved answers, oldest first. */
   saved = [];
   #results = new Map();
@@ -136,7 +138,9 @@ export class FakeServer {
       this.losesReply = false;
       throw new TypeError("connection reset");
     }
-    return json(200, { results, queries: this.#open(body.want), state: this.state });
+    const outdated = body.session !== null && !this.sessions.includes(body.session);
+    const queries = outdated ? [] : this.#open(body.want);
+    return json(200, { results, queries, state: this.state, session: this.sessions.at(-1), outdated });
   }
 
   #open(want) {

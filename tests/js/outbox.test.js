@@ -22,7 +22,6 @@ function tab(client = "tab") {
   const reported = { queries: [], results: [], statuses: [], problems: [] };
   const outbox = new Outbox("p", client, {
     state: () => {},
-    className: (label) => `class ${label}`,
     queries: (queries) => reported.queries.push(queries.map((one) => one.id)),
     results: (pairs) => reported.results.push(...pairs),
     status: (status) => reported.statuses.push(status),
@@ -311,3 +310,47 @@ function freshPage() {
   freshBrowser();
   for (const [name, text] of entries) localStorage.setItem(name, text);
 }
+
+test("a request names the session in which the tab saw its numbers, also after a restart and a reload", async () => {
+  const { outbox } = tab();
+  outbox.open();
+  await settled();
+  server.sessions.push("s2");
+  outbox.send(OBJECT, about(1));
+  await settled();
+  outbox.send({ ...REJECTED, query: 2 }, about(2));
+  await settled();
+  const { outbox: reloaded } = tab();
+  reloaded.open();
+  await settled();
+  assert.deepEqual(
+    server.requests.map((one) => one.session),
+    [null, "s1", "s2", "s2"],
+  );
+  assert.deepEqual(
+    server.requests.flatMap((one) => one.answers.map((answer) => answer.session)),
+    ["s1", "s2"],
+  );
+});
+
+test("a tab whose session is gone asks for a reload and forgets all numbers", async () => {
+  const { outbox, reported } = tab();
+  outbox.open();
+  await settled();
+  const key = outbox.send(OBJECT, about(1));
+  await settled();
+  assert.ok(outbox.saved(key));
+  server.sessions = ["s0"];
+  outbox.ask();
+  await settled();
+  assert.match(reported.problems.at(-1), /Reload/);
+  assert.equal(outbox.saved(key), null);
+  outbox.send({ ...REJECTED, query: 2 }, about(2));
+  await settled();
+  assert.equal(server.requests.at(-1).answers[0].session, "s1"); // which the server refuses
+  const { outbox: reloaded, reported: later } = tab();
+  reloaded.open();
+  await settled();
+  assert.equal(server.requests.at(-1).session, null);
+  assert.deepEqual(later.problems, []);
+});

@@ -75,9 +75,9 @@ def test_a_backup_overwrites_nothing(project: Project, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for place in (tmp_path / "file", tmp_path / "link", tmp_path, root / "labels.sqlite"):
-        with pytest.raises(UserError, match="exists and is not overwritten; name a new file"):
+        with pytest.raises(UserError, match=r"exists and is not overwritten\. Name a new file"):
             project.store.back_up(place)
-    with pytest.raises(UserError, match=r"there is no folder .*no; create it"):
+    with pytest.raises(UserError, match=r"there is no folder .*no. Create it"):
         project.store.back_up(tmp_path / "no" / "folder.sqlite")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -112,12 +112,12 @@ def test_a_disk_without_links(project: Project, tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_server_of_a_database_backs_up_itself(database: str, tmp_path: Path) -> None:
+def test_a_database_server_has_its_own_backup(database: str, tmp_path: Path) -> None:
     with Store(database, classes=("fish",)) as there:
         if "://" not in database:
             there.back_up(tmp_path / "copy.sqlite")
             return
-        with pytest.raises(UserError, match="use pg_dump"):
+        with pytest.raises(UserError, match="Use pg_dump"):
             there.back_up(tmp_path / "copy.sqlite")
     assert not (tmp_path / "copy.sqlite").exists()
 
@@ -169,13 +169,13 @@ def test_a_backup_is_restored_as_the_page_says(project: Project, tmp_path: Path,
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replaced: bool) -> None:
+def test_nothing_is_reported_as_saved_after_the_file_was_replaced(tmp_path: Path, replaced: bool) -> None:
     project = make_project(tmp_path)
     ask_whole_images(project, 1, 2, 3)
     file = project.folder.root / "labels.sqlite"
     project.store.back_up(tmp_path / "copy.sqlite")
     with closing(House(project).service) as service:
-        _, (first, second) = service.answer("tab", "anna", [], 2).result(20)
+        first, second = service.answer("tab", "anna", [], 2).result(20).queries
         boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
         said = [
             Submission(str(uuid4()), Verdict.NOT_AN_OBJECT, boxes, labels, query_id=query.id)
@@ -194,7 +194,7 @@ def test_nothing_is_called_saved_once_the_file_is_another(tmp_path: Path, replac
 def test_nothing_saved_is_lost_with_the_files_that_sqlite_adds(
     project: Project, tmp_path: Path, ends: list[str]
 ) -> None:
-    """What was saved is kept, what comes later is refused by name, and a restart goes on."""
+    """Saved answers are kept, later ones are refused by name, and a restart resumes."""
     file = project.folder.root / "labels.sqlite"
     answer(project.store, 1)
     for end in ends:
@@ -252,7 +252,7 @@ def test_a_backup_of_a_damaged_store_is_refused(tmp_path: Path) -> None:
     page = int.from_bytes(content[16:18])
     with closing(sqlite3.connect(file)) as opened:
         (root,) = opened.execute("SELECT rootpage FROM sqlite_master WHERE name = 'queries'").fetchone()
-    content[(root - 1) * page + 8 : (root - 1) * page + 10] = b"\xff\xff"  # where its first cell lies
+    content[(root - 1) * page + 8 : (root - 1) * page + 10] = b"\xff\xff"  # the position of its first cell
     file.write_bytes(content)
     with Store(file) as damaged, pytest.raises(UserError, match="damaged"):
         damaged.back_up(tmp_path / "copy.sqlite")

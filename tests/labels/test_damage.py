@@ -113,7 +113,7 @@ def run(*command: Any) -> tuple[int, str]:
 @pytest.mark.parametrize(("table", "column"), CELLS)
 def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str, tmp_path: Path) -> None:
     whole = (root / "labels.sqlite").read_bytes()
-    in_full = CELLS.index((table, column)) % len(GARBAGE)  # each kind of garbage in its turn
+    in_full = CELLS.index((table, column)) % len(GARBAGE)  # each kind of garbage in turn
     for number, value in enumerate(GARBAGE):
         (root / "labels.sqlite").write_bytes(whole)
         if not damaged(root, table, column, value, row=number % 2):
@@ -132,7 +132,7 @@ def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str
 
 
 def everything(project: Project, to: Path) -> None:
-    """What a server is asked for, and the commands that read a store."""
+    """The requests to a server, and the commands that read a store."""
     root, house = project.folder.root, House(project)
     try:
         browser = house.browser("cleo")
@@ -178,7 +178,7 @@ def everything(project: Project, to: Path) -> None:
         ("class_changes", "merged_into", 99, 4),
     ],
 )
-def test_what_is_damaged_is_named_and_the_rest_exported(
+def test_damaged_items_are_named_and_the_rest_is_exported(
     root: Path, caplog: pytest.LogCaptureFixture, table: str, column: str, value: Any, left: int
 ) -> None:
     row = 2 if table == "class_changes" else 1
@@ -213,7 +213,7 @@ def test_the_download_names_what_is_damaged(root: Path) -> None:
     assert len(json.loads(archive.read("annotations.json"))["annotations"]) == 3
 
 
-def test_a_damaged_answer_may_be_given_again(root: Path) -> None:
+def test_a_damaged_answer_may_be_repeated(root: Path) -> None:
     damaged(root, "answers", "labels", "[0")
     house = House(Project(root))
     try:
@@ -233,7 +233,7 @@ def test_a_store_of_no_version(root: Path) -> None:
     connection.close()
     status, told = run("export", root, root.parent / "out")
     assert status != 0
-    assert "table rarebox: schema is damaged (None); restore a copy of it (docs/store.md)" in told
+    assert "table rarebox: schema is damaged (None). Restore a copy of it (docs/store.md)" in told
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def test_damage_beyond_cells_asks_for_a_backup(root: Path, old: bytes, new: byte
     status, told = run("export", root, root.parent / "out")
     assert status != 0
     assert f"{file}: " in told
-    assert "the file is damaged; restore a copy of it (docs/store.md)" in told
+    assert "the file is damaged. Restore a copy of it (docs/store.md)" in told

@@ -64,7 +64,7 @@ def test_each_object_is_returned_once_and_then_the_next_best() -> None:
     assert said(look(oracle, box(2))) == ("already_labelled", [], [])
 
 
-def test_a_second_review_of_an_object_is_no_rejection_but_a_review_beside_it_is() -> None:
+def test_a_second_review_of_an_object_is_not_a_rejection_but_one_beside_it_is() -> None:
     oracle = SimulatedOracle({1: truth((box(0), 4))})
     look(oracle, box(1))
     assert look(oracle, box(1)).verdict == Verdict.ALREADY_LABELLED
@@ -103,8 +103,8 @@ def test_bad_arguments_are_refused() -> None:
 
 TWINS = [
     (truth((box(0), 0), (box(0), 1)), [0, 1]),  # one box, two classes
-    (truth((box(0), 1), (box(0), 1)), [1, 1]),  # alike in all
-    (truth((box(0), 1), (box(0), 1), difficult=[0]), [1]),  # alike, but the first is difficult
+    (truth((box(0), 1), (box(0), 1)), [1, 1]),  # equal in everything
+    (truth((box(0), 1), (box(0), 1), difficult=[0]), [1]),  # equal, but the first is difficult
 ]
 
 
@@ -141,7 +141,7 @@ def a_truth(objects: list[tuple[int, int, bool]]) -> GroundTruth:
 def test_a_new_oracle_that_remembers_resumes_as_the_old_one(
     objects: list[tuple[int, int, bool]], spots: list[int], data: st.DataObject
 ) -> None:
-    """Twins with the same box and class included. Spot 0 asks for the whole image."""
+    """Includes twins with the same box and class. Spot 0 asks about the whole image."""
     queries = [Query(1, np.array(box(x), dtype=np.float32) if x else None, id=i) for i, x in enumerate(spots)]
     stop = data.draw(st.integers(0, len(queries)))
     old, new = (SimulatedOracle({1: a_truth(objects)}) for _ in range(2))

@@ -65,7 +65,7 @@ def told(outcome: Outcome) -> tuple[Status, int | None]:
 def test_a_question_is_one_persons_until_its_lease_ends(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     assert claimed(people, "ben", 3) == [3, 4]
-    assert claimed(people, "anna", 2) == [1, 2]  # she keeps what she has
+    assert claimed(people, "anna", 2) == [1, 2]  # she keeps her questions
     assert claimed(people, "anna", 4) == [1, 2]
     assert people.waiting(1) == 0
     hands.seconds += 200
@@ -77,7 +77,7 @@ def test_a_question_is_one_persons_until_its_lease_ends(people: People, hands: H
     assert people.submit("ben", "ben", said("k2", 4, Verdict.OBJECT, (D, 0))).status is Status.SAVED  # nobody took it
 
 
-def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, hands: Hands) -> None:
+def test_a_question_whose_lease_ended_is_not_assigned_twice(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     hands.seconds += 200
     assert claimed(people, "ben", 1) == [1]
@@ -85,7 +85,7 @@ def test_a_question_whose_lease_ended_is_not_given_to_two(people: People, hands:
     assert people.submit("ben", "ben", said("k1", 1, Verdict.OBJECT, (A, 0))).status is Status.SAVED
 
 
-def test_only_questions_named_are_looked_at(people: People) -> None:
+def test_only_named_questions_are_considered(people: People) -> None:
     assert claimed(people, "ben") == [1]
     assert [q.id for q in people.claim("anna", "anna", 2, 100, among=[1, 3, 4])] == [3, 4]  # 1 is ben's
     assert [q.id for q in people.claim("anna", "anna", 3, 100, among=[2])] == [3, 4, 2]
@@ -129,7 +129,7 @@ def test_two_servers_at_one_database(people: People, database: str) -> None:
     assert all(mine == sorted(mine) for mine in done)
 
 
-def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(people: People, hands: Hands) -> None:
+def test_a_question_of_a_closed_tab_returns_to_its_person(people: People, hands: Hands) -> None:
     assert claimed(people, "anna 1", 2, by="anna") == [1, 2]
     assert claimed(people, "ben", 2) == [3, 4]
     assert claimed(people, "anna 2", 2, by="anna") == []
@@ -142,13 +142,13 @@ def test_a_question_in_a_tab_that_was_closed_is_its_persons_again(people: People
     assert claimed(people, "ben", 4) == [3, 4]
 
 
-def test_a_tab_that_says_that_it_is_closed_lets_go_of_its_questions(people: People) -> None:
+def test_a_tab_that_reports_its_closing_releases_its_questions(people: People) -> None:
     assert claimed(people, "anna 1", 3, by="anna") == [1, 2, 3]
     assert claimed(people, "ben", 2) == [4]
     people.let_go("anna 1")
     assert claimed(people, "anna 2", 1, by="anna") == [1]
     assert claimed(people, "ben", 2) == [4, 2]
-    assert claimed(people, "anna 1", 2, by="anna") == [3]  # loaded again: what nobody took is still its own
+    assert claimed(people, "anna 1", 2, by="anna") == [3]  # reloaded: unclaimed questions are still its own
     assert people.submit("ben", "ben", said("k1", 4, Verdict.NOT_AN_OBJECT)).status is Status.SAVED
 
 
@@ -209,7 +209,7 @@ def test_the_same_answer_again_is_known_after_clipping_merging_and_correcting(pe
     assert [told(people.submit("ben", "ben", taken_back)) for _ in range(2)] == [("saved", 3)] * 2
 
 
-def test_a_question_not_given_to_somebody_is_not_theirs_to_answer(people: People) -> None:
+def test_only_the_assigned_person_may_answer_a_question(people: People) -> None:
     outcome = people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
     assert outcome.status is Status.REFUSED
     assert "not assigned to you" in str(outcome.reason)
@@ -217,7 +217,7 @@ def test_a_question_not_given_to_somebody_is_not_theirs_to_answer(people: People
     assert people.given() == []
 
 
-def test_what_cannot_be_an_answer_is_refused(people: People) -> None:
+def test_invalid_answers_are_refused(people: People) -> None:
     claimed(people, "anna")
     for bad in (
         said("k", 1, Verdict.OBJECT, (A, 3)),
@@ -243,7 +243,7 @@ def test_a_correction_names_what_it_corrects(people: People) -> None:
     assert people.submit("anna", "anna", said("k4", 2, Verdict.OBJECT, (B, 2), after=1)).status is Status.CONFLICT
 
 
-def test_an_answer_taken_back_opens_the_question_for_its_author(people: People) -> None:
+def test_a_withdrawn_answer_reopens_the_question_for_its_author(people: People) -> None:
     claimed(people, "anna")
     people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0)))
     others = people.submit("ben", "ben", said("k2", 1, Verdict.WITHDRAWN, after=1))
@@ -295,7 +295,7 @@ def test_nobody_gives_a_second_opinion_on_their_own_answer_under_another_name(pe
     assert claimed(people, "cleo", 9) == [twice.id, other.id]
 
 
-def test_a_lease_under_a_former_name_is_ones_own(people: People, hands: Hands) -> None:
+def test_a_lease_under_a_former_name_is_the_persons_own(people: People, hands: Hands) -> None:
     box = np.array(A, dtype=np.float32)
     (twice,) = people.store.ask(1, [Query(9, box, 0, wanted=2)])
     assert claimed(people, "tab", 9, by="bob") == [1, 2, 3, 4, twice.id]
@@ -305,7 +305,7 @@ def test_a_lease_under_a_former_name_is_ones_own(people: People, hands: Hands) -
     assert len(people.claim("phone", "robert", 9, 100, former=("bob",))) == 5
 
 
-def test_who_decides_after_answering_under_a_former_name_stays_one_person(people: People) -> None:
+def test_deciding_after_answering_under_a_former_name_counts_as_one_person(people: People) -> None:
     box = np.array(A, dtype=np.float32)
     (twice,) = people.store.ask(1, [Query(9, box, 0, wanted=2)])
     claimed(people, "bob", 9)
@@ -328,22 +328,22 @@ def test_a_missed_object_and_a_complete_image(people: People) -> None:
     people.submit("anna", "anna", said("k2", None, Verdict.OBJECT, image_id=5, complete=True))
     labels, spent = people.store.labels_of(5), people.store.spent()
     assert (labels.complete, labels.boxes.tolist(), labels.labels.tolist()) == (True, [B], [1])
-    assert (spent.labels, spent.reviews) == (1, 1)  # the word that it is complete costs no box
+    assert (spent.labels, spent.reviews) == (1, 1)  # marking it as complete costs no box
     people.submit("anna", "anna", said("k3", people.given()[-1].query.id, Verdict.WITHDRAWN, after=2))
     assert not people.store.labels_of(5).complete
     again = people.given()[-1].query.id
     assert people.submit("ben", "ben", said("k4", again)).status is Status.REFUSED
     assert people.submit("anna", "anna", said("k5", again)).status is Status.SAVED
     assert people.store.labels_of(5).complete
-    assert [q.id for q in people.store.unanswered(1)] == [1, 2, 3, 4]  # nobody is asked what a person volunteered
+    assert [q.id for q in people.store.unanswered(1)] == [1, 2, 3, 4]  # nobody is asked about a volunteered answer
 
 
-def test_the_questions_of_the_latest_cycle_come_first_and_the_old_ones_no_more(people: People) -> None:
+def test_questions_of_the_latest_cycle_are_assigned_and_old_ones_are_not(people: People) -> None:
     assert claimed(people, "anna") == [1]
     people.store.open_cycle(2)
     (new,) = people.store.ask(2, [Query(9, np.array(A, dtype=np.float32), 0)])
     assert claimed(people, "ben", 5) == [new.id]
-    assert claimed(people, "anna", 1) == [1]  # what she has before her stays
+    assert claimed(people, "anna", 1) == [1]  # the question in front of her stays
     assert people.submit("anna", "anna", said("k1", 1, Verdict.OBJECT, (A, 0))).status is Status.SAVED
 
 
@@ -399,7 +399,7 @@ def test_agreement() -> None:
 
 
 @pytest.mark.parametrize("jump", [-86400.0, 86400.0])
-def test_a_clock_on_the_wall_that_is_set_ends_and_prolongs_no_lease(
+def test_setting_the_wall_clock_neither_ends_nor_extends_a_lease(
     people: People, hands: Hands, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
     wall = time.time
@@ -416,7 +416,7 @@ def test_a_clock_on_the_wall_that_is_set_ends_and_prolongs_no_lease(
 def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People, hands: Hands) -> None:
     assert claimed(people, "anna", 2) == [1, 2]
     hands.seconds += 90
-    people.let_go("nobody")  # any writing: what has passed is kept
+    people.let_go("nobody")  # any write keeps the elapsed time
     for start in (0.0, 1e9):  # the machine restarted, or another one resumes
         after = Hands()
         after.seconds = start
@@ -428,7 +428,7 @@ def test_a_lease_outlasts_a_restart_but_not_by_more_than_its_time(people: People
     assert again.waiting(1) == 4
 
 
-def test_of_several_processes_the_clock_that_is_ahead_is_right(people: People, hands: Hands) -> None:
+def test_the_clock_that_is_ahead_counts(people: People, hands: Hands) -> None:
     there = Hands()
     there.seconds = 7.0
     other = People(people.store, there)
@@ -440,13 +440,13 @@ def test_of_several_processes_the_clock_that_is_ahead_is_right(people: People, h
     assert claimed(other, "dora") == [4]
     hands.seconds += 50
     there.seconds += 50
-    assert people.waiting(1) == other.waiting(1) == 2  # each second has passed once, not once for each of them
+    assert people.waiting(1) == other.waiting(1) == 2  # each second counts once, not once per process
     hands.seconds += 1000
     claimed(people, "emil", 0)
     assert other.waiting(1) == 4
 
 
-def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_an_older_store_is_upgraded(tmp_path: Path) -> None:
     with Store(tmp_path / "new.sqlite", classes=("fish",), flush=False) as store:
         store.add_images([ImageRecord(1, "1.jpg", 640, 480)])
         store.open_cycle(1)
@@ -474,7 +474,7 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path) -> None:
             assert People(store).claim("anna", "anna", 1, 10) == []
 
 
-def test_leases_by_the_clock_on_the_wall_are_over_once_a_store_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_wall_clock_leases_end_when_a_store_is_upgraded(tmp_path: Path) -> None:
     file = tmp_path / "labels.sqlite"
     with Store(file, classes=("fish",), flush=False) as store:
         store.add_images([ImageRecord(1, "1.jpg", 640, 480)])

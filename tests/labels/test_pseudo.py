@@ -78,10 +78,10 @@ def rows(targets: Targets) -> list[Row]:
     [
         # no pseudo labels: every candidate's region is background, which it is without any target
         ("none", []),
-        # HPL: score >= 0.8 teaches both branches; the rest is background
+        # HPL: score >= 0.8 trains both branches; the rest is background
         ("hard", [(0, 1, 1, False), (1, 1, 1, False)]),
         # THPL: the class branch has 0 and 1; the box branch has 0, 2 and 4 (cons >= 0.7), of which 2 and 4 are
-        # background for the class branch; 1 teaches no box
+        # background for the class branch; 1 does not train the box branch
         ("task_hard", [(0, 1, 1, False), (1, 1, 0, False), (2, 1, 1, True), (4, 1, 1, True)]),
         # TSPL: the class branch 1, 1, 0.6, 0.5, 0, 0; the box branch 1, 0, 1, 0.5, 1, 0; weight 0 is ignored
         (
@@ -109,7 +109,7 @@ def test_each_method_by_hand(method: str, wanted: list[Row]) -> None:
 @pytest.mark.parametrize(
     ("method", "wanted"),
     [
-        # class weight 0 becomes background; a box that teaches neither branch is left out altogether
+        # class weight 0 becomes background; a box that trains neither branch is omitted
         ("soft", [(0, 1, 1, False), (1, 1, 0, False), (2, 0.6, 1, False), (3, 0.5, 0.5, False), (4, 1, 1, True)]),
         ("ignore_only", [(0, 1, 1, False), (1, 1, 1, False)]),
         ("hard", [(0, 1, 1, False), (1, 1, 1, False)]),
@@ -180,7 +180,7 @@ def test_a_partially_labelled_image_uses_all_its_boxes() -> None:
     assert by_source(targets) == {
         "human": [(box(300), 1, 1, False)],
         "difficult": [(box(340), 0, 0, False)],  # ignored
-        "rejected": [(box(320), 1, 0, True)],  # taught as background
+        "rejected": [(box(320), 1, 0, True)],  # trained as background
         "pseudo": [(box(0), 1, 1, False)],
     }
     assert targets.labels[targets.source == Source.HUMAN].tolist() == [9]
@@ -212,7 +212,7 @@ def test_a_forgotten_rejection_still_keeps_pseudo_labels_off() -> None:
     assert len(targets) == 0
 
 
-def test_an_image_of_which_nothing_is_known_has_no_targets() -> None:
+def test_an_unknown_image_has_no_targets() -> None:
     assert len(make_targets(said(), None, NONE, settings())) == 0
     assert len(make_targets(said(), candidates(), NONE, settings())) == 0
 
@@ -229,7 +229,7 @@ def test_sure_pseudo_labels_are_counted_by_class_without_background_and_human_bo
     assert count_sure({}, 3, 0.8).tolist() == [0, 0, 0]
 
 
-def test_targets_come_back_from_their_file(tmp_path: Path) -> None:
+def test_targets_are_read_back_from_their_file(tmp_path: Path) -> None:
     made = {
         8: make_targets(said([box(300)], rejected=[box(320)]), SIX, as_boxes([box(340)]), settings()),
         3: Targets.of([], []),
@@ -253,7 +253,7 @@ def test_calibrated_scores_are_the_fraction_of_right_answers_and_never_fall() ->
     shown = np.array([0.2, 0.2, 0.2, 0.2, 0.6, 0.6])
     right = np.array([True, False, False, False, True, False])
     scores = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    # a quarter of those at 0.2, half of those at 0.6; in between, and towards the made-up ends, on the line
+    # a quarter of those at 0.2, half of those at 0.6; in between, and towards the artificial ends, linear
     assert calibrate(scores, shown, right) == pytest.approx([0, 0.25, 0.375, 0.5, 0.75, 1])
     # more right ones at the lower score than at the higher: taken together, 4 of 6
     assert calibrate(np.array([0.2, 0.4, 0.6]), shown, ~right) == pytest.approx([4 / 6] * 3)

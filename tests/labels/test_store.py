@@ -1,4 +1,4 @@
-"""The label store returns what it records, loses nothing, and says what to do when it refuses."""
+"""The label store returns what it records, loses nothing, and gives advice when it refuses."""
 
 import os
 import sqlite3
@@ -112,7 +112,7 @@ def test_adding_images_again_adds_only_the_new_ones(store: Store) -> None:
 
 @pytest.mark.parametrize("other", [image(2, "else.jpg"), image(2, width=320)])
 def test_an_id_never_changes_its_image(store: Store, other: ImageRecord) -> None:
-    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now; restore the images"):
+    with pytest.raises(UserError, match=r"image 2 is 2\.jpg \(640 x 480\) in the store but .* now. Restore the images"):
         store.add_images([image(11), other])
     with pytest.raises(UserError, match=r"image 11 is a\.jpg"):
         store.add_images([image(11, "a.jpg"), image(11, "b.jpg")])
@@ -130,7 +130,7 @@ def test_opening_a_cycle_again_changes_nothing(store: Store, path: Path) -> None
 # Asking
 
 
-def test_queries_come_back_as_they_were_asked(store: Store) -> None:
+def test_queries_are_read_back_as_they_were_asked(store: Store) -> None:
     """``ask`` itself converts NumPy numbers to plain ones and boxes to ``float32``, before they are read back."""
     box = np.array([0.1, 1 / 3, 7.7, 9.9])
     rich = replace(query(1, A), box=box, guess=np.int64(2), utility=np.float32(0.1), why={"score": np.float32(0.3)})
@@ -174,7 +174,7 @@ def test_unanswered_queries_are_those_of_one_cycle_in_the_order_asked(store: Sto
 @pytest.mark.parametrize(
     ("cycle", "bad", "message"),
     [
-        (7, query(1), r"cycle 7 is not open; call open_cycle\(7\)"),
+        (7, query(1), r"cycle 7 is not open. Call open_cycle\(7\)"),
         (0, query(99), "must name an image of the store"),
         (0, query(1, [5, 0, 5, 10]), "x2 > x1"),
     ],
@@ -188,7 +188,7 @@ def test_an_invalid_query_is_refused_with_its_whole_batch(store: Store, cycle: i
 # Answering
 
 
-def test_answers_come_back_with_their_queries_in_the_order_asked(store: Store) -> None:
+def test_answers_are_read_back_with_their_queries_in_the_order_asked(store: Store) -> None:
     one, two = store.ask(0, [query(1, A), query(2, B)])
     tricky = [0.1, 1 / 3, 7.7, 9.9]
     store.record([answer(two, NOT_AN_OBJECT), replace(answer(one, OBJECT, (tricky, 2)), by="Zoë", milliseconds=830)])
@@ -299,7 +299,7 @@ def test_labels_and_boxes_shown_are_both_counted(store: Store) -> None:
     tell(store, D, CANNOT_TELL, image_id=3, cycle=1, ms=50)
     ask_one(store, D, image_id=4, cycle=1)
     assert store.spent(0) == Spent(labels=1, reviews=3, milliseconds=60)
-    assert store.spent(1) == Spent(labels=3, reviews=3 + 1 + 1, milliseconds=90)  # image 3 was looked at, and is empty
+    assert store.spent(1) == Spent(labels=3, reviews=3 + 1 + 1, milliseconds=90)  # image 3 was reviewed and is empty
     assert store.spent() == Spent(labels=4, reviews=8, milliseconds=150)
 
 
@@ -387,7 +387,7 @@ def test_reading_does_not_create_a_missing_store(path: Path) -> None:
     assert not path.exists()
 
 
-def test_files_that_are_no_store_are_refused_and_left_alone(path: Path) -> None:
+def test_files_that_are_not_a_store_are_refused_and_unchanged(path: Path) -> None:
     def refused(message: str) -> None:
         before = path.read_bytes()
         for classes in (None, CLASSES):
@@ -414,7 +414,7 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
     connection.execute("UPDATE rarebox SET schema = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 3\); upgrade"):
+    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 4\). Upgrade"):
         Store(path)
     assert list(path.parent.iterdir()) == [path]
 
@@ -439,7 +439,7 @@ def test_the_tables_can_be_made_in_postgresql() -> None:
 # Durability
 
 
-def test_a_store_is_made_wholly_or_not_at_all(path: Path) -> None:
+def test_a_store_is_created_completely_or_not_at_all(path: Path) -> None:
     with pytest.raises(IntegrityError):  # after the tables and the first class were made
         Store(path, classes=["fish", None])  # type: ignore[list-item]
     assert rows(path, "SELECT name FROM sqlite_master") == []
@@ -462,7 +462,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(store: Store, path: Path) -
     with pytest.raises(UserError) as caught:
         store.ask(0, [query(1, B)] * 5000)
     assert str(caught.value) == (
-        f"{path}: database or disk is full: free some space and try again; nothing recorded before is lost"
+        f"{path}: database or disk is full: free some space and try again. Nothing recorded before is lost"
     )
     with store._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
@@ -586,7 +586,7 @@ def test_many_answers_are_fast(store: Store) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows locks no folders")
-def test_a_lock_of_another_program_on_the_folder_delays_a_store_and_no_more(
+def test_a_lock_of_another_program_on_the_folder_only_delays_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl

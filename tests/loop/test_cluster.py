@@ -1,4 +1,4 @@
-"""The same work on Ray as here: byte for byte, and whatever happens to workers and nodes in the middle."""
+"""Work on Ray equals local work byte for byte, even if workers and nodes are lost."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run done here, every image of its pool a shard."""
+    """A local run in which every image of the pool is a shard."""
     out = tmp_path_factory.mktemp("runs") / "run"
     simulate.simulate(out, settings(pictures, budget=[6], scoring__shard_size=1))
     return out
@@ -61,7 +61,7 @@ def joined(nodes: Any) -> Iterator[cluster.Cluster]:
 
 
 def rank_again(finished: Path, out: Path, engine: Engine) -> None:
-    """Score and rank the pool of cycle 2 with an engine: the files, and the ranking, are those of the finished run."""
+    """Score and rank the pool of cycle 2 with an engine: files and ranking equal those of the finished run."""
     shutil.copytree(finished, out)
     shutil.rmtree(out / "cycle_02")
     assert rank(out, engine) == rank(finished, no_engine)
@@ -93,7 +93,7 @@ def no_engine(*_: Any) -> Any:
 
 
 class Watched:
-    """An engine, and what it does: ``after`` is called when the first shards have come."""
+    """An engine whose work is observed: ``after`` is called when the first shards have arrived."""
 
     def __init__(self, joined: cluster.Cluster, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joined, self.after, self.done = joined, after, list[int]()
@@ -125,7 +125,7 @@ def _command(process: psutil.Process) -> str:
 
 
 def wait_for_two_workers(watched: Watched) -> None:
-    # The pool is so small that one worker could be through before the other has begun.
+    # The pool is so small that one worker could finish before the other starts.
     until = time.monotonic() + 60
     while len(watched.scoring.starting) and time.monotonic() < until:
         ready, _ = watched.joined.ray.wait([*watched.scoring.starting], timeout=1)
@@ -134,19 +134,19 @@ def wait_for_two_workers(watched: Watched) -> None:
     assert len(watched.scoring.busy) == 2
 
 
-# Before the others: once this process has joined a cluster, it is in that one.
+# Run first: once this process has joined a cluster, it stays in that one.
 @pytest.mark.parametrize(
     ("engine", "address", "said"),
     [
         ("rey", None, "did you mean 'ray'"),
-        ("local", "auto", "goes with --engine ray"),
-        ("ray", "127.0.0.1:1", "127.0.0.1:1: nobody answers"),
+        ("local", "auto", "Use it with --engine ray"),
+        ("ray", "127.0.0.1:1", "127.0.0.1:1: nothing answers"),
         ("ray", "127.0.0.1:here", "127.0.0.1:here: give HOST:PORT"),
         ("ray", "ray://127.0.0.1:10001", "Run it there with --address auto"),
         ("ray", "nonsense", "nonsense: give HOST:PORT"),
     ],
 )
-def test_an_engine_that_cannot_be_had_is_refused(engine: str, address: str | None, said: str) -> None:
+def test_an_unavailable_engine_is_refused(engine: str, address: str | None, said: str) -> None:
     if engine == "ray":
         pytest.importorskip("ray", reason='Ray is not installed: pip install "rarebox[cluster]"')
     with pytest.raises(UserError, match=said), cluster.connected(engine, address):
@@ -170,7 +170,7 @@ def test_a_worker_killed_in_the_middle_costs_its_shard_only(
     assert sum(watched.scoring.tries) == SHARDS + 1
 
 
-def test_a_shard_that_fails_by_its_own_error_says_why_and_what_is_done_stays_done(
+def test_a_shard_that_fails_by_its_own_error_reports_why_and_finished_shards_are_kept(
     finished: Path, joined: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster.Cluster, "room", lambda *_: 1)  # a worker takes seconds to start, and one is enough
@@ -237,7 +237,7 @@ def test_a_node_removed_in_the_middle_changes_nothing(
     watched = Watched(joined, remove, monkeypatch)
     rank_again(finished, tmp_path / "run", watched)
     assert sorted(watched.done) == [*range(SHARDS)]
-    assert watched.scoring.lost <= 1  # its worker may have handed in its shard just before
+    assert watched.scoring.lost <= 1  # its worker may just have returned its shard
 
 
 def test_an_engine_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The loop as a whole: what a run leaves behind, that it repeats itself, and that nothing can make it lose its way."""
+"""The loop as a whole: the files of a run, reproducibility, and resuming after any interruption."""
 
 import json
 import random
@@ -53,7 +53,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished run, to look into."""
+    """One finished run, to inspect."""
     out = tmp_path_factory.mktemp("runs") / "run"
     simulate.simulate(out, settings(pictures))
     return out
@@ -61,8 +61,8 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untrained() -> Iterator[None]:
-    """Detectors stay as they were made: for what a cycle asks, which its own training comes after."""
-    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own patches on the way
+    """Detectors are not trained: for tests of a cycle's questions, which precede its training."""
+    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own patches in between
         patch.setattr(TorchDetector, "fit", lambda *_, **__: 0.0)
         yield
 
@@ -85,7 +85,7 @@ def outcome(out: Path) -> tuple[list[Record], list[Any]]:
     return timeless(RunFolder(out).records()), said
 
 
-def test_record_holds_what_the_page_promises(finished: Path) -> None:
+def test_record_has_the_documented_fields(finished: Path) -> None:
     records = json.loads((finished / "metrics.json").read_text())
     assert [r["cycle"] for r in records] == [1, 2, 3]
     wanted = {
@@ -106,7 +106,7 @@ def test_record_holds_what_the_page_promises(finished: Path) -> None:
     assert set(records[1]["seconds"]) == {"score", "ask", "fit", "evaluate"}
 
 
-def test_meters_add_up_from_the_stores_events(finished: Path) -> None:
+def test_labels_and_reviews_add_up_from_the_stores_events(finished: Path) -> None:
     with Store(RunFolder(finished).store) as store:
         for record in RunFolder(finished).records():
             answered = [(q, a) for c in range(1, record["cycle"] + 1) for q, a in store.answered(c)]
@@ -145,7 +145,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
             paid = [prices[q.image_id] for q, _ in asked]
             spent = sum(paid)
             assert record["labels_this_cycle"] == record["reviews_this_cycle"] == spent
-            # The last image may overshoot the budget, and no other; none of the ranking is passed over.
+            # Only the last image may exceed the budget; no image of the ranking is skipped.
             assert spent - paid[-1] < budget
             assert [q.why["rank"] for q, _ in asked if q.why] == [*range(len(asked))]
             short = f"no images are left: {spent} of the budget of {budget} labels were spent"
@@ -158,7 +158,7 @@ def test_image_level_methods_pay_for_every_object_of_their_images(
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
-def test_image_level_method_says_when_the_images_run_out(
+def test_image_level_method_reports_when_the_images_run_out(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str
 ) -> None:
     changes: dict[str, Any] = {"selection__strategy": strategy, "budget": [10_000, 5]}
@@ -203,7 +203,7 @@ VERDICTS = (Verdict.NOT_AN_OBJECT, Verdict.OBJECT)
 
 
 def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None:
-    """What 150 budgets buy, each in a cycle of its own: an image is never passed over for its price."""
+    """What 150 budgets buy, each in a separate cycle: no image is skipped because of its cost."""
     sizes = np.random.default_rng(5).geometric(1 / 13, size=300) - 1  # some are empty
     truth = {
         i: GroundTruth(np.tile(np.array([[0, 0, 9, 9]], np.float32), (n, 1)), np.zeros(n, np.int64), np.zeros(n, bool))
@@ -233,7 +233,7 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_exploring_ends_with_the_image_that_reaches_its_share(
+def test_exploring_ends_with_the_image_that_reaches_its_fraction(
     pictures: Path, finished: Path, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score_pool = shards.score_pool
@@ -251,7 +251,7 @@ def test_exploring_ends_with_the_image_that_reaches_its_share(
         assert sum(paid[:-1]) < share * budget
 
 
-def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_an_images_result_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:
     detector = detectors.load(finished / "cycle_01", "cpu")
     records = datasets.load(pictures).train.images
     odd = []
@@ -271,7 +271,7 @@ def test_what_an_image_gets_does_not_depend_on_its_batch(pictures: Path, finishe
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", ["image_random", "coreset"])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_asking_that_was_cut_short_goes_on_where_it_was(
+def test_interrupted_asking_resumes(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = settings(pictures, selection__strategy=strategy, budget=[25])
@@ -381,10 +381,10 @@ def test_weak_detections_become_ignored_pseudo_labels_and_are_not_asked_about(
         weights += [(by_box[tuple(b)], weight, background) for b, weight, background in columns]
     below = [(weight, background) for score, weight, background in weights if score < strong]
     assert below
-    assert set(below) == {(0.0, False)}  # ignored: neither taught nor background
+    assert set(below) == {(0.0, False)}  # ignored: neither object nor background
 
 
-def test_a_run_of_an_earlier_version_keeps_its_ways(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_keeps_its_behaviour(pictures: Path, finished: Path, tmp_path: Path) -> None:
     old = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     told = yaml.safe_load(old.settings.read_text())
     for section, name in (
@@ -412,7 +412,7 @@ def test_scores_by_other_rules_are_never_mixed_with_ours(
     folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     scored = folder.cycle(2) / "candidates"
     ours = {file.name: file.read_bytes() for file in scored.glob("*.parquet")}
-    for file in list(scored.glob("*.parquet")):  # names that an earlier version gave
+    for file in list(scored.glob("*.parquet")):  # names written by an earlier version
         kind, place, _ = file.name.split("_")
         file.rename(scored / f"{kind}_{place}_{'0' * 20}.parquet")
     names = sorted(file.name.removeprefix("shard_") for file in scored.glob("shard_*"))
@@ -429,7 +429,7 @@ def test_scores_by_other_rules_are_never_mixed_with_ours(
     used, notes = score()
     assert used == {f"shard_{name}" for name in names}
     assert "an earlier version scored this cycle" in notes[0]
-    monkeypatch.setattr(Store, "queries", lambda *_: [])  # nobody has asked yet
+    monkeypatch.setattr(Store, "queries", lambda *_: [])  # nothing has been asked yet
     used, notes = score()
     assert notes == []
     assert {file.name: file.read_bytes() for file in scored.glob("*.parquet")} == ours
@@ -456,7 +456,7 @@ def test_same_seed_same_everything(pictures: Path, finished: Path, tmp_path: Pat
     assert outcome(tmp_path / "other") != outcome(finished)
 
 
-def test_a_finished_run_is_left_alone(pictures: Path, finished: Path) -> None:
+def test_a_finished_run_is_not_changed(pictures: Path, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.*") if "labels.sqlite" not in p.name}
     assert timeless(simulate.simulate(finished, settings(pictures))) == timeless(RunFolder(finished).records())
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -506,7 +506,7 @@ def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, t
     assert outcome(tmp_path / "shared")[1] == outcome(tmp_path / "alone")[1]
     assert shared[0]["ap50"] == alone[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
     assert "fit" not in shared[0]["seconds"]
-    assert "evaluate" not in shared[0]["seconds"]  # of the same model: taken over, too
+    assert "evaluate" not in shared[0]["seconds"]  # of the same model: copied, too
     assert "score" not in shared[1]["seconds"]
     assert {"fit", "evaluate"} <= shared[1]["seconds"].keys()
     assert {"score", "fit"} <= shared[2]["seconds"].keys()
@@ -514,7 +514,7 @@ def test_strategies_share_pool_and_first_model(pictures: Path, finished: Path, t
     assert not alone[0]["notes"]
 
 
-def test_what_a_shared_model_reached_counts_on_the_same_test_images_alone(
+def test_the_ap_of_a_shared_model_is_reused_only_on_the_same_test_images(
     pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(finished, tmp_path / "other")
@@ -526,7 +526,7 @@ def test_what_a_shared_model_reached_counts_on_the_same_test_images_alone(
     assert records[0]["ap50"] == RunFolder(finished).records()[0]["ap50"]
 
 
-def test_test_images_are_told_apart_by_their_truth_and_the_device() -> None:
+def test_test_sets_are_distinguished_by_truth_and_device() -> None:
     def told(
         x1: float = 0.0, label: int = 0, difficult: bool = False, image: str = "a.png", device: str = "cpu"
     ) -> str:
@@ -569,12 +569,12 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
     "change",
     [{"initial_images": 5}, {"training__steps": 7}, {"detector__image_size": 96}, {"pseudo__difficult": "background"}],
 )
-def test_a_first_model_made_otherwise_is_not_shared(
+def test_a_first_model_with_other_settings_is_not_shared(
     pictures: Path, finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     with pytest.raises(UserError, match="does not fit this run") as told:
         simulate.simulate(tmp_path / "run", settings(pictures, **change), share=finished)
-    assert len(str(told.value).splitlines()) == 2  # what differs, and no more
+    assert len(str(told.value).splitlines()) == 2  # only what differs
 
 
 def test_sharing_with_a_run_of_another_kind_is_refused(pictures: Path, finished: Path, tmp_path: Path) -> None:
@@ -606,7 +606,7 @@ def test_a_folder_of_something_else_is_refused(pictures: Path, tmp_path: Path) -
 
 
 def test_two_processes_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox is working in"):
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another rarebox process is working in"):
         simulate.simulate(tmp_path / "run", settings(pictures))
 
 
@@ -638,7 +638,7 @@ def test_strategy_never_sees_the_truth(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
-def test_budget_larger_than_the_pool_uses_all_and_says_so(pictures: Path, tmp_path: Path) -> None:
+def test_budget_larger_than_the_pool_uses_all_and_reports_it(pictures: Path, tmp_path: Path) -> None:
     records = simulate.simulate(tmp_path / "run", settings(pictures, budget=[10_000]))
     assert any("no candidates are left" in note for note in records[1]["notes"])
     records = simulate.simulate(tmp_path / "all", settings(pictures, initial_images=99, budget=[5]))
@@ -666,9 +666,7 @@ def test_exploration_labels_whole_images_when_a_class_has_no_candidate(
 
 
 @pytest.mark.usefixtures("untrained")
-def test_exploration_goes_on_where_it_was_killed(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exploration_resumes_after_a_kill(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = settings(pictures, selection__exploration=0.9, budget=[12], scoring__candidate_threshold=0.999)
     simulate.simulate(tmp_path / "whole", chosen)
     deaths = 0
@@ -715,7 +713,7 @@ def test_interrupted_exploration_skips_the_images_already_asked_about(
 
 
 def complete_in(store: Store, cycle: int) -> set[int]:
-    """Images that were labelled as a whole in a cycle."""
+    """Images that were labelled completely in a cycle."""
     return {query.image_id for query in store.queries(cycle) if query.box is None}
 
 
@@ -742,7 +740,7 @@ def test_asking_and_exploring_report_how_far_the_budget_is_spent(
         assert {(of, note) for _, of, note in told} == {(6, unit)}
 
 
-def test_a_fit_is_told_which_images_are_complete(
+def test_a_fit_receives_which_images_are_complete(
     monkeypatch: pytest.MonkeyPatch, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     told: list[tuple[Any, Any]] = []
@@ -765,7 +763,7 @@ def test_reading_the_data_is_progress_too(pictures: Path) -> None:
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.BLIND))
-def test_a_strategy_that_looks_at_no_score_needs_none(
+def test_a_strategy_that_reads_no_score_needs_none(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(name: str, **changes: Any) -> tuple[list[int], bool]:
@@ -777,13 +775,13 @@ def test_a_strategy_that_looks_at_no_score_needs_none(
 
     images, scored = asked("blind")
     assert not scored
-    assert asked("pool", pseudo__images="pool")[1]  # pseudo labels on every image want candidates
+    assert asked("pool", pseudo__images="pool")[1]  # pseudo labels on every image require candidates
     monkeypatch.setattr(strategies, "BLIND", set())
     assert asked("scored") == (images, True)
 
 
 @pytest.mark.usefixtures("untrained")
-def test_a_start_that_was_killed_while_writing_its_settings_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_a_start_killed_while_writing_its_settings_resumes(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     (tmp_path / "run" / "settings.yaml.part").write_text("data: da")
@@ -808,7 +806,7 @@ def test_a_damaged_table_is_named(pictures: Path, finished: Path, tmp_path: Path
         parquet.read(table)
 
 
-def test_a_damaged_checkpoint_is_as_good_as_none(pictures: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored(pictures: Path, finished: Path, tmp_path: Path) -> None:
     chosen = settings(pictures)
     RunFolder(tmp_path / "run").cycle(1).mkdir(parents=True)
     (tmp_path / "run" / "settings.yaml").write_text(config.dump(chosen))
@@ -837,7 +835,7 @@ def test_without_a_test_split_a_fifth_of_the_pool_is_held_out(pictures: Path, tm
     assert len(records) == 2
 
 
-def test_an_unreadable_image_is_left_out_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_skipped_and_the_run_continues(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "data")
     broken = Path(datasets.load(tmp_path / "data").train.images[0].path)
     broken.write_bytes(broken.read_bytes()[:400])
@@ -884,12 +882,12 @@ def test_a_full_disk_is_an_error_that_loses_nothing(
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours may catch it."""
+    """Simulates SIGKILL: no handler of ours may catch it."""
 
 
 @contextmanager
 def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """Die just before the n-th thing that changes the disk: a rename of a file, or a transaction of the store."""
+    """Die just before the n-th change of the disk: a rename of a file, or a transaction of the store."""
     count = 0
 
     def counted(honest: Callable[..., Any]) -> Callable[..., Any]:
@@ -912,7 +910,7 @@ def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 def test_death_before_any_write_changes_nothing_in_the_end(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every single point at which the state on disk changes, one after the other within one run."""
+    """Die at every change of the state on disk, one after the other, within one run."""
     out, chosen, deaths = tmp_path / "run", settings(pictures), 0
     while True:
         try:
@@ -927,13 +925,13 @@ def test_death_before_any_write_changes_nothing_in_the_end(
 
 
 def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    """A real process, killed for real; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
+    """A real process is killed; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
     out, moments, kills = tmp_path / "run", random.Random(0), 0
     command = ["run", out, "--data", pictures, "--json", *as_options()]
     while kills < 4:
         said = tmp_path / f"said_{kills}"
         child = forked.start_command(command, said)
-        wanted = moments.randrange(2, 9)  # so many lines of progress, then a moment more
+        wanted = moments.randrange(2, 9)  # this many lines of progress, then a moment longer
         while child.is_alive() and not (said.exists() and said.read_bytes().count(b"\n") >= wanted):
             time.sleep(0.01)
         time.sleep(moments.random() * 0.3)
@@ -1010,7 +1008,7 @@ def test_a_shard_is_scored_again_only_if_its_numbers_would_be_others(
     assert score(device="auto") == [5, 5]
 
 
-def test_a_run_goes_on_with_the_shards_it_began_with(
+def test_a_run_resumes_with_its_original_shards(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default size may change between two versions, in the middle of scoring."""

@@ -1,4 +1,4 @@
-"""A project whose questions are answered from the truth, and a simulation: both ask, label and train the same."""
+"""A project answered from the ground truth, and a simulation: both ask, label and train the same."""
 
 import os
 import re
@@ -49,7 +49,7 @@ THRESHOLD = 0.011
 
 
 class Annotator:
-    """Answers whatever the page would show, from the truth."""
+    """Answers the page's questions from the ground truth."""
 
     def __init__(self, link: str, oracle: SimulatedOracle) -> None:
         self.client, self.oracle, self.number = httpx.Client(base_url=link.split("?")[0], timeout=60), oracle, 0
@@ -64,7 +64,7 @@ class Annotator:
         return answer.json()
 
     def work(self, cycle: int) -> None:
-        """Answer the questions of one cycle until its budget is spent, three of them at hand as in the page."""
+        """Answer the questions of one cycle until its budget is spent, holding three at a time as the page does."""
         at_hand = self.post("/api/next", want=3)["queries"]
         while True:
             mine = [query for query in at_hand if query["cycle"] == cycle]
@@ -73,7 +73,7 @@ class Annotator:
             query, self.number = mine[0], self.number + 1
             box = None if query["box"] is None else np.array(query["box"], dtype=np.float32)
             said = self.oracle.answer(Query(query["image"]["id"], box, id=query["id"]))
-            # A person says "can't tell" of what they have labelled already, or moves on: it brings no box either way.
+            # For an object that is already labelled, a person answers "can't tell" or skips: neither adds a box.
             verdict = {"already_labelled": "cannot_tell"}.get(said.verdict.value, said.verdict.value)
             item = {
                 "key": f"{cycle}-{self.number}",
@@ -102,7 +102,7 @@ def simulate(folder: Path, project: Project, truth: dict[int, GroundTruth]) -> S
     first = [query for query in project.store.queries(1) if query.asked_by is None]
     asked = store.ask(1, [Query(query.image_id, why=query.why) for query in first])
     oracle = SimulatedOracle(truth, project.settings.oracle.iou)
-    store.record([oracle.answer(query) for query in asked])  # before the run: the answers are the test images' truth
+    store.record([oracle.answer(query) for query in asked])  # before the run: this is the test truth
     run = open_project(RunFolder(folder), project.settings, store, lambda *_: None)
     run.oracle = oracle
     for run.cycle in range(1, CYCLES + 1):
@@ -142,7 +142,7 @@ def name(image: ImageRecord) -> str:
 
 
 def asked_in(store: Store, cycle: int) -> list[str]:
-    """The questions of a cycle, written out."""
+    """The questions of a cycle as plain values."""
     return [
         repr((query.image_id, None if query.box is None else query.box.tolist(), query.guess, query.utility, query.why))
         for query in store.queries(cycle)
@@ -195,7 +195,7 @@ def test_a_project_and_a_simulation_ask_and_train_the_same(tmp_path: Path, monke
 
 
 def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process; other sums of floats come out otherwise
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process, because float sums differ with the number of threads
     known = load(AQUARIUM if AQUARIUM.exists() else tiny.make_data(tmp_path / "scenes"))
     project = start(tmp_path, known, known.train.images[:16])
     truth = truth_of(project, known)

@@ -105,7 +105,7 @@ SEEN = detections((box(2), 0, 0.7, SURE))
 """IoU 8/12 = 0.6667, JS 0: |(0.9 + 0.7) / 2 + 0.6667 - 1.3| = 0.1667."""
 
 
-def test_scores_by_hand_over_a_view_that_sees_the_box_and_one_that_lost_it() -> None:
+def test_scores_by_hand_over_a_view_with_a_match_and_one_without() -> None:
     found = score([IMAGE, SEEN, NOTHING])
     # lost: |0.45 * 0 + 0 - 1.3| = 1.3;  c = (0.1667 + 1.3) / 2 = 0.7333;  u = 0.5667;  cons = (0.6667 + 0) / 2
     assert found.uncertainty == pytest.approx([0.566667], abs=1e-5)
@@ -116,7 +116,7 @@ def test_scores_by_hand_over_a_view_that_sees_the_box_and_one_that_lost_it() -> 
     assert found.class_probs.tolist() == [SURE]
 
 
-def test_a_view_that_lost_the_box_may_be_skipped() -> None:
+def test_a_view_without_a_match_may_be_skipped() -> None:
     found = score([IMAGE, SEEN, NOTHING], unmatched="skip")
     # only the first view counts: u = 1.3 - 0.1667, cons = 0.6667
     assert found.uncertainty == pytest.approx([1.133333], abs=1e-5)
@@ -124,9 +124,9 @@ def test_a_view_that_lost_the_box_may_be_skipped() -> None:
 
 
 @pytest.mark.parametrize("base", [2.0, np.e])
-def test_a_view_that_lost_the_box_may_count_as_the_most_uncertain(base: float) -> None:
+def test_a_view_without_a_match_may_count_as_the_most_uncertain(base: float) -> None:
     found = score([IMAGE, NOTHING], unmatched="most_uncertain", js_base=base)
-    # c = 0, so u = c_m = 1.3; the box is lost all the same, so cons = 0
+    # c = 0, so u = c_m = 1.3; the box is lost nevertheless, so cons = 0
     assert found.uncertainty == pytest.approx([1.3])
     assert found.box_consistency == pytest.approx([0])
 
@@ -159,7 +159,7 @@ def test_beta_and_the_base_of_the_logarithm_come_from_the_settings() -> None:
     assert score([IMAGE, view], beta=0.5).uncertainty == pytest.approx([1.5 - 1.1198497], abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------- which become candidates
+# ------------------------------------------------------------------------------------------- candidates
 
 
 def test_the_candidate_threshold_is_included() -> None:
@@ -167,7 +167,7 @@ def test_the_candidate_threshold_is_included() -> None:
     assert score([image, NOTHING], candidate_threshold=0.3).boxes[:, 0].tolist() == [40, 0]
 
 
-def test_weaker_detections_are_kept_on_request_and_change_nothing_of_the_others() -> None:
+def test_weaker_detections_are_kept_on_request_and_do_not_change_others() -> None:
     rows = [(box(0), 0, 0.3, SURE), (box(20), 0, 0.07, SURE), (box(40), 0, 0.04, SURE), (box(1), 0, 0.08, SURE)]
     chosen = ScoringSettings()
     few, more = (
@@ -193,7 +193,7 @@ def test_a_box_below_the_threshold_suppresses_none_and_the_best_per_image_are_ke
     assert found.boxes[:, 0].tolist() == [20, 80, 40, 60]  # equal scores: the earlier row first
     assert found.box_index.tolist() == [0, 1, 2, 3]
     assert found.features is not None
-    assert found.features[:, 0].tolist() == [3, 12, 6, 9]  # features go along
+    assert found.features[:, 0].tolist() == [3, 12, 6, 9]  # features are kept
 
 
 def test_an_image_without_detections_has_no_candidates() -> None:
@@ -261,7 +261,7 @@ def same(one: Candidates, other: Candidates) -> None:
 
 
 @pytest.mark.parametrize("features", [False, True])
-def test_candidates_come_back_from_their_file_in_the_order_of_the_shards(tmp_path: Path, features: bool) -> None:
+def test_candidates_are_read_back_in_the_order_of_the_shards(tmp_path: Path, features: bool) -> None:
     image = detections((box(0), 0, 0.9, SURE), (box(30), 1, 0.7, SPLIT), features=features)
     first, second = score([image, SEEN]), score([image[:1], NOTHING])
     candidates.write(tmp_path / "shard_00001.parquet", second)
@@ -278,7 +278,7 @@ def test_a_shard_without_candidates_is_written_and_read_too(tmp_path: Path) -> N
     same(read_all(tmp_path), score([IMAGE, SEEN]))
 
 
-# ------------------------------------------------------------------------------------------- what rivals rank by
+# ------------------------------------------------------------------------------------------- scores of other methods
 
 
 def of_image(found: list[Detections], hidden: list[list[bool]] | None = None) -> ImageScores:
@@ -321,13 +321,13 @@ def test_the_committee_disagrees_on_the_class_by_its_loss_against_the_label() ->
     assert hidden.class_disagreement == pytest.approx([0.6931472, np.nan], nan_ok=True)
 
 
-def test_a_background_column_is_passed_over_when_the_class_is_looked_up() -> None:
+def test_a_background_column_is_skipped_when_the_class_is_looked_up() -> None:
     image = replace(detections((box(0), 1, 0.9, SURE)), class_probs=np.array([[0.1, 0.0, 0.9]]))
     view = replace(detections((box(0), 1, 0.5, SURE)), class_probs=np.array([[0.3, 0.2, 0.5]]))
     assert score([image, view]).class_disagreement == pytest.approx([0.6931472])
 
 
-def test_the_committee_disagrees_on_the_place_by_the_spread_of_the_corners() -> None:
+def test_the_committee_disagrees_on_the_position_by_the_spread_of_the_corners() -> None:
     image = detections((box(0), 0, 0.9, SURE))
     views = [detections((box(2), 0, 0.9, SURE)), detections((box(4), 0, 0.9, SURE)), NOTHING]
     # x1 and x2: 0, 2, 4 apart, standard deviation 1.633 of a width of 10; y1 and y2 agree: (0.1633 x 2) / 4
@@ -335,7 +335,7 @@ def test_the_committee_disagrees_on_the_place_by_the_spread_of_the_corners() -> 
     assert score([image, NOTHING]).box_disagreement == pytest.approx([np.nan], nan_ok=True)
 
 
-def test_image_scores_come_back_from_their_files(tmp_path: Path) -> None:
+def test_image_scores_are_read_back_from_their_files(tmp_path: Path) -> None:
     one, two = of_image([IMAGE, SEEN]), of_image([NOTHING, NOTHING])
     candidates.write(tmp_path / "images_00001.parquet", two)
     candidates.write(tmp_path / "images_00000.parquet", one)

@@ -1,4 +1,4 @@
-"""A perfect detector on every way that detections take: it finds on each view what it found on the image.
+"""A perfect detector on every code path: it finds on each view what it found on the image.
 
 Then JS is 0 and IoU(b, b_m) is 1 on every view, so c(b) = |s + 1 - beta| and cons(b) = 1, whatever the box's shape.
 """
@@ -135,7 +135,7 @@ def test_a_perfect_detector_is_consistent_on_every_view(
         assert image.consistency == pytest.approx([np.abs(SCORES + 1 - 1.3).min()], abs=2e-4)
 
 
-# ------------------------------------------------------------------------------------------- detections from outside
+# ------------------------------------------------------------------------------------------- external detections
 
 
 def line(image: str, boxes: Floats, **more: Any) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Candidates]:
 
 
 @pytest.mark.parametrize("views", EACH, ids="-".join)
-def test_so_is_one_that_looked_at_the_copies_of_rarebox(
+def test_so_is_one_on_rareboxs_copies(
     views: list[str], photo: Path, tmp_path: Path, scored: Callable[..., Candidates]
 ) -> None:
     copied = write_copies(photo, tmp_path / "copies", views, seed=0)
@@ -175,19 +175,19 @@ def test_so_is_one_that_looked_at_the_copies_of_rarebox(
     on_copies = [line(e["file"], np.clip(hulls(BOXES, e["matrix"]), 0, [e["width"], e["height"]] * 2)) for e in entries]
     found = write(tmp_path / "found.jsonl", [line("a.png", BOXES, width=WIDTH, height=HEIGHT)])
     is_perfect(scored(found, write(tmp_path / "views.jsonl", on_copies), views, copied.map))
-    if "cutout" not in views:  # its name does not say what it hides
+    if "cutout" not in views:  # its name does not determine what it hides
         by_name = [{**one, "image": "a.png", "view": e["view"]} for one, e in zip(on_copies, entries, strict=True)]
         is_perfect(scored(found, write(tmp_path / "named.jsonl", by_name), views))
 
 
 @pytest.mark.parametrize("degrees", [5, 20, 45, 90, 180])
-def test_so_is_one_on_turned_copies_of_its_own(degrees: int, tmp_path: Path, scored: Callable[..., Candidates]) -> None:
+def test_so_is_one_on_its_own_rotated_copies(degrees: int, tmp_path: Path, scored: Callable[..., Candidates]) -> None:
     turn = np.deg2rad(degrees)
     matrix = [[np.cos(turn), -np.sin(turn), 300.0], [np.sin(turn), np.cos(turn), 300.0]]
     found = write(tmp_path / "found.jsonl", [line("a.png", BOXES, width=WIDTH, height=HEIGHT)])
     on_copy = line("a.png", hulls(BOXES, np.array(matrix)), view="mine", matrix=matrix)
     candidates = scored(found, write(tmp_path / "views.jsonl", [on_copy]), ["flip"])
-    # At 45 degrees boxes of many shapes have the same hull, so none can be taken back for the committee.
+    # At 45 degrees boxes of many shapes have the same hull, so none can be mapped back for the committee.
     is_perfect(candidates if degrees != 45 else replace(candidates, box_disagreement=None))
 
 

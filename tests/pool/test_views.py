@@ -1,4 +1,4 @@
-"""Views: boxes and pixels take the same map, and a box comes back from it exactly."""
+"""Views: boxes and pixels use the same map, and boxes map back exactly."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def box_and_size(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
 
 
 @given(box_and_size(), st.sampled_from(sorted(VIEWS)))
-def test_a_box_comes_back_from_every_view_as_it_was(given_box: tuple[np.ndarray, int, int], name: str) -> None:
+def test_a_box_maps_back_from_every_view_unchanged(given_box: tuple[np.ndarray, int, int], name: str) -> None:
     box, height, width = given_box
     seen = view(name, height, width)
     assert seen.back(seen.to_view(box)) == pytest.approx(box, abs=4e-3)
@@ -194,7 +194,7 @@ def test_views_without_patches_hide_nothing() -> None:
 # ------------------------------------------------------------------------------------------- names
 
 
-def test_views_come_in_the_order_asked_for_and_each_draws_anew() -> None:
+def test_views_keep_the_requested_order_and_each_draws_separately() -> None:
     made = make_views(["noise", "flip", "cutout", "cutout"], 64, 64, np.random.default_rng(0))
     assert [v.name for v in made] == ["noise", "flip", "cutout", "cutout"]
     assert not (made[2].patches == made[3].patches).all()
@@ -206,7 +206,7 @@ def test_an_unknown_view_is_refused_with_the_nearest_name() -> None:
 
 
 def test_maps_by_name_are_those_of_the_views() -> None:
-    assert MAPS.keys() == VIEWS.keys() - {"cutout"}  # what it hides is drawn at random
+    assert MAPS.keys() == VIEWS.keys() - {"cutout"}  # its patches are drawn at random
     for name, matrix in MAPS.items():
         assert matrix(80, 100).tolist() == view(name, 80, 100).matrix.tolist()
         assert len(view(name, 80, 100).patches) == 0

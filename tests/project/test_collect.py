@@ -14,7 +14,7 @@ from tests.house import make_project, record
 FIRST, SECOND, THIRD = [20.0, 20, 50, 50], [100.0, 100, 140, 140], [60.0, 5, 90, 35]
 
 
-def test_pseudo_labels_give_way_to_later_answers(tmp_path: Path) -> None:
+def test_later_answers_replace_pseudo_labels(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     folder, store = project.folder, project.store
     guesses = Targets.of([FIRST, SECOND, THIRD], [1, 1, 0], Source.PSEUDO, 0.6, 0.6)

@@ -1,4 +1,4 @@
-"""Questions put in Label Studio and CVAT, and answers that come back: nothing is lost, doubled or made up."""
+"""Questions to Label Studio and CVAT, and the returned answers: nothing is lost, doubled or invented."""
 
 import copy
 import html
@@ -39,7 +39,7 @@ Edit = Callable[[list[Task]], None]
 
 
 def sdk(part: str) -> Any:
-    """A module of Label Studio's own library, which the rest of the tests do without: it pins an older NumPy."""
+    """A module of Label Studio's own library. Other tests do not need it, because it pins an older NumPy."""
     return pytest.importorskip(f"label_studio_sdk.{part}")
 
 
@@ -78,11 +78,11 @@ def send(project: Path, to: Path, format: str) -> Path:
 
 
 def nothing(result: list[Task]) -> None:
-    """A person who agrees with everything."""
+    """A person who accepts everything."""
 
 
 def annotated(project: Path, to: Path, edit: Edit = nothing, only: int | None = None, **more: Any) -> Path:
-    """What Label Studio exports after somebody has taken over the predictions, changed them and submitted."""
+    """Label Studio's export after somebody has accepted the predictions, changed them and submitted."""
     tasks = json.loads((send(project, to / "out", "labelstudio") / "tasks.json").read_text())
     exported = []
     for number, task in enumerate(tasks):
@@ -133,14 +133,14 @@ def verdicts(store: Store) -> dict[int, tuple[str, list[list[float]], list[int]]
 
 
 def everything(store: Store) -> list[Any]:
-    """All that was ever recorded."""
+    """Everything that was ever recorded."""
     return [(g.id, g.query.id, g.answer.verdict, g.answer.boxes.tolist(), g.answer.by) for g in People(store).given()]
 
 
-# ------------------------------------------------------------------------------------------- going out
+# ------------------------------------------------------------------------------------------- export
 
 
-def test_tasks_are_what_label_studios_own_library_takes(project: Path, tmp_path: Path) -> None:
+def test_label_studios_own_library_accepts_the_tasks(project: Path, tmp_path: Path) -> None:
     out = send(project, tmp_path / "out", "labelstudio")
     library, values = sdk("label_interface.interface"), sdk("label_interface.objects")
     interface = library.LabelInterface((out / "config.xml").read_text())
@@ -181,7 +181,7 @@ def test_label_studios_converter_reads_the_labels_as_they_were(project: Path, tm
 def test_other_libraries_read_the_cvat_file(project: Path, tmp_path: Path, reader: str) -> None:
     file = send(project, tmp_path / "out", "cvat") / "annotations.xml"
     if reader == "hotcoco":
-        with pytest.warns(UserWarning, match="2 unsupported"):  # the tags, of which it makes nothing
+        with pytest.warns(UserWarning, match="2 unsupported"):  # the tags, which it ignores
             coco = hotcoco.COCO.from_cvat(str(file))
         names = {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())}
         found = [(html.unescape(names[a["category_id"]]), a["bbox"]) for a in coco.loadAnns(coco.getAnnIds())]
@@ -196,7 +196,7 @@ def test_other_libraries_read_the_cvat_file(project: Path, tmp_path: Path, reade
     assert {label["type"] for label in labels} == {"rectangle", "tag"}
 
 
-def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Store) -> None:
+def test_labels_are_exported_as_annotations(project: Path, tmp_path: Path, store: Store) -> None:
     ones = np.ones(2)
     labels = [
         Annotations(4, np.array(BOXES[:2]), np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, True)
@@ -209,7 +209,7 @@ def test_labels_go_out_as_annotations(project: Path, tmp_path: Path, store: Stor
     export(tmp_path / "cvat", "cvat", CLASSES, images, labels)
     written = ET.parse(tmp_path / "cvat" / "annotations.xml").getroot()
     assert [len(image.findall("box")) for image in written.iter("image")] == [2, 0]
-    # And back, as boxes that people have drawn; a file that is not of a question puts none.
+    # And back, as boxes drawn by people; a file without questions adds none.
     for format, reader, name in (("ls", labelstudio, "tasks.json"), ("cvat", cvat, "annotations.xml")):
         with Store(tmp_path / f"{format}.sqlite", classes=CLASSES) as other:
             other.add_images(images)
@@ -286,7 +286,7 @@ def test_a_deleted_label_is_reported_and_with_replace_withdrawn(
         batch = without_boxes(tmp_path / format / name)
         assert bring_in(own, batch, format) == Imported(left=3)
         assert everything(own) == before
-        # One box of an image that was labelled as a whole stays.
+        # A single box of a fully labelled image is kept.
         assert bring_in(own, batch, format, instead=True) == Imported(withdrawn=2, left=1)
         assert [own.labels()[i].boxes.tolist() for i in (4, 5)] == [[], [BOXES[2]]]
         assert own.labels()[4].rejected.tolist() == [BOXES[0], pytest.approx(BOXES[1])]
@@ -305,7 +305,7 @@ def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path:
     for more, wanted in (({"import_id": None}, Imported()), ({"import_id": 1}, Imported(left=1))):
         export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
         assert bring_in(store, without_boxes(tmp_path / "out" / "tasks.json", **more), "labelstudio") == wanted
-    # Nor does an image that lost the list of its labels.
+    # The same for an image that lost the list of its labels.
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     tasks[0]["data"]["rarebox"]["labels"] = [["cat", [1, 2]]]
     (tmp_path / "x.json").write_text(json.dumps(tasks))
@@ -316,7 +316,7 @@ def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path:
     assert bring_in(store, without_boxes(tmp_path / "x.json"), "labelstudio") == Imported()
 
 
-def test_a_box_of_a_whole_images_answer_is_not_replaced_alone(tmp_path: Path, store: Store) -> None:
+def test_a_single_box_of_a_whole_images_answer_is_not_replaced(tmp_path: Path, store: Store) -> None:
     images, ones = list(store.images().values()), np.ones(2)
     with Store(tmp_path / "own.sqlite", classes=CLASSES) as own:
         own.add_images(images)
@@ -331,7 +331,7 @@ def test_a_box_of_a_whole_images_answer_is_not_replaced_alone(tmp_path: Path, st
         assert own.labels()[4].boxes == pytest.approx(np.array(BOXES[:2]))
 
 
-# ------------------------------------------------------------------------------------------- coming back
+# ------------------------------------------------------------------------------------------- round trip
 
 
 def test_what_was_kept_changed_deleted_and_drawn(project: Path, tmp_path: Path, store: Store) -> None:
@@ -406,7 +406,7 @@ def edited(file: Path, number: int, edit: Edit | Callable[[list[Task]], Any]) ->
     return other
 
 
-def test_keys_that_a_browser_has_made_up_stop_no_import(store: Store) -> None:
+def test_keys_made_up_by_a_browser_do_not_stop_an_import(store: Store) -> None:
     def batch() -> Batch:
         region = Region((30.0, 30.0, 70.0, 80.0), CLASSES[0], None, "abc")
         return Batch([Returned("task 1", "0 ä.png", 4, None, (), (region,))])
@@ -421,7 +421,7 @@ def test_keys_that_a_browser_has_made_up_stop_no_import(store: Store) -> None:
     assert store.labels_of(4).labels.tolist() == [0]
 
 
-def test_a_box_drawn_anew_in_place_of_a_guess_is_its_object(project: Path, tmp_path: Path, store: Store) -> None:
+def test_a_box_redrawn_in_place_of_a_guess_is_its_object(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         result[0] = region([12, 22, 52, 62], "owl")  # IoU 0.82 with the guess that was deleted
 
@@ -429,7 +429,7 @@ def test_a_box_drawn_anew_in_place_of_a_guess_is_its_object(project: Path, tmp_p
     assert verdicts(store)[1] == ("object", [[12, 22, 52, 62]], [2])
 
 
-def test_a_deleted_guess_on_an_object_that_has_its_box_teaches_no_background(
+def test_a_deleted_guess_on_a_labelled_object_does_not_train_background(
     project: Path, tmp_path: Path, store: Store
 ) -> None:
     def edit(result: list[Task]) -> None:
@@ -442,7 +442,7 @@ def test_a_deleted_guess_on_an_object_that_has_its_box_teaches_no_background(
     assert not len(store.labels()[4].rejected)
 
 
-def test_guesses_that_nobody_saw_are_not_taken_for_deleted(project: Path, tmp_path: Path, store: Store) -> None:
+def test_guesses_that_nobody_saw_do_not_count_as_deleted(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         result[:] = [region([0, 0, 20, 10], "cat")]
 
@@ -467,7 +467,7 @@ def test_skipped_empty_and_older_annotations(project: Path, tmp_path: Path, stor
 
 
 @pytest.mark.parametrize("writer", ["by hand", "library"])
-def test_json_min_without_ids_goes_by_place(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
+def test_json_min_without_ids_is_matched_by_position(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
     def edit(result: list[Task]) -> None:
         if len(result) == 2:
             result[0]["value"]["x"] += 2
@@ -539,7 +539,7 @@ def test_another_persons_drawn_box_that_is_gone_is_reported_and_with_replace_rej
     assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1, withdrawn=1)
     assert fresh.labels()[1].boxes.tolist() == [A]
     assert fresh.labels()[1].rejected.tolist() == [B]
-    assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1)  # once more changes nothing
+    assert bring_in(fresh, first, tool, by="Bo", instead=True) == Imported(unchanged=1)  # again: no change
     assert bring_in(fresh, both, tool, by="Ada") == Imported(unchanged=1, left=1)
     assert bring_in(fresh, none, tool, by="Bo", instead=True) == Imported(withdrawn=1)
     assert not len(fresh.labels()[1].boxes)
@@ -549,7 +549,7 @@ def test_another_persons_drawn_box_that_is_gone_is_reported_and_with_replace_rej
 
 
 @both_tools
-def test_a_drawn_box_that_somebody_else_has_changed_stays_unless_replaced(
+def test_a_drawn_box_that_somebody_else_has_changed_is_kept_unless_replaced(
     tmp_path: Path, fresh: Store, tool: str
 ) -> None:
     drawn, gone = of_one_image(tool, tmp_path, B), of_one_image(tool, tmp_path)
@@ -576,7 +576,7 @@ def test_a_deleted_correction_does_not_restore_what_it_corrected(tmp_path: Path,
 
 
 @both_tools
-def test_a_second_box_on_an_object_that_another_person_deletes_teaches_no_background(
+def test_a_second_box_on_an_object_that_another_person_deletes_does_not_train_background(
     tmp_path: Path, fresh: Store, tool: str
 ) -> None:
     bring_in(fresh, of_one_image(tool, tmp_path, B, NEAR_B), tool, by="Ada")
@@ -586,7 +586,7 @@ def test_a_second_box_on_an_object_that_another_person_deletes_teaches_no_backgr
     assert not len(fresh.labels()[1].rejected)
 
 
-def test_a_drawn_box_is_not_taken_for_deleted_where_a_shape_is_skipped(tmp_path: Path, fresh: Store) -> None:
+def test_a_drawn_box_does_not_count_as_deleted_where_a_shape_is_skipped(tmp_path: Path, fresh: Store) -> None:
     bring_in(fresh, of_one_image("labelstudio", tmp_path, B), "labelstudio", by="Ada")
     brush = labelstudio.read(labelled(tmp_path / "y.json", WITHOUT_BOX["brush"]))
     for by in ("Ada", "Bo"):
@@ -594,7 +594,7 @@ def test_a_drawn_box_is_not_taken_for_deleted_where_a_shape_is_skipped(tmp_path:
         assert fresh.labels()[1].boxes.tolist() == [B]
 
 
-def test_the_command_reports_another_persons_box_that_is_gone(
+def test_the_command_reports_another_persons_deleted_box(
     tmp_path: Path, fresh: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bring_in(fresh, of_one_image("labelstudio", tmp_path, B), "labelstudio", by="Ada")
@@ -607,9 +607,9 @@ def test_the_command_reports_another_persons_box_that_is_gone(
         assert wanted in capsys.readouterr().out
 
 
-def test_a_turned_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
+def test_a_rotated_rectangle_becomes_the_upright_box_around_it(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
-        # 40 x 20 pixels, turned a quarter clockwise about its corner at (100, 50): 20 to the left, 40 down.
+        # 40 x 20 pixels, rotated by 90° clockwise about its corner at (100, 50): 20 to the left, 40 down.
         result.append(region([100, 50, 140, 70], "cat", rotation=90))
 
     bring_in(store, labelstudio.read(annotated(project, tmp_path, edit, only=1)), "labelstudio")
@@ -632,15 +632,15 @@ def test_merged_classes_are_not_offered_and_count_as_what_they_became(
     [
         (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([0, 0, 9, 8], "cta")), "did you mean 'cat'"),
         (lambda tasks: tasks[1]["data"].update(image="/upload/12345678-other.png", rarebox={}), "other.png' is not"),
-        (lambda tasks: tasks[1]["data"]["rarebox"].update(queries=[77]), "query 77 is not one of this image's"),
-        (lambda tasks: tasks.append(tasks[1]), "this image came already"),
+        (lambda tasks: tasks[1]["data"]["rarebox"].update(queries=[77]), "query 77 does not belong to this image"),
+        (lambda tasks: tasks.append(tasks[1]), "this image is already in"),
         (lambda tasks: tasks[1]["annotations"][0]["result"].append(region([9, 9, 9, 9], "cat")), "x2 > x1"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0].update(original_height=300), "of different sizes"),
-        (lambda tasks: [r.update(original_height=300) for r in tasks[1]["annotations"][0]["result"]], "or turned"),
-        (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].pop("x"), "lacks its place"),
+        (lambda tasks: [r.update(original_height=300) for r in tasks[1]["annotations"][0]["result"]], "or rotated"),
+        (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].pop("x"), "lacks its position"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rectanglelabels=[]), "has no class"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"]["rectanglelabels"].append("cat"), "several"),
-        (lambda tasks: [r.update(image_rotation=90) for r in tasks[1]["annotations"][0]["result"]], "turned in Label"),
+        (lambda tasks: [r.update(image_rotation=90) for r in tasks[1]["annotations"][0]["result"]], "rotated in Label"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0].update(to_name="other"), "several images"),
         (lambda tasks: tasks[1]["annotations"][0]["result"][0]["value"].update(rotation=float("inf")), "not a finite"),
         (lambda tasks: tasks[1].update(data={}), 'names no "image"'),
@@ -662,14 +662,14 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
     assert len(store.queries()) == 3
 
 
-def test_the_zip_that_cvat_exports_is_to_be_unpacked(tmp_path: Path) -> None:
+def test_the_zip_that_cvat_exports_must_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
         archive.writestr("annotations.xml", "<annotations/>")
     with pytest.raises(UserError, match=r"job\.zip: a zip file.*Unpack it"):
         cvat.read(tmp_path / "job.zip")
 
 
-def test_a_file_that_is_not_there_is_called_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     for read in (labelstudio.read, cvat.read):
         with pytest.raises(UserError, match=r"nothing\.file cannot be read: No such file"):
             read(tmp_path / "nothing.file")
@@ -685,7 +685,7 @@ def other_project(root: Path, *names: str) -> Store:
 
 
 def test_numbers_of_another_project_do_not_say_which_photo_is_meant(project: Path, tmp_path: Path) -> None:
-    """The same photos have other numbers there, and its questions are none of ours."""
+    """The same photos have other numbers there, and its questions are not ours."""
     file = annotated(project, tmp_path)
     with open_store(project) as store:
         bring_in(store, labelstudio.read(file), "labelstudio")
@@ -767,7 +767,7 @@ def test_an_import_before_its_class_was_merged_changes_nothing_after(tmp_path: P
     assert bring_in(fresh, batch, tool) == Imported(unchanged=first.missed)
 
 
-def test_the_latest_annotation_is_told_by_time_and_not_by_text(tmp_path: Path) -> None:
+def test_the_latest_annotation_is_found_by_time_not_by_text(tmp_path: Path) -> None:
     def made(number: int, name: str, **times: Any) -> Task:
         return {"id": number, "result": [region(A, name)], **times}
 
@@ -811,7 +811,7 @@ OUTLINES = {
         [20, 10, 80, 60],
     ),
     "ellipse": ([shape("ellipselabels", "ellipselabels", x=50, y=50, radiusX=10, radiusY=10)], [80, 40, 120, 60]),
-    # 20 pixels across and 10 down, turned by a quarter.
+    # 20 pixels across and 10 down, rotated by 90°.
     "turned ellipse": (
         [shape("ellipselabels", "ellipselabels", x=50, y=50, radiusX=10, radiusY=10, rotation=90)],
         [90, 30, 110, 70],
@@ -888,9 +888,7 @@ def test_an_image_with_shapes_that_are_left_out_is_not_complete(
     assert not fresh.labels()[1].complete
 
 
-def test_a_guess_replaced_by_a_brush_is_not_taken_for_a_false_positive(
-    project: Path, tmp_path: Path, store: Store
-) -> None:
+def test_a_guess_replaced_by_a_brush_is_not_a_false_positive(project: Path, tmp_path: Path, store: Store) -> None:
     def edit(result: list[Task]) -> None:
         result[:] = [WITHOUT_BOX["brush"][0]]
 
@@ -914,7 +912,7 @@ def test_the_command_names_the_shapes_that_it_leaves_out(
 
 
 def in_text(file: Path, format: str) -> None:
-    """Change an export to what older versions and tables write."""
+    """Change an export to the form of older versions and tables."""
     (task,) = json.loads(file.read_text())
     result = task["annotations"][0]["result"]
     if format == "completions":
@@ -956,7 +954,7 @@ def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fres
 
 @pytest.mark.parametrize("folder", ["", "images/", "a\\b\\"])
 @pytest.mark.parametrize("only", [False, True])
-def test_an_own_cvat_export_comes_back_to_the_photos_that_it_is_of(tmp_path: Path, only: bool, folder: str) -> None:
+def test_an_own_cvat_export_finds_its_photos(tmp_path: Path, only: bool, folder: str) -> None:
     records = [
         ImageRecord(n, f"/photos/{name}", 200, 100) for n, name in enumerate(("d1/a.jpg", "d2/a.jpg", "z/a-2.jpg"), 1)
     ]
@@ -1007,7 +1005,7 @@ FOLDERS = ("cam1/1.jpg", "cam2/1.jpg", "20240315-0900.jpg", "0900.jpg", "cam1/a 
         ("/data/local-files/?d=photos/20240315-0900.jpg", "20240315-0900.jpg"),
         ("/data/upload/3/1a2b3c4d-0900.jpg", "0900.jpg"),
         ("/data/local-files/?d=cam1/a%20b.jpg", "cam1/a b.jpg"),
-        ("/data/local-files/?d=photos/20240316-0900.jpg", None),  # another day's photo, which is not here
+        ("/data/local-files/?d=photos/20240316-0900.jpg", None),  # a photo of another day, which is not in the project
         ("/data/local-files/?d=photos/cam2/a%20b.jpg", None),  # the other camera's
     ],
 )
@@ -1112,7 +1110,7 @@ def from_cvat(
     drawn: list[list[float]] | tuple[()] = (),
     drop: list[int] | tuple[()] = (),
 ) -> Path:
-    """What CVAT exports when somebody has worked on the import: boxes dropped by query, drawn on the first image."""
+    """CVAT's export after somebody has edited the import: boxes deleted by query, and drawn on the first image."""
     tree = ET.parse(send(project, to / "out", "cvat") / "annotations.xml")
     task = tree.find("meta/task")
     assert task is not None
@@ -1145,7 +1143,7 @@ def test_cvat_and_back(project: Path, tmp_path: Path, store: Store) -> None:
     assert {g.answer.by for g in People(store).given()} == {"ada"}
 
 
-def test_cvat_without_the_tag_says_nothing_of_what_is_missing(project: Path, tmp_path: Path, store: Store) -> None:
+def test_cvat_without_the_tag_ignores_missing_boxes(project: Path, tmp_path: Path, store: Store) -> None:
     file = from_cvat(project, tmp_path, drop=[3])
     tree = ET.parse(file)
     for image in tree.getroot().iter("image"):
@@ -1156,7 +1154,7 @@ def test_cvat_without_the_tag_says_nothing_of_what_is_missing(project: Path, tmp
     assert [q.id for q in open_questions(store).queries] == [3]
 
 
-def test_a_store_without_a_cycle_takes_in_what_was_labelled_before(tmp_path: Path) -> None:
+def test_a_store_without_a_cycle_imports_earlier_labels(tmp_path: Path) -> None:
     with Store(tmp_path / "labels.sqlite", classes=CLASSES) as store:
         store.add_images([ImageRecord(1, "a.jpg", 200, 100)])
         task = {"data": {"image": "a.jpg"}, "annotations": [{"result": [region([0, 0, 9, 9], "cat")]}]}

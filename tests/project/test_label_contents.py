@@ -1,4 +1,4 @@
-"""Labels with their own photos: the content of a photo decides to which photo of the project its labels belong."""
+"""Labels with their own photos: labels belong to the project's photo with the same content."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def classes_of_photos(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Labels of x (a cat, grey 10) and y (a dog, grey 20), beside photos of their own."""
+    """Labels of x (a cat, grey 10) and y (a dog, grey 20), with their own photos."""
     for name, label, grey in (("x", "cat", 10), ("y", "dog", 20)):
         photo(tmp_path / "labels" / f"{name}.png", grey)
         (tmp_path / "labels" / f"{name}.xml").write_text(VOC.format(name, label))

@@ -1,4 +1,4 @@
-"""Files that another project has exported, such as a former one on the same photos: its numbers mean nothing here."""
+"""Files exported by another project, such as a former one on the same photos: their numbers are ignored."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def questions(store: Store, tool: str, to: Path, project: str | None = None) -> Path:
-    name = store.identity() if project is None else project
+    name = store.session() if project is None else project
     export_queries(to, tool, CLASSES, list(store.images().values()), store.queries(), project=name)
     return to / ("annotations.xml" if tool == "cvat" else "tasks.json")
 
@@ -60,12 +60,12 @@ def labels(store: Store, tool: str, to: Path) -> Path:
         human, ones = np.array([Source.HUMAN] * len(one.boxes)), np.ones(len(one.boxes))
         said.append(Annotations(number, one.boxes, one.labels, human, ones, ones, ones, one.complete))
     images = list(store.images().values())
-    export(to, tool, CLASSES, images, said, photos=False, project=store.identity())
+    export(to, tool, CLASSES, images, said, photos=False, project=store.session())
     return to / ("annotations.xml" if tool == "cvat" else "tasks.json")
 
 
 def without_first(file: Path) -> Path:
-    """The file after somebody has answered it, and deleted the first box of the first image."""
+    """The file after somebody has answered its questions and deleted the first box of the first image."""
     text = file.read_text()
     if file.suffix == ".xml":
         file.write_text(re.sub("<box.*?</box>", "", text, count=1, flags=re.DOTALL))
@@ -96,12 +96,12 @@ def test_questions_of_another_project_answer_none_of_ours(
     assert (boxes(store), len(store.labels_of(1).rejected)) == ([B], 0)
     assert [query.id for query in store.unanswered(1)] == [1, 2]
     assert bring_in(store, read(file), tool) == Imported(unchanged=1, foreign=1)
-    # They are the former project's own.
+    # They belong to the former project.
     assert bring_in(former, read(file), tool) == Imported(objects=1, no_objects=1)
 
 
 @of_both_tools
-def test_a_file_that_names_no_project_is_taken_for_ours(tool: str, tmp_path: Path, store: Store) -> None:
+def test_a_file_that_names_no_project_is_assumed_to_be_ours(tool: str, tmp_path: Path, store: Store) -> None:
     file = without_first(questions(store, tool, tmp_path / "out", project=""))
     assert bring_in(store, read(file), tool) == Imported(objects=1, no_objects=1)
 
@@ -120,7 +120,7 @@ def test_labels_that_another_project_lists_are_not_deleted_here(
 
 
 @of_both_tools
-def test_two_projects_regions_of_one_name_are_two_boxes(tool: str, tmp_path: Path, former: Store, store: Store) -> None:
+def test_equal_names_of_two_projects_are_two_boxes(tool: str, tmp_path: Path, former: Store, store: Store) -> None:
     """Both call a region query-2."""
     with made(tmp_path / "third.sqlite", [0.0, 0, 9, 9], [0.0, 60, 30, 90]) as third:
         for number, project in enumerate((former, third)):
@@ -141,34 +141,80 @@ def test_numbers_of_another_project_do_not_decide_between_photos(
     assert not store.labels()
 
 
-def test_a_store_keeps_its_identity_and_one_of_before_gets_one(tmp_path: Path, former: Store, store: Store) -> None:
-    name = store.identity()
-    assert name not in ("", former.identity())
+def test_a_backup_has_the_sessions_until_then(tmp_path: Path, former: Store, store: Store) -> None:
+    before = store.session()
+    assert before not in ("", former.session())
     store.back_up(tmp_path / "copy.sqlite")
+    later = store.session()
     with Store(tmp_path / "copy.sqlite") as copy:
-        assert copy.identity() == name
+        assert copy.session() == before != later
+        assert (copy.has_session(before), copy.has_session(later)) == (True, False)
+        copy.ask(1, [Query(1)])
+        own = copy.session()
+    assert (store.has_session(before), store.has_session(later), store.has_session(own)) == (True, True, False)
+
+
+def test_each_process_that_adds_numbers_has_a_session(tmp_path: Path, store: Store) -> None:
+    """A file copied between two processes lacks the session of the second one."""
+    path = tmp_path / "copied.sqlite"
+    store.back_up(path)
+    found: list[str] = []
+    for _ in range(2):
+        with Store(path) as process:
+            there = process.session()
+            process.ask(1, [Query(1)])
+            process.ask(1, [Query(2)])
+            found += [there, process.session()]
+    assert found[1] == found[2]
+    assert len({*found}) == 3
+
+
+def test_a_session_that_was_rolled_back_begins_again(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "copied.sqlite"
+    store.back_up(path)
+    with Store(path) as process:
+        with process.transaction(writes=True) as connection:
+            undone = connection.begin_nested()
+            process.ask(1, [Query(1)])
+            undone.rollback()
+        before = process.session()
+        process.ask(1, [Query(1)])
+        assert process.session() != before
+
+
+def test_a_damaged_name_of_a_session_is_nobodys(tmp_path: Path, store: Store) -> None:
+    store.back_up(tmp_path / "copy.sqlite")
     with sqlite3.connect(tmp_path / "copy.sqlite") as connection:
-        connection.execute("DROP TABLE identity")
-    connection.close()
-    with Store(tmp_path / "copy.sqlite") as old, Store(tmp_path / "copy.sqlite") as again:
-        assert old.identity() == again.identity() not in ("", name)
-    with sqlite3.connect(tmp_path / "copy.sqlite") as connection:
-        connection.execute("UPDATE identity SET name = x'ff'")
+        connection.execute("UPDATE sessions SET name = x'ff'")
     connection.close()
     with Store(tmp_path / "copy.sqlite") as damaged:
-        assert damaged.identity() == ""
+        assert damaged.session() == ""
 
 
 @of_both_tools
-def test_the_commands_write_the_identity_and_say_when_it_is_another(tool: str, tmp_path: Path) -> None:
+def test_questions_from_before_a_restored_backup_are_anothers(tool: str, tmp_path: Path, store: Store) -> None:
+    """The number of a question that is gone with the backup is now that of another one, on the same image."""
+    store.back_up(tmp_path / "restored.sqlite")
+    (gone,) = store.ask(1, [Query(1, np.array([0.0, 60, 30, 90]), 0)])
+    file = questions(store, tool, tmp_path / "out")
+    with Store(tmp_path / "restored.sqlite") as restored:
+        (now,) = restored.ask(1, [Query(1, np.array([100.0, 60, 130, 90]), 0)])
+        assert now.id == gone.id
+        imported = bring_in(restored, read(without_first(file)), tool)
+        assert imported.foreign
+        assert [query.id for query, _ in restored.answered()].count(now.id) == 0
+
+
+@of_both_tools
+def test_the_commands_write_the_session_and_say_when_it_is_anothers(tool: str, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (200, 100)).save(tmp_path / "photos" / "a.png")
     for name in ("project", "anew"):
         create(tmp_path / name, tmp_path / "photos", CLASSES)
     with open_store(tmp_path / "project") as store:
-        ours = store.identity()
         store.open_cycle(1)
         (query,) = store.ask(1, [Query(1, np.array(A), 0)])
+        ours = store.session()
 
     def run(command: str, *words: object) -> str:
         done = CliRunner().invoke(app, [command, *map(str, words), "--format", tool])
@@ -223,7 +269,7 @@ def test_a_number_of_no_known_project_never_contradicts_the_folders(
 
 def test_a_number_of_this_project_counts_whatever_the_folders(cameras: Store) -> None:
     box = Region((10, 10, 50, 50), "cat", None, "a")
-    batch = Batch([Returned("task", "101/IMG.png", 1, (200, 100), (), (box,), project=cameras.identity())])
+    batch = Batch([Returned("task", "101/IMG.png", 1, (200, 100), (), (box,), project=cameras.session())])
     bring_in(cameras, batch, "labelstudio")
     assert [*cameras.labels()] == [1]
 
@@ -235,7 +281,7 @@ def test_ranked_tasks_hold_the_numbers_of_the_project_or_none(labels: bool, tmp_
         Image.new("RGB", (200, 100)).save(tmp_path / "photos" / folder / "a.png")
     create(tmp_path / "project", tmp_path / "photos", CLASSES)
     with open_store(tmp_path / "project") as store:
-        ours = store.identity()
+        ours = store.session()
     line = {"width": 200, "height": 100, "boxes": [A], "scores": [0.9], "labels": ["cat"]}
     lines = [json.dumps({"image": name, **line}) for name in ("c/a.png", "new.png")]
     (tmp_path / "found").write_text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Labels that rarebox exported come back: as they went out they change nothing, and edited ones change only theirs."""
+"""Imports of rarebox's own exports: unchanged labels change nothing, and edited ones change only themselves."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def draw(store: Store, box: list[float], label: int = 0, image: int = 1, by: str = "Ann") -> int:
-    """Draw a box on the page; the id of its query."""
+    """Draw a box on the page. Return the id of its query."""
     (query,) = store.ask(1, [Query(image, np.array(box), label, asked_by=by)])
     answer(store, query.id, [box], [label], by)
     return query.id
@@ -51,7 +51,7 @@ def answer(
 
 
 def sent(store: Store, tool: str, to: Path) -> Path:
-    """Export the labels of the store; the file."""
+    """Export the labels of the store. Return the file."""
     said: list[Annotations] = []
     for number, one in store.labels().items():
         human, ones = np.array([Source.HUMAN] * len(one.boxes)), np.ones(len(one.boxes))
@@ -65,7 +65,7 @@ def read(file: Path) -> Batch:
 
 
 def edited(file: Path, box: list[float], to: list[float] | None = None, name: str = "cat") -> Batch:
-    """The export, in which somebody has moved a box of 200 x 100 pixels, given it a class, or deleted it."""
+    """The export after somebody has moved a box, changed its class, or deleted it."""
     if file.suffix == ".xml":
         tree = ET.parse(file)
         sides = ("xtl", "ytl", "xbr", "ybr")
@@ -98,13 +98,13 @@ def boxes(store: Store, image: int = 1) -> list[list[float]]:
 
 
 def everything(store: Store) -> list[Any]:
-    """All that was ever asked and answered."""
+    """Everything that was ever asked and answered."""
     given = [(g.id, g.query.id, g.answer.verdict, g.answer.boxes.tolist(), g.answer.by) for g in People(store).given()]
     return [len(store.queries()), *given]
 
 
 def change(store: Store, chance: random.Random) -> None:
-    """What a person may do on the page: draw, box a whole image, correct, move far, take back, import, rename."""
+    """Actions of a person on the page: draw, box a whole image, correct, move far, withdraw, import, rename."""
     x, y = chance.uniform(0, 150), chance.uniform(0, 60)
     box = [x, y, x + chance.uniform(5, 50), y + chance.uniform(5, 40)]
     label, by, image = chance.randrange(3), chance.choice(["Ann", "Bo"]), chance.randint(1, 4)
@@ -142,7 +142,7 @@ def test_an_unchanged_export_never_changes_the_store(seed: int, tool: str, tmp_p
 
 
 @of_both_tools
-def test_a_label_taken_back_or_moved_since_the_export_does_not_return(tool: str, tmp_path: Path, store: Store) -> None:
+def test_a_label_withdrawn_or_moved_since_the_export_does_not_return(tool: str, tmp_path: Path, store: Store) -> None:
     taken_back, moved = draw(store, A), draw(store, B)
     file = sent(store, tool, tmp_path / "out")
     answer(store, taken_back, [], [], verdict="withdrawn")
@@ -152,7 +152,7 @@ def test_a_label_taken_back_or_moved_since_the_export_does_not_return(tool: str,
 
 
 @of_both_tools
-def test_a_store_that_never_had_the_labels_takes_them(tool: str, tmp_path: Path, store: Store) -> None:
+def test_a_store_that_never_had_the_labels_imports_them(tool: str, tmp_path: Path, store: Store) -> None:
     draw(store, A)
     file = sent(store, tool, tmp_path / "out")
     with Store(tmp_path / "other.sqlite", classes=CLASSES) as other:
@@ -183,7 +183,7 @@ def test_a_label_moved_far_in_the_tool_is_reported_and_with_replace_moved(
     assert boxes(store) == [FAR]
 
 
-def test_regions_that_changed_places_are_matched_by_place(tmp_path: Path, store: Store) -> None:
+def test_regions_that_were_swapped_are_matched_by_position(tmp_path: Path, store: Store) -> None:
     draw(store, A)
     draw(store, B)
     file = sent(store, "labelstudio", tmp_path / "out")
@@ -204,7 +204,7 @@ def test_a_class_that_was_renamed_since_keeps_its_former_name(tool: str, tmp_pat
     assert bring_in(store, read(file), tool) == Imported(unchanged=2)
     assert bring_in(store, edited(file, A), tool, instead=True) == Imported(withdrawn=1, unchanged=1)
     assert boxes(store) == [B]
-    # A name that two classes have had means neither.
+    # A name that two classes have had is ambiguous.
     for label, name in ((1, "wolf"), (2, "dog"), (2, "eagle")):
         People(store).rename_class(label, name, "Ann")
     with pytest.raises(UserError, match="'dog'"):
@@ -212,7 +212,7 @@ def test_a_class_that_was_renamed_since_keeps_its_former_name(tool: str, tmp_pat
 
 
 def renumber(store: Store) -> None:
-    """Give each photo but the first the name of the one before: the first was deleted and the rest numbered anew."""
+    """Give each photo the name of the one before: the first was deleted and the rest renumbered."""
     store.move_images({n: f"/photos/img_{n - 1}.png" for n in (2, 3, 4)})
 
 
@@ -259,7 +259,7 @@ def test_the_same_ids_in_two_tasks_are_different_boxes(store: Store) -> None:
     assert bring_in(store, in_task("7/1", ("1", A), ("2", B)), "labelstudio") == Imported(missed=2)
     assert bring_in(store, in_task("7/2", ("1", FAR)), "labelstudio") == Imported(missed=1)
     assert boxes(store) == [A, B, FAR]
-    # Within a task they are the same: moved, and gone.
+    # Within one task they are the same boxes: one moved, one deleted.
     assert bring_in(store, in_task("7/2", ("1", [0, 60, 20, 90])), "labelstudio") == Imported(missed=1)
     assert bring_in(store, in_task("7/1", ("2", B)), "labelstudio") == Imported(unchanged=1, withdrawn=1)
     assert boxes(store) == [[0, 60, 20, 90], B]
@@ -307,7 +307,7 @@ def test_replace_is_not_advised_if_it_was_given(tmp_path: Path, store: Store) ->
     words = ["import", str(tmp_path / "labels.sqlite"), str(tmp_path / "out" / "edited.xml"), "--format", "cvat"]
     assert "1 answer not used, because another person answered differently (--replace" in invoked(words)
     said = invoked([*words, "--replace"])
-    assert "1 answer not used: one box of a fully labelled image" in said
+    assert "1 answer not used: single boxes of a fully labelled image" in said
     assert "--replace" not in said
 
 

@@ -31,7 +31,7 @@ def name(number: int) -> str:
 
 
 def draw(number: int, size: tuple[int, int] = (20, 10)) -> Image.Image:
-    """The photo of that number, known by its red."""
+    """The photo with that number, which determines its red value."""
     return Image.new("RGB", size, (10 * number, 0, 0))
 
 
@@ -58,7 +58,7 @@ def root(folder: Path, tmp_path: Path) -> Path:
 
 
 def command(*words: str | Path) -> str:
-    """What a command says, on both streams."""
+    """The output of a command on both streams."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     return done.output
@@ -80,7 +80,7 @@ def exported(root: Path, to: Path) -> dict[int, list[float]]:
 
 
 def start(root: Path) -> int:
-    """What `serve` does first; how many photos are new."""
+    """The first step of `serve`. Returns the number of new photos."""
     project = Project(root)
     try:
         return project.add_new_images()
@@ -120,7 +120,7 @@ def test_labels_follow_photos_that_change_places(
     indexed: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(photos, "JUST_NOW", -1)  # the photos are seconds old, and hashes of such are not kept
+    monkeypatch.setattr(photos, "JUST_NOW", -1)  # the photos are seconds old, so their hashes are not kept
     start(root)
     assert len(json.loads((root / "photos.json").read_text())) == COUNT
     if not indexed:
@@ -147,7 +147,7 @@ def test_labels_follow_photos_that_are_renumbered_after_a_deletion(root: Path, f
     assert exported(root, tmp_path / "out") == LABELS
 
 
-def test_a_photo_that_was_copied_over_another_takes_no_label_of_it(root: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_photo_copied_over_another_does_not_get_its_label(root: Path, folder: Path, tmp_path: Path) -> None:
     (folder / name(3)).write_bytes((folder / name(4)).read_bytes())
     assert start(root) == 1  # a second copy of photo 4
     assert not Path(paths(root)[3]).exists()
@@ -171,8 +171,8 @@ def test_a_photo_that_was_edited_keeps_its_labels_and_is_named(
             command("relocate", root, folder) if how == "relocate" else command("export", root, tmp_path / f"{times}")
         )
 
-    warning = "1 photo changed since it was labelled: frame_4.png; check the labels or restore the files"
-    for times in range(2):  # again, until somebody mends it
+    warning = "1 photo changed since it was labelled: frame_4.png. Check the labels or restore the files"
+    for times in range(2):  # repeated until somebody fixes it
         assert warning in said(times)
         assert start(root) == 0
     assert exported(root, tmp_path / "out") == LABELS
@@ -180,7 +180,7 @@ def test_a_photo_that_was_edited_keeps_its_labels_and_is_named(
     assert "changed" not in said(2)
 
 
-def test_a_photo_of_another_size_takes_no_labels(root: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_photo_of_another_size_gets_no_labels(root: Path, folder: Path, tmp_path: Path) -> None:
     (folder / name(4)).rename(tmp_path / "aside.png")
     draw(9, size=(30, 10)).save(folder / name(4))
     assert start(root) == 1
@@ -212,7 +212,7 @@ def test_neither_training_nor_the_page_shows_a_photo_that_has_taken_anothers_pat
             assert browser.http.get(f"/api/images/{number}").status_code == status
         run = open_project(project.folder, project.settings, project.store, lambda *_: None)
         assert [record.id for record in run.pool.records] == [3]
-        assert browser.http.get("/api/export").status_code == 200  # which looks for them
+        assert browser.http.get("/api/export").status_code == 200  # which searches for them
         assert [browser.http.get(f"/api/images/{number}").status_code for number in (1, 2)] == [200, 200]
 
 
@@ -233,7 +233,7 @@ def test_rank_reads_the_labels_of_photos_that_are_renumbered(root: Path, folder:
     with Store(root / "labels.sqlite") as store:
         nobody = np.zeros((0, 4)), np.zeros(0, np.int64)
         store.record([Answer(2, *nobody, Verdict.WITHDRAWN)])
-    start(root)  # as after any command that has seen the photos
+    start(root)  # as after any command that has read the photos
     for number in range(1, COUNT):
         (folder / name(number + 1)).rename(folder / name(number))
     found = {"width": 20, "height": 10, "boxes": [[2, 1, 9, 9]], "scores": [0.6], "labels": ["fish"]}

@@ -38,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["new", "old"])
 def root(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Path:
-    """A project with one answer for each photo; an old one, too, that kept no hashes."""
+    """A project with one answer for each photo; also an old one without hashes."""
     root = tmp_path / "project"
     create(root, photos, ["fish"])
     with Store(root / "labels.sqlite") as store:
@@ -56,7 +56,7 @@ def content(path: str) -> bytes:
 
 
 def start(root: Path, data: Path | None = None) -> tuple[dict[int, str], int]:
-    """What `serve` does first, after somebody has set ``data``: where each image is, and how many are new."""
+    """The first step of `serve` after ``data`` was changed: the path of each image, and the number of new ones."""
     if data:
         settings = root / "settings.yaml"
         lines = settings.read_text(encoding="utf-8").splitlines()

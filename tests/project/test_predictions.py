@@ -1,4 +1,4 @@
-"""Another detector's boxes in a new project: numbers of classes and images mean what the labels say, or are refused."""
+"""Another detector's boxes in a new project: class and image numbers follow the labels, or are refused."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A project of people, without a server: how it begins, and that its loop is the simulation's."""
+"""A project with annotators, without a server: how it starts, and that its loop is the simulation's."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from sqlalchemy import update
 
 from rarebox import config, external
 from rarebox.core import boxes
+from rarebox.core.files import read_json
 from rarebox.data.datasets import load
 from rarebox.errors import UserError
 from rarebox.labels import schema
@@ -30,6 +31,7 @@ from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict
 from rarebox.web.service import AnnotationService
 from tests import tiny
+from tests.house import CLASSES, make_project
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -57,14 +59,14 @@ def start(pictures: Path, folder: Path, **changes: Any) -> Project:
 
 
 def oracle_of(pictures: Path, now: Project) -> SimulatedOracle:
-    """Answers from the truth, for the images as the project numbers them."""
+    """Answers from the ground truth, for the project's image numbers."""
     truth = load(pictures).train
     by_name = {Path(image.path).name: truth.truth[image.id] for image in truth.images}
     return SimulatedOracle({i: by_name[Path(image.path).name] for i, image in now.store.images().items()}, iou=0.1)
 
 
 def answer_cycle(now: Project, oracle: SimulatedOracle) -> None:
-    """What the server does for one person: ask as long as the budget lasts, and record."""
+    """The server's work for one person: ask while the budget lasts, and record."""
     cycle, asker = now.cycle, now.asker(now.cycle)
     while True:
         if asker and (most := now.budget(cycle).to_ask) > 0:
@@ -102,7 +104,7 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     assert {q.image_id for q in first} - {held} <= set(_trained_on(now, 3))
 
 
-def test_photos_that_are_gone_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:
+def test_missing_photos_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path)
     oracle, images = oracle_of(pictures, now), now.store.images()
     Path(images[1].path).unlink()
@@ -110,7 +112,7 @@ def test_photos_that_are_gone_do_not_stop_the_training(pictures: Path, tmp_path:
     answer_cycle(now, oracle)
     first = [query.image_id for query in now.store.queries(1)]
     assert 1 not in first
-    for gone in (first[0], first[-1]):  # labelled for training, and to measure on
+    for gone in (first[0], first[-1]):  # labelled for training and for evaluation
         Path(images[gone].path).rename(tmp_path / f"{gone}.aside")
     assert trainer.advance(now, quiet) == "trained"
     assert trainer.advance(now, quiet) == "questions"
@@ -118,7 +120,7 @@ def test_photos_that_are_gone_do_not_stop_the_training(pictures: Path, tmp_path:
     answer_cycle(now, oracle)
     Path(tmp_path / f"{first[0]}.aside").rename(images[first[0]].path)
     assert trainer.advance(now, quiet) == "trained"
-    assert first[0] in _trained_on(now, 2)  # its labels have waited for it
+    assert first[0] in _trained_on(now, 2)  # its labels were kept
 
 
 def _trained_on(now: Project, cycle: int) -> list[int]:
@@ -180,9 +182,7 @@ def test_train_now_and_a_class_added_and_merged_between_cycles(pictures: Path, t
     assert kept.open_per_class.tolist() == np.bincount(kept.candidates.labels, minlength=new + 1).tolist()
 
 
-def test_a_step_that_was_cut_short_is_done_again(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_step_is_repeated(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = start(pictures, tmp_path)
     trainer.advance(now, quiet)
     answer_cycle(now, oracle_of(pictures, now))
@@ -205,7 +205,7 @@ def test_a_step_that_was_cut_short_is_done_again(
     assert now.cycle == 2
 
 
-def test_where_no_candidate_is_left_whole_images_are_asked_for(pictures: Path, tmp_path: Path) -> None:
+def test_whole_images_are_asked_about_when_no_candidate_is_left(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path, **{"scoring.candidate_threshold": 1.0})
     trainer.advance(now, quiet)
     answer_cycle(now, oracle_of(pictures, now))
@@ -213,7 +213,7 @@ def test_where_no_candidate_is_left_whole_images_are_asked_for(pictures: Path, t
     assert [q.box for q in now.store.queries(2)] == [None] * 5
 
 
-def test_labels_that_are_there_already_are_taken_in(pictures: Path, tmp_path: Path) -> None:
+def test_existing_labels_are_imported(pictures: Path, tmp_path: Path) -> None:
     images = photos(pictures, tmp_path / "photos")
     create(tmp_path / "whole", images, ["extra"], pictures, changes=CHANGES)
     now = Project(tmp_path / "whole")
@@ -239,7 +239,7 @@ def test_labels_do_not_go_to_a_photo_that_only_shares_its_name(pictures: Path, t
     (images / "more").mkdir()
     shutil.copy(second, images / "more" / first.name)
     with open(first, "ab") as file:
-        file.write(b"saved anew")  # otherwise its content tells which of the two is meant
+        file.write(b"saved anew")  # otherwise its content determines which of the two is meant
     problems = create(tmp_path / "p", images, [], pictures, changes=CHANGES)
     assert [Path(one.where).name for one in problems if "several photos" in one.what].count(first.name) == 1
     now = Project(tmp_path / "p")
@@ -250,7 +250,7 @@ def test_labels_do_not_go_to_a_photo_that_only_shares_its_name(pictures: Path, t
 
 def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
     images = photos(pictures, tmp_path / "photos")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         create(tmp_path / "p", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image in it"):
@@ -260,7 +260,7 @@ def test_a_project_that_cannot_be(pictures: Path, tmp_path: Path) -> None:
         create(tmp_path / "p", tmp_path / "empty")
     with pytest.raises(UserError, match="is not empty and holds no project"):
         create(images, images)
-    with pytest.raises(UserError, match="holds no project; start one: rarebox init"):
+    with pytest.raises(UserError, match=r"holds no project\. Start one: rarebox init"):
         Project(tmp_path / "p")
     Image.new("RGB", (30, 20)).save(tmp_path / "empty" / "fine.png")
     *alike, problem = create(tmp_path / "p", tmp_path / "empty", ["Fish", "fish", " fish "])
@@ -290,7 +290,7 @@ def test_fewer_labelled_photos_than_would_be_asked_for_are_enough_if_they_are_al
     assert [trainer.advance(now, quiet) for _ in range(2)] == ["trained", None]  # and then there is nothing left
 
 
-def test_photos_that_came_later_are_taken_in(pictures: Path, tmp_path: Path) -> None:
+def test_photos_added_later_are_included(pictures: Path, tmp_path: Path) -> None:
     now = start(pictures, tmp_path)
     before = now.store.images()
     assert now.add_new_images() == 0
@@ -313,7 +313,7 @@ def test_links_in_the_folder_of_photos_are_followed_or_named(tmp_path: Path) -> 
     assert [(p.where.rsplit("/", 1)[1], "link to /nowhere" in p.what) for p in problems] == [("c.jpg", True)]
     now = Project(tmp_path / "photos" / "project")
     assert sorted(Path(i.path).name for i in now.store.images().values()) == ["a.jpg", "b.jpg"]
-    # Neither a second way to a photo nor what lies in the project is a new photo.
+    # Neither a second link to a photo nor a file in the project's folder is a new photo.
     (tmp_path / "photos" / "0").symlink_to("../disk")
     Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "project" / "figure.png")
     assert now.add_new_images() == 0
@@ -332,7 +332,7 @@ def test_another_detectors_boxes_go_to_the_photo_in_the_folder_that_they_name(
     create(Path("p"), Path("photos"), ["cat"])
     now = Project(Path("p"))
     every = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
-    # As where the photos are not on this disk: the names are then all that is known of the images.
+    # As if the photos were not on this disk: then only their names are known.
     assert take_predictions(now, external.rank(Path("found.jsonl"), None, None, None, every, 10)) == 1
     offered = now.read_predictions()
     assert offered is not None
@@ -341,7 +341,7 @@ def test_another_detectors_boxes_go_to_the_photo_in_the_folder_that_they_name(
 
 
 class Idle:
-    """A trainer that does nothing, and keeps what it was told."""
+    """A trainer that does nothing and records its commands."""
 
     def __init__(self) -> None:
         self.working, self.status, self.sent = False, {"state": "idle"}, list[str]()
@@ -353,7 +353,7 @@ class Idle:
         pass
 
 
-def test_a_ranking_of_which_the_kept_part_is_used_up_goes_on(
+def test_a_ranking_whose_stored_part_is_used_up_continues(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(project, "MOST_RANKED", 3)
@@ -384,7 +384,7 @@ def test_a_ranking_of_which_the_kept_part_is_used_up_goes_on(
     service.close()
     assert kept == [min(3 * 2**i, len(whole)) for i in range(len(kept))]
     assert kept[-1] == len(whole) > 12
-    # Every box of the whole ranking in its order, but for those that one before it had settled.
+    # Every box of the ranking in order, except those that an earlier one had settled.
     wanted: list[tuple[int, list[float]]] = []
     for image_id, box in zip(whole.image_id.tolist(), whole.boxes, strict=True):
         before = np.array([b for i, b in wanted if i == image_id], dtype=np.float32).reshape(-1, 4)
@@ -445,7 +445,7 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
 
 
 @pytest.mark.parametrize("which", ["first", "last"])
-def test_a_photo_whose_size_is_damaged_is_not_taken_in_again(pictures: Path, tmp_path: Path, which: str) -> None:
+def test_a_photo_whose_size_is_damaged_is_not_added_again(pictures: Path, tmp_path: Path, which: str) -> None:
     now = start(pictures, tmp_path)
     last = max(now.store.images())
     damaged = schema.images.c.id == (last if which == "last" else 1)
@@ -455,3 +455,34 @@ def test_a_photo_whose_size_is_damaged_is_not_taken_in_again(pictures: Path, tmp
     Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "new.png")
     assert now.add_new_images() == 1
     assert max(now.store.images()) == last + 1
+
+
+def test_a_restored_store_gives_no_number_of_the_models_to_another_class_or_photo(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    project.store.back_up(tmp_path / "backup.sqlite")
+    People(project.store).add_class("zebra")
+    Image.new("RGB", (96, 64), "red").save(tmp_path / "photos" / "zz.png")
+    assert project.add_new_images() == 1
+    project.note_numbers()
+    project.store.close()
+    shutil.copy(tmp_path / "backup.sqlite", project.folder.root / "labels.sqlite")
+    Image.new("RGB", (96, 64), "blue").save(tmp_path / "photos" / "aa.png")
+    restored = Project(project.folder.root)
+    assert restored.restore_classes() == ["zebra"]
+    assert restored.restore_classes() == []
+    assert People(restored.store).add_class("bus") == len(CLASSES) + 1
+    assert restored.add_new_images() == 2
+    assert sorted(restored.store.images())[-2:] == [14, 15]
+    restored.note_numbers()
+    assert read_json(restored.folder.numbers) == {"images": 15, "classes": [*CLASSES, "zebra", "bus"]}
+    restored.store.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"images": "x"}', '{"classes": 5}'])
+def test_damaged_numbers_stop_nothing(tmp_path: Path, content: str) -> None:
+    project = make_project(tmp_path)
+    project.folder.numbers.write_text(content)
+    assert project.restore_classes() == []
+    project.note_numbers()
+    assert read_json(project.folder.numbers) == {"images": 12, "classes": [*CLASSES]}
+    project.store.close()

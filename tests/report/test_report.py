@@ -1,4 +1,4 @@
-"""The report: what is on the page, that it stands alone, and that it takes what runs and people leave behind."""
+"""The report: the content of the page, that it is self-contained, and that it handles incomplete runs."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from PIL import Image
 
 from rarebox import config
 from rarebox.core import parquet
-from rarebox.core.files import write_json, write_text
+from rarebox.core.files import OWN_MARK, write_json, write_text
 from rarebox.errors import UserError
 from rarebox.labels import targets
 from rarebox.labels.store import Store
@@ -39,7 +39,7 @@ def make_run(
     images: int = 6,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """A run folder by the real writers, with counts that fall from class to class, and real small images."""
+    """A run folder made by the real writers, with counts that fall from class to class, and small real images."""
     folder = RunFolder(root)
     folder.claim(config.resolve(changes={"initial_images": 2, "budget": [20, 40], **settings}))
     write_json(folder.environment, {"rarebox": "0.1.0", "torch": "9.9.9", "accelerator": None})
@@ -128,7 +128,7 @@ def record(cycle: int, classes: Sequence[str], ap: float) -> dict[str, Any]:
 
 
 class Page(HTMLParser):
-    """A page taken apart; it must be well formed: every element closed where it was opened, ids unique."""
+    """A parsed page. It must be well formed: every element closed where it was opened, ids unique."""
 
     VOID = frozenset(["meta", "br", "img", "link", "input", "hr"])
 
@@ -159,7 +159,7 @@ class Page(HTMLParser):
             self.text += data
 
     def all(self, attribute: str, tag: str = "") -> list[str]:
-        """Every value of an attribute, on request of one kind of element only."""
+        """Every value of an attribute, optionally of one kind of element only."""
         return [a[attribute] or "" for t, a in self.tags if attribute in a and tag in ("", t)]
 
     def boxes(self, kind: str) -> list[tuple[float, ...]]:
@@ -203,7 +203,7 @@ def one_run(root: Path) -> ReportedRun:
 # ------------------------------------------------------------------------------------------- the page of one run
 
 
-def test_the_page_stands_alone(standard: tuple[Path, Page]) -> None:
+def test_the_page_is_self_contained(standard: tuple[Path, Page]) -> None:
     folder, page = standard
     assert not re.search(r"https?://|//[a-z]+\.", page.source)
     assert all(link.startswith("#") for name in ("href", "xlink:href") for link in page.all(name))
@@ -234,7 +234,8 @@ def test_figures_are_written_as_svg_and_png(standard: tuple[Path, Page]) -> None
     folder = standard[0] / "out" / "figures"
     stems = ["ap50_labels", "ap50_reviews", "ap_per_class", "asked", "class_frequency", "fig1_a", "fig1_b", "fig1_d"]
     stems += ["reviews_per_class", "time", "uncertainty_would_ask"]
-    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{s}.{kind}" for s in stems for kind in ("png", "svg"))
+    named = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*named, OWN_MARK])  # so no command takes it for photos
     for stem in stems:
         assert "<text" in (folder / f"{stem}.svg").read_text(encoding="utf-8")
         with Image.open(folder / f"{stem}.png") as image:
@@ -297,13 +298,13 @@ def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path:
     assert "(b) Confident detections: yak 22; dog 44; cat 66" in alts
     assert "(c) Labels from uncertainty sampling: yak 0; dog 1; cat 19" in alts
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("run*_fig1_*.svg")}
-    wanted = {1: "abc", 2: "abcd", 3: "abd"}  # no run by uncertainty begins as the third one does
+    wanted = {1: "abc", 2: "abcd", 3: "abd"}  # no run by uncertainty starts like the third one
     assert stems == {f"run{run}_fig1_{panel}" for run, panels in wanted.items() for panel in panels}
     same = [(tmp_path / "out" / "figures" / f"run{run}_fig1_c.png").read_bytes() for run in (1, 2)]
     assert same[0] == same[1]
 
 
-def test_a_record_of_before_the_counts_of_the_pool_has_no_fig_1_b(tmp_path: Path) -> None:
+def test_a_record_without_pool_counts_has_no_fig_1_b(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     records = json.loads((run / "metrics.json").read_text())
     for told in records:
@@ -331,7 +332,7 @@ def test_eighty_classes_become_forty_rows(tmp_path: Path) -> None:
     assert (len(found), found[20].label, found[-1].label) == (40, "mean of 41 others", "kind 0")
     assert sorted(name for row in found for name in row.members) == sorted(names)
     text = report(tmp_path, root).text
-    assert all(f"{name}\n" in text for name in names)  # the table has them all
+    assert all(f"{name}\n" in text for name in names)  # the table lists all of them
 
 
 # ------------------------------------------------------------------------------------------- the gallery
@@ -341,7 +342,7 @@ def test_boxes_are_drawn_where_they_are_in_the_image(standard: tuple[Path, Page]
     _, page = standard
     assert page.boxes("hit") == [(50, 100, 100, 101.5)] * 4  # asked as 100, 200, 300, 403, shown at half the size
     assert page.boxes("miss") == [(300, 50, 50, 31.5)] * 4
-    assert page.boxes("pseudo") == [(200, 50, 50, 100)] * 4  # the one of weight 0 teaches nothing
+    assert page.boxes("pseudo") == [(200, 50, 50, 100)] * 4  # the one of weight 0 does not train
     assert page.boxes("human") == [(51, 101, 98, 100)] * 4
     assert page.all("viewbox", "svg").count("0 0 480 320") == 4
     assert "queried; predicted cat; it is dog; score 0.43; uncertainty 0.77" in page.text
@@ -417,7 +418,7 @@ def test_a_run_without_its_label_store_still_has_a_page(tmp_path: Path) -> None:
     assert "The gallery cannot be made" in report(tmp_path, run).text
 
 
-# ------------------------------------------------------------------------------------------- half a run, odd runs
+# ------------------------------------------------------------------------------------------- incomplete runs
 
 
 def test_a_run_with_one_cycle(tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_a_run_with_one_cycle(tmp_path: Path) -> None:
     assert "2 cycles remain" in page.text
 
 
-def test_a_run_that_fell_says_so(tmp_path: Path) -> None:
+def test_a_run_that_declined_says_so(tmp_path: Path) -> None:
     page = report(tmp_path, make_run(tmp_path / "run", ap=(0.31, 0.28, 0.25)))
     assert "AP50\u00a00.25, down from 0.31." in page.text
     assert "fell from" in page.text
@@ -450,7 +451,7 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     odd = ("<script>alert(1)</script>", 'a "quoted" & $x_1$ \n name', "日本語 \\frac{")
     page = report(tmp_path, make_run(tmp_path / "run", classes=odd), png=True)
     assert not [tag for tag, _ in page.tags if tag == "script"]
-    assert "<script>alert(1)</script>" in page.text  # as text, that is
+    assert "<script>alert(1)</script>" in page.text  # as text
     assert "日本語" in page.text
 
 
@@ -479,7 +480,7 @@ def test_settings_other_than_the_defaults_come_first(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- several runs
 
 
-def test_runs_side_by_side_are_named_by_what_sets_them_apart(tmp_path: Path) -> None:
+def test_runs_side_by_side_are_named_by_their_differences(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a"),
         make_run(
@@ -509,7 +510,7 @@ def test_a_run_that_is_not_quite_compas_is_named_so(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(runs)] == ["compas-like", "random"]
 
 
-def test_runs_are_compared_after_the_last_cycle_that_all_have(tmp_path: Path) -> None:
+def test_runs_are_compared_after_their_last_common_cycle(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", cycles=2, ap=(0.31, 0.41), settings={"seed": 1})]
     seen = read_runs(runs)
     ahead = "After 2 cycles “seed 1” is ahead: AP50\u00a00.41 with 140 labels; “seed 0” has 0.38."
@@ -530,7 +531,7 @@ def test_runs_with_other_classes_are_not_compared_class_by_class(tmp_path: Path)
     assert not (tmp_path / "out" / "figures" / "compare_ap_per_class.svg").exists()
 
 
-# ------------------------------------------------------------------------------------------- what cannot be reported
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_no_finished_cycle(tmp_path: Path) -> None:

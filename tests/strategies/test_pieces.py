@@ -28,7 +28,7 @@ NAMES = [*strategies.BOX, *strategies.IMAGE]
 
 
 def made_up(seed: int, images: int = 60, background: bool = True) -> Candidates:
-    """Candidates of images, none to nine of each, with many equal numbers; as a shard keeps them."""
+    """Candidates of images, zero to nine of each, with many equal numbers, rounded as in a shard."""
     dice = np.random.default_rng(seed)
     counts = dice.integers(0, 10, images)
     total = int(counts.sum())
@@ -51,7 +51,7 @@ def made_up(seed: int, images: int = 60, background: bool = True) -> Candidates:
 
 
 def answers(found: Candidates, seed: int) -> dict[int, ImageLabels]:
-    """Labels of a third of the images: boxes of every kind on and beside the candidates; some images complete."""
+    """Labels of a third of the images: boxes of every kind on and near the candidates; some images are complete."""
     dice = np.random.default_rng(seed)
     labels = {}
     for image_id in dice.permutation(found.image_id.max() + 1)[: len(np.unique(found.image_id)) // 3].tolist():
@@ -64,7 +64,7 @@ def answers(found: Candidates, seed: int) -> dict[int, ImageLabels]:
 
 
 def write(found: Candidates, folder: Path, images: int) -> list[Path]:
-    """Shards of so many images each, in a folder."""
+    """Shards of that many images each, in a folder."""
     files = []
     for number, start in enumerate(range(0, int(found.image_id.max()) + 1, images)):
         here = (found.image_id >= start) & (found.image_id < start + images)
@@ -139,7 +139,7 @@ def streamed(told: Settings, pool: Shards, labels: dict[int, ImageLabels], state
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces, heads and sorted parts so small that there are many of each."""
+    """Make pieces, heads and sorted parts small, so that there are many of each."""
     monkeypatch.setattr(pool_file, "PIECE", 17)
     monkeypatch.setattr(pool_file, "WIDE_PIECE", 13)
     monkeypatch.setattr(ranking, "LEAST", 3)
@@ -204,7 +204,7 @@ def test_an_unlisted_strategy_gets_the_whole_pool(tmp_path: Path, monkeypatch: p
     given: list[Candidates] = []
 
     def relative(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Iterator[tuple[int, float]]:
-        """The candidate whose score is nearest to the mean score, which no piece knows."""
+        """The candidate whose score is nearest to the mean score, which no piece determines."""
         given.append(candidates)
         return box.by(candidates, -np.abs(candidates.scores - candidates.scores.mean()))
 
@@ -217,7 +217,7 @@ def test_an_unlisted_strategy_gets_the_whole_pool(tmp_path: Path, monkeypatch: p
     assert given[0].features is not None
 
 
-def test_a_head_that_is_used_up_is_fetched_twice_as_long(tmp_path: Path) -> None:
+def test_a_used_up_head_is_fetched_twice_as_long(tmp_path: Path) -> None:
     found = made_up(0)
     told = settings_of("uncertainty")
     pool, passes = Shards(write(found, tmp_path, images=7)), []
@@ -229,11 +229,11 @@ def test_a_head_that_is_used_up_is_fetched_twice_as_long(tmp_path: Path) -> None
 
     state = LabelState(np.zeros(CLASSES), np.zeros(CLASSES, dtype=np.int64), scores_of(60), budget=5)
     queue = ranking.head(told, Counted(pool.parts), {}, state, partial(seeds.stream, 0, "strategy", 2))
-    assert passes == []  # nothing is read before it is looked at
+    assert passes == []  # nothing is read before it is requested
     for place, wanted in ((0, 1), (4, 1), (5, 2), (9, 2), (10, 3), (19, 3), (20, 4)):
         assert queue(place) is not None
         assert len(passes) == wanted, place
-    assert len(queue.candidates) == 40  # and no more than that is in memory
+    assert len(queue.candidates) == 40  # and no more is in memory
     assert queue(10_000) is None
 
 

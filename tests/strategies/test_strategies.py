@@ -1,4 +1,4 @@
-"""Rules for every strategy, and for each a case that only this method ranks so."""
+"""Rules for every strategy, and for each a case that only this method ranks in that way."""
 
 import inspect
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ def test_a_strategy_names_each_candidate_or_image_once_and_repeats_with_its_seed
 
 
 @pytest.mark.parametrize("name", BOX)
-def test_the_utility_of_a_box_strategy_falls_but_where_classes_take_turns(name: str) -> None:
+def test_the_utility_of_a_box_strategy_decreases_unless_classes_take_turns(name: str) -> None:
     utility = [u for _, u in of(name)(pool(), STATE, np.random.default_rng(0))]
     assert np.isfinite(utility).all()
     assert name == "quota" or (np.diff(utility) <= 1e-6).all()
@@ -144,11 +144,11 @@ def test_a_strategy_changes_nothing_that_it_is_given(name: str) -> None:
                 column = column.copy()
                 column.flags.writeable = False
                 object.__setattr__(table, f.name, column)
-    ranking(name, candidates, state)  # writing into any of it would raise
+    ranking(name, candidates, state)  # writing into any array would raise
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_strategy_is_handed_candidates_the_label_state_and_randomness_only(name: str) -> None:
+def test_a_strategy_receives_only_candidates_the_label_state_and_randomness(name: str) -> None:
     free = [p for p in inspect.signature(of(name)).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     assert [p.name for p in free] == ["candidates", "state", "rng"]
     assert [f.name for f in fields(LabelState)] == [
@@ -182,7 +182,7 @@ def asked(
         return {**rows, "image_features": STATE.image_features[untouched]}
 
     monkeypatch.setattr(cycle, "features", features)
-    monkeypatch.setattr(cycle, "restore_model", lambda run, cycle: None)  # nothing is trained here
+    monkeypatch.setattr(cycle, "restore_model", lambda run, cycle: None)  # without training
     monkeypatch.setattr(shards, "score_pool", lambda run, cycle: (Shards([candidates]), IMAGES))
     with Store(folder / "labels.sqlite", classes=data.classes, flush=False) as store:
         store.add_images(records)
@@ -256,7 +256,7 @@ def test_class_balanced_weighs_the_uncertainty_by_how_rare_the_class_is() -> Non
 
 
 def test_sigma_says_how_much_rare_classes_are_favoured() -> None:
-    # sigma 0.1: e^-7 and e^-3 leave next to nothing;  sigma 100: hardly a difference to plain uncertainty
+    # sigma 0.1: e^-7 and e^-3 are nearly 0; sigma 100: hardly different from plain uncertainty
     candidates = three([1.0, 0.8, 0.55], [0, 1, 2])
     for sigma, wanted in ((0.1, [2, 1, 0]), (100.0, [0, 1, 2])):
         assert [box for _, box in ranking("class_balanced", candidates, sigma=sigma)] == wanted
@@ -273,7 +273,7 @@ def test_entropy_asks_first_where_the_score_is_nearest_to_a_half_or_the_vector_f
     assert ranking("entropy", with_background) == [(0, 2), (0, 1), (0, 0)]  # 1.38, 0.67, 0.43 nats
 
 
-def test_coreset_goes_where_no_labelled_or_chosen_box_is_near() -> None:
+def test_coreset_prefers_boxes_far_from_labelled_and_chosen_ones() -> None:
     line = replace(pool()[:4], features=np.array([[0.0], [1.0], [2.0], [10.0]]))
     state = replace(STATE, box_features=np.array([[0.0]]))
     # the farthest from 0 is 10; then 2 (2 from 0); then 1 (1 from both); then 0 itself
@@ -337,7 +337,7 @@ def test_compas_asks_from_its_floor_on() -> None:
 
 
 def images_of(counts: list[int], scores: list[float], **columns: Any) -> Candidates:
-    """Candidates of images 0, 1, …, so many each, with these scores one after the other."""
+    """Candidates of images 0, 1, …, with these counts, and these scores in order."""
     return replace(
         pool()[: len(scores)],
         image_id=np.repeat(np.arange(len(counts)), counts),
@@ -356,13 +356,13 @@ def test_image_entropy_takes_the_mean_the_largest_or_the_sum_of_the_boxes() -> N
     assert ranking("image_entropy", candidates, state, image_entropy="sum") == [2, 0, 1, 3]
 
 
-def test_image_entropy_passes_over_candidates_of_images_that_are_not_open() -> None:
+def test_image_entropy_skips_candidates_of_images_that_are_not_open() -> None:
     candidates = images_of([2, 1, 4], [0.5, 0.99, 0.6, 0.9, 0.9, 0.9, 0.9])
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[1:3])) == [1, 2]
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[:2]), image_entropy="sum") == [0, 1]
 
 
-def test_image_coreset_goes_where_no_labelled_image_is_near() -> None:
+def test_image_coreset_prefers_images_far_from_labelled_ones() -> None:
     state = replace(
         STATE,
         images=IMAGES[:4],
@@ -386,7 +386,7 @@ def test_cald_takes_the_least_consistent_and_of_those_first_the_ones_unlike_the_
 
 def test_cald_compares_softmaxes_of_class_scores_and_of_counts_an_image() -> None:
     """Three images that are equally inconsistent, the first of which has no detection. JS to the labelled images' mean
-    counts: 0.230 and 0.177; the other way round without softmaxes (0.295, 0.355) and by whole counts (0.441, 0.491)."""
+    counts: 0.230 and 0.177; reversed without softmaxes (0.295, 0.355) and by whole counts (0.441, 0.491)."""
     scores = np.array([[0.0, 0.0, 0.0], [0.5, 0.9, 0.2], [0.0, 0.1, 0.6]])
     images = ImageScores(np.arange(3), np.zeros(3), scores)
     state = replace(STATE, images=images, class_counts=np.array([18, 1, 14]), images_labelled=5, budget=20)
@@ -401,7 +401,7 @@ def test_cald_reorders_no_more_than_the_head() -> None:
     assert ranking("image_cald", pool(), state) == [4, 0, 1, 2, 3, 5, 6]
 
 
-def test_enms_divproto_passes_over_what_repeats_and_takes_minorities_first() -> None:
+def test_enms_divproto_skips_repetition_and_prefers_minorities() -> None:
     # Class 0 is common (20 boxes), the rarest half of two classes is class 1. Five boxes an image: a budget of 10 is
     # two images, of which 0.75 x 2 = 1.5, so 2, for class 1.
     left, right = [1.0, 0.0], [0.0, 1.0]
@@ -473,7 +473,7 @@ def two_class_state(images: int, budget: float, counts: tuple[int, ...] = (20, 5
     return LabelState(np.zeros(len(counts)), np.array(counts), scores, 5, budget=int(budget))
 
 
-def test_enms_divproto_adds_up_the_entropies_that_stay_and_weighs_prototypes_by_them() -> None:
+def test_enms_divproto_sums_the_kept_entropies_and_weights_prototypes_by_them() -> None:
     # Image 0: two unlike boxes of class 1, of scores 0.5 and 0.95 (0.693 and 0.199 nats); image 1: one like their
     # weighted mean, (0.693, 0.199) / 0.721 = (0.961, 0.276), and far (cosine 0.7) from a plain sum's (0.707, 0.707).
     candidates = images_of(
@@ -556,14 +556,14 @@ def test_beta_of_the_picks_go_to_the_rarest_alpha_of_the_classes(wanted: int, pl
     assert ranking("enms_divproto", candidates, two_class_state(6, 5 * wanted)).index(5) == places
 
 
-def test_entropy_nms_keeps_boxes_of_another_class_or_another_look() -> None:
+def test_entropy_nms_keeps_boxes_of_another_class_or_appearance() -> None:
     unit = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
     kept = entropy_nms(np.array([0.5, 0.6, 0.3, 0.1]), np.array([0, 0, 1, 0]), unit)
-    # 1 first; 0 is like it (cosine 0.8) and falls; 3 is like it too (0.6); 2 is of another class
+    # 1 first; 0 is similar (cosine 0.8) and is dropped; 3 is similar too (0.6); 2 is of another class
     assert kept.tolist() == [1, 2]
 
 
-def test_a_queue_makes_a_ranking_no_further_than_it_is_looked_at() -> None:
+def test_a_queue_computes_a_ranking_only_as_far_as_it_is_read() -> None:
     made = []
 
     def numbers() -> Iterator[tuple[int, float]]:

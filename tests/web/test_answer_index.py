@@ -1,4 +1,4 @@
-"""What the server keeps in memory says the same as the store, whatever people do, and as a ledger made anew."""
+"""The server's index in memory agrees with the store and with a newly built index, after any actions."""
 
 import random
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def ask(people: People, number: int) -> None:
 
 
 def act(people: People, dice: random.Random, step: int) -> Outcome | None:
-    """Somebody answers, corrects, takes back, draws a box, or is asked something new."""
+    """Somebody answers, corrects, withdraws, draws a box, or gets a new question."""
     by, what = dice.choice(PEOPLE), dice.random()
     key, label = f"k{step}", dice.randrange(3)
     cycle = dice.choice((1, 2, 2))
@@ -62,14 +62,28 @@ def take_in(answer_index: AnswerIndex, people: People) -> AnswerIndex:
     return answer_index
 
 
+def roll_back(answer_index: AnswerIndex, people: People, dice: random.Random, step: int) -> None:
+    """Take in what is then rolled back."""
+    mark = answer_index.last_question, answer_index.last_answer
+    with people.store.transaction(writes=True) as connection:
+        undone = connection.begin_nested()
+        for more in range(dice.randrange(4)):
+            act(people, dice, 1000 * (step + 1) + more)
+        take_in(answer_index, people)
+        undone.rollback()
+    answer_index.forget(*mark)
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: int) -> None:
+def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> None:
     dice, answer_index, store, saved = random.Random(seed), AnswerIndex(), people.store, 0
     for step in range(250):
         outcome = act(people, dice, step)
         saved += outcome is not None and outcome.status is Status.SAVED
         if dice.random() < 0.5:
             take_in(answer_index, people)
+        if dice.random() < 0.1:
+            roll_back(answer_index, people, dice, step)
     take_in(answer_index, people)
     assert saved > 80
     for cycle in (1, 2):
@@ -111,7 +125,7 @@ def test_a_ledger_kept_up_to_date_is_what_the_store_says(people: People, seed: i
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: People, seed: int) -> None:
+def test_assignment_is_the_same_with_and_without_an_index(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex()
     for step in range(150):
         act(people, dice, step)
@@ -127,7 +141,7 @@ def test_who_may_be_given_what_is_the_same_with_and_without_a_ledger(people: Peo
 
 
 def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
-    """What a claim of everything gives, which is then undone."""
+    """The result of claiming everything, which is then undone."""
     with people.store.transaction(writes=True) as connection:
         undone = connection.begin_nested()
         try:
@@ -137,7 +151,7 @@ def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_ledger_told_of_merged_classes_counts_as_one_made_after_them(people: People, seed: int) -> None:
+def test_an_index_that_learns_of_merged_classes_counts_like_a_new_one(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex()
     for step in range(240):
         act(people, dice, step)

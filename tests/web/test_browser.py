@@ -96,7 +96,7 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
 
 
 def answer_the_first_questions(person: Person) -> None:
-    """Spend the budget of the first cycle by keyboard alone, and take one answer back on the way."""
+    """Spend the budget of the first cycle by keyboard alone, and undo one answer in between."""
     keys = ["Enter", "x", "Space", "Enter", "2", "x"]
     for turn in range(29):
         person.task("box")

@@ -1,4 +1,4 @@
-"""Connections that ask for nothing, dribble, or do not read: real sockets at a real server, which answers others."""
+"""Connections that are silent, slow, or do not read: real sockets at a real server, which still answers others."""
 
 import logging
 import socket
@@ -80,7 +80,7 @@ def listening(tmp_path: Path) -> Iterator[Listening]:
 
 
 def is_closed(one: socket.socket) -> bool:
-    """Whether the other side has closed it; waits for that."""
+    """Whether the other side closes it; waits for that."""
     try:
         while one.recv(65536):
             pass
@@ -100,7 +100,7 @@ def closed(many: list[socket.socket]) -> Iterator[None]:
             one.close()
 
 
-def test_silent_connections_give_way_to_others_and_end(listening: Listening) -> None:
+def test_silent_connections_are_closed_to_admit_others(listening: Listening) -> None:
     silent = [listening.connect() for _ in range(100)]
     with closed(silent):
         for _ in range(5):
@@ -123,7 +123,7 @@ HALF = {
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[Listening]:
-    """One that takes more connections than its server has threads."""
+    """A client that opens more connections than the server has threads."""
     with opened(make_project(tmp_path)) as house, closing(Listening(house, Limits(connections=100))) as listening:
         yield listening
 
@@ -221,16 +221,16 @@ def test_a_stream_of_news_outlives_the_time_for_a_request_and_a_crowd(listening:
             assert any("eel" in line for line in lines)
 
 
-def test_a_reply_that_nobody_reads_is_given_up(listening: Listening) -> None:
+def test_an_unread_reply_is_abandoned(listening: Listening) -> None:
     request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
     many = [listening.connect(request.encode()) for _ in range(10)]
     with closed(many):
-        until(lambda: listening.unread() == 10)  # the pictures are larger than what the system takes in our place
+        until(lambda: listening.unread() == 10)  # the pictures are larger than the system's buffers
         until(lambda: listening.open() == 0)
         listening.answers()
 
 
-def test_replies_that_nobody_reads_give_way_to_others(listening: Listening) -> None:
+def test_unread_replies_are_abandoned_to_admit_others(listening: Listening) -> None:
     request = f"GET /api/images/13 HTTP/1.1\r\nHost: localhost\r\nCookie: {listening.cookie}\r\n\r\n"
     with closing(Listening(listening.house, replace(LIMITS, reply=60.0))) as patient:
         many = [patient.connect(request.encode()) for _ in range(LIMITS.connections)]
@@ -258,7 +258,7 @@ def test_streams_are_bounded(listening: Listening, monkeypatch: pytest.MonkeyPat
         pytest.fail("a place was not given back")
 
 
-def test_what_strangers_send_does_not_fill_the_log(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_requests_do_not_fill_the_log(listening: Listening, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "uvicorn.error"):
         for _ in range(30):
             with closing(listening.connect(b"\x00\x01\r\n\r\n")) as one:
@@ -280,7 +280,7 @@ def test_a_line_is_logged_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_more_connections_than_handles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that may open 256 files has 500 silent visitors: it answers, and says little of it."""
+    """A server that may open 256 files has 500 silent visitors: it still answers, and logs little."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 600:

@@ -1,4 +1,4 @@
-"""Several people at one server that is killed again and again: nothing answered twice, nothing lost."""
+"""Several people at one server that is killed repeatedly: nothing is answered twice or lost."""
 
 import random
 import time
@@ -43,7 +43,7 @@ def root(pictures: Sequence[ImageRecord], tmp_path: Path, database: str) -> Path
 
 @dataclass
 class Browser:
-    """Answers as the page does: each has a key, waits until it is called saved, and is sent again until then."""
+    """Answers as the page sends them: each has a key and is sent again until it is reported as saved."""
 
     url: str
     name: str
@@ -90,7 +90,7 @@ class Browser:
 
 
 def test_two_browsers_and_a_server_killed_five_times(root: Path) -> None:
-    chance = random.Random()  # other moments each time
+    chance = random.Random()  # different moments each time
     with Served(root) as server, ThreadPoolExecutor(2) as pool:
         cookies = server.cookies(("anna", "ben"))
         browsers = [Browser(server.url, name, cookies[name], random.Random(name)) for name in cookies]
@@ -105,12 +105,12 @@ def test_two_browsers_and_a_server_killed_five_times(root: Path) -> None:
             server.start()
         for future in working:
             future.result()
-    assert all(browser.repeats > 0 for browser in browsers)  # they did notice
+    assert all(browser.repeats > 0 for browser in browsers)  # they noticed
 
     folder = RunFolder(root)
     with Store(folder.labels(folder.read_settings())) as store:
         given, asked = People(store).given(), {query.id: query for query in store.queries(2)}
-    # Nothing lost, nothing twice: what is in the store is what the pages called saved.
+    # Nothing is lost or doubled: the store holds what was reported as saved.
     saved = {answer: (query, browser.name) for browser in browsers for query, answer in browser.saved.values()}
     assert {one.id: (one.query.id, one.answer.by) for one in given} == saved
     assert len(saved) == sum(len(browser.saved) for browser in browsers) >= 2 * ANSWERS
@@ -120,14 +120,14 @@ def test_two_browsers_and_a_server_killed_five_times(root: Path) -> None:
     assert all(len(set(people)) == len(people) <= asked[query].wanted for query, people in by_query.items())
     assert sum(len(people) == 2 for people in by_query.values()) > 20
 
-    # Nobody was shown what was somebody else's, and everybody had their questions in the order they were asked in.
+    # Nobody was shown somebody else's question, and everybody got their questions in order.
     shown = {browser.name: [query["id"] for query in browser.shown] for browser in browsers}
     assert all(asked[query].wanted == 2 for query in set(shown["anna"]) & set(shown["ben"]))
     for browser in browsers:
         assert shown[browser.name] == sorted(set(shown[browser.name]))
         assert [query for query, _ in browser.saved.values()] == shown[browser.name][: len(browser.saved)]
 
-    # All of it is in the export: of each question the answer that came last.
+    # The export contains all of it: the latest answer to each question.
     last = {query: answer for answer, (query, _) in sorted(saved.items())}
     told = {answer: browser.said[key] for browser in browsers for key, (_, answer) in browser.saved.items()}
     objects = {query: told[answer] for query, answer in last.items() if told[answer]["verdict"] == "object"}
@@ -167,10 +167,10 @@ def test_a_lease_that_ends_while_somebody_thinks(root: Path) -> None:
             hers = ask(anna, 3)
             time.sleep(1.2)
             his = ask(ben, 2)
-            assert his == hers[:2]  # what she did not get to in time, before anything new
+            assert his == hers[:2]  # her expired questions, before new ones
             (late,) = say(anna, hers[0])["results"]
             assert (late["status"], "somebody else" in late["reason"]) == ("refused", True)
-            assert ask(anna, 0) == hers[2:]  # nobody took that one
+            assert ask(anna, 0) == hers[2:]  # nobody claimed that one
             assert say(ben, his[0])["results"][0]["status"] == "saved"
             (later,) = say(anna, hers[0])["results"]
             assert (later["status"], later["current"]["by"]) == ("conflict", "ben")
@@ -178,7 +178,7 @@ def test_a_lease_that_ends_while_somebody_thinks(root: Path) -> None:
 
 
 def test_small_replies_are_sent_at_once(root: Path) -> None:
-    """A server that leaves the system to collect small packets makes each request on an open connection wait 40 ms."""
+    """If the system collects small packets, each request on an open connection waits 40 ms."""
     with Served(root) as server, httpx.Client(base_url=server.url) as browser:
         times = []
         for _ in range(20):

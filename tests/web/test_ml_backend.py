@@ -1,4 +1,4 @@
-"""Label Studio's ML-backend contract, with requests as Label Studio sends them; and stacks of a project's questions."""
+"""Label Studio's ML-backend protocol, with requests as Label Studio sends them, and many questions of a project."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ def client(project: Project) -> Iterator[TestClient]:
 
 
 def task(number: int, name: str, **data: Any) -> dict[str, Any]:
-    """A task as Label Studio sends it: with many fields that are none of our business."""
+    """A task as Label Studio sends it, with many irrelevant fields."""
     return {
         "id": number,
         "data": {"image": f"/data/upload/1/1a2b3c4d-{name}", **data},
@@ -166,14 +166,14 @@ def test_predictions_are_the_open_questions_and_what_else_is_likely(client: Test
         assert prediction["model_version"] == "rarebox cycle 2"
 
 
-def test_predictions_are_what_label_studios_own_library_takes(client: TestClient) -> None:
+def test_label_studios_own_library_accepts_the_predictions(client: TestClient) -> None:
     interface = sdk("label_interface.interface").LabelInterface(CONFIG)
     for prediction in ask(client, "a.jpg", "b.jpg"):
         assert prediction["result"]
         assert interface.validate_prediction(prediction, return_errors=True) == []
 
 
-def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Project) -> None:
+def test_an_annotation_becomes_answers_immediately(client: TestClient, project: Project) -> None:
     shown = ask(client, "a.jpg")[0]
     kept = [{**r, "origin": "prediction"} for r in shown["result"]]
     drawn = region([0, 0, 20, 10], "dog")
@@ -183,7 +183,7 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     said = project.store.labels()[1]
     assert sorted(said.boxes.tolist()) == sorted([*BOXES[:2].tolist(), [0, 0, 20, 10]])
     assert {given.answer.by for given in People(project.store).given()} == {"user 7"}
-    # Sent again, which Label Studio does on every save, it changes nothing; a deleted guess is found by what was shown.
+    # Sent again, as Label Studio does on every save, it changes nothing. A deleted guess is found by what was shown.
     again = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, [*kept, drawn]))
     assert again.json()["result"] == {**zeros(), "unchanged": 3}
     changed = client.post("webhook", json=event("ANNOTATION_UPDATED", "a.jpg", shown, kept[1:]))
@@ -193,7 +193,7 @@ def test_an_annotation_becomes_answers_at_once(client: TestClient, project: Proj
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
 
 
-def test_another_persons_drawn_box_that_is_gone_stays_and_is_reported(
+def test_another_persons_deleted_box_is_kept_and_reported(
     client: TestClient, project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawn = region([5, 5, 20, 20], "dog", "x")
@@ -205,32 +205,35 @@ def test_another_persons_drawn_box_that_is_gone_stays_and_is_reported(
     assert project.store.labels()[1].boxes.tolist() == [[5, 5, 20, 20]]
 
 
-def test_annotations_that_are_created_together_are_all_taken(client: TestClient, project: Project) -> None:
+def test_annotations_created_in_bulk_are_all_recorded(
+    client: TestClient, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
     one, two = (
         event("ANNOTATION_CREATED", name, {}, [region([5, 5, 20, 20], "dog")], id=n, task=n, parent_prediction=None)
         for n, name in ((1, "a.jpg"), (2, "b.jpg"))
     )
     two["task"]["id"] = 2
     told = {"action": "ANNOTATIONS_CREATED", "task": [one["task"], two["task"]], "project": {"id": 1}}
-    told["annotation"] = [two["annotation"], one["annotation"]]  # tasks are in no order
+    told["annotation"] = [two["annotation"], one["annotation"]]  # tasks are in any order
     assert client.post("webhook", json=told).json() == {"result": {**zeros(), "missed": 2}, "status": "ok"}
     assert {i: said.boxes.tolist() for i, said in project.store.labels().items()} == {
         1: [[5, 5, 20, 20]],
         2: [[5, 5, 20, 20]],
     }
-    # One that cannot be taken keeps none of the others away.
+    # An invalid one does not block the others.
     told["annotation"] = [
         {**two["annotation"], "id": 3, "result": None},
         {**one["annotation"], "id": 4, "result": [region([50, 5, 90, 20], "cat", "n")]},
     ]
     refused = client.post("webhook", json=told)
     assert (refused.status_code, "task 2" in refused.json()["detail"]) == (422, True)
+    assert "NOT recorded. Task 2, annotation 3" in caplog.text  # nobody reads the reply
     assert [50, 5, 90, 20] in project.store.labels()[1].boxes.tolist()
     told["annotation"] = [{**two["annotation"], "task": 9}]
     assert client.post("webhook", json=told).status_code == 422
 
 
-def test_shapes_turned_boxes_and_folders_come_in_by_the_webhook_too(tmp_path: Path) -> None:
+def test_the_webhook_also_accepts_shapes_rotated_boxes_and_folders(tmp_path: Path) -> None:
     for name in ("cam1", "cam2"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (200, 100)).save(tmp_path / "photos" / name / "1.jpg")
@@ -283,7 +286,7 @@ def test_other_events_and_skipped_tasks_change_nothing(client: TestClient, proje
         ({"task": {"data": {"text": "no image"}}}, "names no"),
     ],
 )
-def test_events_that_cannot_be_taken_in(client: TestClient, project: Project, change: Any, wanted: str) -> None:
+def test_invalid_events_are_refused(client: TestClient, project: Project, change: Any, wanted: str) -> None:
     shown = ask(client, "a.jpg")[0]
     answer = client.post("webhook", json={**event("ANNOTATION_CREATED", "a.jpg", shown, shown["result"]), **change})
     assert answer.status_code == 422
@@ -292,7 +295,7 @@ def test_events_that_cannot_be_taken_in(client: TestClient, project: Project, ch
 
 
 @pytest.mark.parametrize("result", ["x", "[", [None], ["x"], [3], None, 3])
-def test_an_annotation_whose_result_cannot_be_read_takes_nothing_back(
+def test_an_annotation_with_an_unreadable_result_withdraws_nothing(
     client: TestClient, project: Project, result: Any
 ) -> None:
     shown = ask(client, "a.jpg")[0]
@@ -328,7 +331,7 @@ def test_malformed_requests_are_refused(client: TestClient, path: str, body: str
     assert answer.status_code == 422
 
 
-def test_any_provider_will_do() -> None:
+def test_any_provider_works() -> None:
     told: list[Any] = []
     app = FastAPI()
 
@@ -347,7 +350,7 @@ def test_any_provider_will_do() -> None:
 
 
 def test_an_event_reads_only_the_rows_of_its_image(client: TestClient, project: Project) -> None:
-    """Otherwise each annotation holds up everybody's answers for as long as it takes to read the whole store."""
+    """Otherwise each annotation would delay everybody's answers while the whole store is read."""
     shown = ask(client, "a.jpg")[0]
     statements: list[tuple[str, Any]] = []
 
@@ -453,7 +456,7 @@ def test_a_photo_added_while_the_server_runs_is_found(client: TestClient, projec
         ({"updated_at": None, "created_at": 1573479560}, {"updated_at": None, "created_at": 1573479561.5}),
     ],
 )
-def test_the_later_of_two_states_is_told_by_time_and_not_by_text(
+def test_the_later_of_two_states_is_found_by_time_not_by_text(
     client: TestClient, project: Project, early: dict[str, Any], late: dict[str, Any]
 ) -> None:
     shown = ask(client, "a.jpg")[0]
@@ -465,7 +468,7 @@ def test_the_later_of_two_states_is_told_by_time_and_not_by_text(
     assert client.post("webhook", json=first).json()["status"] == "ok"
 
 
-# ------------------------------------------------------------------------------------------- stacks of questions
+# ------------------------------------------------------------------------------------------- many questions
 
 
 def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_path: Path) -> None:
@@ -474,7 +477,7 @@ def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_p
     ask_ahead(project.folder.root, 10)
     ask_ahead(project.folder.root, 10)
     found = open_questions(project.store)
-    assert [(q.image_id, q.guess) for q in found.queries] == [(1, 0), (2, 0)]  # one an image
+    assert [(q.image_id, q.guess) for q in found.queries] == [(1, 0), (2, 0)]  # one per image
     export_queries(tmp_path / "out", "labelstudio", found.classes, list(found.images.values()), found.queries)
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     for number, sent in enumerate(tasks):
@@ -482,11 +485,11 @@ def test_a_stack_of_questions_is_asked_within_the_budget(project: Project, tmp_p
     (tmp_path / "back.json").write_text(json.dumps(tasks))
     assert bring_in(project.store, labelstudio.read(tmp_path / "back.json"), "labelstudio") == Imported(objects=2)
     ask_ahead(project.folder.root, 10)
-    assert [q.image_id for q in open_questions(project.store).queries] == [1]  # what is left of three
+    assert [q.image_id for q in open_questions(project.store).queries] == [1]  # the rest of three
     assert project.budget(2).spent == 2
 
 
-def test_whole_images_go_out_without_boxes_and_come_back_complete(project: Project, tmp_path: Path) -> None:
+def test_whole_images_are_sent_without_boxes_and_returned_complete(project: Project, tmp_path: Path) -> None:
     project.store.open_cycle(3)
     project.store.ask(3, [Query(3)])
     found = open_questions(project.store)

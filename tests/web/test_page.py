@@ -421,7 +421,7 @@ def test_the_correction_of_an_answer_is_sent_by_another_tab(office: Office) -> N
     assert [verdict for _, verdict, _ in office.given()] == ["not_an_object", "withdrawn"]
 
 
-def test_damaged_entries_in_the_browser_stop_nothing(office: Office) -> None:
+def test_damaged_entries_in_the_browser_are_harmless(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     damage = """id => {

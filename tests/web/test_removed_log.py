@@ -1,4 +1,4 @@
-"""SQLite's files are removed while the server runs, and another process comes: nothing that was saved is lost."""
+"""SQLite's files are removed while the server runs, and another process opens the store: no saved answer is lost."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_an_import_waits_until_the_server_has_ended(
         refused = do_import(project, tmp_path)
         message = str(refused.exception)
         assert isinstance(refused.exception, Unavailable), refused.output
-        assert "-wal: the file was removed or replaced while another rarebox has the store open" in message
+        assert "-wal: the file was removed or replaced while another rarebox process has the store open" in message
         assert "with Ctrl-C, and repeat the command" in message
         until = time.monotonic() + 20
         while answers_in_file(file) < 3 and time.monotonic() < until:
@@ -115,8 +115,8 @@ def test_a_store_is_opened_again_only_with_its_log(project: Project) -> None:
         assert len(other.answered()) == 1
     content = log.read_bytes()
     log.unlink()
-    log.write_bytes(content)  # as a program does that synchronises folders
-    with pytest.raises(Unavailable, match=r"labels\.sqlite-wal: .*another rarebox has the store open"):
+    log.write_bytes(content)  # as a program that synchronises folders does
+    with pytest.raises(Unavailable, match=r"labels\.sqlite-wal: .*another rarebox process has the store open"):
         Store(file)
     file.with_name("labels.sqlite-shm").unlink()
     log.unlink()
@@ -150,12 +150,12 @@ print(opened.execute("SELECT (SELECT count(*) FROM answers), (SELECT max(cycle) 
 
 
 def sqlite_program(code: str, file: Path) -> str:
-    """Run another program, which knows nothing of rarebox, on a database."""
+    """Run another program, unaware of rarebox, on a database."""
     return subprocess.run([sys.executable, "-c", code, file], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_another_programs_log_is_not_overwritten(project: Project, tmp_path: Path) -> None:
-    """What the store had saved is then in a file beside it."""
+    """The saved answers are then in a file beside the store."""
     file = project.folder.store
     answer(project.store, 1)
     for end in ("-wal", "-shm"):

@@ -41,7 +41,7 @@ PATIENCE = 60
 
 
 def wait_for(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """What a function says once it is true."""
+    """The result of a function once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := what():
@@ -137,13 +137,13 @@ def test_a_server_from_its_link_to_its_end(project: Project) -> None:
             assert browser.post("/api/answers", json=body).json()["results"][0]["status"] == "saved"
             cookies = dict(browser.cookies)
         trainer = trainer_of(server)
-        server.process.kill()  # and everything is still there
+        server.process.kill()  # and everything is kept
         wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE)
     assert len(project.store.labels()) == 1
     with serving(project.folder.root) as again:
         link = httpx.URL(again.links[0])
         state = httpx.get(f"http://127.0.0.1:{link.port}/api/state", cookies=cookies).json()
-        assert state["budget"]["spent"] == 1  # who was signed in still is
+        assert state["budget"]["spent"] == 1  # signed-in visitors stay signed in
 
 
 def test_a_second_server_on_one_project_is_refused(project: Project) -> None:
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_it_also_while_a_page_is_open(project: Project) -> None:
 
 
 def answered(browser: httpx.Client, number: int) -> int:
-    """Answer so many questions; how many were called saved."""
+    """Answer that many questions. Return how many were reported as saved."""
     browser.post("/api/me", json={"name": "anna"}).raise_for_status()
     asked = browser.post("/api/next", json={"client": "tab", "want": number}).raise_for_status().json()["queries"]
     items = [{"key": f"k{query['id']}", "query": query["id"], "verdict": "cannot_tell"} for query in asked]
@@ -245,14 +245,14 @@ def answered(browser: httpx.Client, number: int) -> int:
 
 
 def in_a_copy(root: Path, to: Path) -> int:
-    """How many answers a copy of the store's file has, of that file alone."""
+    """The number of answers in a copy of the store's file, without its log."""
     shutil.copy(root / "labels.sqlite", to)
     with Store(to) as copy:
         return len(People(copy).given())
 
 
 @pytest.mark.parametrize("signals", [("SIGTERM",), ("SIGHUP",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM", "SIGINT")])
-def test_whatever_ends_it_closes_the_store(project: Project, tmp_path: Path, signals: tuple[str, ...]) -> None:
+def test_every_way_of_ending_closes_the_store(project: Project, tmp_path: Path, signals: tuple[str, ...]) -> None:
     root = project.folder.root
     with serving(root) as server, server.browser() as browser:
         assert answered(browser, 3) == 3
@@ -287,7 +287,7 @@ def test_a_reply_that_takes_long_delays_the_end_by_seconds_only(
 
 
 def suppress_http(browser: httpx.Client, path: str) -> None:
-    """A request whose reply nobody needs."""
+    """A request whose reply is ignored."""
     with suppress(httpx.HTTPError):
         browser.get(path)
 
@@ -336,7 +336,7 @@ def _quietly(work: Callable[[], None]) -> Callable[[], None]:
     return quiet
 
 
-# ------------------------------------------------------------------------------------------- the desk
+# ------------------------------------------------------------------------------------------- the service
 
 
 def drawn(key: str) -> Submission:
@@ -345,7 +345,7 @@ def drawn(key: str) -> Submission:
     return Submission(key, Verdict.OBJECT, np.array([BOX]), np.array([0]), image_id=5)
 
 
-def test_what_is_still_to_be_written_is_written_before_the_end(project: Project) -> None:
+def test_pending_writes_are_finished_before_the_end(project: Project) -> None:
     for _ in range(3):
         service = AnnotationService(Project(project.folder.root), train=False)
         busy = threading.Event()
@@ -361,19 +361,19 @@ def test_what_is_still_to_be_written_is_written_before_the_end(project: Project)
     assert len(project.store.answered()) == 15
 
 
-def test_who_does_not_wait_for_the_reply_stops_nobody_else(project: Project) -> None:
+def test_a_client_that_does_not_wait_for_the_reply_blocks_nobody(project: Project) -> None:
     service = AnnotationService(project, train=False)
     busy = threading.Event()
     service.do(lambda: busy.wait(10))
     gone = service.answer("anna", "anna", [drawn("gone")], 0)
     gone.cancel()
     busy.set()
-    outcomes, _ = service.answer("ben", "ben", [drawn("there")], 0).result(10)
+    outcomes, *_ = service.answer("ben", "ben", [drawn("there")], 0).result(10)
     assert outcomes[0].status == "saved"
     service.close()
 
 
-def test_a_job_that_fails_leaves_the_others(project: Project) -> None:
+def test_a_failed_job_does_not_affect_the_others(project: Project) -> None:
     service = AnnotationService(project, train=False)
     busy = threading.Event()
     service.do(lambda: busy.wait(10))
@@ -412,7 +412,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes a trainer of a few lines that are run at each command."""
+    """Makes a trainer that runs a few lines at each command."""
 
     def make(body: str) -> None:
         lines = FAKE.replace("{body}", body.replace("\n", "\n    "))
@@ -430,7 +430,7 @@ def run_until(root: Path, state: str) -> tuple[Supervisor, list[str]]:
 
 
 FAILURES = {
-    "says why": ('say(event="failed", reason="the disk is full; free some")', "the disk is full; free some"),
+    "says why": ('say(event="failed", reason="the disk is full. Free some")', "the disk is full. Free some"),
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed, most often because the machine is out of memory"),
     "traceback": ("raise RuntimeError('CUDA out of memory')", "ended with status 1: RuntimeError: CUDA out of memory"),
     "silent": ("sys.exit(3)", "ended with status 3: no message"),
@@ -447,7 +447,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_trainer_that_fails_says_why_and_can_be_started_again(
+def test_a_failed_trainer_reports_why_and_can_be_restarted(
     fake: Callable[[str], None], tmp_path: Path, failure: str
 ) -> None:
     body, reason = FAILURES[failure]
@@ -463,7 +463,7 @@ def test_a_trainer_that_fails_says_why_and_can_be_started_again(
         wait_for(lambda: trainer.status["state"] == "failed")
     fake('say(event="progress", stage="cycle 2: fit", done=1, of=4, note="")\nsay(event="idle")')
     if failure == "says why":
-        trainer.close()  # that process is as it was
+        trainer.close()  # that process is unchanged
     else:
         trainer.send("go on")
         wait_for(lambda: trainer.status["state"] == "idle")
@@ -480,16 +480,16 @@ def test_progress_and_the_time_left(fake: Callable[[str], None], tmp_path: Path)
     status = trainer.status
     assert (status["stage"], status["of"], status["note"], status["reason"]) == ("fit", 40, "loss 1", None)
     assert 0.3 < (status["seconds_left"] or 0) < 5
-    trainer.send("train")  # it is at work: nothing happens
+    trainer.send("train")  # it is busy: nothing happens
     assert trainer.working
     trainer.close()
     assert trainer._process
     assert trainer._process.poll() is not None
     trainer.send("go on")
-    assert trainer._process.poll() is not None  # what is closed stays closed
+    assert trainer._process.poll() is not None  # a closed one stays closed
 
 
-def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_path: Path) -> None:
+def test_the_failed_command_is_retried(fake: Callable[[str], None], tmp_path: Path) -> None:
     fake('say(event="failed" if said == "train" else "idle", reason=said)')
     trainer = Supervisor(tmp_path, lambda _: None)
     trainer.send("train")
@@ -503,11 +503,11 @@ def test_what_failed_is_what_is_tried_again(fake: Callable[[str], None], tmp_pat
     trainer.close()
 
 
-def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
+def test_the_end_of_an_old_trainer_does_not_mark_its_successor_as_failed(
     fake: Callable[[str], None], tmp_path: Path
 ) -> None:
-    """It told of its failure, and ends only then: by that time the next one may be at work."""
-    lingers = "subprocess.Popen(['sleep', '2'])"  # it holds the output open, so that the end is heard of late
+    """It reports its failure before it ends; by then the next one may be running."""
+    lingers = "subprocess.Popen(['sleep', '2'])"  # it holds the output open, so the end is noticed late
     fake(f'import subprocess; say(event="failed", reason="full"); {lingers}; os._exit(1)')
     trainer, _ = run_until(tmp_path, "failed")
     old, reader = trainer._process, trainer._follower
@@ -532,10 +532,10 @@ def test_a_trainer_started_anew_is_not_called_failed_by_the_end_of_the_old_one(
     ],
     ids=["ENOMEM", "EAGAIN", "EMFILE", "memory", "threads"],
 )
-def test_a_trainer_that_cannot_be_started_says_so_and_can_be_tried_again(
+def test_a_trainer_that_cannot_be_started_is_reported_and_can_be_retried(
     fake: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
-    """First it is killed; then there is nothing to start another one with; then there is."""
+    """First it is killed; then another one cannot be started; then it can."""
     fake("os.kill(os.getpid(), signal.SIGKILL)")
     trainer, told = run_until(tmp_path, "failed")
     fake('say(event="idle")')
@@ -555,7 +555,7 @@ def test_a_trainer_that_cannot_be_started_says_so_and_can_be_tried_again(
     trainer.close()
 
 
-def test_a_trainer_that_is_gone_does_not_count_as_working_whoever_holds_its_output(
+def test_a_dead_trainer_does_not_count_as_working_even_if_its_output_is_held_open(
     fake: Callable[[str], None], tmp_path: Path
 ) -> None:
     """The kernel ends the largest process, and its own children live on with its output open."""
@@ -570,7 +570,7 @@ def test_a_trainer_that_is_gone_does_not_count_as_working_whoever_holds_its_outp
     trainer.close()
 
 
-def test_what_a_killed_trainer_left_half_written_is_removed(fake: Callable[[str], None], tmp_path: Path) -> None:
+def test_partly_written_files_of_a_killed_trainer_are_removed(fake: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "cycle_01").mkdir()
     part = tmp_path / "cycle_01" / "model.safetensors.part"
     fake(f"open({str(part)!r}, 'w').write('half'); os.kill(os.getpid(), signal.SIGKILL)")
@@ -579,11 +579,11 @@ def test_what_a_killed_trainer_left_half_written_is_removed(fake: Callable[[str]
     trainer.close()
 
 
-def test_people_go_on_while_the_trainer_fails(fake: Callable[[str], None], project: Project) -> None:
+def test_people_continue_while_the_trainer_fails(fake: Callable[[str], None], project: Project) -> None:
     fake("os.kill(os.getpid(), signal.SIGKILL)")
     service = AnnotationService(project)
     wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "failed")
-    outcomes, queries = service.answer("anna", "anna", [drawn("one")], 3).result(10)
+    outcomes, queries, *_ = service.answer("anna", "anna", [drawn("one")], 3).result(10)
     assert outcomes[0].status == "saved"
     assert len(queries) == 3
     version = service.version

@@ -1,4 +1,4 @@
-"""The desk without HTTP: what went wrong for one is nobody else's, and what was answered costs nothing later."""
+"""The service without HTTP: one person's error affects nobody else, and old answers cost nothing later."""
 
 import random
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def said(query: Query, key: str = "k") -> Submission:
 
 
 def save(service: AnnotationService, query: Query, who: str = "anna", want: int = 4) -> list[Query]:
-    outcomes, queries = service.answer(who, who, [said(query)], want).result(20)
+    outcomes, queries, *_ = service.answer(who, who, [said(query)], want).result(20)
     assert [outcome.status for outcome in outcomes] == [Status.SAVED]
     return queries
 
@@ -59,14 +59,14 @@ def spent(service: AnnotationService) -> int:
     return service.state("anna", False)["budget"]["spent"]
 
 
-def test_somebody_who_goes_away_while_they_wait_stops_nobody(service: AnnotationService) -> None:
+def test_a_client_that_leaves_while_waiting_blocks_nobody(service: AnnotationService) -> None:
     gone = [service.answer("anna", "anna", [], 1) for _ in range(20)]
     cancelled = [future.cancel() for future in gone]
     assert any(cancelled)
     assert len(next_of(service, "ben")) == 4
 
 
-def test_what_fails_for_one_is_undone_for_one(service: AnnotationService) -> None:
+def test_a_failure_of_one_job_is_undone_for_that_job_only(service: AnnotationService) -> None:
     first, second, *_ = next_of(service)
 
     def fail() -> None:
@@ -79,7 +79,7 @@ def test_what_fails_for_one_is_undone_for_one(service: AnnotationService) -> Non
         failed.result(20)
     assert kept.result(20)[0][0].status is Status.SAVED
     assert spent(service) == 1
-    assert save(service, first)  # under the same number, perhaps, as what was undone
+    assert save(service, first)  # perhaps under the same number as the undone one
     assert spent(service) == 2
     assert service.project.budget(2).spent == 2
 
@@ -88,7 +88,9 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(
     service: AnnotationService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, *_ = next_of(service)
-    record, full = Store.record, True
+    save(service, next_of(service, "carl")[0], "carl")
+    record, full, read, given = Store.record, True, list[int](), service.people.given
+    monkeypatch.setattr(service.people, "given", lambda after=0: read.append(after) or given(after))
 
     def failing(store: Store, answers: Any, keys: Any = None) -> list[int]:
         numbers = record(store, answers, keys)
@@ -106,22 +108,23 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(
     waiting = [service.answer("anna", "anna", [said(first)], 4), service.answer("ben", "ben", [], 4)]
     with pytest.raises(Unavailable, match="full"):
         waiting[0].result(20)
-    assert (spent(service), service.project.budget(2).spent) == (0, 0)
+    assert (spent(service), service.project.budget(2).spent) == (1, 1)
+    assert 0 not in read  # no answer was read again, of which there may be many
     full = False
     service.do(room).result(20)
     assert save(service, first)
     assert save(service, second)
-    assert (spent(service), service.project.budget(2).spent) == (2, 2)
+    assert (spent(service), service.project.budget(2).spent) == (3, 3)
 
 
 def test_next_and_save_do_not_grow_with_what_was_answered(project: Project) -> None:
-    """Counted in steps of the database's own machine, which are the same on every computer."""
+    """Counted in steps of SQLite's virtual machine, which are the same on every computer."""
     few, many = steps(project, answered=100), steps(project, answered=3000)
     assert many < 1.2 * few
 
 
 def steps(project: Project, answered: int) -> float:
-    """How much work an answer is for the database, in hundreds of steps, with so many answers there already."""
+    """The database's work for one answer, in hundreds of steps, with that many answers stored."""
     found = project.read_ranking(2).candidates
     there = len(project.store.queries(2))
     rows, nothing = range(there, answered), np.zeros((0, 4))
@@ -151,7 +154,7 @@ def steps(project: Project, answered: int) -> float:
 
 
 def test_another_process_may_ask_too(service: AnnotationService, project: Project) -> None:
-    """`rarebox export` asks ahead for people who work elsewhere: the page does not ask the same again."""
+    """`rarebox export` asks questions for people who work elsewhere: the page does not ask them again."""
     before = next_of(service)
     asker = project.asker(2)
     assert asker
@@ -168,7 +171,7 @@ def test_another_process_may_ask_too(service: AnnotationService, project: Projec
 
 
 def test_a_future_of_a_job_is_running_before_it_begins(service: AnnotationService) -> None:
-    """Nobody can take back what is being written."""
+    """Nobody can withdraw an answer that is being written."""
     states: list[bool] = []
     future: Future[None] = service.do(lambda: states.append(future.cancel()))
     future.result(20)
@@ -200,7 +203,7 @@ def small(tmp_path: Path) -> Iterator[Project]:
     made.store.close()
 
 
-def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finding_every_photo_taken_does_not_delay_others(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     labels_of = Store.labels_of_images
     monkeypatch.setattr(Store, "labels_of_images", lambda store, ids: (looked.extend(ids), labels_of(store, ids))[1])
@@ -210,15 +213,21 @@ def test_who_finds_every_photo_taken_costs_the_others_nothing(small: Project, mo
     looked.clear()
     for who in range(10, 30):
         assert next_of(service, f"person {who}") == []
-    assert len(looked) <= 20  # one image for each of them, and not the whole ranking
+    assert len(looked) <= 20  # one image for each of them, not the whole ranking
     service.close()
 
 
-def test_of_few_photos_everybody_gets_one(small: Project) -> None:
+def test_with_few_photos_everybody_gets_one(small: Project) -> None:
     service = AnnotationService(small, train=False)
     tabs = [f"person {who}" for who in range(10)]
     held = {tab: next_of(service, tab) for tab in tabs}
-    assert [len(queries) for queries in held.values()][:5] == [4, 4, 2, 0, 0]  # who came first knew of nobody else
+    assert [len(queries) for queries in held.values()][:5] == [
+        4,
+        4,
+        2,
+        0,
+        0,
+    ]  # the first one knew of no others
     for tab in tabs[:3]:
         for query in held[tab]:
             assert service.answer(tab, tab, [said(query)], 0).result(20)[0][0].status is Status.SAVED
@@ -230,7 +239,7 @@ def test_of_few_photos_everybody_gets_one(small: Project) -> None:
 
 
 def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
-    """The places that are to be asked, by going through the ranking from its top."""
+    """The places to ask about, found by going through the ranking from the top."""
     found, taken, labels = [], set(busy), asker.store.labels()
     for place in range(1000):
         row, _ = asker.queue(place) or (0, 0.0)
@@ -247,7 +256,7 @@ def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_asked_is_what_going_through_the_ranking_finds(
+def test_the_questions_are_those_found_by_scanning_the_ranking(
     small: Project, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asker, "BATCH", 7)
@@ -312,7 +321,7 @@ def test_a_class_is_counted_from_the_moment_it_is_listed(small: Project) -> None
     def add() -> None:
         service.people.add_class("new")
         service._see_classes()
-        seen.append(service.state("anna", False))  # as another thread may ask, before the writing thread is done
+        seen.append(service.state("anna", False))  # as another thread may read before the writing thread is done
 
     service.do(add).result(20)
     assert [one["name"] for one in seen[0]["classes"]] == [*CLASSES, "new"]

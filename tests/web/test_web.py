@@ -17,6 +17,7 @@ from PIL import Image
 
 from rarebox.core.files import write_json
 from rarebox.errors import Unavailable
+from rarebox.labels.store import Store
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
 from rarebox.web.security import Visitor
@@ -25,7 +26,7 @@ from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, ma
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Three whole images are asked for."""
+    """Three whole images are asked about."""
     made = make_project(tmp_path)
     ask_whole_images(made, 1, 2, 3)
     return made
@@ -118,7 +119,7 @@ def test_the_state_follows_the_answers(later: House) -> None:
     assert later.browser(None).get("/api/state")["you"] is None
 
 
-def test_what_ap_is_measured_on_is_said(tmp_path: Path) -> None:
+def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     project.store.open_cycle(1)
     project.store.ask(1, [Query(1), Query(2), Query(3, why={HELD_OUT: 1.0}), Query(4, why={HELD_OUT: 1.0})])
@@ -167,7 +168,8 @@ def test_whole_images_come_first(house: House) -> None:
     anna = house.browser()
     first, second, _ = anna.next(3)
     assert (first["image"]["id"], first["box"], first["guess"], first["score"]) == (1, None, None, None)
-    assert first["image"] == {"id": 1, "name": "photo01.jpg", "width": 96, "height": 64, "url": "/api/images/1"}
+    assert first["image"] == {"id": 1, "name": "photo01.jpg", "width": 96, "height": 64, "url": first["image"]["url"]}
+    assert first["image"]["url"].startswith("/api/images/1?of=")
     assert "box around every object" in first["reason"]
     result = anna.answer(item(query=first["id"], boxes=[BOX, [0, 0, 5, 5]], labels=[0, 2]), want=3)
     assert [one["id"] for one in result["queries"]][:1] == [second["id"]]
@@ -213,8 +215,8 @@ def test_no_two_people_get_the_same_question(later: House) -> None:
     anna, ben, phone = later.browser("anna"), later.browser("ben"), later.browser("anna", "phone")
     given = [[query["id"] for query in browser.next(2)] for browser in (anna, ben, phone)]
     assert len({number for numbers in given for number in numbers}) == 6
-    assert [query["id"] for query in anna.next(2)] == given[0]  # a reload brings the same ones
-    assert ben.next(9) == ben.next(0)  # the budget is handed out; what is held stays
+    assert [query["id"] for query in anna.next(2)] == given[0]  # a reload returns the same ones
+    assert ben.next(9) == ben.next(0)  # the budget is assigned; held questions stay
 
 
 def test_an_answer_settles_its_box(later: House) -> None:
@@ -242,7 +244,7 @@ def test_the_same_key_saves_once(later: House) -> None:
     assert len(anna.get("/api/answers")["answers"]) == 2
 
 
-def test_an_answer_that_the_disk_did_not_take_may_be_sent_again(later: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_was_not_written_may_be_sent_again(later: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise Unavailable("the disk is full")
 
@@ -288,7 +290,7 @@ def test_undo_comes_first_also_before_older_questions(later: House) -> None:
     anna, ben = later.browser("anna"), later.browser("ben")
     (early,), (late,) = anna.next(1), ben.next(1)
     number = ben.saved(query=late["id"])
-    later.service.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has run out
+    later.service.people.claim("anna\ntab", "anna", 1, seconds=-1)  # her lease has expired
     assert ben.next(1)[0]["id"] == early["id"]
     result = ben.answer(item(query=late["id"], verdict="withdrawn", after=number), want=1)
     assert [query["id"] for query in result["queries"]] == [late["id"], early["id"]]
@@ -316,7 +318,7 @@ class Busy:
     def close(self) -> None: ...
 
 
-def test_people_go_on_beyond_the_budget_while_the_trainer_works(later: House) -> None:
+def test_people_continue_beyond_the_budget_while_the_trainer_works(later: House) -> None:
     anna = later.browser()
     for query in anna.next(6):
         anna.saved(query=query["id"])
@@ -338,7 +340,7 @@ def test_a_question_says_why_it_is_asked(later: House) -> None:
     assert again["reason"].startswith("It looks like fish, a rare class (0 of 3 labels so far)")
 
 
-def test_a_closed_tab_gives_its_questions_back(later: House) -> None:
+def test_a_closed_tab_returns_its_questions(later: House) -> None:
     first, second, ben = later.browser("anna", "1"), later.browser("anna", "2"), later.browser("ben")
     asked = [query["id"] for query in first.next(2)]
     assert [query["id"] for query in second.next(2)] != asked
@@ -436,44 +438,76 @@ def test_a_second_opinion_is_another_persons_also_after_a_new_name(tmp_path: Pat
         assert bob.get("/api/state")["agreement"]["between_people"] == 1.0
 
 
-def test_a_page_from_before_a_restored_backup_changes_no_other_image(tmp_path: Path) -> None:
-    project, backup = make_project(tmp_path), tmp_path / "backup.sqlite"
-    open_cycle(project, 2, range(4, 13))
-    project.store.back_up(backup)
-    root = project.folder.root
-    with opened(project) as house:
-        before = house.browser("ann").say(image=3)
-    for part in root.glob("labels.sqlite*"):
+def restored(project: Project, backup: Path) -> Project:
+    """The project with the store of a backup."""
+    for part in project.folder.root.glob("labels.sqlite*"):
         part.unlink()
-    shutil.copy(backup, root / "labels.sqlite")
-    with opened(Project(root)) as house:
+    shutil.copy(backup, project.folder.root / "labels.sqlite")
+    return Project(project.folder.root)
+
+
+def backed_up(project: Project, to: Path, how: str) -> Path:
+    """A backup by the command, beside whatever runs, or of a store that is closed, by copying its file."""
+    if how == "command":
+        with Store(project.folder.root / "labels.sqlite") as store:
+            store.back_up(to)
+    else:
+        project.store.close()
+        shutil.copy(project.folder.root / "labels.sqlite", to)
+    return to
+
+
+@pytest.mark.parametrize("how", ["command", "copy"])
+def test_numbers_from_before_a_restored_backup_are_refused(tmp_path: Path, how: str) -> None:
+    """Images, questions, answers and classes that are gone with the backup leave their numbers to others."""
+    project = make_project(tmp_path, images=6)
+    open_cycle(project, 2, range(4, 7))
+    photos = tmp_path / "photos"
+    with opened(project) as house:
+        session = house.browser("ann").post("/api/next", {"client": "tab"})["session"]
+    backup = backed_up(Project(project.folder.root), tmp_path / "backup.sqlite", how)
+    Image.new("RGB", (96, 64), "red").save(photos / "zz.jpg")
+    project = Project(project.folder.root)
+    assert project.add_new_images() == 1
+    with opened(project) as house:
+        ann = house.browser("ann")
+        reply = ann.post("/api/next", {"client": "tab", "session": session})
+        assert not reply["outdated"]  # a page outlives a restart
+        seen = reply["session"]
+        label = ann.post("/api/classes", {"add": "zebra"})["classes"][-1]["label"]
+        before = ann.say(image=3, session=seen)
+        assert ann.say(query=before["query"], after=before["answer"], session=seen, labels=[1])["status"] == "saved"
+    Image.new("RGB", (96, 64), "blue").save(photos / "aa.jpg")
+    project = restored(project, backup)
+    project.add_new_images()
+    with opened(project) as house:
         after = house.browser("ben").say(image=5)
         assert (after["query"], after["answer"]) == (before["query"], before["answer"])
         ann = house.browser("ann")
-        for change in ({"labels": [1]}, {"verdict": "withdrawn"}, {"verdict": "not_an_object"}):
-            refused = ann.say(query=before["query"], after=before["answer"], on=3, **change)
-            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
-        assert [(one["by"], one["label"]) for one in ann.get("/api/image/5")["labels"]] == [("ben", 0)]
-        ann.saved(query=after["query"], after=after["answer"], on=5, labels=[1])
+        reply = ann.post("/api/next", {"client": "tab", "session": seen})
+        assert (reply["outdated"], reply["queries"]) == (True, [])
+        for change in (
+            {"query": after["query"], "after": after["answer"]},
+            {"query": after["query"], "after": after["answer"], "verdict": "withdrawn"},
+            {"query": after["query"], "after": after["answer"], "verdict": "not_an_object"},
+            {"image": 7},
+            {"image": 7, "complete": True},
+            {"image": 3, "labels": [label]},
+        ):
+            refused = ann.say(session=seen, **change)
+            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True), change
+        assert len(house.project.store.answered()) == 1
+        fresh = ann.post("/api/next", {"client": "tab"})
+        assert (fresh["outdated"], len(fresh["queries"])) == (False, 3)
+        ann.saved(query=after["query"], after=after["answer"], session=fresh["session"], labels=[1])
 
 
-def test_a_box_keeps_its_class_or_is_refused_after_a_restored_backup(tmp_path: Path) -> None:
-    """The number of a class that is gone with the backup may be another class now."""
-    project = make_project(tmp_path)
-    open_cycle(project, 2, range(4, 13))
-    with opened(project) as house:
-        ann = house.browser("ann")
-        first = ann.post("/api/classes", {"add": "bus"})["classes"][-1]
-        ann.post("/api/classes", {"rename": {"label": first["label"], "name": "coach"}})
-        number = first["label"]
-        for seen in ("bus", "coach", ""):  # the name of before, now, and on a page that does not know it yet
-            ann.saved(image=3, labels=[number], class_names=[seen])
-        refused = ann.say(image=5, labels=[number], class_names=["zebra"])
-        assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True)
-        assert ann.get("/api/image/5")["labels"] == []
-        other = ann.get("/api/state")["classes"][0]
-        ann.post("/api/classes", {"merge": {"label": number, "into": other["label"]}})
-        ann.saved(image=6, labels=[number], class_names=[other["name"]])
+def test_a_picture_has_another_address_when_its_number_is_another_photos(tmp_path: Path) -> None:
+    """Browsers keep pictures for a day."""
+    with opened(make_project(tmp_path / "a")) as one, opened(make_project(tmp_path / "b")) as other:
+        first, second = (house.browser().get("/api/image/4")["image"]["url"] for house in (one, other))
+        assert first != second
+        assert one.browser().http.get(first).status_code == 200
 
 
 # ------------------------------------------------------------------------------------------- classes
@@ -493,7 +527,7 @@ def test_classes_are_added_renamed_and_merged(later: House) -> None:
     assert anna.get("/api/image/4")["labels"][0]["label"] == 1
 
 
-def test_a_merged_class_is_no_guess_any_more(later: House) -> None:
+def test_a_merged_class_is_no_longer_guessed(later: House) -> None:
     anna = later.browser()
     first, second = anna.next(2)
     number = anna.saved(query=first["id"], labels=[1])
@@ -529,7 +563,7 @@ def test_a_class_that_cannot_be(house: House, body: dict[str, Any], sentence: st
 # ------------------------------------------------------------------------------------------- names, links, training
 
 
-def test_a_name_is_asked_for_once(house: House) -> None:
+def test_the_name_is_requested_once(house: House) -> None:
     somebody = house.browser(None)
     assert somebody.get("/api/state")["you"] is None
     assert "Enter your name" in somebody.refused("/api/next", {"client": "tab"}, 403)
@@ -557,7 +591,7 @@ def test_leases_follow_a_person_who_takes_another_name(house: House) -> None:
     assert {one["by"] for one in anna.get("/api/answers")["answers"]} == {"anna-carla"}
 
 
-def test_answers_under_a_former_name_are_ones_own(house: House) -> None:
+def test_answers_under_a_former_name_are_the_persons_own(house: House) -> None:
     anna, ben = house.browser(), house.browser("ben")
     (query,) = anna.next(1)
     first, missed = item(query=query["id"]), item(image=query["image"]["id"])
@@ -590,13 +624,13 @@ def test_an_invitation_lets_one_browser_in(house: House) -> None:
     reply = guest.get(url)
     assert (reply.status_code, reply.headers["location"]) == (303, "/")
     assert guest.get("/api/state").json()["you"] is None
-    assert guest.get(url).status_code == 303  # who is in already may follow the link again
+    assert guest.get(url).status_code == 303  # a signed-in visitor may follow the link again
     other = house.stranger()
-    assert other.get(url).status_code == 200  # the page, which says how to come in
+    assert other.get(url).status_code == 200  # the page that says how to sign in
     assert other.get("/api/state").status_code == 401
 
 
-def test_an_invitation_made_at_the_servers_own_machine_names_it_as_others_do(project: Project) -> None:
+def test_an_invitation_made_on_the_servers_machine_uses_its_public_name(project: Project) -> None:
     with opened(project, host="0.0.0.0", also=("desk-17",)) as house:
         invited = house.browser().post("/api/invite")  # the browser's Host is localhost
         assert invited["url"].startswith("http://desk-17:8765/?token=")
@@ -616,10 +650,10 @@ def test_a_personal_link_is_that_persons_on_every_device(house: House) -> None:
     guest = house.stranger()
     guest.get(devices[0].post("/api/invite", json={}).json()["url"])
     state = guest.get("/api/state").json()
-    assert (state["you"], state["fixed_name"]) == ("anna", True)  # nobody else comes in by her link under another name
+    assert (state["you"], state["fixed_name"]) == ("anna", True)  # nobody else can use her link under another name
 
 
-def test_training_is_asked_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_requested(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(house.service, "train", lambda: asked.append("train"))
     monkeypatch.setattr(house.service, "retry", lambda: asked.append("retry"))
@@ -666,14 +700,14 @@ def test_a_smaller_picture_on_request(house: House) -> None:
     assert [browser.get("/api/images/1", params={"size": size}).status_code for size in (0, 15, 4097, "x")] == [422] * 4
 
 
-def test_pictures_that_a_browser_would_show_otherwise_are_converted(project: Project) -> None:
+def test_pictures_that_a_browser_would_show_wrongly_are_converted(project: Project) -> None:
     half = Image.new("RGBA", (90, 60), (255, 0, 0, 255))
     half.paste((0, 0, 0, 0), (0, 0, 45, 60))
     see_through = Image.new("RGB", (90, 60), (0, 255, 0))
     sideways = Image.new("RGB", (90, 60), (0, 0, 255))
     sideways.paste((255, 255, 0), (0, 0, 45, 60))
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned clockwise
+    turned[0x0112] = 6  # to be rotated clockwise
     deep = Image.fromarray(np.full((60, 90), 32768, dtype=np.uint16))
     frames = [Image.new("RGB", (90, 60), colour) for colour in ("red", "blue")]
     numbers = {
@@ -709,12 +743,12 @@ def test_pictures_that_a_browser_would_show_otherwise_are_converted(project: Pro
         assert (about["width"], about["height"]) == (60, 90)
 
 
-def test_a_turned_photo_is_upright(project: Project) -> None:
+def test_a_rotated_photo_is_upright(project: Project) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     number = put(project, "turned.jpg", Image.new("RGB", (90, 60)), exif=exif)
     with opened(project) as house:
-        assert shown(house, number)[1].getexif()[0x0112] == 6  # the browser turns it
+        assert shown(house, number)[1].getexif()[0x0112] == 6  # the browser rotates it
         assert shown(house, number, size=45)[1].size == (30, 45)
         assert 0x0112 not in shown(house, number, size=45)[1].getexif()
 
@@ -725,7 +759,7 @@ def test_a_huge_picture_is_made_smaller(project: Project) -> None:
         assert shown(house, number)[1].size == (4096, 41)
 
 
-def test_a_picture_that_is_gone_or_broken_says_so(house: House) -> None:
+def test_a_missing_or_broken_picture_is_reported(house: House) -> None:
     images = house.project.store.images()
     Path(images[2].path).unlink()
     Path(images[3].path).write_bytes(b"no picture")
@@ -761,12 +795,12 @@ def test_the_labels_are_exported(house: House) -> None:
     yolo = exported(house, "yolo")
     labels = [name for name in yolo.namelist() if name.endswith("photo01.txt")]
     assert yolo.read(labels[0]).decode().startswith("2 ")
-    assert not [name for name in yolo.namelist() if name.endswith("photo05.txt")]  # it is labelled in part
+    assert not [name for name in yolo.namelist() if name.endswith("photo05.txt")]  # it is partially labelled
     assert all(not name.endswith(".jpg") for name in yolo.namelist())
 
 
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo", "labelstudio", "cvat"])
-def test_a_photo_that_is_gone_does_not_block_the_download(house: House, format: str) -> None:
+def test_a_missing_photo_does_not_block_the_download(house: House, format: str) -> None:
     anna = house.browser()
     anna.saved(query=anna.next(1)[0]["id"], boxes=[BOX], labels=[2])
     photo = Path(house.service.images[1].path)
@@ -806,7 +840,7 @@ def test_a_filter_lets_others_go_first_after_each_piece(tmp_path: Path, monkeypa
 
 
 class CountingLock:
-    """A lock that counts how often it is taken anew."""
+    """A lock that counts how often it is acquired."""
 
     def __init__(self) -> None:
         self.taken, self._lock = 0, threading.RLock()
@@ -826,4 +860,4 @@ def test_a_box_on_an_unknown_image_is_refused_by_its_number(tmp_path: Path) -> N
         anna = house.browser("anna")
         for what in ({"complete": True}, {}):
             result = anna.say(image=99, **what)
-            assert (result["status"], result["reason"]) == ("refused", "there is no image 99; reload the page")
+            assert (result["status"], result["reason"]) == ("refused", "there is no image 99. Reload the page")

@@ -55,26 +55,28 @@ def _accelerator() -> Check:
 
 def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    advice = "" if free > 2 else "a run saves a model every cycle; free some space"
+    advice = "" if free > 2 else "a run saves a model every cycle. Free some space"
     return Check("disk", free > 2, f"{free:.0f} GiB free here", advice)
 
 
 def _start() -> Check:
-    """What a detector of the preset ``laptop`` starts from, and where its file is looked for."""
+    """The initial weights of a detector of the preset ``laptop``, and the path of their file."""
     name = resolve("laptop").detector.name
     light = next(backbone for backbone in LIGHT[name] if "coco" in ARCHITECTURES[name, backbone].starts)
     coco = ARCHITECTURES[name, light].starts["coco"]
     title = "detector's start"
     if coco.is_here():
-        other = "" if checksum(coco.place).startswith(coco.digest) else ", which is not the file that torchvision names"
+        other = (
+            "" if checksum(coco.place).startswith(coco.digest) else ", which is not the file that torchvision publishes"
+        )
         return Check(title, True, f"COCO on {light}: {coco.place}{other}")
     if answers(coco.url):
         return Check(title, True, f"COCO on {light}, downloaded when first used: {coco.url} to {coco.place}")
     return Check(
         title,
         False,
-        f"ImageNet on {LIGHT[name][-1]}, because {coco.place} is missing and its server out of reach",
-        f"early models find more objects from COCO: download {coco.url} elsewhere, and put it there",
+        f"ImageNet on {LIGHT[name][-1]}, because {coco.place} is missing and its server cannot be reached",
+        f"early models from COCO find more objects. Download {coco.url} elsewhere, and put it there",
         needed=False,
     )
 

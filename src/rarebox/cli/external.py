@@ -114,6 +114,8 @@ def views(
     names = [n.strip() for n in views.split(",") if n.strip()] if views else config.Settings().scoring.views
     with progress_bars(False) as progress:
         done = write_copies(images, to, names, seed, lambda n, of: progress("copy", n, of, "images"))
+    if done.left_out:
+        console.print(f"note: {done.left_out}", markup=False, soft_wrap=True)
     if done.unreadable:
         skipped = f"{len(done.unreadable)} unreadable images are skipped, the first: {done.unreadable[0]}"
         console.print(f"note: {skipped}", markup=False, soft_wrap=True)

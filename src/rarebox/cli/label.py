@@ -72,7 +72,7 @@ def export(
         warn_of_photos(run)
         ask_ahead(run, most)
         with open_store(run) as store:
-            found, project = open_questions(store), store.identity()
+            found, project = open_questions(store), store.session()
         done = export_queries(
             to,
             format.value,
@@ -97,7 +97,7 @@ def export(
     for warning in warnings:
         console.print(warning, markup=False, soft_wrap=True)
     with open_store(run) as store:
-        project = store.identity()
+        project = store.session()
     done = write(
         to,
         format,
@@ -128,7 +128,7 @@ def export(
 @app.command()
 def relocate(
     run: Annotated[Path, typer.Argument(help="Folder of a project or run.")],
-    data: Annotated[Path, typer.Argument(help="Where its photos or its data set are now.")],
+    data: Annotated[Path, typer.Argument(help="New folder of its photos or data set.")],
 ) -> None:
     """Set the folder of a project's photos after they have moved. Each photo keeps its labels."""
     from rarebox.project.photo_folder import relocate as move
@@ -154,7 +154,7 @@ def backup(
     run: Annotated[str, typer.Argument(help="Folder of a project or run, or its store.")],
     to: Annotated[Path, typer.Argument(help="New file for the copy.")],
 ) -> None:
-    """Copy the label store to a file, even while people answer. docs/store.md says how to restore it."""
+    """Copy the label store to a file, even while people answer. For restoring, see docs/store.md."""
     from rarebox.loop.run_folder import open_store
 
     with open_store(run) as store:
@@ -215,14 +215,14 @@ IMPORTED = {
         "labels",
         "kept that the file lacks on complete images (delete them on the page if they are wrong)",
     ),
-    "foreign": ("image", "images", "exported by another project: matched by name and place, whatever the numbers"),
+    "foreign": ("image", "images", "exported by another project: matched by name and position, not by number"),
     "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
 }
 """For each count: the singular, the plural, and what happened to them."""
 
 
-LEFT_ANYHOW = ("answer", "answers", "not used: one box of a fully labelled image is changed on the page only")
-"""What happened to those that are left although --replace is given."""
+LEFT_ANYHOW = ("answer", "answers", "not used: single boxes of a fully labelled image can be changed only on the page")
+"""What happened to answers that are left although --replace was given."""
 
 
 @app.command()
@@ -236,7 +236,8 @@ def init(
         Path | None, typer.Option(help="Detections to offer as boxes on the initial images.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Instead: a labelled data set (COCO, VOC, YOLO) or scenes, to simulate on.")
+        str | None,
+        typer.Option(help="Instead of --images: a labelled data set (COCO, VOC, YOLO) or scenes, to simulate on."),
     ] = None,
     preset: Annotated[str, typer.Option(help="laptop, paper or dfine.")] = "laptop",
     weights: Weights = None,
@@ -270,7 +271,7 @@ def init(
 
 
 def numbers_in_use(classes: Sequence[str], labels: Path | None) -> "Numbers":
-    """What numbers in detections for a new project mean. Numbers from 0 that are ambiguous have no classes.
+    """The meaning of numbers in detections for a new project. Numbers from 0 that are ambiguous have no classes.
 
     They are ambiguous if the labels and --classes name one number differently.
     """
@@ -294,6 +295,7 @@ def init_project(
 ) -> None:
     """Create a project of photos, and print what it holds."""
     from rarebox import external
+    from rarebox.data.images import left_out
     from rarebox.detectors.start import choose
     from rarebox.detectors.weights import WeightsUnavailable
     from rarebox.project.create import create
@@ -314,7 +316,7 @@ def init_project(
         numbers = numbers_in_use(names, labels)
         predicted = external.rank(predictions, None, None, here, every, 10**9, numbers=numbers)
         for note in predicted.notes:
-            if note != external.NO_VIEWS:
+            if note not in (external.NO_VIEWS, here and left_out(here)):  # create returns the latter, too
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:
@@ -338,7 +340,7 @@ def init_project(
     labelled = store.labels().values()
     whole = sum(one.complete for one in labelled)
     if labels:
-        known = f"; {whole} of them taken as fully labelled (--partial if not)" if whole else ""
+        known = f"; {whole} of them count as fully labelled (--partial if they are not)" if whole else ""
         known += f"; {len(labelled) - whole} as partially labelled" if len(labelled) > whole else ""
         known = known or "; no label was imported"
     else:  # the store may hold answers already

@@ -1,5 +1,6 @@
 """What the commands share: the application, option types, exit codes, and lists of problems."""
 
+import os
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,14 @@ Address = Annotated[
 Weights = Annotated[
     str | None, typer.Option(help="auto, coco, imagenet, none, a file, or the folder of a model, run or project.")
 ]
+Preset = Annotated[str, typer.Option(help="laptop, paper or dfine.")]
+SettingsFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+DetectorName = Annotated[str | None, typer.Option(help="retinanet, faster_rcnn or dfine.")]
+Backbone = Annotated[
+    str | None, typer.Option(help="What it sees with, such as resnet50; auto: what suits the weights.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one value per line.")]
 
 
@@ -72,10 +81,21 @@ def connected(engine: str, address: str | None, as_json: bool) -> "Generator[Clu
         yield where
 
 
+def helped_torchrun() -> bool:
+    """Do a helper's part of all fits, in a process of torchrun other than its first. Return whether this is one."""
+    if "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0":
+        return False
+    from rarebox import detectors
+    from rarebox.detectors import distributed
+
+    distributed.follow(detectors.help_train)
+    return True
+
+
 def warn_of_photos(place: str | Path) -> None:
     """Find the photos of a project that have moved, and print warnings about missing ones.
 
-    Nothing is done at a place that is no folder of a project or run, such as a store, a file or a URL.
+    Does nothing unless the place is a folder of a project or run (not a store, a file or a URL).
     """
     from rarebox.loop.run_folder import RunFolder
     from rarebox.project.photo_folder import check_photos

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rarebox.core.progress import Progress as StageReport
 
-if TYPE_CHECKING:  # it loads slowly
+if TYPE_CHECKING:  # loads slowly
     from rarebox.grid.runner import Bench
 
 Event = dict[str, Any]

@@ -1,7 +1,6 @@
 """The commands for researchers: simulated runs, grids, and reports."""
 
 import json
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from rarebox import config
-from rarebox.cli.options import SEVERAL, Address, AsJson, Engine, EngineName, Weights, app, connected, print_problems
+from rarebox.cli.options import (
+    SEVERAL,
+    Address,
+    AsJson,
+    Backbone,
+    Changes,
+    DetectorName,
+    Device,
+    Engine,
+    EngineName,
+    Preset,
+    SettingsFile,
+    Weights,
+    app,
+    connected,
+    helped_torchrun,
+    print_problems,
+)
 from rarebox.cli.progress import bench_events, console, minutes, progress_bars, shown
 from rarebox.core.files import real
 from rarebox.errors import UserError
@@ -61,12 +77,10 @@ DEMO_RUNS = (("class_balanced", "soft"), ("random", "soft"))
 def run(
     out: Annotated[Path, typer.Argument(help="Folder of the run. An unfinished run there is resumed.")],
     data: Annotated[str | None, typer.Option(help="Data set folder (COCO, VOC, YOLO), scenes, or voc0712.")] = None,
-    preset: Annotated[str, typer.Option(help="laptop, paper or dfine.")] = "laptop",
-    file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
-    detector: Annotated[str | None, typer.Option(help="retinanet, faster_rcnn or dfine.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="What it sees with, such as resnet50; auto: what suits the weights.")
-    ] = None,
+    preset: Preset = "laptop",
+    file: SettingsFile = None,
+    detector: DetectorName = None,
+    backbone: Backbone = None,
     weights: Weights = None,
     freeze: Annotated[str | None, typer.Option(help="backbone: train and score with the heads only.")] = None,
     strategy: Annotated[
@@ -78,21 +92,17 @@ def run(
         str | None, typer.Option(help="Labels to buy in each cycle after the first, such as 150,300.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    device: Device = None,
     share: Annotated[
         Path | None, typer.Option(help="Another run, whose initial pool and cycle-1 model are reused.")
     ] = None,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
+    changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate active learning on a labelled data set: cycles of select, label, train and evaluate."""
-    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":  # a helper of torchrun
-        from rarebox import detectors
-        from rarebox.detectors import distributed
-
-        distributed.follow(detectors.help_train)
+    if helped_torchrun():
         return
     given = {
         "data": data,
@@ -115,7 +125,6 @@ def run(
     cluster.check(engine, address, settings)
     if not as_json:  # before the imports, which take seconds
         announce(out, settings)
-    from rarebox import detectors
     from rarebox.detectors import distributed
 
     with distributed.leading():
@@ -219,12 +228,14 @@ def run_to_end(
 def bench(
     grid: Annotated[Path, typer.Argument(help="YAML file of the grid, described in docs/bench.md.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for all its runs; bench-out/NAME by default.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Where a data set is, as NAME=FOLDER; repeatable.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Location of a data set, as NAME=FOLDER; repeatable.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Only runs whose name contains or matches this; repeatable.")
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the models of finished runs.")] = False,
-    just_list: Annotated[bool, typer.Option("--list", help="Print the runs and their states, and run none.")] = False,
+    just_list: Annotated[
+        bool, typer.Option("--list", help="Print the runs and their states without running any.")
+    ] = False,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     as_json: AsJson = False,

@@ -183,7 +183,7 @@ def rescaling(stated: tuple[float, float], real: tuple[float, float]) -> NDArray
     """The factors (4,) that map boxes of a picture of one (width, height) to a copy of another size.
 
     None if the aspect ratios differ by more than ``ASPECT``, or match better when one picture is rotated by 90°: the
-    copy is rotated, cropped or another picture, so no box fits.
+    copy is rotated, cropped or a different picture, so no box fits.
     """
     sides = np.array([stated, real], dtype=np.float64)
     if not (np.isfinite(sides).all() and (sides > 0).all()):

@@ -7,7 +7,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -27,6 +27,9 @@ PART = ".part"
 
 PARTS = (f"*{PART}", f"cycle_*/*{PART}", f"cycle_*/candidates/*{PART}", f"figures/*{PART}")
 """Glob patterns of partly written files, relative to the folder of a run or project."""
+
+OWN_MARK = "rarebox.json"
+"""The file in every folder whose images rarebox has written, so that no command takes them for photos."""
 
 DATABASES = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 """The first bytes of an SQLite file and of its write-ahead log."""
@@ -74,7 +77,7 @@ def read_bytes(path: str | Path) -> bytes:
         except MemoryError:
             size = os.fstat(opened.fileno()).st_size
             raise UserError(
-                f"{path}: its {size / 1e9:.1f} GB do not fit into memory; check whether it is whole"
+                f"{path}: its {size / 1e9:.1f} GB do not fit into memory. Check whether it is complete"
             ) from None
 
 
@@ -141,8 +144,20 @@ def read_json(file: Path, kind: type = object) -> object:
 def damaged(file: Path, error: object) -> Damaged:
     """The error for a file that rarebox wrote and cannot read. Every such file can be rebuilt or is not needed."""
     if isinstance(error, FileNotFoundError):
-        return Damaged(f"{file} is missing; restore a copy of it, or repeat the command")
-    return Damaged(f"{file} is damaged ({error}); restore a copy of it, or delete it and repeat the command")
+        return Damaged(f"{file} is missing. Restore a copy of it, or repeat the command")
+    return Damaged(f"{file} is damaged ({error}). Restore a copy of it, or delete it and repeat the command")
+
+
+def mark_own(folder: Path, command: str) -> None:
+    """Create a folder for images that a command writes, and its mark, unless it has one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / OWN_MARK).exists():
+        write_json(folder / OWN_MARK, {"written_by": f"rarebox {command}"})
+
+
+def is_own(names: Collection[str]) -> bool:
+    """Whether a folder with these files is one that rarebox writes: it has a mark, or holds a run or project."""
+    return OWN_MARK in names or {"settings.yaml", "labels.sqlite"}.issubset(names)
 
 
 def copy(source: str | Path, to: str | Path) -> None:
@@ -160,7 +175,7 @@ def refuse_database(file: Path) -> None:
         with file.open("rb") as there:
             start = there.read(16)
     if start.startswith(DATABASES) or ".sqlite" in file.name:
-        raise UserError(f"{file} is a database, perhaps a label store with people's answers; name another file")
+        raise UserError(f"{file} is a database, perhaps a label store with people's answers. Name another file")
 
 
 def sweep(folder: Path) -> None:
@@ -208,7 +223,7 @@ def hold(lock: Path) -> Generator[None]:
         try:
             _try_lock(handle.fileno())
         except OSError:
-            raise Busy(f"another rarebox is working in {lock.parent}; wait for it, or stop it") from None
+            raise Busy(f"another rarebox process is working in {lock.parent}. Wait for it, or stop it") from None
         yield
 
 

@@ -1,8 +1,7 @@
-"""JSON and YAML from files and requests: parsed within bounds, and with errors of one kind.
-
-For a broken or hostile text these libraries raise more than their own errors: deep nesting is a ``RecursionError``, a
-number of ten thousand digits a ``ValueError``, a date without a month an ``AttributeError``. The functions here raise
-only ``ValueError`` for JSON and ``YAMLError`` for YAML. XML is in :mod:`rarebox.data.markup`.
+"""JSON and YAML from files and requests, parsed within limits and with uniform errors. For broken or hostile text, the
+libraries raise more than their own errors: ``RecursionError`` for deep nesting, ``ValueError`` for a number of ten
+thousand digits, ``AttributeError`` for a date without a month. The functions here raise only ``ValueError`` for JSON
+and ``YAMLError`` for YAML. XML is in :mod:`rarebox.data.markup`.
 """
 
 # PyYAML's loader has no types:
@@ -25,7 +24,7 @@ LONGEST_NUMBER = 400
 """The most characters of a number in YAML: more than any ``float`` needs, and few enough to compute with."""
 
 DEEPEST = 100
-"""The deepest nesting of ``[`` and ``{`` in YAML. PyYAML takes longer for each level than for the one before."""
+"""The deepest nesting of ``[`` and ``{`` in YAML. In PyYAML each level takes longer than the one before."""
 
 LONGEST_YAML = 2 << 20
 """The most characters of a YAML text."""

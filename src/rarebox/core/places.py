@@ -29,7 +29,7 @@ def settle() -> str:
     else:
         os.environ["HOME"] = str(instead)
     what = f"{cache} cannot be written" if cache.is_absolute() else "you have no home folder"
-    return f"{what}, so caches are kept in {instead}; to keep them elsewhere, set HOME to a folder of yours"
+    return f"{what}, so caches are kept in {instead}; to keep them elsewhere, set HOME to another folder"
 
 
 def _user_cache() -> Path:

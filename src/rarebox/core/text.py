@@ -34,9 +34,9 @@ def decode(content: bytes, where: str | Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         what = f"{error.reason} at byte {error.start}"
-        raise UserError(f"{where}: this is not {name} text ({what}); save it as UTF-8") from None
+        raise UserError(f"{where}: this is not {name} text ({what}). Save it as UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{where}: this is not {name} text (it has zero bytes, as UTF-16 has); save it as UTF-8")
+        raise UserError(f"{where}: this is not {name} text (it has zero bytes, as UTF-16 has). Save it as UTF-8")
     return text
 
 

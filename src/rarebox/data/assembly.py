@@ -31,7 +31,7 @@ from rarebox.data.listings import (
 from rarebox.data.naming import ByName
 from rarebox.data.remote import is_url, location
 from rarebox.errors import UserError
-from rarebox.types import Bools, GroundTruth, ImageRecord, Source
+from rarebox.types import Bools, Floats, GroundTruth, ImageRecord, Source
 
 
 def assemble(
@@ -60,7 +60,7 @@ def assemble(
     classes = tuple(dict.fromkeys(name for listing in splits for name in listing.classes))
     if not classes:
         refuse_lost(train.source, [problem for problem in problems if problem.kind == "box dropped"])
-        raise UserError(f"{train.source} names no class. Label at least one object.")
+        raise UserError(f"{train.source} has no classes. Label at least one object.")
     for name in classes:
         if name not in train.classes:
             problems.append(Problem("class only in test", str(splits[-1].source), f"{name!r} has no training label."))
@@ -88,7 +88,7 @@ def usable(dataset: Dataset) -> Dataset:
     for which, split in (("training", train), ("test", test)):
         if split and not any(len(truth) for truth in split.truth.values()):
             kinds = Counter(problem.kind for problem in problems)
-            counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "no label names one"
+            counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common()) or "there are no labels"
             also = ", or remove the test images to hold out training images instead" if split is test else ""
             raise UserError(
                 f"{dataset.root}: no {which} image has an object that can be used ({counts}). Correct the labels{also}."
@@ -250,6 +250,7 @@ def _split(
     images: list[ImageRecord] = []
     truth: dict[int, GroundTruth] = {}
     incomplete, unlabelled, unsure = set[int](), set[int](), dict[int, Bools]()
+    rejected: dict[int, Floats] = {}
     turned: list[str] = []
     for image, id, size in zip(listing.images, ids, sizes, strict=True):
         if isinstance(size, UnreadableImage):
@@ -266,6 +267,8 @@ def _split(
         names, difficult = np.array([number[box.name] for box in listed]), np.array([box.difficult for box in listed])
         truth[id] = GroundTruth(labels.boxes[objects], names, difficult)
         unsure[id] = np.array([box.crowd or box.source == Source.PSEUDO for box in listed], dtype=bool)
+        if not objects.all():
+            rejected[id] = labels.boxes[~objects]
         if labels.incomplete:
             incomplete.add(id)
         if not labels.labelled:
@@ -273,16 +276,16 @@ def _split(
     if turned:
         what = (
             f"{len(turned)} labelled images have an EXIF rotation, and their labels fit with and without it. They are "
-            "taken as drawn on the upright photo. Check one."
+            "assumed to be drawn on the upright photo. Check one."
         )
-        problems.append(Problem("EXIF turn", turned[0], what))
+        problems.append(Problem("EXIF rotation", turned[0], what))
     if not images:
         last = problems[-1]
         raise UserError(
             f"{listing.source}: none of its {len(listing.images)} images can be read, for example {last.where} "
             f"({last.kind}: {last.what}) Put the image files where the labels expect them."
         )
-    return Split(tuple(images), truth, frozenset(incomplete), frozenset(unlabelled), unsure)
+    return Split(tuple(images), truth, frozenset(incomplete), frozenset(unlabelled), unsure, rejected)
 
 
 def _probe(path: Path | str, check_pixels: bool) -> Size | UnreadableImage:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 
 def class_key(name: str) -> str:
-    """A key that is equal for names of one class: it ignores capitals, blanks and the encoding of accents."""
+    """A key that is equal for names of one class: it ignores case, spaces and the encoding of accents."""
     return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
 
 

@@ -1,6 +1,6 @@
 """COCO JSON: ``images``, ``categories``, and ``annotations`` with ``bbox`` = x, y, width, height in 0-based pixels.
 
-`CocoFile` is the form in which rarebox writes it. What it reads may hold anything, and is checked part by part.
+`CocoFile` is the form in which rarebox writes it. Input may hold anything, and is checked part by part.
 """
 
 import json
@@ -89,7 +89,7 @@ class _Entry(NamedTuple):
     said: Object
 
 
-_UNUSED = "This file is not read. To take its labels, name the file in place of the folder."
+_UNUSED = "This file is not read. To use its labels, name the file instead of the folder."
 _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
 _OBJECTS = ("annotations", "objects", "boxes", "bboxes", "bbox")
@@ -141,7 +141,7 @@ _LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether a file has two words of COCO and a list under one of them, unlike settings of images.
+    """Whether a file has two of COCO's keys and a list under one of them, unlike a settings file.
 
     A broken file counts, so that its reader can say what is wrong.
     """
@@ -187,10 +187,10 @@ def _parse(path: Path) -> _Content:
 
 
 def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict[Key, str], dict[int, str]]:
-    """Category id -> class name, by rising id, without a placeholder that is only the supercategory of the others.
+    """Category id -> class name, in order of id, without a placeholder that is only the supercategory of the others.
 
-    And the names by their places from 0, which are the class numbers of most detectors. There are none if a placeholder
-    is left out, because detectors may count it or not.
+    Also the names by their positions from 0, which are the class numbers of most detectors. These are empty if a
+    placeholder is left out, because detectors may or may not count it.
     """
     categories: dict[Key, Object] = {}
     ambiguous, nameless = set[Key](), set[Key]()
@@ -202,7 +202,7 @@ def _names(path: Path, content: _Content, problems: list[Problem]) -> tuple[dict
         elif (first := categories.setdefault(_key(category["id"]), category)) is not category:
             same = _name(first) == _name(category)
             ambiguous |= set() if same else {_key(category["id"])}
-            what = "is taken. The first category is used." if same else "has two names. Its boxes are dropped."
+            what = "is already used. The first category is used." if same else "has two names. Its boxes are dropped."
             problems.append(Problem("duplicate id", where, f"id {category['id']} {what}"))
     placeholders = _placeholders(categories, content.annotations)
     by_id = sorted(categories.keys() | nameless, key=lambda key: (isinstance(key, str), key))
@@ -264,15 +264,15 @@ def _boxes(
 
 
 def _is_repeated(annotation: Object, seen: dict[Key, Object], where: str, problems: list[Problem]) -> bool:
-    """Whether an identical annotation came before. An id that occurs twice on different boxes is only a problem."""
+    """Whether an earlier annotation is identical. An id that occurs twice on different boxes is only a problem."""
     first = seen.setdefault(_key(annotation["id"]), annotation)
     if first is annotation:
         return False
     repeated = first == annotation
     what = (
-        "an identical annotation comes before it. It is dropped."
+        "it repeats an earlier annotation. It is dropped."
         if repeated
-        else "the id is taken. Both boxes are kept."
+        else "the id is already used. Both boxes are kept."
     )
     problems.append(Problem("duplicate id", where, what))
     return repeated
@@ -377,8 +377,8 @@ def _image(
 def _located(path: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, Path | str]:
     """Name -> image file: a URL, or a file beside the JSON, in ``images/``, or in a folder named like the split.
 
-    A file whose name differs in capitals belongs to a name only if no other name in the list fits it. Files of one name
-    in several of these places become a problem if they differ.
+    A file whose name differs in case belongs to a name only if no other name in the list fits it. Files of one name in
+    several of these places become a problem if they differ.
     """
     disk, folder = Disk(), path.parent
     folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)

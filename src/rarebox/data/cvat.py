@@ -1,6 +1,6 @@
 """CVAT: writes rectangles as "CVAT for images 1.1" XML, reads rectangles and other shapes.
 
-CVAT does not keep the ids of boxes. A box carries its query, or its place among the labels, in the attribute ``query``.
+CVAT does not keep the ids of boxes. A box carries its query, or its index among the labels, in the attribute ``query``.
 The tag ``rarebox`` on the image holds its number and lists all queries and labels that were exported there, so that
 renamed photos are found and deleted boxes are noticed. Both must be among the labels of the CVAT task; ``labels.json``
 adds them.
@@ -129,13 +129,13 @@ def _box(image: ET.Element, sheet: ReviewTask, query: Query, classes: Sequence[s
     ET.SubElement(box, "attribute", name=QUERY).text = number
 
 
-# ------------------------------------------------------------------------------------------- what comes back
+# ------------------------------------------------------------------------------------------- import
 
 
 def read(file: Path) -> Batch:
     """An export as "CVAT for images 1.1": the XML file, unpacked from its archive.
 
-    Turned boxes, ellipses, polygons, polylines, masks and cuboids become the upright box around them. Points and
+    Rotated boxes, ellipses, polygons, polylines, masks and cuboids become the upright box around them. Points and
     skeletons do not outline an object; they go to ``left_out``. Raises `UserError`, which names the file and the image.
     """
     try:

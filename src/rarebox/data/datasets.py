@@ -95,7 +95,7 @@ def refuse_missing(name: str | Path) -> None:
 
 
 _UNREAD = {"COCO": coco.unread, "VOC": voc.unread, "YOLO": yolo.unread}
-"""What finds the label files of each format that were not read."""
+"""Functions that find unread label files, by format."""
 
 
 def _reader(path: Path) -> tuple[str, Reader] | None:
@@ -145,7 +145,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}. Check its rights.") from None
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}. Check its permissions.") from None
 
 
 def load_data(name: str, progress: Progress = lambda step, done, total, unit: None) -> listings.Dataset:

@@ -150,7 +150,7 @@ def _parse(text: bytes, where: str) -> Object:
     try:
         value: object = from_json(decode(text, where))
     except ValueError as error:
-        raise UserError(f"{where}: not one JSON object ({error}). Write each picture on a line of its own.") from None
+        raise UserError(f"{where}: not one JSON object ({error}). Write one line per image.") from None
     if not is_object(value):
         raise UserError(f"{where}: {text[:40].decode('utf-8', 'replace')} is not a JSON object. Write one per line.")
     return value
@@ -203,13 +203,13 @@ def _refuse_unwritable(kind: str, name: Image, where: str) -> None:
 
 
 def _is_number(value: object) -> TypeGuard[int]:
-    """Whether a value can number an image or a class: a whole number from 0 that every JSON reader holds exactly."""
+    """Whether a value can number an image or a class: a whole number from 0 that JSON readers represent exactly."""
     return type(value) is int and 0 <= value < 2**53
 
 
 def _line(value: Object, where: str) -> Line:
     if value.get("boxes") is None:
-        raise UserError(f'{where}: there are no "boxes". Where the detector found nothing, write an empty list.')
+        raise UserError(f'{where}: there are no "boxes". If the detector found nothing, write an empty list.')
     boxes = _array(value["boxes"], "boxes", where, 4)
     columns = {
         name: _array(value[name], name, where, width)

@@ -1,4 +1,4 @@
-"""Files under names that were written on another system, with other capitals, accents or separators."""
+"""Files under names that were written on another system, with different case, accents or separators."""
 
 import os
 import unicodedata
@@ -13,7 +13,7 @@ def slashes(name: str) -> str:
 
 
 def place_key(path: str | Path) -> str:
-    """A key that is equal for paths that some systems treat as the same: it ignores capitals and accent encodings."""
+    """A key that is equal for paths that some systems treat as the same: it ignores case and accent encodings."""
     return unicodedata.normalize("NFC", Path(path).as_posix()).casefold()
 
 
@@ -26,7 +26,7 @@ def searchable(file: Path) -> bytes:
 
 
 class Disk:
-    """Files and folders by name, ignoring capitals. Folders are listed once, so create one `Disk` for each read."""
+    """Files and folders by name, ignoring case. Folders are listed once, so create one `Disk` for each read."""
 
     def __init__(self) -> None:
         self._inside: dict[Path, dict[str, list[str]]] = {}
@@ -42,7 +42,7 @@ class Disk:
         return parent / names[0] if len(names) == 1 else None
 
     def namesakes(self, path: Path) -> list[Path]:
-        """The entries in the folder of a path whose names differ from it only in capitals and the suffix."""
+        """The entries in the folder of a path whose names differ from it only in case and suffix."""
         folder = path.parent
         if folder not in self._stems:
             found = self._stems[folder] = {}

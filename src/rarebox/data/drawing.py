@@ -153,7 +153,7 @@ def _free_place(
 
 
 def _stamp(rng: np.random.Generator, ink: Floats, side: float, look: Look) -> Floats:
-    """An ink (8, 8) turned, slanted and drawn smoothly: coverage (h, w) in [0, 1], cropped to where it is visible."""
+    """An ink (8, 8) rotated, slanted and drawn smoothly: coverage (h, w) in [0, 1], cropped to where it is visible."""
     angle, slant = math.radians(rng.uniform(-look.turn, look.turn)), rng.uniform(-0.15, 0.15)
     stretch = rng.uniform(0.85, 1.15)
     big = _resized(np.pad(ink / ink.max(), 2), (60, 60))  # five pixels a cell; the diagonal of the ink still fits

@@ -58,11 +58,11 @@ class CornerCheck:
         self._fitting &= bool(((begins >= -1) & (begins < sides) & (sides <= np.array(size) + 1)).all())
 
     def refuse(self, path: Path) -> None:
-        """Raise `UserError` if most boxes reach far out of their images and all fit if read as x1, y1, x2, y2."""
+        """Raise `UserError` if most boxes extend far beyond their images and all fit if read as x1, y1, x2, y2."""
         if self._all > 1 and 2 * self._far >= self._all and self._fitting:
             raise UserError(
                 f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {self._far} of "
-                f"{self._all} reach out of their images. Write width and height in place of the second corner."
+                f"{self._all} extend beyond their images. Write width and height in place of the second corner."
             )
 
 
@@ -116,7 +116,7 @@ def _without_shares(image: ListedImage, size: Size | None, problems: list[Proble
     for box, share in zip(image.boxes, shares.tolist(), strict=True):
         if share and box.source not in list(Source):
             what = (
-                f"{list(box.box)} is not larger than the first pixel. "
+                f"{list(box.box)} lies within the first pixel. "
                 "If it is in fractions of the image's sides, write pixels."
             )
             problems.append(Problem("box dropped", box.where, what))
@@ -128,17 +128,19 @@ def _without_shares(image: ListedImage, size: Size | None, problems: list[Proble
 def _resized(image: ListedImage, width: int, height: int, orientation: int, problems: list[Problem]) -> ListedImage:
     """The image with its boxes in pixels of the upright file, which may differ from the copy they were drawn on.
 
-    The boxes are scaled if the aspect ratio is the same. Otherwise they are dropped, unless a box reaches out of the
-    listed size and not out of the file: then only the size in the labels is wrong.
+    The boxes are scaled if the aspect ratio is the same. Otherwise they are dropped, unless a box extends beyond the
+    listed size but not beyond the file: then only the size in the labels is wrong.
     """
     real = (width, height)
     if image.relative or image.size is None or image.size == real:
         return image
     listed, here, where = "{:g} x {:g}".format(*image.size), f"{width} x {height}", str(image.path)
     turned = orientation in SIDEWAYS and rescaling(image.size, (height, width)) is not None
-    kind = "image turned by EXIF" if turned else "image size differs"
+    kind = "image rotated by EXIF" if turned else "image size differs"
     if _ends_beyond(image, image.size) and not _ends_beyond(image, real):
-        what = f"the labels say {listed}, but a box reaches beyond it. They are taken as drawn on the upright {here}."
+        what = (
+            f"the labels say {listed}, but a box reaches beyond it. They are assumed to be drawn on the upright {here}."
+        )
         problems.append(Problem("size in labels is wrong", where, what))
         return image
     factors = rescaling(image.size, real)
@@ -181,6 +183,6 @@ def _usable(image: ListedImage, size: Size | None, problems: list[Problem]) -> t
         fault = next(fault for fault, rows in faults.items() if rows[row])
         problems.append(Problem("box dropped", image.boxes[row].where, f"{boxes[row].tolist()}: {fault}."))
     for row in np.flatnonzero(~bad & reach_out(boxes, inside)).tolist():
-        what = f"{boxes[row].tolist()} reaches out of the {width:g} x {height:g} image. It is clipped."
+        what = f"{boxes[row].tolist()} extends beyond the {width:g} x {height:g} image. It is clipped."
         problems.append(Problem("box clipped", image.boxes[row].where, what))
     return inside, bad

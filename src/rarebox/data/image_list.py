@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from rarebox.core.files import real
 from rarebox.data import coco
-from rarebox.data.images import SUFFIXES, image_files
+from rarebox.data.images import SUFFIXES, image_files, left_out
 from rarebox.data.remote import is_list, is_url, listing, location
 from rarebox.errors import UserError
 
@@ -35,7 +35,7 @@ def named_images(images: Path, but: Path | None = None) -> list[NamedImage]:
         raise UserError(f"{images} does not exist. Name a folder, one image, a text file of paths, or a COCO file")
     elif suffix in VIDEOS:
         raise UserError(
-            f"{images} is a video. Write its frames into a folder first, such as ffmpeg -i {images.name} "
+            f"{images} is a video. Extract its frames first, for example with ffmpeg -i {images.name} "
             "frames/%06d.jpg, and name that folder"
         )
     else:
@@ -43,7 +43,7 @@ def named_images(images: Path, but: Path | None = None) -> list[NamedImage]:
         files = _listed(images, suffix)
     once, _ = each_once(files)
     if not once:
-        raise UserError(f"{images} holds no image")
+        raise UserError(f"{images} contains no images")
     return _named(once, Path(os.path.abspath(root)))
 
 
@@ -52,9 +52,35 @@ def each_once(files: Sequence[Path | str]) -> tuple[list[Path | str], list[Path 
     first: dict[str, Path | str] = {}
     again: list[Path | str] = []
     for file in files:
-        if first.setdefault(str(file) if is_url(file) else str(real(file)), file) is not file:
+        if first.setdefault(_place(file), file) is not file:
             again.append(file)
     return [*first.values()], again
+
+
+def coco_numbers(images: Path, named: Sequence[NamedImage]) -> tuple[dict[str, int], dict[str, int]]:
+    """Name -> image id, and class -> category id, of a COCO file, for what :func:`named_images` lists from it.
+
+    An image that the file lists several times has the first id. Both are empty for everything but a COCO file.
+    """
+    if images.is_dir() or images.suffix.lower() in (*SUFFIXES, ".txt"):
+        return {}, {}
+    listing, _ = coco.read(images)
+    ids = {_place(image.path): image.id for image in reversed(listing.images) if image.id is not None}
+    own = {name: ids[place] for name, file in named if (place := _place(file)) in ids}
+    return own, {name: number for number, name in sorted(listing.categories.items(), reverse=True)}
+
+
+def _place(file: Path | str) -> str:
+    """What is equal for paths that lead to one file."""
+    return str(file) if is_url(file) else str(real(file))
+
+
+def left_out_for(images: Path, but: Path) -> str:
+    """A note on the images of a folder that :func:`named_images` leaves out, because rarebox has written them.
+
+    Those below ``but``, where the command itself writes, are not mentioned. Empty if there are none.
+    """
+    return left_out(images, but) if images.is_dir() else ""
 
 
 def _listed(file: Path, suffix: str) -> Sequence[Path | str]:
@@ -66,7 +92,7 @@ def _listed(file: Path, suffix: str) -> Sequence[Path | str]:
 
 
 def _named(files: Sequence[Path | str], root: Path) -> list[NamedImage]:
-    """The files with a name for each: the end of its path that no other path has, as short as that allows."""
+    """The files by name: the shortest end of each path that no other path shares."""
     paths = [_parts(file) for file in files]
     alike = Counter(path[-1] for path in paths)
     ends = Counter("/".join(path[-n:]) for path in paths if alike[path[-1]] > 1 for n in range(1, len(path) + 1))

@@ -97,9 +97,9 @@ class Annotation(TypedDict):
 
 
 class About(TypedDict):
-    """What rarebox needs to know when a task comes back. ``rank`` counts from 1, best first.
+    """What rarebox needs when a task is returned. ``rank`` counts from 1, best first.
 
-    ``labels`` are those of its annotation: one that is missing later was deleted. ``project`` is the identity of the
+    ``labels`` are those of its annotation: one that is missing later was deleted. ``project`` is the session of the
     store that the numbers belong to.
     """
 
@@ -127,7 +127,7 @@ class Task(TypedDict):
 
 
 class _Part(NamedTuple):
-    """An entry of a result that has a place or a class, and its ``value``."""
+    """An entry of a result that has a position or a class, and its ``value``."""
 
     entry: Object
     value: Object
@@ -227,7 +227,7 @@ def _region(sheet: ReviewTask, query: Query, classes: Sequence[str], key: str) -
     return region
 
 
-# ------------------------------------------------------------------------------------------- what comes back
+# ------------------------------------------------------------------------------------------- import
 
 
 def read(file: Path) -> Batch:
@@ -414,7 +414,7 @@ def _regions(
     """The size of the picture, the boxes in its pixels, and the shapes that cannot become a box.
 
     A region may be one entry (``RectangleLabels``) or several (``Rectangle`` and ``Labels``, or further questions about
-    it), which repeat its id and its place. Entries without a place are about the image, not about an object.
+    it), which repeat its id and position. Entries without a position are about the image, not about an object.
     """
     of_region: dict[str, list[_Part]] = {}
     for entry in entries:
@@ -438,13 +438,13 @@ def _regions(
             turned = as_float(entry.get("image_rotation") or 0) % 360
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"{where}: a region lacks its place or the size of the image ({error!r}). Export it again."
+                f"{where}: a region lacks its position or the size of the image ({error!r}). Export it again."
             ) from None
         size = size or (width, height)
         if size != (width, height):
-            raise UserError(f"{where}: its regions belong to pictures of different sizes. Label this image again.")
+            raise UserError(f"{where}: its regions belong to images of different sizes. Label this image again.")
         if turned:
-            raise UserError(f"{where}: the image was turned in Label Studio. Turn it back there, and export again.")
+            raise UserError(f"{where}: the image was rotated in Label Studio. Rotate it back there, and export again.")
         if len(names) != 1:
             said = f"several classes ({', '.join(names)}). Keep one" if names else "no class. Give it one"
             raise UserError(f"{where}: a region has {said} in Label Studio, or delete the region.")
@@ -455,7 +455,7 @@ def _regions(
 
 
 _PLACE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "vertices", "rle", "imageDataURL")
-"""The fields of a value that say where a region is."""
+"""The fields of a value that give the position of a region."""
 
 
 def _shape(value: Object) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rarebox.core.boxes import hull_of_turned
+from rarebox.core.files import OWN_MARK
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
+from rarebox.data.images import left_out
 from rarebox.data.naming import clean
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_object
 from rarebox.errors import UserError, presentable
-from rarebox.types import Bools, GroundTruth, ImageRecord
+from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
 
 __all__ = [
     "EXPORT_MARK",
@@ -29,7 +31,7 @@ __all__ = [
     "Split",
 ]
 
-EXPORT_MARK = "rarebox.json"  # a file in every folder that rarebox has exported
+EXPORT_MARK = OWN_MARK
 _LARGEST_ID = 2**53  # the largest integer that every JSON reader holds exactly
 
 QUESTION = "query"
@@ -67,7 +69,7 @@ class Split:
     some are missing. The area outside the boxes of these images is not background. ``unlabelled`` are images that no
     label file mentions: in a finished data set they show no object, otherwise they are not labelled yet. ``unsure``
     marks the rows of truth that no person drew around a single object: crowds, which are also difficult, and boxes of
-    a model.
+    a model. ``rejected`` (R, 4) are boxes without an object, of the images that have some.
     """
 
     images: tuple[ImageRecord, ...]
@@ -75,6 +77,7 @@ class Split:
     incomplete: frozenset[int] = frozenset()
     unlabelled: frozenset[int] = frozenset()
     unsure: Mapping[int, Bools] = field(default_factory=dict[int, Bools])
+    rejected: Mapping[int, Floats] = field(default_factory=dict[int, Floats])
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +114,10 @@ _DEGREES = re.compile(r"\s*(°|deg\.?|degrees?)\s*$", re.IGNORECASE)
 
 
 def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, float, float]:
-    """The upright box around a box whose attributes may turn it about its centre: x1, y1, x2, y2 in pixels.
-
-    ``rotation`` is in degrees, as CVAT writes it beside the unturned box, perhaps with their sign. Capitals in names
-    are ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and
-    for an ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
+    """The upright box around a box whose attributes may rotate it about its centre: x1, y1, x2, y2 in pixels.
+    ``rotation`` is in degrees, as CVAT writes it beside the unrotated box, perhaps with a degree sign. Case in names is
+    ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and for an
+    ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
     """
     plain = {name.strip().casefold(): value for name, value in attributes.items() if value}
     for name in ("rotation", "angle", "theta"):
@@ -130,7 +132,7 @@ def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, flo
             continue
         if not math.isfinite(turn) or (name != "rotation" and 0 < abs(turn) <= 2 * math.pi):
             why = "may be in degrees or radians" if math.isfinite(turn) else "is not finite"
-            raise ValueError(f"it is turned ({name} {value}), which {why}. Write the upright box around it.")
+            raise ValueError(f"it is rotated ({name} {value}), which {why}. Write the upright box around it.")
         if turn:
             x1, y1, x2, y2 = hull_of_turned(box, turn).tolist()
             return x1, y1, x2, y2
@@ -151,7 +153,7 @@ def listed_size(width: object, height: object, where: str, problems: list[Proble
         if min(size) < 1 and any(said):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        what = f"{width!r:.30} x {height!r:.30} is not a size. The boxes are taken as pixels of the image file."
+        what = f"{width!r:.30} x {height!r:.30} is not a valid size. The boxes are read as pixels of the image file."
         problems.append(Problem("size in labels is wrong", where, what))
         return None
     return size if any(said) else None
@@ -204,7 +206,7 @@ class Listing:
         for name, cleaned in changed.items():
             what = f"files cannot hold the class name {name!r}. It becomes {cleaned!r}."
             if any(as_cleaned[other] == cleaned for other in named if other != name):
-                what += " Another class has that name, and both are one class. Rename one if they differ."
+                what += " Another class has that name, so both become one class. Rename one if they differ."
             self.problems.append(Problem("class name cleaned", str(self.source), what))
         images = [
             replace(image, boxes=[box._replace(name=as_cleaned[box.name]) for box in image.boxes])
@@ -219,7 +221,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What numbers mean that a detector trained on a data set writes.
+    """The meaning of the numbers that a detector trained on a data set writes.
 
     ``classes`` are the names by number from 0, which may have gaps and repeat a name. ``categories`` are the classes by
     category number, ``images`` the paths by image id. All are empty if the format has no numbers.
@@ -231,7 +233,7 @@ class Numbers:
 
 
 def agreed(numbered: Collection[tuple[int, str]]) -> dict[int, str]:
-    """The names by rising number, from pairs; empty if two names have one number."""
+    """The names in order of number, from pairs; empty if two names have one number."""
     names = dict(sorted(numbered))
     return names if all(names[number] == name for number, name in numbered) else {}
 
@@ -253,7 +255,7 @@ OBJECT_LOST = (
     "several label files",
     "ambiguous annotation",
     "image size differs",
-    "image turned by EXIF",
+    "image rotated by EXIF",
 )
 """The kinds of problems in which an object loses its box."""
 
@@ -266,6 +268,12 @@ def refuse_lost(source: Path, problems: Sequence[Problem]) -> None:
             f"{source}: none of its objects can be used ({len(lost)} problems). The first: {lost[0].where}: "
             f"{lost[0].what} Correct the labels, or export them again."
         )
+
+
+def written_by_rarebox(folder: Path) -> list[Problem]:
+    """The problem that images below a folder are left out, because rarebox has written them, if there are any."""
+    note = left_out(folder)
+    return [Problem("written by rarebox", str(folder), f"{note}.")] if note else []
 
 
 def export_mark(folder: Path) -> Object:

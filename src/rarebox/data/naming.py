@@ -1,4 +1,4 @@
-"""Names of classes and files: which ones formats can hold, which image another tool means, which files are litter."""
+"""Names of classes and files: what formats can hold, which image another tool means, which files to ignore."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ _PREFIX = re.compile(r"([0-9a-f]{8}-|[0-9a-f]{6}__|[0-9a-f]{8}__)(?=.)")
 storage in an export, the start of a hash."""
 
 _DROPPED_ON_UPLOAD = re.compile(r"[^-\w.]")
-"""What Label Studio removes from the name of an uploaded file, after it has replaced blanks by underscores."""
+"""What Label Studio removes from the name of an uploaded file, after replacing spaces with underscores."""
 
 LITTER = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
 """Folders that operating systems create (macOS, Synology, Windows, Linux)."""
@@ -35,7 +35,7 @@ LONGEST_STEM = 180
 def clean(text: str) -> str:
     """A name that every format can write and read back unchanged.
 
-    The result is one line without blanks at the ends and without two in a row. Control characters, lone surrogates and
+    The result is one line without spaces at the ends and without two in a row. Control characters, lone surrogates and
     characters that XML cannot hold become ``_``. Byte-order marks are removed.
     """
     if text.isascii() and text.isprintable():

@@ -3,8 +3,8 @@
 A source is a folder of a bucket, a web page that links to images (the index that most servers make of a folder), or a
 local or remote text file with the URL of an image on each line.
 
-Most addresses come from somebody other than the user: from a list, a COCO file, a redirect. So the same rules hold for
-all of them, and only this module follows addresses:
+Most addresses come from a list, a COCO file or a redirect, not from the user. So the same rules apply to all of them,
+and only this module follows addresses:
 
 - The scheme is one of ``SCHEMES``. Chained addresses (``zip::…``) and local files are refused.
 - A host on this machine or in its network is refused, whatever its name. The check applies to the address that the
@@ -16,7 +16,8 @@ all of them, and only this module follows addresses:
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from rarebox.core.files import read_bytes
+from rarebox.core.files import is_own, read_bytes
 from rarebox.core.text import decode, lines_of
 from rarebox.data.disk import slashes
 from rarebox.data.naming import is_litter
@@ -119,7 +120,7 @@ def check_hop(url: str, to: str) -> None:
     """Raise `Refused` if a redirect from ``url`` to ``to`` must not be followed."""
     scheme = check(to)
     if SCHEMES[scheme] != "http" or (urlsplit(url).scheme, scheme) == ("https", "http"):
-        raise Refused(f"it leads from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
+        raise Refused(f"it redirects from {urlsplit(url).scheme}:// to {scheme}://{urlsplit(to).hostname}")
 
 
 @contextmanager
@@ -135,7 +136,8 @@ def fetched(url: str) -> Generator[bytes, None, None]:
 def listing(url: str, suffixes: frozenset[str]) -> list[str]:
     """The URLs of all files below a URL with one of the suffixes, sorted; or those in a list, in its order.
 
-    A list may be a local file, and may name images relative to its folder. Raises `UserError` if listing fails.
+    Folders below that rarebox has written are left out. A list may be a local file, and may name images relative to
+    its folder. Raises `UserError` if listing fails.
     """
     try:
         if is_list(url):
@@ -143,10 +145,20 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
         found = _patiently(lambda: _found(url))
     except UserError:
         raise
-    except Exception as error:  # each service has errors of its own
+    except Exception as error:  # each service has its own errors
         raise UserError(f"{url} cannot be listed: {reason(error)}. Name a folder, or a text file of URLs.") from error
     base = urlsplit(url).path
-    return sorted(name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
+    own = _own_folders(found) - {url.rstrip("/")}
+    named = (name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
+    return sorted(name for name in named if not any(name.startswith(f"{folder}/") for folder in own))
+
+
+def _own_folders(files: Collection[str]) -> set[str]:
+    """The folders of these files that rarebox has written."""
+    inside = defaultdict[str, set[str]](set)
+    for folder, _, name in (file.rpartition("/") for file in files):
+        inside[folder].add(name)
+    return {folder for folder, names in inside.items() if is_own(names)}
 
 
 def _listed(url: str) -> list[str]:
@@ -186,7 +198,7 @@ def _found(url: str) -> list[str]:
     for _, _, files in system.walk(path, detail=True, on_error="raise"):  # page by page
         names += [file["name"] for file in files.values()]
         if len(names) > MOST_LISTED or time.monotonic() > until:
-            raise Refused(f"its pages list {len(names):,} files so far and do not end")
+            raise Refused(f"its index pages list {len(names):,} files and do not end")
     return names or system.ls(path, detail=False)
 
 

@@ -1,4 +1,4 @@
-"""Questions to people in another tool, and their answers: what the files of Label Studio and CVAT have in common."""
+"""Questions to people in another tool, and their answers: the common part of Label Studio's and CVAT's files."""
 
 import colorsys
 import re
@@ -21,7 +21,7 @@ class ReviewTask:
     """One image as another tool shows it: the queries about it, best first, and its labelled boxes.
 
     ``file`` is the image's name there. ``labelled`` are boxes as queries, whose label is ``guess``. ``complete``: a
-    person has labelled every object. ``number`` counts the tasks from 1, best first. ``project`` is the identity of the
+    person has labelled every object. ``number`` counts the tasks from 1, best first. ``project`` is the session of the
     store that the numbers of image and queries belong to, empty if unknown; with ``numbered`` off, the image's number
     belongs to no store.
     """
@@ -57,7 +57,7 @@ def held_name(index: int) -> str:
 
 
 def held_index(name: str) -> int | None:
-    """The index of a label whose name in an export this is. None for another name."""
+    """The index of the label that has this name in an export. None for other names."""
     found = _HELD.fullmatch(name)
     return int(found[1]) if found else None
 
@@ -110,7 +110,7 @@ class Returned:
     ``began_with_guesses``: the annotator started from the boxes of the queries, so a missing one was deleted.
     ``left_out`` names the shapes that cannot become a box, so ``regions`` may lack some objects. ``held`` are the
     labels that were exported with the image, if the annotator started from them. ``task`` names the tool's own task, in
-    which the keys of regions are unique, and ``project`` the identity of the store that has exported the image; both
+    which the keys of regions are unique, and ``project`` the session of the store that has exported the image; both
     are empty if the file does not say.
     """
 

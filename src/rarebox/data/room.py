@@ -8,7 +8,7 @@ from threading import Condition
 class Room:
     """``size`` bytes for all threads together. A thread that asks for more than is free waits.
 
-    A thread that asks for more than ``size`` gets all of it, once nobody else holds any.
+    A thread that asks for more than ``size`` gets all of it, once no other thread holds any.
     """
 
     def __init__(self, size: int) -> None:

@@ -90,7 +90,7 @@ def _is_made(folder: Path, wanted: dict[str, object]) -> bool:
     if found != wanted:
         said = ", ".join(f"{k} is {found.get(k)}, not {wanted[k]}" for k in wanted if found.get(k) != wanted[k])
         raise UserError(
-            f"{folder}: the scenes there were made with other settings ({said}). Choose another folder, or delete it."
+            f"{folder}: the scenes there have different settings ({said}). Choose another folder, or delete it."
         )
     return True
 

@@ -33,6 +33,7 @@ from rarebox.data.listings import (
     exported_complete,
     listed_size,
     upright,
+    written_by_rarebox,
 )
 from rarebox.data.markup import from_xml
 from rarebox.data.naming import ByName
@@ -103,8 +104,8 @@ def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listi
     Without lists in ImageSets/Main, all images are training data. ``flat``: the label files are beside the images.
     Raises `UserError` if no label file can be read.
     """
-    problems: list[Problem] = []
     years = [_Year(folder, flat) for folder in folders]
+    problems = [problem for year in years for problem in written_by_rarebox(year.pictures)]
     train = [(year, xml) for year in years for xml in year.listed("trainval", "train")]
     tests = ([(year, xml) for xml in _test(year, problems)] for year in years)
     test = next(filter(None, tests), list[tuple[_Year, Path]]())
@@ -138,7 +139,7 @@ def _told_apart_by_more_than_capitals(files: Sequence[Path]) -> bool:
 class _Year:
     """A folder with label files and photos, paired by name.
 
-    The name is the path below the two folders without its suffix, ignoring capitals, or else what
+    The name is the path below the two folders without its suffix, ignoring case, or else what
     :meth:`rarebox.data.naming.ByName.match` finds.
     """
 
@@ -173,7 +174,7 @@ class _Year:
         try:
             named = lines_of(read_text(chosen)) if chosen else []
         except OSError as error:
-            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its rights.") from None
+            raise UserError(f"{chosen} cannot be read: {error.strerror or error}. Check its permissions.") from None
         lines = [slashes(line.strip()).lstrip("/") for line in named]
         asked = (self._labels.get(self._place(line), [self.labels / f"{line}.xml"]) for line in lines if line)
         return [xml for xmls in asked for xml in xmls]
@@ -234,7 +235,7 @@ class _Year:
         return self.pictures / xml.relative_to(self.labels).with_suffix(suffix or ".jpg")
 
     def namesakes(self, xml: Path) -> list[Path]:
-        """The photos that have the name of a label file."""
+        """The photos with the name of a label file."""
         return self._pictures.get(self._key(xml), [])
 
     def _match(self, photos: ByName[Path], name: str, xml: Path, problems: list[Problem]) -> Path | None:

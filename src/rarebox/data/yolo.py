@@ -27,13 +27,14 @@ from rarebox.data.listings import (
     export_mark,
     exported_complete,
     exported_pseudo,
+    written_by_rarebox,
 )
 from rarebox.data.narrow import Object, as_list, as_object, is_list, is_object
 from rarebox.errors import UserError
 from rarebox.types import Source
 
 _SHARES = (-0.5, 1.5)
-"""The range of fractions of an image's side, including boxes that reach out of it. Pixels are outside this range."""
+"""The range of fractions of an image's side, including boxes that extend beyond it. Pixels are outside this range."""
 
 _CLASSES = "classes.txt"
 """The file that lists the classes of the label files beside and below it, where there is no data.yaml."""
@@ -106,7 +107,7 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
     mark = export_mark(folder)
     form = _Form(names, classes, numbers, 0, exported_complete(mark), pairs, exported_pseudo(mark))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
-    listing.problems[:0] = _alone(folder, pairs)
+    listing.problems[:0] = [*written_by_rarebox(folder), *_alone(folder, pairs)]
     listing.files.update(pairs.claimed)
     return listing, None
 
@@ -129,7 +130,7 @@ def _listed_classes(file: Path) -> dict[int, str]:
     try:
         names = [line.strip() for line in lines_of(read_text(file))]
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its rights.") from None
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Check its permissions.") from None
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):
@@ -169,7 +170,7 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
     return listings["train"], listings[test] if test else None
 
 
-_UNUSED = "'test' is the test split, so the images of 'val' are not read. To take their labels, add them to 'train'."
+_UNUSED = "'test' is the test split, so the images of 'val' are not read. To use their labels, add them to 'train'."
 
 _ASSUMED = (
     "the label rows look like boxes with {} numbers of key points, and are read as such. Add their kpt_shape, or "
@@ -179,12 +180,12 @@ _ASSUMED = (
 
 _POLYGONS = (
     "the label rows may be polygons or boxes with key points. They are read as polygons. Add 'kpt_shape: [0, 2]' if "
-    "this is right, or else their kpt_shape."
+    "this is right, otherwise their kpt_shape."
 )
 
 
 def _contradicting(names: Mapping[int, str], file: Path, pairs: "_Pairs") -> list[Problem]:
-    """A problem for each classes.txt beside or above the label files that names a class number otherwise."""
+    """A problem for each classes.txt beside or above the label files that names a class number differently."""
     lists = {_classes_file(folder / "x", file.parent, pairs.disk) for folder in {p.parent for p in pairs.claimed}}
     problems: list[Problem] = []
     for listed in sorted(filter(None, lists)):
@@ -200,9 +201,9 @@ def _contradicting(names: Mapping[int, str], file: Path, pairs: "_Pairs") -> lis
 class _Pairs:
     """Which label file belongs to which photo: ``owned`` is photo -> label file.
 
-    A label file belongs to the photo of the same name, or else to the only photo whose name differs in capitals. If
-    several photos fit equally well, it belongs to none: ``rivals`` is label file -> those photos. Photos in the same
-    folders that are not listed count too. ``claimed`` has all label files that fit some photo.
+    A label file belongs to the photo of the same name, or else to the only photo whose name differs in case. If several
+    photos fit equally well, it belongs to none: ``rivals`` is label file -> those photos. Photos in the same folders
+    that are not listed count too. ``claimed`` has all label files that fit some photo.
     """
 
     def __init__(self, images: Iterable[Path], disk: Disk) -> None:
@@ -272,7 +273,7 @@ def _parse(file: Path) -> Object:
 
 
 def _names(file: Path, content: Object) -> dict[int, str]:
-    """Class number -> name, by rising number."""
+    """Class number -> name, in order of number."""
     names = content.get("names")
     pairs = names.items() if is_object(names) else enumerate(as_list(names))
     try:
@@ -416,7 +417,7 @@ def _images(file: Path, key: str, entries: Sequence[tuple[str, Path]], disk: Dis
 def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[Path], form: _Form) -> Listing:
     problems: list[Problem] = []
     for _, path in entries:
-        problems += _labels_alone(path, form.pairs) if os.path.isdir(path) else []
+        problems += [*written_by_rarebox(path), *_labels_alone(path, form.pairs)] if os.path.isdir(path) else []
     here = set(images)
     rivals = {label: photos for label, photos in form.pairs.rivals.items() if not here.isdisjoint(photos)}
     for label, photos in rivals.items():
@@ -517,7 +518,7 @@ def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Probl
         words = _words(line)
         number, *values = (finite(word) for word in words)
     except ValueError:
-        comma = " Use decimal points, not commas, and blanks between the numbers." if "," in line else ""
+        comma = " Use decimal points, not commas, and spaces between the numbers." if "," in line else ""
         what = f"{line.strip()[:60]!r} is not a row of finite numbers.{comma}"
         problems.append(Problem("box dropped", where, what))
         return None
@@ -541,7 +542,7 @@ def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Probl
 
 
 def _words(line: str) -> list[str]:
-    """The words of a row. Raises ``ValueError`` if it may be several rows, by a sign that also ends lines."""
+    """The words of a row. Raises ``ValueError`` if it contains a line separator, so it may be several rows."""
     (row,) = line.strip().splitlines()
     return row.split()
 

@@ -35,6 +35,11 @@ class Model:
         """The present name of one of its classes."""
         return self.classes[int(self.counts_as[number])]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The present names of its K classes; merged ones repeat."""
+        return tuple(self.name_of(number) for number in range(len(self.counts_as)))
+
 
 def open_model(place: Path) -> Model:
     """The model in a folder, or that of the last trained cycle of a run or project.

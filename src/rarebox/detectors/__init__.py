@@ -37,7 +37,7 @@ def build(
 
     ``name`` and ``backbone`` are a key of ``ARCHITECTURES``. ``weights`` is ``imagenet`` (backbone only), ``coco`` (a
     whole detector), ``auto``, ``none``, a file (``.safetensors`` or ``.pth``), the folder of a model, or for ``dfine``
-    a model on the Hugging Face Hub. ``classes`` are the names of the classes: those that the weights know keep their
+    a model on the Hugging Face Hub. ``classes`` are the names of the classes: classes that the weights have keep their
     rows of the class layers. Layers that are not pretrained are initialised from ``seed``. Further ``settings`` are
     those of :class:`~rarebox.config.DetectorSettings`. Raises UserError for unknown names and for weights of another
     detector, and WeightsUnavailable, which says where to put the file.
@@ -78,7 +78,7 @@ def load(folder: Path, device: str = "auto", training: TrainingSettings | None =
 
 
 def help_train(job: distributed.Job) -> None:
-    """Do a helper's part of a fit under torchrun: this process's part of each batch, from the leader's weights."""
+    """Take part in a fit under torchrun as a helper: this process's part of each batch, from the leader's weights."""
     device = choose_device("auto" if job.device == "cuda" else job.device)
     detector = _unfilled(job.detector, job.num_classes, job.training, device)
     detector.fit(job.images, job.targets, seed=job.seed, complete=job.complete, renewal=job.renewal)
@@ -92,7 +92,7 @@ def body_channels(settings: DetectorSettings) -> tuple[tuple[int, int], ...]:
 def _unfilled(
     settings: DetectorSettings, num_classes: int, training: TrainingSettings, device: torch.device
 ) -> TorchDetector:
-    """A detector with random weights, for others to be put in their place."""
+    """A detector with random weights, to be replaced by others."""
     kind = architecture(settings.name, settings.backbone)
     return kind.make(Blueprint(settings, num_classes, training, device))
 

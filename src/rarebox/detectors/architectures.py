@@ -33,7 +33,7 @@ from rarebox.detectors.weights import Source, Tensors, through
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a detector is made of. ``classes`` are the names of its classes, empty where they are unknown."""
+    """The specification of a detector. ``classes`` are the names of its classes, empty if unknown."""
 
     settings: DetectorSettings
     num_classes: int
@@ -94,9 +94,9 @@ def _body(backbone: str, settings: DetectorSettings) -> tuple[BackboneSpec, nn.M
 class OneStage:
     """RetinaNet. ``convs`` are the convolutions of each tower, ``norm`` their normalisation, given the channels.
 
-    ``coco`` are torchvision's weights. Its anchors have whole pixels, and its first version computes P6 from P5: so do
-    ours that start from these weights. Others compute P6 from the body's last map, and have MMDetection's anchors.
-    ``scaled``: anchors shrink with the input. ``second``: torchvision's second version.
+    ``coco`` are torchvision's weights. With these weights, anchors have whole pixels, and the first version computes P6
+    from P5, as in torchvision. Others compute P6 from the body's last map, and have MMDetection's anchors. ``scaled``:
+    anchors shrink with the input. ``second``: torchvision's second version.
     """
 
     backbone: str
@@ -342,5 +342,5 @@ LIGHT: dict[str, tuple[str, ...]] = {
     "retinanet": ("efficientnet_lite0",),
     "dfine": ("hgnet_v2_s",),
 }
-"""The backbones that ``detector.backbone: auto`` stands for, by ``detector.name``: the first that can start from COCO,
-else the last, which needs no file from elsewhere. D-FINE has no start but COCO."""
+"""The backbones that ``detector.backbone: auto`` chooses from, by ``detector.name``: the first with COCO weights
+available, else the last, whose weights are installed. D-FINE has only COCO weights."""

@@ -70,7 +70,7 @@ class TorchDetector:
         return self.settings.image_size if self.network.stretches else self.settings.size
 
     def start_from(self, saved: Tensors, rows: Sequence[str] = ()) -> None:
-        """Take over the weights of a backbone or of a whole detector, whose class layers have these rows.
+        """Copy the weights of a backbone or of a whole detector, whose class layers have these rows.
 
         Raises UserError unless they fit the backbone.
         """
@@ -102,7 +102,7 @@ class TorchDetector:
         interrupted fit resumes. Raises UserError without images, and TrainingDiverged.
         """
         if not len(images):
-            raise UserError("there is no image to train on. Label some first")
+            raise UserError("there are no images to train on. Label some first")
 
         pictures: Sequence[Picture | CachedPicture] = images if isinstance(images, Pictures) else _as_pictures(images)
         call_helpers(

@@ -56,7 +56,7 @@ class Body(nn.Module):
 
 
 class Given(nn.Module):
-    """Stands where the library's model has its body, and passes on maps that are already there."""
+    """Replaces the body of the library's model, and passes on computed maps."""
 
     def forward(self, maps: FeatureMaps, mask: Tensor) -> list[tuple[Tensor, None]]:
         """The levels, without the masks of padding, which the model ignores."""
@@ -110,6 +110,12 @@ class WeightedDFine(nn.Module):
             return {**found, "settled": torch.ones(len(order), dtype=torch.bool, device=device)}
         real = found.pop("real")
         return [{name: column[i, real[i]] for name, column in found.items()} for i in range(len(images))]
+
+    def detect_one(self, batch: ImageList) -> dict[str, Tensor]:
+        """The detections of a batch of one image, by code that can be traced."""
+        found = self._detect(batch, self._transform(batch.tensors))
+        real = found["real"][0].nonzero()[:, 0]
+        return {name: found[name][0][real] for name in ("boxes", "scores", "labels")}
 
     def box_features(self, images: list[Input], boxes: list[Tensor]) -> list[Tensor]:
         """The vector of the query whose box overlaps each given box most: (G, 4) -> (G, D) per image."""
@@ -198,7 +204,7 @@ def read(size: Size, saved: Tensors) -> Tensors:
     loaded: Any = DFineForObjectDetection
     logging.disable_progress_bar()
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing is reported below
+    logging.set_verbosity_error()  # missing tensors are reported below
     try:
         config = describe(size, len(rows))
         stock, found = loaded.from_pretrained(None, config=config, state_dict=saved, output_loading_info=True)

@@ -2,7 +2,7 @@
 
 ``transformers`` matches each target with one query of each decoder layer; all other queries are background. Here the
 targets that a branch trusts are matched. The class weight acts on the varifocal loss of the query, the box weight on
-L1, GIoU and the distribution terms (FGL, DDF). A query without a target costs nothing if it shows an ignored box
+L1, GIoU and the distribution terms (FGL, DDF). A query without a target adds no loss if it shows an ignored box
 (``SHOWS``), and is background otherwise. With all weights 1 and nothing ignored, each term equals the library's.
 """
 
@@ -23,10 +23,10 @@ from rarebox.detectors.losses import Normaliser, two_sided
 from rarebox.method import weighted_loss
 
 SHOWS = 0.5
-"""IoU from which a query shows a box: the evaluation would count it as a detection of that object (AP50)."""
+"""Minimum IoU at which a query shows a box: the evaluation would count it as a detection of that object (AP50)."""
 
 TEMPERATURE = 5
-"""Of the distillation (DDF), as in the library."""
+"""Temperature of the distillation (DDF), as in the library."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class SetLoss(nn.Module):
         return Matches(image, query, row, weight, positive, free)
 
     def _count(self, layers: Sequence[Layer], matches: Sequence[Matches], rows: "_Rows") -> list["_Counts"]:
-        """The counts of each layer over all processes, agreed on at once: a process may lack denoising layers."""
+        """The counts of each layer over all processes, summed at once: a process may lack denoising layers."""
         objects, boxes = rows.positive.sum(), (rows.box_weight > 0).sum()
         table = []
         for layer, matched in zip(layers, matches, strict=True):

@@ -32,7 +32,7 @@ T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
 JOB_TIMEOUT = timedelta(days=7)
-"""How long a helper waits for its next job while rank 0 may be scoring a large pool."""
+"""How long a helper waits for its next job; rank 0 may be scoring a large pool."""
 
 STEP_TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in a training step. It covers machines that stop responding; the end of a

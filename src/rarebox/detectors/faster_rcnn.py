@@ -239,7 +239,7 @@ class WeightedRoIHeads(RoIHeads):
         columns: list[tuple[Tensor, ...]] = []
         for target, own, each, rows in zip(targets, sampled, given, chosen, strict=True):
             boxes, labels = target["boxes"], target["labels"] + 1
-            if not len(boxes):  # nothing is positive, so the row does not matter
+            if not len(boxes):  # nothing is positive, so the row is irrelevant
                 boxes, labels = own.new_zeros(1, 4), labels.new_zeros(1)
             positive, row, box_row = each.positive[rows], each.row[rows], each.box_row[rows]
             wanted = self.box_coder.encode_single(boxes[box_row].to(own.dtype), own)
@@ -326,7 +326,7 @@ class WeightedFasterRCNN(GeneralizedRCNN):
     stretches = False
     with_features = False
     class_layers: ClassVar = {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
-    """Layers with rows for each class: how many times, and how many rows each time."""
+    """Layers with rows for each class: the number of groups, and the rows per class in each."""
     further_rows = FURTHER_ROWS
     """Rows before those of the classes."""
 
@@ -359,6 +359,16 @@ class WeightedFasterRCNN(GeneralizedRCNN):
         if not self.training and isinstance(found, dict):
             found["settled"] &= self.rpn.settled
         return found
+
+    def detect_one(self, batch: ImageList) -> dict[str, Tensor]:
+        """The detections of a normalised batch of one image, by code that can be traced for any size."""
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(batch, features)
+        heads = self.roi_heads
+        pooled = heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes))
+        logits, deltas = heads.box_predictor(pooled)
+        boxes = heads.box_coder.decode(deltas, proposals)
+        return heads._detect_one(boxes, logits.softmax(dim=-1), pooled, batch.image_sizes[0])
 
     def box_features(self, images: list[Input], boxes: list[Tensor]) -> list[Tensor]:
         """The box head's vector of each given box, used as a proposal: (G, 4) -> (G, D) per image."""

@@ -13,7 +13,7 @@ ABOUT, WEIGHTS = "config.json", "model.safetensors"
 
 
 def url_of(name: str) -> str:
-    """Where the weights of a model on the Hub are."""
+    """The URL of the weights of a model on the Hub."""
     return f"https://huggingface.co/{name}/resolve/main/{WEIGHTS}"
 
 
@@ -35,7 +35,7 @@ def copy_of(name: str) -> Path:
     """
     offline = bool(os.environ.get(OFFLINE))
     reason = f"{OFFLINE} is set" if offline else f"it has no {ABOUT} and {WEIGHTS}"
-    # A copy that is here must not change in the middle of a run.
+    # A local copy must not change in the middle of a run.
     for here_only in (True,) if offline else (True, False):
         try:
             files = [ABOUT, WEIGHTS]

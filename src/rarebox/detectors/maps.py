@@ -73,4 +73,4 @@ class CachedPicture:
 
 
 Input = Tensor | FeatureMaps
-"""What a network takes for one image: pixels (3, h, w) in [0, 255], or cached maps."""
+"""A network's input for one image: pixels (3, h, w) in [0, 255], or cached maps."""

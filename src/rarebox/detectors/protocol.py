@@ -3,8 +3,8 @@
 To add one, add an entry to ``detectors.architectures.ARCHITECTURES`` and its names to ``DetectorSettings``. The entry
 makes the detector from a ``Blueprint`` (settings, classes, device), and lists the weights that it can start from. A
 network like :class:`~rarebox.detectors.retinanet.WeightedRetinaNet` goes into a ``TorchDetector``, which trains and
-runs it (``docs/add-a-detector.md`` lists what it uses of a network); a detector that shares nothing with these networks
-implements :class:`Detector`.
+runs it (``docs/add-a-detector.md`` lists what it needs from a network); a detector that shares nothing with these
+networks implements :class:`Detector`.
 """
 
 from collections.abc import Callable, Sequence

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection._utils import _topk_min
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, sigmoid_focal_loss
 
@@ -76,7 +78,7 @@ class WeightedRetinaNet(RetinaNet):
     stretches = False
     with_features = False
     class_layers: ClassVar = {"head.classification_head.cls_logits": (9, 1)}
-    """Layers with rows for each class: how many times, and how many rows each time."""
+    """Layers with rows for each class: the number of groups, and the rows per class in each."""
     further_rows = ()
     """Rows before those of the classes."""
 
@@ -105,6 +107,15 @@ class WeightedRetinaNet(RetinaNet):
             )
             for i, size in enumerate(batch.image_sizes)
         ]
+
+    def detect_one(self, batch: ImageList) -> dict[str, Tensor]:
+        """The detections of a normalised batch of one image, by code that can be traced for any size."""
+        features = list(self.backbone(batch.tensors).values())
+        outputs, anchors = self.head(features), self.anchor_generator(batch, features)
+        per_place = self.anchor_generator.num_anchors_per_location()[0]
+        sizes = [f.shape[2] * f.shape[3] * per_place for f in features]
+        logits, deltas = (outputs[name][0].split(sizes) for name in ("cls_logits", "bbox_regression"))
+        return self._detect(logits, deltas, anchors[0].split(sizes), batch.image_sizes[0], [], per_place)
 
     def compute_loss(
         self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor]
@@ -143,7 +154,7 @@ class WeightedRetinaNet(RetinaNet):
             probs = level_logits.sigmoid()
             scores = probs.flatten()
             kept = (scores > self.score_thresh).nonzero()[:, 0]
-            kept = kept[scores[kept].topk(min(len(kept), self.topk_candidates)).indices]
+            kept = kept[scores[kept].topk(_topk_min(kept, self.topk_candidates, 0)).indices]
             source = kept // probs.shape[1]
             boxes = self.box_coder.decode_single(level_deltas[source], level_anchors[source])
             row = (clip_boxes_to_image(boxes, size), scores[kept], kept % probs.shape[1], probs[source])

@@ -22,7 +22,8 @@ class RoIPool(MultiScaleRoIAlign):
         """Maps (B, C, h, w) by name; boxes (R, 4) of each image in input pixels -> (sum of R, C, side, side)."""
         maps = [x[name] for name in self.featmap_names]
         device = maps[0].device
-        if device.type != "cpu" and (self.training or not on_device.use_async_path(device)):
+        slow = device.type != "cpu" and (self.training or not on_device.use_async_path(device))
+        if slow or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return super().forward(x, boxes, image_shapes)
         assert self.scales is not None
         assert self.map_levels is not None

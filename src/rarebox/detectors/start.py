@@ -1,4 +1,4 @@
-"""Which weights a detector starts from: ``auto`` is decided here, and files are known by their checksum."""
+"""The weights a detector starts from. ``auto`` is decided here, and files are identified by checksum."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from rarebox.errors import UserError, unknown_name
 AUTO, NONE = "auto", "none"
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""The name of a model on the Hugging Face Hub: its owner, and its own."""
+"""The name of a model on the Hugging Face Hub: owner and model."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Start:
 def choose(settings: DetectorSettings, progress: Progress = silent) -> Start:
     """Decide what a detector starts from, and make sure that the file is there.
 
-    ``weights: auto`` is COCO where the file is on this machine or can be fetched, else ImageNet on a backbone that is
-    part of the installation. ``backbone: auto`` is the backbone that belongs to the weights. Raises UserError for
-    weights that do not exist or belong to another detector, and WeightsUnavailable.
+    ``weights: auto`` is COCO if the file is on this machine or can be downloaded, else ImageNet on an installed
+    backbone. ``backbone: auto`` is the backbone that belongs to the weights. Raises UserError for weights that do not
+    exist or belong to another detector, and WeightsUnavailable.
     """
     if settings.name not in LIGHT:
         raise unknown_name("detector", settings.name, LIGHT)
@@ -73,7 +73,7 @@ def _named(settings: DetectorSettings) -> Architecture:
 
 
 def _coco(settings: DetectorSettings, progress: Progress) -> Start:
-    """COCO's weights; with ``auto``, ImageNet's where they are out of reach."""
+    """COCO weights; with ``auto``, ImageNet weights if COCO's are unavailable."""
     light, lacking = LIGHT[settings.name], ""
     for backbone in light if settings.backbone == AUTO else (settings.backbone,):
         source = architecture(settings.name, backbone).starts.get("coco")
@@ -88,15 +88,15 @@ def _coco(settings: DetectorSettings, progress: Progress) -> Start:
                 raise
             lacking = (
                 f"{backbone} with COCO weights is not available ({error.__cause__}), so {light[-1]} starts from "
-                f"ImageNet, and early models find fewer objects: to start from COCO, download {source.url}, put it at "
-                f"{source.place}, and begin again before anything is trained"
+                f"ImageNet, and early models find fewer objects. To start from COCO, download {source.url}, put it at "
+                f"{source.place}, and start over before anything is trained"
             )
     backbone = light[-1] if settings.backbone == AUTO or lacking else settings.backbone
     return _start(backbone, "imagenet", source_of(settings.name, backbone, "imagenet").fetch(progress), lacking)
 
 
 def _of_model(settings: DetectorSettings, folder: Path) -> Start:
-    """The start from a saved model. Raises UserError if it is of another architecture than the settings name."""
+    """The start from a saved model. Raises UserError if its architecture is not the one in the settings."""
     if hub.is_model(folder):
         backbone = LIGHT[settings.name][-1] if settings.backbone == AUTO else settings.backbone
         architecture(settings.name, backbone)
@@ -144,7 +144,7 @@ def verify(start: Start, settings: DetectorSettings, progress: Progress = silent
     if now.sha256 != start.sha256:
         raise UserError(
             f"{file} has changed: its SHA-256 is {now.sha256}, and training started from {start.sha256}. Restore the "
-            "file, or begin in a new folder"
+            "file, or start over in a new folder"
         )
 
 
@@ -171,7 +171,7 @@ def architecture(name: str, backbone: str) -> Architecture:
 
 
 def source_of(name: str, backbone: str, weights: str) -> Source:
-    """Where named weights are. Raises UserError if there are none for this detector."""
+    """The source of named weights. Raises UserError if there are none for this detector."""
     starts = architecture(name, backbone).starts
     if weights not in starts:
         having = ", ".join(other for other, kind in _of(name).items() if weights in kind.starts)

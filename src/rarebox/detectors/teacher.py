@@ -1,7 +1,7 @@
 """A moving average of the weights during a fit, and the pseudo labels that it renews as a teacher.
 
 Not in the paper, which makes pseudo labels once per cycle by the model before retraining. The mean teacher of
-semi-supervised detection (Tarvainen and Valpola 2017; Liu et al. 2021) makes them again at every step.
+semi-supervised detection (Tarvainen and Valpola 2017; Liu et al. 2021) renews them at every step.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the network's weights after a step, counted from 0."""
+        """Update the average with the network's weights after a step, counted from 0."""
         if self.teacher:
             trained = (p for p in self._network.parameters() if p.requires_grad)
             for weight, own in zip(self.weights, trained, strict=True):
@@ -46,7 +46,7 @@ class Average:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Give the network the averaged weights."""
+        """Copy the averaged weights into the network."""
         if self.teacher:
             self._network.load_state_dict(self.teacher.state_dict())
 
@@ -65,7 +65,7 @@ class Renewal:
 
     @torch.no_grad()
     def __call__(self, teacher: nn.Module, images: Sequence[Input], truths: Sequence[dict[str, Tensor]]) -> list[Any]:
-        """The targets with the pseudo labels of partially labelled images (``partial``) made anew."""
+        """The targets with renewed pseudo labels of partially labelled images (``partial``)."""
         rows = [i for i, truth in enumerate(truths) if truth["partial"]]
         if not rows:
             return list(truths)

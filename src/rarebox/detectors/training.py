@@ -155,7 +155,7 @@ def train(
 
     Under ``torchrun`` each process takes a part of every batch; the result differs from that of one process by rounding
     only. Processes beyond one per image of a batch are idle and return 0.0. ``complete`` (n,) marks the fully labelled
-    images (``training.complete_share``). ``renew`` makes the pseudo labels of each batch anew after the fraction
+    images (``training.complete_share``). ``renew`` renews the pseudo labels of each batch after the fraction
     ``training.renew_from`` of the steps. With ``checkpoint`` the state is saved there regularly, and a fit that finds a
     checkpoint resumes from it with the same result. Raises TrainingDiverged if the loss is not finite, and keeps the
     last checkpoint.

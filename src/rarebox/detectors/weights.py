@@ -1,4 +1,4 @@
-"""Files of pretrained weights: where they are, how they are fetched, and how a network takes them over."""
+"""Files of pretrained weights: finding, downloading, and copying them into a network."""
 
 import os
 import re
@@ -26,13 +26,13 @@ Tensors = dict[str, Tensor]
 """Weights by name."""
 
 TIMEOUT = 10.0
-"""Seconds until a server that does not answer counts as out of reach."""
+"""Seconds until a server that does not answer counts as unreachable."""
 
 OFFLINE = "RAREBOX_OFFLINE"
-"""Environment variable: where it is set and not empty, nothing is downloaded and nobody waits for a server."""
+"""Environment variable: if it is set and not empty, nothing is downloaded and no server is contacted."""
 
 EPSILON = 1e-5
-"""What the networks' frozen batch norms add to a variance."""
+"""The epsilon of the networks' frozen batch norms."""
 
 
 class WeightsUnavailable(UserError):
@@ -46,7 +46,7 @@ class Source:
     ``url`` is empty for a file that is part of the installation, which ``packaged`` returns. ``name`` is the file's
     name in torch's cache, by default the URL's. ``rows`` names the rows of the class layers (a whole detector's,
     background included); it is empty for a backbone's weights. ``read`` renames what the file holds. ``epsilon`` is
-    what the file's batch norms add to a variance. ``instead`` are the options that need no download.
+    that of the file's batch norms. ``instead`` are the options that need no download.
     """
 
     url: str = ""
@@ -59,7 +59,7 @@ class Source:
 
     @property
     def place(self) -> Path:
-        """Where the file is, or is to be put: torch's cache, or the installation."""
+        """The path of the file, present or not: in torch's cache, or in the installation."""
         return self.packaged() if self.packaged else cached(self.name or self.url)
 
     @property
@@ -138,9 +138,8 @@ def answers(url: str) -> bool:
 
 
 def _open(url: str, method: str = "GET") -> HTTPResponse:
-    """The server's answer. Raises ``OSError``, too if there is none after ``TIMEOUT`` seconds.
-
-    A socket's own time limit is not enough: it holds for each of a host's addresses, and not for finding them.
+    """The server's answer. Raises ``OSError``, also if there is none after ``TIMEOUT`` seconds. A socket's own timeout
+    is not enough: it applies to each of a host's addresses separately, and not to name resolution.
     """
     if os.environ.get(OFFLINE):
         raise ConnectionError(f"{OFFLINE} is set")
@@ -180,14 +179,14 @@ def _download(url: str, file: Path, digest: str, progress: Progress) -> None:
             if done < total:
                 raise ConnectionError("the connection was closed too early")
             if not found.hexdigest().startswith(digest):
-                raise ConnectionError(f"the server sent another file, of SHA-256 {found.hexdigest()}")
+                raise ConnectionError(f"the server sent a different file, SHA-256 {found.hexdigest()}")
             part.replace(file)
         finally:
             with suppress(OSError):
                 part.unlink()
 
 
-# ------------------------------------------------------------------------------------------- taking over
+# ------------------------------------------------------------------------------------------- copying weights
 
 
 def take_over(network: nn.Module, saved: Tensors, theirs: Sequence[str] = (), ours: Sequence[str] = ()) -> None:
@@ -195,8 +194,8 @@ def take_over(network: nn.Module, saved: Tensors, theirs: Sequence[str] = (), ou
 
     The networks name their parts as torchvision does, so a whole detector fits by name; the tensors of a bare backbone
     go under ``backbone.body``. ``theirs`` and ``ours`` name the rows of the class layers (``network.class_layers``);
-    rows of other classes stay as they are, and so do all if either is unknown and the numbers of classes differ. Raises
-    UserError unless the whole backbone fits.
+    rows of other classes are unchanged, and so are all rows if either is unknown and the numbers of classes differ.
+    Raises UserError unless the whole backbone fits.
     """
     own = network.state_dict()
     fitting = {
@@ -227,14 +226,14 @@ def take_over(network: nn.Module, saved: Tensors, theirs: Sequence[str] = (), ou
 
 
 def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
-    """The places of the names that both have: ours, theirs. Capitals and blanks do not count; ``N/A`` is no name."""
+    """The indices of the names that both have: ours, theirs. Case and spaces are ignored; ``N/A`` is not a name."""
     known = Classes(theirs)
     found = [(place, known.find(name)) for place, name in enumerate(ours) if name != "N/A"]
     return [(here, there) for here, there in found if there is not None]
 
 
 def through(stock: Callable[..., nn.Module]) -> Callable[[Tensors], Tensors]:
-    """What reads a file of torchvision's as torchvision does: its networks rename the tensors of older files."""
+    """A function that reads a file of torchvision's: its networks rename the tensors of older files."""
 
     def read(saved: Tensors) -> Tensors:
         given: dict[str, Any] = {"weights": None, "weights_backbone": None}

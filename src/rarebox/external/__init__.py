@@ -49,7 +49,7 @@ class Ranked:
 
     ``class_frequency`` (K,) is p(l) of Eq. 1. ``from_views`` says whether the uncertainty is that of Eq. 3.
     ``candidates`` counts the open boxes. ``notes`` are warnings about the input, for the user. ``of_project`` are the
-    images whose numbers are those of ``project``, the identity of the store with the labels; empty without one.
+    images whose numbers are those of ``project``, the session of the store with the labels; empty without one.
     """
 
     strategy: str
@@ -103,7 +103,7 @@ def rank(
         number = min(pool.disputed)
         notes.append(
             f"{len(pool.disputed)} image numbers are ids in the COCO file and also names of other images, such as "
-            f"{number}: they are taken for ids, so {number} is {pool.records[number].path}"
+            f"{number}: they are read as ids, so {number} is {pool.records[number].path}"
         )
     words = vocabulary([f for f in (file, file_of_views) if f], classes, pool, notes, numbers)
     understand = Understanding(words)
@@ -133,7 +133,7 @@ def rank(
 
 def _otherwise(pool: Pool, found: Path) -> str:
     return (
-        f"{len(pool.otherwise)} images of {found.name} are taken for images with almost the same name, such as "
+        f"{len(pool.otherwise)} images of {found.name} are matched to images with almost the same name, such as "
         f"{examples(pool.otherwise, pool.records)}. If they are different photos, list all images with --images"
     )
 
@@ -150,8 +150,8 @@ def _matched(
     if placed and placed.keys().isdisjoint(fitted):
         (other, *_), *_ = placed.values()
         note += (
-            f". Their names do not fit, such as {pool.records[labelled[0]].path} and {other}. If they are the same "
-            "photos, name them alike, because labelled boxes may be listed again"
+            f". Their names do not match, such as {pool.records[labelled[0]].path} and {other}. If they are the same "
+            "photos, use the same names, because labelled boxes may be listed again"
         )
     return [note]
 
@@ -160,9 +160,9 @@ def _counted(images_without: int, understand: Understanding, copies: Copies | No
     counts = {
         "images have no line in --detections, so none of their boxes is listed": images_without,
         "boxes have no area and are skipped": understand.dropped,
-        "boxes are not larger than the first pixel and are skipped. If they are in fractions of the image's sides, "
+        "boxes lie within the first pixel and are skipped. If they are in fractions of the image's sides, "
         "write pixels": understand.shares,
-        "boxes reach out of their images and are clipped": understand.clipped,
+        "boxes extend beyond their images and are clipped": understand.clipped,
         "copies in --views belong to images that --detections lacks": copies.elsewhere if copies else 0,
     }
     return [f"{count} {what}" for what, count in counts.items() if count]
@@ -288,7 +288,7 @@ def candidates_of(
 
 
 def _in_image(found: Detections, line: Line, record: ImageRecord, corners: CornerCheck) -> tuple[Detections, int]:
-    """Detections in pixels of the image, clipped to it, and how many of them reached out of it.
+    """Detections in pixels of the image, clipped to it, and how many of them extended beyond it.
 
     Raises UserError for another aspect ratio and for boxes outside the image.
     """
@@ -299,8 +299,8 @@ def _in_image(found: Detections, line: Line, record: ImageRecord, corners: Corne
     if factors is None:
         found_on = "{} x {}".format(*(line.size or size))
         raise UserError(
-            f"{line.where}: the picture has {found_on} pixels, and {record.path} {size[0]} x {size[1]}: it is cut, "
-            "turned or another one. Run the detector on the image itself"
+            f"{line.where}: the picture has {found_on} pixels, and {record.path} {size[0]} x {size[1]}: it is cropped, "
+            "rotated or a different image. Run the detector on the image itself"
         )
     boxes = (found.boxes * factors).astype(np.float32)
     inside = clip(boxes, *size)
@@ -319,9 +319,7 @@ def _single_line(file: DetectionFile, names: Sequence[Image]) -> Line:
     if isinstance(file, CocoResults):  # a photo may have several numbers
         lines = [concatenated(lines)]
     if len(lines) > 1:
-        raise UserError(
-            f"{lines[1].where}: this image came already, in {lines[0].where}. Write all its boxes in one line"
-        )
+        raise UserError(f"{lines[1].where}: this image is already in {lines[0].where}. Write all its boxes in one line")
     if lines[0].view:
         raise UserError(f"{lines[0].where}: this is a copy (view {lines[0].view!r}). Give copies with --views")
     return lines[0]

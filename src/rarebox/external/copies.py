@@ -57,7 +57,7 @@ class Copies:
                     f'{line.where}: there is no "view". Name it, or name the copy\'s file and give --views-map'
                 )
             if view in lines:
-                raise UserError(f"{line.where}: the view {view!r} of this image came already, in {lines[view].where}")
+                raise UserError(f"{line.where}: the view {view!r} of this image is already in {lines[view].where}")
             lines[view] = line
         if self._views is None:
             known = [name for name in self._order if name in lines]
@@ -89,7 +89,7 @@ class Copies:
             return Frame(view, entry["matrix"], patches, copy)
         if view not in MAPS:
             raise UserError(
-                f"{line.where}: the place of its boxes in the image cannot be told from the name {view!r}. Give "
+                f"{line.where}: the name {view!r} does not say where its boxes are in the image. Give "
                 '--views-map, a "matrix" in the line, or boxes in pixels of the image with "undone": true'
             )
         if not record.width:
@@ -107,5 +107,5 @@ def _check_size(line: Line, wanted: tuple[float, float] | None, what: str) -> No
     if wanted and line.size not in (None, wanted):
         raise UserError(
             f"{line.where}: the {what} has {wanted[0]:g} x {wanted[1]:g} pixels, and the line says {line.size[0]} x "
-            f"{line.size[1]}. Write boxes in pixels of the {what}, and its width and height or none"
+            f"{line.size[1]}. Write boxes in pixels of the {what}, and give its width and height or omit them"
         )

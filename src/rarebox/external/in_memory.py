@@ -20,7 +20,7 @@ Image = TypeVar("Image", int, str, os.PathLike[str])
 """What names an image: a whole number, text, or a path; one kind for all images."""
 
 SLACK = 1e-3
-"""How far rounding may take a probability above 1."""
+"""The tolerance above 1 for rounded probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +108,16 @@ def rank(
 
     ``detections`` and ``views`` are by image; every image needs the same number of views. Without views the uncertainty
     is the entropy of each box's class. ``labels`` say what is labelled on images of ``detections``: boxes near a
-    labelled or rejected one, and boxes of a complete image, are passed over. ``classes`` are the K class names.
-    ``budget`` is the number of boxes to return, by default all. ``settings`` are by default those of the preset
-    ``laptop``; ``strategy`` overrides theirs. Raises UserError for input that contradicts itself, naming the image.
+    labelled or rejected one, and boxes of a complete image, are skipped. ``classes`` are the K class names. ``budget``
+    is the number of boxes to return, by default all. ``settings`` are by default those of the preset ``laptop``;
+    ``strategy`` overrides theirs. Raises UserError for input that contradicts itself, naming the image.
     """
     chosen = config.or_laptop(settings)
     if strategy:
         chosen = chosen.model_copy(update={"selection": chosen.selection.model_copy(update={"strategy": strategy})})
     check_strategy(chosen, bool(views))
     if budget is not None and not (_is_whole(budget) and budget >= 1):
-        raise UserError(f"budget must be a whole number, at least 1 box, got {budget}. Leave it out to rank all boxes")
+        raise UserError(f"budget must be a whole number, at least 1 box, got {budget}. Omit it to rank all boxes")
     if isinstance(classes, str) or len({*classes}) < len(classes):
         raise UserError(f"classes must be a list of different names, got {classes!r}")
     views, labels = {} if views is None else views, {} if labels is None else labels
@@ -188,15 +188,15 @@ def _check(
     labels: Mapping[Image, ImageLabels],
     num_classes: int,
 ) -> None:
-    """UserError where the input contradicts itself."""
+    """UserError if the input contradicts itself."""
     for name, table in (("detections", detections), ("views", views), ("labels", labels)):
         _check_type(name, table, Mapping)
     kinds = {_kind_of_name(image) for image in (*detections, *views, *labels)}
     if len(kinds) > 1:
-        raise UserError(f"the images are named by {' and '.join(sorted(kinds))}. Name all of them in one way")
+        raise UserError(f"the images are named by {' and '.join(sorted(kinds))}. Use one kind of name")
     for name, images in (("views", views), ("labels", labels)):
         for image in {*images} - {*detections}:
-            raise UserError(f"{name} has the image {image!r}, detections does not. Give the detections on it, too")
+            raise UserError(f"{name} has the image {image!r}, but detections lacks it. Add its detections")
     for image, found in detections.items():
         _check_type(f"detections[{image!r}]", found, Detections)
     for image, several in views.items():
@@ -207,7 +207,7 @@ def _check(
     for image, said in labels.items():
         _check_type(f"labels[{image!r}]", said, ImageLabels)
     if views and not any(views.values()):
-        raise UserError("views has no view of any image. Leave it out to rank by the entropy of the classes")
+        raise UserError("views has no view of any image. Omit it to rank by the entropy of the classes")
     counts = {image: len(views.get(image, ())) for image in detections}
     least = min(counts, key=counts.__getitem__, default=None)
     if least is not None and counts[least] < max(counts.values()):
@@ -223,7 +223,7 @@ def _check(
                 widths.add(one.class_probs.shape[1])
     if len(widths) > 1:
         raise UserError(
-            "some detections have class vectors with background and some without. Give all in one way, also on views"
+            "some detections have class vectors with background and some without. Use one form for all, including views"
         )
     for image, said in labels.items():
         if len(said.labels) and not 0 <= said.labels.min() <= said.labels.max() < num_classes:

@@ -26,7 +26,7 @@ class Names:
                 self.by_stem[form].add(record.id)
 
     def alike(self, name: str) -> int | None:
-        """The image that a name may mean although folders, capitals or the suffix differ; None if there is none.
+        """The image that a name may mean although folders, case or suffix differ; None if there is none.
 
         Raises UserError if several images fit equally.
         """
@@ -55,7 +55,7 @@ class Names:
         return found
 
     def named_otherwise(self, names: Iterable[str], is_free: Callable[[ImageRecord], bool]) -> dict[str, int]:
-        """Which of the free images each name means (:meth:`alike`), as far as it may mean one.
+        """The free image that each name means (:meth:`alike`), for names that mean one.
 
         Raises UserError if a name may be several images, or if several names may be one image.
         """

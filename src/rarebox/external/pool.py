@@ -15,7 +15,7 @@ from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
 from rarebox.data.image_list import named_images
-from rarebox.data.images import SUFFIXES, UnreadableImage, image_size
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out
 from rarebox.data.listings import ListedImage, Problem, Size
 from rarebox.data.remote import is_list, is_url
 from rarebox.errors import UserError
@@ -41,7 +41,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Given:
-    """What ``source`` holds about the labels of the images, by image id, before it is fitted to their sizes.
+    """The labels of images in ``source``, by image id, before they are fitted to the images' sizes.
 
     ``stored`` are from a label store, with the (width, height) that they fit, and ``listed`` from a COCO file.
     ``problems`` are those of that file.
@@ -64,7 +64,7 @@ class Pool:
     def __init__(self, paths: Mapping[int, str] | None = None) -> None:
         self._paths = paths or {}
         self.project = ""
-        """The identity of the store that the labels are from, empty if they are from a file."""
+        """The session of the store that the labels are from, empty if they are from a file."""
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
@@ -72,7 +72,7 @@ class Pool:
         self.disputed: set[int] = set()
         """Numbers that are the id of one image and the name of another. They are used as ids."""
         self.otherwise: dict[str, int] = {}
-        """The ids of images that the detections name otherwise than the labels or --images, by those names."""
+        """The ids of images that the detections name differently from the labels or --images, by those names."""
         self._aliases = dict[int, int]()  # further numbers of an image that a COCO file lists several times
         self._ambiguous = False
         self._known: Names | None = None
@@ -138,9 +138,9 @@ class Pool:
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
         """The id of every image of a file, with its names in that file.
 
-        A name that differs from that of one image in folders, capitals or the suffix means that image, if no other
-        name is its own. Unknown images get ids: their own number, or the next free one in the order of their names.
-        Raises UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
+        A name that differs from that of one image in folders, case or suffix means that image, if no other name is its
+        own. Unknown images get ids: their own number, or the next free one in the order of their names. Raises
+        UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
         """
         own = {image: self.find(image) for image in images}
         named = {image: self._paths.get(image, image) if isinstance(image, int) else image for image in images}
@@ -181,6 +181,8 @@ class Pool:
                     listed.append((None, str(place), width, height))
                 except UnreadableImage as error:
                     unreadable.append(error)
+            if note := left_out(path):
+                notes.append(note)
             if unreadable:
                 notes.append(f"{len(unreadable)} unreadable images are skipped, the first: {unreadable[0]}")
         else:
@@ -227,7 +229,7 @@ class Pool:
         return joined(listing), listing.images
 
     def _note_aliases(self, images: Sequence[ListedImage]) -> None:
-        """Have all numbers of a photo that is listed several times mean one image."""
+        """Make all numbers of a photo that is listed several times refer to one image."""
         own = {file_of(image): image.id for image in reversed(images) if image.id is not None}
         for image in images:
             if image.id is not None and (first := own[file_of(image)]) != image.id:
@@ -247,7 +249,7 @@ class Pool:
 
     def _add_store(self, path: Path) -> Given:
         with open_store(path) as store:
-            self.classes, self.project = store.classes(), store.identity()
+            self.classes, self.project = store.classes(), store.session()
             self._numbered |= set(enumerate(self.classes))
             images = store.images()
             for record in images.values():

@@ -46,7 +46,7 @@ def vocabulary(
     if isinstance(files[0], detections.CocoResults):
         return _by_category(files[0].path, given, pool, numbers, known)
     if len({file.classes for file in files if file.classes}) > 1:
-        raise UserError(f"{files[1].path} names other classes than {files[0].path}. Both must be of one detector")
+        raise UserError(f"{files[1].path} names other classes than {files[0].path}. Both must come from one detector")
     if given and len({*given}) < len(given):
         raise UserError(f"--classes names a class twice: {', '.join(given)}. Name each class once, in order")
     head = next((file.classes for file in files if file.classes), ())
@@ -72,7 +72,7 @@ def vocabulary(
         meant = [f"{name!r} as {alike[name.casefold()]!r}" for name in strange if name.casefold() in alike]
         notes.append(
             f"classes of the labels and images that the detector does not name: {', '.join(strange)}; no box will be "
-            "of these classes" + (f" (write {', '.join(meant)} if that is meant)" if meant else "")
+            "of these classes" + (f" (write {', '.join(meant)} if you mean these)" if meant else "")
         )
     own = declared or (*pool.classes, *new) or tuple(str(n) for n in range(max(numbers, default=0) + 1))
     if not numbered:
@@ -126,8 +126,8 @@ class Understanding:
     """Convert lines to Detections with class vectors of one kind.
 
     ``dropped`` counts boxes without an area, ``shares`` those that seem to be in fractions of the image's sides, and
-    ``clipped`` those that reached out of their images.
-    Where the file has no class vectors, :func:`~rarebox.types.score_vectors` makes them.
+    ``clipped`` those that extended beyond their images. If the file has no class vectors,
+    :func:`~rarebox.types.score_vectors` makes them.
     """
 
     def __init__(self, words: Vocabulary) -> None:
@@ -188,7 +188,7 @@ class Understanding:
         if given.min() < 0 or given.max() > 1 + 1e-3:
             raise UserError(
                 f"{line.where}: class vectors must hold probabilities in [0, 1], got {given.min():.3g} to "
-                f"{given.max():.3g}; if these are logits, take their softmax or sigmoid"
+                f"{given.max():.3g}; if these are logits, apply softmax or sigmoid"
             )
         more = np.zeros((len(given), len(self.words.classes) - own))
         if given.shape[1] == own:
@@ -208,8 +208,8 @@ class Understanding:
         labels = np.array([self.words.label(label) for label in line.labels])
         if np.abs(given[np.arange(len(given)), labels + 1] - line.scores).max() > 0.01:
             raise UserError(
-                f"{line.where}: the scores are not those of the boxes' classes in vectors with the background first; "
-                'say where it is with a first line such as {"classes": ["cat", "dog"], "background": "last"}'
+                f"{line.where}: the scores are not those of the boxes' classes in vectors with the background first. "
+                'Say where it is with a first line such as {"classes": ["cat", "dog"], "background": "last"}'
             )
 
     def _labels(self, line: Line, probs: Floats | None) -> Ints:
@@ -236,7 +236,7 @@ class Understanding:
     def _same_kind(self, line: Line, probs: Floats) -> None:
         if len(probs) and self._width not in (None, probs.shape[1]):
             raise UserError(
-                f"{line.where}: some boxes have class vectors with a background, others without, or none at all. Write "
-                "all of them in one way, including those on copies"
+                f"{line.where}: some boxes have class vectors with a background, others without, or none at all. Use "
+                "one form for all, including those on copies"
             )
         self._width = self._width or (probs.shape[1] if len(probs) else None)

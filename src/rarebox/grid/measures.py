@@ -75,9 +75,8 @@ def labels_to_reach(points: Sequence[Point], target: float) -> float | None:
 
 
 def rare_first(group: Group) -> list[str]:
-    """The classes from rare to frequent, by the human boxes of a run on all labels, which are all there are.
-
-    Without such a run by those of cycle 1, one run a seed: drawn at random, they show how rare a class is.
+    """The classes from rare to frequent, by the human boxes of a run on all labels. Without such a run, by those of
+    cycle 1 in one run per seed: they are drawn at random, so they show how rare a class is.
     """
     if group.full:
         counted = [group.full[0].cycles[0]]
@@ -118,7 +117,7 @@ def hit_rates(runs: Iterable[GridRun]) -> dict[str, float]:
     return {name: hits[name] / reviews[name] if reviews[name] else NAN for name in reviews}
 
 
-# ------------------------------------------------------------------------------------------- what is compared
+# ------------------------------------------------------------------------------------------- comparison groups
 
 
 def measures(group: Group) -> dict[str, Values]:

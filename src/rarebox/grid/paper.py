@@ -80,8 +80,8 @@ OF_OTHERS = frozenset(
 def paper_setting() -> dict[str, object]:
     """The settings of a run that may be compared with Table 1 of the paper, in any row: dotted name -> value.
 
-    It is the preset ``paper`` on RetinaNet, with every setting but those of the machine and of other strategies: a
-    setting that is new matters until it is named there.
+    It is the preset ``paper`` on RetinaNet, with every setting but those of the machine and of other strategies: a new
+    setting matters until it is named there.
     """
     whole = config.resolve("paper", None, {"detector.name": "retinanet"}).model_dump(mode="json")
     return {name: value for name, value in config.flatten(whole) if name not in OF_THE_MACHINE | OF_OTHERS}
@@ -90,7 +90,7 @@ def paper_setting() -> dict[str, object]:
 def _find(group: Group, strategy: str, pseudo: Sequence[str] = ()) -> str | None:
     """The method with this strategy and one of these kinds of pseudo labels, by its settings and not by its name.
 
-    Of several the one without pseudo labels, then the one most like the rest of the grid, then the first.
+    Of several methods, the one without pseudo labels, then the one most like the rest of the grid, then the first.
     """
     fitting: list[tuple[bool, int, int, str]] = []
     for name, runs in group.methods.items():
@@ -102,7 +102,7 @@ def _find(group: Group, strategy: str, pseudo: Sequence[str] = ()) -> str | None
 
 
 def _unusual(group: Group, run: GridRun) -> int:
-    """How many settings of a run are not those of most of the group's methods."""
+    """The number of settings in which a run differs from most of the group's methods."""
     firsts = [next(iter(runs.values())) for runs in group.methods.values()]
     names = {name for one in firsts for name in one.settings} - {"selection.strategy", "pseudo.method"}
     usual = {name: Counter(repr(one.setting(name)) for one in firsts).most_common(1)[0][0] for name in names}

@@ -258,7 +258,7 @@ def short(cycles: Sequence[CycleRecord], budget: Sequence[int], unit: Meter) -> 
     """The batches of a run that ended short; ``unit`` says whether labels or reviews were to be spent."""
     batches = [
         Short(after["cycle"], after[unit] - before[unit], wanted)
-        for (before, after), wanted in zip(pairwise(cycles), budget, strict=False)  # a run may have failed on the way
+        for (before, after), wanted in zip(pairwise(cycles), budget, strict=False)  # a run may have failed midway
     ]
     return [batch for batch in batches if batch.spent < batch.budget]
 

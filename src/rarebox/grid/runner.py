@@ -207,7 +207,7 @@ class Bench:
             return None
 
     def _attempt(self, run: Planned) -> bool:
-        """Do a run, or record why it failed. Return False if another process is working on it."""
+        """Execute a run, or record why it failed. Return False if another process is working on it."""
         from rarebox.loop import simulate
 
         place = self.place(run)
@@ -264,7 +264,7 @@ class Bench:
     def _say(self, event: str, run: Planned | None, **more: object) -> None:
         """Report an event with the progress of the grid and an estimate of the seconds left."""
         with self._one_talks:
-            if event == "begin" and not self._begun:  # the start of a cluster is no part of a run
+            if event == "begin" and not self._begun:  # the start of a cluster is not part of a run
                 self._begun, self._since = True, time.monotonic()
             trained, left = self._cycles(self.wanted)
             each = (time.monotonic() - self._since) / (trained - self._trained) if trained > self._trained else None

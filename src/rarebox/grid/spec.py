@@ -51,7 +51,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """``<data>/<detector>/<method>/seed_<n>``, as people see it."""
+        """``<data>/<detector>/<method>/seed_<n>``, as shown to people."""
         return self.folder.removeprefix("runs/")
 
     @property
@@ -117,7 +117,7 @@ def _load(file: Path) -> dict[str, object]:
 
 def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[Planned]:
     preset, common = grid.get("preset", "laptop"), _changes("settings", grid.get("settings"))
-    if preset == "laptop":  # a comparison must not depend on the weights that a machine can get
+    if preset == "laptop":  # a comparison must not depend on which weights a machine has
         common = {**config.INSTALLED, **common}
     base = config.resolve(str(preset), None, common)
     axes = {"data": _axis(grid, "data", base.data), "detector": _axis(grid, "detector", base.detector.name)}
@@ -139,7 +139,9 @@ def _expand(grid: Mapping[str, object], places: Mapping[str, str]) -> Iterator[P
             settings = config.resolve(str(preset), None, {n: value for layer in layers for n, value in layer.items()})
             strategies.choose(settings.selection)
             if "auto" in (settings.detector.backbone, settings.detector.weights):
-                raise UserError("compared runs start alike: name detector.backbone and detector.weights, not auto")
+                raise UserError(
+                    "compared runs must start alike: name detector.backbone and detector.weights instead of auto"
+                )
         except UserError as error:
             raise UserError(f"{data}/{detector}/{method}: {error}") from error
         place = f"{folder}/seed_{settings.seed}"
@@ -202,15 +204,15 @@ def _axis(grid: Mapping[str, object], key: str, default: object) -> dict[str, Ch
 def _named(key: str, pairs: Sequence[tuple[object, Changes]]) -> dict[str, Changes]:
     """The pairs as a dictionary. Raises UserError unless each name fits a folder, on every file system."""
     if not pairs:
-        raise UserError(f"{key} is empty; give at least one value, or omit it")
+        raise UserError(f"{key} is empty. Give at least one value, or omit it")
     seen: dict[str, str] = {}
     for name, _ in pairs:
         if not isinstance(name, str):
-            raise UserError(f"{key}: the name {name!r} is not text; put it in quotes")
+            raise UserError(f"{key}: the name {name!r} is not text. Put it in quotes")
         if not re.fullmatch(r"[\w+]([\w.+=-]*[\w+=-])?", name) or (key == "methods" and name == FULL):
             kept = f" ({FULL!r} is reserved for training on all labels)" if name == FULL else ""
             raise UserError(
-                f"{key}: {name!r} cannot name a folder{kept}; use letters, digits and . + = _ -, "
+                f"{key}: {name!r} cannot name a folder{kept}. Use letters, digits and . + = _ -, "
                 f"as in  {key}: {{NAME: {{setting: value}}}}"
             )
         if name.casefold() in seen:
@@ -239,7 +241,7 @@ def _each_setting_from_one_place(grid: Mapping[str, object], layers: Mapping[str
             for name, changes in entries.items():
                 if layer != axis and OWNED[axis] in changes:
                     where = f"{layer}.{name}".rstrip(".")
-                    raise UserError(f"{OWNED[axis]} is set by both {axis} and {where}; omit one of them")
+                    raise UserError(f"{OWNED[axis]} is set by both {axis} and {where}. Omit one of them")
 
 
 def _place_data(data: Mapping[str, Changes], places: Mapping[str, str]) -> None:
@@ -250,7 +252,7 @@ def _place_data(data: Mapping[str, Changes], places: Mapping[str, str]) -> None:
         data[name]["data"] = folder
     for name, changes in data.items():
         if "data" not in changes:
-            raise UserError(f"data.{name}: its folder is missing; give `data`, or --data {name}=FOLDER")
+            raise UserError(f"data.{name}: its folder is missing. Give `data`, or --data {name}=FOLDER")
 
 
 def _methods(axes: Mapping[str, Mapping[str, Changes]]) -> Mapping[str, Changes]:
@@ -273,7 +275,7 @@ def _seeds(grid: Mapping[str, object], default: int) -> list[int]:
     given = grid.get("seeds", [default])
     whole = 0 if isinstance(given, list) else _whole(given, "seeds")
     if whole > MOST_SEEDS:
-        raise UserError(f"seeds: {given} are more than {MOST_SEEDS}; give fewer, or a list of the seeds themselves")
+        raise UserError(f"seeds: {given} are more than {MOST_SEEDS}. Give fewer, or a list of the seeds themselves")
     seeds = [_whole(s, "seeds") for s in cast(list[object], given)] if isinstance(given, list) else [*range(whole)]
     _named("seeds", [(str(seed), {}) for seed in seeds])
     return seeds

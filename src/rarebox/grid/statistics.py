@@ -43,8 +43,8 @@ class Difference(NamedTuple):
 def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
     """Value minus reference, seed by seed, with the 95 % t interval of the mean over seeds (Student 1908).
 
-    Pairing takes out what a seed does to both: the same first images, the same first model. The interval is the mean
-    -/+ t s / sqrt(n), with s the standard deviation of the differences (divisor n - 1) and t the 97.5th percentile of
+    Pairing removes what a seed contributes to both: the same first images and first model. The interval is the mean -/+
+    t s / sqrt(n), with s the standard deviation of the differences (divisor n - 1) and t the 97.5th percentile of
     Student's distribution with n - 1 degrees of freedom. With one seed there is none.
     """
     common = sorted(values.keys() & reference.keys())
@@ -58,9 +58,9 @@ def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Diffe
 
 
 CAUTION = (
-    "Intervals are paired t intervals: if differences are about normal, 95 of 100 hold the true mean difference. "
-    f"With fewer than {ENOUGH_SEEDS} seeds a result is not called a difference. "
-    "Nothing corrects for the number of intervals."
+    "Intervals are paired t intervals: if differences are approximately normal, 95 of 100 contain the true mean "
+    f"difference. With fewer than {ENOUGH_SEEDS} seeds a result is not called a difference. "
+    "There is no correction for the number of intervals."
 )
 
 

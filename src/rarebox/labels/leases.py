@@ -1,4 +1,4 @@
-"""Leases and answers of several annotators: who works on which question, and answers that never overwrite each other.
+"""Leases and answers of several annotators: who has which question, and answers that never overwrite each other.
 
 A question is *leased* to one holder (a browser tab) for some time, so two people get the same question only if it
 wants two answers. A correction names the answer that it corrects. If that is no longer the latest, the store writes
@@ -39,10 +39,8 @@ class Submission:
 
     A different answer under a used key is refused. The submission answers the query ``query_id``; with ``after`` it
     corrects (or withdraws) the answer of that id. Without a query it is about the image ``image_id``: a box that the
-    person drew without being asked, or, with ``complete``, the statement that every object has its box. ``on`` is the
-    image that the person saw with the question, ``class_names`` are those of the labels as the person saw them, empty
-    for a class that the page did not know yet. Numbers of questions and classes are used again after a backup is
-    restored.
+    person drew without being asked, or, with ``complete``, the statement that every object has its box. ``session`` is
+    the store's session in which the person saw its numbers (:meth:`Store.session`); empty if unknown.
     """
 
     key: str
@@ -54,11 +52,10 @@ class Submission:
     image_id: int | None = None
     after: int | None = None
     complete: bool = False
-    on: int | None = None
-    class_names: Sequence[str] = ()
+    session: str = ""
 
 
-ROLLED_BACK = "the labels were restored from a backup after this page was loaded; reload it and answer again"
+ROLLED_BACK = "the labels were restored from a backup after this page was loaded. Reload it and answer again"
 
 
 class Status(StrEnum):
@@ -118,7 +115,7 @@ class People:
 
     Leases run on a clock kept in the store: the seconds during which any process worked on it. Each process adds the
     time since its last reading, by its own monotonic ``clock``; of several processes, the one that is ahead counts. So
-    a change of the time of day neither ends nor prolongs a lease, and a restart pauses it.
+    changing the computer's clock neither ends nor extends a lease, and a restart pauses it.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -222,7 +219,7 @@ class People:
             with self.store.part() as connection:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
                     return self._again(connection, there, by, names, said)
-                if not self._are_these_classes(said):
+                if said.session and not self.store.has_session(said.session):
                     return Outcome(said.key, Status.REFUSED, said.query_id, reason=ROLLED_BACK)
                 submit = self._unasked if said.query_id is None else self._asked
                 return submit(connection, holder, by, names, said, seconds)
@@ -243,23 +240,8 @@ class People:
         submitted = (answer.verdict, answer.boxes.tolist(), answer.labels.tolist())
         if about and there.by in names and submitted == (verdict, boxes, labels):
             return Outcome(said.key, Status.SAVED, there.query_id, there.answer_id)
-        reason = "another answer was saved under this key; send this one under a new key"
+        reason = "another answer was saved under this key. Send this one under a new key"
         return Outcome(said.key, Status.REFUSED, said.query_id, reason=reason)
-
-    def _are_these_classes(self, said: Submission) -> bool:
-        """Whether each label has or had the name that the person saw, or counts as a class of that name."""
-        seen = {(int(label), name) for label, name in zip(said.labels, said.class_names, strict=False) if name}
-        if not seen:
-            return True
-        known = self.store.names_of_classes()
-        if all(name in known.get(label, ()) for label, name in seen):
-            return True
-        now, counts_as = self.store.classes(), list(map(int, self.store.counts_as()))
-        if any(label >= len(now) for label, _ in seen):
-            return False
-        # A merged class is shown as the other one, and a damaged name in other words.
-        also = [{now[label], now[into], *known.get(into, ())} for label, into in enumerate(counts_as)]
-        return all(name in known.get(label, set()) | also[label] for label, name in seen)
 
     def _asked(
         self, connection: Connection, holder: str, by: str, names: Collection[str], said: Submission, seconds: float
@@ -269,8 +251,6 @@ class People:
         row = connection.execute(_QUESTION, {"id": said.query_id, "holder": holder, "now": now}).first()
         if row is None or (query := self.store.rows.query(row)) is None:
             return Outcome(said.key, Status.REFUSED, reason=f"there is no question {said.query_id}")
-        if said.on not in (None, row.image_id):
-            return Outcome(said.key, Status.REFUSED, reason=ROLLED_BACK)
         standing = connection.execute(_STANDING, {"id": row.id}).all()
         if objection := self._objection(standing, row, query, names, said):
             return objection
@@ -293,9 +273,9 @@ class People:
             return replace(refused, reason="a missed object needs one box, and a complete image none")
         cycle = connection.scalar(_LATEST_CYCLE)
         if cycle is None:
-            return replace(refused, reason="the project is still being prepared; wait for the first questions")
+            return replace(refused, reason="the project is still being prepared. Wait for the first questions")
         if connection.execute(_IMAGE_SIZE, {"id": said.image_id}).first() is None:
-            return replace(refused, reason=f"there is no image {said.image_id}; reload the page")
+            return replace(refused, reason=f"there is no image {said.image_id}. Reload the page")
         answer = self._answer(connection, 0, said.image_id or 0, by, said)
         box, guess = (None, None) if said.complete else (answer.boxes[0], int(answer.labels[0]))
         (query,) = self.store.ask(cycle, [Query(said.image_id or 0, box, guess, asked_by=by)])
@@ -323,16 +303,16 @@ class People:
             if current is None or current.id != said.after:
                 return replace(conflict, reason="somebody has changed this answer in the meantime")
             if said.verdict is Verdict.WITHDRAWN and current.answer.by not in names:
-                return replace(refused, reason=f"this is an answer by {current.answer.by}; correct it instead")
+                return replace(refused, reason=f"this is an answer by {current.answer.by}. Correct it instead")
             return None
         if said.verdict is Verdict.WITHDRAWN:
-            return replace(refused, reason="there is nothing to take back")
+            return replace(refused, reason="there is no answer to withdraw")
         if len(rows) >= query.wanted or any(one.by in names for one in rows):
             return replace(conflict, reason="this question has been answered in the meantime")
         if query.asked_by in names:
             return None  # their own box, withdrawn and restored
         if not row.leased:
-            return replace(refused, reason="this question is not assigned to you; ask for the next one")
+            return replace(refused, reason="this question is not assigned to you. Ask for the next one")
         if len(rows) + row.others >= query.wanted:
             return replace(refused, reason="this question is now assigned to somebody else")
         return None
@@ -368,6 +348,7 @@ class People:
         """Add a class and return its label, the next number. Raises UserError for an invalid or used name."""
         with self.store.transaction(writes=True) as connection:
             name = self._free(name)
+            self.store.join_session()
             label = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
             connection.execute(insert(schema.classes), {"id": label, "name": name})
         return label
@@ -385,25 +366,25 @@ class People:
             self._known(label)
             self._known(into)
             if label == into:
-                raise UserError("a class cannot be merged into itself; choose another one")
+                raise UserError("a class cannot be merged into itself. Choose another one")
             connection.execute(insert(schema.class_changes), {"label": label, "merged_into": into, "by": by})
 
     def _known(self, label: int) -> None:
         counts_as = self.store.counts_as()
         if not 0 <= label < len(counts_as) or counts_as[label] != label:
-            raise UserError(f"there is no class {label}; choose one from the list of classes")
+            raise UserError(f"there is no class {label}. Choose one from the list of classes")
 
     def _free(self, name: str, but: int | None = None) -> str:
         name = clean_name(name, "class")
         counts_as = self.store.counts_as()
         for label, there in enumerate(self.store.classes()):
             if label != but and counts_as[label] == label and class_key(there) == class_key(name):
-                raise UserError(f"there is already a class {there!r}; choose another name, or merge the two")
+                raise UserError(f"there is already a class {there!r}. Choose another name, or merge the two")
         return name
 
 
 def clean_name(name: str, kind: str) -> str:
-    """A name without surrounding blanks. Raises UserError unless it is printable, short enough and not reserved."""
+    """A name without surrounding spaces. Raises UserError unless it is printable, short enough and not reserved."""
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise UserError(f"a {kind} needs a name of 1 to {LONGEST_NAME} printable characters, got {name[:80]!r}")

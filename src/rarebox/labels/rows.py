@@ -71,7 +71,7 @@ class Rows:
         if len(self._damage) <= MOST_TOLD:
             _log.warning("%s", self._damage[table, row, column])
         elif len(self._damage) == MOST_TOLD + 1:
-            _log.warning("%s: more cells are damaged; restore a backup (docs/store.md)", self._where)
+            _log.warning("%s: more cells are damaged. Restore a backup (docs/store.md)", self._where)
 
     def image(self, row: Cells) -> ImageRecord | None:
         """Convert a row of ``images``. None if its size is damaged, because no box could be placed."""
@@ -125,7 +125,7 @@ class Rows:
     def said(self, row: Cells, classes: int) -> tuple[list[Box], list[int], Verdict]:
         """Boxes, labels and verdict of a row with an answer. If one of them is damaged, the verdict is CANNOT_TELL."""
         if column := _fault(row.verdict, row.boxes, row.labels, classes):
-            outcome = "the answer counts as 'cannot tell'; answer again, or restore a backup (docs/store.md)"
+            outcome = "the answer counts as 'cannot tell'. Answer again, or restore a backup (docs/store.md)"
             self.report("answers", row.answer_id, column, getattr(row, column), outcome)
             return [], [], Verdict.CANNOT_TELL
         return row.boxes, row.labels, Verdict(row.verdict)

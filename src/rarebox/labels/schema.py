@@ -24,8 +24,8 @@ from sqlalchemy.dialects import sqlite
 
 from rarebox.types import Verdict
 
-SCHEMA = 3
-"""The version of the tables below. It increases whenever an older rarebox could not read them any more."""
+SCHEMA = 4
+"""The version of the tables below. It increases whenever an older rarebox could no longer read them."""
 
 
 def now() -> datetime:
@@ -53,7 +53,7 @@ _TIME = DateTime().with_variant(_TolerantTime(), "sqlite")
 
 tables = MetaData()
 rarebox = Table("rarebox", tables, Column("schema", Integer, primary_key=True))
-identity = Table("identity", tables, Column("name", String, primary_key=True))
+sessions = Table("sessions", tables, Column("id", Integer, primary_key=True), Column("name", String, nullable=False))
 classes = Table(
     "classes",
     tables,

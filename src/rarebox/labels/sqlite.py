@@ -29,13 +29,13 @@ Identity = tuple[int, int] | None
 
 
 class Watch:
-    """Registers that a store is open, and notices that somebody has removed or replaced its files.
+    """Registers that a store is open, and detects when its files are removed or replaced.
 
     Every process that has the store open holds a shared lock on ``.labels.sqlite.open``, in which the first one records
     the identities of the files. Another process opens the store only if these files are still in their places: with a
     new log it would not see what the others have saved.
 
-    The watch has a connection that stays open, so it still reaches a log that has lost its name. It also keeps other
+    The watch has a connection that stays open, so it still reaches a log whose file was removed. It also prevents other
     processes from removing the log when they close the store.
     """
 
@@ -57,8 +57,9 @@ class Watch:
             self._identities = self._enter()
             if self._identities and (gone := self._gone()):
                 raise Unavailable(
-                    f"{gone}: the file was removed or replaced while another rarebox has the store open, so nothing is "
-                    "read or written. Stop that one, such as rarebox serve, with Ctrl-C, and repeat the command"
+                    f"{gone}: the file was removed or replaced while another rarebox process has the store open, so "
+                    "nothing is read or written. Stop that process, such as rarebox serve, with Ctrl-C, and repeat "
+                    "the command"
                 )
             yield
             self._connection = sqlite3.connect(file, timeout=1, isolation_level=None, check_same_thread=False)
@@ -87,7 +88,7 @@ class Watch:
         raise Unavailable(f"{gone}: the file was removed or replaced while it was open, so nothing is saved. {todo}")
 
     def keep(self) -> None:
-        """Copy the log into the database if it has lost its name. Call it outside a transaction.
+        """Copy the log into the database if its file was removed or replaced. Call it outside a transaction.
 
         If another program has written a log in its place, the database belongs to that log, so everything saved before
         is copied to a new file.
@@ -168,7 +169,7 @@ class Watch:
         part = self._rescue_file.with_name(f".{self._rescue_file.name}.{os.getpid()}.part")
         try:
             copy(connection, part)
-            with suppress(FileExistsError):  # the trainer, or the server, has done it
+            with suppress(FileExistsError):  # the trainer or the server has already done it
                 place(part, self._rescue_file)
             self._rescued = True
         finally:
@@ -193,7 +194,7 @@ def _alone_in(folder: Path) -> Generator[None]:
 
 
 def _try_for(seconds: float, work: Callable[[], object]) -> None:
-    """Do something again and again until it raises no BlockingIOError. Raises the last one after ``seconds``."""
+    """Repeat a call until it raises no BlockingIOError. Raises the last one after ``seconds``."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -216,7 +217,7 @@ def _identity(file: Path) -> Identity:
 def copy(source: sqlite3.Connection, part: Path) -> None:
     """Copy a database in one step, and check the copy."""
     part.unlink(missing_ok=True)
-    part.touch()  # its error is clearer than SQLite's
+    part.touch()  # this error is clearer than SQLite's
     with closing(sqlite3.connect(part)) as copy:
         source.backup(copy)
         copy.execute("PRAGMA journal_mode = DELETE")  # a single file, until rarebox opens it

@@ -56,6 +56,9 @@ SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same 
 _json = JSONDecoder()
 
 # Frequent statements are built once: building a statement takes longer than running it.
+_LATEST_SESSION = select(schema.sessions.c.name).order_by(schema.sessions.c.id.desc()).limit(1)
+_FIRST_SESSION = select(schema.sessions.c.name).order_by(schema.sessions.c.id).limit(1)
+_SESSION = select(schema.sessions.c.id).where(schema.sessions.c.name == bindparam("name"))
 _CYCLE = select(schema.cycles).where(schema.cycles.c.cycle == bindparam("cycle"))
 _LAST_POSITION = select(func.max(schema.queries.c.position)).where(schema.queries.c.cycle == bindparam("cycle"))
 _ADD_QUERIES = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
@@ -106,8 +109,8 @@ _LABELS_OF_IMAGES = _LABELS.where(schema.queries.c.image_id.in_(bindparam("image
 class Spent:
     """What answers cost: ``labels`` counts the boxes returned, ``reviews`` the boxes shown.
 
-    A whole image costs one review per box returned, or one review if it was asked about and none came back. The latest
-    answer to each query counts. ``milliseconds`` is the time of all answers, corrected ones too.
+    A whole image costs one review per box returned, or one review if it was asked about and none was returned. The
+    latest answer to each query counts. ``milliseconds`` is the time of all answers, corrected ones too.
     """
 
     labels: int = 0
@@ -132,9 +135,11 @@ class Store:
         in_file = url.get_backend_name() == "sqlite"
         self._where = url.database if in_file and url.database else str(url)  # a URL prints without its password
         self._image_ids, self._class_count = frozenset[int](), 0
+        self._session: str | None = None
+        self._sessions = set[str]()  # of the store, as far as they have been asked for
         self.rows = Rows(self._where, self._has_image, self._is_label)
         if in_file and classes is None and not Path(self._where).exists():
-            raise UserError(f"{self._where}: there is no label store here; start a project, or correct the path")
+            raise UserError(f"{self._where}: there is no label store here. Start a project, or correct the path")
         self._engine = _engine(url, flush)
         self._thread = local()
         on_disk = in_file and self._where != ":memory:"
@@ -166,23 +171,45 @@ class Store:
         if self._watch:
             self._watch.keep()
 
-    def identity(self) -> str:
-        """The random name of this store and its copies, made with it; in a store of before, on the first call.
+    # Sessions
 
-        Empty if it is damaged.
+    def session(self, first: bool = False) -> str:
+        """The random name of the latest session, or of the ``first`` one. Empty if it is damaged.
+
+        Whatever leaves the store with numbers of images, classes, questions or answers carries this name. A store that
+        was restored from an older backup does not have it (:meth:`has_session`) and may have given these numbers to
+        something else since.
         """
-        stored = select(schema.identity.c.name)
         with self.transaction() as connection:
-            there = inspect(connection).has_table(schema.identity.name)
-            name = connection.scalar(stored) if there else None
+            name = connection.scalar(_FIRST_SESSION if first else _LATEST_SESSION)
         if name is None:
-            with self.transaction(writes=True) as connection:
-                schema.identity.create(connection, checkfirst=True)
-                name = connection.scalar(stored)
-                if name is None:  # nobody has been faster
-                    name = token_hex(16)
-                    connection.execute(insert(schema.identity), {"name": name})
+            return self.begin_session()
         return name if is_text(name) and re.fullmatch("[0-9a-f]{32}", name) else ""
+
+    def begin_session(self) -> str:
+        """Begin a session and return its name. A process does so before it first adds numbered rows; a backup, after.
+
+        So no backup has the session of a number that it lacks, except for numbers added while it was written.
+        """
+        self._session = token_hex(16)
+        with self.transaction(writes=True) as connection:
+            connection.execute(insert(schema.sessions), {"name": self._session})
+        return self._session
+
+    def has_session(self, name: str) -> bool:
+        """Whether a session of this name is in the store."""
+        if name not in self._sessions and self._is_session(name):
+            self._sessions.add(name)
+        return name in self._sessions
+
+    def _is_session(self, name: str) -> bool:
+        with self.transaction() as connection:
+            return connection.scalar(_SESSION, {"name": name}) is not None
+
+    def join_session(self) -> None:
+        """Begin this object's session unless it has begun. Called before numbered rows are added."""
+        if self._session is None or not self._is_session(self._session):  # it was rolled back with its transaction
+            self.begin_session()
 
     # Images, classes, cycles
 
@@ -199,9 +226,10 @@ class Store:
                 if there != record:
                     raise UserError(
                         f"{self._where}: image {record.id} is {_describe(there)} in the store but {_describe(record)} "
-                        "now; restore the images, or start a new project"
+                        "now. Restore the images, or start a new project"
                     )
             if new:
+                self.join_session()
                 found = digests or {}
                 rows = [{**vars(record), "digest": found.get(record.id)} for record in new.values()]
                 connection.execute(insert(schema.images), rows)
@@ -300,14 +328,15 @@ class Store:
             return []
         with self.transaction(writes=True) as connection:
             if connection.scalar(_CYCLE, {"cycle": cycle}) is None:
-                raise ValueError(f"cycle {cycle} is not open; call open_cycle({cycle}) before asking in it")
+                raise ValueError(f"cycle {cycle} is not open. Call open_cycle({cycle}) before asking in it")
             last = connection.scalar(_LAST_POSITION, {"cycle": cycle})
             first = 0 if last is None else last + 1
+            self.join_session()
             rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=first)]
             try:
                 ids = connection.scalars(_ADD_QUERIES, rows).all()
             except IntegrityError as error:
-                raise ValueError("every query must name an image of the store; call add_images() first") from error
+                raise ValueError("every query must name an image of the store. Call add_images() first") from error
         return [replace(query, id=id) for query, id in zip(queries, ids, strict=True)]
 
     def queries(self, cycle: int | None = None) -> list[Query]:
@@ -395,25 +424,27 @@ class Store:
         if the store is on a database server.
         """
         if self._engine.url.get_backend_name() != "sqlite":
-            raise UserError(f"{self._where}: this store is on a database server; use pg_dump")
+            raise UserError(f"{self._where}: this store is on a database server. Use pg_dump")
         if file.exists() or file.is_symlink():
-            raise UserError(f"{file} exists and is not overwritten; name a new file")
+            raise UserError(f"{file} exists and is not overwritten. Name a new file")
         if file.name.casefold().endswith(sqlite.COMPANIONS):
-            raise UserError(f"SQLite may delete files with names such as {file.name}; name another file")
+            raise UserError(f"SQLite may delete files with names such as {file.name}. Name another file")
         if not file.parent.is_dir():
-            raise UserError(f"there is no folder {file.parent}; create it, or name a file in another one")
+            raise UserError(f"there is no folder {file.parent}. Create it, or name a file in another one")
         part = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
             with self._explained(), closing(self._engine.raw_connection()) as source:
                 assert isinstance(source.driver_connection, sqlite3.Connection)
                 sqlite.copy(source.driver_connection, part)
+            with suppress(UserError):  # of a full disk, which takes no new rows either
+                self.begin_session()
             sqlite.place(part, file)
         except FileExistsError:
-            raise UserError(f"{file} exists and is not overwritten; name a new file") from None
+            raise UserError(f"{file} exists and is not overwritten. Name a new file") from None
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self._where} cannot be copied to {file}: {error}") from error
         except OSError as error:
-            raise UserError(f"{file} cannot be written ({error}); free some space or name another file") from error
+            raise UserError(f"{file} cannot be written ({error}). Free some space or name another file") from error
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -427,16 +458,16 @@ class Store:
             if not there and classes is not None:
                 _create(connection, classes)
             elif schema.rarebox.name not in there:
-                raise UserError(f"{self._where}: this is not a rarebox label store; choose another path")
+                raise UserError(f"{self._where}: this is not a rarebox label store. Choose another path")
             version = connection.scalar(select(schema.rarebox.c.schema))
         if type(version) is not int or version < 1:
             raise UserError(
-                f"{self._where}: table rarebox: schema is damaged ({version!r}); restore a copy of it (docs/store.md)"
+                f"{self._where}: table rarebox: schema is damaged ({version!r}). Restore a copy of it (docs/store.md)"
             )
         if version > schema.SCHEMA:
             raise UserError(
-                f"{self._where}: written by a newer rarebox (schema {version}, this one reads up to {schema.SCHEMA}); "
-                "upgrade rarebox"
+                f"{self._where}: written by a newer rarebox (schema {version}, this one reads up to {schema.SCHEMA}). "
+                "Upgrade rarebox"
             )
         if version < schema.SCHEMA:
             with self.transaction(writes=True) as connection:
@@ -444,7 +475,7 @@ class Store:
         if classes is not None and self.classes() != tuple(classes):
             raise UserError(
                 f"{self._where}: the store has the classes {', '.join(self.classes())}, but you gave "
-                f"{', '.join(classes)}; give the same classes, or start a new project"
+                f"{', '.join(classes)}. Give the same classes, or start a new project"
             )
 
     @contextmanager
@@ -564,14 +595,14 @@ def _url(path_or_url: str | Path) -> URL:
     try:
         return make_url(str(path_or_url))
     except ArgumentError as error:
-        raise UserError(f"{path_or_url}: not a database URL; write driver://user:password@host/name") from error
+        raise UserError(f"{path_or_url}: not a database URL. Write driver://user:password@host/name") from error
 
 
 def _engine(url: URL, flush: bool) -> Engine:
     try:
         return _sqlite(url, flush) if url.get_backend_name() == "sqlite" else _postgresql(url)
     except (ImportError, ArgumentError) as error:
-        raise UserError(f"{url}: no driver for this database ({error}); install one, such as psycopg") from error
+        raise UserError(f"{url}: no driver for this database ({error}). Install one, such as psycopg") from error
 
 
 def _sqlite(url: URL, flush: bool) -> Engine:
@@ -618,7 +649,7 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _read_json(text: str) -> object:
-    """``json.loads`` without stripping blanks around the text, which takes half of its time on short texts."""
+    """``json.loads`` without stripping spaces around the text, which takes half of its time on short texts."""
     try:
         value, end = _json.raw_decode(text)
     except (ValueError, TypeError, RecursionError):
@@ -631,7 +662,6 @@ def _create(connection: Connection, classes: Sequence[str]) -> None:
         raise UserError(f"each class needs its own name, got {', '.join(classes)}")
     schema.tables.create_all(connection)
     connection.execute(insert(schema.rarebox), {"schema": schema.SCHEMA})
-    connection.execute(insert(schema.identity), {"name": token_hex(16)})
     if classes:
         connection.execute(insert(schema.classes), [{"id": label, "name": name} for label, name in enumerate(classes)])
 
@@ -654,14 +684,14 @@ def _reason(error: DatabaseError) -> str:
     """What went wrong in the database, and what to do."""
     said = str(error.orig)
     advice = {
-        "disk I/O error": "the disk may be full or failing; free some space and try again; nothing recorded is lost",
-        "is full": "free some space and try again; nothing recorded before is lost",
-        "is locked": f"another program kept it busy for {BUSY_SECONDS} s; try again; nothing recorded before is lost",
-        "not a database": "this is not a rarebox label store; restore a copy of it, or choose another path",
+        "disk I/O error": "the disk may be full or failing. Free some space and try again. Nothing recorded is lost",
+        "is full": "free some space and try again. Nothing recorded before is lost",
+        "is locked": f"another program kept it busy for {BUSY_SECONDS} s. Try again. Nothing recorded before is lost",
+        "not a database": "this is not a rarebox label store. Restore a copy of it, or choose another path",
         "unable to open": "check that the folder exists and may be written",
         "readonly": "allow this user to write the file and its folder",
-        "malformed": "the file is damaged; restore a copy of it (docs/store.md)",
-        "no such": "the file is damaged; restore a copy of it (docs/store.md)",
+        "malformed": "the file is damaged. Restore a copy of it (docs/store.md)",
+        "no such": "the file is damaged. Restore a copy of it (docs/store.md)",
     }
     return next((f"{said}: {what}" for sign, what in advice.items() if sign in said), said)
 

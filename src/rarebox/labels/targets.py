@@ -25,7 +25,7 @@ def make_targets(
     """The training targets of one image, with the weights of Eq. 7.
 
     ``candidates`` are those of this image, from the model before retraining; a fully labelled image needs none.
-    ``difficult`` (D, 4) are objects that training ignores, or takes for background. ``settings`` default to the paper's
+    ``difficult`` (D, 4) are objects that training ignores or treats as background. ``settings`` default to the paper's
     soft pseudo labels (Eq. 5, 6).
     """
     parts = [Targets.of(human.boxes, human.labels)]

@@ -54,7 +54,7 @@ def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress)
 def ask_about_images(run: Run, cycle: int, queue: LazyRanking, report: StageProgress) -> int:
     """Have whole images labelled from the top of the queue. Return what is left to spend.
 
-    An image has no price before it is labelled, so the last one may overshoot the budget (decisions row 15).
+    The cost of an image is unknown before it is labelled, so the last one may exceed the budget (decisions row 15).
     """
     place = max((int(q.why["rank"]) + 1 for q in run.store.queries(cycle) if q.why), default=0)
     budget = run.budget(cycle)

@@ -1,4 +1,4 @@
-"""What the models of a run or project start from: decided once, recorded in ``start.json``, the same in every cycle."""
+"""The initial weights of a run or project: decided once, recorded in ``start.json``, the same in every cycle."""
 
 from dataclasses import asdict, fields
 
@@ -13,8 +13,8 @@ from rarebox.loop.run_folder import RunFolder
 def begun(folder: RunFolder, settings: Settings, progress: Progress) -> tuple[Settings, str]:
     """The settings with the start in place of ``auto``, and a note on what is missing for a better one.
 
-    The first call decides and records it. Later ones check that the file is the same; a file that has appeared since
-    changes nothing. Another start that the settings name is recorded in its place. Raises UserError if the file has
+    The first call decides and records it. Later calls check that the file is the same; a file that has appeared since
+    has no effect. If the settings name another start, it replaces the recorded one. Raises UserError if the file has
     changed.
     """
     before, now = folder.read_start(), folder.with_start(settings).detector

@@ -49,7 +49,7 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
     if engine not in ("local", "ray"):
         raise unknown_name("engine", engine, ("local", "ray"))
     if engine == "local" and address:
-        raise UserError(f"--address {address} names a Ray cluster. It goes with --engine ray")
+        raise UserError(f"--address {address} names a Ray cluster. Use it with --engine ray")
     if address is not None and not address.strip():
         raise UserError("--address is empty. Give HOST:PORT or auto, or omit it to use this machine alone")
     if engine == "ray" and settings and settings.training.freeze == "backbone":
@@ -72,7 +72,7 @@ def check(engine: str, address: str | None = None, settings: Settings | None = N
             raise UserError(f"--address {address}: give HOST:PORT, or auto for the cluster of this machine") from None
         except OSError as error:
             raise UserError(
-                f"--address {address}: nobody answers there ({error.strerror or error}). Start a cluster "
+                f"--address {address}: nothing answers there ({error.strerror or error}). Start a cluster "
                 "(ray start --head), and pass the address that it prints"
             ) from None
 
@@ -109,7 +109,9 @@ def _connect(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, AssertionError) as error:
-        what = "Ray does not start on this machine" if address == "local" else f"--address {address}: no such cluster"
+        what = (
+            "Ray cannot be started on this machine" if address == "local" else f"--address {address}: no such cluster"
+        )
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{what} ({reason}). Pass --address auto for the cluster of this machine, HOST:PORT as printed by the head "

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from rarebox import evaluation, strategies
+from rarebox import strategies
 from rarebox.core import seeds
 from rarebox.core.files import read_json, write_json
 from rarebox.data import listings
@@ -19,17 +19,16 @@ from rarebox.errors import Damaged
 from rarebox.labels.targets import calibration, make_targets, write_targets
 from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
+from rarebox.loop.measuring import measure
 from rarebox.loop.metrics import CycleRecord, Measures
-from rarebox.loop.record import or_null, record
+from rarebox.loop.record import record
 from rarebox.loop.run import Ranked, Run, batches, extract, load_detector, new_detector
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
 from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
-from rarebox.types import Candidates, Detections, Floats, ImageLabels, Targets, Verdict
-
-TEST_BATCH = 8
+from rarebox.types import Candidates, Floats, ImageLabels, Targets, Verdict
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Verdicts that show whether a guess was right."""
@@ -61,13 +60,13 @@ def train_cycle(run: Run, cycle: int, ranked: "Ranked | None") -> CycleRecord:
 
 
 def leaves_images_out(place: RunFolder) -> bool:
-    """Whether an existing run leaves unusable images out. Runs of older versions used all images."""
+    """Whether a run excludes unusable images. Runs of older versions used all images."""
     listed = read_json(place.problems, list) if place.problems.exists() else list[dict[str, str]]()
     return any(problem["kind"] == listings.NOT_USED for problem in listed)
 
 
 def rank_pool(run: Run, cycle: int) -> Ranked:
-    """Score the pool with the model of the cycle before, and let the strategy rank what is open."""
+    """Score the pool with the previous cycle's model, and let the strategy rank the open candidates."""
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
     pool, images = shards.score_pool(run, cycle)
@@ -221,28 +220,11 @@ def evaluate(run: Run, cycle: int, detector: Detector) -> Measures:
     with suppress(Damaged):  # then it is measured again
         if (told := read_json(kept, dict)).get("test") == asked:
             return told["result"]
-    found: dict[int, Detections] = {}
     extract(run, run.test)
     with run.stage("evaluate") as report:
-        for places, batch in run.test.in_batches(batches(run.test, TEST_BATCH)):
-            found |= zip([run.test.records[i].id for i in map(int, places)], detector.predict(batch), strict=True)
-            report(len(found), len(run.test), "images")
-        measured = evaluation.evaluate(found, run.test_truth, len(run.classes))
-    result: Measures = {
-        "ap50": or_null(measured.ap50),
-        "ap50_11": or_null(measured.ap50_11),
-        "per_class_ap50": dict(zip(run.classes, map(or_null, measured.per_class_ap50.tolist()), strict=True)),
-        "coco_ap": or_null(measured.coco_ap),
-        "coco_ap50": or_null(measured.coco_ap50),
-        "coco_ap75": or_null(measured.coco_ap75),
-    }
-    write_json(kept, {"test": asked, "result": result, "thresholds": thresholds_of(measured)})
-    return result
-
-
-def thresholds_of(measured: evaluation.Evaluation) -> list[float] | None:
-    """The threshold of each class for showing detections (``rarebox predict``); None if nothing was measured."""
-    return None if np.isnan(measured.thresholds.f1).all() else measured.thresholds.scores.tolist()
+        told = measure(run.settings.seed, detector, run.test, run.test_truth, run.classes, report)
+    write_json(kept, {"test": asked, **told})
+    return told["result"]
 
 
 def _test(run: Run) -> str:

@@ -18,7 +18,7 @@ PATIENCE = 600.0
 """Seconds without a single worker after which waiting for the cluster ends."""
 
 MOST_TRIES = 4
-"""How often a shard or run is started when its workers are lost. Then it is assumed to be the cause."""
+"""How often a shard or run is started when its workers are lost, before it is assumed to be the cause."""
 
 
 class Lost(Exception):
@@ -95,12 +95,12 @@ class Dispatcher:
             self.failed_starts, self.reason = self.failed_starts + 1, str(error)
             if self.failed_starts >= MOST_TRIES and not self.busy:
                 raise UserError(
-                    f"no worker of the cluster starts ({self.reason}). Every node needs the same rarebox and Python"
+                    f"no worker starts on the cluster ({self.reason}). Every node needs the same rarebox and Python"
                 ) from error
             return
         here = about()
         if other := [f"{name} {there[name]} there, {here[name]} here" for name in SAME if there[name] != here[name]]:
-            raise UserError(f"the nodes of the cluster run other versions ({', '.join(other)}). Install the same")
+            raise UserError(f"the nodes of the cluster run different versions ({', '.join(other)}). Install the same")
         self.failed_starts = 0
         self._give(actor)
 

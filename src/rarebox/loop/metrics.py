@@ -65,10 +65,10 @@ class CycleRecord(Measures):
 
 
 LATER = frozenset({"sure_per_class"})
-"""What versions before 0.1 did not write."""
+"""Fields that versions before 0.1 did not write."""
 
 FORMER = {"looks": "reviews", "looks_this_cycle": "reviews_this_cycle"}
-"""Names in records of versions before 0.2, and what they are called now."""
+"""Names in records of versions before 0.2, and their current names."""
 
 
 class _Known(BaseModel):

@@ -1,7 +1,7 @@
 """The rules that a simulation and a project share: what a cycle may spend, what it explores, what is held out.
 
-The simulation, the trainer, the server and the exchange with other tools call these functions. None of them has a rule
-of its own.
+The simulation, the trainer, the server and the exchange with other tools call these functions. None of them has its own
+rules.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,6 +23,10 @@ HELD_OUT = 0.2
 """Fraction of the images that is held out for evaluation where a data set names no test images."""
 
 
+FEWEST_TO_HOLD_OUT = 5
+"""With fewer images that people have labelled fully, none is held out: training needs them all (decisions row 33)."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """What one cycle may spend and has spent, in the unit of the budget; ``open`` counts its unanswered questions."""
@@ -33,7 +37,7 @@ class Budget:
 
     @property
     def left(self) -> int:
-        """What is not spent yet. Below 0 where the last whole image overshot the budget (decisions row 15)."""
+        """The unspent part. Negative if the last whole image exceeded the budget (decisions row 15)."""
         return self.total - self.spent
 
     @property
@@ -96,8 +100,8 @@ class CycleAsker(Asker):
     """Asks the questions of one cycle: random whole images while exploration is due, then boxes from the ranking.
 
     Exploration spends the fraction ``selection.exploration`` of the budget while some class has no candidate, because
-    the detector cannot ask about what it never predicts (decisions row 29). It asks about one image at a time: an
-    image has no price before it is labelled, so the last one may overshoot the fraction, and the budget too.
+    the detector cannot ask about what it never predicts (decisions row 29). It asks about one image at a time: its cost
+    is unknown before it is labelled, so the last one may exceed the fraction and the budget.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A run and what all its steps work with: pictures, models, views, and how they report. Read :class:`Run` first."""
+"""A run and the context of its steps: pictures, models, views, and progress reports. Read :class:`Run` first."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -45,8 +45,8 @@ in any order. Every engine must return the same bits."""
 class Run:
     """Everything one run works with.
 
-    Without an ``oracle`` people answer, for as many cycles as they like. ``share`` is the folder of the run whose
-    cycle-1 model this run takes over.
+    Without an ``oracle`` people answer, for any number of cycles. ``share`` is the folder of the run whose cycle-1
+    model this run copies.
     """
 
     folder: RunFolder
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def open_ended(self) -> bool:
-        """Whether people answer, so that nobody knows how many cycles there will be."""
+        """Whether people answer, so the number of cycles is unknown."""
         return self.oracle is None
 
     def budget(self, cycle: int) -> rules.Budget:
@@ -96,8 +96,8 @@ def pictures_of(
 ) -> tuple[Pictures, Pictures]:
     """The images of the pool and of the test set, decoded on access; with a frozen body, their feature maps.
 
-    The maps are kept in the folder ``keep_in``, in one folder for each body, precision, seed and set of views. They go
-    by image id, so runs that share a folder have the same pool, and ``name_of_test`` names the test set.
+    The maps are kept in the folder ``keep_in``, in one folder for each body, precision, seed and set of views. They are
+    stored by image id, so runs that share a folder must have the same pool. ``name_of_test`` names the test set.
     """
     size, views = settings.detector.size, settings.scoring.views
     decoded = Pictures(pool, size), Pictures(test, size)
@@ -119,7 +119,7 @@ def pictures_of(
 
 
 def extract(run: Run, pictures: Pictures) -> None:
-    """Compute and keep the feature maps of a frozen body for those pictures, and their views, that lack them."""
+    """Compute and store missing feature maps of a frozen body for the pictures and their views."""
     if not isinstance(pictures, FrozenPictures) or not len(pictures.missing()):
         return
     detector = new_detector(run)
@@ -182,7 +182,7 @@ class Ranked:
     """The pool of a cycle, scored and ranked.
 
     ``pool`` are all its candidates, ``open_per_class`` (K,) counts those that may be asked about, ``queue`` is their
-    order (or that of image ids), ``state`` what the strategy knew.
+    order (or that of image ids), ``state`` the input of the strategy.
     """
 
     pool: Shards

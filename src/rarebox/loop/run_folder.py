@@ -24,14 +24,14 @@ KEPT = ("scoring.shard_size",)
 
 
 START = ("backbone", "weights", "file", "sha256", "note", "asked_backbone", "asked_weights")
-"""What ``start.json`` holds: a :class:`rarebox.detectors.start.Start`, and the settings for which it was chosen."""
+"""The keys of ``start.json``: a :class:`rarebox.detectors.start.Start`, and the settings for which it was chosen."""
 
 
 class RunFolder:
     """The files of one run; every one is written whole or not at all.
 
     ``settings.yaml``, ``start.json`` (the initial weights), ``environment.json``, ``problems.json`` (of the data),
-    ``labels.sqlite`` (the store),
+    ``labels.sqlite`` (the store), ``numbers.json`` (what a project's models and rankings call images and classes),
     ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
     the targets it was trained on. A run of a grid that failed has ``failed.json``, with the reason.
     """
@@ -42,6 +42,7 @@ class RunFolder:
         self.store, self.metrics = root / "labels.sqlite", root / "metrics.json"
         self.problems, self.failed = root / "problems.json", root / "failed.json"
         self.photos, self.start = root / "photos.json", root / "start.json"
+        self.numbers = root / "numbers.json"
         self.locks = root / "lock", root / "serve.lock"
 
     def labels(self, settings: Settings) -> Path | str:
@@ -65,9 +66,9 @@ class RunFolder:
     def read_settings(self) -> Settings:
         """Read the settings that this run was started with. Raises UserError if there is no run."""
         if not self.root.exists():
-            raise UserError(f"{self.root} does not exist; name the folder of a run")
+            raise UserError(f"{self.root} does not exist. Name the folder of a run")
         if not self.settings.exists():
-            raise UserError(f"{self.root} holds no run (there is no settings.yaml); name the folder of a run")
+            raise UserError(f"{self.root} holds no run (there is no settings.yaml). Name the folder of a run")
         try:
             told = self._written()
             if not told:
@@ -79,7 +80,7 @@ class RunFolder:
         return self.with_start(settings)
 
     def read_start(self) -> dict[str, str]:
-        """Read what the models of this run start from, and what was asked for; empty before that is decided."""
+        """Read the recorded start of this run and the settings it was chosen for; empty before it is decided."""
         if not self.start.exists():
             return {}
         told = read_json(self.start, dict)
@@ -107,7 +108,7 @@ class RunFolder:
         """Raise UserError if there is no model of cycle 1."""
         if not (self.cycle(1) / "model.safetensors").exists():
             raise UserError(
-                f"--share {self.root}: there is no cycle-1 model; name the folder of a run that has finished cycle 1"
+                f"--share {self.root}: there is no cycle-1 model. Name the folder of a run that has finished cycle 1"
             )
 
     def check(self, settings: Settings, but: Collection[str] = ()) -> None:
@@ -128,23 +129,23 @@ class RunFolder:
         new = config.usual(settings).difference(name for name, _ in config.flatten(self._written()))
         settings = self.with_start(settings)
         unasked = [n for n in ("weights", "backbone") if getattr(settings.detector, n) == "auto"]
-        but = (*but, *(f"detector.{name}" for name in unasked))  # whatever it started from
+        but = (*but, *(f"detector.{name}" for name in unasked))  # whatever its initial weights
         changed = config.difference(before, settings, (*KEPT, *but, *new)) if self._has_begun() else []
         if changed:
             raise UserError(
-                f"{self.root} holds a run with other settings; name another folder, or repeat the settings it was "
+                f"{self.root} holds a run with other settings. Name another folder, or repeat the settings it was "
                 "started with:\n  " + "\n  ".join(changed)
             )
 
     def claim(self, settings: Settings) -> Settings:
-        """Claim the folder for this run, or check that it is. Return the settings to resume with. Needs the lock."""
+        """Claim or check the folder for this run, and return the settings to resume with. Requires the lock."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.check(settings)
         if not self._has_begun():
             self.start.unlink(missing_ok=True)
         if (self.metrics.exists() or (self.cycle(1) / "model.safetensors").exists()) and not answers_in(self.store):
             raise UserError(
-                f"{self.store} is missing or empty, and the run needs its answers; restore a copy of it, or name "
+                f"{self.store} is missing or empty, and the run needs its answers. Restore a copy of it, or name "
                 "a new folder"
             )
         if not self.settings.exists():
@@ -175,7 +176,7 @@ class RunFolder:
         return not self._has_trained() or answers_in(labels, of_people=True) > 0
 
     def _begin_anew(self, settings: Settings) -> None:
-        """Start over with other settings. For a run that stopped before its first answer (a mistyped option, say)."""
+        """Start over with other settings, for a run that stopped before its first answer (after a mistyped option)."""
         discard_store(self.store)
         for file in (self.environment, self.problems, self.start):
             file.unlink(missing_ok=True)
@@ -185,7 +186,7 @@ class RunFolder:
     def locked(self) -> Generator[None]:
         """Lock the folder against all other processes, servers too. The lock ends with this process in any case.
 
-        Removes what a killed process left half-written.
+        Removes partly written files of a killed process.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         # In this order, because another process may claim the folder in between.
@@ -197,7 +198,7 @@ class RunFolder:
                 if count
                 else ""
             )
-            raise UserError(f"{self.root} is not empty and holds no run of rarebox; name a new or empty folder.{held}")
+            raise UserError(f"{self.root} is not empty and holds no run of rarebox. Name a new or empty folder.{held}")
         with self.alone():
             yield
 
@@ -210,15 +211,13 @@ class RunFolder:
             yield
 
 
-# ------------------------------------------------------------------------------------------- what is never lost
+# ------------------------------------------------------------------------------------------- stored answers
 
 
 def answers_in(place: str | Path, *, of_people: bool = False) -> int:
-    """How many answers a label store holds, withdrawn and corrected ones and what a killed writer left in its log
-    included; 0 where no store is. ``of_people``: those that the simulated oracle has not given.
-
-    UserError where that cannot be told: the file is damaged, not a label store, or of a newer rarebox, or its log lies
-    there without it.
+    """The number of answers in a label store, including withdrawn and corrected ones and those in the log of a killed
+    writer; 0 if there is no store. ``of_people``: without those of the simulated oracle. Raises UserError if it is
+    unknown: the file is damaged, not a label store, or written by a newer rarebox, or only its log exists.
     """
     statement = select(func.count()).select_from(schema.answers)
     if of_people:
@@ -230,11 +229,10 @@ def answers_in(place: str | Path, *, of_people: bool = False) -> int:
 
 
 def discard_store(file: Path) -> None:
-    """Empty a store that holds no answer, for another one to be made in its place. Nothing else ever removes a store.
-
-    Whether it holds an answer is looked up in the transaction that empties it, by the only process that has the file
-    open; who opens it later finds no store. Otherwise nothing is changed: UserError where it holds an answer or cannot
-    be read, Busy where another process has it open.
+    """Empty a store that holds no answer, so that another one can be created in its place. Nothing else ever removes a
+    store. The transaction that empties it also checks for answers, while no other process has the file open; later
+    processes find no store. Otherwise nothing is changed: raises UserError if it holds an answer or cannot be read, and
+    Busy if another process has it open.
     """
     if not is_store(file):
         return
@@ -242,29 +240,30 @@ def discard_store(file: Path) -> None:
         pass  # raises if it is no store, or has an unknown schema
     try:
         with closing(sqlite3.connect(file, timeout=1, isolation_level=None)) as connection:
-            # Leaving the log mode takes the only connection there is; then it is nobody else's until it is closed.
+            # Leaving the log mode requires the only connection; from then on no other process can use the file until it
+            # is closed.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
             if count := connection.execute("SELECT count(*) FROM answers").fetchone()[0]:
-                raise UserError(f"{file} holds {counted(count, 'answer')} and stays as it is; name another folder")
+                raise UserError(f"{file} holds {counted(count, 'answer')} and is left unchanged. Name another folder")
             for table in reversed(schema.tables.sorted_tables):
                 connection.execute(f"DROP TABLE IF EXISTS {table.name}")
             connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         if "locked" not in str(error):
-            raise UserError(f"{file}: {error}; it stays as it is") from error
-        raise Busy(f"another program has {file} open; close it and try again") from error
+            raise UserError(f"{file}: {error}; it is left unchanged") from error
+        raise Busy(f"another program has {file} open. Close it and try again") from error
 
 
 def is_store(place: str | Path) -> bool:
-    """Whether a file or database has tables, or is something else that must not be changed. UserError where a file is
-    gone and its log is not."""
+    """Whether a file or database has tables, or is something else that must not be changed. Raises UserError if a file
+    is gone and its log is not."""
     if "://" in str(place):
         try:
             return bool(inspect(create_engine(str(place))).get_table_names())
         except (SQLAlchemyError, ImportError):
-            return True  # opening it as a store will say what is wrong with it
+            return True  # opening it as a store reports what is wrong with it
     file = Path(place)
     log = real(file).with_name(f"{real(file).name}-wal")
     if not file.exists() or not file.stat().st_size:

@@ -74,7 +74,7 @@ T = TypeVar("T")
 
 
 def behind(items: Iterable[T], by: int) -> Iterator[T]:
-    """Yield the items in order, each after ``by`` more of them are made."""
+    """Yield the items in order, each after ``by`` further ones have been made."""
     waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)

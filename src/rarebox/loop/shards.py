@@ -27,10 +27,10 @@ SHARDS = "shards.json"
 """The file that lists the shards of a cycle, in the order of the pool."""
 
 RULES = 2
-"""Counts up when the same model and settings give other scores. 2: boxes are compared in the view's frame."""
+"""Increases when the same model and settings give different scores. 2: boxes are compared in the view's frame."""
 
 KINDS = ("shard", "images")
-"""What the two files of a shard are called: candidates, and scores of whole images."""
+"""The names of the two files of a shard: candidates, and scores of whole images."""
 
 
 def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
@@ -76,7 +76,7 @@ def is_scored(run: Run, cycle: int) -> bool:
 
 
 class ShardList(TypedDict):
-    """What ``shards.json`` holds: the version of the rules that scored the shards, and the shards' names."""
+    """The content of ``shards.json``: the version of the rules that scored the shards, and the shards' names."""
 
     rules: int | None
     shards: list[str]
@@ -104,7 +104,7 @@ def _listed(folder: Path) -> list[str] | None:
 def _began_by_other_rules(run: Run, cycle: int, folder: Path) -> bool:
     """Whether an earlier version scored this cycle by other rules and asked from that ranking."""
     told = _told(folder)
-    if told is None or told["rules"] == RULES:  # without the list, what is missing is scored again by our rules
+    if told is None or told["rules"] == RULES:  # without the list, missing shards are scored again by our rules
         return False
     asked = any(query.why and "rank" in query.why for query in run.store.queries(cycle))
     return asked and any(folder.glob("shard_*.parquet"))
@@ -214,5 +214,5 @@ def shard_name(recipe: Mapping[str, object], images: Sequence[ImageRecord]) -> s
 
 
 def listed(images: Sequence[ImageRecord]) -> list[tuple[int, str, int, int]]:
-    """What identifies images, even after their folder was moved."""
+    """A hash that identifies images, even after their folder was moved."""
     return [(i.id, Path(i.path).name, i.width, i.height) for i in images]

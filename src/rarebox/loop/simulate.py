@@ -76,7 +76,7 @@ def open_run(
     engine: Engine | None = None,
     share: Path | None = None,
 ) -> Run:
-    """Open what the steps of a cycle work with. The store receives the images, the oracle the earlier answers."""
+    """Open the context of the steps of a cycle. The store receives the images, the oracle the earlier answers."""
     images, test = dataset.train.images, dataset.test
     if test is None:
         held_out = held_out_images(images, settings.seed)
@@ -94,7 +94,7 @@ def open_run(
 
 
 def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[ImageRecord]) -> None:
-    """Raise UserError if a run resumes with other images than it started with."""
+    """Raise UserError if a run resumes with different images."""
     changed = {Path(i.path).name for i in {*before.values()} ^ {*images}} if before else set[str]()
     if changed:
         raise UserError(

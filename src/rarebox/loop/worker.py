@@ -1,4 +1,4 @@
-"""What a worker of a Ray cluster does: score shards with the model that it holds, or do a run of a grid."""
+"""The work of a Ray worker: scoring shards with the model that it holds, or executing a run of a grid."""
 
 import os
 import socket
@@ -75,7 +75,7 @@ class Scorer:
 
 
 def run_in_grid(folder: Path, settings: Settings, share: Path | None, threads: int) -> Iterator[tuple[str, object]]:
-    """Do a run of a grid: yield its events, then its records."""
+    """Execute a run of a grid: yield its events, then its records."""
     from rarebox.loop import simulate
 
     if not folder.is_dir():

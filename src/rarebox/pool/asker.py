@@ -48,9 +48,9 @@ class Asker:
     def ask(self, most: int, anyhow: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
         """Ask up to ``most`` questions, and return them; none if nothing is left or every box must wait.
 
-        ``anyhow`` also asks about boxes ranked below one that waits, for a further person who would have no question.
-        ``busy`` are the images with an open question, if the caller knows them; by default they are read from the
-        store.
+        ``anyhow`` also asks about boxes ranked below one that waits, for another person who would otherwise have no
+        question. ``busy`` are the images with an open question, if the caller knows them; by default they are read from
+        the store.
         """
         batch: list[Query] = []
         busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}

@@ -78,8 +78,8 @@ def label_state(
 ) -> tuple[LabelState, Ints]:
     """The state that a strategy may know, and the number of open candidates of each class, (K,).
 
-    p(l) of Eq. 1 is taken over the pseudo labels that the pool would have now. ``budget`` may be spent in this cycle.
-    The caller adds features. The function reads the pool once.
+    p(l) of Eq. 1 is computed over the pseudo labels that the pool would have now. ``budget`` may be spent in this
+    cycle. The caller adds features. The function reads the pool once.
     """
     classes = images.class_scores.shape[1]
     counts = np.bincount(joined([found.labels for found in labels.values()]), minlength=classes)

@@ -20,10 +20,10 @@ def collect(
 ) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
-    Later answers count: no pseudo label is near a box that a person has drawn, rejected or skipped since the training,
-    or on an image that is fully labelled, and each has its class as it counts now.
-    Damaged rows of the store are skipped and added to ``damage``. Moved photos are found again, and warnings about
-    photos are added to ``warnings``. Raises UserError if there is no run.
+    Later answers count: there is no pseudo label near a box that a person has drawn, rejected or skipped since the
+    training, or on a fully labelled image, and each has its current class. Damaged rows of the store are skipped and
+    added to ``damage``. Moved photos are found again, and warnings about photos are added to ``warnings``. Raises
+    UserError if there is no run.
     """
     folder, found = RunFolder(run), check_photos(run, progress)
     if warnings is not None:
@@ -47,7 +47,7 @@ def _last_targets(folder: RunFolder) -> Path | None:
 
 
 def _guesses(targets: Targets, said: ImageLabels, settings: PseudoSettings, counts_as: Ints) -> Targets:
-    """The pseudo labels of one image that the answers so far leave open."""
+    """The pseudo labels of one image that no answer has settled."""
     if said.complete:
         return targets[np.zeros(len(targets), dtype=bool)]
     guesses = targets[(targets.source == Source.PSEUDO) & ~targets.background]

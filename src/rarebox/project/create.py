@@ -26,12 +26,12 @@ from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
 from rarebox.project.photos import Contents
-from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
+from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
 class Predictions(Protocol):
-    """Another detector's boxes: queries, and what their image ids and guesses stand for."""
+    """Another detector's boxes: queries, and the meaning of their image ids and guesses."""
 
     @property
     def queries(self) -> Sequence[Query]: ...
@@ -42,7 +42,7 @@ class Predictions(Protocol):
 
 
 def take_predictions(project: Project, ranked: Predictions) -> int:
-    """Keep another detector's boxes, with the project's image ids, labels and pixels. Return how many were kept.
+    """Store another detector's boxes with the project's image ids, labels and pixels. Return how many were stored.
 
     Boxes on images that the project lacks are skipped. Raises UserError if a photo has another shape than the
     image that the detector saw.
@@ -92,7 +92,7 @@ def create(
     imported. An image counts as completely labelled, unless ``partial`` is set or an object of it was lost. Raises
     UserError if there is a project already, or no image.
 
-    If the folder holds a store with answers, such as a restored backup, the project uses it as it is.
+    If the folder holds a store with answers, such as a restored backup, the project adopts it unchanged.
     """
     settings = config.resolve(preset, None, {**config.PROJECT, "data": location(images), **(changes or {})})
     folder = RunFolder(root)
@@ -105,18 +105,18 @@ def create(
     place = folder.labels(settings)
     count = answers_in(place)
     if not count and root.exists() and any(file.name not in leftovers for file in root.iterdir()):
-        raise UserError(f"{root} is not empty and holds no project; name a new or empty folder")
+        raise UserError(f"{root} is not empty and holds no project. Name a new or empty folder")
     if count and labels:
         raise UserError(
-            f"{place} holds {count} answers; repeat the command without --labels to take it over (a start that "
-            "was cut short has taken in all of the labels, or none)"
+            f"{place} holds {count} answers. Repeat the command without --labels to adopt it (an interrupted "
+            "start has imported all of the labels or none)"
         )
     from_list = is_url(images) or (is_list(images) and Path(images).is_file())
     if not from_list and not Path(images).is_dir():
-        raise UserError(f"{images} is no folder; name the one with your images")
+        raise UserError(f"{images} is not a folder. Name the folder of your images")
     if from_list:
         trust(images)
-        progress("list", 0, 1, str(images))  # a server may take its time
+        progress("list", 0, 1, str(images))  # a server may be slow
         (files, again), unknown = each_once(listing(location(images), SUFFIXES)), []
         progress("list", 1, 1, str(images))
     else:
@@ -132,12 +132,14 @@ def create(
     if again:
         what = f"{len(again)} lines of {images} name a photo that an earlier line names. It counts once."
         problems.append(listings.Problem("image listed twice", str(again[0]), what))
+    if not from_list:
+        problems += listings.written_by_rarebox(Path(images))
     if unknown:
-        what = f"{len(unknown)} files of kinds that are not read; convert them to JPEG (HEIC: phones can export it)"
+        what = f"{len(unknown)} files of kinds that are not read. Convert them to JPEG (HEIC: phones can export it)"
         problems.append(listings.Problem("kind not read", str(unknown[0]), what))
     if not records:
         found = f"none of its images can be read ({unreadable[0].what})" if unreadable else "no image in it"
-        raise UserError(f"{images}: {found}; name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
+        raise UserError(f"{images}: {found}. Name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
     root.mkdir(parents=True, exist_ok=True)
     with folder.alone():
         discard_store(folder.store)  # left by an interrupted start
@@ -157,8 +159,8 @@ def _take_over(folder: RunFolder, settings: Settings, classes: Sequence[str]) ->
         there = {class_key(name) for name in store.classes()}
         if lacking := [name for name in classes if class_key(name) not in there]:
             raise UserError(
-                f"the store that is there has the classes {', '.join(store.classes())}, and not {', '.join(lacking)}; "
-                "repeat the command without --classes to take it over, and add classes on the page"
+                f"the existing store has the classes {', '.join(store.classes())}, but not {', '.join(lacking)}. "
+                "Repeat the command without --classes to adopt it, and add classes on the page"
             )
         photos = Path(settings.data)
         missing = _not_found(store, photos, folder) if photos.is_dir() else []
@@ -181,12 +183,14 @@ def _not_found(store: Store, photos: Path, folder: RunFolder) -> list[str]:
 
 
 def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list[str]:
-    """Clean the class names and remove duplicates. Names that differ in capitals only are one, and a problem."""
+    """Clean the class names and remove duplicates. Names that differ only in case become one, and a problem."""
     once: dict[str, str] = {}
     for name in (clean_name(name, "class") for name in names):
         first = once.setdefault(class_key(name), name)
         if first != name:
-            what = f"the class {name!r} counts as {first!r}, which differs in capitals only; rename one if they are two"
+            what = (
+                f"the class {name!r} counts as {first!r}, which differs only in case. Rename one if they are different"
+            )
             problems.append(listings.Problem("class names alike", name, what))
     return list(once.values())
 
@@ -219,7 +223,7 @@ def _take_in(
 ) -> list[listings.Problem]:
     """Import labels as answers: to whole images where they are complete, else to single boxes.
 
-    A crowd is no object, and the objects in it have no boxes, so nobody is asked about it.
+    A crowd is not an object, and the objects in it have no boxes, so nobody is asked about it.
     """
     problems: list[listings.Problem] = []
     found = _labels_of_photos(known, records, store.digests(), Classes(store.classes()), problems)
@@ -228,7 +232,7 @@ def _take_in(
     said: list[tuple[Floats, list[int], Verdict]] = []
     nothing = np.zeros((0, 4), dtype=np.float32)
     whole = [record for record, one in found if one.complete and not partial]
-    held_out = {whole[place].id for place in rules.held_out(seed, len(whole), FEWEST_TO_HOLD_OUT)}
+    held_out = {whole[place].id for place in rules.held_out(seed, len(whole), rules.FEWEST_TO_HOLD_OUT)}
     for record, one in found:
         if one.complete and not partial:
             asked.append(Query(record.id, why={HELD_OUT: 1.0} if record.id in held_out else None, asked_by=IMPORTED))
@@ -256,8 +260,8 @@ def _labels_of_photos(
 ) -> list[tuple[ImageRecord, _Labels]]:
     """Match the labels to photos. Labels that fit no photo, or several, are reported as problems.
 
-    A photo is found by its path (images of our exports are links with other names), else by its content, else by its
-    name. ``digests`` are the hashes of the photos. A name that contradicts the content is a problem.
+    A photo is found by its path (images of our exports are links with other names), else by content, else by name.
+    ``digests`` are the hashes of the photos. A name that contradicts the content is a problem.
     """
     photos, by_id = ByName[int](), {record.id: record for record in records}
     places: dict[str, int] = {}
@@ -291,7 +295,7 @@ def _labels_of_photos(
         return same[0]
 
     def leave_out(path: str, what: str) -> None:
-        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are left out"))
+        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are skipped"))
 
     for split in filter(None, (known.train, known.test)):
         for image in split.images:

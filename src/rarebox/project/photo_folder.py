@@ -1,4 +1,4 @@
-"""The folder of photos of a project: read it, find new photos and those that moved."""
+"""The photo folder of a project: reads it, and finds new and moved photos."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from rarebox import settings_text
 from rarebox.core.files import real, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
-from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_picture, readers
+from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, left_out, read_picture, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
@@ -24,7 +24,7 @@ NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".
 
 
 def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
-    """Image files below a folder, outside the project's own, that no image lies in, by whatever links."""
+    """Image files below a folder, outside the project's own folder, that are no image's file yet, through any link."""
     paths = {*map(real, known)}
     files = photos_in(folder, root) if folder.is_dir() else ()
     return [os.path.abspath(file) for file in files if real(file) not in paths]
@@ -44,7 +44,7 @@ def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Pr
     found = photos.find(store.images(), [os.path.abspath(file) for file in inside], place, progress)
     store.move_images({**found.moved, **found.lost})
     photos.contents.save()
-    return found
+    return replace(found, left_out=left_out(place, folder.root))
 
 
 def check_photos(root: Path, progress: Progress = silent) -> Found:
@@ -53,14 +53,14 @@ def check_photos(root: Path, progress: Progress = silent) -> Found:
     settings = folder.read_settings()
     with Store(folder.labels(settings)) as store:
         known = store.digests()
-        return find_moved_images(store, Path(settings.data), folder, progress) if known else Found({}, {}, ())
+        found = find_moved_images(store, Path(settings.data), folder, progress) if known else Found({}, {}, ())
+        return replace(found, left_out="")
 
 
 @dataclass(frozen=True)
 class Relocated:
-    """What became of the images of a store: how many are in the new folder, and those that are not.
-
-    ``warnings``: a sentence for each thing that a person should know.
+    """The images of a store after a move: the number found in the new folder, and those that are missing. ``warnings``
+    are sentences for the user.
     """
 
     there: int
@@ -76,7 +76,7 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
     folder = RunFolder(root)
     settings = folder.read_settings()
     if not place.exists():
-        raise UserError(f"{place} does not exist; name the folder in which the photos are now")
+        raise UserError(f"{place} does not exist. Name the folder in which the photos are now")
     within = place if place.is_dir() else place.parent
     try:
         with folder.alone(), Store(folder.labels(settings)) as store:
@@ -85,16 +85,16 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
             inside = os.path.join(os.path.abspath(within), "")
             missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
             if len(missing) == len(images):
-                raise UserError(f"none of the {len(images)} images of {root} is in {within}; name another folder")
+                raise UserError(f"none of the {len(images)} images of {root} is in {within}. Name another folder")
             data = location(place) if os.path.isabs(settings.data) else str(place)
             write_text(folder.settings, settings_text.with_data(folder.settings, settings, data))
             return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))
     except Busy:
-        raise UserError(f"{root} is being worked on; stop `rarebox serve` or `rarebox run` there first") from None
+        raise UserError(f"{root} is in use. Stop `rarebox serve` or `rarebox run` there first") from None
 
 
 def photos_in(folder: Path, root: Path) -> list[Path]:
-    """The image files below a folder that are not in the folder of the project, where that lies among the photos."""
+    """The image files below a folder, without those in the project's folder if that is among the photos."""
     own = real(root)
     return [file for file in image_files(folder) if own not in real(file).parents]
 

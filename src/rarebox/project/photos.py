@@ -23,7 +23,7 @@ from rarebox.errors import Damaged
 from rarebox.types import ImageRecord
 
 MOST_PAIRS = 10_000
-"""Images times files of one and the same content that are paired by their names."""
+"""The most pairs of images and files with the same content that are matched by name."""
 
 JUST_NOW = 2 * 10**9
 """Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
@@ -38,7 +38,7 @@ MOST_NAMED = 5
 class Contents:
     """The SHA-256 of files, by path, with what each file looked like when it was hashed.
 
-    ``file`` is where :meth:`save` keeps them. It may be deleted: the hashes are then computed again. Safe to use from
+    :meth:`save` writes them to ``file``. It may be deleted: the hashes are then computed again. Safe to use from
     several threads.
     """
 
@@ -67,7 +67,7 @@ class Contents:
         return content
 
     def read(self, paths: Iterable[str], progress: Progress = silent) -> None:
-        """Hash those of the files that have changed, several at a time. Only work that takes long is reported."""
+        """Hash the files that have changed, several at a time. Progress is reported only for long work."""
         start = time.monotonic()
         changed = [path for path in dict.fromkeys(map(os.path.abspath, paths)) if not self._is_current(path)]
         with ThreadPoolExecutor(readers(far=False)) as pool:
@@ -99,15 +99,17 @@ def _four(values: Sequence[int]) -> Stat:
 
 @dataclass(frozen=True)
 class Found:
-    """What became of photos. ``moved``: where each image lies now that lay elsewhere before, by its id.
+    """The photos after a search. ``moved``: the new path of each moved image, by its id.
 
     ``lost``: the same for images whose path another photo has taken; no file lies at the path they get here.
-    ``changed``: the paths of photos with another content than when they were added, and the same size in pixels.
+    ``changed``: the paths of photos whose content differs from when they were added, at the same size in pixels.
+    ``left_out`` is a note on images in the folder of photos that rarebox has written itself, or empty.
     """
 
     moved: Mapping[int, str]
     lost: Mapping[int, str]
     changed: tuple[str, ...]
+    left_out: str = ""
 
     def warnings(self) -> list[str]:
         """One warning for each kind of problem, for the user."""
@@ -116,11 +118,11 @@ class Found:
             one = "cannot be found, and another photo has taken its path"
             several = "cannot be found, and other photos have taken their paths"
             what = _counted(self.lost.values(), one, several)
-            told.append(f"{what}. The labels are kept; put the files back under any name")
+            told.append(f"{what}. The labels are kept. Put the files back under any name")
         if self.changed:
             what = _counted(self.changed, "changed since it was labelled", "changed since they were labelled")
-            told.append(f"{what}; check the labels or restore the files")
-        return told
+            told.append(f"{what}. Check the labels or restore the files")
+        return [*told, self.left_out] if self.left_out else told
 
 
 def _counted(paths: Iterable[str], one: str, several: str) -> str:
@@ -133,7 +135,7 @@ def _counted(paths: Iterable[str], one: str, several: str) -> str:
 class Photos:
     """The photos of a store: ``digests`` are the hashes that it keeps by image id, ``contents`` those of the files.
 
-    An image without a digest (an older store, a simulation, a URL) is taken to be the file at its path.
+    An image without a digest (an older store, a simulation, a URL) is assumed to be the file at its path.
     """
 
     def __init__(self, digests: Mapping[int, str], contents: Contents) -> None:
@@ -141,7 +143,7 @@ class Photos:
         self._all = frozenset(digests.values())
 
     def is_there(self, record: ImageRecord) -> bool:
-        """Whether the photo of an image lies at its path, perhaps edited; one behind a URL is taken to be there."""
+        """Whether the photo of an image is at its path, perhaps edited. A URL is assumed to be valid."""
         if is_url(record.path):
             return True
         return os.path.isfile(record.path) and (self._is_own(record) or self._is_edited(record))
@@ -182,7 +184,7 @@ class Photos:
         held |= {real(file) for file in moved.values()}
         lost, changed = dict[int, str](), list[str]()
         for i, image in strange.items():
-            if i in moved or self.contents.of(image.path) is None:  # unreadable, perhaps only now
+            if i in moved or self.contents.of(image.path) is None:  # unreadable, perhaps temporarily
                 continue
             if real(image.path) in held or not self._is_edited(image):
                 lost[i] = path_of_lost(image)
@@ -196,16 +198,16 @@ class Photos:
         return image.id not in self.digests or self.contents.of(image.path) == self.digests[image.id]
 
     def _is_edited(self, image: ImageRecord) -> bool:
-        """Whether the file at an image's path may be the same photo, edited: no other image's, and of the same size."""
+        """Whether the file at an image's path may be its edited photo: of the same size, and no other image's."""
         return self.contents.of(image.path) not in self._all and _size(image.path) == (image.width, image.height)
 
     def _find_again(
         self, lost: Mapping[int, ImageRecord], files: Sequence[str], new: Sequence[str], progress: Progress
     ) -> dict[int, str]:
-        """Which of ``files`` each image of ``lost`` lies in now, by its id, as far as one is found by its content.
+        """The file of ``files`` that each image of ``lost`` now has, by its id, where its content is found.
 
-        An image without a digest, whose file is gone, is known by its name, its size in pixels and the folder that
-        most of them moved to, if only one of the ``new`` files fits. No two images get one file.
+        A missing image without a digest is identified by its name, its size in pixels and the folder that most images
+        moved to, if only one of the ``new`` files fits. No two images get the same file.
         """
         known = {i: self.digests.get(i) or self.contents.of(record.path) for i, record in lost.items()}
         by_content: dict[str, list[str]] = defaultdict(list)
@@ -219,22 +221,20 @@ class Photos:
         without = ids_of.pop("", [])
         found: dict[int, str] = {}
         for content, ids in ids_of.items():
-            for i, file in _pairs(
-                ids, lost, by_content.get(content, ())
-            ):  # any pair is right; names make it a neat one
+            for i, file in _pairs(ids, lost, by_content.get(content, ())):  # any pairing is correct; names make it tidy
                 found[i] = file
         taken = set(found.values())
         return found | _by_name({i: lost[i] for i in without}, [file for file in new if file not in taken])
 
 
 def path_of_lost(image: ImageRecord) -> str:
-    """The path of an image whose old path another photo has taken: no file lies there, and it says why."""
+    """The path for an image whose old path another photo has taken. No file exists there, and the name says why."""
     path = Path(image.path)
     return str(path.with_name(f"{path.stem} (missing, image {image.id}){path.suffix}"))
 
 
 def _pairs(ids: Sequence[int], lost: Mapping[int, ImageRecord], files: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Images with one file each, in the order of how much their paths end alike."""
+    """Pair images with files, those whose paths share the longest end first."""
     if len(ids) * len(files) > MOST_PAIRS:
         yield from zip(ids, files, strict=False)
         return
@@ -247,7 +247,7 @@ def _pairs(ids: Sequence[int], lost: Mapping[int, ImageRecord], files: Sequence[
 
 
 def _by_name(lost: Mapping[int, ImageRecord], files: Sequence[str]) -> dict[int, str]:
-    """By name, size and the folder that most of them moved to, where nothing else could be meant."""
+    """Match by name, size and the folder that most images moved to, where this is unambiguous."""
     named: dict[str, list[str]] = defaultdict(list)
     for file in files:
         named[os.path.basename(file)].append(file)
@@ -275,12 +275,12 @@ def _size(file: str) -> tuple[int, int] | None:
 
 
 def _alike(path: str, other: str) -> int:
-    """How many parts at the end of two paths are the same."""
+    """The number of equal parts at the end of two paths."""
     parts = list(zip(reversed(Path(path).parts), reversed(Path(other).parts), strict=False))
     return next((n for n, (a, b) in enumerate(parts) if a != b), len(parts))
 
 
 def _move(path: str, other: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """From which folder to which one a file was moved, with all that lies below it."""
+    """The folder that was moved with everything below it: its old and its new path."""
     alike = _alike(path, other)
     return Path(path).parts[:-alike], Path(other).parts[:-alike]

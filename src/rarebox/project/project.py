@@ -10,7 +10,9 @@ import numpy as np
 from rarebox.core import parquet, seeds
 from rarebox.core.files import damaged, read_json, write_json
 from rarebox.core.progress import Progress, silent
+from rarebox.data.classes import class_key
 from rarebox.errors import Damaged, UserError
+from rarebox.labels.leases import People
 from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
@@ -21,13 +23,10 @@ from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, Query
 
 HELD_OUT = "held_out"
-"""Marks, among the reasons of a query, an initial image that is held out for evaluation."""
-
-FEWEST_TO_HOLD_OUT = 5
-"""With fewer initial images none is held out: the first model needs them all (decisions row 33)."""
+"""The key in a query's reasons that marks an initial image held out for evaluation."""
 
 MOST_RANKED = 50_000
-"""How many boxes of a ranking are kept to ask from. When they are used up, the trainer adds as many."""
+"""The number of boxes of a ranking that are stored. When they are used up, the trainer adds as many again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,47 +41,80 @@ class Ranking:
 
 
 class Project:
-    """An open project. ``folder`` is laid out as a run's; ``settings.yaml`` may be edited between two starts."""
+    """An open project. ``folder`` is laid out as a run's; Edit ``settings.yaml`` only while it is closed."""
 
     def __init__(self, root: Path) -> None:
         self.folder = RunFolder(root)
         if not self.folder.settings.exists():
-            raise UserError(f"{root} holds no project; start one: rarebox init {root} --images FOLDER")
+            raise UserError(f"{root} holds no project. Start one: rarebox init {root} --images FOLDER")
         self.settings = self.folder.read_settings()
         if self.settings.selection.strategy in IMAGE:
-            raise UserError("people are asked about boxes; choose a selection.strategy such as class_balanced")
+            raise UserError("people are asked about boxes. Choose a selection.strategy such as class_balanced")
         if not self.settings.budget:
-            raise UserError("budget is empty; give at least one number, such as [50]")
+            raise UserError("budget is empty. Give at least one number, such as [50]")
         labels = self.folder.labels(self.settings)
         if not is_store(labels):
             raise UserError(
-                f"{labels} is gone or empty; restore a copy of it, or move {self.folder.settings.name} away and begin "
-                f"anew: rarebox init {root} --images FOLDER"
+                f"{labels} is missing or empty. Restore a copy of it, or move {self.folder.settings.name} away and "
+                f"start over: rarebox init {root} --images FOLDER"
             )
         self.store = Store(labels)
 
     def add_new_images(self) -> int:
-        """Add the photos that are new in the folder of photos. Return how many.
-
-        A photo that was moved or renamed is not new: it keeps its id and its labels.
+        """Add the new photos in the photo folder, and return their number. A moved or renamed photo is not new: it
+        keeps its id and its labels.
         """
         self.find_moved_images()
         known = self.store.taken_paths()
+        first_id = max(0, *known, self._noted_numbers()[0]) + 1
         new, digests = new_files(known.values(), Path(self.settings.data), self.folder.root), dict[int, str]()
         contents = Contents(self.folder.photos)
         records, _ = read_images(
-            new, self.settings.detector.size, first_id=max(known, default=0) + 1, digests=digests, contents=contents
+            new, self.settings.detector.size, first_id=first_id, digests=digests, contents=contents
         )
         self.store.add_images(records, digests)
         contents.save()
         return len(records)
 
+    # The numbers of images and classes that models and rankings use. A store that was restored from an older backup
+    # lacks some of them, and must not give them to other images and classes.
+
+    def note_numbers(self) -> None:
+        """Note the numbers of images and classes before they go into a model or a ranking."""
+        self.restore_classes()
+        before = self._noted_numbers()
+        images, classes = max(before[0], *self.store.taken_paths()), [*self.store.classes()]
+        if (images, classes) != before:
+            write_json(self.folder.numbers, {"images": images, "classes": classes})
+
+    def restore_classes(self) -> list[str]:
+        """Add the classes that a restored store lacks and that models know, under their numbers. Return their names."""
+        noted = self._noted_numbers()[1]
+        if len(noted) <= len(self.store.classes()):
+            return []
+        with self.store.transaction(writes=True):
+            there = self.store.classes()
+            lost = noted[len(there) :]
+            used = {class_key(name) for name in there}
+            names = [f"{name} (restored)" if class_key(name) in used else name for name in lost]
+            for name in names:
+                People(self.store).add_class(name)
+        return names
+
+    def _noted_numbers(self) -> tuple[int, list[str]]:
+        """The highest number of an image, and the names of the classes."""
+        try:
+            noted = read_json(self.folder.numbers, dict) if self.folder.numbers.exists() else {}
+            return int(noted.get("images", 0)), [str(name) for name in noted.get("classes", [])]
+        except (Damaged, TypeError, ValueError):
+            return 0, []
+
     def find_moved_images(self, progress: Progress = silent) -> Found:
-        """Find the photos that were moved within the folder of photos or renamed."""
+        """Find the photos that were renamed or moved within the photo folder."""
         return find_moved_images(self.store, Path(self.settings.data), self.folder, progress)
 
     def photos(self) -> Photos:
-        """The photos of the project, which say whether the file at a path is the photo of an image."""
+        """The photos of the project, which know whether the file at a path is the photo of an image."""
         return photos_of(self.folder, self.store)
 
     @property
@@ -95,7 +127,7 @@ class Project:
         return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
 
     def _pool(self) -> set[int]:
-        """The ids of the images that may be asked about: those whose photo is there and that are not held out."""
+        """The ids of the images that may be asked about: those with a photo that are not held out."""
         photos = self.photos()
         return {i for i, image in self.store.images().items() if photos.is_there(image)} - held_out_in(self.store)
 
@@ -141,11 +173,13 @@ class Project:
     ) -> None:
         """Store the first ``most`` (MOST_RANKED) boxes of a ranking, p(l) and the open candidates of each class.
 
-        They go to two files. Boxes that are stored already keep their places, and new ones are appended.
+        They go to two files. Stored boxes keep their places, and new ones are appended.
         """
         most = most or MOST_RANKED
-        queue(most - 1)  # one pass over the pool makes them all
-        order = [item for place in range(most) if (item := queue(place))]
+        queue(most - 1)  # one pass over the pool ranks them all
+        order: list[tuple[int, float]] = []
+        while len(order) < most and (item := queue(len(order))):
+            order.append(item)
         rows = queue.candidates[np.array([row for row, _ in order], dtype=np.int64)]
         columns = {name: getattr(rows, name) for name in RANKED}
         columns["utility"] = np.array([utility for _, utility in order], dtype=np.float64)
@@ -190,7 +224,7 @@ class Project:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
 
     def asker(self, cycle: int) -> rules.CycleAsker | None:
-        """What asks the questions of a cycle. None if there is no ranking."""
+        """The asker of a cycle. None if there is no ranking."""
         if not self.has_ranking(cycle):
             return None
         seed, overlap = self.settings.seed, self.settings.people.overlap
@@ -209,7 +243,7 @@ def held_out_in(store: Store) -> set[int]:
 
 @contextmanager
 def _as_written(file: Path) -> Generator[None]:
-    """Raise Damaged for a file that can be read but has other content than this class writes."""
+    """Raise Damaged for a readable file whose content this class cannot have written."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError, RuntimeWarning) as error:

@@ -20,8 +20,8 @@ def open_project(
 ) -> Run:
     """Open a project as a run without an oracle.
 
-    Its pool is the images of the store whose photo is there. Its test images are those held out, and their truth is
-    what people answered.
+    Its pool is the images of the store that have a photo. Its test images are the held-out ones, with people's answers
+    as ground truth.
     """
     settings, lacking = begun(folder, settings, progress)
     said, classes = store.labels(), store.classes()

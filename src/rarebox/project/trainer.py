@@ -25,13 +25,13 @@ from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
-from rarebox.project.project import FEWEST_TO_HOLD_OUT, HELD_OUT, Project
+from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
 
 MOST_COMPARED = 1000
-"""How many random images are compared to choose the initial images, which differ most."""
+"""The number of random images from which the initial images, the most different ones, are chosen."""
 
 
 def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
@@ -43,17 +43,18 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
     cycle = now.cycle
     if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
         return "questions" if ask_first_images(now, tell) else None
+    now.note_numbers()
     run = open_project(now.folder, now.settings, now.store, tell, engine)
     records = now.folder.records()
     if len(records) >= cycle:
         run.cycle = cycle + 1
         return "questions" if prepare(now, run, cycle + 1) else None
     trained = len(records) + 1
-    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record is lost
+    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record was lost
         run.cycle = trained
         write_json(now.folder.metrics, [*records, train_cycle(run, trained, ranked_before(now, run, trained))])
         return "trained"
-    if cycle > 1 and not now.has_ranking(cycle):  # its ranking is lost
+    if cycle > 1 and not now.has_ranking(cycle):  # its ranking was lost
         run.cycle = cycle
         rank(now, run, cycle)
         return "questions"
@@ -81,8 +82,7 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
 
 
 def ask_first_images(now: Project, tell: Progress) -> bool:
-    """Ask for the images that differ most by the features of the pretrained backbone, and hold some of them out.
-
+    """Ask about the images that differ most in the features of the pretrained backbone, and hold out some of them.
     Return False if every image is labelled. The trainer asks again if the first images show no object at all.
     """
     store, settings = now.store, now.settings
@@ -108,7 +108,7 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
     order = [compared[row].id for row, _ in k_center(points, points[:0], typical) if compared[row].id not in known]
     first = order[: settings.initial_images]
-    held_out = rules.held_out(settings.seed, len(first), FEWEST_TO_HOLD_OUT)
+    held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
     store.open_cycle(1)
     store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
     return True
@@ -140,7 +140,7 @@ def rank(now: Project, run: Run, cycle: int) -> None:
 
 
 def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
-    """Double the stored part of a ranking that people have used up. Return False if it was complete."""
+    """Double the stored part of a used-up ranking. Return False if it was already complete."""
     cycle = now.cycle
     if not now.has_ranking(cycle):
         return False
@@ -155,7 +155,7 @@ def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
 
 
 def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
-    """Read from disk how a cycle was scored and ranked. What is lost is computed again."""
+    """Read from disk how a cycle was scored and ranked. Lost files are computed again."""
     if cycle == 1:
         return None
     if not now.has_ranking(cycle) or not shards.is_scored(run, cycle):
@@ -169,7 +169,7 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
 
 
 def main(root: str, engine: str = "local", address: str | None = None) -> None:
-    """Obey commands until the input ends, then stop at once, even during a step."""
+    """Execute commands until the input ends, then stop immediately, even during a step."""
     mailbox: Mailbox[dict[str, str]] = Mailbox()
 
     def listen() -> None:
@@ -204,7 +204,7 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
                     say(event=step)
             say(event="idle")
         except (UserError, OSError, MemoryError) as error:
-            reason = str(error) or "the memory of this machine is full; lower training.batch_size in settings.yaml"
+            reason = str(error) or "the memory of this machine is full. Lower training.batch_size in settings.yaml"
             say(event="failed", reason=reason)
 
 

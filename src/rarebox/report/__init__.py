@@ -48,10 +48,10 @@ class RunPart:
 
 
 def write_report(out: Path, runs: Sequence[Path]) -> Path:
-    """Write ``report.html`` and ``figures/`` into the folder ``out``, about the run folders ``runs``; the page's path.
+    """Write ``report.html`` and ``figures/`` on the run folders ``runs`` to ``out``, and return the page's path.
 
-    A run need not be finished, but needs one finished cycle. Folders of grids, or their ``results.jsonl``, yield a
-    comparison instead. Raises UserError if there is no finished cycle or no run, or if ``out`` cannot be written.
+    A run must have at least one finished cycle. Folders of grids, or their ``results.jsonl``, yield a comparison
+    instead. Raises UserError if there is no finished cycle or no run, or if ``out`` cannot be written.
     """
     groups = results.read(runs) if any(map(results.is_grid, runs)) else []
     found = [] if groups else read_runs(runs)
@@ -83,7 +83,7 @@ def _write(out: Path, found: Sequence[ReportedRun]) -> Path:
 
 
 def _uncertain(run: ReportedRun, found: Sequence[ReportedRun]) -> ReportedRun | None:
-    """The run by uncertainty sampling that starts like this one; the run itself, if it is one."""
+    """The run by uncertainty sampling with the same start as this one; the run itself, if it is one."""
     alike = ("data", "seed", "initial_images", "budget", "budget_unit", "detector", "training", "scoring")
     fitting = [
         other

@@ -11,7 +11,7 @@ from rarebox.report.wording import count, number, short
 
 
 def of_runs(runs: Sequence[ReportedRun]) -> dict[str, list[Panel]]:
-    """Panels with all runs in each, by section of the page."""
+    """Panels that each show all runs, by section of the page."""
     learning = [_curves(runs, meter, which) for which in ("all classes", "rarest third") for meter in METERS]
     same_classes = len({tuple(run.classes) for run in runs}) == 1
     return {"learning": learning, "classes": _compared_classes(runs) if same_classes else []}

@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, panels, axes, and their files (SVG, PNG and inline SVG).
+"""The common part of all figures: colours, style, panels, axes, and their files (SVG, PNG and inline SVG).
 
 Every figure is drawn once, in the light theme, as one narrow panel: a page shows two side by side on a desktop and one
 above the other on a phone. In the inline SVG each colour of the theme becomes a CSS variable, so the page can
@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from rarebox.core.files import write_bytes, write_text
+from rarebox.core.files import mark_own, write_bytes, write_text
 from rarebox.report.plotting import Axes, Figure, new_figure, settings
 from rarebox.types import Floats
 
@@ -83,7 +83,7 @@ STYLE = {
     "svg.fonttype": "none",
 }
 
-WIDTH = 390  # points; the page scales figures a little up on a desktop and a little down on a phone
+WIDTH = 390  # points; the page scales figures slightly up on a desktop and slightly down on a phone
 ROW = 23  # points per class
 
 
@@ -104,7 +104,7 @@ class Panel:
 
 @contextmanager
 def style() -> Generator[None]:
-    """The style in which figures are made and published. A character that no font has becomes a box, silently."""
+    """The style in which figures are made and published. Characters that no font has become boxes, silently."""
     with settings(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
@@ -163,7 +163,7 @@ def end_values(axes: Axes, ends: Sequence[float] | Floats, texts: Sequence[str])
 
 
 def label_below(axes: Axes, text: str) -> None:
-    """Write a label along the whole width, because long class names may leave little of it to the axes."""
+    """Write a label across the whole width, because long class names may leave little room for the axes."""
     axes.get_figure(root=True).supxlabel(text, x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
 
 
@@ -187,7 +187,7 @@ def publish(panel: Panel, folder: Path, prefix: str = "") -> Panel:
     panel.figure.draw_without_rendering()
     panel.figure.set_layout_engine("none")  # one layout for both files
     text = _svg(panel.figure, stem)
-    folder.mkdir(parents=True, exist_ok=True)
+    mark_own(folder, "report")
     write_text(folder / f"{stem}.svg", text)
     content = io.BytesIO()
     panel.figure.savefig(content, format="png", dpi=144, metadata={"Software": None})

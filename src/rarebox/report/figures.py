@@ -130,7 +130,8 @@ def _reviews_per_class(run: ReportedRun) -> Panel:
 def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
     """The paper's Fig. 1 (a) to (d), p(l) and the queries, of the first cycle with a selection.
 
-    (c) shows the labels of the run by uncertainty sampling, if there is one; (d) those of this run, if it is another.
+    (c) shows the labels of the run by uncertainty sampling, if there is one; (d) those of this run, if that is a
+    different one.
     """
     first = f"of {plural(run.first['images_full'], 'image')}"
     panels = [
@@ -148,7 +149,7 @@ def _balance(run: ReportedRun, uncertain: ReportedRun | None) -> list[Panel]:
         return panels
     record = run.choosing[0]
     cycle = f"in cycle {record['cycle']}"
-    if "sure_per_class" in record:  # records of earlier versions have no such counts
+    if "sure_per_class" in record:  # records of earlier versions lack these counts
         panels.append(
             _counts(
                 run,

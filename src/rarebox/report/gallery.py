@@ -22,7 +22,7 @@ from rarebox.types import Answer, Floats, ImageLabels, ImageRecord, Query, Sourc
 WIDTH, HEIGHT = 480, 640  # an image is shown 480 pixels wide, or narrower where it would be higher than 640
 MOST = 8
 LONGEST_LABEL = 24
-SPOKEN_WEIGHT = 0.3  # a pseudo box that weighs less has its class in the tooltip only
+SPOKEN_WEIGHT = 0.3  # the class of a pseudo box with a smaller weight is only in the tooltip
 
 Asked = tuple[Query, Answer]
 Name = Callable[[int | None], str]
@@ -39,7 +39,7 @@ MISSES = {
 class Box:
     """A box of the overlay, in pixels of the image as shown. ``kind``: hit, miss, pseudo or human.
 
-    ``label`` begins at ``text_x``, its base line is at ``text_y``; it is empty where it would only be in the way.
+    ``label`` begins at ``text_x``, its base line is at ``text_y``; it is empty if it would hide other labels.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images, and the cycle they are of; without images, ``missing`` says why there are none."""
+    """The images, and their cycle; if there are none, ``missing`` says why."""
 
     shots: tuple[Shot, ...] = ()
     cycle: int = 0

@@ -1,4 +1,4 @@
-"""The page of a grid: what the differences say in words, curves, differences, classes and tables of each group."""
+"""The page of a grid: the differences in words, and the curves, differences, classes and tables of each group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from rarebox.report.page import render
 from rarebox.report.wording import listed, number, plural
 
 MOST_NAMED = 8
-"""Methods that a sentence names; the figures have them all."""
+"""The most methods that a sentence names; the figures show all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class GroupPart:
 
 
 def write(out: Path, groups: Sequence[Group]) -> Path:
-    """Write ``report.html``, ``tables.md`` and ``figures/`` into a folder that is there; the page's path."""
+    """Write ``report.html``, ``tables.md`` and ``figures/`` into an existing folder, and return the page's path."""
     styles = grid_figures.styles_of(groups)
     parts: list[GroupPart] = []
     with drawing.style():
@@ -59,7 +59,7 @@ def write(out: Path, groups: Sequence[Group]) -> Path:
 
 
 def headline(groups: Sequence[Group]) -> str:
-    """Whether the paper's whole method is ahead of plain uncertainty, if both are there; else what is compared."""
+    """Whether the paper's whole method is ahead of plain uncertainty, if the grid has both; else what is compared."""
     steps: list[statistics.Difference] = []
     for group in groups:
         whole, plain = (paper.ablation(group).get(row) for row in ("+ TSPL", "U"))
@@ -76,18 +76,18 @@ def headline(groups: Sequence[Group]) -> str:
         rest = len(known) - above - below
         return (
             f"{who} above plain uncertainty in {above} of {len(known)} settings, below it in {below}; in {rest} the "
-            "seeds cannot tell."
+            "seeds are inconclusive."
         )
     step = known[0]
     where = f"{number(abs(step.mean), 3)} AP50 {'above' if step.mean >= 0 else 'below'} plain uncertainty"
     if step.n == 1:
         return f"{who} {where}, with a single seed."
-    verdict = "" if step.sign else f"; {step.n} seeds cannot tell that from chance"
+    verdict = "" if step.sign else f"; {step.n} seeds cannot distinguish this from chance"
     return f"{who} {where}{verdict}."
 
 
 def about(groups: Sequence[Group]) -> str:
-    """How much was run."""
+    """The number of runs, finished and failed."""
     runs = dict.fromkeys(run for group in groups for run in group.runs)  # a ceiling may be in several groups
     failed = sum(run.reason is not None for run in runs)
     text = f"{plural(len(runs) - failed, 'run')} finished"
@@ -95,7 +95,7 @@ def about(groups: Sequence[Group]) -> str:
 
 
 def findings(group: Group) -> list[str]:
-    """What the numbers of a group say, in plain words; only intervals decide what is called a difference."""
+    """The results of a group in words; only intervals decide what is called a difference."""
     if not group.methods:
         return ["No run has finished here."]
     best = measures.ranked(group)[0]
@@ -124,13 +124,13 @@ def _seeds(group: Group) -> str:
 
 
 def _against(group: Group, label: str, reference: str) -> str:
-    """Which methods' intervals lie above, below or across 0."""
+    """The methods whose intervals lie above, below or across 0."""
     values = measures.measures(group)["AP50"]
     steps = {name: statistics.paired(values[name], values[reference]) for name in measures.ranked(group)}
     steps = {name: step for name, step in steps.items() if name != reference and step.n > 1}
     who = f"Against {label} (“{reference}”)"
     if not steps:
-        return f"{who} there are not two common seeds, so no difference can be told from chance."
+        return f"{who} there are not two common seeds, so no difference can be distinguished from chance."
     named = {name: f"{name} ({results.signed(step.mean)})" for name, step in steps.items()}
     places = {
         "above 0 for": [named[name] for name, step in steps.items() if step.sign > 0],
@@ -140,5 +140,5 @@ def _against(group: Group, label: str, reference: str) -> str:
     said = [f"{where} {listed(names, MOST_NAMED)}" for where, names in places.items() if names]
     few = [named[name] for name, step in steps.items() if step.n < ENOUGH_SEEDS]
     parts = [f"the interval of the final AP50 lies {'; '.join(said)}"] if said else []
-    parts += [f"fewer than {ENOUGH_SEEDS} common seeds settle nothing for {listed(few, MOST_NAMED)}"] if few else []
+    parts += [f"fewer than {ENOUGH_SEEDS} common seeds are inconclusive for {listed(few, MOST_NAMED)}"] if few else []
     return f"{who} {'; '.join(parts)}."

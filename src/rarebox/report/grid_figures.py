@@ -140,7 +140,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[Point, str, str]]) -> None:
 def _apart(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Rising heights -> the nearest ones (least squares) that are a gap apart and, if they fit, within the bounds.
 
-    Without the gaps that is isotonic regression, which pools neighbours in the wrong order into their mean.
+    Without the gaps this is isotonic regression, which replaces neighbours in the wrong order by their mean.
     """
     pools: list[tuple[float, int]] = []
     for i, height in enumerate(heights):

@@ -1,4 +1,4 @@
-"""The tables of a comparison, for the page and as Markdown; their cells are text already."""
+"""The tables of a comparison, for the page and as Markdown. Their cells are text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
     )
     if group.full:
         columns += ("to 90\u00a0%", "to 95\u00a0%")
-        note += " The last two columns: labels at which the mean curve reaches that share of the AP50 of all labels."
+        note += " The last two columns: labels at which the mean curve reaches that fraction of the AP50 of all labels."
     return Table("All methods", note, columns, tuple(rows))
 
 
@@ -94,7 +94,7 @@ def _short(group: Group) -> list[Table]:
             where = f"{_count(least.spent)} of {_count(least.budget)} (seed {seed}, cycle {least.cycle})"
             rows.append((name, f"{len(found)} of {len(runs) * len(group.budget)}", where))
     note = (
-        "Nothing was left to ask about; or, in runs of earlier versions, no image that was left fitted the rest of the "
+        "Nothing was left to ask about; or, in runs of earlier versions, no remaining image fitted the rest of the "
         f"budget. The budget counts {group.unit}."
     )
     columns = ("method", "batches", "the shortest")
@@ -116,7 +116,7 @@ def _differences(group: Group, measure: str, values: Values) -> Table:
 
 
 def _common_seeds(values: Values, others: Mapping[str, str]) -> str:
-    """How many seeds the differences of a table are over."""
+    """The number of common seeds behind the differences of a table."""
     numbers = {paired(values[name], values[other]).n for name in values for other in others.values() if name != other}
     least, most = min(numbers, default=0), max(numbers, default=0)
     return f"n = {most}" if least == most else f"n = {least} to {most}"
@@ -183,7 +183,7 @@ def markdown(groups: Sequence[Group], level: int = 2) -> str:
 
 
 def caution(groups: Sequence[Group]) -> str:
-    """What to keep in mind about the intervals, where there are any."""
+    """The caution about the intervals, if there are any."""
     return CAUTION if any(map(several_seeds, groups)) else ""
 
 

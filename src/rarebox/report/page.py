@@ -41,4 +41,4 @@ FILTERS = {
     "setting": _setting,
     "tail": _tail,
 }
-"""What templates may apply to a value, as in ``{{ value | number }}``."""
+"""The filters that templates may apply to a value, as in ``{{ value | number }}``."""

@@ -1,4 +1,4 @@
-"""The part of Matplotlib that the figures use, with complete types. Matplotlib's own leave the style options open."""
+"""The part of Matplotlib that the figures use, with complete types. Matplotlib's own leave style options open."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +73,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 @contextmanager
 def settings(values: Mapping[str, object]) -> Generator[None]:
-    """Matplotlib with other settings for a while."""
+    """Matplotlib with temporary settings."""
     with cast(Any, matplotlib).rc_context(values):
         yield

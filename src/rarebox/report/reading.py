@@ -1,4 +1,4 @@
-"""A run as the report needs it: the contents of its folder, and a few numbers derived from them."""
+"""A run for the report: the contents of its folder, and a few numbers derived from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -69,7 +69,7 @@ def short(name: str, most: int) -> str:
 
 
 def headline(run: ReportedRun) -> str:
-    """What a run has reached, in one sentence."""
+    """The result of a run in one sentence."""
     labels, ap, start = count(run.last["labels"]), run.last["ap50"], run.first["ap50"]
     if len(run.records) == 1:
         return f"With the {labels} initial labels the detector reaches AP50\u00a0{number(ap)}."
@@ -139,7 +139,7 @@ def comparison(runs: Sequence[ReportedRun]) -> str:
 
 
 def comparison_findings(runs: Sequence[ReportedRun]) -> list[str]:
-    """What to keep in mind when comparing runs."""
+    """A caution for comparing runs."""
     said = ["Each curve is one run. Differences of a few hundredths may be chance: repeat the runs with other seeds."]
     if len({tuple(run.classes) for run in runs}) > 1:
         said.append("The runs have different classes, so their numbers must not be compared.")

@@ -19,7 +19,7 @@ Rank = Callable[[Candidates, LabelState], Ranking]
 """A strategy with its random generator."""
 
 Keep = Callable[[Rank, Candidates, LabelState, int], Ints]
-"""(strategy, candidates so far, labels so far, places) -> rows that may be among the first ``places`` at the end."""
+"""(strategy, candidates so far, labels so far, places) -> rows that may be in the first ``places`` at the end."""
 
 
 def first(rank: Rank, candidates: Candidates, state: LabelState, places: int) -> Ints:
@@ -28,7 +28,7 @@ def first(rank: Rank, candidates: Candidates, state: LabelState, places: int) ->
 
 
 def everything(rank: Rank, candidates: Candidates, state: LabelState, places: int) -> Ints:
-    """All rows, for strategies about which nothing is known."""
+    """All rows, for strategies that declare nothing."""
     return np.arange(len(candidates))
 
 
@@ -113,7 +113,7 @@ def image_by_image(rank: Rank, pieces: Iterable[Candidates], state: LabelState) 
         together = piece if rest is None else concatenate([rest, piece])
         if not len(together):
             continue
-        last = together.image_id == together.image_id[-1]  # its other candidates may come in the next piece
+        last = together.image_id == together.image_id[-1]  # its other candidates may be in the next piece
         rest, done = together[last], together[~last]
         rank_here(done, np.flatnonzero(np.isin(images.image_id, done.image_id)))
     if rest is not None:

@@ -1,8 +1,8 @@
 """An index of all questions and answers in memory, updated with each of them.
 
 All counts are in ``sums``. An answer changes them by the difference between what its question adds after and before it,
-so the cost of an update does not grow with the number of answers. Labels stay as they were given and are mapped when
-they are read, so merging two classes does not visit every answer.
+so the cost of an update does not grow with the number of answers. Labels are stored as given and mapped when read, so
+merging two classes does not visit every answer.
 """
 
 from bisect import bisect_left, insort
@@ -20,14 +20,14 @@ Merged = Mapping[int, int]
 """Labels of merged classes, and the labels that they count as."""
 
 Sum = tuple[str | int, ...]
-"""What a sum counts, and of which cycle, label or person."""
+"""The key of a sum: what it counts, and for which cycle, label or person."""
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
 
 
 def counted(labels: Ints, merged: Merged) -> Ints:
-    """Labels as what they count as: (N,) -> (N,)."""
+    """The labels that labels count as: (N,) -> (N,)."""
     return np.array([merged.get(label, label) for label in labels.tolist()], dtype=np.int64)
 
 
@@ -38,11 +38,32 @@ def right(guess: int, labels: Sequence[int], merged: Merged) -> bool:
 
 @dataclass
 class History:
-    """The answers to one query: ``standing`` by person; ``ever`` counts all that were not withdrawals."""
+    """The answers to one query: all of them in their order, and those ``standing`` by person."""
 
     question: Question
+    given: list[Given] = field(default_factory=list[Given])
     standing: dict[str, Given] = field(default_factory=dict[str, Given])
-    ever: int = 0
+
+    def add(self, one: Given) -> None:
+        self.given.append(one)
+        self._apply(one)
+
+    def remove_last(self) -> None:
+        self.given.pop()
+        self.standing.clear()
+        for one in self.given:
+            self._apply(one)
+
+    def _apply(self, one: Given) -> None:
+        if one.answer.verdict is Verdict.WITHDRAWN:
+            self.standing.pop(one.answer.by, None)
+        else:
+            self.standing[one.answer.by] = one
+
+    @property
+    def ever(self) -> int:
+        """How many answers were not withdrawals."""
+        return sum(one.answer.verdict is not Verdict.WITHDRAWN for one in self.given)
 
     @property
     def latest(self) -> Given | None:
@@ -126,15 +147,26 @@ class AnswerIndex:
         for one in given:
             history = self.queries[one.query.id]
             self._count(history, -1)
-            if one.answer.verdict is Verdict.WITHDRAWN:
-                history.standing.pop(one.answer.by, None)
-            else:
-                history.standing[one.answer.by] = one
-                history.ever += 1
+            history.add(one)
             self._count(history, 1)
             self.of_person[one.answer.by].append(one)
             self._given.append(one)
             self.last_answer = one.id
+
+    def forget(self, last_question: int, last_answer: int) -> None:
+        """Undo what was taken in after these two, because it was rolled back. The cost does not grow with the rest."""
+        while self._given and (one := self._given[-1]).id > last_answer:
+            history = self.queries[one.query.id]
+            self._count(history, -1)
+            history.remove_last()
+            self._count(history, 1)
+            self.of_person[one.answer.by].pop()
+            self._given.pop()
+        while self.queries and (number := next(reversed(self.queries))) > last_question:
+            history = self.queries.pop(number)
+            self._count(history, -1)
+            self.of_image[history.question.image_id].discard(number)
+        self.last_question, self.last_answer = last_question, last_answer
 
     def _count(self, history: History, sign: int) -> None:
         for what, number in history.contributions(self.merged):
@@ -207,7 +239,7 @@ class AnswerIndex:
         return self.sums[part] / self.sums[whole] if self.sums[whole] else None
 
     def disagreements(self) -> list[History]:
-        """Questions whose answers differ and that nobody has decided since."""
+        """Questions with different answers that nobody has resolved since."""
         differing = [self.queries[number] for number in sorted(self._differing)]
         return [history for history in differing if history.ever <= history.question.wanted]
 

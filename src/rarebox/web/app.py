@@ -1,4 +1,4 @@
-"""The HTTP side of ``rarebox serve``: the routes, and who may use them. Docs: ``docs/serve.md``."""
+"""The HTTP routes of ``rarebox serve``, and who may use them. Docs: ``docs/serve.md``."""
 
 import asyncio
 import hmac
@@ -35,7 +35,7 @@ from rarebox.web.ml_backend import router_of
 from rarebox.web.pictures import LARGEST_SIDE, picture_of
 from rarebox.web.requests import LONGEST_KEY, Answers, ClassChange, Identifier, Item, Leave, Me, Next
 from rarebox.web.security import Authenticator, Visitor, is_loopback
-from rarebox.web.service import AnnotationService
+from rarebox.web.service import AnnotationService, Exchange
 
 STATIC = Path(__file__).parent / "static"
 
@@ -164,12 +164,17 @@ def make_app(
 
     # Questions and answers
 
+    def questions(got: Exchange, found: Visitor) -> replies.Questions:
+        queries = [service.query(query) for query in got.queries]
+        return {"queries": queries, "state": state_of(found), "session": got.session, "outdated": got.outdated}
+
     @post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> Response:
         """Questions for one tab of a browser."""
-        _, queries = await _done(service.answer(found.holder(body.client), by, [], body.want, found.former))
-        reply: replies.Questions = {"queries": [service.query(query) for query in queries], "state": state_of(found)}
-        return JSONResponse(reply)
+        got = await _done(
+            service.answer(found.holder(body.client), by, [], body.want, found.former, body.session or "")
+        )
+        return JSONResponse(questions(got, found))
 
     @post("/api/leave", status_code=204, response_class=Response)
     async def leave(body: Leave, found: Anybody, _: Somebody) -> None:
@@ -180,12 +185,11 @@ def make_app(
     async def answer(body: Answers, found: Anybody, by: Somebody) -> Response:
         """Save answers and return the next questions. The answers are on the disk when this returns."""
         given = [_submission(item) for item in body.answers]
-        outcomes, queries = await _done(service.answer(found.holder(body.client), by, given, body.want, found.former))
-        reply: replies.Saved = {
-            "results": [service.outcome(outcome) for outcome in outcomes],
-            "queries": [service.query(query) for query in queries],
-            "state": state_of(found),
-        }
+        got = await _done(
+            service.answer(found.holder(body.client), by, given, body.want, found.former, body.session or "")
+        )
+        results = [service.outcome(outcome) for outcome in got.outcomes]
+        reply: replies.Saved = {"results": results, **questions(got, found)}
         return JSONResponse(reply)
 
     @get("/api/answers")
@@ -254,7 +258,7 @@ def make_app(
 
     @post("/api/me")
     def me(body: Me, found: Anybody) -> Response:
-        """Take a name, or another one. Leases follow."""
+        """Set or change the visitor's name. Leases follow."""
         if found.fixed:
             raise HTTPException(403, f"This link is for {found.name}. Ask for your own link.")
         named = found.renamed(clean_name(body.name, "person"))
@@ -321,8 +325,7 @@ def _submission(item: Item) -> Submission:
         item.image,
         item.after,
         item.complete,
-        item.on,
-        tuple(item.class_names),
+        item.session or "",
     )
 
 
@@ -335,7 +338,7 @@ def _zipped(root: Path, format: str) -> bytes:
     damage: list[str] = []
     images, classes, annotations = collect(root, damage)
     with open_store(root) as store:
-        project = store.identity()
+        project = store.session()
     if format == "yolo" and not any(one.complete for one in annotations):
         raise UserError("No image is fully labelled yet, and YOLO files hold only such images. Choose COCO or VOC.")
     content = io.BytesIO()

@@ -25,7 +25,7 @@ REPEAT_SECONDS = 10.0
 class Limits:
     """``connections``: open at once, and at most half of the files that the system lets us open. In seconds:
     ``request`` for a whole request to arrive, counted from the connection or from its first byte; ``idle`` between two
-    requests; ``reply`` for which a client may leave a reply unread."""
+    requests; ``reply`` that a client may leave a reply unread."""
 
     connections: int = 1000
     request: float = 30.0

@@ -1,4 +1,4 @@
-"""What every request must pass before a route sees it, and how requests are refused."""
+"""Checks on every request before it reaches a route, and how requests are refused."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Label Studio's ML-backend protocol over HTTP: it shows our questions as predictions and sends the answers back.
 
-Label Studio waits 1 s for ``/health``, 3 s for ``/setup`` and 100 s for ``/predict``; all are answered at once from
+Label Studio waits 1 s for ``/health``, 3 s for ``/setup`` and 100 s for ``/predict``; all are answered immediately from
 the store. Nothing is trained here: answers go to the store, where the trainer finds them.
 """
 
@@ -32,7 +32,8 @@ ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED")
 UNEXPECTED = {
     "left": "another person answered differently. Answers not used: {}. To use them, export the task from Label Studio "
     "and import it with --replace",
-    "foreign": "exported by another project, so its image and boxes are matched by name and place alone",
+    "foreign": "exported by another project, so its image and boxes are matched by name and position alone",
+    "shapes": "shapes left out, since only upright rectangles are used: {}",
 }
 """Kinds of answers that the log of the server reports, since nobody reads the reply to a webhook."""
 
@@ -61,7 +62,7 @@ class Predict(Message):
 
 
 class Event(Message):
-    """What has happened in Label Studio. An event about many annotations lists them, and each of their tasks once."""
+    """An event in Label Studio. An event about many annotations lists them, and each of their tasks once."""
 
     action: str = ""
     task: dict[str, object] | list[dict[str, object]] | None = None
@@ -86,8 +87,8 @@ def make_router(
 
     ``sheets_of`` takes the names of images, each with its number if the task knows it, and returns for each its open
     questions and other boxes to show, or None for an image that is not in the project. ``classes`` are the names that
-    guesses are indices into; ``version`` names the model. ``record`` starts to save what came back as answers. It is
-    done when they are on the disk, and counts them by kind; its UserErrors are sent to Label Studio.
+    guesses are indices into; ``version`` names the model. ``record`` starts to save returned annotations as answers.
+    Its future is done when they are on disk, and counts them by kind; its UserErrors are sent to Label Studio.
     """
     router = APIRouter(tags=["Label Studio"])
     newest: dict[int, _Recorded] = {}  # by annotation
@@ -155,10 +156,12 @@ def make_router(
                     counts.update(taken or {})
                     late += taken is None
                 except UserError as error:  # the others are recorded
-                    refused.append(str(error))
+                    refused.append(f"Task {task.get('id')}, annotation {annotation.get('id')}: {error}")
         except UserError as error:
             refused.append(str(error))
         if refused:
+            for one in refused:
+                logger.warning("Label Studio: NOT recorded. %s. Then save the annotation again.", one.rstrip("."))
             raise HTTPException(422, "; ".join(refused))
         if late and not counts:
             return {"result": {}, "status": "ignored: a later state of this annotation is already recorded"}
@@ -179,7 +182,7 @@ def make_router(
     def job_status(response: Response) -> dict[str, str]:
         """410: this backend runs no jobs for Label Studio."""
         response.status_code = 410
-        return {"error": "rarebox trains by itself"}
+        return {"error": "rarebox starts training by itself"}
 
     return router
 

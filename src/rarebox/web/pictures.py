@@ -1,4 +1,4 @@
-"""The pictures that the page is sent: a file as it is, or upright and as JPEG."""
+"""The pictures sent to the page: the file itself, or an upright JPEG."""
 
 import io
 
@@ -13,8 +13,8 @@ LARGEST_SIDE = 4096
 
 
 def picture_of(record: ImageRecord, size: int | None) -> Response:
-    """The file as it is if browsers show it correctly; otherwise upright, in RGB, as JPEG. ``size``: pixels of the
-    longer side, at most. Raises UnreadableImage."""
+    """The file itself if browsers show it correctly; otherwise an upright RGB JPEG. ``size``: pixels of the longer
+    side, at most. Raises UnreadableImage."""
     cached = {"Cache-Control": "private, max-age=86400, immutable"}
     side = max(record.width, record.height)
     wanted = min(size or LARGEST_SIDE, side, LARGEST_SIDE)

@@ -78,7 +78,7 @@ class Answer(TypedDict):
 
 
 class Result(TypedDict):
-    """What became of an answer. ``current`` is the answer that stands instead."""
+    """The outcome of an answer. ``current`` is the answer that stands instead."""
 
     key: str
     status: str
@@ -133,7 +133,7 @@ class HeldOut(TypedDict):
 
 
 class Agreement(TypedDict):
-    """Fractions in [0, 1]; None where there is nothing to compare."""
+    """Fractions in [0, 1]; None if there is nothing to compare."""
 
     with_guesses: float | None
     between_people: float | None
@@ -185,8 +185,15 @@ class State(VisitorState):
 
 
 class Questions(TypedDict):
+    """Questions for a tab. ``session`` goes into its next requests and answers.
+
+    ``outdated``: the store was restored from a backup after the page was loaded, which must be loaded again.
+    """
+
     queries: Sequence[Query]
     state: State
+    session: str
+    outdated: bool
 
 
 class Saved(Questions):

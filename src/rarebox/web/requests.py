@@ -12,6 +12,7 @@ LONGEST_KEY = 64
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Box = Annotated[tuple[Coordinate, Coordinate, Coordinate, Coordinate], FailFast()]
 Identifier = Annotated[int, Field(ge=0, lt=2**31)]
+Session = Annotated[str, Field(max_length=LONGEST_KEY)]
 Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, pattern="^[!-~]+$")]
 
 
@@ -42,6 +43,8 @@ class Item(Body):
     labels: Annotated[list[Identifier], FailFast()] = Field(default=[], max_length=MOST_BOXES)
     after: Identifier | None = None
     complete: bool = False
+    session: Session | None = None
+    # Pages of version 0.1 and of early 0.2 may still send these, which are not used.
     on: Identifier | None = None
     class_names: Annotated[list[str], FailFast()] = Field(default=[], max_length=MOST_BOXES)
 
@@ -51,8 +54,6 @@ class Item(Body):
             raise ValueError("an answer is about either a query or an image")
         if len(self.boxes) != len(self.labels):
             raise ValueError("every box needs one label")
-        if self.class_names and len(self.class_names) != len(self.labels):
-            raise ValueError("every label needs one class name, if there are any")
         return self
 
 
@@ -66,6 +67,7 @@ class Next(Leave):
     """A tab that needs questions."""
 
     want: int = Field(default=3, ge=0, le=10)
+    session: Session | None = None
 
 
 class Answers(Next):

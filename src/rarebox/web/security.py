@@ -37,7 +37,7 @@ _HOST = re.compile(r"(?P<name>[\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who may come in. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
+    """A user of the server. ``fixed``: the link was made for this name. ``former``: earlier names, oldest first."""
 
     name: str | None = None
     fixed: bool = False
@@ -134,12 +134,15 @@ def _cookie_name(secret: bytes) -> str:
     return f"rarebox-{sha256(secret).hexdigest()[:8]}"
 
 
-def read_name(file: Path, secret: bytes) -> str:
-    """The name by which open pages know the project, created on first use. Pages keep unsaved answers under it, so it
-    outlives the secret. (Projects without this file used the name of the cookie.)"""
+def read_name(file: Path, secret: Path, session: str) -> str:
+    """The name by which open pages know the project, created on first use. They keep unsaved answers under it.
+
+    It is made from the first ``session`` of the store, so a project restored from a backup of its store gets it
+    again. Projects that have a secret and no name used the name of the cookie.
+    """
     name = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
     if not re.fullmatch("[!-~]{1,64}", name):
-        name = _cookie_name(secret)
+        name = _cookie_name(read_secret(secret)) if secret.exists() or not session else f"rarebox-{session[:8]}"
         write_text(file, name)
     return name
 

@@ -32,7 +32,7 @@ from rarebox.web.service import AnnotationService
 DEFAULT_PORT = 8765
 
 LOG_SECONDS = 5
-"""How often the start reports long work."""
+"""Seconds between reports on long work at the start."""
 
 
 def serve(
@@ -89,8 +89,12 @@ def _serve(
     root = project.folder.root
     listening = _listen(host, port, root / "port")
     port = listening.getsockname()[1]
-    secret = read_secret(root / "secret")
-    authenticator = Authenticator(secret, read_name(root / "name", secret))
+    name = read_name(root / "name", root / "secret", project.store.session(first=True))
+    authenticator = Authenticator(read_secret(root / "secret"), name)
+    if lost := project.restore_classes():
+        say(
+            f"The labels were restored from a backup. Classes that the models know were added again: {', '.join(lost)}."
+        )
     found = project.find_moved_images(_sometimes(say))
     if found.moved:
         say(f"{len(found.moved)} photos have moved and were found again. They keep their labels.")
@@ -145,7 +149,7 @@ def _sometimes(say: Callable[[str], None]) -> Progress:
 
 
 def _is_worth_an_error(record: logging.LogRecord) -> bool:
-    """Whether a log record is worth showing: not that the end of the server cut an event stream or a long reply."""
+    """Whether a log record is worth showing: not an event stream or reply that the end of the server cut off."""
     cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut and "without completing response" not in record.getMessage()
 
@@ -163,7 +167,7 @@ def leave(seconds: float = 3.0) -> None:
 
 
 class Ending:
-    """Handles the signals to end: before the server runs they stop the start; then they stop the server, once.
+    """Handles the signals to end: before the server runs they stop its start; later they stop the server, once.
 
     The store is closed in every case, so that its file is complete. While it is being closed, signals do nothing.
     """

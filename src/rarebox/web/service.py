@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from hashlib import sha256
 from itertools import islice
 from threading import RLock
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,18 @@ MOST_OTHERS = 30
 T = TypeVar("T")
 
 
+class Exchange(NamedTuple):
+    """What one tab gets: the outcomes of its answers, questions, and the current session of the store.
+
+    ``outdated``: the store was restored from a backup after the page was loaded.
+    """
+
+    outcomes: list[Outcome]
+    queries: list[Query]
+    session: str
+    outdated: bool
+
+
 class AnnotationService:
     """One project and its annotators.
 
@@ -49,7 +62,7 @@ class AnnotationService:
         self.see_photos()
         self.version, self.questions = 0, 0
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
-        self._answer_index, self._lock, self._anew = AnswerIndex(), RLock(), False
+        self._answer_index, self._lock = AnswerIndex(), RLock()
         self._asker: Asker | None = None
         self._cycle = -1
         self._shown: Candidates | None = None
@@ -76,16 +89,27 @@ class AnnotationService:
     # What annotators do
 
     def answer(
-        self, holder: str, by: str, said: Sequence[Submission], want: int, former: Sequence[str] = ()
-    ) -> Future[tuple[list[Outcome], list[Query]]]:
-        """Record answers and assign up to ``want`` questions, in one transaction; done when it is on the disk."""
-        seconds = self.project.settings.people.lease_seconds
+        self,
+        holder: str,
+        by: str,
+        said: Sequence[Submission],
+        want: int,
+        former: Sequence[str] = (),
+        session: str = "",
+    ) -> Future[Exchange]:
+        """Record answers and assign up to ``want`` questions, in one transaction; done when it is on the disk.
 
-        def job() -> tuple[list[Outcome], list[Query]]:
+        A page whose ``session`` is not in the store gets no questions: its numbers are not those of this store.
+        """
+        seconds, store = self.project.settings.people.lease_seconds, self.project.store
+
+        def job() -> Exchange:
+            outdated = bool(session) and not store.has_session(session)
             outcomes = [self.people.submit(holder, by, one, seconds, former) for one in said]
             reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
-            queries = self._assign(holder, by, former, min(want, MOST_QUESTIONS))
-            return outcomes, sorted(queries, key=lambda query: query.id not in reopened)
+            queries = [] if outdated else self._assign(holder, by, former, min(want, MOST_QUESTIONS))
+            queries.sort(key=lambda query: query.id not in reopened)
+            return Exchange(outcomes, queries, store.session(), outdated)
 
         return self.do(job)
 
@@ -123,7 +147,7 @@ class AnnotationService:
             self.trainer.send("train")
 
     def retry(self) -> None:
-        """Have the trainer do what is due, also after it has failed."""
+        """Have the trainer do the next step, even after it has failed."""
         if self.trainer:
             self.trainer.again()
 
@@ -149,7 +173,7 @@ class AnnotationService:
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
-            return self._assign(holder, by, former, want)  # the only ones left were leased to a tab that was closed
+            return self._assign(holder, by, former, want)  # the remaining ones were leased to a closed tab
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
@@ -171,23 +195,17 @@ class AnnotationService:
         """The last question and the last answer that were read."""
         return self._answer_index.last_question, self._answer_index.last_answer
 
-    def undo(self, mark: object) -> None:
-        """Read everything again if something was read that has been rolled back."""
-        if mark != self.mark():
-            self._forget()
-
-    def lose(self) -> None:
-        """Have the next refresh read everything again: nothing was committed."""
-        self._anew, self._cycle = True, -1
+    def undo(self, mark: tuple[int, int]) -> None:
+        """Forget what was read after a mark and rolled back. The next refresh reads classes and the ranking again."""
+        with self._lock:
+            self._answer_index.forget(*mark)
+            self._cycle = -1
 
     def refresh(self) -> None:
-        """Bring what is kept in memory up to date with the store."""
+        """Update the state in memory from the store."""
         project = self.project
         with self._lock:
-            if self._anew:
-                self._forget()
-            else:
-                self._take_in()
+            self._take_in()
             if (cycle := project.cycle) != self._cycle:
                 self._open(cycle)
             budget = self._budget_of(cycle)
@@ -213,14 +231,6 @@ class AnnotationService:
             self._classes, self._counts_as = self.project.store.classes(), self.project.store.counts_as()
             self._answer_index.merge(self._counts_as)
             self._counts = self._answer_index.counts(len(self._classes))
-
-    def _forget(self) -> None:
-        """Read everything again, because something that was read has been rolled back."""
-        with self._lock:
-            self._answer_index, self._anew = AnswerIndex(), True
-            self._see_classes()
-            self._take_in()
-            self._anew = False
 
     def _open(self, cycle: int) -> None:
         """Prepare for the questions of a cycle."""
@@ -257,7 +267,7 @@ class AnnotationService:
     # What annotators see
 
     def query(self, query: Query) -> replies.Query:
-        """A question as the page wants it."""
+        """A question in the page's form."""
         image, why = self.images[query.image_id], query.why or {}
         with self._lock:
             return {
@@ -279,7 +289,7 @@ class AnnotationService:
             return self._image(self.images[image_id])
 
     def given(self, one: Given) -> replies.Answer:
-        """An answer as the page wants it."""
+        """An answer in the page's form."""
         image, guess = self.images[one.query.image_id], one.query.guess
         return {
             "answer": one.id,
@@ -305,7 +315,7 @@ class AnnotationService:
     ) -> list[replies.Answer]:
         """Answers that count, newest first; with ``names`` those under one of them.
 
-        A filter may match nothing, so the walk through all answers lets others go first after each piece.
+        A filter may match nothing, so the scan of all answers yields to other requests after each piece.
         """
         found: list[replies.Answer] = []
         with self._lock:
@@ -331,7 +341,7 @@ class AnnotationService:
         return [{"query": self.query(all[0].query), "answers": [self.given(one) for one in all]} for all in found]
 
     def outcome(self, outcome: Outcome) -> replies.Result:
-        """What became of an answer, as the page wants it."""
+        """The outcome of an answer, in the page's form."""
         current = self.given(outcome.current) if outcome.current else None
         return {
             "key": outcome.key,
@@ -456,7 +466,7 @@ def _about(image: ImageRecord) -> replies.Image:
         "name": name,
         "width": image.width,
         "height": image.height,
-        "url": f"/api/images/{image.id}",
+        "url": f"/api/images/{image.id}?of={sha256(image.path.encode(errors='replace')).hexdigest()[:8]}",
     }
 
 

@@ -81,7 +81,7 @@ class Supervisor:
             self._follower.join(CLOSING_SECONDS)  # a child of it may hold its output open
 
     def _start(self) -> None:
-        sweep(self._root)  # no other process writes there now
+        sweep(self._root)  # no other process is writing there
         process = self._process = subprocess.Popen(
             [*COMMAND, str(self._root), *self._engine],
             stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ class Supervisor:
         for reader in readers:
             reader.join(max(until - time.monotonic(), 0))
         assert process.stdin
-        with suppress(OSError):  # a command that it did not read cannot be flushed
+        with suppress(OSError):  # an unread command cannot be flushed
             process.stdin.close()
         with self._lock:
             if self._closed or process is not self._process:
@@ -185,4 +185,4 @@ def _status(
 
 
 IDLE = _status("idle")
-"""The status of a trainer that waits."""
+"""The status of a waiting trainer."""

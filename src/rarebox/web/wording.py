@@ -8,7 +8,7 @@ UNSTABLE = 1.0
 """The value of u(b), of at most 1.3, above which the page says that the guess changes between views."""
 
 FEW_IMAGES = 20
-"""AP is called a rough trend below this number of held-out images."""
+"""Below this number of held-out images, the page calls AP a rough trend."""
 
 WHOLE_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
 DRAWN = "An annotator drew this box."
@@ -40,7 +40,7 @@ def held_out(images: int, boxes: int, asking: bool) -> str:
 
 def advice(measured: Sequence[tuple[int, float]], confirmed: float | None) -> str | None:
     """Whether to label more. ``measured`` holds the reviews and AP50 of each evaluated cycle; ``confirmed`` is the
-    fraction of this cycle's guesses that annotators confirmed. None where neither says anything."""
+    fraction of this cycle's guesses that annotators confirmed. None if neither is conclusive."""
     agreed = f"Annotators confirm {confirmed:.0%} of the guesses." if confirmed is not None else ""
     if len(measured) < 2 or (reviews := measured[-1][0] - measured[-2][0]) < 1:
         return agreed or None

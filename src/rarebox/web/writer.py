@@ -9,31 +9,27 @@ from typing import Any, Generic, Protocol, TypeVar
 from rarebox.labels.store import Store
 
 MOST_TOGETHER = 20
-"""Jobs of one commit: few enough that browsers receive their answers while the next jobs are worked on."""
+"""The most jobs of one commit: few enough that browsers receive replies while the next jobs run."""
 
 IDLE_SECONDS = 1.0
-"""How often an idle writer looks after the log of the store."""
+"""Seconds between an idle writer's checks of the store's log."""
 
 T = TypeVar("T")
 
 
 class Memory(Protocol):
-    """What is kept in memory of the store. The writer keeps it consistent with what is on the disk."""
+    """State in memory that the writer keeps consistent with the store on disk."""
 
-    def mark(self) -> object:
-        """How far the store has been read."""
+    def mark(self) -> tuple[int, int]:
+        """The last question and the last answer that were read."""
         ...
 
-    def undo(self, mark: object) -> None:
-        """Forget what a job read or wrote after ``mark``: the job failed and was rolled back."""
-        ...
-
-    def lose(self) -> None:
-        """Forget what the whole transaction read or wrote: it was not committed."""
+    def undo(self, mark: tuple[int, int]) -> None:
+        """Forget what was read after ``mark``: a job, or the transaction, failed and was rolled back."""
         ...
 
     def refresh(self) -> None:
-        """Read what is new in the store, after each transaction."""
+        """Read new rows of the store, after each transaction."""
         ...
 
     def written(self) -> None:
@@ -111,8 +107,9 @@ class Writer:
         return jobs
 
     def _write(self, jobs: list[Job[Any]]) -> None:
-        """Run the jobs in one transaction and report what became of each. A job that fails undoes itself only."""
+        """Run the jobs in one transaction and report the outcome of each. A failed job undoes only its own writes."""
         failure: Exception | None = None
+        before = self._memory.mark()
         try:
             with self._store.transaction(writes=True):
                 for job in jobs:
@@ -126,7 +123,7 @@ class Writer:
         except Exception as error:  # a full disk, for example: nothing was written
             for job in jobs:
                 job.problem = error
-            self._memory.lose()
+            self._memory.undo(before)
         try:
             self._memory.refresh()
         except Exception as error:

@@ -1,8 +1,9 @@
 """How the boxes that another tool returned for one image become answers.
 
-A box that comes back unchanged or moved is an object. A deleted box is not an object, unless another box took its place
-(IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a question
-that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is rejected.
+A box that is returned unchanged or moved is an object. A deleted box is not an object, unless another box took its
+place (IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a
+question that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is
+rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from rarebox.types import Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """One answer to give: to a query that is there, or to one that is asked along with it, under a key."""
+    """An answer to an existing query, or to a new query that is created with it, under a key."""
 
     kind: str
     by: str
@@ -45,7 +46,7 @@ class Said:
 
 
 def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by: str, complete: bool) -> list[Said]:
-    """What one image's regions say of its queries, of boxes that were drawn before, and of nothing asked."""
+    """What one image's regions say about its queries, about boxes drawn earlier, and about unasked boxes."""
     author = clean_name(by, "person") if by else _annotator(one, source)
     boxes = _in_pixels(one, record)
     named = [_label(region, one, known) for region in one.regions]
@@ -57,9 +58,9 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     held = _Held.of(one, record, known)
     free = [n for n in range(len(boxes)) if n not in taken]
     same, changed = match_held(one.regions, boxes, labels, free, held.places, held.labels)
-    # A label that comes back as it was exported says nothing new, whatever has become of it here.
+    # A label that is returned unchanged says nothing new, even if it has changed here.
     known_as = {n: held.queries[label] for n, label in same.items() if label in held.queries}
-    # One box of many has no query of its own.
+    # A single box of a whole-image answer has no query.
     changed = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
     changed = {n: number for n, number in changed.items() if ours[number].box is not None}
     claimed = {*changed.values(), *(number for number in known_as.values() if ours[number].box is not None)}
@@ -102,14 +103,14 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
             found.append(said("missed", ours[number], Verdict.OBJECT, region))
         elif region in labelled:
             query, _, exact = labelled[region]
-            # One box of many cannot be changed alone.
+            # a single box of a whole-image answer cannot be changed
             kind = "missed" if query.box is not None else "unchanged" if exact else "left"
             found.append(said(kind, query, Verdict.OBJECT, region))
         else:
             query = Query(record.id, boxes[region], labels[region], asked_by=author)
             found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
     exported = one.image_id is not None or one.project
-    untouched = exported and not one.task  # an export of rarebox that was in no tool
+    untouched = exported and not one.task  # an export by rarebox that no tool has processed
     gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
     deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
     if not one.left_out:
@@ -119,7 +120,7 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         deleted += [query for query, row, _ in matched if (query.id, row) not in there]
     for query in deleted:
         if query.box is None:
-            found.append(said("left", query, Verdict.OBJECT))  # one box of many cannot be deleted alone
+            found.append(said("left", query, Verdict.OBJECT))  # a single box of a whole-image answer cannot be deleted
             continue
         said_by = known.standing.get(query.id, {}).items()
         theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != author)
@@ -140,8 +141,8 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
 class _Held:
     """The H labels that the image was exported with.
 
-    ``places`` (H, 4) in pixels and ``labels`` (H,). ``queries``: row -> the query of which it is or was the answer, for
-    those that the store has ever had.
+    ``places`` (H, 4) in pixels and ``labels`` (H,). ``queries``: row -> the query whose answer it is or was, if the
+    store ever had one.
     """
 
     places: Floats
@@ -162,7 +163,7 @@ class _Held:
 
 
 def _annotator(one: Returned, source: str) -> str:
-    """The person whom the file names. UserError if that is no name here."""
+    """The person that the file names. UserError if the name is not valid here."""
     try:
         return clean_name(one.by or source, "person")
     except UserError as error:
@@ -177,30 +178,32 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
     if scale is None:
         width, height = one.size or size
         raise UserError(
-            f"{one.where}: the picture there has {width} x {height} pixels, here {record.width} x {record.height}; it "
-            "is another one, or turned"
+            f"{one.where}: the image has {width} x {height} pixels there and {record.width} x {record.height} here. "
+            "It is a different image, or rotated"
         )
     boxes = np.array([region.box for region in one.regions], dtype=np.float64).reshape(-1, 4) * scale
     boxes = np.clip(boxes, 0, [record.width, record.height] * 2)
     try:
         return as_boxes(boxes)
     except ValueError as error:
-        raise UserError(f"{one.where}: {error}; delete that box there, and export again") from None
+        raise UserError(f"{one.where}: {error}. Delete that box there, and export again") from None
 
 
 def _label(region: Region, one: Returned, known: Known) -> int:
     label = known.classes.find(region.name)
     if label is None:
         raise UserError(
-            f"{one.where}: {unknown_name('class', region.name, known.classes)}; add it to the project first"
+            f"{one.where}: {unknown_name('class', region.name, known.classes)}. Add it to the project first"
         )
     return label
 
 
 def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:
-    """The box queries that the file is about. UserError for one that was never asked of this image."""
+    """The box queries that the file is about. UserError for one that was never asked about this image."""
     told = dict.fromkeys([*one.queries, *(r.query for r in one.regions if r.query is not None and r.query in ours)])
     for number in told:
         if number not in ours or ours[number].box is None:
-            raise UserError(f"{one.where}: query {number} is not one of this image's; is this another project's file?")
+            raise UserError(
+                f"{one.where}: query {number} does not belong to this image; is this another project's file?"
+            )
     return {number: ours[number] for number in told}

@@ -17,13 +17,16 @@ from rarebox.types import Answer, ImageRecord, Verdict
 
 @dataclass(frozen=True)
 class Imported:
-    """What a file brought, in answers: guesses that are an object and those that are none or have their label already,
-    missed boxes, images called complete, and drawn boxes that are gone: withdrawn, or rejected where another person's
-    answer would count again. ``unchanged`` were known before; ``left`` contradict another person's later answer, which
-    stands; ``unseen`` are guesses on images whose annotation was not begun with them, so that a missing one says
-    nothing. ``shapes`` are those that no box can be made of; on their images a missing box says nothing either, and no
-    such image is called complete. ``foreign`` are images that another project has exported: only names and places are
-    used of them. ``kept`` are labels of the store that the file lacks on images that it calls complete."""
+    """The number of answers of each kind that an import recorded or skipped.
+
+    ``objects`` and ``no_objects`` answer guesses, the latter also for objects that already have a label. ``withdrawn``
+    are drawn boxes that are gone; they are rejected if another person's answer would otherwise count again.
+    ``unchanged`` were known before. ``left`` contradict another person's later answer, which stands. ``unseen`` are
+    guesses that the annotation did not start with, so their absence has no meaning. ``shapes`` cannot become a box; on
+    their images a missing box has no meaning either, and the images do not count as complete. ``foreign`` images were
+    exported by another project, so only names and positions are used. ``kept`` are labels of the store that the file
+    lacks on images that it marks as complete.
+    """
 
     objects: int = 0
     no_objects: int = 0
@@ -52,16 +55,16 @@ def bring_in(
     instead: bool = False,
     photos: Photos | None = None,
 ) -> Imported:
-    """Record what came back from another tool, all of it or, on an error, none; the same file again changes nothing.
+    """Record what another tool returned, all of it or, on an error, none. The same file again changes nothing.
 
-    ``source`` names the tool; ``by`` is whose answers they are, where the file does not name the person or another
-    name is wanted. With ``complete`` every image of the batch is labelled completely. What somebody else has answered
-    otherwise meanwhile stands, unless ``instead``. ``photos`` are those of the store, if they have been read. Raises
-    UserError for images, queries and classes that the store does not have.
+    ``source`` names the tool; ``by`` is the annotator's name; by default, the one in the file. With ``complete`` every
+    image of the batch is labelled completely. Different answers that somebody else has given since stand, unless
+    ``instead``. ``photos`` are those of the store, if they have been read. Raises UserError for images, queries and
+    classes that the store does not have.
     """
     with store.transaction(writes=True):
-        ours = store.identity() if any(one.project for one in batch.returned) else ""
-        foreign = [one.project not in ("", ours) for one in batch.returned]
+        ours = {"", *filter(store.has_session, {one.project for one in batch.returned})}
+        foreign = [one.project not in ours for one in batch.returned]
         returned = [without_numbers(one) if apart else one for one, apart in zip(batch.returned, foreign, strict=True)]
         found = located(returned, photos or Photos(store), store)
         fates = list[str]()
@@ -88,7 +91,7 @@ def _in_turn(found: Sequence[tuple[Returned, ImageRecord]]) -> list[list[tuple[R
 
 
 def _fate(one: Said, known: Known, instead: bool) -> str:
-    """What becomes of an answer, as `Imported` counts: its own kind if it is recorded, else the reason why not."""
+    """The field of `Imported` that counts an answer: its own kind if it is recorded, else the reason why it is not."""
     standing = known.standing.get(one.query.id, {})  # in the order recorded
     mine = standing.get(one.by)
     authors = [*standing]
@@ -118,7 +121,7 @@ def _same(answer: Answer, one: Said) -> bool:
 
 
 def _record(store: Store, said: Sequence[Said]) -> None:
-    """Ask what nobody has asked, and record all answers, those to such questions under their keys."""
+    """Ask the questions that the store lacks, and record all answers, under their keys if they have any."""
     cycle = max(store.cycles(), default=1)
     store.open_cycle(cycle)
     new = iter(store.ask(cycle, [one.query for one in said if not one.query.id]))

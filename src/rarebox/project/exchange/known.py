@@ -1,4 +1,4 @@
-"""What the store holds of the images that another tool returned."""
+"""What the store holds about the images that another tool returned."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from rarebox.labels.store import ANSWER, Store
 from rarebox.types import Answer, Ints, Query, Verdict
 
 MOST_TOGETHER = 1000
-"""Images, or queries, of one statement."""
+"""The most images or queries in one statement."""
 
 _of_images = schema.queries.c.image_id.in_(bindparam("images", expanding=True))
 _QUERIES = select(schema.queries).where(_of_images).order_by(*schema.in_order)
@@ -30,12 +30,12 @@ _IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
 
 @dataclass
 class Known:
-    """What the store holds of some images, looked up once.
+    """What the store holds about some images, read once.
 
-    ``queries`` by image. ``standing``: what each person says of a query, in the order recorded. ``past``: by image, all
-    answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes that came from the same tool
-    before, by the keys of their answers. ``classes`` gives the index of a current or former name, and ``counts_as``
-    (K,) the label that an index counts as.
+    ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
+    image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier from
+    the same tool, by the keys of their answers. ``classes`` gives the index of a current or former name, and
+    ``counts_as`` (K,) the label that an index counts as.
     """
 
     store: Store
@@ -82,13 +82,13 @@ class Known:
             on_query[answer.by] = answer
 
     def has_key(self, key: str) -> bool:
-        """Whether an answer has this key. A browser may make up any key, also for another image."""
+        """Whether an answer has this key. A browser may send any key, even for another image."""
         with self.store.transaction() as connection:
             return connection.scalar(_KEY, {"key": key}) is not None
 
 
 def _add_former(classes: Classes, store: Store, counts_as: Ints) -> None:
-    """Add the names that classes had before they were renamed, but none that now means, or has meant, another class."""
+    """Add former names of classes, except names that mean or meant another class."""
     former = defaultdict[str, set[int]](set)
     for label, names in store.names_of_classes().items():
         for name in names if 0 <= label < len(counts_as) else ():
@@ -99,7 +99,7 @@ def _add_former(classes: Classes, store: Store, counts_as: Ints) -> None:
 
 
 def images_of(store: Store, queries: Iterable[int]) -> dict[int, int]:
-    """The image of each of these queries that the store has, by query id."""
+    """The image of each of these queries that is in the store, by query id."""
     found = dict[int, int]()
     with store.transaction() as connection:
         for some in _parts(number for number in queries if 0 < number < 2**63):

@@ -20,7 +20,7 @@ STILL = 0.05
 
 
 def match_asked(regions: Sequence[Region], boxes: Floats, shown: Mapping[int, Query]) -> dict[int, int]:
-    """Which region answers which query: by its number, the nearest if several say so; else by its place."""
+    """Which region answers which query: by query number (the nearest if several have it), else by position."""
     told: dict[int, list[int]] = {}
     for n, region in enumerate(regions):
         if region.query is not None and region.query in shown:
@@ -44,11 +44,11 @@ def match_held(
     places: Floats,
     classes: Sequence[int],
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """The regions that are labels of the export: those as they were exported, and those changed; region -> label.
+    """The regions that are labels of the export, unchanged and changed ones: region -> label.
 
-    ``boxes`` (R, 4) and ``labels`` are of the regions, ``free`` the rows to match, ``places`` (H, 4) and ``classes`` of
-    the labels. Changed ones are matched by the name from the export, unless their place says another label, else by
-    IoU.
+    ``boxes`` (R, 4) and ``labels`` describe the regions, ``free`` are the rows to match, ``places`` (H, 4) and
+    ``classes`` describe the labels. Changed ones are matched by the name from the export, unless their position fits
+    another label, else by IoU.
     """
     same, changed = dict[int, int](), dict[int, int]()
     if not len(places):
@@ -74,10 +74,10 @@ def match_held(
 def labels_before(
     places: Floats, classes: Sequence[int], past: Sequence[Answer], standing: Iterable[Answer], size: tuple[int, int]
 ) -> dict[int, int]:
-    """Which of these boxes (H, 4) the store has, or has ever had, as a label of their class: row -> query.
+    """The boxes (H, 4) that are or were labels of their class in the store: row -> query.
 
     ``past`` are all answers about the image, the oldest first, and ``standing`` those that count. Each query of one box
-    is matched once at most, standing labels first.
+    is matched at most once, current labels first.
     """
     answers = [answer for answer in (*standing, *reversed(past)) if len(answer.boxes)]
     if not answers or not len(places):
@@ -98,7 +98,7 @@ def labels_before(
 def match_drawn(
     keys: Sequence[str], boxes: Floats, free: Sequence[int], before: Mapping[str, int], ours: Mapping[int, Query]
 ) -> dict[int, int]:
-    """Which region is a box that was drawn and brought in before: by its key, else by its place; region -> query."""
+    """The regions that are drawn boxes imported earlier, matched by key, else by position: region -> query."""
     found = {region: before[keys[region]] for region in free if keys[region] in before}
     rest = [region for region in free if region not in found]
     again = {*found.values()}
@@ -114,7 +114,7 @@ def match_labelled(
 
     ``boxes`` (R, 4) and ``labels`` are of all regions, ``free`` the rows to match, ``ours`` the image's queries by id.
     The same boxes are matched first, then those with the best IoU of at least 0.5. So the project's own labels are
-    known when they come back, and a changed one contradicts its label.
+    recognised, and a changed one contradicts its label.
     """
     latest = {n: next(reversed(known.standing[n].values())) for n in ours if known.standing.get(n)}
     places = [(n, row) for n, answer in latest.items() for row in range(len(answer.boxes))]
@@ -139,7 +139,7 @@ def match_labelled(
 
 
 def pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
-    """Rows that belong together, each in one pair: the largest IoU first, down to that of one object."""
+    """Pairs of rows, each row in at most one: by decreasing IoU, down to the minimum for the same object."""
     rows, columns, iou = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, SAME_OBJECT), strict=True))
     free, free_others = {*range(len(boxes))}, {*range(len(others))}
     for nth in np.lexsort((columns, rows, -iou)):
@@ -157,7 +157,7 @@ def keys_of(
     prefix: str,
     is_taken: Callable[[str], bool],
 ) -> list[str]:
-    """A name for each region that lasts: its own, or, where the tool has none, one of its class and place.
+    """A lasting name for each region: the tool's own, or else one from its class and position.
 
     ``prefix`` is that of `prefix_of`. ``is_taken``: whether something else has a name.
     """
@@ -174,7 +174,7 @@ def keys_of(
 
 
 def prefix_of(source: str, image_id: int, task: str) -> str:
-    """What the names of regions begin with: tool, image, and task, since tools number the regions of a task."""
+    """The prefix of the regions' names: tool, image, and task, since tools number the regions of a task."""
     return f"{source}:{image_id}:{_digest(task)}" if task else f"{source}:{image_id}"
 
 
@@ -183,13 +183,13 @@ def _digest(name: str) -> str:
 
 
 def settle(box: Floats, query: Query) -> Floats:
-    """The query's own box where a person has not moved it."""
+    """The query's own box if the region has not moved from it, else the region's box."""
     assert query.box is not None
     return query.box if np.abs(box - query.box).max() <= STILL else box
 
 
 def rejection(query: Query, boxes: Floats) -> Verdict:
-    """The answer to a query whose box was deleted. ``boxes``: (N, 4), those that are there."""
+    """The answer to a query whose box was deleted. ``boxes`` (N, 4) are the returned ones."""
     assert query.box is not None
     near = iou_matrix(query.box[None], boxes).max(initial=0) >= SAME_OBJECT
     return Verdict.ALREADY_LABELLED if near else Verdict.NOT_AN_OBJECT

@@ -1,4 +1,4 @@
-"""Which photo of a store another tool means."""
+"""Matching names from another tool to the photos of a store."""
 
 import unicodedata
 from collections import defaultdict
@@ -22,7 +22,7 @@ from rarebox.types import ImageRecord
 _LATEST = select(
     select(func.max(schema.images.c.id)).scalar_subquery(), select(func.max(schema.image_moves.c.id)).scalar_subquery()
 )
-"""Grows with every new photo and every new path of one."""
+"""A number that grows with every new photo and every new path."""
 
 
 class Photos:
@@ -49,23 +49,23 @@ class Photos:
         self.sent = sent_as(self.records.values())
 
     def current(self) -> Self:
-        """These photos if the store has no newer ones, else those that it has now."""
+        """These photos if they are up to date, else the current ones."""
         with self._store.transaction() as connection:
             same = connection.execute(_LATEST).one() == self._latest
         return self if same else type(self)(self._store)
 
     def is_made(self, file: str) -> bool:
-        """Whether this is the name of a photo in an export, but not its own: a number tells it from another photo."""
+        """Whether this is the name of a photo in an export only: a number distinguishes it from another photo's."""
         image_id = self.sent.get(file)
         return image_id is not None and file_names([(image_id, self.records[image_id].path)], SUFFIXES) != [file]
 
     def named(self, name: str) -> int | None:
-        """The id of the photo that another tool means by a name. UserError if it fits several, now or in the past."""
+        """The id of the photo that a name from another tool means. UserError if it fits several, now or in the past."""
         found = self._by_name.match(name)
         return None if found is None else self.only(found, name)
 
     def only(self, image_id: int, name: str) -> int:
-        """The id of a photo that has this name. UserError if another photo has or had it too."""
+        """The id of the photo with this name. UserError if another photo has or had the same name."""
         path = self._paths[image_id][-1]
         for other in sorted(self._alike[_file(path)] - {image_id}):
             if path in self._paths[other] or self._fits_as_well(name, path, self._paths[other]):
@@ -142,11 +142,11 @@ def _fits(name: str, paths: Iterable[str]) -> bool:
 
 
 def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[tuple[Returned, ImageRecord]]:
-    """Each with its image. UserError names the first of those that are unknown, and how many there are.
+    """Each with its image. UserError names the first unknown one and the number of the others.
 
-    If one number does not fit the name beside it, the file is another project's. Then no number of images and
-    questions in it means anything here, and names alone tell which photo is meant. If only names of our export are in
-    the file, and one that no photo has, they are meant as that export means them. CVAT may add one folder to all names.
+    If a number does not fit the name beside it, the file is from another project. Then its image and question numbers
+    are ignored, and photos are identified by name alone. If all names are names of our export, including one that no
+    photo has, they are read as names of that export. CVAT may add one folder to all names.
     """
     numbered = any(one.image_id is not None for one in returned)
     if not all(
@@ -174,7 +174,7 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
         first = seen.setdefault((record.id, one.task), one)
         if first is not one:
             raise UserError(
-                f"{one.where}: this image came already, in {first.where}, and the file does not say that they are "
+                f"{one.where}: this image is already in {first.where}, and the file does not say that they are "
                 "different tasks. Keep one of the two in the file"
             )
     return pairs
@@ -186,9 +186,8 @@ def _file(path: str) -> str:
 
 
 def without_numbers(one: Returned) -> Returned:
-    """The image without what means something only to the store that exported it: numbers and labels held there.
-
-    The regions' own names are told apart from those that another store has given.
+    """The image without what is valid only in the store that exported it: numbers and held labels. Its regions' names
+    are kept distinct from those of other stores.
     """
     regions = tuple(
         region._replace(query=None, held=None, key=f"{one.project} {region.key}" if region.key else "")
@@ -198,7 +197,7 @@ def without_numbers(one: Returned) -> Returned:
 
 
 def _without_folder(returned: Sequence[Returned], photos: Photos) -> Sequence[Returned]:
-    """The same with bare names, if all are names of our export in one folder that is no folder of the photos."""
+    """The same with bare names, if all are names of our export in one folder that is not a folder of the photos."""
     names = [one.image.replace("\\", "/").rpartition("/") for one in returned]
     folders = {folder for folder, _, _ in names}
     if (
@@ -211,7 +210,7 @@ def _without_folder(returned: Sequence[Returned], photos: Photos) -> Sequence[Re
 
 
 def _find(one: Returned, photos: Photos, asked: Mapping[int, int], ours: bool) -> ImageRecord | None:
-    """The image that is meant. ``asked``: the images of queries; ``ours``: the file is certainly an export of ours."""
+    """The image that is meant. ``asked``: the images of queries; ``ours``: the file is certainly our export."""
     if one.image_id is not None:
         return photos.records.get(one.image_id)
     there = photos.sent.get(one.image, -1)

@@ -11,7 +11,7 @@ from rarebox.types import ImageRecord, Query
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """The open queries of the latest cycle, best first, their images, and the classes that there are now.
+    """The open queries of the latest cycle, best first, their images, and the current classes.
 
     ``queries`` about boxes have indices into ``classes`` as guesses: classes that were merged into another are not
     among them. ``place_of`` gives that index for a label of the store.

@@ -1,4 +1,4 @@
-"""The questions of a project for a tool that asks for them, image by image, and the import of its answers."""
+"""The questions of a project for another tool, image by image, and the import of its answers."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 SHOWN_ABOVE = 0.3
-"""The lowest score at which a box that is not asked about is shown too. Weaker boxes would clutter the image."""
+"""The minimum score of a box that is shown without being asked about. Weaker boxes would clutter the image."""
 
 
 class Writer(Protocol):
-    """Starts a job that writes to the store, in the thread that may write."""
+    """Starts a job that writes to the store, in the writing thread."""
 
     def __call__(self, job: Callable[[], T], /) -> Future[T]: ...
 
@@ -82,7 +82,7 @@ class ReviewSource:
         return sheets
 
     def record(self, batch: Batch) -> Future[dict[str, int]]:
-        """Record returned annotations, and count the answers of each kind. Done when they are on the disk."""
+        """Record returned annotations, and count the answers of each kind. The future is done when they are on disk."""
         photos = self._photos()
         return self._do(lambda: asdict(bring_in(self._project.store, batch, self._source, photos=photos)))
 

@@ -34,6 +34,8 @@ export class Outbox {
   #failures = 0;
   #timer = 0;
   #sequence = 0;
+  /** The session of the store in which this tab saw the numbers of images, questions, answers and classes. @type {string | null} */
+  #session;
   /** The last problem reported. @type {string | null} */
   #problem = null;
   /** Answers that did not fit into localStorage. @type {Set<Sending>} */
@@ -44,13 +46,13 @@ export class Outbox {
   /**
    * @param {string} project @param {string} client
    * @param {{state: (state: import("./types.js").State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
-   *   className: (label: number) => string,
    *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} handlers
    */
   constructor(project, client, handlers) {
     this.project = project;
     this.client = client;
     this.handlers = handlers;
+    this.#session = recall(`${project}/session`, null, sessionStorage);
     this.#loadOutcomes();
     addEventListener("storage", (event) => event.key === `rarebox/${project}/saved` && this.#loadOutcomes());
     addEventListener("online", () => this.wake());
@@ -82,7 +84,7 @@ export class Outbox {
       name,
       client: this.client,
       at,
-      item: { ...item, key, class_names: item.labels.map(this.handlers.className) },
+      item: { ...item, key, session: this.#session },
       image,
       base: base ?? `k${key}`,
       what,
@@ -166,7 +168,7 @@ export class Outbox {
     if (own) this.#wanted = false;
     try {
       if (batch.length) this.#report("saving");
-      const body = { client, want: own ? WANT : 0 };
+      const body = { client, want: own ? WANT : 0, session: this.#session };
       const reply = batch.length
         ? await post("/api/answers", { ...body, answers: batch.map((record) => this.#outgoing(record)) })
         : await post("/api/next", body);
@@ -181,6 +183,8 @@ export class Outbox {
       this.handlers.state(reply.state);
       if (pairs.length) this.handlers.results(pairs);
       this.#report(this.#waiting.length ? "saving" : "saved");
+      if (reply.outdated) this.#forgetNumbers();
+      else this.#joinSession(reply.session);
       return true;
     } catch (error) {
       if (own) this.#wanted = true;
@@ -199,6 +203,22 @@ export class Outbox {
       }
       return false;
     }
+  }
+
+  /** @param {string} session */
+  #joinSession(session) {
+    if (session === this.#session) return;
+    this.#session = session;
+    remember(`${this.project}/session`, session, sessionStorage);
+  }
+
+  /** The store was restored from a backup: numbers that the browser has kept may mean something else now. */
+  #forgetNumbers() {
+    const { project } = this;
+    for (const name of [`${project}/saved`, ...names(`${project}/draft/`), ...names(`${project}/edit/`)]) forget(name);
+    for (const name of [`${project}/session`, `${project}/history`]) forget(name, sessionStorage);
+    this.#outcomes = {};
+    this.#reportProblem("The labels were restored from a backup. Reload this page.");
   }
 
   /**
@@ -234,9 +254,8 @@ export class Outbox {
   /** @param {Sending} record */
   #outgoing(record) {
     const parent = record.parent === null ? null : this.saved(record.parent);
-    const item = { ...record.item, on: record.image };
-    if (!parent) return item;
-    return { ...item, query: parent.query, after: record.fresh ? null : parent.answer };
+    if (!parent) return record.item;
+    return { ...record.item, query: parent.query, after: record.fresh ? null : parent.answer };
   }
 
   /** @param {Sending[]} batch @param {Result[]} results */

@@ -21,7 +21,7 @@ import { makePanel } from "./panel.js";
 import { Pictures } from "./pictures.js";
 import { showQuestion } from "./question.js";
 import { openSheet } from "./sheet.js";
-import { accept, className, classOf, inWords, onState, state } from "./state.js";
+import { accept, className, inWords, onState, state } from "./state.js";
 import { View } from "./view.js";
 import { showPictureStatus, showWaiting } from "./waiting.js";
 
@@ -68,7 +68,6 @@ export class Page {
   #makeOutbox(project) {
     return new Outbox(project, this.#tab, {
       state: accept,
-      className: (label) => classOf(label)?.name ?? "",
       queries: (queries) => this.annotator.receive(queries),
       results: (pairs) => {
         this.annotator.settle(pairs);

@@ -33,8 +33,7 @@
  * @property {number[]} labels
  * @property {number | null} after
  * @property {boolean} [complete]
- * @property {number} [on]     the image that the person saw
- * @property {string[]} [class_names]   the classes of the labels, as the person saw them
+ * @property {string | null} [session]   the session of the store in which the person saw its numbers
  *
  * @typedef {{by: string, verdict: Verdict, boxes: Box[], labels: number[], answer: number}} Standing
  * @typedef {{key: string, status: "saved" | "conflict" | "refused", query: number | null, answer: number | null,
