@@ -359,6 +359,15 @@ def test_rank_and_mistakes(monkeypatch, capsys, tmp_path, found) -> None:
     assert "cannot be read" in complaint(monkeypatch, capsys, "rank", "--detections", tmp_path / "no", "--budget", "5")
     assert "did you mean 'selection.sigma'" in complaint(monkeypatch, capsys, *words, "--set", "selection.sigm=2")
     assert "no label store" in complaint(monkeypatch, capsys, *words, "--labels", tmp_path)
+    (tmp_path / "data.yaml").touch()
+    assert "data.yaml is not a COCO file" in complaint(monkeypatch, capsys, *words, "--labels", tmp_path / "data.yaml")
+    empty = {"images": [], "annotations": [], "categories": []}
+    (tmp_path / "L.JSON").write_text(json.dumps(empty))
+    assert call(monkeypatch, *words, "--labels", tmp_path / "L.JSON") == 0
+    (tmp_path / "classes.txt").write_text("cat\n")
+    for command in (words, ("init", tmp_path / "new", "--images", tmp_path)):
+        said = complaint(monkeypatch, capsys, *command, "--classes", tmp_path / "classes.txt")
+        assert "classes.txt is a file" in said
     assert call(monkeypatch, "rank", "--budget", "5") == 2
 
 

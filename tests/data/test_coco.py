@@ -140,7 +140,7 @@ def test_a_class_that_only_test_has_comes_last(tmp_path: Path) -> None:
     [{"iscrowd": 1}, {"difficult": 1}, {"attributes": {"difficult": True}}, {"extra": {"difficult": "1"}}],
 )
 def test_crowds_and_the_flag_are_difficult(tmp_path: Path, flag: dict[str, Any]) -> None:
-    plain = box(2, 1, iscrowd=0, difficult=0, attributes={"difficult": False}, extra={"difficult": "0"})
+    plain = box(2, 1, [0, 0, 5, 5], iscrowd=0, difficult=0, attributes={"difficult": False}, extra={"difficult": "0"})
     write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1, **flag), plain])
     assert load(tmp_path).train.truth[1].difficult.tolist() == [True, False]
 

@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +304,78 @@ def test_files_added_while_an_export_is_written_are_kept(
         export(tmp_path / "out", "coco", CLASSES, images, [])
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+
+
+LABEL_FILES = {
+    "coco": "annotations.json",
+    "voc": "Annotations/b.xml",
+    "yolo": "labels/b.txt",
+    "cvat": "annotations.xml",
+}
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("format", [*LABEL_FILES])
+def test_what_was_changed_since_the_export_is_not_replaced(
+    tmp_path: Path, images: list[ImageRecord], format: str, copy: bool
+) -> None:
+    everything, out = [annotations(i.id, [[1, 2, 3, 4]], [0]) for i in images], tmp_path / "out"
+    file = out / LABEL_FILES[format]
+
+    def again(labels: Sequence[Annotations]) -> None:
+        export(out, format, CLASSES, images, labels, copy_images=copy)
+
+    again(everything)
+    written = file.read_text()
+    again([annotations(i.id, [[1, 2, 3, 5]], [0]) for i in images])  # nobody has changed the files
+    shutil.copytree(out, tmp_path / "copy", symlinks=True, copy_function=shutil.copyfile)  # without times
+    shutil.rmtree(out)
+    (tmp_path / "copy").rename(out)
+    again([annotations(i.id, [], []) for i in images])
+    file.write_text("corrected by hand")
+    with pytest.raises(UserError, match=rf"out: 1 file was changed since the export there: {LABEL_FILES[format]}\. "):
+        again(everything)
+    assert file.read_text() == "corrected by hand"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photos"]
+    file.write_text(written)  # what the new export holds, too: nothing would be lost
+    again(everything)
+    file.unlink()
+    again(everything)
+
+
+def test_an_export_names_at_most_three_changed_files(tmp_path: Path, images: list[ImageRecord]) -> None:
+    more = [replace(images[0], id=number) for number in range(20, 24)]
+    export(tmp_path / "out", "yolo", CLASSES, more, [annotations(i.id, [], []) for i in more])
+    for file in (tmp_path / "out" / "labels").iterdir():
+        file.write_text("0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UserError, match=r"4 files were changed.*: labels/[^,]*, labels/[^,]*, labels/[^,]*, …\. The"):
+        export(tmp_path / "out", "yolo", CLASSES, more, [annotations(i.id, [], []) for i in more])
+
+
+def test_an_export_with_a_list_of_files_only_is_replaced(tmp_path: Path, images: list[ImageRecord]) -> None:
+    mark = tmp_path / "out" / "rarebox.json"
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    written = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**written, "files": [*written["files"]]}))  # as version 0.1.0 wrote it
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert json.loads(mark.read_text())["files"].keys() == written["files"].keys()
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path, images: list[ImageRecord]) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for folder in (f".out.{ended.pid}.new", f".out.{os.getppid()}.new", f".other.{ended.pid}.new", ".out.mine.new"):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        (tmp_path / folder / "images" / "b.png").write_text("half")
+    export(tmp_path / "out", "coco", CLASSES, images, [])
+    kept = [f".other.{ended.pid}.new", f".out.{os.getppid()}.new", ".out.mine.new", "out", "photos"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+    (tmp_path / "out").rename(tmp_path / f".out.{ended.pid}.old")  # killed between the two last steps
+    (tmp_path / f".out.{ended.pid}.old" / "annotations.json").write_text("corrected by hand")
+    with pytest.raises(UserError, match="1 file was changed"):
+        export(tmp_path / "out", "coco", CLASSES, images, [])
+    assert (tmp_path / "out" / "annotations.json").read_text() == "corrected by hand"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_an_export_to_a_link_replaces_what_the_link_leads_to(tmp_path: Path, images: list[ImageRecord]) -> None:

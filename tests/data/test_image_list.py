@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rarebox import config
 from rarebox.data.image_list import NamedImage
 from rarebox.data.image_list import named_images as list_images
 from rarebox.errors import UserError
+from rarebox.external import rank
+from rarebox.labels.store import Store
+from rarebox.project.create import create
 
 
 @pytest.fixture
@@ -66,6 +70,30 @@ def test_an_image_is_listed_once_however_it_is_spelled(photos: Path) -> None:
     assert named_images(photos / "list.txt") == [("b/a.png", photos / "b/a.png")]
 
 
+def test_a_list_has_comments_and_may_be_from_windows(photos: Path) -> None:
+    (photos / "odd\\name.png").symlink_to(photos.parent / "elsewhere/a.png")
+    (photos / "list.txt").write_text("# frames\nb\\a.png\nodd\\name.png\n")
+    assert [path for _, path in named_images(photos / "list.txt")] == [photos / "b/a.png", photos / "odd\\name.png"]
+
+
+def test_every_command_takes_a_photo_of_a_list_once(photos: Path) -> None:
+    (photos / "link.png").symlink_to(photos / "b/a.png")
+    listed = photos / "list.txt"
+    listed.write_text(f"b/a.png\n./b/a.png\nlink.png\na.png\n{photos}/a.png\n# end\n")
+    create(photos.parent / "project", listed, ["cat"])
+    with Store(photos.parent / "project" / "labels.sqlite") as store:
+        assert [image.path for image in store.images().values()] == [str(photos / "b/a.png"), str(photos / "a.png")]
+    (told,) = json.loads((photos.parent / "project" / "problems.json").read_text())
+    assert (told["kind"], told["where"]) == ("image listed twice", str(photos / "b/a.png"))
+    assert told["what"].startswith("3 lines of ")
+    found = photos.parent / "found"
+    line = {"image": "b/a.png", "boxes": [[1, 1, 9, 9]], "scores": [0.9], "labels": ["cat"]}
+    found.write_text(json.dumps(line))
+    ranked = rank(found, None, None, listed, config.resolve("laptop", None, {}), 9)
+    assert [image.path for image in ranked.images.values()] == [str(photos / "b/a.png"), str(photos / "a.png")]
+    assert [(query.image_id, ranked.images[1].width) for query in ranked.queries] == [(1, 20)]
+
+
 def test_urls_with_the_same_path_have_distinct_names(photos: Path) -> None:
     urls = ["https://h.org/etc/x.jpg?v=1", "https://h.org/etc/x.jpg?v=2", "https://i.org/../etc/x.jpg", "https://h.org"]
     (photos / "list.txt").write_text("".join(f"{url}\n" for url in urls))
@@ -86,7 +114,7 @@ def test_coco_file(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("bad.txt", "not a valid URL"),
+        ("bad.txt", "it is not a URL"),
         ("film.MOV", "ffmpeg"),
         ("empty.txt", "contains no images"),
         ("gone", "does not exist"),

@@ -81,3 +81,25 @@ def test_find_matches_names_literally() -> None:
         assert photos.find(name) is None
     with pytest.raises(UserError, match="as much of the path"):
         photos.find("1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "photo"),
+    [
+        ("images/1a2b3c4d__photo%201.jpg", "/x/photo 1.jpg"),
+        ("images/1a2b3c__photo 1.jpg", "/x/photo 1.jpg"),
+        ("images/f2faa2d9__s02%2Fa.jpg", "/x/s02/a.jpg"),
+        ("images/20240315__photo 1.jpg", None),  # a date
+        ("images/PHOTO 1.JPG", "/x/photo 1.jpg"),
+        ("S02/A.JPG", "/x/s02/a.jpg"),
+        ("s01/A.JPG", "/x/s01/A.JPG"),
+        ("S03/a.jpg", None),  # it is in other folders
+    ],
+)
+def test_names_of_label_studio_storage_and_in_other_capitals(name: str, photo: str | None) -> None:
+    assert known("/x/photo 1.jpg", "/x/s02/a.jpg", "/x/s01/A.JPG", "/x/s03/b.jpg").match(name) == photo
+
+
+def test_a_name_in_capitals_that_fit_two_photos_is_refused() -> None:
+    with pytest.raises(UserError, match=r"may be .*/x/a.jpg or .*/x/A.jpg"):
+        known("/x/a.jpg", "/x/A.jpg").match("A.JPG")

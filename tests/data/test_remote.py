@@ -122,8 +122,12 @@ def test_a_bucket_is_listed_with_all_its_folders(bucket: str) -> None:
     assert all(url.startswith("s3://") for url in found)
     assert sum("/sub/" in url for url in found) == 3
     for litter in (".thumbnails/a.jpg", "sub/@eaDir/a.jpg", "__MACOSX/a.jpg", "._a.jpg"):
-        fsspec.filesystem("memory").pipe(f"/bucket/photos/{litter}", b"no person has put it there")
+        Bucket().pipe(f"/bucket/photos/{litter}", b"no person has put it there")
     assert remote.listing(bucket, SUFFIXES) == found
+    for name in ("rarebox.json", "images/a.jpg"):  # an export
+        Bucket().pipe(f"/bucket/photos/out/{name}", b"written by rarebox")
+    assert remote.listing(bucket, SUFFIXES) == found
+    assert remote.listing(f"{bucket}/out", SUFFIXES) == [f"{bucket.rstrip('/')}/out/images/a.jpg"]
 
 
 def test_an_index_page_and_a_list_name_the_same_images(

@@ -69,6 +69,14 @@ def test_the_union_trains_on_both_years_and_tests_on_2007(tmp_path: Path, inside
     assert [p.kind for p in data.problems] == ["class only in test"]
 
 
+def test_an_object_that_is_written_twice_is_one_object(tmp_path: Path) -> None:
+    devkit(tmp_path)
+    add(tmp_path / "VOC2007", "000001", label(), label(), label("dog"))
+    data = load(tmp_path / "VOC2007")
+    assert len(data.train.truth[data.train.images[0].id]) == 2
+    assert "object listed twice" in [problem.kind for problem in data.problems]
+
+
 def test_a_single_year(tmp_path: Path) -> None:
     devkit(tmp_path)
     for year, has_test in (("VOC2007", True), ("VOC2012", False)):

@@ -325,11 +325,16 @@ FACE = "0 0.5 0.5 0.2 0.4 0.46 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57"
 FLAGGED = "0 0.5 0.5 0.2 0.4 0.46 0.43 1 0.54 0.43 1 0.47 0.57 1 0.53 0.57 0"
 
 
+def several(row: str) -> list[str]:
+    """Three rows like this one, whose boxes are a little larger each time."""
+    return [row.replace("0.2 0.4", f"0.2 0.4{n}") for n in range(3)]
+
+
 @pytest.mark.parametrize("odd", ["0 0.5 0.5 0.2 0.4 0.65 0.43 0.54 0.43 0.5 0.5 0.47 0.57 0.53 0.57", FACE])
 def test_points_that_may_be_key_points_are_never_read_as_polygons_silently(tmp_path: Path, odd: str) -> None:
     """Landmarks that do not fill their box, or one point outside it."""
     data_yaml(tmp_path, "train: images")
-    add(tmp_path, "images/a.png", *[FACE] * 3, odd)
+    add(tmp_path, "images/a.png", *several(FACE), odd.replace("0.2 0.4", "0.2 0.43"))
     (problem,) = load(tmp_path).problems
     assert problem.kind == "polygons assumed"
     assert "kpt_shape" in problem.what
@@ -338,15 +343,15 @@ def test_points_that_may_be_key_points_are_never_read_as_polygons_silently(tmp_p
 @pytest.mark.parametrize("odd", [FLAGGED.replace("0.46 0.43", "0.75 0.43"), "0 0.5 0.5 0.2 0.4" + " 0" * 12])
 def test_one_odd_row_does_not_turn_flagged_key_points_into_polygons(tmp_path: Path, odd: str) -> None:
     data_yaml(tmp_path, "train: images")
-    add(tmp_path, "images/a.png", *[FLAGGED] * 3, odd)
+    add(tmp_path, "images/a.png", *several(FLAGGED), odd.replace("0.2 0.4", "0.2 0.43"))
     data = load(tmp_path)
-    assert data.train.truth[1].boxes.tolist() == [pytest.approx([40, 15, 60, 35])] * 4
+    assert data.train.truth[1].boxes.tolist() == [pytest.approx([40, 15 - n / 4, 60, 35 + n / 4]) for n in range(4)]
     assert [problem.kind for problem in data.problems] == ["key points assumed"]
 
 
 def test_plain_boxes_beside_key_points_are_boxes(tmp_path: Path) -> None:
     data_yaml(tmp_path, "train: images")
-    add(tmp_path, "images/a.png", *[FLAGGED] * 3, "1 0.3 0.5 0.2 0.4")
+    add(tmp_path, "images/a.png", *several(FLAGGED), "1 0.3 0.5 0.2 0.4")
     data = load(tmp_path)
     assert data.train.truth[1].boxes[3].tolist() == pytest.approx([20, 15, 40, 35])
     assert len(data.train.truth[1]) == 4
@@ -364,3 +369,11 @@ def test_a_classes_txt_that_contradicts_data_yaml_is_listed(
     assert [p.where for p in load(tmp_path).problems if p.kind == "contradicting classes"] == [
         str(tmp_path / place / "classes.txt")
     ] * told
+
+
+def test_a_row_that_is_written_twice_is_one_object(tmp_path: Path) -> None:
+    add(tmp_path, "images/a.png", "0 0.5 0.5 0.2 0.2", "0 0.5 0.5 0.2 0.2", "1 0.5 0.5 0.2 0.2")
+    data_yaml(tmp_path, "train: images")
+    data = load(tmp_path)
+    assert data.train.truth[1].labels.tolist() == [0, 1]
+    assert [problem.kind for problem in data.problems] == ["object listed twice"]

@@ -182,6 +182,28 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     assert not seen
 
 
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Three frames of one size in bytes and one time, as unpacked from a zip file."""
+    folder, dice = tmp_path / "frames", np.random.default_rng(9)
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(dice.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(folder / f"{number}.bmp")
+        os.utime(folder / f"{number}.bmp", (1_700_000_000, 1_700_000_000))
+    return folder
+
+
+def test_a_frame_that_takes_the_name_of_another_is_detected_again(run: Path, frames: Path, tmp_path: Path) -> None:
+    predict(run, frames, tmp_path / "out", pictures=False)
+    before = {line["image"]: line["boxes"] for line in lines_of(tmp_path / "out")}
+    (frames / "0.bmp").unlink()
+    (frames / "1.bmp").rename(frames / "0.bmp")
+    (frames / "2.bmp").rename(frames / "1.bmp")
+    assert predict(run, frames, tmp_path / "out", pictures=False).known == 0
+    after = {line["image"]: line["boxes"] for line in lines_of(tmp_path / "out")}
+    assert after == {"0.bmp": before["1.bmp"], "1.bmp": before["2.bmp"]} != before
+
+
 def test_a_changed_image_is_detected_again_and_a_removed_one_disappears(
     run: Path, photos: Path, tmp_path: Path, seen: list[int]
 ) -> None:
@@ -265,6 +287,39 @@ def test_pictures_of_missing_images_are_removed(run: Path, photos: Path, tmp_pat
     assert not (out / "pictures" / "02.png.jpg").exists()
     assert (out / "pictures" / "mine.txt").exists()
     assert (out / "pictures" / "03.png.jpg").exists()
+
+
+def test_results_have_the_numbers_of_the_coco_file_that_was_given(run: Path, photos: Path, tmp_path: Path) -> None:
+    classes = open_model(run).classes
+    names = [*reversed(classes[1:]), "nobody's"]  # the model has one class more, and the file has one that it lacks
+    test = {
+        "images": [{"id": 70 - i, "file_name": f"photos/0{i}.png", "width": 90, "height": 70} for i in range(3)],
+        "annotations": [],
+        "categories": [{"id": 3 * place, "name": name} for place, name in enumerate(names)],
+    }
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    out = tmp_path / "out"
+    predict(run, tmp_path / "test.json", out, score=0, pictures=False)
+    ids = {image["file_name"].removeprefix("photos/"): image["id"] for image in test["images"]}
+    numbers = {**{name: 3 * place for place, name in enumerate(names)}, classes[0]: 3 * len(names) - 2}
+    shown = json.loads((out / "coco.json").read_text())
+    assert {image["file_name"].rsplit("/")[-1]: image["id"] for image in shown["images"]} == ids
+    assert {one["name"]: one["id"] for one in shown["categories"]} == {name: numbers[name] for name in classes}
+    lines = [json.loads(line) for line in (out / LINES).read_text().splitlines()[1:]]
+    said = [(ids[one["image"].rsplit("/")[-1]], numbers[label]) for one in lines for label in one["labels"]]
+    results = json.loads((out / "coco_results.json").read_text())
+    assert [(one["image_id"], one["category_id"]) for one in results] == said
+    assert len(said) > 0
+    assert [(one["image_id"], one["category_id"]) for one in shown["annotations"]] == said
+
+
+def test_no_later_call_takes_its_pictures_for_photos(run: Path, photos: Path) -> None:
+    assert predict(run, photos, photos / "one").left_out == ""
+    assert predict(run, photos, photos / "one").left_out == ""  # where it writes itself
+    again = predict(run, photos, photos / "two", pictures=False)
+    assert again.images == COUNT
+    assert again.left_out.startswith(f"{COUNT} images left out")
+    assert str(photos / "one") in again.left_out
 
 
 def test_an_image_that_became_unreadable_keeps_no_result(run: Path, photos: Path, tmp_path: Path) -> None:

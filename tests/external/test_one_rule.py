@@ -9,8 +9,13 @@ from PIL import Image
 
 from rarebox import config
 from rarebox.data import datasets
+from rarebox.data.listings import QUESTION
+from rarebox.data.ranked import as_coco
 from rarebox.errors import UserError
 from rarebox.external import Ranked, rank
+from rarebox.labels.store import Store
+from rarebox.project.create import create
+from rarebox.types import Source
 
 SETTINGS = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
 
@@ -149,6 +154,53 @@ def test_links_to_a_photo_are_one_photo(folder: Path) -> None:
     said = labels(folder, {"bbox": [10, 10, 40, 40]}, {"bbox": [100, 50, 40, 40], "image_id": 2})
     train = datasets.load(said).train
     assert [len(truth) for truth in train.truth.values()] == [2]
+
+
+def test_boxes_of_another_entry_in_another_size_are_reported(folder: Path) -> None:
+    said = labels(folder, {"bbox": [10, 10, 40, 40]}, {"bbox": [60, 20, 30, 30], "image_id": 2})
+    found = ranked(folder, [line(1, [60, 20, 90, 50])], twice(folder, said, width=100, height=50))
+    assert boxes(found) == [(1, [60, 20, 90, 50])]
+    assert any("listed in several sizes" in note for note in found.notes)
+
+
+def test_an_object_that_is_written_twice_is_one_object(folder: Path) -> None:
+    same = {"bbox": [10, 10, 40, 40]}
+    data = datasets.load(labels(folder, same, same, {"bbox": [10, 10, 40, 41]}))
+    assert data.train.truth[1].boxes.tolist() == [[10, 10, 50, 50], [10, 10, 50, 51]]
+    assert data.train.incomplete == frozenset()
+    (told,) = (problem for problem in data.problems if problem.kind == "object listed twice")
+    assert told.where == str(folder / "p1.png")
+
+
+def test_of_one_object_with_several_flags_the_surest_counts(folder: Path) -> None:
+    box = {"bbox": [10, 10, 40, 40]}
+    flags = [{"iscrowd": 1}, {"attributes": {"source": "pseudo"}}, {"difficult": 1}, {}, {"iscrowd": 1}]
+    train = datasets.load(labels(folder, *(box | flag for flag in flags))).train
+    assert train.truth[1].difficult.tolist() == train.unsure[1].tolist() == [False]
+
+
+def test_the_questions_of_a_ranked_list_are_no_labels(folder: Path) -> None:
+    asked = ranked(folder, [line(1, [50, 50, 90, 90], [10, 10, 30, 30])], None, folder)
+    said = folder / "r.json"
+    said.write_text(as_coco(asked.images, asked.classes, asked.queries))
+    train = datasets.load(said).train
+    assert [len(truth) for truth in train.truth.values()] == [0]
+    assert train.unlabelled == train.incomplete == {1}
+    again = ranked(folder, [line(1, [50, 50, 90, 90])], said)
+    assert boxes(again) == [(1, [50, 50, 90, 90])]
+    assert any(note.startswith("r.json holds questions that nobody has answered") for note in again.notes)
+    create(folder / "project", folder, labels=said)
+    with Store(folder / "project" / "labels.sqlite") as store:
+        assert not store.labels()
+
+
+@pytest.mark.parametrize("source", [*Source, QUESTION])
+def test_no_source_that_rarebox_writes_makes_a_person_of_a_model(folder: Path, source: str) -> None:
+    said = labels(folder, {"bbox": [10, 10, 40, 40], "attributes": {"source": source}}, {"bbox": [90, 50, 40, 40]})
+    create(folder / "project", folder, labels=said)
+    with Store(folder / "project" / "labels.sqlite") as store:
+        imported = store.labels()[1].boxes.tolist()
+    assert imported == [[10, 10, 50, 50]] * (source in (Source.HUMAN, Source.DIFFICULT)) + [[90, 50, 130, 90]]
 
 
 @pytest.mark.parametrize("vectors", [False, True])

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from rarebox.cli.main import app
 from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export, export_queries
-from rarebox.data.review import Batch
+from rarebox.data.review import Batch, Region, Returned
+from rarebox.errors import UserError
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
 from rarebox.project.create import create
@@ -230,3 +231,75 @@ def test_the_commands_write_the_session_and_say_when_it_is_anothers(tool: str, t
     said = run("import", tmp_path / "anew", file)
     assert "1 box drawn for missed objects, 1 image exported by another project" in said
     assert "another project" not in run("import", tmp_path / "project", file)
+
+
+@pytest.fixture
+def cameras(tmp_path: Path) -> Iterator[Store]:
+    """A store of photos of one name in several folders, and one whose name is that of another in an export."""
+    paths = ("100/IMG.png", "101/IMG.png", "102/IMG.png", "102/one.png", "z/IMG-2.png")
+    with Store(tmp_path / "cameras.sqlite", classes=CLASSES) as store:
+        store.add_images([ImageRecord(n, f"/photos/{path}", 200, 100) for n, path in enumerate(paths, 1)])
+        yield store
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "image"),
+    [
+        (1, "ph/101/IMG.png", 2),
+        (3, "/data/local-files/?d=ph/101/IMG.png", 2),
+        (2, "elsewhere/IMG.png", 2),  # the folder says nothing, the number is all there is
+        (2, "IMG-2-2.png", 2),  # its name in an export
+        (1, "ph/z/IMG.png", None),  # z has no such photo
+        (4, "ph/101/one.png", None),
+        (2, "IMG-2.png", None),  # image 5, or image 2 in an export
+    ],
+)
+def test_a_number_of_no_known_project_never_contradicts_the_folders(
+    number: int, name: str, image: int | None, cameras: Store
+) -> None:
+    box = Region((10, 10, 50, 50), "cat", None, "a")
+    batch = Batch([Returned("task", name, number, (200, 100), (), (box,))])
+    if image is None:
+        with pytest.raises(UserError, match=r"not in the store|in an export"):
+            bring_in(cameras, batch, "labelstudio")
+    else:
+        bring_in(cameras, batch, "labelstudio")
+    assert [*cameras.labels()] == ([] if image is None else [image])
+
+
+def test_a_number_of_this_project_counts_whatever_the_folders(cameras: Store) -> None:
+    box = Region((10, 10, 50, 50), "cat", None, "a")
+    batch = Batch([Returned("task", "101/IMG.png", 1, (200, 100), (), (box,), project=cameras.session())])
+    bring_in(cameras, batch, "labelstudio")
+    assert [*cameras.labels()] == [1]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_ranked_tasks_hold_the_numbers_of_the_project_or_none(labels: bool, tmp_path: Path) -> None:
+    for folder in ("b", "c"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        Image.new("RGB", (200, 100)).save(tmp_path / "photos" / folder / "a.png")
+    create(tmp_path / "project", tmp_path / "photos", CLASSES)
+    with open_store(tmp_path / "project") as store:
+        ours = store.session()
+    line = {"width": 200, "height": 100, "boxes": [A], "scores": [0.9], "labels": ["cat"]}
+    lines = [json.dumps({"image": name, **line}) for name in ("c/a.png", "new.png")]
+    (tmp_path / "found").write_text("\n".join(lines))
+    words = [
+        "--detections",
+        tmp_path / "found",
+        "--budget",
+        "9",
+        "--format",
+        "labelstudio",
+        "--to",
+        tmp_path / "t.json",
+    ]
+    words += ["--labels", tmp_path / "project"] if labels else []
+    done = CliRunner().invoke(app, ["rank", *map(str, words)])
+    assert done.exit_code == 0, done.output
+    about = [task["data"]["rarebox"] for task in json.loads((tmp_path / "t.json").read_text())]
+    assert [(one.get("image_id"), one.get("project")) for one in about] == [
+        (2, ours) if labels else (None, None),
+        (None, None),
+    ]

@@ -368,7 +368,7 @@ def test_a_client_that_does_not_wait_for_the_reply_blocks_nobody(project: Projec
     gone = service.answer("anna", "anna", [drawn("gone")], 0)
     gone.cancel()
     busy.set()
-    outcomes, _ = service.answer("ben", "ben", [drawn("there")], 0).result(10)
+    outcomes, *_ = service.answer("ben", "ben", [drawn("there")], 0).result(10)
     assert outcomes[0].status == "saved"
     service.close()
 

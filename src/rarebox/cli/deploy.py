@@ -120,6 +120,8 @@ def predict(
     if as_json:
         print(json.dumps({**asdict(done), "folder": str(done.folder)}))
         return
+    if done.left_out:
+        console.print(f"note: {done.left_out}", markup=False, soft_wrap=True)
     for line in done.unreadable[:MOST_NAMED]:
         console.print(line, markup=False, soft_wrap=True)
     if done.unreadable:

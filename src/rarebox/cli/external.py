@@ -1,6 +1,7 @@
 """The commands for other detectors: rank their boxes, and write augmented copies of images."""
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rarebox import config
-from rarebox.cli.options import ImageUrl, app, warn_of_photos
+from rarebox.cli.options import ImageUrl, app, class_names, warn_of_photos
 from rarebox.cli.progress import console, progress_bars
 
 
@@ -29,7 +30,9 @@ def rank(
     labels: Annotated[
         Path | None, typer.Option(help="Existing labels: a COCO file, or the folder of a run or project.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="The images: a folder, or a COCO file.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The images: a folder, a text file of paths, or a COCO file.")
+    ] = None,
     strategy: Annotated[
         str, typer.Option(help="How boxes are ranked: class_balanced, uncertainty, entropy, …")
     ] = "class_balanced",
@@ -49,7 +52,7 @@ def rank(
     from rarebox.data.review import sheets
 
     given = {"selection.strategy": strategy, "seed": seed, **config.parse_changes(changes or [])}
-    names = [name.strip() for name in classes.split(",") if name.strip()] if classes else None
+    names = class_names(classes) or None
     if labels:
         warn_of_photos(labels)
     with progress_bars(False) as progress:
@@ -81,7 +84,12 @@ def rank(
         case ListFormat.COCO:
             text = ranked.as_coco(found.images, found.classes, found.queries)
         case ListFormat.LABELSTUDIO:
-            shown = sheets([(record, record.path) for record in found.images.values()], found.queries)
+            shown = [
+                replace(sheet, project=found.project, numbered=True)
+                if sheet.record.id in found.of_project
+                else replace(sheet, numbered=False)
+                for sheet in sheets([(record, record.path) for record in found.images.values()], found.queries)
+            ]
             text = json.dumps(labelstudio.tasks(shown, found.classes, image_url or ""), ensure_ascii=False) + "\n"
             if to:
                 write_text(to.with_suffix(".xml"), labelstudio.config(found.classes))
@@ -106,6 +114,8 @@ def views(
     names = [n.strip() for n in views.split(",") if n.strip()] if views else config.Settings().scoring.views
     with progress_bars(False) as progress:
         done = write_copies(images, to, names, seed, lambda n, of: progress("copy", n, of, "images"))
+    if done.left_out:
+        console.print(f"note: {done.left_out}", markup=False, soft_wrap=True)
     if done.unreadable:
         skipped = f"{len(done.unreadable)} unreadable images are skipped, the first: {done.unreadable[0]}"
         console.print(f"note: {skipped}", markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from rarebox.cli.options import (
     ImageUrl,
     Weights,
     app,
+    class_names,
     name_missing,
     print_problems,
     warn_of_photos,
@@ -294,12 +295,13 @@ def init_project(
 ) -> None:
     """Create a project of photos, and print what it holds."""
     from rarebox import external
+    from rarebox.data.images import left_out
     from rarebox.detectors.start import choose
     from rarebox.detectors.weights import WeightsUnavailable
     from rarebox.project.create import create
     from rarebox.project.project import Project
 
-    names = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    names = class_names(classes)
     try:
         with progress_bars(as_json=False) as progress:
             note: object = choose(config.resolve(preset, None, changes).detector, progress).note
@@ -314,7 +316,7 @@ def init_project(
         numbers = numbers_in_use(names, labels)
         predicted = external.rank(predictions, None, None, here, every, 10**9, numbers=numbers)
         for note in predicted.notes:
-            if note != external.NO_VIEWS:
+            if note not in (external.NO_VIEWS, here and left_out(here)):  # create returns the latter, too
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:

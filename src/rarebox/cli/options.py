@@ -12,6 +12,7 @@ import typer
 
 from rarebox.cli.progress import console, progress_bars
 from rarebox.core.text import counted
+from rarebox.errors import UserError
 
 if TYPE_CHECKING:  # these load slowly
     from rarebox.data.listings import Problem
@@ -126,3 +127,12 @@ def print_problems(problems: "Sequence[Problem]") -> None:
     for kind, count in Counter(p.kind for p in problems).most_common():
         first = next(p for p in problems if p.kind == kind)
         console.print(f"{count} x {kind}, the first: {first.where}: {first.what}", markup=False, soft_wrap=True)
+
+
+def class_names(text: str | None) -> list[str]:
+    """The names in ``--classes``. Raises UserError for the name of a file."""
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if Path(name).suffix and Path(name).is_file():
+            raise UserError(f"--classes takes names, such as cat,dog, and {name} is a file. Write the names in it")
+    return names

@@ -7,7 +7,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -28,6 +28,9 @@ PART = ".part"
 PARTS = (f"*{PART}", f"cycle_*/*{PART}", f"cycle_*/candidates/*{PART}", f"figures/*{PART}")
 """Glob patterns of partly written files, relative to the folder of a run or project."""
 
+OWN_MARK = "rarebox.json"
+"""The file in every folder whose images rarebox has written, so that no command takes them for photos."""
+
 DATABASES = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 """The first bytes of an SQLite file and of its write-ahead log."""
 
@@ -41,6 +44,15 @@ def real(path: str | Path) -> Path:
         return Path(os.path.realpath(path))
     except (OSError, ValueError):
         return Path(os.path.abspath(path))
+
+
+Stat = tuple[int, int, int, int]
+"""Size in bytes, modification time and change time in nanoseconds, inode."""
+
+
+def stat_of(found: os.stat_result) -> Stat:
+    """What changes when a file changes or another one takes its name, even one of the same size and time."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def open_regular(path: str | Path) -> BufferedReader:
@@ -134,6 +146,18 @@ def damaged(file: Path, error: object) -> Damaged:
     if isinstance(error, FileNotFoundError):
         return Damaged(f"{file} is missing. Restore a copy of it, or repeat the command")
     return Damaged(f"{file} is damaged ({error}). Restore a copy of it, or delete it and repeat the command")
+
+
+def mark_own(folder: Path, command: str) -> None:
+    """Create a folder for images that a command writes, and its mark, unless it has one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / OWN_MARK).exists():
+        write_json(folder / OWN_MARK, {"written_by": f"rarebox {command}"})
+
+
+def is_own(names: Collection[str]) -> bool:
+    """Whether a folder with these files is one that rarebox writes: it has a mark, or holds a run or project."""
+    return OWN_MARK in names or {"settings.yaml", "labels.sqlite"}.issubset(names)
 
 
 def copy(source: str | Path, to: str | Path) -> None:

@@ -150,11 +150,25 @@ def read(file: Path) -> Batch:
         raise UserError(f"{file}: not valid XML ({error}). Export it again as CVAT for images 1.1.") from None
     if root.tag != "annotations" or root.find("track") is not None:
         raise UserError(f'{file}: not in the format "CVAT for images 1.1". Export the task again in that format.')
-    by = next(
-        (e.text or "" for p in (".//assignee/username", ".//owner/username") if (e := root.find(p)) is not None), ""
-    )
-    task = root.findtext("meta/task/id") or ""
-    return Batch([_returned(image, file, by, image.get("task_id") or task) for image in root.iter("image")])
+    own = _name_of(root)
+    people = {task.findtext("id") or "": _person(task) for task in root.iterfind("meta//task")}
+    found: list[Returned] = []
+    for image in root.iter("image"):
+        task = image.get("task_id") or own
+        found.append(_returned(image, file, people.get(task) or _person(root), task))
+    return Batch(found)
+
+
+def _name_of(root: ET.Element) -> str:
+    """The task that a file is of, or the job, whose task it does not name; empty if it names neither."""
+    job = root.findtext("meta/job/id")
+    return f"job {job}" if job else root.findtext("meta/task/id") or ""
+
+
+def _person(element: ET.Element) -> str:
+    """The annotator of a task, or of all that a file holds: the assignee, else the owner. Empty if there is none."""
+    places = (".//assignee/username", ".//owner/username")
+    return next((name for place in places if (name := element.findtext(place))), "")
 
 
 def _returned(image: ET.Element, file: Path, by: str, task: str) -> Returned:

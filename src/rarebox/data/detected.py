@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, count
 from pathlib import Path
 
 from rarebox.core.files import write_json, write_text
@@ -46,6 +46,7 @@ class ImageDetections:
 class Predicted:
     """The outcome: the images with a result, and the boxes shown, in total and of each class, the most frequent first.
     ``known`` images already had a result. ``unreadable`` names the images that cannot be read, with the reason.
+    ``left_out`` is a note on images that rarebox has written itself, or empty.
     """
 
     folder: Path
@@ -55,25 +56,36 @@ class Predicted:
     per_class: dict[str, int]
     unreadable: tuple[str, ...]
     measured: bool
+    left_out: str = ""
 
 
 def write_detected(
-    to: Path, classes: Sequence[str], shown: Sequence[ImageDetections], every: Sequence[ImageDetections]
+    to: Path,
+    classes: Sequence[str],
+    shown: Sequence[ImageDetections],
+    every: Sequence[ImageDetections],
+    given: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
 ) -> None:
     """Write ``detections.csv`` and ``coco.json`` with the boxes that are shown, and ``coco_results.json`` with all.
 
-    The numbers of images and categories in the results are those of ``coco.json``.
+    ``given`` are the ids of images by name and of categories by class that both COCO files use. Others follow them.
     """
-    names = list(dict.fromkeys(classes))
-    numbers = {name: number for number, name in enumerate(names, 1)}
+    images = _numbered([one.image for one in every], given[0])
+    categories = _numbered(classes, given[1])
     write_text(to / "detections.csv", _csv(shown))
-    write_json(to / "coco.json", _coco(shown, names, numbers))
+    write_json(to / "coco.json", _coco(shown, images, categories))
     results = [
-        {"image_id": image, "category_id": numbers[label], "bbox": _sized(box), "score": score}
-        for image, one in enumerate(every, 1)
+        {"image_id": images[one.image], "category_id": categories[label], "bbox": _sized(box), "score": score}
+        for one in every
         for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True)
     ]
     write_json(to / "coco_results.json", results)
+
+
+def _numbered(names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
+    """A number for each name: the given one, else the next after all of these."""
+    free = count(max(given.values(), default=0) + 1)
+    return {name: given[name] if name in given else next(free) for name in dict.fromkeys(names)}
 
 
 def _csv(shown: Sequence[ImageDetections]) -> str:
@@ -86,16 +98,16 @@ def _csv(shown: Sequence[ImageDetections]) -> str:
     return text.getvalue()
 
 
-def _coco(shown: Sequence[ImageDetections], names: Sequence[str], numbers: Mapping[str, int]) -> CocoFile:
+def _coco(shown: Sequence[ImageDetections], images: Mapping[str, int], categories: Mapping[str, int]) -> CocoFile:
     annotations: list[CocoAnnotation] = []
-    for image, one in enumerate(shown, 1):
+    for one in shown:
         for box, label, score in zip(one.boxes, one.labels, one.scores, strict=True):
             sized = _sized(box)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": numbers[label],
+                    "image_id": images[one.image],
+                    "category_id": categories[label],
                     "bbox": sized,
                     "area": round(sized[2] * sized[3], 2),
                     "iscrowd": 0,
@@ -105,16 +117,16 @@ def _coco(shown: Sequence[ImageDetections], names: Sequence[str], numbers: Mappi
             )
     return {
         "info": {"description": "Detections of a model, written by rarebox. No person has checked them."},
-        "categories": [{"id": numbers[name], "name": name} for name in names],
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
         "images": [
             {
-                "id": number,
+                "id": images[one.image],
                 "file_name": one.image,
                 "width": one.width,
                 "height": one.height,
                 "attributes": {"complete": False},
             }
-            for number, one in enumerate(shown, 1)
+            for one in shown
         ],
         "annotations": annotations,
     }

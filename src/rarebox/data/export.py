@@ -6,10 +6,8 @@ of every box in the order of the label files.
 
 import json
 import os
-import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -20,15 +18,14 @@ import yaml
 from numpy.typing import NDArray
 
 from rarebox.core.files import read_bytes, real, write_new
-from rarebox.core.parsing import from_json
 from rarebox.data import cvat, labelstudio
 from rarebox.data.coco import CocoFile
 from rarebox.data.images import SUFFIXES, UnreadableImage, content_of
 from rarebox.data.listings import EXPORT_MARK
 from rarebox.data.naming import clean_all, file_names
-from rarebox.data.narrow import as_list, as_object
 from rarebox.data.remote import is_url
 from rarebox.data.review import MODEL, ReviewTask, sheets, short
+from rarebox.data.staging import files_in, staged, state_of
 from rarebox.data.voc import to_one_based
 from rarebox.data.yolo import label_file
 from rarebox.errors import UserError, unknown_name
@@ -138,7 +135,7 @@ def export(
     incomplete = [item for item in items if not item.labels.complete]
     if format == "yolo" and incomplete and not (allow_partial or include_pseudo):
         raise _incomplete(incomplete, len(items))
-    with _staged(folder) as stage:
+    with staged(folder) as stage:
         if format in REVIEW:
             shown = [replace(sheet, project=project) for sheet in _labelled(items)]
             write_review(stage, format, classes, shown, image_url or local_files(folder))
@@ -179,7 +176,7 @@ def export_queries(
     classes = clean_all(classes)
     asked = {query.image_id for query in queries}
     items = [item for item in _items(images, [], False) if item.record.id in asked]
-    with _staged(folder) as stage:
+    with staged(folder) as stage:
         shown = sheets([(item.record, item.file) for item in items], queries)
         shown = [replace(sheet, project=project) for sheet in shown]
         write_review(stage, format, classes, shown, image_url or local_files(folder), version)
@@ -255,55 +252,6 @@ def _incomplete(incomplete: Sequence[_Item], total: int) -> UserError:
     )
 
 
-def _check_free(folder: Path) -> None:
-    """Raise `UserError` if a folder holds anything but an earlier export."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file. Name a folder to export to.")
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    foreign = sorted(there - _written_before(folder))
-    if foreign:
-        raise UserError(
-            f"{folder} holds files that are not from a rarebox export, such as {foreign[0]}. "
-            "Choose another folder, or move them away."
-        )
-
-
-def _written_before(folder: Path) -> set[str]:
-    try:
-        mark: object = from_json((folder / EXPORT_MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return set()
-    return {EXPORT_MARK, *map(str, as_list(as_object(mark).get("files")))}
-
-
-@contextmanager
-def _staged(folder: Path) -> Generator[Path, None, None]:
-    """A folder beside ``folder`` to write to, which replaces it at the end and is deleted on an error.
-
-    Raises `UserError` if ``folder`` holds anything but an earlier export, before or after the block.
-    """
-    _check_free(folder)
-    folder = Path(os.path.realpath(folder))  # the target of a link is replaced, not the link
-    stage, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{state}") for state in ("new", "old"))
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
-        yield stage
-        _check_free(folder)
-        if folder.exists():
-            folder.rename(old)
-        stage.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}). Free some space, or choose another folder.") from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_new(path, text.encode())
@@ -368,7 +316,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequence[_Item]) -> None:
-    """Write ``rarebox.json``: what the formats have no field for, and the list of all files."""
+    """Write ``rarebox.json``: what the formats have no field for, and all files with their states."""
     content = {
         "format": format,
         "classes": list(classes),
@@ -381,7 +329,7 @@ def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequenc
             }
             for item in items
         },
-        "files": sorted(p.relative_to(stage).as_posix() for p in stage.rglob("*") if not p.is_dir()),
+        "files": {file: state_of(stage / file) for file in files_in(stage)},
     }
     _write(stage / EXPORT_MARK, json.dumps(content, indent=1, ensure_ascii=False))
 

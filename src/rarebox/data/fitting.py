@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rarebox.core.boxes import clip, rescaling
+from rarebox.core.text import counted
 from rarebox.data.detections import FARTHEST
 from rarebox.data.images import SIDEWAYS
-from rarebox.data.listings import ListedBox, ListedImage, Problem, Size
+from rarebox.data.listings import OPEN_BOXES, QUESTION, ListedBox, ListedImage, Problem, Size
 from rarebox.errors import UserError
 from rarebox.types import Bools, Floats, Source
 
@@ -84,7 +85,7 @@ def fitted(image: ListedImage, size: Size | None, problems: list[Problem]) -> Fi
 
     ``size`` is None if the size is unknown; then boxes are neither scaled nor clipped.
     """
-    image = _without_shares(image, size, problems)
+    image = _without_shares(_without_questions(image, problems), size, problems)
     if size:
         image = _resized(image, *size, problems)
     boxes, bad = _usable(image, size, problems)
@@ -92,6 +93,17 @@ def fitted(image: ListedImage, size: Size | None, problems: list[Problem]) -> Fi
     guessed = any(box.source == Source.PSEUDO for box in kept)
     incomplete = image.lost or guessed or len(kept) < len(image.boxes) or image.complete is False
     return Fitted(boxes[~bad], kept, incomplete, image.labelled, size is not None and _hides_its_turn(image, size[2]))
+
+
+def _without_questions(image: ListedImage, problems: list[Problem]) -> ListedImage:
+    """The image without the boxes that a ranked list asks about. No person has confirmed them."""
+    kept = [box for box in image.boxes if box.source != QUESTION]
+    count = len(image.boxes) - len(kept)
+    if not count:
+        return image
+    what = f"{counted(count, 'box', 'boxes')} of a list of rarebox rank, which nobody has answered. They are ignored."
+    problems.append(Problem(OPEN_BOXES, str(image.path), what))
+    return replace(image, boxes=kept, labelled=bool(kept), lost=True)
 
 
 def _without_shares(image: ListedImage, size: Size | None, problems: list[Problem]) -> ListedImage:

@@ -8,10 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rarebox.core.files import real
-from rarebox.core.text import lines_of, read_text
 from rarebox.data import coco
-from rarebox.data.images import SUFFIXES, image_files
-from rarebox.data.remote import is_url
+from rarebox.data.images import SUFFIXES, image_files, left_out
+from rarebox.data.remote import is_list, is_url, listing, location
 from rarebox.errors import UserError
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
@@ -20,7 +19,7 @@ NamedImage = tuple[str, Path | str]
 """The name of an image, unique in its list, with forward slashes; and its file or URL."""
 
 
-def named_images(images: Path, but: Path) -> list[NamedImage]:
+def named_images(images: Path, but: Path | None = None) -> list[NamedImage]:
     """The images of a folder, a text file with one path or URL per line, a COCO file, or a single image, each once.
 
     Those of a folder that lie below ``but``, where the command writes its own pictures, are left out. Paths in a text
@@ -29,8 +28,9 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
     """
     suffix = images.suffix.lower()
     if images.is_dir():
-        written = real(but)
-        root, files = images, [file for file in image_files(images) if not real(file).is_relative_to(written)]
+        written = but and real(but)
+        root, files = images, image_files(images)
+        files = [file for file in files if not written or not real(file).is_relative_to(written)]
     elif not images.exists():
         raise UserError(f"{images} does not exist. Name a folder, one image, a text file of paths, or a COCO file")
     elif suffix in VIDEOS:
@@ -41,18 +41,53 @@ def named_images(images: Path, but: Path) -> list[NamedImage]:
     else:
         root = images.parent
         files = _listed(images, suffix)
-    once = {file if is_url(file) else str(real(file)): file for file in reversed(files)}
+    once, _ = each_once(files)
     if not once:
         raise UserError(f"{images} contains no images")
-    return _named([*reversed(once.values())], Path(os.path.abspath(root)))
+    return _named(once, Path(os.path.abspath(root)))
 
 
-def _listed(file: Path, suffix: str) -> list[Path | str]:
+def each_once(files: Sequence[Path | str]) -> tuple[list[Path | str], list[Path | str]]:
+    """The photos, each under the first of its paths, and the further paths, by links or detours to one of them."""
+    first: dict[str, Path | str] = {}
+    again: list[Path | str] = []
+    for file in files:
+        if first.setdefault(_place(file), file) is not file:
+            again.append(file)
+    return [*first.values()], again
+
+
+def coco_numbers(images: Path, named: Sequence[NamedImage]) -> tuple[dict[str, int], dict[str, int]]:
+    """Name -> image id, and class -> category id, of a COCO file, for what :func:`named_images` lists from it.
+
+    An image that the file lists several times has the first id. Both are empty for everything but a COCO file.
+    """
+    if images.is_dir() or images.suffix.lower() in (*SUFFIXES, ".txt"):
+        return {}, {}
+    listing, _ = coco.read(images)
+    ids = {_place(image.path): image.id for image in reversed(listing.images) if image.id is not None}
+    own = {name: ids[place] for name, file in named if (place := _place(file)) in ids}
+    return own, {name: number for number, name in sorted(listing.categories.items(), reverse=True)}
+
+
+def _place(file: Path | str) -> str:
+    """What is equal for paths that lead to one file."""
+    return str(file) if is_url(file) else str(real(file))
+
+
+def left_out_for(images: Path, but: Path) -> str:
+    """A note on the images of a folder that :func:`named_images` leaves out, because rarebox has written them.
+
+    Those below ``but``, where the command itself writes, are not mentioned. Empty if there are none.
+    """
+    return left_out(images, but) if images.is_dir() else ""
+
+
+def _listed(file: Path, suffix: str) -> Sequence[Path | str]:
     if suffix in SUFFIXES:
         return [file]
-    if suffix == ".txt":
-        lines = (line.strip() for line in lines_of(read_text(file)))
-        return [line if is_url(line) else file.parent / line for line in lines if line]
+    if is_list(file):
+        return [line if is_url(line) else Path(line) for line in listing(location(file), SUFFIXES)]
     return [image.path for image in coco.read(file)[0].images]
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rarebox.core.files import NOT_REGULAR
+from rarebox.core.files import NOT_REGULAR, is_own, real
+from rarebox.core.text import counted
 from rarebox.data import remote
 from rarebox.data.naming import is_litter
 from rarebox.data.room import Room
@@ -85,8 +86,8 @@ class UnreadableImage(UserError):
 def image_files(folder: str | Path) -> list[Path]:
     """All image files below a folder, by their suffix, sorted by path.
 
-    The walk is that of :func:`files_below`. Dead links and unreadable folders are listed too, so that reading them
-    raises `UnreadableImage` and nothing is silently ignored.
+    The walk is that of :func:`files_below`, and :func:`left_out` names the folders that it leaves out. Dead links and
+    unreadable folders are listed too, so that reading them raises `UnreadableImage` and nothing is silently ignored.
     """
     return files_below(folder, SUFFIXES, lost=True)
 
@@ -95,12 +96,37 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
     """All files below a folder with one of the suffixes, ignoring case, sorted by path.
 
     Links are followed, but not to a folder that contains ``folder``. A file that is reachable in several ways is listed
-    once, preferably not by a link. Litter is excluded. With ``lost`` the list also has unreadable folders, and dead
-    links with one of the suffixes or without any.
+    once, preferably not by a link. Litter is excluded, and so are folders below that rarebox has written
+    (:func:`rarebox.core.files.is_own`): exports, runs, projects, copies and pictures with boxes. With ``lost`` the list
+    also has unreadable folders, and dead links with one of the suffixes or without any.
     """
-    top = Path(folder)
+    files, nowhere, _ = _walk(Path(folder), suffixes)
+    return sorted([*files, *nowhere] if lost else files)
+
+
+def left_out(folder: str | Path, but: Path | None = None) -> str:
+    """A note on the images below a folder that :func:`image_files` leaves out, because rarebox has written them.
+
+    The folder ``but`` is not mentioned. Empty if there are none.
+    """
+    own = [place for place in sorted(_walk(Path(folder), SUFFIXES)[2]) if but is None or real(place) != real(but)]
+    counts = dict[Path, int]()
+    for place in own:  # grows
+        files, _, inner = _walk(place, SUFFIXES)
+        counts[place] = len(files)
+        own += inner
+    if not (total := sum(counts.values())):
+        return ""
+    first = next(place for place, count in counts.items() if count)
+    what = f"{counted(total, 'image')} left out, in folders that rarebox wrote, such as {first}"
+    return presentable(f"{what}. To use them, name that folder")
+
+
+def _walk(top: Path, suffixes: Collection[str]) -> tuple[list[Path], list[Path], list[Path]]:
+    """The files below a folder, its unreadable folders and dead links, and the folders that rarebox has written."""
     found: dict[str, Path] = {}  # real path -> path that reaches it
     nowhere: list[Path] = []
+    own: list[Path] = []
     links: list[Path] = []
     walked = {str(parent) for parent in Path(os.path.realpath(top)).parents}
     waiting, linked = [top], list[Path]()
@@ -114,6 +140,9 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError:
             nowhere.append(place)
+            continue
+        if place != top and is_own([entry.name for entry in entries]):
+            own.append(place)
             continue
         for entry in entries:
             path = place / entry.name
@@ -133,7 +162,7 @@ def files_below(folder: str | Path, suffixes: Collection[str], *, lost: bool = F
                     found[os.path.join(real, entry.name)] = path
     for path in links:
         found.setdefault(os.path.realpath(path), path)
-    return sorted([*found.values(), *nowhere] if lost else found.values())
+    return [*found.values()], nowhere, own
 
 
 def image_size(path: str | Path, content: bytes | None = None) -> tuple[int, int, int]:

@@ -103,7 +103,7 @@ class About(TypedDict):
     store that the numbers belong to.
     """
 
-    image_id: int
+    image_id: NotRequired[int]
     rank: int
     queries: list[int]
     complete: bool
@@ -166,7 +166,9 @@ def tasks(sheets: Iterable[ReviewTask], classes: Sequence[str], image_url: str, 
 
 def _task(sheet: ReviewTask, classes: Sequence[str], image_url: str, version: str) -> Task:
     shown = [query.id for query in sheet.queries if query.id]
-    about = About(image_id=sheet.record.id, rank=sheet.number, queries=shown, complete=sheet.complete)
+    about = About(rank=sheet.number, queries=shown, complete=sheet.complete)
+    if sheet.numbered:
+        about["image_id"] = sheet.record.id
     if sheet.project:
         about["project"] = sheet.project
     task: Task = {"data": {IMAGE: image_url + quote(sheet.file), OURS: about}}
@@ -330,8 +332,14 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
 
 
 def _name_of(task: Object) -> str:
-    """The number of a task in Label Studio, and of its project; empty for a task that was not there."""
-    return f"{task.get('project', '')}/{task['id']}" if "id" in task else ""
+    """The number of a task in Label Studio, and of its project; empty for a task that was not there.
+
+    Every new server counts from 1, so the time when the task was made is part of its name. JSON-MIN gives that of the
+    annotation instead, which differs from it.
+    """
+    made = saved_at({"created_at": task.get("created_at")})
+    when = f" of {made}" if made > -math.inf else ""
+    return f"{task.get('project', '')}/{task['id']}{when}" if "id" in task else ""
 
 
 def _query_of(region: object) -> int | None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rarebox.core.boxes import hull_of_turned
+from rarebox.core.files import OWN_MARK
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
+from rarebox.data.images import left_out
 from rarebox.data.naming import clean
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_object
 from rarebox.errors import UserError, presentable
@@ -29,8 +31,14 @@ __all__ = [
     "Split",
 ]
 
-EXPORT_MARK = "rarebox.json"  # a file in every folder that rarebox has exported
+EXPORT_MARK = OWN_MARK
 _LARGEST_ID = 2**53  # the largest integer that every JSON reader holds exactly
+
+QUESTION = "query"
+"""The source of a box in a ranked list: a question to people, which is no label."""
+
+OPEN_BOXES = "questions, not labels"
+"""The kind of the problems that list the images whose questions are ignored."""
 
 NOT_USED = "image not used"
 """The kind of the problems that list the images a simulation skips."""
@@ -90,8 +98,8 @@ class Dataset:
 class ListedBox(NamedTuple):
     """A box as a label file has it: x1, y1, x2, y2, which may be any numbers, and ``where`` it is in the file.
 
-    ``source`` is the origin of the box, a `Source`, or empty if the file does not say. ``crowd``: the box is around
-    several objects.
+    ``source`` is the origin of the box, a `Source` or `QUESTION`, or empty if the file does not say. ``crowd``: the box
+    is around several objects.
     """
 
     box: tuple[float, float, float, float]
@@ -260,6 +268,12 @@ def refuse_lost(source: Path, problems: Sequence[Problem]) -> None:
             f"{source}: none of its objects can be used ({len(lost)} problems). The first: {lost[0].where}: "
             f"{lost[0].what} Correct the labels, or export them again."
         )
+
+
+def written_by_rarebox(folder: Path) -> list[Problem]:
+    """The problem that images below a folder are left out, because rarebox has written them, if there are any."""
+    note = left_out(folder)
+    return [Problem("written by rarebox", str(folder), f"{note}.")] if note else []
 
 
 def export_mark(folder: Path) -> Object:

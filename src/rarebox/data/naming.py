@@ -12,8 +12,9 @@ from rarebox.errors import UserError
 
 T = TypeVar("T")
 
-_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
-"""The prefix that Label Studio adds to the name of an uploaded file: the start of a UUID."""
+_PREFIX = re.compile(r"([0-9a-f]{8}-|[0-9a-f]{6}__|[0-9a-f]{8}__)(?=.)")
+"""The prefix that Label Studio adds to the name of an uploaded file, the start of a UUID; or to that of a file from its
+storage in an export, the start of a hash."""
 
 _DROPPED_ON_UPLOAD = re.compile(r"[^-\w.]")
 """What Label Studio removes from the name of an uploaded file, after replacing spaces with underscores."""
@@ -113,18 +114,20 @@ class ByName(Generic[T]):
         self._ends: dict[str, dict[str, T]] = defaultdict(dict)
         self._uploaded: dict[str, dict[str, T]] = defaultdict(dict)
         self._folders: set[str] = set()
+        self._lower: ByName[list[str]] | None = None
 
     def add(self, path: str, value: T) -> None:
         """Add a value under its path. The first of several with the same path counts."""
         path = _plain(path)
         if path in self._whole:
             return
+        self._lower = None
         self._whole[path] = value
         ends = _ends(path)
         for same in (*(self._ends[end] for end in ends), self._uploaded[_as_uploaded(ends[-1])]):
             if len(same) < 2:
                 same[path] = value
-        self._folders.add(_folder(path))
+        self._folders.add(_folder(path).casefold())
 
     def find(self, name: str) -> T | None:
         """The value with that path, or whose path ends with the name, or whose relative path ends the name.
@@ -142,9 +145,29 @@ class ByName(Generic[T]):
 
         The name may be a path on another machine, a web address, percent-encoded, an address of Label Studio, or have
         Windows separators. The value with the longest common end of the path wins, so folders distinguish photos of
-        one name. A photo in another known folder is excluded. Label Studio's upload prefix is removed only if nothing
-        has the full name. A prefix of eight digits may be a date, so it is removed only in the address of an upload.
+        one name. A photo in another known folder is excluded. Label Studio's prefixes are removed only if nothing has
+        the full name. A prefix of eight digits may be a date, so it is removed only in the address of an upload. The
+        case of letters is ignored if nothing fits otherwise.
         """
+        found = self._match(name)
+        if found is None and (paths := self._caseless._match(name.casefold())):
+            return _only({path: self._whole[path] for path in paths}, name)
+        return found
+
+    @property
+    def _caseless(self) -> "ByName[list[str]]":
+        """The paths by themselves in lower case."""
+        if self._lower is None:
+            paths = defaultdict[str, list[str]](list)
+            for path in self._whole:
+                paths[path.casefold()].append(path)
+            self._lower = ByName[list[str]]()
+            for lower, same in paths.items():
+                self._lower.add(lower, same)
+        return self._lower
+
+    def _match(self, name: str) -> T | None:
+        """The value that a name means if the case of letters counts."""
         address = _without_query(name)
         forms = [_plain(form) for form in dict.fromkeys((address, unquote(address)))]
         for form in (_plain(name), *forms):
@@ -160,17 +183,18 @@ class ByName(Generic[T]):
         return next((end for end in _ends(form) if end in self._ends), "")
 
     def _uploaded_as(self, form: str, name: str) -> T | None:
-        """The value whose upload to Label Studio has that name, with a prefix and without special characters."""
+        """The value whose upload to Label Studio or export from it has that name, with a prefix, perhaps cleaned."""
         file = form.rsplit("/", 1)[-1]
-        if not _PREFIX.match(file) or (file[:8].isdecimal() and not _is_upload(form)):
+        prefix = _PREFIX.match(file)
+        if not prefix or (prefix[0].rstrip("-_").isdecimal() and not _is_upload(form)):
             return None
-        return self._fitting(self._uploaded.get(_as_uploaded(file[9:]), {}), form, name)
+        return self._fitting(self._uploaded.get(_as_uploaded(file[prefix.end() :]), {}), form, name)
 
     def _fitting(self, alike: dict[str, T], form: str, name: str) -> T | None:
         """The only one of these, unless the name points to another known folder."""
-        value, folder = _only(alike, name), _folder(form)
-        elsewhere = folder and folder in self._folders and not any(folder in path.split("/")[:-1] for path in alike)
-        return None if elsewhere and not _is_upload(form) else value
+        folder = _folder(form).casefold()
+        elsewhere = folder in self._folders and not any(folder in path.casefold().split("/")[:-1] for path in alike)
+        return None if folder and elsewhere and not _is_upload(form) else _only(alike, name)
 
 
 def _only(alike: dict[str, T], name: str) -> T | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rarebox.data.coco import CocoAnnotation, CocoFile
+from rarebox.data.listings import QUESTION
 from rarebox.data.review import short, shortest
 from rarebox.types import Floats, ImageRecord, Query
 
@@ -100,7 +101,7 @@ def as_coco(images: Mapping[int, ImageRecord], classes: Sequence[str], queries: 
                 "iscrowd": 0,
                 "score": row.score,
                 "attributes": {
-                    "source": "query",
+                    "source": QUESTION,
                     "rank": row.rank,
                     "guess": row.guess,
                     "score": row.score,

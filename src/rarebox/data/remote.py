@@ -16,7 +16,8 @@ and only this module follows addresses:
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -24,8 +25,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from rarebox.core.files import read_bytes
+from rarebox.core.files import is_own, read_bytes
 from rarebox.core.text import decode, lines_of
+from rarebox.data.disk import slashes
 from rarebox.data.naming import is_litter
 from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
@@ -134,7 +136,8 @@ def fetched(url: str) -> Generator[bytes, None, None]:
 def listing(url: str, suffixes: frozenset[str]) -> list[str]:
     """The URLs of all files below a URL with one of the suffixes, sorted; or those in a list, in its order.
 
-    A list may be a local file, and may name images relative to its folder. Raises `UserError` if listing fails.
+    Folders below that rarebox has written are left out. A list may be a local file, and may name images relative to
+    its folder. Raises `UserError` if listing fails.
     """
     try:
         if is_list(url):
@@ -145,11 +148,21 @@ def listing(url: str, suffixes: frozenset[str]) -> list[str]:
     except Exception as error:  # each service has its own errors
         raise UserError(f"{url} cannot be listed: {reason(error)}. Name a folder, or a text file of URLs.") from error
     base = urlsplit(url).path
-    return sorted(name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
+    own = _own_folders(found) - {url.rstrip("/")}
+    named = (name for name in found if _is_image(urlsplit(name).path.removeprefix(base), suffixes))
+    return sorted(name for name in named if not any(name.startswith(f"{folder}/") for folder in own))
+
+
+def _own_folders(files: Collection[str]) -> set[str]:
+    """The folders of these files that rarebox has written."""
+    inside = defaultdict[str, set[str]](set)
+    for folder, _, name in (file.rpartition("/") for file in files):
+        inside[folder].add(name)
+    return {folder for folder, names in inside.items() if is_own(names)}
 
 
 def _listed(url: str) -> list[str]:
-    """The images that a text file names."""
+    """The images that a text file names, without empty lines and comments."""
     if is_url(url):
         with fetched(url) as content:
             text = decode(content, url)
@@ -165,10 +178,14 @@ def _listed(url: str) -> list[str]:
                 check(line)
             except Refused as error:
                 raise UserError(f"{url} names {line}, which is not read: {error}. Remove that line.") from None
-        named.append(
-            location(line if is_url(line) or (os.path.isabs(line) and not is_url(url)) else f"{folder}/{line}")
-        )
+        named.append(line if is_url(line) else f"{folder}/{line}" if is_url(url) else _local(folder, line))
     return named
+
+
+def _local(folder: str, line: str) -> str:
+    """The path that a line of a local list means, from the folder of the list. It may be from Windows."""
+    path = location(os.path.join(folder, line))
+    return path if os.path.exists(path) else location(os.path.join(folder, slashes(line)))
 
 
 def _found(url: str) -> list[str]:

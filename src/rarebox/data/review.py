@@ -22,7 +22,8 @@ class ReviewTask:
 
     ``file`` is the image's name there. ``labelled`` are boxes as queries, whose label is ``guess``. ``complete``: a
     person has labelled every object. ``number`` counts the tasks from 1, best first. ``project`` is the session of the
-    store that the numbers of image and queries belong to, empty if they belong to none.
+    store that the numbers of image and queries belong to, empty if unknown; with ``numbered`` off, the image's number
+    belongs to no store.
     """
 
     number: int
@@ -32,6 +33,7 @@ class ReviewTask:
     labelled: Sequence[Query] = ()
     complete: bool = False
     project: str = ""
+    numbered: bool = True
 
 
 class Region(NamedTuple):

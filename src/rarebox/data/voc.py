@@ -33,6 +33,7 @@ from rarebox.data.listings import (
     exported_complete,
     listed_size,
     upright,
+    written_by_rarebox,
 )
 from rarebox.data.markup import from_xml
 from rarebox.data.naming import ByName
@@ -103,8 +104,8 @@ def read(folders: Sequence[Path], *, flat: bool = False) -> tuple[Listing, Listi
     Without lists in ImageSets/Main, all images are training data. ``flat``: the label files are beside the images.
     Raises `UserError` if no label file can be read.
     """
-    problems: list[Problem] = []
     years = [_Year(folder, flat) for folder in folders]
+    problems = [problem for year in years for problem in written_by_rarebox(year.pictures)]
     train = [(year, xml) for year in years for xml in year.listed("trainval", "train")]
     tests = ([(year, xml) for xml in _test(year, problems)] for year in years)
     test = next(filter(None, tests), list[tuple[_Year, Path]]())

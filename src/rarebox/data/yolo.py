@@ -27,6 +27,7 @@ from rarebox.data.listings import (
     export_mark,
     exported_complete,
     exported_pseudo,
+    written_by_rarebox,
 )
 from rarebox.data.narrow import Object, as_list, as_object, is_list, is_object
 from rarebox.errors import UserError
@@ -106,7 +107,7 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
     mark = export_mark(folder)
     form = _Form(names, classes, numbers, 0, exported_complete(mark), pairs, exported_pseudo(mark))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
-    listing.problems[:0] = _alone(folder, pairs)
+    listing.problems[:0] = [*written_by_rarebox(folder), *_alone(folder, pairs)]
     listing.files.update(pairs.claimed)
     return listing, None
 
@@ -416,7 +417,7 @@ def _images(file: Path, key: str, entries: Sequence[tuple[str, Path]], disk: Dis
 def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[Path], form: _Form) -> Listing:
     problems: list[Problem] = []
     for _, path in entries:
-        problems += _labels_alone(path, form.pairs) if os.path.isdir(path) else []
+        problems += [*written_by_rarebox(path), *_labels_alone(path, form.pairs)] if os.path.isdir(path) else []
     here = set(images)
     rivals = {label: photos for label, photos in form.pairs.rivals.items() if not here.isdisjoint(photos)}
     for label, photos in rivals.items():

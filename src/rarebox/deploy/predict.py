@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from rarebox import detectors
-from rarebox.core.files import hold, write_text
+from rarebox.core.files import OWN_MARK, hold, mark_own, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data.detected import ImageDetections, Predicted, write_detected
-from rarebox.data.image_list import NamedImage, named_images
+from rarebox.data.image_list import NamedImage, coco_numbers, left_out_for, named_images
 from rarebox.data.images import UnreadableImage, image_size, read_picture, readers
 from rarebox.data.naming import is_writable
 from rarebox.data.remote import is_url
@@ -61,13 +61,14 @@ def predict(
     unreadable = [UnreadableImage(file, UNWRITABLE) for name, file in named if not is_writable(name)]
     to.mkdir(parents=True, exist_ok=True)
     with hold(to / LOCK), Results(to / LINES, opened) as results:
+        mark_own(to, "predict")
         before = results.names
         todo = [file for file in files if not results.knows(*file)]
         unreadable += _detect(opened, todo, results, device, progress, len(files))
         found = results.of(files)
         results.keep_only(found)
         shown = _shown(found, opened, score)
-        write_detected(to, opened.classes, shown, found)
+        write_detected(to, opened.classes, shown, found, coco_numbers(images, files))
         _write_unreadable(to / UNREADABLE, unreadable)
         remove_pictures(to, before, found)
         if pictures:
@@ -81,6 +82,7 @@ def predict(
         dict(counts.most_common()),
         tuple(map(str, unreadable)),
         opened.measured,
+        left_out_for(images, to),
     )
 
 
@@ -147,7 +149,7 @@ def _check_free(to: Path) -> None:
     """Raise UserError if a folder holds something that another command or a person has put there."""
     if to.exists() and not to.is_dir():
         raise UserError(f"{to} is a file. Name a new or empty folder")
-    if to.is_dir() and not (to / LINES).exists() and set(os.listdir(to)) - {LOCK}:
+    if to.is_dir() and not (to / LINES).exists() and set(os.listdir(to)) - {LOCK, OWN_MARK}:
         raise UserError(f"{to} is not empty and holds no detections of rarebox. Name a new or empty folder")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rarebox.core.files import write_text
+from rarebox.core.files import stat_of, write_text
 from rarebox.data.detected import ImageDetections
 from rarebox.data.image_list import NamedImage
 from rarebox.data.remote import is_url
@@ -108,17 +108,16 @@ class Results:
 
 
 def stamp_of(file: Path | str) -> str | None:
-    """What changes when a local file changes: its size in bytes and time of change in nanoseconds. A URL is its own.
+    """What changes when a local file changes or another one takes its name (`stat_of`). A URL is its own stamp.
 
     None if the file is missing.
     """
     if is_url(file):
         return str(file)
     try:
-        found = os.stat(file)
+        return " ".join(map(str, stat_of(os.stat(file))))
     except (OSError, ValueError):
         return None
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _line(value: dict[str, Any]) -> str:

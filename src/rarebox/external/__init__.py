@@ -48,7 +48,8 @@ class Ranked:
     """The boxes to label next as queries, best first, and how they were ranked.
 
     ``class_frequency`` (K,) is p(l) of Eq. 1. ``from_views`` says whether the uncertainty is that of Eq. 3.
-    ``candidates`` counts the open boxes. ``notes`` are warnings about the input, for the user.
+    ``candidates`` counts the open boxes. ``notes`` are warnings about the input, for the user. ``of_project`` are the
+    images whose numbers are those of ``project``, the session of the store with the labels; empty without one.
     """
 
     strategy: str
@@ -59,6 +60,8 @@ class Ranked:
     from_views: bool
     candidates: int
     notes: tuple[str, ...]
+    project: str
+    of_project: frozenset[int]
 
 
 def rank(
@@ -115,7 +118,16 @@ def rank(
     labelled = {image_id: image_labels(one, words.classes) for image_id, one in fitted.items()}
     queries, frequency, total = choose_queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
     return Ranked(
-        settings.selection.strategy, words.classes, pool.records, queries, frequency, bool(views), total, tuple(notes)
+        settings.selection.strategy,
+        words.classes,
+        pool.records,
+        queries,
+        frequency,
+        bool(views),
+        total,
+        tuple(notes),
+        pool.project,
+        pool.of_project,
     )
 
 

@@ -9,13 +9,15 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rarebox.core.boxes import rescaling
+from rarebox.core.text import counted
 from rarebox.data import coco, fitting, listings
 from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
-from rarebox.data.images import SUFFIXES, UnreadableImage, image_files, image_size
+from rarebox.data.image_list import named_images
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out
 from rarebox.data.listings import ListedImage, Problem, Size
-from rarebox.data.remote import is_url
+from rarebox.data.remote import is_list, is_url
 from rarebox.errors import UserError
 from rarebox.external.names import Names
 from rarebox.loop.run_folder import open_store
@@ -61,6 +63,8 @@ class Pool:
 
     def __init__(self, paths: Mapping[int, str] | None = None) -> None:
         self._paths = paths or {}
+        self.project = ""
+        """The session of the store that the labels are from, empty if they are from a file."""
         self.records: dict[int, ImageRecord] = {}
         self.classes: tuple[str, ...] = ()
         self.categories: dict[int, str] = {}
@@ -74,6 +78,11 @@ class Pool:
         self._known: Names | None = None
         self._given: set[int] = set()
         self._internal: set[int] = set()
+
+    @property
+    def of_project(self) -> frozenset[int]:
+        """The images that the store of the labels has numbered."""
+        return frozenset(self._internal if self.project else ())
 
     @property
     def numbers(self) -> dict[int, str]:
@@ -161,17 +170,19 @@ class Pool:
         return placed
 
     def add_images(self, path: Path, notes: list[str]) -> None:
-        """Add the images of a folder or a COCO file. Images known by name keep their ids."""
+        """Add the images of a folder, a text file of paths or a COCO file. Images known by name keep their ids."""
         every: Sequence[ListedImage] = ()
-        if path.is_dir():
+        if path.is_dir() or is_list(path):
             unreadable: list[UnreadableImage] = []
             listed: list[tuple[int | None, str, int, int]] = []
-            for place in image_files(path):
+            for _, place in named_images(path):
                 try:
-                    width, height, _ = image_size(place)
+                    width, height, _ = (0, 0, 1) if is_url(place) else image_size(place)
                     listed.append((None, str(place), width, height))
                 except UnreadableImage as error:
                     unreadable.append(error)
+            if note := left_out(path):
+                notes.append(note)
             if unreadable:
                 notes.append(f"{len(unreadable)} unreadable images are skipped, the first: {unreadable[0]}")
         else:
@@ -197,7 +208,10 @@ class Pool:
 
     def add_labels(self, path: Path, all_complete: bool) -> Given:
         """The labels from a store or a COCO file, whose images are added."""
-        if path.is_dir() or path.suffix != ".json":
+        suffix = path.suffix.lower()
+        if suffix in (".yaml", ".yml", ".txt", ".xml", ".csv"):
+            raise UserError(f"{path} is not a COCO file. Name one, or the folder or store of a run or project")
+        if path.is_dir() or suffix != ".json":
             return self._add_store(path)
         listing, every = self._read(path)
         listed: dict[int, ListedImage] = {}
@@ -235,7 +249,7 @@ class Pool:
 
     def _add_store(self, path: Path) -> Given:
         with open_store(path) as store:
-            self.classes = store.classes()
+            self.classes, self.project = store.classes(), store.session()
             self._numbered |= set(enumerate(self.classes))
             images = store.images()
             for record in images.values():
@@ -265,6 +279,11 @@ class Pool:
             notes.append(
                 f"{len(lost)} objects of the labels cannot be used, and their images do not count as fully labelled. "
                 f"The first: {lost[0].where}: {lost[0].what}"
+            )
+        if ignored := [problem for problem in problems if problem.kind == listings.OPEN_BOXES]:
+            notes.append(
+                f"{given.source.name} holds questions that nobody has answered, on {counted(len(ignored), 'image')}. "
+                "They do not count as labels"
             )
         unknown = all(image.complete is None for image in given.listed.values())
         if unknown and not all(one.complete for one in fitted.values()):

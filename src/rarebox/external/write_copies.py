@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarebox.core import seeds
-from rarebox.core.files import write_bytes, write_text
-from rarebox.data.image_list import named_images
+from rarebox.core.files import mark_own, write_bytes, write_text
+from rarebox.data.image_list import left_out_for, named_images
 from rarebox.data.images import UnreadableImage, read_image
 from rarebox.errors import UserError
 from rarebox.pool.views import View, make_views
@@ -26,12 +26,16 @@ QUALITY = 95
 
 @dataclass(frozen=True)
 class Copied:
-    """The numbers of images and copies, the file of the map, and the images that could not be read."""
+    """The numbers of images and copies, the file of the map, and the images that could not be read.
+
+    ``left_out`` is a note on images that rarebox has written itself, or empty.
+    """
 
     images: int
     copies: int
     map: Path
     unreadable: tuple[UnreadableImage, ...]
+    left_out: str = ""
 
 
 def write_copies(
@@ -55,14 +59,16 @@ def write_copies(
     unreadable: list[UnreadableImage] = []
     for done, (name, file) in enumerate(files, 1):
         try:
-            lines += _write_views(name, read_image(file), to, views, seed)
+            pixels = read_image(file)
+            mark_own(to, "views")
+            lines += _write_views(name, pixels, to, views, seed)
         except UnreadableImage as error:
             unreadable.append(error)
         report(done, len(files))
     if not lines:
         raise UserError(f"none of the {len(files)} images can be read, the first: {unreadable[0]}")
     write_text(to / MAP, "".join(lines))
-    return Copied(len(files) - len(unreadable), len(lines), to / MAP, tuple(unreadable))
+    return Copied(len(files) - len(unreadable), len(lines), to / MAP, tuple(unreadable), left_out_for(images, to))
 
 
 def _write_views(name: str, pixels: NDArray[np.uint8], to: Path, views: Sequence[str], seed: int) -> list[str]:

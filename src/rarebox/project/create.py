@@ -15,6 +15,7 @@ from rarebox.core.files import PART, write_json, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import datasets, listings
 from rarebox.data.classes import Classes, class_key
+from rarebox.data.image_list import each_once
 from rarebox.data.images import SUFFIXES, files_below
 from rarebox.data.naming import ByName
 from rarebox.data.remote import is_list, is_url, listing, location, trust
@@ -116,10 +117,10 @@ def create(
     if from_list:
         trust(images)
         progress("list", 0, 1, str(images))  # a server may be slow
-        files, unknown = listing(location(images), SUFFIXES), []
+        (files, again), unknown = each_once(listing(location(images), SUFFIXES)), []
         progress("list", 1, 1, str(images))
     else:
-        files, unknown = photos_in(Path(images), root), files_below(images, NOT_READ)
+        files, again, unknown = photos_in(Path(images), root), [], files_below(images, NOT_READ)
     if count:
         return _take_over(folder, settings, list(classes))
     known = datasets.load(labels, photos=files) if labels else None
@@ -128,6 +129,11 @@ def create(
     digests, contents = dict[int, str](), Contents(folder.photos)
     records, unreadable = read_images(files, settings.detector.size, progress, digests=digests, contents=contents)
     problems += unreadable
+    if again:
+        what = f"{len(again)} lines of {images} name a photo that an earlier line names. It counts once."
+        problems.append(listings.Problem("image listed twice", str(again[0]), what))
+    if not from_list:
+        problems += listings.written_by_rarebox(Path(images))
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read. Convert them to JPEG (HEIC: phones can export it)"
         problems.append(listings.Problem("kind not read", str(unknown[0]), what))

@@ -11,7 +11,7 @@ from rarebox import settings_text
 from rarebox.core.files import real, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
-from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, read_picture, readers
+from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, left_out, read_picture, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
@@ -44,7 +44,7 @@ def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Pr
     found = photos.find(store.images(), [os.path.abspath(file) for file in inside], place, progress)
     store.move_images({**found.moved, **found.lost})
     photos.contents.save()
-    return found
+    return replace(found, left_out=left_out(place, folder.root))
 
 
 def check_photos(root: Path, progress: Progress = silent) -> Found:
@@ -53,7 +53,8 @@ def check_photos(root: Path, progress: Progress = silent) -> Found:
     settings = folder.read_settings()
     with Store(folder.labels(settings)) as store:
         known = store.digests()
-        return find_moved_images(store, Path(settings.data), folder, progress) if known else Found({}, {}, ())
+        found = find_moved_images(store, Path(settings.data), folder, progress) if known else Found({}, {}, ())
+        return replace(found, left_out="")
 
 
 @dataclass(frozen=True)

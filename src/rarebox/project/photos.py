@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rarebox.core.files import open_regular, read_json, real, write_text
+from rarebox.core.files import Stat, open_regular, read_json, real, stat_of, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data.images import UnreadableImage, image_size, readers
 from rarebox.data.remote import is_url
@@ -33,9 +33,6 @@ QUICK = 1
 
 MOST_NAMED = 5
 """How many photos a warning names."""
-
-Stat = tuple[int, int, int, int]
-"""Size, modification time and change time in nanoseconds, inode."""
 
 
 class Contents:
@@ -60,9 +57,9 @@ class Contents:
             return self._known[name][1]
         try:
             with open_regular(name) as opened:
-                before = _stat(os.fstat(opened.fileno()))
+                before = stat_of(os.fstat(opened.fileno()))
                 content = hashlib.file_digest(opened, "sha256").hexdigest()
-                after = _stat(os.fstat(opened.fileno()))
+                after = stat_of(os.fstat(opened.fileno()))
         except OSError:
             return None
         if before == after and all(abs(time.time_ns() - at) > JUST_NOW for at in after[1:3]):
@@ -90,13 +87,9 @@ class Contents:
     def _is_current(self, path: str) -> bool:
         known = self._known.get(path)
         try:
-            return known is not None and known[0] == _stat(os.stat(path))
+            return known is not None and known[0] == stat_of(os.stat(path))
         except (OSError, ValueError):
             return False
-
-
-def _stat(found: os.stat_result) -> Stat:
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _four(values: Sequence[int]) -> Stat:
@@ -110,11 +103,13 @@ class Found:
 
     ``lost``: the same for images whose path another photo has taken; no file lies at the path they get here.
     ``changed``: the paths of photos whose content differs from when they were added, at the same size in pixels.
+    ``left_out`` is a note on images in the folder of photos that rarebox has written itself, or empty.
     """
 
     moved: Mapping[int, str]
     lost: Mapping[int, str]
     changed: tuple[str, ...]
+    left_out: str = ""
 
     def warnings(self) -> list[str]:
         """One warning for each kind of problem, for the user."""
@@ -127,7 +122,7 @@ class Found:
         if self.changed:
             what = _counted(self.changed, "changed since it was labelled", "changed since they were labelled")
             told.append(f"{what}. Check the labels or restore the files")
-        return told
+        return [*told, self.left_out] if self.left_out else told
 
 
 def _counted(paths: Iterable[str], one: str, several: str) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from rarebox.core.files import write_bytes, write_text
+from rarebox.core.files import mark_own, write_bytes, write_text
 from rarebox.report.plotting import Axes, Figure, new_figure, settings
 from rarebox.types import Floats
 
@@ -187,7 +187,7 @@ def publish(panel: Panel, folder: Path, prefix: str = "") -> Panel:
     panel.figure.draw_without_rendering()
     panel.figure.set_layout_engine("none")  # one layout for both files
     text = _svg(panel.figure, stem)
-    folder.mkdir(parents=True, exist_ok=True)
+    mark_own(folder, "report")
     write_text(folder / f"{stem}.svg", text)
     content = io.BytesIO()
     panel.figure.savefig(content, format="png", dpi=144, metadata={"Software": None})

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rarebox.data.review import Batch
+from rarebox.data.review import Batch, Returned
 from rarebox.labels.store import Store
 from rarebox.project.exchange.answers import Said, answers_of
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import STILL
 from rarebox.project.exchange.photos import Photos, located, without_numbers
-from rarebox.types import Answer, Verdict
+from rarebox.types import Answer, ImageRecord, Verdict
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,27 @@ def bring_in(
         foreign = [one.project not in ours for one in batch.returned]
         returned = [without_numbers(one) if apart else one for one, apart in zip(batch.returned, foreign, strict=True)]
         found = located(returned, photos or Photos(store), store)
-        known = Known.of(store, source, (record.id for _, record in found))
-        said = [one for returned, record in found for one in answers_of(returned, record, known, source, by, complete)]
-        fates = [_fate(one, known, instead) for one in said]
-        _record(store, [one for one, fate in zip(said, fates, strict=True) if fate == one.kind and fate not in SKIPPED])
+        fates = list[str]()
+        for some in _in_turn(found):
+            known = Known.of(store, source, (record.id for _, record in some))
+            said = [one for back, record in some for one in answers_of(back, record, known, source, by, complete)]
+            fate = [_fate(one, known, instead) for one in said]
+            _record(store, [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED])
+            fates += fate
     shapes = sum(len(one.left_out) for one in batch.returned)
     return Imported(**Counter(fate for fate in fates if fate), shapes=shapes, foreign=sum(foreign))
+
+
+def _in_turn(found: Sequence[tuple[Returned, ImageRecord]]) -> list[list[tuple[Returned, ImageRecord]]]:
+    """The tasks in parts that hold each image once, so that what one task says of it is known to the next."""
+    parts = list[list[tuple[Returned, ImageRecord]]]()
+    times = Counter[int]()
+    for pair in found:
+        turn = times[pair[1].id]
+        times[pair[1].id] += 1
+        parts += [[]] if turn == len(parts) else []
+        parts[turn].append(pair)
+    return parts
 
 
 def _fate(one: Said, known: Known, instead: bool) -> str:

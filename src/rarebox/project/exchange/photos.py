@@ -2,8 +2,9 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Self
 
 from sqlalchemy import func, select
@@ -85,19 +86,59 @@ class Photos:
         except UserError:
             return True
 
-    def agree(self, image_id: int, name: str) -> bool:
-        """Whether the photo with this id has the name in another tool, or had it when it was exported."""
-        own = ByName[int]()
-        for path in self._paths.get(image_id, ()):
+    def agree(self, image_id: int, name: str, *, ours: bool = False) -> bool:
+        """Whether the photo with this id has the name in another tool, or had it when it was sent there.
+
+        Unless the number is certainly ``ours``, it must not contradict the folders in the name. Raises UserError if it
+        is the name of this photo in an export only, and another photo's own.
+        """
+        paths = self._paths.get(image_id, ())
+        if _fits(name, paths):
+            return ours or self._is_best(image_id, name)
+        made = list[str]()
+        for path in paths:
             (file,) = file_names([(image_id, path)], SUFFIXES)
             stem, _, suffix = file.rpartition(".")
             # `data.export` tells two of one name apart by a number, written as often as it takes
-            for alike in (path, file, *(f"{stem}{f'-{image_id}' * times}.{suffix}" for times in (1, 2, 3))):
-                own.add(alike, image_id)
+            made += [file, *(f"{stem}{f'-{image_id}' * times}.{suffix}" for times in (1, 2, 3))]
+        if not _fits(name, made):
+            return False
+        other = None if ours else self._by_name.match(name)
+        if other not in (None, image_id):
+            raise UserError(
+                f"{name!r} is the name of image {other}, and of image {image_id} in an export. Export the task again"
+            )
+        return True
+
+    def _is_best(self, image_id: int, name: str) -> bool:
+        """Whether no photo fits a name better than this one, now or in the past."""
+        by_path, having = self._ever
         try:
-            return own.match(name) is not None
-        except UserError:  # several of its names fit
+            path = by_path.match(name)
+        except UserError:  # several fit equally
             return True
+        return path is not None and image_id in having[path]
+
+    @cached_property
+    def _ever(self) -> tuple[ByName[str], Mapping[str, set[int]]]:
+        """All paths, current and former, and the photos that have or had each."""
+        by_path, having = ByName[str](), defaultdict[str, set[int]](set)
+        for image_id, paths in self._paths.items():
+            for path in paths:
+                by_path.add(path, path)
+                having[path].add(image_id)
+        return by_path, having
+
+
+def _fits(name: str, paths: Iterable[str]) -> bool:
+    """Whether a name in another tool may mean one of these paths."""
+    own = ByName[str]()
+    for path in paths:
+        own.add(path, path)
+    try:
+        return own.match(name) is not None
+    except UserError:  # several fit
+        return True
 
 
 def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[tuple[Returned, ImageRecord]]:
@@ -108,7 +149,9 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
     photo has, they are read as names of that export. CVAT may add one folder to all names.
     """
     numbered = any(one.image_id is not None for one in returned)
-    if any(one.image_id is not None and not photos.agree(one.image_id, one.image) for one in returned):
+    if not all(
+        one.image_id is None or photos.agree(one.image_id, one.image, ours=bool(one.project)) for one in returned
+    ):
         returned = [without_numbers(one) for one in returned]
     if not numbered:
         returned = _without_folder(returned, photos)
@@ -126,11 +169,14 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
             "another project?"
         )
     pairs = [(one, record) for one, record in located if record is not None]
-    seen: dict[int, Returned] = {}
+    seen: dict[tuple[int, str], Returned] = {}
     for one, record in pairs:
-        if record.id in seen:
-            raise UserError(f"{one.where}: this image is already in {seen[record.id].where}. Import them one at a time")
-        seen[record.id] = one
+        first = seen.setdefault((record.id, one.task), one)
+        if first is not one:
+            raise UserError(
+                f"{one.where}: this image is already in {first.where}, and the file does not say that they are "
+                "different tasks. Keep one of the two in the file"
+            )
     return pairs
 
 

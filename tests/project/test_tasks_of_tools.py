@@ -1,0 +1,115 @@
+"""Several tasks and jobs of a tool about one photo: each speaks only for itself, and for its own annotator."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rarebox.data import cvat, labelstudio
+from rarebox.errors import UserError
+from rarebox.labels.store import Store
+from rarebox.project.exchange.importing import Imported, bring_in
+from rarebox.types import ImageRecord
+
+CAT, DOG = ("cat", 10), ("dog", 100)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "labels.sqlite", classes=("cat", "dog")) as made:
+        made.add_images([ImageRecord(n, f"/photos/img_{n}.png", 200, 100) for n in (1, 2)])
+        yield made
+
+
+def boxes(store: Store) -> list[float]:
+    """The left edges of the labels of the first image."""
+    return sorted(store.labels_of(1).boxes[:, 0].tolist())
+
+
+def from_cvat(folder: Path, store: Store, meta: str, *images: tuple[str, str, list[tuple[str, int]]]) -> Imported:
+    """Import a CVAT file of images: name, attributes, and the class and left edge of each box."""
+    shown = "".join(
+        f'<image id="{n}" name="{name}" width="200" height="100" {attributes}>'
+        + "".join(f'<box label="{c}" xtl="{x}" ytl="10" xbr="{x + 40}" ybr="50" occluded="0"/>' for c, x in drawn)
+        + "</image>"
+        for n, (name, attributes, drawn) in enumerate(images)
+    )
+    (folder / "a.xml").write_text(f"<annotations><meta>{meta}</meta>{shown}</annotations>")
+    return bring_in(store, cvat.read(folder / "a.xml"), "cvat")
+
+
+def about(kind: str, number: int, person: str = "Ann") -> str:
+    people = f"<owner><username>boss</username></owner><assignee><username>{person}</username></assignee>"
+    return f"<{kind}><id>{number}</id><name>{kind} {number}</name>{people}</{kind}>"
+
+
+@pytest.mark.parametrize("kinds", [("task", "task"), ("job", "job"), ("task", "job"), ("job", "task")])
+def test_the_file_of_a_job_or_task_withdraws_no_box_of_another(
+    kinds: tuple[str, str], tmp_path: Path, store: Store
+) -> None:
+    first, second = about(kinds[0], 7), about(kinds[1], 8 if kinds[0] == kinds[1] else 7)
+    assert from_cvat(tmp_path, store, first, ("img_1.png", "", [CAT])) == Imported(missed=1)
+    assert from_cvat(tmp_path, store, second, ("img_1.png", "", [DOG])) == Imported(missed=1)
+    assert from_cvat(tmp_path, store, first, ("img_1.png", "", [CAT])) == Imported(unchanged=1)
+    assert boxes(store) == [10, 100]
+    assert from_cvat(tmp_path, store, second, ("img_1.png", "", [])) == Imported(withdrawn=1)
+    assert boxes(store) == [10]
+
+
+def test_each_task_of_a_project_has_its_own_annotator(tmp_path: Path, store: Store) -> None:
+    project = f"<project><id>3</id><tasks>{about('task', 7)}{about('task', 8, 'Bob')}</tasks></project>"
+    both = (("img_1.png", 'task_id="7"', [CAT]), ("img_2.png", 'task_id="8"', [DOG]))
+    assert from_cvat(tmp_path, store, project, *both) == Imported(missed=2)
+    assert [query.asked_by for query in store.queries()] == ["Ann", "Bob"]
+    moved = [("dog", 104)]
+    assert from_cvat(tmp_path, store, about("task", 8, "Bob"), ("img_2.png", "", moved)) == Imported(missed=1)
+    assert store.labels_of(2).boxes[:, 0].tolist() == [104]
+
+
+def test_two_tasks_of_one_file_about_a_photo_are_both_taken(tmp_path: Path, store: Store) -> None:
+    project = f"<project><tasks>{about('task', 7)}{about('task', 8, 'Bob')}</tasks></project>"
+    both = (("img_1.png", 'task_id="7"', [CAT]), ("img_1.png", 'task_id="8"', [CAT, DOG]))
+    assert from_cvat(tmp_path, store, project, *both) == Imported(missed=2, unchanged=1)
+    assert from_cvat(tmp_path, store, project, *both) == Imported(unchanged=3)
+    assert boxes(store) == [10, 100]
+
+
+def from_label_studio(folder: Path, store: Store, *tasks: tuple[int, str, int]) -> Imported:
+    """Import a file of tasks about the first image: number, when it was made, and the left edge of its only box."""
+    listed = [
+        {
+            "id": number,
+            "project": 1,
+            "created_at": made,
+            "data": {"image": f"/data/upload/1/{number:08x}-img_1.png"},
+            "annotations": [{"id": 1, "completed_by": 1, "result": [region(str(left), left)]}],
+        }
+        for number, made, left in tasks
+    ]
+    (folder / "x.json").write_text(json.dumps(listed))
+    return bring_in(store, labelstudio.read(folder / "x.json"), "labelstudio")
+
+
+def region(key: str, left: int) -> dict[str, object]:
+    value = {"x": left / 2, "y": 10, "width": 20, "height": 40, "rotation": 0, "rectanglelabels": ["cat"]}
+    return {"id": key, "type": "rectanglelabels", "original_width": 200, "original_height": 100, "value": value}
+
+
+def test_task_1_of_another_server_withdraws_nothing(tmp_path: Path, store: Store) -> None:
+    ann, bob = (1, "2024-01-02T03:04:05.678901Z", 10), (1, "2024-01-02T09:08:07.654321Z", 100)
+    for task in (ann, bob):
+        assert from_label_studio(tmp_path, store, task) == Imported(missed=1)
+    assert from_label_studio(tmp_path, store, ann) == Imported(unchanged=1)
+    assert boxes(store) == [10, 100]
+    # The same task, in another time zone.
+    assert from_label_studio(tmp_path, store, (1, "2024-01-02T04:04:05.678901+01:00", 150)).withdrawn == 1
+    assert boxes(store) == [100, 150]
+
+
+def test_two_tasks_of_label_studio_about_a_photo_are_both_taken(tmp_path: Path, store: Store) -> None:
+    made = "2024-01-02T03:04:05Z"
+    assert from_label_studio(tmp_path, store, (1, made, 10), (2, made, 100)) == Imported(missed=2)
+    assert boxes(store) == [10, 100]
+    with pytest.raises(UserError, match="Keep one of the two in the file"):
+        from_label_studio(tmp_path, store, (1, made, 10), (1, made, 100))
