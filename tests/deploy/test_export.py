@@ -149,6 +149,9 @@ def test_a_model_is_exported_with_its_card(trained: Path, tmp_path: Path, monkey
     script = rarebox.export_model
     with tiny.small_network(), pytest.raises(UserError, match="exists already"):
         script(trained / "model", to)
+    (tmp_path / "labels.json").write_text("of somebody")
+    with tiny.small_network(), pytest.raises(UserError, match=r"labels\.json exists already"):
+        script(trained / "model", tmp_path / "labels", "torchscript")
     with tiny.small_network():
         assert script(trained / "run", tmp_path / "m.pt", size="96x64") == tmp_path / "m.pt"
     assert "height x width: 64 x 96" in (tmp_path / "m.pt.md").read_text()
