@@ -124,7 +124,7 @@ def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | N
         except UserError as error:
             if not found:
                 what = f"several photos have that name: {error}. Its labels are skipped."
-                problems.append(Problem("labels of no photo", str(path), what))
+                problems.append(Problem("labels match no single photo", str(path), what))
             continue
         if photo is not None:
             named.setdefault(photo, []).append(path)
@@ -138,7 +138,9 @@ def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | N
         elif missing:
             nobody.update(missing if own else paths)
             what = f"{len(paths)} labelled images have the name of {photo}. Its labels are skipped."
-            problems += [Problem("labels of no photo", str(path), what) for path in (missing if own else paths)]
+            problems += [
+                Problem("labels match no single photo", str(path), what) for path in (missing if own else paths)
+            ]
     return Listing(
         train.source,
         list(dict.fromkeys(name for listing in listings for name in listing.classes)),
