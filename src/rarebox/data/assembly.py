@@ -78,9 +78,9 @@ def assemble(
 def usable(dataset: Dataset) -> Dataset:
     """The part of a data set that a simulation can use: the images whose objects are all known.
 
-    On other images a correct box would count as wrong, and a dropped object would train as background. These images
-    become problems. Raises `UserError` if no training image with an object is left, or if the data set has test images
-    and none with an object is left.
+    On other images a correct box would count as wrong, and a dropped object would train as background. These images are
+    reported as problems. Raises `UserError` if no training image with an object is left, or if the data set has test
+    images and none with an object is left.
     """
     problems = list(dataset.problems)
     train, test = (split and _complete_only(split, problems) for split in (dataset.train, dataset.test))
