@@ -665,7 +665,7 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
 def test_the_zip_that_cvat_exports_must_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
         archive.writestr("annotations.xml", "<annotations/>")
-    with pytest.raises(UserError, match=r"job\.zip: a zip file.*Unpack it"):
+    with pytest.raises(UserError, match=r"job\.zip: this is the zip file.*Unpack it"):
         cvat.read(tmp_path / "job.zip")
 
 

@@ -296,7 +296,7 @@ def _labels_of_photos(
         return same[0]
 
     def leave_out(path: str, what: str) -> None:
-        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are skipped"))
+        problems.append(listings.Problem("labels match no single photo", path, f"{what}; its labels are skipped"))
 
     for split in filter(None, (known.train, known.test)):
         for image in split.images:
