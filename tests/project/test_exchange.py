@@ -303,8 +303,9 @@ def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path:
     human = np.array([Source.HUMAN])
     labels = Annotations(4, np.array(BOXES[:1]), np.array([0]), human, one, one, one, False)
     for more, wanted in (({"import_id": None}, Imported()), ({"import_id": 1}, Imported(left=1))):
-        export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
-        assert bring_in(store, without_boxes(tmp_path / "out" / "tasks.json", **more), "labelstudio") == wanted
+        export(tmp_path / str(wanted), "labelstudio", CLASSES, images, [labels])
+        assert bring_in(store, without_boxes(tmp_path / str(wanted) / "tasks.json", **more), "labelstudio") == wanted
+    export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
     # The same for an image that lost the list of its labels.
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     tasks[0]["data"]["rarebox"]["labels"] = [["cat", [1, 2]]]
