@@ -1,6 +1,6 @@
 """Which module may import which, which may use torch and the ground truth, and what no file may contain.
 
-The rows are those of the architecture's import table; a new module needs a place in one of them.
+The rows are the levels of the table in docs/architecture.md; a new module needs a place in one of them.
 """
 
 import ast

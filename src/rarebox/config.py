@@ -245,7 +245,7 @@ class PseudoSettings(Section):
     )
     calibrated: bool = Field(
         default=False,
-        description="take conf(b) of Eq. 5 from the cycle's answers (precision at a score), not from the score",
+        description="use the precision of the cycle's answers at that score as conf(b) of Eq. 5, not the raw score",
     )
     score_floor: Fraction | None = Field(
         default=0.05, ge=0, le=1, description="minimum score of a pseudo label; null: that of a candidate [18]"
@@ -268,7 +268,12 @@ class PseudoSettings(Section):
 class OracleSettings(Section):
     """The simulated annotator."""
 
-    iou: Fraction = Field(default=0.5, gt=0, le=1, description="minimum IoU for a reviewed box to show an object [13]")
+    iou: Fraction = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="minimum IoU with an object for a reviewed box to count as that object [13]",
+    )
 
 
 class PeopleSettings(Section):

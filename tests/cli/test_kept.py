@@ -376,7 +376,7 @@ def test_a_restored_backup_is_adopted(
     said(capsys)
     assert tame(*where) == 0
     told = said(capsys)
-    assert "the store labels" in told
+    assert "the store already has complete labels" in told
     assert "--partial" not in told  # these are answers, not labels that may be doubted
     now = Project(project)
     assert len(now.store.answered()) == 4

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rarebox.data import images
 from rarebox.data.images import UnreadableImage, image_files, image_size, read_image, read_picture, working_size
-from rarebox.data.room import Room
+from rarebox.data.memory_limit import MemoryLimit
 from rarebox.types import ImageRecord
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -238,7 +238,7 @@ def test_a_small_file_of_many_deep_pixels_takes_little_memory_with_any_threads(t
 
 def test_threads_share_the_room_for_decoded_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "image.png")
-    monkeypatch.setattr(images, "DECODED", Room(100 * 100 * 4 * 2))
+    monkeypatch.setattr(images, "DECODED", MemoryLimit(100 * 100 * 4 * 2))
     at_once, most, lock, convert = 0, 0, threading.Lock(), images._eight_bits
 
     def slow(image: Image.Image) -> Image.Image:
@@ -258,7 +258,7 @@ def test_threads_share_the_room_for_decoded_pixels(tmp_path: Path, monkeypatch: 
 
 
 def test_a_request_for_more_than_all_memory_gets_all_of_it_alone() -> None:
-    room, inside = Room(10), threading.Event()
+    room, inside = MemoryLimit(10), threading.Event()
     with room.hold(10**9):
         other = threading.Thread(target=lambda: room.hold(1).__enter__() or inside.set())
         other.start()

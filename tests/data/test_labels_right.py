@@ -361,7 +361,7 @@ def test_two_labelled_images_that_may_be_one_photo_are_left_out(tmp_path: Path) 
     file = coco(tmp_path / "set" / "l.json", images, [annotation(1, 1, CAT), annotation(2, 2, DOG)])
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.said == {}
-    assert kinds(begun.problems) == ["labels of no photo"] * 2
+    assert kinds(begun.problems) == ["labels match no single photo"] * 2
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -460,7 +460,7 @@ def test_a_rotated_nearly_square_photo_is_not_scaled(tmp_path: Path) -> None:
     file = coco(tmp_path / "set" / "l.json", images, [annotation(1, 1, DOG), annotation(2, 2, CAT)])
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.said == {}
-    assert {"image rotated by EXIF", "labels of no photo"} <= {*kinds(begun.problems)}
+    assert {"image rotated by EXIF", "labels match no single photo"} <= {*kinds(begun.problems)}
     assert "boxes scaled" not in kinds(begun.problems)
 
 
@@ -974,7 +974,7 @@ def test_labels_of_two_images_that_have_the_name_of_one_photo_are_left_out(tmp_p
     labels = [annotation(n, n, DOG if n % 2 else CAT) for n in range(5)]
     begun = Begun(tmp_path / "p", tmp_path / "photos", coco(tmp_path / "set" / "l.json", images, labels))
     assert begun.said.keys() == {"3.jpg"}
-    assert kinds(begun.problems).count("labels of no photo") == 4
+    assert kinds(begun.problems).count("labels match no single photo") == 4
 
 
 def test_a_photos_own_labels_count_not_those_of_its_namesakes(tmp_path: Path) -> None:
@@ -983,7 +983,7 @@ def test_a_photos_own_labels_count_not_those_of_its_namesakes(tmp_path: Path) ->
     file = coco(tmp_path / "l.json", images, [annotation(1, 1, CAT), annotation(2, 2, DOG)])
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.boxes("1.jpg") == [("cat", CAT)]
-    assert "labels of no photo" in kinds(begun.problems)
+    assert "labels match no single photo" in kinds(begun.problems)
 
 
 def test_labels_that_fit_several_photos_are_listed_as_such(tmp_path: Path) -> None:
@@ -994,7 +994,7 @@ def test_labels_that_fit_several_photos_are_listed_as_such(tmp_path: Path) -> No
     )
     begun = Begun(tmp_path / "p", tmp_path / "photos", file)
     assert begun.said.keys() == {"2.jpg"}
-    assert "labels of no photo" in kinds(begun.problems)
+    assert "labels match no single photo" in kinds(begun.problems)
 
 
 @pytest.mark.parametrize("there", [["a.jpg"], ["a.jpg", "b.jpg"]])

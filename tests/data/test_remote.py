@@ -24,9 +24,9 @@ from rarebox.cli.main import app
 from rarebox.data import datasets, remote
 from rarebox.data.export import export
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, read_picture
+from rarebox.data.memory_limit import MemoryLimit
 from rarebox.data.pictures import AHEAD, Pictures
 from rarebox.data.remote import Refused, check_hop
-from rarebox.data.room import Room
 from rarebox.errors import UserError
 from rarebox.loop import simulate
 from rarebox.project.create import create
@@ -552,7 +552,7 @@ def test_a_large_object_of_a_bucket_is_refused_unread(buckets: Bucket, monkeypat
 
 
 def test_threads_share_the_memory_for_remote_files(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "ROOM", Room(3 << 20))
+    monkeypatch.setattr(remote, "ROOM", MemoryLimit(3 << 20))
     Answers.told["/a.jpg"] = sends(bytes(1 << 20))
     at_once, most, lock = 0, 0, threading.Lock()
 

@@ -149,9 +149,21 @@ def test_a_model_is_exported_with_its_card(trained: Path, tmp_path: Path, monkey
     script = rarebox.export_model
     with tiny.small_network(), pytest.raises(UserError, match="exists already"):
         script(trained / "model", to)
+    (tmp_path / "labels.json").write_text("of somebody")
+    with tiny.small_network(), pytest.raises(UserError, match=r"labels\.json exists already"):
+        script(trained / "model", tmp_path / "labels", format="torchscript")
     with tiny.small_network():
         assert script(trained / "run", tmp_path / "m.pt", size="96x64") == tmp_path / "m.pt"
     assert "height x width: 64 x 96" in (tmp_path / "m.pt.md").read_text()
+
+
+def test_a_final_model_inside_a_run_has_its_own_classes(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    shutil.copytree(trained / "model", run / "final")
+    about = json.loads((run / "final" / "model.json").read_text())
+    names = about["classes"][::-1]
+    write_json(run / "final" / "model.json", {**about, "classes": names})
+    assert open_model(run / "final").names == tuple(names) != open_model(run).names
 
 
 def test_the_card_of_a_run_comes_from_its_records(trained: Path, tmp_path: Path) -> None:

@@ -354,3 +354,18 @@ test("a tab whose session is gone asks for a reload and forgets all numbers", as
   assert.equal(server.requests.at(-1).session, null);
   assert.deepEqual(later.problems, []);
 });
+
+test("a new tab forgets the drafts of a session that is gone, and asks again", async () => {
+  const { outbox } = tab();
+  outbox.open();
+  await settled();
+  localStorage.setItem("rarebox/p/draft/1", "{}");
+  sessionStorage.clear();
+  server.sessions = ["s0"];
+  const { outbox: fresh, reported } = tab("new");
+  fresh.open();
+  await settled();
+  assert.equal(localStorage.getItem("rarebox/p/draft/1"), null);
+  assert.deepEqual(reported.queries.at(-1), [1, 2]);
+  assert.deepEqual(reported.problems, []);
+});

@@ -303,8 +303,9 @@ def test_an_annotation_that_did_not_start_from_the_labels_deletes_none(tmp_path:
     human = np.array([Source.HUMAN])
     labels = Annotations(4, np.array(BOXES[:1]), np.array([0]), human, one, one, one, False)
     for more, wanted in (({"import_id": None}, Imported()), ({"import_id": 1}, Imported(left=1))):
-        export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
-        assert bring_in(store, without_boxes(tmp_path / "out" / "tasks.json", **more), "labelstudio") == wanted
+        export(tmp_path / str(wanted), "labelstudio", CLASSES, images, [labels])
+        assert bring_in(store, without_boxes(tmp_path / str(wanted) / "tasks.json", **more), "labelstudio") == wanted
+    export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
     # The same for an image that lost the list of its labels.
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     tasks[0]["data"]["rarebox"]["labels"] = [["cat", [1, 2]]]
@@ -665,7 +666,7 @@ def test_mistakes_write_nothing(project: Path, tmp_path: Path, store: Store, edi
 def test_the_zip_that_cvat_exports_must_be_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "job.zip", "w") as archive:
         archive.writestr("annotations.xml", "<annotations/>")
-    with pytest.raises(UserError, match=r"job\.zip: a zip file.*Unpack it"):
+    with pytest.raises(UserError, match=r"job\.zip: this is the zip file.*Unpack it"):
         cvat.read(tmp_path / "job.zip")
 
 

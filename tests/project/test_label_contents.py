@@ -57,4 +57,4 @@ def test_labels_whose_content_fits_several_photos_of_other_names_are_left_out(fo
     for name in ("a", "b"):
         photo(folder / "photos" / f"{name}.png", 10)
     photo(folder / "photos" / "y.png", 20)
-    assert classes_of_photos(folder) == ({"y": ["dog"]}, ["labels of no photo"])
+    assert classes_of_photos(folder) == ({"y": ["dog"]}, ["labels match no single photo"])

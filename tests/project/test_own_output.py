@@ -13,6 +13,7 @@ from rarebox.data.datasets import load
 from rarebox.data.export import Annotations, export
 from rarebox.data.image_list import named_images
 from rarebox.data.images import image_files, left_out
+from rarebox.errors import UserError
 from rarebox.external.write_copies import write_copies
 from rarebox.project.create import create
 from rarebox.project.project import Project
@@ -117,6 +118,12 @@ def test_boxes_are_not_ranked_there(photos: Path, out: Path, tmp_path: Path) -> 
     ranked = external.rank(file, None, None, photos, config.resolve("laptop"), 1)
     assert len(ranked.images) == len(NAMES)
     assert sum("left out" in note for note in ranked.notes) == 1
+
+
+def test_a_folder_of_own_output_only_is_refused_by_name(photos: Path, tmp_path: Path) -> None:
+    exported("coco")(photos, tmp_path / "all" / "export")
+    with pytest.raises(UserError, match=r"no image in it. 2 images left out, .*export\. To use them, name that folder"):
+        create(tmp_path / "project", tmp_path / "all", ["cat"])
 
 
 def test_an_export_that_the_user_names_is_read(photos: Path, tmp_path: Path) -> None:

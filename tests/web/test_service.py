@@ -238,7 +238,7 @@ def test_with_few_photos_everybody_gets_one(small: Project) -> None:
     service.close()
 
 
-def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int]) -> list[int]:
+def plainly(asker: Asker, done: set[int], most: int, skip_busy: bool, busy: set[int]) -> list[int]:
     """The places to ask about, found by going through the ranking from the top."""
     found, taken, labels = [], set(busy), asker.store.labels()
     for place in range(1000):
@@ -250,7 +250,7 @@ def plainly(asker: Asker, done: set[int], most: int, anyhow: bool, busy: set[int
         if image not in taken:
             found.append(place)
             taken.add(image)
-        elif not anyhow:
+        elif not skip_busy:
             break
     return found
 
@@ -264,10 +264,10 @@ def test_the_questions_are_those_found_by_scanning_the_ranking(
     assert source
     source._iou, done, total = 0.5, set[int](), 0
     for _ in range(60):
-        most, anyhow = dice.randrange(1, 7), dice.random() < 0.5
+        most, skip_busy = dice.randrange(1, 7), dice.random() < 0.5
         busy = {query.image_id for query in store.unanswered(2)}
-        wanted = plainly(source, done, most, anyhow, busy)
-        asked = source.ask(most, anyhow=anyhow)
+        wanted = plainly(source, done, most, skip_busy, busy)
+        asked = source.ask(most, skip_busy=skip_busy)
         assert [int(query.why["rank"]) for query in asked if query.why] == wanted
         done.update(wanted)
         total += len(wanted)

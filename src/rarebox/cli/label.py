@@ -56,7 +56,12 @@ def export(
     ] = False,
     copy_images: Annotated[bool, typer.Option(help="Copy the images instead of linking to them.")] = False,
     queries: Annotated[bool, typer.Option("--queries", help="Export open questions, for labelstudio or cvat.")] = False,
-    most: Annotated[int, typer.Option(min=1, help="With --queries: the maximum number, within the budget.")] = 1000,
+    most: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --queries: at most this many questions, and never more than the budget has left."
+        ),
+    ] = 1000,
     image_url: ImageUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -194,7 +199,7 @@ def bring_in(
         return
     for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
         console.print(f"{where}: {shape} skipped. Draw a box there if it is an object", markup=False, soft_wrap=True)
-    said = {**IMPORTED, "left": LEFT_ANYHOW} if replace else IMPORTED
+    said = {**IMPORTED, "left": NOT_REPLACED} if replace else IMPORTED
     parts = [f"{counted(count, *said[name][:2])} {said[name][2]}" for name, count in counts.items() if count]
     print(f"{file}: {', '.join(parts) or 'nothing'}")
 
@@ -206,14 +211,22 @@ IMPORTED = {
     "complete": ("image", "images", "now complete"),
     "withdrawn": ("box", "boxes", "withdrawn"),
     "unchanged": ("answer", "answers", "already known"),
-    "left": ("answer", "answers", "not used, because another person answered differently (--replace uses the file's)"),
-    "unseen": ("guess", "guesses", "missing from the original annotation, left unanswered"),
+    "left": (
+        "answer",
+        "answers",
+        "not used, because another person answered differently (--replace uses the answers in the file)",
+    ),
+    "unseen": (
+        "guess",
+        "guesses",
+        "left unanswered, because the annotation did not start from the predictions or has shapes without a box",
+    ),
     "skipped": ("image", "images", "skipped in the tool, left unanswered"),
     "older": ("annotation", None, "replaced by later ones of the same image"),
     "kept": (
         "label",
         "labels",
-        "kept that the file lacks on complete images (delete them on the page if they are wrong)",
+        "kept, although --complete was given and the file lacks them (delete them on the page if they are wrong)",
     ),
     "foreign": ("image", "images", "exported by another project: matched by name and position, not by number"),
     "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
@@ -221,7 +234,7 @@ IMPORTED = {
 """For each count: the singular, the plural, and what happened to them."""
 
 
-LEFT_ANYHOW = ("answer", "answers", "not used: single boxes of a fully labelled image can be changed only on the page")
+NOT_REPLACED = ("answer", "answers", "not used: single boxes of a fully labelled image can be changed only on the page")
 """What happened to answers that are left although --replace was given."""
 
 
@@ -271,9 +284,9 @@ def init(
 
 
 def numbers_in_use(classes: Sequence[str], labels: Path | None) -> "Numbers":
-    """The meaning of numbers in detections for a new project. Numbers from 0 that are ambiguous have no classes.
+    """What class, category and image numbers in detections mean in a new project.
 
-    They are ambiguous if the labels and --classes name one number differently.
+    ``classes`` is empty if class numbers are ambiguous: the labels and --classes name one number differently.
     """
     from rarebox.data import datasets, listings
 
@@ -305,7 +318,7 @@ def init_project(
     try:
         with progress_bars(as_json=False) as progress:
             note: object = choose(config.resolve(preset, None, changes).detector, progress).note
-    except WeightsUnavailable as error:  # training needs them, labelling does not yet
+    except WeightsUnavailable as error:  # labelling can start without the weights; training cannot
         note = error
     if note:
         console.print(str(note), markup=False, soft_wrap=True)
@@ -345,7 +358,11 @@ def init_project(
         known = known or "; no label was imported"
     else:  # the store may hold answers already
         partly = len(labelled) - whole
-        known = f"; the store labels {whole} of them fully and {partly} partially" if labelled else ""
+        known = (
+            f"; the store already has complete labels for {whole} of them and partial labels for {partly}"
+            if labelled
+            else ""
+        )
     shown = ", ".join(store.classes()) or "none yet; the page asks for them"
     console.print(f"{len(store.images())} photos{known}. Classes: {shown}", markup=False, soft_wrap=True)
     console.print(f"settings: {folder / 'settings.yaml'}\nnext: rarebox serve {folder}", markup=False, soft_wrap=True)

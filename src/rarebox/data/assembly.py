@@ -78,9 +78,9 @@ def assemble(
 def usable(dataset: Dataset) -> Dataset:
     """The part of a data set that a simulation can use: the images whose objects are all known.
 
-    On other images a correct box would count as wrong, and a dropped object would train as background. These images
-    become problems. Raises `UserError` if no training image with an object is left, or if the data set has test images
-    and none with an object is left.
+    On other images a correct box would count as wrong, and a dropped object would train as background. These images are
+    reported as problems. Raises `UserError` if no training image with an object is left, or if the data set has test
+    images and none with an object is left.
     """
     problems = list(dataset.problems)
     train, test = (split and _complete_only(split, problems) for split in (dataset.train, dataset.test))
@@ -124,7 +124,7 @@ def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | N
         except UserError as error:
             if not found:
                 what = f"several photos have that name: {error}. Its labels are skipped."
-                problems.append(Problem("labels of no photo", str(path), what))
+                problems.append(Problem("labels match no single photo", str(path), what))
             continue
         if photo is not None:
             named.setdefault(photo, []).append(path)
@@ -138,7 +138,9 @@ def _found_among(photos: Sequence[str | Path], train: Listing, test: Listing | N
         elif missing:
             nobody.update(missing if own else paths)
             what = f"{len(paths)} labelled images have the name of {photo}. Its labels are skipped."
-            problems += [Problem("labels of no photo", str(path), what) for path in (missing if own else paths)]
+            problems += [
+                Problem("labels match no single photo", str(path), what) for path in (missing if own else paths)
+            ]
     return Listing(
         train.source,
         list(dict.fromkeys(name for listing in listings for name in listing.classes)),

@@ -83,10 +83,10 @@ class _Content(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """An entry of ``images``: the file name, and everything that the file says of the image."""
+    """An entry of ``images``: the file name, and the raw entry."""
 
     name: str
-    said: Object
+    raw: Object
 
 
 _UNUSED = "This file is not read. To use its labels, name the file instead of the folder."
@@ -128,7 +128,7 @@ def find_single(path: Path) -> Reader | None:
 
 
 def read(train: Path, test: Path | None = None, *unused: Path) -> tuple[Listing, Listing | None]:
-    """Both files. Further splits are not used and become problems. Raises `UserError` if a file is not COCO."""
+    """Both files. Further splits are not used, and reported as problems. Raises `UserError` if a file is not COCO."""
     listing = _listing(train)
     for path in unused:
         chosen = f"{test} is the test split" if test else f"{train} is read"
@@ -264,7 +264,7 @@ def _boxes(
 
 
 def _is_repeated(annotation: Object, seen: dict[Key, Object], where: str, problems: list[Problem]) -> bool:
-    """Whether an earlier annotation is identical. An id that occurs twice on different boxes is only a problem."""
+    """Whether an earlier annotation is identical. If different boxes share an id, it is reported and both are kept."""
     first = seen.setdefault(_key(annotation["id"]), annotation)
     if first is annotation:
         return False
@@ -330,7 +330,7 @@ def _images(
             problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
     images: list[ListedImage] = []
     found = _located(path, {entry.name for same in entries.values() for entry in same}, problems)
-    strays = boxes.keys() - entries.keys()  # boxes of unknown images, perhaps of one that seems to show nothing
+    strays = boxes.keys() - entries.keys()  # boxes with an unknown image_id, perhaps of an image that seems empty
     for key, same in entries.items():
         if len(same) > 1:
             problems += _duplicates(path, same)
@@ -349,8 +349,8 @@ def _images(
 
 
 def _duplicates(path: Path, same: list[_Entry]) -> list[Problem]:
-    """A problem for entries with one id: of one file, the first is used; of several files, none is."""
-    where, files = f"{path}: image id {same[0].said['id']}", sorted({entry.name for entry in same})
+    """Report entries that share an id. If they name the same file, the first is used; if different files, none is."""
+    where, files = f"{path}: image id {same[0].raw['id']}", sorted({entry.name for entry in same})
     if len(files) == 1:
         return [Problem("duplicate id", where, f"{files[0]} is listed {len(same)} times. One entry is used.")]
     what = f"several images have this id: {', '.join(files)}. They are skipped, since the boxes could belong to any."
@@ -361,13 +361,13 @@ def _image(
     path: Path, entry: _Entry, boxes: list[ListedBox], place: Path | str, problems: list[Problem]
 ) -> ListedImage:
     """One image; ``lost`` if its entry has a separate list of objects, which is not read."""
-    where, said = f"{path}: {entry.name}", entry.said
-    size = listed_size(said.get("width"), said.get("height"), where, problems)
-    key = _key(said["id"])
+    where, raw = f"{path}: {entry.name}", entry.raw
+    size = listed_size(raw.get("width"), raw.get("height"), where, problems)
+    key = _key(raw["id"])
     own = key if type(key) is int else None
-    attributes = _attributes(said)
+    attributes = _attributes(raw)
     complete = attributes["complete"] in _TRUE if "complete" in attributes else None
-    inside = next((name for name in _OBJECTS if as_list(said.get(name))), None)
+    inside = next((name for name in _OBJECTS if as_list(raw.get(name))), None)
     if inside:
         what = f"the image's own list '{inside}' is not read. Move its objects to the file's list 'annotations'."
         problems.append(Problem("box dropped", where, what))
@@ -377,8 +377,8 @@ def _image(
 def _located(path: Path, names: Iterable[str], problems: list[Problem]) -> dict[str, Path | str]:
     """Name -> image file: a URL, or a file beside the JSON, in ``images/``, or in a folder named like the split.
 
-    A file whose name differs in case belongs to a name only if no other name in the list fits it. Files of one name in
-    several of these places become a problem if they differ.
+    A file whose name differs in case belongs to a name only if no other name in the list fits it. Different files of
+    one name in several of these places are reported as a problem.
     """
     disk, folder = Disk(), path.parent
     folders = (folder, folder / "images", folder / path.stem, folder / "images" / path.stem)
@@ -400,7 +400,7 @@ def _located(path: Path, names: Iterable[str], problems: list[Problem]) -> dict[
 
 
 def _key(value: object) -> Key:
-    """An id as a key to look up by; a value that is no id becomes its ``repr``."""
+    """An id as a key to look up by; a value that is not an id becomes its ``repr``."""
     if isinstance(value, str):
         return int(value) if value.isdecimal() and len(value) < 19 and str(int(value)) == value else value
     return value if isinstance(value, int | float) else repr(value)

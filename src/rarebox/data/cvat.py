@@ -143,7 +143,9 @@ def read(file: Path) -> Batch:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
     if content.startswith(b"PK"):
-        raise UserError(f"{file}: a zip file, as CVAT exports it. Unpack it, and import the annotations.xml in it.")
+        raise UserError(
+            f"{file}: this is the zip file that CVAT exports. Unpack it, and import the annotations.xml in it."
+        )
     try:
         root = from_xml(content)
     except (ET.ParseError, ValueError) as error:

@@ -331,7 +331,7 @@ def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequenc
         },
         "files": {file: state_of(stage / file) for file in files_in(stage)},
     }
-    _write(stage / EXPORT_MARK, json.dumps(content, indent=1, ensure_ascii=False))
+    _write(stage / EXPORT_MARK, json.dumps(content, indent=1))
 
 
 class _Provenance(TypedDict):

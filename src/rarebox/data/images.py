@@ -16,8 +16,8 @@ from PIL import Image
 from rarebox.core.files import NOT_REGULAR, is_own, real
 from rarebox.core.text import counted
 from rarebox.data import remote
+from rarebox.data.memory_limit import MemoryLimit
 from rarebox.data.naming import is_litter
-from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
 from rarebox.types import ImageRecord, Picture
 
@@ -48,7 +48,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "P
 """Pillow's names of the formats that are read. The content decides, not the suffix. Pillow's other formats are refused,
 because some start other programs, such as Ghostscript."""
 
-DECODED = Room(1 << 30)
+DECODED = MemoryLimit(1 << 30)
 """The memory for pixels being decoded, in bytes, for all threads together."""
 
 STRIP = 1 << 22

@@ -96,7 +96,7 @@ class Dataset:
 
 
 class ListedBox(NamedTuple):
-    """A box as a label file has it: x1, y1, x2, y2, which may be any numbers, and ``where`` it is in the file.
+    """A box as written in a label file: x1, y1, x2, y2, which may be any numbers. ``where`` is its place in the file.
 
     ``source`` is the origin of the box, a `Source` or `QUESTION`, or empty if the file does not say. ``crowd``: the box
     is around several objects.
@@ -115,9 +115,10 @@ _DEGREES = re.compile(r"\s*(°|deg\.?|degrees?)\s*$", re.IGNORECASE)
 
 def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, float, float]:
     """The upright box around a box whose attributes may rotate it about its centre: x1, y1, x2, y2 in pixels.
+
     ``rotation`` is in degrees, as CVAT writes it beside the unrotated box, perhaps with a degree sign. Case in names is
-    ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is no number, and for an
-    ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
+    ignored. Raises ``ValueError`` for a rotation that is not finite, for text with digits that is not a number, and for
+    an ``angle`` or ``theta`` that may be in radians. A value without digits is ignored.
     """
     plain = {name.strip().casefold(): value for name, value in attributes.items() if value}
     for name in ("rotation", "angle", "theta"):
@@ -143,7 +144,7 @@ def upright(box: Sequence[float], attributes: Object) -> tuple[float, float, flo
 def listed_size(width: object, height: object, where: str, problems: list[Problem]) -> tuple[int, int] | None:
     """The (width, height) in pixels of an image in a label file, from numbers or text; None if it has none.
 
-    It has none if a side is absent or empty, or both are 0. Any other value that is not a size becomes a problem.
+    It has none if a side is absent or empty, or both are 0. Any other value that is not a size is reported.
     """
     if {None, ""}.intersection(side for side in (width, height) if isinstance(side, str | None)):
         return None
@@ -186,7 +187,7 @@ class Listing:
     ``categories`` are the class names by the numbers of a COCO file; other formats have none. ``numbers`` are the class
     names by the numbers from 0 that a detector trained on the labels writes; empty if these are ambiguous. ``files``
     are the label files that were read or that a problem names. Class names that some format cannot hold are cleaned
-    (:func:`rarebox.data.naming.clean`), and become a problem.
+    (:func:`rarebox.data.naming.clean`), and reported.
     """
 
     source: Path
@@ -233,7 +234,7 @@ class Numbers:
 
 
 def agreed(numbered: Collection[tuple[int, str]]) -> dict[int, str]:
-    """The names in order of number, from pairs; empty if two names have one number."""
+    """The names in order of number, from pairs; empty if one number has two different names."""
     names = dict(sorted(numbered))
     return names if all(names[number] == name for number, name in numbered) else {}
 
@@ -261,7 +262,7 @@ OBJECT_LOST = (
 
 
 def refuse_lost(source: Path, problems: Sequence[Problem]) -> None:
-    """Raise `UserError` if an object was lost, where none of the objects in ``source`` can be used."""
+    """Raise `UserError` if any problem cost an object its box. Call this only when ``source`` has no usable object."""
     lost = [problem for problem in problems if problem.kind in OBJECT_LOST]
     if lost:
         raise UserError(

@@ -91,7 +91,7 @@ class Pictures(Sequence[Picture]):
                 threads.shutdown(cancel_futures=True)
 
     def of(self, records: Sequence[ImageRecord]) -> "Pictures":
-        """The pictures of these records, which share what is decoded with this list."""
+        """Pictures of these records, which share this list's decoded pictures."""
         part = Pictures(records, self.size)
         part._memory = self._memory
         return part

@@ -28,8 +28,8 @@ from urllib.parse import urlsplit
 from rarebox.core.files import is_own, read_bytes
 from rarebox.core.text import decode, lines_of
 from rarebox.data.disk import slashes
+from rarebox.data.memory_limit import MemoryLimit
 from rarebox.data.naming import is_litter
-from rarebox.data.room import Room
 from rarebox.errors import UserError, presentable
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ MOST_LISTED = 10_000_000
 LISTING_SECONDS = 600
 """The time limit for listing all pages of a web server, in seconds."""
 
-ROOM = Room(512 << 20)
+ROOM = MemoryLimit(512 << 20)
 """The memory for content of remote files, in bytes, for all threads together."""
 
 SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}

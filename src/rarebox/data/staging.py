@@ -39,6 +39,10 @@ def state_of(file: Path) -> _State:
         return _State(about.st_mtime_ns, about.st_size, hashlib.file_digest(content, "sha256").hexdigest())
 
 
+OF_FILE_MANAGERS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that showing a folder leaves in it. They are replaced with an export."""
+
+
 def files_in(folder: Path) -> list[str]:
     """All files and links below a folder, relative to it, sorted."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
@@ -105,7 +109,8 @@ def _refuse_foreign(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file. Name a folder to export to.")
-    foreign = sorted(set(files_in(folder)) - _written_before(folder).keys() - {EXPORT_MARK})
+    others = set(files_in(folder)) - _written_before(folder).keys() - {EXPORT_MARK}
+    foreign = sorted(name for name in others if Path(name).name not in OF_FILE_MANAGERS)
     if foreign:
         raise UserError(
             f"{folder} holds files that are not from a rarebox export, such as {foreign[0]}. "

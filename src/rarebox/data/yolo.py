@@ -61,7 +61,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
-    """The label files of photos below a folder, and its YAML files, except those read (their real paths)."""
+    """Label files of photos below a folder, and YAML files in it, that were not read. ``read`` holds real paths."""
     places = dict.fromkeys(place for image in _photos(folder) for place in _label_places(image))
     found = (file for file in places if os.path.isfile(file) and os.path.realpath(file) not in read)
     yield from filter(_has_rows, found)
@@ -307,12 +307,12 @@ def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
 
     It is 0 if the rows are read as polygons; then the flag says that they may be key points. Rows other than plain
     boxes must all have the same number of values, at least eight. If a flag of 0, 1 or 2 follows each point, most boxes
-    must contain their points. Without flags all boxes must, and the points must fill them, since small polygons look
-    similar.
+    must contain their points. Without flags every box must, and its points must be centred in it and span at least half
+    of one side, since small polygons look similar.
     """
     rows: list[list[float]] = []
     for file in files:
-        with suppress(OSError, UserError, ValueError):  # becomes a problem when its boxes are read
+        with suppress(OSError, UserError, ValueError):  # reported as a problem when its boxes are read
             lines = [_words(line)[1:] for line in lines_of(read_text(file)) if line.strip()]
             rows += [values for words in lines if len(values := [finite(word) for word in words]) != 4]
     counts = {len(values) for values in rows}
@@ -333,7 +333,7 @@ def _likely_key_points(files: Iterable[Path]) -> tuple[int, bool]:
 
 
 def _holds(box: Sequence[float], points: Sequence[Sequence[float]]) -> bool:
-    """Whether four numbers may be a box in the image that contains the points, rather than part of a rotated box."""
+    """Whether four numbers may be a box that lies in the image and contains the points, not part of a rotated box."""
     x, y, width, height = box
     if len(points) == 2:
         (x3, y3), (x4, y4) = points
@@ -436,7 +436,7 @@ def _listing(file: Path, entries: Sequence[tuple[str, Path]], images: Sequence[P
 
 
 def _locate(file: Path, base: str, entry: str, disk: Disk) -> Path | None:
-    """The path of an entry, which is relative to ``path``, which is relative to the file; None if it does not exist.
+    """The path of an entry, None if missing. Entries are relative to ``path``, and ``path`` to the file.
 
     Exports often write ../train for ./train.
     """
@@ -551,12 +551,14 @@ def _fault(values: Sequence[float], words: Sequence[str], form: _Form) -> str:
     """Why the numbers after a class are neither a box nor the corners of a polygon; empty if they are."""
     count = len(values)
     if form.key_points and count != 4:
-        return f"{count} numbers follow the class. By 'kpt_shape' in data.yaml, write 4 or {4 + form.key_points}."
+        return f"{count} numbers follow the class. 'kpt_shape' in data.yaml requires 4 or {4 + form.key_points}."
     tracked = count == 6 and words[-1].isdecimal() and max(values[:5]) <= _SHARES[1]
     if count == 5 or tracked:
         return f"{count} numbers follow the class, as in the output of a detector that adds its score. Write only 4."
     if count != 4 and (count < 6 or count % 2):
         return f"{count} numbers follow the class. Write 4 for a box, or 3 or more pairs for a polygon."
     if max(values) > _SHARES[1] or min(values) < _SHARES[0]:
-        return f"it ranges from {min(values):g} to {max(values):g}. Write fractions of the image's sides, not pixels."
+        return (
+            f"values range from {min(values):g} to {max(values):g}. Write fractions of the image's sides, not pixels."
+        )
     return ""

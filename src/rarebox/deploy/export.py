@@ -31,8 +31,10 @@ def export_model(model: Path, to: Path, format: str | None = None, size: str | N
     if chosen not in FORMATS:
         raise unknown_name("format", chosen, FORMATS)
     fixed = _parse(size) if size else None
-    if to.exists() or to.is_symlink():
-        raise UserError(f"{to} exists already. Name a new file")
+    as_json, as_page = (to.with_name(f"{to.name}{end}") for end in (".json", ".md"))
+    for file in (to, as_json, as_page):
+        if file.exists() or file.is_symlink():
+            raise UserError(f"{file} exists already. Name a new file")
     refuse_database(to)
     opened = open_model(model)
     card = card_of(opened)
@@ -49,7 +51,7 @@ def export_model(model: Path, to: Path, format: str | None = None, size: str | N
         "outputs": f"{', '.join(OUTPUTS)}: N x 4 corners in pixels of the image, N, N; best first, labels count from 0",
     }
     real(to).parent.mkdir(parents=True, exist_ok=True)
-    card.write(to.with_name(f"{to.name}.json"), to.with_name(f"{to.name}.md"), export)
+    card.write(as_json, as_page, export)
     write_bytes(to, content)
     return to
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rarebox.core.files import read_json
+from rarebox.data.model_card import JSON
 from rarebox.detectors.detector import ABOUT, WEIGHTS, check_saved, read_about
 from rarebox.detectors.start import model_in
 from rarebox.detectors.weights import checksum
@@ -65,8 +66,11 @@ def open_model(place: Path) -> Model:
 
 
 def _classes(folder: Path, count: int) -> tuple[tuple[str, ...], Ints]:
-    """All class names of the run or project of a model, and what each counts as; else those saved with the model."""
-    for root in (folder, folder.parent):
+    """All class names of the run or project of a model, and what each counts as; else those saved with the model.
+
+    A model with a card is from ``rarebox train`` and belongs to no run, even if its folder lies in one.
+    """
+    for root in () if (folder / JSON).exists() else (folder, folder.parent):
         run = RunFolder(root)
         if run.settings.exists() and is_store(run.labels(run.read_settings())):
             with open_store(root) as store:

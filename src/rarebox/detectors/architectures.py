@@ -60,7 +60,7 @@ class Architecture:
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors in float32 under any precision: bfloat16 would round them, above 256 to even pixels."""
+    """torchvision's anchors in float32 always: bfloat16 would round coordinates above 256 to even pixels."""
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Anchors (A, 4) of each image. Of the maps, only sizes and device are used."""
@@ -79,7 +79,7 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 def _unit(scaled: bool, settings: DetectorSettings) -> float:
-    """The scale of anchors relative to torchvision's: 1 where stock weights expect those."""
+    """The scale of anchors relative to torchvision's: 1 unless ``scaled``, as COCO weights expect torchvision's."""
     return max(settings.image_size / PAPER_SHORT_SIDE, settings.anchor_cells / CELLS) if scaled else 1.0
 
 
@@ -95,8 +95,8 @@ class OneStage:
     """RetinaNet. ``convs`` are the convolutions of each tower, ``norm`` their normalisation, given the channels.
 
     ``coco`` are torchvision's weights. With these weights, anchors have whole pixels, and the first version computes P6
-    from P5, as in torchvision. Others compute P6 from the body's last map, and have MMDetection's anchors. ``scaled``:
-    anchors shrink with the input. ``second``: torchvision's second version.
+    from P5, as in torchvision. With other weights, P6 comes from the body's last map, and anchors are MMDetection's.
+    ``scaled``: anchors shrink with the input. ``second``: torchvision's second version.
     """
 
     backbone: str
@@ -136,13 +136,13 @@ class OneStage:
 
 @dataclass(frozen=True)
 class TwoStages:
-    """Faster R-CNN. Where two numbers are given, the first holds in training and the second afterwards.
+    """Faster R-CNN. Where two numbers are given, the first applies in training, the second at inference.
 
-    ``anchors`` are the sizes on each level of the pyramid, a pooled one included. ``best`` are the proposals of a
-    level that enter suppression, ``proposals`` those of an image that leave it, with a score of at least
-    ``objectness``. ``coco`` are torchvision's weights. ``hidden`` is the width of the box head, ``samples`` how many
-    proposals of an image train it. ``scaled``: anchors shrink with the input. ``second``: the deeper heads of
-    torchvision's second version.
+    ``anchors`` are the sizes on each pyramid level, including the extra pooled one. ``best`` is how many proposals per
+    level enter suppression, ``proposals`` how many per image survive it, with a score of at least ``objectness``.
+    ``coco`` are torchvision's weights. ``hidden`` is the width of the box head, ``samples`` how many proposals of an
+    image train it. ``scaled``: anchors shrink with the input. ``second``: the deeper heads of torchvision's second
+    version.
     """
 
     backbone: str

@@ -348,7 +348,7 @@ class People:
         """Add a class and return its label, the next number. Raises UserError for an invalid or used name."""
         with self.store.transaction(writes=True) as connection:
             name = self._free(name)
-            self.store.join_session()
+            self.store.begin_session()
             label = connection.scalar(select(func.count()).select_from(schema.classes)) or 0
             connection.execute(insert(schema.classes), {"id": label, "name": name})
         return label

@@ -53,7 +53,12 @@ _TIME = DateTime().with_variant(_TolerantTime(), "sqlite")
 
 tables = MetaData()
 rarebox = Table("rarebox", tables, Column("schema", Integer, primary_key=True))
-sessions = Table("sessions", tables, Column("id", Integer, primary_key=True), Column("name", String, nullable=False))
+sessions = Table(
+    "sessions",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+)
 classes = Table(
     "classes",
     tables,

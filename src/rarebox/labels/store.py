@@ -135,8 +135,6 @@ class Store:
         in_file = url.get_backend_name() == "sqlite"
         self._where = url.database if in_file and url.database else str(url)  # a URL prints without its password
         self._image_ids, self._class_count = frozenset[int](), 0
-        self._session: str | None = None
-        self._sessions = set[str]()  # of the store, as far as they have been asked for
         self.rows = Rows(self._where, self._has_image, self._is_label)
         if in_file and classes is None and not Path(self._where).exists():
             raise UserError(f"{self._where}: there is no label store here. Start a project, or correct the path")
@@ -182,34 +180,25 @@ class Store:
         """
         with self.transaction() as connection:
             name = connection.scalar(_FIRST_SESSION if first else _LATEST_SESSION)
-        if name is None:
-            return self.begin_session()
+        if name is None:  # a store of an earlier version
+            with self.transaction(writes=True):
+                self.begin_session()
+            return self.session()
         return name if is_text(name) and re.fullmatch("[0-9a-f]{32}", name) else ""
 
-    def begin_session(self) -> str:
-        """Begin a session and return its name. A process does so before it first adds numbered rows; a backup, after.
+    def begin_session(self) -> None:
+        """Begin a session in the current transaction, which is about to add numbers. Once per transaction.
 
-        So no backup has the session of a number that it lacks, except for numbers added while it was written.
+        So a copy of the store, made at whatever time, has the sessions of the numbers in it, and no others.
         """
-        self._session = token_hex(16)
-        with self.transaction(writes=True) as connection:
-            connection.execute(insert(schema.sessions), {"name": self._session})
-        return self._session
+        if not self._thread.numbers:
+            self._thread.connection.execute(insert(schema.sessions), {"name": token_hex(16)})
+            self._thread.numbers = True
 
     def has_session(self, name: str) -> bool:
         """Whether a session of this name is in the store."""
-        if name not in self._sessions and self._is_session(name):
-            self._sessions.add(name)
-        return name in self._sessions
-
-    def _is_session(self, name: str) -> bool:
         with self.transaction() as connection:
             return connection.scalar(_SESSION, {"name": name}) is not None
-
-    def join_session(self) -> None:
-        """Begin this object's session unless it has begun. Called before numbered rows are added."""
-        if self._session is None or not self._is_session(self._session):  # it was rolled back with its transaction
-            self.begin_session()
 
     # Images, classes, cycles
 
@@ -229,7 +218,7 @@ class Store:
                         "now. Restore the images, or start a new project"
                     )
             if new:
-                self.join_session()
+                self.begin_session()
                 found = digests or {}
                 rows = [{**vars(record), "digest": found.get(record.id)} for record in new.values()]
                 connection.execute(insert(schema.images), rows)
@@ -331,7 +320,7 @@ class Store:
                 raise ValueError(f"cycle {cycle} is not open. Call open_cycle({cycle}) before asking in it")
             last = connection.scalar(_LAST_POSITION, {"cycle": cycle})
             first = 0 if last is None else last + 1
-            self.join_session()
+            self.begin_session()
             rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=first)]
             try:
                 ids = connection.scalars(_ADD_QUERIES, rows).all()
@@ -361,6 +350,7 @@ class Store:
             classes = connection.scalar(_HOW_MANY_CLASSES) or 0
             rows = [_answer_row(answer, classes) for answer in answers]
             rows = [{**row, "key": key} for row, key in zip(rows, keys, strict=True)] if keys else rows
+            self.begin_session()
             try:
                 return list(connection.scalars(_ADD_ANSWERS, rows))
             except IntegrityError as error:
@@ -436,8 +426,6 @@ class Store:
             with self._explained(), closing(self._engine.raw_connection()) as source:
                 assert isinstance(source.driver_connection, sqlite3.Connection)
                 sqlite.copy(source.driver_connection, part)
-            with suppress(UserError):  # of a full disk, which takes no new rows either
-                self.begin_session()
             sqlite.place(part, file)
         except FileExistsError:
             raise UserError(f"{file} exists and is not overwritten. Name a new file") from None
@@ -490,6 +478,7 @@ class Store:
         self.keep_log()
         try:
             with self._explained(), self._engine.execution_options(writes=writes).begin() as self._thread.connection:
+                self._thread.numbers = False
                 try:
                     if writes and self._watch:
                         self._watch.check()
@@ -505,8 +494,14 @@ class Store:
     @contextmanager
     def part(self) -> Generator[Connection]:
         """Run a savepoint of a transaction: if it raises, only its own writes are undone."""
-        with self.transaction(writes=True) as connection, self._explained(), connection.begin_nested():
-            yield connection
+        with self.transaction(writes=True) as connection, self._explained():
+            begun: bool = self._thread.numbers
+            try:
+                with connection.begin_nested():
+                    yield connection
+            except BaseException:
+                self._thread.numbers = begun
+                raise
 
     @contextmanager
     def _explained(self) -> Generator[None]:

@@ -123,22 +123,22 @@ class CycleAsker(Asker):
         lacking = not open_per_class[live].all()
         self._to_explore = settings.selection.exploration * total_of(settings, cycle) if lacking else 0.0
 
-    def ask(self, most: int, anyhow: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
+    def ask(self, most: int, skip_busy: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
         """Ask up to ``most`` questions and return them, at most one while exploration is due.
 
-        While an explored image is unanswered, nothing else is asked unless ``anyhow``.
+        While an explored image is unanswered, nothing else is asked unless ``skip_busy``.
         """
         if most < 1 or not self._to_explore:
-            return super().ask(most, anyhow, busy)
+            return super().ask(most, skip_busy, busy)
         whole = {query.image_id for query in self.store.queries(self.cycle) if query.box is None}
         image_id = next((i for i in self._order if i not in whole), None)
         if image_id is None or self._explored() >= self._to_explore:
             self._to_explore = 0.0
         elif all(query.box is not None for query in self.store.unanswered(self.cycle)):
             return self.store.ask(self.cycle, [Query(image_id)])
-        elif not anyhow:
+        elif not skip_busy:
             return []
-        return super().ask(most, anyhow, busy)
+        return super().ask(most, skip_busy, busy)
 
     @cached_property
     def _order(self) -> list[int]:

@@ -45,19 +45,18 @@ class Asker:
         if why and "rank" in why:
             self._done.add(int(why["rank"]))
 
-    def ask(self, most: int, anyhow: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
+    def ask(self, most: int, skip_busy: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
         """Ask up to ``most`` questions, and return them; none if nothing is left or every box must wait.
 
-        ``anyhow`` also asks about boxes ranked below one that waits, for another person who would otherwise have no
-        question. ``busy`` are the images with an open question, if the caller knows them; by default they are read from
-        the store.
+        ``skip_busy`` passes over boxes whose image has an open question, so that another person gets one. ``busy`` are
+        the images with an open question, if the caller knows them; by default they are read from the store.
         """
         batch: list[Query] = []
         busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}
         self._checked.clear()
         aside: list[tuple[int, int]] = []
         at_once = 1
-        while len(batch) < min(most, BATCH) and (first := self._first(busy if anyhow else (), aside)) is not None:
+        while len(batch) < min(most, BATCH) and (first := self._first(busy if skip_busy else (), aside)) is not None:
             place, image_id = first
             if image_id not in self._checked:
                 self._pass_over_settled(at_once)

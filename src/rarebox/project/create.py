@@ -132,14 +132,15 @@ def create(
     if again:
         what = f"{len(again)} lines of {images} name a photo that an earlier line names. It counts once."
         problems.append(listings.Problem("image listed twice", str(again[0]), what))
-    if not from_list:
-        problems += listings.written_by_rarebox(Path(images))
+    own = [] if from_list else listings.written_by_rarebox(Path(images))
+    problems += own
     if unknown:
         what = f"{len(unknown)} files of kinds that are not read. Convert them to JPEG (HEIC: phones can export it)"
         problems.append(listings.Problem("kind not read", str(unknown[0]), what))
     if not records:
         found = f"none of its images can be read ({unreadable[0].what})" if unreadable else "no image in it"
-        raise UserError(f"{images}: {found}. Name a folder with photos (JPEG, PNG, TIFF, WebP, …)")
+        advice = own[0].what.rstrip(".") if own else "Name a folder with photos (JPEG, PNG, TIFF, WebP, …)"
+        raise UserError(f"{images}: {found}. {advice}")
     root.mkdir(parents=True, exist_ok=True)
     with folder.alone():
         discard_store(folder.store)  # left by an interrupted start
@@ -295,7 +296,7 @@ def _labels_of_photos(
         return same[0]
 
     def leave_out(path: str, what: str) -> None:
-        problems.append(listings.Problem("labels of no photo", path, f"{what}; its labels are skipped"))
+        problems.append(listings.Problem("labels match no single photo", path, f"{what}; its labels are skipped"))
 
     for split in filter(None, (known.train, known.test)):
         for image in split.images:

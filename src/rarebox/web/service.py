@@ -168,7 +168,7 @@ class AnnotationService:
             if most > 0:
                 asked = self._asker.ask(most, busy=answer_index.busy(cycle))
                 if not asked and not held and not found:
-                    asked = self._asker.ask(1, anyhow=True, busy=answer_index.busy(cycle))
+                    asked = self._asker.ask(1, skip_busy=True, busy=answer_index.busy(cycle))
                 self._exhausted = not asked and not budget.open and budget.left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds

@@ -35,7 +35,7 @@ class Known:
     ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier from
     the same tool, by the keys of their answers. ``classes`` gives the index of a current or former name, and
-    ``counts_as`` (K,) the label that an index counts as.
+    ``counts_as`` (K,) the current class of each index, after merges.
     """
 
     store: Store
@@ -52,7 +52,7 @@ class Known:
         with store.transaction():
             names, counts_as = store.classes(), store.counts_as()
             classes = Classes(())
-            for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # those that count first
+            for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # names in use before merged ones
                 classes.add(names[label], label)
             _add_former(classes, store, counts_as)
             known = cls(store, classes, counts_as)
@@ -70,11 +70,11 @@ class Known:
                 if row.query_id in self.queries.get(row.image_id, {}):
                     answer = rows.answer(row, self.counts_as)
                     self.past.setdefault(row.image_id, []).append(answer)
-                    self._hear(answer)
+                    self._apply(answer)
                     if isinstance(row.key, str) and row.key.startswith(f"{source}:{row.image_id}:"):
                         self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
 
-    def _hear(self, answer: Answer) -> None:
+    def _apply(self, answer: Answer) -> None:
         """Replace or withdraw the earlier answer of the same author."""
         on_query = self.standing.setdefault(answer.query_id, {})
         on_query.pop(answer.by, None)

@@ -36,7 +36,7 @@ def ask_ahead(root: Path, most: int) -> None:
             asker = project.asker(cycle)
             budget = project.budget(cycle)
             wanted = min(most - budget.open, budget.to_ask)
-            while asker and wanted > 0 and (asked := asker.ask(wanted, anyhow=True)):
+            while asker and wanted > 0 and (asked := asker.ask(wanted, skip_busy=True)):
                 wanted -= len(asked)
     finally:
         project.store.close()

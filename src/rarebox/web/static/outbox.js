@@ -36,6 +36,8 @@ export class Outbox {
   #sequence = 0;
   /** The session of the store in which this tab saw the numbers of images, questions, answers and classes. @type {string | null} */
   #session;
+  /** May this tab show numbers of its session? */
+  #shows = false;
   /** The last problem reported. @type {string | null} */
   #problem = null;
   /** Answers that did not fit into localStorage. @type {Set<Sending>} */
@@ -53,6 +55,8 @@ export class Outbox {
     this.client = client;
     this.handlers = handlers;
     this.#session = recall(`${project}/session`, null, sessionStorage);
+    this.#shows = this.#session !== null;
+    this.#session ??= recall(`${project}/session`);
     this.#loadOutcomes();
     addEventListener("storage", (event) => event.key === `rarebox/${project}/saved` && this.#loadOutcomes());
     addEventListener("online", () => this.wake());
@@ -207,18 +211,26 @@ export class Outbox {
 
   /** @param {string} session */
   #joinSession(session) {
-    if (session === this.#session) return;
+    this.#shows = true;
     this.#session = session;
     remember(`${this.project}/session`, session, sessionStorage);
+    remember(`${this.project}/session`, session);
   }
 
   /** The store was restored from a backup: numbers that the browser has kept may mean something else now. */
   #forgetNumbers() {
     const { project } = this;
-    for (const name of [`${project}/saved`, ...names(`${project}/draft/`), ...names(`${project}/edit/`)]) forget(name);
+    for (const name of [
+      `${project}/saved`,
+      `${project}/session`,
+      ...names(`${project}/draft/`),
+      ...names(`${project}/edit/`),
+    ])
+      forget(name);
     for (const name of [`${project}/session`, `${project}/history`]) forget(name, sessionStorage);
     this.#outcomes = {};
-    this.#reportProblem("The labels were restored from a backup. Reload this page.");
+    if (this.#shows) this.#reportProblem("The labels were restored from a backup. Reload this page.");
+    else [this.#session, this.#wanted] = [null, true];
   }
 
   /**

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from threading import Condition
 
 
-class Room:
-    """``size`` bytes for all threads together. A thread that asks for more than is free waits.
+class MemoryLimit:
+    """``size`` bytes for all threads together. A thread waits until the bytes that it asks for are free.
 
     A thread that asks for more than ``size`` gets all of it, once no other thread holds any.
     """
