@@ -36,14 +36,14 @@ def _commented(section: Section, indent: str) -> Iterator[str]:
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
-            yield f"\n{indent}{name}:  # {_with_page((type(value).__doc__ or '').splitlines()[0])}"
+            yield f"\n{indent}{name}:  # {with_page((type(value).__doc__ or '').splitlines()[0])}"
             yield from _commented(value, indent + "  ")
         else:
             text = yaml.safe_dump(plain[name], default_flow_style=True, width=float("inf")).split("\n")[0]
-            yield f"{indent}{name}: {text}  # {_with_page(about.description or '')}{_choices(about.annotation)}"
+            yield f"{indent}{name}: {text}  # {with_page(about.description or '')}{_choices(about.annotation)}"
 
 
-def _with_page(text: str) -> str:
+def with_page(text: str) -> str:
     """Spell out references for use outside the page: ``"beta [2]"`` -> ``"beta (docs/decisions.md, row 2)"``."""
     return re.sub(r"\[(\d+)\]", r"(docs/decisions.md, row \1)", text)
 

@@ -98,6 +98,8 @@ export class FakeServer {
   /** A reply given instead of the server's. @type {((answers: any[]) => Response) | null} */
   instead = null;
   requests = [];
+  /** The process. */
+  name = "server 1";
   /** Sessions of the store, the latest last. */
   sessions = ["s1"];
   /** All saved answers, oldest first. */
@@ -111,7 +113,15 @@ export class FakeServer {
   }
 
   get state() {
-    return { id: "p", you: "anna", names: ["anna"], classes: CLASSES, version: ++this.#version };
+    return {
+      id: "p",
+      server: this.name,
+      session: this.sessions.at(-1),
+      you: "anna",
+      names: ["anna"],
+      classes: CLASSES,
+      version: ++this.#version,
+    };
   }
 
   /** The verdicts of all saved answers, oldest first. */
@@ -140,7 +150,7 @@ export class FakeServer {
     }
     const outdated = body.session !== null && !this.sessions.includes(body.session);
     const queries = outdated ? [] : this.#open(body.want);
-    return json(200, { results, queries, state: this.state, session: this.sessions.at(-1), outdated });
+    return json(200, { results, queries, state: this.state, outdated });
   }
 
   #open(want) {

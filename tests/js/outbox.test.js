@@ -369,3 +369,34 @@ test("a new tab forgets the drafts of a session that is gone, and asks again", a
   assert.deepEqual(reported.queries.at(-1), [1, 2]);
   assert.deepEqual(reported.problems, []);
 });
+
+test("numbers that a tab hears of between exchanges carry their session", async () => {
+  const { outbox } = tab();
+  outbox.open();
+  await settled();
+  server.sessions.push("s2");
+  outbox.hear(server.state); // such as after a class was added
+  outbox.send(OBJECT, about(1));
+  await settled();
+  assert.equal(server.requests.at(-1).answers[0].session, "s2");
+});
+
+test("a tab that hears of a restarted server keeps its session until an exchange", async () => {
+  const { outbox, reported } = tab();
+  outbox.open();
+  await settled();
+  server.name = "server 2";
+  server.sessions = ["s0"];
+  server.up = false;
+  outbox.hear(server.state);
+  outbox.send(OBJECT, about(1));
+  await settled();
+  server.up = true;
+  await after(20_000);
+  assert.equal(server.requests.at(-1).answers[0]?.session ?? "s1", "s1");
+  assert.match(reported.problems.at(-1), /Reload/);
+  const requests = server.requests.length;
+  outbox.hear(server.state);
+  await settled();
+  assert.equal(server.requests.length, requests); // it does not ask again and again
+});

@@ -1,7 +1,7 @@
 """The service without HTTP: one person's error affects nobody else, and old answers cost nothing later."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,23 @@ def test_a_failure_of_one_job_is_undone_for_that_job_only(service: AnnotationSer
     assert save(service, first)  # perhaps under the same number as the undone one
     assert spent(service) == 2
     assert service.project.budget(2).spent == 2
+
+
+def test_a_failed_job_reads_the_ranking_again_only_if_it_had_read_something(
+    service: AnnotationService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_cycle = list[int](), service._open
+    monkeypatch.setattr(service, "_open", lambda cycle: opened.append(cycle) or open_cycle(cycle))
+
+    def fail(*read: Callable[[], None]) -> None:
+        for one in read:
+            one()
+        raise UserError("no")
+
+    for read, times in (((), 0), ((service._see_classes,), 1), ((), 1)):
+        with pytest.raises(UserError, match="no"):
+            service.do(lambda read=read: fail(*read)).result(20)
+        assert len(opened) == times
 
 
 def test_a_disk_that_fails_for_a_while_loses_nothing(

@@ -64,6 +64,8 @@ def test_the_state_of_the_first_images(house: House) -> None:
     assert set(state) == {
         "id",
         "project",
+        "server",
+        "session",
         "you",
         "fixed_name",
         "names",
@@ -457,25 +459,30 @@ def backed_up(project: Project, to: Path, how: str) -> Path:
     return to
 
 
-@pytest.mark.parametrize("how", ["command", "copy"])
+@pytest.mark.parametrize("how", ["command", "copy", "while serving"])
 def test_numbers_from_before_a_restored_backup_are_refused(tmp_path: Path, how: str) -> None:
     """Images, questions, answers and classes that are gone with the backup leave their numbers to others."""
     project = make_project(tmp_path, images=6)
     open_cycle(project, 2, range(4, 7))
     photos = tmp_path / "photos"
     with opened(project) as house:
-        session = house.browser("ann").post("/api/next", {"client": "tab"})["session"]
+        session = house.browser("ann").post("/api/next", {"client": "tab"})["state"]["session"]
     backup = backed_up(Project(project.folder.root), tmp_path / "backup.sqlite", how)
     Image.new("RGB", (96, 64), "red").save(photos / "zz.jpg")
     project = Project(project.folder.root)
     assert project.add_new_images() == 1
     with opened(project) as house:
         ann = house.browser("ann")
+        if how == "while serving":  # by the process that adds more afterwards
+            backup.unlink()
+            project.store.back_up(backup)
+            session = ann.post("/api/next", {"client": "tab"})["state"]["session"]
         reply = ann.post("/api/next", {"client": "tab", "session": session})
         assert not reply["outdated"]  # a page outlives a restart
-        seen = reply["session"]
-        label = ann.post("/api/classes", {"add": "zebra"})["classes"][-1]["label"]
+        seen = reply["state"]["session"]
         before = ann.say(image=3, session=seen)
+        state = ann.post("/api/classes", {"add": "zebra"})
+        label, seen = state["classes"][-1]["label"], state["session"]
         assert ann.say(query=before["query"], after=before["answer"], session=seen, labels=[1])["status"] == "saved"
     Image.new("RGB", (96, 64), "blue").save(photos / "aa.jpg")
     project = restored(project, backup)
@@ -499,7 +506,7 @@ def test_numbers_from_before_a_restored_backup_are_refused(tmp_path: Path, how: 
         assert len(house.project.store.answered()) == 1
         fresh = ann.post("/api/next", {"client": "tab"})
         assert (fresh["outdated"], len(fresh["queries"])) == (False, 3)
-        ann.saved(query=after["query"], after=after["answer"], session=fresh["session"], labels=[1])
+        ann.saved(query=after["query"], after=after["answer"], session=fresh["state"]["session"], labels=[1])
 
 
 def test_a_picture_has_another_address_when_its_number_is_another_photos(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""JSON and YAML from files and requests, parsed within limits and with uniform errors. For broken or hostile text, the
-libraries raise more than their own errors: ``RecursionError`` for deep nesting, ``ValueError`` for a number of ten
-thousand digits, ``AttributeError`` for a date without a month. The functions here raise only ``ValueError`` for JSON
-and ``YAMLError`` for YAML. XML is in :mod:`rarebox.data.markup`.
+"""JSON and YAML from files and requests, parsed within limits and with uniform errors.
+
+For broken or hostile text, the libraries raise more than their own errors: ``RecursionError`` for deep nesting,
+``ValueError`` for a number of ten thousand digits, ``AttributeError`` for a date without a month. The functions here
+raise only ``ValueError`` for JSON and ``YAMLError`` for YAML. XML is in :mod:`rarebox.data.markup`.
 """
 
 # PyYAML's loader has no types:

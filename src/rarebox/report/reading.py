@@ -12,6 +12,7 @@ from rarebox.core.files import damaged, read_json, real
 from rarebox.errors import UserError
 from rarebox.loop.metrics import CycleRecord, PerClass, lacks
 from rarebox.loop.run_folder import RunFolder
+from rarebox.settings_text import with_page
 
 Problem = dict[str, str]
 """One entry of ``problems.json``: ``kind``, ``where``, ``what``."""
@@ -157,7 +158,7 @@ def _walk(section: Section, prefix: str = "") -> Iterator[tuple[str, str, object
         if isinstance(value, Section):
             yield from _walk(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, field.description or "", field.default, value
+            yield prefix + name, with_page(field.description or ""), field.default, value
 
 
 def _names(runs: Sequence[ReportedRun]) -> list[str]:

@@ -166,7 +166,7 @@ def make_app(
 
     def questions(got: Exchange, found: Visitor) -> replies.Questions:
         queries = [service.query(query) for query in got.queries]
-        return {"queries": queries, "state": state_of(found), "session": got.session, "outdated": got.outdated}
+        return {"queries": queries, "state": state_of(found), "outdated": got.outdated}
 
     @post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> Response:

@@ -151,9 +151,15 @@ class Speed(TypedDict):
 
 
 class SharedState(TypedDict):
-    """The part of the state that is the same for all visitors."""
+    """The part of the state that is the same for all visitors.
+
+    ``session`` is the store's latest one, which goes into the requests and answers of a page. ``server`` names this
+    process: between two states of one process, no backup was restored.
+    """
 
     project: str
+    server: str
+    session: str
     classes: list[Class]
     phase: Phase
     cycle: int
@@ -185,14 +191,13 @@ class State(VisitorState):
 
 
 class Questions(TypedDict):
-    """Questions for a tab. ``session`` goes into its next requests and answers.
+    """Questions for a tab.
 
     ``outdated``: the store was restored from a backup after the page was loaded, which must be loaded again.
     """
 
     queries: Sequence[Query]
     state: State
-    session: str
     outdated: bool
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
 from itertools import islice
+from secrets import token_hex
 from threading import RLock
 from typing import NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web import replies, wording
 from rarebox.web.answer_index import AnswerIndex
 from rarebox.web.supervisor import IDLE, Supervisor
-from rarebox.web.writer import Writer
+from rarebox.web.writer import Mark, Writer
 
 MOST_QUESTIONS = 10
 """Questions that one tab may hold."""
@@ -40,14 +41,13 @@ T = TypeVar("T")
 
 
 class Exchange(NamedTuple):
-    """What one tab gets: the outcomes of its answers, questions, and the current session of the store.
+    """What one tab gets: the outcomes of its answers, and questions.
 
     ``outdated``: the store was restored from a backup after the page was loaded.
     """
 
     outcomes: list[Outcome]
     queries: list[Query]
-    session: str
     outdated: bool
 
 
@@ -73,6 +73,8 @@ class AnnotationService:
         self._counts: Ints = np.zeros(0, dtype=np.int64)
         self._common: tuple[int, replies.SharedState] | None = None
         self._classes: tuple[str, ...] = ()
+        self._class_reads = 0
+        self._name, self._session = token_hex(8), ""
         self._counts_as: Ints = np.zeros(0, dtype=np.int64)
         self._records: list[CycleRecord] = []
         self.refresh()
@@ -109,7 +111,7 @@ class AnnotationService:
             reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
             queries = [] if outdated else self._assign(holder, by, former, min(want, MOST_QUESTIONS))
             queries.sort(key=lambda query: query.id not in reopened)
-            return Exchange(outcomes, queries, store.session(), outdated)
+            return Exchange(outcomes, queries, outdated)
 
         return self.do(job)
 
@@ -191,15 +193,16 @@ class AnnotationService:
 
     # What the writer keeps up to date
 
-    def mark(self) -> tuple[int, int]:
-        """The last question and the last answer that were read."""
-        return self._answer_index.last_question, self._answer_index.last_answer
+    def mark(self) -> Mark:
+        """How far the store has been read."""
+        return self._answer_index.last_question, self._answer_index.last_answer, self._class_reads
 
-    def undo(self, mark: tuple[int, int]) -> None:
+    def undo(self, mark: Mark) -> None:
         """Forget what was read after a mark and rolled back. The next refresh reads classes and the ranking again."""
-        with self._lock:
-            self._answer_index.forget(*mark)
-            self._cycle = -1
+        if mark != self.mark():
+            with self._lock:
+                self._answer_index.forget(*mark[:2])
+                self._cycle = -1
 
     def refresh(self) -> None:
         """Update the state in memory from the store."""
@@ -211,6 +214,7 @@ class AnnotationService:
             budget = self._budget_of(cycle)
             self._budget, self._spent = budget.total, budget.spent
             self._counts = self._answer_index.counts(len(self._classes))
+            self._session = project.store.session()
             self.version += 1
 
     def _take_in(self) -> None:
@@ -228,6 +232,7 @@ class AnnotationService:
     def _see_classes(self) -> None:
         """Read the classes, which may have changed."""
         with self._lock, self.project.store.transaction():
+            self._class_reads += 1
             self._classes, self._counts_as = self.project.store.classes(), self.project.store.counts_as()
             self._answer_index.merge(self._counts_as)
             self._counts = self._answer_index.counts(len(self._classes))
@@ -368,6 +373,8 @@ class AnnotationService:
         trainer = self.trainer.status if self.trainer else IDLE
         return {
             "project": real(self.project.folder.root).name,
+            "server": self._name,
+            "session": self._session,
             "classes": [
                 {
                     "label": label,

@@ -17,14 +17,18 @@ IDLE_SECONDS = 1.0
 T = TypeVar("T")
 
 
+Mark = tuple[int, int, int]
+"""How far a store has been read: the last question, the last answer, and how often its classes were read."""
+
+
 class Memory(Protocol):
     """State in memory that the writer keeps consistent with the store on disk."""
 
-    def mark(self) -> tuple[int, int]:
-        """The last question and the last answer that were read."""
+    def mark(self) -> Mark:
+        """How far the store has been read."""
         ...
 
-    def undo(self, mark: tuple[int, int]) -> None:
+    def undo(self, mark: Mark) -> None:
         """Forget what was read after ``mark``: a job, or the transaction, failed and was rolled back."""
         ...
 

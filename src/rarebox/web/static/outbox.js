@@ -10,6 +10,7 @@ import { forget, names, recall, remember, uuid } from "./local.js";
 
 /** @typedef {import("./types.js").Item} Item */
 /** @typedef {import("./types.js").Result} Result */
+/** @typedef {import("./types.js").State} State */
 
 /**
  * An unsent answer. `parent`: the key of the answer it corrects, if that was sent from here; `fresh`: it answers the reopened
@@ -36,6 +37,8 @@ export class Outbox {
   #sequence = 0;
   /** The session of the store in which this tab saw the numbers of images, questions, answers and classes. @type {string | null} */
   #session;
+  /** The process that served it. @type {string | null} */
+  #server = null;
   /** May this tab show numbers of its session? */
   #shows = false;
   /** The last problem reported. @type {string | null} */
@@ -47,7 +50,7 @@ export class Outbox {
 
   /**
    * @param {string} project @param {string} client
-   * @param {{state: (state: import("./types.js").State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
+   * @param {{state: (state: State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
    *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} handlers
    */
   constructor(project, client, handlers) {
@@ -188,7 +191,7 @@ export class Outbox {
       if (pairs.length) this.handlers.results(pairs);
       this.#report(this.#waiting.length ? "saving" : "saved");
       if (reply.outdated) this.#forgetNumbers();
-      else this.#joinSession(reply.session);
+      else this.#join(reply.state);
       return true;
     } catch (error) {
       if (own) this.#wanted = true;
@@ -209,9 +212,16 @@ export class Outbox {
     }
   }
 
-  /** @param {string} session */
-  #joinSession(session) {
+  /** Takes the session of a new state. After a restart of the server, the next exchange shows whether it goes on. @param {State} state */
+  hear(state) {
+    if (state.server === this.#server) this.#join(state);
+    else if (this.#server !== null) this.ask();
+  }
+
+  /** @param {State} state */
+  #join({ server, session }) {
     this.#shows = true;
+    this.#server = server;
     this.#session = session;
     remember(`${this.project}/session`, session, sessionStorage);
     remember(`${this.project}/session`, session);
@@ -229,6 +239,7 @@ export class Outbox {
       forget(name);
     for (const name of [`${project}/session`, `${project}/history`]) forget(name, sessionStorage);
     this.#outcomes = {};
+    this.#server = null;
     if (this.#shows) this.#reportProblem("The labels were restored from a backup. Reload this page.");
     else [this.#session, this.#wanted] = [null, true];
   }

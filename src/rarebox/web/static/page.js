@@ -263,6 +263,7 @@ export class Page {
   /** Shows a new state of the project. @param {State} now @param {State | null} before */
   #changed(now, before) {
     document.title = `${now.project} · rarebox`;
+    this.outbox.hear(now);
     this.panel.update(now, this.#spent());
     if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);

@@ -49,6 +49,8 @@
  * @typedef {object} State  The state of the project.
  * @property {string} id  of the project, the same on every server
  * @property {string} project
+ * @property {string} server  a name of the server process
+ * @property {string} session  the latest session of the store
  * @property {string | null} you
  * @property {string[]} names  all names of the visitor
  * @property {boolean} fixed_name
