@@ -174,6 +174,8 @@ export class FakeServer {
     const known = this.#results.get(item.key);
     if (known) return known;
     const query = item.query ?? 1000 + this.saved.length;
+    if (item.session && !this.sessions.includes(item.session))
+      return { key: item.key, status: "rolled_back", query, answer: null, reason: "restored", current: null };
     const current = this.standing(query);
     let result;
     if ((item.after ?? null) !== (current?.answer ?? null)) {

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 
 import { after, dispatch, FakeServer, freshBrowser, kept, question, settled } from "./fakes.js";
+import { names } from "../../src/rarebox/web/static/local.js";
 import { Outbox } from "../../src/rarebox/web/static/outbox.js";
 
 const OBJECT = { query: 1, verdict: "object", boxes: [[0, 0, 9, 9]], labels: [0], milliseconds: 5, after: null };
@@ -348,10 +349,11 @@ test("a tab whose session is gone asks for a reload and forgets all numbers", as
   outbox.send({ ...REJECTED, query: 2 }, about(2));
   await settled();
   assert.equal(server.requests.at(-1).answers[0].session, "s1"); // which the server refuses
+  const requests = server.requests.length;
   const { outbox: reloaded, reported: later } = tab();
   reloaded.open();
   await settled();
-  assert.equal(server.requests.at(-1).session, null);
+  assert.equal(server.requests[requests].session, null);
   assert.deepEqual(later.problems, []);
 });
 
@@ -368,6 +370,33 @@ test("a new tab forgets the drafts of a session that is gone, and asks again", a
   assert.equal(localStorage.getItem("rarebox/p/draft/1"), null);
   assert.deepEqual(reported.queries.at(-1), [1, 2]);
   assert.deepEqual(reported.problems, []);
+});
+
+test("answers that an older store refuses are kept until the newer one is back", async () => {
+  const { outbox, reported } = tab();
+  outbox.open();
+  await settled();
+  [server.up, server.name, server.sessions] = [false, "server 2", ["s0"]];
+  const key = outbox.send(OBJECT, about(1));
+  outbox.send({ ...REJECTED, after: 1 }, about(1, { parent: key }));
+  await settled();
+  server.up = true;
+  await after(20_000);
+  assert.deepEqual([kept(), server.saved.length], [0, 0]);
+  assert.deepEqual(
+    reported.results.map(({ result }) => result.status),
+    ["rolled_back", "rolled_back"],
+  );
+  const { outbox: reloaded, reported: later } = tab();
+  reloaded.open(); // tries once more
+  await settled();
+  assert.ok(later.results.every(({ record, result }) => record.aside && result.status === "rolled_back"));
+  assert.deepEqual([kept(), server.saved.length], [0, 0]);
+  [server.name, server.sessions] = ["server 3", ["s0", "s1"]];
+  reloaded.ask();
+  await settled();
+  assert.deepEqual(server.verdicts, ["object", "not_an_object"]);
+  assert.deepEqual([kept(), names("p/aside/").length], [0, 0]);
 });
 
 test("numbers that a tab hears of between exchanges carry their session", async () => {

@@ -558,6 +558,24 @@ def test_a_project_keeps_its_name_when_its_secret_is_changed(tmp_path: Path) -> 
     assert read_name(name, secret, "another") == Authenticator(read_secret(secret)).cookie
 
 
+def test_a_copy_of_a_project_has_a_name_of_its_own_and_a_moved_project_keeps_its_name(tmp_path: Path) -> None:
+    def name_of(folder: Path) -> str:
+        return read_name(folder / "name", folder / "none", "0123456789")
+
+    (tmp_path / "original").mkdir()
+    name = name_of(tmp_path / "original")
+    (tmp_path / "link").symlink_to("original")
+    assert name_of(tmp_path / "link") == name
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    copied = name_of(tmp_path / "copy")
+    assert copied != name
+    assert [name_of(tmp_path / "copy"), name_of(tmp_path / "original")] == [copied, name]
+    (tmp_path / "original").rename(tmp_path / "moved")
+    assert name_of(tmp_path / "moved") == name
+    (tmp_path / "moved" / "name").write_text(name)  # as earlier versions wrote it
+    assert name_of(tmp_path / "moved") == name
+
+
 def test_a_restored_store_alone_gives_the_project_its_name(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     project.store.back_up(tmp_path / "backup.sqlite")

@@ -502,7 +502,7 @@ def test_numbers_from_before_a_restored_backup_are_refused(tmp_path: Path, how: 
             {"image": 3, "labels": [label]},
         ):
             refused = ann.say(session=seen, **change)
-            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("refused", True), change
+            assert (refused["status"], "restored from a backup" in refused["reason"]) == ("rolled_back", True), change
         assert len(house.project.store.answered()) == 1
         fresh = ann.post("/api/next", {"client": "tab"})
         assert (fresh["outdated"], len(fresh["queries"])) == (False, 3)

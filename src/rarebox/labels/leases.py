@@ -55,15 +55,20 @@ class Submission:
     session: str = ""
 
 
-ROLLED_BACK = "the labels were restored from a backup after this page was loaded. Reload it and answer again"
+ROLLED_BACK = (
+    "the labels were restored from a backup after this page was loaded. Reload it and answer again. The browser keeps "
+    "this answer in case the newer labels come back"
+)
 
 
 class Status(StrEnum):
-    """The result of a submission. REFUSED: it is not valid. CONFLICT: somebody else answered first."""
+    """The result of a submission. REFUSED: it is not valid. CONFLICT: somebody else answered first. ROLLED_BACK: the
+    store lacks the session in which the person saw its numbers."""
 
     SAVED = "saved"
     CONFLICT = "conflict"
     REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +225,7 @@ class People:
                 if there := connection.execute(_SAID_BEFORE, {"key": said.key}).first():
                     return self._again(connection, there, by, names, said)
                 if said.session and not self.store.has_session(said.session):
-                    return Outcome(said.key, Status.REFUSED, said.query_id, reason=ROLLED_BACK)
+                    return Outcome(said.key, Status.ROLLED_BACK, said.query_id, reason=ROLLED_BACK)
                 submit = self._unasked if said.query_id is None else self._asked
                 return submit(connection, holder, by, names, said, seconds)
         except ValueError as error:

@@ -13,7 +13,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from rarebox.core.files import write_bytes, write_text
+from rarebox.core.files import real, write_bytes, write_text
 from rarebox.errors import UserError
 from rarebox.labels.leases import clean_name
 
@@ -138,13 +138,34 @@ def read_name(file: Path, secret: Path, session: str) -> str:
     """The name by which open pages know the project, created on first use. They keep unsaved answers under it.
 
     It is made from the first ``session`` of the store, so a project restored from a backup of its store gets it
-    again. Projects that have a secret and no name used the name of the cookie.
+    again. Projects that have a secret and no name used the name of the cookie. The file also names its folder: a copy
+    of a project gets another name, so that it does not take the answers of pages that were opened on the original.
     """
-    name = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
-    if not re.fullmatch("[!-~]{1,64}", name):
+    name, folder = _name_and_folder(file)
+    if not name:
         name = _cookie_name(read_secret(secret)) if secret.exists() or not session else f"rarebox-{session[:8]}"
-        write_text(file, name)
+    elif _is_copy(file, name, folder):
+        name = f"rarebox-{secrets.token_hex(4)}"
+    here = str(real(file.parent))
+    if not re.search("[\r\n]", here) and (name, here) != _name_and_folder(file):
+        write_text(file, f"{name}\n{here}\n")
     return name
+
+
+def _name_and_folder(file: Path) -> tuple[str, str]:
+    """The first two lines of a file with a project's name; empty strings where it has none."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    name, folder = [*text.splitlines(), "", ""][:2]
+    return (name, folder) if re.fullmatch("[!-~]{1,64}", name) else ("", "")
+
+
+def _is_copy(file: Path, name: str, folder: str) -> bool:
+    """Whether the project that was served from ``folder`` is still there."""
+    original = Path(folder) / file.name
+    try:
+        return bool(folder) and _name_and_folder(original)[0] == name and not original.samefile(file)
+    except OSError:  # such as a folder that may not be read
+        return False
 
 
 def is_loopback(host: str) -> bool:

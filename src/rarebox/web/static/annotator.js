@@ -70,6 +70,7 @@ export class Annotator {
     for (const { record, result } of pairs) {
       if (result.status === "saved") continue;
       this.history.drop(record.item.key);
+      if (result.status === "rolled_back" && record.aside) continue; // reported before
       if (!result.current) {
         this.page.notify(`Not saved (${record.what}): ${result.reason ?? "the server refused it."}`, "bad");
       } else {

@@ -14,9 +14,9 @@ import { forget, names, recall, remember, uuid } from "./local.js";
 
 /**
  * An unsent answer. `parent`: the key of the answer it corrects, if that was sent from here; `fresh`: it answers the reopened
- * question of its parent.
+ * question of its parent; `aside`: an earlier request was refused, because the store was older than the answer.
  * @typedef {{name: string, client: string, at: number, item: Item, image: number, base: string, what: string,
- *   parent: string | null, fresh: boolean}} Sending
+ *   parent: string | null, fresh: boolean, aside?: boolean}} Sending
  */
 
 const WANT = 4; // the question shown and the next three
@@ -220,6 +220,7 @@ export class Outbox {
 
   /** @param {State} state */
   #join({ server, session }) {
+    if (server !== this.#server) this.#takeBack();
     this.#shows = true;
     this.#server = server;
     this.#session = session;
@@ -301,11 +302,22 @@ export class Outbox {
     const saved = status === "saved" && query !== null && answer !== null;
     this.#outcomes[key] = saved ? { query, answer } : null;
     this.#drop(record);
+    if (status === "rolled_back") remember(record.name.replace("/out/", "/aside/"), { ...record, aside: true });
     const corrections = saved ? [] : this.#waiting.filter((one) => one.parent === key);
+    const reason = "the answer that it changes was not saved.";
+    const theirs = status === "rolled_back" ? status : "refused";
     return [
       { record, result },
-      ...corrections.flatMap((one) => this.#settle(one, refusal(one, "the answer that it changes was not saved."))),
+      ...corrections.flatMap((one) => this.#settle(one, { ...refusal(one, reason), status: theirs })),
     ];
+  }
+
+  /** Sends the answers again that an older store could not take. Another store may be served now. */
+  #takeBack() {
+    for (const name of names(`${this.project}/aside/`)) {
+      if (remember(name.replace("/aside/", "/out/"), recall(name))) forget(name);
+    }
+    this.#adopt((record) => record.aside === true);
   }
 
   /** Settles the answers that the server refused by key. @param {Sending[]} batch @param {Refused} error @returns {boolean} whether there were any of ours */

@@ -36,7 +36,7 @@
  * @property {string | null} [session]   the session of the store in which the person saw its numbers
  *
  * @typedef {{by: string, verdict: Verdict, boxes: Box[], labels: number[], answer: number}} Standing
- * @typedef {{key: string, status: "saved" | "conflict" | "refused", query: number | null, answer: number | null,
+ * @typedef {{key: string, status: "saved" | "conflict" | "refused" | "rolled_back", query: number | null, answer: number | null,
  *   reason: string | null, current: Standing | null}} Result
  *
  * @typedef {{answer: number, query: number, by: string, verdict: Verdict, boxes: Box[], labels: number[], milliseconds: number,
