@@ -1,16 +1,16 @@
 """The page in a real browser, with failing servers and networks and unexpected input. Nothing is trained."""
 
+import json
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Route
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 from rarebox.data.datasets import load
 from rarebox.labels.leases import People
@@ -361,8 +361,15 @@ def kept(person: Person) -> int:
     return person.page.evaluate("Object.keys(localStorage).filter(name => name.includes('/out/')).length")
 
 
-def fulfil(reply: dict[str, Any], route: Route) -> None:
-    route.fulfill(**reply)
+class Proxy:
+    """Between a page and ``/api/answers``.
+
+    It is one route for the whole test, because a request may slip past a route that has just been set.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.replies: Callable[[Route], None] = Route.continue_
+        page.route("**/api/answers", lambda route: self.replies(route))
 
 
 def wait_until_offline(person: Person) -> None:
@@ -371,13 +378,14 @@ def wait_until_offline(person: Person) -> None:
 
 def test_only_a_reply_of_our_own_server_settles_an_answer(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
+    proxy = Proxy(anna.page)
     for number, (name, reply) in enumerate(STRANGE.items()):
         anna.task("box", 30)
-        anna.page.route("**/api/answers", partial(fulfil, reply))
+        proxy.replies = lambda route, reply=reply: route.fulfill(**reply)
         anna.press("x")
         wait_until_offline(anna)
         assert kept(anna) == 1, name
-        anna.page.unroute("**/api/answers")
+        proxy.replies = Route.continue_
         anna.saved()
         assert (kept(anna), len(office.given())) == (0, number + 1), name
 
@@ -386,19 +394,23 @@ def test_a_refused_answer_does_not_take_others_with_it(office: Office) -> None:
     anna = office.tab(office.browser("anna"))
     anna.task("box", 30)
     anna.page.wait_for_timeout(1000)
-    anna.page.route("**/api/answers", lambda route: route.abort())
+    proxy = Proxy(anna.page)
+    proxy.replies = Route.abort
     for _ in range(3):
         anna.press("x")
         anna.task("box", 10)
-    wrong = """() => {
-        const name = Object.keys(localStorage).filter((name) => name.includes("/out/")).sort()[1];
-        const record = JSON.parse(localStorage.getItem(name));
-        localStorage.setItem(name, JSON.stringify({ ...record, item: { ...record.item, boxes: ["abcd"] } }));
-    }"""
-    anna.page.evaluate(wrong)
-    anna.page.reload()
     wait_until_offline(anna)
-    anna.page.unroute("**/api/answers")
+    keys = sorted(anna.page.evaluate("Object.keys(localStorage).filter(name => name.includes('/out/'))"))
+    wrong = keys[1][-36:]
+
+    def spoil(route: Route) -> None:
+        body = json.loads(route.request.post_data or "")
+        for answer in body["answers"]:
+            if answer["key"] == wrong:
+                answer["boxes"] = ["abcd"]
+        route.continue_(post_data=body)
+
+    proxy.replies = spoil
     anna.page.get_by_text("Not saved").wait_for()
     anna.saved()
     assert kept(anna) == 0
@@ -413,7 +425,7 @@ def test_the_correction_of_an_answer_is_sent_by_another_tab(office: Office) -> N
     anna.task("box", 30)
     anna.press("x")
     anna.saved()
-    anna.page.route("**/api/answers", lambda route: route.abort())
+    Proxy(anna.page).replies = Route.abort
     anna.press("z")
     wait_until_offline(anna)
     anna.page.close()
