@@ -113,3 +113,75 @@ def test_two_tasks_of_label_studio_about_a_photo_are_both_taken(tmp_path: Path, 
     assert boxes(store) == [10, 100]
     with pytest.raises(UserError, match="Keep one of the two in the file"):
         from_label_studio(tmp_path, store, (1, made, 10), (1, made, 100))
+
+
+A, B = about("job", 7), about("job", 8, "Bob")
+NEAR = ("cat", 12)
+EMPTY = '<image id="0" name="img_1.png" width="200" height="100"/>'
+
+
+@pytest.mark.parametrize("second", [B, about("job", 8)])
+@pytest.mark.parametrize("theirs", [CAT, NEAR])
+def test_a_box_that_two_jobs_drew_stays_until_both_have_deleted_it(
+    second: str, theirs: tuple[str, int], tmp_path: Path, store: Store
+) -> None:
+    def job(meta: str, *drawn: tuple[str, int]) -> Imported:
+        return from_cvat(tmp_path, store, meta, ("img_1.png", "", list(drawn)))
+
+    job(A, CAT)
+    known = job(second, theirs)
+    assert known.missed == (theirs is NEAR and second is not B)  # the same person has moved it
+    for _ in range(2):
+        before = boxes(store), len(store.queries())
+        job(second, theirs)
+        assert (boxes(store), len(store.queries())) == before
+    assert job(A) == Imported(shared=1)
+    assert boxes(store) == [theirs[1]]
+    assert job(A) == Imported()
+    assert job(second, theirs) == Imported(unchanged=1)
+    assert job(second) == Imported(withdrawn=1)
+    assert boxes(store) == []
+    assert not len(store.labels_of(1).rejected)
+
+
+def test_the_first_box_stays_if_the_second_job_deletes_its_own(tmp_path: Path, store: Store) -> None:
+    for meta in (A, B):
+        from_cvat(tmp_path, store, meta, ("img_1.png", "", [CAT]))
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [])) == Imported(shared=1)
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [])) == Imported()
+    assert boxes(store) == [10]
+    assert from_cvat(tmp_path, store, A, ("img_1.png", "", [])) == Imported(withdrawn=1)
+    assert boxes(store) == []
+
+
+def test_an_object_that_is_drawn_again_counts_once(tmp_path: Path, store: Store) -> None:
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR]))
+    from_cvat(tmp_path, store, A, ("img_1.png", "", []))
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    assert boxes(store) == [12]
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [])) == Imported(shared=1)
+    assert boxes(store) == [10]
+
+
+def test_a_box_that_another_tool_holds_stays(tmp_path: Path, store: Store) -> None:
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    assert from_label_studio(tmp_path, store, (1, "2024-01-02T03:04:05Z", 10)).missed == 0
+    assert from_cvat(tmp_path, store, A, ("img_1.png", "", [])) == Imported(shared=1)
+    assert boxes(store) == [10]
+
+
+def test_replace_deletes_a_box_that_another_job_holds(tmp_path: Path, store: Store) -> None:
+    for meta in (A, B):
+        from_cvat(tmp_path, store, meta, ("img_1.png", "", [CAT]))
+    (tmp_path / "a.xml").write_text(f"<annotations><meta>{A}</meta>{EMPTY}</annotations>")
+    assert bring_in(store, cvat.read(tmp_path / "a.xml"), "cvat", instead=True) == Imported(withdrawn=1)
+    assert boxes(store) == []
+
+
+def test_complete_reports_only_labels_that_no_task_of_the_file_has(tmp_path: Path, store: Store) -> None:
+    project = f"<project><tasks>{about('task', 7)}{about('task', 8, 'Bob')}</tasks></project>"
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [("cat", 150)]))
+    from_cvat(tmp_path, store, project, ("img_1.png", 'task_id="7"', [CAT]), ("img_1.png", 'task_id="8"', [DOG]))
+    for _ in range(2):
+        assert bring_in(store, cvat.read(tmp_path / "a.xml"), "cvat", complete=True).kept == 1

@@ -210,6 +210,7 @@ IMPORTED = {
     "missed": ("box", "boxes", "drawn for missed objects"),
     "complete": ("image", "images", "now complete"),
     "withdrawn": ("box", "boxes", "withdrawn"),
+    "shared": ("box", "boxes", "withdrawn, but another task has drawn the object, so it keeps a label"),
     "unchanged": ("answer", "answers", "already known"),
     "left": (
         "answer",

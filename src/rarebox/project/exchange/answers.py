@@ -4,10 +4,13 @@ A box that is returned unchanged or moved is an object. A deleted box is not an 
 place (IoU 0.5, as for the simulated oracle: decisions row 13). Any further box is a missed object: it is stored as a
 question that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is
 rejected.
+
+If several tasks have drawn one object, the first box is its label. Each other box is kept as a spare: a question that
+its author asked and answered with "already labelled". When the label is withdrawn, a spare takes its place.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,13 +80,17 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
 
     used = {*shown, *before.values(), *claimed}
     others = {n: q for n, q in ours.items() if n not in used}
-    free = [n for n in range(len(boxes)) if n not in taken and n not in drawn and n not in changed]
+    counted = {n for n, number in drawn.items() if (answer := known.latest(number)) and len(answer.boxes)}
+    free = [n for n in range(len(boxes)) if n not in taken and n not in counted and n not in changed]
     free = [n for n in free if known_as.get(n) not in claimed]
     labelled = match_labelled(boxes, labels, free, others, known)
 
     def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> Said:
         rows = [] if region is None else [region]
         return Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
+
+    def new(region: int) -> Query:
+        return Query(record.id, boxes[region], labels[region], asked_by=author)
 
     found: list[Said] = []
     for query in shown.values():
@@ -95,22 +102,25 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
             found.append(said("no_objects", query, rejection(query, boxes)))
         else:
             found.append(said("unseen", query, Verdict.CANNOT_TELL))
+    untouched = bool(one.image_id is not None or one.project) and not one.task  # no tool has processed the export
+    spared = set[int]() if untouched else {*all_drawn.values()}
     for region in (n for n in range(len(boxes)) if n not in taken):
         if region in known_as:
             found.append(said("unchanged", ours[known_as[region]], Verdict.OBJECT, region))
-        elif region in drawn or region in changed:
-            number = drawn[region] if region in drawn else changed[region]
-            found.append(said("missed", ours[number], Verdict.OBJECT, region))
         elif region in labelled:
             query, _, exact = labelled[region]
             # a single box of a whole-image answer cannot be changed
             kind = "missed" if query.box is not None else "unchanged" if exact else "left"
             found.append(said(kind, query, Verdict.OBJECT, region))
+            if region in drawn:
+                found.append(said("spare", ours[drawn[region]], Verdict.ALREADY_LABELLED))
+            elif query.id in spared:
+                found.append(said("spare", new(region), Verdict.ALREADY_LABELLED, key=keys[region]))
+        elif region in drawn or region in changed:
+            number = drawn[region] if region in drawn else changed[region]
+            found.append(said("missed", ours[number], Verdict.OBJECT, region))
         else:
-            query = Query(record.id, boxes[region], labels[region], asked_by=author)
-            found.append(said("missed", query, Verdict.OBJECT, region, keys[region]))
-    exported = one.image_id is not None or one.project
-    untouched = exported and not one.task  # an export by rarebox that no tool has processed
+            found.append(said("missed", new(region), Verdict.OBJECT, region, keys[region]))
     gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
     deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
     if not one.left_out:
@@ -122,6 +132,10 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
         if query.box is None:
             found.append(said("left", query, Verdict.OBJECT))  # a single box of a whole-image answer cannot be deleted
             continue
+        if known.is_spare(query.id):
+            (by, *_) = known.standing[query.id]
+            found.append(replace(said("shared", query, Verdict.WITHDRAWN), by=by))
+            continue
         said_by = known.standing.get(query.id, {}).items()
         theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != author)
         asked = query.asked_by is None or theirs
@@ -129,12 +143,38 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     if complete and not one.left_out:
         whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
         found.append(said("complete", whole, Verdict.OBJECT))
-        accounted = {*shown, *drawn.values(), *claimed, *(query.id for query in deleted)}
-        for number in (n for n in ours if n not in accounted and known.standing.get(n)):
-            latest = next(reversed(known.standing[number].values()))
-            lacking = iou_matrix(latest.boxes, boxes).max(axis=1, initial=0) < SAME_OBJECT
-            found += [said("kept", ours[number], Verdict.OBJECT)] * int(lacking.sum())
     return found
+
+
+def heirs_of(withdrawn: Sequence[Said], said: Sequence[Said], known: Known) -> dict[int, Said]:
+    """The spares that become labels in place of boxes that one task withdraws: query of the box -> answer to the spare.
+
+    ``said`` are all answers of the file to the same images.
+    """
+    told = {one.query.id for one in said}
+    heirs = dict[int, Said]()
+    for one in withdrawn:
+        latest = known.latest(one.query.id)
+        assert latest is not None
+        for number in known.drawn.get(one.query.image_id, {}).values():
+            query = known.queries[one.query.image_id][number]
+            if number in told or query.box is None or query.guess is None or not known.is_spare(number):
+                continue
+            if iou_matrix(query.box[None], latest.boxes).max(initial=0) >= SAME_OBJECT:
+                (by, *_) = known.standing[number]
+                label = known.counts_as[[query.guess]]
+                heirs[one.query.id] = Said("heir", by, Verdict.OBJECT, query.box[None], label, 0, query)
+                told.add(number)
+                break
+    return heirs
+
+
+def lacking(tasks: Sequence[Returned], record: ImageRecord, known: Known, but: Collection[int]) -> int:
+    """How many labels of an image no box of its ``tasks`` overlaps. Those of the queries ``but`` do not count."""
+    boxes = np.concatenate([_in_pixels(one, record) for one in tasks])
+    answers = [known.latest(number) for number in known.queries.get(record.id, {}) if number not in but]
+    labels = as_boxes([box for answer in answers if answer for box in answer.boxes])
+    return int((iou_matrix(labels, boxes).max(axis=1, initial=0) < SAME_OBJECT).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +196,7 @@ class _Held:
         places = np.clip(places, 0, [*size, *size])
         found = [known.classes.find(held.name) for held in one.held]
         labels = [-1 if label is None else int(known.counts_as[label]) for label in found]
-        latest = [known.standing[n] for n in known.queries.get(record.id, {}) if known.standing.get(n)]
-        standing = [next(reversed(said.values())) for said in latest]
+        standing = [answer for n in known.queries.get(record.id, {}) if (answer := known.latest(n))]
         past = known.past.get(record.id, [])
         return cls(places, labels, labels_before(places, labels, past, standing, size))
 

@@ -1,14 +1,14 @@
 """Import of what another tool returned: which answers are recorded, and which contradict the store."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rarebox.data.review import Batch, Returned
 from rarebox.labels.store import Store
-from rarebox.project.exchange.answers import Said, answers_of
+from rarebox.project.exchange.answers import Said, answers_of, heirs_of, lacking
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import STILL
 from rarebox.project.exchange.photos import Photos, located, without_numbers
@@ -21,6 +21,7 @@ class Imported:
 
     ``objects`` and ``no_objects`` answer guesses, the latter also for objects that already have a label. ``withdrawn``
     are drawn boxes that are gone; they are rejected if another person's answer would otherwise count again.
+    ``shared`` are boxes that are gone from one task while another one has drawn the object, which keeps a label.
     ``unchanged`` were known before. ``left`` contradict another person's later answer, which stands. ``unseen`` are
     guesses that the annotation did not start with, so their absence has no meaning. ``shapes`` cannot become a box; on
     their images a missing box has no meaning either, and the images do not count as complete. ``foreign`` images were
@@ -33,6 +34,7 @@ class Imported:
     missed: int = 0
     complete: int = 0
     withdrawn: int = 0
+    shared: int = 0
     unchanged: int = 0
     left: int = 0
     unseen: int = 0
@@ -41,7 +43,7 @@ class Imported:
     kept: int = 0
 
 
-SKIPPED = ("unseen", "unchanged", "left", "kept")
+SKIPPED = ("unseen", "unchanged", "left")
 """Kinds of answers that are counted and not recorded."""
 
 
@@ -67,15 +69,21 @@ def bring_in(
         foreign = [one.project not in ours for one in batch.returned]
         returned = [without_numbers(one) if apart else one for one, apart in zip(batch.returned, foreign, strict=True)]
         found = located(returned, photos or Photos(store), store)
-        fates = list[str]()
+        fates, left = list[str](), set[int]()
         for some in _in_turn(found):
-            known = Known.of(store, source, (record.id for _, record in some))
+            known = Known.of(store, (record.id for _, record in some))
             said = [one for back, record in some for one in answers_of(back, record, known, source, by, complete)]
             fate = [_fate(one, known, instead) for one in said]
-            _record(store, [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED])
-            fates += fate
+            left |= {one.query.id for one, its in zip(said, fate, strict=True) if its == "left"}
+            kept = [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED]
+            gone = [one for one in kept if one.kind == "withdrawn" and not instead]
+            heirs = heirs_of(gone, said, known)
+            _record(store, [*(_without(one) if one.query.id in heirs else one for one in kept), *heirs.values()])
+            fates += ["shared" if one.query.id in heirs else its for one, its in zip(said, fate, strict=True)]
+        if complete:
+            fates += ["kept"] * _lacking(store, found, left)
     shapes = sum(len(one.left_out) for one in batch.returned)
-    return Imported(**Counter(fate for fate in fates if fate), shapes=shapes, foreign=sum(foreign))
+    return Imported(**Counter(fate for fate in fates if fate and fate != "spare"), shapes=shapes, foreign=sum(foreign))
 
 
 def _in_turn(found: Sequence[tuple[Returned, ImageRecord]]) -> list[list[tuple[Returned, ImageRecord]]]:
@@ -90,13 +98,30 @@ def _in_turn(found: Sequence[tuple[Returned, ImageRecord]]) -> list[list[tuple[R
     return parts
 
 
+def _without(one: Said) -> Said:
+    """A withdrawal of a box around an object that keeps a label, so its area is not background."""
+    return replace(one, verdict=Verdict.ALREADY_LABELLED) if one.verdict is Verdict.NOT_AN_OBJECT else one
+
+
+def _lacking(store: Store, found: Sequence[tuple[Returned, ImageRecord]], but: Collection[int]) -> int:
+    """How many labels of the images no task of the file has. Images with shapes that were left out do not count."""
+    tasks = defaultdict[int, list[Returned]](list)
+    for one, record in found:
+        tasks[record.id].append(one)
+    whole = {record.id: record for _, record in found if not any(one.left_out for one in tasks[record.id])}
+    known = Known.of(store, whole)
+    return sum(lacking(tasks[image_id], record, known, but) for image_id, record in whole.items())
+
+
 def _fate(one: Said, known: Known, instead: bool) -> str:
     """The field of `Imported` that counts an answer: its own kind if it is recorded, else the reason why it is not."""
     standing = known.standing.get(one.query.id, {})  # in the order recorded
     mine = standing.get(one.by)
     authors = [*standing]
     later = [standing[by] for by in authors[authors.index(one.by) + 1 if mine else 0 :]]
-    latest = next(reversed(standing.values()), None)
+    latest = known.latest(one.query.id)
+    if one.kind == "shared":
+        return "shared"
     if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
         return ""
     if one.kind == "unseen":
@@ -107,9 +132,10 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
         return "unchanged"
     overruled = len(later) >= one.query.wanted
     compared = [mine] if mine and not overruled else later[-one.query.wanted :]
-    if any(_same(answer, one) for answer in compared):
-        return "unchanged"
-    return "left" if overruled and not instead else one.kind
+    same = any(_same(answer, one) for answer in compared)
+    if one.kind == "spare":
+        return "" if same or overruled else "spare"
+    return "unchanged" if same else "left" if overruled and not instead else one.kind
 
 
 def _same(answer: Answer, one: Said) -> bool:

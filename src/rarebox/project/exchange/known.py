@@ -33,8 +33,8 @@ class Known:
     """What the store holds about some images, read once.
 
     ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
-    image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier from
-    the same tool, by the keys of their answers. ``classes`` gives the index of a current or former name, and
+    image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
+    any tool, by the keys of their answers. ``classes`` gives the index of a current or former name, and
     ``counts_as`` (K,) the current class of each index, after merges.
     """
 
@@ -47,8 +47,8 @@ class Known:
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
 
     @classmethod
-    def of(cls, store: Store, source: str, images: Iterable[int]) -> "Known":
-        """Read the queries and answers of these images. ``source`` names the tool."""
+    def of(cls, store: Store, images: Iterable[int]) -> "Known":
+        """Read the queries and answers of these images."""
         with store.transaction():
             names, counts_as = store.classes(), store.counts_as()
             classes = Classes(())
@@ -57,10 +57,10 @@ class Known:
             _add_former(classes, store, counts_as)
             known = cls(store, classes, counts_as)
             for some in _parts(images):
-                known._read(some, source)
+                known._read(some)
         return known
 
-    def _read(self, images: Sequence[int], source: str) -> None:
+    def _read(self, images: Sequence[int]) -> None:
         rows = self.store.rows
         with self.store.transaction() as connection:
             for row in connection.execute(_QUERIES, {"images": images}).all():
@@ -71,7 +71,7 @@ class Known:
                     answer = rows.answer(row, self.counts_as)
                     self.past.setdefault(row.image_id, []).append(answer)
                     self._apply(answer)
-                    if isinstance(row.key, str) and row.key.startswith(f"{source}:{row.image_id}:"):
+                    if isinstance(row.key, str) and f":{row.image_id}:" in row.key:
                         self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
 
     def _apply(self, answer: Answer) -> None:
@@ -80,6 +80,15 @@ class Known:
         on_query.pop(answer.by, None)
         if answer.verdict is not Verdict.WITHDRAWN:
             on_query[answer.by] = answer
+
+    def latest(self, query_id: int) -> Answer | None:
+        """The answer to a query that counts, if it has one."""
+        return next(reversed(self.standing.get(query_id, {}).values()), None)
+
+    def is_spare(self, query_id: int) -> bool:
+        """Whether a query holds a box that a task has drawn around an object whose label came from elsewhere."""
+        standing = self.standing.get(query_id, {}).values()
+        return bool(standing) and all(answer.verdict is Verdict.ALREADY_LABELLED for answer in standing)
 
     def has_key(self, key: str) -> bool:
         """Whether an answer has this key. A browser may send any key, even for another image."""

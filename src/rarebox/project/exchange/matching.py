@@ -116,7 +116,7 @@ def match_labelled(
     The same boxes are matched first, then those with the best IoU of at least 0.5. So the project's own labels are
     recognised, and a changed one contradicts its label.
     """
-    latest = {n: next(reversed(known.standing[n].values())) for n in ours if known.standing.get(n)}
+    latest = {n: answer for n in ours if (answer := known.latest(n))}
     places = [(n, row) for n, answer in latest.items() for row in range(len(answer.boxes))]
     if not places or not free:
         return {}
