@@ -4,6 +4,7 @@ import json
 import random
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,43 @@ def test_a_label_moved_far_in_the_tool_is_reported_and_with_replace_moved(
     assert bring_in(store, edited(file, B, B, "owl"), tool, by="Bo") == Imported(left=1, unchanged=1)
     assert bring_in(store, edited(file, B), tool, by="Bo", instead=True) == Imported(withdrawn=1, unchanged=1)
     assert boxes(store) == [FAR]
+
+
+@of_both_tools
+@pytest.mark.parametrize("to", [FAR, NEAR_A, None])
+def test_a_change_that_is_undone_in_the_tool_is_undone_here(
+    to: list[float] | None, tool: str, tmp_path: Path, store: Store
+) -> None:
+    """The file then equals the export again. Only the earlier answers of its own task tell that it says something new."""
+
+    def of_task(batch: Batch, task: str) -> Imported:
+        returned = [replace(one, task=task) for one in batch.returned]
+        return bring_in(store, replace(batch, returned=returned), tool, by="Bo", instead=True)
+
+    draw(store, A)
+    draw(store, B, 1)
+    file = sent(store, tool, tmp_path / "sent")
+    of_task(edited(file, A, to, "dog"), "7")
+    assert boxes(store) == sorted([B, *([to] if to else [])])
+    changed = everything(store)
+    assert of_task(read(file), "8") == bring_in(store, read(file), tool) == Imported(unchanged=2)
+    assert everything(store) == changed
+    assert of_task(read(file), "7") == Imported(missed=1, unchanged=1)
+    assert boxes(store) == [A, B]
+    assert sorted(store.labels_of(1).labels.tolist()) == [0, 1]
+    assert of_task(read(file), "7") == Imported(unchanged=2)
+
+
+@of_both_tools
+def test_a_change_in_the_tool_that_was_corrected_on_the_page_stays_so(tool: str, tmp_path: Path, store: Store) -> None:
+    query = draw(store, A)
+    file = sent(store, tool, tmp_path / "sent")
+    batch = edited(file, A, NEAR_A, "dog")
+    bring_in(store, replace(batch, returned=[replace(one, task="7") for one in batch.returned]), tool, instead=True)
+    answer(store, query, [FAR], [2])
+    batch = read(file)
+    done = bring_in(store, replace(batch, returned=[replace(one, task="7") for one in batch.returned]), tool)
+    assert (done, boxes(store)) == (Imported(unchanged=1), [FAR])
 
 
 def test_regions_that_were_swapped_are_matched_by_position(tmp_path: Path, store: Store) -> None:

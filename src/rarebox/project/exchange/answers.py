@@ -11,6 +11,7 @@ its author asked and answered with "already labelled". When the label is withdra
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from secrets import token_hex
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from rarebox.core.boxes import iou_matrix, rescaling
 from rarebox.data.review import Region, Returned
 from rarebox.errors import UserError, unknown_name
 from rarebox.labels.leases import clean_name
-from rarebox.project.exchange.known import Known
+from rarebox.project.exchange.known import CHANGE, Known
 from rarebox.project.exchange.matching import (
     SAME_OBJECT,
     keys_of,
@@ -61,7 +62,8 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     held = _Held.of(one, record, known)
     free = [n for n in range(len(boxes)) if n not in taken]
     same, changed = match_held(one.regions, boxes, labels, free, held.places, held.labels)
-    # A label that is returned unchanged says nothing new, even if it has changed here.
+    # A label that is returned as it was exported says nothing new, even if it has changed here, unless this very task
+    # changed it.
     known_as = {n: held.queries[label] for n, label in same.items() if label in held.queries}
     # A single box of a whole-image answer has no query.
     changed = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
@@ -87,6 +89,7 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
 
     def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> Said:
         rows = [] if region is None else [region]
+        key = key or f"{prefix}{CHANGE}{token_hex(12)}"
         return Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
 
     def new(region: int) -> Query:
@@ -106,7 +109,9 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     spared = set[int]() if untouched else {*all_drawn.values()}
     for region in (n for n in range(len(boxes)) if n not in taken):
         if region in known_as:
-            found.append(said("unchanged", ours[known_as[region]], Verdict.OBJECT, region))
+            query = ours[known_as[region]]
+            undone = one.task and query.box is not None and known.last_key[query.id].startswith(f"{prefix}:")
+            found.append(said("missed" if undone else "unchanged", query, Verdict.OBJECT, region))
         elif region in labelled:
             query, _, exact = labelled[region]
             # a single box of a whole-image answer cannot be changed

@@ -14,6 +14,9 @@ from rarebox.types import Answer, Ints, Query, Verdict
 MOST_TOGETHER = 1000
 """The most images or queries in one statement."""
 
+CHANGE = ":~"
+"""Part of the keys of imported answers that change a label, and do not name a region."""
+
 _of_images = schema.queries.c.image_id.in_(bindparam("images", expanding=True))
 _QUERIES = select(schema.queries).where(_of_images).order_by(*schema.in_order)
 _ANSWERS = (
@@ -34,7 +37,8 @@ class Known:
 
     ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
-    any tool, by the keys of their answers. ``classes`` gives the index of a current or former name, and
+    any tool, by the keys of their answers. ``last_key``: the key of the last answer to each query, or an empty string.
+    ``classes`` gives the index of a current or former name, and
     ``counts_as`` (K,) the current class of each index, after merges.
     """
 
@@ -45,6 +49,7 @@ class Known:
     standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
     past: dict[int, list[Answer]] = field(default_factory=dict[int, list[Answer]])
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
+    last_key: dict[int, str] = field(default_factory=dict[int, str])
 
     @classmethod
     def of(cls, store: Store, images: Iterable[int]) -> "Known":
@@ -71,7 +76,8 @@ class Known:
                     answer = rows.answer(row, self.counts_as)
                     self.past.setdefault(row.image_id, []).append(answer)
                     self._apply(answer)
-                    if isinstance(row.key, str) and f":{row.image_id}:" in row.key:
+                    self.last_key[row.query_id] = row.key if isinstance(row.key, str) else ""
+                    if isinstance(row.key, str) and f":{row.image_id}:" in row.key and CHANGE not in row.key:
                         self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
 
     def _apply(self, answer: Answer) -> None:
