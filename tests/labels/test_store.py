@@ -414,7 +414,7 @@ def test_a_newer_store_is_refused(store: Store, path: Path) -> None:
     connection.execute("UPDATE rarebox SET schema = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 4\). Upgrade"):
+    with pytest.raises(UserError, match=r"written by a newer rarebox \(schema 99, this one reads up to 5\). Upgrade"):
         Store(path)
     assert list(path.parent.iterdir()) == [path]
 

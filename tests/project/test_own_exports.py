@@ -51,13 +51,13 @@ def answer(
     store.record([Answer(query, np.array(boxes).reshape(-1, 4), np.array(labels, np.int64), Verdict(verdict), by)])
 
 
-def sent(store: Store, tool: str, to: Path) -> Path:
+def sent(store: Store, tool: str, to: Path, session: str = "") -> Path:
     """Export the labels of the store. Return the file."""
     said: list[Annotations] = []
     for number, one in store.labels().items():
         human, ones = np.array([Source.HUMAN] * len(one.boxes)), np.ones(len(one.boxes))
         said.append(Annotations(number, one.boxes, one.labels, human, ones, ones, ones, one.complete))
-    export(to, tool, store.classes(), list(store.images().values()), said, photos=False)
+    export(to, tool, store.classes(), list(store.images().values()), said, photos=False, project=session)
     return to / ("annotations.xml" if tool == "cvat" else "tasks.json")
 
 
@@ -189,7 +189,7 @@ def test_a_label_moved_far_in_the_tool_is_reported_and_with_replace_moved(
 def test_a_change_that_is_undone_in_the_tool_is_undone_here(
     to: list[float] | None, tool: str, tmp_path: Path, store: Store
 ) -> None:
-    """The file then equals the export again. Only the earlier answers of its own task tell that it says something new."""
+    """The file then equals the export again: only earlier answers of its own task tell that it says something new."""
 
     def of_task(batch: Batch, task: str) -> Imported:
         returned = [replace(one, task=task) for one in batch.returned]
@@ -207,6 +207,35 @@ def test_a_change_that_is_undone_in_the_tool_is_undone_here(
     assert boxes(store) == [A, B]
     assert sorted(store.labels_of(1).labels.tolist()) == [0, 1]
     assert of_task(read(file), "7") == Imported(unchanged=2)
+
+
+@of_both_tools
+@pytest.mark.parametrize("change", ["split", "swap", "merge and reuse"])
+def test_names_in_a_file_mean_what_they_meant_when_it_was_exported(
+    change: str, tool: str, tmp_path: Path, store: Store
+) -> None:
+    draw(store, A)
+    draw(store, B, 1)
+    file, people = sent(store, tool, tmp_path / "sent", store.session()), People(store)
+    if change == "merge and reuse":
+        people.merge_class(0, 1, "Ann")
+        people.add_class("cat")
+    else:
+        people.rename_class(0, "animal", "Ann")
+        if change == "swap":
+            people.rename_class(1, "cat", "Ann")
+            people.rename_class(0, "dog", "Ann")
+        else:
+            people.add_class("cat")
+    before = everything(store)
+    assert bring_in(store, read(file), tool, by="Ann") == Imported(unchanged=2)
+    assert everything(store) == before
+    assert bring_in(store, edited(file, A, FAR, "cat"), tool, by="Ann") == Imported(missed=1, unchanged=1)
+    cat_was = 1 if change == "merge and reuse" else 0
+    assert sorted(store.labels_of(1).labels.tolist()) == sorted([cat_was, 1])
+    again = sent(store, tool, tmp_path / "again", store.session())
+    bring_in(store, edited(again, FAR, FAR, "cat"), tool, by="Ann")
+    assert sorted(store.labels_of(1).labels.tolist()) == sorted([store.classes().index("cat", cat_was), 1])
 
 
 @of_both_tools

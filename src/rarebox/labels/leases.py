@@ -364,6 +364,7 @@ class People:
             self._known(label)
             name = self._free(name, but=label)
             connection.execute(insert(schema.class_changes), {"label": label, "name": name, "by": by})
+            self.store.begin_session()
 
     def merge_class(self, label: int, into: int, by: str) -> None:
         """Count all past and future labels of one class as another class."""
@@ -373,6 +374,7 @@ class People:
             if label == into:
                 raise UserError("a class cannot be merged into itself. Choose another one")
             connection.execute(insert(schema.class_changes), {"label": label, "merged_into": into, "by": by})
+            self.store.begin_session()
 
     def _known(self, label: int) -> None:
         counts_as = self.store.counts_as()

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import sqlite
 
 from rarebox.types import Verdict
 
-SCHEMA = 4
+SCHEMA = 5
 """The version of the tables below. It increases whenever an older rarebox could no longer read them."""
 
 
@@ -58,6 +58,7 @@ sessions = Table(
     tables,
     Column("id", Integer, primary_key=True),
     Column("name", String, nullable=False, unique=True),
+    Column("class_changes", Integer),  # the id of the last one at that time; None in sessions of earlier versions
 )
 classes = Table(
     "classes",

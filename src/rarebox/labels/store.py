@@ -59,8 +59,13 @@ _json = JSONDecoder()
 _LATEST_SESSION = select(schema.sessions.c.name).order_by(schema.sessions.c.id.desc()).limit(1)
 _FIRST_SESSION = select(schema.sessions.c.name).order_by(schema.sessions.c.id).limit(1)
 _SESSION = select(schema.sessions.c.id).where(schema.sessions.c.name == bindparam("name"))
+_CHANGES_BEFORE = select(schema.sessions.c.class_changes).where(schema.sessions.c.name == bindparam("name"))
+_LAST_CHANGE = select(func.coalesce(func.max(schema.class_changes.c.id), 0))
 _CYCLE = select(schema.cycles).where(schema.cycles.c.cycle == bindparam("cycle"))
-_LAST_POSITION = select(func.max(schema.queries.c.position)).where(schema.queries.c.cycle == bindparam("cycle"))
+_LAST_POSITION = select(func.max(schema.queries.c.position)).where(
+    schema.queries.c.cycle == bindparam("cycle"),
+    schema.queries.c.position < 2**30,  # larger ones and texts are damaged
+)
 _ADD_QUERIES = insert(schema.queries).returning(schema.queries.c.id, sort_by_parameter_order=True)
 _ADD_ANSWERS = insert(schema.answers).returning(schema.answers.c.id, sort_by_parameter_order=True)
 _HOW_MANY_CLASSES = select(func.count()).select_from(schema.classes)
@@ -187,12 +192,13 @@ class Store:
         return name if is_text(name) and re.fullmatch("[0-9a-f]{32}", name) else ""
 
     def begin_session(self) -> None:
-        """Begin a session in the current transaction, which is about to add numbers. Once per transaction.
+        """Begin a session in the current transaction, which adds numbers or has changed classes. Once per transaction.
 
         So a copy of the store, made at whatever time, has the sessions of the numbers in it, and no others.
         """
         if not self._thread.numbers:
-            self._thread.connection.execute(insert(schema.sessions), {"name": token_hex(16)})
+            session = {"name": token_hex(16), "class_changes": self._thread.connection.scalar(_LAST_CHANGE)}
+            self._thread.connection.execute(insert(schema.sessions), session)
             self._thread.numbers = True
 
     def has_session(self, name: str) -> bool:
@@ -262,11 +268,15 @@ class Store:
                 paths[image_id].insert(-1, path)
         return paths
 
-    def classes(self) -> tuple[str, ...]:
-        """The K class names; a label is an index into them. A class merged into another keeps its index."""
+    def classes(self, session: str = "") -> tuple[str, ...]:
+        """The K class names; a label is an index into them. A class merged into another keeps its index.
+
+        With a ``session``, the names are those of the time when it began, if the store knows them.
+        """
         with self.transaction() as connection:
             rows = connection.execute(select(schema.classes)).all()
-            changes = connection.execute(_CHANGES).all()
+            last = self._last_change(connection, session)
+            changes = [row for row in connection.execute(_CHANGES) if row.id <= last]
         names = {label: f"class {label}" for label in range(len(rows))}
         for row in rows:
             if row.id in names:
@@ -289,10 +299,13 @@ class Store:
                     found[row.label].add(row.name)
         return found
 
-    def counts_as(self) -> Ints:
-        """(K,): the label that each label counts as: itself, or the class into which it was merged."""
+    def counts_as(self, session: str = "") -> Ints:
+        """(K,): the label that each label counts as: itself, or the class into which it was merged.
+
+        With a ``session``, without the mergers after it, as in :meth:`classes`.
+        """
         with self.transaction() as connection:
-            return self._counts_as(connection)
+            return self._counts_as(connection, self._last_change(connection, session))
 
     def open_cycle(self, cycle: int) -> None:
         """Add a cycle unless it exists. The highest cycle is the latest."""
@@ -319,7 +332,7 @@ class Store:
             if connection.scalar(_CYCLE, {"cycle": cycle}) is None:
                 raise ValueError(f"cycle {cycle} is not open. Call open_cycle({cycle}) before asking in it")
             last = connection.scalar(_LAST_POSITION, {"cycle": cycle})
-            first = 0 if last is None else last + 1
+            first = 0 if last is None else int(last) + 1
             self.begin_session()
             rows = [_query_row(query, cycle, position) for position, query in enumerate(queries, start=first)]
             try:
@@ -570,12 +583,18 @@ class Store:
                 self._class_count = connection.scalar(_HOW_MANY_CLASSES) or 0
         return type(value) is int and 0 <= value < self._class_count
 
-    def _counts_as(self, connection: Connection) -> Ints:
-        """(K,): the label that each label counts as."""
+    @staticmethod
+    def _last_change(connection: Connection, session: str) -> int:
+        """The id of the last change of classes before a session; that of any change if the session is not known."""
+        last = connection.scalar(_CHANGES_BEFORE, {"name": session}) if session else None
+        return last if isinstance(last, int) else 2**63 - 1
+
+    def _counts_as(self, connection: Connection, last: int = 2**63 - 1) -> Ints:
+        """(K,): the label that each label counts as after the change ``last``."""
         rows = connection.execute(_MERGERS).all()
         found = np.arange(len({row.id for row in rows}))
         for label, into, change in rows:
-            if into is None:
+            if into is None or change > last:
                 continue
             if type(into) is int and 0 <= into < len(found):
                 found[found == label] = into
@@ -664,9 +683,9 @@ def _create(connection: Connection, classes: Sequence[str]) -> None:
 def _bring_up_to_date(connection: Connection) -> None:
     """Add the tables and columns that an older schema lacks. Leases, which used the time of day, start over."""
     schema.tables.create_all(connection)
-    there = {t: {c["name"] for c in inspect(connection).get_columns(t)} for t in ("images", "queries", "answers")}
-    for column in (schema.images.c.digest, schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key):
-        if column.name not in there[column.table.name]:
+    new = (schema.images.c.digest, schema.queries.c.wanted, schema.queries.c.asked_by, schema.answers.c.key)
+    for column in (*new, schema.sessions.c.class_changes):
+        if column.name not in {there["name"] for there in inspect(connection).get_columns(column.table.name)}:
             added = CreateColumn(column).compile(connection)
             connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {added}"))
     for index in schema.answers.indexes:

@@ -199,7 +199,7 @@ class _Held:
         size = record.width, record.height
         places = np.array([held.place for held in one.held]).reshape(-1, 4) * np.array([*size, *size]) / 100
         places = np.clip(places, 0, [*size, *size])
-        found = [known.classes.find(held.name) for held in one.held]
+        found = [known.classes(one.project).find(held.name) for held in one.held]
         labels = [-1 if label is None else int(known.counts_as[label]) for label in found]
         standing = [answer for n in known.queries.get(record.id, {}) if (answer := known.latest(n))]
         past = known.past.get(record.id, [])
@@ -234,11 +234,10 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
 
 
 def _label(region: Region, one: Returned, known: Known) -> int:
-    label = known.classes.find(region.name)
+    classes = known.classes(one.project)
+    label = classes.find(region.name)
     if label is None:
-        raise UserError(
-            f"{one.where}: {unknown_name('class', region.name, known.classes)}. Add it to the project first"
-        )
+        raise UserError(f"{one.where}: {unknown_name('class', region.name, classes)}. Add it to the project first")
     return label
 
 

@@ -38,29 +38,23 @@ class Known:
     ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
     any tool, by the keys of their answers. ``last_key``: the key of the last answer to each query, or an empty string.
-    ``classes`` gives the index of a current or former name, and
-    ``counts_as`` (K,) the current class of each index, after merges.
+    ``counts_as`` (K,): the current class of each index, after merges.
     """
 
     store: Store
-    classes: Classes
     counts_as: Ints
     queries: dict[int, dict[int, Query]] = field(default_factory=dict[int, dict[int, Query]])
     standing: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
     past: dict[int, list[Answer]] = field(default_factory=dict[int, list[Answer]])
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
     last_key: dict[int, str] = field(default_factory=dict[int, str])
+    _classes: dict[str, Classes] = field(default_factory=dict[str, Classes])
 
     @classmethod
     def of(cls, store: Store, images: Iterable[int]) -> "Known":
         """Read the queries and answers of these images."""
         with store.transaction():
-            names, counts_as = store.classes(), store.counts_as()
-            classes = Classes(())
-            for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # names in use before merged ones
-                classes.add(names[label], label)
-            _add_former(classes, store, counts_as)
-            known = cls(store, classes, counts_as)
+            known = cls(store, store.counts_as())
             for some in _parts(images):
                 known._read(some)
         return known
@@ -86,6 +80,17 @@ class Known:
         on_query.pop(answer.by, None)
         if answer.verdict is not Verdict.WITHDRAWN:
             on_query[answer.by] = answer
+
+    def classes(self, session: str) -> Classes:
+        """The classes by name: their names when this session began, else the present and former ones."""
+        if session not in self._classes:
+            found = self._classes[session] = Classes(())
+            for then in dict.fromkeys((session, "")):
+                names, counts_as = self.store.classes(then), self.store.counts_as(then)
+                for label in sorted(range(len(names)), key=lambda n: counts_as[n] != n):  # names in use first
+                    found.add(names[label], label)
+            _add_former(found, self.store, self.counts_as)
+        return self._classes[session]
 
     def latest(self, query_id: int) -> Answer | None:
         """The answer to a query that counts, if it has one."""
