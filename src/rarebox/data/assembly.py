@@ -15,6 +15,7 @@ from rarebox.data.fitting import fitted
 from rarebox.data.images import UnreadableImage, content_of, image_size, read_image, readers
 from rarebox.data.listings import (
     NOT_USED,
+    OWN_OUTPUT,
     Dataset,
     ListedImage,
     Listing,
@@ -52,7 +53,9 @@ def assemble(
     for listing in splits:
         if not listing.images:
             which = "training" if listing is train else "test"
-            raise UserError(f"{listing.source} lists no {which} images. Add some, or choose another data set.")
+            own = next((problem.what for problem in listing.problems if problem.kind == OWN_OUTPUT), "")
+            advice = own or "Add some, or choose another data set."
+            raise UserError(f"{listing.source} lists no {which} images. {advice}")
     problems = [problem for listing in splits for problem in listing.problems]
     classes = tuple(dict.fromkeys(name for listing in splits for name in listing.classes))
     if not classes:

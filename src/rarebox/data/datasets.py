@@ -133,6 +133,8 @@ def _not_understood(path: Path) -> UserError:
     entries = _entries(path)
     if not entries:
         return UserError(f"{path} is empty. Put images and labels there. {_LAYOUTS}")
+    if {"settings.yaml", "labels.sqlite"} <= {entry.name for entry in entries}:
+        return UserError(f"{path} is a project or run, not a data set. Export its labels: rarebox export {path} labels")
     images = len(image_files(path))
     holds = f"holds {images} images and no labels" if images else "holds no data set"
     shown = ", ".join(p.name + "/" * os.path.isdir(p) for p in entries[:6]) + ", ..." * (len(entries) > 6)

@@ -42,6 +42,9 @@ NO_LABEL_FILE = (
     "it has no label file. A simulation takes it as an image without objects, other commands take it as unlabelled."
 )
 
+OWN_OUTPUT = "written by rarebox"
+"""The kind of the problem that reports images in folders that rarebox has written."""
+
 NOT_USED = "image not used"
 """The kind of the problems that list the images a simulation skips."""
 
@@ -276,7 +279,7 @@ def refuse_lost(source: Path, problems: Sequence[Problem]) -> None:
 def written_by_rarebox(folder: Path) -> list[Problem]:
     """The problem that images below a folder are left out, because rarebox has written them, if there are any."""
     note = left_out(folder)
-    return [Problem("written by rarebox", str(folder), f"{note}.")] if note else []
+    return [Problem(OWN_OUTPUT, str(folder), f"{note}.")] if note else []
 
 
 def own_numbers(images: Sequence[ListedImage]) -> Sequence[int]:
