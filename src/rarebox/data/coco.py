@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from filecmp import cmp
 from functools import partial
@@ -22,7 +22,7 @@ from rarebox.data import foreign
 from rarebox.data.disk import Disk, place_key, searchable, slashes
 from rarebox.data.exported import incomplete_in
 from rarebox.data.fitting import CornerCheck
-from rarebox.data.images import files_below
+from rarebox.data.images import UnreadableImage, files_below, image_size
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
@@ -157,12 +157,25 @@ def _listing(path: Path) -> Listing:
     names, numbers = _names(path, content, problems)
     boxes, lost = _boxes(path, content, names, problems)
     images = _images(path, content, boxes, lost, problems)
-    corners = CornerCheck()
-    for image in images:
-        corners.add(np.array([box.box for box in image.boxes], dtype=np.float64).reshape(-1, 4), image.size)
-    corners.refuse(path)
+    if _corners_of(images, lambda image: image.size).doubts:
+        _corners_of(images, _size_of_file).refuse(path)  # the listed sizes may be wrong, not the boxes
     categories = {key: name for key, name in names.items() if isinstance(key, int)}
     return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories, numbers)
+
+
+def _corners_of(images: Iterable[ListedImage], size_of: Callable[[ListedImage], tuple[int, int] | None]) -> CornerCheck:
+    check = CornerCheck()
+    for image in images:
+        check.add(np.array([box.box for box in image.boxes], dtype=np.float64).reshape(-1, 4), size_of(image))
+    return check
+
+
+def _size_of_file(image: ListedImage) -> tuple[int, int] | None:
+    """Width and height of the upright image; those listed for an image that is remote or cannot be read."""
+    try:
+        return image.size if is_url(image.path) else image_size(image.path)[:2]
+    except UnreadableImage:
+        return image.size
 
 
 def _parse(path: Path) -> _Content:

@@ -110,7 +110,9 @@ def _reader(path: Path) -> tuple[str, Reader] | None:
             f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Keep one format and move the other "
             "files elsewhere."
         )
-    return ("VOC", as_voc) if as_voc else ("YOLO", as_yolo) if as_yolo else None
+    if as_voc or (as_yolo is None and (as_voc := voc.find_alone(path))):
+        return "VOC", as_voc
+    return ("YOLO", as_yolo) if as_yolo else None
 
 
 def _missing(path: Path) -> UserError:

@@ -60,9 +60,14 @@ class CornerCheck:
         self._far += int((ends > 1.02 * np.array(size) + 1).any(axis=1).sum())
         self._fitting &= bool(((begins >= -1) & (begins < sides) & (sides <= np.array(size) + 1)).all())
 
+    @property
+    def doubts(self) -> bool:
+        """Whether most boxes extend far beyond their images and all fit if read as x1, y1, x2, y2."""
+        return self._all > 1 and 2 * self._far >= self._all and self._fitting
+
     def refuse(self, path: Path) -> None:
-        """Raise `UserError` if most boxes extend far beyond their images and all fit if read as x1, y1, x2, y2."""
-        if self._all > 1 and 2 * self._far >= self._all and self._fitting:
+        """Raise `UserError` if the check :attr:`doubts` the boxes."""
+        if self.doubts:
             raise UserError(
                 f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {self._far} of "
                 f"{self._all} extend beyond their images. Write width and height in place of the second corner."

@@ -82,6 +82,14 @@ def find(path: Path) -> Reader | None:
         years = sorted(p for p in folder.glob("VOC*") if re.fullmatch(r"VOC\d{4}", p.name) and _is_devkit(p))
         if years:
             return partial(read, years)
+    return partial(read, [path]) if _is_devkit(path) and Disk().find(path / _PICTURES) else None
+
+
+def find_alone(path: Path) -> Reader | None:
+    """Recognise a folder with label files in Annotations/ without JPEGImages/; the photos are in images/ or elsewhere.
+
+    Other formats come first, since ``annotations`` is also the name of folders that are not read.
+    """
     return partial(read, [path]) if _is_devkit(path) else None
 
 
@@ -146,6 +154,8 @@ class _Year:
         self.folder, self.disk = folder, Disk()
         places = [folder, folder] if flat else [folder / _LABELS, folder / _PICTURES]
         self.labels, self.pictures = (self.disk.find(place) or place for place in places)
+        if not os.path.isdir(self.pictures) and (other := self.disk.find(folder / "images")):
+            self.pictures = other
         self.export = Exported.of(folder)
         self.unlabelled = False if self.export else None  # each image of an export had a label file
         self._labels: dict[str, list[Path]] = {}

@@ -61,8 +61,11 @@ def files_of(folder: Path) -> list[Path]:
 
 def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
     """Label files of photos below a folder, and YAML files in it, that were not read. ``read`` holds real paths."""
-    places = dict.fromkeys(place for image in _photos(folder) for place in _label_places(image))
-    found = (file for file in places if os.path.isfile(file) and os.path.realpath(file) not in read)
+    photos = _photos(folder)
+    places = dict.fromkeys(place for image in photos for place in _label_places(image) if os.path.isfile(place))
+    stems = {place_key(photo.stem) for photo in photos}
+    alike = (file for file in files_below(folder, {".txt"}) if place_key(file.stem) in stems)
+    found = (file for file in dict.fromkeys([*places, *alike]) if os.path.realpath(file) not in read)
     yield from filter(_has_rows, found)
     yield from (file for file in files_of(folder) if os.path.realpath(file) not in read)
 
