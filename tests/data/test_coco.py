@@ -218,7 +218,9 @@ def test_a_file_listed_under_two_ids_of_one_split_is_one_image(tmp_path: Path, a
     write(tmp_path / "train.json", twice, [box(1, 1), box(2, 2), box(3, 2, [0, 0, 5, 5])])
     data = load(tmp_path)
     assert [truth.boxes.tolist() for truth in data.train.truth.values()] == [[[10, 20, 40, 30], [0, 0, 5, 5]]]
-    assert only(data, "image listed twice").what.endswith("joined.")
+    told = {problem.kind: problem.what for problem in data.problems}
+    assert told["image listed twice"].endswith("joined.")
+    assert told.keys() == {"image listed twice", "object listed twice"}
     assert data.train.incomplete == frozenset()
 
 

@@ -468,3 +468,61 @@ def test_wrong_columns_are_refused() -> None:
         export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [3])])
     with pytest.raises(ValueError, match="all of them in the export"):
         export("out", "coco", CLASSES, [], [annotations(1, [[1, 2, 3, 4]], [2])])
+
+
+def two_exports(folder: Path, format: str) -> tuple[Path, Path]:
+    """Exports of two projects: one of a partially labelled image a1, one of a fully labelled image b1."""
+    found: list[Path] = []
+    for name, complete in (("a", False), ("b", True)):
+        photo = folder / name / f"{name}1.png"
+        photo.parent.mkdir()
+        Image.new("RGB", (100, 50)).save(photo)
+        record = ImageRecord(1, str(photo), 100, 50)
+        labels = [annotations(1, [[10, 10, 40, 40]], [0], complete=complete)]
+        done = export(folder / f"{name}-out", format, ["cat"], [record], labels, allow_partial=True, copy_images=True)
+        found.append(done.folder)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_photo_of_another_export_in_the_folder_is_partially_labelled(
+    tmp_path: Path, format: str, listed: bool
+) -> None:
+    both, second = two_exports(tmp_path, format)
+    shutil.copytree(second, both, dirs_exist_ok=True)
+    if format == "voc":
+        shutil.rmtree(both / "ImageSets")  # else the list of the second export leaves out the photos of the first
+    if format == "coco":
+        content = json.loads((both / "annotations.json").read_text())
+        (image,) = content["images"]
+        content["images"].append({**image, "id": 2, "file_name": "images/a1.png", "attributes": {}})
+        content["annotations"].append({**content["annotations"][0], "id": 2, "image_id": 2})
+        (both / "annotations.json").write_text(json.dumps(content))
+    if not listed:
+        (both / "incomplete.txt").unlink()
+    data = load(both)
+    assert [Path(image.path).name for image in data.train.images] == ["b1.png", "a1.png"][
+        :: 1 if format == "coco" else -1
+    ]
+    partial = [Path(image.path).name for image in data.train.images if image.id in data.train.incomplete]
+    assert partial == ["a1.png"]
+    unknown = [Path(problem.where).name for problem in data.problems if problem.kind == "completeness unknown"]
+    assert unknown == ["a1.png"] * (format != "coco" or not listed)
+
+
+def test_exports_below_a_data_yaml_keep_their_marks(tmp_path: Path) -> None:
+    two_exports(tmp_path, "yolo")
+    (tmp_path / "data.yaml").write_text("train: [a-out/images, b-out/images]\nnames: [cat]\n")
+    data = load(tmp_path / "data.yaml")
+    assert [Path(i.path).name for i in data.train.images if i.id in data.train.incomplete] == ["a1.png"]
+
+
+@pytest.mark.parametrize("format", ["voc", "yolo"])
+def test_a_photo_of_an_export_without_its_label_file_is_not_without_objects(tmp_path: Path, format: str) -> None:
+    _, folder = two_exports(tmp_path, format)
+    Image.new("RGB", (100, 50)).save(folder / ("JPEGImages" if format == "voc" else "images") / "new.png")
+    if format == "voc":
+        shutil.rmtree(folder / "ImageSets")
+    data = load(folder)
+    assert [Path(i.path).name for i in data.train.images if i.id in data.train.incomplete] == ["new.png"]

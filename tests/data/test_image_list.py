@@ -76,6 +76,16 @@ def test_a_list_has_comments_and_may_be_from_windows(photos: Path) -> None:
     assert [path for _, path in named_images(photos / "list.txt")] == [photos / "b/a.png", photos / "odd\\name.png"]
 
 
+def test_a_line_of_a_list_is_a_file_first_and_else_a_comment(photos: Path) -> None:
+    odd = ["#1.png", "# a.png", " lead.png"]
+    for name in odd:
+        (photos / name).symlink_to(photos / "b/a.png" if name == odd[0] else photos.parent / f"elsewhere{name}")
+        if name != odd[0]:
+            Image.new("RGB", (20, 10)).save(photos.parent / f"elsewhere{name}")
+    (photos / "list.txt").write_text("# frames\n" + "".join(f"{name}\n" for name in odd) + "#no.png\n")
+    assert [str(path) for _, path in named_images(photos / "list.txt")] == [str(photos / name) for name in odd]
+
+
 def test_every_command_takes_a_photo_of_a_list_once(photos: Path) -> None:
     (photos / "link.png").symlink_to(photos / "b/a.png")
     listed = photos / "list.txt"

@@ -1,5 +1,6 @@
-"""Paths that hold no data set, as a new user would name them."""
+"""Paths that hold no data set, or several, as a new user would name them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,64 @@ def test_several_label_files_without_the_known_names(tmp_path: Path) -> None:
 def test_a_missing_file_is_not_called_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"does not exist.* Check the path of the file"):
         load(tmp_path / name)
+
+
+XML = (
+    "<annotation><filename>a.png</filename><object><name>{}</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>9</xmax>"
+    "<ymax>9</ymax></bndbox></object></annotation>"
+)
+ROW, DATA = "0 .5 .5 .2 .2", "train: images\nnames: [cat]\n"
+
+
+def written(folder: Path, photo: str, **files: str) -> Path:
+    """A folder with a photo and text files. In their names, ``__`` is a slash and ``_`` a dot."""
+    (folder / photo).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (20, 20)).save(folder / photo)
+    for name, content in files.items():
+        place = folder / name.replace("__", "/").replace("_", ".")
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(content)
+    return folder
+
+
+def test_photos_beside_a_folder_of_voc_files_may_be_in_images(tmp_path: Path) -> None:
+    data = load(written(tmp_path, "images/a.png", annotations__a_xml=XML.format("cat")))
+    assert (data.classes, [len(truth) for truth in data.train.truth.values()]) == (("cat",), [1])
+
+
+@pytest.mark.parametrize("yolo", [True, False])
+def test_a_folder_of_voc_files_without_its_photos_does_not_hide_complete_labels(tmp_path: Path, yolo: bool) -> None:
+    if yolo:
+        written(tmp_path, "images/a.png", data_yaml=DATA, labels__a_txt=ROW, annotations__a_xml=XML.format("dog"))
+    else:
+        written(tmp_path, "a.png", a_xml=XML.format("cat"), Annotations__b_xml=XML.format("dog"))
+    data = load(tmp_path)
+    assert [[data.classes[label] for label in truth.labels] for truth in data.train.truth.values()] == [["cat"]]
+    assert {problem.kind for problem in data.problems} & {"labels not read", "missing image file"}
+
+
+def test_yolo_labels_beside_the_labels_that_are_read_are_reported(tmp_path: Path) -> None:
+    for name in "vy":
+        (tmp_path / name).mkdir()
+    voc = written(tmp_path / "v", "JPEGImages/a.png", Annotations__a_xml=XML.format("cat"), labels__a_txt=ROW)
+    yolo = written(tmp_path / "y", "images/a.png", data_yaml=DATA, labels__a_txt=ROW, labels2__a_txt=ROW)
+    for folder, unread in ((voc, "labels"), (yolo, "labels2")):
+        found = [problem.where for problem in load(folder).problems if problem.kind == "labels not read"]
+        assert found == [str(folder / unread / "a.txt")]
+
+
+@pytest.mark.parametrize("listed", [(120, 90), (80, 100)])
+def test_boxes_that_fit_the_file_are_not_refused_for_a_wrong_size_in_the_labels(
+    tmp_path: Path, listed: tuple[int, int]
+) -> None:
+    Image.new("RGB", (90, 120)).save(tmp_path / "a.png")
+    entry = {"id": 1, "file_name": "a.png", "width": listed[0], "height": listed[1]}
+    boxes = [
+        {"id": n, "image_id": 1, "category_id": 1, "bbox": [x, y, 50, 85]}
+        for n, (x, y) in enumerate([(30, 20), (20, 30)])
+    ]
+    content = {"images": [entry], "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    data = load(tmp_path)
+    assert data.train.truth[1].boxes.tolist() == [[30, 20, 80, 105], [20, 30, 70, 115]]
+    assert [problem.kind for problem in data.problems] == ["size in labels is wrong"]

@@ -179,6 +179,34 @@ def test_of_one_object_with_several_flags_the_surest_counts(folder: Path) -> Non
     assert train.truth[1].difficult.tolist() == train.unsure[1].tolist() == [False]
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        [10.0000001, 10, 40, 40],
+        [10, 10, 40, 40.0001],
+        pytest.param([10, 10, 40, 40], id="equal"),
+    ],
+)
+def test_boxes_that_differ_by_rounding_are_one_object(folder: Path, again: list[float]) -> None:
+    turned = {"bbox": [10, 10, 40, 40], "attributes": {"rotation": 90}}
+    data = datasets.load(labels(folder, {"bbox": [10, 10, 40, 40]}, {"bbox": again}, turned))
+    assert len(data.train.truth[1]) == 1
+    assert [problem.kind for problem in data.problems] == ["image without annotation", "object listed twice"]
+
+
+def test_boxes_that_are_equal_inside_the_image_are_one_object(folder: Path) -> None:
+    data = datasets.load(labels(folder, {"bbox": [150, 10, 90, 30]}, {"bbox": [150, 10, 50, 30]}))
+    assert data.train.truth[1].boxes.tolist() == [[150, 10, 200, 40]]
+    assert "object listed twice" in [problem.kind for problem in data.problems]
+
+
+def test_a_question_does_not_hide_a_rejection(folder: Path) -> None:
+    same = [{"bbox": [10, 10, 40, 40], "attributes": {"source": source}} for source in (QUESTION, Source.REJECTED)]
+    for flags in (same, same[::-1]):
+        train = datasets.load(labels(folder, *flags, {"bbox": [100, 50, 40, 40]})).train
+        assert train.rejected[1].tolist() == [[10, 10, 50, 50]]
+
+
 def test_the_questions_of_a_ranked_list_are_no_labels(folder: Path) -> None:
     asked = ranked(folder, [line(1, [50, 50, 90, 90], [10, 10, 30, 30])], None, folder)
     said = folder / "r.json"

@@ -1,5 +1,6 @@
 """What rarebox itself writes below a folder of photos is never taken for photos, and the user is told."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rarebox.data.images import image_files, left_out
 from rarebox.errors import UserError
 from rarebox.external.write_copies import write_copies
 from rarebox.project.create import create
+from rarebox.project.photo_folder import relocate
 from rarebox.project.project import Project
 from rarebox.types import ImageRecord
 
@@ -141,3 +143,34 @@ def test_own_copies_in_a_project_that_is_served_again_are_not_new(photos: Path, 
     assert opened.find_moved_images().warnings() == []  # nobody needs to hear of the project's own folder
     assert opened.add_new_images() == 0
     opened.store.close()
+
+
+def test_errors_name_the_images_that_were_left_out(photos: Path, tmp_path: Path) -> None:
+    create(tmp_path / "p", photos, ["cat"])
+    below = tmp_path / "all"
+    exported("voc")(photos, below / "sub" / "out")
+    (below / "all.yaml").write_text("train: sub\nnames: [cat]\n")
+    shutil.rmtree(photos)
+    asked: list[Callable[[], object]] = [
+        lambda: relocate(tmp_path / "p", below / "sub"),
+        lambda: named_images(below / "sub"),
+        lambda: load(below / "all.yaml"),
+    ]
+    for ask in asked:
+        with pytest.raises(UserError, match=r"2 images left out, in folders that rarebox wrote.*name that folder"):
+            ask()
+
+
+def test_a_project_is_not_a_data_set_and_the_error_says_how_to_export(photos: Path, tmp_path: Path) -> None:
+    create(tmp_path / "p", photos, ["cat"])
+    with pytest.raises(UserError, match=r"is a project or run, not a data set\. Export its labels: rarebox export"):
+        load(tmp_path / "p")
+
+
+def test_an_unlabelled_image_of_an_export_is_not_called_one_without_objects(photos: Path, tmp_path: Path) -> None:
+    records = [ImageRecord(number, str(photos / name), 20, 10) for number, name in enumerate(NAMES, 1)]
+    one = np.ones(1)
+    said = Annotations(1, np.array([[1, 1, 9, 9]]), np.zeros(1, dtype=int), np.array(["human"]), one, one, one, True)
+    export(tmp_path / "out", "coco", ["cat"], records, [said])
+    data = load(tmp_path / "out")
+    assert (data.problems, data.train.incomplete) == ((), {2})

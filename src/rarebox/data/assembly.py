@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from rarebox.core.files import real
-from rarebox.core.text import counted
 from rarebox.data.fitting import fitted
 from rarebox.data.images import UnreadableImage, content_of, image_size, read_image, readers
 from rarebox.data.listings import (
     NOT_USED,
-    QUESTION,
+    OWN_OUTPUT,
     Dataset,
-    ListedBox,
     ListedImage,
     Listing,
     Problem,
@@ -55,7 +53,9 @@ def assemble(
     for listing in splits:
         if not listing.images:
             which = "training" if listing is train else "test"
-            raise UserError(f"{listing.source} lists no {which} images. Add some, or choose another data set.")
+            own = next((problem.what for problem in listing.problems if problem.kind == OWN_OUTPUT), "")
+            advice = own or "Add some, or choose another data set."
+            raise UserError(f"{listing.source} lists no {which} images. {advice}")
     problems = [problem for listing in splits for problem in listing.problems]
     classes = tuple(dict.fromkeys(name for listing in splits for name in listing.classes))
     if not classes:
@@ -161,10 +161,9 @@ def file_of(image: ListedImage) -> str:
 
 
 def joined(listing: Listing) -> Listing:
-    """The listing with one entry for each file, which has the boxes of all its entries, each object once.
+    """The listing with one entry for each file, which has the boxes of all its entries.
 
-    An object that one of several entries lacks would be background there, and one that counts twice could not be found
-    by any detector.
+    An object that one of several entries lacks would be background there.
     """
     entries: dict[str, list[ListedImage]] = {}
     for image in listing.images:
@@ -179,7 +178,7 @@ def joined(listing: Listing) -> Listing:
             said = {one.complete for one in (first, *same)}
             first = replace(
                 first,
-                boxes=_once([box for one in (first, *same) for box in one.boxes]),
+                boxes=[box for one in (first, *same) for box in one.boxes],
                 complete=False if False in said else None if None in said else True,
                 lost=any(one.lost for one in (first, *same)) or len(same) < len(others),
                 labelled=any(one.labelled for one in (first, *same)),
@@ -187,26 +186,8 @@ def joined(listing: Listing) -> Listing:
             if any(one.boxes for one in others if one not in same):
                 what = "it is listed in several sizes. The boxes of entries in other sizes than the first are dropped."
                 problems.append(Problem("image size differs", str(first.path), what))
-        elif len(boxes := _once(first.boxes)) < len(first.boxes):
-            what = f"{counted(len(first.boxes) - len(boxes), 'object')} with the class and the box of another one. "
-            problems.append(Problem("object listed twice", str(first.path), f"{what}Each counts once."))
-            first = replace(first, boxes=boxes)
         images.append(first)
     return replace(listing, images=images, problems=problems)
-
-
-def _once(boxes: Iterable[ListedBox]) -> list[ListedBox]:
-    """The boxes, each box of a class once. A person's object counts more than a crowd, a guess or a rejection there."""
-
-    def doubt(box: ListedBox) -> tuple[bool, bool, bool]:
-        return box.source in (Source.PSEUDO, Source.REJECTED, QUESTION), box.crowd, box.difficult
-
-    objects: dict[object, ListedBox] = {}
-    for box in boxes:
-        first = objects.setdefault((box.box, box.name), box)
-        if doubt(box) < doubt(first):
-            objects[box.box, box.name] = box
-    return [*objects.values()]
 
 
 def _listed_twice(images: Sequence[ListedImage]) -> list[Problem]:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from filecmp import cmp
 from functools import partial
@@ -19,9 +19,10 @@ import numpy as np
 from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data import foreign
-from rarebox.data.disk import Disk, searchable, slashes
+from rarebox.data.disk import Disk, place_key, searchable, slashes
+from rarebox.data.exported import incomplete_in
 from rarebox.data.fitting import CornerCheck
-from rarebox.data.images import files_below
+from rarebox.data.images import UnreadableImage, files_below, image_size
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
 from rarebox.data.narrow import Object, as_float, as_list, as_object, is_list, is_object
 from rarebox.data.remote import is_url
@@ -156,12 +157,25 @@ def _listing(path: Path) -> Listing:
     names, numbers = _names(path, content, problems)
     boxes, lost = _boxes(path, content, names, problems)
     images = _images(path, content, boxes, lost, problems)
-    corners = CornerCheck()
-    for image in images:
-        corners.add(np.array([box.box for box in image.boxes], dtype=np.float64).reshape(-1, 4), image.size)
-    corners.refuse(path)
+    if _corners_of(images, lambda image: image.size).doubts:
+        _corners_of(images, _size_of_file).refuse(path)  # the listed sizes may be wrong, not the boxes
     categories = {key: name for key, name in names.items() if isinstance(key, int)}
     return Listing(path, list(dict.fromkeys(names.values())), images, problems, categories, numbers)
+
+
+def _corners_of(images: Iterable[ListedImage], size_of: Callable[[ListedImage], tuple[int, int] | None]) -> CornerCheck:
+    check = CornerCheck()
+    for image in images:
+        check.add(np.array([box.box for box in image.boxes], dtype=np.float64).reshape(-1, 4), size_of(image))
+    return check
+
+
+def _size_of_file(image: ListedImage) -> tuple[int, int] | None:
+    """Width and height of the upright image; those listed for an image that is remote or cannot be read."""
+    try:
+        return image.size if is_url(image.path) else image_size(image.path)[:2]
+    except UnreadableImage:
+        return image.size
 
 
 def _parse(path: Path) -> _Content:
@@ -329,6 +343,7 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
     images: list[ListedImage] = []
+    incomplete = incomplete_in(path.parent)
     found = _located(path, {entry.name for same in entries.values() for entry in same}, problems)
     strays = boxes.keys() - entries.keys()  # boxes with an unknown image_id, perhaps of an image that seems empty
     for key, same in entries.items():
@@ -336,16 +351,23 @@ def _images(
             problems += _duplicates(path, same)
         if len({entry.name for entry in same}) == 1:
             image = _image(path, same[0], boxes.get(key, []), found[same[0].name], problems)
+            if place_key(slashes(same[0].name).rsplit("/", 1)[-1]) in incomplete:
+                image = replace(image, complete=False)
             empty = key not in boxes and key not in lost and not image.lost
             images.append(replace(image, lost=image.lost or key in lost, labelled=not empty or not strays))
-            if empty:
+            if empty and image.complete is not False:
                 what = "it has no boxes and counts as an image without objects."
                 problems.append(Problem("image without annotation", f"{path}: {same[0].name}", what))
     for key in (key for key in boxes if key not in entries):
         for box in boxes[key]:
             what = f"image_id {key!r} is not among the images. The box is dropped."
             problems.append(Problem("annotation without image", box.where, what))
-    return images
+    if not any(image.complete for image in images):
+        return images
+    for image in (image for image in images if image.complete is None):
+        what = "other images of the file are marked as complete, this one is not. It counts as partially labelled."
+        problems.append(Problem("completeness unknown", f"{path}: {image.path}", what))
+    return [image if image.complete is not None else replace(image, complete=False) for image in images]
 
 
 def _duplicates(path: Path, same: list[_Entry]) -> list[Problem]:

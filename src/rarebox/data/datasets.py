@@ -110,7 +110,9 @@ def _reader(path: Path) -> tuple[str, Reader] | None:
             f"{path} has both VOC (.xml) and YOLO (.txt) labels beside the images. Keep one format and move the other "
             "files elsewhere."
         )
-    return ("VOC", as_voc) if as_voc else ("YOLO", as_yolo) if as_yolo else None
+    if as_voc or (as_yolo is None and (as_voc := voc.find_alone(path))):
+        return "VOC", as_voc
+    return ("YOLO", as_yolo) if as_yolo else None
 
 
 def _missing(path: Path) -> UserError:
@@ -133,6 +135,8 @@ def _not_understood(path: Path) -> UserError:
     entries = _entries(path)
     if not entries:
         return UserError(f"{path} is empty. Put images and labels there. {_LAYOUTS}")
+    if {"settings.yaml", "labels.sqlite"} <= {entry.name for entry in entries}:
+        return UserError(f"{path} is a project or run, not a data set. Export its labels: rarebox export {path} labels")
     images = len(image_files(path))
     holds = f"holds {images} images and no labels" if images else "holds no data set"
     shown = ", ".join(p.name + "/" * os.path.isdir(p) for p in entries[:6]) + ", ..." * (len(entries) > 6)

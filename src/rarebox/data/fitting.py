@@ -7,13 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rarebox.core.boxes import clip, rescaling
+from rarebox.core.boxes import clip, overlapping, rescaling
 from rarebox.core.text import counted
 from rarebox.data.detections import FARTHEST
 from rarebox.data.images import SIDEWAYS
 from rarebox.data.listings import OPEN_BOXES, QUESTION, ListedBox, ListedImage, Problem, Size
 from rarebox.errors import UserError
 from rarebox.types import Bools, Floats, Source
+
+SAME_IOU = 0.9999
+"""Boxes of one class with this IoU are the same object, as in the store. They may differ by rounding."""
 
 _LARGEST_SHARE = 1.001  # of an image's side, with some rounding
 
@@ -57,9 +60,14 @@ class CornerCheck:
         self._far += int((ends > 1.02 * np.array(size) + 1).any(axis=1).sum())
         self._fitting &= bool(((begins >= -1) & (begins < sides) & (sides <= np.array(size) + 1)).all())
 
+    @property
+    def doubts(self) -> bool:
+        """Whether most boxes extend far beyond their images and all fit if read as x1, y1, x2, y2."""
+        return self._all > 1 and 2 * self._far >= self._all and self._fitting
+
     def refuse(self, path: Path) -> None:
-        """Raise `UserError` if most boxes extend far beyond their images and all fit if read as x1, y1, x2, y2."""
-        if self._all > 1 and 2 * self._far >= self._all and self._fitting:
+        """Raise `UserError` if the check :attr:`doubts` the boxes."""
+        if self.doubts:
             raise UserError(
                 f"{path}: a COCO bbox is x, y, width, height, but these seem to be x1, y1, x2, y2: {self._far} of "
                 f"{self._all} extend beyond their images. Write width and height in place of the second corner."
@@ -89,10 +97,38 @@ def fitted(image: ListedImage, size: Size | None, problems: list[Problem]) -> Fi
     if size:
         image = _resized(image, *size, problems)
     boxes, bad = _usable(image, size, problems)
-    kept = [box for box, dropped in zip(image.boxes, bad, strict=True) if not dropped]
+    lost = image.lost or bool(bad.any()) or image.complete is False
+    boxes, kept = boxes[~bad], [box for box, dropped in zip(image.boxes, bad, strict=True) if not dropped]
+    first = _first_of_each(boxes, kept)
+    if not first.all():
+        what = f"{counted(int((~first).sum()), 'object')} with the class and the box of another one. Each counts once."
+        problems.append(Problem("object listed twice", str(image.path), what))
+        boxes, kept = boxes[first], [box for box, counts in zip(kept, first, strict=True) if counts]
     guessed = any(box.source == Source.PSEUDO for box in kept)
-    incomplete = image.lost or guessed or len(kept) < len(image.boxes) or image.complete is False
-    return Fitted(boxes[~bad], kept, incomplete, image.labelled, size is not None and _hides_its_turn(image, size[2]))
+    return Fitted(boxes, kept, lost or guessed, image.labelled, size is not None and _hides_its_turn(image, size[2]))
+
+
+def _first_of_each(boxes: Floats, listed: Sequence[ListedBox]) -> Bools:
+    """Whether no other box of the class is the same and counts more: (N,), for boxes (N, 4).
+
+    A person's object counts more than a crowd, a guess or a rejection there; otherwise the first one does.
+    """
+
+    def doubt(row: int) -> tuple[bool, bool, bool]:
+        box = listed[row]
+        return box.source in (Source.PSEUDO, Source.REJECTED), box.crowd, box.difficult
+
+    number = {name: n for n, name in enumerate(dict.fromkeys(box.name for box in listed))}
+    groups = np.array([number[box.name] for box in listed], dtype=np.int64)
+    exact = dict[object, int]()
+    for row in sorted(range(len(listed)), key=doubt):
+        exact.setdefault((*boxes[row].tolist(), listed[row].name), row)
+    first = np.zeros(len(listed), dtype=bool)
+    rows = np.array([*exact.values()], dtype=np.int64)
+    first[rows] = True
+    for earlier, later, _ in overlapping(boxes[rows], boxes[rows], SAME_IOU, groups[rows], groups[rows]):
+        first[rows[later[earlier < later]]] = False
+    return first
 
 
 def _without_questions(image: ListedImage, problems: list[Problem]) -> ListedImage:

@@ -43,7 +43,8 @@ def named_images(images: Path, but: Path | None = None) -> list[NamedImage]:
         files = _listed(images, suffix)
     once, _ = each_once(files)
     if not once:
-        raise UserError(f"{images} contains no images")
+        own = left_out(images) if images.is_dir() else ""
+        raise UserError(f"{images} contains no images{f'. {own}' if own else ''}")
     return _named(once, Path(os.path.abspath(root)))
 
 

@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 from rarebox.core.boxes import hull_of_turned
 from rarebox.core.files import OWN_MARK
-from rarebox.core.parsing import from_json
-from rarebox.core.text import read_text
 from rarebox.data.images import left_out
 from rarebox.data.naming import clean
-from rarebox.data.narrow import Object, as_float, as_list, as_object, is_object
+from rarebox.data.narrow import Object, as_float
 from rarebox.errors import UserError, presentable
 from rarebox.types import Bools, Floats, GroundTruth, ImageRecord
 
@@ -39,6 +37,13 @@ QUESTION = "query"
 
 OPEN_BOXES = "questions, not labels"
 """The kind of the problems that list the images whose questions are ignored."""
+
+NO_LABEL_FILE = (
+    "it has no label file. A simulation takes it as an image without objects, other commands take it as unlabelled."
+)
+
+OWN_OUTPUT = "written by rarebox"
+"""The kind of the problem that reports images in folders that rarebox has written."""
 
 NOT_USED = "image not used"
 """The kind of the problems that list the images a simulation skips."""
@@ -274,27 +279,7 @@ def refuse_lost(source: Path, problems: Sequence[Problem]) -> None:
 def written_by_rarebox(folder: Path) -> list[Problem]:
     """The problem that images below a folder are left out, because rarebox has written them, if there are any."""
     note = left_out(folder)
-    return [Problem("written by rarebox", str(folder), f"{note}.")] if note else []
-
-
-def export_mark(folder: Path) -> Object:
-    """The content of ``rarebox.json`` if rarebox has exported this folder, else an empty object."""
-    try:
-        return as_object(from_json(read_text(folder / EXPORT_MARK)))
-    except (OSError, ValueError, UserError):
-        return {}
-
-
-def exported_complete(mark: Object) -> Mapping[str, bool]:
-    """File name of each image of an export -> whether it is fully labelled."""
-    entries = as_object(mark.get("images")).items()
-    return {name: bool(entry.get("complete")) for name, entry in entries if is_object(entry)}
-
-
-def exported_pseudo(mark: Object) -> Mapping[str, Collection[str]]:
-    """File name of each image of an export -> the lines of its pseudo labels, in formats without a field for them."""
-    entries = as_object(mark.get("images")).items()
-    return {name: {str(line) for line in as_list(entry.get("pseudo"))} for name, entry in entries if is_object(entry)}
+    return [Problem(OWN_OUTPUT, str(folder), f"{note}.")] if note else []
 
 
 def own_numbers(images: Sequence[ListedImage]) -> Sequence[int]:

@@ -162,7 +162,10 @@ def _own_folders(files: Collection[str]) -> set[str]:
 
 
 def _listed(url: str) -> list[str]:
-    """The images that a text file names, without empty lines and comments."""
+    """The images that a text file names, without empty lines and comments.
+
+    In a local list, a line that is the name of a file is that file, even if it starts with ``#`` or a space.
+    """
     if is_url(url):
         with fetched(url) as content:
             text = decode(content, url)
@@ -170,8 +173,12 @@ def _listed(url: str) -> list[str]:
         text = decode(read_bytes(url), url)
     folder = url.rpartition("/")[0]
     named: list[str] = []
-    for line in dict.fromkeys(line.strip() for line in lines_of(text)):
-        if not line or line.startswith("#"):
+
+    def is_file(line: str) -> bool:
+        return bool(line.strip()) and not is_url(url) and os.path.isfile(_local(folder, line))
+
+    for line in dict.fromkeys(line if is_file(line) else line.strip() for line in lines_of(text)):
+        if not line or (line.startswith("#") and not is_file(line)):
             continue
         if is_url(line):
             try:

@@ -22,22 +22,21 @@ from numpy.typing import NDArray
 from rarebox.core.files import read_bytes
 from rarebox.core.text import lines_of, read_text
 from rarebox.data.disk import Disk, place_key, searchable, slashes
+from rarebox.data.exported import Exported
 from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import (
+    NO_LABEL_FILE,
     ListedBox,
     ListedImage,
     Listing,
     Problem,
     Reader,
-    export_mark,
-    exported_complete,
     listed_size,
     upright,
     written_by_rarebox,
 )
 from rarebox.data.markup import from_xml
 from rarebox.data.naming import ByName
-from rarebox.data.narrow import as_list
 from rarebox.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +82,14 @@ def find(path: Path) -> Reader | None:
         years = sorted(p for p in folder.glob("VOC*") if re.fullmatch(r"VOC\d{4}", p.name) and _is_devkit(p))
         if years:
             return partial(read, years)
+    return partial(read, [path]) if _is_devkit(path) and Disk().find(path / _PICTURES) else None
+
+
+def find_alone(path: Path) -> Reader | None:
+    """Recognise a folder with label files in Annotations/ without JPEGImages/; the photos are in images/ or elsewhere.
+
+    Other formats come first, since ``annotations`` is also the name of folders that are not read.
+    """
     return partial(read, [path]) if _is_devkit(path) else None
 
 
@@ -147,7 +154,10 @@ class _Year:
         self.folder, self.disk = folder, Disk()
         places = [folder, folder] if flat else [folder / _LABELS, folder / _PICTURES]
         self.labels, self.pictures = (self.disk.find(place) or place for place in places)
-        self.complete = exported_complete(export_mark(folder))
+        if not os.path.isdir(self.pictures) and (other := self.disk.find(folder / "images")):
+            self.pictures = other
+        self.export = Exported.of(folder)
+        self.unlabelled = False if self.export else None  # each image of an export had a label file
         self._labels: dict[str, list[Path]] = {}
         self._pictures: dict[str, list[Path]] = {}
         self._by_stem, self._by_file = ByName[Path](), ByName[Path]()
@@ -282,7 +292,7 @@ def _listing(source: Path, files: Sequence[tuple[_Year, Path]], problems: list[P
         raise UserError(f"none of the {len(broken)} label files can be read: {broken[0]}")
     images.sort(key=lambda image: image.path)
     names = {box.name for image in images for box in image.boxes}
-    known = exported_classes(source)
+    known = Exported.of(source).classes
     return Listing(source, [*known, *sorted(names - set(known))], images, problems)
 
 
@@ -290,11 +300,8 @@ def _namesake(picture: Path, xml: Path, problems: list[Problem]) -> ListedImage:
     """A photo without labels, because another photo has the label file of its name, if that exists."""
     there = os.path.exists(xml)
     taken = f"the boxes of {xml.name} belong to another photo, so it has no label file and counts as unlabelled."
-    problems.append(Problem("image without annotation", str(picture), taken if there else _NO_LABELS))
+    problems.append(Problem("image without annotation", str(picture), taken if there else NO_LABEL_FILE))
     return ListedImage(picture, labelled=False, lost=there)
-
-
-_NO_LABELS = "it has no label file and counts as an image without objects."
 
 
 def _agreed(path: Path | str, said: Mapping[Path, ListedImage | None], problems: list[Problem]) -> ListedImage | None:
@@ -307,16 +314,11 @@ def _agreed(path: Path | str, said: Mapping[Path, ListedImage | None], problems:
     return ListedImage(path, labelled=False, lost=True)
 
 
-def exported_classes(folder: Path) -> list[str]:
-    """The classes of a rarebox export, in their original order; none for any other folder."""
-    return [str(name) for name in as_list(export_mark(folder).get("classes"))]
-
-
 def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
     """The image of one label file, without objects if the file does not exist. Raises `UserError` if it is broken."""
     if not os.path.exists(xml):
-        problems.append(Problem("image without annotation", str(xml), _NO_LABELS))
-        return ListedImage(year.picture_of(xml, None, problems), labelled=False)
+        problems.append(Problem("image without annotation", str(xml), NO_LABEL_FILE))
+        return ListedImage(year.picture_of(xml, None, problems), complete=year.unlabelled, labelled=False)
     root = _parse(xml)
     items = root.findall("object")
     boxes = [box for index, item in enumerate(items) if (box := _box(xml, index, item, problems))]
@@ -326,7 +328,7 @@ def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
         problems.append(Problem("box dropped", f"{xml}: <{element.tag}>", what))
     picture = year.picture_of(xml, root.findtext("filename"), problems)
     size = listed_size(root.findtext("size/width"), root.findtext("size/height"), str(xml), problems)
-    complete, lost = year.complete.get(picture.name), len(boxes) < len(items) or bool(unread)
+    complete, lost = year.export.is_complete(picture, problems), len(boxes) < len(items) or bool(unread)
     return ListedImage(picture, boxes, size=size, complete=complete, lost=lost)
 
 

@@ -16,17 +16,16 @@ import yaml
 from rarebox.core.parsing import PlainLoader, finite, from_yaml
 from rarebox.core.text import lines_of, read_text
 from rarebox.data.disk import Disk, place_key, searchable, slashes
+from rarebox.data.exported import Exports
 from rarebox.data.images import SUFFIXES, files_below, image_files
 from rarebox.data.listings import (
+    NO_LABEL_FILE,
     ListedBox,
     ListedImage,
     Listing,
     Problem,
     Reader,
     agreed,
-    export_mark,
-    exported_complete,
-    exported_pseudo,
     written_by_rarebox,
 )
 from rarebox.data.narrow import Object, as_list, as_object, is_list, is_object
@@ -62,8 +61,11 @@ def files_of(folder: Path) -> list[Path]:
 
 def unread(folder: Path, read: Collection[str]) -> Iterator[Path]:
     """Label files of photos below a folder, and YAML files in it, that were not read. ``read`` holds real paths."""
-    places = dict.fromkeys(place for image in _photos(folder) for place in _label_places(image))
-    found = (file for file in places if os.path.isfile(file) and os.path.realpath(file) not in read)
+    photos = _photos(folder)
+    places = dict.fromkeys(place for image in photos for place in _label_places(image) if os.path.isfile(place))
+    stems = {place_key(photo.stem) for photo in photos}
+    alike = (file for file in files_below(folder, {".txt"}) if place_key(file.stem) in stems)
+    found = (file for file in dict.fromkeys([*places, *alike]) if os.path.realpath(file) not in read)
     yield from filter(_has_rows, found)
     yield from (file for file in files_of(folder) if os.path.realpath(file) not in read)
 
@@ -104,8 +106,7 @@ def read_flat(folder: Path) -> tuple[Listing, None]:
     names = {label: listed[file] for label, file in nearest.items()}
     numbered = [pair for file in files for pair in listed[file].by_number.items()]
     classes, numbers = [name for _, name in numbered], agreed(numbered)
-    mark = export_mark(folder)
-    form = _Form(names, classes, numbers, 0, exported_complete(mark), pairs, exported_pseudo(mark))
+    form = _Form(names, classes, numbers, 0, pairs, Exports(folder))
     listing = _listing(files[0] if len(files) == 1 else folder, [], images, form)
     listing.problems[:0] = [*written_by_rarebox(folder), *_alone(folder, pairs)]
     listing.files.update(pairs.claimed)
@@ -157,8 +158,7 @@ def read(file: Path) -> tuple[Listing, Listing | None]:
             problems.append(Problem("polygons assumed", str(file), _POLYGONS))
     numbered = dict.fromkeys(pairs.claimed, _Names(file, names))
     problems += _contradicting(names, file, pairs)
-    mark = export_mark(file.parent)
-    form = _Form(numbered, [*names.values()], names, key_points, exported_complete(mark), pairs, exported_pseudo(mark))
+    form = _Form(numbered, [*names.values()], names, key_points, pairs, Exports(file.parent))
     unused: list[Path] = []
     if test == "test" and content.get("val"):
         problems.append(Problem("split not used", f"{file}: val", _UNUSED))
@@ -239,17 +239,15 @@ class _Form(NamedTuple):
 
     ``names`` is label file -> its classes. ``classes`` are all class names, perhaps repeated. ``numbers`` are the names
     by number if all label files agree on them. ``key_points`` is how many numbers of key points follow a box.
-    ``complete`` is file name -> whether a rarebox export calls the image fully labelled. ``pairs`` assigns label files
-    to photos. ``pseudo`` is file name -> the lines of pseudo labels in such an export.
+    ``pairs`` assigns label files to photos. ``exports`` are the rarebox exports that photos belong to.
     """
 
     names: Mapping[Path, _Names]
     classes: Sequence[str]
     numbers: Mapping[int, str]
     key_points: int
-    complete: Mapping[str, bool]
     pairs: _Pairs
-    pseudo: Mapping[str, Collection[str]]
+    exports: Exports
 
 
 def _looks_like_yolo(path: Path) -> bool:
@@ -484,12 +482,12 @@ def _alone(labels: Path, pairs: _Pairs) -> list[Problem]:
 
 
 def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
-    file = form.pairs.owned.get(path)
+    file, export = form.pairs.owned.get(path), form.exports.of(path)
+    complete = export.is_complete(path, problems)
     if file is None:
-        what = f"{label_file(path)} does not exist. The image counts as one without objects."
-        problems.append(Problem("image without annotation", str(path), what))
-        return ListedImage(path, labelled=False)
-    complete = form.complete.get(path.name)
+        problems.append(Problem("image without annotation", str(path), NO_LABEL_FILE))
+        lacking = None if complete is None else False  # each image of an export had a label file
+        return ListedImage(path, complete=lacking, labelled=False)
     try:
         lines = [(n, line) for n, line in enumerate(lines_of(read_text(file)), 1) if line.strip()]
     except (OSError, UserError) as error:
@@ -503,7 +501,7 @@ def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
         problems.append(Problem("unknown category", str(file), what))
         return ListedImage(path, relative=True, complete=complete, lost=True, labelled=False)
     read = [_box(line, f"{file}, line {n}", names, form, problems) for n, line in lines]
-    guessed = form.pseudo.get(path.name, ())
+    guessed = export.pseudo(path)
     boxes = [
         box._replace(source=Source.PSEUDO) if line.strip() in guessed else box
         for box, (_, line) in zip(read, lines, strict=True)

@@ -274,6 +274,7 @@ def _labels_of_photos(
         of_content.setdefault(digests.get(record.id, ""), []).append(record.id)
     numbers = np.array([classes.find(clean_name(name, "class")) for name in known.classes], dtype=np.int64)
     claims: dict[int, dict[str, _Labels]] = {}
+    differing: list[str] = []  # images that are not the photos of their names, which may be edited copies
 
     def photo_of(path: str) -> int | None:
         """The id of the photo that an image shows. Raises UserError if several photos have its name."""
@@ -286,6 +287,8 @@ def _labels_of_photos(
             if len(same) != 1:
                 raise
             return same[0]
+        if not same and named and digests.get(named) and not is_url(path) and contents.of(path):
+            differing.append(path)
         if not same or named in same:
             return named
         if len(same) > 1:
@@ -319,6 +322,9 @@ def _labels_of_photos(
             else:
                 before = claims.setdefault(photo, {})
                 before[image.path] = before[image.path].joined(one) if image.path in before else one
+    if differing:
+        what = f"{len(differing)} labelled images differ from the photos of the same names, which get their labels."
+        problems.append(listings.Problem("content differs", differing[0], f"{what} Check that one shows the same."))
     taken: list[tuple[ImageRecord, _Labels]] = []
     for photo, claiming in sorted(claims.items()):
         record = by_id[photo]

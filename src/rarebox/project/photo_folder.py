@@ -85,7 +85,8 @@ def relocate(root: Path, place: Path, progress: Progress = silent) -> Relocated:
             inside = os.path.join(os.path.abspath(within), "")
             missing = tuple(i.path for i in images if not (i.path.startswith(inside) and os.path.isfile(i.path)))
             if len(missing) == len(images):
-                raise UserError(f"none of the {len(images)} images of {root} is in {within}. Name another folder")
+                advice = found.left_out or "Name another folder"
+                raise UserError(f"none of the {len(images)} images of {root} is in {within}. {advice}")
             data = location(place) if os.path.isabs(settings.data) else str(place)
             write_text(folder.settings, settings_text.with_data(folder.settings, settings, data))
             return Relocated(len(images) - len(missing), missing, tuple(found.warnings()))

@@ -1,0 +1,87 @@
+"""What a rarebox export says about its images and its label files have no field for."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rarebox.core.parsing import from_json
+from rarebox.core.text import lines_of, read_text
+from rarebox.data.disk import place_key
+from rarebox.data.listings import EXPORT_MARK, Problem
+from rarebox.data.narrow import Object, as_list, as_object, is_object
+from rarebox.errors import UserError
+
+INCOMPLETE = "incomplete.txt"
+"""The file of an export that lists the images that are not fully labelled."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The content of ``rarebox.json`` and ``incomplete.txt`` in a folder; empty if it is not an export.
+
+    ``classes`` are the class names in their original order. ``images`` are the entries of the images by file name, and
+    ``incomplete`` the names of those that are not fully labelled; in both, :func:`rarebox.data.disk.place_key` of them.
+    """
+
+    folder: Path
+    classes: tuple[str, ...] = ()
+    images: Mapping[str, Object] = field(default_factory=dict[str, Object])
+    incomplete: Collection[str] = frozenset()
+
+    @classmethod
+    def of(cls, folder: Path) -> "Exported":
+        """Read both files, if they exist."""
+        try:
+            mark = as_object(from_json(read_text(folder / EXPORT_MARK)))
+        except (OSError, ValueError, UserError):
+            mark = {}
+        entries = as_object(mark.get("images")).items()
+        images = {place_key(name): entry for name, entry in entries if is_object(entry)}
+        return cls(folder, tuple(map(str, as_list(mark.get("classes")))), images, incomplete_in(folder))
+
+    def __bool__(self) -> bool:
+        return bool(self.images or self.incomplete)
+
+    def is_complete(self, image: Path, problems: list[Problem]) -> bool | None:
+        """Whether an image is fully labelled; None if this is not an export.
+
+        An image that the export does not know, for example because another export was copied to the same folder, is
+        not. It goes to ``problems``.
+        """
+        entry = self.images.get(place_key(image.name))
+        if entry is None and self.images:
+            what = (
+                f"{self.folder / EXPORT_MARK} does not list it, so it may be partially labelled, and counts as such. "
+                "Keep each export in its own folder."
+            )
+            problems.append(Problem("completeness unknown", str(image), what))
+        if entry is None or place_key(image.name) in self.incomplete:
+            return False if self else None
+        return bool(entry.get("complete"))
+
+    def pseudo(self, image: Path) -> Collection[str]:
+        """The lines of an image's pseudo labels, in formats without a field for the source."""
+        return {str(line) for line in as_list(self.images.get(place_key(image.name), {}).get("pseudo"))}
+
+
+class Exports:
+    """The exports that images belong to: of the folder above an image's own, or else of the ``folder`` that is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._here = Exported.of(folder)
+        self._of: dict[Path, Exported] = {folder: self._here}
+
+    def of(self, image: Path) -> Exported:
+        """The export that an image belongs to; empty if there is none."""
+        folder = image.parent.parent
+        if folder not in self._of:
+            self._of[folder] = Exported.of(folder)
+        return self._of[folder] or self._here
+
+
+def incomplete_in(folder: Path) -> Collection[str]:
+    """The images that the ``incomplete.txt`` in a folder lists, as :func:`rarebox.data.disk.place_key`."""
+    try:
+        return frozenset(place_key(line.strip()) for line in lines_of(read_text(folder / INCOMPLETE)) if line.strip())
+    except (OSError, UserError):
+        return frozenset()
