@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rarebox.evaluation import best_thresholds, match, voc_ap
+from rarebox.evaluation import best_thresholds, cross_checked, f1_of, match, voc_ap
 from rarebox.types import Detections, GroundTruth
 from tests.test_evaluation import NOTHING, NOWHERE, A, B, C, D, found, plain_iou, random_scene, true
 
@@ -93,6 +93,19 @@ def test_nothing_to_match(detections: dict[int, Detections], truth: dict[int, Gr
     assert np.isnan(matches.recall).all()
 
 
+def test_cross_checked_counts_have_thresholds_of_the_other_half():
+    # Images 1 and 3 are one half, 2 the other. The best thresholds are 0.45 on the first, midway between 0.7 and 0.2,
+    # and 0.6 on the second.
+    truth = {1: true((A, 0)), 2: true((A, 0)), 3: NOTHING}
+    detections = {1: found((A, 0, 0.7)), 2: found((A, 0, 0.9), (NOWHERE, 0, 0.3)), 3: found((NOWHERE, 0, 0.2))}
+    # So image 1 is right at 0.6, and image 2 at 0.45.
+    assert cross_checked(detections, truth, 1).tolist() == [[2, 0], [0, 0]]
+    worse = detections | {3: found((NOWHERE, 0, 0.65))}
+    assert cross_checked(worse, truth, 1).tolist() == [[2, 0], [1, 0]]
+    assert f1_of(cross_checked(worse, truth, 1)).tolist() == [4 / 5]
+    assert not cross_checked({}, {}, 1).any()
+
+
 # ---------------------------------------------------------------------------------------------- against a plain loop
 
 
@@ -150,4 +163,5 @@ def test_the_matrix_is_that_of_a_plain_loop_and_agrees_with_ap50(seed: int):
         assert matrix[:, k].sum() == kept
         assert matches.precision[k] == pytest.approx(curves.precision[k][kept - 1])
         assert matches.recall[k] == pytest.approx(curves.recall[k][kept - 1])
+        assert best.f1[k] == pytest.approx(matches.f1[k])
         assert best.f1[k] == pytest.approx(2 / (1 / matches.precision[k] + 1 / matches.recall[k]))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from rarebox.evaluation.coco import CocoTables, coco_ap
 from rarebox.evaluation.interval import ap50_interval
-from rarebox.evaluation.matches import Matches, match
+from rarebox.evaluation.matches import Matches, cross_checked, f1_of, match
 from rarebox.evaluation.thresholds import FEWEST_OBJECTS, UNMEASURED, Thresholds, best_thresholds
 from rarebox.evaluation.voc import VocResult, voc_ap
 from rarebox.types import Detections, Floats, GroundTruth
@@ -29,7 +29,9 @@ __all__ = [
     "ap50_interval",
     "best_thresholds",
     "coco_ap",
+    "cross_checked",
     "evaluate",
+    "f1_of",
     "imbalance_factor",
     "match",
     "voc_ap",

@@ -7,7 +7,8 @@ import numpy as np
 
 from rarebox.core.boxes import overlapping
 from rarebox.evaluation.tables import FoundRows, TrueRows
-from rarebox.evaluation.voc import Judged, judged
+from rarebox.evaluation.thresholds import best_thresholds
+from rarebox.evaluation.voc import Judged, judged, voc_ap
 from rarebox.types import Bools, Detections, Floats, GroundTruth, Ints
 
 
@@ -65,6 +66,20 @@ class Matches:
         counts = self.confusion[:-1]
         return _divide(np.diagonal(counts), counts.sum(axis=1))
 
+    @property
+    def f1(self) -> Floats:
+        """(K,) in [0, 1]: F1 of each class; NaN without objects."""
+        return f1_of(self.confusion)
+
+
+def f1_of(confusion: Ints) -> Floats:
+    """F1 of each class, (K + 1, K + 1) -> (K,) in [0, 1], the harmonic mean of precision and recall.
+
+    NaN for a class without objects.
+    """
+    objects, found = confusion.sum(axis=1)[:-1], confusion.sum(axis=0)[:-1]
+    return np.where(objects > 0, _divide(2 * np.diagonal(confusion)[:-1], objects + found), np.nan)
+
 
 def _divide(part: Ints, whole: Ints) -> Floats:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
@@ -119,3 +134,21 @@ def _confused(all_found: Judged, rest: Ints, partner: Ints) -> Ints:
         if partner[row] < 0 and free[mine]:
             partner[row], free[mine] = mine, False
     return partner
+
+
+def cross_checked(detections: Mapping[int, Detections], truth: Mapping[int, GroundTruth], num_classes: int) -> Ints:
+    """The confusion matrix (K + 1, K + 1) at thresholds that were chosen on other images than they are measured on.
+
+    Every second image, in order of the ids, is one half, and the rest is the other. The thresholds of each half are
+    those of largest F1 on the other one (:func:`best_thresholds`). The counts of both halves are added. Raises
+    ValueError as ``voc_ap`` does.
+    """
+    halves = [
+        ({i: detections[i] for i in ids if i in detections}, {i: truth[i] for i in ids})
+        for ids in (sorted(truth)[::2], sorted(truth)[1::2])
+    ]
+    chosen = [best_thresholds(voc_ap(*half, num_classes)).scores for half in halves]
+    first, second = (
+        match(*half, num_classes, other).confusion for half, other in zip(halves, reversed(chosen), strict=True)
+    )
+    return first + second

@@ -11,7 +11,7 @@ import numpy as np
 
 from rarebox.core import parquet
 from rarebox.core.files import damaged
-from rarebox.evaluation import Matches, VocResult, match, voc_ap
+from rarebox.evaluation import Matches, VocResult, cross_checked, match, voc_ap
 from rarebox.types import Detections, Floats, GroundTruth, ImageRecord, Ints
 
 IMAGE, OBJECT, DIFFICULT, DETECTION = "image", "object", "difficult", "detection"
@@ -33,6 +33,10 @@ class Tested:
     def match(self, num_classes: int, thresholds: Floats) -> Matches:
         """Which detection found which object, at a threshold for each class, (K,)."""
         return match(self.detections, self.truth, num_classes, thresholds)
+
+    def cross_checked(self, num_classes: int) -> Ints:
+        """The confusion matrix where each half of the images has the thresholds of the other half."""
+        return cross_checked(self.detections, self.truth, num_classes)
 
     def classes_of(self, image_id: int) -> set[int]:
         """The labels of the objects of an image that count."""
