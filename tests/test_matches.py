@@ -157,7 +157,7 @@ def test_the_matrix_is_that_of_a_plain_loop_and_agrees_with_ap50(seed: int):
     matches = match(detections, truth, 4, best.scores)
     matrix = matches.confusion
     assert matrix.tolist() == plain_confusion(detections, truth, 4, best.scores)
-    assert matrix[:-1].sum(axis=1).tolist() == curves.truth.tolist()
+    assert matrix[:-1].sum(axis=1).tolist() == curves.objects.tolist()
     for k in range(3):  # the last class has no objects
         kept = int((curves.scores[k] >= best.scores[k]).sum())
         assert matrix[:, k].sum() == kept

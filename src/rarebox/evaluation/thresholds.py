@@ -30,21 +30,21 @@ def best_thresholds(result: VocResult) -> Thresholds:
     A threshold lies midway between the last detection that it keeps and the first that it leaves out. Classes with
     fewer than FEWEST_OBJECTS objects share the threshold at which the F1 of all detections together is largest.
     """
-    known = [k for k, size in enumerate(result.truth) if size]
-    hits = [np.diff(np.rint(result.recall[k] * result.truth[k]), prepend=0) for k in known]
+    known = [k for k, size in enumerate(result.objects) if size]
+    hits = [np.diff(np.rint(result.recall[k] * result.objects[k]), prepend=0) for k in known]
     nothing = np.zeros(0)
     together = _best_f1(
         np.concatenate([nothing, *hits]),
         np.concatenate([nothing, *(result.scores[k] for k in known)]),
-        int(result.truth.sum()),
+        int(result.objects.sum()),
     )
-    scores, f1 = np.full(len(result.truth), together), np.full(len(result.truth), np.nan)
-    own = result.truth >= FEWEST_OBJECTS
+    scores, f1 = np.full(len(result.objects), together), np.full(len(result.objects), np.nan)
+    own = result.objects >= FEWEST_OBJECTS
     for k, right in zip(known, hits, strict=True):
         if own[k]:
-            scores[k] = _best_f1(right, result.scores[k], int(result.truth[k]))
+            scores[k] = _best_f1(right, result.scores[k], int(result.objects[k]))
         kept = result.scores[k] >= scores[k]
-        f1[k] = 2 * right[kept].sum() / (kept.sum() + result.truth[k])
+        f1[k] = 2 * right[kept].sum() / (kept.sum() + result.objects[k])
     return Thresholds(scores, f1, own)
 
 

@@ -16,12 +16,12 @@ class VocResult:
     """AP of each class: ``ap`` by area and ``ap11`` by 11 points, both (K,) in [0, 1], NaN without counted truth.
 
     ``recall`` and ``precision`` hold the curve of each class, one point per counted detection, best score first, and
-    ``scores`` the scores of these detections. ``truth`` (K,) counts the boxes that are not difficult.
+    ``scores`` the scores of these detections. ``objects`` (K,) counts the truth boxes that are not difficult.
     """
 
     ap: Floats
     ap11: Floats
-    truth: Ints
+    objects: Ints
     recall: tuple[Floats, ...]
     precision: tuple[Floats, ...]
     scores: tuple[Floats, ...]

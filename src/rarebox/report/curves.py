@@ -9,6 +9,7 @@ from rarebox.evaluation import Thresholds, VocResult
 from rarebox.report.drawing import LIGHT, PALETTE, WIDTH, Panel
 from rarebox.report.plotting import Axes, new_figure
 from rarebox.report.wording import number, plural, short
+from rarebox.types import Floats, Ints
 
 MOST = 40
 """With more classes, the rarest and the most frequent ones have a curve, as many as this together."""
@@ -17,7 +18,7 @@ TOGETHER = 6
 """So many classes share one figure. More of them make two figures side by side."""
 
 POINTS = 200
-"""The most points of a curve. More would not be visible."""
+"""About half the most points of a curve. More would not be visible."""
 
 
 def of_classes(labels: Sequence[int], names: Sequence[str], curves: VocResult, chosen: Thresholds) -> list[Panel]:
@@ -44,20 +45,20 @@ def _panel(
     grid: Sequence[Axes] = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     said: list[str] = []
     for axes, label in zip(grid, labels, strict=False):
-        objects = plural(int(curves.truth[label]), "object")
+        objects = plural(int(curves.objects[label]), "object")
         axes.set_title(f"{short(names[label], 18)} · {objects}", fontsize=10, loc="left", color=LIGHT["ink"], pad=4)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.03)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(FixedLocator([0, 0.5, 1]))
         axes.tick_params(labelsize=9, length=0)
-        if curves.truth[label]:
+        if curves.objects[label]:
             said.append(f"{names[label]}: {_curve(axes, label, curves, chosen)}")
     for axes in grid[max(0, len(labels) - 2) : len(labels)]:
         axes.tick_params(labelbottom=True)
     for axes in grid[len(labels) :]:
         axes.set_axis_off()
-    figure.supxlabel("recall, and precision upwards", x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
+    figure.supxlabel("across: recall; up: precision", x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
     look_for = (
         "The shaded area is AP50. The dot is the threshold of largest F1, hollow where a class has too few objects and "
         "shares that of all classes. A curve that falls early: confident false positives. A curve that ends early: "
@@ -74,7 +75,7 @@ def _curve(axes: Axes, label: int, curves: VocResult, chosen: Thresholds) -> str
     if not len(recall):
         return f"AP50 {ap}, no detections"
     best = np.maximum.accumulate(precision[::-1])[::-1]  # the area under this envelope is AP50
-    some = np.unique(np.linspace(0, len(recall) - 1, POINTS).round().astype(np.int64))
+    some = _corners(recall)
     x, y = np.append(0, recall[some]), np.append(best[0], best[some])
     axes.fill_between(x, np.zeros(len(x)), y, step="pre", color=colour, alpha=0.16, linewidth=0)
     axes.plot(recall[some], precision[some], color=colour, linewidth=1.6)
@@ -84,6 +85,14 @@ def _curve(axes: Axes, label: int, curves: VocResult, chosen: Thresholds) -> str
     point = float(recall[kept - 1]), float(precision[kept - 1])
     _mark(axes, point, colour, number(threshold), own=bool(chosen.own[label]))
     return f"AP50 {ap}, at threshold {number(threshold)} precision {number(point[1])} and recall {number(point[0])}"
+
+
+def _corners(recall: Floats) -> Ints:
+    """The places that draw a curve: its hits and the places before them, thinned, and its end."""
+    hits = np.flatnonzero(np.diff(recall, prepend=0) > 0)
+    if len(hits) > POINTS:
+        hits = hits[np.linspace(0, len(hits) - 1, POINTS).round().astype(np.int64)]
+    return np.unique(np.concatenate([np.maximum(hits - 1, 0), hits, [len(recall) - 1]]))
 
 
 def _mark(axes: Axes, point: tuple[float, float], colour: str, text: str, *, own: bool) -> None:

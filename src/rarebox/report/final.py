@@ -78,7 +78,7 @@ def of_run(run: ReportedRun) -> FinalModel:
         measured = tested.curves(len(run.classes))
     except (Damaged, ValueError):
         return FinalModel(f"{file.parent.name}/{file.name} is damaged, so the final model cannot be shown.")
-    if not measured.truth.any():
+    if not measured.objects.any():
         return FinalModel("The final model cannot be measured, because there is no object on the test images.")
     return _of(run, tested, measured, best_thresholds(measured))
 
@@ -93,7 +93,7 @@ def _of(run: ReportedRun, tested: Tested, measured: VocResult, chosen: Threshold
         measured=_measured(run, tested, measured),
         panels=curves.of_classes(order, names, measured, chosen),
         advice=[_advice(label, names[label], measured, chosen, matches, checked) for label in order],
-        caution=_caution(len(tested.images), int(measured.truth.sum())),
+        caution=_caution(len(tested.images), int(measured.objects.sum())),
         columns=[*(names[label] for label in order), "missed"],
         confusion=_table(rows, order, [*(names[label] for label in order), "no object"]),
         confused=_confused(rows, names),
@@ -106,7 +106,7 @@ def _measured(run: ReportedRun, tested: Tested, measured: VocResult) -> str:
     with suppress(Damaged):
         interval = read_json(run.folder.cycle(run.last["cycle"]) / "evaluated.json", dict).get("ap50_interval")
     certain = f" (95\u00a0% interval {number(interval[0])} to {number(interval[1])})" if interval else ""
-    images, objects = plural(len(tested.images), "test image"), plural(int(measured.truth.sum()), "object")
+    images, objects = plural(len(tested.images), "test image"), plural(int(measured.objects.sum()), "object")
     return (
         f"The model of cycle {run.last['cycle']} reaches AP50\u00a0{number(measured.mean_ap)}{certain} on {images} "
         f"with {objects}."
@@ -116,7 +116,7 @@ def _measured(run: ReportedRun, tested: Tested, measured: VocResult) -> str:
 def _advice(
     label: int, name: str, measured: VocResult, chosen: Thresholds, matches: Matches, checked: Floats
 ) -> Advice:
-    objects, threshold = int(measured.truth[label]), float(chosen.scores[label])
+    objects, threshold = int(measured.objects[label]), float(chosen.scores[label])
     why = ""
     if not chosen.own[label]:
         few = "No test boxes" if not objects else f"Only {plural(objects, 'test box')}"
