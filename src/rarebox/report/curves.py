@@ -8,9 +8,10 @@ from matplotlib.ticker import FixedLocator
 from rarebox.evaluation import Thresholds, VocResult
 from rarebox.report.drawing import LIGHT, PALETTE, WIDTH, Panel
 from rarebox.report.plotting import Axes, new_figure
-from rarebox.report.wording import number, plural, short
+from rarebox.report.wording import count, number, plural, short
 from rarebox.types import Floats, Ints
 
+LONGEST_NAME = 18
 MOST = 40
 """With more classes, the rarest and the most frequent ones have a curve, as many as this together."""
 
@@ -45,13 +46,13 @@ def _panel(
     grid: Sequence[Axes] = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     said: list[str] = []
     for axes, label in zip(grid, labels, strict=False):
-        objects = plural(int(curves.objects[label]), "object")
-        axes.set_title(f"{short(names[label], 18)} · {objects}", fontsize=10, loc="left", color=LIGHT["ink"], pad=4)
+        title_of = f"{short(names[label], LONGEST_NAME)} · {count(curves.objects[label])}"
+        axes.set_title(title_of, fontsize=11, loc="left", color=LIGHT["ink"], pad=4)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.03)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(FixedLocator([0, 0.5, 1]))
-        axes.tick_params(labelsize=9, length=0)
+        axes.tick_params(labelsize=9.5, length=0)
         if curves.objects[label]:
             said.append(f"{names[label]}: {_curve(axes, label, curves, chosen)}")
     for axes in grid[max(0, len(labels) - 2) : len(labels)]:
@@ -60,9 +61,9 @@ def _panel(
         axes.set_axis_off()
     figure.supxlabel("across: recall; up: precision", x=0.01, ha="left", fontsize=11, color=LIGHT["muted"])
     look_for = (
-        "The shaded area is AP50. The dot is the threshold of largest F1, hollow where a class has too few objects and "
-        "shares that of all classes. A curve that falls early: confident false positives. A curve that ends early: "
-        "objects that are never found."
+        "Beside each class: its test boxes. The shaded area is AP50. The dot is the threshold of largest F1, hollow "
+        "where a class has too few boxes and shares that of all classes. A curve that falls early: confident false "
+        "positives. A curve that ends early: objects that are never found."
     )
     return Panel(stem, title, look_for, f"{title}. {'; '.join(said)}", figure)
 
@@ -71,7 +72,9 @@ def _curve(axes: Axes, label: int, curves: VocResult, chosen: Thresholds) -> str
     """Draw the curve of a class and its threshold, and describe them."""
     recall, precision, scores = curves.recall[label], curves.precision[label], curves.scores[label]
     colour, ap = PALETTE[label % len(PALETTE)], number(curves.ap[label])
-    axes.text(0.05, 0.07, f"AP50 {ap}", transform=axes.transAxes, fontsize=9.5, color=LIGHT["ink"])
+    place = (0.97, 0.9) if curves.ap[label] < 0.5 else (0.48, 0.1)  # where the curve is not
+    style = {"fontsize": 10.5, "ha": "right", "va": "center", "color": LIGHT["ink"]}
+    axes.text(*place, f"AP50 {ap}", transform=axes.transAxes, **style)
     if not len(recall):
         return f"AP50 {ap}, no detections"
     best = np.maximum.accumulate(precision[::-1])[::-1]  # the area under this envelope is AP50
@@ -116,6 +119,6 @@ def _mark(axes: Axes, point: tuple[float, float], colour: str, text: str, *, own
         textcoords="offset points",
         ha="right" if to_left else "left",
         va="center" if high else "bottom",
-        fontsize=9.5,
+        fontsize=10.5,
         color=LIGHT["ink"],
     )
