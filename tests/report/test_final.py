@@ -97,7 +97,8 @@ def test_the_numbers_are_those_of_the_curves(ordinary: tuple[Path, FinalModel]) 
 
 def test_few_boxes_give_no_advice(ordinary: tuple[Path, FinalModel], page: Page) -> None:
     yak = ordinary[1].advice[0]
-    assert yak.no_advice.startswith("Only 1 test box; 20 are needed. rarebox predict uses 0.")
+    assert yak.no_advice == "No advice: fewer than 20 test boxes."
+    assert ordinary[1].caution.endswith("share the threshold of all classes, 0.15.")
     assert yak.no_advice in page.text
     assert [one.no_advice for one in ordinary[1].advice[1:]] == ["", ""]
 
@@ -134,16 +135,18 @@ def test_with_few_boxes_in_all_no_threshold_is_advised(tmp_path: Path) -> None:
     store(make_run(tmp_path / "run", images=3), ORDINARY[:5])
     with drawing.style():
         told = of_run(one_run(tmp_path / "run"))
-    assert told.caution == "There are only 10 test boxes in all, so no threshold is advised."
+    assert told.caution.startswith("There are only 10 test boxes in all, so no threshold is advised.")
     assert all(one.no_advice for one in told.advice)
-    assert told.advice[0].no_advice.startswith("No test boxes; 20 are needed.")
+    assert told.advice[0].no_advice == "No advice: no test boxes."
 
 
 def test_a_detector_without_a_right_detection_has_no_advice(tmp_path: Path) -> None:
     store(make_run(tmp_path / "run", images=3), [([CAT], [])] * 25)
     with drawing.style():
         told = of_run(one_run(tmp_path / "run"))
-    assert [one.no_advice for one in told.advice if one.name == "cat"] == ["No detection is right at any threshold."]
+    assert [one.no_advice for one in told.advice if one.name == "cat"] == [
+        "No advice: no detection is right at any threshold."
+    ]
     assert told.confused == "No class is taken for another one."
     assert "cat: AP50 0.00, no detections" in told.panels[0].alt
 

@@ -8,10 +8,10 @@ from matplotlib.ticker import FixedLocator
 from rarebox.evaluation import Thresholds, VocResult
 from rarebox.report.drawing import LIGHT, PALETTE, WIDTH, Panel
 from rarebox.report.plotting import Axes, new_figure
+from rarebox.report.rows import LONGEST_NAME
 from rarebox.report.wording import count, number, plural, short
 from rarebox.types import Floats, Ints
 
-LONGEST_NAME = 18
 MOST = 40
 """With more classes, the rarest and the most frequent ones have a curve, as many as this together."""
 

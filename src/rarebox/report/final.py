@@ -93,7 +93,7 @@ def _of(run: ReportedRun, tested: Tested, measured: VocResult, chosen: Threshold
         measured=_measured(run, tested, measured),
         panels=curves.of_classes(order, names, measured, chosen),
         advice=[_advice(label, names[label], measured, chosen, matches, checked) for label in order],
-        caution=_caution(len(tested.images), int(measured.objects.sum())),
+        caution=_caution(len(tested.images), int(measured.objects.sum()), chosen),
         columns=[*(names[label] for label in order), "missed"],
         confusion=_table(rows, order, [*(names[label] for label in order), "no object"]),
         confused=_confused(rows, names),
@@ -119,10 +119,9 @@ def _advice(
     objects, threshold = int(measured.objects[label]), float(chosen.scores[label])
     why = ""
     if not chosen.own[label]:
-        few = "No test boxes" if not objects else f"Only {plural(objects, 'test box')}"
-        why = f"{few}; {FEWEST_OBJECTS} are needed. rarebox predict uses {number(threshold)}, as for all such classes."
+        why = f"No advice: {f'fewer than {FEWEST_OBJECTS}' if objects else 'no'} test boxes."
     elif not chosen.f1[label]:
-        why = "No detection is right at any threshold."
+        why = "No advice: no detection is right at any threshold."
     return Advice(
         name,
         label,
@@ -137,14 +136,17 @@ def _advice(
     )
 
 
-def _caution(images: int, objects: int) -> str:
+def _caution(images: int, objects: int, chosen: Thresholds) -> str:
+    """How far to trust the thresholds, and what applies to the classes without advice."""
+    shared = set(chosen.scores[~chosen.own].tolist())
+    rest = f" Classes with fewer boxes share the threshold of all classes, {number(*shared)}." if shared else ""
     if objects < FEWEST_OBJECTS:
-        return f"There are only {plural(objects, 'test box')} in all, so no threshold is advised."
+        return f"There are only {plural(objects, 'test box')} in all, so no threshold is advised.{rest}"
     return (
         f"The thresholds were chosen on the same {plural(images, 'image')} on which precision, recall and F1 are "
         "measured, so these are optimistic, most of all for classes with few boxes. “F1, checked” is not: each half of "
         f"the images is measured at the threshold of the other half (of all classes, with fewer than {FEWEST_OBJECTS} "
-        "boxes there). If it is much lower than F1, the threshold is not reliable."
+        f"boxes there). If it is much lower than F1, the threshold is not reliable.{rest}"
     )
 
 
