@@ -62,7 +62,7 @@ def test_the_two_interpolations_on_a_small_curve():
     assert result.ap[0] == pytest.approx(13 / 24)
     # 11 points: 1 at 0, .1, .2;  2/3 at .3, .4, .5;  1/2 at .6, .7;  0 at .8, .9, 1:  (3 + 2 + 1) / 11
     assert result.ap11[0] == pytest.approx(6 / 11)
-    assert result.truth.tolist() == [4]
+    assert result.objects.tolist() == [4]
 
 
 def test_a_second_hit_on_the_same_box_is_wrong():
@@ -94,7 +94,7 @@ def test_difficult_boxes_are_neither_missed_nor_hit():
     result = voc_ap({1: found((B, 0, 0.9), (B, 0, 0.8), (A, 0, 0.7))}, truth, 1)
     assert result.ap[0] == 1
     assert result.ap11[0] == 1
-    assert result.truth.tolist() == [1]
+    assert result.objects.tolist() == [1]
     assert result.precision[0].tolist() == [1]
 
 

@@ -50,10 +50,12 @@ RUN = (
     "cycle_01/model.safetensors",
     "cycle_01/shared.json",
     "cycle_01/evaluated.json",
+    "cycle_01/tested.parquet",
     "cycle_01/targets.parquet",
     "cycle_02/model.json",
     "cycle_02/model.safetensors",
     "cycle_02/evaluated.json",
+    "cycle_02/tested.parquet",
     "cycle_02/targets.parquet",
     "cycle_02/candidates/shards.json",
     "cycle_02/candidates/shard_00000_*.parquet",
@@ -66,6 +68,7 @@ LATER = (
     "cycle_02/model.safetensors",
     "cycle_02/targets.parquet",
     "cycle_02/evaluated.json",
+    "cycle_02/tested.parquet",
     "cycle_01/shared.json",
 )
 """Files that a project in its second cycle lacks."""

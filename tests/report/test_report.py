@@ -23,7 +23,7 @@ from rarebox.errors import UserError
 from rarebox.labels import targets
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.report import drawing, figures, gallery, rows, wording, write_report
+from rarebox.report import drawing, figures, gallery, rows, shots, wording, write_report
 from rarebox.report.reading import ReportedRun, read_runs
 from rarebox.types import Answer, ImageRecord, Query, Source, Targets, Verdict, concatenate
 
@@ -380,8 +380,8 @@ def test_scores_come_from_the_candidates(tmp_path: Path) -> None:
 
 
 def test_labels_keep_clear_of_each_other() -> None:
-    row = [gallery.Box("miss", 100 + 9 * i, 50, 60, 60, "yak?", "") for i in range(8)]
-    placed = gallery._with_labels([*row, gallery.Box("hit", 470, 2, 10, 10, "yak", "")], 480, 320)
+    row = [shots.Box("miss", 100 + 9 * i, 50, 60, 60, "yak?", "") for i in range(8)]
+    placed = shots.with_labels([*row, shots.Box("hit", 470, 2, 10, 10, "yak", "")], 480, 320)
     spots = [(b.text_x, b.text_y) for b in placed if b.label]
     assert spots[-1] == (480 - 3 * 8.2, 25)  # no room above or to the right
     assert 3 <= len(spots) < 9

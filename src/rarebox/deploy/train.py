@@ -28,7 +28,7 @@ from rarebox.detectors.weights import checksum
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.targets import make_targets
 from rarebox.loop.begin import begun
-from rarebox.loop.measuring import Measured, measure
+from rarebox.loop.measuring import Measured, detect, measure
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.scoring import score_images
 from rarebox.pool.candidates import rows_by_image
@@ -184,4 +184,5 @@ def _fit(work: _Work, name: str, targets: Mapping[int, Targets], stage: str) -> 
 def _measure(work: _Work, detector: Detector) -> Measured:
     labels, settings = work.labels, work.settings
     tested = Pictures(labels.test, settings.detector.size)
-    return measure(settings.seed, detector, tested, labels.test_truth, labels.classes, work.stage("evaluate"))
+    found = detect(detector, tested, work.stage("evaluate"))
+    return measure(settings.seed, found, labels.test_truth, labels.classes)

@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from rarebox import strategies
-from rarebox.core import seeds
+from rarebox.core import parquet, seeds
 from rarebox.core.files import read_json, write_json
 from rarebox.data import listings
 from rarebox.detectors import Detector
@@ -19,12 +19,13 @@ from rarebox.errors import Damaged
 from rarebox.labels.targets import calibration, make_targets, write_targets
 from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
-from rarebox.loop.measuring import measure
+from rarebox.loop.measuring import detect, measure
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.record import record
 from rarebox.loop.run import Ranked, Run, batches, extract, load_detector, new_detector
 from rarebox.loop.run_folder import RunFolder
 from rarebox.loop.sharing import first_cycle, take_first_model
+from rarebox.loop.tested import write_tested
 from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
@@ -214,15 +215,18 @@ def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
 def evaluate(run: Run, cycle: int, detector: Detector) -> Measures:
     """Measure AP on the test images by the rules of VOC and of COCO.
 
-    The result is saved beside the model. Runs that share the model of cycle 1 use it if they have the same test images.
+    The result and the detections are saved beside the model. Runs that share the model of cycle 1 use them if they have
+    the same test images.
     """
-    kept, asked = run.folder.cycle(cycle) / "evaluated.json", _test(run)
+    kept, tested, asked = run.folder.cycle(cycle) / "evaluated.json", run.folder.tested(cycle), _test(run)
     with suppress(Damaged):  # then it is measured again
-        if (told := read_json(kept, dict)).get("test") == asked:
+        if (told := read_json(kept, dict)).get("test") == asked and parquet.is_whole(tested):
             return told["result"]
     extract(run, run.test)
     with run.stage("evaluate") as report:
-        told = measure(run.settings.seed, detector, run.test, run.test_truth, run.classes, report)
+        found = detect(detector, run.test, report)
+        told = measure(run.settings.seed, found, run.test_truth, run.classes)
+    write_tested(tested, run.test.records, found, run.test_truth)
     write_json(kept, {"test": asked, **told})
     return told["result"]
 

@@ -45,15 +45,12 @@ def detect(detector: Detector, pictures: Pictures, report: StageProgress) -> dic
 
 
 def measure(
-    seed: int,
-    detector: Detector,
-    pictures: Pictures,
-    truth: Mapping[int, GroundTruth],
-    classes: Sequence[str],
-    report: StageProgress,
+    seed: int, found: Mapping[int, Detections], truth: Mapping[int, GroundTruth], classes: Sequence[str]
 ) -> Measured:
-    """Measure AP on test images by the rules of VOC and of COCO. ``seed`` is that of the run, for the interval."""
-    found = detect(detector, pictures, report)
+    """Measure detections on test images by the rules of VOC and of COCO.
+
+    ``seed`` is that of the run, for the interval.
+    """
     measured = evaluation.evaluate(found, truth, len(classes))
     interval = evaluation.ap50_interval(found, truth, len(classes), seeds.stream(seed, "interval"))
     chosen = measured.thresholds

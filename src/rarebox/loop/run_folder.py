@@ -33,7 +33,8 @@ class RunFolder:
     ``settings.yaml``, ``start.json`` (the initial weights), ``environment.json``, ``problems.json`` (of the data),
     ``labels.sqlite`` (the store), ``numbers.json`` (what a project's models and rankings call images and classes),
     ``metrics.json`` (one record a cycle), and for each cycle a folder: the model, the candidates that were chosen from,
-    the targets it was trained on. A run of a grid that failed has ``failed.json``, with the reason.
+    the targets it was trained on, what it was measured at (``evaluated.json``), and its detections on the test images
+    (``tested.parquet``). A run of a grid that failed has ``failed.json``, with the reason.
     """
 
     def __init__(self, root: Path) -> None:
@@ -52,6 +53,10 @@ class RunFolder:
     def cycle(self, cycle: int) -> Path:
         """The folder of one cycle, counted from 1."""
         return self.root / f"cycle_{cycle:02d}"
+
+    def tested(self, cycle: int) -> Path:
+        """The detections of a cycle's detector on the test images: see :mod:`rarebox.loop.tested`."""
+        return self.cycle(cycle) / "tested.parquet"
 
     def records(self) -> list[CycleRecord]:
         """The records of the finished cycles."""

@@ -1,19 +1,21 @@
 """A run, several side by side, or a whole grid, as one HTML page that works offline, with its figures as SVG and PNG.
 
 ``reading`` reads a run folder, ``wording`` writes the sentences, ``figures``, ``comparison`` and ``gallery`` draw;
-``page`` and the templates put it together. ``grid``, ``grid_figures`` and ``grid_tables`` do the same for a grid.
+``final``, ``curves`` and ``detections`` are about the final model; ``page`` and the templates put it together.
+``grid``, ``grid_figures`` and ``grid_tables`` do the same for a grid.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rarebox.core.files import write_text
 from rarebox.errors import UserError
 from rarebox.grid import results
-from rarebox.report import comparison, drawing, figures, grid, wording
+from rarebox.report import comparison, drawing, figures, final, grid, wording
 from rarebox.report.drawing import Panel
+from rarebox.report.final import FinalModel
 from rarebox.report.gallery import Gallery, of_run
 from rarebox.report.page import render
 from rarebox.report.reading import ReportedRun, read_runs, settings_of
@@ -43,6 +45,7 @@ class RunPart:
     findings: list[str]
     tiles: list[Tile]
     panels: dict[str, list[Panel]]
+    final: FinalModel
     gallery: Gallery
     problems: list[tuple[str, int, list[dict[str, str]]]]
 
@@ -95,19 +98,21 @@ def _uncertain(run: ReportedRun, found: Sequence[ReportedRun]) -> ReportedRun | 
 
 
 def _part(run: ReportedRun, uncertain: ReportedRun | None, folder: Path, prefix: str) -> RunPart:
+    last = final.of_run(run)
     return RunPart(
         run,
         anchor=prefix.rstrip("_") or "run",
         headline=wording.headline(run),
         findings=wording.findings(run),
         tiles=_tiles(run),
-        panels=_published(figures.of_run(run, uncertain), folder, prefix),
+        panels=_published({**figures.of_run(run, uncertain), "final": last.panels}, folder, prefix),
+        final=last,
         gallery=of_run(run),
         problems=_problems(run),
     )
 
 
-def _published(panels: dict[str, list[Panel]], folder: Path, prefix: str = "") -> dict[str, list[Panel]]:
+def _published(panels: Mapping[str, Sequence[Panel]], folder: Path, prefix: str = "") -> dict[str, list[Panel]]:
     return {section: [drawing.publish(panel, folder, prefix) for panel in group] for section, group in panels.items()}
 
 

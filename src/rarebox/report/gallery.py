@@ -1,27 +1,22 @@
 """The paper's Fig. 4 for a run: images of its last cycle with queried boxes and pseudo boxes."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from rarebox.data.images import UnreadableImage, read_picture
 from rarebox.errors import UserError
 from rarebox.labels.store import Store
 from rarebox.labels.targets import read_targets
 from rarebox.pool.candidates import Shards
 from rarebox.report.reading import ReportedRun
-from rarebox.report.wording import number, plural, short
+from rarebox.report.shots import Box, Shot, box_of, scale_of, shot_of
+from rarebox.report.wording import number, plural
 from rarebox.types import Answer, Floats, ImageLabels, ImageRecord, Query, Source, Targets, Verdict
 
-WIDTH, HEIGHT = 480, 640  # an image is shown 480 pixels wide, or narrower where it would be higher than 640
 MOST = 8
-LONGEST_LABEL = 24
 SPOKEN_WEIGHT = 0.3  # the class of a pseudo box with a smaller weight is only in the tooltip
 
 Asked = tuple[Query, Answer]
@@ -33,38 +28,6 @@ MISSES = {
     Verdict.ALREADY_LABELLED: "the object already had a label",
     Verdict.OBJECT: "no object",
 }
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box of the overlay, in pixels of the image as shown. ``kind``: hit, miss, pseudo or human.
-
-    ``label`` begins at ``text_x``, its base line is at ``text_y``; it is empty if it would hide other labels.
-    """
-
-    kind: str
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-    tooltip: str
-    opacity: float = 1.0
-    text_x: float = 0.0
-    text_y: float = 0.0
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One image of the gallery; where the file cannot be read, ``problem`` says why and ``source`` is empty."""
-
-    name: str
-    caption: str
-    source: str
-    problem: str
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
 
 
 @dataclass(frozen=True)
@@ -143,18 +106,15 @@ def _shot(
     name: Name,
     scores: Mapping[tuple[int, bytes], float],
 ) -> Shot:
-    shrink = min(WIDTH / record.width, HEIGHT / record.height)
-    width, height = max(1, round(record.width * shrink)), max(1, round(record.height * shrink))
-    scale = np.array([width / record.width, height / record.height] * 2)
+    scale = scale_of(record)
     boxes = [
         *_human_boxes(before, name, scale),
         *_pseudo_boxes(record.id, targets, name, scores, scale),
         *sorted((_asked_box(pair, name, scale) for pair in asked), key=lambda box: box.kind == "hit"),
     ]
-    source, problem = _picture(record, width, height)
     kinds = [box.kind for box in boxes]
     caption = _caption(asked, name, kinds.count("pseudo"), kinds.count("human"))
-    return Shot(Path(record.path).name, caption, source, problem, width, height, _with_labels(boxes, width, height))
+    return shot_of(record, boxes, caption)
 
 
 def _asked_box(asked: Asked, name: Name, scale: Floats) -> Box:
@@ -166,9 +126,9 @@ def _asked_box(asked: Asked, name: Name, scale: Floats) -> Box:
     if len(answer.labels):
         truth = name(int(answer.labels[0]))
         said = f"predicted {guess}; it is {truth}" if truth != guess else f"correctly predicted {guess}"
-        return _box("hit", query.box, scale, truth, "; ".join(["queried", said, *figures]))
+        return box_of("hit", query.box, scale, truth, "; ".join(["queried", said, *figures]))
     said = f"predicted {guess}; {MISSES[answer.verdict]}"
-    return _box("miss", query.box, scale, f"{guess}?", "; ".join(["queried", said, *figures]))
+    return box_of("miss", query.box, scale, f"{guess}?", "; ".join(["queried", said, *figures]))
 
 
 def _pseudo_boxes(
@@ -188,7 +148,7 @@ def _pseudo_boxes(
         told = [f"score {number(score)}"] if score is not None else []
         told += [f"class weight {number(weight)}", f"box weight {number(float(shown.box_weight[i]))}"]
         text = f"{label} {number(weight)}" if weight >= SPOKEN_WEIGHT else ""
-        boxes.append(_box("pseudo", shown.boxes[i], scale, text, f"pseudo label {label}; {', '.join(told)}", weight))
+        boxes.append(box_of("pseudo", shown.boxes[i], scale, text, f"pseudo label {label}; {', '.join(told)}", weight))
     return boxes
 
 
@@ -196,44 +156,7 @@ def _human_boxes(labels: ImageLabels | None, name: Name, scale: Floats) -> list[
     if labels is None:
         return []
     pairs = zip(labels.boxes, labels.labels, strict=True)
-    return [_box("human", box, scale, "", f"labelled earlier: {name(int(label))}") for box, label in pairs]
-
-
-def _box(kind: str, box: Floats, scale: Floats, label: str, tooltip: str, weight: float = 1.0) -> Box:
-    x1, y1, x2, y2 = (round(float(value), 1) for value in box * scale)
-    return Box(
-        kind,
-        x1,
-        y1,
-        round(x2 - x1, 1),
-        round(y2 - y1, 1),
-        short(label, LONGEST_LABEL),
-        tooltip,
-        round(0.15 + 0.85 * weight, 2),
-    )
-
-
-def _with_labels(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
-    """The boxes with labels that do not overlap: the topmost box first, above, below or inside it, else without."""
-    taken: list[tuple[float, float, float, float]] = []
-    placed: list[Box] = []
-    for box in reversed(boxes):
-        long = len(box.label) * (6.8 if box.kind == "pseudo" else 8.2)
-        x = max(0.0, min(box.x, width - long))
-        for y in (box.y - 5, box.y + box.height + 13, box.y + 15):
-            spot = (x, y - 11, x + long, y + 3)
-            free = not any(_overlap(spot, other) for other in taken)
-            if box.label and spot[1] >= 0 and spot[3] <= height and free:
-                taken.append(spot)
-                placed.append(replace(box, text_x=round(x, 1), text_y=round(y, 1)))
-                break
-        else:
-            placed.append(replace(box, label=""))
-    return tuple(reversed(placed))
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    return [box_of("human", box, scale, "", f"labelled earlier: {name(int(label))}") for box, label in pairs]
 
 
 def _caption(asked: Sequence[Asked], name: Name, pseudo_boxes: int, human_boxes: int) -> str:
@@ -243,17 +166,6 @@ def _caption(asked: Sequence[Asked], name: Name, pseudo_boxes: int, human_boxes:
     if human_boxes:
         parts.append(f"{human_boxes} labelled earlier")
     return " · ".join(parts)
-
-
-def _picture(record: ImageRecord, width: int, height: int) -> tuple[str, str]:
-    """The image as a data URI, or nothing and the reason."""
-    try:
-        pixels = read_picture(record, min(width, height), max(width, height)).pixels
-    except UnreadableImage as error:
-        return "", error.reason
-    handle = io.BytesIO()
-    Image.fromarray(pixels).save(handle, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(handle.getvalue()).decode("ascii"), ""
 
 
 def _scores(folder: Path, images: Sequence[int]) -> dict[tuple[int, bytes], float]:
