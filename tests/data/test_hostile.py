@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarebox import config
-from rarebox.core.parsing import from_json, from_yaml
+from rarebox.core.parsing import PlainLoader, from_json, from_yaml
 from rarebox.data import cvat, datasets, labelstudio, remote
 from rarebox.errors import UserError
 from rarebox.grid import spec
@@ -117,6 +117,14 @@ def test_small_aliases_are_accepted() -> None:
     read = from_yaml(text)
     assert isinstance(read, dict)
     assert read["other"] == {"a": 1, "b": [1, 2], "c": 3}
+
+
+def test_a_text_that_is_parsed_again_has_values_of_its_own() -> None:
+    first, plain = from_yaml("a: [1]"), from_yaml("a: [1]", PlainLoader)
+    assert isinstance(first, dict)
+    first["a"].append(2)
+    assert from_yaml("a: [1]") == {"a": [1]}
+    assert plain == {"a": ["1"]}
 
 
 def test_json_that_is_nested_too_deeply_or_has_too_many_digits_is_a_value_error() -> None:

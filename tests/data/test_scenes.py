@@ -275,10 +275,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, wrong: dict[str, Any]):
 @pytest.mark.parametrize(
     ("size", "look", "pictures"),
     [
-        ((96, 96), DEFAULT_LOOK, 60),
-        ((96, 97), Look(max_objects=12, object_size=(20, 95)), 60),
-        ((96, 400), Look(object_size=(40, 60), max_objects=13), 60),
-        ((96, 96), Look(object_size=(8, 90), max_objects=60, strangers=(20, 40)), 8),
+        ((96, 96), DEFAULT_LOOK, 20),
+        ((96, 97), Look(max_objects=12, object_size=(20, 95)), 20),
+        ((96, 400), Look(object_size=(40, 60), max_objects=13), 20),
+        ((96, 96), Look(object_size=(8, 90), max_objects=60, strangers=(20, 40)), 2),
     ],
 )
 def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
@@ -298,7 +298,7 @@ def test_a_crowded_picture_is_drawn_in_a_bounded_number_of_trials(
 
     monkeypatch.setattr(drawing, "_free_place", counted)
     monkeypatch.setattr(drawing, "_arrange", begun)
-    made = make(tmp_path / "scenes", train=pictures, test=5, size=size, look=look)
+    made = make(tmp_path / "scenes", train=pictures, test=1, size=size, look=look)
     for split in ("train", "test"):
         coco = read(made, split)
         for image in coco["images"]:

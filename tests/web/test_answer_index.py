@@ -127,7 +127,7 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_assignment_is_the_same_with_and_without_an_index(people: People, seed: int) -> None:
     dice, answer_index = random.Random(seed), AnswerIndex()
-    for step in range(150):
+    for step in range(75):
         act(people, dice, step)
         take_in(answer_index, people)
         for by in (*PEOPLE, "dora"):

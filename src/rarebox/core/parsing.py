@@ -12,6 +12,8 @@ import json
 import math
 import re
 from collections import Counter
+from copy import deepcopy
+from functools import lru_cache
 from typing import SupportsFloat
 
 import yaml
@@ -29,6 +31,9 @@ DEEPEST = 100
 
 LONGEST_YAML = 2 << 20
 """The most characters of a YAML text."""
+
+LONGEST_CACHED = 1 << 16
+"""The most characters of a YAML text whose values are cached: a settings file has 8 thousand."""
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -141,15 +146,21 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
+@lru_cache(maxsize=64)
+def _cached(text: str, loader: type[Loader]) -> object:
+    return yaml.load(text, loader)
+
+
 def from_yaml(text: str, loader: type[Loader] = Loader) -> object:
     """Parse a YAML text. Raises ``yaml.YAMLError``, or the `UserError` of a custom ``loader``.
 
-    The error has ``problem`` and ``problem_mark`` where the position is known.
+    Values are the caller's own to change, also where the same text was parsed before. The error has ``problem`` and
+    ``problem_mark`` where the position is known.
     """
     if len(text) > LONGEST_YAML:
         raise yaml.YAMLError(f"it has more than {LONGEST_YAML >> 20} million characters")
     try:
-        return yaml.load(text, loader)
+        return deepcopy(_cached(text, loader)) if len(text) <= LONGEST_CACHED else yaml.load(text, loader)
     except (yaml.YAMLError, UserError, MemoryError):
         raise
     except RecursionError:
