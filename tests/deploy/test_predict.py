@@ -405,6 +405,10 @@ def test_a_model_folder_alone_knows_its_classes(run: Path, photos: Path, tmp_pat
     alone = Path(shutil.copytree(run / "cycle_01", tmp_path / "alone"))
     assert open_model(alone).classes == classes
     about = json.loads((alone / "model.json").read_text())
+    guest = Path(shutil.copytree(alone, run / "guest"))
+    foreign = ["first", *classes[1:]]
+    (guest / "model.json").write_text(json.dumps({**about, "classes": foreign}))
+    assert open_model(guest).classes == tuple(foreign)
     (alone / "model.json").write_text(json.dumps({**about, "classes": []}))
     with pytest.raises(UserError, match=r"no names for them\. Name the run or project"):
         open_model(alone)

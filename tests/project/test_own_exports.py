@@ -229,6 +229,9 @@ def test_names_in_a_file_mean_what_they_meant_when_it_was_exported(
             people.add_class("cat")
     before = everything(store)
     assert bring_in(store, read(file), tool, by="Ann") == Imported(unchanged=2)
+    for name in ("dog", "cat") if change == "swap" else ():
+        with pytest.raises(UserError, match=f"'{name}' is another class now"):
+            bring_in(store, edited(file, B if name == "cat" else A, A if name == "dog" else B, name), tool, by="Ann")
     assert everything(store) == before
     assert bring_in(store, edited(file, A, FAR, "cat"), tool, by="Ann") == Imported(missed=1, unchanged=1)
     cat_was = 1 if change == "merge and reuse" else 0

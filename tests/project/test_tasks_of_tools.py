@@ -154,6 +154,26 @@ def test_the_first_box_stays_if_the_second_job_deletes_its_own(tmp_path: Path, s
     assert boxes(store) == []
 
 
+@pytest.mark.parametrize("doubles", [("cat", 13), ("dog", 13)])
+def test_a_spare_of_another_label_takes_no_place(doubles: tuple[str, int], tmp_path: Path, store: Store) -> None:
+    """Ann has boxed the object twice, perhaps with two classes, and Bob once. Ann deletes one of hers."""
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT, doubles]))
+    from_cvat(tmp_path, store, B, ("img_1.png", "", [(doubles[0], 14)]))
+    assert from_cvat(tmp_path, store, A, ("img_1.png", "", [doubles])) == Imported(withdrawn=1, unchanged=1)
+    assert boxes(store) == [13]
+    assert from_cvat(tmp_path, store, A, ("img_1.png", "", [])) == Imported(shared=1)
+    assert boxes(store) == [14]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_nearest_spare_takes_the_place_of_a_box(order: int, tmp_path: Path, store: Store) -> None:
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT, ("dog", 20)]))
+    from_cvat(tmp_path, store, B, ("img_1.png", "", [("dog", 20), ("cat", 11)][::order]))
+    assert from_cvat(tmp_path, store, A, ("img_1.png", "", [("dog", 20)])) == Imported(shared=1, unchanged=1)
+    labels = store.labels_of(1)
+    assert sorted(zip(labels.boxes[:, 0].tolist(), labels.labels.tolist(), strict=True)) == [(11, 0), (20, 1)]
+
+
 def test_an_object_that_is_drawn_again_counts_once(tmp_path: Path, store: Store) -> None:
     from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
     from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR]))

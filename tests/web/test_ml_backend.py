@@ -157,10 +157,10 @@ def test_predictions_are_the_open_questions_and_what_else_is_likely(client: Test
     (about_a, about_b) = project.store.unanswered(2)
     # One question an image is open at a time; the second box of the first image is likely (0.6), the third not (0.2).
     assert [r["id"].split("-")[0] for r in first["result"]] == ["query", "guess"]
-    assert first["result"][0]["id"] == f"query-{about_a.id}"
+    assert first["result"][0]["id"].startswith(f"query-{about_a.id}-")
     assert [r["value"]["rectanglelabels"] for r in first["result"]] == [["cat"], ["dog"]]
     assert [r["score"] for r in first["result"]] == pytest.approx([0.5, 0.6])
-    assert [r["id"] for r in third["result"]] == [f"query-{about_b.id}"]
+    assert [r["id"][:-9] for r in third["result"]] == [f"query-{about_b.id}"]
     assert second["result"] == fourth["result"] == []
     for prediction in (first, second, third):
         assert prediction["model_version"] == "rarebox cycle 2"
@@ -191,6 +191,38 @@ def test_an_annotation_becomes_answers_immediately(client: TestClient, project: 
     assert project.store.labels()[1].rejected.tolist() == BOXES[:1].tolist()
     # The image has no open question, but the ranking has more.
     assert [r["id"] for r in ask(client, "a.jpg")[0]["result"]] == []
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_confirmed_guess_keeps_its_class_whatever_the_names_mean_now(
+    later: bool, client: TestClient, project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task was exported, then the names of two classes were exchanged, before or after it was shown."""
+    exported, people = {"rarebox": {"project": project.store.session()}}, People(project.store)
+
+    def exchange() -> None:
+        for label, name in ((0, "owl"), (1, "cat"), (0, "dog")):
+            people.rename_class(label, name, "Ann")
+
+    def submit(shown: dict[str, Any], *result: dict[str, Any]) -> Any:
+        sent = event("ANNOTATION_CREATED", "a.jpg", shown, [{**one, "origin": "prediction"} for one in result])
+        sent["task"]["data"].update(exported)
+        return client.post("webhook", json=sent)
+
+    if not later:
+        exchange()
+    shown = ask(client, "a.jpg")[0]
+    if later:
+        exchange()
+    (guess, _) = shown["result"]
+    assert guess["value"]["rectanglelabels"] == ["cat" if later else "dog"]
+    changed = {**guess, "value": {**guess["value"], "rectanglelabels": ["dog" if later else "cat"]}}
+    with caplog.at_level("WARNING"):
+        submit(shown, changed)
+    assert "is another class now than when this image was exported" in caplog.text
+    assert project.store.labels() == {}
+    assert submit(shown, guess).json()["result"]["objects"] == 1
+    assert project.store.labels()[1].labels.tolist() == [0]
 
 
 def test_another_persons_deleted_box_is_kept_and_reported(

@@ -133,7 +133,7 @@ class _Part(NamedTuple):
     value: Object
 
 
-_QUERY = re.compile(r"query-([0-9]{1,18})")
+_QUERY = re.compile(r"query-([0-9]{1,18})(?:-([0-9a-f]{8}))?")
 
 
 def config(classes: Sequence[str]) -> str:
@@ -190,15 +190,20 @@ def prediction(sheet: ReviewTask, classes: Sequence[str], version: str = MODEL) 
 
     Raises `UserError` if the size of the image is unknown.
     """
-    result = [_region(sheet, query, classes, _key(query)) for query in sheet.queries]
+    result = [_region(sheet, query, classes, _key(query, classes)) for query in sheet.queries]
     scores = [score for region in result if (score := region.get("score")) is not None]
     return {"model_version": version, "score": short(sum(scores) / len(scores)) if scores else 0.0, "result": result}
 
 
-def _key(query: Query) -> str:
-    """The id of a region: its query, or a hash of the box if it belongs to no query."""
+def _key(query: Query, classes: Sequence[str]) -> str:
+    """The id of a region: its query and the hash of its class name, or a hash of the box if it belongs to no query."""
     assert query.box is not None
-    return f"query-{query.id}" if query.id else f"guess-{crc32(query.box.tobytes()):08x}"
+    assert query.guess is not None
+    return f"query-{query.id}-{_hash(classes[query.guess])}" if query.id else f"guess-{crc32(query.box.tobytes()):08x}"
+
+
+def _hash(name: str) -> str:
+    return f"{crc32(name.encode()):08x}"
 
 
 def _region(sheet: ReviewTask, query: Query, classes: Sequence[str], key: str) -> ShownRegion:
@@ -344,8 +349,13 @@ def _name_of(task: Object) -> str:
 
 def _query_of(region: object) -> int | None:
     """The query that the id of a region names, if any."""
+    return _query_and_name(region)[0]
+
+
+def _query_and_name(region: object) -> tuple[int | None, str | None]:
+    """The query that the id of a region names, and the hash of the name with which its guess was shown."""
     found = _QUERY.fullmatch(str(as_object(region).get("id") or "").split("#")[0])
-    return int(found[1]) if found else None
+    return (int(found[1]), found[2]) if found else (None, None)
 
 
 def _from_short(task: Object, where: str) -> Returned:
@@ -450,7 +460,10 @@ def _regions(
             raise UserError(f"{where}: a region has {said} in Label Studio, or delete the region.")
         key = str(entry.get("id") or "").split("#")[0]
         held = held_index(key)
-        regions.append(Region((x1, y1, x2, y2), names[0], _query_of(entry), "" if held is not None else key, held))
+        query, shown = _query_and_name(entry)
+        renamed = None if shown is None else shown != _hash(names[0])
+        key = "" if held is not None else key
+        regions.append(Region((x1, y1, x2, y2), names[0], query, key, held, renamed))
     return size, tuple(regions), tuple(left_out)
 
 

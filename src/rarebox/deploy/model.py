@@ -68,16 +68,18 @@ def open_model(place: Path) -> Model:
 def _classes(folder: Path, count: int) -> tuple[tuple[str, ...], Ints]:
     """All class names of the run or project of a model, and what each counts as; else those saved with the model.
 
-    A model with a card is from ``rarebox train`` and belongs to no run, even if its folder lies in one.
+    A model with a card is from ``rarebox train`` and belongs to no run, even if its folder lies in one. Neither does a
+    model with a class name that was never used there.
     """
+    named: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
     for root in () if (folder / JSON).exists() else (folder, folder.parent):
         run = RunFolder(root)
         if run.settings.exists() and is_store(run.labels(run.read_settings())):
             with open_store(root) as store:
-                classes, counts_as = store.classes(), store.counts_as()
-            if len(classes) >= count:
+                classes, counts_as, names = store.classes(), store.counts_as(), store.names_of_classes()
+            theirs = all(name in names.get(label, ()) for label, name in enumerate(named))
+            if len(classes) >= count and theirs:
                 return classes, counts_as
-    named: list[str] = read_json(folder / ABOUT, dict).get("classes") or []
     if len(named) != count:
         raise UserError(
             f"the model in {folder} has {count} classes and no names for them. Name the run or project that it belongs "

@@ -22,6 +22,7 @@ from rarebox.labels.leases import clean_name
 from rarebox.project.exchange.known import CHANGE, Known
 from rarebox.project.exchange.matching import (
     SAME_OBJECT,
+    STILL,
     keys_of,
     labels_before,
     match_asked,
@@ -53,13 +54,15 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     """What one image's regions say about its queries, about boxes drawn earlier, and about unasked boxes."""
     author = clean_name(by, "person") if by else _annotator(one, source)
     boxes = _in_pixels(one, record)
-    named = [_label(region, one, known) for region in one.regions]
+    held, ours = _Held.of(one, record, known), known.queries.get(record.id, {})
+    named = [
+        _label(region, box, one, ours.get(region.query or 0), held.places, known)
+        for region, box in zip(one.regions, boxes, strict=True)
+    ]
     labels = known.counts_as[np.array(named, np.int64)].tolist()
-    ours = known.queries.get(record.id, {})
     shown = _shown(one, ours)
     answer_to = match_asked(one.regions, boxes, shown)
     taken = {region: query for query, region in answer_to.items()}
-    held = _Held.of(one, record, known)
     free = [n for n in range(len(boxes)) if n not in taken]
     same, changed = match_held(one.regions, boxes, labels, free, held.places, held.labels)
     # A label that is returned as it was exported says nothing new, even if it has changed here, unless this very task
@@ -154,23 +157,31 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
 def heirs_of(withdrawn: Sequence[Said], said: Sequence[Said], known: Known) -> dict[int, Said]:
     """The spares that become labels in place of boxes that one task withdraws: query of the box -> answer to the spare.
 
-    ``said`` are all answers of the file to the same images.
+    A spare belongs to the label that overlaps it most, and replaces no other one. ``said`` are all answers of the file
+    to the same images.
     """
-    told = {one.query.id for one in said}
+    told, gone = {one.query.id for one in said}, {one.query.id for one in withdrawn}
     heirs = dict[int, Said]()
     for one in withdrawn:
-        latest = known.latest(one.query.id)
-        assert latest is not None
+        queries = known.queries[one.query.image_id]
+        labels = {n: latest for n in queries if (latest := known.latest(n)) and len(latest.boxes)}
+        found = list[tuple[bool, float, Query]]()
         for number in known.drawn.get(one.query.image_id, {}).values():
-            query = known.queries[one.query.image_id][number]
-            if number in told or query.box is None or query.guess is None or not known.is_spare(number):
+            spare = queries[number]
+            if number in told or spare.box is None or spare.guess is None or not known.is_spare(number):
                 continue
-            if iou_matrix(query.box[None], latest.boxes).max(initial=0) >= SAME_OBJECT:
-                (by, *_) = known.standing[number]
-                label = known.counts_as[[query.guess]]
-                heirs[one.query.id] = Said("heir", by, Verdict.OBJECT, query.box[None], label, 0, query)
-                told.add(number)
-                break
+            iou = {n: float(iou_matrix(spare.box[None], latest.boxes).max()) for n, latest in labels.items()}
+            own = iou[one.query.id]
+            if own >= SAME_OBJECT and not any(iou[n] > own or (iou[n] == own and n not in gone) for n in iou):
+                same = bool((labels[one.query.id].labels == known.counts_as[spare.guess]).any())
+                found.append((same, own, spare))
+        if found:
+            *_, spare = max(found, key=lambda each: each[:2])
+            assert spare.box is not None
+            (by, *_) = known.standing[spare.id]
+            label = known.counts_as[np.array([spare.guess])]
+            heirs[one.query.id] = Said("heir", by, Verdict.OBJECT, spare.box[None], label, 0, spare)
+            told.add(spare.id)
     return heirs
 
 
@@ -233,12 +244,30 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
         raise UserError(f"{one.where}: {error}. Delete that box there, and export again") from None
 
 
-def _label(region: Region, one: Returned, known: Known) -> int:
+def _label(region: Region, box: Floats, one: Returned, query: Query | None, held: Floats, known: Known) -> int:
+    """The label that the name of a region means. ``query`` is the one it answers, ``held`` (H, 4) the exported labels.
+
+    UserError if the name is that of no class. Also if it was another class's when the image was exported, unless the
+    region still has the name with which it was sent: nobody can tell which of the two the annotator meant.
+    """
+    guess = query.guess if query else None
+    if guess is not None and region.renamed is False:
+        return guess
     classes = known.classes(one.project)
-    label = classes.find(region.name)
-    if label is None:
-        raise UserError(f"{one.where}: {unknown_name('class', region.name, classes)}. Add it to the project first")
-    return label
+    then, now = classes.find(region.name), known.classes("").find(region.name)
+    if then is None:
+        unknown = unknown_name("class", region.name, classes)
+        raise UserError(f"{one.where}: {unknown}. Add it to the project first")
+    still = np.abs(held - box).max(axis=1, initial=0) <= STILL
+    own = still if region.held is None else np.arange(len(still)) == region.held
+    as_sent = any(label.name == region.name for label, is_own in zip(one.held, own, strict=True) if is_own)
+    as_sent |= guess is not None and region.renamed is None and known.counts_as[guess] == known.counts_as[then]
+    if not as_sent and now is not None and known.counts_as[now] != known.counts_as[then]:
+        raise UserError(
+            f"{one.where}: {region.name!r} is another class now than when this image was exported. Export it again, or "
+            "rename that class on the page before the import"
+        )
+    return then
 
 
 def _shown(one: Returned, ours: Mapping[int, Query]) -> dict[int, Query]:
