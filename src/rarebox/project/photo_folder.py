@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from rarebox import settings_text
+from rarebox.config import Settings
 from rarebox.core.files import real, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
@@ -33,6 +34,19 @@ def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
 def photos_of(folder: RunFolder, store: Store) -> Photos:
     """The photos of a project, with the hashes that its folder keeps of their files."""
     return Photos(store.digests(), Contents(folder.photos))
+
+
+def photos_there(folder: RunFolder, settings: Settings, store: Store) -> dict[int, ImageRecord]:
+    """The images of a project that have their photo, by id. Raises UserError if there are images, and none has one."""
+    images, photos = store.images(), photos_of(folder, store)
+    there = {i: image for i, image in images.items() if photos.is_there(image)}
+    if images and not there:
+        raise UserError(
+            f"the photos are missing: {settings.data} holds none of the {len(images)}, for example "
+            f"{images[min(images)].path}. Put them back, or name the folder they are in: "
+            f"rarebox relocate {folder.root} FOLDER"
+        )
+    return there
 
 
 def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = silent) -> Found:
