@@ -243,9 +243,7 @@ def test_earlier_results_stay_when_all_photos_are_missing(run: Path, photos: Pat
     predict(run, listed, out)
     before = outputs_of(out)
     photos.rename(tmp_path / "away")
-    with pytest.raises(
-        UserError, match=r"photos.txt: none of its images can be read, .*00.png: there"
-    ):
+    with pytest.raises(UserError, match=r"photos.txt: none of its images can be read, .*00.png: there"):
         predict(run, listed, out)
     assert outputs_of(out) == before
 

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from rarebox.cli.main import app
 from rarebox.core import files
+from rarebox.data.contents import Contents
 from rarebox.errors import UserError
 from rarebox.labels.store import Store
 from rarebox.project import photos
 from rarebox.project.create import create
-from rarebox.project.photos import Contents
 from rarebox.project.project import Project
 from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict

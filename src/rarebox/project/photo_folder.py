@@ -12,12 +12,13 @@ from rarebox.config import Settings
 from rarebox.core.files import real, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
+from rarebox.data.contents import Contents
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, left_out, read_picture, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.project.photos import Contents, Found, Photos
+from rarebox.project.photos import Found, Photos
 from rarebox.types import ImageRecord
 
 NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
