@@ -10,12 +10,18 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rarebox.core.files import Stat, open_regular, read_json, stat_of, write_text
+from rarebox.core.parsing import from_json
 from rarebox.core.progress import Progress, silent
+from rarebox.core.text import read_text
+from rarebox.data.disk import place_key
 from rarebox.data.images import readers
-from rarebox.errors import Damaged
+from rarebox.data.listings import EXPORT_MARK, Listing
+from rarebox.data.narrow import as_object, is_object
+from rarebox.errors import Damaged, UserError
 
 JUST_NOW = 2 * 10**9
 """Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
@@ -84,3 +90,34 @@ class Contents:
 def _four(values: Sequence[int]) -> Stat:
     size, modified, changed, inode = map(int, values)
     return size, modified, changed, inode
+
+
+def as_labelled(listing: Listing, root: Path) -> Listing:
+    """The listing with the content of the photos that were labelled, where an export names it.
+
+    An image belongs to the export in the folder above its own, or else to that in the folder of ``root``.
+    """
+    here = root if os.path.isdir(root) else root.parent
+    exports = dict[Path, dict[str, str]]()
+
+    def contents_in(folder: Path) -> dict[str, str]:
+        if folder not in exports:
+            exports[folder] = _exported(folder)
+        return exports[folder]
+
+    def content_of(path: Path | str) -> str:
+        place = Path(path)
+        return (contents_in(place.parent.parent) or contents_in(here)).get(place_key(place.name), "")
+
+    return replace(listing, images=[replace(image, content=content_of(image.path)) for image in listing.images])
+
+
+def _exported(folder: Path) -> dict[str, str]:
+    """File name -> hash of the labelled photo, of an export; empty for any other folder."""
+    try:
+        entries = as_object(as_object(from_json(read_text(folder / EXPORT_MARK))).get("images"))
+    except (OSError, ValueError, UserError):
+        return {}
+    return {
+        place_key(name): str(entry["photo"]) for name, entry in entries.items() if is_object(entry) and "photo" in entry
+    }
