@@ -6,14 +6,15 @@ from difflib import get_close_matches
 
 _LOGIN = re.compile(r"(?<=://)[^/?#\s@]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*\?)[^\s'\"]+")
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def presentable(text: str) -> str:
     """Make a text safe to show: remove passwords and signatures from URLs, and escape control characters.
 
     ``https://user:secret@host/a.jpg?signature=…`` loses the text before the ``@`` and after the ``?``. Control
-    characters, which a terminal would interpret, and lone surrogates become escapes such as ``\\x1b``.
+    characters, which a terminal would interpret, marks of the direction of text and lone surrogates become escapes
+    such as ``\\x1b``.
     """
     text = _QUERY.sub(r"\1…", _LOGIN.sub("", text))
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

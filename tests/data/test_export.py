@@ -8,6 +8,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,28 @@ def test_boxes_are_read_back(tmp_path_factory: pytest.TempPathFactory, format: s
         assert truth.labels.tolist() == expected.labels.tolist()
         np.testing.assert_allclose(truth.boxes, expected.boxes, rtol=0, atol=TOLERANCE[format])
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_photo_that_changed_since_it_was_labelled_is_reported(
+    tmp_path: Path, images: list[ImageRecord], format: str
+) -> None:
+    labels = [annotations(image.id, [[1, 2, 30, 20]], [0]) for image in images]
+    known = {images[1].id: sha256(b"the photo before it changed").hexdigest()}
+    export(tmp_path / "out", format, CLASSES, images, labels, digests=known)
+    places = [Path(image.path) for image in images]
+
+    def changed(**more: Any) -> list[str]:
+        problems = load(tmp_path / "out", **more).problems
+        return sorted(Path(problem.where).name for problem in problems if problem.kind == "photo changed")
+
+    assert changed() == ["a.png"]
+    Image.new("RGB", (100, 50), "red").save(places[0])
+    assert changed() == ["a.png", "b.png"]
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (100, 50), "red").save(moved := tmp_path / "elsewhere" / "b.png")
+    places[0].unlink()
+    assert changed(photos=[moved]) == ["a.png", "b.png"]  # `rarebox init --labels` looks for the photos by name
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -180,6 +203,7 @@ def test_provenance_is_kept(tmp_path: Path, images: list[ImageRecord], format: s
     mark = json.loads((tmp_path / "out" / "rarebox.json").read_text())
     entry = mark["images"]["b.png"]
     lines = entry.pop("pseudo", None)
+    assert entry.pop("photo") == sha256(Path(images[0].path).read_bytes()).hexdigest()
     assert entry == {"id": 7, "complete": False, "objects": [expected]}
     assert lines == ((tmp_path / "out" / "labels" / "b.txt").read_text().splitlines() if format == "yolo" else None)
     assert (tmp_path / "out" / "incomplete.txt").read_text() == "b.png\na.png\na-12.jpg\n"

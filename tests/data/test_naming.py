@@ -2,8 +2,8 @@
 
 import pytest
 
-from rarebox.data.naming import ByName
-from rarebox.errors import UserError
+from rarebox.data.naming import ByName, clean
+from rarebox.errors import UserError, presentable
 
 PHOTOS = (
     "/x/photos/cam1/1.jpg",
@@ -103,3 +103,25 @@ def test_names_of_label_studio_storage_and_in_other_capitals(name: str, photo: s
 def test_a_name_in_capitals_that_fit_two_photos_is_refused() -> None:
     with pytest.raises(UserError, match=r"may be .*/x/a.jpg or .*/x/A.jpg"):
         known("/x/a.jpg", "/x/A.jpg").match("A.JPG")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dog\u202e", "do\u200bg", "do\u200dg", "\ufeffdog", "\u200ddog", "do\xadg", "d\u2066og\u2069", "dog\U000e0067"],
+)
+def test_invisible_characters_and_marks_of_direction_are_removed(name: str) -> None:
+    assert clean(name) == "dog"
+    assert "\u202e" not in presentable("photos/dog\u202egnp.exe")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\U0001f469\u200d\U0001f52c",  # an emoji of two, joined
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian, with a non-joiner
+        "\u0915\u094d\u200d",  # half a letter of Hindi
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",  # the flag of England
+    ],
+)
+def test_invisible_characters_that_a_script_needs_stay(name: str) -> None:
+    assert clean(name) == name

@@ -237,6 +237,17 @@ def test_unreadable_images_are_named_and_the_others_done(run: Path, photos: Path
     assert not (out / "unreadable.txt").exists()
 
 
+def test_earlier_results_stay_when_all_photos_are_missing(run: Path, photos: Path, tmp_path: Path) -> None:
+    out, listed = tmp_path / "out", tmp_path / "photos.txt"
+    listed.write_text("photos/00.png\nphotos/01.png\n")
+    predict(run, listed, out)
+    before = outputs_of(out)
+    photos.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"photos.txt: none of its images can be read, .*00.png: there"):
+        predict(run, listed, out)
+    assert outputs_of(out) == before
+
+
 def test_pictures_show_the_boxes(run: Path, photos: Path, tmp_path: Path) -> None:
     Image.new("RGB", (90, 70), (120, 120, 120)).save(photos / "00.png")
     predict(run, photos, tmp_path / "none", score=1.0)

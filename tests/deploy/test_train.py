@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import rarebox
 from rarebox import config
 from rarebox.cli import main
 from rarebox.config import Settings
 from rarebox.core.progress import silent
+from rarebox.data.contents import Contents
 from rarebox.data.model_card import JSON, PAGE, ModelCard, class_cards, read_card
 from rarebox.deploy import train as training
 from rarebox.deploy.labels import read_labels
@@ -179,7 +181,7 @@ def test_what_people_rejected_ignored_and_did_not_draw(data: Path) -> None:
     said, number = after.said[first["id"]], first["id"]
     assert len(said.boxes) == len(before.said[number].boxes) - 3
     assert (len(said.rejected), len(after.difficult[number]), said.complete) == (1, 1, False)
-    assert before.fingerprint != after.fingerprint
+    assert before.fingerprint(Contents()) != after.fingerprint(Contents())
 
 
 def test_test_images_that_are_partial_do_not_measure(data: Path) -> None:
@@ -235,6 +237,14 @@ def test_nothing_is_overwritten(data: Path, tmp_path: Path, monkeypatch: pytest.
         train(data, tmp_path / "model", quick(training__lr=0.01))
     with pytest.raises(UserError, match="stopped"):  # the device and the place of the data may change
         train(Path(shutil.copytree(data, tmp_path / "moved" / "data")), tmp_path / "model", quick(device="auto"))
+    photo = next((data / "images").iterdir())
+    pixels = photo.read_bytes()
+    Image.open(photo).transpose(Image.Transpose.ROTATE_180).save(photo)
+    with pytest.raises(UserError, match="the labels or images have changed"):
+        train(data, tmp_path / "model", quick())
+    photo.write_bytes(pixels)
+    with pytest.raises(UserError, match="stopped"):
+        train(data, tmp_path / "model", quick())
     make_partial(data)
     with pytest.raises(UserError, match="the labels or images have changed"):
         train(data, tmp_path / "model", quick())

@@ -386,6 +386,9 @@ def test_images_of_a_folder_get_their_sizes_and_unreadable_ones_are_reported(tmp
     (photos / "b.jpg").unlink()
     with pytest.raises(UserError, match=r"not among --images.*b\.jpg"):
         external.rank(file, views, None, photos, chosen(), 9)
+    (tmp_path / "photos.txt").write_text("photos/b.jpg\n")
+    with pytest.raises(UserError, match=r"photos\.txt: none of its images can be read, for example .*b\.jpg: there"):
+        external.rank(file, views, None, tmp_path / "photos.txt", chosen(), 9)
 
 
 @pytest.mark.parametrize(

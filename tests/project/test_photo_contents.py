@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from rarebox.cli.main import app
 from rarebox.core import files
+from rarebox.data import contents as hashes
+from rarebox.data.contents import Contents
 from rarebox.errors import UserError
 from rarebox.labels.store import Store
-from rarebox.project import photos
 from rarebox.project.create import create
-from rarebox.project.photos import Contents
 from rarebox.project.project import Project
 from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict
@@ -120,7 +120,7 @@ def test_labels_follow_photos_that_change_places(
     indexed: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(photos, "JUST_NOW", -1)  # the photos are seconds old, so their hashes are not kept
+    monkeypatch.setattr(hashes, "JUST_NOW", -1)  # the photos are seconds old, so their hashes are not kept
     start(root)
     assert len(json.loads((root / "photos.json").read_text())) == COUNT
     if not indexed:
@@ -247,7 +247,7 @@ def test_rank_reads_the_labels_of_photos_that_are_renumbered(root: Path, folder:
 
 
 def test_a_hash_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos, "JUST_NOW", -1)
+    monkeypatch.setattr(hashes, "JUST_NOW", -1)
     file, index = tmp_path / "a.png", tmp_path / "photos.json"
     file.write_bytes(b"one")
     first = Contents(index)
@@ -255,7 +255,7 @@ def test_a_hash_is_kept_until_the_file_changes(tmp_path: Path, monkeypatch: pyte
     first.save()
     read: list[str] = []
     real = files.open_regular
-    monkeypatch.setattr(photos, "open_regular", lambda path: (read.append(str(path)), real(path))[1])
+    monkeypatch.setattr(hashes, "open_regular", lambda path: (read.append(str(path)), real(path))[1])
     assert Contents(index).of(file) == known
     assert read == []
     file.write_bytes(b"two")

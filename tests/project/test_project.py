@@ -123,6 +123,28 @@ def test_missing_photos_do_not_stop_the_training(pictures: Path, tmp_path: Path)
     assert first[0] in _trained_on(now, 2)  # its labels were kept
 
 
+@pytest.mark.parametrize("lost", ["all", "labelled"])
+def test_a_training_without_photos_names_their_folder(pictures: Path, tmp_path: Path, lost: str) -> None:
+    now = start(pictures, tmp_path)
+    with now.store.transaction(writes=True):
+        now.store.open_cycle(1)
+        now.store.ask(1, [Query(1), Query(2)])
+    for query in now.store.unanswered(1):
+        now.store.record([Answer(query.id, np.array([[1, 1, 9, 9]]), np.zeros(1, np.int64), Verdict.OBJECT)])
+    for number in now.store.images() if lost == "all" else (1, 2):
+        Path(now.store.images()[number].path).unlink()
+    with pytest.raises(UserError, match=rf"photos .*missing: {tmp_path / 'photos'}.*rarebox relocate"):
+        trainer.advance(now, quiet)
+    assert not now.folder.records()
+
+
+def test_a_project_without_photos_asks_nothing_and_names_their_folder(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(UserError, match=f"the photos are missing: {tmp_path / 'photos'} holds none of the"):
+        trainer.advance(now, quiet)
+
+
 def _trained_on(now: Project, cycle: int) -> list[int]:
     from rarebox.labels.targets import read_targets
 

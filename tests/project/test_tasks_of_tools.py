@@ -4,13 +4,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rarebox.data import cvat, labelstudio
 from rarebox.errors import UserError
 from rarebox.labels.store import Store
 from rarebox.project.exchange.importing import Imported, bring_in
-from rarebox.types import ImageRecord
+from rarebox.types import Answer, ImageRecord, Verdict
 
 CAT, DOG = ("cat", 10), ("dog", 100)
 
@@ -205,3 +206,45 @@ def test_complete_reports_only_labels_that_no_task_of_the_file_has(tmp_path: Pat
     from_cvat(tmp_path, store, project, ("img_1.png", 'task_id="7"', [CAT]), ("img_1.png", 'task_id="8"', [DOG]))
     for _ in range(2):
         assert bring_in(store, cvat.read(tmp_path / "a.xml"), "cvat", complete=True).kept == 1
+
+
+@pytest.mark.parametrize("verdict", [Verdict.NOT_AN_OBJECT, Verdict.OBJECT])
+def test_an_unchanged_spare_does_not_overrule_a_correction(verdict: Verdict, tmp_path: Path, store: Store) -> None:
+    """Ann rejects the label on the page, or draws it smaller. Bob's job, which boxed the object too, is read again."""
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR]))
+    label = next(query.id for query, answer in store.answered() if answer.verdict is Verdict.OBJECT)
+    smaller = np.array([[10.0, 10, 25, 25]] if verdict is Verdict.OBJECT else []).reshape(-1, 4)
+    store.record([Answer(label, smaller, np.zeros(len(smaller), np.int64), verdict, "Ann")])
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR])) == Imported(left=1)
+    assert store.labels_of(1).boxes.tolist() == smaller.tolist()
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [("cat", 14)])) == Imported(missed=1)
+    assert 14 in boxes(store)
+
+
+def test_an_object_keeps_a_label_when_one_task_moves_its_box_away(tmp_path: Path, store: Store) -> None:
+    def task(number: int, left: int) -> None:
+        made = {"id": number, "project": 1, "data": {"image": "img_1.png"}}
+        made["annotations"] = [{"id": 1, "completed_by": number, "result": [region(f"r{number}", left)]}]
+        (tmp_path / "x.json").write_text(json.dumps([made]))
+        bring_in(store, labelstudio.read(tmp_path / "x.json"), "labelstudio")
+
+    task(1, 10)
+    task(2, 12)
+    task(1, 100)
+    assert boxes(store) == [12, 100]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.NOT_AN_OBJECT, Verdict.OBJECT])
+def test_a_file_that_says_nothing_new_changes_no_later_answer_of_the_same_person(
+    verdict: Verdict, tmp_path: Path, store: Store
+) -> None:
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    ((query, _),) = store.answered()
+    now = np.array([[12.0, 12, 52, 48]] if verdict is Verdict.OBJECT else []).reshape(-1, 4)
+    store.record([Answer(query.id, now, np.ones(len(now), np.int64), verdict, "Ann")])
+    for _ in range(2):
+        assert from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT])) == Imported(unchanged=1)
+        assert store.labels_of(1).boxes.tolist() == now.tolist()
+    assert from_cvat(tmp_path, store, A, ("img_1.png", "", [("cat", 14)])) == Imported(missed=1)
+    assert boxes(store) == [14]

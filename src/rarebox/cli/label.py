@@ -102,7 +102,7 @@ def export(
     for warning in warnings:
         console.print(warning, markup=False, soft_wrap=True)
     with open_store(run) as store:
-        project = store.session()
+        project, digests = store.session(), store.digests()
     done = write(
         to,
         format,
@@ -115,6 +115,7 @@ def export(
         copy_images=copy_images,
         image_url=image_url,
         project=project,
+        digests=digests,
     )
     name_missing(done.missing)
     if as_json:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rarebox.core.files import real
+from rarebox.data.contents import Contents
 from rarebox.data.fitting import fitted
 from rarebox.data.images import UnreadableImage, content_of, image_size, read_image, readers
 from rarebox.data.listings import (
@@ -66,7 +67,9 @@ def assemble(
             problems.append(Problem("class only in test", str(splits[-1].source), f"{name!r} has no training label."))
     problems += _listed_twice([image for listing in splits for image in listing.images])
     train_ids, test_ids = _numbers(train.images, test.images if test else ())
-    sizes = _sizes([image.path for listing in splits for image in listing.images], check_pixels, read)
+    every = [image for listing in splits for image in listing.images]
+    sizes = _sizes([image.path for image in every], check_pixels, read)
+    problems += _changed_since(every)
     for_training = _split(train, sizes[: len(train_ids)], train_ids, classes, problems)
     for_test = _split(test, sizes[len(train_ids) :], test_ids, classes, problems) if test else None
     if not any(len(truth) for truth in for_training.truth.values()):
@@ -196,6 +199,19 @@ def _listed_twice(images: Sequence[ListedImage]) -> list[Problem]:
         Problem("image listed twice", path, "it is in both splits, so the test result is too high.")
         for path, n in times.items()
         if n > 1
+    ]
+
+
+def _changed_since(images: Sequence[ListedImage]) -> list[Problem]:
+    """A problem for each photo whose content is no longer what was labelled, as far as known."""
+    said = [one for one in images if one.content and (one.boxes or one.complete) and not is_url(one.path)]
+    contents = Contents()
+    contents.read([str(image.path) for image in said])
+    what = "it has changed since it was labelled, so its labels may not fit. Check them, or restore the photo."
+    return [
+        Problem("photo changed", str(image.path), what)
+        for image in said
+        if contents.of(image.path) not in (image.content, None)
     ]
 
 

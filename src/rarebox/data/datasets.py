@@ -12,6 +12,7 @@ from rarebox.core.places import cache_folder
 from rarebox.core.progress import Progress
 from rarebox.data import coco, foreign, listings, scenes, voc, yolo
 from rarebox.data.assembly import assemble
+from rarebox.data.contents import as_labelled
 from rarebox.data.images import image_files
 from rarebox.data.listings import Dataset, Numbers, Reader, ReadProgress
 from rarebox.errors import UserError
@@ -65,6 +66,7 @@ def load(
     if found is None:
         raise _not_understood(path)
     train, test = found[1]()
+    train, test = as_labelled(train, path), test and as_labelled(test, path)
     if os.path.isdir(path):
         read_files = {os.path.realpath(file) for file in train.files}
         for kind, unread in _UNREAD.items():

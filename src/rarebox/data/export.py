@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rarebox.core.files import read_bytes, real, write_new
 from rarebox.data import cvat, labelstudio
 from rarebox.data.coco import CocoFile
+from rarebox.data.contents import Contents
 from rarebox.data.images import SUFFIXES, UnreadableImage, content_of
 from rarebox.data.listings import EXPORT_MARK
 from rarebox.data.naming import clean_all, file_names
@@ -106,13 +107,15 @@ def export(
     image_url: str | None = None,
     photos: bool = True,
     project: str = "",
+    digests: Mapping[int, str] | None = None,
 ) -> Exported:
     """Write the labels of ``images`` to a new folder, as ``coco``, ``voc``, ``yolo``, ``labelstudio`` or ``cvat``.
 
     Human and difficult boxes are written, rejected boxes never, pseudo boxes only with ``include_pseudo``. With
     ``complete_only``, only fully labelled images are written. Images are linked, or copied with ``copy_images``, or
     omitted without ``photos``. ``image_url`` is the address under which Label Studio finds them. ``project`` is the
-    session of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images. A photo
+    session of the store, for `labelstudio` and `cvat`: another store will not trust the numbers of the images.
+    ``digests`` are the SHA-256 of the labelled photos by image id; unknown ones are those of the files. A photo
     that cannot be read keeps its labels and is named in ``missing.txt``. The folder appears whole or not at all, and
     replaces nothing but an earlier export. Raises `UserError` if the folder holds anything else, if there is nothing to
     write, and for partially labelled images in YOLO, which has no flag for them (see ``allow_partial``).
@@ -146,7 +149,7 @@ def export(
         _write_lines(stage / "missing.txt", missing)
         if incomplete:
             _write_lines(stage / "incomplete.txt", [item.file for item in incomplete])
-        _write_mark(stage, format, classes, items)
+        _write_mark(stage, format, classes, items, _digests(items, digests or {}, image_folder))
     boxes = sum(len(item.labels.boxes) for item in items)
     partly = sum(len(item.labels.boxes) > 0 for item in incomplete)
     return Exported(folder, len(items), boxes, partly, len(incomplete) - partly, missing)
@@ -182,7 +185,7 @@ def export_queries(
         write_review(stage, format, classes, shown, image_url or local_files(folder), version)
         missing = _place_images(stage / "images", items, copy_images, folder)
         _write_lines(stage / "missing.txt", missing)
-        _write_mark(stage, format, classes, items)
+        _write_mark(stage, format, classes, items, {})
     return Exported(folder, len(items), len(queries), 0, 0, missing)
 
 
@@ -315,7 +318,17 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequence[_Item]) -> None:
+def _digests(items: Sequence[_Item], known: Mapping[int, str], images: Path) -> dict[str, str]:
+    """The SHA-256 of the labelled photos, by file name: those known, else those of the files in ``images``."""
+    contents, unknown = Contents(), [item.file for item in items if item.record.id not in known]
+    contents.read([str(images / file) for file in unknown])
+    found = {file: content for file in unknown if (content := contents.of(images / file))}
+    return {item.file: known[item.record.id] for item in items if item.record.id in known} | found
+
+
+def _write_mark(
+    stage: Path, format: str, classes: Sequence[str], items: Sequence[_Item], digests: Mapping[str, str]
+) -> None:
     """Write ``rarebox.json``: what the formats have no field for, and all files with their states."""
     content = {
         "format": format,
@@ -324,6 +337,7 @@ def _write_mark(stage: Path, format: str, classes: Sequence[str], items: Sequenc
             item.file: {
                 "id": item.record.id,
                 "complete": item.labels.complete,
+                **({"photo": digests[item.file]} if item.file in digests else {}),
                 "objects": [_provenance(item.labels, row) for row in range(len(item.labels.boxes))],
                 **({"pseudo": _pseudo_lines(item)} if format == "yolo" else {}),
             }

@@ -4,7 +4,7 @@ import errno
 import io
 import os
 import warnings
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -81,6 +81,12 @@ class UnreadableImage(UserError):
 
     def __str__(self) -> str:
         return presentable(f"cannot read the image {self.path}: {self.reason}. Replace the file, or remove it.")
+
+
+def none_readable(images: Path, errors: Sequence[UnreadableImage]) -> UserError:
+    """The error for a folder or list of ``images`` of which none can be read, each for one of the ``errors``."""
+    first = f"{errors[0].path}: {errors[0].reason}"
+    return UserError(f"{images}: none of its images can be read, for example {first}. Restore the files")
 
 
 def image_files(folder: str | Path) -> list[Path]:

@@ -172,7 +172,7 @@ class ListedImage:
     ``path`` is a file or a URL. ``size`` is the listed (width, height) in pixels, if any. With ``relative`` the boxes
     are in fractions of the image's sides, otherwise in 0-based pixels. ``complete``: whether every object has a box;
     None if unknown. ``lost``: the file lists an object that cannot be used and is not among the ``boxes``.
-    ``labelled``: whether the image has labels at all.
+    ``labelled``: whether the image has labels at all. ``content``: the SHA-256 of the labelled photo, if known.
     """
 
     path: Path | str
@@ -183,6 +183,7 @@ class ListedImage:
     complete: bool | None = None
     lost: bool = False
     labelled: bool = True
+    content: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,14 @@ storage in an export, the start of a hash."""
 _DROPPED_ON_UPLOAD = re.compile(r"[^-\w.]")
 """What Label Studio removes from the name of an uploaded file, after replacing spaces with underscores."""
 
+_INVISIBLE = re.compile(
+    "((?<=[\u0530-\u1fff\u2070-\ufefe\U00010000-\U000dffff])[\u200c\u200d](?![\x21-\u052f\u200b-\u200f])"
+    "|(?<=[\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007f])"
+    "|[\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0001-\U000e007f]"
+)
+"""Invisible characters. The group has those that belong to the text: joiners within other scripts than Latin, Greek and
+Cyrillic and within emoji, and the tags of flags."""
+
 LITTER = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
 """Folders that operating systems create (macOS, Synology, Windows, Linux)."""
 
@@ -36,11 +44,12 @@ def clean(text: str) -> str:
     """A name that every format can write and read back unchanged.
 
     The result is one line without spaces at the ends and without two in a row. Control characters, lone surrogates and
-    characters that XML cannot hold become ``_``. Byte-order marks are removed.
+    characters that XML cannot hold become ``_``. Invisible characters and marks of the direction of text (Unicode
+    category Cf) are removed, except where an emoji or a script such as Persian or Hindi needs them.
     """
     if text.isascii() and text.isprintable():
         return " ".join(text.split())
-    text = " ".join(text.replace("\ufeff", "").split())
+    text = " ".join(_INVISIBLE.sub(lambda found: found[1] or "", text).split())
     return " ".join("".join("_" if _is_unwritable(sign) else sign for sign in text).split())
 
 

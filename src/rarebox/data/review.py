@@ -40,9 +40,9 @@ class Region(NamedTuple):
     """A box from another tool, or the upright box around another shape.
 
     ``box`` is x1, y1, x2, y2 in pixels of the picture there, ``name`` the class, ``query`` the query that it answers,
-    if it names one, and ``key`` its lasting id in the tool, empty if it has none. If the tool tells: ``held``, the index
-    in `Returned.held` of the label that it was exported as, and ``renamed``, whether its name is another one than that
-    with which its guess was shown.
+    if it names one, and ``key`` its lasting id in the tool, empty if it has none. If the tool tells: ``held``, the
+    index in `Returned.held` of the label that it was exported as, and ``renamed``, whether its name is another one than
+    that with which its guess was shown.
     """
 
     box: tuple[float, float, float, float]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rarebox.core.progress import Progress
+from rarebox.core.progress import Progress, silent
 from rarebox.data import datasets, listings
+from rarebox.data.contents import Contents
+from rarebox.data.remote import is_url
 from rarebox.errors import UserError
 from rarebox.loop import rules
 from rarebox.types import Floats, GroundTruth, ImageLabels, ImageRecord, Ints
@@ -52,12 +54,15 @@ class Labels:
         labels = [said.labels for said in self.said.values()]
         return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=len(self.classes))
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything but the folders of the images."""
+    def fingerprint(self, contents: Contents, progress: Progress = silent) -> str:
+        """A hash of everything but the folders of the images. Remote images count by name and size only."""
+        images = (*self.images, *self.test)
+        local = {image.path for image in images if not is_url(image.path)}
+        contents.read(sorted(local), progress)
         told = sha256(repr(self.classes).encode())
-        for image in (*self.images, *self.test):
-            told.update(repr((image.id, Path(image.path).name, image.width, image.height)).encode())
+        for image in images:
+            content = contents.of(image.path) if image.path in local else ""
+            told.update(repr((image.id, Path(image.path).name, image.width, image.height, content)).encode())
         for table in (*self.said.values(), *self.test_truth.values()):
             for column in vars(table).values():
                 told.update(np.ascontiguousarray(column).tobytes())

@@ -14,7 +14,7 @@ from rarebox.core.files import OWN_MARK, hold, mark_own, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data.detected import ImageDetections, Predicted, write_detected
 from rarebox.data.image_list import NamedImage, coco_numbers, left_out_for, named_images
-from rarebox.data.images import UnreadableImage, image_size, read_picture, readers
+from rarebox.data.images import UnreadableImage, image_size, none_readable, read_picture, readers
 from rarebox.data.naming import is_writable
 from rarebox.data.remote import is_url
 from rarebox.deploy.model import Model, open_model
@@ -50,7 +50,7 @@ def predict(
     ``detections.jsonl`` and ``coco_results.json`` (all boxes), and ``detections.csv``, ``coco.json`` and ``pictures/``
     (the boxes that are shown). A box is shown from the threshold of its class on, or from ``score`` in [0, 1]. The same
     call resumes after an interruption, and repeats no image that has not changed. Raises UserError without a model or
-    an image, and if ``to`` holds something else.
+    a readable image, and if ``to`` holds something else.
     """
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"the score must be in [0, 1], got {score}")
@@ -66,6 +66,8 @@ def predict(
         todo = [file for file in files if not results.knows(*file)]
         unreadable += _detect(opened, todo, results, device, progress, len(files))
         found = results.of(files)
+        if not found:  # the photos may come back, so earlier results stay
+            raise none_readable(images, unreadable)
         results.keep_only(found)
         shown = _shown(found, opened, score)
         write_detected(to, opened.classes, shown, found, coco_numbers(images, files))

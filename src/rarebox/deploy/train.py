@@ -17,6 +17,7 @@ from rarebox.config import Settings
 from rarebox.core import seeds
 from rarebox.core.files import copy, damaged, hold, read_json, write_json
 from rarebox.core.progress import Progress, StageProgress, silent
+from rarebox.data.contents import Contents
 from rarebox.data.model_card import JSON, PAGE, ModelCard
 from rarebox.data.pictures import Pictures
 from rarebox.deploy.card import card_of_training
@@ -81,7 +82,7 @@ def train(
     to.mkdir(parents=True, exist_ok=True)
     with hold(to / LOCK):
         check_free(to)  # another process may have been faster
-        _claim(to, settings, data)
+        _claim(to, settings, data, progress)
         settings, _ = begun(RunFolder(to), settings, progress)
         work = _Work(to / WORK, settings, data, Pictures(data.images, settings.detector.size), progress)
         detector = _fit(work, "final", _targets(work), "train")
@@ -107,11 +108,13 @@ def check_free(to: Path) -> None:
         raise UserError(f"{to} is not empty and holds no training of rarebox. Name a new or empty folder")
 
 
-def _claim(to: Path, settings: Settings, data: Labels) -> None:
+def _claim(to: Path, settings: Settings, data: Labels, progress: Progress) -> None:
     """Record what the model is made from, or check that a training that resumes is of the same."""
-    now = {"labels": data.fingerprint, "settings": settings.model_dump(mode="json")}
+    contents = Contents(to / WORK / "photos.json")
+    now = {"labels": data.fingerprint(contents, progress), "settings": settings.model_dump(mode="json")}
     if not (to / CLAIM).exists():
         write_json(to / CLAIM, now)
+        _save(contents, to)
         return
     before = read_json(to / CLAIM, dict)
     try:
@@ -126,6 +129,13 @@ def _claim(to: Path, settings: Settings, data: Labels) -> None:
             f"{to} holds an unfinished training of another model. Name another folder, or repeat what it was started "
             "with:\n  " + "\n  ".join(changed)
         )
+    _save(contents, to)
+
+
+def _save(contents: Contents, to: Path) -> None:
+    """Keep the hashes of the photos for the next start. Only after the claim: a folder without one is refused."""
+    (to / WORK).mkdir(exist_ok=True)
+    contents.save()
 
 
 def _targets(work: _Work) -> dict[int, Targets]:

@@ -15,7 +15,7 @@ from rarebox.data.assembly import file_of, joined
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
 from rarebox.data.image_list import named_images
-from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out
+from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out, none_readable
 from rarebox.data.listings import ListedImage, Problem, Size
 from rarebox.data.remote import is_list, is_url
 from rarebox.errors import UserError
@@ -183,6 +183,8 @@ class Pool:
                     unreadable.append(error)
             if note := left_out(path):
                 notes.append(note)
+            if unreadable and not listed:
+                raise none_readable(path, unreadable)
             if unreadable:
                 notes.append(f"{len(unreadable)} unreadable images are skipped, the first: {unreadable[0]}")
         else:

@@ -15,7 +15,7 @@ from rarebox.data import listings
 from rarebox.detectors import Detector
 from rarebox.detectors.detector import check_saved
 from rarebox.detectors.teacher import Renewal
-from rarebox.errors import Damaged
+from rarebox.errors import Damaged, UserError
 from rarebox.labels.targets import calibration, make_targets, write_targets
 from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
@@ -180,7 +180,15 @@ def restore_model(run: Run, cycle: int) -> None:
 
 
 def fit(run: Run, cycle: int, targets: Mapping[int, Targets]) -> None:
-    """Train on the targets, and save them and the model. An interrupted training resumes from its checkpoint."""
+    """Train on the targets, and save them and the model. An interrupted training resumes from its checkpoint.
+
+    Raises UserError without any target, which happens only if the photos of all labelled images are missing.
+    """
+    if not targets:
+        raise UserError(
+            f"the photos of all labelled images are missing: {run.settings.data} no longer holds them. Put them back, "
+            f"or name the folder they are in: rarebox relocate {run.folder.root} FOLDER"
+        )
     folder = run.folder.cycle(cycle)
     write_targets(folder / "targets.parquet", targets)
     # People may add a class before an interrupted training resumes. Then it starts over.

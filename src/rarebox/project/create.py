@@ -15,6 +15,7 @@ from rarebox.core.files import PART, write_json, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import datasets, listings
 from rarebox.data.classes import Classes, class_key
+from rarebox.data.contents import Contents
 from rarebox.data.image_list import each_once
 from rarebox.data.images import SUFFIXES, files_below
 from rarebox.data.naming import ByName
@@ -25,7 +26,6 @@ from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
-from rarebox.project.photos import Contents
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 

@@ -8,15 +8,17 @@ from hashlib import sha256
 from pathlib import Path
 
 from rarebox import settings_text
+from rarebox.config import Settings
 from rarebox.core.files import real, write_text
 from rarebox.core.progress import Progress, silent
 from rarebox.data import listings
+from rarebox.data.contents import Contents
 from rarebox.data.images import UnreadableImage, content_of, image_files, image_size, left_out, read_picture, readers
 from rarebox.data.remote import is_url, location
 from rarebox.errors import Busy, UserError
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
-from rarebox.project.photos import Contents, Found, Photos
+from rarebox.project.photos import Found, Photos
 from rarebox.types import ImageRecord
 
 NOT_READ = {".heic", ".heif", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".svg", ".pdf"}
@@ -33,6 +35,19 @@ def new_files(known: Iterable[str], folder: Path, root: Path) -> list[str]:
 def photos_of(folder: RunFolder, store: Store) -> Photos:
     """The photos of a project, with the hashes that its folder keeps of their files."""
     return Photos(store.digests(), Contents(folder.photos))
+
+
+def photos_there(folder: RunFolder, settings: Settings, store: Store) -> dict[int, ImageRecord]:
+    """The images of a project that have their photo, by id. Raises UserError if there are images, and none has one."""
+    images, photos = store.images(), photos_of(folder, store)
+    there = {i: image for i, image in images.items() if photos.is_there(image)}
+    if images and not there:
+        raise UserError(
+            f"the photos are missing: {settings.data} holds none of the {len(images)}, for example "
+            f"{images[min(images)].path}. Put them back, or name the folder they are in: "
+            f"rarebox relocate {folder.root} FOLDER"
+        )
+    return there
 
 
 def find_moved_images(store: Store, place: Path, folder: RunFolder, progress: Progress = silent) -> Found:

@@ -1,100 +1,24 @@
-"""Identify photos by the content of their files, not by their paths.
+"""Identify photos by the content of their files, not by their paths."""
 
-As in the index of Git, a file is hashed once, and again only when its size, times or inode have changed.
-"""
-
-import hashlib
-import json
 import os
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rarebox.core.files import Stat, open_regular, read_json, real, stat_of, write_text
+from rarebox.core.files import real
 from rarebox.core.progress import Progress, silent
-from rarebox.data.images import UnreadableImage, image_size, readers
+from rarebox.data.contents import Contents
+from rarebox.data.images import UnreadableImage, image_size
 from rarebox.data.remote import is_url
-from rarebox.errors import Damaged
 from rarebox.types import ImageRecord
 
 MOST_PAIRS = 10_000
 """The most pairs of images and files with the same content that are matched by name."""
 
-JUST_NOW = 2 * 10**9
-"""Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
-
-QUICK = 1
-"""Seconds of work before progress is reported."""
-
 MOST_NAMED = 5
 """How many photos a warning names."""
-
-
-class Contents:
-    """The SHA-256 of files, by path, with what each file looked like when it was hashed.
-
-    :meth:`save` writes them to ``file``. It may be deleted: the hashes are then computed again. Safe to use from
-    several threads.
-    """
-
-    def __init__(self, file: Path | None = None) -> None:
-        self._file, self._known, self._saved = file, dict[str, tuple[Stat, str]](), True
-        if file and file.exists():
-            with suppress(Damaged, KeyError, TypeError, ValueError):
-                self._known = {
-                    path: (_four(stat), str(content)) for path, (stat, content) in read_json(file, dict).items()
-                }
-
-    def of(self, path: str | Path) -> str | None:
-        """The hash of a file's content. None for a file that is missing, unreadable or not a regular file."""
-        name = os.path.abspath(path)
-        if self._is_current(name):
-            return self._known[name][1]
-        try:
-            with open_regular(name) as opened:
-                before = stat_of(os.fstat(opened.fileno()))
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
-                after = stat_of(os.fstat(opened.fileno()))
-        except OSError:
-            return None
-        if before == after and all(abs(time.time_ns() - at) > JUST_NOW for at in after[1:3]):
-            self._known[name], self._saved = (after, content), False
-        return content
-
-    def read(self, paths: Iterable[str], progress: Progress = silent) -> None:
-        """Hash the files that have changed, several at a time. Progress is reported only for long work."""
-        start = time.monotonic()
-        changed = [path for path in dict.fromkeys(map(os.path.abspath, paths)) if not self._is_current(path)]
-        with ThreadPoolExecutor(readers(far=False)) as pool:
-            for done, _ in enumerate(pool.map(self.of, changed), start=1):
-                if time.monotonic() - start > QUICK:
-                    progress("comparing photos", done, len(changed), "photos")
-
-    def save(self) -> None:
-        """Save the hashes of the files that still exist. Skipped if the disk is full or read-only."""
-        if self._file is None or self._saved:
-            return
-        known = {path: entry for path, entry in self._known.copy().items() if os.path.exists(path)}
-        with suppress(OSError):
-            write_text(self._file, json.dumps(known))
-            self._saved = True
-
-    def _is_current(self, path: str) -> bool:
-        known = self._known.get(path)
-        try:
-            return known is not None and known[0] == stat_of(os.stat(path))
-        except (OSError, ValueError):
-            return False
-
-
-def _four(values: Sequence[int]) -> Stat:
-    size, modified, changed, inode = map(int, values)
-    return size, modified, changed, inode
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rarebox.core import parquet, seeds
 from rarebox.core.files import damaged, read_json, write_json
 from rarebox.core.progress import Progress, silent
 from rarebox.data.classes import class_key
+from rarebox.data.contents import Contents
 from rarebox.errors import Damaged, UserError
 from rarebox.labels.leases import People
 from rarebox.labels.store import Store
@@ -18,7 +19,7 @@ from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
-from rarebox.project.photos import Contents, Found, Photos
+from rarebox.project.photos import Found, Photos
 from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, Query
 

@@ -10,7 +10,7 @@ from rarebox.loop import scoring
 from rarebox.loop.begin import begun
 from rarebox.loop.run import Engine, Run, pictures_of
 from rarebox.loop.run_folder import RunFolder
-from rarebox.project.photo_folder import photos_of
+from rarebox.project.photo_folder import photos_there
 from rarebox.project.project import held_out_in
 from rarebox.types import GroundTruth
 
@@ -21,7 +21,7 @@ def open_project(
     """Open a project as a run without an oracle.
 
     Its pool is the images of the store that have a photo. Its test images are the held-out ones, with people's answers
-    as ground truth.
+    as ground truth. Raises UserError if all photos are missing.
     """
     settings, lacking = begun(folder, settings, progress)
     said, classes = store.labels(), store.classes()
@@ -31,8 +31,7 @@ def open_project(
         for i in sorted(held)
         if i in said and said[i].complete
     }
-    photos = photos_of(folder, store)
-    images = {i: image for i, image in store.images().items() if photos.is_there(image)}
+    images = photos_there(folder, settings, store)
     truth = {i: said_of for i, said_of in truth.items() if i in images}
     pool = listings.Split(tuple(image for i, image in images.items() if i not in held), {})
     test = listings.Split(tuple(images[i] for i in truth), truth)

@@ -25,6 +25,7 @@ from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
+from rarebox.project.photo_folder import photos_there
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.strategies.greedy import k_center
@@ -86,8 +87,7 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     Return False if every image is labelled. The trainer asks again if the first images show no object at all.
     """
     store, settings = now.store, now.settings
-    known, photos = store.labels(), now.photos()
-    records = [record for record in store.images().values() if photos.is_there(record)]
+    known, records = store.labels(), [*photos_there(now.folder, settings, store).values()]
     if all(record.id in known for record in records):
         return False
     chance = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_COMPARED]

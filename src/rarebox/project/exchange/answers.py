@@ -126,7 +126,8 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
                 found.append(said("spare", new(region), Verdict.ALREADY_LABELLED, key=keys[region]))
         elif region in drawn or region in changed:
             number = drawn[region] if region in drawn else changed[region]
-            found.append(said("missed", ours[number], Verdict.OBJECT, region))
+            contested = known.is_overruled(ours[number]) and _is_unchanged(boxes[region], labels[region], ours[number])
+            found.append(said("contested" if contested else "missed", ours[number], Verdict.OBJECT, region))
         else:
             found.append(said("missed", new(region), Verdict.OBJECT, region, keys[region]))
     gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
@@ -154,15 +155,25 @@ def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by
     return found
 
 
-def heirs_of(withdrawn: Sequence[Said], said: Sequence[Said], known: Known) -> dict[int, Said]:
-    """The spares that become labels in place of boxes that one task withdraws: query of the box -> answer to the spare.
+def _is_unchanged(box: Floats, label: int, query: Query) -> bool:
+    return query.box is not None and bool(np.abs(box - query.box).max() <= STILL) and label == query.guess
+
+
+def moves_away(one: Said, known: Known) -> bool:
+    """Whether an answer moves a box to another object."""
+    latest = known.latest(one.query.id) if one.kind == "missed" else None
+    return latest is not None and len(latest.boxes) > 0 and iou_matrix(latest.boxes, one.boxes).max() < SAME_OBJECT
+
+
+def heirs_of(gone_from: Sequence[Said], said: Sequence[Said], known: Known) -> dict[int, Said]:
+    """The spares that replace boxes that one task has deleted or moved away: query of the box -> answer to the spare.
 
     A spare belongs to the label that overlaps it most, and replaces no other one. ``said`` are all answers of the file
     to the same images.
     """
-    told, gone = {one.query.id for one in said}, {one.query.id for one in withdrawn}
+    told, gone = {one.query.id for one in said}, {one.query.id for one in gone_from}
     heirs = dict[int, Said]()
-    for one in withdrawn:
+    for one in gone_from:
         queries = known.queries[one.query.image_id]
         labels = {n: latest for n in queries if (latest := known.latest(n)) and len(latest.boxes)}
         found = list[tuple[bool, float, Query]]()

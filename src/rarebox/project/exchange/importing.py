@@ -8,7 +8,7 @@ import numpy as np
 
 from rarebox.data.review import Batch, Returned
 from rarebox.labels.store import Store
-from rarebox.project.exchange.answers import Said, answers_of, heirs_of, lacking
+from rarebox.project.exchange.answers import Said, answers_of, heirs_of, lacking, moves_away
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import STILL
 from rarebox.project.exchange.photos import Photos, located, without_numbers
@@ -73,13 +73,16 @@ def bring_in(
         for some in _in_turn(found):
             known = Known.of(store, (record.id for _, record in some))
             said = [one for back, record in some for one in answers_of(back, record, known, source, by, complete)]
+            contested = "missed" if instead else "left"
+            said = [replace(one, kind=contested) if one.kind == "contested" else one for one in said]
             fate = [_fate(one, known, instead) for one in said]
             left |= {one.query.id for one, its in zip(said, fate, strict=True) if its == "left"}
             kept = [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED]
-            gone = [one for one in kept if one.kind == "withdrawn" and not instead]
+            gone = [one for one in kept if one.kind == "withdrawn" or moves_away(one, known)] if not instead else []
             heirs = heirs_of(gone, said, known)
             _record(store, [*(_without(one) if one.query.id in heirs else one for one in kept), *heirs.values()])
-            fates += ["shared" if one.query.id in heirs else its for one, its in zip(said, fate, strict=True)]
+            for one, its in zip(said, fate, strict=True):
+                fates.append("shared" if its == "withdrawn" and one.query.id in heirs else its)
         if complete:
             fates += ["kept"] * _lacking(store, found, left)
     shapes = sum(len(one.left_out) for one in batch.returned)
@@ -122,6 +125,9 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     latest = known.latest(one.query.id)
     if one.kind == "shared":
         return "shared"
+    before = known.told.get(((one.key or "").rpartition(":")[0], one.query.id))
+    if before and latest and latest is not before and not instead and _same(before, one):
+        return "unchanged" if latest.by == one.by else "left"  # answered elsewhere since
     if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
         return ""
     if one.kind == "unseen":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, select
 
+from rarebox.core.boxes import iou_matrix
 from rarebox.data.classes import Classes
 from rarebox.labels import schema
 from rarebox.labels.store import ANSWER, Store
@@ -38,6 +39,7 @@ class Known:
     ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
     any tool, by the keys of their answers. ``last_key``: the key of the last answer to each query, or an empty string.
+    ``told``: the last answer to a query from one task, by the prefix of its key and the query.
     ``counts_as`` (K,): the current class of each index, after merges.
     """
 
@@ -48,6 +50,7 @@ class Known:
     past: dict[int, list[Answer]] = field(default_factory=dict[int, list[Answer]])
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
     last_key: dict[int, str] = field(default_factory=dict[int, str])
+    told: dict[tuple[str, int], Answer] = field(default_factory=dict[tuple[str, int], Answer])
     _classes: dict[str, Classes] = field(default_factory=dict[str, Classes])
 
     @classmethod
@@ -70,7 +73,8 @@ class Known:
                     answer = rows.answer(row, self.counts_as)
                     self.past.setdefault(row.image_id, []).append(answer)
                     self._apply(answer)
-                    self.last_key[row.query_id] = row.key if isinstance(row.key, str) else ""
+                    key = self.last_key[row.query_id] = row.key if isinstance(row.key, str) else ""
+                    self.told[key.rpartition(":")[0], row.query_id] = answer
                     if isinstance(row.key, str) and f":{row.image_id}:" in row.key and CHANGE not in row.key:
                         self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
 
@@ -100,6 +104,14 @@ class Known:
         """Whether a query holds a box that a task has drawn around an object whose label came from elsewhere."""
         standing = self.standing.get(query_id, {}).values()
         return bool(standing) and all(answer.verdict is Verdict.ALREADY_LABELLED for answer in standing)
+
+    def is_overruled(self, spare: Query) -> bool:
+        """Whether a question is a spare, and somebody has rejected, moved or reshaped the label for which it stood."""
+        if spare.box is None or not self.is_spare(spare.id):
+            return False
+        labels = [answer for answer in self.past.get(spare.image_id, []) if answer.query_id != spare.id]
+        labels = [answer for answer in labels if iou_matrix(spare.box[None], answer.boxes).max(initial=0) >= 0.5]
+        return any(self.latest(answer.query_id) and not self.is_spare(answer.query_id) for answer in labels)
 
     def has_key(self, key: str) -> bool:
         """Whether an answer has this key. A browser may send any key, even for another image."""
