@@ -42,6 +42,10 @@ def test_later_answers_replace_pseudo_labels(tmp_path: Path) -> None:
     human.append(("human", 0, FIRST))
     assert exported() == [*human, ("pseudo", 0, THIRD)]
     People(store).merge_class(0, 2, "ann")
-    assert exported() == [*(("human", 2, box) for _, _, box in human), ("pseudo", 2, THIRD)]
+    names = project.store.classes()
+    assert collect(folder.root)[1] == names[1:]  # the merged class is left out, the others keep their order
+    assert exported() == [*(("human", 1, box) for _, _, box in human), ("pseudo", 1, THIRD)]
+    People(store).rename_class(2, names[0], "ann")  # the merge went the wrong way round
+    assert collect(folder.root)[1] == (names[1], names[0], *names[3:])
     answer(whole, Verdict.OBJECT, [0, 0, 9, 9])
     assert all(source == "human" for source, _, _ in exported())

@@ -21,9 +21,9 @@ def collect(
     """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
 
     Later answers count: there is no pseudo label near a box that a person has drawn, rejected or skipped since the
-    training, or on a fully labelled image, and each has its current class. Damaged rows of the store are skipped and
-    added to ``damage``. Moved photos are found again, and warnings about photos are added to ``warnings``. Raises
-    UserError if there is no run.
+    training, or on a fully labelled image, and each has its current class. Classes that were merged into others are
+    left out, and the others numbered without gaps. Damaged rows of the store are skipped and added to ``damage``. Moved
+    photos are found again, and warnings about photos are added to ``warnings``. Raises UserError if there is no run.
     """
     folder, found = RunFolder(run), check_photos(run, progress)
     if warnings is not None:
@@ -38,7 +38,9 @@ def collect(
         i: _guesses(targets[i], labels, settings.pseudo, counts_as) for i, labels in said.items() if i in targets
     }
     annotations = [_annotations(i, labels, guesses.get(i)) for i, labels in said.items()]
-    return list(images.values()), classes, annotations
+    live = np.flatnonzero(counts_as == np.arange(len(counts_as)))
+    annotations = [replace(one, labels=np.searchsorted(live, one.labels)) for one in annotations]
+    return list(images.values()), tuple(classes[label] for label in live), annotations
 
 
 def _last_targets(folder: RunFolder) -> Path | None:

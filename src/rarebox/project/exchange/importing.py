@@ -126,7 +126,8 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     if one.kind == "shared":
         return "shared"
     before = known.told.get(((one.key or "").rpartition(":")[0], one.query.id))
-    if before and latest and latest is not before and not instead and _same(before, one):
+    told = before is not None and before.by == one.by and _same(before, one)
+    if told and latest and latest is not before and not instead:
         return "unchanged" if latest.by == one.by else "left"  # answered elsewhere since
     if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
         return ""
