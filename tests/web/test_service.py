@@ -1,6 +1,7 @@
 """The service without HTTP: one person's error affects nobody else, and old answers cost nothing later."""
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -53,6 +54,13 @@ def save(service: AnnotationService, query: Query, who: str = "anna", want: int 
     outcomes, queries, *_ = service.answer(who, who, [said(query)], want).result(20)
     assert [outcome.status for outcome in outcomes] == [Status.SAVED]
     return queries
+
+
+def wait_for(came: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not came():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def spent(service: AnnotationService) -> int:
@@ -185,6 +193,23 @@ def test_another_process_may_ask_too(service: AnnotationService, project: Projec
     ranks = [int(query.why["rank"]) for query in project.store.queries(2) if query.why]
     assert len(ranks) == len(set(ranks))
     assert [query.id for query in seen] == sorted({query.id for query in seen})
+
+
+def test_answers_and_classes_of_another_process_are_taken_in_without_a_request(
+    service: AnnotationService, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reacted = list[int]()
+    monkeypatch.setattr(service, "written", lambda: reacted.append(spent(service)))
+    before = service.version
+    service.catch_up()
+    assert (service.version, reacted) == (before, [])
+    with Store(project.folder.store) as other, other.transaction(writes=True):
+        (query,) = other.ask(2, [Query(1, np.array([1.0, 1, 9, 9]), 0, asked_by="ben")])
+        other.record([Answer(query.id, np.array([[1.0, 1, 9, 9]]), np.array([0]), Verdict.OBJECT, "ben")])
+        People(other).rename_class(0, "whale", "ben")
+    wait_for(lambda: reacted == [1])
+    assert service.state("anna", False)["classes"][0]["name"] == "whale"
+    assert service.version > before
 
 
 def test_a_future_of_a_job_is_running_before_it_begins(service: AnnotationService) -> None:

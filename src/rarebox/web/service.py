@@ -269,6 +269,14 @@ class AnnotationService:
             self._went_on = here
             self.trainer.send("rank on" if self._exhausted else "go on")
 
+    def catch_up(self) -> None:
+        """Read what another process has written, such as ``rarebox import``: it began a session."""
+        if self.project.store.session() != self._session:
+            with self._lock:
+                self._cycle = -1
+                self.refresh()
+            self.written()
+
     # What annotators see
 
     def query(self, query: Query) -> replies.Query:

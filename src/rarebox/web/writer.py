@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,7 +13,7 @@ MOST_TOGETHER = 20
 """The most jobs of one commit: few enough that browsers receive replies while the next jobs run."""
 
 IDLE_SECONDS = 1.0
-"""Seconds between an idle writer's checks of the store's log."""
+"""Seconds between an idle writer's checks of the store."""
 
 T = TypeVar("T")
 
@@ -38,6 +39,10 @@ class Memory(Protocol):
 
     def written(self) -> None:
         """React to a transaction whose jobs have been reported."""
+        ...
+
+    def catch_up(self) -> None:
+        """Read what another process has written, if any, and react to it. Called while there are no jobs."""
         ...
 
 
@@ -96,6 +101,8 @@ class Writer:
                 return self._jobs.get(timeout=IDLE_SECONDS)
             except Empty:
                 self._store.keep_log()
+                with suppress(Exception):  # such as a full disk; the next job reports it
+                    self._memory.catch_up()
 
     def _waiting(self, most: int) -> list[Job[Any]]:
         """The jobs that are waiting now, at most ``most``."""
