@@ -797,6 +797,21 @@ def test_another_data_set_in_the_same_place_is_noticed(pictures: Path, finished:
         simulate.simulate(tmp_path / "run", settings(pictures), fewer)
 
 
+def test_other_labels_in_the_same_place_are_noticed(pictures: Path, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    whole = datasets.load(pictures)
+    number, truth = next((n, one) for n, one in whole.train.truth.items() if len(one))
+    other = replace(truth, labels=(truth.labels + 1) % len(whole.classes))
+    corrected = replace(whole, train=replace(whole.train, truth={**whole.train.truth, number: other}))
+    with pytest.raises(UserError, match=r"the labels have changed since the run in .* began"):
+        simulate.simulate(tmp_path / "run", settings(pictures), corrected)
+    environment = tmp_path / "run" / "environment.json"
+    told = json.loads(environment.read_text())
+    del told["labels"]  # as an earlier version wrote it
+    environment.write_text(json.dumps(told))
+    assert simulate.simulate(tmp_path / "run", settings(pictures), corrected)
+
+
 @pytest.mark.parametrize("name", ["cycle_02/candidates/shard_00000_*.parquet", "cycle_02/targets.parquet"])
 def test_a_damaged_table_is_named(pictures: Path, finished: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(finished, tmp_path / "run")

@@ -6,14 +6,16 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from rarebox import strategies
 from rarebox.config import Settings
-from rarebox.core.files import write_json
+from rarebox.core.files import read_json, write_json
 from rarebox.core.progress import Progress, silent
 from rarebox.data import assembly, listings
 from rarebox.data.datasets import load_data
 from rarebox.detectors.environment import describe
-from rarebox.errors import UserError
+from rarebox.errors import Damaged, UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.loop import rules, scoring
@@ -52,9 +54,11 @@ def simulate(
         settings, lacking = place.claim(settings), ""
         if len(place.records()) <= len(settings.budget):
             settings, lacking = begun(place, settings, progress)
+        objects = _hash_of(dataset)
         if not resumed:
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
-            write_json(place.environment, describe())
+            write_json(place.environment, {**describe(), "labels": objects})
+        _same_labels_as_before(place, objects)
         with Store(place.store, classes=dataset.classes, flush=False) as store:
             now = open_run(place, settings, dataset, store, progress, engine, share)
             if not store.queries(1):
@@ -100,6 +104,30 @@ def _same_pool_as_before(before: Mapping[int, ImageRecord], images: Sequence[Ima
         raise UserError(
             f"the data set has changed since this run began: {len(changed)} images were added, removed or replaced, "
             f"such as {min(changed)}. Restore them, or start over in a new folder"
+        )
+
+
+def _hash_of(dataset: listings.Dataset) -> str:
+    """A short hash of the classes and of all objects."""
+    told = sha256(repr(dataset.classes).encode())
+    for split in (dataset.train, *([dataset.test] if dataset.test else [])):
+        for image_id, truth in sorted(split.truth.items()):
+            told.update(repr((image_id, len(truth))).encode())
+            for column in (truth.boxes, truth.labels, truth.difficult):
+                told.update(np.ascontiguousarray(column).tobytes())
+    return told.hexdigest()[:12]
+
+
+def _same_labels_as_before(place: RunFolder, objects: str) -> None:
+    """Raise UserError if a run resumes with other labels. Runs of earlier versions have kept no hash of theirs."""
+    try:
+        before = read_json(place.environment, dict).get("labels", objects)
+    except Damaged:
+        return
+    if before != objects:
+        raise UserError(
+            f"the labels have changed since the run in {place.root} began: its answers and metrics so far rest on the "
+            "earlier ones. Restore them, or start over in a new folder"
         )
 
 
