@@ -9,7 +9,7 @@ If several tasks have drawn one object, the first box is its label. Each other b
 its author asked and answered with "already labelled". When the label is withdrawn, a spare takes its place.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from secrets import token_hex
 
@@ -52,107 +52,165 @@ class Said:
 
 def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by: str, complete: bool) -> list[Said]:
     """What one image's regions say about its queries, about boxes drawn earlier, and about unasked boxes."""
-    author = clean_name(by, "person") if by else _annotator(one, source)
-    boxes = _in_pixels(one, record)
-    held, ours = _Held.of(one, record, known), known.queries.get(record.id, {})
-    named = [
-        _label(region, box, one, ours.get(region.query or 0), held.places, known)
-        for region, box in zip(one.regions, boxes, strict=True)
-    ]
-    labels = known.counts_as[np.array(named, np.int64)].tolist()
-    shown = _shown(one, ours)
-    answer_to = match_asked(one.regions, boxes, shown)
-    taken = {region: query for query, region in answer_to.items()}
-    free = [n for n in range(len(boxes)) if n not in taken]
-    same, changed = match_held(one.regions, boxes, labels, free, held.places, held.labels)
-    # A label that is returned as it was exported says nothing new, even if it has changed here, unless this very task
-    # changed it.
-    known_as = {n: held.queries[label] for n, label in same.items() if label in held.queries}
-    # A single box of a whole-image answer has no query.
-    changed = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
-    changed = {n: number for n, number in changed.items() if ours[number].box is not None}
-    claimed = {*changed.values(), *(number for number in known_as.values() if ours[number].box is not None)}
+    image = _Image(one, record, known, source, by)
+    whole = image.as_complete() if complete and not one.left_out else []
+    return [*image.to_questions(), *image.to_regions(), *image.to_deleted(), *whole]
 
-    prefix = prefix_of(source, record.id, one.task)
-    all_drawn = known.drawn.get(record.id, {})
-    before = {
-        key: number for key, number in all_drawn.items() if key.rpartition(":")[0] == prefix and number not in claimed
-    }
-    keys = keys_of(one.regions, boxes, named, prefix, lambda key: key not in before and known.has_key(key))
-    free = [n for n in free if n not in known_as and n not in changed]
-    drawn = match_drawn(keys, boxes, free, before, ours)
-    time = one.milliseconds // max(len(shown) + len(boxes) - len(taken), 1)
 
-    used = {*shown, *before.values(), *claimed}
-    others = {n: q for n, q in ours.items() if n not in used}
-    counted = {n for n, number in drawn.items() if (answer := known.latest(number)) and len(answer.boxes)}
-    free = [n for n in range(len(boxes)) if n not in taken and n not in counted and n not in changed]
-    free = [n for n in free if known_as.get(n) not in claimed]
-    labelled = match_labelled(boxes, labels, free, others, known)
+class _Image:
+    """One returned image: which region is which box of the store, and what that says.
 
-    def said(kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str | None = None) -> Said:
+    Regions are rows of ``boxes`` (N, 4) and ``labels`` (N). Each is at most one of these, the first that fits:
+    ``asked`` (query -> region), the answer to a question of the file; ``as_sent`` (region -> query), a label that
+    returned as it was exported; ``changed``, an exported label with another box or class; ``drawn``, a box that was
+    imported from this task before; ``labelled`` (region -> query, row, and whether nothing differs), an object that has
+    a label from elsewhere. A drawn box that is a spare may be labelled, too.
+    """
+
+    def __init__(self, one: Returned, record: ImageRecord, known: Known, source: str, by: str) -> None:
+        self.one, self.record, self.known = one, record, known
+        self.author = clean_name(by, "person") if by else _annotator(one, source)
+        self.boxes = _in_pixels(one, record)
+        self.held, self.ours = _Held.of(one, record, known), known.queries.get(record.id, {})
+        named = [
+            _label(region, box, one, self.ours.get(region.query or 0), self.held.places, known)
+            for region, box in zip(one.regions, self.boxes, strict=True)
+        ]
+        self.labels: list[int] = known.counts_as[np.array(named, np.int64)].tolist()
+        self.prefix = prefix_of(source, record.id, one.task)
+        self.imported = known.drawn.get(record.id, {})
+        self.untouched = bool(one.image_id is not None or one.project) and not one.task  # an export as it left rarebox
+        self._match_questions()
+        self._match_exported()
+        self._match_imported(named)
+        self._match_labelled()
+        self.milliseconds = one.milliseconds // max(len(self.shown) + len(self.free), 1)
+
+    # Which region is which box
+
+    def _match_questions(self) -> None:
+        self.shown = _shown(self.one, self.ours)
+        self.asked = match_asked(self.one.regions, self.boxes, self.shown)
+        self.free = [n for n in range(len(self.boxes)) if n not in self.asked.values()]
+
+    def _match_exported(self) -> None:
+        held, ours = self.held, self.ours
+        same, changed = match_held(self.one.regions, self.boxes, self.labels, self.free, held.places, held.labels)
+        self.lost = [n for n in range(len(held.places)) if n not in same.values()]
+        self.as_sent = {n: held.queries[label] for n, label in same.items() if label in held.queries}
+        # A single box of a whole-image answer has no query.
+        moved = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
+        self.changed = {n: number for n, number in moved.items() if ours[number].box is not None}
+        self.claimed = {*self.changed.values(), *(n for n in self.as_sent.values() if ours[n].box is not None)}
+
+    def _match_imported(self, named: Sequence[int]) -> None:
+        mine = {key: number for key, number in self.imported.items() if key.rpartition(":")[0] == self.prefix}
+        self.before = {key: number for key, number in mine.items() if number not in self.claimed}
+        self.keys = keys_of(
+            self.one.regions,
+            self.boxes,
+            named,
+            self.prefix,
+            lambda key: key not in self.before and self.known.has_key(key),
+        )
+        free = [n for n in self.free if n not in self.as_sent and n not in self.changed]
+        self.drawn = match_drawn(self.keys, self.boxes, free, self.before, self.ours)
+
+    def _match_labelled(self) -> None:
+        used = {*self.shown, *self.before.values(), *self.claimed}
+        self.others = {n: query for n, query in self.ours.items() if n not in used}
+        counted = {n for n, number in self.drawn.items() if (said := self.known.latest(number)) and len(said.boxes)}
+        free = [n for n in self.free if n not in counted and n not in self.changed]
+        free = [n for n in free if self.as_sent.get(n) not in self.claimed]
+        self.labelled = match_labelled(self.boxes, self.labels, free, self.others, self.known)
+
+    # What that says
+
+    def to_questions(self) -> Iterator[Said]:
+        """The answers to the questions of the file."""
+        for query in self.shown.values():
+            if query.id in self.asked:
+                region = self.asked[query.id]
+                self.boxes[region] = settle(self.boxes[region], query)
+                yield self._said("objects", query, Verdict.OBJECT, region)
+            elif self.one.began_with_guesses and not self.one.left_out:
+                yield self._said("no_objects", query, rejection(query, self.boxes))
+            else:
+                yield self._said("unseen", query, Verdict.CANNOT_TELL)
+
+    def to_regions(self) -> Iterator[Said]:
+        """What the other regions say."""
+        for region in self.free:
+            if region in self.as_sent:
+                query = self.ours[self.as_sent[region]]
+                kind = "missed" if self._undoes(query) else "unchanged"
+                yield self._said(kind, query, Verdict.OBJECT, region)
+            elif region in self.labelled:
+                yield from self._confirmed(region)
+            elif region in self.drawn or region in self.changed:
+                query = self.ours[self.drawn[region] if region in self.drawn else self.changed[region]]
+                unchanged = _is_unchanged(self.boxes[region], self.labels[region], query)
+                kind = "contested" if unchanged and self.known.is_overruled(query) else "missed"
+                yield self._said(kind, query, Verdict.OBJECT, region)
+            else:
+                yield self._said("missed", self._new(region), Verdict.OBJECT, region, self.keys[region])
+
+    def to_deleted(self) -> Iterator[Said]:
+        """What is said by the absence of boxes that this task has drawn, and of labels that it was sent."""
+        for query in self._deleted():
+            said_by = self.known.standing.get(query.id, {}).items()
+            if query.box is None:
+                # A single box of a whole-image answer cannot be deleted.
+                yield self._said("left", query, Verdict.OBJECT)
+            elif self.known.is_spare(query.id):
+                (by, *_) = said_by
+                yield replace(self._said("shared", query, Verdict.WITHDRAWN), by=by[0])
+            else:
+                theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != self.author)
+                asked = query.asked_by is None or theirs
+                yield self._said("withdrawn", query, rejection(query, self.boxes) if asked else Verdict.WITHDRAWN)
+
+    def as_complete(self) -> list[Said]:
+        """That all objects of the image have a box."""
+        whole = next((query for query in self.ours.values() if query.box is None), None)
+        return [self._said("complete", whole or Query(self.record.id, asked_by=self.author), Verdict.OBJECT)]
+
+    def _undoes(self, query: Query) -> bool:
+        """Whether the last answer to a query is of this very task. A label that returns as it was exported says nothing
+        new otherwise, even if it has changed here."""
+        last = self.known.last_key[query.id]
+        return bool(self.one.task) and query.box is not None and last.startswith(f"{self.prefix}:")
+
+    def _confirmed(self, region: int) -> Iterator[Said]:
+        """That an object has the label that it has. If the label is another task's, the region is kept as a spare."""
+        query, _, exact = self.labelled[region]
+        # A single box of a whole-image answer cannot be changed.
+        kind = "missed" if query.box is not None else "unchanged" if exact else "left"
+        yield self._said(kind, query, Verdict.OBJECT, region)
+        if region in self.drawn:
+            yield self._said("spare", self.ours[self.drawn[region]], Verdict.ALREADY_LABELLED)
+        elif query.id in self.imported.values() and not self.untouched:
+            yield self._said("spare", self._new(region), Verdict.ALREADY_LABELLED, key=self.keys[region])
+
+    def _deleted(self) -> list[Query]:
+        if self.one.left_out:
+            return []
+        gone = set[int]() if self.untouched else {*self.before.values()} - {*self.drawn.values()}
+        there = {(query.id, row) for query, row, _ in self.labelled.values()}
+        sent = match_labelled(self.held.places, self.held.labels, self.lost, self.others, self.known).values()
+        return [
+            *(self.ours[n] for n in sorted(gone) if self.ours[n].box is not None),
+            *(query for query, row, _ in sent if (query.id, row) not in there),
+        ]
+
+    def _new(self, region: int) -> Query:
+        return Query(self.record.id, self.boxes[region], self.labels[region], asked_by=self.author)
+
+    def _said(self, kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str = "") -> Said:
         rows = [] if region is None else [region]
-        key = key or f"{prefix}{CHANGE}{token_hex(12)}"
-        return Said(kind, author, verdict, boxes[rows], np.array(labels, np.int64)[rows], time, query, key)
-
-    def new(region: int) -> Query:
-        return Query(record.id, boxes[region], labels[region], asked_by=author)
-
-    found: list[Said] = []
-    for query in shown.values():
-        if query.id in answer_to:
-            region = answer_to[query.id]
-            boxes[region] = settle(boxes[region], query)
-            found.append(said("objects", query, Verdict.OBJECT, region))
-        elif one.began_with_guesses and not one.left_out:
-            found.append(said("no_objects", query, rejection(query, boxes)))
-        else:
-            found.append(said("unseen", query, Verdict.CANNOT_TELL))
-    untouched = bool(one.image_id is not None or one.project) and not one.task  # no tool has processed the export
-    spared = set[int]() if untouched else {*all_drawn.values()}
-    for region in (n for n in range(len(boxes)) if n not in taken):
-        if region in known_as:
-            query = ours[known_as[region]]
-            undone = one.task and query.box is not None and known.last_key[query.id].startswith(f"{prefix}:")
-            found.append(said("missed" if undone else "unchanged", query, Verdict.OBJECT, region))
-        elif region in labelled:
-            query, _, exact = labelled[region]
-            # a single box of a whole-image answer cannot be changed
-            kind = "missed" if query.box is not None else "unchanged" if exact else "left"
-            found.append(said(kind, query, Verdict.OBJECT, region))
-            if region in drawn:
-                found.append(said("spare", ours[drawn[region]], Verdict.ALREADY_LABELLED))
-            elif query.id in spared:
-                found.append(said("spare", new(region), Verdict.ALREADY_LABELLED, key=keys[region]))
-        elif region in drawn or region in changed:
-            number = drawn[region] if region in drawn else changed[region]
-            contested = known.is_overruled(ours[number]) and _is_unchanged(boxes[region], labels[region], ours[number])
-            found.append(said("contested" if contested else "missed", ours[number], Verdict.OBJECT, region))
-        else:
-            found.append(said("missed", new(region), Verdict.OBJECT, region, keys[region]))
-    gone = set[int]() if one.left_out or untouched else {*before.values()} - {*drawn.values()}
-    deleted = [ours[n] for n in sorted(gone) if ours[n].box is not None]
-    if not one.left_out:
-        there = {(query.id, row) for query, row, _ in labelled.values()}
-        rest = [n for n in range(len(held.places)) if n not in same.values()]
-        matched = match_labelled(held.places, held.labels, rest, others, known).values()
-        deleted += [query for query, row, _ in matched if (query.id, row) not in there]
-    for query in deleted:
-        if query.box is None:
-            found.append(said("left", query, Verdict.OBJECT))  # a single box of a whole-image answer cannot be deleted
-            continue
-        if known.is_spare(query.id):
-            (by, *_) = known.standing[query.id]
-            found.append(replace(said("shared", query, Verdict.WITHDRAWN), by=by))
-            continue
-        said_by = known.standing.get(query.id, {}).items()
-        theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != author)
-        asked = query.asked_by is None or theirs
-        found.append(said("withdrawn", query, rejection(query, boxes) if asked else Verdict.WITHDRAWN))
-    if complete and not one.left_out:
-        whole = next((q for q in ours.values() if q.box is None), Query(record.id, asked_by=author))
-        found.append(said("complete", whole, Verdict.OBJECT))
-    return found
+        boxes, labels = self.boxes[rows], np.array(self.labels, np.int64)[rows]
+        key = key or f"{self.prefix}{CHANGE}{token_hex(12)}"
+        return Said(kind, self.author, verdict, boxes, labels, self.milliseconds, query, key)
 
 
 def _is_unchanged(box: Floats, label: int, query: Query) -> bool:
