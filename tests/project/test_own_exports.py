@@ -242,6 +242,22 @@ def test_names_in_a_file_mean_what_they_meant_when_it_was_exported(
 
 
 @of_both_tools
+def test_a_class_that_was_split_in_the_tool_too_is_refused_where_it_is_unclear(
+    tool: str, tmp_path: Path, store: Store
+) -> None:
+    """The other box has the new name of its class, so the tool's names have changed, and this one may be a new cat."""
+    draw(store, A)
+    draw(store, FAR)
+    file, people = sent(store, tool, tmp_path / "sent", store.session()), People(store)
+    people.rename_class(0, "animal", "Ann")
+    people.add_class("cat")
+    with pytest.raises(UserError, match="'cat' is another class now"):
+        bring_in(store, edited(file, FAR, FAR, "animal"), tool, by="Ann")
+    people.rename_class(3, "house cat", "Ann")
+    assert bring_in(store, edited(file, FAR, FAR, "animal"), tool, by="Ann") == Imported(unchanged=2)
+
+
+@of_both_tools
 def test_a_change_in_the_tool_that_was_corrected_on_the_page_stays_so(tool: str, tmp_path: Path, store: Store) -> None:
     query = draw(store, A)
     file = sent(store, tool, tmp_path / "sent")

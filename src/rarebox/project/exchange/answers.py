@@ -330,6 +330,7 @@ def _label(region: Region, box: Floats, one: Returned, query: Query | None, held
     still = np.abs(held - box).max(axis=1, initial=0) <= STILL
     own = still if region.held is None else np.arange(len(still)) == region.held
     as_sent = any(label.name == region.name for label, is_own in zip(one.held, own, strict=True) if is_own)
+    as_sent &= one.project not in known.newer
     as_sent |= guess is not None and region.renamed is None and known.counts_as[guess] == known.counts_as[then]
     if not as_sent and now is not None and known.counts_as[now] != known.counts_as[then]:
         raise UserError(

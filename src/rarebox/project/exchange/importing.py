@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rarebox.data.classes import class_key
 from rarebox.data.review import Batch, Returned
 from rarebox.labels.store import Store
 from rarebox.project.exchange.answers import Said, answers_of, heirs_of, lacking, moves_away
@@ -69,9 +70,9 @@ def bring_in(
         foreign = [one.project not in ours for one in batch.returned]
         returned = [without_numbers(one) if apart else one for one, apart in zip(batch.returned, foreign, strict=True)]
         found = located(returned, photos or Photos(store), store)
-        fates, left = list[str](), set[int]()
+        fates, left, newer = list[str](), set[int](), _with_newer_names(store, returned)
         for some in _in_turn(found):
-            known = Known.of(store, (record.id for _, record in some))
+            known = Known.of(store, (record.id for _, record in some), newer)
             said = [one for back, record in some for one in answers_of(back, record, known, source, by, complete)]
             contested = "missed" if instead else "left"
             said = [replace(one, kind=contested) if one.kind == "contested" else one for one in said]
@@ -87,6 +88,14 @@ def bring_in(
             fates += ["kept"] * _lacking(store, found, left)
     shapes = sum(len(one.left_out) for one in batch.returned)
     return Imported(**Counter(fate for fate in fates if fate and fate != "spare"), shapes=shapes, foreign=sum(foreign))
+
+
+def _with_newer_names(store: Store, returned: Sequence[Returned]) -> set[str]:
+    """The sessions of images of which one has a class name that the session lacks."""
+    names = defaultdict[str, set[str]](set)
+    for one in returned:
+        names[one.project] |= {class_key(region.name) for region in one.regions}
+    return {session for session in names if session and names[session] - {*map(class_key, store.classes(session))}}
 
 
 def _in_turn(found: Sequence[tuple[Returned, ImageRecord]]) -> list[list[tuple[Returned, ImageRecord]]]:

@@ -1,7 +1,7 @@
 """What the store holds about the images that another tool returned."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, select
@@ -39,7 +39,8 @@ class Known:
     ``queries`` by image. ``standing``: each person's current answers to a query, in the order recorded. ``past``: by
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
     any tool, by the keys of their answers. ``last_key``: the key of the last answer to each query, or an empty string.
-    ``told``: the last answer to a query from one task, by the prefix of its key and the query.
+    ``newer``: the sessions of images in files with a class name that the session lacks: the classes of the tool have
+    been changed since. ``told``: the last answer to a query from one task, by the prefix of its key and the query.
     ``counts_as`` (K,): the current class of each index, after merges.
     """
 
@@ -50,14 +51,15 @@ class Known:
     past: dict[int, list[Answer]] = field(default_factory=dict[int, list[Answer]])
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
     last_key: dict[int, str] = field(default_factory=dict[int, str])
+    newer: Collection[str] = frozenset[str]()
     told: dict[tuple[str, int], Answer] = field(default_factory=dict[tuple[str, int], Answer])
     _classes: dict[str, Classes] = field(default_factory=dict[str, Classes])
 
     @classmethod
-    def of(cls, store: Store, images: Iterable[int]) -> "Known":
+    def of(cls, store: Store, images: Iterable[int], newer: Collection[str] = ()) -> "Known":
         """Read the queries and answers of these images."""
         with store.transaction():
-            known = cls(store, store.counts_as())
+            known = cls(store, store.counts_as(), newer=newer)
             for some in _parts(images):
                 known._read(some)
         return known
