@@ -797,6 +797,17 @@ def test_another_data_set_in_the_same_place_is_noticed(pictures: Path, finished:
         simulate.simulate(tmp_path / "run", settings(pictures), fewer)
 
 
+@pytest.mark.usefixtures("untrained")
+def test_a_run_that_begins_anew_with_other_settings_can_be_resumed(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cuda"):
+        simulate.simulate(tmp_path / "run", settings(pictures, budget=[], device="cuda:9"))
+    simulate.simulate(tmp_path / "run", settings(pictures, budget=[]))
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "cycle_01" / "model.safetensors").unlink()
+    assert (tmp_path / "run" / "environment.json").exists()
+    assert simulate.simulate(tmp_path / "run", settings(pictures, budget=[]))
+
+
 def test_other_labels_in_the_same_place_are_noticed(pictures: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     whole = datasets.load(pictures)

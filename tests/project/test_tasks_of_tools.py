@@ -9,6 +9,7 @@ import pytest
 
 from rarebox.data import cvat, labelstudio
 from rarebox.errors import UserError
+from rarebox.labels.leases import People
 from rarebox.labels.store import Store
 from rarebox.project.exchange.importing import Imported, bring_in
 from rarebox.types import Answer, ImageRecord, Verdict
@@ -222,6 +223,16 @@ def test_an_unchanged_spare_does_not_overrule_a_correction(verdict: Verdict, tmp
     assert 14 in boxes(store)
 
 
+def test_a_spare_that_became_a_label_and_was_corrected_stays_corrected(tmp_path: Path, store: Store) -> None:
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR]))
+    from_cvat(tmp_path, store, A, ("img_1.png", "", []))
+    label = next(query.id for query, answer in store.answered() if answer.verdict is Verdict.OBJECT)
+    store.record([Answer(label, np.zeros((0, 4)), np.zeros(0, np.int64), Verdict.NOT_AN_OBJECT, "Bob")])
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR])) == Imported(unchanged=1)
+    assert boxes(store) == []
+
+
 def test_an_object_keeps_a_label_when_one_task_moves_its_box_away(tmp_path: Path, store: Store) -> None:
     def task(number: int, left: int) -> None:
         made = {"id": number, "project": 1, "data": {"image": "img_1.png"}}
@@ -241,10 +252,19 @@ def test_a_file_that_says_nothing_new_changes_no_later_answer_of_the_same_person
 ) -> None:
     from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
     ((query, _),) = store.answered()
-    now = np.array([[12.0, 12, 52, 48]] if verdict is Verdict.OBJECT else []).reshape(-1, 4)
+    now = np.array([[12.0, 10, 52, 50]] if verdict is Verdict.OBJECT else []).reshape(-1, 4)
     store.record([Answer(query.id, now, np.ones(len(now), np.int64), verdict, "Ann")])
     for _ in range(2):
         assert from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT])) == Imported(unchanged=1)
         assert store.labels_of(1).boxes.tolist() == now.tolist()
+    there = [("dog", 12)] if len(now) else []  # she makes the same correction in the tool, then changes her mind there
+    for _ in range(2):
+        from_cvat(tmp_path, store, A, ("img_1.png", "", there))
+        assert len(store.labels_of(1).boxes) == len(now)
+    answers = len(People(store).given())
+    from_cvat(tmp_path, store, A, ("img_1.png", "", there))
+    assert len(People(store).given()) == answers
+    from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
+    assert boxes(store) == [10]
     assert from_cvat(tmp_path, store, A, ("img_1.png", "", [("cat", 14)])) == Imported(missed=1)
     assert boxes(store) == [14]

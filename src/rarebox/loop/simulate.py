@@ -54,13 +54,15 @@ def simulate(
         settings, lacking = place.claim(settings), ""
         if len(place.records()) <= len(settings.budget):
             settings, lacking = begun(place, settings, progress)
+        if resumed and not place.environment.exists():  # begun anew with other settings
+            dataset = assembly.usable(dataset)
         objects = _hash_of(dataset)
-        if not resumed:
+        if not place.environment.exists():
             write_json(place.problems, [asdict(problem) for problem in dataset.problems])
             write_json(place.environment, {**describe(), "labels": objects})
-        _same_labels_as_before(place, objects)
         with Store(place.store, classes=dataset.classes, flush=False) as store:
             now = open_run(place, settings, dataset, store, progress, engine, share)
+            _same_labels_as_before(place, store, objects)
             if not store.queries(1):
                 new_detector(now)  # a missing device or weights are reported before the first answer
             for cycle in range(len(place.records()) + 1, len(settings.budget) + 2):
@@ -118,13 +120,15 @@ def _hash_of(dataset: listings.Dataset) -> str:
     return told.hexdigest()[:12]
 
 
-def _same_labels_as_before(place: RunFolder, objects: str) -> None:
-    """Raise UserError if a run resumes with other labels. Runs of earlier versions have kept no hash of theirs."""
+def _same_labels_as_before(place: RunFolder, store: Store, objects: str) -> None:
+    """Raise UserError if a run that has answers resumes with other labels. Earlier versions kept no hash of them."""
     try:
-        before = read_json(place.environment, dict).get("labels", objects)
+        environment = read_json(place.environment, dict)
     except Damaged:
         return
-    if before != objects:
+    if not store.answered():
+        write_json(place.environment, {**environment, "labels": objects})
+    elif environment.get("labels", objects) != objects:
         raise UserError(
             f"the labels have changed since the run in {place.root} began: its answers and metrics so far rest on the "
             "earlier ones. Restore them, or start over in a new folder"

@@ -249,7 +249,8 @@ def heirs_of(gone_from: Sequence[Said], said: Sequence[Said], known: Known) -> d
             assert spare.box is not None
             (by, *_) = known.standing[spare.id]
             label = known.counts_as[np.array([spare.guess])]
-            heirs[one.query.id] = Said("heir", by, Verdict.OBJECT, spare.box[None], label, 0, spare)
+            key = f"{known.last_key[spare.id].rpartition(':')[0]}{CHANGE}{token_hex(12)}"  # as if its own task said so
+            heirs[one.query.id] = Said("heir", by, Verdict.OBJECT, spare.box[None], label, 0, spare, key)
             told.add(spare.id)
     return heirs
 

@@ -44,6 +44,9 @@ class Imported:
     kept: int = 0
 
 
+RECORDED = ("objects", "no_objects", "missed", "withdrawn")
+"""Kinds of answers to single boxes that are recorded unless they are known."""
+
 SKIPPED = ("unseen", "unchanged", "left")
 """Kinds of answers that are counted and not recorded."""
 
@@ -81,6 +84,7 @@ def bring_in(
             kept = [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED]
             gone = [one for one in kept if one.kind == "withdrawn" or moves_away(one, known)] if not instead else []
             heirs = heirs_of(gone, said, known)
+            kept += _restated(said, fate, known)
             _record(store, [*(_without(one) if one.query.id in heirs else one for one in kept), *heirs.values()])
             for one, its in zip(said, fate, strict=True):
                 fates.append("shared" if its == "withdrawn" and one.query.id in heirs else its)
@@ -134,10 +138,9 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     latest = known.latest(one.query.id)
     if one.kind == "shared":
         return "shared"
-    before = known.told.get(((one.key or "").rpartition(":")[0], one.query.id))
-    told = before is not None and before.by == one.by and _same(before, one)
-    if told and latest and latest is not before and not instead:
-        return "unchanged" if latest.by == one.by else "left"  # answered elsewhere since
+    told = _told(one, known)
+    if told and latest and _same(told, one) and latest is not told and not instead:  # answered elsewhere since
+        return "unchanged" if latest.by == one.by or _same(latest, one) else "left"
     if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
         return ""
     if one.kind == "unseen":
@@ -152,6 +155,26 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     if one.kind == "spare":
         return "" if same or overruled else "spare"
     return "unchanged" if same else "left" if overruled and not instead else one.kind
+
+
+def _told(one: Said, known: Known) -> Answer | None:
+    """What the same person has last said on the same query in the same task."""
+    told = known.told.get(((one.key or "").rpartition(":")[0], one.query.id))
+    return told if told and told.by == one.by else None
+
+
+def _restated(said: Sequence[Said], fate: Sequence[str], known: Known) -> list[Said]:
+    """Current answers of people whose tasks have come to agree with them, under the keys of the tasks.
+
+    They change nothing now. A later change in the task is then seen as one.
+    """
+    found = list[Said]()
+    for one, its in zip(said, fate, strict=True):
+        told, latest = _told(one, known), known.latest(one.query.id)
+        if one.kind in RECORDED and its in ("", "unchanged") and told and latest and latest.by == one.by:
+            again = replace(one, verdict=latest.verdict, boxes=latest.boxes, labels=latest.labels, milliseconds=0)
+            found += [] if _same(told, one) or _same(told, again) else [again]
+    return found
 
 
 def _same(answer: Answer, one: Said) -> bool:
