@@ -334,9 +334,10 @@ def _label(region: Region, box: Floats, one: Returned, query: Query | None, held
     as_sent &= one.project not in known.newer
     as_sent |= guess is not None and region.renamed is None and known.counts_as[guess] == known.counts_as[then]
     if not as_sent and now is not None and known.counts_as[now] != known.counts_as[then]:
+        meant = known.store.classes()[int(known.counts_as[then])]
         raise UserError(
-            f"{one.where}: {region.name!r} is another class now than when this image was exported. Export it again, or "
-            "rename that class on the page before the import"
+            f"{one.where}: {region.name!r} was the name of {meant!r} when this image was exported, and is another class "
+            f"now. If you mean {meant!r}, use that name there; if not, give the new class another name, here and there"
         )
     return then
 
