@@ -336,8 +336,8 @@ def _label(region: Region, box: Floats, one: Returned, query: Query | None, held
     if not as_sent and now is not None and known.counts_as[now] != known.counts_as[then]:
         meant = known.store.classes()[int(known.counts_as[then])]
         raise UserError(
-            f"{one.where}: {region.name!r} was the name of {meant!r} when this image was exported, and is another class "
-            f"now. If you mean {meant!r}, use that name there; if not, give the new class another name, here and there"
+            f"{one.where}: {region.name!r} was the name of {meant!r} when this image was exported, and is another "
+            f"class now. If you mean {meant!r}, use that name there; if not, give the new class another name, here and there"
         )
     return then
 
