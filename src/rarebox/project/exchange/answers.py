@@ -337,7 +337,8 @@ def _label(region: Region, box: Floats, one: Returned, query: Query | None, held
         meant = known.store.classes()[int(known.counts_as[then])]
         raise UserError(
             f"{one.where}: {region.name!r} was the name of {meant!r} when this image was exported, and is another "
-            f"class now. If you mean {meant!r}, use that name there; if not, give the new class another name, here and there"
+            f"class now. If you mean {meant!r}, use that name there. If not, give the new class another name, here and "
+            "there"
         )
     return then
 
