@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from rarebox.cli import main
+from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
 from rarebox.labels import schema
 from rarebox.labels.leases import People, Submission
 from rarebox.labels.store import Store
 from rarebox.project.collect import collect
+from rarebox.project.exchange.importing import bring_in
 from rarebox.project.project import Project
 from rarebox.project.trainer import asked_first, is_due
 from rarebox.types import Query, Verdict
@@ -62,11 +65,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         people.submit("anna\ntab", "anna", said(f"k{number}", number, (BOX, number % 3)))
     people.submit("ben\ntab", "ben", said("k4", None, (BOX, 1), image_id=6))
     people.submit("ben\ntab", "ben", said("k5", 3, (BOX, 2), after=3))
+    import_a_task(project)
     people.rename_class(2, "hammerhead", "anna")
     people.merge_class(1, 0, "anna")
     project.store.move_images({12: str(folder / "photos" / "elsewhere.jpg")})
     project.store.close()
     return folder / "project"
+
+
+def import_a_task(project: Project) -> None:
+    """A task that returns a box which has its label already."""
+    x1, y1, x2, y2 = BOX
+    region = Region((x1, y1, x2, y2), project.store.classes()[1], None, "1")
+    name = Path(image.path).name if (image := project.store.images().get(6)) else "6.jpg"
+    bring_in(project.store, Batch([Returned("f", name, None, None, (), (region,), "cy", task="7")]), "cvat")
 
 
 def said(key: str, query: int | None, *objects: tuple[list[float], int], **more: Any) -> Submission:
@@ -126,6 +138,8 @@ def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str
         project.store.spent()
         asked_first(project)
         is_due(project, 1, True)
+        with suppress(UserError):
+            import_a_task(project)
         if number == in_full:
             everything(project, tmp_path)
         project.store.close()

@@ -122,21 +122,21 @@ class Rows:
         self.report("queries", row.id, column, getattr(row, column), f"{instead} is used instead")
         return instead
 
-    def said(self, row: Cells, classes: int) -> tuple[list[Box], list[int], Verdict]:
+    def said(self, row: Cells, classes: int, table: str = "answers") -> tuple[list[Box], list[int], Verdict]:
         """Boxes, labels and verdict of a row with an answer. If one of them is damaged, the verdict is CANNOT_TELL."""
         if column := _fault(row.verdict, row.boxes, row.labels, classes):
             outcome = "the answer counts as 'cannot tell'. Answer again, or restore a backup (docs/store.md)"
-            self.report("answers", row.answer_id, column, getattr(row, column), outcome)
+            self.report(table, row.answer_id, column, getattr(row, column), outcome)
             return [], [], Verdict.CANNOT_TELL
         return row.boxes, row.labels, Verdict(row.verdict)
 
-    def answer(self, row: Cells, counts_as: Ints) -> Answer:
-        """Convert a row with an answer. ``counts_as`` (K,) maps merged classes."""
-        boxes, labels, verdict = self.said(row, len(counts_as))
+    def answer(self, row: Cells, counts_as: Ints, table: str = "answers") -> Answer:
+        """Convert a row of a table with answers. ``counts_as`` (K,) maps merged classes."""
+        boxes, labels, verdict = self.said(row, len(counts_as), table)
         by, milliseconds = row.by, self.milliseconds(row)
         if not is_text(by) or not by:
             by = NOBODY
-            self.report("answers", row.answer_id, "by", row.by, f"it counts as an answer of {by!r}")
+            self.report(table, row.answer_id, "by", row.by, f"it counts as an answer of {by!r}")
         counted = counts_as[np.array(labels, dtype=np.int64)]
         return Answer(row.query_id, as_boxes(boxes) if boxes else _NO_BOXES, counted, verdict, by, milliseconds)
 

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import sqlite
 
 from rarebox.types import Verdict
 
-SCHEMA = 5
+SCHEMA = 6
 """The version of the tables below. It increases whenever an older rarebox could no longer read them."""
 
 
@@ -128,6 +128,19 @@ answers = Table(
     Column("answered_at", _TIME, nullable=False, default=now),
     Column("key", String),
     Index("answers_key", "key", unique=True),
+)
+# What each task of another tool has said about a query, whether or not it became the label. The last row counts.
+task_answers = Table(
+    "task_answers",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column[int]("query_id", ForeignKey(queries.c.id), nullable=False, index=True),
+    Column("task", String, nullable=False),
+    Column("key", String),  # the tool's name of the box, if the task was the first to draw it or joined others
+    Column("verdict", String, nullable=False),
+    Column("boxes", JSON, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("by", String, nullable=False),
 )
 # Only the rows of these two tables change: current leases, timed by the store's own clock.
 clock = Table("clock", tables, Column("seconds", Double, nullable=False))

@@ -5,12 +5,13 @@ place (IoU 0.5, as for the simulated oracle: decisions row 13). Any further box 
 question that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is
 rejected.
 
-An object has one query. If several tasks have drawn it, each of their boxes is an answer to that query, and the first
-box is its label. When the task of the label deletes its box, the box of another task becomes the label.
+An object has one query. The store remembers what each task has last said on it, and only what differs from that is
+news. If several tasks have drawn an object, the first box is its label. When the task of the label deletes its box, the
+box of another task becomes the label.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from secrets import token_hex
 
 import numpy as np
@@ -40,7 +41,7 @@ from rarebox.types import Answer, Floats, ImageRecord, Ints, Query, Verdict, as_
 class Said:
     """An answer to an existing query, or to a new query that is created with it, under a key.
 
-    ``joins``: the box is the first that its task has on the object, which other tasks have drawn before.
+    ``name`` is the lasting name of a box that is the first of its task on the object.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class Said:
     milliseconds: int
     query: Query
     key: str = ""
-    joins: bool = False
+    name: str | None = None
 
     @property
     def task(self) -> str:
@@ -90,7 +91,6 @@ class _Image:
         self.labels: list[int] = known.counts_as[np.array(named, np.int64)].tolist()
         self.prefix = prefix_of(source, record.id, one.task)
         self.imported = known.drawn.get(record.id, {})
-        self.drawn_in_tasks = {*self.imported.values()}
         self.untouched = bool(one.image_id is not None or one.project) and not one.task  # an export as it left rarebox
         self._match_questions()
         self._match_exported()
@@ -124,14 +124,20 @@ class _Image:
             self.boxes,
             named,
             self.prefix,
-            lambda key: key not in self.before and self.known.has_key(key),
+            lambda key: key not in self.before and (key in self.imported or self.known.has_key(key)),
         )
         numbers = {*self.before.values()}
         self.held_before = {n: held for n in numbers if (held := self.known.held_by(self.prefix, n))}
+        self.refused = {n for n in numbers - {*self.held_before} if self._was_refused(n)}
         before = {key: number for key, number in self.before.items() if number in self.held_before}
         free = [n for n in self.free if n not in self.as_sent and n not in self.changed]
         places = {number: box.boxes[0] for number, box in self.held_before.items()}
         self.drawn = match_drawn(self.keys, self.boxes, free, before, places)
+
+    def _was_refused(self, query_id: int) -> bool:
+        """Whether the task has deleted its box of an object, and somebody else's label has stood against that."""
+        told, latest = self.known.told.get(query_id, {}).get(self.prefix), self.known.latest(query_id)
+        return bool(told and latest and len(latest.boxes) and told.verdict is not Verdict.WITHDRAWN)
 
     def _match_labelled(self) -> None:
         used = {*self.shown, *self.drawn.values(), *self.claimed}
@@ -145,7 +151,8 @@ class _Image:
     def _says_anew(self, region: int, query_id: int) -> bool:
         """Whether a box is to be a label, and that of its query is gone. The object may have another label since."""
         latest = self.known.latest(query_id)
-        changed = not self._is_as(self.held_before[query_id], region)
+        now = Answer(query_id, self.boxes[[region]], np.array([self.labels[region]]), Verdict.OBJECT)
+        changed = not same(self.held_before[query_id], now)
         return not (latest and len(latest.boxes)) and (changed or self.instead)
 
     # What that says
@@ -177,8 +184,8 @@ class _Image:
             else:
                 query = self._former(region)
                 new = Query(self.record.id, self.boxes[region], self.labels[region], asked_by=self.author)
-                key = "" if query else self._free_key(region)
-                yield self._said("missed", query or new, Verdict.OBJECT, region, key)
+                name = None if query else self._free_key(region)
+                yield self._said("missed", query or new, Verdict.OBJECT, region, name)
 
     def to_deleted(self) -> Iterator[Said]:
         """What is said by the absence of boxes that this task has drawn, and of labels that it was sent."""
@@ -210,18 +217,23 @@ class _Image:
         query, _, exact = self.labelled[region]
         # A single box of a whole-image answer cannot be changed.
         kind = "missed" if query.box is not None else "unchanged" if exact else "left"
-        joins = query.id in self.drawn_in_tasks and query.id not in self.held_before and not self.untouched
-        key = self._free_key(region) if joins else ""
-        return replace(self._said(kind, query, Verdict.OBJECT, region, key), joins=joins)
+        known = query.box is None or query.id in self.held_before or self.untouched
+        return self._said(kind, query, Verdict.OBJECT, region, None if known else self._free_key(region))
 
     def _deleted(self) -> list[Query]:
         if self.one.left_out:
             return []
         there = {(query.id, row) for query, row, _ in self.labelled.values()}
-        gone = {*self.held_before} - {*self.drawn.values()} - {number for number, _ in there}
-        sent = match_labelled(self.held.places, self.held.labels, self.lost, self.others, self.known).values()
+        kept = {*self.drawn.values(), *(number for number, _ in there)}
+        gone = set[int]() if self.untouched else {*self.held_before, *self.refused} - kept
+        numbers = {self.held.queries[row] for row in self.lost if row in self.held.queries}
+        gone |= {n for n in numbers & {*self.others} if self.ours[n].box is not None} - kept
+        unknown = [
+            row for row in self.lost if row not in self.held.queries or self.ours[self.held.queries[row]].box is None
+        ]
+        sent = match_labelled(self.held.places, self.held.labels, unknown, self.others, self.known).values()
         return [
-            *(self.ours[n] for n in sorted(gone) if self.ours[n].box is not None and not self.untouched),
+            *(self.ours[n] for n in sorted(gone) if self.ours[n].box is not None),
             *(query for query, row, _ in sent if (query.id, row) not in there and query.id not in gone),
         ]
 
@@ -233,7 +245,8 @@ class _Image:
             return False
         if self.known.origin[query.id] == self.prefix:
             return bool(self.known.held_elsewhere(self.prefix, query.id)) and not self.instead
-        return bool(self.known.held_elsewhere(self.prefix, query.id)) or latest is not own
+        theirs = latest.by != self.author or not same(latest, own)
+        return bool(self.known.held_elsewhere(self.prefix, query.id)) or theirs
 
     def _former(self, region: int) -> Query | None:
         """The query of a box that this task has deleted and drawn again."""
@@ -247,21 +260,28 @@ class _Image:
     def _free_key(self, region: int) -> str:
         """The name of a region for a query that this task does not hold yet."""
         key = self.keys[region]
-        while key in self.used or self.known.has_key(key):
+        while key in self.used or key in self.imported or self.known.has_key(key):
             key += "+"
         self.used.add(key)
         return key
 
-    def _is_as(self, answer: Answer, region: int) -> bool:
-        """Whether a region is the box of an answer."""
-        moved = np.abs(answer.boxes[0] - self.boxes[region]).max() > STILL
-        return not moved and answer.labels[0] == self.labels[region]
-
-    def _said(self, kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str = "") -> Said:
+    def _said(
+        self, kind: str, query: Query, verdict: Verdict, region: int | None = None, name: str | None = None
+    ) -> Said:
         rows = [] if region is None else [region]
         boxes, labels = self.boxes[rows], np.array(self.labels, np.int64)[rows]
-        key = key or f"{self.prefix}{CHANGE}{token_hex(12)}"
-        return Said(kind, self.author, verdict, boxes, labels, self.milliseconds, query, key)
+        # Only the first answer to a query has the name of its box as key.
+        key = name if name and not query.id else f"{self.prefix}{CHANGE}{token_hex(12)}"
+        return Said(kind, self.author, verdict, boxes, labels, self.milliseconds, query, key, name)
+
+
+def same(answer: Answer, other: Answer | Said) -> bool:
+    """Whether two answers have the same verdict, classes and boxes."""
+    return (
+        answer.verdict is other.verdict
+        and answer.labels.tolist() == other.labels.tolist()
+        and np.abs(answer.boxes - other.boxes).max(initial=0) <= STILL
+    )
 
 
 def lacking(tasks: Sequence[Returned], record: ImageRecord, known: Known, but: Collection[int]) -> int:

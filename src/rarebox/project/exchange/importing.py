@@ -4,15 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from rarebox.data.classes import class_key
 from rarebox.data.review import Batch, Returned
 from rarebox.labels.store import Store
 from rarebox.project.exchange import shared
-from rarebox.project.exchange.answers import Said, answers_of, lacking
+from rarebox.project.exchange.answers import Said, answers_of, lacking, same
 from rarebox.project.exchange.known import Known
-from rarebox.project.exchange.matching import STILL
 from rarebox.project.exchange.photos import Photos, located, without_numbers
 from rarebox.types import Answer, ImageRecord, Verdict
 
@@ -81,12 +78,14 @@ def bring_in(
                 answers_of(one, record, known, source, by=by, complete=complete, instead=instead)
                 for one, record in some
             ]
-            said = [(one, _fate(one, known, instead)) for part in parts for one in part]
-            fates += [fate for _, fate in said]
-            left |= {one.query.id for one, fate in said if fate == "left"}
-            _record(store, [each for one, fate in said for each in _recorded(one, fate, known)])
-            for one in (one for one, fate in said if fate == "shared"):
-                _record(store, shared.withdrawal(one, Known.of(store, [one.query.image_id], newer)))
+            said = _asked(store, [one for part in parts for one in part])
+            fate = [_fate(one, known, instead) for one in said]
+            fates += fate
+            left |= {one.query.id for one, its in zip(said, fate, strict=True) if its == "left"}
+            _record(store, [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED])
+            shared.remember(store, [one for one in said if _is_news(one, known)])
+            for one in (one for one in said if one.kind == "shared"):
+                _record(store, shared.withdraw(store, one, Known.of(store, [one.query.image_id], newer)))
         if complete:
             fates += ["kept"] * _lacking(store, found, left)
     shapes = sum(len(one.left_out) for one in batch.returned)
@@ -132,11 +131,11 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     latest = known.latest(one.query.id)
     if one.kind == "shared":
         return one.kind
-    told = _told(one, known)
-    if told and _same(told, one) and latest is not told and not instead:  # answered elsewhere since
-        return "left" if latest and latest.by != one.by and not _same(latest, one) else "unchanged"
     if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
         return ""
+    told = _told(one, known)
+    if told and same(told, one) and one.kind in RECORDED and not instead:  # nothing new; others may have answered since
+        return "left" if latest and latest.by != one.by and not same(latest, one) else "unchanged"
     if one.kind == "unseen":
         return "" if standing else "unseen"
     if one.kind in SKIPPED:
@@ -145,8 +144,8 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
         return "unchanged"
     overruled = len(later) >= one.query.wanted
     compared = [mine] if mine and not overruled else later[-one.query.wanted :]
-    same = any(_same(answer, one) for answer in compared)
-    return "unchanged" if same else "left" if overruled and not instead else one.kind
+    agreed = any(same(answer, one) for answer in compared)
+    return "unchanged" if agreed else "left" if overruled and not instead else one.kind
 
 
 def _told(one: Said, known: Known) -> Answer | None:
@@ -155,37 +154,20 @@ def _told(one: Said, known: Known) -> Answer | None:
     return told if told and told.by == one.by else None
 
 
-def _recorded(one: Said, fate: str, known: Known) -> list[Said]:
-    """What is recorded of an answer: nothing, itself, or itself and the label that stays after it."""
-    told, latest, held = _told(one, known), known.latest(one.query.id), known.held_by(one.task, one.query.id)
-    if fate == one.kind and fate not in SKIPPED:
-        return [one]
-    news = one.joins or (held and one.query.asked_by and not _same(held, one))
-    if news and (one.kind == "missed" or fate == ""):
-        return shared.beside_the_label(one, known)
-    if one.kind in RECORDED and fate in ("", "unchanged") and told and latest and latest.by == one.by:
-        # The task has come to agree with its annotator. A later change there is then seen as one.
-        again = replace(one, verdict=latest.verdict, boxes=latest.boxes, labels=latest.labels, milliseconds=0)
-        return [] if _same(told, one) or _same(told, again) else [again]
-    return []
+def _is_news(one: Said, known: Known) -> bool:
+    """Whether a task has not said this before."""
+    told = _told(one, known)
+    return not (told and same(told, one)) and (one.kind in RECORDED or bool(told and one.kind == "unchanged"))
 
 
-def _same(answer: Answer, one: Said) -> bool:
-    return (
-        answer.verdict is one.verdict
-        and answer.labels.tolist() == one.labels.tolist()
-        and np.abs(answer.boxes - one.boxes).max(initial=0) <= STILL
-    )
-
-
-def _record(store: Store, said: Sequence[Said]) -> None:
-    """Ask the questions that the store lacks, and record all answers, under their keys if they have any."""
+def _asked(store: Store, said: Sequence[Said]) -> list[Said]:
+    """The answers, after their new queries were asked."""
     cycle = max(store.cycles(), default=1)
     store.open_cycle(cycle)
     new = iter(store.ask(cycle, [one.query for one in said if not one.query.id]))
-    ids = [one.query.id or next(new).id for one in said]
-    answers = [
-        Answer(number, one.boxes, one.labels, one.verdict, one.by, one.milliseconds)
-        for number, one in zip(ids, said, strict=True)
-    ]
+    return [one if one.query.id else replace(one, query=next(new)) for one in said]
+
+
+def _record(store: Store, said: Sequence[Said]) -> None:
+    answers = [Answer(one.query.id, one.boxes, one.labels, one.verdict, one.by, one.milliseconds) for one in said]
     store.record(answers, [one.key for one in said])

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, literal, select
 
 from rarebox.data.classes import Classes
 from rarebox.labels import schema
@@ -25,6 +25,17 @@ _ANSWERS = (
     .where(_of_images)
     .order_by(schema.answers.c.id)
 )
+_TOLD = (
+    select(
+        schema.queries.c.image_id,
+        schema.task_answers,
+        schema.task_answers.c.id.label("answer_id"),
+        literal(0).label("milliseconds"),
+    )
+    .join_from(schema.queries, schema.task_answers)
+    .where(_of_images)
+    .order_by(schema.task_answers.c.id)
+)
 _KEY = select(schema.answers.c.id).where(schema.answers.c.key == bindparam("key"))
 _IMAGES = select(schema.queries.c.id, schema.queries.c.image_id).where(
     schema.queries.c.id.in_(bindparam("queries", expanding=True))
@@ -39,9 +50,9 @@ class Known:
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
     any tool, by the keys of their answers. ``last_key``: the key of the last answer to each query, or an empty string.
     ``newer``: the sessions of images in files with a class name that the session lacks: the classes of the tool have
-    been changed since. ``told``: the last answer from each task to a query, by query and the prefix of the task's keys,
-    in the order recorded. ``origin``: that prefix of the first answer to a query, or an empty string. ``counts_as``
-    (K,): the current class of each index, after merges.
+    been changed since. ``told``: what each task has last said on a query, by query and prefix of the task's keys, the
+    oldest first, whether or not it became the label. ``origin``: that prefix of the first answer to a query, or an
+    empty string. ``counts_as`` (K,): the current class of each index, after merges.
     """
 
     store: Store
@@ -80,11 +91,19 @@ class Known:
                     task = key.rpartition(":")[0] if f":{row.image_id}:" in key else ""
                     self.origin.setdefault(row.query_id, task)
                     if task:
-                        told = self.told.setdefault(row.query_id, {})
-                        told.pop(task, None)
-                        told[task] = answer
+                        self._tell(task, answer)
                         if CHANGE not in key:
                             self.drawn.setdefault(row.image_id, {})[key] = row.query_id
+            for row in connection.execute(_TOLD, {"images": images}).all():
+                if row.query_id in self.queries.get(row.image_id, {}) and isinstance(row.task, str):
+                    self._tell(row.task, rows.answer(row, self.counts_as, "task_answers"))
+                    if isinstance(row.key, str):
+                        self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
+
+    def _tell(self, task: str, answer: Answer) -> None:
+        told = self.told.setdefault(answer.query_id, {})
+        told.pop(task, None)
+        told[task] = answer
 
     def _apply(self, answer: Answer) -> None:
         """Replace or withdraw the earlier answer of the same author."""
