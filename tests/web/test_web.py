@@ -332,6 +332,24 @@ def test_people_continue_beyond_the_budget_while_the_trainer_works(later: House)
     assert anna.get("/api/state")["budget"] == {"spent": 7, "of": 6, "unit": "reviews"}
 
 
+def test_a_budget_of_seconds_counts_peoples_time_without_a_coffee_break(tmp_path: Path) -> None:
+    made = make_project(tmp_path, budget=[20], budget_unit="seconds")
+    open_cycle(made, 2, range(4, 13))
+    with opened(made) as house:
+        anna, ben = house.browser("anna"), house.browser("ben", "another")
+        first, second = anna.next(3)  # at most 6.8 s each: a third one might exceed the budget
+        assert ben.next(3) == []
+        anna.saved(query=first["id"], milliseconds=6000)
+        assert anna.get("/api/state")["budget"] == {"spent": 6.0, "of": 20, "unit": "seconds"}
+        (third,) = ben.next(3)
+        ben.saved(query=third["id"], verdict="not_an_object", milliseconds=600_000)  # counts 10 x 1.8 s
+        assert ben.get("/api/state")["budget"]["spent"] == 24.0
+        assert ben.next(3) == []
+        anna.saved(query=second["id"], milliseconds=1000)  # she had it already
+        assert anna.next(3) == []
+        assert made.budget(2).spent == house.service._spent == 25.0
+
+
 def test_a_question_says_why_it_is_asked(later: House) -> None:
     anna = later.browser()
     first, *others = anna.next(4)

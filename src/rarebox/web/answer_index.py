@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rarebox.config import CostSettings
+from rarebox.labels.cost import milliseconds
 from rarebox.labels.leases import Given, Lease, Question, agreement
 from rarebox.project.project import HELD_OUT
 from rarebox.types import Ints, Verdict
@@ -38,9 +40,14 @@ def right(guess: int, labels: Sequence[int], merged: Merged) -> bool:
 
 @dataclass
 class History:
-    """The answers to one query: all of them in their order, and those ``standing`` by person."""
+    """The answers to one query: all of them in their order, and those ``standing`` by person.
+
+    ``new_image``: the question asked before it in its cycle is about another image.
+    """
 
     question: Question
+    cost: CostSettings
+    new_image: bool
     given: list[Given] = field(default_factory=list[Given])
     standing: dict[str, Given] = field(default_factory=dict[str, Given])
 
@@ -87,6 +94,8 @@ class History:
                 yield ("open", cycle), 1
         for name in self.standing:
             yield ("by", name), 1
+        for one in self.given:
+            yield ("milliseconds", cycle), milliseconds(one.query, one.answer, self.cost, self.new_image)
         if agrees is not None:
             yield ("second opinions",), 1
             yield ("agreements",), int(agrees)
@@ -110,7 +119,8 @@ class History:
 class AnswerIndex:
     """Questions and answers by query, image and person."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost: CostSettings) -> None:
+        self.cost = cost
         self.last_question, self.last_answer = 0, 0
         self.merged: Merged = {}
         self.queries: dict[int, History] = {}
@@ -121,6 +131,7 @@ class AnswerIndex:
         self._differing: set[int] = set()
         self._wanting: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each cycle: (position, id), sorted
         self._busy: dict[int, Counter[int]] = defaultdict(Counter)
+        self._images: dict[int, list[int]] = defaultdict(lambda: [0])  # of each cycle's questions, in their order
 
     def merge(self, counts_as: Ints) -> None:
         """Apply merged classes: (K,), what each label counts as. Answers that agreed still agree, so only those that
@@ -140,7 +151,10 @@ class AnswerIndex:
     def take_in(self, asked: Iterable[Question], given: Iterable[Given]) -> None:
         """Add new questions and answers, in the order in which they were stored."""
         for question in asked:
-            history = self.queries[question.id] = History(question)
+            images = self._images[question.cycle]
+            history = self.queries[question.id] = History(question, self.cost, question.image_id != images[-1])
+            if question.asked_by is None:
+                images.append(question.image_id)
             self._count(history, 1)
             self.of_image[question.image_id].add(question.id)
             self.last_question = question.id
@@ -165,6 +179,8 @@ class AnswerIndex:
         while self.queries and (number := next(reversed(self.queries))) > last_question:
             history = self.queries.pop(number)
             self._count(history, -1)
+            if history.question.asked_by is None:
+                self._images[history.question.cycle].pop()
             self.of_image[history.question.image_id].discard(number)
         self.last_question, self.last_answer = last_question, last_answer
 
