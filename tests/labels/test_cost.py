@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from rarebox.config import CostSettings
-from rarebox.labels.cost import Action, actions_of, bill, milliseconds, on_new_images, price
+from rarebox.labels.cost import (
+    Action,
+    actions_of,
+    bill,
+    expected_seconds,
+    fit_pace,
+    main_action,
+    milliseconds,
+    on_new_images,
+    price,
+)
+from rarebox.labels.leases import People
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.types import Answer, GroundTruth, ImageRecord, Query, Verdict
@@ -72,6 +83,23 @@ def test_recorded_time_counts_but_not_a_coffee_break() -> None:
     assert milliseconds(DRAWN, said(0), COST) == 0  # an import: nobody is known to have spent time on it
 
 
+def test_the_pace_of_one_annotator_is_a_median_that_starts_from_the_price() -> None:
+    """With a look, a confirmation is worth 3 s, a mended box with a key 13 s, an image with two objects 256 s."""
+    confirmed, mended = actions_of(asked(0), said(0)), actions_of(asked(1), said(0, label=2))
+    image = actions_of(WHOLE, said(0, 20))
+    assert [main_action(one) for one in (confirmed, mended, image)] == [Action.CONFIRM, Action.MEND, Action.DRAW]
+    assert fit_pace([], COST) == {}
+    assert expected_seconds(mended, COST, {}) == 13
+    # Four confirmations at half the price and a coffee break: the median is 0.5; (5 x 0.5 + 5 x 1) / 10.
+    timed = [*[(confirmed, 1500)] * 4, (confirmed, 900_000), (mended, 26_000)]
+    pace = fit_pace([*timed, (actions_of(asked(0), nothing(Verdict.WITHDRAWN)), 700)], COST)
+    assert pace == {Action.CONFIRM: pytest.approx(0.75), Action.MEND: pytest.approx((2 + 5) / 6)}
+    assert expected_seconds(confirmed, COST, pace) == pytest.approx(3 * 0.75)
+    assert expected_seconds(image, COST, pace) == 256
+    many = fit_pace([(confirmed, 1500)] * 95, COST)
+    assert many[Action.CONFIRM] == pytest.approx(0.525)
+
+
 def test_every_cost_has_an_action() -> None:
     assert {*Action} == CostSettings.model_fields.keys() - {"longest"}
 
@@ -105,8 +133,6 @@ def test_a_bill_adds_up_one_cycle_with_corrections(store: Store) -> None:
 
 
 def test_a_guess_of_a_merged_class_is_right(store: Store) -> None:
-    from rarebox.labels.leases import People
-
     record(store, 2, (asked(0, guess=1), said(0, label=0)))
     assert bill(store, 2, COST).seconds == 1 + 2 + 4
     People(store).merge_class(1, 0, "anna")

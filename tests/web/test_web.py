@@ -350,6 +350,30 @@ def test_a_budget_of_seconds_counts_peoples_time_without_a_coffee_break(tmp_path
         assert made.budget(2).spent == house.service._spent == 25.0
 
 
+def test_the_rest_of_a_cycle_is_estimated_from_a_persons_own_pace(tmp_path: Path) -> None:
+    made = make_project(tmp_path, budget=[50], budget_unit="reviews")
+    open_cycle(made, 2, range(4, 13))
+    with opened(made) as house:
+        anna, ben = house.browser("anna"), house.browser("ben", "another")
+        # Before any answer: half confirmed, half rejected, 1.8 s each.
+        assert anna.get("/api/state")["speed"]["minutes_left"] == 1.5
+        for query in anna.next(5):
+            anna.saved(query=query["id"], milliseconds=36_000)  # 20 times as long as 1.8 s
+        # Five answers of hers against five that took 1.8 s: 10.5 times. All but one of the last six were confirmed,
+        # so the 45 that are left take (6 x 10.5 x 1.8 + 1.8) / 7 s each.
+        assert anna.get("/api/state")["speed"]["minutes_left"] == pytest.approx(12.3, abs=0.06)
+        assert ben.get("/api/state")["speed"]["minutes_left"] == pytest.approx(45 * 1.8 / 60, abs=0.06)
+        assert house.browser(None).get("/api/state")["speed"]["minutes_left"] is None
+
+
+def test_the_rest_of_the_first_images_is_estimated_once_one_is_labelled(house: House) -> None:
+    anna = house.browser()
+    (query,) = anna.next(1)
+    two = {"boxes": [BOX, [60, 10, 90, 40]], "labels": [0, 1], "milliseconds": 21_800}  # a scan and two boxes: 7.8 + 14
+    anna.saved(query=query["id"], **two)
+    assert anna.get("/api/state")["speed"]["minutes_left"] == round(2 * 21.8 / 60, 1)
+
+
 def test_a_question_says_why_it_is_asked(later: House) -> None:
     anna = later.browser()
     first, *others = anna.next(4)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
+from statistics import median
 from typing import NamedTuple
 
 from rarebox.config import CostSettings
@@ -34,6 +35,23 @@ class Action(StrEnum):
 
 Actions = Counter[Action]
 """How often each action was done."""
+
+HARDEST_FIRST = (
+    Action.DRAW,
+    Action.SCAN,
+    Action.CANNOT_TELL,
+    Action.MEND,
+    Action.CLASS_KEY,
+    Action.REJECT,
+    Action.CONFIRM,
+    Action.LOOK,
+)
+
+Pace = dict[Action, float]
+"""How many times its price an answer takes one annotator, by its main action; 1 for a missing one."""
+
+EVIDENCE = 5
+"""The answers for which the price counts when a pace is fitted."""
 
 JUDGED = {
     Verdict.NOT_AN_OBJECT: Action.REJECT,
@@ -84,6 +102,31 @@ def milliseconds(query: Query, answer: Answer, cost: CostSettings, new_image: bo
     if answer.milliseconds:
         return min(answer.milliseconds, round(cost.longest * worth))
     return worth if query.asked_by is None else 0
+
+
+def main_action(actions: Actions) -> Action:
+    """The action that an answer is named by: the hardest one."""
+    return next(action for action in HARDEST_FIRST if actions[action])
+
+
+def fit_pace(timed: Iterable[tuple[Actions, int]], cost: CostSettings) -> Pace:
+    """How fast one annotator is: ``timed`` are the actions and milliseconds of the annotator's answers.
+
+    For each main action it is the median of recorded time over price, so that breaks have no effect, averaged with 1
+    as if :data:`EVIDENCE` answers had taken exactly their price.
+    """
+    ratios: dict[Action, list[float]] = {}
+    for actions, took in timed:
+        if worth := price(actions, cost):
+            ratios.setdefault(main_action(actions), []).append(took / worth)
+    return {
+        action: (len(found) * median(found) + EVIDENCE) / (len(found) + EVIDENCE) for action, found in ratios.items()
+    }
+
+
+def expected_seconds(actions: Actions, cost: CostSettings, pace: Pace) -> float:
+    """How long an answer is expected to take an annotator of this pace."""
+    return price(actions, cost) / 1000 * pace.get(main_action(actions), 1.0)
 
 
 def on_new_images(image_of: Iterable[tuple[int, int]]) -> set[int]:

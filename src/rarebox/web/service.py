@@ -21,7 +21,7 @@ from rarebox.pool.candidates import rows_by_image
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web import replies, wording
-from rarebox.web.answer_index import AnswerIndex
+from rarebox.web.answer_index import AnswerIndex, Unit
 from rarebox.web.supervisor import IDLE, Supervisor
 from rarebox.web.writer import Mark, Writer
 
@@ -378,13 +378,23 @@ class AnnotationService:
             if self._common is None or self._common[0] != self.version:
                 self._common = (self.version, self._state_for_all())
             per_minute = self._answer_index.per_minute(person) if person else None
-            left = max(self._budget - self._spent, 0)
-            minutes = round(left / per_minute, 1) if per_minute and self._cycle > 1 else None
+            minutes = self._minutes_left(person) if person else None
             speed: replies.Speed = {"per_minute": per_minute and round(per_minute, 1), "minutes_left": minutes}
             return {**self._common[1], "you": person, "fixed_name": fixed, "speed": speed}
 
+    def _minutes_left(self, person: str) -> float | None:
+        """About how long the rest of the cycle's budget takes one person. None if that is not known."""
+        unit, left = self._unit, max(self._budget - self._spent, 0)
+        each = 1.0 if unit == "seconds" else self._answer_index.seconds_each(person, unit)
+        return None if each is None else round(left * each / 60, 1)
+
+    @property
+    def _unit(self) -> Unit | Literal["seconds"]:
+        """What the current cycle counts."""
+        return "images" if self._cycle <= 1 else self.project.settings.budget_unit
+
     def _state_for_all(self) -> replies.SharedState:
-        answer_index, settings = self._answer_index, self.project.settings
+        answer_index = self._answer_index
         trainer = self.trainer.status if self.trainer else IDLE
         return {
             "project": real(self.project.folder.root).name,
@@ -404,7 +414,7 @@ class AnnotationService:
             "budget": {
                 "spent": round(self._spent, 1),
                 "of": self._budget,
-                "unit": "images" if self._cycle <= 1 else settings.budget_unit,
+                "unit": self._unit,
             },
             "trainer": trainer,
             "records": [
