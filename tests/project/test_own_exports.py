@@ -346,7 +346,7 @@ def test_the_same_ids_in_two_tasks_are_different_boxes(store: Store) -> None:
     assert bring_in(store, in_task("7/2", ("1", FAR)), "labelstudio") == Imported(missed=1)
     assert boxes(store) == [A, B, FAR]
     # Within one task they are the same boxes: one moved, one deleted.
-    assert bring_in(store, in_task("7/2", ("1", [0, 60, 20, 90])), "labelstudio") == Imported(missed=1)
+    assert bring_in(store, in_task("7/2", ("1", [0, 60, 20, 90])), "labelstudio") == Imported(missed=1, withdrawn=1)
     assert bring_in(store, in_task("7/1", ("2", B)), "labelstudio") == Imported(unchanged=1, withdrawn=1)
     assert boxes(store) == [[0, 60, 20, 90], B]
 

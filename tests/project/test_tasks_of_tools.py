@@ -157,7 +157,7 @@ def test_the_first_box_stays_if_the_second_job_deletes_its_own(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("doubles", [("cat", 13), ("dog", 13)])
-def test_a_spare_of_another_label_takes_no_place(doubles: tuple[str, int], tmp_path: Path, store: Store) -> None:
+def test_a_box_of_another_label_takes_no_place(doubles: tuple[str, int], tmp_path: Path, store: Store) -> None:
     """Ann has boxed the object twice, perhaps with two classes, and Bob once. Ann deletes one of hers."""
     from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT, doubles]))
     from_cvat(tmp_path, store, B, ("img_1.png", "", [(doubles[0], 14)]))
@@ -168,7 +168,7 @@ def test_a_spare_of_another_label_takes_no_place(doubles: tuple[str, int], tmp_p
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_nearest_spare_takes_the_place_of_a_box(order: int, tmp_path: Path, store: Store) -> None:
+def test_the_nearest_box_takes_the_place_of_a_label(order: int, tmp_path: Path, store: Store) -> None:
     from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT, ("dog", 20)]))
     from_cvat(tmp_path, store, B, ("img_1.png", "", [("dog", 20), ("cat", 11)][::order]))
     assert from_cvat(tmp_path, store, A, ("img_1.png", "", [("dog", 20)])) == Imported(shared=1, unchanged=1)
@@ -210,7 +210,9 @@ def test_complete_reports_only_labels_that_no_task_of_the_file_has(tmp_path: Pat
 
 
 @pytest.mark.parametrize("verdict", [Verdict.NOT_AN_OBJECT, Verdict.OBJECT])
-def test_an_unchanged_spare_does_not_overrule_a_correction(verdict: Verdict, tmp_path: Path, store: Store) -> None:
+def test_a_second_box_on_an_object_does_not_overrule_a_correction(
+    verdict: Verdict, tmp_path: Path, store: Store
+) -> None:
     """Ann rejects the label on the page, or draws it smaller. Bob's job, which boxed the object too, is read again."""
     from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
     from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR]))
@@ -219,11 +221,11 @@ def test_an_unchanged_spare_does_not_overrule_a_correction(verdict: Verdict, tmp
     store.record([Answer(label, smaller, np.zeros(len(smaller), np.int64), verdict, "Ann")])
     assert from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR])) == Imported(left=1)
     assert store.labels_of(1).boxes.tolist() == smaller.tolist()
-    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [("cat", 14)])) == Imported(missed=1)
-    assert 14 in boxes(store)
+    assert from_cvat(tmp_path, store, B, ("img_1.png", "", [("cat", 14)])) == Imported(left=1)
+    assert boxes(store) == [10] * len(smaller)
 
 
-def test_a_spare_that_became_a_label_and_was_corrected_stays_corrected(tmp_path: Path, store: Store) -> None:
+def test_a_second_box_that_became_a_label_and_was_corrected_stays_corrected(tmp_path: Path, store: Store) -> None:
     from_cvat(tmp_path, store, A, ("img_1.png", "", [CAT]))
     from_cvat(tmp_path, store, B, ("img_1.png", "", [NEAR]))
     from_cvat(tmp_path, store, A, ("img_1.png", "", []))

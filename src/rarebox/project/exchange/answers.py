@@ -5,8 +5,8 @@ place (IoU 0.5, as for the simulated oracle: decisions row 13). Any further box 
 question that its author asked and answered. If it is gone later, that answer is withdrawn, or another person's is
 rejected.
 
-If several tasks have drawn one object, the first box is its label. Each other box is kept as a spare: a question that
-its author asked and answered with "already labelled". When the label is withdrawn, a spare takes its place.
+An object has one query. If several tasks have drawn it, each of their boxes is an answer to that query, and the first
+box is its label. When the task of the label deletes its box, the box of another task becomes the label.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -33,12 +33,15 @@ from rarebox.project.exchange.matching import (
     rejection,
     settle,
 )
-from rarebox.types import Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+from rarebox.types import Answer, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """An answer to an existing query, or to a new query that is created with it, under a key."""
+    """An answer to an existing query, or to a new query that is created with it, under a key.
+
+    ``joins``: the box is the first that its task has on the object, which other tasks have drawn before.
+    """
 
     kind: str
     by: str
@@ -47,12 +50,20 @@ class Said:
     labels: Ints
     milliseconds: int
     query: Query
-    key: str | None = None
+    key: str = ""
+    joins: bool = False
+
+    @property
+    def task(self) -> str:
+        """The prefix of the keys of its task."""
+        return self.key.rpartition(":")[0]
 
 
-def answers_of(one: Returned, record: ImageRecord, known: Known, source: str, by: str, complete: bool) -> list[Said]:
+def answers_of(
+    one: Returned, record: ImageRecord, known: Known, source: str, *, by: str, complete: bool, instead: bool
+) -> list[Said]:
     """What one image's regions say about its queries, about boxes drawn earlier, and about unasked boxes."""
-    image = _Image(one, record, known, source, by)
+    image = _Image(one, record, known, source, by, instead)
     whole = image.as_complete() if complete and not one.left_out else []
     return [*image.to_questions(), *image.to_regions(), *image.to_deleted(), *whole]
 
@@ -64,11 +75,11 @@ class _Image:
     ``asked`` (query -> region), the answer to a question of the file; ``as_sent`` (region -> query), a label that
     returned as it was exported; ``changed``, an exported label with another box or class; ``drawn``, a box that was
     imported from this task before; ``labelled`` (region -> query, row, and whether nothing differs), an object that has
-    a label from elsewhere. A drawn box that is a spare may be labelled, too.
+    a label from elsewhere.
     """
 
-    def __init__(self, one: Returned, record: ImageRecord, known: Known, source: str, by: str) -> None:
-        self.one, self.record, self.known = one, record, known
+    def __init__(self, one: Returned, record: ImageRecord, known: Known, source: str, by: str, instead: bool) -> None:
+        self.one, self.record, self.known, self.instead = one, record, known, instead
         self.author = clean_name(by, "person") if by else _annotator(one, source)
         self.boxes = _in_pixels(one, record)
         self.held, self.ours = _Held.of(one, record, known), known.queries.get(record.id, {})
@@ -79,6 +90,7 @@ class _Image:
         self.labels: list[int] = known.counts_as[np.array(named, np.int64)].tolist()
         self.prefix = prefix_of(source, record.id, one.task)
         self.imported = known.drawn.get(record.id, {})
+        self.drawn_in_tasks = {*self.imported.values()}
         self.untouched = bool(one.image_id is not None or one.project) and not one.task  # an export as it left rarebox
         self._match_questions()
         self._match_exported()
@@ -106,6 +118,7 @@ class _Image:
     def _match_imported(self, named: Sequence[int]) -> None:
         mine = {key: number for key, number in self.imported.items() if key.rpartition(":")[0] == self.prefix}
         self.before = {key: number for key, number in mine.items() if number not in self.claimed}
+        self.used = set[str]()
         self.keys = keys_of(
             self.one.regions,
             self.boxes,
@@ -113,16 +126,27 @@ class _Image:
             self.prefix,
             lambda key: key not in self.before and self.known.has_key(key),
         )
+        numbers = {*self.before.values()}
+        self.held_before = {n: held for n in numbers if (held := self.known.held_by(self.prefix, n))}
+        before = {key: number for key, number in self.before.items() if number in self.held_before}
         free = [n for n in self.free if n not in self.as_sent and n not in self.changed]
-        self.drawn = match_drawn(self.keys, self.boxes, free, self.before, self.ours)
+        places = {number: box.boxes[0] for number, box in self.held_before.items()}
+        self.drawn = match_drawn(self.keys, self.boxes, free, before, places)
 
     def _match_labelled(self) -> None:
-        used = {*self.shown, *self.before.values(), *self.claimed}
+        used = {*self.shown, *self.drawn.values(), *self.claimed}
         self.others = {n: query for n, query in self.ours.items() if n not in used}
-        counted = {n for n, number in self.drawn.items() if (said := self.known.latest(number)) and len(said.boxes)}
-        free = [n for n in self.free if n not in counted and n not in self.changed]
+        settled = {region for region, number in self.drawn.items() if not self._says_anew(region, number)}
+        free = [n for n in self.free if n not in settled and n not in self.changed]
         free = [n for n in free if self.as_sent.get(n) not in self.claimed]
         self.labelled = match_labelled(self.boxes, self.labels, free, self.others, self.known)
+        self.drawn = {region: number for region, number in self.drawn.items() if region not in self.labelled}
+
+    def _says_anew(self, region: int, query_id: int) -> bool:
+        """Whether a box is to be a label, and that of its query is gone. The object may have another label since."""
+        latest = self.known.latest(query_id)
+        changed = not self._is_as(self.held_before[query_id], region)
+        return not (latest and len(latest.boxes)) and (changed or self.instead)
 
     # What that says
 
@@ -146,28 +170,28 @@ class _Image:
                 kind = "missed" if self._undoes(query) else "unchanged"
                 yield self._said(kind, query, Verdict.OBJECT, region)
             elif region in self.labelled:
-                yield from self._confirmed(region)
+                yield self._confirmed(region)
             elif region in self.drawn or region in self.changed:
                 query = self.ours[self.drawn[region] if region in self.drawn else self.changed[region]]
-                unchanged = _is_unchanged(self.boxes[region], self.labels[region], query)
-                kind = "contested" if unchanged and self.known.is_overruled(query) else "missed"
-                yield self._said(kind, query, Verdict.OBJECT, region)
+                yield self._said("missed", query, Verdict.OBJECT, region)
             else:
-                yield self._said("missed", self._new(region), Verdict.OBJECT, region, self.keys[region])
+                query = self._former(region)
+                new = Query(self.record.id, self.boxes[region], self.labels[region], asked_by=self.author)
+                key = "" if query else self._free_key(region)
+                yield self._said("missed", query or new, Verdict.OBJECT, region, key)
 
     def to_deleted(self) -> Iterator[Said]:
         """What is said by the absence of boxes that this task has drawn, and of labels that it was sent."""
         for query in self._deleted():
-            said_by = self.known.standing.get(query.id, {}).items()
+            others = [answer for by, answer in self.known.standing.get(query.id, {}).items() if by != self.author]
+            theirs = any(answer.verdict is Verdict.OBJECT for answer in others)
+            asked = query.asked_by is None or theirs
             if query.box is None:
                 # A single box of a whole-image answer cannot be deleted.
                 yield self._said("left", query, Verdict.OBJECT)
-            elif self.known.is_spare(query.id):
-                (by, *_) = said_by
-                yield replace(self._said("shared", query, Verdict.WITHDRAWN), by=by[0])
+            elif self._is_shared(query):
+                yield self._said("shared", query, Verdict.WITHDRAWN)
             else:
-                theirs = any(answer.verdict is Verdict.OBJECT for by, answer in said_by if by != self.author)
-                asked = query.asked_by is None or theirs
                 yield self._said("withdrawn", query, rejection(query, self.boxes) if asked else Verdict.WITHDRAWN)
 
     def as_complete(self) -> list[Said]:
@@ -181,78 +205,63 @@ class _Image:
         last = self.known.last_key[query.id]
         return bool(self.one.task) and query.box is not None and last.startswith(f"{self.prefix}:")
 
-    def _confirmed(self, region: int) -> Iterator[Said]:
-        """That an object has the label that it has. If the label is another task's, the region is kept as a spare."""
+    def _confirmed(self, region: int) -> Said:
+        """That an object has the label that it has."""
         query, _, exact = self.labelled[region]
         # A single box of a whole-image answer cannot be changed.
         kind = "missed" if query.box is not None else "unchanged" if exact else "left"
-        yield self._said(kind, query, Verdict.OBJECT, region)
-        if region in self.drawn:
-            yield self._said("spare", self.ours[self.drawn[region]], Verdict.ALREADY_LABELLED)
-        elif query.id in self.imported.values() and not self.untouched:
-            yield self._said("spare", self._new(region), Verdict.ALREADY_LABELLED, key=self.keys[region])
+        joins = query.id in self.drawn_in_tasks and query.id not in self.held_before and not self.untouched
+        key = self._free_key(region) if joins else ""
+        return replace(self._said(kind, query, Verdict.OBJECT, region, key), joins=joins)
 
     def _deleted(self) -> list[Query]:
         if self.one.left_out:
             return []
-        gone = set[int]() if self.untouched else {*self.before.values()} - {*self.drawn.values()}
         there = {(query.id, row) for query, row, _ in self.labelled.values()}
+        gone = {*self.held_before} - {*self.drawn.values()} - {number for number, _ in there}
         sent = match_labelled(self.held.places, self.held.labels, self.lost, self.others, self.known).values()
         return [
-            *(self.ours[n] for n in sorted(gone) if self.ours[n].box is not None),
-            *(query for query, row, _ in sent if (query.id, row) not in there),
+            *(self.ours[n] for n in sorted(gone) if self.ours[n].box is not None and not self.untouched),
+            *(query for query, row, _ in sent if (query.id, row) not in there and query.id not in gone),
         ]
 
-    def _new(self, region: int) -> Query:
-        return Query(self.record.id, self.boxes[region], self.labels[region], asked_by=self.author)
+    def _is_shared(self, query: Query) -> bool:
+        """Whether an object keeps a label when this task deletes its box: that of another task, or, if this task was
+        not the first to draw it, that of anybody."""
+        own, latest = self.held_before.get(query.id), self.known.latest(query.id)
+        if own is None or latest is None or not len(latest.boxes):
+            return False
+        if self.known.origin[query.id] == self.prefix:
+            return bool(self.known.held_elsewhere(self.prefix, query.id)) and not self.instead
+        return bool(self.known.held_elsewhere(self.prefix, query.id)) or latest is not own
+
+    def _former(self, region: int) -> Query | None:
+        """The query of a box that this task has deleted and drawn again."""
+        number = self.before.get(self.keys[region])
+        if number is None or number in self.held_before or number in self.drawn.values():
+            return None
+        query = self.ours[number]
+        near = query.box is not None and iou_matrix(query.box[None], self.boxes[[region]]).max() >= SAME_OBJECT
+        return query if near else None
+
+    def _free_key(self, region: int) -> str:
+        """The name of a region for a query that this task does not hold yet."""
+        key = self.keys[region]
+        while key in self.used or self.known.has_key(key):
+            key += "+"
+        self.used.add(key)
+        return key
+
+    def _is_as(self, answer: Answer, region: int) -> bool:
+        """Whether a region is the box of an answer."""
+        moved = np.abs(answer.boxes[0] - self.boxes[region]).max() > STILL
+        return not moved and answer.labels[0] == self.labels[region]
 
     def _said(self, kind: str, query: Query, verdict: Verdict, region: int | None = None, key: str = "") -> Said:
         rows = [] if region is None else [region]
         boxes, labels = self.boxes[rows], np.array(self.labels, np.int64)[rows]
         key = key or f"{self.prefix}{CHANGE}{token_hex(12)}"
         return Said(kind, self.author, verdict, boxes, labels, self.milliseconds, query, key)
-
-
-def _is_unchanged(box: Floats, label: int, query: Query) -> bool:
-    return query.box is not None and bool(np.abs(box - query.box).max() <= STILL) and label == query.guess
-
-
-def moves_away(one: Said, known: Known) -> bool:
-    """Whether an answer moves a box to another object."""
-    latest = known.latest(one.query.id) if one.kind == "missed" else None
-    return latest is not None and len(latest.boxes) > 0 and iou_matrix(latest.boxes, one.boxes).max() < SAME_OBJECT
-
-
-def heirs_of(gone_from: Sequence[Said], said: Sequence[Said], known: Known) -> dict[int, Said]:
-    """The spares that replace boxes that one task has deleted or moved away: query of the box -> answer to the spare.
-
-    A spare belongs to the label that overlaps it most, and replaces no other one. ``said`` are all answers of the file
-    to the same images.
-    """
-    told, gone = {one.query.id for one in said}, {one.query.id for one in gone_from}
-    heirs = dict[int, Said]()
-    for one in gone_from:
-        queries = known.queries[one.query.image_id]
-        labels = {n: latest for n in queries if (latest := known.latest(n)) and len(latest.boxes)}
-        found = list[tuple[bool, float, Query]]()
-        for number in known.drawn.get(one.query.image_id, {}).values():
-            spare = queries[number]
-            if number in told or spare.box is None or spare.guess is None or not known.is_spare(number):
-                continue
-            iou = {n: float(iou_matrix(spare.box[None], latest.boxes).max()) for n, latest in labels.items()}
-            own = iou[one.query.id]
-            if own >= SAME_OBJECT and not any(iou[n] > own or (iou[n] == own and n not in gone) for n in iou):
-                same = bool((labels[one.query.id].labels == known.counts_as[spare.guess]).any())
-                found.append((same, own, spare))
-        if found:
-            *_, spare = max(found, key=lambda each: each[:2])
-            assert spare.box is not None
-            (by, *_) = known.standing[spare.id]
-            label = known.counts_as[np.array([spare.guess])]
-            key = f"{known.last_key[spare.id].rpartition(':')[0]}{CHANGE}{token_hex(12)}"  # as if its own task said so
-            heirs[one.query.id] = Said("heir", by, Verdict.OBJECT, spare.box[None], label, 0, spare, key)
-            told.add(spare.id)
-    return heirs
 
 
 def lacking(tasks: Sequence[Returned], record: ImageRecord, known: Known, but: Collection[int]) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 from rarebox.data.classes import class_key
 from rarebox.data.review import Batch, Returned
 from rarebox.labels.store import Store
-from rarebox.project.exchange.answers import Said, answers_of, heirs_of, lacking, moves_away
+from rarebox.project.exchange import shared
+from rarebox.project.exchange.answers import Said, answers_of, lacking
 from rarebox.project.exchange.known import Known
 from rarebox.project.exchange.matching import STILL
 from rarebox.project.exchange.photos import Photos, located, without_numbers
@@ -47,8 +48,8 @@ class Imported:
 RECORDED = ("objects", "no_objects", "missed", "withdrawn")
 """Kinds of answers to single boxes that are recorded unless they are known."""
 
-SKIPPED = ("unseen", "unchanged", "left")
-"""Kinds of answers that are counted and not recorded."""
+SKIPPED = ("unseen", "unchanged", "left", "shared")
+"""Kinds of answers that are counted and not recorded as they are."""
 
 
 def bring_in(
@@ -76,22 +77,20 @@ def bring_in(
         fates, left, newer = list[str](), set[int](), _with_newer_names(store, returned)
         for some in _in_turn(found):
             known = Known.of(store, (record.id for _, record in some), newer)
-            said = [one for back, record in some for one in answers_of(back, record, known, source, by, complete)]
-            contested = "missed" if instead else "left"
-            said = [replace(one, kind=contested) if one.kind == "contested" else one for one in said]
-            fate = [_fate(one, known, instead) for one in said]
-            left |= {one.query.id for one, its in zip(said, fate, strict=True) if its == "left"}
-            kept = [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED]
-            gone = [one for one in kept if one.kind == "withdrawn" or moves_away(one, known)] if not instead else []
-            heirs = heirs_of(gone, said, known)
-            kept += _restated(said, fate, known)
-            _record(store, [*(_without(one) if one.query.id in heirs else one for one in kept), *heirs.values()])
-            for one, its in zip(said, fate, strict=True):
-                fates.append("shared" if its == "withdrawn" and one.query.id in heirs else its)
+            parts = [
+                answers_of(one, record, known, source, by=by, complete=complete, instead=instead)
+                for one, record in some
+            ]
+            said = [(one, _fate(one, known, instead)) for part in parts for one in part]
+            fates += [fate for _, fate in said]
+            left |= {one.query.id for one, fate in said if fate == "left"}
+            _record(store, [each for one, fate in said for each in _recorded(one, fate, known)])
+            for one in (one for one, fate in said if fate == "shared"):
+                _record(store, shared.withdrawal(one, Known.of(store, [one.query.image_id], newer)))
         if complete:
             fates += ["kept"] * _lacking(store, found, left)
     shapes = sum(len(one.left_out) for one in batch.returned)
-    return Imported(**Counter(fate for fate in fates if fate and fate != "spare"), shapes=shapes, foreign=sum(foreign))
+    return Imported(**Counter(filter(None, fates)), shapes=shapes, foreign=sum(foreign))
 
 
 def _with_newer_names(store: Store, returned: Sequence[Returned]) -> set[str]:
@@ -114,11 +113,6 @@ def _in_turn(found: Sequence[tuple[Returned, ImageRecord]]) -> list[list[tuple[R
     return parts
 
 
-def _without(one: Said) -> Said:
-    """A withdrawal of a box around an object that keeps a label, so its area is not background."""
-    return replace(one, verdict=Verdict.ALREADY_LABELLED) if one.verdict is Verdict.NOT_AN_OBJECT else one
-
-
 def _lacking(store: Store, found: Sequence[tuple[Returned, ImageRecord]], but: Collection[int]) -> int:
     """How many labels of the images no task of the file has. Images with shapes that were left out do not count."""
     tasks = defaultdict[int, list[Returned]](list)
@@ -137,10 +131,10 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     later = [standing[by] for by in authors[authors.index(one.by) + 1 if mine else 0 :]]
     latest = known.latest(one.query.id)
     if one.kind == "shared":
-        return "shared"
+        return one.kind
     told = _told(one, known)
-    if told and latest and _same(told, one) and latest is not told and not instead:  # answered elsewhere since
-        return "unchanged" if latest.by == one.by or _same(latest, one) else "left"
+    if told and _same(told, one) and latest is not told and not instead:  # answered elsewhere since
+        return "left" if latest and latest.by != one.by and not _same(latest, one) else "unchanged"
     if one.kind == "withdrawn" and (latest is None or latest.verdict is not Verdict.OBJECT):
         return ""
     if one.kind == "unseen":
@@ -152,29 +146,28 @@ def _fate(one: Said, known: Known, instead: bool) -> str:
     overruled = len(later) >= one.query.wanted
     compared = [mine] if mine and not overruled else later[-one.query.wanted :]
     same = any(_same(answer, one) for answer in compared)
-    if one.kind == "spare":
-        return "" if same or overruled else "spare"
     return "unchanged" if same else "left" if overruled and not instead else one.kind
 
 
 def _told(one: Said, known: Known) -> Answer | None:
     """What the same person has last said on the same query in the same task."""
-    told = known.told.get(((one.key or "").rpartition(":")[0], one.query.id))
+    told = known.told.get(one.query.id, {}).get(one.task)
     return told if told and told.by == one.by else None
 
 
-def _restated(said: Sequence[Said], fate: Sequence[str], known: Known) -> list[Said]:
-    """Current answers of people whose tasks have come to agree with them, under the keys of the tasks.
-
-    They change nothing now. A later change in the task is then seen as one.
-    """
-    found = list[Said]()
-    for one, its in zip(said, fate, strict=True):
-        told, latest = _told(one, known), known.latest(one.query.id)
-        if one.kind in RECORDED and its in ("", "unchanged") and told and latest and latest.by == one.by:
-            again = replace(one, verdict=latest.verdict, boxes=latest.boxes, labels=latest.labels, milliseconds=0)
-            found += [] if _same(told, one) or _same(told, again) else [again]
-    return found
+def _recorded(one: Said, fate: str, known: Known) -> list[Said]:
+    """What is recorded of an answer: nothing, itself, or itself and the label that stays after it."""
+    told, latest, held = _told(one, known), known.latest(one.query.id), known.held_by(one.task, one.query.id)
+    if fate == one.kind and fate not in SKIPPED:
+        return [one]
+    news = one.joins or (held and one.query.asked_by and not _same(held, one))
+    if news and (one.kind == "missed" or fate == ""):
+        return shared.beside_the_label(one, known)
+    if one.kind in RECORDED and fate in ("", "unchanged") and told and latest and latest.by == one.by:
+        # The task has come to agree with its annotator. A later change there is then seen as one.
+        again = replace(one, verdict=latest.verdict, boxes=latest.boxes, labels=latest.labels, milliseconds=0)
+        return [] if _same(told, one) or _same(told, again) else [again]
+    return []
 
 
 def _same(answer: Answer, one: Said) -> bool:
@@ -195,6 +188,4 @@ def _record(store: Store, said: Sequence[Said]) -> None:
         Answer(number, one.boxes, one.labels, one.verdict, one.by, one.milliseconds)
         for number, one in zip(ids, said, strict=True)
     ]
-    keyed = [n for n, one in enumerate(said) if one.key]
-    store.record([answers[n] for n in keyed], [str(said[n].key) for n in keyed])
-    store.record([answer for answer, one in zip(answers, said, strict=True) if not one.key])
+    store.record(answers, [one.key for one in said])

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import bindparam, select
 
-from rarebox.core.boxes import iou_matrix
 from rarebox.data.classes import Classes
 from rarebox.labels import schema
 from rarebox.labels.store import ANSWER, Store
@@ -40,8 +39,9 @@ class Known:
     image, all answers ever recorded, the oldest first. ``drawn``: by image, the queries of boxes imported earlier, from
     any tool, by the keys of their answers. ``last_key``: the key of the last answer to each query, or an empty string.
     ``newer``: the sessions of images in files with a class name that the session lacks: the classes of the tool have
-    been changed since. ``told``: the last answer to a query from one task, by the prefix of its key and the query.
-    ``counts_as`` (K,): the current class of each index, after merges.
+    been changed since. ``told``: the last answer from each task to a query, by query and the prefix of the task's keys,
+    in the order recorded. ``origin``: that prefix of the first answer to a query, or an empty string. ``counts_as``
+    (K,): the current class of each index, after merges.
     """
 
     store: Store
@@ -52,7 +52,8 @@ class Known:
     drawn: dict[int, dict[str, int]] = field(default_factory=dict[int, dict[str, int]])
     last_key: dict[int, str] = field(default_factory=dict[int, str])
     newer: Collection[str] = frozenset[str]()
-    told: dict[tuple[str, int], Answer] = field(default_factory=dict[tuple[str, int], Answer])
+    told: dict[int, dict[str, Answer]] = field(default_factory=dict[int, dict[str, Answer]])
+    origin: dict[int, str] = field(default_factory=dict[int, str])
     _classes: dict[str, Classes] = field(default_factory=dict[str, Classes])
 
     @classmethod
@@ -76,9 +77,14 @@ class Known:
                     self.past.setdefault(row.image_id, []).append(answer)
                     self._apply(answer)
                     key = self.last_key[row.query_id] = row.key if isinstance(row.key, str) else ""
-                    self.told[key.rpartition(":")[0], row.query_id] = answer
-                    if isinstance(row.key, str) and f":{row.image_id}:" in row.key and CHANGE not in row.key:
-                        self.drawn.setdefault(row.image_id, {})[row.key] = row.query_id
+                    task = key.rpartition(":")[0] if f":{row.image_id}:" in key else ""
+                    self.origin.setdefault(row.query_id, task)
+                    if task:
+                        told = self.told.setdefault(row.query_id, {})
+                        told.pop(task, None)
+                        told[task] = answer
+                        if CHANGE not in key:
+                            self.drawn.setdefault(row.image_id, {})[key] = row.query_id
 
     def _apply(self, answer: Answer) -> None:
         """Replace or withdraw the earlier answer of the same author."""
@@ -102,18 +108,15 @@ class Known:
         """The answer to a query that counts, if it has one."""
         return next(reversed(self.standing.get(query_id, {}).values()), None)
 
-    def is_spare(self, query_id: int) -> bool:
-        """Whether a query holds a box that a task has drawn around an object whose label came from elsewhere."""
-        standing = self.standing.get(query_id, {}).values()
-        return bool(standing) and all(answer.verdict is Verdict.ALREADY_LABELLED for answer in standing)
+    def held_by(self, task: str, query_id: int) -> Answer | None:
+        """The box that a task had on the object of a query when it was last imported, if it had one."""
+        told = self.told.get(query_id, {}).get(task)
+        return told if told and len(told.boxes) == 1 else None
 
-    def is_overruled(self, spare: Query) -> bool:
-        """Whether a question is a spare, and somebody has rejected, moved or reshaped the label for which it stood."""
-        if spare.box is None or not self.is_spare(spare.id):
-            return False
-        labels = [answer for answer in self.past.get(spare.image_id, []) if answer.query_id != spare.id]
-        labels = [answer for answer in labels if iou_matrix(spare.box[None], answer.boxes).max(initial=0) >= 0.5]
-        return any(self.latest(answer.query_id) and not self.is_spare(answer.query_id) for answer in labels)
+    def held_elsewhere(self, task: str, query_id: int) -> dict[str, Answer]:
+        """The boxes of other tasks on the object of a query, by task, in the order recorded."""
+        others = self.told.get(query_id, {}).items()
+        return {other: answer for other, answer in others if other != task and len(answer.boxes) == 1}
 
     def has_key(self, key: str) -> bool:
         """Whether an answer has this key. A browser may send any key, even for another image."""

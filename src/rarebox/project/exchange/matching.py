@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from rarebox.core.boxes import iou_matrix, overlapping
+from rarebox.core.boxes import iou_matrix, overlapping, paired_iou
 from rarebox.data.review import Region
 from rarebox.project.exchange.known import Known
 from rarebox.types import Answer, Floats, Query, Verdict, as_boxes
@@ -96,15 +96,20 @@ def labels_before(
 
 
 def match_drawn(
-    keys: Sequence[str], boxes: Floats, free: Sequence[int], before: Mapping[str, int], ours: Mapping[int, Query]
+    keys: Sequence[str], boxes: Floats, free: Sequence[int], before: Mapping[str, int], places: Mapping[int, Floats]
 ) -> dict[int, int]:
-    """The regions that are drawn boxes imported earlier, matched by key, else by position: region -> query."""
-    found = {region: before[keys[region]] for region in free if keys[region] in before}
+    """The regions that show the objects of boxes imported earlier: region -> query, by key, else by position.
+
+    ``before``: key -> query. ``places``: query -> where the box was then (4,). A box that was moved to another object
+    is not matched by its key.
+    """
+    known = [region for region in free if keys[region] in before]
+    there = as_boxes([places[before[keys[region]]] for region in known])
+    near = paired_iou(there, boxes[known]) >= SAME_OBJECT
+    found = {region: before[keys[region]] for region, is_near in zip(known, near, strict=True) if is_near}
     rest = [region for region in free if region not in found]
-    again = {*found.values()}
-    left = [n for n in before.values() if n not in again and ours[n].box is not None]
-    places = as_boxes([ours[n].box for n in left])  # type: ignore[arg-type]
-    return found | {rest[b]: left[a] for a, b in pairs(places, boxes[rest])}
+    left = [query for query in dict.fromkeys(before.values()) if query not in found.values()]
+    return found | {rest[b]: left[a] for a, b in pairs(as_boxes([places[n] for n in left]), boxes[rest])}
 
 
 def match_labelled(
