@@ -350,6 +350,35 @@ def test_a_budget_of_seconds_counts_peoples_time_without_a_coffee_break(tmp_path
         assert made.budget(2).spent == house.service._spent == 25.0
 
 
+class Idle:
+    """A trainer that waits for commands."""
+
+    working, status = False, {"state": "idle", "stage": None}
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, what: str) -> None:
+        self.sent.append(what)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("unit", "command"), [("seconds", "train"), ("reviews", "go on")])
+def test_the_trainer_is_told_when_the_budget_is_spent(tmp_path: Path, unit: str, command: str) -> None:
+    made = make_project(tmp_path, budget=[2], budget_unit=unit)
+    open_cycle(made, 2, range(4, 13))
+    with opened(made) as house:
+        anna, trainer = house.browser(), Idle()
+        house.service.trainer = trainer  # type: ignore[assignment]
+        for milliseconds in (1500, 1400):
+            assert trainer.sent == []  # nothing is due yet
+            (query,) = anna.next(1)
+            anna.saved(query=query["id"], milliseconds=milliseconds)
+        house.service.do(lambda: None).result(20)  # the writer tells the trainer after it has replied
+        assert trainer.sent == [command]
+
+
 def test_the_rest_of_a_cycle_is_estimated_from_a_persons_own_pace(tmp_path: Path) -> None:
     made = make_project(tmp_path, budget=[50], budget_unit="reviews")
     open_cycle(made, 2, range(4, 13))
