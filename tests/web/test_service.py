@@ -63,7 +63,7 @@ def wait_for(came: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def spent(service: AnnotationService) -> int:
+def spent(service: AnnotationService) -> float:
     return service.state("anna", False)["budget"]["spent"]
 
 

@@ -129,11 +129,11 @@ def with_seconds(records: Sequence[CycleRecord], cost: CostSettings, rescore: bo
             spent = record["seconds_spent"]
             found.append(record)
             continue
-        known = record.get("actions_this_cycle")
-        actions = _estimate(record, scanned) if known is None else known
+        estimated = "actions_this_cycle" not in record
+        actions = _estimate(record, scanned) if estimated else record["actions_this_cycle"]
         seconds = sum(count * getattr(cost, action) for action, count in actions.items())
         spent += seconds
-        more = {"seconds_spent": spent, "seconds_spent_this_cycle": seconds, "seconds_estimated": known is None}
+        more = {"seconds_spent": spent, "seconds_spent_this_cycle": seconds, "seconds_estimated": estimated}
         found.append(cast("CycleRecord", {**record, **more} if spent == spent else record))
     return found
 
