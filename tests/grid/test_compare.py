@@ -286,6 +286,7 @@ def test_labels_to_reach_a_height() -> None:
         ({"cycles": [{**record(1, 100, 0.3), "ap50": "x"}]}, r"cycles\.0\.ap50"),
         ({"cycles": [{**record(1, 100, 0.3), "labels": None}]}, r"cycles\.0\.labels"),
         ({"cycles": [{**record(1, 100, 0.3), "human_per_class": None}]}, r"cycles\.0\.human_per_class"),
+        ({"cycles": [{**record(1, 100, 0.3), "actions_this_cycle": {"dance": 2}}]}, "there is no action 'dance'"),
         ({"status": "failed", "cycles": [], "reason": {"a": 1}}, "reason"),
     ],
 )

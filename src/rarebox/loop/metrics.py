@@ -104,10 +104,12 @@ def as_record(written: object) -> CycleRecord:
         raise ValueError("a cycle's record is an object")
     named = {FORMER.get(str(name), str(name)): value for name, value in cast("dict[object, object]", written).items()}
     try:
-        _Known.model_validate(named)
+        known = _Known.model_validate(named)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if unknown := known.actions_this_cycle.keys() - CostSettings.model_fields.keys():
+        raise ValueError(f"actions_this_cycle: there is no action {min(unknown)!r}")
     return cast("CycleRecord", named)
 
 
