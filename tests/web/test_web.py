@@ -209,7 +209,7 @@ def test_a_question_about_a_box(later: House) -> None:
     assert first["uncertainty"] == pytest.approx(0.8)
     assert first["reason"].startswith("It looks like fish")
     assert (first["labels"], first["complete"]) == ([], False)
-    assert first["others"] == [{"box": BOX, "label": 0, "score": 0.9}]
+    assert first["others"] == [{"box": BOX, "label": 0, "score": 0.9, "likely": True}]
     assert first["lease_seconds"] == later.project.settings.people.lease_seconds
 
 
