@@ -86,6 +86,20 @@ def test_looks_is_the_former_name_of_reviews(tmp_path: Path) -> None:
         config.resolve(changes={"budget_unit": "glances"})
 
 
+def test_the_papers_oracle_returns_the_true_box_as_those_of_earlier_versions_did(tmp_path: Path) -> None:
+    assert Settings().oracle.accept_iou == config.resolve("laptop").oracle.accept_iou == 0.75
+    assert config.resolve("paper").oracle.accept_iou is None
+    assert config.check(config.as_written_before({"seed": 1})).oracle.accept_iou is None
+    assert config.resolve(file=write(tmp_path, "oracle: {accept_iou: null}")).oracle.accept_iou is None
+
+
+@pytest.mark.parametrize("name", ["confirm", "mend", "reject", "cannot_tell", "draw", "scan"])
+def test_an_answer_is_never_free(name: str) -> None:
+    """Otherwise a budget of seconds might never be spent."""
+    with pytest.raises(UserError, match=rf"cost\.{name}: .* greater than 0"):
+        config.resolve(changes={f"cost.{name}": 0})
+
+
 def test_candidates_and_pseudo_labels_have_separate_floors() -> None:
     assert (Settings().scoring.candidate_threshold, Settings().lowest_pseudo_score, Settings().lowest_score) == (
         0.1,
@@ -238,7 +252,8 @@ def test_settings_written_and_read_again_are_the_same(tmp_path: Path, text: Call
 
 def test_the_commented_settings_say_the_choices_and_where_to_read_on() -> None:
     lines = [line.strip() for line in settings_text.commented(Settings()).splitlines()]
-    assert "budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); one of labels, reviews" in lines
+    units = "one of labels, reviews, seconds"
+    assert f"budget_unit: labels  # what a budget counts (docs/decisions.md, row 12); {units}" in lines
     assert "training:  # How a detector is fitted (docs/decisions.md, row 26)." in lines
     assert (
         "name: retinanet  # network architecture; dfine requires the extra detr; one of retinanet, faster_rcnn, dfine"

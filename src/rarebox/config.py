@@ -274,6 +274,29 @@ class OracleSettings(Section):
         le=1,
         description="minimum IoU with an object for a reviewed box to count as that object [13]",
     )
+    accept_iou: Fraction | None = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="from this IoU with the object up, the label is the box shown; below it, and with null always, it "
+        "is the true box [13]",
+    )
+
+
+class CostSettings(Section):
+    """What the actions of an annotator cost, in seconds [43]."""
+
+    look: float = Field(default=0.8, ge=0, description="a look at a new image, before a box in it is judged")
+    confirm: float = Field(default=1.0, gt=0, description="accept the box shown")
+    class_key: float = Field(default=1.0, ge=0, description="give another class than the guess, in addition")
+    mend: float = Field(default=5.0, gt=0, description="accept the object and move or reshape its box")
+    reject: float = Field(default=1.0, gt=0, description="say that the box shows no object, or one that has its label")
+    cannot_tell: float = Field(default=3.0, gt=0, description="decide that nobody can tell")
+    draw: float = Field(default=7.0, gt=0, description="draw one box and give its class")
+    scan: float = Field(default=7.8, gt=0, description="search a whole image for objects")
+    longest: float = Field(
+        default=10.0, ge=1, description="the recorded time of an answer counts up to this multiple of its cost"
+    )
 
 
 class PeopleSettings(Section):
@@ -301,7 +324,9 @@ class Settings(Section):
     seed: int = Field(default=0, ge=0, description="root seed")
     initial_images: int = Field(default=60, ge=1, description="pool images labelled completely at the start")
     budget: tuple[int, ...] = Field(default=(150, 300), description="budget of each cycle after the first")
-    budget_unit: Literal["labels", "reviews"] = Field(default="labels", description="what a budget counts [12]")
+    budget_unit: Literal["labels", "reviews", "seconds"] = Field(
+        default="labels", description="what a budget counts [12]"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or mps")
     detector: DetectorSettings = DetectorSettings()
     training: TrainingSettings = TrainingSettings()
@@ -309,6 +334,7 @@ class Settings(Section):
     selection: SelectionSettings = SelectionSettings()
     pseudo: PseudoSettings = PseudoSettings()
     oracle: OracleSettings = OracleSettings()
+    cost: CostSettings = CostSettings()
     people: PeopleSettings = PeopleSettings()
 
     @field_validator("budget_unit", mode="before")
@@ -379,6 +405,7 @@ PRESETS: dict[str, Values] = {
             "precision": "float32",
         },
         "pseudo": {"rejected": "forget", "difficult": "background"},
+        "oracle": {"accept_iou": None},
     },
     "dfine": {  # not measured on COCO weights; gradients are clipped as by D-FINE's authors
         "detector": {"name": "dfine", "backbone": "hgnet_v2_s", "weights": "coco", "image_size": 640},
@@ -397,7 +424,7 @@ PROJECT: Values = {"initial_images": 8, "budget": [50], "budget_unit": "reviews"
 FINAL: dict[str, Values] = {"laptop": {"training.epochs": 30}, "dfine": {"training.epochs": 30}}
 """Changes of a final training (``rarebox train``) to its preset: it is trained once, so it may take longer."""
 
-BEFORE: Values = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None}
+BEFORE: Values = {"detector.anchor_cells": 0.0, "pseudo.score_floor": None, "oracle.accept_iou": None}
 """Values for settings that files of earlier versions lack, where they differ from today's defaults."""
 
 FORMER_UNITS: dict[object, str] = {"looks": "reviews"}

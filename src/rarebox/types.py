@@ -338,8 +338,8 @@ class LabelState:
     """Everything that a strategy may know about the labels so far.
 
     ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the number of human boxes of each class,
-    ``images_labelled`` the number of complete images, ``budget`` the budget of this cycle. ``images`` are the pool's
-    unlabelled images, for image-level strategies, and empty for the others. ``box_features`` (L, D),
+    ``images_labelled`` the number of complete images, ``budget`` about how many boxes this cycle may spend. ``images``
+    are the pool's unlabelled images, for image-level strategies, and empty for the others. ``box_features`` (L, D),
     ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are set for the strategies that
     need them (``strategies.NEEDS``).
     """

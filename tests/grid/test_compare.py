@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
 from rarebox.cli.main import app
-from rarebox.config import NAMES, Settings, flatten, resolve
+from rarebox.config import NAMES, CostSettings, Settings, flatten, resolve
 from rarebox.errors import UserError
 from rarebox.grid import measures, paper, results, statistics
 from rarebox.grid.measures import Point
@@ -244,6 +244,12 @@ def test_areas_share_the_range_of_their_seed(tmp_path: Path) -> None:
     assert begins_late["over"] == {0: pytest.approx(0.45)}  # from 125 to 150: 0.4 to 0.5
     by_reviews = measures.areas(group, "reviews")
     assert by_reviews["over"][0] == pytest.approx(0.5)
+    told = [
+        ({**record(1, 100, 0.3), "seconds_spent": 100.0}, {**record(2, 150, ap), "seconds_spent": spent})
+        for ap, spent in ((0.4, 150.0), (0.7, 300.0))
+    ]
+    timed = group_of(tmp_path, [line("slow", 0, told[1]), line("fast", 0, told[0])])
+    assert measures.areas(timed, "seconds") == {"slow": {0: pytest.approx(0.35)}, "fast": {0: pytest.approx(0.35)}}
     # At the 150 labels that both have paid, not where each ended.
     assert measures.at_equal_cost(group) == {"plain": {0: pytest.approx(0.4)}, "over": {0: pytest.approx(0.5)}}
     assert measures.at_equal_cost(group, "reviews")["over"][0] == pytest.approx(0.7)
@@ -271,7 +277,7 @@ def test_labels_to_reach_a_height() -> None:
     ("changes", "told"),
     [
         ({"cycles": [1]}, "cycles"),
-        ({"settings": {"budget_unit": "coins"}}, "budget_unit is 'coins', not labels or reviews"),
+        ({"settings": {"budget_unit": "coins"}}, "budget_unit is 'coins', not labels, reviews or seconds"),
         ({"budget": 5}, "budget"),
         ({"settings": None}, "settings"),
         ({"seed": "x"}, "seed"),
@@ -280,6 +286,7 @@ def test_labels_to_reach_a_height() -> None:
         ({"cycles": [{**record(1, 100, 0.3), "ap50": "x"}]}, r"cycles\.0\.ap50"),
         ({"cycles": [{**record(1, 100, 0.3), "labels": None}]}, r"cycles\.0\.labels"),
         ({"cycles": [{**record(1, 100, 0.3), "human_per_class": None}]}, r"cycles\.0\.human_per_class"),
+        ({"cycles": [{**record(1, 100, 0.3), "actions_this_cycle": {"dance": 2}}]}, "there is no action 'dance'"),
         ({"status": "failed", "cycles": [], "reason": {"a": 1}}, "reason"),
     ],
 )
@@ -385,16 +392,59 @@ def cells(tables: Sequence[grid_tables.Table], title: str) -> dict[str, tuple[st
 def test_the_table_of_methods(tmp_path: Path) -> None:
     rows = cells(grid_tables.tables(group_of(tmp_path, [*standard(), FULL])), "All methods")
     assert list(rows) == ["whole", "plain", "dice", "all labels"]
-    seeds, ap, equal, area, _, rare, hit, labels, reviews, at_90, at_95 = rows["whole"]
+    seeds, ap, equal, area, _, by_seconds, rare, hit, labels, reviews, seconds, at_90, at_95 = rows["whole"]
     assert (seeds, ap, rare, hit, labels, reviews) == ("3", "0.480 ± 0.020", "0.380 ± 0.020", "50\u00a0%", "151", "200")
     # Seed by seed (0.3 + the end) / 2 = 0.38, 0.39, 0.40.
     assert area == "0.390 ± 0.010"
     assert equal == ap  # all methods of a seed have paid as much
     # The mean curve goes from (100, 0.30) to (151, 0.48); 0.45 and 0.475 are 15/18 and 17.5/18 of the way.
     assert (at_90, at_95) == ("142", "150")
-    assert rows["dice"][9:] == ("–", "–")
+    assert (by_seconds, seconds) == ("–", "–")  # these lines do not say how many images were labelled
+    assert rows["dice"][11:] == ("–", "–")
     assert rows["all labels"][:2] == ("1", "0.500")
-    assert rows["all labels"][7] == "1\u202f000"
+    assert rows["all labels"][8] == "1\u202f000"
+    assert len({*map(len, rows.values())}) == 1
+
+
+def test_seconds_of_earlier_lines_are_estimated_and_say_so(tmp_path: Path) -> None:
+    """Cycle 1: 10 images, 100 labels: 10 x 7.8 + 100 x 7 = 778 s. Cycle 2: 40 boxes are shown and 30 hit, and 2 images
+    have 20 labels: 40 x 0.8 + 15 x 1 + 15 x 5 + 10 x 1 + 2 x 7.8 + 20 x 7 = 287.6 s."""
+    first = {**record(1, 100, 0.3), "images_full": 10, "labels_this_cycle": 100}
+    second = {**record(2, 150, 0.5, shown=40, hits=30), "images_full": 12, "labels_this_cycle": 50}
+    third = {**record(3, 160, 0.6), "images_full": 12, "labels_this_cycle": 10, "seconds_spent": 1100.0}
+    group = group_of(tmp_path, [line("plain", 0, [first, second, third])])
+    (run,) = group.finished
+    assert [one["seconds_spent"] for one in run.cycles] == pytest.approx([778, 778 + 287.6, 1100])
+    assert [one.get("seconds_estimated") for one in run.cycles] == [True, True, None]
+    (methods,) = (table for table in grid_tables.tables(group) if table.title == "All methods")
+    assert methods.rows[0][methods.columns.index("seconds")] == "≈ 1\u202f100"
+    assert "≈: seconds estimated" in methods.note
+    third["actions_this_cycle"] = {"look": 1, "confirm": 1}
+    known = [{**first, "seconds_spent": 10.0}, {**third, "cycle": 2}]
+    (methods,) = (
+        table
+        for table in grid_tables.tables(group_of(tmp_path, [line("plain", 0, known)]))
+        if table.title == "All methods"
+    )
+    assert methods.rows[0][methods.columns.index("seconds")] == "1\u202f100"
+    assert "≈" not in methods.note
+
+
+def test_runs_are_scored_again_for_other_costs(tmp_path: Path) -> None:
+    first = {**record(1, 100, 0.3), "seconds_spent": 778.0, "actions_this_cycle": {"scan": 10, "draw": 100}}
+    second = {**record(2, 102, 0.5), "seconds_spent": 790.0, "actions_this_cycle": {"look": 4, "confirm": 2, "mend": 1}}
+    folder = write(tmp_path / "grid", [line("plain", 0, [first, second])])
+    for cost, seconds in ((None, [778, 790]), (CostSettings(draw=14, mend=2.5), [1478, 1478 + 3.2 + 2 + 2.5])):
+        ((run,),) = (group.finished for group in results.read([folder], cost))
+        assert [one["seconds_spent"] for one in run.cycles] == pytest.approx(seconds)
+        assert not run.estimated
+
+
+def test_a_budget_of_seconds_makes_a_group(tmp_path: Path) -> None:
+    told = [{**record(1, 100, 0.3), "seconds_spent": 700.0}, {**record(2, 120, 0.4), "seconds_spent": 744.5}]
+    group = group_of(tmp_path, [line("whole", 0, told, settings={**SETTINGS["whole"], "budget_unit": "seconds"})])
+    assert group.title == "zoo · retinanet · +50 seconds"
+    assert results.short([as_record(one) for one in told], [50], "seconds") == [(2, 44.5, 50)]
 
 
 def test_the_table_of_differences(tmp_path: Path) -> None:
@@ -545,8 +595,8 @@ def test_a_reference_of_that_name_is_named_once_and_has_no_row_of_its_own(tmp_pa
 
 def test_labels_to_a_fraction_of_all_labels_require_a_run_on_all_labels(tmp_path: Path) -> None:
     columns = [grid_tables.tables(group_of(tmp_path, runs))[0].columns for runs in (standard(), [*standard(), FULL])]
-    assert len(columns[0]) == 10
-    assert [column[:2] for column in columns[1][10:]] == ["to", "to"]
+    assert len(columns[0]) == 12
+    assert [column[:2] for column in columns[1][12:]] == ["to", "to"]
 
 
 def test_batches_that_ended_short_are_listed(tmp_path: Path) -> None:
@@ -660,7 +710,7 @@ def test_sixteen_methods_keep_their_colours_and_eighty_classes_their_room(tmp_pa
     assert named[3:] == [f"other {i}" for i in (12, 11, 10, 9, 8)]  # the best of the others
     with drawing.style():
         panels = grid_figures.of_group(group, styles)
-    assert [panel.name for panel in panels["each"]] == ["each_labels", "each_reviews"]
+    assert [panel.name for panel in panels["each"]] == ["each_labels", "each_reviews", "each_seconds"]
     assert all("Grey: 8 other methods" in panel.look_for for panel in panels["learning"])
     assert all("Of 80 classes the 10 rarest and the 10 most frequent." in panel.look_for for panel in panels["classes"])
 

@@ -3,7 +3,7 @@ import { beforeEach, test } from "node:test";
 
 import { FakeServer, freshBrowser, question } from "./fakes.js";
 import { yesText } from "../../src/rarebox/web/static/buttons.js";
-import { progressText, spentOnTheWay } from "../../src/rarebox/web/static/header.js";
+import { progressText, spentOnTheWay, toGo } from "../../src/rarebox/web/static/header.js";
 import { inReadingOrder, isComplete, labelsOf, marksOf } from "../../src/rarebox/web/static/marks.js";
 import { Queue } from "../../src/rarebox/web/static/queue.js";
 import { factsOf, wordsOf } from "../../src/rarebox/web/static/question.js";
@@ -79,7 +79,21 @@ test("unsent answers count for the budget as the server will count them", () => 
   assert.equal(spentOnTheWay(waiting, "labels"), 1);
   assert.equal(spentOnTheWay(waiting, "looks"), 2);
   assert.equal(progressText({ budget: { spent: 9, of: 10, unit: "labels" }, phase: "asking" }, 5), "10 of 10 labels");
+  const timed = [1500, 4500].map((milliseconds) => ({ base: "k1", item: { verdict: "withdrawn", milliseconds } }));
+  assert.equal(spentOnTheWay(timed, "seconds"), 6);
+  const minutes = { budget: { spent: 264, of: 600, unit: "seconds" }, phase: "asking" };
+  assert.equal(progressText(minutes, 6), "4.5 of 10 minutes");
+  assert.equal(progressText(minutes, 900), "10 of 10 minutes");
   assert.equal(progressText({ budget: { spent: 0, of: 5, unit: "images" }, phase: "first_images" }, 1), "image 2 of 5");
+});
+
+test("the page says how long the rest of the cycle takes", () => {
+  assert.equal(toGo(null), "");
+  assert.equal(toGo(0), "");
+  assert.equal(toGo(0.1), "less than a minute to go");
+  assert.equal(toGo(1.2), "about 1 minute to go");
+  assert.equal(toGo(6.4), "about 6 minutes to go");
+  assert.equal(toGo(95), "about 1.6 hours to go");
 });
 
 test("an unsent answer replaces the server's boxes of the same question", () => {

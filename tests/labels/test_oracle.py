@@ -52,6 +52,25 @@ def test_the_threshold_is_included() -> None:
     assert said(look(SimulatedOracle({1: objects}, iou=0.26), box(6))) == NOTHING
 
 
+def test_a_box_that_is_good_enough_is_the_label_and_any_other_is_mended() -> None:
+    objects = truth((box(0), 4), (box(30), 2))
+    shown = box(1)  # 1 from the first: IoU 9 / 11 = 0.82
+    for accept_iou, label in ((0.81, shown), (0.83, box(0)), (None, box(0)), (1.0, box(0))):
+        assert said(look(SimulatedOracle({1: objects}, accept_iou=accept_iou), shown)) == ("object", [label], [4])
+    edge = box(0, 5)  # half of the object: IoU 0.5, which is included
+    assert said(look(SimulatedOracle({1: objects}, accept_iou=0.5), edge)) == ("object", [edge], [4])
+    oracle = SimulatedOracle({1: objects}, accept_iou=0.75)
+    assert said(look(oracle, box(33))) == ("object", [box(30)], [2])  # IoU 7 / 13
+    assert said(look(oracle, shown)) == ("object", [shown], [4])
+    assert said(look(oracle, box(0))) == ("already_labelled", [], [])
+
+
+def test_a_whole_image_keeps_the_boxes_that_were_accepted() -> None:
+    oracle = SimulatedOracle({1: truth((box(0), 4), (box(30), 2))}, accept_iou=0.75)
+    look(oracle, box(1))
+    assert said(oracle.answer(Query(1))) == ("object", [box(1), box(30)], [4, 2])
+
+
 def test_equal_overlap_gives_the_first_object() -> None:
     oracle = SimulatedOracle({1: truth((box(4), 1), (box(0), 2))})
     assert said(look(oracle, box(2))) == ("object", [box(4)], [1])
@@ -97,6 +116,8 @@ def test_images_are_independent() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"iou must be in \(0, 1\], got 0"):
         SimulatedOracle({}, iou=0)
+    with pytest.raises(ValueError, match=r"accept_iou must be in \(0, 1\], got 1.5"):
+        SimulatedOracle({}, accept_iou=1.5)
     with pytest.raises(KeyError):
         SimulatedOracle({}).answer(Query(1))
 
@@ -145,6 +166,18 @@ def test_a_new_oracle_that_remembers_resumes_as_the_old_one(
     queries = [Query(1, np.array(box(x), dtype=np.float32) if x else None, id=i) for i, x in enumerate(spots)]
     stop = data.draw(st.integers(0, len(queries)))
     old, new = (SimulatedOracle({1: a_truth(objects)}) for _ in range(2))
+    new.remember([(query, old.answer(query)) for query in queries[:stop]])
+    assert [said(new.answer(q)) for q in queries[stop:]] == [said(old.answer(q)) for q in queries[stop:]]
+
+
+@given(OBJECTS, SPOTS, st.sampled_from([0.3, 0.5, 0.75]), st.data())
+def test_a_new_oracle_remembers_objects_whose_label_is_the_box_shown(
+    objects: list[tuple[int, int, bool]], spots: list[int], accept_iou: float, data: st.DataObject
+) -> None:
+    """Among up to six objects that overlap, of three classes, also twins. Spot 0 asks about the whole image."""
+    queries = [Query(1, np.array(box(x), dtype=np.float32) if x else None, id=i) for i, x in enumerate(spots)]
+    stop = data.draw(st.integers(0, len(queries)))
+    old, new = (SimulatedOracle({1: a_truth(objects)}, 0.3, accept_iou) for _ in range(2))
     new.remember([(query, old.answer(query)) for query in queries[:stop]])
     assert [said(new.answer(q)) for q in queries[stop:]] == [said(old.answer(q)) for q in queries[stop:]]
 

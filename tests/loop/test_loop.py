@@ -27,6 +27,7 @@ from rarebox.data.pictures import Pictures
 from rarebox.detectors import TorchDetector
 from rarebox.errors import TrainingDiverged, UserError
 from rarebox.labels import oracle, targets
+from rarebox.labels.cost import milliseconds, on_new_images
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.labels.targets import METHODS, read_targets
@@ -126,6 +127,35 @@ def test_budget_is_spent_and_never_exceeded(pictures: Path, finished: Path, tmp_
         assert spent == [5, 3] or any("no candidates are left" in n for r in records for n in r["notes"])
         assert all(s <= b for s, b in zip(spent, (5, 3), strict=True))
         assert spent[0] > 0
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("strategy", ["class_balanced", "image_random"])
+def test_only_the_last_question_exceeds_a_budget_of_seconds(
+    pictures: Path, finished: Path, tmp_path: Path, strategy: str
+) -> None:
+    chosen = settings(pictures, selection__strategy=strategy, budget_unit="seconds", budget=[40, 21])
+    records = simulate.simulate(tmp_path / "run", chosen, share=finished)
+    with Store(tmp_path / "run" / "labels.sqlite") as store:
+        for record, budget in zip(records[1:], (40, 21), strict=True):
+            answered = store.answered(record["cycle"])
+            new = on_new_images((query.id, query.image_id) for query, _ in answered)
+            paid = [milliseconds(query, answer, chosen.cost, query.id in new) / 1000 for query, answer in answered]
+            assert record["seconds_spent_this_cycle"] == pytest.approx(sum(paid))
+            assert sum(paid[:-1]) < budget <= sum(paid)
+    first, *later = (record["seconds_spent"] for record in records)
+    images, objects = records[0]["images_full"], records[0]["labels"]
+    assert first == pytest.approx(7.8 * images + 7 * objects)
+    assert later == pytest.approx(np.cumsum([record["seconds_spent_this_cycle"] for record in records])[1:])
+
+
+def test_seconds_follow_from_the_actions_of_a_record(finished: Path) -> None:
+    cost = RunFolder(finished).read_settings().cost
+    for record in RunFolder(finished).records():
+        spent = sum(count * getattr(cost, action) for action, count in record["actions_this_cycle"].items())
+        assert record["seconds_spent_this_cycle"] == pytest.approx(spent)
+        looks = sum(record["actions_this_cycle"][action] for action in ("confirm", "mend", "reject", "cannot_tell"))
+        assert looks == sum(record["selected_per_class"].values())
 
 
 @pytest.mark.usefixtures("untrained")
@@ -269,12 +299,22 @@ def test_an_images_result_does_not_depend_on_its_batch(pictures: Path, finished:
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize("strategy", ["image_random", "coreset"])
+@pytest.mark.parametrize(
+    ("strategy", "unit"), [("image_random", "labels"), ("coreset", "labels"), ("class_balanced", "seconds")]
+)
 @pytest.mark.parametrize("recorded", [False, True])
 def test_interrupted_asking_resumes(
-    pictures: Path, finished: Path, tmp_path: Path, strategy: str, recorded: bool, monkeypatch: pytest.MonkeyPatch
+    pictures: Path,
+    finished: Path,
+    tmp_path: Path,
+    strategy: str,
+    unit: str,
+    recorded: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen = settings(pictures, selection__strategy=strategy, budget=[25])
+    """Also where the oracle accepts every box, so that labels equal no true box."""
+    changes: dict[str, Any] = {"budget_unit": unit, "budget": [60 if unit == "seconds" else 25]}
+    chosen = settings(pictures, selection__strategy=strategy, oracle__accept_iou=0.1, **changes)
     simulate.simulate(tmp_path / "whole", chosen, share=finished)
     answer_all, calls = ask.answer_all, []
 
@@ -292,6 +332,9 @@ def test_interrupted_asking_resumes(
     monkeypatch.undo()
     simulate.simulate(tmp_path / "cut", chosen, share=finished)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    if unit == "seconds":
+        accepted = RunFolder(tmp_path / "cut").records()[1]["actions_this_cycle"]["confirm"]
+        assert accepted == RunFolder(tmp_path / "cut").records()[1]["hits"] > 1
 
 
 @pytest.mark.usefixtures("untrained")

@@ -157,7 +157,10 @@ def trained_in(folder: RunFolder, cycle: int) -> dict[int, dict[str, object]]:
     }
 
 
-def test_a_project_and_a_simulation_ask_and_train_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("unit", "budget"), [("reviews", [16, 8]), ("seconds", [150, 40])])
+def test_a_project_and_a_simulation_ask_and_train_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, budget: list[int]
+) -> None:
     called: list[str] = []
     for rule in ("budget_of", "images_to_explore", "held_out"):
         real = getattr(rules, rule)
@@ -165,7 +168,8 @@ def test_a_project_and_a_simulation_ask_and_train_the_same(tmp_path: Path, monke
     known = load(tiny.make_data(tmp_path / "scenes"))
     changes = {
         "initial_images": 6,
-        "budget": [16, 8],
+        "budget": budget,
+        "budget_unit": unit,
         "selection.exploration": 0.5,
         "scoring.candidate_threshold": THRESHOLD,
     }

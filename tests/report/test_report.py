@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from typer.testing import CliRunner
 
 from rarebox import config
+from rarebox.cli.main import app
 from rarebox.core import parquet
 from rarebox.core.files import OWN_MARK, write_json, write_text
 from rarebox.errors import UserError
@@ -214,6 +216,27 @@ def test_the_page_is_self_contained(standard: tuple[Path, Page]) -> None:
     assert str(folder) not in page.source
 
 
+def test_seconds_are_those_of_the_record_or_an_estimate_that_says_so(tmp_path: Path) -> None:
+    """Cycle 1: 2 images and 120 boxes: 2 x 7.8 + 120 x 7 = 855.6 s."""
+    page = report(tmp_path, make_run(tmp_path / "a"))
+    assert "≈ 856+856" in page.text
+    timed = make_run(tmp_path / "b")
+    records = json.loads((timed / "metrics.json").read_text(encoding="utf-8"))
+    for one in records:
+        one |= {"seconds_spent": 1111.0 * one["cycle"], "seconds_spent_this_cycle": 1111.0}
+        one |= {"actions_this_cycle": {"scan": 10, "draw": 50}}
+    (timed / "metrics.json").write_text(json.dumps(records), encoding="utf-8")
+    page = report(tmp_path, timed)
+    assert "2\u202f222+1\u202f111" in page.text
+    assert "≈ " not in page.text
+    assert (
+        CliRunner().invoke(app, ["report", str(timed), "--set", "cost.draw=10", "--set", "cost.scan=1"]).exit_code == 0
+    )
+    assert "1\u202f020+510" in Page(timed / "report.html").text  # 10 x 1 + 50 x 10 s in each cycle
+    refused = CliRunner().invoke(app, ["report", str(timed), "--set", "seed=3"])
+    assert "a report can only change the costs" in str(refused.exception)
+
+
 def test_numbers_of_the_metrics_are_on_the_page(standard: tuple[Path, Page]) -> None:
     _, page = standard
     assert "With 160 labels after 3 cycles the detector reaches AP50\u00a00.43, up from 0.31." in page.text
@@ -232,8 +255,8 @@ def test_same_run_same_bytes(standard: tuple[Path, Page], tmp_path: Path) -> Non
 
 def test_figures_are_written_as_svg_and_png(standard: tuple[Path, Page]) -> None:
     folder = standard[0] / "out" / "figures"
-    stems = ["ap50_labels", "ap50_reviews", "ap_per_class", "asked", "class_frequency", "fig1_a", "fig1_b", "fig1_d"]
-    stems += ["reviews_per_class", "time", "uncertainty_would_ask"]
+    stems = ["ap50_labels", "ap50_reviews", "ap50_seconds", "ap_per_class", "asked", "class_frequency"]
+    stems += ["fig1_a", "fig1_b", "fig1_d", "reviews_per_class", "time", "uncertainty_would_ask"]
     named = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
     assert sorted(p.name for p in folder.iterdir()) == sorted([*named, OWN_MARK])  # so no command takes it for photos
     for stem in stems:
@@ -245,7 +268,7 @@ def test_figures_are_written_as_svg_and_png(standard: tuple[Path, Page]) -> None
 def test_every_figure_has_a_text_and_a_sentence(standard: tuple[Path, Page]) -> None:
     _, page = standard
     plots = [a for tag, a in page.tags if tag == "svg" and a.get("class") == "plot"]
-    assert len(plots) == 11
+    assert len(plots) == 12
     assert all(a.get("role") == "img" and a.get("aria-label") for a in plots)
     assert all(page.all("alt", "img"))
     assert page.source.count("<figcaption>") == page.source.count("<figure")

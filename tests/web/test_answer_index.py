@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rarebox.config import CostSettings
+from rarebox.labels.cost import bill
 from rarebox.labels.leases import Outcome, People, Status, Submission
 from rarebox.labels.store import Store
 from rarebox.project.project import HELD_OUT
@@ -15,6 +17,8 @@ from rarebox.web.answer_index import AnswerIndex
 
 PEOPLE = ("anna", "ben", "cleo")
 SECONDS = 600
+COST = CostSettings(longest=1)
+"""No recorded time counts for more than the actions cost, so both of them count in these tests."""
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def roll_back(answer_index: AnswerIndex, people: People, dice: random.Random, st
 
 @pytest.mark.parametrize("seed", range(5))
 def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> None:
-    dice, answer_index, store, saved = random.Random(seed), AnswerIndex(), people.store, 0
+    dice, answer_index, store, saved = random.Random(seed), AnswerIndex(COST), people.store, 0
     for step in range(250):
         outcome = act(people, dice, step)
         saved += outcome is not None and outcome.status is Status.SAVED
@@ -92,6 +96,7 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
             spent.labels,
             spent.reviews,
         )
+        assert answer_index.sums["milliseconds", cycle] == bill(store, cycle, COST).milliseconds > 0
         assert answer_index.sums["asked", cycle] == sum(query.asked_by is None for query in store.queries(cycle))
         assert answer_index.sums["open", cycle] == len(unanswered)
         assert set(answer_index.busy(cycle)) == {query.image_id for query in unanswered}
@@ -115,7 +120,7 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
         count = sum(by == name and verdict is not Verdict.WITHDRAWN for (_, by), verdict in said.items())
         assert answer_index.sums["by", name] == count
 
-    anew = take_in(AnswerIndex(), people)
+    anew = take_in(AnswerIndex(COST), people)
     assert {what: n for what, n in anew.sums.items() if n} == {what: n for what, n in answer_index.sums.items() if n}
     assert [h.question.id for h in anew.disagreements()] == [h.question.id for h in answer_index.disagreements()]
     twice = [h for h in anew.queries.values() if h.agrees({}) is not None]
@@ -126,7 +131,7 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
 
 @pytest.mark.parametrize("seed", range(5))
 def test_assignment_is_the_same_with_and_without_an_index(people: People, seed: int) -> None:
-    dice, answer_index = random.Random(seed), AnswerIndex()
+    dice, answer_index = random.Random(seed), AnswerIndex(COST)
     for step in range(75):
         act(people, dice, step)
         take_in(answer_index, people)
@@ -152,14 +157,14 @@ def _would_be_given(people: People, holder: str, by: str) -> list[Query]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_an_index_that_learns_of_merged_classes_counts_like_a_new_one(people: People, seed: int) -> None:
-    dice, answer_index = random.Random(seed), AnswerIndex()
+    dice, answer_index = random.Random(seed), AnswerIndex(COST)
     for step in range(240):
         act(people, dice, step)
         take_in(answer_index, people)
         if step in (120, 180):
             people.merge_class(1 if step == 120 else 0, 2, "anna")
             answer_index.merge(people.store.counts_as())
-    anew = take_in(AnswerIndex(), people)
+    anew = take_in(AnswerIndex(COST), people)
     anew.merge(people.store.counts_as())
     assert answer_index.counts(3).tolist() == anew.counts(3).tolist()
     assert answer_index.counts(3)[:2].tolist() == [0, 0]

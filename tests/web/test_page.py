@@ -97,6 +97,25 @@ def test_the_next_questions_and_pictures_are_loaded_ahead(office: Office) -> Non
     assert [verdict for _, verdict, _ in office.given()] == ["not_an_object"] * 3
 
 
+def test_a_budget_of_seconds_is_shown_in_minutes_with_what_is_left(
+    pictures: Sequence[ImageRecord], tmp_path: Path, chrome: Browser
+) -> None:
+    """A box that was answered at once leaves almost all of the ten minutes, also before the server counts it."""
+    changes: dict[str, Any] = {"budget": [600], "budget_unit": "seconds"}
+    make_project(tmp_path / "project", pictures[:10], ("fish", "ray", "shark"), **changes).store.close()
+    with Served(tmp_path / "project") as server:
+        office = Office(server, chrome, server.cookies(("anna",)), tmp_path)
+        anna = office.tab(office.browser("anna"))
+        anna.task("box", 30)
+        assert anna.page.locator("#progress-text").inner_text() == "0 of 10 minutes"
+        assert anna.see("to-go").inner_text() == "about 10 minutes to go"
+        anna.press("Enter")
+        anna.saved()
+        spent = anna.until(lambda state: state["budget"]["spent"] > 0)["budget"]["spent"]
+        assert spent < 18  # at most ten times 1.8 s, however slow this machine is
+        assert anna.see("budget-left").inner_text() in {str(round((600 - spent) / 6) / 10), "10"}
+
+
 def test_answers_to_a_stopped_server_survive_closing_the_page(office: Office) -> None:
     browser = office.browser("anna")
     anna = office.tab(browser)

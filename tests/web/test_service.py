@@ -63,7 +63,7 @@ def wait_for(came: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def spent(service: AnnotationService) -> int:
+def spent(service: AnnotationService) -> float:
     return service.state("anna", False)["budget"]["spent"]
 
 
@@ -211,7 +211,7 @@ def test_another_process_may_ask_too(service: AnnotationService, project: Projec
 def test_answers_and_classes_of_another_process_are_taken_in_without_a_request(
     service: AnnotationService, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reacted = list[int]()
+    reacted = list[float]()
     monkeypatch.setattr(service, "written", lambda: reacted.append(spent(service)))
     before = service.version
     service.catch_up()

@@ -209,7 +209,7 @@ def test_a_question_about_a_box(later: House) -> None:
     assert first["uncertainty"] == pytest.approx(0.8)
     assert first["reason"].startswith("It looks like fish")
     assert (first["labels"], first["complete"]) == ([], False)
-    assert first["others"] == [{"box": BOX, "label": 0, "score": 0.9}]
+    assert first["others"] == [{"box": BOX, "label": 0, "score": 0.9, "likely": True}]
     assert first["lease_seconds"] == later.project.settings.people.lease_seconds
 
 
@@ -330,6 +330,77 @@ def test_people_continue_beyond_the_budget_while_the_trainer_works(later: House)
     assert len(beyond) == 3
     anna.saved(query=beyond[0]["id"])
     assert anna.get("/api/state")["budget"] == {"spent": 7, "of": 6, "unit": "reviews"}
+
+
+def test_a_budget_of_seconds_counts_peoples_time_without_a_coffee_break(tmp_path: Path) -> None:
+    made = make_project(tmp_path, budget=[20], budget_unit="seconds")
+    open_cycle(made, 2, range(4, 13))
+    with opened(made) as house:
+        anna, ben = house.browser("anna"), house.browser("ben", "another")
+        first, second = anna.next(3)  # at most 6.8 s each: a third one might exceed the budget
+        assert ben.next(3) == []
+        anna.saved(query=first["id"], milliseconds=6000)
+        assert anna.get("/api/state")["budget"] == {"spent": 6.0, "of": 20, "unit": "seconds"}
+        (third,) = ben.next(3)
+        ben.saved(query=third["id"], verdict="not_an_object", milliseconds=600_000)  # counts 10 x 1.8 s
+        assert ben.get("/api/state")["budget"]["spent"] == 24.0
+        assert ben.next(3) == []
+        anna.saved(query=second["id"], milliseconds=1000)  # she had it already
+        assert anna.next(3) == []
+        assert made.budget(2).spent == house.service._spent == 25.0
+
+
+class Idle:
+    """A trainer that waits for commands."""
+
+    working, status = False, {"state": "idle", "stage": None}
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, what: str) -> None:
+        self.sent.append(what)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("unit", "command"), [("seconds", "train"), ("reviews", "go on")])
+def test_the_trainer_is_told_when_the_budget_is_spent(tmp_path: Path, unit: str, command: str) -> None:
+    made = make_project(tmp_path, budget=[2], budget_unit=unit)
+    open_cycle(made, 2, range(4, 13))
+    with opened(made) as house:
+        anna, trainer = house.browser(), Idle()
+        house.service.trainer = trainer  # type: ignore[assignment]
+        for milliseconds in (1500, 1400):
+            assert trainer.sent == []  # nothing is due yet
+            (query,) = anna.next(1)
+            anna.saved(query=query["id"], milliseconds=milliseconds)
+        house.service.do(lambda: None).result(20)  # the writer tells the trainer after it has replied
+        assert trainer.sent == [command]
+
+
+def test_the_rest_of_a_cycle_is_estimated_from_a_persons_own_pace(tmp_path: Path) -> None:
+    made = make_project(tmp_path, budget=[50], budget_unit="reviews")
+    open_cycle(made, 2, range(4, 13))
+    with opened(made) as house:
+        anna, ben = house.browser("anna"), house.browser("ben", "another")
+        # Before any answer: half confirmed, half rejected, 1.8 s each.
+        assert anna.get("/api/state")["speed"]["minutes_left"] == 1.5
+        for query in anna.next(5):
+            anna.saved(query=query["id"], milliseconds=36_000)  # 20 times as long as 1.8 s
+        # Five answers of hers against five that took 1.8 s: 10.5 times. All but one of the last six were confirmed,
+        # so the 45 that are left take (6 x 10.5 x 1.8 + 1.8) / 7 s each.
+        assert anna.get("/api/state")["speed"]["minutes_left"] == pytest.approx(12.3, abs=0.06)
+        assert ben.get("/api/state")["speed"]["minutes_left"] == pytest.approx(45 * 1.8 / 60, abs=0.06)
+        assert house.browser(None).get("/api/state")["speed"]["minutes_left"] is None
+
+
+def test_the_rest_of_the_first_images_is_estimated_once_one_is_labelled(house: House) -> None:
+    anna = house.browser()
+    (query,) = anna.next(1)
+    two = {"boxes": [BOX, [60, 10, 90, 40]], "labels": [0, 1], "milliseconds": 21_800}  # a scan and two boxes: 7.8 + 14
+    anna.saved(query=query["id"], **two)
+    assert anna.get("/api/state")["speed"]["minutes_left"] == round(2 * 21.8 / 60, 1)
 
 
 def test_a_question_says_why_it_is_asked(later: House) -> None:

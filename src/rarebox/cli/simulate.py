@@ -284,12 +284,24 @@ def report(
     to: Annotated[
         Path | None, typer.Option(help=f"Folder for the report; by default that of the run or {SEVERAL}.")
     ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Score the annotators' seconds by cost.NAME=SECONDS; repeatable.")
+    ] = None,
 ) -> None:
     """Write an HTML page, with figures as PNG and SVG, about one run, several runs or a grid."""
     from rarebox.report import write_report
 
     own = runs[0].parent if runs[0].is_file() else runs[0]
-    print(real(write_report(to or (own if len(runs) == 1 else SEVERAL), runs)))
+    cost = other_costs(changes) if changes else None
+    print(real(write_report(to or (own if len(runs) == 1 else SEVERAL), runs, cost)))
+
+
+def other_costs(changes: list[str]) -> config.CostSettings:
+    """The costs with changes such as ``cost.draw=14``. Raises UserError for other settings: the runs have theirs."""
+    parsed = config.parse_changes(changes)
+    if other := next((name for name in parsed if not name.startswith("cost.")), None):
+        raise UserError(f"--set {other}: a report can only change the costs of answers, such as cost.draw=14")
+    return config.resolve(changes=parsed).cost
 
 
 def print_summary(dataset: "Dataset") -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rarebox.grid.results import GridRun, Group, Value, Values, ap50
 from rarebox.grid.statistics import NAN, Spread, area, spread
-from rarebox.loop.metrics import CycleRecord, Meter
+from rarebox.loop.metrics import CycleRecord, Meter, paid
 
 
 class Point(NamedTuple):
@@ -20,13 +20,13 @@ class Point(NamedTuple):
 
 
 def curve(runs: Iterable[GridRun], meter: Meter = "labels", value: Value = ap50) -> list[Point]:
-    """The mean learning curve of one method's runs against ``labels`` or ``reviews`` (the paper's Fig. 3)."""
+    """The mean learning curve of one method's runs against labels, reviews or seconds (the paper's Fig. 3)."""
     cycles: dict[int, list[CycleRecord]] = {}
     for run in runs:
         for record in run.cycles:
             cycles.setdefault(record["cycle"], []).append(record)
     return [
-        Point(cycle, spread(record[meter] for record in records).mean, spread(map(value, records)))
+        Point(cycle, spread(paid(record, meter) for record in records).mean, spread(map(value, records)))
         for cycle, records in sorted(cycles.items())
     ]
 
@@ -48,7 +48,7 @@ def at_equal_cost(group: Group, meter: Meter = "labels", value: Value = ap50) ->
 def _in_common(
     group: Group, meter: Meter, value: Value, measure: Callable[[np.ndarray, np.ndarray, float, float], float]
 ) -> Values:
-    """``measure`` of each run's curve over the range of labels (or reviews) that all methods of its seed have paid."""
+    """``measure`` of each run's curve over the range that all methods of its seed have paid."""
     found: Values = {name: {} for name in group.methods}
     for seed in group.seeds:
         curves = {name: runs[seed].curve(meter, value) for name, runs in group.methods.items() if seed in runs}
@@ -128,6 +128,7 @@ def measures(group: Group) -> dict[str, Values]:
         "AP50, equal labels": at_equal_cost(group, "labels"),
         "area, labels": areas(group, "labels"),
         "area, reviews": areas(group, "reviews"),
+        "area, seconds": areas(group, "seconds"),
         "rarest third": group.values(lambda run: rare(run.cycles[-1])),
     }
 

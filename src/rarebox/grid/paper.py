@@ -71,6 +71,7 @@ OF_OTHERS = frozenset(
         "people.store",
         "people.overlap",
         "people.lease_seconds",
+        *(f"cost.{name}" for name in config.CostSettings.model_fields),
     }
 )
 """Settings that no row of Table 1 reads, and those that make the row."""

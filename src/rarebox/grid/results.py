@@ -12,23 +12,26 @@ from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from rarebox import strategies
-from rarebox.config import Settings, current_unit
+from rarebox.config import CostSettings, as_written_before, check, current_unit
 from rarebox.core.text import read_text
 from rarebox.errors import UserError
 from rarebox.grid.statistics import NAN, spread
-from rarebox.loop.metrics import METERS, CycleRecord, Meter, as_record
+from rarebox.loop.metrics import METERS, CycleRecord, Meter, as_record, paid, with_seconds
 
 RESULTS = "results.jsonl"
 FULL = "full"
 """The method name of a run that trains on all labels: the ceiling. It has a single cycle."""
 
 DASH = "–"
+
+_BEFORE = check(as_written_before({}))
+"""The settings of a run whose line holds none."""
 
 Values = dict[str, dict[int, float]]
 """One number of each run: method -> seed -> value."""
@@ -48,15 +51,20 @@ class GridRun:
     reason: str | None = None
 
     def setting(self, name: str) -> object:
-        """Return a setting by its dotted name, or its default if the line lacks it."""
-        return self.settings[name] if name in self.settings else attrgetter(name)(Settings())
+        """Return a setting by its dotted name. If the line lacks it: the value of the version that wrote it."""
+        return self.settings[name] if name in self.settings else attrgetter(name)(_BEFORE)
 
     def curve(self, meter: Meter, value: "Value") -> tuple[np.ndarray, np.ndarray]:
-        """The paid labels (or reviews) and the value after each cycle, without cycles of unknown value."""
-        points = [(record[meter], value(record)) for record in self.cycles]
-        known = [point for point in points if point[1] == point[1]]
+        """The paid labels (reviews, seconds) and the value after each cycle, without cycles of which one is unknown."""
+        points = [(paid(record, meter), value(record)) for record in self.cycles]
+        known = [(x, y) for x, y in points if x == x and y == y]
         x, y = np.array(known, dtype=float).reshape(-1, 2).T
         return x, y
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the seconds of some cycle are estimated."""
+        return any(record.get("seconds_estimated") for record in self.cycles)
 
 
 Value = Callable[[CycleRecord], float]
@@ -130,14 +138,15 @@ def is_grid(path: Path) -> bool:
     return path.suffix == ".jsonl" or ((path / RESULTS).exists() and not (path / "settings.yaml").exists())
 
 
-def read(paths: Sequence[Path]) -> list[Group]:
+def read(paths: Sequence[Path], cost: CostSettings | None = None) -> list[Group]:
     """Read the groups of one or more grids, in the order of the files. The last line about a run counts.
 
+    With ``cost``, the seconds of all runs follow from these costs. Lines of earlier versions get estimated seconds.
     Raises UserError with the file if it is missing or empty, or has a line that is not a run.
     """
     runs: dict[object, GridRun] = {}
     for file in (path / RESULTS if path.is_dir() else path for path in paths):
-        for run in _read_file(file):
+        for run in _read_file(file, cost):
             runs[run.data, run.detector, run.method, run.seed, run.budget, _unit(run)] = run
     return _grouped(list(runs.values()))
 
@@ -175,17 +184,17 @@ def _grouped(runs: Sequence[GridRun]) -> list[Group]:
 
 
 def _unit(run: GridRun) -> Meter:
-    return "reviews" if run.setting("budget_unit") == "reviews" else "labels"
+    return cast("Meter", run.setting("budget_unit"))
 
 
-def _read_file(file: Path) -> list[GridRun]:
+def _read_file(file: Path, cost: CostSettings | None) -> list[GridRun]:
     try:
         lines = read_text(file).splitlines()
     except OSError as error:
         raise UserError(
             f"{file} cannot be read ({error.strerror}). Name the folder of a grid, or its {RESULTS}"
         ) from error
-    runs = [_read_line(file, n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    runs = [_read_line(file, n, line, cost) for n, line in enumerate(lines, start=1) if line.strip()]
     if not runs:
         raise UserError(f"{file} holds no run yet. Wait for the grid's first run")
     return runs
@@ -219,14 +228,15 @@ class _Line(BaseModel):
     cycles: list[_Cycle]
 
 
-def _read_line(file: Path, number: int, line: str) -> GridRun:
+def _read_line(file: Path, number: int, line: str, cost: CostSettings | None) -> GridRun:
     try:
         told = _Line.model_validate_json(line)
         if told.status == "done" and not told.cycles:
             raise ValueError("a run that is done has cycles")
         if (unit := current_unit(told.settings.get("budget_unit", "labels"))) not in METERS:
-            raise ValueError(f"budget_unit is {unit!r}, not labels or reviews")
+            raise ValueError(f"budget_unit is {unit!r}, not labels, reviews or seconds")
         cycles = [as_record(cycle) for cycle in json.loads(line)["cycles"]]
+        cycles = with_seconds(cycles, cost or CostSettings(), rescore=cost is not None)
     except ValueError as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
@@ -250,14 +260,14 @@ class Short(NamedTuple):
     """A batch that ended short of its budget: nothing was left to ask about, or (in older runs) no image fitted."""
 
     cycle: int
-    spent: int
+    spent: float
     budget: int
 
 
 def short(cycles: Sequence[CycleRecord], budget: Sequence[int], unit: Meter) -> list[Short]:
-    """The batches of a run that ended short; ``unit`` says whether labels or reviews were to be spent."""
+    """The batches of a run that ended short; ``unit`` says what was to be spent."""
     batches = [
-        Short(after["cycle"], after[unit] - before[unit], wanted)
+        Short(after["cycle"], paid(after, unit) - paid(before, unit), wanted)
         for (before, after), wanted in zip(pairwise(cycles), budget, strict=False)  # a run may have failed midway
     ]
     return [batch for batch in batches if batch.spent < batch.budget]

@@ -65,7 +65,7 @@ CAUTION = (
 
 
 def area(x: np.ndarray, y: np.ndarray, low: float, high: float) -> float:
-    """The mean height of the curve between two numbers of labels (or reviews)."""
+    """The mean height of the curve between two numbers of labels (reviews, seconds)."""
     if not high > low:
         return NAN
     at = np.array([low, *x[(x > low) & (x < high)], high])

@@ -11,50 +11,66 @@ from rarebox.types import Answer, Bools, Floats, GroundTruth, Ints, Query, Verdi
 class SimulatedOracle:
     """Answers queries from the ground truth of a data set: image id -> its objects.
 
-    The answer to a box query is the true box and class of the object, of any class, with the largest IoU with the shown
-    box, among those with IoU >= ``iou`` that are neither difficult nor labelled yet (equal IoU: the first one). If
-    there is none, the verdict is:
+    A box query asks about the object, of any class, with the largest IoU with the shown box, among those with IoU >=
+    ``iou`` that are neither difficult nor labelled yet (equal IoU: the first one). The answer is its true class, with
+    the box shown if that IoU is at least ``accept_iou``: an annotator confirms a box that is good enough. Otherwise
+    the annotator mends it, and the answer is the true box; with ``accept_iou`` None it always is. If there is no such
+    object, the verdict is:
 
     - ALREADY_LABELLED if a labelled object overlaps that much. It is not NOT_AN_OBJECT, because a rejected box would
       train background on a real object;
     - CANNOT_TELL if only a difficult object does, for the same reason;
     - NOT_AN_OBJECT otherwise.
 
-    The answer to a whole-image query (box None) is every object that is not difficult, labelled already or not. For an
-    image without any it is OBJECT with no boxes.
+    The answer to a whole-image query (box None) is every object that is not difficult, with its true box or, if it is
+    labelled already, the box of its label. For an image without any it is OBJECT with no boxes.
 
     An answer depends on the image, the box and the objects labelled so far. The oracle counts the objects of its own
     answers as labelled. After a restart, pass the answers in the store to :meth:`remember`. To discard answers that
     were not recorded, build a new oracle and let it remember those in the store.
     """
 
-    def __init__(self, truth: Mapping[int, GroundTruth], iou: float = 0.5) -> None:
-        if not 0 < iou <= 1:
-            raise ValueError(f"iou must be in (0, 1], got {iou}")
+    def __init__(self, truth: Mapping[int, GroundTruth], iou: float = 0.5, accept_iou: float | None = None) -> None:
+        for name, bound in (("iou", iou), ("accept_iou", accept_iou)):
+            if bound is not None and not 0 < bound <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {bound}")
         self._truth = truth
-        self._iou = iou
+        self._iou, self._accept_iou = iou, 2.0 if accept_iou is None else accept_iou
         self._labelled: dict[int, Bools] = {}
+        self._boxes: dict[int, Floats] = {}
 
     def answer(self, query: Query) -> Answer:
         """The answer by the rules above, ``by`` "oracle", in 0 ms. Raises ``KeyError`` for an image without truth."""
-        truth, labelled = self._truth[query.image_id], self._labelled_in(query.image_id)
+        truth, labelled, boxes = self._known(query.image_id)
         if query.box is None:
             hits, verdict = np.flatnonzero(~truth.difficult), Verdict.OBJECT
         else:
             hits, verdict = _review(query.box, truth, labelled, self._iou)
+            accepted = iou_matrix(query.box[None], truth.boxes[hits])[0] >= self._accept_iou
+            boxes[hits[accepted]] = query.box
         labelled[hits] = True
-        return Answer(query.id, truth.boxes[hits], truth.labels[hits], verdict)
+        return Answer(query.id, boxes[hits], truth.labels[hits], verdict)
 
     def remember(self, answered: Iterable[tuple[Query, Answer]]) -> None:
-        """Count the objects of these answers as labelled. Boxes that equal no true box are ignored."""
-        for query, answer in answered:
-            truth, labelled = self._truth[query.image_id], self._labelled_in(query.image_id)
-            for box, label in zip(answer.boxes, answer.labels, strict=True):
-                same = (truth.boxes == box).all(axis=1) & (truth.labels == label) & ~truth.difficult & ~labelled
-                labelled[np.flatnonzero(same)[:1]] = True
+        """Count the objects of these answers, in the order given, as labelled.
 
-    def _labelled_in(self, image_id: int) -> Bools:
-        return self._labelled.setdefault(image_id, np.zeros(len(self._truth[image_id]), dtype=bool))
+        A box is that of the object with this true box and class, or, if there is none and it is the box shown, of the
+        object of its class that :meth:`answer` chooses. Other boxes are ignored.
+        """
+        for query, answer in answered:
+            truth, labelled, boxes = self._known(query.image_id)
+            for box, label in zip(answer.boxes, answer.labels, strict=True):
+                free = ~truth.difficult & ~labelled & (truth.labels == label)
+                found = np.flatnonzero(free & (truth.boxes == box).all(axis=1))
+                if query.box is not None and not len(found) and (box == query.box).all():
+                    found = _review(box, truth, ~free, self._iou)[0]
+                labelled[found[:1]], boxes[found[:1]] = True, box
+
+    def _known(self, image_id: int) -> tuple[GroundTruth, Bools, Floats]:
+        """The objects of an image, which of them are labelled, and the boxes of their labels (true ones before)."""
+        truth = self._truth[image_id]
+        labelled = self._labelled.setdefault(image_id, np.zeros(len(truth), dtype=bool))
+        return truth, labelled, self._boxes.setdefault(image_id, truth.boxes.copy())
 
 
 def _review(box: Floats, truth: GroundTruth, labelled: Bools, threshold: float) -> tuple[Ints, Verdict]:

@@ -371,10 +371,14 @@ class Store:
                     "every answer needs the id of a query that ask() returned, and a unique key"
                 ) from error
 
-    def answered(self, cycle: int | None = None) -> list[tuple[Query, Answer]]:
-        """The answered queries of one cycle, or of all, each with its latest answer, in the order asked."""
+    def answered(self, cycle: int | None = None, *, every: bool = False) -> list[tuple[Query, Answer]]:
+        """The answered queries of one cycle, or of all, each with its latest answer, in the order asked.
+
+        With ``every``, a query is listed with each of its answers, corrected and withdrawn ones too.
+        """
+        which = _of(cycle) if every else (schema.is_latest, *_of(cycle))
         statement = select(schema.queries, *ANSWER).join_from(schema.queries, schema.answers)
-        statement = statement.where(schema.is_latest, *_of(cycle)).order_by(*schema.in_order)
+        statement = statement.where(*which).order_by(*schema.in_order, schema.answers.c.id)
         with self.transaction() as connection:
             counts_as = self._counts_as(connection)
             rows = connection.execute(statement).all()

@@ -36,11 +36,11 @@ def ask(run: Run, cycle: int, ranked: Ranked) -> None:
     if left > 0:
         total, what = rules.total_of(settings, cycle), "images" if whole_images else "candidates"
         run.notes.append(
-            f"no {what} are left: {total - left} of the budget of {total} {settings.budget_unit} were spent"
+            f"no {what} are left: {round(total - left, 1)} of the budget of {total} {settings.budget_unit} were spent"
         )
 
 
-def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress) -> int:
+def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress) -> float:
     """Explore if that is due, then ask about candidates from the top of the queue. Return what is left to spend."""
     asker = rules.CycleAsker(
         run.settings, run.store, cycle, ranked.queue, ranked.open_per_class, lambda: (i.id for i in run.pool.records)
@@ -51,7 +51,7 @@ def ask_about_boxes(run: Run, cycle: int, ranked: Ranked, report: StageProgress)
     return budget.left
 
 
-def ask_about_images(run: Run, cycle: int, queue: LazyRanking, report: StageProgress) -> int:
+def ask_about_images(run: Run, cycle: int, queue: LazyRanking, report: StageProgress) -> float:
     """Have whole images labelled from the top of the queue. Return what is left to spend.
 
     The cost of an image is unknown before it is labelled, so the last one may exceed the budget (decisions row 15).
@@ -70,7 +70,7 @@ def answer_and_report(run: Run, cycle: int, asked: Sequence[Query], report: Stag
     """Let the oracle answer, report how much of the budget is spent, and return it."""
     answer_all(run, asked)
     budget = run.budget(cycle)
-    report(budget.spent, budget.total, run.settings.budget_unit)
+    report(round(budget.spent), budget.total, run.settings.budget_unit)
     return budget
 
 

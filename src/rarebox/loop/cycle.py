@@ -71,7 +71,7 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
     pool, images = shards.score_pool(run, cycle)
-    state, open_per_class = ranking.label_state(settings, rules.total_of(settings, cycle), before, pool, images)
+    state, open_per_class = ranking.label_state(settings, rules.boxes_of(settings, cycle), before, pool, images)
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))

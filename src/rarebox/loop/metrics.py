@@ -1,11 +1,14 @@
 """The lines of ``metrics.json``: one record per cycle, and how records of earlier versions are read."""
 
-from typing import Literal, TypedDict, cast, get_args
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypedDict, cast, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-Meter = Literal["labels", "reviews"]
-"""What a budget counts: boxes that the annotator returned, or boxes shown to the annotator."""
+from rarebox.config import CostSettings
+
+Meter = Literal["labels", "reviews", "seconds"]
+"""What a budget counts: boxes that the annotator returned, boxes shown to the annotator, or the annotator's seconds."""
 
 PerClass = Literal[
     "candidates_per_class",
@@ -18,6 +21,8 @@ PerClass = Literal[
     "sure_per_class",
 ]
 """The counts of a record that are kept for each class."""
+
+NAN = float("nan")
 
 METERS: tuple[Meter, ...] = get_args(Meter)
 
@@ -36,9 +41,10 @@ class Measures(TypedDict):
 class CycleRecord(Measures):
     """What one cycle spent, chose and reached.
 
-    ``labels``, ``reviews``, ``images_full`` and ``images_partial`` count from the start of the run; ``…_this_cycle``,
-    ``hits`` and the counts per class count this cycle alone. ``human_per_class`` and ``pseudo…`` count what the
-    detector trained on.
+    ``labels``, ``reviews``, ``seconds_spent``, ``images_full`` and ``images_partial`` count from the start of the run;
+    ``…_this_cycle``, ``hits`` and the counts per class count this cycle alone. ``human_per_class`` and ``pseudo…``
+    count what the detector trained on. ``seconds_spent`` are the annotator's, ``seconds`` the computer's, by stage.
+    ``seconds_estimated`` is true only in reports, on records of versions that did not count seconds.
     """
 
     cycle: int
@@ -46,6 +52,10 @@ class CycleRecord(Measures):
     reviews: int
     labels_this_cycle: int
     reviews_this_cycle: int
+    seconds_spent: float
+    seconds_spent_this_cycle: float
+    actions_this_cycle: dict[str, int]
+    seconds_estimated: NotRequired[bool]
     hits: int
     images_full: int
     images_partial: int
@@ -64,8 +74,8 @@ class CycleRecord(Measures):
     seconds: dict[str, float]
 
 
-LATER = frozenset({"sure_per_class"})
-"""Fields that versions before 0.1 did not write."""
+LATER = frozenset({"sure_per_class", "seconds_spent", "seconds_spent_this_cycle", "actions_this_cycle"})
+"""Fields that records of earlier versions lack."""
 
 FORMER = {"looks": "reviews", "looks_this_cycle": "reviews_this_cycle"}
 """Names in records of versions before 0.2, and their current names."""
@@ -77,6 +87,8 @@ class _Known(BaseModel):
     cycle: int = Field(ge=1)
     labels: int = Field(ge=0)
     reviews: int = Field(ge=0)
+    seconds_spent: float = Field(default=0, ge=0)
+    actions_this_cycle: dict[str, int] = {}
     ap50: float | None
     seconds: dict[str, float] = {}
     notes: list[str] = []
@@ -92,11 +104,51 @@ def as_record(written: object) -> CycleRecord:
         raise ValueError("a cycle's record is an object")
     named = {FORMER.get(str(name), str(name)): value for name, value in cast("dict[object, object]", written).items()}
     try:
-        _Known.model_validate(named)
+        known = _Known.model_validate(named)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if unknown := known.actions_this_cycle.keys() - CostSettings.model_fields.keys():
+        raise ValueError(f"actions_this_cycle: there is no action {min(unknown)!r}")
     return cast("CycleRecord", named)
+
+
+def paid(record: CycleRecord, meter: Meter) -> float:
+    """What a run has paid up to and with a cycle; NaN if the record does not say."""
+    return record.get("seconds_spent", NAN) if meter == "seconds" else record[meter]
+
+
+def with_seconds(records: Sequence[CycleRecord], cost: CostSettings, rescore: bool = False) -> list[CycleRecord]:
+    """The records of a run with ``seconds_spent``: records of earlier versions get an estimate, if they allow one.
+
+    With ``rescore`` the seconds of all records follow from ``cost``, and recorded times of people no longer count.
+    """
+    found: list[CycleRecord] = []
+    spent, images = 0.0, 0.0
+    for record in records:
+        scanned, images = record.get("images_full", NAN) - images, record.get("images_full", NAN)
+        if "seconds_spent" in record and not rescore:
+            spent = record["seconds_spent"]
+            found.append(record)
+            continue
+        estimated = "actions_this_cycle" not in record
+        actions = _estimate(record, scanned) if estimated else record["actions_this_cycle"]
+        seconds = sum(count * getattr(cost, action) for action, count in actions.items())
+        spent += seconds
+        more = {"seconds_spent": spent, "seconds_spent_this_cycle": seconds, "seconds_estimated": estimated}
+        found.append(cast("CycleRecord", {**record, **more} if spent == spent else record))
+    return found
+
+
+def _estimate(record: CycleRecord, scanned: float) -> dict[str, float]:
+    """About how often each action was done in a cycle whose record does not say (decisions row 43).
+
+    ``scanned`` counts its whole images; their boxes are the labels that no box question returned.
+    """
+    shown, hits = (sum(record[name].values()) for name in ("selected_per_class", "hits_per_class"))
+    drawn = record.get("labels_this_cycle", NAN) - hits
+    judged = {"look": shown, "confirm": hits / 2, "mend": hits / 2, "reject": shown - hits}
+    return {**judged, "scan": scanned, "draw": drawn}
 
 
 def lacks(record: CycleRecord) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from rarebox.data import listings
 from rarebox.evaluation import imbalance_factor
+from rarebox.labels.cost import Action, bill
 from rarebox.labels.targets import count_sure
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.run import Ranked, Run
@@ -21,7 +22,7 @@ def record(
     labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
     boxes = [(q, a) for q, a in answered if q.box is not None]
     so_far = [store.spent(before) for before in range(1, cycle + 1)]  # later ones may be there, too
-    spent = so_far[-1]
+    spent, bills = so_far[-1], [bill(store, before, run.settings.cost) for before in range(1, cycle + 1)]
     human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high
@@ -43,6 +44,9 @@ def record(
         "reviews": sum(each.reviews for each in so_far),
         "labels_this_cycle": spent.labels,
         "reviews_this_cycle": spent.reviews,
+        "seconds_spent": sum(each.milliseconds for each in bills) / 1000,
+        "seconds_spent_this_cycle": bills[-1].seconds,
+        "actions_this_cycle": {action.value: bills[-1].actions[action] for action in Action},
         "hits": len(hits),
         "images_full": sum(said.complete for said in labels.values()),
         "images_partial": sum(not said.complete and len(said.boxes) > 0 for said in labels.values()),

@@ -11,12 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from rarebox.config import Settings
+from rarebox.config import CostSettings, Settings
 from rarebox.core import seeds
+from rarebox.labels.cost import bill, dearest_box, milliseconds
 from rarebox.labels.store import Store
 from rarebox.loop.metrics import Meter
 from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import LazyRanking
+from rarebox.strategies import IMAGE
 from rarebox.types import Ints, Query
 
 HELD_OUT = 0.2
@@ -29,34 +31,42 @@ FEWEST_TO_HOLD_OUT = 5
 
 @dataclass(frozen=True)
 class Budget:
-    """What one cycle may spend and has spent, in the unit of the budget; ``open`` counts its unanswered questions."""
+    """What one cycle may spend and has spent, in the unit of the budget.
+
+    ``open`` counts its unanswered questions. ``most_each`` is the most that a question is expected to cost.
+    """
 
     total: int
-    spent: int
+    spent: float
     open: int
+    most_each: float = 1
 
     @property
-    def left(self) -> int:
-        """The unspent part. Negative if the last whole image exceeded the budget (decisions row 15)."""
+    def left(self) -> float:
+        """The unspent part. Negative if the last question exceeded the budget (decisions row 15)."""
         return self.total - self.spent
 
     @property
     def to_ask(self) -> int:
-        """How many further questions the budget allows, each of them and each open one counted as 1."""
-        return self.left - self.open
+        """How many further questions the budget allows, each of them and each open one counted as ``most_each``.
+
+        While anything is left and no question is open it allows one, so only the last question exceeds the budget.
+        """
+        return max(int(self.left // self.most_each) - self.open, int(self.left > 0 and not self.open))
 
 
-Counter = Callable[[Meter | Literal["asked", "open"]], int]
+Counter = Callable[[Meter | Literal["asked", "open"]], float]
 """Counts for one cycle: the questions that a strategy asked, those that are still open, or what the answers cost."""
 
 
 def budget_of(settings: Settings, cycle: int, count: Counter) -> Budget:
     """The budget of a cycle. Cycle 1 spends one for each image that it asks about."""
-    open_ones = count("open")
+    open_ones = int(count("open"))
     if cycle <= 1:
-        asked = count("asked")
+        asked = int(count("asked"))
         return Budget(asked, asked - open_ones, open_ones)
-    return Budget(total_of(settings, cycle), count(settings.budget_unit), open_ones)
+    most_each = dearest_box(settings.cost) if settings.budget_unit == "seconds" else 1
+    return Budget(total_of(settings, cycle), count(settings.budget_unit), open_ones, most_each)
 
 
 def total_of(settings: Settings, cycle: int) -> int:
@@ -64,14 +74,25 @@ def total_of(settings: Settings, cycle: int) -> int:
     return settings.budget[min(cycle - 2, len(settings.budget) - 1)]
 
 
-def counts_in(store: Store, cycle: int) -> Counter:
+def boxes_of(settings: Settings, cycle: int) -> int:
+    """About how many boxes a cycle may ask about, or, for an image-level strategy, have drawn."""
+    total, cost = total_of(settings, cycle), settings.cost
+    if settings.budget_unit != "seconds":
+        return total
+    each = cost.draw if settings.selection.strategy in IMAGE else cost.look + (cost.confirm + cost.reject) / 2
+    return round(total / each)
+
+
+def counts_in(store: Store, cycle: int, cost: CostSettings) -> Counter:
     """Counts one cycle of a store."""
 
-    def count(what: Meter | Literal["asked", "open"]) -> int:
+    def count(what: Meter | Literal["asked", "open"]) -> float:
         if what == "asked":
             return sum(query.asked_by is None for query in store.queries(cycle))
         if what == "open":
             return len(store.unanswered(cycle))
+        if what == "seconds":
+            return bill(store, cycle, cost).seconds
         spent = store.spent(cycle)
         return spent.labels if what == "labels" else spent.reviews
 
@@ -144,7 +165,10 @@ class CycleAsker(Asker):
     def _order(self) -> list[int]:
         return images_to_explore(self._settings, self.store, self.cycle, self._pool())
 
-    def _explored(self) -> int:
+    def _explored(self) -> float:
         """What the cycle has spent on whole images; one without an object costs one review."""
-        boxes = [len(answer.boxes) for query, answer in self.store.answered(self.cycle) if query.box is None]
+        whole = [(query, answer) for query, answer in self.store.answered(self.cycle) if query.box is None]
+        if self._settings.budget_unit == "seconds":
+            return sum(milliseconds(*pair, self._settings.cost) for pair in whole) / 1000
+        boxes = [len(answer.boxes) for _, answer in whole]
         return sum(boxes) if self._settings.budget_unit == "labels" else sum(max(count, 1) for count in boxes)

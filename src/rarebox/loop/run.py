@@ -75,7 +75,7 @@ class Run:
 
     def budget(self, cycle: int) -> rules.Budget:
         """What a cycle may spend and has spent."""
-        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
+        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle, self.settings.cost))
 
     @contextmanager
     def stage(self, name: str) -> Generator[StageProgress]:

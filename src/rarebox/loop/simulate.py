@@ -93,7 +93,7 @@ def open_run(
     pool, tested = pictures_of(settings, images, test.images, keep_in, f"test_{of_test}")
     _same_pool_as_before(store.images(), images)
     store.add_images(images)
-    oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou)
+    oracle = SimulatedOracle(dataset.train.truth, settings.oracle.iou, settings.oracle.accept_iou)
     oracle.remember(store.answered())
     how = engine or scoring.score_here
     return Run(folder, settings, dataset, pool, tested, test.truth, store, oracle, progress, how, share=share)

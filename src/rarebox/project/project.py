@@ -125,7 +125,7 @@ class Project:
 
     def budget(self, cycle: int) -> rules.Budget:
         """What a cycle may spend and has spent."""
-        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle))
+        return rules.budget_of(self.settings, cycle, rules.counts_in(self.store, cycle, self.settings.cost))
 
     def _pool(self) -> set[int]:
         """The ids of the images that may be asked about: those with a photo that are not held out."""

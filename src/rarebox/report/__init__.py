@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rarebox.config import CostSettings
 from rarebox.core.files import write_text
 from rarebox.errors import UserError
 from rarebox.grid import results
+from rarebox.loop.metrics import CycleRecord, paid
 from rarebox.report import comparison, drawing, figures, final, grid, wording
 from rarebox.report.drawing import Panel
 from rarebox.report.final import FinalModel
@@ -50,14 +52,15 @@ class RunPart:
     problems: list[tuple[str, int, list[dict[str, str]]]]
 
 
-def write_report(out: Path, runs: Sequence[Path]) -> Path:
+def write_report(out: Path, runs: Sequence[Path], cost: CostSettings | None = None) -> Path:
     """Write ``report.html`` and ``figures/`` on the run folders ``runs`` to ``out``, and return the page's path.
 
     A run must have at least one finished cycle. Folders of grids, or their ``results.jsonl``, yield a comparison
-    instead. Raises UserError if there is no finished cycle or no run, or if ``out`` cannot be written.
+    instead. With ``cost``, the annotators' seconds of all runs follow from these costs. Raises UserError if there is
+    no finished cycle or no run, or if ``out`` cannot be written.
     """
-    groups = results.read(runs) if any(map(results.is_grid, runs)) else []
-    found = [] if groups else read_runs(runs)
+    groups = results.read(runs, cost) if any(map(results.is_grid, runs)) else []
+    found = [] if groups else read_runs(runs, cost)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return grid.write(out, groups) if groups else _write(out, found)
@@ -130,14 +133,22 @@ def _tiles(run: ReportedRun) -> list[Tile]:
         Tile("AP50, rarest third", wording.number(tail), since(tail, run.tail_ap(first))),
         Tile("Labels", wording.count(last["labels"]), f"{wording.count(first['labels'])} in the initial images"),
         Tile("Reviews", wording.count(last["reviews"]), "boxes shown to annotators"),
+        Tile("Annotators’ time", _time(last), "estimated" if last.get("seconds_estimated") else ""),
         Tile("Hit rate", wording.share(run.hit_rate), "of the queried boxes held a new object"),
         Tile(
             "Images",
             wording.count(last["images_full"] + last["images_partial"]),
             f"{wording.count(last['images_full'])} fully, {wording.count(last['images_partial'])} partly labelled",
         ),
-        Tile("Time", wording.duration(sum(run.seconds.values())), f"most of it: {longest}" if longest else ""),
+        Tile(
+            "Computing time", wording.duration(sum(run.seconds.values())), f"most of it: {longest}" if longest else ""
+        ),
     ]
+
+
+def _time(record: CycleRecord) -> str:
+    seconds = paid(record, "seconds")
+    return wording.duration(seconds) if wording.is_number(seconds) else wording.DASH
 
 
 def _problems(run: ReportedRun) -> list[tuple[str, int, list[dict[str, str]]]]:

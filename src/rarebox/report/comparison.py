@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-from rarebox.loop.metrics import METERS, Meter
+from rarebox.loop.metrics import METERS, Meter, paid
 from rarebox.report.drawing import MARKERS, PALETTE, ROW, Panel, canvas, curve_axes, floats, label_below, row_axes
 from rarebox.report.reading import ReportedRun
 from rarebox.report.rows import Row, mean, rows_of, spoken
@@ -44,7 +44,9 @@ def _curves(runs: Sequence[ReportedRun], meter: Meter, which: str) -> Panel:
     texts: list[str] = []
     for i, run in enumerate(runs):
         y = [record["ap50"] if which == "all classes" else run.tail_ap(record) for record in run.records]
-        axes.plot([record[meter] for record in run.records], floats(y), label=short(run.name, 56), **_line_style(i))
+        axes.plot(
+            [paid(record, meter) for record in run.records], floats(y), label=short(run.name, 56), **_line_style(i)
+        )
         texts.append(f"{run.name}: {', '.join(map(number, y))}")
     curve_axes(axes, meter)
     figure.legend(loc="outside upper left", ncols=1, labelspacing=0.25)

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rarebox.core.files import mark_own, write_bytes, write_text
+from rarebox.loop.metrics import Meter
 from rarebox.report.plotting import Axes, Figure, new_figure, settings
 from rarebox.types import Floats
 
@@ -83,6 +84,13 @@ STYLE = {
     "svg.fonttype": "none",
 }
 
+ABOUT: dict[Meter, str] = {
+    "labels": "labels (boxes given by annotators)",
+    "reviews": "reviews (boxes shown to annotators)",
+    "seconds": "seconds (time of the annotators)",
+}
+"""The label of an axis that shows what was paid."""
+
 WIDTH = 390  # points; the page scales figures slightly up on a desktop and slightly down on a phone
 ROW = 23  # points per class
 
@@ -119,7 +127,7 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def curve_axes(axes: Axes, meter: str) -> None:
+def curve_axes(axes: Axes, meter: Meter) -> None:
     """Set up the axes of a learning curve. They span at least 0.15 AP50, so that noise is not magnified."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     values = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
@@ -129,9 +137,7 @@ def curve_axes(axes: Axes, meter: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter("{x:.2f}")
-    axes.set_xlabel(
-        {"labels": "labels (boxes given by annotators)", "reviews": "reviews (boxes shown to annotators)"}[meter]
-    )
+    axes.set_xlabel(ABOUT[meter])
     axes.set_ylabel("AP50")
 
 

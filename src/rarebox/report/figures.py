@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from rarebox.evaluation import imbalance_factor
-from rarebox.loop.metrics import CycleRecord, Meter
+from rarebox.loop.metrics import METERS, CycleRecord, Meter, paid
 from rarebox.report.drawing import (
     LIGHT,
     MARKERS,
@@ -39,7 +39,7 @@ CountKey = Literal[
 def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, list[Panel]]:
     """All panels of one run, by section of the page. ``uncertain`` is the run by uncertainty sampling to compare."""
     return {
-        "learning": [_learning(run, "labels"), _learning(run, "reviews")],
+        "learning": [_learning(run, meter) for meter in METERS],
         "classes": [_ap_per_class(run), _reviews_per_class(run)],
         "balance": _balance(run, uncertain),
         "time": [_time(run)],
@@ -48,18 +48,18 @@ def of_run(run: ReportedRun, uncertain: ReportedRun | None = None) -> dict[str, 
 
 def _learning(run: ReportedRun, meter: Meter) -> Panel:
     figure, axes = canvas(240)
-    x = [record[meter] for record in run.records]
+    x = [paid(record, meter) for record in run.records]
     lines = {
         "all classes": [record["ap50"] for record in run.records],
         f"rarest third ({len(run.rarest)})": [run.tail_ap(record) for record in run.records],
     }
     for i, (name, y) in enumerate(lines.items()):
         axes.plot(x, floats(y), marker=MARKERS[i], color=PALETTE[i], linestyle=("-", "--")[i], label=name)
-        for paid, height in zip(x, y, strict=True):
+        for place, height in zip(x, y, strict=True):
             if is_number(height):
                 axes.annotate(
                     number(height),
-                    (paid, height),
+                    (place, height),
                     xytext=(0, 8),
                     textcoords="offset points",
                     ha="center",
@@ -71,7 +71,10 @@ def _learning(run: ReportedRun, meter: Meter) -> Panel:
     look_for = {
         "labels": "A steep curve: few labels improved the detector much. A flat curve: more such labels will not help.",
         "reviews": "The same against all boxes shown to annotators, whether they held an object or not.",
+        "seconds": "The same against the time of the annotators.",
     }[meter]
+    if meter == "seconds" and run.estimated:
+        look_for += " It is estimated for the cycles of a version that did not count it."
     points = "; ".join(f"{number(y)} at {count(n)}" for n, y in zip(x, lines["all classes"], strict=True))
     return Panel(f"ap50_{meter}", f"AP50 against {meter}", look_for, f"AP50 by {meter}: {points}", figure)
 

@@ -83,7 +83,10 @@ def _overview(group: Group, styles: Mapping[str, Style], meter: Meter, which: st
     look_for = {
         "labels": "At the same number of labels, the higher curve is the better method.",
         "reviews": "The same against all boxes shown to annotators, whether they held an object or not.",
+        "seconds": "The same against the time of the annotators.",
     }[meter]
+    if meter == "seconds" and any(run.estimated for run in group.finished):
+        look_for += " Partly estimated: see the table."
     if grey := sum(not styles[name][1] for name in group.methods):
         look_for += f" Grey: {plural(grey, 'other method')}, shown separately below."
     if ceiling == ceiling:

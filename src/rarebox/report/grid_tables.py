@@ -9,6 +9,7 @@ from rarebox.grid.measures import curve, hit_rates, labels_to_reach, mean_ap, me
 from rarebox.grid.paper import ablation, is_papers, references
 from rarebox.grid.results import DASH, Group, Values, ap50, ap50_11, short, signed
 from rarebox.grid.statistics import CAUTION, ENOUGH_SEEDS, Difference, Spread, paired, spread
+from rarebox.loop.metrics import METERS, paid
 
 PAPER_TABLE_1 = {
     "U": ((57.13, 1.03), (64.26, 3.29), (72.54, 0.20)),
@@ -18,6 +19,11 @@ PAPER_TABLE_1 = {
     "+ TSPL": ((61.90, 0.88), (67.92, 1.87), (73.56, 0.32)),
 }
 """Mean and standard deviation of three runs after batches 2 to 4 (cycles 2 to 4), in per cent."""
+
+
+ESTIMATED = (
+    "≈: seconds estimated from labels, reviews and hits, because the run is of a version that did not count them."
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
     for name in ranked(group):
         runs = group.methods[name].values()
         points = curve(runs)
-        paid = [spread(run.cycles[-1][meter] for run in runs).mean for meter in ("labels", "reviews")]
+        spent = [_count(spread(paid(run.cycles[-1], meter) for run in runs).mean) for meter in METERS]
+        spent[-1] = f"{'≈ ' if any(run.estimated for run in runs) else ''}{spent[-1]}"
         reach = [labels_to_reach(points, part * group.ceiling) for part in (0.90, 0.95) if group.full]
         rows.append(
             (
@@ -52,21 +59,23 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
                 str(len(runs)),
                 *(_spread(spread(values[name].values())) for values in found.values()),
                 _per_cent(hit_rates(runs)[""]),
-                *map(_count, (*paid, *reach)),
+                *spent,
+                *map(_count, reach),
             )
         )
     if group.full:
         values = (ap50, mean_ap(rarest(group)))
         height, rare = (_spread(spread(value(run.cycles[-1]) for run in group.full)) for value in values)
         labels = spread(run.cycles[-1]["labels"] for run in group.full).mean
-        rows.append(
-            ("all labels", str(len(group.full)), height, DASH, DASH, DASH, rare, DASH, _count(labels), *(DASH,) * 3)
-        )
+        areas = (DASH,) * (len(METERS) + 1)
+        rest = (_count(labels), *(DASH,) * (len(METERS) + 1))
+        rows.append(("all labels", str(len(group.full)), height, *areas, rare, DASH, *rest))
     counted = "a run on all labels" if group.full else "the first images"
     over = "Mean ± standard deviation over seeds" if several_seeds(group) else "One seed"
     note = (
         f"{over}, after the last cycle. Equal labels: the AP50 curve at the most labels that all methods of a seed "
-        "have paid. Area: its mean height over the range of labels (reviews) that all methods of a seed have paid. "
+        "have paid. Area: its mean height over the range of labels (reviews, seconds) that all methods of a seed have "
+        "paid. "
         f"Rarest third: {', '.join(rarest(group))}, by the boxes of {counted}. Hit rate: boxes shown that held "
         "something new."
     )
@@ -75,9 +84,10 @@ def _methods(group: Group, found: Mapping[str, Values]) -> Table:
         "seeds",
         *found,
         "hit rate",
-        "labels",
-        "reviews",
+        *METERS,
     )
+    if any(run.estimated for run in group.finished):
+        note += f" {ESTIMATED}"
     if group.full:
         columns += ("to 90\u00a0%", "to 95\u00a0%")
         note += " The last two columns: labels at which the mean curve reaches that fraction of the AP50 of all labels."

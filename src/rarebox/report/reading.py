@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from rarebox import strategies
-from rarebox.config import Section, Settings
+from rarebox.config import CostSettings, Section, Settings
 from rarebox.core.files import damaged, read_json, real
 from rarebox.errors import UserError
-from rarebox.loop.metrics import CycleRecord, PerClass, lacks
+from rarebox.loop.metrics import CycleRecord, PerClass, lacks, with_seconds
 from rarebox.loop.run_folder import RunFolder
 from rarebox.settings_text import with_page
 
@@ -85,22 +85,30 @@ class ReportedRun:
         return self.hits / self.asked if self.asked else float("nan")
 
     @property
+    def estimated(self) -> bool:
+        """Whether the annotator's seconds of some cycle are estimated."""
+        return any(record.get("seconds_estimated") for record in self.records)
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Time of each stage over all cycles."""
         stages = dict.fromkeys(stage for record in self.records for stage in record["seconds"])
         return {stage: sum(record["seconds"].get(stage, 0.0) for record in self.records) for stage in stages}
 
 
-def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
-    """The runs of some folders, each with a name. Raises UserError for a folder without a finished cycle."""
+def read_runs(folders: Sequence[Path], cost: CostSettings | None = None) -> list[ReportedRun]:
+    """The runs of some folders, each with a name. With ``cost``, their seconds follow from these costs.
+
+    Raises UserError for a folder without a finished cycle.
+    """
     if not folders:
         raise UserError("There is no run to report. Name the folder of at least one run.")
-    runs = [_read(RunFolder(folder)) for folder in folders]
+    runs = [_read(RunFolder(folder), cost) for folder in folders]
     names = _names(runs)
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
-def _read(folder: RunFolder) -> ReportedRun:
+def _read(folder: RunFolder, cost: CostSettings | None) -> ReportedRun:
     settings = folder.read_settings()
     records = folder.records()
     if not records:
@@ -114,7 +122,7 @@ def _read(folder: RunFolder) -> ReportedRun:
     return ReportedRun(
         folder,
         settings,
-        records,
+        with_seconds(records, cost or settings.cost, rescore=cost is not None),
         environment=read_json(folder.environment, dict) if folder.environment.exists() else {},
         problems=read_json(problems, list) if problems.exists() else [],
         name=real(folder.root).name,

@@ -9,9 +9,13 @@ from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 
+from rarebox.config import CostSettings
+from rarebox.labels.cost import Action, Actions, Pace, actions_of, expected_seconds, fit_pace, milliseconds
 from rarebox.labels.leases import Given, Lease, Question, agreement
 from rarebox.project.project import HELD_OUT
 from rarebox.types import Ints, Verdict
@@ -26,6 +30,15 @@ INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Answers that say whether a guess was right."""
 
 
+Unit = Literal["images", "labels", "reviews"]
+
+RECENT, SEARCHED = 50, 200
+"""The answers from which the next ones are predicted, and the most among which they are looked for."""
+
+CONFIRMED, REJECTED = (Actions({Action.LOOK: 1, action: 1}) for action in (Action.CONFIRM, Action.REJECT))
+"""What is expected before there are answers: one of each."""
+
+
 def counted(labels: Ints, merged: Merged) -> Ints:
     """The labels that labels count as: (N,) -> (N,)."""
     return np.array([merged.get(label, label) for label in labels.tolist()], dtype=np.int64)
@@ -38,9 +51,14 @@ def right(guess: int, labels: Sequence[int], merged: Merged) -> bool:
 
 @dataclass
 class History:
-    """The answers to one query: all of them in their order, and those ``standing`` by person."""
+    """The answers to one query: all of them in their order, and those ``standing`` by person.
+
+    ``new_image``: the question asked before it in its cycle is about another image.
+    """
 
     question: Question
+    cost: CostSettings
+    new_image: bool
     given: list[Given] = field(default_factory=list[Given])
     standing: dict[str, Given] = field(default_factory=dict[str, Given])
 
@@ -87,6 +105,8 @@ class History:
                 yield ("open", cycle), 1
         for name in self.standing:
             yield ("by", name), 1
+        for one in self.given:
+            yield ("milliseconds", cycle), milliseconds(one.query, one.answer, self.cost, self.new_image)
         if agrees is not None:
             yield ("second opinions",), 1
             yield ("agreements",), int(agrees)
@@ -110,7 +130,8 @@ class History:
 class AnswerIndex:
     """Questions and answers by query, image and person."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost: CostSettings) -> None:
+        self.cost = cost
         self.last_question, self.last_answer = 0, 0
         self.merged: Merged = {}
         self.queries: dict[int, History] = {}
@@ -118,9 +139,11 @@ class AnswerIndex:
         self.of_person: dict[str, list[Given]] = defaultdict(list)
         self.sums: Counter[Sum] = Counter()
         self._given: list[Given] = []
+        self._known_actions: dict[int, Actions] = {}
         self._differing: set[int] = set()
         self._wanting: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each cycle: (position, id), sorted
         self._busy: dict[int, Counter[int]] = defaultdict(Counter)
+        self._images: dict[int, list[int]] = defaultdict(lambda: [0])  # of each cycle's questions, in their order
 
     def merge(self, counts_as: Ints) -> None:
         """Apply merged classes: (K,), what each label counts as. Answers that agreed still agree, so only those that
@@ -140,7 +163,10 @@ class AnswerIndex:
     def take_in(self, asked: Iterable[Question], given: Iterable[Given]) -> None:
         """Add new questions and answers, in the order in which they were stored."""
         for question in asked:
-            history = self.queries[question.id] = History(question)
+            images = self._images[question.cycle]
+            history = self.queries[question.id] = History(question, self.cost, question.image_id != images[-1])
+            if question.asked_by is None:
+                images.append(question.image_id)
             self._count(history, 1)
             self.of_image[question.image_id].add(question.id)
             self.last_question = question.id
@@ -162,9 +188,12 @@ class AnswerIndex:
             self._count(history, 1)
             self.of_person[one.answer.by].pop()
             self._given.pop()
+            self._known_actions.pop(one.id, None)
         while self.queries and (number := next(reversed(self.queries))) > last_question:
             history = self.queries.pop(number)
             self._count(history, -1)
+            if history.question.asked_by is None:
+                self._images[history.question.cycle].pop()
             self.of_image[history.question.image_id].discard(number)
         self.last_question, self.last_answer = last_question, last_answer
 
@@ -242,6 +271,29 @@ class AnswerIndex:
         """Questions with different answers that nobody has resolved since."""
         differing = [self.queries[number] for number in sorted(self._differing)]
         return [history for history in differing if history.ever <= history.question.wanted]
+
+    def seconds_each(self, person: str, unit: Unit) -> float | None:
+        """About how long one image, label or review takes a person, by the latest answers and the person's pace.
+
+        None for images before the first one is labelled.
+        """
+        whole, pace = unit == "images", self._pace(person)
+        asked = (one for one in islice(self.standing(), SEARCHED) if one.query.asked_by is None)
+        recent = islice((one for one in asked if (one.query.box is None) == whole), RECENT)
+        seen = [(self._actions(one), len(one.answer.labels) if unit == "labels" else 1) for one in recent]
+        seen += [] if whole else [(CONFIRMED, 1), (REJECTED, int(unit == "reviews"))]
+        paid = sum(count for _, count in seen)
+        return sum(expected_seconds(each, self.cost, pace) for each, _ in seen) / paid if paid else None
+
+    def _pace(self, person: str) -> Pace:
+        """The pace of a person by the latest timed answers."""
+        given = [one for one in self.of_person.get(person, [])[-SEARCHED:] if one.answer.milliseconds]
+        return fit_pace(((self._actions(one), one.answer.milliseconds) for one in given), self.cost)
+
+    def _actions(self, one: Given) -> Actions:
+        if one.id not in self._known_actions:
+            self._known_actions[one.id] = actions_of(one.query, one.answer, self.queries[one.query.id].new_image)
+        return self._known_actions[one.id]
 
     def per_minute(self, person: str, last: int = 20) -> float | None:
         """Answers per minute of working time, over a person's last ones; None if fewer than three are timed."""

@@ -110,7 +110,7 @@ class CycleRecord(TypedDict):
 
 
 class Budget(TypedDict):
-    spent: int
+    spent: float
     of: int
     unit: str
 

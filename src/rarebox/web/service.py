@@ -7,7 +7,7 @@ from hashlib import sha256
 from itertools import islice
 from secrets import token_hex
 from threading import RLock
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from rarebox.core.boxes import far_from
 from rarebox.core.files import real
 from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
 from rarebox.loop import rules
-from rarebox.loop.metrics import CycleRecord
+from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.pool.asker import Asker
 from rarebox.pool.candidates import rows_by_image
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web import replies, wording
-from rarebox.web.answer_index import AnswerIndex
+from rarebox.web.answer_index import AnswerIndex, Unit
 from rarebox.web.supervisor import IDLE, Supervisor
 from rarebox.web.writer import Mark, Writer
 
@@ -62,7 +62,7 @@ class AnnotationService:
         self.see_photos()
         self.version, self.questions = 0, 0
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
-        self._answer_index, self._lock = AnswerIndex(), RLock()
+        self._answer_index, self._lock = AnswerIndex(project.settings.cost), RLock()
         self._asker: Asker | None = None
         self._cycle = -1
         self._shown: Candidates | None = None
@@ -189,7 +189,11 @@ class AnnotationService:
     def _budget_of(self, cycle: int) -> rules.Budget:
         """What a cycle may spend and has spent, counted without reading all answers again."""
         sums = self._answer_index.sums
-        return rules.budget_of(self.project.settings, cycle, lambda what: sums[what, cycle])
+
+        def count(what: Meter | Literal["asked", "open"]) -> float:
+            return sums["milliseconds", cycle] / 1000 if what == "seconds" else sums[what, cycle]
+
+        return rules.budget_of(self.project.settings, cycle, count)
 
     # What the writer keeps up to date
 
@@ -267,7 +271,10 @@ class AnnotationService:
         ready = self._exhausted or len(self._records) >= self._cycle or self._spent >= self._budget
         if ready and here != self._went_on:
             self._went_on = here
-            self.trainer.send("rank on" if self._exhausted else "go on")
+            # After a merge of classes the trainer may count a second less: what is spent here is spent.
+            seconds = self.project.settings.budget_unit == "seconds" and self._cycle > 1
+            spent = "train" if seconds and len(self._records) < self._cycle else "go on"
+            self.trainer.send("rank on" if self._exhausted else spent)
 
     def catch_up(self) -> None:
         """Read what another process has written, such as ``rarebox import``: it began a session."""
@@ -371,13 +378,23 @@ class AnnotationService:
             if self._common is None or self._common[0] != self.version:
                 self._common = (self.version, self._state_for_all())
             per_minute = self._answer_index.per_minute(person) if person else None
-            left = max(self._budget - self._spent, 0)
-            minutes = round(left / per_minute, 1) if per_minute and self._cycle > 1 else None
+            minutes = self._minutes_left(person) if person else None
             speed: replies.Speed = {"per_minute": per_minute and round(per_minute, 1), "minutes_left": minutes}
             return {**self._common[1], "you": person, "fixed_name": fixed, "speed": speed}
 
+    def _minutes_left(self, person: str) -> float | None:
+        """About how long the rest of the cycle's budget takes one person. None if that is not known."""
+        unit, left = self._unit, max(self._budget - self._spent, 0)
+        each = 1.0 if unit == "seconds" else self._answer_index.seconds_each(person, unit)
+        return None if each is None else round(left * each / 60, 1)
+
+    @property
+    def _unit(self) -> Unit | Literal["seconds"]:
+        """What the current cycle counts."""
+        return "images" if self._cycle <= 1 else self.project.settings.budget_unit
+
     def _state_for_all(self) -> replies.SharedState:
-        answer_index, settings = self._answer_index, self.project.settings
+        answer_index = self._answer_index
         trainer = self.trainer.status if self.trainer else IDLE
         return {
             "project": real(self.project.folder.root).name,
@@ -395,9 +412,9 @@ class AnnotationService:
             "phase": self._phase(),
             "cycle": self._cycle,
             "budget": {
-                "spent": self._spent,
+                "spent": round(self._spent, 1),
                 "of": self._budget,
-                "unit": "images" if self._cycle <= 1 else settings.budget_unit,
+                "unit": self._unit,
             },
             "trainer": trainer,
             "records": [

@@ -1,11 +1,15 @@
 /** The top of the page: progress and whether everything is saved. */
 
-import { byId, setText } from "./dom.js";
+import { byId, counted, setText } from "./dom.js";
 
 /** @typedef {import("./types.js").State} State */
 
-/** The number of unsent answers that the budget will count: only objects if its unit is labels, else all. @param {readonly import("./outbox.js").Sending[]} waiting @param {string} [unit] */
+/**
+ * What the budget will count of the unsent answers: their seconds, only objects if its unit is labels, else all.
+ * @param {readonly import("./outbox.js").Sending[]} waiting @param {string} [unit]
+ */
 export function spentOnTheWay(waiting, unit) {
+  if (unit === "seconds") return waiting.reduce((sum, { item }) => sum + item.milliseconds, 0) / 1000;
   const counts = (/** @type {string} */ verdict) =>
     verdict === "object" || (unit !== "labels" && verdict !== "withdrawn");
   return waiting.filter(
@@ -18,7 +22,20 @@ export function progressText({ budget, phase }, onTheWay) {
   const done = Math.min(budget.of, budget.spent + onTheWay);
   if (phase === "preparing") return "";
   if (phase === "first_images") return `image ${Math.min(budget.of, done + 1)} of ${budget.of}`;
-  return `${done} of ${budget.of} ${budget.unit}`;
+  return `${inUnit(done, budget.unit)} of ${inUnit(budget.of, budget.unit)} ${shownUnit(budget.unit)}`;
+}
+
+/** A part of the budget as it is shown: seconds as minutes. @param {number} spent @param {string} unit */
+export const inUnit = (spent, unit) => (unit === "seconds" ? String(Math.round(spent / 6) / 10) : String(spent));
+
+/** @param {string} unit */
+export const shownUnit = (unit) => (unit === "seconds" ? "minutes" : unit);
+
+/** How long the rest of the cycle takes, or "". @param {number | null} minutes */
+export function toGo(minutes) {
+  if (minutes === null) return "";
+  if (minutes < 1) return minutes > 0 ? "less than a minute to go" : "";
+  return `about ${minutes < 90 ? counted(Math.round(minutes), "minute") : `${(minutes / 60).toFixed(1)} hours`} to go`;
 }
 
 /** @param {State} now @param {number} onTheWay unsent answers that the budget counts */
@@ -26,6 +43,7 @@ export function showProgress(now, onTheWay) {
   const { spent, of } = now.budget;
   const text = progressText(now, onTheWay);
   setText(byId("progress-text"), text);
+  byId("progress-text").title = toGo(now.speed.minutes_left);
   byId("progress-bar").style.width = `${of ? (100 * Math.min(of, spent + onTheWay)) / of : 0}%`;
   /** @type {HTMLElement} */ (byId("progress-bar").parentElement).hidden = !text;
   setText(byId("project"), now.project);

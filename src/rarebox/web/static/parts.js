@@ -4,6 +4,7 @@ import { apChart } from "./chart.js";
 import { colour } from "./colours.js";
 import { command, downloadLabels } from "./commands.js";
 import { bar, counted, duration, el, icon, percent } from "./dom.js";
+import { inUnit, shownUnit, toGo } from "./header.js";
 import { invite } from "./invite.js";
 import { offered, stageInWords, timeInWords } from "./state.js";
 
@@ -65,16 +66,16 @@ export function progressPart(now, waiting) {
     el(
       "h2",
       { text: now.phase === "first_images" ? "Initial images" : `Cycle ${now.cycle}` },
-      el("span", { text: `${Math.min(spent + waiting, of)} of ${of} ${unit}` }),
+      el("span", { text: `${inUnit(Math.min(spent + waiting, of), unit)} of ${inUnit(of, unit)} ${shownUnit(unit)}` }),
     ),
     bar(of ? (spent + waiting) / of : 0, "Budget spent"),
     el(
       "dl",
       { class: "figures" },
-      figure(String(left), `${unit} left`, "budget-left"),
+      figure(inUnit(left, unit), `${shownUnit(unit)} left`, "budget-left"),
       figure(per_minute === null ? "–" : per_minute.toFixed(per_minute < 10 ? 1 : 0), "per minute", "per-minute"),
-      figure(minutes_left === null ? "–" : duration(60 * minutes_left), "time left", "minutes-left"),
     ),
+    toGo(minutes_left) && el("p", { class: "quiet", text: toGo(minutes_left), "data-testid": "to-go" }),
   ];
 }
 
