@@ -286,6 +286,12 @@ class PeopleSettings(Section):
     lease_seconds: float = Field(
         default=600, gt=0, le=7 * 24 * 3600, description="seconds that a question stays assigned to a person"
     )
+    proposal_score: Fraction = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="lowest score of a detection that a whole image shows as a box which only has to be checked",
+    )
 
 
 class Settings(Section):

@@ -144,6 +144,68 @@ test("boxes of a whole image are undone and redone one by one before it is answe
   assert.equal(server.standing(9), null);
 });
 
+const PROPOSED = [
+  { box: BOX, label: 1, score: 0.9, likely: true },
+  { box: [500, 20, 540, 60], label: 2, score: 0.8, likely: true },
+  { box: [20, 400, 60, 440], label: 0, score: 0.7, likely: true },
+  { box: [400, 400, 440, 440], label: 2, score: 0.4, likely: false },
+];
+
+test("a whole image shows likely detections as boxes to check, and Enter completes it", async () => {
+  server.questions = [{ ...question(9, null), others: PROPOSED }, question(10)];
+  await openPage();
+  assert.deepEqual(
+    marks("draft").map((mark) => [mark.box, mark.label]),
+    PROPOSED.slice(0, 3).map((one) => [one.box, one.label]),
+  );
+  assert.deepEqual(
+    marks("other").map((mark) => mark.id),
+    ["o3"],
+  );
+  annotator.editor.cycle(1); // in reading order: the second detection
+  await press("notAnObject");
+  assert.equal(annotator.editor.active, null);
+  annotator.editor.cycle(1);
+  assert.deepEqual(annotator.editor.active?.box, BOX); // it goes on after the removed box
+  annotator.choose(0);
+  annotator.editor.draw([100, 10, 140, 50], false);
+  await press("yes");
+  assert.deepEqual(server.standing(9).boxes, [BOX, [20, 400, 60, 440], [100, 10, 140, 50]]);
+  assert.deepEqual(server.standing(9).labels, [0, 0, 0]);
+  await press("undo");
+  assert.equal(marks("draft").length, 3); // as it was left, not as it was proposed
+});
+
+test("a second click accepts a dashed box of a whole image, or makes it dashed again", async () => {
+  server.questions = [{ ...question(9, null), others: PROPOSED }];
+  await openPage();
+  const click = (at) =>
+    annotator.editor.click(
+      annotator.editor.marks().find((mark) => mark.box === at.box || mark.box.join() === at.box.join()).id,
+    );
+  click(PROPOSED[0]);
+  assert.equal(marks("draft").length, 3);
+  click(PROPOSED[0]);
+  assert.equal(marks("draft").length, 2);
+  assert.equal(annotator.editor.active, null); // so that Enter completes the image
+  click(PROPOSED[3]);
+  click(PROPOSED[3]);
+  assert.equal(marks("draft").length, 3);
+  annotator.editor.draw([100, 10, 140, 50], false);
+  click({ box: [100, 10, 140, 50] });
+  assert.equal(marks("draft").length, 4); // a box that the person drew stays
+  await press("undo", "undo", "undo");
+  assert.equal(marks("draft").length, 3);
+});
+
+test("a single box on a box question is not changed by clicks", async () => {
+  server.questions = [{ ...question(9), others: PROPOSED }];
+  await openPage();
+  for (let i = 0; i < 2; i++) annotator.editor.click("o0");
+  assert.equal(marks("label").length, 0);
+  assert.equal(marks("draft").length, 0);
+});
+
 test("a whole image without a box needs a second press", async () => {
   server.questions = [question(9, null)];
   await openPage();

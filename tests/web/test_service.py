@@ -67,6 +67,19 @@ def spent(service: AnnotationService) -> int:
     return service.state("anna", False)["budget"]["spent"]
 
 
+@pytest.mark.parametrize("bound", [0.0, 0.5, 1.0])
+def test_detections_from_a_score_on_are_likely(bound: float, tmp_path: Path) -> None:
+    records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 21)]
+    made = make_project(tmp_path / "project", records, CLASSES, people__proposal_score=bound)
+    service = AnnotationService(made, train=False)
+    try:
+        others = [other for record in records for other in service.image(record.id)["others"]]
+    finally:
+        service.close()
+    assert len(others) == 20
+    assert [other["likely"] for other in others] == [(other["score"] or 0) >= bound for other in others]
+
+
 def test_a_client_that_leaves_while_waiting_blocks_nobody(service: AnnotationService) -> None:
     gone = [service.answer("anna", "anna", [], 1) for _ in range(20)]
     cancelled = [future.cancel() for future in gone]

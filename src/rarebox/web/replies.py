@@ -30,11 +30,12 @@ class Label(TypedDict):
 
 
 class Other(TypedDict):
-    """A detection that nobody has answered."""
+    """A detection that nobody has answered. ``likely``: a whole image shows it as a box that only has to be checked."""
 
     box: Box
     label: int
     score: float | None
+    likely: bool
 
 
 class LabelledImage(TypedDict):

@@ -458,7 +458,12 @@ class AnnotationService:
             free = rows[far_from(shown.boxes[rows], known, self.project.settings.selection.answered_iou)]
             best = free[np.argsort(-shown.scores[free], kind="stable")][:MOST_OTHERS]
             others = [
-                {"box": _rounded(box), "label": int(self._counts_as[label]), "score": _fraction(float(score))}
+                {
+                    "box": _rounded(box),
+                    "label": int(self._counts_as[label]),
+                    "score": _fraction(float(score)),
+                    "likely": bool(score >= self.project.settings.people.proposal_score),
+                }
                 for box, label, score in zip(shown.boxes[best], shown.labels[best], shown.scores[best], strict=True)
             ]
         complete = any(one.query.box is None and one.answer.verdict.value != "cannot_tell" for one in given)

@@ -46,6 +46,8 @@ export class Editor {
   /** The base of a box that was just drawn. The next class applies to it. @type {string | null} */
   #justDrawn = null;
   #nudged = -Infinity;
+  /** The box that was removed last: the next box is the one after it. @type {Box | null} */
+  #removed = null;
 
   /**
    * @param {import("./outbox.js").Outbox} outbox @param {import("./history.js").History} history
@@ -69,6 +71,7 @@ export class Editor {
     this.task = task;
     this.hidden = false;
     this.#justDrawn = null;
+    this.#removed = null;
     this.selected = this.#home;
     this.view.mode = "auto";
     this.view.fingerDraws = query.box === null;
@@ -185,9 +188,18 @@ export class Editor {
     if (id) this.hidden = false;
     this.selected = id ?? this.#home;
     this.#justDrawn = null;
+    this.#removed = null;
     const mark = this.active;
     if (mark) this.view.reveal(mark.box);
     this.refresh();
+  }
+
+  /** Selects a box that was clicked. On a whole image, a second click accepts a dashed box, or makes an accepted one dashed. @param {string | null} id */
+  click(id) {
+    const mark = this.active;
+    if (!this.whole || id === null || id !== mark?.id) return this.select(id);
+    if (mark.kind === "other") this.take(mark, mark.label);
+    else if (mark.kind === "draft" && this.task?.sketch.drafts[orderOf(mark)].from !== null) this.remove();
   }
 
   /** Returns to the default selection without moving the picture. */
@@ -200,7 +212,8 @@ export class Editor {
   cycle(step) {
     const order = inReadingOrder(this.marks());
     if (!order.length) return;
-    const now = order.findIndex((mark) => mark.id === this.selected);
+    const removed = this.#removed;
+    const now = order.findIndex((mark) => (removed ? same(mark.box, removed) : mark.id === this.selected));
     this.select(order[(now + step + order.length + (now < 0 && step < 0 ? 1 : 0)) % order.length].id);
   }
 
@@ -252,6 +265,7 @@ export class Editor {
       this.page.notify("Box removed. Press Z to undo.");
     }
     this.select(null);
+    this.#removed = mark.box;
   }
 
   /* ---- drawing and moving ---- */

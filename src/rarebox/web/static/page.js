@@ -112,7 +112,7 @@ export class Page {
   /** @returns {View} */
   #makeView() {
     return new View(this.#stage, (mark) => (mark.label === null ? "?" : className(mark.label)), {
-      select: (id) => this.#editor.select(id),
+      select: (id) => this.#editor.click(id),
       draw: (box, again) => this.#editor.draw(box, again),
       change: (id, box, phase) => this.#editor.change(id, box, phase),
       panning: this.keys.panning,

@@ -4,6 +4,7 @@ import { colour } from "./colours.js";
 import { byId, el, percent, replace, setText } from "./dom.js";
 import { hint } from "./keys.js";
 import { className, classOf, inWords, state } from "./state.js";
+import { proposals } from "./task.js";
 
 /** @typedef {import("./editor.js").Editor} Editor */
 /** @typedef {import("./task.js").Task} Task */
@@ -82,6 +83,12 @@ export function wordsOf(task, { active, guess, justDrawn, pen, view }, touch) {
   if (query.box) {
     if (guess === null) return { before: "What is in this box?", reason: query.reason };
     return { before: "Is this ", label: guess, after: "?", reason: query.reason };
+  }
+  if (proposals(query).length) {
+    const how = touch
+      ? "Tap a wrong box twice to remove it, and drag to add a missing one."
+      : `${hint("next_box")} selects the next box, ${hint("not_object")} removes it, a digit changes its class, and a drag adds a missing one.`;
+    return { before: "Does every object have its box?", reason: how };
   }
   const name = classOf(pen)?.name;
   const drawing = `Drag to draw${name ? `; new boxes are “${name}”` : ""}.`;

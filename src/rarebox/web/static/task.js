@@ -25,9 +25,13 @@
  * @returns {Task}
  */
 export function makeTask(query, { kind = "ask", after = null, answer = null, sketch = null } = {}) {
-  const start = structuredClone(sketch ?? { box: query.box, drafts: [], dismissed: [] });
+  const start = structuredClone(sketch ?? { box: query.box, drafts: proposals(query), dismissed: [] });
   return { kind, query, after, answer, armed: false, past: [], future: [], sketch: start };
 }
+
+/** The likely detections of a whole image, as boxes that a person only has to check. @param {Query} query @returns {Draft[]} */
+export const proposals = ({ box, others }) =>
+  box ? [] : others.flatMap((one, from) => (one.likely ? [{ box: one.box, label: one.label, from }] : []));
 
 /** Changes the sketch, as one step of undo. @param {Task} task @param {(sketch: Sketch) => void} change */
 export function alter(task, change) {

@@ -6,7 +6,7 @@
  * @typedef {"object" | "not_an_object" | "cannot_tell" | "withdrawn"} Verdict
  *
  * @typedef {{box: Box, label: number, query: number, answer: number, by: string}} Label   an answered box
- * @typedef {{box: Box, label: number, score: number | null}} Other                        a detection nobody has answered
+ * @typedef {{box: Box, label: number, score: number | null, likely?: boolean}} Other       a detection nobody has answered; likely: probably right
  *
  * @typedef {object} Query  A question: what is in this box, or (box null) what is in this whole image?
  * @property {number} id
