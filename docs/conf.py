@@ -25,6 +25,7 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
+exclude_patterns = [".*", "node_modules", "src", "tests"]  # Sphinx walks every other folder, and .venv is large
 
 highlight_language = "none"  # blocks without a language are commands and listings, not Python
 

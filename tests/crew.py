@@ -26,7 +26,7 @@ from rarebox.detectors.retinanet import WeightedRetinaNet
 from rarebox.errors import UserError
 from rarebox.types import Bools, Picture, Source, Targets
 from tests import forked, tiny
-from tests.conftest import CLASSES, make
+from tests.small import CLASSES, make
 
 TRAINING: dict[str, Any] = {
     "steps": 2,

@@ -37,12 +37,9 @@ def start_command(words: Sequence[object], said: Path) -> BaseProcess:
 
 def be_command(words: Sequence[str], said: Path) -> None:
     """Run ``rarebox words…`` and exit with the command's exit code."""
-    import torch
-
     from rarebox.cli import main
     from tests import tiny
 
-    torch.set_num_threads(1)
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = ["rarebox", *words]

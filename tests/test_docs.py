@@ -257,11 +257,13 @@ def test_targets_of_make_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".ipynb"], ids=lambda page: page.stem)
 def test_notebooks_run_and_draw(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small network and few pictures. `make docs` runs them unchanged."""
+    """With a small network, few pictures and steps. `make docs` runs them unchanged."""
     drawn: list[int] = []
     monkeypatch.setattr(plt, "show", lambda: drawn.extend(plt.get_fignums()))
     make = scenes.make
     monkeypatch.setattr(scenes, "make", lambda *place, **more: make(*place, **{**more, "train": 30, "test": 5}))
+    make_settings, few = rarebox.make_settings, {"training__steps": 4, "training__warmup_steps": 0}
+    monkeypatch.setattr(rarebox, "make_settings", lambda *given, **more: make_settings(*given, **{**more, **few}))
     cells = [cell for cell in json.loads(page.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     names: dict[str, Any] = {"__name__": "__main__"}
     with tiny.small_network(), tiny.figures_not_drawn():

@@ -47,7 +47,7 @@ def run(command: Path, folder: Path, *words: str | Path) -> str:
     """Standard output of a command that runs in ``folder`` and sees neither this checkout nor this user's files."""
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HOME": str(folder), "RAREBOX_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment |= {"HOME": str(folder), "RAREBOX_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

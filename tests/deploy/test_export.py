@@ -30,7 +30,7 @@ from rarebox.detectors.export import OUTPUTS, as_onnx, as_torchscript
 from rarebox.errors import UserError
 from rarebox.loop import simulate
 from tests import tiny, tiny_dfine
-from tests.conftest import enliven
+from tests.small import enliven
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.load`:FutureWarning")
 

@@ -198,8 +198,7 @@ def test_a_project_and_a_simulation_ask_and_train_the_same(
     project.store.close()
 
 
-def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process, because float sums differ with the number of threads
+def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path) -> None:
     known = load(AQUARIUM if AQUARIUM.exists() else tiny.make_data(tmp_path / "scenes"))
     project = start(tmp_path, known, known.train.images[:16])
     truth = truth_of(project, known)

@@ -26,6 +26,7 @@ SMALL = (
     "training.epochs=0",
     "training.warmup_steps=0",
     "training.lr=0.003",
+    "scoring.views=[flip]",
     "scoring.candidate_threshold=0.001",
     "device=cpu",
 )
