@@ -226,7 +226,7 @@ class SelectionSettings(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="fraction of the budget for random whole images while a class has no candidate [29]",
+        description="fraction of the budget for random whole images while a class has no candidate or no example [29]",
     )
 
 
@@ -345,6 +345,7 @@ PRESETS: dict[str, Values] = {
     "laptop": {
         "detector": {"name": "faster_rcnn", "backbone": "auto", "weights": "auto", "normaliser": "batch"},
         "scoring": {"shard_size": 100},  # a minute's work, as 2000 images are on a GPU
+        "selection": {"exploration": 0.2},
         "pseudo": {"method": "ignore_only", "calibrated": True},
     },
     "paper": {
@@ -378,6 +379,7 @@ PRESETS: dict[str, Values] = {
         "detector": {"name": "dfine", "backbone": "hgnet_v2_s", "weights": "coco", "image_size": 640},
         "training": {"lr": 1e-4, "backbone_lr": 0.5, "clip_norm": 0.1},
         "scoring": {"shard_size": 100},
+        "selection": {"exploration": 0.2},
         "pseudo": {"method": "ignore_only", "calibrated": True},
     },
 }

@@ -16,8 +16,8 @@ from rarebox.core import seeds
 from rarebox.labels.store import Store
 from rarebox.loop.metrics import Meter
 from rarebox.pool.asker import Asker
-from rarebox.pool.ranking import LazyRanking
-from rarebox.types import Ints, Query
+from rarebox.pool.ranking import LazyRanking, joined
+from rarebox.types import Bools, Ints, Query
 
 HELD_OUT = 0.2
 """Fraction of the images that is held out for evaluation where a data set names no test images."""
@@ -96,12 +96,25 @@ def images_to_explore(settings: Settings, store: Store, cycle: int, pool: Iterab
     return [int(i) for i in seeds.stream(settings.seed, "explore", cycle).permutation(unlabelled)]
 
 
+def live_classes(store: Store) -> Bools:
+    """Which classes were not merged into another: (K,)."""
+    counts_as = store.counts_as()
+    return counts_as == np.arange(len(counts_as))
+
+
+def examples_per_class(store: Store, cycle: int) -> Ints:
+    """The human boxes of each class from the cycles before this one: (K,)."""
+    said = [labels.labels for labels in store.labels(up_to_cycle=cycle - 1).values()]
+    return np.bincount(joined(said), minlength=len(store.counts_as()))
+
+
 class CycleAsker(Asker):
     """Asks the questions of one cycle: random whole images while exploration is due, then boxes from the ranking.
 
-    Exploration spends the fraction ``selection.exploration`` of the budget while some class has no candidate, because
-    the detector cannot ask about what it never predicts (decisions row 29). It asks about one image at a time: its cost
-    is unknown before it is labelled, so the last one may exceed the fraction and the budget.
+    Exploration spends the fraction ``selection.exploration`` of the budget while some class has no candidate or no
+    example from an earlier cycle, because the detector cannot ask about what it never predicts (decisions row 29). It
+    asks about one image at a time: its cost is unknown before it is labelled, so the last one may exceed the fraction
+    and the budget.
     """
 
     def __init__(
@@ -117,11 +130,18 @@ class CycleAsker(Asker):
         """``open_per_class`` (K,) counts the open candidates, ``pool`` returns the ids of the images that may be asked
         about, and ``wanted`` how many people answer the question at a place of the ranking."""
         super().__init__(store, cycle, queue, settings.selection.answered_iou, wanted)
-        self._settings, self._pool = settings, pool
-        counts_as = store.counts_as()
-        live = counts_as == np.arange(len(counts_as))
-        lacking = not open_per_class[live].all()
-        self._to_explore = settings.selection.exploration * total_of(settings, cycle) if lacking else 0.0
+        self._settings, self._pool, self._open = settings, pool, open_per_class
+        self._to_explore = 0.0
+        self.see_classes()
+
+    def see_classes(self) -> None:
+        """Decide what to explore for, when the cycle begins and when somebody has added a class."""
+        if not (fraction := self._settings.selection.exploration):
+            return
+        examples = examples_per_class(self.store, self.cycle)
+        known = examples * np.pad(self._open, (0, len(examples) - len(self._open)))
+        lacking = not known[live_classes(self.store)].all()
+        self._to_explore = fraction * total_of(self._settings, self.cycle) if lacking else 0.0
 
     def ask(self, most: int, skip_busy: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
         """Ask up to ``most`` questions and return them, at most one while exploration is due.
@@ -135,7 +155,7 @@ class CycleAsker(Asker):
         if image_id is None or self._explored() >= self._to_explore:
             self._to_explore = 0.0
         elif all(query.box is not None for query in self.store.unanswered(self.cycle)):
-            return self.store.ask(self.cycle, [Query(image_id)])
+            return self.store.ask(self.cycle, [Query(image_id, why={"cycle": self.cycle})])
         elif not skip_busy:
             return []
         return super().ask(most, skip_busy, busy)

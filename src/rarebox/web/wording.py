@@ -10,7 +10,8 @@ UNSTABLE = 1.0
 FEW_IMAGES = 20
 """Below this number of held-out images, the page calls AP a rough trend."""
 
-WHOLE_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
+FIRST_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
+EXPLORED = "Draw a box around every object. The detector cannot find some classes yet, and a whole photo may show them."
 DRAWN = "An annotator drew this box."
 
 
