@@ -228,6 +228,12 @@ class SelectionSettings(Section):
         le=1,
         description="fraction of the budget for random whole images while a class has no candidate or no example [29]",
     )
+    added: Fraction = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="fraction of the questions about added predictions of classes without an example [43]",
+    )
 
 
 class PseudoSettings(Section):

@@ -4,13 +4,14 @@ They find the open candidates, collect what a strategy may know about the labels
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rarebox import strategies
 from rarebox.config import Settings
 from rarebox.core.boxes import far_from, overlapping
-from rarebox.pool.candidates import REST, Shards, class_frequency
+from rarebox.pool.candidates import REST, Shards, class_frequency, rows_by_image
 from rarebox.strategies import Queue, Ranking
 from rarebox.strategies.pieces import head_of, image_by_image
 from rarebox.types import Bools, Candidates, Floats, ImageLabels, ImageScores, Ints, LabelState, concatenate
@@ -71,6 +72,22 @@ def open_pieces(
     for piece in pool.pieces(rest):
         likely = piece[piece.scores >= settings.scoring.candidate_threshold]
         yield likely[answered.leaves_open(likely, settings.selection.answered_iou)]
+
+
+def with_added(pool: Shards, added: Candidates | None, settings: Settings) -> Shards:
+    """The pool with the boxes of other detectors that overlap none of its candidates (decisions row 43).
+
+    They have only the columns that every candidate has, so a strategy that reads more ranks the pool without them.
+    """
+    if added is None or strategies.streamed(settings.selection).reads != frozenset():
+        return pool
+    near = pool.of_images(np.unique(added.image_id).tolist())
+    keep = np.ones(len(added), dtype=bool)
+    for image_id, rows in rows_by_image(added).items():
+        if (ours := near.get(image_id)) is not None:
+            likely = ours.boxes[ours.scores >= settings.scoring.candidate_threshold]
+            keep[rows] = far_from(added.boxes[rows], likely, settings.selection.answered_iou)
+    return replace(pool, parts=[*pool.parts, added[keep]])
 
 
 def label_state(
