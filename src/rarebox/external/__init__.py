@@ -115,8 +115,9 @@ def rank(
         labels_complete=labels_complete,
         report=report,
     )
+    sizes = {image.id: (image.width, image.height) for image in one.images.values()}
     queries, frequency, total = choose_queries(
-        one.candidates, one.labels, settings, budget, len(one.classes), bool(views)
+        one.candidates, one.labels, settings, budget, len(one.classes), bool(views), sizes
     )
     return Ranked(
         settings.selection.strategy,
@@ -243,6 +244,7 @@ def choose_queries(
     budget: int,
     num_classes: int,
     from_views: bool,
+    sizes: Mapping[int, tuple[int, int]] | None = None,
 ) -> tuple[list[Query], Floats, int]:
     """The first ``budget`` open boxes of the ranking, p(l), and the count of open boxes.
 
@@ -255,7 +257,8 @@ def choose_queries(
     total = int(open_per_class.sum())
     if not total:
         return [], state.class_frequency, 0
-    queue = ranking.head(settings, pool, labels, state, partial(seeds.stream, settings.seed, "strategy", 0))
+    rng = partial(seeds.stream, settings.seed, "strategy", 0)
+    queue = ranking.head(settings, pool, labels, state, rng, sizes)
     asked: dict[int, Floats] = {}
     queries: list[Query] = []
     for place in range(total):

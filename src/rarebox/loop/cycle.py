@@ -76,7 +76,9 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
-        queue = ranking.head(settings, among, before, state, partial(seeds.stream, settings.seed, "strategy", cycle))
+        sizes = {record.id: (record.width, record.height) for record in run.pool.records}
+        rng = partial(seeds.stream, settings.seed, "strategy", cycle)
+        queue = ranking.head(settings, among, before, state, rng, sizes)
     return Ranked(pool, queue, state, open_per_class)
 
 

@@ -197,7 +197,7 @@ class CycleAsker(Asker):
         """Asks about the added boxes of classes without an example."""
         if (boxes := self._boxes_of_lacking) is None:
             return None
-        queue = LazyRanking.of(boxes, enumerate(boxes.scores.tolist()))
+        queue = LazyRanking.of(boxes, enumerate(map(float, boxes.scores)))
         return AddedAsker(self.store, self.cycle, queue, self._settings.selection.answered_iou)
 
     @cached_property
