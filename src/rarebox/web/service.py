@@ -384,15 +384,7 @@ class AnnotationService:
             "project": real(self.project.folder.root).name,
             "server": self._name,
             "session": self._session,
-            "classes": [
-                {
-                    "label": label,
-                    "name": name,
-                    "count": int(self._counts[label]),
-                    "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label]),
-                }
-                for label, name in enumerate(self._classes)
-            ],
+            "classes": self._class_states(),
             "phase": self._phase(),
             "cycle": self._cycle,
             "budget": {
@@ -426,6 +418,20 @@ class AnnotationService:
             and len(self._records) < self._cycle,
             "version": self.version,
         }
+
+    def _class_states(self) -> list[replies.Class]:
+        found, asked = self._answer_index.first_found(), self._answer_index.asked_about(len(self._classes))
+        return [
+            {
+                "label": label,
+                "name": name,
+                "count": int(self._counts[label]),
+                "first": {"cycle": found[label][0], "answers": found[label][1]} if label in found else None,
+                "asked": int(asked[label]),
+                "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label]),
+            }
+            for label, name in enumerate(self._classes)
+        ]
 
     def _phase(self) -> replies.Phase:
         if self._cycle == 0:
