@@ -44,7 +44,7 @@ def table(rows: Sequence[tuple[int, int, int]], scores: Sequence[float] | None =
 
 
 def asker(
-    store: Store, found: Candidates, counts: Sequence[int], added: Candidates | None = None, **changes: Any
+    store: Store, found: Candidates, counts: Sequence[int], added: Candidates | None = None, /, **changes: Any
 ) -> CycleAsker:
     """The asker of cycle 2 with these candidates, ranked as they are; ``changes`` are settings."""
     settings = config.resolve("laptop", None, {**config.PROJECT, **changes})
@@ -159,7 +159,7 @@ def test_added_boxes_of_a_class_without_examples_get_their_fraction_of_the_quest
 
 def test_many_questions_at_once_hold_the_fraction_too(store: Store) -> None:
     known_but_shark(store)
-    asked = asker(store, RANKED, (20, 9, 0), added=SHARKS).ask(10)
+    asked = asker(store, RANKED, (20, 9, 0), SHARKS).ask(10)
     assert sorted(query.guess or 0 for query in asked) == [0] * 7 + [2] * 3
 
 

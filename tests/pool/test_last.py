@@ -91,7 +91,7 @@ def test_sketches_keep_cosines() -> None:
 # ------------------------------------------------------------------------------------------- in a ranking
 
 
-def order(found: Candidates, pool: Shards | None = None, **changes: Any) -> list[tuple[int, int]]:
+def order(found: Candidates, pool: Shards | None = None, /, **changes: Any) -> list[tuple[int, int]]:
     """(image, box index) in the order of asking, of a pool that the strategy ranks as it is."""
     settings = config.resolve(changes={"selection.strategy": "uncertainty", "selection.duplicate_cosine": 1, **changes})
     state = LabelState(np.zeros(3), np.zeros(3, np.int64), ImageScores.none(3), budget=1)

@@ -220,7 +220,7 @@ def test_a_running_server_asks_about_what_another_process_adds_and_not_what_it_r
         found: list[int | None] = []
         while len(found) < most:
             (query,) = service.answer("anna", "anna", [], 1).result(20)[1]
-            said = Submission(f"{done}", Verdict.NOT_AN_OBJECT, np.zeros((0, 4)), np.zeros(0), 1000, query.id)
+            said = Submission(f"{done}", Verdict.NOT_AN_OBJECT, np.zeros((0, 4)), np.zeros(0, np.int64), 1000, query.id)
             (outcome,) = service.answer("anna", "anna", [said], 0).result(20)[0]
             assert outcome.status is Status.SAVED
             found.append(query.guess)
