@@ -23,6 +23,7 @@ from rarebox.grid.results import read
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import open_store
 from rarebox.pool.ranking import LazyRanking
+from rarebox.project import predictions
 from rarebox.project.create import create
 from rarebox.project.exchange.importing import bring_in
 from rarebox.project.project import Project
@@ -302,7 +303,10 @@ def make_project(folder: Path) -> None:
     )
     now.folder.cycle(2).mkdir()
     now.write_ranking(2, LazyRanking.of(found, enumerate(u.tolist())), np.array([0.5, 0.5]), np.array([1, 1]))
-    now.write_predictions([Query(1, boxes[0], 0, 0.5, {"score": 0.5})])
+    predictions.write(
+        predictions.place_of(now.folder.root, "sam"),
+        predictions.as_candidates(np.array([1]), boxes[:1], np.array([0]), np.array([0.5])),
+    )
     now.store.close()
 
 
@@ -448,7 +452,7 @@ READERS: Mapping[str, Reader] = {
             "project/settings.yaml",
             "project/cycle_02/ranking.json",
             "project/cycle_02/ranking.parquet",
-            "project/predictions.parquet",
+            "project/predictions/sam.parquet",
         ],
         read_project,
     ),

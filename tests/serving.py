@@ -33,9 +33,8 @@ def make_project(
 ) -> Project:
     """A project whose cycle 2 asks about ``grid`` x ``grid`` boxes of every image, image after image in turn."""
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    settings = config.resolve(
-        "laptop", None, {**config.PROJECT, "data": str(root), "people.overlap": 0, "budget": [10**6], **named}
-    )
+    usual = {"people.overlap": 0, "budget": [10**6], "selection.exploration": 0.0}
+    settings = config.resolve("laptop", None, {**config.PROJECT, "data": str(root), **usual, **named})
     folder = RunFolder(root)
     root.mkdir(parents=True)
     folder.settings.write_text(config.dump(settings), encoding="utf-8")

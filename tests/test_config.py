@@ -30,6 +30,9 @@ def test_the_laptop_preset_is_the_default_and_has_the_measured_changes() -> None
         "detector.weights: imagenet -> auto",
         "detector.normaliser: own -> batch",
         "scoring.shard_size: 2000 -> 100",
+        "selection.exploration: 0.0 -> 0.2",
+        "selection.slivers_last: False -> True",
+        "selection.duplicate_cosine: 1.0 -> 0.95",
         "pseudo.method: soft -> ignore_only",
         "pseudo.calibrated: False -> True",
     ]

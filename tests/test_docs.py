@@ -177,8 +177,15 @@ def test_arguments_in_snippets_exist(page: Path) -> None:
 
 # ------------------------------------------------------------------------------------------- commands
 
+
+def options_of(command: Any) -> set[str]:
+    """The options of a command, or of all commands of a group."""
+    own = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*(options_of(each) for each in getattr(command, "commands", {}).values()))
+
+
 COMMANDS = {
-    name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    name: options_of(command)
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 }
 EVERYWHERE = {"--help", "--version", "-h"}

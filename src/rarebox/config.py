@@ -226,7 +226,23 @@ class SelectionSettings(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="fraction of the budget for random whole images while a class has no candidate [29]",
+        description="fraction of the budget for random whole images while a class has no candidate or no example [29]",
+    )
+    slivers_last: bool = Field(
+        default=False, description="boxes at a photo's border of which hardly anything is visible come last [45]"
+    )
+    duplicate_cosine: Fraction = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="a box comes last if a better one of its class on another photo has features of at least this "
+        "cosine; 1: none does [45]",
+    )
+    added: Fraction = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="fraction of the questions about added predictions of classes without an example [44]",
     )
 
 
@@ -377,6 +393,7 @@ PRESETS: dict[str, Values] = {
     "laptop": {
         "detector": {"name": "faster_rcnn", "backbone": "auto", "weights": "auto", "normaliser": "batch"},
         "scoring": {"shard_size": 100},  # a minute's work, as 2000 images are on a GPU
+        "selection": {"exploration": 0.2, "slivers_last": True, "duplicate_cosine": 0.95},
         "pseudo": {"method": "ignore_only", "calibrated": True},
     },
     "paper": {
@@ -411,6 +428,7 @@ PRESETS: dict[str, Values] = {
         "detector": {"name": "dfine", "backbone": "hgnet_v2_s", "weights": "coco", "image_size": 640},
         "training": {"lr": 1e-4, "backbone_lr": 0.5, "clip_norm": 0.1},
         "scoring": {"shard_size": 100},
+        "selection": {"exploration": 0.2, "slivers_last": True, "duplicate_cosine": 0.95},
         "pseudo": {"method": "ignore_only", "calibrated": True},
     },
 }

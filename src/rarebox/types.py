@@ -157,12 +157,17 @@ def score_vectors(labels: Ints, scores: Floats, num_classes: int) -> Floats:
     return vectors
 
 
+ADDED = 2**32
+"""The smallest ``box_index`` of a candidate that another detector has found."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates(Rows):
     """One row per box of the pool that may be asked about or become a pseudo label.
 
     ``uncertainty`` is u(b) of Eq. 3 in [0, c_m]; ``box_consistency`` is cons(b) of Eq. 4 in [0, 1]. ``box_index``
-    numbers the boxes of one image; (image_id, box_index) identifies a candidate within a cycle.
+    numbers the boxes of one image; (image_id, box_index) identifies a candidate within a cycle. From ``ADDED`` up it is
+    another detector's box (``rarebox predictions add``), whose ``uncertainty`` is the entropy of its score in nats.
     ``class_disagreement`` and ``box_disagreement`` measure how much the views, as a committee, disagree on the class
     and on the position of the box (ComPAS). They are NaN for a box without a match in any view.
     """

@@ -97,6 +97,14 @@ COMMANDS: dict[str, list[str]] = {
         "{store} --images {photos}",
         "{project} --images {photos} --predictions {found}",
     ],
+    "predictions": [
+        "add {project} {found}",
+        "add {project} {found} --name labels",
+        "add {store} {found}",
+        "list {project}",
+        "remove {project} labels",
+        "remove {project} ../labels",
+    ],
     "serve": ["{project} --no-browser", "{project} --no-browser --port 0 --people anna"],
     "doctor": ["", "--data {project}"],
 }

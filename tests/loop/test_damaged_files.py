@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rarebox.data.datasets import load
@@ -16,12 +17,11 @@ from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.loop import simulate
 from rarebox.loop.metrics import CycleRecord
-from rarebox.project import trainer
+from rarebox.project import predictions, trainer
 from rarebox.project.collect import collect
 from rarebox.project.create import create
 from rarebox.project.project import Project
 from rarebox.report import write_report
-from rarebox.types import Query
 from rarebox.web.service import AnnotationService
 from tests import tiny
 
@@ -75,7 +75,7 @@ LATER = (
 
 PROJECT = (
     *(name for name in RUN if name not in LATER),
-    "predictions.parquet",
+    "predictions/sam.parquet",
     "cycle_02/ranking.parquet",
     "cycle_02/ranking.json",
     "secret",
@@ -218,7 +218,8 @@ def asking(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {**tiny.CHANGES, "initial_images": 5, "budget": [6], "budget_unit": "reviews", "people.overlap": 0}
     create(folder / "project", folder / "photos", load(pictures).classes, changes=changes)
     now = Project(folder / "project")
-    now.write_predictions([Query(1, [10, 10, 40, 40], 0, why={"score": 0.5})])  # type: ignore[arg-type]
+    boxes = predictions.as_candidates(np.array([1]), np.array([[10, 10, 40, 40]]), np.array([0]), np.array([0.5]))
+    now.add_predictions("sam", predictions.Matched(boxes, ()))
     (now.folder.root / "secret").write_text("x" * 64)
     (now.folder.root / "port").write_text("8765")
     trainer.advance(now, quiet)
@@ -279,7 +280,7 @@ def test_a_project_resumes(
         return
     asked, times = with_advice(lambda: questions(root), file)
     assert asked == wanted[0]
-    if name not in (*FOR_GOOD, "predictions.parquet", "metrics.json"):
+    if name not in (*FOR_GOOD, "predictions/sam.parquet", "metrics.json"):
         assert not times  # it is rebuilt without a message
     records, _ = with_advice(lambda: lessons(root, pictures), file)
     assert in_words(records) == wanted[1]

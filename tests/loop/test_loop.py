@@ -35,6 +35,7 @@ from rarebox.loop import ask, rules, scoring, shards, simulate
 from rarebox.loop.cycle import INFORMATIVE, _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
+from rarebox.pool import last
 from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.strategies import box
 from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
@@ -279,6 +280,27 @@ def test_exploring_ends_with_the_image_that_reaches_its_fraction(
         with Store(tmp_path / f"{budget}" / "labels.sqlite") as store:
             paid = [len(answer.boxes) for query, answer in store.answered(2) if query.box is None]
         assert sum(paid[:-1]) < share * budget
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cosine", "kept"),
+    [("class_balanced", 0.95, "sketch"), ("class_balanced", 1.0, None), ("coreset", 0.95, "whole")],
+)
+def test_scoring_keeps_a_sketch_of_the_features_for_near_duplicates(
+    pictures: Path, finished: Path, strategy: str, cosine: float, kept: str | None
+) -> None:
+    detector = detectors.load(finished / "cycle_01", "cpu")
+    records = Pictures(datasets.load(pictures).train.images[:2], (64, 107))
+    chosen = settings(pictures, selection__strategy=strategy, selection__duplicate_cosine=cosine)
+    found, _ = scoring.score_images(detector, records, chosen, 2)
+    whole = scoring.score_images(detector, records, settings(pictures, selection__strategy="coreset"), 2)[0].features
+    assert whole is not None
+    wanted = {"sketch": last.sketch(whole), "whole": whole, None: None}[kept]
+    if wanted is None:
+        assert found.features is None
+    else:
+        assert found.features is not None
+        np.testing.assert_allclose(found.features, wanted, atol=1e-6)
 
 
 def test_an_images_result_does_not_depend_on_its_batch(pictures: Path, finished: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import update
 
-from rarebox import config, external
+from rarebox import external
 from rarebox.core import boxes
 from rarebox.core.files import read_json
 from rarebox.data.datasets import load
@@ -25,7 +25,8 @@ from rarebox.loop import ask, cycle
 from rarebox.loop.cycle import rank_pool
 from rarebox.pool import ranking
 from rarebox.project import project, trainer
-from rarebox.project.create import create, take_predictions
+from rarebox.project.create import create
+from rarebox.project.predictions import matched
 from rarebox.project.project import Project
 from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict
@@ -353,9 +354,9 @@ def test_another_detectors_boxes_go_to_the_photo_in_the_folder_that_they_name(
     (tmp_path / "found.jsonl").write_text(json.dumps(line))
     create(Path("p"), Path("photos"), ["cat"])
     now = Project(Path("p"))
-    every = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
     # As if the photos were not on this disk: then only their names are known.
-    assert take_predictions(now, external.rank(Path("found.jsonl"), None, None, None, every, 10)) == 1
+    found = external.read(Path("found.jsonl"), now.settings)
+    assert now.add_predictions("sam", matched(found, now.store.images(), now.store.classes())).boxes == 1
     offered = now.read_predictions()
     assert offered is not None
     assert [now.store.images()[i].path.split("/")[-2] for i in offered.image_id.tolist()] == ["cam1"]

@@ -74,7 +74,7 @@ def write(found: Candidates, folder: Path, images: int) -> list[Path]:
 
 
 def settings_of(strategy: str, **changes: Any) -> Settings:
-    return config.resolve(changes={"selection.strategy": strategy, **changes})
+    return config.resolve(changes={"selection.strategy": strategy, "selection.duplicate_cosine": 1, **changes})
 
 
 def scores_of(images: int) -> ImageScores:

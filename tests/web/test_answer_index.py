@@ -88,6 +88,8 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
             take_in(answer_index, people)
         if dice.random() < 0.1:
             roll_back(answer_index, people, dice, step)
+        if dice.random() < 0.2:
+            answer_index.first_found()
     take_in(answer_index, people)
     assert saved > 80
     for cycle in (1, 2):
@@ -107,6 +109,16 @@ def test_an_updated_index_agrees_with_the_store(people: People, seed: int) -> No
             answered[one.query.id].by,
             answered[one.query.id].labels.tolist(),
         )
+    counting = {one.id for one in answer_index.standing()}
+    boxes = [
+        (label, (one.cycle, place))
+        for place, one in enumerate(people.given(), 1)
+        if one.id in counting
+        for label in one.answer.labels.tolist()
+    ]
+    assert answer_index.first_found() == dict(reversed(boxes))
+    asked_about = [q.guess for q, _ in store.answered() if q.asked_by is None and q.guess is not None]
+    assert answer_index.asked_about(3).tolist() == np.bincount(asked_about, minlength=3).tolist()
     labels = [label for answer in answered.values() for label in answer.labels.tolist()]
     assert answer_index.counts(3).tolist() == np.bincount(labels, minlength=3).tolist()
     held = [

@@ -85,7 +85,8 @@ def test_the_state_of_the_first_images(house: House) -> None:
     }
     assert (state["project"], state["you"], state["fixed_name"]) == ("project", "anna", False)
     assert state["classes"] == [
-        {"label": i, "name": name, "merged_into": None, "count": 0} for i, name in enumerate(CLASSES)
+        {"label": i, "name": name, "merged_into": None, "count": 0, "first": None, "asked": 0}
+        for i, name in enumerate(CLASSES)
     ]
     assert (state["phase"], state["cycle"]) == ("first_images", 1)
     assert state["budget"] == {"spent": 0, "of": 3, "unit": "images"}
@@ -595,7 +596,7 @@ def test_classes_are_added_renamed_and_merged(later: House) -> None:
     anna = later.browser()
     query = anna.next(1)[0]["id"]
     added = anna.post("/api/classes", {"add": "  sea   horse "})["classes"][3]
-    assert added == {"label": 3, "name": "sea horse", "merged_into": None, "count": 0}
+    assert added == {"label": 3, "name": "sea horse", "merged_into": None, "count": 0, "first": None, "asked": 0}
     anna.saved(query=query, labels=[3])
     renamed = anna.post("/api/classes", {"rename": {"label": 1, "name": "stingray"}})["classes"]
     assert [one["name"] for one in renamed] == ["fish", "stingray", "shark", "sea horse"]

@@ -24,6 +24,7 @@ from rarebox.cli.options import (
     print_problems,
     warn_of_photos,
 )
+from rarebox.cli.predictions import added, in_words, name_for
 from rarebox.cli.progress import console, progress_bars
 from rarebox.cli.simulate import print_summary
 from rarebox.core.files import real
@@ -248,7 +249,8 @@ def init(
     labels: Annotated[Path | None, typer.Option(help="Existing labels (COCO, VOC, YOLO).")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="The labels of --labels are incomplete.")] = False,
     predictions: Annotated[
-        Path | None, typer.Option(help="Detections to offer as boxes on the initial images.")
+        Path | None,
+        typer.Option(help="Detections of another detector, offered on the initial images and asked about later."),
     ] = None,
     data: Annotated[
         str | None,
@@ -326,12 +328,11 @@ def init_project(
         console.print(str(note), markup=False, soft_wrap=True)
     predicted = None
     if predictions:
-        every = config.resolve(preset, None, {"selection.strategy": "uncertainty"})
+        settings = config.resolve(preset, None, changes)
         here = images if isinstance(images, Path) else None
-        numbers = numbers_in_use(names, labels)
-        predicted = external.rank(predictions, None, None, here, every, 10**9, numbers=numbers)
+        predicted = external.read(predictions, settings, images=here, numbers=numbers_in_use(names, labels))
         for note in predicted.notes:
-            if note not in (external.NO_VIEWS, here and left_out(here)):  # create returns the latter, too
+            if note != (here and left_out(here)):  # create returns it, too
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
         names += [name for name in predicted.classes if name not in names]
     with progress_bars(as_json=False) as progress:
@@ -343,15 +344,9 @@ def init_project(
         console.print(f"all {len(problems)} are listed in {folder / 'problems.json'}", markup=False, soft_wrap=True)
     project = Project(folder)
     store = project.store
-    if predicted:
-        from rarebox.project.create import take_predictions
-
-        count = take_predictions(project, predicted)
-        console.print(
-            f"{counted(count, 'box', 'boxes')} of {predictions} will be offered on the initial images",
-            markup=False,
-            soft_wrap=True,
-        )
+    if predictions and predicted and len(predicted.candidates):
+        done = in_words(added(project, name_for(predictions), predicted))
+        console.print(f"{done}. They will be offered on the initial images", markup=False, soft_wrap=True)
     labelled = store.labels().values()
     whole = sum(one.complete for one in labelled)
     if labels:

@@ -10,7 +10,7 @@ import typer
 from typer.models import CommandInfo
 
 from rarebox import __version__
-from rarebox.cli import deploy, external, label, simulate
+from rarebox.cli import deploy, external, label, predictions, simulate
 from rarebox.cli.options import PIPE_CLOSED, STOPPED, USAGE_ERROR, AsJson, app
 from rarebox.cli.progress import console
 from rarebox.core import places
@@ -36,7 +36,7 @@ COMMANDS = (
 )
 """The commands in the order of the help."""
 
-_MODULES = deploy, external, label, simulate  # importing them adds their commands to `app`
+_MODULES = deploy, external, label, predictions, simulate  # importing them adds their commands to `app`
 
 
 class UsageError(Protocol):

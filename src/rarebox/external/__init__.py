@@ -64,6 +64,26 @@ class Ranked:
     of_project: frozenset[int]
 
 
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Detections as candidates, with the images, classes and labels that they refer to.
+
+    ``candidates`` have ids of ``pool``'s images and indices into ``classes``. ``labels`` are those of the images, by
+    id. ``notes`` are warnings about the input, for the user.
+    """
+
+    pool: Pool
+    classes: tuple[str, ...]
+    candidates: Candidates
+    labels: Mapping[int, ImageLabels]
+    notes: tuple[str, ...]
+
+    @property
+    def images(self) -> Mapping[int, ImageRecord]:
+        """The images by id."""
+        return self.pool.records
+
+
 def rank(
     found: Path,
     views: Path | None,
@@ -75,23 +95,68 @@ def rank(
     classes: Sequence[str] | None = None,
     views_map: Path | None = None,
     labels_complete: bool = False,
-    numbers: Numbers | None = None,
     report: Report = lambda done, of: None,
 ) -> Ranked:
-    """Rank the boxes of a file of detections by the strategy of the settings.
+    """Rank the boxes of a file of detections by the strategy of the settings. The arguments are those of :func:`read`.
+
+    Raises UserError for invalid files and arguments.
+    """
+    check_strategy(settings, bool(views))
+    if budget < 1:
+        raise UserError(f"--budget must be at least 1 box, got {budget}")
+    one = read(
+        found,
+        settings,
+        views,
+        labels,
+        images,
+        classes=classes,
+        views_map=views_map,
+        labels_complete=labels_complete,
+        report=report,
+    )
+    sizes = {image.id: (image.width, image.height) for image in one.images.values()}
+    queries, frequency, total = choose_queries(
+        one.candidates, one.labels, settings, budget, len(one.classes), bool(views), sizes
+    )
+    return Ranked(
+        settings.selection.strategy,
+        one.classes,
+        one.images,
+        queries,
+        frequency,
+        bool(views),
+        total,
+        one.notes if views else (NO_VIEWS, *one.notes),
+        one.pool.project,
+        one.pool.of_project,
+    )
+
+
+def read(
+    found: Path,
+    settings: Settings,
+    views: Path | None = None,
+    labels: Path | None = None,
+    images: Path | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    views_map: Path | None = None,
+    labels_complete: bool = False,
+    numbers: Numbers | None = None,
+    report: Report = lambda done, of: None,
+) -> Read:
+    """Read a file of detections.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
     count as fully labelled. ``images`` is a folder or COCO file that lists the images. ``numbers`` says what the
     numbers of classes and images mean, for a project that is created from labels. Raises UserError for invalid
     files and arguments.
     """
-    check_strategy(settings, bool(views))
-    if budget < 1:
-        raise UserError(f"--budget must be at least 1 box, got {budget}")
     file, file_of_views = detections.open_detections(found), views and detections.open_detections(views)
     if isinstance(file_of_views, detections.CocoResults):
         raise UserError(f"{views}: COCO results do not name the copy. Write detections on copies as JSON lines")
-    notes: list[str] = [] if views else [NO_VIEWS]
+    notes: list[str] = []
     pool = Pool(numbers.images if numbers else None)
     given = pool.add_labels(labels, labels_complete) if labels else None
     if images:
@@ -116,19 +181,7 @@ def rank(
     fitted = pool.fitted(given, notes) if given else {}
     notes += _matched(pool, placed, fitted, found, labels)
     labelled = {image_id: image_labels(one, words.classes) for image_id, one in fitted.items()}
-    queries, frequency, total = choose_queries(candidates, labelled, settings, budget, len(words.classes), bool(views))
-    return Ranked(
-        settings.selection.strategy,
-        words.classes,
-        pool.records,
-        queries,
-        frequency,
-        bool(views),
-        total,
-        tuple(notes),
-        pool.project,
-        pool.of_project,
-    )
+    return Read(pool, words.classes, candidates, labelled, tuple(notes))
 
 
 def _otherwise(pool: Pool, found: Path) -> str:
@@ -191,6 +244,7 @@ def choose_queries(
     budget: int,
     num_classes: int,
     from_views: bool,
+    sizes: Mapping[int, tuple[int, int]] | None = None,
 ) -> tuple[list[Query], Floats, int]:
     """The first ``budget`` open boxes of the ranking, p(l), and the count of open boxes.
 
@@ -203,7 +257,8 @@ def choose_queries(
     total = int(open_per_class.sum())
     if not total:
         return [], state.class_frequency, 0
-    queue = ranking.head(settings, pool, labels, state, partial(seeds.stream, settings.seed, "strategy", 0))
+    rng = partial(seeds.stream, settings.seed, "strategy", 0)
+    queue = ranking.head(settings, pool, labels, state, rng, sizes)
     asked: dict[int, Floats] = {}
     queries: list[Query] = []
     for place in range(total):

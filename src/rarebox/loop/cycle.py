@@ -71,11 +71,14 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     settings, before = run.settings, run.store.labels(up_to_cycle=cycle - 1)
     restore_model(run, cycle - 1)
     pool, images = shards.score_pool(run, cycle)
-    state, open_per_class = ranking.label_state(settings, rules.boxes_of(settings, cycle), before, pool, images)
+    among = ranking.with_added(pool, run.added, settings)
+    state, open_per_class = ranking.label_state(settings, rules.boxes_of(settings, cycle), before, among, images)
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
-        queue = ranking.head(settings, pool, before, state, partial(seeds.stream, settings.seed, "strategy", cycle))
+        sizes = {record.id: (record.width, record.height) for record in run.pool.records}
+        rng = partial(seeds.stream, settings.seed, "strategy", cycle)
+        queue = ranking.head(settings, among, before, state, rng, sizes)
     return Ranked(pool, queue, state, open_per_class)
 
 

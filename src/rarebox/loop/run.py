@@ -46,7 +46,7 @@ class Run:
     """Everything one run works with.
 
     Without an ``oracle`` people answer, for any number of cycles. ``share`` is the folder of the run whose cycle-1
-    model this run copies.
+    model this run copies. ``added`` are the boxes of other detectors on images of the pool.
     """
 
     folder: RunFolder
@@ -63,6 +63,7 @@ class Run:
     cycle: int = 0
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     notes: list[str] = field(default_factory=list[str])
+    added: Candidates | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

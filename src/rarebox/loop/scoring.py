@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 from rarebox import strategies
 from rarebox.config import Settings
@@ -14,6 +15,7 @@ from rarebox.errors import UserError
 from rarebox.loop.run import EngineProgress, Run, batches, load_detector, new_detector, views_of
 from rarebox.pool import candidates as pool_file
 from rarebox.pool.affine import Frame
+from rarebox.pool.last import sketch
 from rarebox.types import Candidates, ImageRecord, ImageScores, concatenate
 
 
@@ -29,7 +31,7 @@ def score_images(
     A batch holds images of one shape, each with all its views. A GPU computes the next batch in the meantime.
     """
     found: list[tuple[Candidates, ImageScores]] = []
-    with_features = wants_features(settings)
+    kept = kept_features(settings)
 
     def queued() -> Iterator[tuple[list[int], list[list[Frame]], Callable[[], list[Scored]]]]:
         for rows, batch in pictures.in_batches(batches(pictures, settings.scoring.batch_size)):
@@ -37,15 +39,16 @@ def score_images(
             sizes = [detector.input_size(picture) for picture in batch]
             views = [views_of(settings, settings.scoring.views, cycle, *each) for each in zip(ids, sizes, strict=True)]
             frames = [detector.frames(picture, plan) for picture, plan in zip(batch, views, strict=True)]
-            yield ids, frames, detector.queue_views(batch, views, features=with_features)
+            yield ids, frames, detector.queue_views(batch, views, features=bool(kept))
 
     for ids, frames, read in behind(queued(), detector.ahead):
         for image_id, of_views, (boxes, matched) in zip(ids, frames, read(), strict=True):
-            found.append(
-                pool_file.score_image(
-                    image_id, boxes, of_views, settings.scoring, detector.num_classes, matched, settings.lowest_score
-                )
+            candidates, scores = pool_file.score_image(
+                image_id, boxes, of_views, settings.scoring, detector.num_classes, matched, settings.lowest_score
             )
+            if kept == "sketch" and candidates.features is not None:
+                candidates = replace(candidates, features=sketch(candidates.features))
+            found.append((candidates, scores))
         report(len(found))
     found.sort(key=lambda one: one[1].image_id[0])
     return concatenate([c for c, _ in found]), concatenate([i for _, i in found])
@@ -83,6 +86,10 @@ def behind(items: Iterable[T], by: int) -> Iterator[T]:
     yield from waiting
 
 
-def wants_features(settings: Settings) -> bool:
-    """Whether the strategy uses the features of candidates."""
-    return "features" in strategies.NEEDS.get(settings.selection.strategy, ())
+def kept_features(settings: Settings) -> bool | Literal["sketch"]:
+    """Whether the features of candidates are kept: whole for a strategy that needs them, and a sketch of them for the
+    rule on near-duplicates."""
+    strategy = settings.selection.strategy
+    if "features" in strategies.NEEDS.get(strategy, ()):
+        return True
+    return "sketch" if strategy in strategies.BOX and settings.selection.duplicate_cosine < 1 else False

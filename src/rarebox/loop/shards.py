@@ -18,7 +18,7 @@ from rarebox.detectors.detector import ABOUT, WEIGHTS
 from rarebox.errors import Damaged
 from rarebox.loop.run import Run, extract
 from rarebox.loop.run_folder import RunFolder
-from rarebox.loop.scoring import wants_features
+from rarebox.loop.scoring import kept_features
 from rarebox.pool import candidates as pool_file
 from rarebox.pool.candidates import Shards
 from rarebox.types import ImageRecord, ImageScores
@@ -199,7 +199,7 @@ def scoring_recipe(run: Run, cycle: int) -> dict[str, object]:
         "detector": settings.detector.model_dump(mode="json"),
         "scoring": settings.scoring.model_dump(mode="json", exclude={"shard_size"}),
         "lowest_score": settings.lowest_score,
-        "features": wants_features(settings),
+        "features": kept_features(settings),
         "precision": settings.training.precision,
         "freeze": settings.training.freeze,
         "device": settings.device,

@@ -5,7 +5,7 @@ from heapq import heappop, heappush, nsmallest
 
 from rarebox.labels.store import Store
 from rarebox.pool.ranking import LazyRanking, still_open
-from rarebox.types import Query
+from rarebox.types import ADDED, Query
 
 BATCH = 500
 """The most questions asked at once."""
@@ -127,13 +127,13 @@ class Asker:
         item, found = self.queue(place), self.queue.candidates
         assert item
         row, utility = item
-        why = {
-            "rank": place,
-            "cycle": self.cycle,
-            "score": float(found.scores[row]),
-            "uncertainty": float(found.uncertainty[row]),
-            "box_consistency": float(found.box_consistency[row]),
-        }
+        score = float(found.scores[row])
+        why: dict[str, float] = {"rank": place, "cycle": self.cycle}
+        if found.box_index[row] >= ADDED:  # the numbers are not those of our detector
+            why["added"] = score
+        else:
+            ours = {name: float(getattr(found, name)[row]) for name in ("uncertainty", "box_consistency")}
+            why |= {"score": score, **ours}
         return Query(
             int(found.image_id[row]), found.boxes[row], int(found.labels[row]), utility, why, wanted=self._wanted(place)
         )

@@ -4,13 +4,15 @@ They find the open candidates, collect what a strategy may know about the labels
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rarebox import strategies
 from rarebox.config import Settings
 from rarebox.core.boxes import far_from, overlapping
-from rarebox.pool.candidates import REST, Shards, class_frequency
+from rarebox.pool import last
+from rarebox.pool.candidates import REST, Shards, class_frequency, rows_by_image
 from rarebox.strategies import Queue, Ranking
 from rarebox.strategies.pieces import head_of, image_by_image
 from rarebox.types import Bools, Candidates, Floats, ImageLabels, ImageScores, Ints, LabelState, concatenate
@@ -71,6 +73,22 @@ def open_pieces(
     for piece in pool.pieces(rest):
         likely = piece[piece.scores >= settings.scoring.candidate_threshold]
         yield likely[answered.leaves_open(likely, settings.selection.answered_iou)]
+
+
+def with_added(pool: Shards, added: Candidates | None, settings: Settings) -> Shards:
+    """The pool with the boxes of other detectors that overlap none of its candidates (decisions row 44).
+
+    They have only the columns that every candidate has, so a strategy that reads more ranks the pool without them.
+    """
+    if added is None or strategies.streamed(settings.selection).reads != frozenset():
+        return pool
+    near = pool.of_images(np.unique(added.image_id).tolist())
+    keep = np.ones(len(added), dtype=bool)
+    for image_id, rows in rows_by_image(added).items():
+        if (ours := near.get(image_id)) is not None:
+            likely = ours.boxes[ours.scores >= settings.scoring.candidate_threshold]
+            keep[rows] = far_from(added.boxes[rows], likely, settings.selection.answered_iou)
+    return replace(pool, parts=[*pool.parts, added[keep]])
 
 
 def label_state(
@@ -170,8 +188,12 @@ def head(
     labels: Mapping[int, ImageLabels],
     state: LabelState,
     rng: Callable[[], np.random.Generator],
+    sizes: last.Sizes | None = None,
 ) -> LazyRanking:
-    """The ranking by the strategy of the settings, best first. ``rng`` returns an equal generator at each call."""
+    """The ranking by the strategy of the settings, best first. ``rng`` returns an equal generator at each call.
+
+    ``sizes`` are those of the images; without them no box is a sliver.
+    """
     name = settings.selection.strategy
     strategy, answered = strategies.choose(settings.selection), Answered(labels)
 
@@ -181,10 +203,23 @@ def head(
     def pieces(reads: Collection[str] | None) -> Iterator[Candidates]:
         return open_pieces(pool, answered, settings, REST if reads is None else reads)
 
+    def boxes(places: int) -> tuple[Candidates, Ranking, float]:
+        streamed = strategies.streamed(settings.selection)
+        return head_of(streamed, rank, lambda: pieces(streamed.reads), state, places)
+
+    def tidied(places: int) -> tuple[Candidates, Ranking, float]:
+        """Boxes with slivers and near-duplicates at the end of the whole pool's ranking."""
+        fetched = places
+        while True:
+            candidates, ranking, known = boxes(fetched)
+            ranking, behind = tidy(settings, candidates, ranking, pool, sizes or {})
+            if known == np.inf or known - behind >= places:
+                return candidates, ranking, known - behind if known < np.inf else known
+            fetched *= 2
+
     def fetch(places: int) -> tuple[Candidates, Ranking, float]:
         if name not in strategies.IMAGE:
-            streamed = strategies.streamed(settings.selection)
-            return head_of(streamed, rank, lambda: pieces(streamed.reads), state, places)
+            return tidied(places)
         nothing = Candidates.none(len(state.class_counts))
         if name in strategies.IMAGE_BY_IMAGE:
             return nothing, image_by_image(rank, pieces(strategies.IMAGE_BY_IMAGE[name]), state), np.inf
@@ -192,6 +227,22 @@ def head(
         return nothing, rank(concatenate(found) if found else nothing, state), np.inf
 
     return LazyRanking(fetch, max(LEAST, AHEAD * state.budget))
+
+
+def tidy(
+    settings: Settings, candidates: Candidates, ranking: Ranking, pool: Shards, sizes: last.Sizes
+) -> tuple[Ranking, int]:
+    """The ranking with what comes last at its end (decisions row 45), and how many boxes these are."""
+    chosen, behind = settings.selection, np.zeros(len(candidates), dtype=bool)
+    if chosen.slivers_last:
+        behind |= last.slivers_among(candidates, sizes)
+    if chosen.duplicate_cosine < 1 and chosen.strategy not in strategies.NEEDS:  # they choose by features themselves
+        order = list(ranking)
+        rows = np.array([row for row, _ in order if not behind[row]][: last.MOST_COMPARED], dtype=np.int64)
+        if (features := last.features_of(candidates[rows], pool)) is not None:
+            behind[rows] = last.duplicates(candidates[rows], features, chosen.duplicate_cosine)
+        ranking = iter(order)
+    return last.at_the_end(ranking, behind) if behind.any() else ranking, int(behind.sum())
 
 
 def joined(labels: Sequence[Ints]) -> Ints:

@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -26,50 +25,8 @@ from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
-from rarebox.project.project import HELD_OUT, Project
+from rarebox.project.project import HELD_OUT
 from rarebox.types import Answer, Bools, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
-
-
-class Predictions(Protocol):
-    """Another detector's boxes: queries, and the meaning of their image ids and guesses."""
-
-    @property
-    def queries(self) -> Sequence[Query]: ...
-    @property
-    def images(self) -> Mapping[int, ImageRecord]: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-
-
-def take_predictions(project: Project, ranked: Predictions) -> int:
-    """Store another detector's boxes with the project's image ids, labels and pixels. Return how many were stored.
-
-    Boxes on images that the project lacks are skipped. Raises UserError if a photo has another shape than the
-    image that the detector saw.
-    """
-    images, by_name, classes = project.store.images(), ByName[int](), Classes(project.store.classes())
-    for i, record in images.items():
-        by_name.add(record.path, i)
-    kept: list[Query] = []
-    for query in ranked.queries:
-        record = ranked.images[query.image_id]
-        image_id = by_name.match(record.path)
-        if image_id is None:
-            continue
-        size = (images[image_id].width, images[image_id].height)
-        factors = rescaling((record.width, record.height) if record.width else size, size)
-        if factors is None:
-            raise UserError(
-                f"{record.path}: the boxes are of a picture of {record.width} x {record.height} pixels, the photo has "
-                f"{size[0]} x {size[1]}. Run the detector on the photos themselves"
-            )
-        assert query.guess is not None
-        assert query.box is not None
-        guess = classes.find(ranked.classes[query.guess])
-        kept.append(replace(query, image_id=image_id, guess=guess, box=query.box * factors))
-    project.write_predictions(kept)
-    return len(kept)
-
 
 IMPORTED = "import"
 """The author of imported labels."""

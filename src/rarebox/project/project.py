@@ -1,6 +1,6 @@
 """A project: the folder in which people answer, and its contents."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +18,11 @@ from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
 from rarebox.pool.ranking import LazyRanking
+from rarebox.project import predictions
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
 from rarebox.project.photos import Found, Photos
 from rarebox.strategies import IMAGE
-from rarebox.types import Candidates, Floats, Ints, Query
+from rarebox.types import Candidates, Floats, Ints
 
 HELD_OUT = "held_out"
 """The key in a query's reasons that marks an initial image held out for evaluation."""
@@ -132,40 +133,50 @@ class Project:
         photos = self.photos()
         return {i for i, image in self.store.images().items() if photos.is_there(image)} - held_out_in(self.store)
 
-    # Predictions of another detector, before the first model of the project
+    # Boxes of other detectors. A new session tells a running server that there is something to read.
 
-    def write_predictions(self, queries: Sequence[Query]) -> None:
-        """Store another detector's boxes (queries with box, guess and score), which the page shows on first images."""
-        boxes = np.array([query.box for query in queries], dtype=np.float32).reshape(-1, 4)
-        parquet.write(
-            self.folder.root / "predictions.parquet",
-            {
-                "image_id": np.array([query.image_id for query in queries], dtype=np.int64),
-                "boxes": boxes,
-                "labels": np.array([query.guess for query in queries], dtype=np.int64),
-                "scores": np.array([(query.why or {}).get("score", 0) for query in queries], dtype=np.float32),
-            },
-        )
+    def add_predictions(self, name: str, found: predictions.Matched) -> predictions.Summary:
+        """Add another detector's boxes as candidates. The same ones again change nothing.
+
+        Raises UserError if there are other predictions of that name.
+        """
+        file = predictions.place_of(self.folder.root, name)
+        there = predictions.files(self.folder.root).get(name)
+        if there and not self._holds(there, found.candidates):
+            raise UserError(
+                f"there are other predictions named {name}. Add these under another one (--name), or first remove the "
+                f"old ones: rarebox predictions remove {self.folder.root} {name}"
+            )
+        self.note_numbers()
+        if not there:
+            predictions.write(file, found.candidates)
+        self._begin_session()
+        return predictions.summary(name, found.candidates, self.store.classes())
+
+    def remove_predictions(self, name: str) -> None:
+        """Remove another detector's boxes. Questions that have been asked stay."""
+        predictions.remove(self.folder.root, name)
+        self._begin_session()
+
+    def list_predictions(self) -> list[predictions.Summary]:
+        """What was added, by name. Raises Damaged."""
+        names, counts_as = self.store.classes(), self.store.counts_as()
+        return [
+            predictions.summary(name, predictions.read(file, counts_as), names)
+            for name, file in predictions.files(self.folder.root).items()
+        ]
 
     def read_predictions(self) -> Candidates | None:
-        """Read the boxes that :meth:`write_predictions` stored. None if there are none."""
-        file = self.folder.root / "predictions.parquet"
-        if not file.exists():
-            return None
-        with _as_written(file):
-            columns = parquet.read(file)
-            count = len(columns["labels"])
-            nothing, place = np.zeros(count), np.arange(count)
-            return Candidates(
-                columns["image_id"],
-                place,
-                columns["boxes"],
-                self.store.counts_as()[columns["labels"]],
-                columns["scores"],
-                nothing,
-                nothing,
-                np.zeros((count, 0)),
-            )
+        """The boxes of all added predictions. None if there are none. Raises Damaged."""
+        return predictions.read_all(self.folder.root, self.store.counts_as())
+
+    def _holds(self, file: Path, found: Candidates) -> bool:
+        there = predictions.read(file, np.arange(len(self.store.classes())))
+        return all(np.array_equal(getattr(there, name), getattr(found, name)) for name in predictions.COLUMNS)
+
+    def _begin_session(self) -> None:
+        with self.store.transaction(writes=True):
+            self.store.begin_session()
 
     # The ranking of a cycle: the trainer writes it, the server asks from it
 
@@ -234,7 +245,16 @@ class Project:
             return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
 
         kept = self.read_ranking(cycle)
-        return rules.CycleAsker(self.settings, self.store, cycle, kept.queue, kept.open_per_class, self._pool, wanted)
+        return rules.CycleAsker(
+            self.settings,
+            self.store,
+            cycle,
+            kept.queue,
+            kept.open_per_class,
+            self._pool,
+            wanted,
+            self.read_predictions(),
+        )
 
 
 def held_out_in(store: Store) -> set[int]:

@@ -10,6 +10,7 @@ from rarebox.loop import scoring
 from rarebox.loop.begin import begun
 from rarebox.loop.run import Engine, Run, pictures_of
 from rarebox.loop.run_folder import RunFolder
+from rarebox.project import predictions
 from rarebox.project.photo_folder import photos_there
 from rarebox.project.project import held_out_in
 from rarebox.types import GroundTruth
@@ -39,4 +40,7 @@ def open_project(
     pictures, tested = pictures_of(settings, pool.images, test.images, folder.root)
     how = engine or scoring.score_here
     notes = [lacking] if lacking and not folder.records() else []
-    return Run(folder, settings, dataset, pictures, tested, truth, store, None, progress, how, notes=notes)
+    added = predictions.read_all(folder.root, store.counts_as())
+    if added is not None:
+        added = added[np.isin(added.image_id, [image.id for image in pool.images])]
+    return Run(folder, settings, dataset, pictures, tested, truth, store, None, progress, how, notes=notes, added=added)

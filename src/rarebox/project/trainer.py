@@ -129,7 +129,7 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
             return False
     with store.transaction(writes=True):
         store.open_cycle(cycle)
-        store.ask(cycle, [Query(image_id) for image_id in whole[: settings.initial_images]])
+        store.ask(cycle, [Query(i, why={"cycle": cycle}) for i in whole[: settings.initial_images]])
     return True
 
 

@@ -117,6 +117,8 @@ class History:
         yield ("reviews", cycle), max(boxes, question.asked_by is None) if query.box is None else 1
         for label in latest.answer.labels.tolist():
             yield ("label", label), 1
+        if question.asked_by is None and query.guess is not None:
+            yield ("asked about", query.guess), 1
         if question.asked_by is None and query.guess is not None and latest.answer.verdict in INFORMATIVE:
             labels = latest.answer.labels.tolist()
             yield ("guesses", cycle), 1
@@ -140,6 +142,8 @@ class AnswerIndex:
         self.sums: Counter[Sum] = Counter()
         self._given: list[Given] = []
         self._known_actions: dict[int, Actions] = {}
+        self._first: dict[int, int] = {}  # of each label, the place in `_given` of its first box ever
+        self._standing_first: dict[int, int] = {}  # the same without answers that were corrected, as far as it is known
         self._differing: set[int] = set()
         self._wanting: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of each cycle: (position, id), sorted
         self._busy: dict[int, Counter[int]] = defaultdict(Counter)
@@ -176,6 +180,10 @@ class AnswerIndex:
             history.add(one)
             self._count(history, 1)
             self.of_person[one.answer.by].append(one)
+            for label in one.answer.labels.tolist():
+                self._first.setdefault(label, len(self._given))
+            if len(history.given) > 1:
+                self._standing_first.clear()
             self._given.append(one)
             self.last_answer = one.id
 
@@ -189,6 +197,8 @@ class AnswerIndex:
             self.of_person[one.answer.by].pop()
             self._given.pop()
             self._known_actions.pop(one.id, None)
+        self._first = {label: place for label, place in self._first.items() if place < len(self._given)}
+        self._standing_first.clear()
         while self.queries and (number := next(reversed(self.queries))) > last_question:
             history = self.queries.pop(number)
             self._count(history, -1)
@@ -255,6 +265,35 @@ class AnswerIndex:
         """Human boxes of each class: (K,)."""
         boxes = [self.sums["label", label] for label in range(classes)]
         return np.bincount(counted(np.arange(classes), self.merged), boxes, classes).astype(np.int64)
+
+    def asked_about(self, classes: int) -> Ints:
+        """Answered questions about a box that was taken for each class: (K,)."""
+        asked = [self.sums["asked about", label] for label in range(classes)]
+        return np.bincount(counted(np.arange(classes), self.merged), asked, classes).astype(np.int64)
+
+    def first_found(self) -> dict[int, tuple[int, int]]:
+        """For each class with a box: the cycle of its first one, and how many answers there were until then.
+
+        A box that was corrected or withdrawn since does not count. Only after a correction are answers searched again.
+        """
+        found: dict[int, tuple[int, int]] = {}
+        for label, ever in self._first.items():
+            place = self._standing_first[label] = self._search(label, self._standing_first.get(label, ever))
+            if place < len(self._given):
+                into = self.merged.get(label, label)
+                earlier = found.get(into, (0, place + 1))[1]
+                if place < earlier:
+                    found[into] = self._given[place].cycle, place + 1
+        return found
+
+    def _search(self, label: int, place: int) -> int:
+        """The place of the first answer from ``place`` on that counts and has a box of the class."""
+        while place < len(self._given):
+            one = self._given[place]
+            if label in one.answer.labels and self.queries[one.query.id].latest is one:
+                break
+            place += 1
+        return place
 
     def agreement_with_guesses(self, cycle: int) -> float | None:
         """Fraction of a cycle's guesses that annotators confirmed; None if none was answered."""

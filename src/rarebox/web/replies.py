@@ -94,10 +94,21 @@ class Disagreement(TypedDict):
     answers: list[Answer]
 
 
+class First(TypedDict):
+    """When the first box of a class was found: the cycle, and the number of answers until then."""
+
+    cycle: int
+    answers: int
+
+
 class Class(TypedDict):
+    """A class: its boxes, when the first one was found, and the answered questions about boxes taken for it."""
+
     label: int
     name: str
     count: int
+    first: First | None
+    asked: int
     merged_into: int | None
 
 

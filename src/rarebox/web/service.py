@@ -16,7 +16,6 @@ from rarebox.core.files import real
 from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
 from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord, Meter
-from rarebox.pool.asker import Asker
 from rarebox.pool.candidates import rows_by_image
 from rarebox.project.project import Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
@@ -63,7 +62,7 @@ class AnnotationService:
         self.version, self.questions = 0, 0
         self.trainer = Supervisor(project.folder.root, self._hear, engine) if train else None
         self._answer_index, self._lock = AnswerIndex(project.settings.cost), RLock()
-        self._asker: Asker | None = None
+        self._asker: rules.CycleAsker | None = None
         self._cycle = -1
         self._shown: Candidates | None = None
         self._rows: dict[int, Ints] = {}
@@ -129,11 +128,13 @@ class AnnotationService:
         return self._writer.do(job)
 
     def change_classes(self, job: Callable[[], object]) -> "Future[None]":
-        """Add, rename or merge classes and update all counts. No answer is read again."""
+        """Add, rename or merge classes and update all counts. No answer is read again. A new class is explored for."""
 
         def work() -> None:
             job()
             self._see_classes()
+            if self._asker:
+                self._asker.see_classes()
             self.questions += 1
 
         return self.do(work)
@@ -400,15 +401,7 @@ class AnnotationService:
             "project": real(self.project.folder.root).name,
             "server": self._name,
             "session": self._session,
-            "classes": [
-                {
-                    "label": label,
-                    "name": name,
-                    "count": int(self._counts[label]),
-                    "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label]),
-                }
-                for label, name in enumerate(self._classes)
-            ],
+            "classes": self._class_states(),
             "phase": self._phase(),
             "cycle": self._cycle,
             "budget": {
@@ -442,6 +435,20 @@ class AnnotationService:
             and len(self._records) < self._cycle,
             "version": self.version,
         }
+
+    def _class_states(self) -> list[replies.Class]:
+        found, asked = self._answer_index.first_found(), self._answer_index.asked_about(len(self._classes))
+        return [
+            {
+                "label": label,
+                "name": name,
+                "count": int(self._counts[label]),
+                "first": {"cycle": found[label][0], "answers": found[label][1]} if label in found else None,
+                "asked": int(asked[label]),
+                "merged_into": None if self._counts_as[label] == label else int(self._counts_as[label]),
+            }
+            for label, name in enumerate(self._classes)
+        ]
 
     def _phase(self) -> replies.Phase:
         if self._cycle == 0:
@@ -488,7 +495,7 @@ class AnnotationService:
 
     def _reason(self, query: Query) -> str:
         if query.box is None:
-            return wording.WHOLE_IMAGE
+            return wording.EXPLORED if (query.why or {}).get("cycle", 1) > 1 else wording.FIRST_IMAGE
         if query.guess is None:
             return wording.DRAWN
         guess, counts = int(self._counts_as[query.guess]), self._counts

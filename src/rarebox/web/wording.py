@@ -10,17 +10,22 @@ UNSTABLE = 1.0
 FEW_IMAGES = 20
 """Below this number of held-out images, the page calls AP a rough trend."""
 
-WHOLE_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
+FIRST_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
+EXPLORED = "Draw a box around every object. The detector cannot find some classes yet, and a whole photo may show them."
 DRAWN = "An annotator drew this box."
 
 
 def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, float]) -> str:
-    """Why a box is asked about. ``name`` is the class guessed, with ``count`` of ``total`` labels; ``why`` holds the
-    query's ``score`` and ``uncertainty`` where they are known. A class with less than half of its even share of the
-    labels is called rare.
+    """Why a box is asked about.
+
+    ``name`` is the class guessed, with ``count`` of ``total`` labels; ``why`` holds the query's ``score`` and
+    ``uncertainty`` where they are known, or ``added``, the score that another detector gave. A class with less than
+    half of its even share of the labels is called rare.
     """
     rare = total > 0 and count / total < 0.5 / classes
     guess = f"It looks like {name}" + (f", a rare class ({count} of {total} labels so far)" if rare else "")
+    if "added" in why:
+        return f"{guess}; another detector is {why['added']:.0%} sure."
     if why.get("uncertainty", 0) > UNSTABLE:
         return f"{guess}; the guess changes when the picture is altered slightly."
     return f"{guess}; the detector is {why['score']:.0%} sure." if "score" in why else f"{guess}."

@@ -92,18 +92,27 @@ export function classesPart(now, actions) {
     el(
       "ul",
       { class: "bars" },
-      ...classes.map(({ label, name, count }) =>
+      ...classes.map((one) =>
         el(
           "li",
-          { class: most >= 10 && count < RARE * most ? "rare" : null, title: name },
-          el("span", { class: "who", text: name }),
-          el("i", { style: { width: `${Math.max(1.5, (100 * count) / most)}%`, background: colour(label) } }),
-          el("b", { text: count }),
+          {
+            class: one.count ? (most >= 10 && one.count < RARE * most ? "rare" : null) : "lacking",
+            title: history(one),
+          },
+          el("span", { class: "who", text: one.name }),
+          el("i", { style: { width: `${Math.max(1.5, (100 * one.count) / most)}%`, background: colour(one.label) } }),
+          el("b", { text: one.count }),
         ),
       ),
     ),
     !classes.length && el("p", { class: "quiet", text: "No classes yet. Draw a box and name it." }),
   ];
+}
+
+/** When the first box of a class was found, and how many questions were about it. @param {import("./types.js").Class} one */
+function history({ name, first, asked }) {
+  const found = first ? `first box after ${counted(first.answers, "answer")}, in cycle ${first.cycle}` : "no box yet";
+  return `${name}: ${found}; ${counted(asked, "box", "boxes")} shown as ${name}`;
 }
 
 /** Who has answered, and how well they agree. @param {State} now @param {Actions} actions */

@@ -42,7 +42,8 @@
  * @typedef {{answer: number, query: number, by: string, verdict: Verdict, boxes: Box[], labels: number[], milliseconds: number,
  *   at: string, image: Image, box: Box | null, guess: number | null, cycle: number}} Answer
  *
- * @typedef {{label: number, name: string, merged_into: number | null, count: number}} Class
+ * @typedef {{label: number, name: string, merged_into: number | null, count: number,
+ *   first: {cycle: number, answers: number} | null, asked: number}} Class
  * @typedef {{cycle: number, labels: number, reviews: number, ap50: number | null,
  *   seconds?: Record<string, number>}} CycleRecord
  *
