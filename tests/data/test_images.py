@@ -262,19 +262,19 @@ def test_the_coefficients_of_a_progressive_jpeg_count_at_full_size(
     progressive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its decoder keeps 2 bytes for each of 3 samples of a pixel, even if it decodes at an eighth of the size."""
-    wanted = list[int]()
+    held = list[int]()
 
     class Recorded(MemoryLimit):
-        def hold(self, wanted_now: int) -> Any:
-            wanted.append(wanted_now)
-            return super().hold(wanted_now)
+        def hold(self, wanted: int) -> Any:
+            held.append(wanted)
+            return super().hold(wanted)
 
     monkeypatch.setattr(images, "DECODED", Recorded(1 << 30))
     Image.new("RGB", (800, 640)).save(tmp_path / "image.jpg", progressive=progressive)
     read_image(tmp_path / "image.jpg")
     read_picture(ImageRecord(1, str(tmp_path / "image.jpg"), 800, 640), 80, 100)
     kept = 800 * 640 * 3 * 2 if progressive else 0
-    assert wanted == [800 * 640 * 4 + kept, 100 * 80 * 4 + kept]
+    assert held == [800 * 640 * 4 + kept, 100 * 80 * 4 + kept]
 
 
 def test_a_request_for_more_than_all_memory_gets_all_of_it_alone() -> None:
