@@ -257,6 +257,26 @@ def test_threads_share_the_room_for_decoded_pixels(tmp_path: Path, monkeypatch: 
     assert most == 2
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_coefficients_of_a_progressive_jpeg_count_at_full_size(
+    progressive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its decoder keeps 2 bytes for each of 3 samples of a pixel, even if it decodes at an eighth of the size."""
+    held = list[int]()
+
+    class Recorded(MemoryLimit):
+        def hold(self, wanted: int) -> Any:
+            held.append(wanted)
+            return super().hold(wanted)
+
+    monkeypatch.setattr(images, "DECODED", Recorded(1 << 30))
+    Image.new("RGB", (800, 640)).save(tmp_path / "image.jpg", progressive=progressive)
+    read_image(tmp_path / "image.jpg")
+    read_picture(ImageRecord(1, str(tmp_path / "image.jpg"), 800, 640), 80, 100)
+    kept = 800 * 640 * 3 * 2 if progressive else 0
+    assert held == [800 * 640 * 4 + kept, 100 * 80 * 4 + kept]
+
+
 def test_a_request_for_more_than_all_memory_gets_all_of_it_alone() -> None:
     room, inside = MemoryLimit(10), threading.Event()
     with room.hold(10**9):

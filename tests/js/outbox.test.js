@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { beforeEach, test } from "node:test";
+import { beforeEach, mock, test } from "node:test";
 
 import { after, dispatch, FakeServer, freshBrowser, kept, question, settled } from "./fakes.js";
 import { names } from "../../src/rarebox/web/static/local.js";
@@ -257,6 +257,20 @@ test("a tab adopts the answers of a closed tab after a while, in that tab's name
   const [request] = server.requests.filter((one) => one.answers.length);
   assert.equal(request.client, "closed");
   assert.equal(request.want, 0); // its questions are not for this tab
+});
+
+test("the answer of a closed tab is sent although its clock was a day ahead", async () => {
+  server.up = false;
+  await after(864e5);
+  tab("closed").outbox.send(OBJECT, about(1));
+  await settled();
+  mock.timers.setTime(1_000_000);
+  freshPage();
+  server.up = true;
+  tab("open").outbox.open();
+  await after(16_000);
+  assert.equal(server.saved.length, 1);
+  assert.equal(kept(), 0);
 });
 
 test("the correction of another tab's saved answer is sent by the tab that adopts it", async () => {

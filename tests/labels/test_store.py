@@ -429,6 +429,22 @@ def test_urls(tmp_path: Path) -> None:
             Store(url, classes=CLASSES)
 
 
+@pytest.mark.parametrize("content", [b"", b"x", b"a note to myself" * 10])
+def test_a_file_that_is_no_store_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "labels.sqlite").write_bytes(content)
+    (tmp_path / "other").write_bytes(content)
+    with pytest.raises(UserError, match="not a rarebox label store"):
+        Store(tmp_path / "other")
+    (tmp_path / "labels.sqlite-wal").write_bytes(b"the last answers")
+    with pytest.raises(UserError, match="Restore both together" if not content else "not a rarebox label store"):
+        Store(tmp_path / "labels.sqlite")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "labels.sqlite": content,
+        "other": content,
+        "labels.sqlite-wal": b"the last answers",
+    }
+
+
 def test_the_tables_can_be_made_in_postgresql() -> None:
     tables = schema.tables.sorted_tables
     sql = "".join(str(CreateTable(table).compile(dialect=postgresql.dialect())) for table in tables)

@@ -284,16 +284,16 @@ def test_a_deleted_label_is_reported_and_with_replace_withdrawn(
         export(tmp_path / format, format, CLASSES, images, labels)
         before = everything(own)
         batch = without_boxes(tmp_path / format / name)
-        assert bring_in(own, batch, format) == Imported(left=3)
+        assert bring_in(own, batch, format) == Imported(left=2, whole=1)
         assert everything(own) == before
         # A single box of a fully labelled image is kept.
-        assert bring_in(own, batch, format, instead=True) == Imported(withdrawn=2, left=1)
+        assert bring_in(own, batch, format, instead=True) == Imported(withdrawn=2, whole=1)
         assert [own.labels()[i].boxes.tolist() for i in (4, 5)] == [[], [BOXES[2]]]
         assert own.labels()[4].rejected.tolist() == [BOXES[0], pytest.approx(BOXES[1])]
-        assert bring_in(own, batch, format, instead=True) == Imported(left=1)
+        assert bring_in(own, batch, format, instead=True) == Imported(whole=1)
         # The author's own: the question is answered, and the drawn box is withdrawn.
         own.record([Answer(1, *none, Verdict.WITHDRAWN, format), Answer(2, *none, Verdict.WITHDRAWN, format)])
-        assert bring_in(own, batch, format, by="ada") == Imported(withdrawn=2, left=1)
+        assert bring_in(own, batch, format, by="ada") == Imported(withdrawn=2, whole=1)
         assert own.labels()[4].rejected.tolist() == [BOXES[0]]
 
 
@@ -328,7 +328,7 @@ def test_a_single_box_of_a_whole_images_answer_is_not_replaced(tmp_path: Path, s
         labels = Annotations(4, moved, np.array([0, 1]), np.array([Source.HUMAN] * 2), ones, ones, ones, False)
         export(tmp_path / "out", "labelstudio", CLASSES, images, [labels])
         batch = labelstudio.read(tmp_path / "out" / "tasks.json")
-        assert bring_in(own, batch, "labelstudio", instead=True) == Imported(unchanged=1, left=1)
+        assert bring_in(own, batch, "labelstudio", instead=True) == Imported(unchanged=1, whole=1)
         assert own.labels()[4].boxes == pytest.approx(np.array(BOXES[:2]))
 
 
@@ -489,6 +489,34 @@ def test_json_min_without_ids_is_matched_by_position(project: Path, tmp_path: Pa
     assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(objects=2, no_objects=1, missed=1)
     assert verdicts(store)[1] == ("object", [pytest.approx([14, 20, 54, 60])], [0])
     assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(unchanged=4)
+
+
+@pytest.mark.parametrize("people", [("Ann", "Ann"), ("Ann", "Bob")])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_latest_of_several_annotations_in_json_min_counts(
+    order: int, people: tuple[str, str], tmp_path: Path, fresh: Store
+) -> None:
+    """JSON-MIN has one entry for each annotation, with its own times."""
+
+    def entry(number: int, boxes: list[tuple[int, str]]) -> Task:
+        sides = {"y": 10, "width": 20, "height": 20, "rotation": 0, "original_width": 200, "original_height": 100}
+        made = f"2026-11-0{number}T10:00:00Z"
+        found = [{**sides, "x": left, "rectanglelabels": [name]} for left, name in boxes]
+        about = {"annotator": people[number - 1], "annotation_id": number, "created_at": made, "updated_at": made}
+        return {"image": "/data/upload/1/a.jpg", "id": 7, "label": found, **about}
+
+    def given(*entries: Task) -> Batch:
+        (tmp_path / "min.json").write_text(json.dumps(entries[::order]))
+        return labelstudio.read(tmp_path / "min.json")
+
+    first, second = entry(1, [(10, "cat"), (60, "dog")]), entry(2, [(10, "owl")])
+    batch = given(first, second)
+    assert (batch.older, bring_in(fresh, batch, "labelstudio")) == (1, Imported(missed=1))
+    assert fresh.labels()[1].labels.tolist() == [2]
+    assert bring_in(fresh, given(first, second), "labelstudio") == Imported(unchanged=1)
+    # A later annotation of the same task.
+    third = {**entry(2, []), "annotation_id": 3, "updated_at": "2026-11-03T10:00:00Z"}
+    assert bring_in(fresh, given(first, second, third), "labelstudio") == Imported(withdrawn=1)
 
 
 def shortened(task: Task) -> Task:

@@ -38,6 +38,7 @@ SCORES = np.array([0.5, 0.6, 0.2, 0.9], dtype=np.float32)
 LABELS = np.array([0, 1, 1, 0])
 
 CONFIG = labelstudio.config(CLASSES)
+EXPLORE_NOT = {"selection.exploration": 0}
 
 
 @pytest.fixture
@@ -46,7 +47,9 @@ def project(tmp_path: Path) -> Iterator[Project]:
     (tmp_path / "photos").mkdir()
     for name in "abc":
         Image.new("RGB", (200, 100)).save(tmp_path / "photos" / f"{name}.jpg")
-    create(tmp_path / "project", tmp_path / "photos", CLASSES, changes={"budget": [3], "people.overlap": 0})
+    create(
+        tmp_path / "project", tmp_path / "photos", CLASSES, changes={"budget": [3], "people.overlap": 0, **EXPLORE_NOT}
+    )
     now = Project(tmp_path / "project")
     now.store.open_cycle(2)
     u = np.array([0.9, 0.8, 0.7, 0.6])

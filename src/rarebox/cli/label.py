@@ -201,8 +201,7 @@ def bring_in(
         return
     for where, shape in [(one.where, shape) for one in batch.returned for shape in one.left_out][:MOST_NAMED]:
         console.print(f"{where}: {shape} skipped. Draw a box there if it is an object", markup=False, soft_wrap=True)
-    said = {**IMPORTED, "left": NOT_REPLACED} if replace else IMPORTED
-    parts = [f"{counted(count, *said[name][:2])} {said[name][2]}" for name, count in counts.items() if count]
+    parts = [f"{counted(count, *IMPORTED[name][:2])} {IMPORTED[name][2]}" for name, count in counts.items() if count]
     print(f"{file}: {', '.join(parts) or 'nothing'}")
 
 
@@ -219,6 +218,7 @@ IMPORTED = {
         "answers",
         "not used, because another person answered differently (--replace uses the answers in the file)",
     ),
+    "whole": ("answer", "answers", "not used: single boxes of a fully labelled image can be changed only on the page"),
     "unseen": (
         "guess",
         "guesses",
@@ -235,10 +235,6 @@ IMPORTED = {
     "shapes": ("shape", "shapes", "skipped, because they have no box; their images do not count as fully labelled"),
 }
 """For each count: the singular, the plural, and what happened to them."""
-
-
-NOT_REPLACED = ("answer", "answers", "not used: single boxes of a fully labelled image can be changed only on the page")
-"""What happened to answers that are left although --replace was given."""
 
 
 @app.command()

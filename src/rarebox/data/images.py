@@ -190,7 +190,7 @@ def read_image(path: str | Path, content: bytes | None = None) -> NDArray[np.uin
     """
     with opened(path, content) as image:
         orientation = _orientation(image)
-        with DECODED.hold(_bytes_of(image)):
+        with DECODED.hold(_bytes_of(image) + _coefficients_of(image)):
             return np.array(_upright(_eight_bits(image), orientation).convert("RGB"))
 
 
@@ -208,8 +208,9 @@ def read_picture(record: ImageRecord, short_side: int, long_side: int, content: 
             was, now = f"{record.width} x {record.height}", f"{size[0]} x {size[1]}"
             raise UnreadableImage(record.path, f"it is {now} pixels now, but was {was} when the data set was read")
         working = _swapped(working_size(record.width, record.height, short_side, long_side), orientation)
+        coefficients = _coefficients_of(image)
         image.draft(None, working)
-        with DECODED.hold(_bytes_of(image)):
+        with DECODED.hold(_bytes_of(image) + coefficients):
             small = _eight_bits(image).resize(working, Image.Resampling.BILINEAR)
         return Picture(np.array(_upright(small, orientation).convert("RGB")), record.width, record.height)
 
@@ -323,6 +324,14 @@ def _bytes_of(image: Image.Image) -> int:
     at_once = image.format in ("WEBP", "AVIF", "JPEG2000", "GIF")
     becomes = 0 if image.mode in ("L", "RGB") else 4
     return image.width * image.height * (each * (1 + at_once) + becomes)
+
+
+def _coefficients_of(image: Image.Image) -> int:
+    """The most bytes of the coefficients of a progressive JPEG, which its decoder keeps at full size until the last
+    scan, at whatever size it decodes."""
+    if image.format not in ("JPEG", "MPO") or not image.info.get("progressive"):
+        return 0
+    return image.width * image.height * 2 * len(image.getbands())
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -251,9 +251,8 @@ def read(file: Path) -> Batch:
         raise _no_tasks(file)
     returned: list[Returned] = []
     skipped = older = 0
-    for number, task in enumerate(content, 1):
-        if not is_object(task):
-            raise _no_tasks(file)
+    tasks, older_short = _latest_of_short(file, content)
+    for number, task in tasks:
         where = f"{file}, task {task.get('id', f'{number} in the list')}"
         if "data" not in task:
             returned.append(_from_short(task, where))
@@ -264,7 +263,29 @@ def read(file: Path) -> Batch:
         older += max(len(counted) - 1, 0)
         if counted:
             returned.append(from_annotation(task, max(counted, key=_age), where))
-    return Batch(returned, skipped, older)
+    return Batch(returned, skipped, older + older_short)
+
+
+def _latest_of_short(file: Path, content: Sequence[object]) -> tuple[list[tuple[int, Object]], int]:
+    """The tasks and their places in the file, and how many annotations were left out. UserError if one is no task.
+
+    JSON-MIN has one entry for each annotation. The latest of each task counts; it gets the time of the first one, which
+    names the task.
+    """
+    tasks, of_task = list[tuple[int, Object]](), dict[tuple[str, str], list[tuple[int, Object]]]()
+    for number, task in enumerate(content, 1):
+        if not is_object(task):
+            raise _no_tasks(file)
+        if "data" in task or "id" not in task:
+            tasks.append((number, task))
+        else:
+            address = image_of(task, f"{file}, task {task['id']}")[0]
+            of_task.setdefault((str(task["id"]), address), []).append((number, task))
+    for entries in of_task.values():
+        number, latest = max(entries, key=lambda each: (saved_at(each[1]), -each[0]))
+        made = min((task.get("created_at") for _, task in entries), key=lambda at: saved_at({"created_at": at}))
+        tasks.append((number, {**latest, "created_at": made} if "created_at" in latest else latest))
+    return sorted(tasks, key=lambda each: each[0]), sum(len(entries) - 1 for entries in of_task.values())
 
 
 def _no_tasks(file: Path) -> UserError:
@@ -339,7 +360,7 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
 def _name_of(task: Object) -> str:
     """The number of a task in Label Studio, and of its project; empty for a task that was not there.
 
-    Every new server counts from 1, so the time when the task was made is part of its name. JSON-MIN gives that of the
+    Every new server counts from 1, so the time when the task was made is part of its name. JSON-MIN gives that of an
     annotation instead, which differs from it.
     """
     made = saved_at({"created_at": task.get("created_at")})

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from rarebox.core.files import flush_folder
-from rarebox.errors import Unavailable
+from rarebox.core.files import flush_folder, real
+from rarebox.errors import Unavailable, UserError
 
 if sys.platform != "win32":
     import fcntl
@@ -24,8 +24,31 @@ FOLDER_SECONDS = 5.0
 COMPANIONS = ("-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite creates beside a database."""
 
+HEADER = b"SQLite format 3\0"
+"""The first bytes of a database."""
+
 Identity = tuple[int, int] | None
 """The device and inode of a file, which differ for another file of the same name; None if there is no file."""
+
+
+def has_content(file: Path) -> bool:
+    """Whether a database file is there and not empty. Raises UserError if it is not, and its log holds changes: SQLite
+    would remove the log."""
+    log = real(file).with_name(f"{real(file).name}-wal")
+    if file.exists() and file.stat().st_size:
+        return True
+    if log.exists() and log.stat().st_size:
+        raise UserError(
+            f"{log} holds the last answers, but {file} is {'empty' if file.exists() else 'missing'}. Restore both "
+            "together, or move the log away"
+        )
+    return False
+
+
+def is_database(file: Path) -> bool:
+    """Whether a file begins like a database. SQLite writes into other files before it notices."""
+    with file.open("rb") as content:
+        return content.read(len(HEADER)) == HEADER
 
 
 class Watch:

@@ -46,7 +46,7 @@ from rarebox.core.files import real
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import schema, sqlite
 from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
-from rarebox.labels.sqlite import BUSY_SECONDS, Watch
+from rarebox.labels.sqlite import BUSY_SECONDS, Watch, has_content, is_database
 from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
 
 WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
@@ -141,11 +141,11 @@ class Store:
         self._where = url.database if in_file and url.database else str(url)  # a URL prints without its password
         self._image_ids, self._class_count = frozenset[int](), 0
         self.rows = Rows(self._where, self._has_image, self._is_label)
-        if in_file and classes is None and not Path(self._where).exists():
-            raise UserError(f"{self._where}: there is no label store here. Start a project, or correct the path")
+        on_disk = in_file and self._where != ":memory:"
+        if on_disk:
+            self._check_file(Path(self._where), classes is not None)
         self._engine = _engine(url, flush)
         self._thread = local()
-        on_disk = in_file and self._where != ":memory:"
         self._watch = Watch(real(self._where)) if on_disk else None
         try:
             with self._watch.opening() if self._watch else nullcontext():
@@ -455,6 +455,22 @@ class Store:
                 part.unlink(missing_ok=True)
 
     # Inside
+
+    @staticmethod
+    def _check_file(file: Path, may_create: bool) -> None:
+        """Raise UserError for a file that is no store, which opening it would change."""
+        if file.is_dir():
+            return  # the database says what is wrong
+        if not has_content(file):
+            if not (may_create or file.exists()):
+                raise UserError(f"{file}: there is no label store here. Start a project, or correct the path")
+            if not may_create:
+                raise UserError(f"{file}: this is not a rarebox label store, but an empty file. Choose another path")
+        elif not is_database(file):
+            raise UserError(
+                f"{file}: this is not a rarebox label store. Restore a copy of it (docs/store.md), or choose another "
+                "path"
+            )
 
     def _prepare(self, classes: Sequence[str] | None) -> None:
         """Create the store if the database is empty, and check that this version can read it."""

@@ -15,6 +15,7 @@ from rarebox.core.text import counted, read_text
 from rarebox.data.remote import trust
 from rarebox.errors import Busy, UserError
 from rarebox.labels import schema
+from rarebox.labels.sqlite import has_content
 from rarebox.labels.store import Store
 from rarebox.loop.metrics import CycleRecord, as_record
 from rarebox.types import ORACLE
@@ -270,12 +271,7 @@ def is_store(place: str | Path) -> bool:
         except (SQLAlchemyError, ImportError):
             return True  # opening it as a store reports what is wrong with it
     file = Path(place)
-    log = real(file).with_name(f"{real(file).name}-wal")
-    if not file.exists() or not file.stat().st_size:
-        if log.exists() and log.stat().st_size:
-            raise UserError(
-                f"{log} holds the last answers, but {file} is missing. Restore both together, or move the log away"
-            )
+    if not has_content(file):
         return False
     try:
         with closing(sqlite3.connect(f"{real(file).as_uri()}?mode=rw", uri=True)) as connection:

@@ -32,6 +32,7 @@ ANSWERED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED")
 UNEXPECTED = {
     "left": "another person answered differently. Answers not used: {}. To use them, export the task from Label Studio "
     "and import it with --replace",
+    "whole": "single boxes of a fully labelled image can be changed only on the page. Answers not used: {}",
     "foreign": "exported by another project, so its image and boxes are matched by name and position alone",
     "shapes": "shapes left out, since only upright rectangles are used: {}",
 }

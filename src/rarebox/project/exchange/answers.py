@@ -195,7 +195,7 @@ class _Image:
             asked = query.asked_by is None or theirs
             if query.box is None:
                 # A single box of a whole-image answer cannot be deleted.
-                yield self._said("left", query, Verdict.OBJECT)
+                yield self._said("whole", query, Verdict.OBJECT)
             elif self._is_shared(query):
                 yield self._said("shared", query, Verdict.WITHDRAWN)
             else:
@@ -216,7 +216,7 @@ class _Image:
         """That an object has the label that it has."""
         query, _, exact = self.labelled[region]
         # A single box of a whole-image answer cannot be changed.
-        kind = "missed" if query.box is not None else "unchanged" if exact else "left"
+        kind = "missed" if query.box is not None else "unchanged" if exact else "whole"
         known = query.box is None or query.id in self.held_before or self.untouched
         return self._said(kind, query, Verdict.OBJECT, region, None if known else self._free_key(region))
 

@@ -21,7 +21,8 @@ class Imported:
     ``objects`` and ``no_objects`` answer guesses, the latter also for objects that already have a label. ``withdrawn``
     are drawn boxes that are gone; they are rejected if another person's answer would otherwise count again.
     ``shared`` are boxes that are gone from one task while another one has drawn the object, which keeps a label.
-    ``unchanged`` were known before. ``left`` contradict another person's later answer, which stands. ``unseen`` are
+    ``unchanged`` were known before. ``left`` contradict another person's later answer, which stands. ``whole`` differ
+    from single boxes of an answer to a whole image, which can be changed only on the page. ``unseen`` are
     guesses that the annotation did not start with, so their absence has no meaning. ``shapes`` cannot become a box; on
     their images a missing box has no meaning either, and the images do not count as complete. ``foreign`` images were
     exported by another project, so only names and positions are used. ``kept`` are labels of the store that the file
@@ -36,6 +37,7 @@ class Imported:
     shared: int = 0
     unchanged: int = 0
     left: int = 0
+    whole: int = 0
     unseen: int = 0
     shapes: int = 0
     foreign: int = 0
@@ -45,7 +47,7 @@ class Imported:
 RECORDED = ("objects", "no_objects", "missed", "withdrawn")
 """Kinds of answers to single boxes that are recorded unless they are known."""
 
-SKIPPED = ("unseen", "unchanged", "left", "shared")
+SKIPPED = ("unseen", "unchanged", "left", "whole", "shared")
 """Kinds of answers that are counted and not recorded as they are."""
 
 
@@ -81,7 +83,7 @@ def bring_in(
             said = _asked(store, [one for part in parts for one in part])
             fate = [_fate(one, known, instead) for one in said]
             fates += fate
-            left |= {one.query.id for one, its in zip(said, fate, strict=True) if its == "left"}
+            left |= {one.query.id for one, its in zip(said, fate, strict=True) if its in ("left", "whole")}
             _record(store, [one for one, its in zip(said, fate, strict=True) if its == one.kind and its not in SKIPPED])
             shared.remember(store, [one for one in said if _is_news(one, known)])
             for one in (one for one in said if one.kind == "shared"):

@@ -73,7 +73,7 @@ export class Outbox {
   /** Sends answers left by an earlier page, those of closed tabs after a delay, and asks for questions. */
   open() {
     this.#adopt((record) => record.client === this.client);
-    setInterval(() => this.#adopt((record) => Date.now() - record.at > ADOPT_AFTER), ADOPT_AFTER);
+    setInterval(() => this.#adopt(isLeft), ADOPT_AFTER);
     this.ask();
   }
 
@@ -359,6 +359,9 @@ export class Outbox {
     this.handlers.status(this.#failures && status === "saving" ? "offline" : status, this.#waiting.length);
   }
 }
+
+/** Has a closed tab left this answer? The clock may have been ahead when it was given. @param {Sending} record */
+const isLeft = ({ at }) => Math.abs(Date.now() - at) > ADOPT_AFTER;
 
 /** @param {Sending} record @param {string} reason @returns {Result} */
 const refusal = (record, reason) => ({
