@@ -23,7 +23,13 @@ from rarebox.web.service import AnnotationService
 HOST = "localhost:8765"
 CLASSES = ("fish", "ray", "shark")
 BOX = [10.0, 10.0, 50.0, 40.0]
-CHANGES: dict[str, Any] = {"initial_images": 3, "budget": [6], "budget_unit": "reviews", "people.overlap": 0}
+CHANGES: dict[str, Any] = {
+    "initial_images": 3,
+    "budget": [6],
+    "budget_unit": "reviews",
+    "people.overlap": 0,
+    "selection.exploration": 0,
+}
 
 
 def make_project(folder: Path, images: int = 12, **changes: Any) -> Project:

@@ -188,7 +188,8 @@ def test_an_index_that_learns_of_merged_classes_counts_like_a_new_one(people: Pe
     )
     assert answer_index.agreement_between_people() == anew.agreement_between_people()
     assert [h.question.id for h in answer_index.disagreements()] == [h.question.id for h in anew.disagreements()]
-    named = ("guessed", "label")  # of these the sum over classes is what counts
+    assert answer_index.asked_about(3).tolist() == anew.asked_about(3).tolist()
+    named = ("guessed", "label", "asked about")  # of these the sum over classes is what counts
     told, plain = (
         {what: n for what, n in one.sums.items() if n and what[0] not in named} for one in (answer_index, anew)
     )

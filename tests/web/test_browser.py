@@ -21,6 +21,7 @@ SMALL = (
     "initial_images=5",
     "budget=[30]",
     "people.overlap=0",
+    "selection.exploration=0",
     "detector.image_size=96",
     "training.steps=8",
     "training.epochs=0",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NotRequired, TypedDict, cast, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rarebox.config import CostSettings
 
@@ -84,9 +84,13 @@ FORMER = {"looks": "reviews", "looks_this_cycle": "reviews_this_cycle"}
 class _Known(BaseModel):
     """The fields of every record, and the types of further ones."""
 
+    model_config = ConfigDict(strict=True)
+
     cycle: int = Field(ge=1)
     labels: int = Field(ge=0)
     reviews: int = Field(ge=0)
+    labels_this_cycle: int = Field(default=0, ge=0)
+    images_full: int = Field(default=0, ge=0)
     seconds_spent: float = Field(default=0, ge=0)
     actions_this_cycle: dict[str, int] = {}
     ap50: float | None
@@ -145,7 +149,7 @@ def _estimate(record: CycleRecord, scanned: float) -> dict[str, float]:
 
     ``scanned`` counts its whole images; their boxes are the labels that no box question returned.
     """
-    shown, hits = (sum(record[name].values()) for name in ("selected_per_class", "hits_per_class"))
+    shown, hits = (sum(record.get(name, {"": NAN}).values()) for name in ("selected_per_class", "hits_per_class"))
     drawn = record.get("labels_this_cycle", NAN) - hits
     judged = {"look": shown, "confirm": hits / 2, "mend": hits / 2, "reject": shown - hits}
     return {**judged, "scan": scanned, "draw": drawn}
