@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rarebox.project.create import create
 from rarebox.project.exchange.questions import ask_ahead
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
-from rarebox.types import GroundTruth, ImageRecord, Query
+from rarebox.types import Answer, GroundTruth, ImageRecord, Query
 from tests import tiny
 from tests.browser import served
 
@@ -95,6 +96,16 @@ class Annotator:
             time.sleep(0.3)
 
 
+class OracleAtThePage(SimulatedOracle):
+    """Sees boxes as the page shows them, with two decimals: an IoU may be just at the threshold."""
+
+    def answer(self, query: Query) -> Answer:
+        shown = (
+            query.box if query.box is None else np.array([round(side, 2) for side in query.box.tolist()], np.float32)
+        )
+        return super().answer(replace(query, box=shown))
+
+
 def simulate(folder: Path, project: Project, truth: dict[int, GroundTruth]) -> Store:
     """Run the loop with the oracle, starting from the initial images of the project."""
     store = Store(folder / "labels.sqlite", classes=project.store.classes(), flush=False)
@@ -102,7 +113,7 @@ def simulate(folder: Path, project: Project, truth: dict[int, GroundTruth]) -> S
     store.open_cycle(1)
     first = [query for query in project.store.queries(1) if query.asked_by is None]
     asked = store.ask(1, [Query(query.image_id, why=query.why) for query in first])
-    oracle = SimulatedOracle(truth, project.settings.oracle.iou)
+    oracle = OracleAtThePage(truth, project.settings.oracle.iou)
     store.record([oracle.answer(query) for query in asked])  # before the run: this is the test truth
     run = open_project(RunFolder(folder), project.settings, store, lambda *_: None)
     run.oracle = oracle
