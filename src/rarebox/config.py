@@ -297,6 +297,11 @@ class OracleSettings(Section):
         description="from this IoU with the object up, the label is the box shown; below it, and with null always, it "
         "is the true box [13]",
     )
+    verify: bool = Field(
+        default=False,
+        description="a whole image is shown with its detections from people.proposal_score up, as on the page: the "
+        "annotator checks them and draws only what is missing; false: every box is drawn [46]",
+    )
 
 
 class CostSettings(Section):

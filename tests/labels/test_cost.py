@@ -22,7 +22,7 @@ from rarebox.labels.cost import (
 from rarebox.labels.leases import People
 from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
-from rarebox.types import Answer, GroundTruth, ImageRecord, Query, Verdict
+from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, Query, Verdict
 
 COST = CostSettings(look=1, confirm=2, class_key=4, mend=8, reject=16, cannot_tell=32, draw=64, scan=128, longest=3)
 """Powers of two: every sum says which actions it holds."""
@@ -149,3 +149,27 @@ def test_the_oracle_confirms_mends_and_rejects() -> None:
 
     # 1 away: IoU 0.82. 3 away: IoU 0.54, and of the class that was not guessed. Then nothing new is left.
     assert kinds([1, 43, 0, 80]) == ["confirm", "mend", "class_key", "reject", "reject"]
+
+
+def shown(*places: float, labels: Sequence[int] = ()) -> Candidates:
+    """Proposals on image 1, of class 0 if no ``labels`` are given."""
+    some = np.arange(len(places))
+    boxes = np.array([box(x) for x in places]).reshape(-1, 4)
+    return Candidates(some * 0 + 1, some, boxes, labels or some * 0, some, some, some, some[:, None])
+
+
+CHECKS: list[tuple[str, Candidates, Answer, float]] = [
+    ("no proposals", shown(), said(0, 20), 128 + 2 * 64),
+    ("confirmed, and one drawn", shown(0), said(0, 20), 128 + 2 + 64),
+    ("confirmed with another class", shown(0, labels=[3]), said(0), 128 + 2 + 4),
+    ("mended: IoU 9 / 11", shown(1), said(0), 128 + 8),
+    ("too far to mend: IoU 1 / 3", shown(5), said(0), 128 + 16 + 64),
+    ("rejected in an empty image", shown(0, 20), nothing(Verdict.OBJECT), 128 + 2 * 16),
+    ("each proposal counts once: the nearer one is confirmed", shown(0), said(2, 0), 128 + 2 + 64),
+    ("each box counts once: the other proposal is rejected", shown(0, 1), said(0), 128 + 2 + 16),
+]
+
+
+@pytest.mark.parametrize(("proposals", "answer", "wanted"), [one[1:] for one in CHECKS], ids=[one[0] for one in CHECKS])
+def test_checking_the_proposals_of_a_whole_image(proposals: Candidates, answer: Answer, wanted: float) -> None:
+    assert price(actions_of(WHOLE, answer, proposals=proposals), COST) == 1000 * wanted

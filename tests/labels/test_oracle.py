@@ -33,6 +33,10 @@ def said(answer: Answer) -> tuple[str, list[list[float]], list[int]]:
     return answer.verdict.value, answer.boxes.tolist(), answer.labels.tolist()
 
 
+def proposed(*boxes: Sequence[float]) -> np.ndarray:
+    return np.array(boxes, dtype=np.float32)
+
+
 NOTHING = ("not_an_object", [], [])
 
 
@@ -207,3 +211,33 @@ def test_the_answer_does_not_depend_on_guess_utility_and_reasons(
         shown = np.array(box(x), dtype=np.float32)
         strange = Query(1, shown, guess=guess, utility=float(utility), why=why)
         assert said(scrambled.answer(strange)) == said(plain.answer(Query(1, shown)))
+
+
+def test_a_proposal_on_a_whole_image_is_confirmed_from_accept_iou_up_and_the_rest_gets_its_true_box() -> None:
+    objects = truth((box(0), 4), (box(30), 2), (box(60), 1), (box(90), 3), difficult=[3])
+    oracle = SimulatedOracle({1: objects}, accept_iou=0.75)
+    # 1 from the first: IoU 0.82. 3 from the second: 0.54. The last two show nothing, and a difficult object.
+    shown = proposed(box(1), box(33), box(75), box(90))
+    assert said(oracle.answer(Query(1), shown)) == ("object", [box(1), box(30), box(60)], [4, 2, 1])
+
+
+def test_a_second_proposal_on_an_object_changes_nothing() -> None:
+    oracle = SimulatedOracle({1: truth((box(0), 4))}, accept_iou=0.75)
+    assert said(oracle.answer(Query(1), proposed(box(1), box(0.5)))) == ("object", [box(1)], [4])
+
+
+def test_without_accept_iou_a_whole_image_has_true_boxes() -> None:
+    assert said(SimulatedOracle({1: truth((box(0), 4))}).answer(Query(1), proposed(box(1)))) == (
+        "object",
+        [box(0)],
+        [4],
+    )
+
+
+def test_confirmed_proposals_are_remembered_after_a_restart() -> None:
+    objects = truth((box(0), 4), (box(30), 2))
+    answer = SimulatedOracle({1: objects}, accept_iou=0.75).answer(Query(1, id=3), proposed(box(1)))
+    again = SimulatedOracle({1: objects}, accept_iou=0.75)
+    again.remember([(Query(1, id=3), answer)])
+    assert said(look(again, box(0))) == ("already_labelled", [], [])
+    assert said(again.answer(Query(1))) == ("object", [box(1), box(30)], [4, 2])

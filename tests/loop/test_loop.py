@@ -160,6 +160,37 @@ def test_seconds_follow_from_the_actions_of_a_record(finished: Path) -> None:
 
 
 @pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("strategy", ["image_random", "image_per_second"])
+def test_whole_images_are_verified_where_the_settings_say_so(
+    pictures: Path, finished: Path, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run stops in the middle of its second cycle and goes on, with the same result as without a stop."""
+    likely = float(np.quantile(read_all(finished / "cycle_02" / "candidates").scores, 0.7))
+    verify: dict[str, Any] = {"oracle__verify": True, "oracle__accept_iou": 0.2, "people__proposal_score": likely}
+    chosen = settings(pictures, selection__strategy=strategy, budget_unit="seconds", budget=[150], **verify)
+    records = simulate.simulate(tmp_path / "run", chosen, share=finished)
+    done = records[1]["actions_this_cycle"]
+    spent = sum(count * getattr(chosen.cost, action) for action, count in done.items())
+    assert records[1]["seconds_spent_this_cycle"] == pytest.approx(spent)
+    assert done["confirm"] + done["mend"] + done["draw"] == records[1]["labels_this_cycle"]
+    assert all(done[action] > 0 for action in ("scan", "confirm", "reject", "draw"))
+
+    asked, answer = 0, ask.answer
+
+    def dies(*given: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise KeyboardInterrupt
+        return answer(*given)
+
+    monkeypatch.setattr(ask, "answer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        simulate.simulate(tmp_path / "again", chosen, share=finished)
+    assert timeless(simulate.simulate(tmp_path / "again", chosen, share=finished)) == timeless(records)
+
+
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize("strategy", sorted(strategies.IMAGE))
 def test_image_level_methods_pay_for_every_object_of_their_images(
     pictures: Path, finished: Path, tmp_path: Path, strategy: str

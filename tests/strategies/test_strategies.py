@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rarebox import config, strategies
-from rarebox.config import SelectionSettings
+from rarebox.config import CostSettings, SelectionSettings
 from rarebox.core import seeds
 from rarebox.errors import UserError
 from rarebox.labels.oracle import SimulatedOracle
@@ -157,6 +157,7 @@ def test_a_strategy_receives_only_candidates_the_label_state_and_randomness(name
         "images",
         "images_labelled",
         "budget",
+        "hit_map",
         "box_features",
         "image_features",
         "labelled_image_features",
@@ -360,6 +361,48 @@ def test_image_entropy_skips_candidates_of_images_that_are_not_open() -> None:
     candidates = images_of([2, 1, 4], [0.5, 0.99, 0.6, 0.9, 0.9, 0.9, 0.9])
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[1:3])) == [1, 2]
     assert ranking("image_entropy", candidates, replace(STATE, images=IMAGES[:2]), image_entropy="sum") == [0, 1]
+
+
+COST = CostSettings(look=0, confirm=1, mend=4, reject=2, draw=8, scan=10)
+TO_HALF = (np.array([0.0, 1.0]), np.array([0.0, 0.5]))
+"""A score says twice the probability that a box shows an object."""
+
+
+def test_per_second_divides_a_of_eq_1_times_the_hit_probability_by_the_expected_seconds() -> None:
+    found = replace(images_of([3], [0.8, 0.4, 0.4], uncertainty=[1, 1, 1]), box_consistency=[1, 1, 0], labels=[2, 2, 2])
+    ranking = strategies.choose(SelectionSettings(strategy="per_second"), COST)(
+        found, replace(STATE, hit_map=TO_HALF), np.random.default_rng(0)
+    )
+    # Class 2 has the frequency 0. Hit 0.4: 0.4 confirmed, 0.6 rejected. Hit 0.2: confirmed, or mended.
+    expected = [0.4 / (0.4 * 1 + 0.6 * 2), 0.2 / (0.2 * 1 + 0.8 * 2), 0.2 / (0.2 * 4 + 0.8 * 2)]
+    assert [(row, pytest.approx(worth)) for row, worth in enumerate(expected)] == list(ranking)
+
+
+def per_image(found: Candidates, state: LabelState, proposed_from: float = 0.5) -> list[tuple[int, float]]:
+    strategy = strategies.choose(SelectionSettings(strategy="image_per_second"), COST, proposed_from)
+    return list(strategy(found, state, np.random.default_rng(0)))
+
+
+def test_image_per_second_sums_the_worth_of_an_image_over_its_scan_checks_and_drawings() -> None:
+    found = images_of([2, 1], [0.8, 0.4, 0.9], uncertainty=[1, 0.5, 0.1])
+    found = replace(found, box_consistency=[1, 1, 1], labels=[2, 2, 2])
+    state = replace(two_class_state(2, 5), class_counts=np.array([20, 5, 0]), class_frequency=STATE.class_frequency)
+    first = 0.8 * 1 + 0.4 * 0.5, 10 + (0.8 * 1 + 0.2 * 2) + 0.4 * 8
+    second = 0.9 * 0.1, 10 + (0.9 * 1 + 0.1 * 2)
+    share = 1.2 / (25 + 1.2)  # the objects expected on the first image count in p(l)
+    assert per_image(found, state) == [
+        (0, pytest.approx(first[0] / first[1])),
+        (1, pytest.approx(second[0] * np.exp(-share) / second[1])),
+    ]
+
+
+def test_image_per_second_shows_other_classes_after_an_image_full_of_one() -> None:
+    found = replace(
+        images_of([4, 4, 3], [0.5] * 11, uncertainty=[1] * 11), box_consistency=[1] * 11, labels=[0] * 8 + [1] * 3
+    )
+    state = replace(two_class_state(3, 5, (1, 1)), hit_map=(np.array([0.0, 1.0]), np.array([1.0, 1.0])))
+    order = [image_id for image_id, _ in per_image(found, state)]
+    assert order == [0, 2, 1]
 
 
 def test_image_coreset_prefers_images_far_from_labelled_ones() -> None:

@@ -4,20 +4,26 @@ The same functions serve simulations, where nobody's time is recorded, and proje
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 from rarebox.config import CostSettings
-from rarebox.core.boxes import paired_iou
+from rarebox.core.boxes import iou_matrix, paired_iou
 from rarebox.labels.store import Store
-from rarebox.types import Answer, Query, Verdict
+from rarebox.types import Answer, Candidates, Query, Verdict
 
 SAME_BOX = 0.99
 """From this IoU with the box shown up, a box was accepted and not mended: the page rounds coordinates."""
+
+
+MENDED = 0.5
+"""From this IoU with a proposal up, a box of a whole image was mended and not drawn."""
 
 
 class Action(StrEnum):
@@ -61,17 +67,20 @@ JUDGED = {
 """The action behind an answer without a box."""
 
 
-def actions_of(query: Query, answer: Answer, new_image: bool = True) -> Actions:
+def actions_of(query: Query, answer: Answer, new_image: bool = True, proposals: Candidates | None = None) -> Actions:
     """The actions that an answer takes; none if it withdraws another one.
 
-    A whole image is scanned, and each of its boxes is drawn. A box shown is looked at if its image is new to the
-    annotator; then it is confirmed, mended or rejected, and a class other than the guess costs a key. Of several boxes
-    in the answer to one box, the further ones are drawn, as is a box that nobody asked about.
+    A whole image is scanned, and each of its boxes is drawn, or checked if it was shown as one of the ``proposals``. A
+    box shown is looked at if its image is new to the annotator; then it is confirmed, mended or rejected, and a class
+    other than the guess costs a key. Of several boxes in the answer to one box, the further ones are drawn, as is a box
+    that nobody asked about.
     """
     if answer.verdict is Verdict.WITHDRAWN:
         return Counter()
     if query.box is None:
-        return Counter({Action.SCAN: 1, Action.DRAW: len(answer.boxes)})
+        checked = check_actions(answer, proposals) if proposals is not None else Counter[Action]()
+        drawn = len(answer.boxes) - checked[Action.CONFIRM] - checked[Action.MEND]
+        return checked + Counter({Action.SCAN: 1, Action.DRAW: drawn})
     if query.asked_by is not None:
         return Counter({Action.DRAW: len(answer.boxes)})
     look = Counter({Action.LOOK: int(new_image)})
@@ -81,6 +90,28 @@ def actions_of(query: Query, answer: Answer, new_image: bool = True) -> Actions:
     judged = Action.CONFIRM if kept else Action.MEND
     corrected = query.guess not in answer.labels.tolist()
     return look + Counter({judged: 1, Action.CLASS_KEY: int(corrected), Action.DRAW: len(answer.boxes) - 1})
+
+
+def check_actions(answer: Answer, proposals: Candidates) -> Actions:
+    """The actions by which the proposals of a whole image became its answer.
+
+    Each box of the answer and each proposal are paired at most once, the largest IoU first. A pair is confirmed if it
+    is the same box, and mended from an IoU of :data:`MENDED` up; another class costs a key. The other proposals are
+    rejected.
+    """
+    iou = iou_matrix(answer.boxes, proposals.boxes)
+    found: Actions = Counter()
+    free = np.ones(len(proposals), dtype=bool)
+    for row in np.argsort(-iou.max(axis=1, initial=0), kind="stable"):
+        overlap = np.where(free, iou[row], 0)
+        if not len(overlap) or overlap.max() < MENDED:
+            continue
+        nearest = int(overlap.argmax())
+        free[nearest] = False
+        found[Action.CONFIRM if overlap[nearest] >= SAME_BOX else Action.MEND] += 1
+        found[Action.CLASS_KEY] += int(proposals.labels[nearest] != answer.labels[row])
+    found[Action.REJECT] += int(free.sum())
+    return found
 
 
 def price(actions: Actions, cost: CostSettings) -> int:
@@ -147,8 +178,12 @@ class Bill(NamedTuple):
         return self.milliseconds / 1000
 
 
-def bill(store: Store, cycle: int, cost: CostSettings) -> Bill:
-    """The bill of one cycle: every answer counts, corrected ones and second opinions too, because each took time."""
+def bill(store: Store, cycle: int, cost: CostSettings, proposals: Mapping[int, Candidates] | None = None) -> Bill:
+    """The bill of one cycle: every answer counts, corrected ones and second opinions too, because each took time.
+
+    ``proposals`` are the detections that were shown on whole images, by image id. They change the actions. They change
+    the seconds only of answers without a recorded time.
+    """
     with store.transaction():
         asked = [(query.id, query.image_id) for query in store.queries(cycle) if query.asked_by is None]
         every, counts_as = store.answered(cycle, every=True), store.counts_as()
@@ -156,5 +191,5 @@ def bill(store: Store, cycle: int, cost: CostSettings) -> Bill:
     for query, answer in every:
         query = query if query.guess is None else replace(query, guess=int(counts_as[query.guess]))
         spent += milliseconds(query, answer, cost, query.id in new)
-        actions += actions_of(query, answer, query.id in new)
+        actions += actions_of(query, answer, query.id in new, (proposals or {}).get(query.image_id))
     return Bill(spent, actions)

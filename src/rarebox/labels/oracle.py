@@ -23,7 +23,9 @@ class SimulatedOracle:
     - NOT_AN_OBJECT otherwise.
 
     The answer to a whole-image query (box None) is every object that is not difficult, with its true box or, if it is
-    labelled already, the box of its label. For an image without any it is OBJECT with no boxes.
+    labelled already, the box of its label. For an image without any it is OBJECT with no boxes. If the image is shown
+    with proposals, each of them, best score first, is checked like a shown box: the object that it meets, if the IoU is
+    at least ``accept_iou``, gets the proposal's box.
 
     An answer depends on the image, the box and the objects labelled so far. The oracle counts the objects of its own
     answers as labelled. After a restart, pass the answers in the store to :meth:`remember`. To discard answers that
@@ -39,22 +41,34 @@ class SimulatedOracle:
         self._labelled: dict[int, Bools] = {}
         self._boxes: dict[int, Floats] = {}
 
-    def answer(self, query: Query) -> Answer:
-        """The answer by the rules above, ``by`` "oracle", in 0 ms. Raises ``KeyError`` for an image without truth."""
+    def answer(self, query: Query, proposals: Floats | None = None) -> Answer:
+        """The answer by the rules above, ``by`` "oracle", in 0 ms. Raises ``KeyError`` for an image without truth.
+
+        ``proposals`` (P, 4) are the boxes that a whole image is shown with, best score first.
+        """
         truth, labelled, boxes = self._known(query.image_id)
         if query.box is None:
+            for box in proposals if proposals is not None else ():
+                self._meet(box, truth, labelled, boxes)
             hits, verdict = np.flatnonzero(~truth.difficult), Verdict.OBJECT
         else:
-            hits, verdict = _review(query.box, truth, labelled, self._iou)
-            accepted = iou_matrix(query.box[None], truth.boxes[hits])[0] >= self._accept_iou
-            boxes[hits[accepted]] = query.box
+            hits, verdict = self._meet(query.box, truth, labelled, boxes)
         labelled[hits] = True
         return Answer(query.id, boxes[hits], truth.labels[hits], verdict)
+
+    def _meet(self, box: Floats, truth: GroundTruth, labelled: Bools, boxes: Floats) -> tuple[Ints, Verdict]:
+        """Review a shown box (4,), label the object that it shows, and return its row (1,), or no row, and the
+        verdict."""
+        hits, verdict = _review(box, truth, labelled, self._iou)
+        accepted = iou_matrix(box[None], truth.boxes[hits])[0] >= self._accept_iou
+        boxes[hits[accepted]] = box
+        labelled[hits] = True
+        return hits, verdict
 
     def remember(self, answered: Iterable[tuple[Query, Answer]]) -> None:
         """Count the objects of these answers, in the order given, as labelled.
 
-        A box is that of the object with this true box and class, or, if there is none and it is the box shown, of the
+        A box is that of the object with this true box and class, or, if there is none and it may be a box shown, of the
         object of its class that :meth:`answer` chooses. Other boxes are ignored.
         """
         for query, answer in answered:
@@ -62,7 +76,8 @@ class SimulatedOracle:
             for box, label in zip(answer.boxes, answer.labels, strict=True):
                 free = ~truth.difficult & ~labelled & (truth.labels == label)
                 found = np.flatnonzero(free & (truth.boxes == box).all(axis=1))
-                if query.box is not None and not len(found) and (box == query.box).all():
+                shown = query.box is None or bool((box == query.box).all())
+                if shown and not len(found):
                     found = _review(box, truth, ~free, self._iou)[0]
                 labelled[found[:1]], boxes[found[:1]] = True, box
 

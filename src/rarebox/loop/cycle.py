@@ -19,6 +19,7 @@ from rarebox.errors import Damaged, UserError
 from rarebox.labels.targets import calibration, make_targets, write_targets
 from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
+from rarebox.loop.hits import hit_map
 from rarebox.loop.measuring import detect, measure
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.record import record
@@ -75,11 +76,13 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     state, open_per_class = ranking.label_state(settings, rules.boxes_of(settings, cycle), before, among, images)
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
+        if settings.selection.strategy in strategies.BY_HITS:
+            state = replace(state, hit_map=hit_map(run, cycle))
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
         sizes = {record.id: (record.width, record.height) for record in run.pool.records}
         rng = partial(seeds.stream, settings.seed, "strategy", cycle)
         queue = ranking.head(settings, among, before, state, rng, sizes)
-    return Ranked(pool, queue, state, open_per_class)
+    return Ranked(cycle, pool, queue, state, open_per_class)
 
 
 def features(

@@ -8,6 +8,7 @@ from rarebox.data import listings
 from rarebox.evaluation import imbalance_factor
 from rarebox.labels.cost import Action, bill
 from rarebox.labels.targets import count_sure
+from rarebox.loop.ask import shown_on
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.run import Ranked, Run
 from rarebox.pool import ranking
@@ -22,7 +23,10 @@ def record(
     labels, answered = store.labels(up_to_cycle=cycle), store.answered(cycle)
     boxes = [(q, a) for q, a in answered if q.box is not None]
     so_far = [store.spent(before) for before in range(1, cycle + 1)]  # later ones may be there, too
-    spent, bills = so_far[-1], [bill(store, before, run.settings.cost) for before in range(1, cycle + 1)]
+    shown = shown_on(run, store.queries(cycle), ranked)
+    cost = run.settings.cost
+    bills = [*(bill(store, before, cost) for before in range(1, cycle)), bill(store, cycle, cost, shown)]
+    spent = so_far[-1]
     human = np.bincount(ranking.joined([said.labels for said in labels.values()]), minlength=classes)
     hits = [q.guess for q, a in boxes if len(a.boxes)]
     pseudo_above = run.settings.pseudo.class_high

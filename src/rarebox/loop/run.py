@@ -182,10 +182,11 @@ def load_detector(run: Run, cycle: int) -> Detector:
 class Ranked:
     """The pool of a cycle, scored and ranked.
 
-    ``pool`` are all its candidates, ``open_per_class`` (K,) counts those that may be asked about, ``queue`` is their
-    order (or that of image ids), ``state`` the input of the strategy.
+    ``cycle`` is its number, ``pool`` are all its candidates, ``open_per_class`` (K,) counts those that may be asked
+    about, ``queue`` is their order (or that of image ids), ``state`` the input of the strategy.
     """
 
+    cycle: int
     pool: Shards
     queue: LazyRanking
     state: LabelState

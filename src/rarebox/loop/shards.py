@@ -43,7 +43,8 @@ def score_pool(run: Run, cycle: int) -> tuple[Shards, ImageScores]:
     images = [i for i in run.pool.records if i.id not in labels or not labels[i.id].complete]
     if not images:
         return Shards([]), ImageScores.none(len(run.classes))
-    if run.settings.selection.strategy in strategies.BLIND and run.settings.pseudo.images == "labelled":
+    needless = run.settings.pseudo.images == "labelled" and not run.settings.oracle.verify
+    if run.settings.selection.strategy in strategies.BLIND and needless:
         ids = np.array([image.id for image in images])
         no_scores = np.zeros((len(images), len(run.classes)))
         return Shards([]), ImageScores(ids, no_scores[:, 0], no_scores)

@@ -195,7 +195,9 @@ def head(
     ``sizes`` are those of the images; without them no box is a sliver.
     """
     name = settings.selection.strategy
-    strategy, answered = strategies.choose(settings.selection), Answered(labels)
+    proposed_from = settings.people.proposal_score if settings.oracle.verify else 1.0
+    strategy = strategies.choose(settings.selection, settings.cost, proposed_from)
+    answered = Answered(labels)
 
     def rank(candidates: Candidates, state: LabelState) -> Ranking:
         return strategy(candidates, state, rng())
@@ -223,7 +225,8 @@ def head(
         nothing = Candidates.none(len(state.class_counts))
         if name in strategies.IMAGE_BY_IMAGE:
             return nothing, image_by_image(rank, pieces(strategies.IMAGE_BY_IMAGE[name]), state), np.inf
-        found = [] if name in strategies.BLIND | strategies.BY_SCORES else list(pieces(None))
+        reads = strategies.IMAGE_READS.get(name)
+        found = [] if name in strategies.BLIND | strategies.BY_SCORES else list(pieces(reads))
         return nothing, rank(concatenate(found) if found else nothing, state), np.inf
 
     return LazyRanking(fetch, max(LEAST, AHEAD * state.budget))

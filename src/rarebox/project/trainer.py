@@ -162,7 +162,7 @@ def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
         rank(now, run, cycle)
     kept = now.read_ranking(cycle)
     state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
-    return Ranked(shards.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
+    return Ranked(cycle, shards.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
 
 
 # ------------------------------------------------------------------------------------------- the process

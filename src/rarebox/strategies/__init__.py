@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from rarebox.config import SelectionSettings
+from rarebox.config import CostSettings, SelectionSettings
 from rarebox.errors import unknown_name
 from rarebox.strategies import box, image
 from rarebox.strategies.box import Ranking
@@ -28,6 +28,7 @@ BOX: dict[str, Strategy] = {
     "inverse_frequency": box.inverse_frequency,
     "quota": box.quota,
     "compas": box.compas,
+    "per_second": box.per_second,
 }
 
 IMAGE: dict[str, Strategy] = {
@@ -36,6 +37,7 @@ IMAGE: dict[str, Strategy] = {
     "image_coreset": image.image_coreset,
     "image_cald": image.image_cald,
     "enms_divproto": image.enms_divproto,
+    "image_per_second": image.image_per_second,
 }
 
 SHOWN_AS = {"compas": "compas-like"}
@@ -49,6 +51,7 @@ STREAMED: dict[str, Streamed] = {
     "inverse_frequency": Streamed(first, frozenset()),
     "quota": Streamed(box.quota_keeps, frozenset()),
     "compas": Streamed(first, frozenset({"class_disagreement", "box_disagreement"}), box.compas_extremes),
+    "per_second": Streamed(first, frozenset()),
 }
 """How box-level strategies rank a pool in pieces (:mod:`rarebox.strategies.pieces`). A strategy that is not listed here
 gets the whole pool in memory."""
@@ -56,6 +59,9 @@ gets the whole pool in memory."""
 IMAGE_BY_IMAGE = {"image_entropy": frozenset({"class_probs"})}
 """Image-level strategies whose utility of an image depends only on its own candidates, and the columns that they read.
 They get a piece of the pool at a time; the others get the whole pool."""
+
+IMAGE_READS: dict[str, frozenset[str]] = {"image_per_second": frozenset()}
+"""The optional columns that an image-level strategy with the whole pool in memory reads. The others read all."""
 
 NEEDS = {
     "coreset": {"features", "box_features"},
@@ -65,6 +71,9 @@ NEEDS = {
 """Additional inputs of strategies: ``features`` of the candidates, ``box_features`` of the labelled boxes,
 ``image_features`` of labelled and open images."""
 
+BY_HITS = frozenset({"per_second", "image_per_second"})
+"""Strategies that use the probability that a box shows an object."""
+
 BLIND = frozenset({"image_random", "image_coreset"})
 """Strategies that use neither candidates nor scores, so the pool need not be scored."""
 
@@ -72,13 +81,23 @@ BY_SCORES = frozenset({"image_cald"})
 """Image-level strategies that use the images' scores and no candidates."""
 
 
-def choose(settings: SelectionSettings) -> Strategy:
-    """The strategy of the settings. Raises UserError, with the nearest name, if it is unknown."""
+def choose(settings: SelectionSettings, cost: CostSettings | None = None, proposed_from: float = 1.0) -> Strategy:
+    """The strategy of the settings. Raises UserError, with the nearest name, if it is unknown.
+
+    ``cost`` are the prices of the annotator's actions, by default those of a new run. A whole image is shown with its
+    detections from the score ``proposed_from`` up.
+    """
     known = {**BOX, **IMAGE}
     if settings.strategy not in known:
         raise unknown_name("strategy", settings.strategy, known)
     if settings.strategy == "class_balanced":
         return partial(box.class_balanced, sigma=settings.sigma)
+    if settings.strategy == "per_second":
+        return partial(box.per_second, cost=cost or CostSettings(), sigma=settings.sigma)
+    if settings.strategy == "image_per_second":
+        return partial(
+            image.image_per_second, cost=cost or CostSettings(), proposed_from=proposed_from, sigma=settings.sigma
+        )
     if settings.strategy == "coreset":
         return partial(box.coreset, points=settings.coreset_points)
     if settings.strategy == "image_entropy":

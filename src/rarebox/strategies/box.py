@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from rarebox.config import CostSettings
 from rarebox.method import class_balanced_utility
 from rarebox.strategies.greedy import k_center
 from rarebox.types import Bools, Candidates, Floats, Ints, LabelState
@@ -119,6 +120,25 @@ def inverse_frequency(candidates: Candidates, state: LabelState, rng: np.random.
     """Brust et al. 2018 in place of Eq. 1: u(b) times (boxes + classes) / (boxes of the class + 1), human boxes."""
     weight = (state.class_counts.sum() + len(state.class_counts)) / (state.class_counts + 1)
     return by(candidates, candidates.uncertainty * weight[candidates.labels])
+
+
+def per_second(
+    candidates: Candidates, state: LabelState, rng: np.random.Generator, *, cost: CostSettings, sigma: float = 1.0
+) -> Ranking:
+    """a(b) of Eq. 1 times the probability that b shows an object, over the seconds that the question is expected to
+    take.
+
+    An object is confirmed with the probability cons(b) of Eq. 4, else mended; the rest is rejected.
+    """
+    hit = np.interp(candidates.scores, *state.hit_map)
+    worth = class_balanced_utility(candidates.uncertainty, state.class_frequency[candidates.labels], sigma) * hit
+    return by(candidates, worth / (cost.look + check_seconds(candidates, hit, cost)))
+
+
+def check_seconds(candidates: Candidates, hit: Floats, cost: CostSettings) -> Floats:
+    """The seconds that checking each box is expected to take, without the look at a new image: (T,)."""
+    kept = np.nan_to_num(candidates.box_consistency)
+    return hit * (kept * cost.confirm + (1 - kept) * cost.mend) + (1 - hit) * cost.reject
 
 
 def quota(candidates: Candidates, state: LabelState, rng: np.random.Generator) -> Ranking:
