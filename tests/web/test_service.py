@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Event
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import still_open
 from rarebox.project.project import Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
+from rarebox.web import writer
 from rarebox.web.replies import VisitorState
 from rarebox.web.service import AnnotationService
 from tests.serving import make_project
@@ -382,3 +385,24 @@ def test_a_class_is_counted_from_the_moment_it_is_listed(small: Project) -> None
     assert [one["name"] for one in seen[0]["classes"]] == [*CLASSES, "new"]
     assert [one["name"] for one in service.state("anna", False)["classes"]] == [*CLASSES, "new"]
     service.close()
+
+
+def test_a_database_that_falls_silent_does_not_keep_the_server_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CLOSING_SECONDS", 0.1)
+    asked, back = Event(), Event()
+    store = MagicMock()
+
+    def never(**_: Any) -> None:
+        asked.set()
+        back.wait()
+        raise OSError("the connection is gone")
+
+    store.transaction.side_effect = never
+    writing = writer.Writer(store, MagicMock())
+    waiting = writing.do(lambda: None)
+    assert asked.wait(10)
+    assert not writing.close()
+    assert not waiting.done()
+    back.set()
+    assert isinstance(waiting.exception(10), OSError)
+    assert writing.close()

@@ -27,13 +27,29 @@ _INVISIBLE = re.compile(
 """Invisible characters. The group has those that belong to the text: joiners within other scripts than Latin, Greek and
 Cyrillic and within emoji, and the tags of flags."""
 
-LITTER = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
-"""Folders that operating systems create (macOS, Synology, Windows, Linux)."""
+LITTER = frozenset(
+    [
+        "__macosx",
+        "network trash folder",
+        "temporary items",
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "~snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    ]
+)
+"""Folders that operating systems and storage devices create (macOS, Synology, QNAP, NetApp, Windows, Linux), in lower
+case."""
 
 
 def is_litter(name: str) -> bool:
     """Whether a file or folder is hidden or in :data:`LITTER`, so that no person has put it there."""
-    return name.startswith(".") or name in LITTER
+    return name.startswith(".") or name.lower() in LITTER
 
 
 LONGEST_STEM = 180

@@ -670,8 +670,10 @@ _AS_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def _postgresql(url: URL) -> Engine:
-    """An engine for PostgreSQL. Writers take turns, as in SQLite, so ids follow the order of commits."""
-    engine = create_engine(url)
+    """An engine for PostgreSQL. Writers take turns, as in SQLite, so ids follow the order of commits.
+
+    A connection is tried before it is used, because the database may have been restarted."""
+    engine = create_engine(url, pool_pre_ping=True)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

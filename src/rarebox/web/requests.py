@@ -2,10 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
 
-MOST_ANSWERS, MOST_BOXES = 200, 2000
-"""The most answers of one request, and the most boxes of one answer."""
+MOST_ANSWERS, MOST_BOXES = 200, 20_000
+"""The most answers of one request, and the most boxes of one answer: a request of a megabyte holds no more."""
+
+LONGEST_TIME = 10**9
+"""The longest time of an answer that is stored, in milliseconds: eleven days. A page may stay open for longer."""
 
 LONGEST_KEY = 64
 
@@ -14,6 +17,10 @@ Box = Annotated[tuple[Coordinate, Coordinate, Coordinate, Coordinate], FailFast(
 Identifier = Annotated[int, Field(ge=0, lt=2**31)]
 Session = Annotated[str, Field(max_length=LONGEST_KEY)]
 Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, pattern="^[!-~]+$")]
+
+
+Milliseconds = Annotated[int, AfterValidator(lambda value: min(max(value, 0), LONGEST_TIME))]
+"""A time within what the store holds, whatever the clock of the browser did: no answer is refused for its time."""
 
 
 class Body(BaseModel):
@@ -35,7 +42,7 @@ class Item(Body):
     """One answer."""
 
     key: Key
-    milliseconds: int = Field(default=0, ge=0, le=10**9)
+    milliseconds: Milliseconds = 0
     query: Identifier | None = None
     image: Identifier | None = None
     verdict: Literal["object", "not_an_object", "cannot_tell", "withdrawn"]

@@ -97,7 +97,12 @@ def _serve(
         )
     found = project.find_moved_images(_sometimes(say))
     if found.moved:
-        say(f"{len(found.moved)} photos have moved and were found again. They keep their labels.")
+        one = len(found.moved) == 1
+        say(
+            "1 photo has moved and was found again. It keeps its labels."
+            if one
+            else f"{len(found.moved)} photos have moved and were found again. They keep their labels."
+        )
     for warning in found.warnings():
         say(warning)
     new = project.add_new_images()

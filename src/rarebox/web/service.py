@@ -13,6 +13,7 @@ import numpy as np
 
 from rarebox.core.boxes import far_from
 from rarebox.core.files import real
+from rarebox.errors import UserError
 from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
 from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord, Meter
@@ -81,10 +82,14 @@ class AnnotationService:
         self.retry()
 
     def close(self) -> None:
-        """End the trainer, finish writing and close the store."""
+        """End the trainer, finish writing and close the store. Raises UserError if the database has fallen silent."""
         if self.trainer:
             self.trainer.close()
-        self._writer.close()
+        if not self._writer.close():
+            raise UserError(
+                "The database does not answer, so the server ends without waiting for it. Answers that it has not "
+                "saved stay in the annotators' browsers, which send them when the server is back."
+            )
         self.project.store.close()
 
     # What annotators do

@@ -12,6 +12,9 @@ from rarebox.labels.store import Store
 MOST_TOGETHER = 20
 """The most jobs of one commit: few enough that browsers receive replies while the next jobs run."""
 
+CLOSING_SECONDS = 30.0
+"""The most seconds that closing waits for the database. What is not written by then stays in the browsers."""
+
 IDLE_SECONDS = 1.0
 """Seconds between an idle writer's checks of the store."""
 
@@ -83,10 +86,11 @@ class Writer:
         self._jobs.put(job)
         return job.future
 
-    def close(self) -> None:
-        """Finish the jobs that are waiting, then end the thread."""
+    def close(self) -> bool:
+        """Finish the jobs that are waiting, then end the thread. False if the database does not answer in time."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(CLOSING_SECONDS)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while job := self._next():
