@@ -269,6 +269,17 @@ def test_init_writes_settings_that_run_reads(monkeypatch, capsys, tmp_path, pict
     assert "already exists" in complaint(monkeypatch, capsys, "init", tmp_path / "project", "--data", pictures)
 
 
+def test_init_asks_about_boxes_or_whole_images(monkeypatch, capsys, tmp_path, pictures) -> None:
+    for ask, strategy in (("boxes", "class_balanced"), ("images", "image_per_second")):
+        photos = ("--images", pictures, "--classes", "one,two", "--ask", ask)
+        assert call(monkeypatch, "init", tmp_path / ask, *photos) == 0
+        settings = config.resolve("laptop", tmp_path / ask / "settings.yaml")
+        assert (settings.selection.strategy, settings.oracle.verify) == (strategy, ask == "images")
+    given = ("--set", "selection.strategy=image_entropy")
+    assert call(monkeypatch, "init", tmp_path / "own", *photos, *given) == 0
+    assert config.resolve("laptop", tmp_path / "own" / "settings.yaml").selection.strategy == "image_entropy"
+
+
 def test_doctor_says_what_is_there_and_what_to_do(monkeypatch, capsys, pictures, tmp_path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert call(monkeypatch, "doctor", "--json", "--data", pictures) == 0

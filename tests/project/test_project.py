@@ -30,6 +30,7 @@ from rarebox.project.predictions import matched
 from rarebox.project.project import Project
 from rarebox.project.run import open_project
 from rarebox.types import Answer, Query, Verdict
+from rarebox.web import wording
 from rarebox.web.service import AnnotationService
 from tests import tiny
 from tests.house import CLASSES, make_project
@@ -226,6 +227,45 @@ def test_an_interrupted_step_is_repeated(pictures: Path, tmp_path: Path, monkeyp
     assert now.cycle == 1
     assert trainer.advance(Project(now.folder.root), quiet) == "questions"
     assert now.cycle == 2
+
+
+def test_a_project_may_ask_about_whole_images_with_the_detectors_boxes(pictures: Path, tmp_path: Path) -> None:
+    """They are asked about in the order of the simulation, several at a time, until the budget is spent."""
+    verify = {"selection.strategy": "image_per_second", "oracle.verify": True, "people.proposal_score": 0.01}
+    now = start(pictures, tmp_path, budget=[8], **verify)
+    oracle = oracle_of(pictures, now)
+    assert trainer.advance(now, quiet) == "questions"
+    answer_cycle(now, oracle)
+    assert trainer.advance(now, quiet) == "trained"
+    assert trainer.advance(now, quiet) == "questions"
+    run = open_project(now.folder, now.settings, now.store, quiet)
+    run.cycle = 2
+    ranked = rank_pool(run, 2)
+    wanted = [item[0] for place in range(50) if (item := ranked.queue(place))]
+    shown = now.read_ranking(2).candidates
+    with_boxes = [image_id for image_id in wanted if image_id in shown.image_id]
+    asker = now.asker(2)
+    assert asker
+    first, second = asker.ask(2)
+    assert [first.image_id, second.image_id] == with_boxes[:2]
+    assert first.box is None
+    assert [query.why for query in (first, second)] == [{"rank": 0, "cycle": 2}, {"rank": 1, "cycle": 2}]
+    service = AnnotationService(now, train=False)
+    try:
+        page = service.query(first)
+        assert page["reason"] == wording.RANKED_IMAGE
+        assert any(other["likely"] for other in page["others"])
+        answer_cycle(now, oracle)
+        asked = now.store.queries(2)
+        assert [query.image_id for query in asked] == with_boxes[: len(asked)]
+        assert all(query.box is None for query in asked)
+        spent = now.budget(2)
+        assert spent.spent >= spent.total
+        assert trainer.advance(now, quiet) == "trained"
+        assert trainer.advance(now, quiet) == "questions"
+        assert now.folder.records()[-1]["actions_this_cycle"]["scan"] == len(asked)
+    finally:
+        service.close()
 
 
 def test_whole_images_are_asked_about_when_no_candidate_is_left(pictures: Path, tmp_path: Path) -> None:

@@ -237,6 +237,17 @@ IMPORTED = {
 """For each count: the singular, the plural, and what happened to them."""
 
 
+class Ask(StrEnum):
+    """What a project asks about."""
+
+    BOXES = "boxes"
+    IMAGES = "images"
+
+
+VERIFY = {"selection.strategy": "image_per_second", "oracle.verify": True}
+"""Settings of a project that asks about whole images."""
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder for the project.")],
@@ -252,6 +263,9 @@ def init(
         str | None,
         typer.Option(help="Instead of --images: a labelled data set (COCO, VOC, YOLO) or scenes, to simulate on."),
     ] = None,
+    ask: Annotated[Ask, typer.Option(help="One box at a time, or whole photos with the detector's boxes to check.")] = (
+        Ask.BOXES
+    ),
     preset: Annotated[str, typer.Option(help="laptop, paper or dfine.")] = "laptop",
     weights: Weights = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="A setting, as a.b=value; repeatable.")] = None,
@@ -261,7 +275,7 @@ def init(
         raise UserError("give either --images FOLDER (photos to label) or --data FOLDER (a labelled data set)")
     from rarebox.data.remote import is_url
 
-    given = config.parse_changes(changes or [])
+    given = {**(VERIFY if ask is Ask.IMAGES else {}), **config.parse_changes(changes or [])}
     if weights is not None:
         given["detector.weights"] = str(real(weights)) if Path(weights).exists() else weights
     if images is not None:

@@ -4,7 +4,7 @@ The simulation, the trainer, the server and the exchange with other tools call t
 rules.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -19,7 +19,7 @@ from rarebox.loop.metrics import Meter
 from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import LazyRanking, joined
 from rarebox.strategies import IMAGE
-from rarebox.types import Bools, Candidates, Ints, Query
+from rarebox.types import Bools, Candidates, ImageLabels, Ints, Query
 
 HELD_OUT = 0.2
 """Fraction of the images that is held out for evaluation where a data set names no test images."""
@@ -245,6 +245,22 @@ class CycleAsker(Asker):
             return sum(milliseconds(*pair, self._settings.cost) for pair in whole) / 1000
         boxes = [len(answer.boxes) for _, answer in whole]
         return sum(boxes) if self._settings.budget_unit == "labels" else sum(max(count, 1) for count in boxes)
+
+
+class ImageAsker(CycleAsker):
+    """Asks about whole images in the order of a ranking that holds one candidate of each. It explores nothing else."""
+
+    def see_classes(self) -> None:
+        """Ignore which classes lack examples: whole images show every class."""
+
+    def _unsettled(self, rows: Sequence[int], said: ImageLabels) -> Bools:
+        return np.full(len(rows), not said.complete)
+
+    def _query(self, place: int) -> Query:
+        query = super()._query(place)
+        return Query(
+            query.image_id, utility=query.utility, why={"rank": place, "cycle": self.cycle}, wanted=query.wanted
+        )
 
 
 def in_turn(found: Candidates) -> Candidates:

@@ -1,11 +1,11 @@
 """The asker puts the top of a ranking into the store as questions, for simulations and for people alike."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heappop, heappush, nsmallest
 
 from rarebox.labels.store import Store
 from rarebox.pool.ranking import LazyRanking, still_open
-from rarebox.types import ADDED, Query
+from rarebox.types import ADDED, Bools, ImageLabels, Query
 
 BATCH = 500
 """The most questions asked at once."""
@@ -112,9 +112,13 @@ class Asker:
         for image_id, said in self.store.labels_of_images(unchecked).items():
             places = self._waiting[image_id]
             rows = [item[0] for place in places if (item := self.queue(place))]
-            free = still_open(self.queue.candidates.boxes[rows], said, self._iou)
+            free = self._unsettled(rows, said)
             self._keep(image_id, [place for place, one in zip(places, free, strict=True) if one])
         self._checked |= unchecked
+
+    def _unsettled(self, rows: Sequence[int], said: ImageLabels) -> Bools:
+        """Which of some candidates of one image no answer has settled: (R,)."""
+        return still_open(self.queue.candidates.boxes[rows], said, self._iou)
 
     def _keep(self, image_id: int, places: list[int]) -> None:
         before = self._waiting.pop(image_id)

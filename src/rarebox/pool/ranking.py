@@ -17,6 +17,9 @@ from rarebox.strategies import Queue, Ranking
 from rarebox.strategies.pieces import head_of, image_by_image
 from rarebox.types import Bools, Candidates, Floats, ImageLabels, ImageScores, Ints, LabelState, concatenate
 
+MOST_IMAGES = 10_000
+"""The most ranked images whose boxes a project stores."""
+
 AHEAD, LEAST = 4, 4096
 """A ranking fetches this many times the budget, and at least this many boxes, because asking skips some."""
 
@@ -230,6 +233,19 @@ def head(
         return nothing, rank(concatenate(found) if found else nothing, state), np.inf
 
     return LazyRanking(fetch, max(LEAST, AHEAD * state.budget))
+
+
+def on_images(settings: Settings, pool: Shards, labels: Mapping[int, ImageLabels], images: LazyRanking) -> LazyRanking:
+    """The open candidates of the first :data:`MOST_IMAGES` ranked images, image by image, best score first, each with
+    the utility of its image."""
+    order: dict[int, tuple[int, float]] = {}
+    while len(order) < MOST_IMAGES and (item := images(len(order))):
+        order[item[0]] = len(order), item[1]
+    pieces = [piece[np.isin(piece.image_id, [*order])] for piece in open_pieces(pool, Answered(labels), settings)]
+    found = concatenate([Candidates.none(0), *pieces]) if pieces else Candidates.none(0)
+    places = np.array([order[image_id][0] for image_id in found.image_id.tolist()], dtype=np.int64)
+    found = found[np.lexsort((found.box_index, -found.scores, places))]
+    return LazyRanking.of(found, enumerate(order[image_id][1] for image_id in found.image_id.tolist()))
 
 
 def tidy(

@@ -41,6 +41,12 @@ class Ranking:
     class_frequency: Floats
     open_per_class: Ints
 
+    @property
+    def images(self) -> LazyRanking:
+        """The order of the images: the first candidate of each."""
+        firsts = np.sort(np.unique(self.candidates.image_id, return_index=True)[1])
+        return LazyRanking.of(self.candidates, ((row, item[1]) for row in firsts if (item := self.queue(int(row)))))
+
 
 class Project:
     """An open project. ``folder`` is laid out as a run's; Edit ``settings.yaml`` only while it is closed."""
@@ -50,8 +56,6 @@ class Project:
         if not self.folder.settings.exists():
             raise UserError(f"{root} holds no project. Start one: rarebox init {root} --images FOLDER")
         self.settings = self.folder.read_settings()
-        if self.settings.selection.strategy in IMAGE:
-            raise UserError("people are asked about boxes. Choose a selection.strategy such as class_balanced")
         if not self.settings.budget:
             raise UserError("budget is empty. Give at least one number, such as [50]")
         labels = self.folder.labels(self.settings)
@@ -244,16 +248,16 @@ class Project:
         def wanted(place: int) -> int:
             return 2 if seeds.stream(seed, "overlap", cycle, place).random() < overlap else 1
 
-        kept = self.read_ranking(cycle)
-        return rules.CycleAsker(
+        kept, images = self.read_ranking(cycle), self.settings.selection.strategy in IMAGE
+        return (rules.ImageAsker if images else rules.CycleAsker)(
             self.settings,
             self.store,
             cycle,
-            kept.queue,
+            kept.images if images else kept.queue,
             kept.open_per_class,
             self._pool,
             wanted,
-            self.read_predictions(),
+            None if images else self.read_predictions(),
         )
 
 

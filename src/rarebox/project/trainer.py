@@ -25,9 +25,11 @@ from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
 from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
+from rarebox.pool.ranking import LazyRanking, on_images
 from rarebox.project.photo_folder import photos_there
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
+from rarebox.strategies import IMAGE
 from rarebox.strategies.greedy import k_center
 from rarebox.types import ImageScores, LabelState, Query
 
@@ -136,7 +138,14 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
 def rank(now: Project, run: Run, cycle: int) -> None:
     """Score and rank the pool for a cycle, and store the ranking."""
     ranked = rank_pool(run, cycle)
-    now.write_ranking(cycle, ranked.queue, ranked.state.class_frequency, ranked.open_per_class)
+    now.write_ranking(cycle, boxes_in_order(run, ranked), ranked.state.class_frequency, ranked.open_per_class)
+
+
+def boxes_in_order(run: Run, ranked: Ranked) -> LazyRanking:
+    """The ranking of boxes. For an image-level strategy these are the boxes of its images, image by image."""
+    if run.settings.selection.strategy not in IMAGE:
+        return ranked.queue
+    return on_images(run.settings, ranked.pool, run.store.labels(up_to_cycle=ranked.cycle - 1), ranked.queue)
 
 
 def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
@@ -149,7 +158,7 @@ def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
         return False
     run = open_project(now.folder, now.settings, now.store, tell, engine)
     run.cycle = cycle
-    queue = rank_pool(run, cycle).queue
+    queue = boxes_in_order(run, rank_pool(run, cycle))
     now.write_ranking(cycle, queue, kept.class_frequency, kept.open_per_class, 2 * len(kept.candidates))
     return len(now.read_ranking(cycle).candidates) > len(kept.candidates)
 

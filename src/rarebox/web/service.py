@@ -500,7 +500,9 @@ class AnnotationService:
 
     def _reason(self, query: Query) -> str:
         if query.box is None:
-            return wording.EXPLORED if (query.why or {}).get("cycle", 1) > 1 else wording.FIRST_IMAGE
+            why = query.why or {}
+            later = wording.RANKED_IMAGE if "rank" in why else wording.EXPLORED
+            return later if why.get("cycle", 1) > 1 else wording.FIRST_IMAGE
         if query.guess is None:
             return wording.DRAWN
         guess, counts = int(self._counts_as[query.guess]), self._counts

@@ -12,6 +12,7 @@ FEW_IMAGES = 20
 
 FIRST_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
 EXPLORED = "Draw a box around every object. The detector cannot find some classes yet, and a whole photo may show them."
+RANKED_IMAGE = "This photo promises the most for your time. Check the boxes, and draw every object that has none."
 DRAWN = "An annotator drew this box."
 
 
