@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -19,11 +20,13 @@ from rarebox.labels.store import Store
 from rarebox.pool import asker
 from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import still_open
-from rarebox.project.project import Project
+from rarebox.project.project import FURTHER, Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
-from rarebox.web import writer
+from rarebox.web import wording, writer
 from rarebox.web.replies import VisitorState
 from rarebox.web.service import AnnotationService
+from rarebox.web.supervisor import IDLE
+from tests import house
 from tests.serving import make_project
 
 CLASSES = ("fish", "ray", "shark")
@@ -406,3 +409,45 @@ def test_a_database_that_falls_silent_does_not_keep_the_server_from_ending(monke
     back.set()
     assert isinstance(waiting.exception(10), OSError)
     assert writing.close()
+
+
+TRAINING = SimpleNamespace(working=True, status={**IDLE, "state": "working", "stage": "fit"}, close=lambda: None)
+"""A trainer in the middle of a training."""
+
+
+def test_more_images_are_asked_about_while_the_first_model_trains(tmp_path: Path) -> None:
+    project = house.make_project(tmp_path)
+    house.ask_whole_images(project, 1, 2)
+    project.keep_further_images([2, 7, 99, 5])  # one was asked about, one is not in the project
+    service = AnnotationService(project, train=False)
+
+    def ask(tab: str, by: str, *said: Submission) -> list[Query]:
+        return service.answer(tab, by, said, want=1).result(30).queries
+
+    try:
+        asked = ask("tab", "anna")
+        for number in (1, 2):
+            assert [query.image_id for query in asked] == [number]
+            box = np.array([[0, 0, 9, 9]])
+            asked = ask("tab", "anna", Submission(str(number), Verdict.OBJECT, box, np.array([0]), 0, asked[0].id))
+        assert asked == []  # no training
+        service.trainer = cast(Any, TRAINING)
+        (query,) = ask("tab", "anna")
+        assert (query.image_id, query.why) == (7, {FURTHER: 1})
+        assert service.query(query)["reason"] == wording.FURTHER_IMAGE
+        assert [again.id for again in ask("tab", "anna")] == [query.id]
+        assert [query.image_id for query in ask("tab two", "ben")] == [5]
+        assert ask("tab three", "cem") == []
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"{}", b'["a", null]'])
+def test_a_lost_list_of_further_images_stops_nothing(tmp_path: Path, content: bytes | None) -> None:
+    project = house.make_project(tmp_path)
+    house.ask_whole_images(project, 1)
+    project.keep_further_images([2])
+    file = project.folder.cycle(1) / "further_images.json"
+    file.unlink() if content is None else file.write_bytes(content)
+    assert project.ask_further() == []
+    project.store.close()

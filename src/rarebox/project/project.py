@@ -1,8 +1,9 @@
 """A project: the folder in which people answer, and its contents."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,13 @@ from rarebox.project import predictions
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
 from rarebox.project.photos import Found, Photos
 from rarebox.strategies import IMAGE
-from rarebox.types import Candidates, Floats, Ints
+from rarebox.types import Candidates, Floats, Ints, Query
 
 HELD_OUT = "held_out"
 """The key in a query's reasons that marks an initial image held out for evaluation."""
+
+FURTHER = "further"
+"""The key in a query's reasons that marks an image asked about while the first model trains."""
 
 MOST_RANKED = 50_000
 """The number of boxes of a ranking that are stored. When they are used up, the trainer adds as many again."""
@@ -238,6 +242,27 @@ class Project:
 
     def _ranking(self, cycle: int, suffix: str) -> Path:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
+
+    def keep_further_images(self, image_ids: Sequence[int]) -> None:
+        """Store which images to ask about while the first model trains, in this order."""
+        self.folder.cycle(1).mkdir(exist_ok=True)
+        write_json(self._further, [*image_ids])
+
+    def ask_further(self) -> list[Query]:
+        """Ask about one more whole image in cycle 1, so that people need not wait for the first model. Its labels train
+        the next one. Returns no question if no image is left."""
+        try:
+            order: list[int] = [int(i) for i in read_json(self._further, list)]
+        except (Damaged, TypeError, ValueError):  # it only saves people a wait
+            return []
+        known = {query.image_id for query in self.store.queries(1)} | self.store.labels().keys()
+        free = self.store.images().keys() - known
+        left = (i for i in order if i in free)
+        return self.store.ask(1, [Query(i, why={FURTHER: 1.0}) for i in islice(left, 1)])
+
+    @property
+    def _further(self) -> Path:
+        return self.folder.cycle(1) / "further_images.json"
 
     def asker(self, cycle: int) -> rules.CycleAsker | None:
         """The asker of a cycle. None if there is no ranking."""

@@ -110,6 +110,7 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
     order = [compared[row].id for row, _ in k_center(points, points[:0], typical) if compared[row].id not in known]
     first = order[: settings.initial_images]
+    now.keep_further_images(order[settings.initial_images :])
     held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
     store.open_cycle(1)
     store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])

@@ -18,7 +18,7 @@ from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
 from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.pool.candidates import rows_by_image
-from rarebox.project.project import Project
+from rarebox.project.project import FURTHER, Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web import replies, wording
 from rarebox.web.answer_index import AnswerIndex, Unit
@@ -169,6 +169,9 @@ class AnnotationService:
         want, names = min(want, self._most_for(holder, leases)), (by, *former)
         held = len(answer_index.held(holder, names, leases))
         found = list(islice(answer_index.open_to(holder, names, cycle, leases), max(want - held, 0)))
+        waiting = cycle == 1 and not self._records and self.trainer is not None and self.trainer.working
+        if waiting and want and not held and not found:
+            found += [query.id for query in self.project.ask_further()]
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
             over = budget.left <= 0 and self.trainer is not None and self.trainer.working
@@ -502,7 +505,8 @@ class AnnotationService:
         if query.box is None:
             why = query.why or {}
             later = wording.RANKED_IMAGE if "rank" in why else wording.EXPLORED
-            return later if why.get("cycle", 1) > 1 else wording.FIRST_IMAGE
+            first = wording.FURTHER_IMAGE if FURTHER in why else wording.FIRST_IMAGE
+            return later if why.get("cycle", 1) > 1 else first
         if query.guess is None:
             return wording.DRAWN
         guess, counts = int(self._counts_as[query.guess]), self._counts
