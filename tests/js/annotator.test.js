@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { beforeEach, test } from "node:test";
 
-import { after, FakeServer, freshBrowser, kept, question, settled } from "./fakes.js";
+import { after, dispatch, FakeServer, freshBrowser, kept, question, settled } from "./fakes.js";
 import { Annotator } from "../../src/rarebox/web/static/annotator.js";
 import { Outbox } from "../../src/rarebox/web/static/outbox.js";
 import { accept } from "../../src/rarebox/web/static/state.js";
@@ -398,4 +398,33 @@ test("a dashed box becomes a label, and all of them do on a whole image", async 
   assert.equal(marks("other").length, 0);
   await press("undo");
   assert.equal(marks("other").length, 2);
+});
+
+test("a whole image that filled the time of a training gives way to newer questions once the person is idle", async () => {
+  server.questions = [question(9, null)];
+  await openPage();
+  assert.equal(shown(), 9);
+  server.questions = [{ ...question(10), cycle: 2 }, question(9, null)];
+  await after(9_000);
+  dispatch("pointermove");
+  annotator.outbox.ask();
+  await after(9_000);
+  assert.equal(shown(), 9); // the person may be about to press a key
+  await after(2_000);
+  annotator.outbox.ask();
+  await settled();
+  assert.equal(shown(), 10);
+  await press("yes");
+  assert.equal(shown(), 9); // it comes back when nothing newer is left
+});
+
+test("a whole image with a box in progress stays, however long the person is idle", async () => {
+  server.questions = [question(9, null)];
+  await openPage();
+  annotator.editor.draw([10, 10, 60, 60]);
+  server.questions = [{ ...question(10), cycle: 2 }, question(9, null)];
+  await after(60_000);
+  annotator.outbox.ask();
+  await settled();
+  assert.equal(shown(), 9);
 });

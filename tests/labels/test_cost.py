@@ -155,7 +155,8 @@ def shown(*places: float, labels: Sequence[int] = ()) -> Candidates:
     """Proposals on image 1, of class 0 if no ``labels`` are given."""
     some = np.arange(len(places))
     boxes = np.array([box(x) for x in places]).reshape(-1, 4)
-    return Candidates(some * 0 + 1, some, boxes, labels or some * 0, some, some, some, some[:, None])
+    labelled, some = np.array(labels or some * 0), some.astype(np.float32)
+    return Candidates(some.astype(int) * 0 + 1, some.astype(int), boxes, labelled, some, some, some, some[:, None])
 
 
 CHECKS: list[tuple[str, Candidates, Answer, float]] = [

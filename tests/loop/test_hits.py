@@ -21,7 +21,8 @@ def candidates(image_id: int, scores: dict[float, float]) -> Candidates:
     """Boxes of one image: place -> score."""
     some = np.arange(len(scores))
     boxes = np.array([box(x) for x in scores])
-    return Candidates(some * 0 + image_id, some, boxes, some * 0, [*scores.values()], some, some, some[:, None])
+    zeros, known = np.zeros(len(scores)), np.array([*scores.values()])
+    return Candidates(some * 0 + image_id, some, boxes, some * 0, known, zeros, zeros, zeros[:, None])
 
 
 @pytest.fixture

@@ -284,7 +284,8 @@ def test_random_images_are_as_large_as_those_of_the_pool(tmp_path: Path) -> None
         for cycle in range(150):
             store.open_cycle(cycle)
             ranking = strategies.IMAGE["image_random"](Candidates.none(1), state, np.random.default_rng(cycle))
-            assert ask.ask_about_images(run, cycle, LazyRanking.of(Candidates.none(1), ranking), lambda *_: None) <= 0
+            ranked: Any = SimpleNamespace(queue=LazyRanking.of(Candidates.none(1), ranking), cycle=cycle)
+            assert ask.ask_about_images(run, cycle, ranked, lambda *_: None) <= 0
         bought = [len(answer.boxes) for _, answer in store.answered()]
         spent = store.spent()
     assert np.mean(bought) == pytest.approx(sizes.mean(), rel=0.1)

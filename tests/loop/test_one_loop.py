@@ -27,7 +27,7 @@ from rarebox.project.create import create
 from rarebox.project.exchange.questions import ask_ahead
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.project.run import open_project
-from rarebox.types import Answer, GroundTruth, ImageRecord, Query
+from rarebox.types import Answer, Floats, GroundTruth, ImageRecord, Query
 from tests import tiny
 from tests.browser import served
 
@@ -99,11 +99,11 @@ class Annotator:
 class OracleAtThePage(SimulatedOracle):
     """Sees boxes as the page shows them, with two decimals: an IoU may be just at the threshold."""
 
-    def answer(self, query: Query) -> Answer:
+    def answer(self, query: Query, proposals: Floats | None = None) -> Answer:
         shown = (
             query.box if query.box is None else np.array([round(side, 2) for side in query.box.tolist()], np.float32)
         )
-        return super().answer(replace(query, box=shown))
+        return super().answer(replace(query, box=shown), proposals)
 
 
 def simulate(folder: Path, project: Project, truth: dict[int, GroundTruth]) -> Store:

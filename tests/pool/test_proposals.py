@@ -13,8 +13,9 @@ SETTINGS = config.resolve("laptop", None, {"people.proposal_score": 0.4})
 def found(*scores: float, image_id: int = 1) -> Candidates:
     """Boxes of width 10, 20 apart."""
     some = np.arange(len(scores))
-    boxes = np.stack([20 * some, some * 0, 20 * some + 10, some * 0 + 10], axis=1)
-    return Candidates(some * 0 + image_id, some, boxes, some * 0, scores, some, some, some[:, None])
+    zeros = np.zeros(len(scores))
+    boxes = np.stack([20.0 * some, zeros, 20.0 * some + 10, zeros + 10], axis=1)
+    return Candidates(some * 0 + image_id, some, boxes, some * 0, np.array(scores), zeros, zeros, zeros[:, None])
 
 
 def test_likely_detections_are_shown_best_first_and_settled_ones_are_not() -> None:

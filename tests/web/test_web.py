@@ -106,7 +106,7 @@ def test_the_state_follows_the_answers(later: House) -> None:
         2,
         {"spent": 0, "of": 6, "unit": "reviews"},
     )
-    assert before["records"] == [record(1)]
+    assert before["records"] == [{**record(1), "ap50": None, "ap50_interval": None}]  # no held-out boxes
     for query, label in zip(anna.next(3), (0, 0, 1), strict=True):
         anna.saved(query=query["id"], labels=[label], milliseconds=2000)
     ben.saved(query=ben.next(1)[0]["id"], verdict="not_an_object")
@@ -141,7 +141,20 @@ def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
         assert last == "AP cannot be measured: there are no boxes on the 1 held-out image."
         before = anna.get("/api/answers")["answers"]
         skipped = next(one["answer"] for one in before if one["query"] == kept["id"])
-        assert "measured on 2 held-out images (1 box). Read it as" in note(query=kept["id"], after=skipped)
+        assert "would rest on 1 held-out box, and fewer than 20" in note(query=kept["id"], after=skipped)
+        write_json(project.folder.metrics, [record(1)])
+        house.service.do(house.service._read_records).result(30)
+        shown = ["ap50", "ap50_interval"]
+        assert [anna.get("/api/state")["records"][0][name] for name in shown] == [None, None]
+        kept_now = next(one["answer"] for one in anna.get("/api/answers")["answers"] if one["query"] == kept["id"])
+        many = [[4.0 * i, 0.0, 4.0 * i + 3, 9.0] for i in range(20)]
+        said = note(query=kept["id"], after=kept_now, boxes=many, labels=[0] * 20)
+        assert said == "AP is measured on 2 held-out images (20 boxes). Read it as a rough trend."
+        assert [anna.get("/api/state")["records"][0][name] for name in shown] == [0.1, None]
+        project.folder.cycle(1).mkdir()
+        write_json(project.folder.cycle(1) / "evaluated.json", {"ap50_interval": [0.05, 0.2]})
+        house.service.do(house.service._read_records).result(30)
+        assert [anna.get("/api/state")["records"][0][name] for name in shown] == [0.1, [0.05, 0.2]]
     (other := tmp_path / "other").mkdir()
     project = make_project(other)
     open_cycle(project, 2, range(4, 13))

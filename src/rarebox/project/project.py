@@ -1,7 +1,7 @@
 """A project: the folder in which people answer, and its contents."""
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -242,6 +242,13 @@ class Project:
 
     def _ranking(self, cycle: int, suffix: str) -> Path:
         return self.folder.cycle(cycle) / f"ranking.{suffix}"
+
+    def ap50_interval(self, cycle: int) -> tuple[float, float] | None:
+        """The 95 % interval of a cycle's AP50; None if it was not stored or cannot be read."""
+        with suppress(Damaged, KeyError, TypeError, ValueError):
+            low, high = read_json(self.folder.cycle(cycle) / "evaluated.json", dict)["ap50_interval"]
+            return float(low), float(high)
+        return None
 
     def keep_further_images(self, image_ids: Sequence[int]) -> None:
         """Store which images to ask about while the first model trains, in this order."""

@@ -81,7 +81,7 @@ BY_SCORES = frozenset({"image_cald"})
 """Image-level strategies that use the images' scores and no candidates."""
 
 
-def choose(settings: SelectionSettings, cost: CostSettings | None = None, proposed_from: float = 1.0) -> Strategy:
+def choose(settings: SelectionSettings, cost: CostSettings = box.COST, proposed_from: float = 1.0) -> Strategy:
     """The strategy of the settings. Raises UserError, with the nearest name, if it is unknown.
 
     ``cost`` are the prices of the annotator's actions, by default those of a new run. A whole image is shown with its
@@ -93,11 +93,9 @@ def choose(settings: SelectionSettings, cost: CostSettings | None = None, propos
     if settings.strategy == "class_balanced":
         return partial(box.class_balanced, sigma=settings.sigma)
     if settings.strategy == "per_second":
-        return partial(box.per_second, cost=cost or CostSettings(), sigma=settings.sigma)
+        return partial(box.per_second, cost=cost, sigma=settings.sigma)
     if settings.strategy == "image_per_second":
-        return partial(
-            image.image_per_second, cost=cost or CostSettings(), proposed_from=proposed_from, sigma=settings.sigma
-        )
+        return partial(image.image_per_second, cost=cost, proposed_from=proposed_from, sigma=settings.sigma)
     if settings.strategy == "coreset":
         return partial(box.coreset, points=settings.coreset_points)
     if settings.strategy == "image_entropy":

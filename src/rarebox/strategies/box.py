@@ -14,6 +14,9 @@ from rarebox.types import Bools, Candidates, Floats, Ints, LabelState
 Ranking = Iterator[tuple[int, float]]
 """Pairs of a row of the candidates (or an image id) and its utility, best first, computed lazily."""
 
+COST = CostSettings()
+"""The prices of the annotator's actions by default."""
+
 COMPAS_FLOOR = 0.5
 """ComPAS asks only about detections above this score; here those below come last."""
 
@@ -123,7 +126,12 @@ def inverse_frequency(candidates: Candidates, state: LabelState, rng: np.random.
 
 
 def per_second(
-    candidates: Candidates, state: LabelState, rng: np.random.Generator, *, cost: CostSettings, sigma: float = 1.0
+    candidates: Candidates,
+    state: LabelState,
+    rng: np.random.Generator,
+    *,
+    cost: CostSettings = COST,
+    sigma: float = 1.0,
 ) -> Ranking:
     """a(b) of Eq. 1 times the probability that b shows an object, over the seconds that the question is expected to
     take.

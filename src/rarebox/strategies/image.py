@@ -8,7 +8,7 @@ import numpy as np
 from rarebox.config import CostSettings
 from rarebox.core.boxes import keep_best
 from rarebox.method import class_balanced_utility, js_divergence
-from rarebox.strategies.box import Ranking, check_seconds, entropies
+from rarebox.strategies.box import COST, Ranking, check_seconds, entropies
 from rarebox.strategies.greedy import k_center
 from rarebox.types import Candidates, Floats, Ints, LabelState
 
@@ -160,8 +160,8 @@ def image_per_second(
     state: LabelState,
     rng: np.random.Generator,
     *,
-    cost: CostSettings,
-    proposed_from: float,
+    cost: CostSettings = COST,
+    proposed_from: float = 1.0,
     sigma: float = 1.0,
 ) -> Ranking:
     """The images with the largest summed a(b) of Eq. 1 times P(object) per second of the annotator's time.
@@ -181,7 +181,9 @@ def image_per_second(
 
     def summed(values: Floats) -> Floats:
         """The sum of each image's values (T,) by class: (I, K)."""
-        return np.bincount(where * classes + found.labels, values, minlength=len(ids) * classes).reshape(-1, classes)
+        sums = np.zeros((len(ids), classes))
+        np.add.at(sums, (where, found.labels), values)
+        return sums
 
     unsure, expected = summed(found.uncertainty * hit), summed(hit)
     labelled, left = state.class_counts.astype(float), np.arange(len(ids))

@@ -117,6 +117,7 @@ class CycleRecord(TypedDict):
     labels: int
     reviews: int
     ap50: float | None
+    ap50_interval: tuple[float, float] | None
     seconds: dict[str, float]
 
 

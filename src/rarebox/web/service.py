@@ -77,6 +77,7 @@ class AnnotationService:
         self._name, self._session = token_hex(8), ""
         self._counts_as: Ints = np.zeros(0, dtype=np.int64)
         self._records: list[CycleRecord] = []
+        self._intervals: list[tuple[float, float] | None] = []
         self.refresh()
         self._writer = Writer(project.store, self)
         self.retry()
@@ -114,7 +115,8 @@ class AnnotationService:
             outcomes = [self.people.submit(holder, by, one, seconds, former) for one in said]
             reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
             queries = [] if outdated else self._assign(holder, by, former, min(want, MOST_QUESTIONS))
-            queries.sort(key=lambda query: query.id not in reopened)
+            later = self._cycle > 1  # then an image that filled the time of the first training can wait
+            queries.sort(key=lambda query: (query.id not in reopened, later and FURTHER in (query.why or {})))
             return Exchange(outcomes, queries, outdated)
 
         return self.do(job)
@@ -259,16 +261,21 @@ class AnnotationService:
         ranked = project.has_ranking(cycle)
         self._shown = project.read_ranking(cycle).candidates if ranked else project.read_predictions()
         self._rows = rows_by_image(self._shown) if self._shown else {}
-        self._records = project.folder.records()
+        self._read_records()
         self._exhausted = False
         self.questions += 1
+
+    def _read_records(self) -> None:
+        """Read what the finished cycles reached."""
+        self._records = self.project.folder.records()
+        self._intervals = [self.project.ap50_interval(record["cycle"]) for record in self._records]
 
     def _hear(self, event: str) -> None:
         """React to an event of the trainer."""
         if event == "questions":  # of a new cycle, or further ones of this cycle
             self.do(lambda: setattr(self, "_cycle", -1)).add_done_callback(lambda _: None)
         elif event in ("trained", "idle"):
-            self.do(lambda: setattr(self, "_records", self.project.folder.records())).add_done_callback(lambda _: None)
+            self.do(self._read_records).add_done_callback(lambda _: None)
         else:
             self.version += 1
 
@@ -423,10 +430,11 @@ class AnnotationService:
                     "cycle": record["cycle"],
                     "labels": record["labels"],
                     "reviews": record["reviews"],
-                    "ap50": record["ap50"],
+                    "ap50": record["ap50"] if self._is_measured else None,
+                    "ap50_interval": interval if self._is_measured else None,
                     "seconds": record["seconds"],
                 }
-                for record in self._records
+                for record, interval in zip(self._records, self._intervals, strict=True)
             ],
             "held_out": self._held_out(),
             "agreement": {
@@ -471,8 +479,14 @@ class AnnotationService:
         asking = self._cycle <= 1 and self._budget - self._spent > 0
         return {"images": images, "boxes": boxes, "note": wording.held_out(images, boxes, asking)}
 
+    @property
+    def _is_measured(self) -> bool:
+        """Whether there are enough held-out boxes for AP to mean anything."""
+        return self._answer_index.sums["held boxes",] >= wording.FEWEST_BOXES
+
     def _advice(self) -> str | None:
         measured = [(record["reviews"], ap) for record in self._records if (ap := record["ap50"]) is not None]
+        measured = measured if self._is_measured else []
         return wording.advice(measured, self._answer_index.agreement_with_guesses(self._cycle))
 
     def _image(self, image: ImageRecord) -> replies.LabelledImage:

@@ -10,6 +10,9 @@ UNSTABLE = 1.0
 FEW_IMAGES = 20
 """Below this number of held-out images, the page calls AP a rough trend."""
 
+FEWEST_BOXES = 20
+"""The page shows no AP that would rest on fewer held-out boxes."""
+
 FIRST_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
 FURTHER_IMAGE = "The first model is being trained. Meanwhile, box one more photo: the next model learns from it."
 EXPLORED = "Draw a box around every object. The detector cannot find some classes yet, and a whole photo may show them."
@@ -35,6 +38,12 @@ def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, fl
 
 def held_out(images: int, boxes: int, asking: bool) -> str:
     """What AP is measured on. ``asking``: initial images are still being labelled."""
+    if 0 < boxes < FEWEST_BOXES:
+        return (
+            f"No accuracy is shown: it would rest on {counted(boxes, 'held-out box', 'held-out boxes')}, and fewer "
+            f"than {FEWEST_BOXES} say little. A new project holds out more if it starts with more images: "
+            "rarebox init … --set initial_images=20."
+        )
     if boxes:
         note = f"AP is measured on {counted(images, 'held-out image')} ({counted(boxes, 'box', 'boxes')})."
         return f"{note} Read it as a rough trend." if images < FEW_IMAGES else note

@@ -17,9 +17,14 @@ import { makeTask, redoChange, undoChange } from "./task.js";
 /** @typedef {import("./steps.js").Content} Content */
 /** @typedef {import("./task.js").Task} Task */
 
+/** After so many milliseconds without a key or a movement, nobody is about to press one. */
+const LEFT_AFTER = 10_000;
+
 export class Annotator {
   /** Has the person just returned to this tab? */
   #returning = false;
+  /** When the person last pressed a key or moved the pointer. */
+  #touched = Date.now();
 
   /**
    * @param {import("./outbox.js").Outbox} outbox @param {import("./view.js").View} view
@@ -39,6 +44,8 @@ export class Annotator {
       this.#returning = true;
       outbox.ask();
     });
+    for (const type of ["keydown", "pointerdown", "pointermove", "wheel"])
+      addEventListener(type, () => (this.#touched = Date.now()), { capture: true, passive: true });
   }
 
   /** The question shown. */
@@ -58,11 +65,22 @@ export class Annotator {
       // The lease has ended. Replacing the question while a person is about to press a key would put their answer on another
       // box, so the page waits until they return to the tab. Until then, the server refuses answers and the page reports it.
       else if (this.#returning && !task.past.length) this.editor.task = null;
+      if (newer && this.#isLeft(newer)) this.editor.task = null;
     }
     this.#returning = false;
     if (!this.task && this.queue.first) this.#ask(this.queue.first);
     this.#prefetch();
     this.editor.refresh();
+  }
+
+  /**
+   * Whether newer questions wait behind a whole image on which nobody has begun: it filled the time of a training.
+   * @param {Query} query
+   */
+  #isLeft(query) {
+    const first = this.queue.first;
+    const newer = first !== null && first.id !== query.id && first.cycle > query.cycle;
+    return newer && !query.box && !this.task?.past.length && Date.now() - this.#touched > LEFT_AFTER;
   }
 
   /** Reports answers that were not saved. @param {{record: import("./outbox.js").Sending, result: import("./types.js").Result}[]} pairs */

@@ -8,7 +8,8 @@ import { get, setProject } from "./api.js";
 import { iconButton, makeAnswerButtons, showKeys } from "./buttons.js";
 import { makeChips } from "./chips.js";
 import { openClasses } from "./classes.js";
-import { byId, percent } from "./dom.js";
+import { accuracy } from "./chart.js";
+import { byId } from "./dom.js";
 import { findClass } from "./finder.js";
 import { openDisagreements, openGallery } from "./gallery.js";
 import { showProgress, showSaveState, spentOnTheWay } from "./header.js";
@@ -267,7 +268,7 @@ export class Page {
     this.panel.update(now, this.#spent());
     if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);
-      const ap = last?.ap50 != null ? `, AP50 is now ${percent(last.ap50)}` : "";
+      const ap = last?.ap50 != null ? `, accuracy (AP50) is now ${accuracy(last)}` : "";
       notify(`Cycle ${now.cycle}: new questions${ap}.`, "news");
     }
     this.#editor.refresh(); // names and colours of classes may have changed

@@ -152,7 +152,7 @@ export function peoplePart(now, actions) {
 
 /** @param {State} now */
 export const apPart = (now) => [
-  el("h2", { text: "AP50 per cycle" }),
+  el("h2", { text: "Accuracy per cycle (AP50)" }),
   apChart(now.records),
   now.held_out?.note && el("p", { class: "quiet", text: now.held_out.note, "data-testid": "held-out" }),
   now.advice && el("p", { class: "advice", text: now.advice, "data-testid": "advice" }),

@@ -44,7 +44,7 @@
  *
  * @typedef {{label: number, name: string, merged_into: number | null, count: number,
  *   first: {cycle: number, answers: number} | null, asked: number}} Class
- * @typedef {{cycle: number, labels: number, reviews: number, ap50: number | null,
+ * @typedef {{cycle: number, labels: number, reviews: number, ap50: number | null, ap50_interval: [number, number] | null,
  *   seconds?: Record<string, number>}} CycleRecord
  *
  * @typedef {object} State  The state of the project.
