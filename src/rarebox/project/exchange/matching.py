@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
+from scipy.spatial import KDTree  # pyright: ignore[reportMissingTypeStubs]
 
 from rarebox.core.boxes import iou_matrix, overlapping, paired_iou
 from rarebox.data.review import Region
@@ -90,7 +90,9 @@ def labels_before(
     same = np.concatenate([answer.labels for answer in answers])[said] == np.array(classes, np.int64)[held]
     found = dict[int, int]()
     taken = set[tuple[int, int]]()
-    for nth, place in zip(said[same].tolist(), held[same].tolist(), strict=True):
+    nth: int
+    place: int
+    for nth, place in np.stack([said, held], axis=1)[same].tolist():
         if place not in found and rows[nth] not in taken:
             found[place] = rows[nth][0]
             taken.add(rows[nth])
@@ -135,7 +137,7 @@ def match_labelled(
     taken = set[int]()
     for row, column, is_exact in zip(rows.tolist(), columns.tolist(), exact.tolist(), strict=True):
         if free[row] not in found and column not in taken:
-            number, there_row = places[column]
+            number, there_row = places[int(column)]
             found[free[row]] = ours[number], there_row, is_exact
             taken.add(column)
     return found
@@ -159,7 +161,9 @@ def _by_likeness(
 
 def unmoved(boxes: Floats, others: Floats) -> tuple[Ints, Ints]:
     """Pairs of boxes whose edges differ by at most `STILL`: rows of (N, 4) in order, and rows of (M, 4) in order."""
-    near = KDTree(others).query_ball_point(boxes, 2 * STILL, p=np.inf, return_sorted=True)
+    near: Sequence[list[int]] = KDTree(others).query_ball_point(  # pyright: ignore[reportUnknownMemberType]
+        boxes, 2 * STILL, p=np.inf, return_sorted=True
+    )
     rows = np.repeat(np.arange(len(boxes)), [len(some) for some in near])
     columns = np.array([column for some in near for column in some], np.int64)
     still = np.abs(boxes[rows] - others[columns]).max(axis=1, initial=0) <= STILL
