@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,9 +162,8 @@ def _by_likeness(
 
 def unmoved(boxes: Floats, others: Floats) -> tuple[Ints, Ints]:
     """Pairs of boxes whose edges differ by at most `STILL`: rows of (N, 4) in order, and rows of (M, 4) in order."""
-    near: Sequence[list[int]] = KDTree(others).query_ball_point(  # pyright: ignore[reportUnknownMemberType]
-        boxes, 2 * STILL, p=np.inf, return_sorted=True
-    )
+    tree: Any = KDTree(others)
+    near: Sequence[list[int]] = tree.query_ball_point(boxes, 2 * STILL, p=np.inf, return_sorted=True)
     rows = np.repeat(np.arange(len(boxes)), [len(some) for some in near])
     columns = np.array([column for some in near for column in some], np.int64)
     still = np.abs(boxes[rows] - others[columns]).max(axis=1, initial=0) <= STILL
