@@ -16,8 +16,9 @@ import hotcoco
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from rarebox.cli.main import main
+from rarebox.cli.main import app, main
 from rarebox.data import cvat, labelstudio
 from rarebox.data.export import Annotations, export, export_queries
 from rarebox.data.review import Batch, Region, Returned
@@ -739,6 +740,36 @@ def test_a_file_about_other_photos_is_refused_whatever_its_numbers(project: Path
         assert everything(store) == []
 
 
+def test_the_labels_of_another_project_come_in_as_the_error_says(tmp_path: Path) -> None:
+    for n, folder in enumerate(("x", "y")):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        pixels = np.random.default_rng(n).integers(0, 255, (100, 200, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / folder / "a.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "y/a.png", "width": 200, "height": 100}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40]}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(coco))
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, [word.replace("@", str(tmp_path)) for word in words])
+        return done.output if done.exit_code == 0 else str(done.exception)
+
+    run("init", "@/first", "--images", "@/photos", "--labels", "@/labels.json", "--partial")
+    run("init", "@/second", "--images", "@/photos", "--classes", "cat")
+    run("export", "@/first", "@/ls", "--format", "labelstudio")
+    said = run("import", "@/second", "@/ls/tasks.json", "--format", "labelstudio")
+    assert "not in the store" in said
+    assert "--format coco" in said
+    assert "rarebox init NEW --images PHOTOS --labels EXPORT" in said
+    run("export", "@/first", "@/coco", "--format", "coco")
+    run("init", "@/third", "--images", "@/photos", "--labels", "@/coco", "--partial")
+    with open_store(tmp_path / "third") as store:
+        found = {Path(store.images()[n].path).parent.name: one.boxes.tolist() for n, one in store.labels().items()}
+    assert found["y"] == [[10, 10, 50, 50]]
+
+
 def test_a_photo_that_was_renamed_since_it_was_sent_keeps_its_answers(project: Path, tmp_path: Path) -> None:
     file = annotated(project, tmp_path)
     with open_store(project) as store:
@@ -968,6 +999,23 @@ def test_regions_are_read_however_they_are_wrapped(tmp_path: Path, fresh: Store,
     assert (done.missed, done.complete) == (1, 1)
     (said,) = fresh.labels().values()
     assert said.boxes.tolist() == [[10, 20, 50, 60]]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"meta": {"labels": ["cat", "dog"], "width": 200, "height": 100}},
+        {"weak": [{"labels": ["cat"], "score": 0.3}]},
+        {"weak": '[{"labels": ["cat"]}]'},
+        {"rarebox": {"rank": 1, "queries": [], "complete": True, "labels": [["cat", [5, 20, 25, 60]]]}},
+    ],
+)
+def test_labels_in_the_data_of_a_task_are_no_regions_of_json_min(tmp_path: Path, own: Task) -> None:
+    file = labelled(tmp_path / "x.json", [region([10, 20, 50, 60], "cat")], short=True)
+    (task,) = json.loads(file.read_text())
+    file.write_text(json.dumps([{**own, **task}]))
+    (found,) = labelstudio.read(file).returned
+    assert (len(found.regions), found.left_out, len(found.held)) == (1, (), int("rarebox" in own))
 
 
 def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fresh: Store) -> None:

@@ -388,8 +388,11 @@ def _from_short(task: Object, where: str) -> Returned:
 
 
 def _is_region(entry: Object) -> bool:
-    """Whether an entry of JSON-MIN belongs to the annotation rather than to the task's own data."""
-    return "original_width" in entry or bool(_names(entry))
+    """Whether an entry of JSON-MIN belongs to the annotation rather than to the task's own data.
+
+    A region has the size of the image or, if a program made it, at least a class and a position.
+    """
+    return "original_width" in entry or (bool(_names(entry)) and not _POSITION.isdisjoint(entry))
 
 
 def image_of(data: object, where: str, regions: Sequence[Object] = ()) -> tuple[str, int | None]:
@@ -490,6 +493,9 @@ def _regions(
 
 _PLACE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "vertices", "rle", "imageDataURL")
 """The fields of a value that give the position of a region."""
+
+_POSITION = frozenset({"x", "points", "vertices", "rle", "imageDataURL"})
+"""Those of them of which every region with a position has one."""
 
 
 def _shape(value: Object) -> str:

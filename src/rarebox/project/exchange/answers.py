@@ -16,7 +16,7 @@ from secrets import token_hex
 
 import numpy as np
 
-from rarebox.core.boxes import iou_matrix, rescaling
+from rarebox.core.boxes import far_from, iou_matrix, rescaling
 from rarebox.data.review import Region, Returned
 from rarebox.errors import UserError, unknown_name
 from rarebox.labels.leases import clean_name
@@ -30,9 +30,11 @@ from rarebox.project.exchange.matching import (
     match_drawn,
     match_held,
     match_labelled,
+    partners,
     prefix_of,
     rejection,
     settle,
+    unmoved,
 )
 from rarebox.types import Answer, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
 
@@ -84,9 +86,10 @@ class _Image:
         self.author = clean_name(by, "person") if by else _annotator(one, source)
         self.boxes = _in_pixels(one, record)
         self.held, self.ours = _Held.of(one, record, known), known.queries.get(record.id, {})
+        there = partners(*unmoved(self.boxes, self.held.places))
         named = [
-            _label(region, box, one, self.ours.get(region.query or 0), self.held.places, known)
-            for region, box in zip(one.regions, self.boxes, strict=True)
+            _label(region, there[n], one, self.ours.get(region.query or 0), known)
+            for n, region in enumerate(one.regions)
         ]
         self.labels: list[int] = known.counts_as[np.array(named, np.int64)].tolist()
         self.prefix = prefix_of(source, record.id, one.task)
@@ -103,12 +106,13 @@ class _Image:
     def _match_questions(self) -> None:
         self.shown = _shown(self.one, self.ours)
         self.asked = match_asked(self.one.regions, self.boxes, self.shown)
-        self.free = [n for n in range(len(self.boxes)) if n not in self.asked.values()]
+        asked = {*self.asked.values()}
+        self.free = [n for n in range(len(self.boxes)) if n not in asked]
 
     def _match_exported(self) -> None:
         held, ours = self.held, self.ours
         same, changed = match_held(self.one.regions, self.boxes, self.labels, self.free, held.places, held.labels)
-        self.lost = [n for n in range(len(held.places)) if n not in same.values()]
+        self.lost = sorted({*range(len(held.places))} - {*same.values()})
         self.as_sent = {n: held.queries[label] for n, label in same.items() if label in held.queries}
         # A single box of a whole-image answer has no query.
         moved = {n: held.queries[label] for n, label in changed.items() if label in held.queries}
@@ -289,7 +293,7 @@ def lacking(tasks: Sequence[Returned], record: ImageRecord, known: Known, but: C
     boxes = np.concatenate([_in_pixels(one, record) for one in tasks])
     answers = [known.latest(number) for number in known.queries.get(record.id, {}) if number not in but]
     labels = as_boxes([box for answer in answers if answer for box in answer.boxes])
-    return int((iou_matrix(labels, boxes).max(axis=1, initial=0) < SAME_OBJECT).sum())
+    return int(far_from(labels, boxes, SAME_OBJECT).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,8 +347,8 @@ def _in_pixels(one: Returned, record: ImageRecord) -> Floats:
         raise UserError(f"{one.where}: {error}. Delete that box there, and export again") from None
 
 
-def _label(region: Region, box: Floats, one: Returned, query: Query | None, held: Floats, known: Known) -> int:
-    """The label that the name of a region means. ``query`` is the one it answers, ``held`` (H, 4) the exported labels.
+def _label(region: Region, there: Collection[int], one: Returned, query: Query | None, known: Known) -> int:
+    """The label that the name of a region means. ``query`` is the one it answers, ``there`` the exported labels there.
 
     UserError if the name is that of no class. Also if it was another class's when the image was exported, unless the
     region still has the name with which it was sent: nobody can tell which of the two the annotator meant.
@@ -357,9 +361,8 @@ def _label(region: Region, box: Floats, one: Returned, query: Query | None, held
     if then is None:
         unknown = unknown_name("class", region.name, classes)
         raise UserError(f"{one.where}: {unknown}. Add it to the project first")
-    still = np.abs(held - box).max(axis=1, initial=0) <= STILL
-    own = still if region.held is None else np.arange(len(still)) == region.held
-    as_sent = any(label.name == region.name for label, is_own in zip(one.held, own, strict=True) if is_own)
+    own = there if region.held is None else [region.held] if 0 <= region.held < len(one.held) else []
+    as_sent = any(one.held[n].name == region.name for n in own)
     as_sent &= one.project not in known.newer
     as_sent |= guess is not None and region.renamed is None and known.counts_as[guess] == known.counts_as[then]
     if not as_sent and now is not None and known.counts_as[now] != known.counts_as[then]:

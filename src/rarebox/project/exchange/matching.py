@@ -1,15 +1,18 @@
 """Which returned box belongs to which box of the store."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree  # pyright: ignore[reportMissingTypeStubs]
 
 from rarebox.core.boxes import iou_matrix, overlapping, paired_iou
 from rarebox.data.review import Region
 from rarebox.project.exchange.known import Known
-from rarebox.types import Answer, Floats, Query, Verdict, as_boxes
+from rarebox.types import Answer, Floats, Ints, Query, Verdict, as_boxes
 
 SAME_OBJECT = 0.5
 """The lowest IoU at which two boxes show the same object."""
@@ -53,22 +56,22 @@ def match_held(
     same, changed = dict[int, int](), dict[int, int]()
     if not len(places):
         return same, changed
-    rest, left = [*free], [*range(len(places))]
-    still = np.abs(boxes[:, None] - places).max(axis=2) <= STILL
-    still &= np.array(labels, np.int64)[:, None] == np.array(classes, np.int64)
+    rest, left = [*free], {*range(len(places))}
+    rows, columns = unmoved(boxes, places)
+    of_class = np.array(labels, np.int64)[rows] == np.array(classes, np.int64)[columns]
+    alike = partners(rows[of_class], columns[of_class])
     for region in sorted(rest, key=lambda n: regions[n].held is None):
-        alike = [n for n in left if still[region, n]]
-        if alike:
+        if fits := [n for n in alike[region] if n in left]:
             own = regions[region].held
-            left.remove(same.setdefault(region, own if own in alike else alike[0]))
+            left.remove(same.setdefault(region, own if own in fits else fits[0]))
     rest = [n for n in rest if n not in same]
-    near = iou_matrix(boxes, places) >= SAME_OBJECT
+    near = partners(*_near(boxes, places)[:2])
     for region in rest:
         own = regions[region].held
-        if own in left and (near[region, own] or not near[region, left].any()):
+        if own in left and (own in near[region] or left.isdisjoint(near[region])):
             left.remove(changed.setdefault(region, own))
-    rest = [n for n in rest if n not in changed]
-    return same, changed | {rest[b]: left[a] for a, b in pairs(places[left], boxes[rest])}
+    rest, free_labels = [n for n in rest if n not in changed], sorted(left)
+    return same, changed | {rest[b]: free_labels[a] for a, b in pairs(places[free_labels], boxes[rest])}
 
 
 def labels_before(
@@ -84,11 +87,13 @@ def labels_before(
         return {}
     rows = [(answer.query_id, row) for answer in answers for row in range(len(answer.boxes))]
     there = np.clip(np.concatenate([answer.boxes for answer in answers]), 0, [*size, *size])
-    same = np.concatenate([answer.labels for answer in answers])[:, None] == np.array(classes, np.int64)
-    same &= np.abs(there[:, None] - places).max(axis=2) <= STILL
+    said, held = unmoved(there, places)
+    same = np.concatenate([answer.labels for answer in answers])[said] == np.array(classes, np.int64)[held]
     found = dict[int, int]()
     taken = set[tuple[int, int]]()
-    for nth, place in np.argwhere(same).tolist():
+    nth: int
+    place: int
+    for nth, place in np.stack([said, held], axis=1)[same].tolist():
         if place not in found and rows[nth] not in taken:
             found[place] = rows[nth][0]
             taken.add(rows[nth])
@@ -108,7 +113,8 @@ def match_drawn(
     near = paired_iou(there, boxes[known]) >= SAME_OBJECT
     found = {region: before[keys[region]] for region, is_near in zip(known, near, strict=True) if is_near}
     rest = [region for region in free if region not in found]
-    left = [query for query in dict.fromkeys(before.values()) if query not in found.values()]
+    matched = {*found.values()}
+    left = [query for query in dict.fromkeys(before.values()) if query not in matched]
     return found | {rest[b]: left[a] for a, b in pairs(as_boxes([places[n] for n in left]), boxes[rest])}
 
 
@@ -127,25 +133,60 @@ def match_labelled(
         return {}
     there = np.stack([latest[n].boxes[row] for n, row in places])
     same = np.array([latest[n].labels[row] for n, row in places])
-    near = iou_matrix(boxes[list(free)], there)
-    exact = np.abs(boxes[list(free)][:, None] - there).max(axis=2) <= STILL
-    worth = near + 2 * (exact & (np.array(labels)[list(free)][:, None] == same))
+    rows, columns, exact = _by_likeness(boxes[list(free)], np.array(labels)[list(free)], there, same)
     found: dict[int, tuple[Query, int, bool]] = {}
     taken = set[int]()
-    for place in np.argsort(-worth, axis=None, kind="stable"):
-        row, column = divmod(int(place), len(places))
-        if worth[row, column] < 0.5:
-            break
+    for row, column, is_exact in zip(rows.tolist(), columns.tolist(), exact.tolist(), strict=True):
         if free[row] not in found and column not in taken:
-            number, there_row = places[column]
-            found[free[row]] = ours[number], there_row, bool(worth[row, column] >= 2)
+            number, there_row = places[int(column)]
+            found[free[row]] = ours[number], there_row, is_exact
             taken.add(column)
+    return found
+
+
+def _by_likeness(
+    boxes: Floats, labels: Ints, others: Floats, other_labels: Ints
+) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Pairs of the same object: rows, other rows, and whether box and class are the same, (P,) each.
+
+    The same ones come first, then by decreasing IoU, down to the minimum for the same object.
+    """
+    still = np.stack(unmoved(boxes, others))
+    still = still[:, labels[still[0]] == other_labels[still[1]]]
+    near = np.stack(_near(boxes, others)[:2])
+    rows, columns = np.unique(np.concatenate([still, near], axis=1), axis=1)
+    exact = np.isin(rows * len(others) + columns, still[0] * len(others) + still[1])
+    order = np.lexsort((columns, rows, -paired_iou(boxes[rows], others[columns]), ~exact))
+    return rows[order], columns[order], exact[order]
+
+
+def unmoved(boxes: Floats, others: Floats) -> tuple[Ints, Ints]:
+    """Pairs of boxes whose edges differ by at most `STILL`: rows of (N, 4) in order, and rows of (M, 4) in order."""
+    tree: Any = KDTree(others)
+    near: Sequence[list[int]] = tree.query_ball_point(boxes, 2 * STILL, p=np.inf, return_sorted=True)
+    rows = np.repeat(np.arange(len(boxes)), [len(some) for some in near])
+    columns = np.array([column for some in near for column in some], np.int64)
+    still = np.abs(boxes[rows] - others[columns]).max(axis=1, initial=0) <= STILL
+    return rows[still], columns[still]
+
+
+def _near(boxes: Floats, others: Floats) -> tuple[Ints, Ints, Floats]:
+    """Pairs that may show the same object: rows, other rows, and their IoU of at least `SAME_OBJECT`, (P,) each."""
+    rows, columns, iou = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, SAME_OBJECT), strict=True))
+    return rows, columns, iou
+
+
+def partners(rows: Ints, columns: Ints) -> Mapping[int, list[int]]:
+    """The columns of each row, in order; none for a row that is not in a pair."""
+    found = defaultdict[int, list[int]](list)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        found[row].append(column)
     return found
 
 
 def pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
     """Pairs of rows, each row in at most one: by decreasing IoU, down to the minimum for the same object."""
-    rows, columns, iou = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, SAME_OBJECT), strict=True))
+    rows, columns, iou = _near(boxes, others)
     free, free_others = {*range(len(boxes))}, {*range(len(others))}
     for nth in np.lexsort((columns, rows, -iou)):
         a, b = int(rows[nth]), int(columns[nth])

@@ -166,7 +166,8 @@ def located(returned: Sequence[Returned], photos: Photos, store: Store) -> list[
         more = f", and {len(unknown) - 1} more of {len(returned)} are not" if len(unknown) > 1 else ""
         raise UserError(
             f"{unknown[0].where}: the image {unknown[0].image!r} is not in the store{more}. Is this the file of "
-            "another project?"
+            "another project? To use the labels of another project, export it with --format coco, and create a new "
+            "project from them: rarebox init NEW --images PHOTOS --labels EXPORT"
         )
     pairs = [(one, record) for one, record in located if record is not None]
     seen: dict[tuple[int, str], Returned] = {}
