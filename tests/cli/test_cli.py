@@ -7,6 +7,7 @@ import pty
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,16 @@ from rarebox.cli.options import PIPE_CLOSED
 from rarebox.core.text import counted
 from rarebox.loop.run_folder import RunFolder, open_store
 from rarebox.types import Query
-from tests.tiny import as_options, make_data
+from tests.tiny import as_options, figures_not_drawn, make_data
 
 pytestmark = pytest.mark.usefixtures("small_network")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """No test here reads a figure. Those of the report's tests and of the installed commands are drawn."""
+    with figures_not_drawn(but="^ap50_labels$"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -41,10 +41,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def extracted() -> list[int]:
+    """How many images the body processed in each call during the finished run."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, extracted: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run of two cycles."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    simulate.simulate(out, settings(data, budget=[6], **FREEZE))
+    out, extract = tmp_path_factory.mktemp("runs") / "run", TorchDetector.extract
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchDetector, "extract", lambda self, i, v: extracted.append(len(i)) or extract(self, i, v))
+        simulate.simulate(out, settings(data, budget=[6], **FREEZE))
     return out
 
 
@@ -113,16 +121,10 @@ def test_a_mirrored_picture_is_its_flip_view(detector: TorchDetector, pictures: 
     assert any((a != b).any() for a, b in zip(mirrored.levels, one.maps(0).levels, strict=True))
 
 
-def test_a_run_keeps_its_body_and_processes_each_image_once(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[int] = []
-    extract = TorchDetector.extract
-    monkeypatch.setattr(TorchDetector, "extract", lambda self, i, v: looked.append(len(i)) or extract(self, i, v))
-    records = simulate.simulate(tmp_path / "run", settings(data, budget=[6], **FREEZE))
-    assert sum(looked) == 14 + 5
-    assert "backbone" in records[0]["seconds"]
-    first, last = (load_file(tmp_path / f"run/cycle_0{c}/model.safetensors") for c in (1, 2))
+def test_a_run_keeps_its_body_and_processes_each_image_once(finished: Path, extracted: list[int]) -> None:
+    assert sum(extracted) == 14 + 5
+    assert "backbone" in RunFolder(finished).records()[0]["seconds"]
+    first, last = (load_file(finished / f"cycle_0{c}/model.safetensors") for c in (1, 2))
     body = [name for name in first if name.startswith("backbone.body.")]
     assert len(body) > 50
     assert all((first[name] == last[name]).all() for name in body)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import JSON
 from typer.testing import CliRunner
 
 from rarebox.cli import main
@@ -23,26 +24,16 @@ from rarebox.project.exchange.importing import bring_in
 from rarebox.project.project import Project
 from rarebox.project.trainer import asked_first, is_due
 from rarebox.types import Query, Verdict
-from tests.house import BOX, House, ask_whole_images, make_project, open_cycle
+from tests.house import BOX, House, ask_whole_images, make_project, open_cycle, opened
 
-GARBAGE = (
-    b"\xff\xfe\x00",
-    "a\0b",
-    "[[1, 2",
-    "no such thing",
-    -5,
-    2**40,
-    1e308,
-    None,
-    "NaN",
-    '{"rank": NaN}',
-    "[[9, 9, 1, 1]]",
-    "",
-)
+GARBAGE = (b"\xff\xfe\x00", "a\0b", "no such thing", -5, 2**40, 1e308, None, "NaN", "")
 """Possible contents of a cell after a bit flip or an edit."""
 
+JSON_GARBAGE = ("[[1, 2", '{"rank": NaN}', "[[9, 9, 1, 1]]")
+"""More of them where the content is parsed; elsewhere they are only text that is not expected, as above."""
+
 CELLS = [
-    (table.name, column.name)
+    (table.name, column.name, (*GARBAGE, *JSON_GARBAGE) if isinstance(column.type, JSON) else GARBAGE)
     for table in schema.tables.sorted_tables
     for column in table.columns
     if not (column.primary_key and table.name != "leases")
@@ -122,11 +113,16 @@ def run(*command: Any) -> tuple[int, str]:
     return done.exit_code, f"{done.output}{done.exception or ''}"
 
 
-@pytest.mark.parametrize(("table", "column"), CELLS)
-def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number_of_cell", "table", "column", "contents"),
+    [pytest.param(number, *cell, id="-".join(cell[:2])) for number, cell in enumerate(CELLS)],
+)
+def test_no_damaged_cell_ends_in_a_traceback(
+    root: Path, number_of_cell: int, table: str, column: str, contents: tuple[Any, ...], tmp_path: Path
+) -> None:
     whole = (root / "labels.sqlite").read_bytes()
-    in_full = CELLS.index((table, column)) % len(GARBAGE)  # each kind of garbage in turn
-    for number, value in enumerate(GARBAGE):
+    in_full = number_of_cell % len(contents)  # each kind of garbage in turn
+    for number, value in enumerate(contents):
         (root / "labels.sqlite").write_bytes(whole)
         if not damaged(root, table, column, value, row=number % 2):
             continue
@@ -147,8 +143,8 @@ def test_no_damaged_cell_ends_in_a_traceback(root: Path, table: str, column: str
 
 def everything(project: Project, to: Path) -> None:
     """The requests to a server, and the commands that read a store."""
-    root, house = project.folder.root, House(project)
-    try:
+    root = project.folder.root
+    with opened(project) as house:
         browser = house.browser("cleo")
         queries = browser.next(2)
         assert queries
@@ -159,8 +155,6 @@ def everything(project: Project, to: Path) -> None:
         for image in house.service.images:
             browser.get(f"/api/image/{image}")
         assert browser.http.get("/api/export", params={"format": "coco"}).status_code == 200
-    finally:
-        house.service.close()
     for command in (
         ["export", root, to / "out", "--format", "voc"],
         ["backup", root, to / "copy"],

@@ -28,8 +28,11 @@ from rarebox.loop.run_folder import RunFolder
 from rarebox.report import drawing, figures, gallery, rows, shots, wording, write_report
 from rarebox.report.reading import ReportedRun, read_runs
 from rarebox.types import Answer, ImageRecord, Query, Source, Targets, Verdict, concatenate
+from tests import tiny
 
 CLASSES = ("cat", "dog", "yak")
+EVERY = ""
+"""Matches the name of every figure."""
 SIZE = (960, 640)  # shown at 480 x 320: everything at half its size
 
 
@@ -178,15 +181,17 @@ class Page(HTMLParser):
         ]
 
 
-def report(tmp_path: Path, *runs: Path, png: bool = False) -> Page:
-    """The page of a report. Its PNG files, which take most of the time, are empty unless asked for."""
+def report(tmp_path: Path, *runs: Path, draw: str = "(?!)", png: bool = False) -> Page:
+    """The page of a report. Only figures whose names match ``draw`` are drawn, and PNG files are empty unless asked
+    for: both take most of the time.
+    """
     honest = Figure.savefig
 
     def savefig(self: Figure, file: Any, **named: Any) -> None:
         if png or named["format"] != "png":
             honest(self, file, **named)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with tiny.figures_not_drawn(but=draw), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
         return Page(write_report(tmp_path / "out", runs))
 
@@ -195,7 +200,7 @@ def report(tmp_path: Path, *runs: Path, png: bool = False) -> Page:
 def standard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
     """The folder with the report of a plain run of three cycles, and its page."""
     folder = tmp_path_factory.mktemp("standard")
-    return folder, report(folder, make_run(folder / "run"), png=True)
+    return folder, report(folder, make_run(folder / "run"), draw=EVERY, png=True)
 
 
 def one_run(root: Path) -> ReportedRun:
@@ -229,9 +234,9 @@ def test_seconds_are_those_of_the_record_or_an_estimate_that_says_so(tmp_path: P
     page = report(tmp_path, timed)
     assert "2\u202f222+1\u202f111" in page.text
     assert "≈ " not in page.text
-    assert (
-        CliRunner().invoke(app, ["report", str(timed), "--set", "cost.draw=10", "--set", "cost.scan=1"]).exit_code == 0
-    )
+    costs = ["--set", "cost.draw=10", "--set", "cost.scan=1"]
+    with tiny.figures_not_drawn():
+        assert CliRunner().invoke(app, ["report", str(timed), *costs]).exit_code == 0
     assert "1\u202f020+510" in Page(timed / "report.html").text  # 10 x 1 + 50 x 10 s in each cycle
     refused = CliRunner().invoke(app, ["report", str(timed), "--set", "seed=3"])
     assert "a report can only change the costs" in str(refused.exception)
@@ -316,8 +321,7 @@ def test_fig_1_counts_the_pool_and_takes_c_from_the_run_by_uncertainty(tmp_path:
     records = json.loads((plain / "metrics.json").read_text())
     records[1]["labels_per_class"] = {"cat": 19, "dog": 1, "yak": 0}
     write_json(plain / "metrics.json", records)
-    write_report(tmp_path / "out", [plain, balanced, other])
-    alts = Page(tmp_path / "out" / "report.html").all("aria-label")
+    alts = report(tmp_path, plain, balanced, other, draw="fig1_[bc]", png=True).all("aria-label")
     assert "(b) Confident detections: yak 22; dog 44; cat 66" in alts
     assert "(c) Labels from uncertainty sampling: yak 0; dog 1; cat 19" in alts
     stems = {path.stem for path in (tmp_path / "out" / "figures").glob("run*_fig1_*.svg")}
@@ -354,7 +358,7 @@ def test_eighty_classes_become_forty_rows(tmp_path: Path) -> None:
     assert [row.label for row in found[:2]] == ["kind 79", "kind 78"]
     assert (len(found), found[20].label, found[-1].label) == (40, "mean of 41 others", "kind 0")
     assert sorted(name for row in found for name in row.members) == sorted(names)
-    text = report(tmp_path, root).text
+    text = report(tmp_path, root, draw=EVERY).text
     assert all(f"{name}\n" in text for name in names)  # the table lists all of them
 
 
@@ -445,7 +449,7 @@ def test_a_run_without_its_label_store_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_run_with_one_cycle(tmp_path: Path) -> None:
-    page = report(tmp_path, make_run(tmp_path / "run", cycles=1))
+    page = report(tmp_path, make_run(tmp_path / "run", cycles=1), draw=EVERY)
     assert "With the 120 initial labels the detector reaches AP50\u00a00.31." in page.text
     assert "No box has been queried yet" in page.text
     assert "2 cycles remain" in page.text
@@ -465,14 +469,14 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
         each |= {"ap50": None, "coco_ap": None, "imbalance_factor": None}
         each["per_class_ap50"] = dict.fromkeys(CLASSES)
     write_json(run / "metrics.json", records)
-    page = report(tmp_path, run)
+    page = report(tmp_path, run, draw=EVERY)
     assert "reaches AP50\u00a0–, which cannot be compared with cycle 1" in page.text
     assert not re.search(r"\b(nan|None)\b", page.source)
 
 
 def test_names_cannot_become_markup(tmp_path: Path) -> None:
     odd = ("<script>alert(1)</script>", 'a "quoted" & $x_1$ \n name', "日本語 \\frac{")
-    page = report(tmp_path, make_run(tmp_path / "run", classes=odd), png=True)
+    page = report(tmp_path, make_run(tmp_path / "run", classes=odd), draw=EVERY, png=True)
     assert not [tag for tag, _ in page.tags if tag == "script"]
     assert "<script>alert(1)</script>" in page.text  # as text
     assert "日本語" in page.text
@@ -510,7 +514,7 @@ def test_runs_side_by_side_are_named_by_their_differences(tmp_path: Path) -> Non
             tmp_path / "b", ap=(0.31, 0.33, 0.35), settings={"selection.strategy": "random", "pseudo.method": "none"}
         ),
     ]
-    page = report(tmp_path, *runs)
+    page = report(tmp_path, *runs, draw="^compare_")
     assert [run.name for run in read_runs(runs)] == [
         "class_balanced, ignore_only pseudo labels",
         "random, no pseudo labels",

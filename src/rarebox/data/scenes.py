@@ -20,7 +20,6 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
-from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
 
 from rarebox.core.seeds import stream
 from rarebox.data.coco import CocoCategory, CocoFile
@@ -176,6 +175,9 @@ def _add(
 
 def _digits() -> tuple[Floats, Ints]:
     """The inks (1797, 8, 8) in [0, 1] and the labels (1797,) of the handwritten digits."""
+    # Here, because it takes two seconds and other data sets do not need it.
+    from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
+
     inks, labels = cast("tuple[ArrayLike, ArrayLike]", load_digits(return_X_y=True))
     return np.asarray(inks, np.float64).reshape(-1, 8, 8) / 16, np.asarray(labels, np.int64)
 
