@@ -23,7 +23,7 @@ from rarebox.errors import UserError
 from rarebox.labels import schema, sqlite
 from rarebox.labels import store as store_module
 from rarebox.labels.oracle import SimulatedOracle
-from rarebox.labels.store import Spent, Store
+from rarebox.labels.store import LONGEST_TIME, Spent, Store
 from rarebox.types import Answer, GroundTruth, ImageLabels, ImageRecord, Query, Verdict
 
 CLASSES = ("fish", "jellyfish", "penguin")
@@ -91,6 +91,13 @@ def rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
 
 
 # Images, classes, cycles
+
+
+def test_no_time_is_too_long_for_the_database(store: Store) -> None:
+    store.open_cycle(1)
+    [query] = store.ask(1, [Query(1)])
+    store.record([Answer(query.id, np.zeros((0, 4)), np.zeros(0, int), Verdict.OBJECT, "anna", 10**10)])
+    assert [answer.milliseconds for _, answer in store.answered()] == [LONGEST_TIME]
 
 
 def test_classes_and_images_are_there_after_reopening(path: Path) -> None:

@@ -52,6 +52,14 @@ def test_every_candidate_of_a_whole_image_counts(run: Any) -> None:
     assert np.interp([0, 0.6, 0.9], *hits.hit_map(run, 3)) == pytest.approx([0, 0.5, 1])
 
 
+def test_labels_from_other_answers_of_a_complete_image_count(run: Any) -> None:
+    """The page marks an image complete by an answer without boxes."""
+    asked(run.store, 2, 1, 0.9, Verdict.OBJECT)
+    [whole] = run.store.ask(2, [Query(1, asked_by="anna")])
+    run.store.record([Answer(whole.id, np.zeros((0, 4)), np.zeros(0, int), Verdict.OBJECT, "anna")])
+    assert np.interp(0.9, *hits.hit_map(run, 3)) == pytest.approx(1)
+
+
 def test_boxes_that_were_asked_about_count_unless_nobody_could_tell(run: Any) -> None:
     asked(run.store, 2, 3, 0.5, Verdict.OBJECT)
     asked(run.store, 2, 4, 0.5, Verdict.NOT_AN_OBJECT)

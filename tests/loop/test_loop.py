@@ -372,12 +372,12 @@ def test_interrupted_asking_resumes(
     simulate.simulate(tmp_path / "whole", chosen, share=finished)
     answer_all, calls = ask.answer_all, []
 
-    def cut(run: Run, queries: Any) -> None:
+    def cut(run: Run, queries: Any, *ranked: Any) -> None:
         calls.append(queries)
         if len(calls) < 5:
-            return answer_all(run, queries)
+            return answer_all(run, queries, *ranked)
         if recorded:
-            answer_all(run, queries)
+            answer_all(run, queries, *ranked)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ask, "answer_all", cut)
@@ -790,8 +790,8 @@ def test_interrupted_exploration_skips_the_images_already_asked_about(
     simulate.simulate(tmp_path / "whole", chosen, share=finished)
     answer_all, calls = ask.answer_all, []
 
-    def cut(run: Run, queries: Any) -> None:
-        answer_all(run, queries)
+    def cut(run: Run, queries: Any, *ranked: Any) -> None:
+        answer_all(run, queries, *ranked)
         calls.extend(queries if run.cycle == 2 else ())
         if len(calls) == answers:
             raise KeyboardInterrupt

@@ -229,6 +229,32 @@ def test_an_interrupted_step_is_repeated(pictures: Path, tmp_path: Path, monkeyp
     assert now.cycle == 2
 
 
+def test_the_first_training_does_not_wait_for_further_images(pictures: Path, tmp_path: Path) -> None:
+    """One is open before it begins, is answered while it runs, and trains the next model; another stays open."""
+    now = start(pictures, tmp_path)
+    oracle = oracle_of(pictures, now)
+    assert trainer.advance(now, quiet) == "questions"
+    answer_cycle(now, oracle)
+    (further,) = now.ask_further()
+
+    def answers(stage: str, done: int, of: int, note: str) -> None:
+        if "fit" in stage and further.id in {query.id for query in now.store.unanswered(1)}:
+            now.store.record([oracle.answer(further)])
+            later.extend(now.ask_further())
+
+    later: list[Query] = []
+    assert trainer.advance(now, answers) == "trained"
+    assert trainer.advance(now, quiet) == "questions"
+    assert now.cycle == 2
+    answer_cycle(now, oracle)
+    assert trainer.advance(now, quiet) == "trained"
+    assert [query.id for query in now.store.unanswered(1)] == [query.id for query in later]
+    assert further.image_id not in _trained_on(now, 1)
+    assert further.image_id in _trained_on(now, 2)
+    assert now.store.labels()[further.image_id].complete
+    assert len(later) == 1
+
+
 def test_a_project_may_ask_about_whole_images_with_the_detectors_boxes(pictures: Path, tmp_path: Path) -> None:
     """They are asked about in the order of the simulation, several at a time, until the budget is spent."""
     verify = {"selection.strategy": "image_per_second", "oracle.verify": True, "people.proposal_score": 0.01}
@@ -249,16 +275,20 @@ def test_a_project_may_ask_about_whole_images_with_the_detectors_boxes(pictures:
     first, second = asker.ask(2)
     assert [first.image_id, second.image_id] == with_boxes[:2]
     assert first.box is None
-    assert [query.why for query in (first, second)] == [{"rank": 0, "cycle": 2}, {"rank": 1, "cycle": 2}]
+    assert [query.why for query in (first, second)] == [{"image_rank": 0, "cycle": 2}, {"image_rank": 1, "cycle": 2}]
+    now.store.ask(2, [Query(wanted[-1], np.array([1, 1, 9, 9]), 0, why={"rank": 2, "cycle": 2})])  # by another strategy
+    asker = now.asker(2)
+    assert asker
+    (third,) = asker.ask(1, skip_busy=True)
+    assert third.image_id == with_boxes[2]
     service = AnnotationService(now, train=False)
     try:
         page = service.query(first)
         assert page["reason"] == wording.RANKED_IMAGE
         assert any(other["likely"] for other in page["others"])
         answer_cycle(now, oracle)
-        asked = now.store.queries(2)
+        asked = [query for query in now.store.queries(2) if query.box is None]
         assert [query.image_id for query in asked] == with_boxes[: len(asked)]
-        assert all(query.box is None for query in asked)
         spent = now.budget(2)
         assert spent.spent >= spent.total
         assert trainer.advance(now, quiet) == "trained"

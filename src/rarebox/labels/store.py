@@ -49,6 +49,9 @@ from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
 from rarebox.labels.sqlite import BUSY_SECONDS, Watch, has_content, is_database
 from rarebox.types import Answer, Bools, Floats, ImageLabels, ImageRecord, Ints, Query, Verdict, as_boxes
 
+LONGEST_TIME = 10**9
+"""The longest time of an answer that is stored, in milliseconds: eleven days. A page or a task may stay open longer."""
+
 WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
 MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same object
@@ -765,7 +768,7 @@ def _answer_row(answer: Answer, classes: int) -> dict[str, object]:
         "boxes": answer.boxes.tolist(),
         "labels": answer.labels.tolist(),
         "by": answer.by,
-        "milliseconds": answer.milliseconds,
+        "milliseconds": min(answer.milliseconds, LONGEST_TIME),
     }
 
 

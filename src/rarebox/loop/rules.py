@@ -248,7 +248,13 @@ class CycleAsker(Asker):
 
 
 class ImageAsker(CycleAsker):
-    """Asks about whole images in the order of a ranking that holds one candidate of each. It explores nothing else."""
+    """Asks about whole images in the order of a ranking that holds one candidate of each. It explores nothing else.
+
+    Their places are called ``image_rank``: those of boxes, from before the strategy was changed, mean other images.
+    """
+
+    def was_asked(self, why: Mapping[str, float] | None) -> None:
+        super().was_asked({"rank": why["image_rank"]} if why and "image_rank" in why else None)
 
     def see_classes(self) -> None:
         """Ignore which classes lack examples: whole images show every class."""
@@ -257,10 +263,8 @@ class ImageAsker(CycleAsker):
         return np.full(len(rows), not said.complete)
 
     def _query(self, place: int) -> Query:
-        query = super()._query(place)
-        return Query(
-            query.image_id, utility=query.utility, why={"rank": place, "cycle": self.cycle}, wanted=query.wanted
-        )
+        why: dict[str, float] = {"image_rank": place, "cycle": self.cycle}
+        return replace(super()._query(place), box=None, guess=None, why=why)
 
 
 def in_turn(found: Candidates) -> Candidates:

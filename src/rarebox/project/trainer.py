@@ -27,7 +27,7 @@ from rarebox.loop.cycle import rank_pool, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
 from rarebox.pool.ranking import LazyRanking, on_images
 from rarebox.project.photo_folder import photos_there
-from rarebox.project.project import HELD_OUT, Project
+from rarebox.project.project import FURTHER, HELD_OUT, Project
 from rarebox.project.run import open_project
 from rarebox.strategies import IMAGE
 from rarebox.strategies.greedy import k_center
@@ -44,7 +44,7 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
     model, then scores and ranks the pool and opens the next cycle.
     """
     cycle = now.cycle
-    if cycle <= 1 and not now.store.unanswered(1) and not is_due(now, 1, train):
+    if cycle <= 1 and not awaits_first(now) and not is_due(now, 1, train):
         return "questions" if ask_first_images(now, tell) else None
     now.note_numbers()
     run = open_project(now.folder, now.settings, now.store, tell, engine)
@@ -69,6 +69,11 @@ def asked_first(now: Project) -> bool:
     return any(query.asked_by is None for query in now.store.queries(1))
 
 
+def awaits_first(now: Project) -> bool:
+    """Whether an initial image is unanswered. Training does not wait for further ones, which only fill its time."""
+    return any(FURTHER not in (query.why or {}) for query in now.store.unanswered(1))
+
+
 def is_due(now: Project, cycle: int, train: bool) -> bool:
     """Whether to train the model of a cycle: its budget is spent, ``train`` is set, or a training was interrupted."""
     said = now.store.labels().values()
@@ -80,7 +85,7 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
     if cycle == 1:
         # Imported labels may replace answers.
         enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
-        return enough and not now.store.unanswered(1)
+        return enough and not awaits_first(now)
     return now.budget(cycle).left <= 0
 
 

@@ -4,11 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
 
-MOST_ANSWERS, MOST_BOXES = 200, 20_000
-"""The most answers of one request, and the most boxes of one answer: a request of a megabyte holds no more."""
+from rarebox.labels.store import LONGEST_TIME
 
-LONGEST_TIME = 10**9
-"""The longest time of an answer that is stored, in milliseconds: eleven days. A page may stay open for longer."""
+MOST_ANSWERS, MOST_BOXES = 200, 20_000
+"""The most answers of one request, and the most boxes of one answer: ten times what crowded images hold."""
 
 LONGEST_KEY = 64
 

@@ -309,7 +309,7 @@ class AnnotationService:
             return {
                 "id": query.id,
                 "cycle": int(why.get("cycle", 1)),
-                "position": int(why.get("rank", 0)),
+                "position": int(why.get("rank", why.get("image_rank", 0))),
                 **self._image(image),
                 "box": None if query.box is None else _rounded(query.box),
                 "guess": query.guess if query.guess is None else int(self._counts_as[query.guess]),
@@ -518,7 +518,7 @@ class AnnotationService:
     def _reason(self, query: Query) -> str:
         if query.box is None:
             why = query.why or {}
-            later = wording.RANKED_IMAGE if "rank" in why else wording.EXPLORED
+            later = wording.RANKED_IMAGE if "image_rank" in why else wording.EXPLORED
             first = wording.FURTHER_IMAGE if FURTHER in why else wording.FIRST_IMAGE
             return later if why.get("cycle", 1) > 1 else first
         if query.guess is None:
