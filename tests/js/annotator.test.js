@@ -406,13 +406,12 @@ test("a whole image that filled the time of a training gives way to newer questi
   assert.equal(shown(), 9);
   server.questions = [{ ...question(10), cycle: 2 }, question(9, null)];
   await after(9_000);
-  dispatch("pointermove");
+  dispatch("pointermove", new PointerEvent(5, 7));
   annotator.outbox.ask();
   await after(9_000);
   assert.equal(shown(), 9); // the person may be about to press a key
-  await after(2_000);
-  annotator.outbox.ask();
-  await settled();
+  dispatch("pointermove", new PointerEvent(5, 7)); // the page moved, not the pointer
+  await after(12_000); // without another message from the server
   assert.equal(shown(), 10);
   await press("yes");
   assert.equal(shown(), 9); // it comes back when nothing newer is left

@@ -41,7 +41,14 @@ const listen = (type, listener) => listeners.set(type, [...(listeners.get(type) 
 export const dispatch = (type, event = {}) => listeners.get(type)?.forEach((listener) => listener(event));
 
 Object.defineProperty(globalThis, "navigator", { value: { sendBeacon: () => true }, configurable: true });
+class PointerEvent {
+  constructor(screenX, screenY) {
+    Object.assign(this, { screenX, screenY });
+  }
+}
+
 Object.assign(globalThis, {
+  PointerEvent,
   window: globalThis,
   localStorage: new FakeStorage(),
   sessionStorage: new FakeStorage(),

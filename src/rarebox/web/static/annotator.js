@@ -25,6 +25,8 @@ export class Annotator {
   #returning = false;
   /** When the person last pressed a key or moved the pointer. */
   #touched = Date.now();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #again;
 
   /**
    * @param {import("./outbox.js").Outbox} outbox @param {import("./view.js").View} view
@@ -44,8 +46,18 @@ export class Annotator {
       this.#returning = true;
       outbox.ask();
     });
+    let pointer = "";
     for (const type of ["keydown", "pointerdown", "pointermove", "wheel"])
-      addEventListener(type, () => (this.#touched = Date.now()), { capture: true, passive: true });
+      addEventListener(
+        type,
+        (event) => {
+          // Browsers also report a move when the page moves under a pointer at rest.
+          const place = event instanceof PointerEvent ? `${event.screenX} ${event.screenY}` : "";
+          if (type !== "pointermove" || place !== pointer) this.#touched = Date.now();
+          pointer = place || pointer;
+        },
+        { capture: true, passive: true },
+      );
   }
 
   /** The question shown. */
@@ -65,22 +77,32 @@ export class Annotator {
       // The lease has ended. Replacing the question while a person is about to press a key would put their answer on another
       // box, so the page waits until they return to the tab. Until then, the server refuses answers and the page reports it.
       else if (this.#returning && !task.past.length) this.editor.task = null;
-      if (newer && this.#isLeft(newer)) this.editor.task = null;
     }
     this.#returning = false;
+    this.#showFirst();
+  }
+
+  /** Shows the first question if none is shown, or if the one shown gives way to it. */
+  #showFirst() {
+    if (this.#givesWay()) {
+      if (Date.now() - this.#touched > LEFT_AFTER) this.editor.task = null;
+      else {
+        clearTimeout(this.#again);
+        this.#again = setTimeout(() => this.#showFirst(), LEFT_AFTER);
+      }
+    }
     if (!this.task && this.queue.first) this.#ask(this.queue.first);
     this.#prefetch();
     this.editor.refresh();
   }
 
-  /**
-   * Whether newer questions wait behind a whole image on which nobody has begun: it filled the time of a training.
-   * @param {Query} query
-   */
-  #isLeft(query) {
+  /** Whether newer questions wait behind a whole image that nobody has begun: it filled the time of a training. */
+  #givesWay() {
+    const { task } = this;
     const first = this.queue.first;
-    const newer = first !== null && first.id !== query.id && first.cycle > query.cycle;
-    return newer && !query.box && !this.task?.past.length && Date.now() - this.#touched > LEFT_AFTER;
+    return (
+      first !== null && task?.kind === "ask" && !task.query.box && !task.past.length && first.cycle > task.query.cycle
+    );
   }
 
   /** Reports answers that were not saved. @param {{record: import("./outbox.js").Sending, result: import("./types.js").Result}[]} pairs */
