@@ -20,6 +20,7 @@ from rarebox.errors import Unavailable
 from rarebox.labels.store import Store
 from rarebox.project.project import HELD_OUT, Project
 from rarebox.types import Answer, ImageRecord, Query, Verdict
+from rarebox.web import wording
 from rarebox.web.security import Visitor
 from tests.house import BOX, CLASSES, Browser, House, ask_whole_images, item, make_project, open_cycle, opened, record
 
@@ -162,11 +163,17 @@ def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
         assert "no initial image was held out" in house.browser().get("/api/state")["held_out"]["note"]
 
 
-def test_the_stop_signal_is_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fewest", "said"), [(0, True), (1, False)])
+def test_the_stop_signal_is_in_words_if_ap_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fewest: int, said: bool
+) -> None:
+    """The project has no held-out box."""
+    monkeypatch.setattr(wording, "FEWEST_BOXES", fewest)
     project = make_project(tmp_path)
     open_cycle(project, 3, range(4, 13))
     with opened(project) as house:
-        assert "more labels are worthwhile" in house.browser().get("/api/state")["advice"]
+        advice = house.browser().get("/api/state")["advice"]
+    assert ("more labels are worthwhile" in (advice or "")) == said
 
 
 def test_a_project_at_its_end_is_finished(later: House) -> None:
