@@ -38,7 +38,7 @@ from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import last
 from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.strategies import box
-from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Verdict
+from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Query, Verdict
 from tests import forked
 from tests.shards import read_all
 from tests.tiny import as_options, make_data, settings
@@ -175,18 +175,22 @@ def test_whole_images_are_verified_where_the_settings_say_so(
     assert done["confirm"] + done["mend"] + done["draw"] == records[1]["labels_this_cycle"]
     assert all(done[action] > 0 for action in ("scan", "confirm", "reject", "draw"))
 
-    asked, answer = 0, ask.answer
+    verified, answer = 0, ask.answer
 
-    def dies(*given: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        if asked == 3:
+    def dies(run: Run, query: Query, shown: Candidates | None) -> Answer:
+        nonlocal verified
+        verified += shown is not None
+        if verified == 2:
             raise KeyboardInterrupt
-        return answer(*given)
+        return answer(run, query, shown)
 
     monkeypatch.setattr(ask, "answer", dies)
     with pytest.raises(KeyboardInterrupt):
         simulate.simulate(tmp_path / "again", chosen, share=finished)
+    monkeypatch.undo()
+    with Store(tmp_path / "again" / "labels.sqlite") as store:
+        assert len(store.unanswered(2)) == 1
+        assert store.answered(2)
     assert timeless(simulate.simulate(tmp_path / "again", chosen, share=finished)) == timeless(records)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from rarebox import config
 from rarebox.pool.candidates import Shards
-from rarebox.pool.proposals import MOST, proposals
+from rarebox.pool.proposals import MOST_SHOWN, proposals
 from rarebox.types import Candidates, ImageLabels
 
 SETTINGS = config.resolve("laptop", None, {"people.proposal_score": 0.4})
@@ -28,6 +28,6 @@ def test_likely_detections_are_shown_best_first_and_settled_ones_are_not() -> No
 
 
 def test_a_crowded_image_shows_the_best() -> None:
-    scores = np.linspace(0.5, 0.9, MOST + 5)
+    scores = np.linspace(0.5, 0.9, MOST_SHOWN + 5)
     [shown] = proposals(SETTINGS, Shards([found(*scores)]), [1], {}).values()
     assert shown.scores.tolist() == np.float32(scores[:4:-1]).tolist()

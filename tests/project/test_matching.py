@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rarebox.core import boxes as core_boxes
 from rarebox.core.boxes import iou_matrix
 from rarebox.data.review import Region
 from rarebox.project.exchange import matching
@@ -17,10 +18,10 @@ def all_pairs_unmoved(boxes: np.ndarray, others: np.ndarray) -> Any:
     return np.nonzero(np.abs(boxes[:, None] - others).max(axis=2) <= matching.STILL)
 
 
-def all_pairs_near(boxes: np.ndarray, others: np.ndarray) -> Any:
-    iou = iou_matrix(boxes, others)
-    rows, columns = np.nonzero(iou >= matching.SAME_OBJECT)
-    return rows, columns, iou[rows, columns]
+def all_pairs_near(boxes: np.ndarray, others: np.ndarray, iou: float) -> Any:
+    found = iou_matrix(boxes, others)
+    rows, columns = np.nonzero(found >= iou)
+    return rows, columns, found[rows, columns]
 
 
 def most_alike(
@@ -72,7 +73,8 @@ def matched(seed: int) -> list[Any]:
 def test_the_matches_are_those_of_all_against_all(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [matched(seed) for seed in range(60)]
     monkeypatch.setattr(matching, "unmoved", all_pairs_unmoved)
-    monkeypatch.setattr(matching, "_near", all_pairs_near)
+    monkeypatch.setattr(matching, "all_overlapping", all_pairs_near)
+    monkeypatch.setattr(core_boxes, "all_overlapping", all_pairs_near)  # for pair_up
     monkeypatch.setattr(
         matching, "_by_likeness", lambda *crowds: np.array(most_alike(*crowds), np.int64).reshape(-1, 3).T
     )

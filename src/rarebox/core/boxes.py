@@ -81,6 +81,25 @@ def overlapping(
             yield rows[wanted], columns[wanted], found[wanted]
 
 
+def all_overlapping(boxes: Floats, others: Floats, iou: float) -> tuple[Ints, Ints, Floats]:
+    """The pairs of :func:`overlapping` at once: rows of (N, 4), rows of (M, 4), and their IoU, (P,) each."""
+    rows, columns, found = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, iou), strict=True))
+    return rows, columns, found
+
+
+def pair_up(boxes: Floats, others: Floats, iou: float) -> Iterator[tuple[int, int]]:
+    """Pairs of a row of (N, 4) and a row of (M, 4), each row in at most one: by decreasing IoU, down to ``iou``. Ties:
+    the smaller rows."""
+    rows, columns, found = all_overlapping(boxes, others, iou)
+    free, free_others = {*range(len(boxes))}, {*range(len(others))}
+    for nth in np.lexsort((columns, rows, -found)):
+        a, b = int(rows[nth]), int(columns[nth])
+        if a in free and b in free_others:
+            yield a, b
+            free.remove(a)
+            free_others.remove(b)
+
+
 def _sweep(
     boxes: Floats, others: Floats, axis: int, iou: float, group: Ints | None, other_group: Ints | None
 ) -> list[tuple[Ints, Ints, Ints, bool]]:

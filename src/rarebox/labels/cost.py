@@ -11,16 +11,13 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
-
 from rarebox.config import CostSettings
-from rarebox.core.boxes import iou_matrix, paired_iou
+from rarebox.core.boxes import pair_up, paired_iou
 from rarebox.labels.store import Store
 from rarebox.types import Answer, Candidates, Query, Verdict
 
 SAME_BOX = 0.99
 """From this IoU with the box shown up, a box was accepted and not mended: the page rounds coordinates."""
-
 
 MENDED = 0.5
 """From this IoU with a proposal up, a box of a whole image was mended and not drawn."""
@@ -95,22 +92,16 @@ def actions_of(query: Query, answer: Answer, new_image: bool = True, proposals: 
 def check_actions(answer: Answer, proposals: Candidates) -> Actions:
     """The actions by which the proposals of a whole image became its answer.
 
-    Each box of the answer and each proposal are paired at most once, the largest IoU first. A pair is confirmed if it
+    Each box of the answer and each proposal are in at most one pair, the largest IoU first. A pair is confirmed if it
     is the same box, and mended from an IoU of :data:`MENDED` up; another class costs a key. The other proposals are
     rejected.
     """
-    iou = iou_matrix(answer.boxes, proposals.boxes)
-    found: Actions = Counter()
-    free = np.ones(len(proposals), dtype=bool)
-    for row in np.argsort(-iou.max(axis=1, initial=0), kind="stable"):
-        overlap = np.where(free, iou[row], 0)
-        if not len(overlap) or overlap.max() < MENDED:
-            continue
-        nearest = int(overlap.argmax())
-        free[nearest] = False
-        found[Action.CONFIRM if overlap[nearest] >= SAME_BOX else Action.MEND] += 1
-        found[Action.CLASS_KEY] += int(proposals.labels[nearest] != answer.labels[row])
-    found[Action.REJECT] += int(free.sum())
+    found: Actions = Counter({Action.REJECT: len(proposals)})
+    for row, shown in pair_up(answer.boxes, proposals.boxes, MENDED):
+        kept = paired_iou(answer.boxes[row], proposals.boxes[shown]) >= SAME_BOX
+        found[Action.REJECT] -= 1
+        found[Action.CONFIRM if kept else Action.MEND] += 1
+        found[Action.CLASS_KEY] += int(proposals.labels[shown] != answer.labels[row])
     return found
 
 

@@ -22,7 +22,7 @@ def hit_map(run: Run, cycle: int) -> tuple[Floats, Floats]:
     judged = [(q.why["score"], a) for q, a in asked if q.why and "score" in q.why and a.verdict in JUDGED]
     complete = {q.image_id for q, a in asked if q.box is None and a.verdict is Verdict.OBJECT}
     labels = run.store.labels(up_to_cycle=cycle - 1) if complete else {}
-    whole = {image_id: labels[image_id].boxes for image_id in complete}
+    whole = {image_id: said.boxes for image_id, said in labels.items() if image_id in complete and said.complete}
     scores = [np.array([score for score, _ in judged])]
     right = [np.array([a.verdict is Verdict.OBJECT for _, a in judged], dtype=bool)]
     lowest = run.settings.scoring.candidate_threshold

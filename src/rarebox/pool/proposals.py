@@ -9,8 +9,8 @@ from rarebox.core.boxes import far_from
 from rarebox.pool.candidates import Shards
 from rarebox.types import Candidates, ImageLabels
 
-MOST = 30
-"""The most proposals on one image."""
+MOST_SHOWN = 30
+"""The most detections that one image is shown with, in a simulation and on the page."""
 
 
 def proposals(
@@ -26,5 +26,5 @@ def proposals(
         if image_id in labels:
             likely = likely[far_from(likely.boxes, labels[image_id].settled, settings.selection.answered_iou)]
         if len(likely):
-            found[image_id] = likely[np.argsort(-likely.scores, kind="stable")[:MOST]]
+            found[image_id] = likely[np.argsort(-likely.scores, kind="stable")[:MOST_SHOWN]]
     return found

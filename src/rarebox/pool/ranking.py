@@ -241,8 +241,9 @@ def on_images(settings: Settings, pool: Shards, labels: Mapping[int, ImageLabels
     order: dict[int, tuple[int, float]] = {}
     while len(order) < MOST_IMAGES and (item := images(len(order))):
         order[item[0]] = len(order), item[1]
-    pieces = [piece[np.isin(piece.image_id, [*order])] for piece in open_pieces(pool, Answered(labels), settings)]
-    found = concatenate([Candidates.none(0), *pieces]) if pieces else Candidates.none(0)
+    ranked = np.array([*order], dtype=np.int64)
+    pieces = [piece[np.isin(piece.image_id, ranked)] for piece in open_pieces(pool, Answered(labels), settings)]
+    found = concatenate([Candidates.none(0), *pieces])
     places = np.array([order[image_id][0] for image_id in found.image_id.tolist()], dtype=np.int64)
     found = found[np.lexsort((found.box_index, -found.scores, places))]
     return LazyRanking.of(found, enumerate(order[image_id][1] for image_id in found.image_id.tolist()))

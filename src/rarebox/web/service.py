@@ -18,6 +18,7 @@ from rarebox.labels.leases import Given, Lease, Outcome, People, Submission
 from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.pool.candidates import rows_by_image
+from rarebox.pool.proposals import MOST_SHOWN
 from rarebox.project.project import FURTHER, Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web import replies, wording
@@ -33,9 +34,6 @@ WAITING_SECONDS = 30.0
 
 PIECE = 200
 """Answers that a filter reads at a time."""
-
-MOST_OTHERS = 30
-"""Detections shown beside the one that is asked about."""
 
 T = TypeVar("T")
 
@@ -502,7 +500,7 @@ class AnnotationService:
             settled = [one.query.box for one in given if one.query.box is not None]
             known = np.array([*settled, *(label["box"] for label in labels)], dtype=np.float32).reshape(-1, 4)
             free = rows[far_from(shown.boxes[rows], known, self.project.settings.selection.answered_iou)]
-            best = free[np.argsort(-shown.scores[free], kind="stable")][:MOST_OTHERS]
+            best = free[np.argsort(-shown.scores[free], kind="stable")][:MOST_SHOWN]
             others = [
                 {
                     "box": _rounded(box),

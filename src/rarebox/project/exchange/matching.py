@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree  # pyright: ignore[reportMissingTypeStubs]
 
-from rarebox.core.boxes import iou_matrix, overlapping, paired_iou
+from rarebox.core.boxes import all_overlapping, iou_matrix, pair_up, paired_iou
 from rarebox.data.review import Region
 from rarebox.project.exchange.known import Known
 from rarebox.types import Answer, Floats, Ints, Query, Verdict, as_boxes
@@ -36,7 +36,7 @@ def match_asked(regions: Sequence[Region], boxes: Floats, shown: Mapping[int, Qu
     free = [number for number in shown if number not in matched]
     rest = sorted({*range(len(boxes))} - {*matched.values()})
     places = as_boxes([shown[number].box for number in free])  # type: ignore[arg-type]
-    return matched | {free[a]: rest[b] for a, b in pairs(places, boxes[rest])}
+    return matched | {free[a]: rest[b] for a, b in pair_up(places, boxes[rest], SAME_OBJECT)}
 
 
 def match_held(
@@ -65,13 +65,13 @@ def match_held(
             own = regions[region].held
             left.remove(same.setdefault(region, own if own in fits else fits[0]))
     rest = [n for n in rest if n not in same]
-    near = partners(*_near(boxes, places)[:2])
+    near = partners(*all_overlapping(boxes, places, SAME_OBJECT)[:2])
     for region in rest:
         own = regions[region].held
         if own in left and (own in near[region] or left.isdisjoint(near[region])):
             left.remove(changed.setdefault(region, own))
     rest, free_labels = [n for n in rest if n not in changed], sorted(left)
-    return same, changed | {rest[b]: free_labels[a] for a, b in pairs(places[free_labels], boxes[rest])}
+    return same, changed | {rest[b]: free_labels[a] for a, b in pair_up(places[free_labels], boxes[rest], SAME_OBJECT)}
 
 
 def labels_before(
@@ -115,7 +115,7 @@ def match_drawn(
     rest = [region for region in free if region not in found]
     matched = {*found.values()}
     left = [query for query in dict.fromkeys(before.values()) if query not in matched]
-    return found | {rest[b]: left[a] for a, b in pairs(as_boxes([places[n] for n in left]), boxes[rest])}
+    return found | {rest[b]: left[a] for a, b in pair_up(as_boxes([places[n] for n in left]), boxes[rest], SAME_OBJECT)}
 
 
 def match_labelled(
@@ -153,7 +153,7 @@ def _by_likeness(
     """
     still = np.stack(unmoved(boxes, others))
     still = still[:, labels[still[0]] == other_labels[still[1]]]
-    near = np.stack(_near(boxes, others)[:2])
+    near = np.stack(all_overlapping(boxes, others, SAME_OBJECT)[:2])
     rows, columns = np.unique(np.concatenate([still, near], axis=1), axis=1)
     exact = np.isin(rows * len(others) + columns, still[0] * len(others) + still[1])
     order = np.lexsort((columns, rows, -paired_iou(boxes[rows], others[columns]), ~exact))
@@ -170,30 +170,12 @@ def unmoved(boxes: Floats, others: Floats) -> tuple[Ints, Ints]:
     return rows[still], columns[still]
 
 
-def _near(boxes: Floats, others: Floats) -> tuple[Ints, Ints, Floats]:
-    """Pairs that may show the same object: rows, other rows, and their IoU of at least `SAME_OBJECT`, (P,) each."""
-    rows, columns, iou = (np.concatenate(parts) for parts in zip(*overlapping(boxes, others, SAME_OBJECT), strict=True))
-    return rows, columns, iou
-
-
 def partners(rows: Ints, columns: Ints) -> Mapping[int, list[int]]:
     """The columns of each row, in order; none for a row that is not in a pair."""
     found = defaultdict[int, list[int]](list)
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         found[row].append(column)
     return found
-
-
-def pairs(boxes: Floats, others: Floats) -> Iterable[tuple[int, int]]:
-    """Pairs of rows, each row in at most one: by decreasing IoU, down to the minimum for the same object."""
-    rows, columns, iou = _near(boxes, others)
-    free, free_others = {*range(len(boxes))}, {*range(len(others))}
-    for nth in np.lexsort((columns, rows, -iou)):
-        a, b = int(rows[nth]), int(columns[nth])
-        if a in free and b in free_others:
-            yield a, b
-            free.remove(a)
-            free_others.remove(b)
 
 
 def keys_of(
