@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from functools import cache
 from typing import Annotated, Protocol, cast
 
 import typer
@@ -39,6 +40,14 @@ COMMANDS = (
 _MODULES = deploy, external, label, predictions, simulate  # importing them adds their commands to `app`
 
 
+class Command(Protocol):
+    """A command line, as click runs it."""
+
+    def __call__(self, *, standalone_mode: bool) -> int | str | None:
+        """Run the command that ``sys.argv`` names; return its exit status."""
+        ...
+
+
 class UsageError(Protocol):
     """A wrong option or argument, as click raises it."""
 
@@ -63,8 +72,7 @@ def _main() -> None:
     try:
         if note := places.settle():
             console.print(f"note: {note}", markup=False, soft_wrap=True)
-        app.registered_commands.sort(key=lambda command: COMMANDS.index(_name(command)))
-        status = app(standalone_mode=False)
+        status = _command()(standalone_mode=False)
         if status == STOPPED:  # typer makes Ctrl-C an exit status
             raise KeyboardInterrupt
         print(end="", flush=True)  # raises here on a full disk or a closed pipe
@@ -95,6 +103,13 @@ def _main() -> None:
         usage = cast(UsageError, error)
         usage.show()
         sys.exit(usage.exit_code)
+
+
+@cache
+def _command() -> Command:
+    """The command line built from `app`, once for all calls in a process."""
+    app.registered_commands.sort(key=lambda command: COMMANDS.index(_name(command)))
+    return cast(Command, typer.main.get_command(app))
 
 
 def _make_everything_printable() -> None:

@@ -1,6 +1,7 @@
 """Renders the templates: ``page.html.j2`` is common to all pages; ``run.html.j2`` and ``grid.html.j2`` extend it."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,12 @@ from rarebox.report import drawing, wording
 
 def render(template: str, **values: object) -> str:
     """The text of a page."""
+    return _environment().get_template(template).render(light=drawing.LIGHT, dark=drawing.DARK, **values)
+
+
+@cache
+def _environment() -> Environment:
+    """Kept, because compiling the templates takes longer than filling them."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -19,7 +26,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     cast(Any, environment).filters.update(FILTERS)
-    return environment.get_template(template).render(light=drawing.LIGHT, dark=drawing.DARK, **values)
+    return environment
 
 
 def _setting(value: object) -> str:
