@@ -118,11 +118,12 @@ def _marked(guesses: Sequence[Guess], boxes: Floats, listed: Sequence[ListedBox]
 
     Tools that save the labels again drop the source, and round boxes, some to whole pixels (:data:`ROUNDED`).
     """
-    x, y, w, h = np.array([guess[1:] for guess in guesses]).T
+    x, y, w, h = np.array([[guess.x, guess.y, guess.width, guess.height] for guess in guesses], dtype=np.float64).T
     places = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1) * np.tile(size[:2], 2)
-    near = np.abs(boxes[:, None].astype(np.float64) - places).max(axis=2) <= ROUNDED
+    near: Bools = np.abs(boxes[:, None].astype(np.float64) - places).max(axis=2) <= ROUNDED
+    names = np.array([guess.name for guess in guesses], dtype=object)
     return [
-        box._replace(source=Source.PSEUDO) if any(guesses[i].name == box.name for i in np.flatnonzero(row)) else box
+        box._replace(source=Source.PSEUDO) if box.name in names[row] else box
         for box, row in zip(listed, near, strict=True)
     ]
 
