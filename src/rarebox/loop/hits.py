@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
-from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from rarebox.core.boxes import nearest
 from rarebox.loop.run import Run
@@ -57,5 +56,8 @@ def fit(known: Floats, right: Bools) -> Floats:
         p = hit_probability(known, weights)
         wrong = np.log(np.clip(np.where(right, p, 1 - p), 1e-12, 1))
         return RIDGE / 2 * (weights @ weights) - wrong.sum(), RIDGE * weights + (p - right) @ known[:, 1:]
+
+    # Imported here: it takes half a second, and most runs do not need it.
+    from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     return cast("dict[str, Floats]", minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B"))["x"]
