@@ -257,6 +257,19 @@ def test_the_first_training_does_not_wait_for_further_images(pictures: Path, tmp
     assert len(later) == 1
 
 
+def test_photos_asked_about_while_the_first_ones_are_chosen_are_not_asked_twice(pictures: Path, tmp_path: Path) -> None:
+    now = start(pictures, tmp_path)
+
+    def meanwhile(stage: str, done: int, of: int, note: str) -> None:
+        if not now.store.queries(1):
+            now.store.open_cycle(1)
+            now.store.ask(1, [Query(image_id) for image_id in [*now.store.images()][:10]])
+
+    assert trainer.advance(now, meanwhile) == "questions"
+    asked = [query.image_id for query in now.store.queries(1)]
+    assert len(asked) == len(set(asked)) == 14
+
+
 def test_a_project_may_ask_about_whole_images_with_the_detectors_boxes(pictures: Path, tmp_path: Path) -> None:
     """They are asked about in the order of the simulation, several at a time, until the budget is spent."""
     verify = {"selection.strategy": "image_per_second", "oracle.verify": True, "people.proposal_score": 0.01}

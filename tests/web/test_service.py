@@ -17,6 +17,7 @@ from sqlalchemy import event
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels.leases import People, Status, Submission
 from rarebox.labels.store import Store
+from rarebox.loop import rules
 from rarebox.pool import asker
 from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import still_open
@@ -438,6 +439,48 @@ def test_more_images_are_asked_about_while_the_first_model_trains(tmp_path: Path
         assert [again.id for again in ask("tab", "anna")] == [query.id]
         assert [query.image_id for query in ask("tab two", "ben")] == [5]
         assert ask("tab three", "cem") == []
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("exploration", [0.0, 1.0], ids=["boxes", "whole images"])
+def test_a_photo_in_somebodys_hand_is_asked_of_nobody_else_in_cycle_2(tmp_path: Path, exploration: float) -> None:
+    """Anna holds a photo that filled the time of the first training. Its boxes would be labelled twice."""
+    records = [ImageRecord(number, str(tmp_path / f"{number}.jpg"), 640, 480) for number in range(1, 5)]
+    for record in records:
+        Path(record.path).touch()
+    project = make_project(tmp_path / "p", records, ("fish", "ray"), selection__exploration=exploration)
+    explored = rules.images_to_explore(project.settings, project.store, 2, range(1, 5))
+    first = explored[0] if exploration else 1
+    [further] = project.store.ask(1, [Query(first, why={FURTHER: 1.0})])
+    service = AnnotationService(project, train=False)
+
+    def ask(tab: str, by: str) -> set[int]:
+        return {query.image_id for query in service.answer(tab, by, [], want=8).result(30).queries}
+
+    try:
+        service.do(lambda: service.people.claim("tab", "anna", 1, 60, among=[further.id])).result(30)
+        seen = ask("tab two", "ben")
+        assert seen
+        assert first not in seen
+        service.leave("tab").result(30)
+        service.leave("tab two").result(30)
+        assert first in ask("tab two", "ben") | ask("tab three", "cem") | ask("tab four", "dora")
+    finally:
+        service.close()
+
+
+def test_while_the_trainer_chooses_images_it_asks_for_no_further_ones(tmp_path: Path) -> None:
+    """The first images show no object, so nothing is trained. The trainer chooses others."""
+    project = house.make_project(tmp_path)
+    house.ask_whole_images(project, 1)
+    project.keep_further_images([2])
+    service = AnnotationService(project, train=False)
+    service.trainer = cast(Any, TRAINING)
+    try:
+        [query] = service.answer("tab", "anna", [], want=1).result(30).queries
+        nothing = Submission("1", Verdict.OBJECT, np.zeros((0, 4)), np.zeros(0, int), 0, query.id)
+        assert service.answer("tab", "anna", [nothing], want=1).result(30).queries == []
     finally:
         service.close()
 

@@ -188,10 +188,12 @@ class CycleAsker(Asker):
         if most < 1 or not self._to_explore:
             return self._ask_about_boxes(most, skip_busy, busy)
         whole = {query.image_id for query in self.store.queries(self.cycle) if query.box is None}
-        image_id = next((i for i in self._order if i not in whole), None)
+        unanswered = self.store.unanswered(self.cycle)
+        in_hand = {*(busy or ())} - {query.image_id for query in unanswered}  # questions of earlier cycles
+        image_id = next((i for i in self._order if i not in whole | in_hand), None)
         if image_id is None or self._explored() >= self._to_explore:
             self._to_explore = 0.0
-        elif all(query.box is not None for query in self.store.unanswered(self.cycle)):
+        elif all(query.box is not None for query in unanswered):
             return self.store.ask(self.cycle, [Query(image_id, why={"cycle": self.cycle})])
         elif not skip_busy:
             return []

@@ -113,13 +113,16 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
         tell("looking for the most different photos", len(features), len(compared), "images")
     points = np.stack([features[i] for i in range(len(compared))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
-    order = [compared[row].id for row, _ in k_center(points, points[:0], typical) if compared[row].id not in known]
-    first = order[: settings.initial_images]
-    now.keep_further_images(order[settings.initial_images :])
-    held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
-    store.open_cycle(1)
-    store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
-    return True
+    order = [compared[row].id for row, _ in k_center(points, points[:0], typical)]
+    with store.transaction(writes=True):  # people may have answered in the meantime
+        known = store.labels().keys() | {query.image_id for query in store.queries(1)}
+        left = [image_id for image_id in order if image_id not in known]
+        first = left[: settings.initial_images]
+        held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
+        store.open_cycle(1)
+        store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
+    now.keep_further_images(left[settings.initial_images :])
+    return bool(first)
 
 
 def prepare(now: Project, run: Run, cycle: int) -> bool:

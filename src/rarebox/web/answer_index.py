@@ -250,6 +250,11 @@ class AnswerIndex:
         """Images with an unanswered question of a cycle."""
         return self._busy[cycle].keys()
 
+    def in_hand(self, leases: Sequence[Lease]) -> set[int]:
+        """Images about which somebody holds an unanswered question, perhaps one of an earlier cycle."""
+        held = (self.queries[lease.query_id] for lease in leases if lease.query_id in self.queries)
+        return {one.question.image_id for one in held if not one.standing}
+
     # Answers
 
     def standing(self) -> Iterator[Given]:

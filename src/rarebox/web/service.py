@@ -169,23 +169,29 @@ class AnnotationService:
         want, names = min(want, self._most_for(holder, leases)), (by, *former)
         held = len(answer_index.held(holder, names, leases))
         found = list(islice(answer_index.open_to(holder, names, cycle, leases), max(want - held, 0)))
-        waiting = cycle == 1 and not self._records and self.trainer is not None and self.trainer.working
-        if waiting and want and not held and not found:
+        if want and not held and not found and self._first_model_trains:
             found += [query.id for query in self.project.ask_further()]
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
             over = budget.left <= 0 and self.trainer is not None and self.trainer.working
             most = missing if over else min(missing, budget.to_ask)
             if most > 0:
-                asked = self._asker.ask(most, busy=answer_index.busy(cycle))
+                busy = {*answer_index.busy(cycle), *answer_index.in_hand(leases)}
+                asked = self._asker.ask(most, busy=busy)
                 if not asked and not held and not found:
-                    asked = self._asker.ask(1, skip_busy=True, busy=answer_index.busy(cycle))
+                    asked = self._asker.ask(1, skip_busy=True, busy=busy)
                 self._exhausted = not asked and not budget.open and budget.left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
             return self._assign(holder, by, former, want)  # the remaining ones were leased to a closed tab
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
+
+    @property
+    def _first_model_trains(self) -> bool:
+        """Whether the trainer is at work on the first model, not on the choice of images: it has labels to train on."""
+        working = self.trainer is not None and self.trainer.working
+        return working and self._cycle == 1 and not self._records and any(self._answer_index.counts(len(self._classes)))
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
         """How many questions one tab may hold. One question is open per image at a time, so with few images the tabs
