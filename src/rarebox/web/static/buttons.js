@@ -35,8 +35,8 @@ const answerButton = (id, text, glyph, act, kind = "minor") =>
     el("kbd"),
   );
 
-/** Makes the buttons below the picture. @param {Annotator} annotator */
-export function makeAnswerButtons(annotator) {
+/** Makes the buttons below the picture. @param {Annotator} annotator @param {import("./grid.js").Grid} grid */
+export function makeAnswerButtons(annotator, grid) {
   const { editor } = annotator;
   const wholeAnswer = () => editor.whole && editor.active?.kind !== "other";
   const yes = () => (wholeAnswer() ? annotator.complete(true) : annotator.yes());
@@ -53,17 +53,18 @@ export function makeAnswerButtons(annotator) {
     complete: answerButton("complete", "Image complete", "done", () => annotator.complete(true)),
     withdraw: answerButton("withdraw", "Withdraw", "trash", () => annotator.withdraw()),
     leave: answerButton("leave", "Back", "close", () => annotator.leave(false)),
+    grid: answerButton("grid", "Check several", "grid", () => grid.toggle()),
     undo: answerButton("undo", "Undo", "undo", () => annotator.undo()),
   };
   byId("answers").append(
     el("div", { class: "main-answers" }, ...Object.values(main)),
     el("div", { class: "minor-answers" }, ...Object.values(minor)),
   );
-  return { show: () => showAnswerButtons({ ...main, ...minor }, annotator) };
+  return { show: () => showAnswerButtons({ ...main, ...minor }, annotator, grid) };
 }
 
-/** @param {Record<string, HTMLButtonElement>} buttons @param {Annotator} annotator */
-function showAnswerButtons(buttons, { task, editor, canUndo }) {
+/** @param {Record<string, HTMLButtonElement>} buttons @param {Annotator} annotator @param {import("./grid.js").Grid} grid */
+function showAnswerButtons(buttons, { task, editor, canUndo }, { offer, offered }) {
   const { active, whole, pictureStatus } = editor;
   const { mode } = editor.view;
   const edited = task?.kind === "edit";
@@ -89,6 +90,9 @@ function showAnswerButtons(buttons, { task, editor, canUndo }) {
   buttons.complete.setAttribute("aria-pressed", String(editor.imageComplete));
   buttons.withdraw.hidden = !edited || !isOwn(task?.answer?.by); // another person's answer is changed instead
   buttons.leave.hidden = !edited;
+  set(buttons.grid, `Check ${offer?.boxes ?? 0} at once`, false);
+  buttons.grid.title = `Boxes that look like ${className(offer?.label ?? null)}`;
+  buttons.grid.hidden = !offered || whole;
   set(buttons.undo, "Undo", !canUndo);
   byId("answers").classList.toggle("idle", !task);
   document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(editor.hidden));

@@ -11,7 +11,7 @@ export function openSheet(changed) {
     (body) => {
       const columns = el("div", { class: "sheet", "data-testid": "key-sheet" });
       const remark = el("p", { class: "problem", role: "status" });
-      const show = () => replace(columns, ...["Answer", "Boxes", "View"].map(group));
+      const show = () => replace(columns, ...["Answer", "Boxes", "View", "Several at once"].map(group));
 
       /** @param {string} name */
       function group(name) {
