@@ -33,8 +33,7 @@ export class Grid {
   #since = null;
   /** The grid that was answered last, with the keys of its answers. @type {{crops: Crop[], keys: Set<string>} | null} */
   #previous = null;
-  /** Keys of its answers that are not settled. @type {Set<string>} */
-  #unsettled = new Set();
+  #fetching = false;
   #columns = 3;
   #place = byId("grid");
 
@@ -64,14 +63,25 @@ export class Grid {
     else this.page.notify("There are too few likely boxes of one class to check several at once.");
   }
 
-  /** Shows the next grid. */
-  async #next() {
+  /** Shows the next grid once the server has all answers, so that it gives out none of their questions again. */
+  #next() {
     this.annotator.queue.pinned = [];
     this.status = "loading";
     this.#show([]);
     this.annotator.pause();
+    this.settle();
+  }
+
+  /** Some answers were settled. */
+  settle() {
+    if (this.status === "loading" && !this.#fetching && !this.annotator.outbox.waiting.length) this.#fetch();
+  }
+
+  async #fetch() {
     const { outbox, queue } = this.annotator;
-    const queries = (await outbox.grid()).filter((query) => !outbox.latest(query.id));
+    this.#fetching = true;
+    const queries = await outbox.grid();
+    this.#fetching = false;
     queue.add(queries);
     if (this.status !== "loading") return outbox.release(queue.spare(queries));
     if (!queries.length) {
@@ -103,7 +113,6 @@ export class Grid {
   #close() {
     this.status = "closed";
     this.#previous = null;
-    this.#unsettled.clear();
     replace(this.#place);
   }
 
@@ -132,9 +141,7 @@ export class Grid {
     const separate = this.#crops.flatMap(({ query, mark }) => (mark === "separate" ? query : []));
     if (separate.length) return this.#askAbout(separate);
     this.#previous = { crops: this.#crops, keys: new Set(keys) };
-    this.#unsettled = new Set(keys);
-    this.status = "loading";
-    this.#show([]);
+    this.#next();
   }
 
   /** Shows these questions one by one, then the next grid. @param {Query[]} queries */
@@ -151,13 +158,6 @@ export class Grid {
     if (queue.pinned.length && !queue.pinned.some((id) => queue.find(id))) this.#next();
   }
 
-  /** Shows the next grid once the server has all answers of this one. @param {{record: import("./outbox.js").Sending}[]} pairs */
-  settle(pairs) {
-    const waited = this.#unsettled.size > 0;
-    for (const { record } of pairs) this.#unsettled.delete(record.item.key);
-    if (waited && !this.#unsettled.size && this.status === "loading") this.#next();
-  }
-
   /** Returns to single questions if no grid can be fetched: the answers are kept. @param {string} status of the outbox */
   hear(status) {
     if (this.status === "loading" && ["offline", "signed-out"].includes(status)) this.leave();
@@ -172,7 +172,6 @@ export class Grid {
     while (keys.has(history.last?.key)) undone.add(history.undo()?.query?.id);
     const back = crops.filter(({ query }) => undone.has(query.id));
     const others = this.#crops.map(({ query }) => query);
-    this.#unsettled.clear();
     this.#previous = null;
     queue.held = [...back.map(({ query }) => query), ...queue.held];
     outbox.release(queue.spare(others));
@@ -186,6 +185,7 @@ export class Grid {
     const here = this.#focused;
     const action = actionOf(key);
     if (event.repeat && !key.startsWith("Arrow")) return place >= 0 || action !== null;
+    if (key === "Shift+Enter") return !isElsewhere(event.target); // no answer, and no press of a box
     if (key === "Escape") this.leave();
     else if (key.startsWith("Arrow")) this.#focus(neighbour(here, key, this.#columns, this.#crops.length));
     else if (key === "/") this.mark(here, "separate");

@@ -24,6 +24,7 @@ import { Pictures } from "./pictures.js";
 import { showQuestion } from "./question.js";
 import { openSheet } from "./sheet.js";
 import { accept, className, inWords, onState, state } from "./state.js";
+import { isNew, Tour } from "./tour.js";
 import { View } from "./view.js";
 import { showPictureStatus, showWaiting } from "./waiting.js";
 
@@ -45,6 +46,7 @@ export class Page {
     this.view = this.#makeView();
     this.annotator = this.#makeAnnotator();
     this.grid = new Grid(this.annotator, this.annotator.page);
+    this.tour = new Tour({ focusPicture: () => this.#stage.focus({ preventScroll: true }) });
     this.panel = this.#makePanel(askName);
     this.buttons = makeAnswerButtons(this.annotator, this.grid);
     this.chips = makeChips(this.annotator, () => this.#pickClass());
@@ -77,7 +79,7 @@ export class Page {
       },
       results: (pairs) => {
         this.annotator.settle(pairs);
-        this.grid.settle(pairs);
+        this.grid.settle();
         this.panel.refreshRecent(900);
       },
       status: (now) => this.#saving(now),
@@ -150,6 +152,7 @@ export class Page {
       gallery: () => this.#gallery(),
       classes: openClasses,
       disagreements: () => this.#disagreements(),
+      tour: () => this.#tour(),
       person: () => askName(() => this.news.again()),
       threshold: (value) => this.#editor.setThreshold(value),
       thresholdNow: () => this.#editor.threshold,
@@ -189,10 +192,19 @@ export class Page {
   }
 
   #help() {
-    openSheet(() => {
+    const changed = () => {
       showKeys();
       this.update();
-    });
+    };
+    openSheet(changed, () => this.#tour());
+  }
+
+  /** Shows the tour again. */
+  #tour() {
+    if (!this.annotator.task) notify("The tour begins with the next question.");
+    if (isNarrow()) this.panel.show(false);
+    this.tour.again();
+    this.update();
   }
 
   /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] reopens the dialog it came from */
@@ -202,7 +214,7 @@ export class Page {
       this.grid.leave();
       this.#leaveEdit = back;
       this.annotator.edit(answer, around);
-      if (matchMedia("(max-width: 860px)").matches) this.panel.show(false);
+      if (isNarrow()) this.panel.show(false);
       this.#stage.focus({ preventScroll: true });
     } catch (error) {
       notify(/** @type {Error} */ (error).message, "bad");
@@ -251,6 +263,9 @@ export class Page {
     this.buttons.show();
     this.chips.show();
     if (now) showProgress(now, this.#spent());
+    if (now && !checking) {
+      this.tour.follow(place.hidden, this.#editor.whole, isNew(now, this.outbox.waiting.length));
+    } else this.tour.follow(false, false, false);
   }
 
   #spent() {
@@ -289,6 +304,9 @@ export class Page {
     this.#editor.refresh(); // names and colours of classes may have changed
   }
 }
+
+/** Does the side panel cover the picture? */
+const isNarrow = () => matchMedia("(max-width: 860px)").matches;
 
 /** What kind of task is shown. @param {import("./task.js").Task | null} task */
 const shownTask = (task) => (!task ? "none" : task.kind === "edit" ? "edit" : task.query.box ? "box" : "image");
