@@ -53,18 +53,19 @@ export function makeAnswerButtons(annotator, grid) {
     complete: answerButton("complete", "Image complete", "done", () => annotator.complete(true)),
     withdraw: answerButton("withdraw", "Withdraw", "trash", () => annotator.withdraw()),
     leave: answerButton("leave", "Back", "close", () => annotator.leave(false)),
-    grid: answerButton("grid", "Check several", "grid", () => grid.toggle()),
     undo: answerButton("undo", "Undo", "undo", () => annotator.undo()),
   };
   byId("answers").append(
     el("div", { class: "main-answers" }, ...Object.values(main)),
     el("div", { class: "minor-answers" }, ...Object.values(minor)),
   );
-  return { show: () => showAnswerButtons({ ...main, ...minor }, annotator, grid) };
+  const offer = { grid: answerButton("grid", "Check several", "grid", () => grid.toggle(), "offer") };
+  byId("facts").before(offer.grid);
+  return { show: () => showAnswerButtons({ ...main, ...minor, ...offer }, annotator, grid) };
 }
 
 /** @param {Record<string, HTMLButtonElement>} buttons @param {Annotator} annotator @param {import("./grid.js").Grid} grid */
-function showAnswerButtons(buttons, { task, editor, canUndo }, { offer, offered }) {
+function showAnswerButtons(buttons, { task, editor, canUndo }, { offer, offered, open }) {
   const { active, whole, pictureStatus } = editor;
   const { mode } = editor.view;
   const edited = task?.kind === "edit";
@@ -92,7 +93,7 @@ function showAnswerButtons(buttons, { task, editor, canUndo }, { offer, offered 
   buttons.leave.hidden = !edited;
   set(buttons.grid, `Check ${offer?.boxes ?? 0} at once`, false);
   buttons.grid.title = `Boxes that look like ${className(offer?.label ?? null)}`;
-  buttons.grid.hidden = !offered || whole;
+  buttons.grid.hidden = !offered || !task || open || whole;
   set(buttons.undo, "Undo", !canUndo);
   byId("answers").classList.toggle("idle", !task);
   document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(editor.hidden));

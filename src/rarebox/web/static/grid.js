@@ -19,6 +19,8 @@ import { makeTask } from "./task.js";
 
 /** A grid takes no answer for so many milliseconds after it is shown: a second press was meant for the one before. */
 const SETTLE = 400;
+/** Around each box, as a share of its longer side. */
+const MARGIN = 0.3;
 /** Actions whose keys keep their meaning. */
 const OTHERS = ["grid", "gallery", "panel", "help"];
 
@@ -240,7 +242,7 @@ export class Grid {
     const wrong = el(
       "button",
       { class: "tile", "data-testid": "crop", "aria-keyshortcuts": KEYS[i], onclick: () => this.mark(i, "wrong") },
-      crop(query.image, query.box, boxes, size),
+      crop(query.image, query.box, boxes, size, MARGIN),
       el("kbd", { text: KEYS[i] }),
     );
     const separate = el(

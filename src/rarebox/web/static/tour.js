@@ -14,15 +14,15 @@ const GAP = 10;
 export function stopsOf(whole, touch) {
   const key = (/** @type {string} */ action) => (touch ? "" : ` (${hint(action)})`);
   const answers = whole
-    ? `Draw a box around each object with one drag and choose its class, then press this button${key("yes")}.`
-    : `Answer with these buttons${touch ? "" : " or the keys on them"}; if it is another class, choose that one above.`;
+    ? `Draw a box around each object with one drag and choose its class, then complete the photo${key("yes")}.`
+    : `Answer with these buttons${touch ? "" : " or the keys on them"}: yes, another class, not an object.`;
   const skip = whole ? "Skip this image" : "Can't tell";
   return [
     { anchor: "#question-bar", text: `This is what the page asks about the ${whole ? "photo" : "box in the photo"}.` },
-    { anchor: "#answers .main-answers", text: answers },
+    { anchor: "#bottom", text: answers },
     {
       anchor: "[data-testid=undo]",
-      text: `Undo${key("undo")} takes back any answer, and “${skip}”${key("cannot_tell")} is one, too.`,
+      text: `Undo${key("undo")} takes back any answer, and “${skip}”${key("cannot_tell")} passes over what you are not sure of.`,
     },
     {
       anchor: "[data-testid=budget]",
@@ -133,7 +133,9 @@ export class Tour {
     const anchor = document.querySelector(this.#stops[this.#at].anchor);
     const found = anchor?.getBoundingClientRect();
     anchor?.classList.add("explained");
-    const { left, top, bottom } = found?.width ? found : { left: innerWidth / 2, top: 0, bottom: innerHeight / 3 };
+    const { left } = found?.width ? found : { left: innerWidth / 2 };
+    // It must not cover the other buttons.
+    const { top, bottom } = (anchor?.closest("#bottom") ?? anchor ?? document.body).getBoundingClientRect();
     const { offsetWidth, offsetHeight } = this.#bubble;
     const below = bottom + GAP + offsetHeight < innerHeight;
     this.#bubble.style.left = `${Math.max(GAP, Math.min(left, innerWidth - offsetWidth - GAP))}px`;
