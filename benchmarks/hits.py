@@ -80,7 +80,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
             ]
             if len(asked) >= BINS:
                 rows, right = map(np.array, zip(*asked, strict=True))
-                measured = compare(*pools, *rights, rows, right)
+                measured = compare(pools[0], pools[1], rights[0], rights[1], rows, right)
                 about = {"data": dataset.name, "run": "/".join(folder.parts[-2:]), "seed": settings.seed}
                 found.append({**about, "strategy": settings.selection.strategy, "cycle": cycle, **measured})
     return found

@@ -1,9 +1,10 @@
 """How likely a box shows an object, learnt from the answers of the previous cycle."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from rarebox.core.boxes import nearest
 from rarebox.loop.run import Run
@@ -57,4 +58,4 @@ def fit(known: Floats, right: Bools) -> Floats:
         wrong = np.log(np.clip(np.where(right, p, 1 - p), 1e-12, 1))
         return RIDGE / 2 * (weights @ weights) - wrong.sum(), RIDGE * weights + (p - right) @ known
 
-    return minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B").x
+    return cast("dict[str, Floats]", minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B"))["x"]
