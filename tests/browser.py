@@ -64,10 +64,12 @@ def served(project: Path, *options: str) -> Iterator[str]:
 
 
 class Person:
-    """A person at the page: what they see, press and drag."""
+    """A person at the page: what they see, press and drag. They have seen the tour, unless ``tour``."""
 
-    def __init__(self, page: Page, shots: Path) -> None:
+    def __init__(self, page: Page, shots: Path, tour: bool = False) -> None:
         self.page, self.shots = page, shots
+        if not tour:
+            page.add_init_script("try { localStorage.setItem('rarebox/tour', 'true') } catch {}")
         self.problems: list[str] = []
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", self._hear)

@@ -341,7 +341,8 @@ class PeopleSettings(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="lowest score of a detection that a whole image shows as a box which only has to be checked",
+        description="lowest score of a detection that a whole image shows as a box which only has to be checked, and "
+        "that the page offers to check at once with others of its class",
     )
 
 

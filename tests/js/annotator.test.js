@@ -5,6 +5,8 @@ import { after, dispatch, FakeServer, freshBrowser, kept, question, settled } fr
 import { Annotator } from "../../src/rarebox/web/static/annotator.js";
 import { Outbox } from "../../src/rarebox/web/static/outbox.js";
 import { accept } from "../../src/rarebox/web/static/state.js";
+import { answerTo } from "../../src/rarebox/web/static/steps.js";
+import { makeTask } from "../../src/rarebox/web/static/task.js";
 
 const BOX = [300, 300, 360, 360];
 
@@ -426,4 +428,33 @@ test("a whole image with a box in progress stays, however long the person is idl
   annotator.outbox.ask();
   await settled();
   assert.equal(shown(), 9);
+});
+
+test("while boxes are checked at once no question is shown, and its changes are kept", async () => {
+  annotator.editor.nudge(10, 0);
+  annotator.pause();
+  annotator.outbox.ask();
+  await settled();
+  assert.equal(annotator.task, null);
+  annotator.resume();
+  assert.equal(shown(), 1);
+  assert.deepEqual(annotator.task?.sketch.box, [110, 100, 210, 200]);
+});
+
+test("answers of one screen carry their shares of its time, and each is undone by itself", async () => {
+  annotator.pause();
+  const entry = (id) => answerTo(makeTask(question(id)), { verdict: "not_an_object", boxes: [], labels: [] });
+  annotator.history.add(entry(1), null, 500);
+  annotator.history.add(entry(2), null, 501);
+  await settled();
+  assert.deepEqual(
+    server.saved.map((one) => one.milliseconds),
+    [500, 501],
+  );
+  annotator.resume();
+  await press("undo");
+  assert.equal(shown(), 2);
+  assert.equal(server.standing(1).verdict, "not_an_object");
+  await press("redo");
+  assert.notEqual(server.saved.at(-1).milliseconds, 501); // the time is not counted twice
 });

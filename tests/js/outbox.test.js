@@ -443,3 +443,23 @@ test("a tab that hears of a restarted server keeps its session until an exchange
   await settled();
   assert.equal(server.requests.length, requests); // it does not ask again and again
 });
+
+test("without a server there is no grid, and what could not be given back is kept", async () => {
+  const { outbox, reported } = tab();
+  outbox.open();
+  await settled();
+  assert.deepEqual(
+    (await outbox.grid()).map((one) => one.id),
+    [1, 2],
+  );
+  await outbox.release([2]);
+  await settled();
+  assert.deepEqual(server.requests.find((one) => one.path === "/api/release")?.queries, [2]);
+  server.up = false;
+  assert.deepEqual(await outbox.grid(), []);
+  await outbox.release([2]);
+  await settled();
+  server.up = true;
+  await after(20_000);
+  assert.deepEqual(reported.queries.at(-1), [1, 2]);
+});

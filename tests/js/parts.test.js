@@ -155,3 +155,17 @@ test("the queue skips questions with unsent answers and keeps those that undo re
     [2, 3],
   );
 });
+
+test("questions of a grid stay behind those that come next, and the spare ones are given back", () => {
+  const queue = new Queue({ latest: () => null, ask() {} });
+  queue.receive([question(1), question(2)]);
+  const grid = [2, 3, 4, 5, 6].map((id) => question(id));
+  queue.add(grid);
+  const ids = () => queue.held.map((one) => one.id);
+  assert.deepEqual(ids(), [1, 2, 3, 4, 5, 6]);
+  assert.deepEqual(queue.spare(grid), [5, 6]);
+  assert.deepEqual(ids(), [1, 2, 3, 4]);
+  queue.pinned = [4];
+  queue.receive([1, 2, 3, 4].map((id) => question(id)));
+  assert.deepEqual(ids(), [4, 1, 2, 3]);
+});

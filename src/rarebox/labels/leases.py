@@ -179,6 +179,13 @@ class People:
             now = self._now(connection, writes=True)
             connection.execute(_LET_GO, {"ended_holder": holder, "now": now})
 
+    def release(self, holder: str, queries: Collection[int]) -> None:
+        """End a tab's leases of some questions, so that anybody may get them. Those of others are not touched."""
+        with self.store.transaction(writes=True) as connection:
+            ended = [{"ended_holder": holder, "ended_query": number} for number in queries]
+            if ended:
+                connection.execute(_END_LEASE, ended)
+
     def leases(self, holder: str = "") -> list[Lease]:
         """The current leases, and those of ``holder`` that have expired."""
         with self.store.transaction() as connection:

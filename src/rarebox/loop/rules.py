@@ -261,6 +261,10 @@ class ImageAsker(CycleAsker):
     def see_classes(self) -> None:
         """Ignore which classes lack examples: whole images show every class."""
 
+    def ahead(self, most: int, certain: bool = False) -> list[int]:
+        """No box is asked about."""
+        return []
+
     def _unsettled(self, rows: Sequence[int], said: ImageLabels) -> Bools:
         return np.full(len(rows), not said.complete)
 

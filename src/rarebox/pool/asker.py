@@ -72,6 +72,24 @@ class Asker:
             heappush(self._firsts, entry)
         return self.store.ask(self.cycle, batch)
 
+    def ahead(self, most: int, certain: bool = False) -> list[int]:
+        """The first ``most`` places that were not asked, best first: what the next questions are about.
+
+        ``certain``: none of them is settled, for which the answers on their images are read.
+        """
+        while sum(map(len, self._waiting.values())) < most and self._read_further():
+            pass
+        if certain:
+            self._checked.clear()
+            self._pass_over_settled(BATCH)
+        waiting = (place for places in self._waiting.values() for place in places if place not in self._done)
+        return nsmallest(most, waiting)
+
+    def ask_at(self, places: Sequence[int]) -> list[Query]:
+        """Ask about the boxes at these places now: places of :meth:`ahead`, each on another image."""
+        self._done |= {*places}
+        return self.store.ask(self.cycle, [self._query(place) for place in places])
+
     def _first(self, without: Collection[int], aside: list[tuple[int, int]]) -> tuple[int, int] | None:
         """The first place that is neither asked nor settled, and its image; None at the end of the ranking.
 

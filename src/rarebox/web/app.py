@@ -33,7 +33,7 @@ from rarebox.web import replies
 from rarebox.web.guard import Guard, refusal_of
 from rarebox.web.ml_backend import router_of
 from rarebox.web.pictures import LARGEST_SIDE, picture_of
-from rarebox.web.requests import LONGEST_KEY, Answers, ClassChange, Identifier, Item, Leave, Me, Next
+from rarebox.web.requests import LONGEST_KEY, Answers, ClassChange, Grid, Identifier, Item, Leave, Me, Next, Release
 from rarebox.web.security import Authenticator, Visitor, is_loopback
 from rarebox.web.service import AnnotationService, Exchange
 
@@ -166,7 +166,9 @@ def make_app(
 
     def questions(got: Exchange, found: Visitor) -> replies.Questions:
         queries = [service.query(query) for query in got.queries]
-        return {"queries": queries, "state": state_of(found), "outdated": got.outdated}
+        label, boxes = got.grid or (0, 0)
+        grid: replies.Grid | None = {"label": label, "boxes": boxes} if boxes else None
+        return {"queries": queries, "grid": grid, "state": state_of(found), "outdated": got.outdated}
 
     @post("/api/next")
     async def following(body: Next, found: Anybody, by: Somebody) -> Response:
@@ -175,6 +177,17 @@ def make_app(
             service.answer(found.holder(body.client), by, [], body.want, found.former, body.session or "")
         )
         return JSONResponse(questions(got, found))
+
+    @post("/api/grid")
+    async def grid(body: Grid, found: Anybody, by: Somebody) -> Response:
+        """Questions about boxes of one class, to be checked at once; none if there are too few."""
+        got = await _done(service.grid(found.holder(body.client), by, found.former, body.session or ""))
+        return JSONResponse(questions(got, found))
+
+    @post("/api/release", status_code=204, response_class=Response)
+    async def release(body: Release, found: Anybody, _: Somebody) -> None:
+        """Give back questions of a tab, which stays open."""
+        await _done(service.release(found.holder(body.client), body.queries))
 
     @post("/api/leave", status_code=204, response_class=Response)
     async def leave(body: Leave, found: Anybody, _: Somebody) -> None:

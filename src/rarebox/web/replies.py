@@ -203,13 +203,21 @@ class State(VisitorState):
     names: list[str]
 
 
+class Grid(TypedDict):
+    """Boxes that the detector takes for one class, which a person may check at once."""
+
+    label: int
+    boxes: int
+
+
 class Questions(TypedDict):
-    """Questions for a tab.
+    """Questions for a tab, and what it may check at once instead.
 
     ``outdated``: the store was restored from a backup after the page was loaded, which must be loaded again.
     """
 
     queries: Sequence[Query]
+    grid: Grid | None
     state: State
     outdated: bool
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from rarebox.labels.store import LONGEST_TIME
+from rarebox.web.grid_review import CROPS
 
 MOST_ANSWERS, MOST_BOXES = 200, 20_000
 """The most answers of one request, and the most boxes of one answer: ten times what crowded images hold."""
@@ -74,6 +75,18 @@ class Next(Leave):
 
     want: int = Field(default=3, ge=0, le=10)
     session: Session | None = None
+
+
+class Grid(Leave):
+    """A tab that checks boxes of one class at once."""
+
+    session: Session | None = None
+
+
+class Release(Leave):
+    """Questions that a tab gives back."""
+
+    queries: Annotated[list[Identifier], FailFast()] = Field(max_length=CROPS)
 
 
 class Answers(Next):

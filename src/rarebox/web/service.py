@@ -23,6 +23,7 @@ from rarebox.project.project import FURTHER, Project
 from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
 from rarebox.web import replies, wording
 from rarebox.web.answer_index import AnswerIndex, Unit
+from rarebox.web.grid_review import AHEAD, Crop, grid_of
 from rarebox.web.supervisor import IDLE, Supervisor
 from rarebox.web.writer import Mark, Writer
 
@@ -41,12 +42,14 @@ T = TypeVar("T")
 class Exchange(NamedTuple):
     """What one tab gets: the outcomes of its answers, and questions.
 
-    ``outdated``: the store was restored from a backup after the page was loaded.
+    ``outdated``: the store was restored from a backup after the page was loaded. ``grid``: the class and the number of
+    the boxes that the tab may check at once.
     """
 
     outcomes: list[Outcome]
     queries: list[Query]
     outdated: bool
+    grid: tuple[int, int] | None = None
 
 
 class AnnotationService:
@@ -115,9 +118,37 @@ class AnnotationService:
             queries = [] if outdated else self._assign(holder, by, former, min(want, MOST_QUESTIONS))
             later = self._cycle > 1  # then an image that filled the time of the first training can wait
             queries.sort(key=lambda query: (query.id not in reopened, later and FURTHER in (query.why or {})))
-            return Exchange(outcomes, queries, outdated)
+            if any(query.id > self._answer_index.last_question for query in queries):
+                self._take_in()
+            crops = self._grid(holder, (by, *former)) if want and not outdated else []
+            return Exchange(outcomes, queries, outdated, (crops[0].label, len(crops)) if crops else None)
 
         return self.do(job)
+
+    def grid(self, holder: str, by: str, former: Sequence[str] = (), session: str = "") -> Future[Exchange]:
+        """Assign up to twelve questions about likely boxes of one class, to be checked at once; none if too few.
+
+        They are questions that this cycle asks anyway. Those that the tab holds already stay with it.
+        """
+        seconds = self.project.settings.people.lease_seconds
+
+        def job() -> Exchange:
+            if session and not self.project.store.has_session(session):
+                return Exchange([], [], True)
+            self._take_in()
+            crops = self._grid(holder, (by, *former), certain=True)
+            new = self._asker.ask_at([crop.place for crop in crops if crop.query is None]) if self._asker else []
+            wanted = [*(crop.query for crop in crops if crop.query is not None), *(query.id for query in new)]
+            held = self._answer_index.held(holder, (by, *former), self.people.leases(holder))
+            want = len({*held, *wanted})
+            claimed = self.people.claim(holder, by, want, seconds, among=wanted, former=former)
+            return Exchange([], [query for query in claimed if query.id in wanted], False)
+
+        return self.do(job)
+
+    def release(self, holder: str, queries: Sequence[int]) -> "Future[None]":
+        """End a tab's leases of some questions."""
+        return self.do(lambda: self.people.release(holder, queries))
 
     def leave(self, holder: str) -> "Future[None]":
         """End the leases of a tab that was closed."""
@@ -173,9 +204,7 @@ class AnnotationService:
             found += [query.id for query in self.project.ask_further()]
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
-            over = budget.left <= 0 and self.trainer is not None and self.trainer.working
-            most = missing if over else min(missing, budget.to_ask)
-            if most > 0:
+            if (most := self._at_most(missing, budget)) > 0:
                 busy = {*answer_index.busy(cycle), *answer_index.in_hand(leases)}
                 asked = self._asker.ask(most, busy=busy)
                 if not asked and not held and not found:
@@ -192,6 +221,40 @@ class AnnotationService:
         """Whether the trainer is at work on the first model, not on the choice of images: it has labels to train on."""
         working = self.trainer is not None and self.trainer.working
         return working and self._cycle == 1 and not self._records and any(self._answer_index.counts(len(self._classes)))
+
+    def _at_most(self, want: int, budget: rules.Budget) -> int:
+        """How many of ``want`` further questions may be asked. During a training, the budget is no limit."""
+        over = budget.left <= 0 and self.trainer is not None and self.trainer.working
+        return want if over else min(want, budget.to_ask)
+
+    def _grid(self, holder: str, names: Sequence[str], certain: bool = False) -> list[Crop]:
+        """The boxes that one tab may check at once, best first: likely objects of one class, one on each image.
+
+        They come from the questions that this person may answer and from the next ones of the ranking, as many as the
+        budget allows. A box is likely if its score is at least ``people.proposal_score``. ``certain``: see
+        :meth:`Asker.ahead`.
+        """
+        if not (asker := self._asker):
+            return []
+        index, cycle, leases = self._answer_index, self._cycle, self.people.leases(holder)
+        held = index.held(holder, names, leases)
+        whys = {query: index.queries[query].question for query in (*held, *index.open_to(holder, names, cycle, leases))}
+        places = {
+            int(asked.why["rank"]): query
+            for query, asked in whys.items()
+            if asked.cycle == cycle and asked.why and "rank" in asked.why
+        }
+        next_ones = asker.ahead(self._at_most(AHEAD, self._budget_of(cycle)), certain)
+        ranked = [(place, item[0]) for place in (*places, *next_ones) if (item := asker.queue(place))]
+        boxes = asker.queue.candidates[np.array([row for _, row in ranked], dtype=np.int64)]
+        likely = boxes.scores >= self.project.settings.people.proposal_score
+        found, seen = list[Crop](), {*index.busy(cycle), *index.in_hand(leases)}
+        for row, (place, _) in enumerate(ranked):
+            image = int(boxes.image_id[row])
+            if likely[row] and (place in places or image not in seen):
+                found.append(Crop(place, int(self._counts_as[boxes.labels[row]]), places.get(place)))
+                seen.add(image)
+        return grid_of(found, self._most_for(holder, leases) - len(held))
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
         """How many questions one tab may hold. One question is open per image at a time, so with few images the tabs

@@ -21,6 +21,8 @@ import { makeTask, redoChange, undoChange } from "./task.js";
 const LEFT_AFTER = 10_000;
 
 export class Annotator {
+  /** Is no question shown, because boxes are checked at once? */
+  paused = false;
   /** Has the person just returned to this tab? */
   #returning = false;
   /** When the person last pressed a key or moved the pointer. */
@@ -91,9 +93,21 @@ export class Annotator {
         this.#again = setTimeout(() => this.#showFirst(), LEFT_AFTER);
       }
     }
-    if (!this.task && this.queue.first) this.#ask(this.queue.first);
+    if (!this.task && this.queue.first && !this.paused) this.#ask(this.queue.first);
     this.#prefetch();
     this.editor.refresh();
+  }
+
+  /** Closes the question shown, until `resume`. Its changes are kept. */
+  pause() {
+    this.editor.finishMoving();
+    this.paused = true;
+    this.editor.close();
+  }
+
+  resume() {
+    this.paused = false;
+    this.#showFirst();
   }
 
   /** Whether newer questions wait behind a whole image that nobody has begun: it filled the time of a training. */

@@ -76,10 +76,10 @@ export function iou(a, b) {
   return (width * height) / (area(a) + area(b) - width * height);
 }
 
-/** The box with a margin that helps to recognise its content. @param {Box} box @param {Size} size @returns {Box} */
-export function withContext([x1, y1, x2, y2], size) {
+/** The box with a margin that helps to recognise its content. @param {Box} box @param {Size} size @param {number} [share] of the longer side @returns {Box} */
+export function withContext([x1, y1, x2, y2], size, share = 0.75) {
   const side = Math.max(x2 - x1, y2 - y1);
   const around = Math.min(0.08 * Math.max(size.width, size.height), 4 * side); // a tiny box must stay visible
-  const margin = Math.max(0.75 * side, around, 12);
+  const margin = Math.max(share * side, around, 12);
   return [x1 - margin, y1 - margin, x2 + margin, y2 + margin];
 }

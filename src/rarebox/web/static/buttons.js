@@ -35,8 +35,8 @@ const answerButton = (id, text, glyph, act, kind = "minor") =>
     el("kbd"),
   );
 
-/** Makes the buttons below the picture. @param {Annotator} annotator */
-export function makeAnswerButtons(annotator) {
+/** Makes the buttons below the picture. @param {Annotator} annotator @param {import("./grid.js").Grid} grid */
+export function makeAnswerButtons(annotator, grid) {
   const { editor } = annotator;
   const wholeAnswer = () => editor.whole && editor.active?.kind !== "other";
   const yes = () => (wholeAnswer() ? annotator.complete(true) : annotator.yes());
@@ -59,11 +59,13 @@ export function makeAnswerButtons(annotator) {
     el("div", { class: "main-answers" }, ...Object.values(main)),
     el("div", { class: "minor-answers" }, ...Object.values(minor)),
   );
-  return { show: () => showAnswerButtons({ ...main, ...minor }, annotator) };
+  const offer = { grid: answerButton("grid", "Check several", "grid", () => grid.toggle(), "offer") };
+  byId("facts").before(offer.grid);
+  return { show: () => showAnswerButtons({ ...main, ...minor, ...offer }, annotator, grid) };
 }
 
-/** @param {Record<string, HTMLButtonElement>} buttons @param {Annotator} annotator */
-function showAnswerButtons(buttons, { task, editor, canUndo }) {
+/** @param {Record<string, HTMLButtonElement>} buttons @param {Annotator} annotator @param {import("./grid.js").Grid} grid */
+function showAnswerButtons(buttons, { task, editor, canUndo }, { offer, offered, open }) {
   const { active, whole, pictureStatus } = editor;
   const { mode } = editor.view;
   const edited = task?.kind === "edit";
@@ -89,6 +91,9 @@ function showAnswerButtons(buttons, { task, editor, canUndo }) {
   buttons.complete.setAttribute("aria-pressed", String(editor.imageComplete));
   buttons.withdraw.hidden = !edited || !isOwn(task?.answer?.by); // another person's answer is changed instead
   buttons.leave.hidden = !edited;
+  set(buttons.grid, `Check ${offer?.boxes ?? 0} at once`, false);
+  buttons.grid.title = `Boxes that look like ${className(offer?.label ?? null)}`;
+  buttons.grid.hidden = !offered || !task || open || whole;
   set(buttons.undo, "Undo", !canUndo);
   byId("answers").classList.toggle("idle", !task);
   document.querySelector("[data-testid=hide]")?.setAttribute("aria-pressed", String(editor.hidden));

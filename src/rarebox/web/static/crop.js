@@ -17,9 +17,10 @@ function source(image, box, width) {
 /**
  * @param {import("./types.js").Image} image @param {Box | null} focus the box in the middle; null: the whole image
  * @param {{box: Box, label: number | null, dashed?: boolean}[]} boxes @param {{width: number, height: number}} size in screen pixels
+ * @param {number} [margin] around the box, as a share of its longer side
  */
-export function crop(image, focus, boxes, { width, height }) {
-  const [x1, y1, x2, y2] = focus ? withContext(focus, image) : [0, 0, image.width, image.height];
+export function crop(image, focus, boxes, { width, height }, margin) {
+  const [x1, y1, x2, y2] = focus ? withContext(focus, image, margin) : [0, 0, image.width, image.height];
   const scale = Math.min(width / (x2 - x1), height / (y2 - y1), 8);
   const left = width / 2 - (scale * (x1 + x2)) / 2;
   const top = height / 2 - (scale * (y1 + y2)) / 2;

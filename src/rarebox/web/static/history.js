@@ -39,9 +39,13 @@ export class History {
     return this.#past.slice(-2).flatMap((entry) => entry.query ?? []);
   }
 
-  /** Sends an action. @param {Entry} entry @param {string | null} [parent] key of an unsent answer that it corrects @returns {string} its key */
-  add(entry, parent = null) {
-    const key = this.#send(entry.forth, entry, parent);
+  /**
+   * Sends an action.
+   * @param {Entry} entry @param {string | null} [parent] key of an unsent answer that it corrects
+   * @param {number} [milliseconds] spent on it @returns {string} its key
+   */
+  add(entry, parent = null, milliseconds = this.lap()) {
+    const key = this.#send(entry.forth, entry, parent, milliseconds);
     const base = entry.base || `k${key}`;
     // Redoing it corrects the answer that undo left, so it must refer to that answer.
     const forth = { ...entry.forth, refer: parent !== null || Boolean(entry.forth.item.after) };
@@ -110,8 +114,8 @@ export class History {
   }
 
   /** @param {Step} step @param {Entry} entry @param {string | null} parent */
-  #send(step, { image, base, what }, parent) {
-    const item = { after: null, ...step.item, milliseconds: this.lap() };
+  #send(step, { image, base, what }, parent, milliseconds = this.lap()) {
+    const item = { after: null, ...step.item, milliseconds };
     return this.outbox.send(item, { image, base: base || undefined, what, parent, fresh: step.fresh });
   }
 

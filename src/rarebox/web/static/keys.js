@@ -14,6 +14,7 @@ export const ACTIONS = [
   { id: "not_object", group: "Answer", title: "Not an object", keys: ["x"] },
   { id: "cannot_tell", group: "Answer", title: "Can't tell", keys: ["Space"] },
   { id: "complete", group: "Answer", title: "Mark the image as complete: every object has a box", keys: ["c"] },
+  { id: "grid", group: "Answer", title: "Check up to twelve boxes of one class at once, or stop it", keys: ["b"] },
   { id: "undo", group: "Answer", title: "Undo, including answers", keys: ["z"] },
   { id: "redo", group: "Answer", title: "Redo", keys: ["y", "Shift+Z"] },
   { id: "draw", group: "Boxes", title: "Draw a box with the next drag", keys: ["d"] },
@@ -35,6 +36,11 @@ export const ACTIONS = [
 export const FIXED = [
   { group: "Answer", title: "Choose that class (0 is the tenth)", keys: ["1 … 9", "0"] },
   { group: "Answer", title: "Choose class 11 to 20", keys: ["Shift + 1 … 0"] },
+  { group: "Several at once", title: "Mark this box as wrong, or unmark it", keys: ["1 … 9", "0", "-", "="] },
+  { group: "Several at once", title: "Go to another box; mark it", keys: ["←", "↑", "→", "↓", "Space"] },
+  { group: "Several at once", title: "Ask about this box separately", keys: ["Shift + its key", "/"] },
+  { group: "Several at once", title: "Answer all", keys: ["Enter"] },
+  { group: "Several at once", title: "Back to single questions", keys: ["Esc"] },
   { group: "Boxes", title: "Move the box by 1 pixel (with Shift by 10)", keys: ["←", "↑", "→", "↓"] },
   { group: "Boxes", title: "Next box, then the buttons", keys: ["Tab"] },
   { group: "Boxes", title: "Deselect the box", keys: ["Esc"] },
@@ -66,6 +72,9 @@ export function keyName(event) {
   if (key.length > 1 && event.shiftKey) return `Shift+${key}`;
   return key;
 }
+
+/** The id of a key's action, or null. @param {string} key */
+export const actionOf = (key) => ACTIONS.find((one) => keysOf(one.id).includes(key))?.id ?? null;
 
 /** A key as shown on buttons and in the list of shortcuts. @param {string} key */
 export function shown(key) {
@@ -126,7 +135,7 @@ const pressable = (target) =>
 
 /**
  * Listens for keys. `on` maps the ids of actions to functions. `on.digit(n)` receives 1 to 20 and `on.arrow(dx, dy)` pixels;
- * `on.tab(step)` returns whether it used the key. Space acts when it is released, because holding it pans.
+ * `on.tab(step)` returns whether it used the key. `on.grid_key(key, event)` sees every key first, and returns whether it used it. Space acts when it is released, because holding it pans.
  * @param {Record<string, (...args: any[]) => any>} on
  */
 export function listenToKeys(on) {
@@ -143,6 +152,7 @@ export function listenToKeys(on) {
     if (elsewhere(event)) return;
     const key = keyName(event);
     if (key === null) return;
+    if (on.grid_key(key, event)) return event.preventDefault();
     if ((key === "Enter" || key === "Space") && pressable(event.target)) return;
     if (key === "Space") {
       event.preventDefault();

@@ -9,6 +9,7 @@ import { sendOnClose, Offline, post, Refused, SignedOut } from "./api.js";
 import { forget, names, recall, remember, uuid } from "./local.js";
 
 /** @typedef {import("./types.js").Item} Item */
+/** @typedef {import("./types.js").Query} Query */
 /** @typedef {import("./types.js").Result} Result */
 /** @typedef {import("./types.js").State} State */
 
@@ -50,7 +51,7 @@ export class Outbox {
 
   /**
    * @param {string} project @param {string} client
-   * @param {{state: (state: State) => void, queries: (queries: import("./types.js").Query[]) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
+   * @param {{state: (state: State) => void, queries: (queries: Query[], offer: import("./types.js").Offer | null) => void, results: (pairs: {record: Sending, result: Result}[]) => void,
    *   status: (status: string, waiting: number) => void, problem: (sentence: string) => void}} handlers
    */
   constructor(project, client, handlers) {
@@ -120,6 +121,22 @@ export class Outbox {
     this.#run();
   }
 
+  /** Leases boxes of one class that can be checked at once; none if there are too few or the server does not respond. @returns {Promise<Query[]>} */
+  async grid() {
+    try {
+      const reply = await post("/api/grid", { client: this.client, session: this.#session });
+      return reply.state?.id === this.project && Array.isArray(reply.queries) ? reply.queries : [];
+    } catch {
+      return [];
+    }
+  }
+
+  /** Gives questions back. If that fails, this tab keeps them. @param {number[]} queries */
+  async release(queries) {
+    if (queries.length) await post("/api/release", { client: this.client, queries }).catch(() => null);
+    this.ask();
+  }
+
   /** Unsent answers, oldest first. @returns {readonly Sending[]} */
   get waiting() {
     return this.#waiting;
@@ -186,7 +203,7 @@ export class Outbox {
       this.#failures = 0;
       this.#problem = null;
       this.#batchSize = Math.min(BATCH, 2 * this.#batchSize);
-      if (own) this.handlers.queries(reply.queries); // first, because they include the boxes just saved
+      if (own) this.handlers.queries(reply.queries, reply.grid ?? null); // first, because they include the boxes just saved
       this.handlers.state(reply.state);
       if (pairs.length) this.handlers.results(pairs);
       this.#report(this.#waiting.length ? "saving" : "saved");

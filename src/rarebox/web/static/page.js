@@ -11,6 +11,7 @@ import { openClasses } from "./classes.js";
 import { accuracy } from "./chart.js";
 import { byId } from "./dom.js";
 import { findClass } from "./finder.js";
+import { Grid } from "./grid.js";
 import { openDisagreements, openGallery } from "./gallery.js";
 import { showProgress, showSaveState, spentOnTheWay } from "./header.js";
 import { listenToKeys } from "./keys.js";
@@ -23,6 +24,7 @@ import { Pictures } from "./pictures.js";
 import { showQuestion } from "./question.js";
 import { openSheet } from "./sheet.js";
 import { accept, className, inWords, onState, state } from "./state.js";
+import { isNew, Tour } from "./tour.js";
 import { View } from "./view.js";
 import { showPictureStatus, showWaiting } from "./waiting.js";
 
@@ -43,8 +45,10 @@ export class Page {
     this.keys = this.#listenToKeys();
     this.view = this.#makeView();
     this.annotator = this.#makeAnnotator();
+    this.grid = new Grid(this.annotator, this.annotator.page);
+    this.tour = new Tour({ focusPicture: () => this.#stage.focus({ preventScroll: true }) });
     this.panel = this.#makePanel(askName);
-    this.buttons = makeAnswerButtons(this.annotator);
+    this.buttons = makeAnswerButtons(this.annotator, this.grid);
     this.chips = makeChips(this.annotator, () => this.#pickClass());
     this.#addIconButtons();
     onState((now, before) => this.#changed(now, before));
@@ -69,9 +73,13 @@ export class Page {
   #makeOutbox(project) {
     return new Outbox(project, this.#tab, {
       state: accept,
-      queries: (queries) => this.annotator.receive(queries),
+      queries: (queries, offer) => {
+        this.grid.offer = offer;
+        this.annotator.receive(queries);
+      },
       results: (pairs) => {
         this.annotator.settle(pairs);
+        this.grid.settle();
         this.panel.refreshRecent(900);
       },
       status: (now) => this.#saving(now),
@@ -87,6 +95,8 @@ export class Page {
       not_object: () => this.annotator.notAnObject(),
       cannot_tell: () => this.annotator.cannotTell(),
       complete: () => this.annotator.complete(),
+      grid: () => this.grid.toggle(),
+      grid_key: (/** @type {string} */ key, /** @type {KeyboardEvent} */ event) => this.grid.key(key, event),
       undo: () => this.annotator.undo(),
       redo: () => this.annotator.redo(),
       draw: () => this.#editor.drawNext("draw"),
@@ -142,6 +152,7 @@ export class Page {
       gallery: () => this.#gallery(),
       classes: openClasses,
       disagreements: () => this.#disagreements(),
+      tour: () => this.#tour(),
       person: () => askName(() => this.news.again()),
       threshold: (value) => this.#editor.setThreshold(value),
       thresholdNow: () => this.#editor.threshold,
@@ -181,19 +192,29 @@ export class Page {
   }
 
   #help() {
-    openSheet(() => {
+    const changed = () => {
       showKeys();
       this.update();
-    });
+    };
+    openSheet(changed, () => this.#tour());
+  }
+
+  /** Shows the tour again. */
+  #tour() {
+    if (!this.annotator.task) notify("The tour begins with the next question.");
+    if (isNarrow()) this.panel.show(false);
+    this.tour.again();
+    this.update();
   }
 
   /** Opens an old answer on the picture. @param {Answer} answer @param {(() => void) | null} [back] reopens the dialog it came from */
   async #edit(answer, back = null) {
     try {
       const around = await get(`/api/image/${answer.image.id}`);
+      this.grid.leave();
       this.#leaveEdit = back;
       this.annotator.edit(answer, around);
-      if (matchMedia("(max-width: 860px)").matches) this.panel.show(false);
+      if (isNarrow()) this.panel.show(false);
       this.#stage.focus({ preventScroll: true });
     } catch (error) {
       notify(/** @type {Error} */ (error).message, "bad");
@@ -227,16 +248,24 @@ export class Page {
     const { task } = this.annotator;
     const now = state();
     const place = byId("waiting");
-    document.body.dataset.task = !task ? "none" : task.kind === "edit" ? "edit" : task.query.box ? "box" : "image";
-    place.hidden = task !== null && this.#editor.pictureStatus === "ready";
-    if (!task) showWaiting(place, now, this.#status, this.outbox.waiting.length);
+    this.grid.follow();
+    const checking = this.grid.open;
+    document.body.dataset.task = checking ? "grid" : shownTask(task);
+    place.hidden = checking || (task !== null && this.#editor.pictureStatus === "ready");
+    if (checking) place.replaceChildren();
+    else if (!task) showWaiting(place, now, this.#status, this.outbox.waiting.length);
     else if (!place.hidden) showPictureStatus(place, this.#editor);
-    byId("question-bar").hidden = !task;
+    byId("question-bar").hidden = !task && !checking;
     byId("tools").hidden = !task;
-    showQuestion(this.#editor);
+    for (const id of ["classes", "answers"]) byId(id).hidden = checking;
+    if (!checking) showQuestion(this.#editor);
+    this.grid.show();
     this.buttons.show();
     this.chips.show();
     if (now) showProgress(now, this.#spent());
+    if (now && !checking) {
+      this.tour.follow(place.hidden, this.#editor.whole, isNew(now, this.outbox.waiting.length));
+    } else this.tour.follow(false, false, false);
   }
 
   #spent() {
@@ -256,6 +285,7 @@ export class Page {
     }
     this.#status = now;
     showSaveState(now, this.outbox.waiting.length);
+    this.grid.hear(now);
     if (!this.annotator.task) this.update();
     const known = state();
     if (known) this.panel.update(known, this.#spent());
@@ -274,3 +304,9 @@ export class Page {
     this.#editor.refresh(); // names and colours of classes may have changed
   }
 }
+
+/** Does the side panel cover the picture? */
+const isNarrow = () => matchMedia("(max-width: 860px)").matches;
+
+/** What kind of task is shown. @param {import("./task.js").Task | null} task */
+const shownTask = (task) => (!task ? "none" : task.kind === "edit" ? "edit" : task.query.box ? "box" : "image");

@@ -19,6 +19,7 @@ import { inWords, state } from "./state.js";
  * @property {() => void} classes
  * @property {() => void} disagreements
  * @property {() => void} person
+ * @property {() => void} tour
  * @property {(value: number) => void} threshold
  * @property {() => number} thresholdNow
  */

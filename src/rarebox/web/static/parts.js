@@ -184,6 +184,7 @@ export function thresholdPart(actions) {
 export const labelsPart = (actions) => [
   el("h2", { text: "Labels" }),
   el("button", { text: "Browse all answers", "data-testid": "open-gallery", onclick: actions.gallery }),
+  el("button", { class: "link", text: "Show the tour", "data-testid": "panel-tour", onclick: actions.tour }),
   el(
     "p",
     { class: "downloads" },

@@ -10,13 +10,19 @@ import { proposals } from "./task.js";
 /** @typedef {import("./task.js").Task} Task */
 /** @typedef {{before: string, label?: number | null, after?: string, reason: string}} Words  label: a class named in its colour */
 
+/** Is there probably no keyboard? */
+export const byTouch = () => matchMedia("(pointer: coarse)").matches;
+
 /** @param {Editor} editor */
 export function showQuestion(editor) {
   const { task } = editor;
-  const touch = matchMedia("(pointer: coarse)").matches; // probably no keyboard
-  const { before, label = null, after = "", reason } = task ? wordsOf(task, editor, touch) : { before: "", reason: "" };
+  if (task) showWords(wordsOf(task, editor, byTouch()), factsOf(task, state()?.phase));
+  else showWords({ before: "", reason: "" });
+}
+
+/** @param {Words} words @param {[string, string][]} [facts] */
+export function showWords({ before, label = null, after = "", reason }, facts = []) {
   setText(byId("reason"), reason);
-  const facts = task ? factsOf(task, state()?.phase) : [];
   replace(
     byId("facts"),
     ...facts.map(([name, value]) =>

@@ -2,11 +2,13 @@
 
 /** @typedef {import("./types.js").Query} Query */
 
-const AHEAD = 4;
+const AHEAD = 4; // the question shown and the next three
 
 export class Queue {
   /** @type {Query[]} */
   held = [];
+  /** Questions that come before all others. @type {number[]} */
+  pinned = [];
 
   /** @param {import("./outbox.js").Outbox} outbox */
   constructor(outbox) {
@@ -16,7 +18,9 @@ export class Queue {
   /** Takes the questions from the server, without those that have unsent answers. @param {Query[]} queries */
   receive(queries) {
     const reopened = this.held.filter((query) => this.outbox.latest(query.id)?.item.verdict === "withdrawn");
-    this.held = [...reopened, ...queries.filter((query) => !this.outbox.latest(query.id))];
+    const open = queries.filter((query) => !this.outbox.latest(query.id));
+    const first = (/** @type {Query} */ query) => this.pinned.includes(query.id);
+    this.held = [...reopened, ...open.filter(first), ...open.filter((query) => !first(query))];
   }
 
   /** @returns {Query | null} */
@@ -32,6 +36,18 @@ export class Queue {
   /** @param {Query} query */
   putFirst(query) {
     this.held = [query, ...this.held.filter((one) => one.id !== query.id)];
+  }
+
+  /** Adds questions behind the others. @param {Query[]} queries */
+  add(queries) {
+    this.held = [...this.held, ...queries.filter((query) => !this.find(query.id))];
+  }
+
+  /** Removes those of these questions that are not among the next ones, and returns their ids. @param {Query[]} queries */
+  spare(queries) {
+    const spare = this.held.slice(AHEAD).filter((query) => queries.some((one) => one.id === query.id));
+    for (const query of spare) this.remove(query.id);
+    return spare.map((query) => query.id);
   }
 
   /** @param {number | null} id */

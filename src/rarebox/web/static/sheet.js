@@ -4,14 +4,14 @@ import { openDialog } from "./dialogs.js";
 import { el, replace } from "./dom.js";
 import { ACTIONS, FIXED, keysOf, rebind, resetKeys, shown } from "./keys.js";
 
-/** @param {() => void} changed */
-export function openSheet(changed) {
+/** @param {() => void} changed @param {() => void} tour shows the tour */
+export function openSheet(changed, tour) {
   openDialog(
     "Keyboard shortcuts",
-    (body) => {
+    (body, close) => {
       const columns = el("div", { class: "sheet", "data-testid": "key-sheet" });
       const remark = el("p", { class: "problem", role: "status" });
-      const show = () => replace(columns, ...["Answer", "Boxes", "View"].map(group));
+      const show = () => replace(columns, ...["Answer", "Boxes", "View", "Several at once"].map(group));
 
       /** @param {string} name */
       function group(name) {
@@ -75,6 +75,7 @@ export function openSheet(changed) {
           class: "quiet",
           text: "On a touch screen, one finger moves the picture, or draws if the question is about the whole image. Two fingers zoom. After “Add box”, the next drag draws a box.",
         }),
+        el("button", { text: "Show the tour", "data-testid": "show-tour", onclick: () => (close(), tour()) }),
         el("button", {
           text: "Reset all shortcuts",
           "data-testid": "reset-keys",

@@ -23,6 +23,8 @@
  * @property {boolean} complete
  * @property {number} lease_seconds
  *
+ * @typedef {{label: number, boxes: number}} Offer  boxes taken for one class, which may be checked at once
+ *
  * @typedef {object} Item  An answer as it is sent to the server.
  * @property {string} key
  * @property {number} milliseconds
