@@ -23,7 +23,7 @@ NO_FEATURES = (
     "The boxes of this cycle cannot be compared, because their features were not kept. Set "
     "selection.duplicate_cosine below 1 in settings.yaml; the next cycle then keeps them."
 )
-NO_MORE = "No unanswered box looks like this. The next model may find some: try again after the training."
+NO_MORE = "No further box looks like this. The next model may find some: try again after the training."
 NEW_CYCLE = "A new cycle has just begun. Press the button again to look through its boxes."
 SPENT = "The budget of this cycle is spent. Look for more when the next questions are there."
 NOT_DETECTED = (
