@@ -9,7 +9,7 @@ from rarebox.core.boxes import nearest
 from rarebox.types import Floats, Ints, Rows, as_boxes
 
 FLOOR = 0.6
-"""The least similarity of a box that is offered (decisions row 46)."""
+"""The least similarity of a box that is offered (decisions row 48)."""
 
 MOST = 30
 """The most boxes that one search offers."""
