@@ -166,6 +166,9 @@ class TrainingSettings(Section):
     start: Literal["pretrained", "warm"] = Field(
         default="pretrained", description="initial weights of each cycle; warm: the model of the previous cycle [22]"
     )
+    warm_fraction: Fraction = Field(
+        default=1.0, gt=0, le=1, description="fraction of the steps that a warm start takes [22]"
+    )
     freeze: Literal["nothing", "backbone"] = Field(
         default="nothing",
         description="backbone: never trained; its features of each image and view are computed once, and cycles train "
@@ -174,6 +177,10 @@ class TrainingSettings(Section):
     checkpoint_seconds: float = Field(
         default=60, ge=0, description="seconds between checkpoints, from which an interrupted fit resumes"
     )
+
+    def of_first_cycle(self) -> "TrainingSettings":
+        """The same settings for a fit that cannot start from an earlier cycle's model."""
+        return self.model_copy(update={"start": "pretrained", "warm_fraction": 1.0})
 
 
 class ScoringSettings(Section):

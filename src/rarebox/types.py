@@ -5,7 +5,7 @@ Boxes are ``float32`` rows ``x1, y1, x2, y2`` in 0-based pixels of the *original
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Self, TypeVar
 
@@ -338,18 +338,15 @@ class Targets(Rows):
         return cls(boxes, as_whole("labels", labels).reshape(-1), *columns)
 
 
-UNIT = np.array([0.0, 1.0])
-"""As both arguments of ``np.interp`` after the values, it leaves fractions as they are."""
-
-
 @dataclass(frozen=True, eq=False)
 class LabelState:
     """Everything that a strategy may know about the labels so far.
 
     ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the number of human boxes of each class,
-    ``images_labelled`` the number of complete images, ``budget`` about how many boxes this cycle may spend. ``hit_map``
-    are the points of the piecewise linear map from scores to the probability that a box shows an object. ``images``
-    are the pool's unlabelled images, for image-level strategies, and empty for the others. ``box_features`` (L, D),
+    ``images_labelled`` the number of complete images, ``budget`` about how many boxes this cycle may spend.
+    ``hit_weights`` (4,) turn the evidence on a box into the probability that it shows an object
+    (:func:`rarebox.method.hit_probability`). ``images`` are the pool's unlabelled images, for image-level strategies,
+    and empty for the others. ``box_features`` (L, D),
     ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are set for the strategies that
     need them (``strategies.NEEDS``).
     """
@@ -359,7 +356,7 @@ class LabelState:
     images: ImageScores
     images_labelled: int = 0
     budget: int = 0
-    hit_map: tuple[Floats, Floats] = (UNIT, UNIT)
+    hit_weights: Floats = field(default_factory=lambda: np.zeros(4))
     box_features: Floats | None = None
     image_features: Floats | None = None
     labelled_image_features: Floats | None = None

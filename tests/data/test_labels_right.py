@@ -4,6 +4,7 @@ Every photo here has 160 x 120 pixels and two objects, a cat at 40, 30 to 120, 9
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,39 @@ def test_an_own_export_says_which_images_are_complete_and_which_boxes_are_guesse
     again = Begun(tmp_path / "p", tmp_path / "set", tmp_path / "out")
     assert again.said["a.jpg"].complete
     assert "b.jpg" not in again.said  # a model's own box is not an answer
+
+
+def save_again(folder: Path, format: str) -> None:
+    """Save the labels of an export as other tools do: without unknown fields, rounded."""
+    if format == "yolo":
+        for file in (folder / "labels").iterdir():
+            rows = (line.split() for line in file.read_text().splitlines())
+            file.write_text("".join(" ".join([n, *(f"{float(v):.6f}" for v in place)]) + "\n" for n, *place in rows))
+    elif format == "coco":
+        content = json.loads((folder / "annotations.json").read_text())
+        for entry in (*content["annotations"], *content["images"]):
+            del entry["attributes"]
+        (folder / "annotations.json").write_text(json.dumps(content))
+    else:
+        for file in (folder / "Annotations").iterdir():
+            text = re.sub(r"<rarebox>.*?</rarebox>", "", file.read_text(), flags=re.DOTALL)
+            file.write_text(re.sub(r"\d+\.\d+", lambda number: str(round(float(number[0]))), text))
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
+def test_a_guess_stays_a_guess_after_another_tool_has_saved_it(tmp_path: Path, format: str) -> None:
+    photo(tmp_path / "set" / "a.jpg")
+    record = ImageRecord(1, str(tmp_path / "set" / "a.jpg"), *SIZE)
+    guess, human = (10.4, 10.3, 30.6, 40.2), (60.1, 20.2, 80.3, 50.4)
+    boxes, one = np.array([guess, human, guess]), np.ones(3)
+    sources = np.array([Source.PSEUDO, Source.HUMAN, Source.HUMAN])
+    labels = Annotations(1, boxes, np.array([0, 0, 1]), sources, one, one, one, complete=False)
+    export(tmp_path / "out", format, ["cat", "dog"], [record], [labels], allow_partial=True, include_pseudo=True)
+    save_again(tmp_path / "out", format)
+    found = load(tmp_path / "out").train
+    [truth], [unsure] = found.truth.values(), found.unsure.values()
+    assert [*zip(truth.labels.tolist(), unsure.tolist(), strict=True)] == [(0, True), (0, False), (1, False)]
+    assert found.incomplete == {1}
 
 
 @pytest.mark.parametrize("format", ["voc", "yolo"])

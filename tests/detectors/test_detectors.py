@@ -630,6 +630,8 @@ def test_a_fit_has_at_least_the_steps_and_at_least_the_epochs() -> None:
     assert steps_in_all(TrainingSettings(steps=None, epochs=0), 29) == 1
     # ceil(1000 / 16) = 63 steps an epoch
     assert steps_in_all(TrainingSettings(steps=None, epochs=2, batch_size=16), 1000) == 126
+    assert steps_in_all(TrainingSettings(steps=70, epochs=0, warm_fraction=0.3), 10) == 70
+    assert steps_in_all(TrainingSettings(steps=70, epochs=0, warm_fraction=0.3, start="warm"), 10) == 21
 
 
 @pytest.mark.parametrize(("wide", "tall", "size"), [(10, 7, 4), (8, 0, 4), (0, 3, 2), (1, 1, 8), (1, 0, 3)])

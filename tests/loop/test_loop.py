@@ -646,8 +646,17 @@ def test_test_sets_are_distinguished_by_truth_and_device() -> None:
 
 
 def test_options_that_change_what_is_trained_on_or_from_do(pictures: Path, finished: Path, tmp_path: Path) -> None:
-    warm = simulate.simulate(tmp_path / "warm", settings(pictures, training__start="warm", budget=[6]), share=None)
+    fits: list[str] = []
+    warm = simulate.simulate(
+        tmp_path / "warm",
+        settings(pictures, training__start="warm", training__warm_fraction=0.5, budget=[6]),
+        progress=lambda stage, done, of, note: fits.append(f"{stage} {of}") if "fit" in stage else None,
+        share=finished,
+    )
     fresh = RunFolder(finished).records()
+    assert {*fits} == {
+        "cycle 2/2: fit 3"
+    }  # half of its steps; the first model is shared, though the other run starts each cycle anew
     assert warm[0]["ap50"] == fresh[0]["ap50"]
     assert outcome(tmp_path / "warm")[1] == [*outcome(finished)[1]][: len(outcome(tmp_path / "warm")[1])]
     one, other = (read_model(folder / "cycle_02") for folder in (tmp_path / "warm", finished))

@@ -469,15 +469,9 @@ def test_skipped_empty_and_older_annotations(project: Path, tmp_path: Path, stor
 
 
 @pytest.mark.parametrize("writer", ["by hand", "library"])
-def test_json_min_without_ids_is_matched_by_position(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
-    def edit(result: list[Task]) -> None:
-        if len(result) == 2:
-            result[0]["value"]["x"] += 2
-            result.append(region([0, 0, 20, 10], "cat"))
-        else:
-            result.clear()
-
-    file = annotated(project, tmp_path, edit)
+def test_json_min_is_refused(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
+    """It cannot say whether a guess without a region was rejected or never shown."""
+    file = annotated(project, tmp_path, lambda result: result.clear())
     short = tmp_path / "min" / "result.json"
     if writer == "library":
         config = (tmp_path / "out" / "config.xml").read_text()
@@ -485,49 +479,9 @@ def test_json_min_without_ids_is_matched_by_position(project: Path, tmp_path: Pa
         converter.convert_to_json_min(str(file), str(short.parent), is_dir=False)
     else:
         short.parent.mkdir()
-        short.write_text(json.dumps([shortened(task) for task in json.loads(file.read_text())]))
-    batch = labelstudio.read(short)
-    assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(objects=2, no_objects=1, missed=1)
-    assert verdicts(store)[1] == ("object", [pytest.approx([14, 20, 54, 60])], [0])
-    assert bring_in(store, batch, "labelstudio", by="Ada") == Imported(unchanged=4)
-
-
-@pytest.mark.parametrize("people", [("Ann", "Ann"), ("Ann", "Bob")])
-@pytest.mark.parametrize("order", [1, -1])
-def test_the_latest_of_several_annotations_in_json_min_counts(
-    order: int, people: tuple[str, str], tmp_path: Path, fresh: Store
-) -> None:
-    """JSON-MIN has one entry for each annotation, with its own times."""
-
-    def entry(number: int, boxes: list[tuple[int, str]]) -> Task:
-        sides = {"y": 10, "width": 20, "height": 20, "rotation": 0, "original_width": 200, "original_height": 100}
-        made = f"2026-11-0{number}T10:00:00Z"
-        found = [{**sides, "x": left, "rectanglelabels": [name]} for left, name in boxes]
-        about = {"annotator": people[number - 1], "annotation_id": number, "created_at": made, "updated_at": made}
-        return {"image": "/data/upload/1/a.jpg", "id": 7, "label": found, **about}
-
-    def given(*entries: Task) -> Batch:
-        (tmp_path / "min.json").write_text(json.dumps(entries[::order]))
-        return labelstudio.read(tmp_path / "min.json")
-
-    first, second = entry(1, [(10, "cat"), (60, "dog")]), entry(2, [(10, "owl")])
-    batch = given(first, second)
-    assert (batch.older, bring_in(fresh, batch, "labelstudio")) == (1, Imported(missed=1))
-    assert fresh.labels()[1].labels.tolist() == [2]
-    assert bring_in(fresh, given(first, second), "labelstudio") == Imported(unchanged=1)
-    # A later annotation of the same task.
-    third = {**entry(2, []), "annotation_id": 3, "updated_at": "2026-11-03T10:00:00Z"}
-    assert bring_in(fresh, given(first, second, third), "labelstudio") == Imported(withdrawn=1)
-
-
-def shortened(task: Task) -> Task:
-    """A task of JSON-MIN: its data, and the values of its regions with the size of the image."""
-    (annotation,) = task["annotations"]
-    sides = ("original_width", "original_height")
-    regions = [{**r["value"], **{side: r[side] for side in sides}} for r in annotation["result"]]
-    about = {name: annotation[name] for name in ("created_at", "updated_at", "lead_time")}
-    found = {"label": regions} if regions else {}
-    return {**task["data"], "id": task["id"], **found, "annotator": 1, "annotation_id": annotation["id"], **about}
+        short.write_text(json.dumps([{"image": "a.jpg", "id": 1, "annotator": 1, "annotation_id": 3}]))
+    with pytest.raises(UserError, match=r"JSON-MIN.*choose Export, then JSON"):
+        labelstudio.read(short)
 
 
 def test_somebody_elses_answer_stands(project: Path, tmp_path: Path, store: Store) -> None:
@@ -900,16 +854,10 @@ WITHOUT_BOX = {
 }
 
 
-def labelled(file: Path, result: list[Task], image: str = "a.jpg", short: bool = False) -> Path:
-    """An export of one task as JSON, or as JSON-MIN."""
+def labelled(file: Path, result: list[Task], image: str = "a.jpg") -> Path:
+    """An export of one task as JSON."""
     annotation = {"id": 3, "result": result, "created_at": "2026", "updated_at": "2026", "lead_time": 1}
     task = {"id": 1, "data": {"image": image}, "annotations": [annotation]}
-    if short:
-        sides = ("original_width", "original_height")
-        lists: Task = {}
-        for r in (r for r in result if "original_width" in r):
-            lists.setdefault(r["from_name"], []).append({**r["value"], **{side: r[side] for side in sides}})
-        task = {"image": image, "id": 1, **lists, "annotator": 1, "annotation_id": 3, "lead_time": 1}
     file.write_text(json.dumps([task]))
     return file
 
@@ -922,25 +870,19 @@ def fresh(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-@pytest.mark.parametrize("short", [False, True], ids=["json", "json-min"])
 @pytest.mark.parametrize("name", OUTLINES)
-def test_an_outline_of_label_studio_becomes_the_box_around_it(
-    tmp_path: Path, fresh: Store, name: str, short: bool
-) -> None:
+def test_an_outline_of_label_studio_becomes_the_box_around_it(tmp_path: Path, fresh: Store, name: str) -> None:
     result, wanted = OUTLINES[name]
-    batch = labelstudio.read(labelled(tmp_path / "x.json", result, short=short))
+    batch = labelstudio.read(labelled(tmp_path / "x.json", result))
     assert bring_in(fresh, batch, "labelstudio", complete=True) == Imported(missed=1, complete=1)
     assert fresh.labels()[1].boxes.tolist() == [pytest.approx(wanted, abs=1e-4)]
     assert bring_in(fresh, batch, "labelstudio", complete=True) == Imported(unchanged=2)
 
 
-@pytest.mark.parametrize("short", [False, True], ids=["json", "json-min"])
 @pytest.mark.parametrize("name", WITHOUT_BOX)
-def test_an_image_with_shapes_that_are_left_out_is_not_complete(
-    tmp_path: Path, fresh: Store, name: str, short: bool
-) -> None:
+def test_an_image_with_shapes_that_are_left_out_is_not_complete(tmp_path: Path, fresh: Store, name: str) -> None:
     result = [*WITHOUT_BOX[name], region([0, 0, 9, 9], "cat")]
-    batch = labelstudio.read(labelled(tmp_path / "x.json", result, short=short))
+    batch = labelstudio.read(labelled(tmp_path / "x.json", result))
     (returned,) = batch.returned
     assert len(returned.left_out) == 1
     assert "(cat)" in returned.left_out[0]
@@ -979,19 +921,12 @@ def in_text(file: Path, format: str) -> None:
         task["completions"] = task.pop("annotations")
     elif format == "annotations as text":
         task["annotations"] = json.dumps(task["annotations"])
-    elif format == "result as text":
-        task["annotations"][0]["result"] = json.dumps(result)
     else:
-        sizes = {name: result[0][name] for name in ("original_width", "original_height")}
-        regions = [{**one["value"], **sizes} for one in result]
-        field = {"JSON-MIN as text": json.dumps(regions), "texts": [json.dumps(one) for one in regions]}
-        task = {**task["data"], "id": 1, "label": field.get(format, regions[0])}
+        task["annotations"][0]["result"] = json.dumps(result)
     file.write_text(json.dumps([task]))
 
 
-@pytest.mark.parametrize(
-    "format", ["completions", "annotations as text", "result as text", "JSON-MIN as text", "texts", "one region"]
-)
+@pytest.mark.parametrize("format", ["completions", "annotations as text", "result as text"])
 def test_regions_are_read_however_they_are_wrapped(tmp_path: Path, fresh: Store, format: str) -> None:
     file = labelled(tmp_path / "x.json", [region([10, 20, 50, 60], "cat")])
     in_text(file, format)
@@ -1001,32 +936,14 @@ def test_regions_are_read_however_they_are_wrapped(tmp_path: Path, fresh: Store,
     assert said.boxes.tolist() == [[10, 20, 50, 60]]
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        {"meta": {"labels": ["cat", "dog"], "width": 200, "height": 100}},
-        {"weak": [{"labels": ["cat"], "score": 0.3}]},
-        {"weak": '[{"labels": ["cat"]}]'},
-        {"rarebox": {"rank": 1, "queries": [], "complete": True, "labels": [["cat", [5, 20, 25, 60]]]}},
-    ],
-)
-def test_labels_in_the_data_of_a_task_are_no_regions_of_json_min(tmp_path: Path, own: Task) -> None:
-    file = labelled(tmp_path / "x.json", [region([10, 20, 50, 60], "cat")], short=True)
-    (task,) = json.loads(file.read_text())
-    file.write_text(json.dumps([{**own, **task}]))
-    (found,) = labelstudio.read(file).returned
-    assert (len(found.regions), found.left_out, len(found.held)) == (1, (), int("rarebox" in own))
-
-
-def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path, fresh: Store) -> None:
+def test_regions_that_cannot_be_read_make_no_image_complete(tmp_path: Path) -> None:
     file = labelled(tmp_path / "x.json", [region([10, 20, 50, 60], "cat")])
-    in_text(file, "JSON-MIN as text")
+    in_text(file, "result as text")
     (task,) = json.loads(file.read_text())
-    file.write_text(json.dumps([{**task, "label": task["label"][:-3]}]))
+    task["annotations"][0]["result"] = task["annotations"][0]["result"][:-3]
+    file.write_text(json.dumps([task]))
     with pytest.raises(UserError, match=r"a text of regions is not valid JSON .*Export it again"):
         labelstudio.read(file)
-    file.write_text(json.dumps([{**task, "label": "[a note] {of mine"}]))
-    assert labelstudio.read(file).returned[0].regions == ()
 
 
 @pytest.mark.parametrize("folder", ["", "images/", "a\\b\\"])

@@ -157,7 +157,7 @@ def test_a_strategy_receives_only_candidates_the_label_state_and_randomness(name
         "images",
         "images_labelled",
         "budget",
-        "hit_map",
+        "hit_weights",
         "box_features",
         "image_features",
         "labelled_image_features",
@@ -364,17 +364,23 @@ def test_image_entropy_skips_candidates_of_images_that_are_not_open() -> None:
 
 
 COST = CostSettings(look=0, confirm=1, mend=4, reject=2, draw=8, scan=10)
-TO_HALF = (np.array([0.0, 1.0]), np.array([0.0, 0.5]))
-"""A score says twice the probability that a box shows an object."""
+LESS = np.array([-1.0, 0, 0, 0])
+"""Weights of P(object): its logit is that of the score minus 1."""
+
+
+def less(score: float) -> float:
+    """P(object) by :data:`LESS`."""
+    return 1 / (1 + np.exp(1 - np.log(score / (1 - score))))
 
 
 def test_per_second_divides_a_of_eq_1_times_the_hit_probability_by_the_expected_seconds() -> None:
     found = replace(images_of([3], [0.8, 0.4, 0.4], uncertainty=[1, 1, 1]), box_consistency=[1, 1, 0], labels=[2, 2, 2])
     ranking = strategies.choose(SelectionSettings(strategy="per_second"), COST)(
-        found, replace(STATE, hit_map=TO_HALF), np.random.default_rng(0)
+        found, replace(STATE, hit_weights=LESS), np.random.default_rng(0)
     )
-    # Class 2 has the frequency 0. Hit 0.4: 0.4 confirmed, 0.6 rejected. Hit 0.2: confirmed, or mended.
-    expected = [0.4 / (0.4 * 1 + 0.6 * 2), 0.2 / (0.2 * 1 + 0.8 * 2), 0.2 / (0.2 * 4 + 0.8 * 2)]
+    # Class 2 has the frequency 0. A hit is confirmed or, without consistency, mended; the rest is rejected.
+    high, low = less(0.8), less(0.4)
+    expected = [high / (high + (1 - high) * 2), low / (low + (1 - low) * 2), low / (low * 4 + (1 - low) * 2)]
     assert [(row, pytest.approx(worth)) for row, worth in enumerate(expected)] == list(ranking)
 
 
@@ -400,7 +406,7 @@ def test_image_per_second_shows_other_classes_after_an_image_full_of_one() -> No
     found = replace(
         images_of([4, 4, 3], [0.5] * 11, uncertainty=[1] * 11), box_consistency=[1] * 11, labels=[0] * 8 + [1] * 3
     )
-    state = replace(two_class_state(3, 5, (1, 1)), hit_map=(np.array([0.0, 1.0]), np.array([1.0, 1.0])))
+    state = replace(two_class_state(3, 5, (1, 1)), hit_weights=np.array([20.0, 0, 0, 0]))
     order = [image_id for image_id, _ in per_image(found, state)]
     assert order == [0, 2, 1]
 

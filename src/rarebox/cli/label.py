@@ -179,7 +179,7 @@ class Tool(StrEnum):
 @app.command(name="import")
 def bring_in(
     run: Annotated[str, typer.Argument(help="Folder of a run or project, its store, or a database URL.")],
-    file: Annotated[Path, typer.Argument(help="Label Studio: exported JSON or JSON-MIN. CVAT: annotations.xml.")],
+    file: Annotated[Path, typer.Argument(help="Label Studio: exported JSON. CVAT: annotations.xml.")],
     format: Annotated[Tool, typer.Option(help="The tool that wrote the file.")],
     by: Annotated[str, typer.Option(help="The annotator; by default the one named in the file.")] = "",
     complete: Annotated[bool, typer.Option("--complete", help="All images in the file are fully labelled.")] = False,

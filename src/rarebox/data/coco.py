@@ -20,7 +20,7 @@ from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data import foreign
 from rarebox.data.disk import Disk, place_key, searchable, slashes
-from rarebox.data.exported import incomplete_in
+from rarebox.data.exported import Exported
 from rarebox.data.fitting import CornerCheck
 from rarebox.data.images import UnreadableImage, files_below, image_size
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
@@ -343,7 +343,7 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
     images: list[ListedImage] = []
-    incomplete = incomplete_in(path.parent)
+    export = Exported.of(path.parent)
     found = _located(path, {entry.name for same in entries.values() for entry in same}, problems)
     strays = boxes.keys() - entries.keys()  # boxes with an unknown image_id, perhaps of an image that seems empty
     for key, same in entries.items():
@@ -351,8 +351,10 @@ def _images(
             problems += _duplicates(path, same)
         if len({entry.name for entry in same}) == 1:
             image = _image(path, same[0], boxes.get(key, []), found[same[0].name], problems)
-            if place_key(slashes(same[0].name).rsplit("/", 1)[-1]) in incomplete:
+            file = slashes(same[0].name).rsplit("/", 1)[-1]
+            if place_key(file) in export.incomplete:
                 image = replace(image, complete=False)
+            image = replace(image, guesses=export.guesses(file))
             empty = key not in boxes and key not in lost and not image.lost
             images.append(replace(image, lost=image.lost or key in lost, labelled=not empty or not strays))
             if empty and image.complete is not False:

@@ -339,7 +339,7 @@ def _write_mark(
                 "complete": item.labels.complete,
                 **({"photo": digests[item.file]} if item.file in digests else {}),
                 "objects": [_provenance(item.labels, row) for row in range(len(item.labels.boxes))],
-                **({"pseudo": _pseudo_lines(item)} if format == "yolo" else {}),
+                **({"pseudo": lines} if (lines := _pseudo_lines(item)) else {}),
             }
             for item in items
         },
@@ -456,7 +456,8 @@ def _yolo_lines(item: _Item) -> list[str]:
 
 
 def _pseudo_lines(item: _Item) -> list[str]:
-    """The lines of pseudo labels, by which a reader of the export knows them: YOLO has no field for the source."""
+    """The lines of YOLO for pseudo labels, by which a reader knows them in every format: YOLO has no field for the
+    source, and other tools drop that of COCO and VOC."""
     return [line for line, source in zip(_yolo_lines(item), item.labels.source, strict=True) if source == Source.PSEUDO]
 
 

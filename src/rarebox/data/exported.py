@@ -1,13 +1,14 @@
 """What a rarebox export says about its images and its label files have no field for."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rarebox.core.parsing import from_json
 from rarebox.core.text import lines_of, read_text
 from rarebox.data.disk import place_key
-from rarebox.data.listings import EXPORT_MARK, Problem
+from rarebox.data.listings import EXPORT_MARK, Guess, Problem
 from rarebox.data.narrow import Object, as_list, as_object, is_object
 from rarebox.errors import UserError
 
@@ -59,9 +60,14 @@ class Exported:
             return False if self else None
         return bool(entry.get("complete"))
 
-    def pseudo(self, image: Path) -> Collection[str]:
-        """The lines of an image's pseudo labels, in formats without a field for the source."""
-        return {str(line) for line in as_list(self.images.get(place_key(image.name), {}).get("pseudo"))}
+    def guesses(self, name: str) -> tuple[Guess, ...]:
+        """The pseudo labels of the image with that file name. Lines that rarebox has not written are left out."""
+        found: list[Guess] = []
+        for line in as_list(self.images.get(place_key(name), {}).get("pseudo")):
+            with suppress(ValueError, IndexError):
+                label, x, y, width, height = str(line).split()
+                found.append(Guess(self.classes[int(label)], float(x), float(y), float(width), float(height)))
+        return tuple(found)
 
 
 class Exports:

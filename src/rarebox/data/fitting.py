@@ -11,12 +11,15 @@ from rarebox.core.boxes import clip, overlapping, rescaling
 from rarebox.core.text import counted
 from rarebox.data.detections import FARTHEST
 from rarebox.data.images import SIDEWAYS
-from rarebox.data.listings import OPEN_BOXES, QUESTION, ListedBox, ListedImage, Problem, Size
+from rarebox.data.listings import OPEN_BOXES, QUESTION, Guess, ListedBox, ListedImage, Problem, Size
 from rarebox.errors import UserError
 from rarebox.types import Bools, Floats, Source
 
 SAME_IOU = 0.9999
 """Boxes of one class with this IoU are the same object, as in the store. They may differ by rounding."""
+
+ROUNDED = 1.0
+"""By how many pixels other tools move a box when they save it."""
 
 _LARGEST_SHARE = 1.001  # of an image's side, with some rounding
 
@@ -99,6 +102,8 @@ def fitted(image: ListedImage, size: Size | None, problems: list[Problem]) -> Fi
     boxes, bad = _usable(image, size, problems)
     lost = image.lost or bool(bad.any()) or image.complete is False
     boxes, kept = boxes[~bad], [box for box, dropped in zip(image.boxes, bad, strict=True) if not dropped]
+    if size and image.guesses:
+        kept = _marked(image.guesses, boxes, kept, size)
     first = _first_of_each(boxes, kept)
     if not first.all():
         what = f"{counted(int((~first).sum()), 'object')} with the class and the box of another one. Each counts once."
@@ -106,6 +111,21 @@ def fitted(image: ListedImage, size: Size | None, problems: list[Problem]) -> Fi
         boxes, kept = boxes[first], [box for box, counts in zip(kept, first, strict=True) if counts]
     guessed = any(box.source == Source.PSEUDO for box in kept)
     return Fitted(boxes, kept, lost or guessed, image.labelled, size is not None and _hides_its_turn(image, size[2]))
+
+
+def _marked(guesses: Sequence[Guess], boxes: Floats, listed: Sequence[ListedBox], size: Size) -> list[ListedBox]:
+    """The boxes, those that are pseudo labels of an export marked as such: of the same class and place.
+
+    Tools that save the labels again drop the source, and round boxes, some to whole pixels (:data:`ROUNDED`).
+    """
+    x, y, w, h = np.array([[guess.x, guess.y, guess.width, guess.height] for guess in guesses], dtype=np.float64).T
+    places = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1) * np.tile(size[:2], 2)
+    near: Bools = np.abs(boxes[:, None].astype(np.float64) - places).max(axis=2) <= ROUNDED
+    names = np.array([guess.name for guess in guesses], dtype=object)
+    return [
+        box._replace(source=Source.PSEUDO) if box.name in names[row] else box
+        for box, row in zip(listed, near, strict=True)
+    ]
 
 
 def _first_of_each(boxes: Floats, listed: Sequence[ListedBox]) -> Bools:

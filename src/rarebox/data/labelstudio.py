@@ -1,4 +1,4 @@
-"""Label Studio: writes tasks with predictions, reads its JSON and JSON-MIN exports.
+"""Label Studio: writes tasks with predictions, reads its JSON exports.
 
 A rectangle is x, y, width, height in percent of the image, rotated about its top left corner. Polygons and ellipses are
 read as the upright box around them. Brushes and key points do not outline an object and are not read. All boxes of a
@@ -236,10 +236,11 @@ def _region(sheet: ReviewTask, query: Query, classes: Sequence[str], key: str) -
 
 
 def read(file: Path) -> Batch:
-    """An export as JSON or JSON-MIN. The latest annotation of each image counts; drafts do not.
+    """An export as JSON. The latest annotation of each image counts; drafts do not.
 
     Versions before 1.0 call annotations ``completions``. Lists may be JSON in a text, as in tables. Raises `UserError`,
-    which names the file and the task.
+    which names the file and the task, also for JSON-MIN: it does not say which guess a region answers, which guesses
+    were shown, or which labels an annotation began with, so a box without a region may be rejected, deleted or unseen.
     """
     try:
         content: object = from_json(read_text(file))
@@ -251,41 +252,26 @@ def read(file: Path) -> Batch:
         raise _no_tasks(file)
     returned: list[Returned] = []
     skipped = older = 0
-    tasks, older_short = _latest_of_short(file, content)
-    for number, task in tasks:
-        where = f"{file}, task {task.get('id', f'{number} in the list')}"
+    for number, task in enumerate(content, 1):
+        if not is_object(task):
+            raise _no_tasks(file)
         if "data" not in task:
-            returned.append(_from_short(task, where))
-            continue
+            raise _short(file) if "image" in task or "id" in task else _no_tasks(file)
+        where = f"{file}, task {task.get('id', f'{number} in the list')}"
         given = [a for a in _list(task.get("annotations") or task.get("completions"), where) if is_object(a)]
         counted = [a for a in given if not (a.get("was_cancelled") or a.get("skipped"))]
         skipped += bool(given) and not counted
         older += max(len(counted) - 1, 0)
         if counted:
             returned.append(from_annotation(task, max(counted, key=_age), where))
-    return Batch(returned, skipped, older + older_short)
+    return Batch(returned, skipped, older)
 
 
-def _latest_of_short(file: Path, content: Sequence[object]) -> tuple[list[tuple[int, Object]], int]:
-    """The tasks and their places in the file, and how many annotations were left out. UserError if one is no task.
-
-    JSON-MIN has one entry for each annotation. The latest of each task counts; it gets the time of the first one, which
-    names the task.
-    """
-    tasks, of_task = list[tuple[int, Object]](), dict[tuple[str, str], list[tuple[int, Object]]]()
-    for number, task in enumerate(content, 1):
-        if not is_object(task):
-            raise _no_tasks(file)
-        if "data" in task or "id" not in task:
-            tasks.append((number, task))
-        else:
-            address = image_of(task, f"{file}, task {task['id']}")[0]
-            of_task.setdefault((str(task["id"]), address), []).append((number, task))
-    for entries in of_task.values():
-        number, latest = max(entries, key=lambda each: (saved_at(each[1]), -each[0]))
-        made = min((task.get("created_at") for _, task in entries), key=lambda at: saved_at({"created_at": at}))
-        tasks.append((number, {**latest, "created_at": made} if "created_at" in latest else latest))
-    return sorted(tasks, key=lambda each: each[0]), sum(len(entries) - 1 for entries in of_task.values())
+def _short(file: Path) -> UserError:
+    return UserError(
+        f"{file}: this is JSON-MIN, which does not say which guesses were shown and answered. In Label Studio choose "
+        "Export, then JSON."
+    )
 
 
 def _no_tasks(file: Path) -> UserError:
@@ -360,8 +346,7 @@ def from_annotation(task: Object, annotation: Object, where: str) -> Returned:
 def _name_of(task: Object) -> str:
     """The number of a task in Label Studio, and of its project; empty for a task that was not there.
 
-    Every new server counts from 1, so the time when the task was made is part of its name. JSON-MIN gives that of an
-    annotation instead, which differs from it.
+    Every new server counts from 1, so the time when the task was made is part of its name.
     """
     made = saved_at({"created_at": task.get("created_at")})
     when = f" of {made}" if made > -math.inf else ""
@@ -377,22 +362,6 @@ def _query_and_name(region: object) -> tuple[int | None, str | None]:
     """The query that the id of a region names, and the hash of the name with which its guess was shown."""
     found = _QUERY.fullmatch(str(as_object(region).get("id") or "").split("#")[0])
     return (int(found[1]), found[2]) if found else (None, None)
-
-
-def _from_short(task: Object, where: str) -> Returned:
-    """A task of JSON-MIN: its data and its regions side by side, the regions without their ids."""
-    listed = [entry for value in task.values() for entry in _list(value, where)]
-    entries = [part for entry in listed for part in (_list(entry, where) if isinstance(entry, str) else [entry])]
-    found: list[Object] = [{**entry, "value": entry} for entry in entries if is_object(entry) and _is_region(entry)]
-    return replace(_returned(task, found, task.get("annotator"), task.get("lead_time"), where), task=_name_of(task))
-
-
-def _is_region(entry: Object) -> bool:
-    """Whether an entry of JSON-MIN belongs to the annotation rather than to the task's own data.
-
-    A region has the size of the image or, if a program made it, at least a class and a position.
-    """
-    return "original_width" in entry or (bool(_names(entry)) and not _POSITION.isdisjoint(entry))
 
 
 def image_of(data: object, where: str, regions: Sequence[Object] = ()) -> tuple[str, int | None]:
@@ -494,12 +463,9 @@ def _regions(
 _PLACE = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "vertices", "rle", "imageDataURL")
 """The fields of a value that give the position of a region."""
 
-_POSITION = frozenset({"x", "points", "vertices", "rle", "imageDataURL"})
-"""Those of them of which every region with a position has one."""
-
 
 def _shape(value: Object) -> str:
-    """The shape of a region, told by the fields of its value, since JSON-MIN does not name it. Empty if it has none."""
+    """The shape of a region, told by the fields of its value. Empty if it has none."""
     marks = {
         "rle": "brush",
         "imageDataURL": "brush",

@@ -165,6 +165,16 @@ def listed_size(width: object, height: object, where: str, problems: list[Proble
     return size if any(said) else None
 
 
+class Guess(NamedTuple):
+    """A pseudo label in an export: its class, and its centre and sides in fractions of the image's sides."""
+
+    name: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+
 @dataclass(frozen=True, eq=False)
 class ListedImage:
     """An image as a label file lists it.
@@ -173,6 +183,7 @@ class ListedImage:
     are in fractions of the image's sides, otherwise in 0-based pixels. ``complete``: whether every object has a box;
     None if unknown. ``lost``: the file lists an object that cannot be used and is not among the ``boxes``.
     ``labelled``: whether the image has labels at all. ``content``: the SHA-256 of the labelled photo, if known.
+    ``guesses`` are pseudo labels, which other tools may have saved among the ``boxes`` without their source.
     """
 
     path: Path | str
@@ -184,6 +195,7 @@ class ListedImage:
     lost: bool = False
     labelled: bool = True
     content: str = ""
+    guesses: Sequence[Guess] = ()
 
 
 @dataclass(frozen=True, eq=False)

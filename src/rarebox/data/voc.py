@@ -329,7 +329,8 @@ def _image(xml: Path, year: _Year, problems: list[Problem]) -> ListedImage:
     picture = year.picture_of(xml, root.findtext("filename"), problems)
     size = listed_size(root.findtext("size/width"), root.findtext("size/height"), str(xml), problems)
     complete, lost = year.export.is_complete(picture, problems), len(boxes) < len(items) or bool(unread)
-    return ListedImage(picture, boxes, size=size, complete=complete, lost=lost)
+    guesses = year.export.guesses(picture.name)
+    return ListedImage(picture, boxes, size=size, complete=complete, lost=lost, guesses=guesses)
 
 
 def _unread(parent: ET.Element) -> Iterator[ET.Element]:

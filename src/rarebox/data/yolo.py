@@ -30,7 +30,6 @@ from rarebox.data.listings import (
 )
 from rarebox.data.narrow import Object, as_list, as_object, is_list, is_object
 from rarebox.errors import UserError
-from rarebox.types import Source
 
 _SHARES = (-0.5, 1.5)
 """The range of fractions of an image's side, including boxes that extend beyond it. Pixels are outside this range."""
@@ -501,13 +500,9 @@ def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
         problems.append(Problem("unknown category", str(file), what))
         return ListedImage(path, relative=True, complete=complete, lost=True, labelled=False)
     read = [_box(line, f"{file}, line {n}", names, form, problems) for n, line in lines]
-    guessed = export.pseudo(path)
-    boxes = [
-        box._replace(source=Source.PSEUDO) if line.strip() in guessed else box
-        for box, (_, line) in zip(read, lines, strict=True)
-        if box is not None
-    ]
-    return ListedImage(path, boxes, relative=True, complete=complete, lost=len(boxes) < len(lines))
+    boxes = [box for box in read if box is not None]
+    lost = len(boxes) < len(lines)
+    return ListedImage(path, boxes, relative=True, complete=complete, lost=lost, guesses=export.guesses(path.name))
 
 
 def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Problem]) -> ListedBox | None:

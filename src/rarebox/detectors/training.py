@@ -39,8 +39,12 @@ READERS = 8
 
 
 def steps_in_all(settings: TrainingSettings, images: int) -> int:
-    """Optimiser steps of one fit: at least ``steps``, and enough for ``epochs`` passes over that many images."""
-    return max(settings.steps or 1, settings.epochs * math.ceil(images / settings.batch_size))
+    """Optimiser steps of one fit: at least ``steps``, and enough for ``epochs`` passes over that many images.
+
+    A fit that starts from the previous cycle's model (``start: warm``) takes ``warm_fraction`` of them.
+    """
+    steps = max(settings.steps or 1, settings.epochs * math.ceil(images / settings.batch_size))
+    return math.ceil(settings.warm_fraction * steps) if settings.start == "warm" else steps
 
 
 def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:

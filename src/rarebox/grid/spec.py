@@ -176,7 +176,7 @@ def _first(data: str, detector: str, settings: Settings, base: Settings) -> Plan
         budget=(),
         device=settings.device,
         detector=settings.detector,
-        training=settings.training,
+        training=settings.training.of_first_cycle(),
         pseudo=PseudoSettings(difficult=settings.pseudo.difficult),
         scoring=ScoringSettings(views=base.scoring.views) if frozen else ScoringSettings(),
     )

@@ -20,7 +20,7 @@ from rarebox.errors import Damaged, UserError
 from rarebox.labels.targets import calibration, make_targets, write_targets
 from rarebox.loop import rules, shards
 from rarebox.loop.ask import ask, label_initial_pool
-from rarebox.loop.hits import hit_map
+from rarebox.loop.hits import hit_weights
 from rarebox.loop.measuring import detect, measure
 from rarebox.loop.metrics import CycleRecord, Measures
 from rarebox.loop.record import record
@@ -79,7 +79,7 @@ def rank_pool(run: Run, cycle: int) -> Ranked:
     queue = LazyRanking.of(Candidates.none(len(run.classes)), iter(()))
     if len(state.images) if settings.selection.strategy in strategies.IMAGE else open_per_class.any():
         if settings.selection.strategy in strategies.BY_HITS:
-            state = replace(state, hit_map=hit_map(run, cycle))
+            state = replace(state, hit_weights=hit_weights(run, cycle))
         state = replace(state, **features(run, cycle, before, state.images.image_id.tolist()))
         sizes = {record.id: (record.width, record.height) for record in run.pool.records}
         rng = partial(seeds.stream, settings.seed, "strategy", cycle)

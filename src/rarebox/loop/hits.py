@@ -1,34 +1,61 @@
-"""How often a box with some score shows an object, learnt from the answers of the previous cycle."""
+"""How likely a box shows an object, learnt from the answers of the previous cycle."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
+from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from rarebox.core.boxes import nearest
-from rarebox.labels.targets import calibration
 from rarebox.loop.run import Run
 from rarebox.loop.shards import scored_pool
-from rarebox.types import UNIT, Candidates, Floats, Verdict
+from rarebox.method import hit_evidence, hit_probability
+from rarebox.strategies.box import evidence
+from rarebox.types import Bools, Candidates, Floats, Verdict
 
 JUDGED = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 """Verdicts that show whether a box shows an object."""
 
+NEEDED = {"score", "uncertainty", "box_consistency"}
+"""What a question must say about its box. One about another detector's box does not."""
 
-def hit_map(run: Run, cycle: int) -> tuple[Floats, Floats]:
-    """The points of the piecewise linear map from scores to P(object); the identity before the first answers.
+RIDGE = 0.3
+"""The penalty on squared weights, in answers: a few answers correct the scores only a little."""
+
+
+def hit_weights(run: Run, cycle: int) -> Floats:
+    """The weights of :func:`rarebox.method.hit_probability` for a cycle (decisions row 47): (4,).
 
     The answers of the previous cycle count: each box that was asked about, and each candidate on an image that was
-    labelled completely, because there it is known which of them are objects.
+    labelled completely, because there it is known which of them are objects. Before the first answers they are zeros.
     """
     asked = run.store.answered(cycle - 1) if cycle > 2 else []
-    judged = [(q.why["score"], a) for q, a in asked if q.why and "score" in q.why and a.verdict in JUDGED]
+    judged = [(q.why, a) for q, a in asked if q.why and q.why.keys() >= NEEDED and a.verdict in JUDGED]
     complete = {q.image_id for q, a in asked if q.box is None and a.verdict is Verdict.OBJECT}
     labels = run.store.labels(up_to_cycle=cycle - 1) if complete else {}
     whole = {image_id: said.boxes for image_id, said in labels.items() if image_id in complete and said.complete}
-    scores = [np.array([score for score, _ in judged])]
+    known = [_evidence([why for why, _ in judged])]
     right = [np.array([a.verdict is Verdict.OBJECT for _, a in judged], dtype=bool)]
     lowest = run.settings.scoring.candidate_threshold
     for image_id, found in (scored_pool(run, cycle - 1).of_images(whole) if whole else dict[int, Candidates]()).items():
         found = found[found.scores >= lowest]
-        scores.append(found.scores)
+        known.append(evidence(found))
         right.append(nearest(found.boxes, whole[image_id])[1] >= run.settings.oracle.iou)
-    known = np.concatenate(scores)
-    return calibration(known, np.concatenate(right)) if len(known) else (UNIT, UNIT)
+    return fit(np.concatenate(known), np.concatenate(right))
+
+
+def _evidence(asked: Sequence[Mapping[str, float]]) -> Floats:
+    """The evidence on the boxes asked about, by what their questions say: (Q,) -> (Q, 4)."""
+    columns = ([why[name] for why in asked] for name in ("score", "uncertainty", "box_consistency"))
+    return hit_evidence(*map(np.array, columns))
+
+
+def fit(known: Floats, right: Bools) -> Floats:
+    """The weights of the most likely logistic function, held near 0 by :data:`RIDGE`: (N, 4), (N,) -> (4,)."""
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        p = hit_probability(known, weights)
+        wrong = np.log(np.clip(np.where(right, p, 1 - p), 1e-12, 1))
+        return RIDGE / 2 * (weights @ weights) - wrong.sum(), RIDGE * weights + (p - right) @ known
+
+    return cast("dict[str, Floats]", minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B"))["x"]

@@ -168,7 +168,7 @@ def new_detector(run: Run) -> Detector:
         num_classes=len(run.classes),
         classes=run.classes,
         device=settings.device,
-        training=settings.training,
+        training=settings.training.of_first_cycle(),
         seed=seeds.number(settings.seed, "model"),
     )
 

@@ -24,7 +24,7 @@ def first_cycle(run: Run) -> dict[str, object]:
         "seed": settings.seed,
         "initial_images": settings.initial_images,
         "detector": settings.detector.model_dump(mode="json"),
-        "training": settings.training.model_dump(mode="json"),
+        "training": settings.training.of_first_cycle().model_dump(mode="json"),
         "difficult": settings.pseudo.difficult,
         "classes": list(run.classes),
         "pool": pool,
@@ -45,7 +45,7 @@ def take_first_model(run: Run, share: Path, targets: Mapping[int, Targets]) -> N
         raise UserError(f"--share {share}: {error.args[0]}; or share another run, or omit --share") from error
     # Settings that the version of that run lacked have the values it used.
     told["detector"] = detectors.read_about(theirs)[1].model_dump(mode="json")
-    told["training"] = TrainingSettings.model_validate(told["training"]).model_dump(mode="json")
+    told["training"] = TrainingSettings.model_validate(told["training"]).of_first_cycle().model_dump(mode="json")
     there, here = dict(config.flatten(told)), dict(config.flatten(ours))
     different = [f"{n}: {there.get(n)} there, {here[n]} here" for n in here if there.get(n) != here[n]]
     if not different and there_on != here_on:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarebox.config import CostSettings
-from rarebox.method import class_balanced_utility
+from rarebox.method import class_balanced_utility, hit_evidence, hit_probability
 from rarebox.strategies.greedy import k_center
 from rarebox.types import Bools, Candidates, Floats, Ints, LabelState
 
@@ -138,9 +138,19 @@ def per_second(
 
     An object is confirmed with the probability cons(b) of Eq. 4, else mended; the rest is rejected.
     """
-    hit = np.interp(candidates.scores, *state.hit_map)
+    hit = hits(candidates, state)
     worth = class_balanced_utility(candidates.uncertainty, state.class_frequency[candidates.labels], sigma) * hit
     return by(candidates, worth / (cost.look + check_seconds(candidates, hit, cost)))
+
+
+def hits(candidates: Candidates, state: LabelState) -> Floats:
+    """The probability that each candidate shows an object: (T,)."""
+    return hit_probability(evidence(candidates), state.hit_weights)
+
+
+def evidence(candidates: Candidates) -> Floats:
+    """What that probability depends on: (T, 4)."""
+    return hit_evidence(candidates.scores, candidates.uncertainty, candidates.box_consistency)
 
 
 def check_seconds(candidates: Candidates, hit: Floats, cost: CostSettings) -> Floats:

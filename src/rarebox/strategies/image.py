@@ -8,7 +8,7 @@ import numpy as np
 from rarebox.config import CostSettings
 from rarebox.core.boxes import keep_best
 from rarebox.method import class_balanced_utility, js_divergence
-from rarebox.strategies.box import COST, Ranking, check_seconds, entropies
+from rarebox.strategies.box import COST, Ranking, check_seconds, entropies, hits
 from rarebox.strategies.greedy import k_center
 from rarebox.types import Candidates, Floats, Ints, LabelState
 
@@ -173,7 +173,7 @@ def image_per_second(
     classes, ids = len(state.class_counts), np.unique(state.images.image_id)
     rows = np.flatnonzero(np.isin(candidates.image_id, ids))
     found, where = candidates[rows], np.searchsorted(ids, candidates.image_id[rows])
-    hit = np.interp(found.scores, *state.hit_map)
+    hit = hits(found, state)
     shown = found.scores >= proposed_from
     seconds = cost.scan + np.bincount(
         where, np.where(shown, check_seconds(found, hit, cost), hit * cost.draw), minlength=len(ids)
