@@ -219,6 +219,7 @@ def test_a_question_about_a_box(later: House) -> None:
         "guess",
         "score",
         "uncertainty",
+        "similarity",
         "reason",
         "labels",
         "others",
