@@ -27,7 +27,7 @@ tests:
 	$(NODE) node_modules/typescript/bin/tsc
 	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
 	$(NODE) --test --test-reporter=dot 'tests/js/*.test.js'
-	$(BIN)/pytest -n 3 --dist loadfile  # three on two cores: many tests wait for processes that they start
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder  # three on two cores: many tests wait for processes that they start
 
 .venv/ready: requirements.lock bootstrap.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rarebox needs Python 3.11 or later; name one: make PYTHON=python3.12")'

@@ -7,7 +7,7 @@ that cycle, as the loop does, and compares it with the truth of all open candida
 
 - ``score``: the detector's score, unchanged;
 - ``isotonic``: isotonic regression of the answers on the score;
-- ``logistic``: :func:`rarebox.loop.hits.fit` on score, u(b) and cons(b), which the loop uses;
+- ``logistic``: :func:`rarebox.loop.hits.fit` on u(b) and cons(b) beside the score, which the loop uses;
 - ``isotonic+probes`` and ``logistic+probes``: also with probes, 8 % more questions drawn at random within strata of the
   score, and answered truthfully; the mean of ten draws.
 

@@ -21,6 +21,12 @@ os.environ["RAREBOX_OFFLINE"] = "1"  # for the processes that tests start, too
 SERVER = "RAREBOX_POSTGRESQL"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test run first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Where a store can be created: a file, or a new schema on a PostgreSQL server if one is named."""

@@ -74,21 +74,21 @@ def soft_weight(value: Floats, high: float, low: float) -> Floats:
 
 
 def hit_evidence(scores: Floats, uncertainty: Floats, box_consistency: Floats) -> Floats:
-    """What the probability that a box shows an object depends on (ours): 1, the logit of the score, and u(b) and
+    """What the probability that a box shows an object depends on (ours): the logit of the score, 1, and u(b) and
     cons(b) on a common scale: three of (N,) -> (N, 4). A cons(b) that is NaN counts as 0."""
     score = np.clip(scores.astype(np.float64), 1e-4, 1 - 1e-4)
     steady = np.nan_to_num(box_consistency.astype(np.float64))
     return np.stack(
-        [np.ones(len(score)), np.log(score / (1 - score)), (uncertainty - 0.5) / 0.3, (steady - 0.5) / 0.3], axis=1
+        [np.log(score / (1 - score)), np.ones(len(score)), (uncertainty - 0.5) / 0.3, (steady - 0.5) / 0.3], axis=1
     )
 
 
 def hit_probability(evidence: Floats, weights: Floats) -> Floats:
-    """P(b shows an object), a logistic function (ours): (N, 4), (4,) -> (N,) in (0, 1).
+    """P(b shows an object), a logistic function (ours): (N, 4), (3,) -> (N,) in (0, 1).
 
-    ``weights`` correct the score: with zeros, the probability is the score.
+    ``weights`` of 1, u(b) and cons(b) correct the score: with zeros, the probability is the score.
     """
-    return 1 / (1 + np.exp(-(evidence[:, 1] + evidence @ weights)))
+    return 1 / (1 + np.exp(-(evidence[:, 0] + evidence[:, 1:] @ weights)))
 
 
 class Column(Protocol):

@@ -344,7 +344,7 @@ class LabelState:
 
     ``class_frequency`` (K,) is p(l) of Eq. 1, ``class_counts`` (K,) the number of human boxes of each class,
     ``images_labelled`` the number of complete images, ``budget`` about how many boxes this cycle may spend.
-    ``hit_weights`` (4,) turn the evidence on a box into the probability that it shows an object
+    ``hit_weights`` (3,) turn the evidence on a box into the probability that it shows an object
     (:func:`rarebox.method.hit_probability`). ``images`` are the pool's unlabelled images, for image-level strategies,
     and empty for the others. ``box_features`` (L, D),
     ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are set for the strategies that
@@ -356,7 +356,7 @@ class LabelState:
     images: ImageScores
     images_labelled: int = 0
     budget: int = 0
-    hit_weights: Floats = field(default_factory=lambda: np.zeros(4))
+    hit_weights: Floats = field(default_factory=lambda: np.zeros(3))
     box_features: Floats | None = None
     image_features: Floats | None = None
     labelled_image_features: Floats | None = None

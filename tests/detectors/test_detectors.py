@@ -561,9 +561,7 @@ def test_two_fits_with_the_same_seed_are_equal(
 def test_a_fit_makes_the_loss_smaller(
     name: str, optimiser: str, make_detector: Make, pictures: list[Picture], targets: list[Targets]
 ) -> None:
-    detector = learner(
-        make_detector, name, steps=15, optimiser=optimiser, flip=0.0, scale_jitter=0.0, zoom=1.0, ema=0.0
-    )
+    detector = learner(make_detector, name, steps=8, optimiser=optimiser, flip=0.0, scale_jitter=0.0, zoom=1.0, ema=0.0)
 
     def loss() -> float:
         torch.manual_seed(0)

@@ -545,6 +545,7 @@ def cycles(told: Iterable[Event]) -> list[tuple[str, int]]:
     return [(e["run"], e["cycle"]) for e in told if e["event"] == "cycle"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_its_run_to_the_other(
     grid, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_an_unavailable_engine_is_refused(engine: str, address: str | None, said
         pass
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_costs_its_shard_only(
     finished: Path, joined: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_shard_that_fails_by_its_own_error_reports_why_and_finished_shards_are
     assert len(list((out / "cycle_02" / "candidates").glob("shard_*"))) == SHARDS
 
 
+@pytest.mark.slow
 def test_runs_of_a_grid_are_tasks_with_the_same_results(
     finished: Path, joined: cluster.Cluster, pictures: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +228,7 @@ def timeless(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("seconds", "notes")}
 
 
+@pytest.mark.slow
 def test_a_node_removed_in_the_middle_changes_nothing(
     finished: Path, joined: cluster.Cluster, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

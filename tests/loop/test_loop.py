@@ -1043,6 +1043,7 @@ def killed_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         yield lambda: count
 
 
+@pytest.mark.slow
 def test_death_before_any_write_changes_nothing_in_the_end(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1060,6 +1061,7 @@ def test_death_before_any_write_changes_nothing_in_the_end(
     assert outcome(out) == outcome(finished)
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(pictures: Path, finished: Path, tmp_path: Path) -> None:
     """A real process is killed; ``benchmarks/kill_and_resume.py`` does the same twenty times."""
     out, moments, kills = tmp_path / "run", random.Random(0), 0

@@ -1,6 +1,5 @@
 """A project answered from the ground truth, and a simulation: both ask, label and train the same."""
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -30,8 +29,6 @@ from rarebox.project.run import open_project
 from rarebox.types import Answer, Floats, GroundTruth, ImageRecord, Query
 from tests import tiny
 from tests.browser import served
-
-AQUARIUM = Path(os.environ.get("RAREBOX_AQUARIUM") or Path(__file__).parents[3] / "shared" / "data" / "aquarium")
 
 CHANGES: dict[str, Any] = {
     **{name: value for name, value in tiny.CHANGES.items() if name not in ("initial_images", "budget")},
@@ -210,9 +207,10 @@ def test_a_project_and_a_simulation_ask_and_train_the_same(
     project.store.close()
 
 
+@pytest.mark.slow
 def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path) -> None:
-    known = load(AQUARIUM if AQUARIUM.exists() else tiny.make_data(tmp_path / "scenes"))
-    project = start(tmp_path, known, known.train.images[:16])
+    known = load(tiny.make_data(tmp_path / "scenes"))
+    project = start(tmp_path, known, known.train.images)
     truth = truth_of(project, known)
     with served(tmp_path / "project") as link:
         annotator = Annotator(link, SimulatedOracle(truth, project.settings.oracle.iou))

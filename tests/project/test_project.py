@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import update
+from typer.testing import CliRunner
 
 from rarebox import external
+from rarebox.cli import main
 from rarebox.core import boxes
 from rarebox.core.files import read_json
 from rarebox.data.datasets import load
@@ -567,7 +569,8 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
         "--predictions",
         str(tmp_path / "found.jsonl"),
     ]
-    subprocess.run([sys.executable, "-m", "rarebox", *command], check=True, capture_output=True, timeout=120)
+    done = CliRunner().invoke(main.app, command)
+    assert done.exit_code == 0, done.output
     now = Project(tmp_path / "p")
     assert now.store.classes() == ("one", "smudge", "three")
     offered = now.read_predictions()

@@ -269,6 +269,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["class_balanced", "quota", "compas", "random", "coreset"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_pool(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five times a pool that fills the best K: the same peak; arrays of all of it would be five times as large."""
     monkeypatch.undo()

@@ -364,7 +364,7 @@ def test_image_entropy_skips_candidates_of_images_that_are_not_open() -> None:
 
 
 COST = CostSettings(look=0, confirm=1, mend=4, reject=2, draw=8, scan=10)
-LESS = np.array([-1.0, 0, 0, 0])
+LESS = np.array([-1.0, 0, 0])
 """Weights of P(object): its logit is that of the score minus 1."""
 
 
@@ -406,7 +406,7 @@ def test_image_per_second_shows_other_classes_after_an_image_full_of_one() -> No
     found = replace(
         images_of([4, 4, 3], [0.5] * 11, uncertainty=[1] * 11), box_consistency=[1] * 11, labels=[0] * 8 + [1] * 3
     )
-    state = replace(two_class_state(3, 5, (1, 1)), hit_weights=np.array([20.0, 0, 0, 0]))
+    state = replace(two_class_state(3, 5, (1, 1)), hit_weights=np.array([20.0, 0, 0]))
     order = [image_id for image_id, _ in per_image(found, state)]
     assert order == [0, 2, 1]
 

@@ -39,6 +39,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return AQUARIUM if AQUARIUM.exists() else tiny.make_data(tmp_path_factory.mktemp("scenes") / "scenes")
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_path: Path) -> None:
     known = load(truth)
     (photos := tmp_path / "photos").mkdir()

@@ -89,6 +89,7 @@ class Browser:
         raise TimeoutError(path)
 
 
+@pytest.mark.slow
 def test_two_browsers_and_a_server_killed_five_times(root: Path) -> None:
     chance = random.Random()  # different moments each time
     with Served(root) as server, ThreadPoolExecutor(2) as pool:

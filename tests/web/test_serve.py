@@ -595,6 +595,7 @@ def test_people_continue_while_the_trainer_fails(fake: Callable[[str], None], pr
     service.close()
 
 
+@pytest.mark.slow
 def test_a_real_trainer_that_is_killed_in_the_middle(project: Project) -> None:
     with serving(project.folder.root, "--people", "anna", trains=True) as server, server.browser() as browser:
         wait_for(lambda: browser.get("/api/state").json()["trainer"]["state"] == "idle")

@@ -52,14 +52,13 @@ def calibration(shown: Floats, right: Bools) -> tuple[Floats, Floats]:
     method is isotonic regression, with one artificial answer at either end (a score of 0 is wrong, of 1 right), so
     that a few answers have a limited effect.
     """
-    # Imported here: it takes two seconds, and ranking does not need it.
-    from sklearn.isotonic import IsotonicRegression  # pyright: ignore[reportMissingTypeStubs]
+    # Imported here: it takes half a second, and ranking does not need it.
+    from scipy.optimize import isotonic_regression
 
     known = np.concatenate([[0.0], shown, [1.0]])
     truth = np.concatenate([[0.0], right.astype(float), [1.0]])
-    fitted = IsotonicRegression(y_min=0, y_max=1).fit(known, truth)  # pyright: ignore[reportUnknownMemberType]
-    thresholds: dict[str, Floats] = vars(fitted)
-    return thresholds["X_thresholds_"], thresholds["y_thresholds_"]
+    scores, place, answers = np.unique(known, return_inverse=True, return_counts=True)
+    return scores, isotonic_regression(np.bincount(place, truth) / answers, weights=answers).x
 
 
 def remaining(boxes: Floats, human: ImageLabels, settings: PseudoSettings) -> Bools:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
-from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from rarebox.core.boxes import nearest
 from rarebox.loop.run import Run
@@ -19,12 +18,12 @@ JUDGED = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
 NEEDED = {"score", "uncertainty", "box_consistency"}
 """What a question must say about its box. One about another detector's box does not."""
 
-RIDGE = 0.3
+RIDGE = 1.0
 """The penalty on squared weights, in answers: a few answers correct the scores only a little."""
 
 
 def hit_weights(run: Run, cycle: int) -> Floats:
-    """The weights of :func:`rarebox.method.hit_probability` for a cycle (decisions row 47): (4,).
+    """The weights of :func:`rarebox.method.hit_probability` for a cycle (decisions row 47): (3,).
 
     The answers of the previous cycle count: each box that was asked about, and each candidate on an image that was
     labelled completely, because there it is known which of them are objects. Before the first answers they are zeros.
@@ -51,11 +50,14 @@ def _evidence(asked: Sequence[Mapping[str, float]]) -> Floats:
 
 
 def fit(known: Floats, right: Bools) -> Floats:
-    """The weights of the most likely logistic function, held near 0 by :data:`RIDGE`: (N, 4), (N,) -> (4,)."""
+    """The weights of the most likely logistic function, held near 0 by :data:`RIDGE`: (N, 4), (N,) -> (3,)."""
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         p = hit_probability(known, weights)
         wrong = np.log(np.clip(np.where(right, p, 1 - p), 1e-12, 1))
-        return RIDGE / 2 * (weights @ weights) - wrong.sum(), RIDGE * weights + (p - right) @ known
+        return RIDGE / 2 * (weights @ weights) - wrong.sum(), RIDGE * weights + (p - right) @ known[:, 1:]
 
-    return cast("dict[str, Floats]", minimize(loss, np.zeros(4), jac=True, method="L-BFGS-B"))["x"]
+    # Imported here: it takes half a second, and most runs do not need it.
+    from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    return cast("dict[str, Floats]", minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B"))["x"]
