@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -9,9 +10,12 @@ from uuid import uuid4
 import numpy as np
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 from PIL import Image
 
 from rarebox.core.files import write_json
+from rarebox.pool import candidates
+from rarebox.pool.last import WIDTH
 from rarebox.pool.ranking import LazyRanking
 from rarebox.project.create import create
 from rarebox.project.project import Project
@@ -69,6 +73,20 @@ def open_cycle(project: Project, cycle: int, image_ids: range | list[int], guess
     write_json(project.folder.metrics, [record(number) for number in range(1, cycle)])
     project.store.open_cycle(1)
     project.store.open_cycle(cycle)
+
+
+def keep_features(project: Project, cycle: int, *degrees: float) -> None:
+    """Store features of the candidates of a cycle in their order, as the trainer does: the cosine of two of them is
+    that of the angle between them."""
+    ranked = project.read_ranking(cycle).candidates
+    found = replace(ranked, features=directions(*degrees), class_probs=np.zeros((len(ranked), 1)))
+    candidates.write(project.folder.cycle(cycle) / "candidates" / "shard_00000.parquet", found)
+
+
+def directions(*degrees: float) -> NDArray[np.float64]:
+    """Unit vectors of the width of a sketch, all in one plane, at these angles."""
+    angles = np.radians(degrees)
+    return np.pad(np.stack([np.cos(angles), np.sin(angles)], axis=1), ((0, 0), (0, WIDTH - 2)))
 
 
 def record(cycle: int) -> dict[str, Any]:

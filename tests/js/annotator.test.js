@@ -458,3 +458,36 @@ test("answers of one screen carry their shares of its time, and each is undone b
   await press("redo");
   assert.notEqual(server.saved.at(-1).milliseconds, 501); // the time is not counted twice
 });
+
+const sought = (id) => ({ ...question(id), similarity: 0.9 });
+const looking = (search) => accept({ ...server.state, version: Date.now(), search });
+
+test("the question shown waits behind those that a search puts first", async () => {
+  looking({ label: 0, left: 1 });
+  server.questions.unshift(sought(9));
+  await after(0);
+  assert.equal(shown(), 1); // a question is not replaced under the finger of a person who pressed nothing
+  annotator.letWait();
+  await settled();
+  assert.equal(shown(), 9);
+  looking(null);
+  server.questions.push(server.questions.shift()); // stopped: its question keeps its turn, the last one
+  annotator.letWait();
+  await settled();
+  assert.equal(shown(), 1);
+});
+
+test("a question that was begun stays, and so does the one shown when the questions come late", async () => {
+  annotator.editor.nudge(10, 0);
+  looking({ label: 0, left: 1 });
+  server.questions.unshift(sought(9));
+  annotator.letWait();
+  await settled();
+  assert.equal(shown(), 1);
+  await press("yes");
+  assert.equal(shown(), 9);
+  server.questions.unshift(sought(10));
+  annotator.outbox.ask();
+  await settled();
+  assert.equal(shown(), 9);
+});

@@ -7,6 +7,7 @@ import { progressText, spentOnTheWay, toGo } from "../../src/rarebox/web/static/
 import { inReadingOrder, isComplete, labelsOf, marksOf } from "../../src/rarebox/web/static/marks.js";
 import { Queue } from "../../src/rarebox/web/static/queue.js";
 import { factsOf, wordsOf } from "../../src/rarebox/web/static/question.js";
+import { ended, inWords } from "../../src/rarebox/web/static/similar.js";
 import { accept } from "../../src/rarebox/web/static/state.js";
 import { alter, makeTask } from "../../src/rarebox/web/static/task.js";
 
@@ -168,4 +169,23 @@ test("questions of a grid stay behind those that come next, and the spare ones a
   queue.pinned = [4];
   queue.receive([1, 2, 3, 4].map((id) => question(id)));
   assert.deepEqual(ids(), [4, 1, 2, 3]);
+});
+
+test("a search is named by its class, and its end is reported unless the person or the cycle ended it", () => {
+  const fish = { label: 0, left: 3 };
+  assert.equal(inWords(fish), "More like “fish”: 3 to go");
+  assert.equal(inWords({ label: null, left: 1 }), "More like the chosen box: 1 to go");
+  const was = { cycle: 2, server: "a", search: fish };
+  const now = { ...was, search: null };
+  assert.match(ended(now, was, false), /That was all like “fish”/);
+  assert.match(ended({ ...now, server: "b" }, was, false), /restarted/);
+  assert.equal(ended(now, was, true), "");
+  assert.equal(ended({ ...now, cycle: 3 }, was, false), "");
+  assert.equal(ended(was, was, false), "");
+  assert.equal(ended(now, null, false), "");
+});
+
+test("the similarity to an example is among the facts", () => {
+  const task = makeTask({ ...question(1), score: null, uncertainty: null, similarity: 0.87 });
+  assert.deepEqual(factsOf(task, "asking")[0], ["similarity", "87%"]);
 });

@@ -26,12 +26,13 @@ from rarebox.labels.store import Store
 from rarebox.loop import ask, cycle
 from rarebox.loop.cycle import rank_pool
 from rarebox.pool import ranking
+from rarebox.pool.last import sketch
 from rarebox.project import project, trainer
 from rarebox.project.create import create
 from rarebox.project.predictions import matched
 from rarebox.project.project import Project
 from rarebox.project.run import open_project
-from rarebox.types import Answer, Query, Verdict
+from rarebox.types import Answer, ImageLabels, Query, Verdict
 from rarebox.web import wording
 from rarebox.web.service import AnnotationService
 from tests import tiny
@@ -106,6 +107,51 @@ def test_three_cycles_of_a_project(pictures: Path, tmp_path: Path) -> None:
     assert all(r["ap50"] is not None for r in records)  # on the image that is held out
     assert held not in _trained_on(now, 3)
     assert {q.image_id for q in first} - {held} <= set(_trained_on(now, 3))
+
+
+def test_boxes_like_the_labelled_ones_can_be_looked_for(pictures: Path, tmp_path: Path) -> None:
+    """The trainer keeps features of labelled boxes that compare with those of the candidates: a box that is labelled
+    where a candidate is looks like it."""
+    now = start(pictures, tmp_path)
+    trainer.advance(now, quiet)
+    answer_cycle(now, oracle_of(pictures, now))
+    for _ in range(2):  # train and rank
+        trainer.advance(now, quiet)
+    found = now.read_ranking(2).candidates
+    looks = now.read_looks(2, found)
+    assert looks is not None
+    held = project.held_out_in(now.store)
+    known = {i: said for i, said in now.store.labels().items() if len(said.boxes) and i not in held}
+    assert looks.image_id[: len(found)].tolist() == found.image_id.tolist()
+    assert {*looks.image_id[len(found) :].tolist()} == known.keys()
+    assert len(looks) - len(found) == sum(len(said.boxes) for said in known.values())
+    assert np.linalg.norm(looks.features, axis=1) == pytest.approx(1, abs=1e-2)
+
+    # The same model's features of boxes that are the candidates themselves.
+    run = open_project(now.folder, now.settings, now.store, quiet)
+    run.cycle = 2
+    some = found[:8]
+    own = {
+        i: ImageLabels(some.boxes[some.image_id == i], some.labels[some.image_id == i], *NONE) for i in some.image_id
+    }
+    again = cycle.labelled_looks(run, 2, own)
+    above = list[float]()
+    for image_id, box, vector in zip(again.image_id, again.boxes, sketch(again.features), strict=True):
+        cosines = looks.features[: len(found)] @ vector
+        (same,) = np.flatnonzero((found.image_id == image_id) & (found.boxes == box).all(axis=1))
+        above.append(float((cosines > cosines[same]).mean()))
+    assert np.median(above) < 0.05  # RetinaNet may have found a box from an anchor that is not the nearest one
+
+
+NONE = (np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), False)
+"""The rejected and the skipped boxes of an image that is not complete."""
+
+
+def test_labelled_boxes_are_compared_up_to_a_number_for_each_class() -> None:
+    box = np.array([[0, 0, 9, 9]], dtype=np.float32)
+    said = {i: ImageLabels(box, np.array([label]), *NONE) for i, label in enumerate([0, 1, 0, 0, 1])}
+    assert [*cycle.some_of_each_class(said, 2)] == [4, 3, 2, 1]
+    assert [*cycle.some_of_each_class(said, 1)] == [4, 3]
 
 
 def test_missing_photos_do_not_stop_the_training(pictures: Path, tmp_path: Path) -> None:

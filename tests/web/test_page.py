@@ -17,9 +17,11 @@ from rarebox.data.datasets import load
 from rarebox.labels.leases import People
 from rarebox.labels.store import Store
 from rarebox.loop.run_folder import RunFolder
+from rarebox.project.project import Project
 from rarebox.types import ImageRecord, Query
 from tests import tiny
 from tests.browser import CHROMIUM, LAPTOP, PHONE, Person, chromium
+from tests.house import keep_features
 from tests.serving import Served, make_project
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
@@ -169,6 +171,63 @@ def test_a_whole_image_is_verified_with_few_keys(office: Office) -> None:
         first = answers[asked[0].id]
         assert len(first.boxes) == proposed
         assert store.labels_of(asked[0].image_id).complete
+
+
+@pytest.mark.parametrize("office", [14], indirect=True)
+def test_more_like_a_class_and_more_like_a_box_come_next(office: Office) -> None:
+    """One box on each of fourteen pictures. All look alike, so each that was not asked about is found."""
+    keep_features(Project(office.server.root), 2, *range(0, 42, 3))
+    anna = office.tab(office.browser("anna"))
+    anna.task("box", 30)
+    anna.page.wait_for_function("() => document.querySelectorAll('.bars li').length === 3")
+    shark = anna.see("similar-2")
+    shark.click()
+    assert "“shark” has no box yet" in anna.see("notice").last.inner_text()  # what to do instead
+    anna.press("3")
+    anna.saved()
+    waiting = anna.photo()
+    shark.click()
+    anna.see("stop-search").wait_for()
+    strip = anna.see("search")
+    assert strip.inner_text().startswith("More like “shark”: ")
+    assert strip.inner_text() == "More like “shark”: 9 to go Stop".replace(" Stop", "\nStop")
+    anna.page.wait_for_function("() => document.querySelector('[data-fact=similarity]')")
+    assert "shark" in anna.see("question").inner_text()
+    anna.task("box", 10)
+    anna.shoot("similar")
+    anna.press("Enter")
+    anna.until(lambda state: state["search"]["left"] == 8)
+    anna.see("stop-search").click()
+    strip.wait_for(state="hidden")
+    anna.page.wait_for_function(
+        "name => document.querySelector('[data-fact=photo] b')?.innerText === name", arg=waiting
+    )
+
+    anna.see("similar").click()  # more like the box that is shown
+    strip.wait_for()
+    assert strip.inner_text().startswith("More like “")
+    left = anna.state()["search"]["left"]
+    assert left == 4  # four of the first search are still open
+    anna.press("m")
+    anna.page.wait_for_function("() => document.querySelector('#notices').innerText.includes('No further box')")
+    for _ in range(left):
+        anna.page.wait_for_function("() => document.querySelector('[data-fact=similarity]')")
+        anna.task("box", 10)
+        anna.press("x")
+        anna.saved()
+    strip.wait_for(state="hidden")
+    assert anna.page.locator("[data-sentence^='That was all like']").count() == 1
+    refused = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
+    assert anna.problems == [refused] * 2
+    folder = RunFolder(office.server.root)
+    with Store(folder.labels(folder.read_settings())) as store:
+        answered = store.answered(2)
+    found = [(query.guess, answer.verdict.value) for query, answer in answered if "similarity" in (query.why or {})]
+    assert found[0] == (2, "object")
+    assert len(found) == 1 + left
+    assert {verdict for _, verdict in found[1:]} == {"not_an_object"}
+    images = [query.image_id for query, _ in answered]
+    assert len({*images}) == len(images)  # each picture has one box, and none was asked about twice
 
 
 def test_undo_and_redo_go_over_several_answers(office: Office) -> None:

@@ -82,6 +82,7 @@ def test_the_state_of_the_first_images(house: House) -> None:
         "advice",
         "people",
         "can_train",
+        "search",
         "version",
     }
     assert (state["project"], state["you"], state["fixed_name"]) == ("project", "anna", False)
@@ -218,6 +219,7 @@ def test_a_question_about_a_box(later: House) -> None:
         "guess",
         "score",
         "uncertainty",
+        "similarity",
         "reason",
         "labels",
         "others",

@@ -1,5 +1,6 @@
 """Active learning, cycle by cycle: the only module that knows all the others. Read :func:`run_cycle` first."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +31,7 @@ from rarebox.loop.tested import write_tested
 from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
+from rarebox.pool.similar import Looks
 from rarebox.types import Candidates, Floats, ImageLabels, Targets, Verdict
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
@@ -92,6 +94,8 @@ def features(
     needs = strategies.NEEDS.get(run.settings.selection.strategy, set()) - {"features"}
     if not needs:
         return {}
+    if "box_features" in needs:
+        return {"box_features": labelled_looks(run, cycle, labels).features}
     detector = load_detector(run, cycle - 1)
     records = {record.id: record for record in run.pool.records}  # without held-out images, which are labelled too
     extract(run, run.pool)
@@ -103,21 +107,41 @@ def features(
         found = [detector.image_features(batch) for _, batch in pictures.in_batches(rows)]
         return np.concatenate(found)[np.argsort(np.concatenate(rows))] if rows else np.zeros((0, 0), np.float32)
 
-    def box_features() -> np.ndarray:
-        """The features of all labelled boxes."""
-        pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
-        found: list[np.ndarray] = []
-        for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
-            found += detector.box_features(batch, [labels[pictures.records[i].id].boxes for i in map(int, rows)])
-        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
-
     with run.stage("features"):
-        if "box_features" in needs:
-            return {"box_features": box_features()}
         return {
             "image_features": image_features(untouched),
             "labelled_image_features": image_features(sorted(i for i, said in labels.items() if said.complete)),
         }
+
+
+def labelled_looks(run: Run, cycle: int, labels: Mapping[int, ImageLabels]) -> Looks:
+    """The labelled boxes of the pool with their features by the previous model."""
+    detector = load_detector(run, cycle - 1)
+    records = {record.id: record for record in run.pool.records}  # without held-out images, which are labelled too
+    pictures = run.pool.of([records[i] for i in labels if i in records and len(labels[i].boxes)])
+    extract(run, pictures)
+    ids, found = list[int](), list[np.ndarray]()
+    with run.stage("features") as report:
+        for rows, batch in pictures.in_batches(batches(pictures, run.settings.scoring.batch_size)):
+            here = [pictures.records[i].id for i in map(int, rows)]
+            found += detector.box_features(batch, [labels[i].boxes for i in here])
+            ids += here
+            report(len(ids), len(pictures), "images")
+    return Looks(
+        np.repeat(np.array(ids, dtype=np.int64), [len(labels[i].boxes) for i in ids]),
+        np.concatenate([NO_BOXES, *(labels[i].boxes for i in ids)]),
+        np.concatenate(found) if found else np.zeros((0, 0), np.float32),
+    )
+
+
+def some_of_each_class(labels: Mapping[int, ImageLabels], most: int) -> dict[int, ImageLabels]:
+    """The labels of so many images, the highest ids first, that there are ``most`` boxes of each class if possible."""
+    chosen, seen = dict[int, ImageLabels](), Counter[int]()
+    for image_id, said in sorted(labels.items(), reverse=True):
+        if any(seen[label] < most for label in said.labels.tolist()):
+            chosen[image_id] = said
+            seen.update(said.labels.tolist())
+    return chosen
 
 
 def training_targets(run: Run, cycle: int, candidates: Shards | None) -> dict[int, Targets]:

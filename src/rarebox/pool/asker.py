@@ -1,11 +1,17 @@
 """The asker puts the top of a ranking into the store as questions, for simulations and for people alike."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from heapq import heappop, heappush, nsmallest
 
+import numpy as np
+
+from rarebox.core.boxes import far_from
 from rarebox.labels.store import Store
 from rarebox.pool.ranking import LazyRanking, still_open
-from rarebox.types import ADDED, Bools, ImageLabels, Query
+from rarebox.pool.similar import SIMILARITY, Search
+from rarebox.types import ADDED, Bools, Floats, ImageLabels, Query
 
 BATCH = 500
 """The most questions asked at once."""
@@ -89,6 +95,61 @@ class Asker:
         """Ask about the boxes at these places now: places of :meth:`ahead`, each on another image."""
         self._done |= {*places}
         return self.store.ask(self.cycle, [self._query(place) for place in places])
+
+    # Questions before their turn
+
+    def ask_ahead(self, search: Search, most: int, in_hand: Collection[int] = ()) -> list[Query]:
+        """Ask about up to ``most`` of the boxes that a search has found, the most similar first, but about none on
+        images ``in_hand``, of which somebody holds a question of an earlier cycle."""
+        places = self.free(search.places, most, in_hand)
+        self._done.update(places)
+        return self.store.ask(self.cycle, [self._similar(search, place) for place in places])
+
+    def free(self, places: Iterable[int], most: int, in_hand: Collection[int] = ()) -> list[int]:
+        """The first ``most`` of some places that can be asked about now.
+
+        Those whose box an answer has settled count as asked from now on. A box waits while another question about the
+        same place or the whole image is open.
+        """
+        unasked, found = self.unasked(places), list[int]()
+        if not unasked or most < 1:
+            return found
+        waiting: dict[int, list[Floats | None]] = defaultdict(list)
+        for query in self.store.unanswered(self.cycle):
+            waiting[query.image_id].append(query.box)
+        for start in range(0, len(unasked), BATCH):
+            row_of = {place: item[0] for place in unasked[start : start + BATCH] if (item := self.queue(place))}
+            image_of = {place: int(self.queue.candidates.image_id[row]) for place, row in row_of.items()}
+            said = self.store.labels_of_images({*image_of.values()})
+            for place, row in row_of.items():
+                box, open_ones = self.queue.candidates.boxes[row], waiting[image_of[place]]
+                if not self._unsettled([row], said[image_of[place]])[0]:
+                    self._done.add(place)
+                elif image_of[place] not in in_hand and self._is_clear(box, open_ones):
+                    open_ones.append(box)
+                    found.append(place)
+                if len(found) == most:
+                    return found
+        return found
+
+    def unasked(self, places: Iterable[int]) -> list[int]:
+        """Those of some places that no question was asked about."""
+        return [place for place in places if place not in self._done]
+
+    def _is_clear(self, box: Floats, open_ones: Sequence[Floats | None]) -> bool:
+        """Whether no open question of its image is about a box: (4,)."""
+        boxes = [other for other in open_ones if other is not None]
+        if len(boxes) < len(open_ones):
+            return False
+        return not boxes or bool(far_from(box[None], np.stack(boxes), self._iou)[0])
+
+    def _similar(self, search: Search, place: int) -> Query:
+        """The question about a box of a search. The detector's numbers are about another guess, so it has none."""
+        query = self._query(place)
+        why = {"rank": float(place), "cycle": float(self.cycle), SIMILARITY: search.places[place]}
+        return replace(query, guess=query.guess if search.label is None else search.label, why=why)
+
+    # Reading the ranking
 
     def _first(self, without: Collection[int], aside: list[tuple[int, int]]) -> tuple[int, int] | None:
         """The first place that is neither asked nor settled, and its image; None at the end of the ranking.

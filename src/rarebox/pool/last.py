@@ -85,16 +85,21 @@ def unit(vectors: Floats) -> Floats:
 
 
 def features_of(found: Candidates, pool: Shards) -> Floats | None:
-    """The features of candidates of a pool as unit vectors, (T, D), NaN for those without. None if none has any."""
+    """Sketches of the features of candidates of a pool, (T, WIDTH), NaN for those without. None if none has any."""
     row_of = {key: row for row, key in enumerate(_keys(found.image_id, found.box_index))}
     features: Floats | None = None
     for piece in _with_features(pool, found.image_id):
         if features is None:
-            features = np.full((len(found), piece["features"].shape[1]), np.nan, dtype=np.float32)
+            features = np.full((len(found), WIDTH), np.nan, dtype=np.float32)
         keys = enumerate(_keys(piece["image_id"], piece["box_index"]))
         pairs = np.array([(row_of[key], here) for here, key in keys if key in row_of], dtype=np.int64).reshape(-1, 2)
-        features[pairs[:, 0]] = unit(piece["features"][pairs[:, 1]].astype(np.float32))
+        features[pairs[:, 0]] = _as_sketch(piece["features"][pairs[:, 1]].astype(np.float32))
     return features
+
+
+def _as_sketch(features: Floats) -> Floats:
+    """A pool holds sketches already, unless its strategy needs the features themselves."""
+    return unit(features) if features.shape[1] == WIDTH else sketch(features)
 
 
 def _with_features(pool: Shards, image_id: Ints) -> Iterator[dict[str, np.ndarray]]:

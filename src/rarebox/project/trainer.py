@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue as Mailbox
 
@@ -23,8 +24,10 @@ from rarebox.core.progress import Progress
 from rarebox.data.pictures import Pictures
 from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
-from rarebox.loop.cycle import rank_pool, train_cycle
+from rarebox.loop.cycle import labelled_looks, rank_pool, some_of_each_class, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
+from rarebox.loop.scoring import kept_features
+from rarebox.pool import last
 from rarebox.pool.ranking import LazyRanking, on_images
 from rarebox.project.photo_folder import photos_there
 from rarebox.project.project import FURTHER, HELD_OUT, Project
@@ -35,6 +38,9 @@ from rarebox.types import ImageScores, LabelState, Query
 
 MOST_COMPARED = 1000
 """The number of random images from which the initial images, the most different ones, are chosen."""
+
+EXAMPLES = 50
+"""The labelled boxes of each class whose features are kept for comparison, if there are as many."""
 
 
 def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
@@ -145,8 +151,12 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
 
 
 def rank(now: Project, run: Run, cycle: int) -> None:
-    """Score and rank the pool for a cycle, and store the ranking."""
+    """Score and rank the pool for a cycle, and store the ranking and the features of some labelled boxes."""
     ranked = rank_pool(run, cycle)
+    if kept_features(run.settings):
+        labels = some_of_each_class(run.store.labels(up_to_cycle=cycle - 1), EXAMPLES)
+        looks = labelled_looks(run, cycle, labels)
+        now.write_examples(cycle, replace(looks, features=last.sketch(looks.features)))
     now.write_ranking(cycle, boxes_in_order(run, ranked), ranked.state.class_frequency, ranked.open_per_class)
 
 

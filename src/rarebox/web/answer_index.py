@@ -17,6 +17,7 @@ import numpy as np
 from rarebox.config import CostSettings
 from rarebox.labels.cost import Action, Actions, Pace, actions_of, expected_seconds, fit_pace, milliseconds
 from rarebox.labels.leases import Given, Lease, Question, agreement
+from rarebox.pool.similar import SIMILARITY
 from rarebox.project.project import HELD_OUT
 from rarebox.types import Ints, Verdict
 
@@ -119,11 +120,12 @@ class History:
             yield ("label", label), 1
         if question.asked_by is None and query.guess is not None:
             yield ("asked about", query.guess), 1
-        if question.asked_by is None and query.guess is not None and latest.answer.verdict in INFORMATIVE:
+        guess = None if SIMILARITY in (query.why or {}) else query.guess  # the detector's
+        if question.asked_by is None and guess is not None and latest.answer.verdict in INFORMATIVE:
             labels = latest.answer.labels.tolist()
             yield ("guesses", cycle), 1
-            yield ("right guesses", cycle), int(right(query.guess, labels, merged))
-            yield ("guessed", cycle, query.guess, *labels), 1
+            yield ("right guesses", cycle), int(right(guess, labels, merged))
+            yield ("guessed", cycle, guess, *labels), 1
         if query.why and query.why.get(HELD_OUT) and latest.answer.verdict is not Verdict.CANNOT_TELL:
             yield ("held images",), 1
             yield ("held boxes",), boxes
@@ -246,14 +248,18 @@ class AnswerIndex:
         standing, question = self.queries[number].standing, self.queries[number].question
         return len(standing) + taken < question.wanted and not any(name in standing for name in names)
 
+    def unanswered(self, cycle: int) -> Iterator[Question]:
+        """The questions of a cycle that nobody has answered, in their order."""
+        return (one.question for _, number in self._wanting[cycle] if not (one := self.queries[number]).standing)
+
     def busy(self, cycle: int) -> Iterable[int]:
         """Images with an unanswered question of a cycle."""
         return self._busy[cycle].keys()
 
-    def in_hand(self, leases: Sequence[Lease]) -> set[int]:
-        """Images about which somebody holds an unanswered question, perhaps one of an earlier cycle."""
+    def in_hand(self, leases: Sequence[Lease], cycle: int) -> set[int]:
+        """Images about which somebody holds an unanswered question of an earlier cycle."""
         held = (self.queries[lease.query_id] for lease in leases if lease.query_id in self.queries)
-        return {one.question.image_id for one in held if not one.standing}
+        return {one.question.image_id for one in held if one.question.cycle < cycle and not one.standing}
 
     # Answers
 

@@ -33,7 +33,19 @@ from rarebox.web import replies
 from rarebox.web.guard import Guard, refusal_of
 from rarebox.web.ml_backend import router_of
 from rarebox.web.pictures import LARGEST_SIDE, picture_of
-from rarebox.web.requests import LONGEST_KEY, Answers, ClassChange, Grid, Identifier, Item, Leave, Me, Next, Release
+from rarebox.web.requests import (
+    LONGEST_KEY,
+    Answers,
+    ClassChange,
+    Grid,
+    Identifier,
+    Item,
+    Leave,
+    Me,
+    Next,
+    Release,
+    Search,
+)
 from rarebox.web.security import Authenticator, Visitor, is_loopback
 from rarebox.web.service import AnnotationService, Exchange
 
@@ -116,7 +128,8 @@ def make_app(
         return {"id": authenticator.project, "names": found.names, **state}
 
     listening: set[Request] = set()
-    far, downloads, lists = CapacityLimiter(MOST_FAR), CapacityLimiter(1), CapacityLimiter(1)
+    far, downloads = CapacityLimiter(MOST_FAR), CapacityLimiter(1)
+    lists, searches = CapacityLimiter(1), CapacityLimiter(1)
 
     # The page
 
@@ -223,6 +236,19 @@ def make_app(
     def disagreements() -> replies.Disagreements:
         """Questions that two people answered differently."""
         return {"disagreements": service.disagreements()}
+
+    @post("/api/search")
+    async def search(body: Search, found: Anybody, by: Somebody) -> replies.State:
+        """Look for boxes like those of a class, or like one box: they come first for this person."""
+        looking = partial(service.search, by, body.label, body.image, body.box or ())
+        await _done(await to_thread.run_sync(looking, limiter=searches))
+        return state_of(found)
+
+    @post("/api/search/stop")
+    async def stop_search(found: Anybody, by: Somebody) -> replies.State:
+        """Stop looking for such boxes."""
+        await _done(service.stop_search(by))
+        return state_of(found)
 
     # Pictures
 

@@ -48,7 +48,10 @@ class LabelledImage(TypedDict):
 
 
 class Query(LabelledImage):
-    """A question: what is in this box, or (``box`` None) what is in this whole image?"""
+    """A question: what is in this box, or (``box`` None) what is in this whole image?
+
+    ``similarity``: somebody looked for boxes like an example, and this is one.
+    """
 
     id: int
     cycle: int
@@ -57,6 +60,7 @@ class Query(LabelledImage):
     guess: int | None
     score: float | None
     uncertainty: float | None
+    similarity: float | None
     reason: str
     lease_seconds: float
 
@@ -163,6 +167,13 @@ class Speed(TypedDict):
     minutes_left: float | None
 
 
+class Search(TypedDict):
+    """Boxes like an example, which come first for one person. ``label``: the class offered, None for the detector's."""
+
+    label: int | None
+    left: int
+
+
 class SharedState(TypedDict):
     """The part of the state that is the same for all visitors.
 
@@ -193,6 +204,7 @@ class VisitorState(SharedState):
     you: str | None
     fixed_name: bool
     speed: Speed
+    search: Search | None
 
 
 class State(VisitorState):

@@ -13,7 +13,8 @@ MOST_ANSWERS, MOST_BOXES = 200, 20_000
 LONGEST_KEY = 64
 
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Box = Annotated[tuple[Coordinate, Coordinate, Coordinate, Coordinate], FailFast()]
+Sides = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+Box = Annotated[Sides, FailFast()]
 Identifier = Annotated[int, Field(ge=0, lt=2**31)]
 Session = Annotated[str, Field(max_length=LONGEST_KEY)]
 Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY, pattern="^[!-~]+$")]
@@ -116,6 +117,20 @@ class ClassChange(Body):
     def _is_one(self) -> "ClassChange":
         if sum(part is not None for part in (self.add, self.rename, self.merge)) != 1:
             raise ValueError("give one of add, rename and merge")
+        return self
+
+
+class Search(Body):
+    """What to look for: boxes like those of a class, or like one box of an image, perhaps with a class to offer."""
+
+    label: Identifier | None = None
+    image: Identifier | None = None
+    box: Sides | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Search":
+        if (self.image is None) != (self.box is None) or (self.image is None and self.label is None):
+            raise ValueError("give a class, or an image and a box")
         return self
 
 

@@ -1,10 +1,11 @@
 """Assigns questions to annotators and records their answers. Read :meth:`AnnotationService.answer` first."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
 from itertools import islice
+from math import ceil
 from secrets import token_hex
 from threading import RLock
 from typing import Literal, NamedTuple, TypeVar
@@ -19,9 +20,10 @@ from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.pool.candidates import rows_by_image
 from rarebox.pool.proposals import MOST_SHOWN
+from rarebox.pool.similar import MOST, SIMILARITY, Search, rows_of
 from rarebox.project.project import FURTHER, Project
-from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict
-from rarebox.web import replies, wording
+from rarebox.types import Candidates, Floats, ImageRecord, Ints, Query, Verdict, as_boxes
+from rarebox.web import likeness, replies, wording
 from rarebox.web.answer_index import AnswerIndex, Unit
 from rarebox.web.grid_review import AHEAD, Crop, grid_of
 from rarebox.web.supervisor import IDLE, Supervisor
@@ -71,6 +73,7 @@ class AnnotationService:
         self._budget, self._spent, self._went_on = 0, 0, (-1, -1, -1, -1)
         self._exhausted = False
         self._asked_at: dict[str, float] = {}
+        self._searches: dict[str, Search] = {}  # by person
         self._counts: Ints = np.zeros(0, dtype=np.int64)
         self._common: tuple[int, replies.SharedState] | None = None
         self._classes: tuple[str, ...] = ()
@@ -117,7 +120,14 @@ class AnnotationService:
             reopened = {one.query_id for one in said if one.verdict is Verdict.WITHDRAWN}
             queries = [] if outdated else self._assign(holder, by, former, min(want, MOST_QUESTIONS))
             later = self._cycle > 1  # then an image that filled the time of the first training can wait
-            queries.sort(key=lambda query: (query.id not in reopened, later and FURTHER in (query.why or {})))
+            sought = self._search_of(by)
+            queries.sort(
+                key=lambda query: (
+                    query.id not in reopened,
+                    not (sought and sought.found(query.why)),
+                    later and FURTHER in (query.why or {}),
+                )
+            )
             if any(query.id > self._answer_index.last_question for query in queries):
                 self._take_in()
             crops = self._grid(holder, (by, *former)) if want and not outdated else []
@@ -149,6 +159,69 @@ class AnnotationService:
     def release(self, holder: str, queries: Sequence[int]) -> "Future[None]":
         """End a tab's leases of some questions."""
         return self.do(lambda: self.people.release(holder, queries))
+
+    def search(
+        self, by: str, label: int | None, image_id: int | None = None, box: Sequence[float] = ()
+    ) -> "Future[None]":
+        """Look for boxes like those of a class, or like one box of an image. They come first for this person.
+
+        With a box, the class is only offered. A search lasts until it has no box left, the person stops it, or the
+        cycle ends; a restart forgets it. Raises UserError with the reason if nothing can be compared.
+        """
+        with self._lock:
+            cycle, ranked = self._cycle, self._shown
+            likeness.check_project(self.project, cycle)
+            if label is not None and (label >= len(self._classes) or self._counts_as[label] != label):
+                raise UserError(f"there is no class {label}. Choose one from the list of classes")
+        ids, boxes, reason = self._examples(label, image_id, box)
+        if ranked is None or (looks := self.project.read_looks(cycle, ranked)) is None:
+            raise UserError(likeness.NO_FEATURES)
+        if not len(examples := rows_of(looks, ids, boxes)):
+            raise UserError(reason)
+        alike = likeness.most_like(looks, ranked, examples)
+
+        def job() -> None:
+            self._take_in()
+            asker = self._asker
+            if self._cycle != cycle or asker is None:
+                raise UserError(likeness.NEW_CYCLE)
+            if self._may_ask_ahead() < 1:
+                raise UserError(likeness.SPENT)
+            if not (places := asker.free(alike, MOST)):
+                raise UserError(likeness.NO_MORE)
+            self._searches[by] = Search(cycle, label, {place: alike[place] for place in places})
+
+        return self.do(job)
+
+    def stop_search(self, by: str) -> "Future[None]":
+        """End a person's search. Its open questions keep their turn."""
+
+        def job() -> None:
+            self._searches.pop(by, None)
+
+        return self.do(job)
+
+    def _examples(self, label: int | None, image_id: int | None, box: Sequence[float]) -> tuple[Ints, Floats, str]:
+        """The boxes that a search compares with, and why it cannot if none of them has features: (E,), (E, 4)."""
+        if image_id is None:
+            assert label is not None
+            ids, boxes = likeness.boxes_of(label, self._standing())
+            if not len(boxes):
+                raise UserError(likeness.no_example(self._classes[label]))
+            return ids, boxes, likeness.no_features(self._classes[label])
+        if image_id not in self.images:
+            raise UserError(f"there is no image {image_id}. Reload the page")
+        return np.array([image_id]), _as_box(box), likeness.NOT_DETECTED
+
+    def _standing(self) -> Iterator[tuple[Given, list[int]]]:
+        """The answers that count and their labels, newest first."""
+        with self._lock:
+            walk = self._answer_index.standing()
+        while True:
+            with self._lock:  # of a piece, so that other requests need not wait for all
+                if not (piece := [(one, self._counted(one)) for one in islice(walk, PIECE)]):
+                    return
+            yield from piece
 
     def leave(self, holder: str) -> "Future[None]":
         """End the leases of a tab that was closed."""
@@ -198,14 +271,17 @@ class AnnotationService:
         self._take_in()
         answer_index, cycle, leases = self._answer_index, self._cycle, self.people.leases(holder)
         want, names = min(want, self._most_for(holder, leases)), (by, *former)
-        held = len(answer_index.held(holder, names, leases))
-        found = list(islice(answer_index.open_to(holder, names, cycle, leases), max(want - held, 0)))
+        own = answer_index.held(holder, names, leases)
+        found = self._sought(by, want, own, answer_index.open_to(holder, names, cycle, leases), leases)
+        held, want = len(own), max(want, len(own) + len(found))  # what the tab holds already waits behind them
+        others = (number for number in answer_index.open_to(holder, names, cycle, leases) if number not in found)
+        found += islice(others, max(want - held - len(found), 0))
         if want and not held and not found and self._first_model_trains:
             found += [query.id for query in self.project.ask_further()]
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
             if (most := self._at_most(missing, budget)) > 0:
-                busy = {*answer_index.busy(cycle), *answer_index.in_hand(leases)}
+                busy = {*answer_index.busy(cycle), *answer_index.in_hand(leases, cycle)}
                 asked = self._asker.ask(most, busy=busy)
                 if not asked and not held and not found:
                     asked = self._asker.ask(1, skip_busy=True, busy=busy)
@@ -242,19 +318,49 @@ class AnnotationService:
         places = {
             int(asked.why["rank"]): query
             for query, asked in whys.items()
-            if asked.cycle == cycle and asked.why and "rank" in asked.why
+            if asked.cycle == cycle and asked.why and "rank" in asked.why and SIMILARITY not in asked.why
         }
         next_ones = asker.ahead(self._at_most(AHEAD, self._budget_of(cycle)), certain)
         ranked = [(place, item[0]) for place in (*places, *next_ones) if (item := asker.queue(place))]
         boxes = asker.queue.candidates[np.array([row for _, row in ranked], dtype=np.int64)]
         likely = boxes.scores >= self.project.settings.people.proposal_score
-        found, seen = list[Crop](), {*index.busy(cycle), *index.in_hand(leases)}
+        found, seen = list[Crop](), {*index.busy(cycle), *index.in_hand(leases, cycle)}
         for row, (place, _) in enumerate(ranked):
             image = int(boxes.image_id[row])
             if likely[row] and (place in places or image not in seen):
                 found.append(Crop(place, int(self._counts_as[boxes.labels[row]]), places.get(place)))
                 seen.add(image)
         return grid_of(found, self._most_for(holder, leases) - len(held))
+
+    def _search_of(self, person: str) -> Search | None:
+        """What a person looks for in the current cycle."""
+        found = self._searches.get(person)
+        return found if found and found.cycle == self._cycle else None
+
+    def _sought(
+        self, person: str, want: int, held: Sequence[int], open_ones: Iterable[int], leases: Sequence[Lease]
+    ) -> list[int]:
+        """The next questions of a person's search: open ones first, then new ones."""
+        sought, asker = self._search_of(person), self._asker
+        if sought is None or asker is None:
+            return []
+
+        def is_found(number: int) -> bool:
+            return sought.found(self._answer_index.queries[number].question.why)
+
+        missing = max(want - sum(map(is_found, held)), 0)
+        found = list(islice(filter(is_found, open_ones), missing))
+        most = min(missing - len(found), self._may_ask_ahead())
+        return found + [
+            query.id for query in asker.ask_ahead(sought, most, self._answer_index.in_hand(leases, self._cycle))
+        ]
+
+    def _may_ask_ahead(self) -> int:
+        """How many questions of a search the budget allows. Open ones do not count, because they wait behind it."""
+        budget = self._budget_of(self._cycle)
+        if budget.left > 0:
+            return ceil(budget.left / budget.most_each)
+        return MOST if self.trainer is not None and self.trainer.working else 0
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
         """How many questions one tab may hold. One question is open per image at a time, so with few images the tabs
@@ -382,6 +488,7 @@ class AnnotationService:
                 "guess": query.guess if query.guess is None else int(self._counts_as[query.guess]),
                 "score": why.get("score"),
                 "uncertainty": why.get("uncertainty"),
+                "similarity": why.get(SIMILARITY),
                 "reason": self._reason(query),
                 "lease_seconds": self.project.settings.people.lease_seconds,
             }
@@ -463,7 +570,16 @@ class AnnotationService:
             per_minute = self._answer_index.per_minute(person) if person else None
             minutes = self._minutes_left(person) if person else None
             speed: replies.Speed = {"per_minute": per_minute and round(per_minute, 1), "minutes_left": minutes}
-            return {**self._common[1], "you": person, "fixed_name": fixed, "speed": speed}
+            search = self._search_state(person) if person else None
+            return {**self._common[1], "you": person, "fixed_name": fixed, "speed": speed, "search": search}
+
+    def _search_state(self, person: str) -> replies.Search | None:
+        """What a person looks for and how many boxes are left. None if none is."""
+        if not (sought := self._search_of(person)) or self._asker is None:
+            return None
+        unasked = self._asker.unasked(sought.places)
+        left = len(unasked) + sum(sought.found(one.why) for one in self._answer_index.unanswered(self._cycle))
+        return {"label": sought.label, "left": left} if left else None
 
     def _minutes_left(self, person: str) -> float | None:
         """About how long the rest of the cycle's budget takes one person. None if that is not known."""
@@ -593,6 +709,14 @@ class AnnotationService:
         guess, counts = int(self._counts_as[query.guess]), self._counts
         offered = int((self._counts_as == np.arange(len(self._counts_as))).sum())
         return wording.reason(self._classes[guess], int(counts[guess]), int(counts.sum()), offered, query.why or {})
+
+
+def _as_box(sides: Sequence[float]) -> Floats:
+    """One box as (1, 4). Raises UserError if it has no area."""
+    try:
+        return as_boxes([sides])
+    except ValueError as error:
+        raise UserError("a box needs a width and a height. Draw it again") from error
 
 
 def _about(image: ImageRecord) -> replies.Image:

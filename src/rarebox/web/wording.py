@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rarebox.core.text import counted
+from rarebox.pool.similar import SIMILARITY
 
 UNSTABLE = 1.0
 """The value of u(b), of at most 1.3, above which the page says that the guess changes between views."""
@@ -24,11 +25,14 @@ def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, fl
     """Why a box is asked about.
 
     ``name`` is the class guessed, with ``count`` of ``total`` labels; ``why`` holds the query's ``score`` and
-    ``uncertainty`` where they are known, or ``added``, the score that another detector gave. A class with less than
+    ``uncertainty`` where they are known, ``added``, the score that another detector gave, or the similarity to an
+    example that somebody chose. A class with less than
     half of its even share of the labels is called rare.
     """
     rare = total > 0 and count / total < 0.5 / classes
     guess = f"It looks like {name}" + (f", a rare class ({count} of {total} labels so far)" if rare else "")
+    if SIMILARITY in why:
+        return f"Somebody looked for more like this. It resembles an example (similarity {why[SIMILARITY]:.0%})."
     if "added" in why:
         return f"{guess}; another detector is {why['added']:.0%} sure."
     if why.get("uncertainty", 0) > UNSTABLE:

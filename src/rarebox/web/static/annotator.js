@@ -7,7 +7,7 @@ import { Drafts } from "./drafts.js";
 import { Editor } from "./editor.js";
 import { History } from "./history.js";
 import { Queue } from "./queue.js";
-import { classOf, inWords, offered } from "./state.js";
+import { classOf, inWords, offered, state } from "./state.js";
 import { answerTo, completeImage } from "./steps.js";
 import * as stopwatch from "./stopwatch.js";
 import { makeTask, redoChange, undoChange } from "./task.js";
@@ -25,6 +25,8 @@ export class Annotator {
   paused = false;
   /** Has the person just returned to this tab? */
   #returning = false;
+  /** Does the question shown wait behind those that come first now? */
+  #waits = false;
   /** When the person last pressed a key or moved the pointer. */
   #touched = Date.now();
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -81,7 +83,25 @@ export class Annotator {
       else if (this.#returning && !task.past.length) this.editor.task = null;
     }
     this.#returning = false;
+    if (this.#waits && this.#isOutranked()) {
+      this.editor.task = null;
+      this.#waits = false;
+    }
     this.#showFirst();
+  }
+
+  /** A search was begun or stopped: the question shown waits behind those that come first now, unless it was begun. */
+  letWait() {
+    this.#waits = true;
+    this.outbox.ask();
+  }
+
+  /** Does another question come first, of those that are looked for or, without a search, of the others? */
+  #isOutranked() {
+    const { task } = this;
+    const { first } = this.queue;
+    const idle = task?.kind === "ask" && !task.past.length && first && first.id !== task.query.id;
+    return Boolean(idle) && (first?.similarity != null) === Boolean(state()?.search);
   }
 
   /** Shows the first question if none is shown, or if the one shown gives way to it. */
@@ -144,6 +164,7 @@ export class Annotator {
   }
 
   #advance() {
+    this.#waits = false;
     if (this.task?.kind === "ask") this.queue.remove(this.task.query.id);
     this.editor.close();
     if (this.queue.first) this.#ask(this.queue.first);

@@ -35,8 +35,11 @@ const answerButton = (id, text, glyph, act, kind = "minor") =>
     el("kbd"),
   );
 
-/** Makes the buttons below the picture. @param {Annotator} annotator @param {import("./grid.js").Grid} grid */
-export function makeAnswerButtons(annotator, grid) {
+/**
+ * Makes the buttons below the picture.
+ * @param {Annotator} annotator @param {import("./grid.js").Grid} grid @param {() => void} findSimilar
+ */
+export function makeAnswerButtons(annotator, grid, findSimilar) {
   const { editor } = annotator;
   const wholeAnswer = () => editor.whole && editor.active?.kind !== "other";
   const yes = () => (wholeAnswer() ? annotator.complete(true) : annotator.yes());
@@ -51,6 +54,7 @@ export function makeAnswerButtons(annotator, grid) {
     remove: answerButton("remove", "Remove", "trash", () => annotator.remove()),
     take_all: answerButton("take_all", "Accept all", "check", () => editor.takeAll()),
     complete: answerButton("complete", "Image complete", "done", () => annotator.complete(true)),
+    similar: answerButton("similar", "More like this", "search", findSimilar),
     withdraw: answerButton("withdraw", "Withdraw", "trash", () => annotator.withdraw()),
     leave: answerButton("leave", "Back", "close", () => annotator.leave(false)),
     undo: answerButton("undo", "Undo", "undo", () => annotator.undo()),
@@ -89,6 +93,7 @@ function showAnswerButtons(buttons, { task, editor, canUndo }, { offer, offered,
   set(buttons.complete, "Image complete", loading);
   buttons.complete.hidden = whole || task?.kind !== "ask" || onLabel;
   buttons.complete.setAttribute("aria-pressed", String(editor.imageComplete));
+  buttons.similar.hidden = !active;
   buttons.withdraw.hidden = !edited || !isOwn(task?.answer?.by); // another person's answer is changed instead
   buttons.leave.hidden = !edited;
   set(buttons.grid, `Check ${offer?.boxes ?? 0} at once`, false);

@@ -15,6 +15,7 @@ export const ACTIONS = [
   { id: "cannot_tell", group: "Answer", title: "Can't tell", keys: ["Space"] },
   { id: "complete", group: "Answer", title: "Mark the image as complete: every object has a box", keys: ["c"] },
   { id: "grid", group: "Answer", title: "Check up to twelve boxes of one class at once, or stop it", keys: ["b"] },
+  { id: "similar", group: "Answer", title: "Find more like the selected box", keys: ["m"] },
   { id: "undo", group: "Answer", title: "Undo, including answers", keys: ["z"] },
   { id: "redo", group: "Answer", title: "Redo", keys: ["y", "Shift+Z"] },
   { id: "draw", group: "Boxes", title: "Draw a box with the next drag", keys: ["d"] },

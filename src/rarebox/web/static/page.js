@@ -23,6 +23,7 @@ import { makePanel } from "./panel.js";
 import { Pictures } from "./pictures.js";
 import { showQuestion } from "./question.js";
 import { openSheet } from "./sheet.js";
+import { makeSearch } from "./similar.js";
 import { accept, className, inWords, onState, state } from "./state.js";
 import { isNew, Tour } from "./tour.js";
 import { View } from "./view.js";
@@ -47,13 +48,15 @@ export class Page {
     this.annotator = this.#makeAnnotator();
     this.grid = new Grid(this.annotator, this.annotator.page);
     this.tour = new Tour({ focusPicture: () => this.#stage.focus({ preventScroll: true }) });
+    this.search = makeSearch(() => this.annotator.letWait());
     this.panel = this.#makePanel(askName);
-    this.buttons = makeAnswerButtons(this.annotator, this.grid);
+    this.buttons = makeAnswerButtons(this.annotator, this.grid, () => this.#findSimilar());
     this.chips = makeChips(this.annotator, () => this.#pickClass());
     this.#addIconButtons();
     onState((now, before) => this.#changed(now, before));
     this.news = follow(this.outbox, this.annotator.queue);
     this.panel.update(first, 0);
+    this.search.update(first, null);
     this.panel.refreshRecent();
     showKeys();
     this.update();
@@ -97,6 +100,7 @@ export class Page {
       complete: () => this.annotator.complete(),
       grid: () => this.grid.toggle(),
       grid_key: (/** @type {string} */ key, /** @type {KeyboardEvent} */ event) => this.grid.key(key, event),
+      similar: () => this.#findSimilar(),
       undo: () => this.annotator.undo(),
       redo: () => this.annotator.redo(),
       draw: () => this.#editor.drawNext("draw"),
@@ -151,6 +155,10 @@ export class Page {
       edit: (answer) => this.#edit(answer),
       gallery: () => this.#gallery(),
       classes: openClasses,
+      similar: (label) => {
+        if (matchMedia("(max-width: 860px)").matches) this.panel.show(false);
+        this.search.toggle(label);
+      },
       disagreements: () => this.#disagreements(),
       tour: () => this.#tour(),
       person: () => askName(() => this.news.again()),
@@ -172,6 +180,14 @@ export class Page {
       iconButton("help", "keys", "Keyboard shortcuts", () => this.#help()),
       iconButton("panel", "panel", "Side panel", () => this.panel.toggle()),
     );
+  }
+
+  /** Looks for boxes like the selected one. */
+  #findSimilar() {
+    const { task } = this.annotator;
+    const { active } = this.#editor;
+    if (!task || !active) return notify("Select a box first.");
+    this.search.start({ image: task.query.image.id, box: active.box, label: active.label });
   }
 
   /* ---- dialogs ---- */
@@ -295,6 +311,7 @@ export class Page {
   #changed(now, before) {
     document.title = `${now.project} · rarebox`;
     this.outbox.hear(now);
+    this.search.update(now, before);
     this.panel.update(now, this.#spent());
     if (before && before.cycle > 0 && now.cycle > before.cycle) {
       const last = now.records.at(-1);

@@ -17,6 +17,7 @@ import { inWords, state } from "./state.js";
  * @property {(answer: Answer) => void} edit
  * @property {() => void} gallery
  * @property {() => void} classes
+ * @property {(label: number) => void} similar  looks for more of a class, or stops doing so
  * @property {() => void} disagreements
  * @property {() => void} person
  * @property {() => void} tour

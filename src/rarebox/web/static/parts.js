@@ -1,5 +1,6 @@
 /** The parts of the side panel that show the State: functions that return their elements. */
 
+import { pressed } from "./buttons.js";
 import { apChart } from "./chart.js";
 import { colour } from "./colours.js";
 import { command, downloadLabels } from "./commands.js";
@@ -102,11 +103,20 @@ export function classesPart(now, actions) {
           el("span", { class: "who", text: one.name }),
           el("i", { style: { width: `${Math.max(1.5, (100 * one.count) / most)}%`, background: colour(one.label) } }),
           el("b", { text: one.count }),
+          similarButton(one, now, actions),
         ),
       ),
     ),
     !classes.length && el("p", { class: "quiet", text: "No classes yet. Draw a box and name it." }),
   ];
+}
+
+/** @param {import("./types.js").Class} one @param {State} now @param {Actions} actions */
+function similarButton({ label, name }, { search }, actions) {
+  const looking = search?.label === label;
+  const title = looking ? `Stop looking for more like “${name}”` : `Find more like “${name}”`;
+  const names = { title, "aria-label": title, "aria-pressed": String(looking), "data-testid": `similar-${label}` };
+  return el("button", { class: "bare", ...names, onclick: pressed(() => actions.similar(label)) }, icon("search"));
 }
 
 /** When the first box of a class was found, and how many questions were about it. @param {import("./types.js").Class} one */

@@ -108,6 +108,7 @@ export function factsOf({ kind, query }, phase) {
   if (kind !== "ask") return facts;
   if (phase !== "first_images") facts.unshift(["cycle", String(query.cycle)]);
   if (query.box && query.uncertainty !== null) facts.unshift(["uncertainty", query.uncertainty.toFixed(2)]);
+  if (query.similarity != null) facts.unshift(["similarity", percent(query.similarity)]);
   if (query.box && query.score !== null) facts.unshift(["score", percent(query.score)]);
   return facts;
 }

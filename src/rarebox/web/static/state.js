@@ -48,6 +48,7 @@ export const className = (label) => classOf(label)?.name ?? (label === null ? "n
 
 const STAGES = {
   starting: "loading the training process",
+  features: "comparing labelled boxes",
   fit: "training the detector (1 of 3)",
   evaluate: "measuring AP (2 of 3)",
   score: "scoring all photos (3 of 3)",

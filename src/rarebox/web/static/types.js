@@ -17,6 +17,7 @@
  * @property {number | null} guess
  * @property {number | null} score
  * @property {number | null} uncertainty
+ * @property {number | null} [similarity]  to an example that somebody looked for
  * @property {string} reason
  * @property {Label[]} labels
  * @property {Other[]} others
@@ -49,6 +50,8 @@
  * @typedef {{cycle: number, labels: number, reviews: number, ap50: number | null, ap50_interval: [number, number] | null,
  *   seconds?: Record<string, number>}} CycleRecord
  *
+ * @typedef {{label: number | null, left: number}} Search  boxes that come first for a person; label: the class offered
+ *
  * @typedef {object} State  The state of the project.
  * @property {string} id  of the project, the same on every server
  * @property {string} project
@@ -65,6 +68,7 @@
  * @property {CycleRecord[]} records
  * @property {{images: number, boxes: number, note: string} | null} held_out
  * @property {{per_minute: number | null, minutes_left: number | null}} speed
+ * @property {Search | null} [search]
  * @property {{with_guesses: number | null, between_people: number | null, disagreements: number}} agreement
  * @property {string | null} advice
  * @property {{name: string, answers: number}[]} people
