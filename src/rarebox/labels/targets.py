@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -53,12 +54,13 @@ def calibration(shown: Floats, right: Bools) -> tuple[Floats, Floats]:
     that a few answers have a limited effect.
     """
     # Imported here: it takes half a second, and ranking does not need it.
-    from scipy.optimize import isotonic_regression
+    from scipy.optimize import isotonic_regression  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     known = np.concatenate([[0.0], shown, [1.0]])
     truth = np.concatenate([[0.0], right.astype(float), [1.0]])
     scores, place, answers = np.unique(known, return_inverse=True, return_counts=True)
-    return scores, isotonic_regression(np.bincount(place, truth) / answers, weights=answers).x
+    fitted = cast("dict[str, Floats]", isotonic_regression(np.bincount(place, truth) / answers, weights=answers))
+    return scores, fitted["x"]
 
 
 def remaining(boxes: Floats, human: ImageLabels, settings: PseudoSettings) -> Bools:
