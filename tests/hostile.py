@@ -180,22 +180,6 @@ def label_studio_task() -> dict[str, Any]:
 def make_label_studio(folder: Path) -> None:
     make_store(folder)
     put(folder / "full.json", [label_studio_task()])
-    short = {name: value for name, value in region(0, 5)["value"].items() if name != "rotation"}
-    sizes = {"original_width": 20, "original_height": 10}
-    put(
-        folder / "min.json",
-        [
-            {
-                "image": "/data/upload/1/12345678-b.png",
-                "id": 2,
-                "label": [{**short, **sizes}],
-                "annotator": 1,
-                "annotation_id": 4,
-                "lead_time": 3.5,
-                "rarebox": {"image_id": 2, "queries": [3]},
-            }
-        ],
-    )
 
 
 def read_label_studio(name: str) -> Callable[[Path], None]:
@@ -411,7 +395,6 @@ READERS: Mapping[str, Reader] = {
     ),
     "yolo": Reader(make_yolo, ["data.yaml", "labels/a.txt", "list.txt"], load),
     "label studio": Reader(make_label_studio, ["full.json"], read_label_studio("full.json")),
-    "label studio, short": Reader(make_label_studio, ["min.json"], read_label_studio("min.json")),
     "cvat": Reader(
         make_cvat, ["annotations.xml"], lambda folder: take(folder, cvat.read(folder / "annotations.xml"), "cvat")
     ),

@@ -803,6 +803,8 @@ TAKING = (
     "POST /api/leave",
     "POST /api/grid",
     "POST /api/release",
+    "POST /api/search",
+    "POST /api/search/stop",
     "POST /api/answers",
     "GET /api/answers",
     "GET /api/image/{image_id}",

@@ -4,7 +4,7 @@ The simulation, the trainer, the server and the exchange with other tools call t
 rules.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -180,32 +180,39 @@ class CycleAsker(Asker):
         lacking = not known[live_classes(self.store)].all()
         self._to_explore = fraction * total_of(self._settings, self.cycle) if lacking else 0.0
 
-    def ask(self, most: int, skip_busy: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
+    def ask(
+        self,
+        most: int,
+        skip_busy: bool = False,
+        busy: Iterable[int] | None = None,
+        in_hand: Collection[int] = (),
+    ) -> list[Query]:
         """Ask up to ``most`` questions and return them, at most one while exploration is due.
 
         While an explored image is unanswered, nothing else is asked unless ``skip_busy``.
         """
         if most < 1 or not self._to_explore:
-            return self._ask_about_boxes(most, skip_busy, busy)
+            return self._ask_about_boxes(most, skip_busy, busy, in_hand)
         whole = {query.image_id for query in self.store.queries(self.cycle) if query.box is None}
         unanswered = self.store.unanswered(self.cycle)
-        in_hand = {*(busy or ())} - {query.image_id for query in unanswered}  # questions of earlier cycles
-        image_id = next((i for i in self._order if i not in whole | in_hand), None)
+        image_id = next((i for i in self._order if i not in whole.union(in_hand)), None)
         if image_id is None or self._explored() >= self._to_explore:
             self._to_explore = 0.0
         elif all(query.box is not None for query in unanswered):
             return self.store.ask(self.cycle, [Query(image_id, why={"cycle": self.cycle})])
         elif not skip_busy:
             return []
-        return self._ask_about_boxes(most, skip_busy, busy)
+        return self._ask_about_boxes(most, skip_busy, busy, in_hand)
 
-    def _ask_about_boxes(self, most: int, skip_busy: bool, busy: Iterable[int] | None) -> list[Query]:
+    def _ask_about_boxes(
+        self, most: int, skip_busy: bool, busy: Iterable[int] | None, in_hand: Collection[int]
+    ) -> list[Query]:
         """Ask about added boxes of classes without an example, up to their fraction, then from the ranking."""
         found: list[Query] = []
         if (due := self._added_due(most)) > 0 and self._of_lacking:
-            found = self._of_lacking.ask(due, skip_busy=True, busy=busy)
+            found = self._of_lacking.ask(due, skip_busy=True, busy=busy, in_hand=in_hand)
             busy = None if busy is None else {*busy, *(query.image_id for query in found)}
-        return found + super().ask(most - len(found), skip_busy, busy)
+        return found + super().ask(most - len(found), skip_busy, busy, in_hand)
 
     def _added_due(self, most: int) -> int:
         """How many of the next ``most`` questions are about added boxes of classes without an example."""

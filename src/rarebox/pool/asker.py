@@ -51,18 +51,28 @@ class Asker:
         if why and "rank" in why:
             self._done.add(int(why["rank"]))
 
-    def ask(self, most: int, skip_busy: bool = False, busy: Iterable[int] | None = None) -> list[Query]:
+    def ask(
+        self,
+        most: int,
+        skip_busy: bool = False,
+        busy: Iterable[int] | None = None,
+        in_hand: Collection[int] = (),
+    ) -> list[Query]:
         """Ask up to ``most`` questions, and return them; none if nothing is left or every box must wait.
 
         ``skip_busy`` passes over boxes whose image has an open question, so that another person gets one. ``busy`` are
-        the images with an open question, if the caller knows them; by default they are read from the store.
+        the images with an open question, if the caller knows them; by default they are read from the store. Images
+        ``in_hand``, of which somebody holds a question of an earlier cycle, are passed over always.
         """
         batch: list[Query] = []
         busy = set(busy) if busy is not None else {query.image_id for query in self.store.unanswered(self.cycle)}
         self._checked.clear()
         aside: list[tuple[int, int]] = []
         at_once = 1
-        while len(batch) < min(most, BATCH) and (first := self._first(busy if skip_busy else (), aside)) is not None:
+        while len(batch) < min(most, BATCH):
+            without = busy.union(in_hand) if skip_busy else in_hand
+            if (first := self._first(without, aside)) is None:
+                break
             place, image_id = first
             if image_id not in self._checked:
                 self._pass_over_settled(at_once)
@@ -99,8 +109,8 @@ class Asker:
     # Questions before their turn
 
     def ask_ahead(self, search: Search, most: int, in_hand: Collection[int] = ()) -> list[Query]:
-        """Ask about up to ``most`` of the boxes that a search has found, the most similar first, but about none on
-        images ``in_hand``, of which somebody holds a question of an earlier cycle."""
+        """Ask about up to ``most`` of the boxes that a search has found, the most similar first. ``in_hand``: as for
+        :meth:`ask`."""
         places = self.free(search.places, most, in_hand)
         self._done.update(places)
         return self.store.ask(self.cycle, [self._similar(search, place) for place in places])

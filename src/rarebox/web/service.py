@@ -281,10 +281,10 @@ class AnnotationService:
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
             if (most := self._at_most(missing, budget)) > 0:
-                busy = {*answer_index.busy(cycle), *answer_index.in_hand(leases, cycle)}
-                asked = self._asker.ask(most, busy=busy)
+                busy, in_hand = answer_index.busy(cycle), answer_index.in_hand(leases, cycle)
+                asked = self._asker.ask(most, busy=busy, in_hand=in_hand)
                 if not asked and not held and not found:
-                    asked = self._asker.ask(1, skip_busy=True, busy=busy)
+                    asked = self._asker.ask(1, skip_busy=True, busy=busy, in_hand=in_hand)
                 self._exhausted = not asked and not budget.open and budget.left > 0
                 found += [query.id for query in asked]
         seconds = self.project.settings.people.lease_seconds

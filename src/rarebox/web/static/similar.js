@@ -1,7 +1,7 @@
 /** Find more like this: asks for boxes like an example and shows what is looked for, until none is left. */
 
 import { post, Refused } from "./api.js";
-import { byId, counted, el, icon, replace } from "./dom.js";
+import { byId, counted, el, icon, replace, setText } from "./dom.js";
 import { notify } from "./notices.js";
 import { accept, className, state } from "./state.js";
 
@@ -60,15 +60,18 @@ export function makeSearch(changed) {
   /** Looks for more of a class, or stops doing so. @param {number} label */
   const toggle = (label) => (state()?.search?.label === label ? stop() : start({ label }));
 
+  // Made once: a button that is replaced while it is pressed hears no click.
+  const words = el("span");
+  const button = el("button", { class: "link", text: "Stop", "data-testid": "stop-search", onclick: stop });
+
   /** @param {State} now @param {State | null} before */
   function update(now, before) {
     const sentence = ended(now, before, stopped);
     if (sentence) notify(sentence, "news");
     const place = byId("search");
     place.hidden = !now.search;
-    if (!now.search) return;
-    const button = el("button", { class: "link", text: "Stop", "data-testid": "stop-search", onclick: stop });
-    replace(place, icon("search"), el("span", { text: inWords(now.search) }), button);
+    if (!place.childElementCount) replace(place, icon("search"), words, button);
+    if (now.search) setText(words, inWords(now.search));
   }
 
   return { start, toggle, update };
