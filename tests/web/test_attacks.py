@@ -789,6 +789,7 @@ def test_a_labelling_configuration_is_no_attack_vector(house: House, config: str
 
 HEALTH = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 PLAIN = (
+    "POST /api/search/stop",
     "GET /api/state",
     "GET /api/disagreements",
     "POST /api/train",
@@ -804,7 +805,6 @@ TAKING = (
     "POST /api/grid",
     "POST /api/release",
     "POST /api/search",
-    "POST /api/search/stop",
     "POST /api/answers",
     "GET /api/answers",
     "GET /api/image/{image_id}",
