@@ -346,9 +346,8 @@ class LabelState:
     ``images_labelled`` the number of complete images, ``budget`` about how many boxes this cycle may spend.
     ``hit_weights`` (3,) turn the evidence on a box into the probability that it shows an object
     (:func:`rarebox.method.hit_probability`). ``images`` are the pool's unlabelled images, for image-level strategies,
-    and empty for the others. ``box_features`` (L, D),
-    ``image_features`` (I, F) of those images and ``labelled_image_features`` (J, F) are set for the strategies that
-    need them (``strategies.NEEDS``).
+    and empty for the others. ``box_features`` (L, D), ``image_features`` (I, F) of those images and
+    ``labelled_image_features`` (J, F) are set for the strategies that need them (``strategies.NEEDS``).
     """
 
     class_frequency: Floats

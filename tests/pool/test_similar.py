@@ -9,7 +9,7 @@ from rarebox.labels.store import Store
 from rarebox.pool import similar
 from rarebox.pool.asker import Asker
 from rarebox.pool.ranking import LazyRanking
-from rarebox.pool.similar import Looks, Search, most_similar, rows_of, similarity
+from rarebox.pool.similar import BoxFeatures, Search, most_similar, rows_of, similarity
 from rarebox.types import Answer, Candidates, ImageRecord, Query, Verdict
 
 BOXES = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 10], [20, 0, 30, 10]], dtype=np.float32)
@@ -39,11 +39,11 @@ def test_the_most_similar_come_first_down_to_the_floor(monkeypatch: pytest.Monke
 
 
 def test_a_box_has_the_features_of_the_known_one_on_its_image_that_overlaps_it_most() -> None:
-    looks = Looks(np.array([1, 1, 2, 2]), BOXES, np.array([[1, 0], [0, 1], [1, 0], [np.nan, np.nan]]))
+    known = BoxFeatures(np.array([1, 1, 2, 2]), BOXES, np.array([[1, 0], [0, 1], [1, 0], [np.nan, np.nan]]))
     shifted = np.array([[0, 0, 10, 8], [0, 0, 10, 20], [0, 0, 10, 21], [20, 0, 30, 10], [0, 0, 10, 10]])
     images = np.array([2, 1, 1, 2, 3])  # IoU 0.8, 0.5 and less; then without features, and on an unknown image
-    assert [rows_of(looks, images[i : i + 1], shifted[i : i + 1]).tolist() for i in range(5)] == [[2], [0], [], [], []]
-    assert rows_of(looks, np.array([1, 1]), BOXES[[1, 1]]).tolist() == [1]
+    assert [rows_of(known, images[i : i + 1], shifted[i : i + 1]).tolist() for i in range(5)] == [[2], [0], [], [], []]
+    assert rows_of(known, np.array([1, 1]), BOXES[[1, 1]]).tolist() == [1]
 
 
 @pytest.fixture

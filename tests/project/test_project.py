@@ -118,14 +118,14 @@ def test_boxes_like_the_labelled_ones_can_be_looked_for(pictures: Path, tmp_path
     for _ in range(2):  # train and rank
         trainer.advance(now, quiet)
     found = now.read_ranking(2).candidates
-    looks = now.read_looks(2, found)
-    assert looks is not None
+    features = now.read_features(2, found)
+    assert features is not None
     held = project.held_out_in(now.store)
     known = {i: said for i, said in now.store.labels().items() if len(said.boxes) and i not in held}
-    assert looks.image_id[: len(found)].tolist() == found.image_id.tolist()
-    assert {*looks.image_id[len(found) :].tolist()} == known.keys()
-    assert len(looks) - len(found) == sum(len(said.boxes) for said in known.values())
-    assert np.linalg.norm(looks.features, axis=1) == pytest.approx(1, abs=1e-2)
+    assert features.image_id[: len(found)].tolist() == found.image_id.tolist()
+    assert {*features.image_id[len(found) :].tolist()} == known.keys()
+    assert len(features) - len(found) == sum(len(said.boxes) for said in known.values())
+    assert np.linalg.norm(features.features, axis=1) == pytest.approx(1, abs=1e-2)
 
     # The same model's features of boxes that are the candidates themselves.
     run = open_project(now.folder, now.settings, now.store, quiet)
@@ -134,10 +134,10 @@ def test_boxes_like_the_labelled_ones_can_be_looked_for(pictures: Path, tmp_path
     own = {
         i: ImageLabels(some.boxes[some.image_id == i], some.labels[some.image_id == i], *NONE) for i in some.image_id
     }
-    again = cycle.labelled_looks(run, 2, own)
+    again = cycle.labelled_features(run, 2, own)
     above = list[float]()
     for image_id, box, vector in zip(again.image_id, again.boxes, sketch(again.features), strict=True):
-        cosines = looks.features[: len(found)] @ vector
+        cosines = features.features[: len(found)] @ vector
         (same,) = np.flatnonzero((found.image_id == image_id) & (found.boxes == box).all(axis=1))
         above.append(float((cosines > cosines[same]).mean()))
     assert np.median(above) < 0.05  # RetinaNet may have found a box from an anchor that is not the nearest one

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rarebox.pool.similar import Looks
+from rarebox.pool.similar import BoxFeatures
 from rarebox.project.project import Project
 from rarebox.types import Answer, Query, Verdict
 from rarebox.web import likeness
@@ -189,7 +189,7 @@ def test_boxes_of_a_complete_image_are_compared_by_the_features_that_the_trainer
     with opened(made) as house:
         browser = house.browser("anna")
         assert browser.refused("/api/search", {"label": 1}) == likeness.no_features("ray")
-        made.write_examples(2, Looks(np.array([1]), np.array([BOX]), directions(95)))
+        made.write_examples(2, BoxFeatures(np.array([1]), np.array([BOX]), directions(95)))
         assert browser.post("/api/search", {"label": 1})["search"] == {"label": 1, "left": 5}
         assert images_of(browser.next(3)) == [12, 9, 5]
         made.folder.cycle(2).joinpath("examples.parquet").write_bytes(b"damaged")

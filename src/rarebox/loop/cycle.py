@@ -31,7 +31,7 @@ from rarebox.loop.tested import write_tested
 from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
-from rarebox.pool.similar import Looks
+from rarebox.pool.similar import BoxFeatures
 from rarebox.types import Candidates, Floats, ImageLabels, Targets, Verdict
 
 INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
@@ -95,7 +95,7 @@ def features(
     if not needs:
         return {}
     if "box_features" in needs:
-        return {"box_features": labelled_looks(run, cycle, labels).features}
+        return {"box_features": labelled_features(run, cycle, labels).features}
     detector = load_detector(run, cycle - 1)
     records = {record.id: record for record in run.pool.records}  # without held-out images, which are labelled too
     extract(run, run.pool)
@@ -114,7 +114,7 @@ def features(
         }
 
 
-def labelled_looks(run: Run, cycle: int, labels: Mapping[int, ImageLabels]) -> Looks:
+def labelled_features(run: Run, cycle: int, labels: Mapping[int, ImageLabels]) -> BoxFeatures:
     """The labelled boxes of the pool with their features by the previous model."""
     detector = load_detector(run, cycle - 1)
     records = {record.id: record for record in run.pool.records}  # without held-out images, which are labelled too
@@ -127,7 +127,7 @@ def labelled_looks(run: Run, cycle: int, labels: Mapping[int, ImageLabels]) -> L
             found += detector.box_features(batch, [labels[i].boxes for i in here])
             ids += here
             report(len(ids), len(pictures), "images")
-    return Looks(
+    return BoxFeatures(
         np.repeat(np.array(ids, dtype=np.int64), [len(labels[i].boxes) for i in ids]),
         np.concatenate([NO_BOXES, *(labels[i].boxes for i in ids)]),
         np.concatenate(found) if found else np.zeros((0, 0), np.float32),

@@ -31,7 +31,7 @@ SIMILARITY = "similarity"
 
 
 @dataclass(frozen=True, eq=False)
-class Looks(Rows):
+class BoxFeatures(Rows):
     """Boxes with their features, unit vectors (T, D); NaN for a box without."""
 
     image_id: Ints
@@ -60,10 +60,10 @@ class Search:
         return why is not None and SIMILARITY in why and why.get("rank") in self.places
 
 
-def rows_of(looks: Looks, image_id: Ints, boxes: Floats) -> Ints:
-    """The rows of the known boxes that some boxes are, (E,), (E, 4): ascending, without those of unknown boxes."""
-    known = np.flatnonzero(np.isin(looks.image_id, image_id) & np.isfinite(looks.features).all(axis=1))
-    partner, _ = nearest(boxes, looks.boxes[known], SAME_BOX, image_id, looks.image_id[known])
+def rows_of(among: BoxFeatures, image_id: Ints, boxes: Floats) -> Ints:
+    """The rows of the boxes with features that some boxes are, (E,), (E, 4): ascending, without those of others."""
+    known = np.flatnonzero(np.isin(among.image_id, image_id) & np.isfinite(among.features).all(axis=1))
+    partner, _ = nearest(boxes, among.boxes[known], SAME_BOX, image_id, among.image_id[known])
     return known[np.unique(partner[partner >= 0])]
 
 

@@ -21,7 +21,7 @@ from rarebox.loop.run_folder import RunFolder, is_store
 from rarebox.pool import last
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
-from rarebox.pool.similar import Looks
+from rarebox.pool.similar import BoxFeatures
 from rarebox.project import predictions
 from rarebox.project.photo_folder import find_moved_images, new_files, photos_of, read_images
 from rarebox.project.photos import Found, Photos
@@ -245,12 +245,12 @@ class Project:
 
     # Features, by which a person finds more boxes like one
 
-    def write_examples(self, cycle: int, labelled: Looks) -> None:
+    def write_examples(self, cycle: int, labelled: BoxFeatures) -> None:
         """Store the features of labelled boxes by the model whose candidates a cycle asks about."""
-        columns = {f.name: getattr(labelled, f.name) for f in fields(Looks)}
+        columns = {f.name: getattr(labelled, f.name) for f in fields(BoxFeatures)}
         parquet.write(self._examples(cycle), columns | {"features": labelled.features.astype(np.float16)})
 
-    def read_looks(self, cycle: int, found: Candidates) -> Looks | None:
+    def read_features(self, cycle: int, found: Candidates) -> BoxFeatures | None:
         """The candidates of a cycle with their features, in their order, followed by labelled boxes.
 
         None if no candidate has features: the settings or an earlier version did not keep them. Raises Damaged.
@@ -258,10 +258,10 @@ class Project:
         shards = Shards(sorted((self.folder.cycle(cycle) / "candidates").glob("shard_*.parquet")))
         if (features := last.features_of(found, shards)) is None:
             return None
-        looks = Looks(found.image_id, found.boxes, features)
+        known = BoxFeatures(found.image_id, found.boxes, features)
         with suppress(Damaged), _as_written(self._examples(cycle)):  # an earlier version may have ranked the cycle
-            return concatenate([looks, Looks(**parquet.read(self._examples(cycle)))])
-        return looks
+            return concatenate([known, BoxFeatures(**parquet.read(self._examples(cycle)))])
+        return known
 
     def _examples(self, cycle: int) -> Path:
         return self.folder.cycle(cycle) / "examples.parquet"

@@ -24,7 +24,7 @@ from rarebox.core.progress import Progress
 from rarebox.data.pictures import Pictures
 from rarebox.errors import UserError
 from rarebox.loop import cluster, rules, shards
-from rarebox.loop.cycle import labelled_looks, rank_pool, some_of_each_class, train_cycle
+from rarebox.loop.cycle import labelled_features, rank_pool, some_of_each_class, train_cycle
 from rarebox.loop.run import Engine, Ranked, Run, batches
 from rarebox.loop.scoring import kept_features
 from rarebox.pool import last
@@ -155,8 +155,8 @@ def rank(now: Project, run: Run, cycle: int) -> None:
     ranked = rank_pool(run, cycle)
     if kept_features(run.settings):
         labels = some_of_each_class(run.store.labels(up_to_cycle=cycle - 1), EXAMPLES)
-        looks = labelled_looks(run, cycle, labels)
-        now.write_examples(cycle, replace(looks, features=last.sketch(looks.features)))
+        known = labelled_features(run, cycle, labels)
+        now.write_examples(cycle, replace(known, features=last.sketch(known.features)))
     now.write_ranking(cycle, boxes_in_order(run, ranked), ranked.state.class_frequency, ranked.open_per_class)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from rarebox.errors import UserError
 from rarebox.labels.leases import Given
-from rarebox.pool.similar import MOST_EXAMPLES, Looks, most_similar, similarity
+from rarebox.pool.similar import MOST_EXAMPLES, BoxFeatures, most_similar, similarity
 from rarebox.project.project import Project
 from rarebox.strategies import IMAGE
 from rarebox.types import Candidates, Floats, Ints, as_boxes
@@ -67,9 +67,9 @@ def boxes_of(label: int, standing: Iterable[tuple[Given, list[int]]]) -> tuple[I
     return np.array([image_id for image_id, _ in found], dtype=np.int64), as_boxes([box for _, box in found])
 
 
-def most_like(looks: Looks, ranked: Candidates, examples: Ints) -> dict[int, float]:
-    """The places of a ranking whose boxes look like some of its ``looks`` (rows), the most similar first, with their
+def most_like(known: BoxFeatures, ranked: Candidates, examples: Ints) -> dict[int, float]:
+    """The places of a ranking whose boxes look like some of its ``known`` (rows), the most similar first, with their
     similarity. The examples themselves are left out."""
-    cosines = similarity(looks.features[: len(ranked)], looks.features[examples])
+    cosines = similarity(known.features[: len(ranked)], known.features[examples])
     cosines[examples[examples < len(ranked)]] = -1
     return {place: float(cosines[place]) for place in most_similar(cosines).tolist()}

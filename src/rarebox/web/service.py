@@ -174,11 +174,11 @@ class AnnotationService:
             if label is not None and (label >= len(self._classes) or self._counts_as[label] != label):
                 raise UserError(f"there is no class {label}. Choose one from the list of classes")
         ids, boxes, reason = self._examples(label, image_id, box)
-        if ranked is None or (looks := self.project.read_looks(cycle, ranked)) is None:
+        if ranked is None or (known := self.project.read_features(cycle, ranked)) is None:
             raise UserError(likeness.NO_FEATURES)
-        if not len(examples := rows_of(looks, ids, boxes)):
+        if not len(examples := rows_of(known, ids, boxes)):
             raise UserError(reason)
-        alike = likeness.most_like(looks, ranked, examples)
+        alike = likeness.most_like(known, ranked, examples)
 
         def job() -> None:
             self._take_in()
