@@ -277,6 +277,35 @@ def test_an_interrupted_step_is_repeated(pictures: Path, tmp_path: Path, monkeyp
     assert now.cycle == 2
 
 
+def test_a_photo_that_people_label_before_the_choice_is_no_initial_image(pictures: Path, tmp_path: Path) -> None:
+    """It trains the first model, which still waits for the initial images."""
+    now = start(pictures, tmp_path)
+    oracle = oracle_of(pictures, now)
+    (early,) = now.ask_further()
+    now.store.record([oracle.answer(early)])
+    assert trainer.advance(now, quiet) == "questions"
+    initial = [query.image_id for query in now.store.queries(1)][1:]
+    assert len({*initial} - {early.image_id}) == now.settings.initial_images
+    assert trainer.advance(now, quiet) is None
+    answer_cycle(now, oracle)
+    assert trainer.advance(now, quiet) == "trained"
+    assert early.image_id in _trained_on(now, 1)
+
+
+def test_initial_images_differ_from_those_that_are_labelled(pictures: Path, tmp_path: Path) -> None:
+    """The same photo under another name comes last."""
+    now = start(pictures, tmp_path, initial_images=3)
+    (early,) = now.ask_further()
+    path = Path(now.store.images()[early.image_id].path)
+    now.store.close()
+    shutil.copy(path, path.with_name(f"copy{path.suffix}"))
+    now = Project(now.folder.root)
+    now.add_new_images()
+    assert trainer.advance(now, quiet) == "questions"
+    order = json.loads((now.folder.cycle(1) / "further_images.json").read_text())
+    assert now.store.images()[order[-1]].path.endswith(f"copy{path.suffix}")
+
+
 def test_the_first_training_does_not_wait_for_further_images(pictures: Path, tmp_path: Path) -> None:
     """One is open before it begins, is answered while it runs, and trains the next model; another stays open."""
     now = start(pictures, tmp_path)

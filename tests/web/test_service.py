@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import event
 
+from rarebox.core import seeds
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels.leases import People, Status, Submission
 from rarebox.labels.store import Store
@@ -471,17 +472,30 @@ def test_a_photo_in_somebodys_hand_is_asked_of_nobody_else_in_cycle_2(tmp_path: 
         service.close()
 
 
-def test_while_the_trainer_chooses_images_it_asks_for_no_further_ones(tmp_path: Path) -> None:
-    """The first images show no object, so nothing is trained. The trainer chooses others."""
+def test_while_the_trainer_chooses_the_initial_images_random_ones_are_asked_about(tmp_path: Path) -> None:
+    """A person who opens a new project need not wait."""
     project = house.make_project(tmp_path)
-    house.ask_whole_images(project, 1)
-    project.keep_further_images([2])
+    missing, *there = seeds.stream(project.settings.seed, "further images").permutation(range(1, 13)).tolist()
+    Path(project.store.images()[missing].path).unlink()
     service = AnnotationService(project, train=False)
-    service.trainer = cast(Any, TRAINING)
+
+    def ask(tab: str, *said: Submission) -> list[Query]:
+        return service.answer(tab, "anna", said, want=1).result(30).queries
+
     try:
-        [query] = service.answer("tab", "anna", [], want=1).result(30).queries
+        assert ask("tab") == []  # nothing is chosen
+        service.trainer = cast(Any, TRAINING)
+        (query,) = ask("tab")
+        assert (query.image_id, query.why) == (there[0], {FURTHER: 1})
+        assert service.query(query)["reason"] == wording.RANDOM_IMAGE
+        assert service.state("anna", False)["phase"] == "preparing"
         nothing = Submission("1", Verdict.OBJECT, np.zeros((0, 4)), np.zeros(0, int), 0, query.id)
-        assert service.answer("tab", "anna", [nothing], want=1).result(30).queries == []
+        assert [query.image_id for query in ask("tab", nothing)] == [there[1]]
+        house.ask_whole_images(project, there[5])
+        service._hear("questions")
+        service.do(lambda: None).result(30)
+        assert there[5] in {query.image_id for query in service.answer("tab two", "ben", [], 2).result(30).queries}
+        assert service.state("anna", False)["phase"] == "first_images"
     finally:
         service.close()
 
@@ -493,5 +507,5 @@ def test_a_lost_list_of_further_images_stops_nothing(tmp_path: Path, content: by
     project.keep_further_images([2])
     file = project.folder.cycle(1) / "further_images.json"
     file.unlink() if content is None else file.write_bytes(content)
-    assert project.ask_further() == []
+    assert [query.image_id != 1 for query in project.ask_further()] == [True]  # in random order
     project.store.close()

@@ -32,7 +32,7 @@ HELD_OUT = "held_out"
 """The key in a query's reasons that marks an initial image held out for evaluation."""
 
 FURTHER = "further"
-"""The key in a query's reasons that marks an image asked about while the first model trains."""
+"""The key in a query's reasons that marks an image asked about while people would wait for the trainer."""
 
 MOST_RANKED = 50_000
 """The number of boxes of a ranking that are stored. When they are used up, the trainer adds as many again."""
@@ -277,21 +277,29 @@ class Project:
         return None
 
     def keep_further_images(self, image_ids: Sequence[int]) -> None:
-        """Store which images to ask about while the first model trains, in this order."""
+        """Store which images to ask about while the first model is trained, in this order."""
         self.folder.cycle(1).mkdir(exist_ok=True)
         write_json(self._further, [*image_ids])
 
     def ask_further(self) -> list[Query]:
-        """Ask about one more whole image in cycle 1, so that people need not wait for the first model. Its labels train
-        the next one. Returns no question if no image is left."""
+        """Ask about one more whole image in cycle 1, so that people need not wait until the trainer has chosen the
+        initial images or trained the first model. Returns no question if no image is left.
+
+        The order is that of :meth:`keep_further_images`, or random before the trainer has chosen.
+        """
+        images, photos = self.store.images(), self.photos()
         try:
             order: list[int] = [int(i) for i in read_json(self._further, list)]
-        except (Damaged, TypeError, ValueError):  # it only saves people a wait
-            return []
-        known = {query.image_id for query in self.store.queries(1)} | self.store.labels().keys()
-        free = self.store.images().keys() - known
-        left = (i for i in order if i in free)
+        except (Damaged, TypeError, ValueError):
+            order = seeds.stream(self.settings.seed, "further images").permutation(sorted(images)).tolist()
+        known = self.seen_images()
+        left = (i for i in order if i in images and i not in known and photos.is_there(images[i]))
+        self.store.open_cycle(1)
         return self.store.ask(1, [Query(i, why={FURTHER: 1.0}) for i in islice(left, 1)])
+
+    def seen_images(self) -> set[int]:
+        """The ids of the images that are labelled or that cycle 1 has asked about."""
+        return {query.image_id for query in self.store.queries(1)} | self.store.labels().keys()
 
     @property
     def _further(self) -> Path:

@@ -71,8 +71,8 @@ def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | 
 
 
 def asked_first(now: Project) -> bool:
-    """Whether cycle 1 has asked about images. Imported labels do not count."""
-    return any(query.asked_by is None for query in now.store.queries(1))
+    """Whether the initial images have been asked about. Imported labels and further images do not count."""
+    return any(query.asked_by is None and FURTHER not in (query.why or {}) for query in now.store.queries(1))
 
 
 def awaits_first(now: Project) -> bool:
@@ -96,8 +96,9 @@ def is_due(now: Project, cycle: int, train: bool) -> bool:
 
 
 def ask_first_images(now: Project, tell: Progress) -> bool:
-    """Ask about the images that differ most in the features of the pretrained backbone, and hold out some of them.
-    Return False if every image is labelled. The trainer asks again if the first images show no object at all.
+    """Ask about the images that differ most, from each other and from those labelled or asked about before, in the
+    features of the pretrained backbone. Hold out some of them. Return False if every image is labelled. The trainer
+    asks again if the first images show no object at all.
     """
     store, settings = now.store, now.settings
     known, records = store.labels(), [*photos_there(now.folder, settings, store).values()]
@@ -119,9 +120,11 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
         tell("looking for the most different photos", len(features), len(compared), "images")
     points = np.stack([features[i] for i in range(len(compared))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
-    order = [compared[row].id for row, _ in k_center(points, points[:0], typical)]
+    known = now.seen_images()
+    centres = points[[row for row, record in enumerate(compared) if record.id in known]]
+    order = [compared[row].id for row, _ in k_center(points, centres, typical)]
     with store.transaction(writes=True):  # people may have answered in the meantime
-        known = store.labels().keys() | {query.image_id for query in store.queries(1)}
+        known = now.seen_images()
         left = [image_id for image_id in order if image_id not in known]
         first = left[: settings.initial_images]
         held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)

@@ -276,7 +276,7 @@ class AnnotationService:
         held, want = len(own), max(want, len(own) + len(found))  # what the tab holds already waits behind them
         others = (number for number in answer_index.open_to(holder, names, cycle, leases) if number not in found)
         found += islice(others, max(want - held - len(found), 0))
-        if want and not held and not found and self._first_model_trains:
+        if want and not held and not found and self._before_first_model:
             found += [query.id for query in self.project.ask_further()]
         if (missing := want - held - len(found)) > 0 and self._asker:
             budget = self._budget_of(cycle)
@@ -293,10 +293,16 @@ class AnnotationService:
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
 
     @property
-    def _first_model_trains(self) -> bool:
-        """Whether the trainer is at work on the first model, not on the choice of images: it has labels to train on."""
-        working = self.trainer is not None and self.trainer.working
-        return working and self._cycle == 1 and not self._records and any(self._answer_index.counts(len(self._classes)))
+    def _before_first_model(self) -> bool:
+        """Whether the trainer is choosing the initial images or training the first model."""
+        return self.trainer is not None and self.trainer.working and 0 <= self._cycle <= 1 and not self._records
+
+    @property
+    def _initial_are_chosen(self) -> bool:
+        """Whether the trainer has chosen the initial images, or imported labels replace them. Until then, people are
+        asked about random ones."""
+        asked = (history.question for history in self._answer_index.queries.values())
+        return self._cycle > 1 or any(one.cycle == 1 and FURTHER not in (one.why or {}) for one in asked)
 
     def _at_most(self, want: int, budget: rules.Budget) -> int:
         """How many of ``want`` further questions may be asked. During a training, the budget is no limit."""
@@ -650,7 +656,7 @@ class AnnotationService:
         ]
 
     def _phase(self) -> replies.Phase:
-        if self._cycle == 0:
+        if not self._initial_are_chosen:
             return "preparing"
         idle = not self.trainer or self.trainer.status["state"] == "idle"
         if idle and (len(self._records) >= self._cycle or (self._exhausted and not self._spent)):
@@ -702,7 +708,8 @@ class AnnotationService:
         if query.box is None:
             why = query.why or {}
             later = wording.RANKED_IMAGE if "image_rank" in why else wording.EXPLORED
-            first = wording.FURTHER_IMAGE if FURTHER in why else wording.FIRST_IMAGE
+            further = wording.FURTHER_IMAGE if self._initial_are_chosen else wording.RANDOM_IMAGE
+            first = further if FURTHER in why else wording.FIRST_IMAGE
             return later if why.get("cycle", 1) > 1 else first
         if query.guess is None:
             return wording.DRAWN

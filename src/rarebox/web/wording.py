@@ -16,6 +16,10 @@ FEWEST_BOXES = 20
 
 FIRST_IMAGE = "Draw a box around every object. The first model is trained on fully labelled images."
 FURTHER_IMAGE = "The first model is being trained. Meanwhile, box one more photo: the next model learns from it."
+RANDOM_IMAGE = (
+    "Draw a box around every object. This photo was picked at random; the program is still looking for the photos that "
+    "differ most."
+)
 EXPLORED = "Draw a box around every object. The detector cannot find some classes yet, and a whole photo may show them."
 RANKED_IMAGE = "This photo promises the most for your time. Check the boxes, and draw every object that has none."
 DRAWN = "An annotator drew this box."
