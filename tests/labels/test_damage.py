@@ -156,7 +156,7 @@ def everything(project: Project, to: Path) -> None:
             browser.saved(query=query["id"], boxes=[BOX], labels=[0])
         browser.get("/api/answers", limit=200)
         browser.get("/api/disagreements")
-        for image in house.service.images:
+        for image in house.service.memory.images:
             browser.get(f"/api/image/{image}")
         assert browser.http.get("/api/export", params={"format": "coco"}).status_code == 200
     for command in (

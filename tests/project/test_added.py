@@ -230,17 +230,16 @@ def test_a_running_server_asks_about_what_another_process_adds_and_not_what_it_r
     assert 2 not in next_guesses(3)
     other = Project(project.folder.root)
     other.add_predictions("sam", sharks([10, 11, 12, 13, 14]))
-    asker = service._asker
-    wait_for(lambda: service._asker is not asker)
+    asker = service.memory.asker
+    wait_for(lambda: service.memory.asker is not asker)
     assert next_guesses(7).count(2) == 3  # three tenths of the ten questions so far
     (query,) = service.answer("anna", "anna", [], 1).result(20)[1]
-    assert service.query(query)["reason"] == "It looks like shark, a rare class (0 of 2 labels so far); another " + (
-        "detector is 60% sure."
-    )
-    asker = service._asker
+    reason = service.presenter.query(query)["reason"]
+    assert reason == "It looks like shark, a rare class (0 of 2 labels so far); another detector is 60% sure."
+    asker = service.memory.asker
     other.remove_predictions("sam")
     other.store.close()
-    wait_for(lambda: service._asker is not asker)
+    wait_for(lambda: service.memory.asker is not asker)
     assert next_guesses(10).count(2) == 1  # the one that was asked before
     service.close()
 

@@ -373,7 +373,7 @@ def test_a_project_may_ask_about_whole_images_with_the_detectors_boxes(pictures:
     assert third.image_id == with_boxes[2]
     service = AnnotationService(now, train=False)
     try:
-        page = service.query(first)
+        page = service.presenter.query(first)
         assert page["reason"] == wording.RANKED_IMAGE
         assert any(other["likely"] for other in page["others"])
         answer_cycle(now, oracle)
@@ -623,8 +623,8 @@ def test_boxes_of_another_detector_are_offered_on_the_first_images(pictures: Pat
         [[10, 20, 50, 60]],
     )
     service = AnnotationService(now, train=False)
-    assert [(one["box"], one["label"]) for one in service.image(4)["others"]] == [([10, 20, 50, 60], 2)]
-    assert service.image(3)["others"] == []
+    assert [(one["box"], one["label"]) for one in service.presenter.image(4)["others"]] == [([10, 20, 50, 60], 2)]
+    assert service.presenter.image(3)["others"] == []
     service.close()
 
 

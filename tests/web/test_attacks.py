@@ -708,7 +708,7 @@ def test_an_unexpected_error_is_a_500_without_details(house: House, monkeypatch:
     def explode(*_: Any) -> None:
         raise RuntimeError("the password is 1234")
 
-    monkeypatch.setattr(house.service, "state", explode)
+    monkeypatch.setattr(house.service.presenter, "state", explode)
     anna = house.browser()
     careless = TestClient(
         house.app, base_url=f"http://{HOST}", cookies=anna.http.cookies, raise_server_exceptions=False

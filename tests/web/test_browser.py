@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,10 +75,10 @@ def test_from_a_folder_of_photos_to_labels_and_a_second_cycle(truth: Path, tmp_p
 
 
 def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None:
-    """Draw the true boxes, at most twelve on an image."""
+    """Draw the true boxes, at most twelve on an image. While the images are chosen, random ones are asked about."""
     by_name = {Path(i.path).name: (i.width, i.height, known.train.truth[i.id]) for i in known.train.images}
-    drawn = 0
-    for number in range(5):
+    drawn = number = 0
+    while not (number and all_are_boxed(person.state())):
         person.task("image")
         width, height, objects = by_name[person.photo()]
         assert (width, height) == image_size(photos / person.photo())[:2]
@@ -88,14 +89,18 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
         if number == 0:
             person.press("z", "y")
             person.shoot("1-whole-image")
-        before = person.photo()
+        before, number = person.photo(), number + 1
         person.press("Enter", *([] if len(objects) else ["Enter"]))
         person.page.wait_for_function(
             "name => document.querySelector('[data-fact=photo] b')?.innerText !== name", arg=before
         )
-    person.saved()
+        person.saved()
     assert sum(entry["count"] for entry in person.state()["classes"]) == pytest.approx(drawn, abs=2)
     person.shoot("2-training")
+
+
+def all_are_boxed(state: dict[str, Any]) -> bool:
+    return state["phase"] == "first_images" and state["budget"]["spent"] >= state["budget"]["of"]
 
 
 def answer_the_first_questions(person: Person) -> None:

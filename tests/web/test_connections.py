@@ -131,7 +131,7 @@ def roomy(tmp_path: Path) -> Iterator[Listening]:
 def test_a_host_that_does_not_send_its_pictures_delays_nobody(
     roomy: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listening, images = roomy, roomy.house.service.images
+    listening, images = roomy, roomy.house.service.memory.images
     images[1] = replace(images[1], path="http://images.example/1.jpg")
     begun, released = threading.Semaphore(0), threading.Event()
 
@@ -169,7 +169,7 @@ def test_many_long_replies_at_a_time_delay_nobody(roomy: Listening, monkeypatch:
 
     monkeypatch.setattr("rarebox.web.app._zipped", long)
     monkeypatch.setattr("rarebox.web.ml_backend._prediction", long)
-    monkeypatch.setattr(listening.house.service, "answers", long)
+    monkeypatch.setattr(listening.house.service.presenter, "answers", long)
     body = b'{"tasks": [{"data": {"image": "1.jpg"}}]}'
     verb = "POST" if "predict" in path else "GET"
     place = path.replace("KEY", listening.house.authenticator.key)

@@ -388,12 +388,12 @@ def test_a_failed_job_does_not_affect_the_others(project: Project) -> None:
 
 def test_new_questions_are_announced(project: Project) -> None:
     service = AnnotationService(project, train=False)
-    before, version = service.questions, service.version
+    before, version = service.memory.questions, service.memory.version
     open_cycle(project, 2, range(4, 13))
     service._hear("questions")
-    wait_for(lambda: service.version > version)
-    assert service.questions > before
-    assert [one["cycle"] for one in service.state("anna", False)["records"]] == [1]
+    wait_for(lambda: service.memory.version > version)
+    assert service.memory.questions > before
+    assert [one["cycle"] for one in service.presenter.state("anna", False)["records"]] == [1]
     assert service.answer("anna", "anna", [], 1).result(10)[1][0].box is not None
     service.close()
 
@@ -582,15 +582,15 @@ def test_partly_written_files_of_a_killed_trainer_are_removed(fake: Callable[[st
 def test_people_continue_while_the_trainer_fails(fake: Callable[[str], None], project: Project) -> None:
     fake("os.kill(os.getpid(), signal.SIGKILL)")
     service = AnnotationService(project)
-    wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "failed")
+    wait_for(lambda: service.presenter.state("anna", False)["trainer"]["state"] == "failed")
     outcomes, queries, *_ = service.answer("anna", "anna", [drawn("one")], 3).result(10)
     assert outcomes[0].status == "saved"
     assert len(queries) == 3
-    version = service.version
+    version = service.memory.version
     fake('say(event="idle")')
     service.retry()
-    wait_for(lambda: service.state("anna", False)["trainer"]["state"] == "idle")
-    assert service.version > version
+    wait_for(lambda: service.presenter.state("anna", False)["trainer"]["state"] == "idle")
+    assert service.memory.version > version
     assert len(project.store.labels()) == 1
     service.close()
 

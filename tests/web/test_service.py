@@ -73,7 +73,7 @@ def wait_for(came: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def spent(service: AnnotationService) -> float:
-    return service.state("anna", False)["budget"]["spent"]
+    return service.presenter.state("anna", False)["budget"]["spent"]
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 1.0])
@@ -82,7 +82,7 @@ def test_detections_from_a_score_on_are_likely(bound: float, tmp_path: Path) -> 
     made = make_project(tmp_path / "project", records, CLASSES, people__proposal_score=bound)
     service = AnnotationService(made, train=False)
     try:
-        others = [other for record in records for other in service.image(record.id)["others"]]
+        others = [other for record in records for other in service.presenter.image(record.id)["others"]]
     finally:
         service.close()
     assert len(others) == 20
@@ -101,7 +101,7 @@ def test_a_failure_of_one_job_is_undone_for_that_job_only(service: AnnotationSer
 
     def fail() -> None:
         service.people.submit("anna", "anna", said(first))
-        service._take_in()
+        service.memory.take_in()
         raise UserError("no")
 
     failed, kept = service.do(fail), service.answer("anna", "anna", [said(second)], 4)
@@ -117,15 +117,15 @@ def test_a_failure_of_one_job_is_undone_for_that_job_only(service: AnnotationSer
 def test_a_failed_job_reads_the_ranking_again_only_if_it_had_read_something(
     service: AnnotationService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, open_cycle = list[int](), service._open
-    monkeypatch.setattr(service, "_open", lambda cycle: opened.append(cycle) or open_cycle(cycle))
+    opened, open_cycle = list[int](), service.memory._open
+    monkeypatch.setattr(service.memory, "_open", lambda cycle: opened.append(cycle) or open_cycle(cycle))
 
     def fail(*read: Callable[[], None]) -> None:
         for one in read:
             one()
         raise UserError("no")
 
-    for read, times in (((), 0), ((service._see_classes,), 1), ((), 1)):
+    for read, times in (((), 0), ((service.memory.see_classes,), 1), ((), 1)):
         with pytest.raises(UserError, match="no"):
             service.do(lambda read=read: fail(*read)).result(20)
         assert len(opened) == times
@@ -221,17 +221,17 @@ def test_answers_and_classes_of_another_process_are_taken_in_without_a_request(
     service: AnnotationService, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reacted = list[float]()
-    monkeypatch.setattr(service, "written", lambda: reacted.append(spent(service)))
-    before = service.version
-    service.catch_up()
-    assert (service.version, reacted) == (before, [])
+    monkeypatch.setattr(service, "_written", lambda: reacted.append(spent(service)))
+    before = service.memory.version
+    service._catch_up()
+    assert (service.memory.version, reacted) == (before, [])
     with Store(project.folder.store) as other, other.transaction(writes=True):
         (query,) = other.ask(2, [Query(1, np.array([1.0, 1, 9, 9]), 0, asked_by="ben")])
         other.record([Answer(query.id, np.array([[1.0, 1, 9, 9]]), np.array([0]), Verdict.OBJECT, "ben")])
         People(other).rename_class(0, "whale", "ben")
     wait_for(lambda: reacted == [1])
-    assert service.state("anna", False)["classes"][0]["name"] == "whale"
-    assert service.version > before
+    assert service.presenter.state("anna", False)["classes"][0]["name"] == "whale"
+    assert service.memory.version > before
 
 
 def test_a_future_of_a_job_is_running_before_it_begins(service: AnnotationService) -> None:
@@ -361,14 +361,14 @@ def test_a_new_name_reads_no_answer_again(project: Project, monkeypatch: pytest.
     service = AnnotationService(project, train=False)
     for query in next_of(service):
         save(service, query)
-    asker, before, questions = service._asker, len(read), service.questions
+    asker, before, questions = service.memory.asker, len(read), service.memory.questions
     service.change_classes(lambda: service.people.add_class("eel")).result(20)
     service.change_classes(lambda: service.people.rename_class(0, "cod", "anna")).result(20)
     service.change_classes(lambda: service.people.merge_class(1, 2, "anna")).result(20)
     assert all(after == 4 for after in read[before:])  # what came after the last answer
-    assert service._asker is asker
-    assert service.questions == questions + 3  # open pages ask again: what they show may have another name
-    classes = service.state("anna", False)["classes"]
+    assert service.memory.asker is asker
+    assert service.memory.questions == questions + 3  # open pages ask again: what they show may have another name
+    classes = service.presenter.state("anna", False)["classes"]
     assert [(one["name"], one["count"], one["merged_into"]) for one in classes] == [
         ("cod", 0, None),
         ("ray", 0, 2),
@@ -384,12 +384,14 @@ def test_a_class_is_counted_from_the_moment_it_is_listed(small: Project) -> None
 
     def add() -> None:
         service.people.add_class("new")
-        service._see_classes()
-        seen.append(service.state("anna", False))  # as another thread may read before the writing thread is done
+        service.memory.see_classes()
+        seen.append(
+            service.presenter.state("anna", False)
+        )  # as another thread may read before the writing thread is done
 
     service.do(add).result(20)
     assert [one["name"] for one in seen[0]["classes"]] == [*CLASSES, "new"]
-    assert [one["name"] for one in service.state("anna", False)["classes"]] == [*CLASSES, "new"]
+    assert [one["name"] for one in service.presenter.state("anna", False)["classes"]] == [*CLASSES, "new"]
     service.close()
 
 
@@ -404,7 +406,7 @@ def test_a_database_that_falls_silent_does_not_keep_the_server_from_ending(monke
         raise OSError("the connection is gone")
 
     store.transaction.side_effect = never
-    writing = writer.Writer(store, MagicMock())
+    writing = writer.Writer(store, MagicMock(), MagicMock(), MagicMock())
     waiting = writing.do(lambda: None)
     assert asked.wait(10)
     assert not writing.close()
@@ -437,7 +439,7 @@ def test_more_images_are_asked_about_while_the_first_model_trains(tmp_path: Path
         service.trainer = cast(Any, TRAINING)
         (query,) = ask("tab", "anna")
         assert (query.image_id, query.why) == (7, {FURTHER: 1})
-        assert service.query(query)["reason"] == wording.FURTHER_IMAGE
+        assert service.presenter.query(query)["reason"] == wording.FURTHER_IMAGE
         assert [again.id for again in ask("tab", "anna")] == [query.id]
         assert [query.image_id for query in ask("tab two", "ben")] == [5]
         assert ask("tab three", "cem") == []
@@ -487,15 +489,15 @@ def test_while_the_trainer_chooses_the_initial_images_random_ones_are_asked_abou
         service.trainer = cast(Any, TRAINING)
         (query,) = ask("tab")
         assert (query.image_id, query.why) == (there[0], {FURTHER: 1})
-        assert service.query(query)["reason"] == wording.RANDOM_IMAGE
-        assert service.state("anna", False)["phase"] == "preparing"
+        assert service.presenter.query(query)["reason"] == wording.RANDOM_IMAGE
+        assert service.presenter.state("anna", False)["phase"] == "preparing"
         nothing = Submission("1", Verdict.OBJECT, np.zeros((0, 4)), np.zeros(0, int), 0, query.id)
         assert [query.image_id for query in ask("tab", nothing)] == [there[1]]
         house.ask_whole_images(project, there[5])
         service._hear("questions")
         service.do(lambda: None).result(30)
         assert there[5] in {query.image_id for query in service.answer("tab two", "ben", [], 2).result(30).queries}
-        assert service.state("anna", False)["phase"] == "first_images"
+        assert service.presenter.state("anna", False)["phase"] == "first_images"
     finally:
         service.close()
 

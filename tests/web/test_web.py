@@ -145,7 +145,7 @@ def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
         skipped = next(one["answer"] for one in before if one["query"] == kept["id"])
         assert "would rest on 1 held-out box, and fewer than 20" in note(query=kept["id"], after=skipped)
         write_json(project.folder.metrics, [record(1)])
-        house.service.do(house.service._read_records).result(30)
+        house.service.do(house.service.memory.read_records).result(30)
         shown = ["ap50", "ap50_interval"]
         assert [anna.get("/api/state")["records"][0][name] for name in shown] == [None, None]
         kept_now = next(one["answer"] for one in anna.get("/api/answers")["answers"] if one["query"] == kept["id"])
@@ -155,7 +155,7 @@ def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
         assert [anna.get("/api/state")["records"][0][name] for name in shown] == [0.1, None]
         project.folder.cycle(1).mkdir()
         write_json(project.folder.cycle(1) / "evaluated.json", {"ap50_interval": [0.05, 0.2]})
-        house.service.do(house.service._read_records).result(30)
+        house.service.do(house.service.memory.read_records).result(30)
         assert [anna.get("/api/state")["records"][0][name] for name in shown] == [0.1, [0.05, 0.2]]
     (other := tmp_path / "other").mkdir()
     project = make_project(other)
@@ -370,7 +370,7 @@ def test_a_budget_of_seconds_counts_peoples_time_without_a_coffee_break(tmp_path
         assert ben.next(3) == []
         anna.saved(query=second["id"], milliseconds=1000)  # she had it already
         assert anna.next(3) == []
-        assert made.budget(2).spent == house.service._spent == 25.0
+        assert made.budget(2).spent == house.service.memory.spent == 25.0
 
 
 class Idle:
@@ -904,7 +904,7 @@ def test_the_labels_are_exported(house: House) -> None:
 def test_a_missing_photo_does_not_block_the_download(house: House, format: str) -> None:
     anna = house.browser()
     anna.saved(query=anna.next(1)[0]["id"], boxes=[BOX], labels=[2])
-    photo = Path(house.service.images[1].path)
+    photo = Path(house.service.memory.images[1].path)
     photo.unlink()
     archive = exported(house, format)
     assert archive.read("missing.txt").decode() == f"{photo}: No such file or directory\n"
@@ -928,16 +928,21 @@ def test_a_filter_lets_others_go_first_after_each_piece(tmp_path: Path, monkeypa
     boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     answers = [Answer(query, boxes, labels, Verdict.NOT_AN_OBJECT, "anna") for query in range(1, 10)]
     project.store.record(answers)
-    monkeypatch.setattr("rarebox.web.service.PIECE", 2)
+    monkeypatch.setattr("rarebox.web.presenter.PIECE", 2)
     with opened(project) as house:
         counting = CountingLock()
-        monkeypatch.setattr(house.service, "_lock", counting)
-        assert house.service.answers(10, None, None, 1, None) == []
+        monkeypatch.setattr(house.service.memory, "lock", counting)
+        assert house.service.presenter.answers(10, None, None, 1, None) == []
         assert counting.taken >= 5
-        every = house.service.answers(10, None, None, None, None)
+        answers = house.service.presenter.answers
+        every = answers(10, None, None, None, None)
         assert [one["answer"] for one in every] == list(range(9, 0, -1))
-        assert [one["answer"] for one in house.service.answers(3, 6, ["anna"], None, "not_an_object")] == [5, 4, 3]
-        assert house.service.answers(3, None, ["ben"], None, None) == []
+        assert [one["answer"] for one in answers(3, 6, ["anna"], None, "not_an_object")] == [
+            5,
+            4,
+            3,
+        ]
+        assert answers(3, None, ["ben"], None, None) == []
 
 
 class CountingLock:

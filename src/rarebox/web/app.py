@@ -124,7 +124,7 @@ def make_app(
         )
 
     def state_of(found: Visitor) -> replies.State:
-        state = service.state(found.name, found.fixed)
+        state = service.presenter.state(found.name, found.fixed)
         return {"id": authenticator.project, "names": found.names, **state}
 
     listening: set[Request] = set()
@@ -157,15 +157,15 @@ def make_app(
         """Server-sent events: ``state`` after each change, ``queries`` when there are new questions."""
 
         async def news() -> AsyncIterator[ServerSentEvent]:
-            version, questions = -1, service.questions
+            version, questions = -1, service.memory.questions
             listening.add(request)
             try:
                 while not await request.is_disconnected():
-                    if service.questions != questions:
-                        questions = service.questions
+                    if service.memory.questions != questions:
+                        questions = service.memory.questions
                         yield ServerSentEvent(data="{}", event="queries")
-                    if service.version != version:
-                        version = service.version
+                    if service.memory.version != version:
+                        version = service.memory.version
                         yield ServerSentEvent(data=json.dumps(state_of(found)), event="state")
                     await asyncio.sleep(NEWS_SECONDS)
             finally:
@@ -178,7 +178,7 @@ def make_app(
     # Questions and answers
 
     def questions(got: Exchange, found: Visitor) -> replies.Questions:
-        queries = [service.query(query) for query in got.queries]
+        queries = [service.presenter.query(query) for query in got.queries]
         label, boxes = got.grid or (0, 0)
         grid: replies.Grid | None = {"label": label, "boxes": boxes} if boxes else None
         return {"queries": queries, "grid": grid, "state": state_of(found), "outdated": got.outdated}
@@ -214,7 +214,7 @@ def make_app(
         got = await _done(
             service.answer(found.holder(body.client), by, given, body.want, found.former, body.session or "")
         )
-        results = [service.outcome(outcome) for outcome in got.outcomes]
+        results = [service.presenter.outcome(outcome) for outcome in got.outcomes]
         reply: replies.Saved = {"results": results, **questions(got, found)}
         return JSONResponse(reply)
 
@@ -229,13 +229,13 @@ def make_app(
     ) -> replies.Answers:
         """Answers that count, newest first. Those who ask at the same time wait without a thread."""
         names = found.names if by == "me" else [by] if by else None
-        chosen = partial(service.answers, limit, before, names, label, verdict and verdict.value)
+        chosen = partial(service.presenter.answers, limit, before, names, label, verdict and verdict.value)
         return {"answers": await to_thread.run_sync(chosen, limiter=lists)}
 
     @get("/api/disagreements", dependencies=[Depends(visitor)])
     def disagreements() -> replies.Disagreements:
         """Questions that two people answered differently."""
-        return {"disagreements": service.disagreements()}
+        return {"disagreements": service.presenter.disagreements()}
 
     @post("/api/search")
     async def search(body: Search, found: Anybody, by: Somebody) -> replies.State:
@@ -253,14 +253,14 @@ def make_app(
     # Pictures
 
     def record(image_id: int) -> ImageRecord:
-        if image_id not in service.images:
+        if image_id not in service.memory.images:
             raise HTTPException(404, "There is no such image.")
-        return service.images[image_id]
+        return service.memory.images[image_id]
 
     @get("/api/image/{image_id}", dependencies=[Depends(visitor)])
     def about_image(image_id: Identifier) -> replies.LabelledImage:
         """One image with its boxes."""
-        return service.image(record(image_id).id)
+        return service.presenter.image(record(image_id).id)
 
     @get("/api/images/{image_id}", dependencies=[Depends(visitor)], response_class=Response)
     async def picture(
@@ -273,7 +273,7 @@ def make_app(
         found = record(image_id)
         try:
             picture = await to_thread.run_sync(picture_of, found, size, limiter=far if is_url(found.path) else None)
-            if not service.photos.is_there(found):
+            if not service.memory.photos.is_there(found):
                 raise UnreadableImage(found.path, "another photo is now at its path. Restart the server")
             return picture
         except UnreadableImage as error:
@@ -336,7 +336,7 @@ def make_app(
 
         def zipped() -> bytes:
             content = _zipped(service.project.folder.root, format)
-            service.see_photos()
+            service.memory.see_photos()
             return content
 
         content = await to_thread.run_sync(zipped, limiter=downloads)

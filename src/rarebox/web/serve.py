@@ -111,10 +111,10 @@ def _serve(
     if host in ("0.0.0.0", "::"):
         shown = socket.gethostname()
     base = f"http://{shown}:{port}/"
-    images = len(service.images)
+    images = len(service.memory.images)
     more = f", {new} of them new" if new else ""
     say(f"{real(root).name}: {images} photos{more}. Stop with Ctrl-C; no answer is lost.")
-    if gone := sum(not service.photos.is_there(image) for image in service.images.values()):
+    if gone := sum(not service.memory.photos.is_there(image) for image in service.memory.images.values()):
         say(
             f"{gone} of them are missing and cannot be shown. Put them back into {project.settings.data}, or, if the "
             f"folder has moved, run: rarebox relocate {root} FOLDER"

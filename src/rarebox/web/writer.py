@@ -40,14 +40,6 @@ class Memory(Protocol):
         """Read new rows of the store, after each transaction."""
         ...
 
-    def written(self) -> None:
-        """React to a transaction whose jobs have been reported."""
-        ...
-
-    def catch_up(self) -> None:
-        """Read what another process has written, if any, and react to it. Called while there are no jobs."""
-        ...
-
 
 class Job(Generic[T]):
     """A function to be called by the writing thread, and the future of its result."""
@@ -72,10 +64,14 @@ class Job(Generic[T]):
 
 
 class Writer:
-    """Does all writing. A future is done only when its transaction is on the disk."""
+    """Does all writing. A future is done only when its transaction is on the disk.
 
-    def __init__(self, store: Store, memory: Memory) -> None:
+    ``written`` is called after each transaction whose jobs have been reported, ``waiting`` while there are no jobs.
+    """
+
+    def __init__(self, store: Store, memory: Memory, written: Callable[[], None], waiting: Callable[[], None]) -> None:
         self._store, self._memory = store, memory
+        self._written, self._catch_up = written, waiting
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -96,7 +92,7 @@ class Writer:
         while job := self._next():
             jobs = [job, *self._waiting(MOST_TOGETHER - 1)]
             self._write([job for job in jobs if job.future.set_running_or_notify_cancel()])
-            self._memory.written()
+            self._written()
 
     def _next(self) -> Job[Any] | None:
         """Wait for a job, or for the end."""
@@ -106,7 +102,7 @@ class Writer:
             except Empty:
                 self._store.keep_log()
                 with suppress(Exception):  # such as a full disk; the next job reports it
-                    self._memory.catch_up()
+                    self._catch_up()
 
     def _waiting(self, most: int) -> list[Job[Any]]:
         """The jobs that are waiting now, at most ``most``."""
