@@ -258,6 +258,18 @@ def test_a_guess_stays_a_guess_after_another_tool_has_saved_it(tmp_path: Path, f
     assert found.incomplete == {1}
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"images": {"a.j'])
+def test_an_export_whose_list_is_damaged_is_refused(tmp_path: Path, damage: str) -> None:
+    """Its pseudo labels would count as a person's."""
+    photo(tmp_path / "set" / "a.jpg")
+    record, one = ImageRecord(1, str(tmp_path / "set" / "a.jpg"), *SIZE), np.ones(1)
+    guess = Annotations(1, np.array([CAT]), np.array([0]), np.array([Source.PSEUDO]), one, one, one, complete=False)
+    export(tmp_path / "out", "yolo", ["cat"], [record], [guess], allow_partial=True, include_pseudo=True)
+    (tmp_path / "out" / "rarebox.json").write_text(damage)
+    with pytest.raises(UserError, match=r"rarebox\.json cannot be read.*Copy it from the export again"):
+        load(tmp_path / "out")
+
+
 @pytest.mark.parametrize("format", ["voc", "yolo"])
 def test_a_photo_without_a_label_file_waits_for_labels(tmp_path: Path, format: str) -> None:
     folder = tmp_path / "set"

@@ -178,6 +178,26 @@ test("a whole image shows likely detections as boxes to check, and Enter complet
   assert.equal(marks("draft").length, 3); // as it was left, not as it was proposed
 });
 
+test("detections of a newer model are matched with a half-checked image by their boxes", async () => {
+  server.questions = [{ ...question(9, null), others: PROPOSED }];
+  await openPage();
+  annotator.editor.select("o3");
+  await press("notAnObject");
+  const fresh = { box: [300, 300, 340, 340], label: 1, score: 0.9, likely: true };
+  const moved = PROPOSED.map((one) => ({ ...one, box: one.box.map((side) => side + 1) }));
+  annotator.receive([{ ...question(9, null), others: [moved[3], fresh, ...moved.slice(0, 3)] }]);
+  assert.deepEqual(
+    marks("other").map((mark) => mark.box),
+    [fresh.box],
+  );
+  assert.equal(marks("draft").length, 3);
+  annotator.editor.select("o1");
+  annotator.receive([{ ...question(9, null), others: [fresh, ...moved] }]);
+  assert.deepEqual(annotator.editor.active?.box, fresh.box);
+  annotator.receive([{ ...question(9, null), others: [{ ...fresh, box: [1, 1, 9, 9] }] }]);
+  assert.equal(annotator.editor.active, null); // Enter does not take another one
+});
+
 test("a second click accepts a dashed box of a whole image, or makes it dashed again", async () => {
   server.questions = [{ ...question(9, null), others: PROPOSED }];
   await openPage();

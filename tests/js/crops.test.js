@@ -54,9 +54,9 @@ test("the time of the screen is shared without loss", () => {
 });
 
 test("an unmarked box is confirmed as it was shown, and a marked one is rejected", () => {
-  const query = question(1, [1, 2, 30, 40]);
-  assert.deepEqual(contentOf(query, "right", 2), { verdict: "object", boxes: [[1, 2, 30, 40]], labels: [2] });
-  assert.deepEqual(contentOf(query, "wrong", 2), { verdict: "not_an_object", boxes: [], labels: [] });
+  const box = /** @type {import("../../src/rarebox/web/static/types.js").Box} */ ([1, 2, 30, 40]);
+  assert.deepEqual(contentOf(box, "right", 2), { verdict: "object", boxes: [[1, 2, 30, 40]], labels: [2] });
+  assert.deepEqual(contentOf(box, "wrong", 2), { verdict: "not_an_object", boxes: [], labels: [] });
 });
 
 test("the button says what it answers", () => {

@@ -449,14 +449,16 @@ test("without a server there is no grid, and what could not be given back is kep
   outbox.open();
   await settled();
   assert.deepEqual(
-    (await outbox.grid()).map((one) => one.id),
+    (await outbox.grid()).queries.map((one) => one.id),
     [1, 2],
   );
   await outbox.release([2]);
   await settled();
   assert.deepEqual(server.requests.find((one) => one.path === "/api/release")?.queries, [2]);
   server.up = false;
-  assert.deepEqual(await outbox.grid(), []);
+  const { queries, problem } = await outbox.grid();
+  assert.deepEqual(queries, []);
+  assert.match(problem, /server/);
   await outbox.release([2]);
   await settled();
   server.up = true;

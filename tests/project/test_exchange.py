@@ -468,7 +468,7 @@ def test_skipped_empty_and_older_annotations(project: Path, tmp_path: Path, stor
     assert {g.answer.by for g in People(store).given()} == {"bo@example.org"}
 
 
-@pytest.mark.parametrize("writer", ["by hand", "library"])
+@pytest.mark.parametrize("writer", ["by hand", "a column named data", "library"])
 def test_json_min_is_refused(project: Path, tmp_path: Path, store: Store, writer: str) -> None:
     """It cannot say whether a guess without a region was rejected or never shown."""
     file = annotated(project, tmp_path, lambda result: result.clear())
@@ -479,7 +479,8 @@ def test_json_min_is_refused(project: Path, tmp_path: Path, store: Store, writer
         converter.convert_to_json_min(str(file), str(short.parent), is_dir=False)
     else:
         short.parent.mkdir()
-        short.write_text(json.dumps([{"image": "a.jpg", "id": 1, "annotator": 1, "annotation_id": 3}]))
+        column = {"data": "x", "annotations": []} if writer == "a column named data" else {}
+        short.write_text(json.dumps([{"image": "a.jpg", "id": 1, "annotator": 1, "annotation_id": 3, **column}]))
     with pytest.raises(UserError, match=r"JSON-MIN.*choose Export, then JSON"):
         labelstudio.read(short)
 

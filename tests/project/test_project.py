@@ -277,19 +277,19 @@ def test_an_interrupted_step_is_repeated(pictures: Path, tmp_path: Path, monkeyp
     assert now.cycle == 2
 
 
-def test_a_photo_that_people_label_before_the_choice_is_no_initial_image(pictures: Path, tmp_path: Path) -> None:
-    """It trains the first model, which still waits for the initial images."""
+def test_photos_that_people_label_before_the_choice_are_no_initial_images(pictures: Path, tmp_path: Path) -> None:
+    """They train the first model, which still waits for the initial images, however many they are."""
     now = start(pictures, tmp_path)
-    oracle = oracle_of(pictures, now)
-    (early,) = now.ask_further()
-    now.store.record([oracle.answer(early)])
+    oracle, count = oracle_of(pictures, now), now.settings.initial_images
+    early = [query for _ in range(count) for query in now.ask_further()]
+    now.store.record([oracle.answer(query) for query in early])
     assert trainer.advance(now, quiet) == "questions"
-    initial = [query.image_id for query in now.store.queries(1)][1:]
-    assert len({*initial} - {early.image_id}) == now.settings.initial_images
+    initial = {query.image_id for query in now.store.queries(1)[count:]}
+    assert len(initial - {query.image_id for query in early}) == count
     assert trainer.advance(now, quiet) is None
     answer_cycle(now, oracle)
     assert trainer.advance(now, quiet) == "trained"
-    assert early.image_id in _trained_on(now, 1)
+    assert {query.image_id for query in early} <= {*_trained_on(now, 1)}
 
 
 def test_initial_images_differ_from_those_that_are_labelled(pictures: Path, tmp_path: Path) -> None:

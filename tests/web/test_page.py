@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route
 
@@ -715,6 +716,22 @@ def test_a_grid_is_taken_back_as_a_whole_and_single_answers_after_it(alike_offic
     anna.saved()
     assert alike_office.given()[-1][1] == "not_an_object"
     assert anna.problems == []
+
+
+def test_a_box_adjusted_before_a_grid_is_confirmed_as_adjusted(alike_office: Office) -> None:
+    anna = alike_office.tab(alike_office.browser("anna"))
+    anna.task("box", 30)
+    anna.press("ArrowRight", "ArrowRight")
+    anna.press("b")
+    grid_shown(anna)
+    anna.press("Enter")
+    anna.saved()
+    folder = RunFolder(alike_office.server.root)
+    with Store(folder.labels(folder.read_settings())) as store:
+        given = People(store).given()
+    moved = [one.answer.boxes[0] - one.query.box for one in given if one.query.box is not None]
+    assert moved[0][0] > 0  # to the right, and not down
+    assert [np.abs(by).max() < 0.01 for by in (moved[0][1::2], *moved[1:])] == [True] * 12
 
 
 def test_a_crop_is_asked_about_separately(alike_office: Office) -> None:

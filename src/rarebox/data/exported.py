@@ -31,11 +31,9 @@ class Exported:
 
     @classmethod
     def of(cls, folder: Path) -> "Exported":
-        """Read both files, if they exist."""
-        try:
-            mark = as_object(from_json(read_text(folder / EXPORT_MARK)))
-        except (OSError, ValueError, UserError):
-            mark = {}
+        """Read both files, if they exist. Raises UserError if ``rarebox.json`` is there but damaged: without it, pseudo
+        labels would count as a person's."""
+        mark = _mark_of(folder / EXPORT_MARK)
         entries = as_object(mark.get("images")).items()
         images = {place_key(name): entry for name, entry in entries if is_object(entry)}
         return cls(folder, tuple(map(str, as_list(mark.get("classes")))), images, incomplete_in(folder))
@@ -68,6 +66,25 @@ class Exported:
                 label, x, y, width, height = str(line).split()
                 found.append(Guess(self.classes[int(label)], float(x), float(y), float(width), float(height)))
         return tuple(found)
+
+
+def _mark_of(file: Path) -> Object:
+    try:
+        content = from_json(read_text(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, UserError) as error:
+        raise _damaged(file, error) from None
+    if not is_object(content):
+        raise _damaged(file, "it holds no object")
+    return content
+
+
+def _damaged(file: Path, error: object) -> UserError:
+    return UserError(
+        f"{file} cannot be read ({error}). It says which labels beside it are pseudo labels and which images are fully "
+        "labelled. Copy it from the export again, or export again."
+    )
 
 
 class Exports:

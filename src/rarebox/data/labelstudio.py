@@ -255,7 +255,7 @@ def read(file: Path) -> Batch:
     for number, task in enumerate(content, 1):
         if not is_object(task):
             raise _no_tasks(file)
-        if "data" not in task:
+        if "annotation_id" in task or not is_object(task.get("data")):
             raise _short(file) if "image" in task or "id" in task else _no_tasks(file)
         where = f"{file}, task {task.get('id', f'{number} in the list')}"
         given = [a for a in _list(task.get("annotations") or task.get("completions"), where) if is_object(a)]

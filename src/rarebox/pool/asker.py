@@ -46,6 +46,11 @@ class Asker:
         for query in store.queries(cycle):
             self.was_asked(query.why)
 
+    @property
+    def passed(self) -> int:
+        """How many places were asked about, or found settled by a search. It only grows."""
+        return len(self._done)
+
     def was_asked(self, why: Mapping[str, float] | None) -> None:
         """Note that another process has asked a question of the ranking."""
         if why and "rank" in why:

@@ -256,7 +256,9 @@ class Project:
         None if no candidate has features: the settings or an earlier version did not keep them. Raises Damaged.
         """
         shards = Shards(sorted((self.folder.cycle(cycle) / "candidates").glob("shard_*.parquet")))
-        if (features := last.features_of(found, shards)) is None:
+        with _as_written(self.folder.cycle(cycle) / "candidates"):
+            features = last.features_of(found, shards)
+        if features is None:
             return None
         known = BoxFeatures(found.image_id, found.boxes, features)
         with suppress(Damaged), _as_written(self._examples(cycle)):  # an earlier version may have ranked the cycle

@@ -82,15 +82,17 @@ def awaits_first(now: Project) -> bool:
 
 def is_due(now: Project, cycle: int, train: bool) -> bool:
     """Whether to train the model of a cycle: its budget is spent, ``train`` is set, or a training was interrupted."""
-    said = now.store.labels().values()
-    labelled = sum(labels.complete or len(labels.boxes) > 0 for labels in said)
-    if not any(len(labels.boxes) for labels in said) or not now.store.classes():
+    said = now.store.labels()
+    if not any(len(labels.boxes) for labels in said.values()) or not now.store.classes():
         return False
     if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
         return True
     if cycle == 1:
-        # Imported labels may replace answers.
-        enough = asked_first(now) or labelled >= min(now.settings.initial_images, len(now.store.images()))
+        # Imported labels may replace the initial images.
+        further = {query.image_id for query in now.store.queries(1) if FURTHER in (query.why or {})}
+        labelled = sum(one.complete or len(one.boxes) > 0 for i, one in said.items() if i not in further)
+        images = len(now.store.images().keys() - further)
+        enough = asked_first(now) or labelled >= min(now.settings.initial_images, images)
         return enough and not awaits_first(now)
     return now.budget(cycle).left <= 0
 

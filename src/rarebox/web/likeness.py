@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rarebox.errors import UserError
+from rarebox.errors import Damaged, UserError
 from rarebox.labels.leases import Given
 from rarebox.pool.similar import MOST_EXAMPLES, BoxFeatures, most_similar, similarity
 from rarebox.project.project import Project
@@ -22,6 +22,10 @@ WHOLE_IMAGES = (
 NO_FEATURES = (
     "The boxes of this cycle cannot be compared, because their features were not kept. Set "
     "selection.duplicate_cosine below 1 in settings.yaml; the next cycle then keeps them."
+)
+FEATURES_LOST = (
+    "The boxes of this cycle cannot be compared, because the files with their features are missing, damaged or of an "
+    "earlier version. The next cycle writes new ones."
 )
 NO_MORE = "No further box looks like this. The next model may find some: try again after the training."
 NEW_CYCLE = "A new cycle has just begun. Press the button again to look through its boxes."
@@ -54,6 +58,17 @@ def check_project(project: Project, cycle: int) -> None:
         raise UserError(TOO_EARLY)
     if project.settings.selection.strategy in IMAGE:
         raise UserError(WHOLE_IMAGES)
+
+
+def features_of(project: Project, cycle: int, ranked: Candidates) -> BoxFeatures:
+    """The features of a cycle's candidates and of labelled boxes. Raises UserError if there are none."""
+    try:
+        known = project.read_features(cycle, ranked)
+    except Damaged as error:
+        raise UserError(FEATURES_LOST) from error
+    if known is None:
+        raise UserError(FEATURES_LOST if project.settings.selection.duplicate_cosine < 1 else NO_FEATURES)
+    return known
 
 
 def boxes_of(label: int, standing: Iterable[tuple[Given, list[int]]]) -> tuple[Ints, Floats]:

@@ -51,11 +51,12 @@ class ProjectMemory:
         self.refresh()
 
     def mark(self) -> Mark:
-        """How far the store has been read."""
-        return self.answer_index.last_question, self.answer_index.last_answer, self._class_reads
+        """How far the store has been read, and the ranking asked from."""
+        asked = self.asker.passed if self.asker else 0
+        return self.answer_index.last_question, self.answer_index.last_answer, self._class_reads, asked
 
     def undo(self, mark: Mark) -> None:
-        """Forget what was read after a mark and rolled back."""
+        """Forget what was read or asked after a mark and rolled back."""
         if mark != self.mark():
             with self.lock:
                 self.answer_index.forget(*mark[:2])

@@ -128,7 +128,10 @@ class AnnotationService:
             held = memory.answer_index.held(holder, (by, *former), self.people.leases(holder))
             want = len({*held, *wanted})
             claimed = self.people.claim(holder, by, want, seconds, among=wanted, former=former)
-            return Exchange([], [query for query in claimed if query.id in wanted], False)
+            asked = [query for query in claimed if query.id in wanted]
+            guesses = [None if query.guess is None else memory.counts_as[query.guess] for query in asked]
+            # A ranking that was made anew may know an open question's box under another class.
+            return Exchange([], [one for one, guess in zip(asked, guesses, strict=True) if guess == guesses[0]], False)
 
         return self.do(job)
 
@@ -151,8 +154,9 @@ class AnnotationService:
             if label is not None and (label >= len(memory.classes) or memory.counts_as[label] != label):
                 raise UserError(f"there is no class {label}. Choose one from the list of classes")
         ids, boxes, reason = self._examples(label, image_id, box)
-        if ranked is None or (known := self.project.read_features(cycle, ranked)) is None:
-            raise UserError(likeness.NO_FEATURES)
+        if ranked is None:
+            raise UserError(likeness.FEATURES_LOST)
+        known = likeness.features_of(self.project, cycle, ranked)
         if not len(examples := rows_of(known, ids, boxes)):
             raise UserError(reason)
         alike = likeness.most_like(known, ranked, examples)
@@ -294,7 +298,7 @@ class AnnotationService:
             if likely[row] and (place in places or image not in seen):
                 found.append(Crop(place, int(memory.counts_as[boxes.labels[row]]), places.get(place)))
                 seen.add(image)
-        return grid_of(found, self._most_for(holder, leases) - len(held))
+        return grid_of(found, max(self._most_for(holder, leases) - len(held), 0))
 
     def _sought(
         self, person: str, want: int, held: Sequence[int], open_ones: Iterable[int], leases: Sequence[Lease]

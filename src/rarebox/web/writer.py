@@ -21,8 +21,9 @@ IDLE_SECONDS = 1.0
 T = TypeVar("T")
 
 
-Mark = tuple[int, int, int]
-"""How far a store has been read: the last question, the last answer, and how often its classes were read."""
+Mark = tuple[int, int, int, int]
+"""How far a store has been read: the last question, the last answer, how often its classes were read, and how many
+places of the ranking are done with."""
 
 
 class Memory(Protocol):

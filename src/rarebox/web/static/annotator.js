@@ -77,7 +77,7 @@ export class Annotator {
     const task = this.task;
     if (task?.kind === "ask") {
       const newer = this.queue.find(task.query.id);
-      if (newer) task.query = newer;
+      if (newer) this.editor.renew(newer);
       // The lease has ended. Replacing the question while a person is about to press a key would put their answer on another
       // box, so the page waits until they return to the tab. Until then, the server refuses answers and the page reports it.
       else if (this.#returning && !task.past.length) this.editor.task = null;

@@ -34,9 +34,9 @@ export const shares = (milliseconds, count) =>
 /** @param {number} whole @param {number} i @param {number} count */
 const part = (whole, i, count) => Math.floor((whole * i) / count);
 
-/** What a mark answers: the label of an unmarked box is the box that was shown. @param {Query} query @param {Verdict} mark @param {number} label @returns {Content} */
-export const contentOf = ({ box }, mark, label) =>
-  mark === "right" && box
+/** What a mark answers: the label of an unmarked box is the box that was shown. @param {import("./types.js").Box} box @param {Verdict} mark @param {number} label @returns {Content} */
+export const contentOf = (box, mark, label) =>
+  mark === "right"
     ? { verdict: "object", boxes: [box], labels: [label] }
     : { verdict: "not_an_object", boxes: [], labels: [] };
 

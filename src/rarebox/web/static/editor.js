@@ -13,6 +13,7 @@ import { alter } from "./task.js";
 
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {import("./types.js").Mark} Mark */
+/** @typedef {import("./types.js").Query} Query */
 /** @typedef {import("./task.js").Sketch} Sketch */
 /** @typedef {import("./task.js").Task} Task */
 
@@ -194,6 +195,14 @@ export class Editor {
     this.refresh();
   }
 
+  /** Takes the newer detections and labels of the question shown. A selected detection stays selected if it is still there. @param {Query} query */
+  renew(query) {
+    const before = this.active;
+    if (this.task) this.task.query = query;
+    const after = before && this.marks().find((mark) => mark.kind === before.kind && same(mark.box, before.box));
+    if (before?.kind === "other") this.selected = after?.id ?? this.#home;
+  }
+
   /** Selects a box that was clicked. On a whole image, a second click accepts a dashed box, or makes an accepted one dashed. @param {string | null} id */
   click(id) {
     const mark = this.active;
@@ -259,7 +268,7 @@ export class Editor {
     const mark = this.active;
     if (!mark || mark.kind === "asked") return;
     if (mark.kind === "draft") this.#sketch((sketch) => sketch.drafts.splice(orderOf(mark), 1));
-    else if (mark.kind === "other") this.#sketch((sketch) => sketch.dismissed.push(orderOf(mark)));
+    else if (mark.kind === "other") this.#sketch((sketch) => sketch.dismissed.push(mark.box));
     else {
       this.#correct(mark, null);
       this.page.notify("Box removed. Press Z to undo.");
@@ -353,7 +362,7 @@ export class Editor {
   /** Turns a dashed box into a label, or into a draft of a whole image. @param {Mark} mark @param {number | null} label */
   take(mark, label) {
     if (label === null) return this.page.findClass((chosen) => this.take(mark, chosen));
-    if (this.whole) return this.#addDraft(mark.box, label, orderOf(mark));
+    if (this.whole) return this.#addDraft(mark.box, label, mark.box);
     this.#add(mark.box, label);
     this.select(null);
   }
@@ -365,12 +374,12 @@ export class Editor {
     const others = this.marks().filter((mark) => mark.kind === "other");
     if (!others.length) return;
     this.#sketch(({ drafts }) => {
-      for (const mark of others) drafts.push({ box: tidy(mark.box, image), label: mark.label, from: orderOf(mark) });
+      for (const mark of others) drafts.push({ box: tidy(mark.box, image), label: mark.label, from: mark.box });
     });
     this.select(null);
   }
 
-  /** @param {Box} box @param {number | null} label @param {number | null} from */
+  /** @param {Box} box @param {number | null} label @param {Box | null} from */
   #addDraft(box, label, from) {
     const task = /** @type {Task} */ (this.task);
     this.#sketch(({ drafts }) => drafts.push({ box: tidy(box, task.query.image), label, from }));

@@ -15,7 +15,7 @@ import { makeTask } from "./task.js";
 
 /** @typedef {import("./types.js").Query} Query */
 /** @typedef {import("./crops.js").Verdict} Verdict */
-/** @typedef {{query: Query, mark: Verdict}} Crop */
+/** @typedef {{query: Query, box: import("./types.js").Box, mark: Verdict}} Crop  box: as a person has adjusted it */
 
 /** A grid takes no answer for so many milliseconds after it is shown: a second press was meant for the one before. */
 const SETTLE = 400;
@@ -82,15 +82,22 @@ export class Grid {
   async #fetch() {
     const { outbox, queue } = this.annotator;
     this.#fetching = true;
-    const queries = await outbox.grid();
+    const { queries, problem } = await outbox.grid();
     this.#fetching = false;
     queue.add(queries);
     if (this.status !== "loading") return outbox.release(queue.spare(queries));
     if (!queries.length) {
       this.leave();
-      return this.page.notify("There are too few boxes left to check several at once. Here is the next question.");
+      const none = "There are too few boxes left to check several at once. Here is the next question.";
+      return this.page.notify(problem ?? none, problem ? "bad" : undefined);
     }
-    this.#show(queries.map((query) => ({ query, mark: "right" })));
+    const { drafts } = this.annotator;
+    this.#show(
+      queries.flatMap((query) => {
+        const box = drafts.of(query)?.box ?? query.box;
+        return box ? [{ query, box, mark: "right" }] : [];
+      }),
+    );
   }
 
   /** @param {Crop[]} crops */
@@ -134,8 +141,8 @@ export class Grid {
     const { history, drafts, queue } = this.annotator;
     const answered = this.#crops.filter(({ mark }) => mark !== "separate");
     const times = shares(stopwatch.lap(), answered.length);
-    const keys = answered.map(({ query, mark }, i) => {
-      const content = contentOf(query, mark, classOf(query.guess)?.label ?? query.guess ?? 0);
+    const keys = answered.map(({ query, box, mark }, i) => {
+      const content = contentOf(box, mark, classOf(query.guess)?.label ?? query.guess ?? 0);
       drafts.forget(query);
       queue.remove(query.id);
       return history.add(answerTo(makeTask(query), content), null, times[i]);
@@ -208,9 +215,9 @@ export class Grid {
     if (!this.open) return;
     const label = this.#crops[0]?.query.guess ?? this.offer?.label ?? null;
     const how = byTouch()
-      ? "Tap the wrong ones, then answer all. “?” asks about a box separately: another class, or you can't tell."
-      : `A click or its key marks a wrong one, ${hint("yes")} answers all. “?” asks about a box separately: another class, or you can't tell.`;
-    showWords({ before: "Mark what is not ", label, reason: how });
+      ? "Tap what is no object at all, “?” for another class, a poor box or one you can't tell. Then answer all."
+      : `A click or its key marks what is no object at all, “?” another class, a poor box or one you can't tell. ${hint("yes")} answers all.`;
+    showWords({ before: "Is each of these a correct box of ", label, after: "?", reason: how });
     const ready = this.status === "shown" && this.#since !== null;
     setText(text(this.buttons.answer), answerText(this.#crops.map(({ mark }) => mark)) || "Loading …");
     this.buttons.answer.disabled = !ready;
@@ -230,19 +237,19 @@ export class Grid {
     this.#place.style.gridTemplateColumns = `repeat(${this.#columns}, ${width}px)`;
     const loading = this.status === "loading" && el("p", { class: "loading", text: "Loading the next boxes …" });
     if (!this.#crops.length) return replace(this.#place, loading);
-    replace(this.#place, ...this.#crops.map(({ query }, i) => this.#tile(query, i, { width, height })));
+    replace(this.#place, ...this.#crops.map((one, i) => this.#tile(one, i, { width, height })));
     this.#showMarks();
     if (focused) this.#focus(here);
     this.#load();
   }
 
-  /** @param {Query} query @param {number} i @param {{width: number, height: number}} size */
-  #tile(query, i, size) {
-    const boxes = [{ box: /** @type {import("./types.js").Box} */ (query.box), label: query.guess }];
+  /** @param {Crop} crop @param {number} i @param {{width: number, height: number}} size */
+  #tile({ query, box }, i, size) {
+    const boxes = [{ box, label: query.guess }];
     const wrong = el(
       "button",
       { class: "tile", "data-testid": "crop", "aria-keyshortcuts": KEYS[i], onclick: () => this.mark(i, "wrong") },
-      crop(query.image, query.box, boxes, size, MARGIN),
+      crop(query.image, box, boxes, size, MARGIN),
       el("kbd", { text: KEYS[i] }),
     );
     const separate = el(
@@ -275,7 +282,7 @@ export class Grid {
       const { query, mark } = this.#crops[i];
       const [wrong, separate] = card.children;
       card.className = `crop-card ${mark}`;
-      const said = { right: "", wrong: ", wrong", separate: ", asked about separately" }[mark];
+      const said = { right: "", wrong: ", no object", separate: ", asked about separately" }[mark];
       wrong.setAttribute("aria-label", `Box ${i + 1}: ${className(query.guess)}, ${query.image.name}${said}`);
       wrong.setAttribute("aria-pressed", String(mark === "wrong"));
       separate.setAttribute("aria-pressed", String(mark === "separate"));

@@ -11,6 +11,9 @@ import { classOf, state } from "./state.js";
 /** A detection with this IoU or more with the asked box is the asked box. */
 const SAME_DETECTION = 0.8;
 
+/** Detections of two models with this IoU or more are taken for one object. */
+const SAME_OBJECT = 0.5;
+
 /** The class of a label after merges. @param {number | null} label */
 const current = (label) => classOf(label)?.label ?? label;
 
@@ -34,10 +37,13 @@ export function marksOf(task, labels, threshold) {
 
 /** Detections that nobody has answered. @param {Task} task @param {Mark[]} labels @param {number} threshold @returns {Mark[]} */
 function detections({ query, sketch }, labels, threshold) {
-  const taken = new Set([...sketch.dismissed, ...sketch.drafts.map((draft) => draft.from)]);
+  const sources = [...sketch.dismissed, ...sketch.drafts.map((draft) => draft.from)];
+  const settled = sources.flatMap((box) => (Array.isArray(box) ? [box] : [])); // earlier versions stored indices
+  const gone = settled.filter((box) => !query.others.some((other) => same(other.box, box))); // of an earlier model
   return query.others.flatMap((other, i) => {
     const hidden =
-      taken.has(i) ||
+      settled.some((box) => same(box, other.box)) ||
+      gone.some((box) => iou(box, other.box) > SAME_OBJECT) ||
       (other.score ?? 1) < threshold ||
       labels.some((label) => same(label.box, other.box)) ||
       (query.box !== null && iou(query.box, other.box) > SAME_DETECTION);

@@ -121,13 +121,17 @@ export class Outbox {
     this.#run();
   }
 
-  /** Leases boxes of one class that can be checked at once; none if there are too few or the server does not respond. @returns {Promise<Query[]>} */
+  /** Leases boxes of one class that can be checked at once; none if there are too few. @returns {Promise<{queries: Query[], problem?: string}>} */
   async grid() {
     try {
       const reply = await post("/api/grid", { client: this.client, session: this.#session });
-      return reply.state?.id === this.project && Array.isArray(reply.queries) ? reply.queries : [];
-    } catch {
-      return [];
+      if (reply.state?.id !== this.project || !Array.isArray(reply.queries))
+        throw new Offline("Another program replied.", true);
+      if (reply.outdated) this.#forgetNumbers();
+      else this.#join(reply.state);
+      return { queries: reply.queries };
+    } catch (error) {
+      return { queries: [], problem: error instanceof Error ? error.message : String(error) };
     }
   }
 

@@ -4,8 +4,8 @@
 /** @typedef {import("./types.js").Box} Box */
 /** @typedef {import("./types.js").Query} Query */
 
-/** @typedef {{box: Box, label: number | null, from: number | null}} Draft  a box that is not saved yet; from: the index of the detection it copies */
-/** @typedef {{box: Box | null, drafts: Draft[], dismissed: number[]}} Sketch  what a person may change before answering */
+/** @typedef {{box: Box, label: number | null, from: Box | null}} Draft  a box that is not saved yet; from: the detection it copies */
+/** @typedef {{box: Box | null, drafts: Draft[], dismissed: Box[]}} Sketch  what a person may change before answering; dismissed: detections */
 
 /**
  * @typedef {object} Task
@@ -31,7 +31,7 @@ export function makeTask(query, { kind = "ask", after = null, answer = null, ske
 
 /** The likely detections of a whole image, as boxes that a person only has to check. @param {Query} query @returns {Draft[]} */
 export const proposals = ({ box, others }) =>
-  box ? [] : others.flatMap((one, from) => (one.likely ? [{ box: one.box, label: one.label, from }] : []));
+  box ? [] : others.flatMap((one) => (one.likely ? [{ box: one.box, label: one.label, from: one.box }] : []));
 
 /** Changes the sketch, as one step of undo. @param {Task} task @param {(sketch: Sketch) => void} change */
 export function alter(task, change) {
