@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rarebox.errors import Unavailable
 from rarebox.project.project import Project
-from rarebox.types import Answer, Verdict
+from rarebox.types import Answer, Query, Verdict
 from rarebox.web.grid_review import CROPS, FEWEST, Crop, grid_of
-from tests.house import Browser, House, item, make_project, open_cycle, opened
+from tests.house import BOX, Browser, House, item, make_project, open_cycle, opened
 
 BUDGET = 40
 
@@ -174,3 +175,35 @@ def test_a_question_answered_by_another_person_is_a_conflict(house: House) -> No
     house.project.store.record([Answer(first["id"], *no_box, Verdict.NOT_AN_OBJECT, "ben")])
     results = anna.answer(item(query=first["id"]), *(item(query=crop["id"]) for crop in others))["results"]
     assert [one["status"] for one in results] == ["conflict", *["saved"] * len(others)]
+
+
+def test_a_tab_that_holds_more_than_its_share_gets_no_new_ones(tmp_path: Path) -> None:
+    """One question is open per photo, and people who come late need some."""
+    with opened(photos(tmp_path, 12, people__proposal_score=0.0)) as house:
+        anna = house.browser("anna", "a")
+        held = anna.next(5)
+        for name in ("ben", "cem", "dora"):
+            assert len(house.browser(name, name).next(1)) == 1
+        assert {*ids(grid(anna))} == {*ids(held)}
+
+
+def test_a_grid_that_could_not_be_saved_loses_no_question(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk."""
+    anna = house.browser()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise Unavailable("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.service.people, "claim", full)
+        assert anna.http.post("/api/grid", json={"client": anna.tab}).status_code == 503
+    assert [query["image"]["id"] for query in grid(anna)] == [*range(1, CROPS + 1)]
+
+
+def test_a_grid_has_one_class_even_if_the_ranking_was_made_anew(house: House) -> None:
+    """The open questions ask about class 1; the ranking now takes their boxes for class 0."""
+    asked = [Query(i, np.array(BOX, np.float32), 1, why={"rank": i - 1.0, "cycle": 2.0}) for i in (1, 2)]
+    house.project.store.ask(2, asked)
+    crops = grid(house.browser())
+    assert {crop["guess"] for crop in crops} == {0}
+    assert len(crops) >= FEWEST

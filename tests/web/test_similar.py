@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rarebox.core import parquet
 from rarebox.pool.similar import BoxFeatures
 from rarebox.project.project import Project
 from rarebox.types import Answer, Query, Verdict
@@ -265,9 +266,21 @@ def one_answer(house: House) -> Browser:
     return browser
 
 
-def test_nothing_can_be_compared_without_features(tmp_path: Path) -> None:
-    with opened(started(tmp_path)) as house:
-        assert one_answer(house).refused("/api/search", {"label": 2}) == likeness.NO_FEATURES
+@pytest.mark.parametrize(("cosine", "reason"), [(1.0, likeness.NO_FEATURES), (0.9, likeness.FEATURES_LOST)])
+def test_nothing_can_be_compared_without_features(tmp_path: Path, cosine: float, reason: str) -> None:
+    with opened(started(tmp_path, selection__duplicate_cosine=cosine)) as house:
+        assert one_answer(house).refused("/api/search", {"label": 2}) == reason
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another shape"])
+def test_damaged_features_are_an_error_that_names_no_dead_end(house: House, damage: str) -> None:
+    (shard,) = (house.project.folder.cycle(2) / "candidates").glob("shard_*.parquet")
+    if damage == "garbage":
+        shard.write_bytes(b"no such thing")
+    else:
+        columns = parquet.read(shard)
+        parquet.write(shard, {**columns, "features": columns["features"][:, 0]})
+    assert one_answer(house).refused("/api/search", {"label": 2}) == likeness.FEATURES_LOST
 
 
 def test_a_project_of_whole_images_has_no_boxes_to_look_through(tmp_path: Path) -> None:

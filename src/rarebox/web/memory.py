@@ -138,6 +138,10 @@ class ProjectMemory:
         asked = (history.question for history in self.answer_index.queries.values())
         return self.cycle > 1 or any(one.cycle == 1 and FURTHER not in (one.why or {}) for one in asked)
 
+    def class_of(self, guess: int | None) -> int | None:
+        """A question's guess, after merges of classes."""
+        return None if guess is None else int(self.counts_as[guess])
+
     def search_of(self, person: str) -> Search | None:
         """What a person looks for in the current cycle."""
         found = self.searches.get(person)

@@ -38,7 +38,7 @@ class Presenter:
                 "position": int(why.get("rank", why.get("image_rank", 0))),
                 **self._image(image),
                 "box": None if query.box is None else _rounded(query.box),
-                "guess": query.guess if query.guess is None else int(self._now.counts_as[query.guess]),
+                "guess": self._now.class_of(query.guess),
                 "score": why.get("score"),
                 "uncertainty": why.get("uncertainty"),
                 "similarity": why.get(SIMILARITY),
@@ -53,7 +53,7 @@ class Presenter:
 
     def given(self, one: Given) -> replies.Answer:
         """An answer in the page's form."""
-        image, guess = self._now.images[one.query.image_id], one.query.guess
+        image = self._now.images[one.query.image_id]
         return {
             "answer": one.id,
             "query": one.query.id,
@@ -65,7 +65,7 @@ class Presenter:
             "at": f"{one.at.isoformat(timespec='seconds')}Z",
             "image": _about(image),
             "box": None if one.query.box is None else _rounded(one.query.box),
-            "guess": None if guess is None else int(self._now.counts_as[guess]),
+            "guess": self._now.class_of(one.query.guess),
             "cycle": one.cycle,
         }
 

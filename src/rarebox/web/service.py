@@ -128,10 +128,9 @@ class AnnotationService:
             held = memory.answer_index.held(holder, (by, *former), self.people.leases(holder))
             want = len({*held, *wanted})
             claimed = self.people.claim(holder, by, want, seconds, among=wanted, former=former)
-            asked = [query for query in claimed if query.id in wanted]
-            guesses = [None if query.guess is None else memory.counts_as[query.guess] for query in asked]
-            # A ranking that was made anew may know an open question's box under another class.
-            return Exchange([], [one for one, guess in zip(asked, guesses, strict=True) if guess == guesses[0]], False)
+            # If the ranking was made anew, an open question may ask about another class than its place holds now.
+            asked = [one for one in claimed if one.id in wanted and memory.class_of(one.guess) == crops[0].label]
+            return Exchange([], asked, False)
 
         return self.do(job)
 
