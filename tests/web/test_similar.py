@@ -15,7 +15,8 @@ from rarebox.web import likeness
 from tests.house import BOX, Browser, House, directions, item, keep_features, make_project, open_cycle, opened
 
 DEGREES = (0, 80, 10, 60, 20, 85, 30, 50, 90)
-"""Of the boxes on images 4 to 12. To the first one, those at 10, 20, 30 and 50 are similar enough: cosine 0.6 is 53."""
+"""The angles, in degrees, of the features of the boxes on images 4 to 12. Those at 10, 20, 30 and 50 are
+similar enough to the first: cosine 0.6 is 53 degrees."""
 
 LIKE_THE_FIRST = [6, 8, 10, 11]
 """Their images, the most similar first."""

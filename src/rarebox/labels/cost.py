@@ -51,10 +51,10 @@ HARDEST_FIRST = (
 )
 
 Pace = dict[Action, float]
-"""How many times its price an answer takes one annotator, by its main action; 1 for a missing one."""
+"""For each main action, one annotator's time divided by the price of the answer; 1 if the action is missing."""
 
 EVIDENCE = 5
-"""The answers for which the price counts when a pace is fitted."""
+"""The weight of the price when a pace is fitted, in answers."""
 
 JUDGED = {
     Verdict.NOT_AN_OBJECT: Action.REJECT,

@@ -19,7 +19,7 @@ NEEDED = {"score", "uncertainty", "box_consistency"}
 """What a question must say about its box. One about another detector's box does not."""
 
 RIDGE = 1.0
-"""The penalty on squared weights, in answers: a few answers correct the scores only a little."""
+"""The penalty on the squared weights: few answers correct the scores only a little."""
 
 
 def hit_weights(run: Run, cycle: int) -> Floats:

@@ -15,7 +15,8 @@ from rarebox.evaluation import Matches, VocResult, cross_checked, match, voc_ap
 from rarebox.types import Detections, Floats, GroundTruth, ImageRecord, Ints
 
 IMAGE, OBJECT, DIFFICULT, DETECTION = "image", "object", "difficult", "detection"
-"""What a row is: an image, whose box is all of it; an object of it; one that does not count; or a detection."""
+"""The kind of a row: an image (its box covers the whole image), an object in it, a difficult object (which does not
+count), or a detection."""
 
 
 @dataclass(frozen=True, eq=False)

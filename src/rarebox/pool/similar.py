@@ -15,7 +15,7 @@ MOST = 30
 """The most boxes that one search offers."""
 
 MOST_TRIED = 3000
-"""The most boxes among which those that nobody has answered are looked for."""
+"""The number of most similar boxes among which a search looks for ones that nobody has answered."""
 
 MOST_EXAMPLES = 1000
 """Only so many boxes of a class, the latest, are compared with."""
@@ -61,7 +61,7 @@ class Search:
 
 
 def rows_of(among: BoxFeatures, image_id: Ints, boxes: Floats) -> Ints:
-    """The rows of the boxes with features that some boxes are, (E,), (E, 4): ascending, without those of others."""
+    """The rows of the boxes with features that match some boxes: (E,), (E, 4). Ascending; a box may have none."""
     known = np.flatnonzero(np.isin(among.image_id, image_id) & np.isfinite(among.features).all(axis=1))
     partner, _ = nearest(boxes, among.boxes[known], SAME_BOX, image_id, among.image_id[known])
     return known[np.unique(partner[partner >= 0])]

@@ -29,7 +29,7 @@ FEATURES_LOST = (
 )
 NO_MORE = "No further box looks like this. The next model may find some: try again after the training."
 NEW_CYCLE = "A new cycle has just begun. Press the button again to look through its boxes."
-SPENT = "The budget of this cycle is spent. Look for more when the next questions are there."
+SPENT = "The budget of this cycle is spent. Search again when the next questions are available."
 NOT_DETECTED = (
     "The detector did not find this box, so it cannot be compared yet. Label it, and look for more of its class after "
     "the next training."

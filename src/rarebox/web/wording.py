@@ -21,7 +21,7 @@ RANDOM_IMAGE = (
     "differ most."
 )
 EXPLORED = "Draw a box around every object. The detector cannot find some classes yet, and a whole photo may show them."
-RANKED_IMAGE = "This photo promises the most for your time. Check the boxes, and draw every object that has none."
+RANKED_IMAGE = "This photo should be the most useful for your time. Check its boxes, and draw every object without one."
 DRAWN = "An annotator drew this box."
 
 
@@ -36,7 +36,7 @@ def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, fl
     rare = total > 0 and count / total < 0.5 / classes
     guess = f"It looks like {name}" + (f", a rare class ({count} of {total} labels so far)" if rare else "")
     if SIMILARITY in why:
-        return f"Somebody looked for more like this. It resembles an example (similarity {why[SIMILARITY]:.0%})."
+        return f"An annotator searched for boxes like an example. This box resembles it ({why[SIMILARITY]:.0%})."
     if "added" in why:
         return f"{guess}; another detector is {why['added']:.0%} sure."
     if why.get("uncertainty", 0) > UNSTABLE:

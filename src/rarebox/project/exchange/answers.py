@@ -139,7 +139,7 @@ class _Image:
         self.drawn = match_drawn(self.keys, self.boxes, free, before, places)
 
     def _was_refused(self, query_id: int) -> bool:
-        """Whether the task has deleted its box of an object, and somebody else's label has stood against that."""
+        """Whether this task deleted its box of an object while another person's label of that object was kept."""
         told, latest = self.known.told.get(query_id, {}).get(self.prefix), self.known.latest(query_id)
         return bool(told and latest and len(latest.boxes) and told.verdict is not Verdict.WITHDRAWN)
 
@@ -211,13 +211,13 @@ class _Image:
         return [self._said("complete", whole or Query(self.record.id, asked_by=self.author), Verdict.OBJECT)]
 
     def _undoes(self, query: Query) -> bool:
-        """Whether the last answer to a query is of this very task. A label that returns as it was exported says nothing
-        new otherwise, even if it has changed here."""
+        """Whether this task gave the latest answer to a query. If it did not, a label that returns as it was exported
+        changes nothing, even if the label has changed in the project."""
         last = self.known.last_key[query.id]
         return bool(self.one.task) and query.box is not None and last.startswith(f"{self.prefix}:")
 
     def _confirmed(self, region: int) -> Said:
-        """That an object has the label that it has."""
+        """The answer that an object keeps the label it already has."""
         query, _, exact = self.labelled[region]
         # A single box of a whole-image answer cannot be changed.
         kind = "missed" if query.box is not None else "unchanged" if exact else "whole"
