@@ -33,7 +33,7 @@ from rarebox.method import hit_probability
 from rarebox.pool.candidates import Shards, rows_by_image
 from rarebox.pool.ranking import Answered, open_pieces
 from rarebox.strategies.box import evidence
-from rarebox.types import Bools, Candidates, Floats, GroundTruth, ImageLabels, Ints, concatenate
+from rarebox.types import JUDGED, Bools, Candidates, Floats, GroundTruth, ImageLabels, Ints, concatenate
 
 BINS, DRAWS, PROBES = 10, 10, 0.08
 
@@ -75,7 +75,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
                 (places[key], answer.verdict is hits.Verdict.OBJECT)
                 for query, answer in store.answered(cycle - 1)
                 if query.box is not None
-                and answer.verdict in hits.JUDGED
+                and answer.verdict in JUDGED
                 and (key := (query.image_id, *query.box.tolist())) in places
             ]
             if len(asked) >= BINS:

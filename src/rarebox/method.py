@@ -1,4 +1,4 @@
-"""Equations 1 to 7 of the paper, in order of use: arrays in, arrays out.
+"""Equations 1 to 7 of the paper, in order of use, then two of our own: arrays in, arrays out.
 
 Liao, Xu, Foo, Cai, "Box-Level Class-Balanced Sampling for Active Object Detection". N boxes, M views, K classes.
 Every function works on NumPy arrays. :func:`weighted_loss` also takes torch tensors, so the detectors train with it.
@@ -73,24 +73,6 @@ def soft_weight(value: Floats, high: float, low: float) -> Floats:
     return np.where(value >= high, 1.0, np.where(value <= low, 0.0, value))
 
 
-def hit_evidence(scores: Floats, uncertainty: Floats, box_consistency: Floats) -> Floats:
-    """What the probability that a box shows an object depends on (ours): the logit of the score, 1, and u(b) and
-    cons(b) on a common scale: three of (N,) -> (N, 4). A cons(b) that is NaN counts as 0."""
-    score = np.clip(scores.astype(np.float64), 1e-4, 1 - 1e-4)
-    steady = np.nan_to_num(box_consistency.astype(np.float64))
-    return np.stack(
-        [np.log(score / (1 - score)), np.ones(len(score)), (uncertainty - 0.5) / 0.3, (steady - 0.5) / 0.3], axis=1
-    )
-
-
-def hit_probability(evidence: Floats, weights: Floats) -> Floats:
-    """P(b shows an object), a logistic function (ours): (N, 4), (3,) -> (N,) in (0, 1).
-
-    ``weights`` of 1, u(b) and cons(b) correct the score: with zeros, the probability is the score.
-    """
-    return 1 / (1 + np.exp(-(evidence[:, 0] + evidence[:, 1:] @ weights)))
-
-
 class Column(Protocol):
     """The operations that :func:`weighted_loss` uses. NumPy arrays and torch tensors have them."""
 
@@ -103,15 +85,6 @@ class Column(Protocol):
 
 
 C = TypeVar("C", bound=Column)
-
-
-def two_sided_loss(positive: C, background: C, weight: C) -> C:
-    """w L(class) + (1 - w) L(background) of each sample, (S,) each, for a label that is right with probability w.
-
-    Not in the paper. Eq. 7 multiplies L(class) by w alone, so a box of weight 0.2 also converges to the score 1, only
-    more slowly.
-    """
-    return positive * weight + background * (1 - weight)
 
 
 def weighted_loss(
@@ -134,3 +107,33 @@ def weighted_loss(
         negative.sum() / max(1, by_negatives),
         (box_weight * box).sum() / max(1, by_boxes),
     )
+
+
+# ------------------------------------------------------------------------------------------- not in the paper
+
+
+def two_sided_loss(positive: C, background: C, weight: C) -> C:
+    """w L(class) + (1 - w) L(background) of each sample, (S,) each, for a label that is right with probability w.
+
+    Eq. 7 multiplies L(class) by w alone, so a box of weight 0.2 also converges to the score 1, only
+    more slowly.
+    """
+    return positive * weight + background * (1 - weight)
+
+
+def hit_evidence(scores: Floats, uncertainty: Floats, box_consistency: Floats) -> Floats:
+    """What the probability that a box shows an object depends on: the logit of the score, 1, and u(b) and
+    cons(b) on a common scale: three of (N,) -> (N, 4). A cons(b) that is NaN counts as 0."""
+    score = np.clip(scores.astype(np.float64), 1e-4, 1 - 1e-4)
+    steady = np.nan_to_num(box_consistency.astype(np.float64))
+    return np.stack(
+        [np.log(score / (1 - score)), np.ones(len(score)), (uncertainty - 0.5) / 0.3, (steady - 0.5) / 0.3], axis=1
+    )
+
+
+def hit_probability(evidence: Floats, weights: Floats) -> Floats:
+    """P(b shows an object), a logistic function: (N, 4), (3,) -> (N,) in (0, 1).
+
+    ``weights`` of 1, u(b) and cons(b) correct the score: with zeros, the probability is the score.
+    """
+    return 1 / (1 + np.exp(-(evidence[:, 0] + evidence[:, 1:] @ weights)))

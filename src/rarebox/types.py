@@ -244,6 +244,10 @@ class Verdict(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
+JUDGED = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
+"""The verdicts that say whether a box shows an object."""
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
     """A question: "what is in this box?", or, with ``box`` None, "what is in this whole image?".

@@ -32,13 +32,13 @@ from rarebox.labels.oracle import SimulatedOracle
 from rarebox.labels.store import Store
 from rarebox.labels.targets import METHODS, read_targets
 from rarebox.loop import ask, rules, scoring, shards, simulate
-from rarebox.loop.cycle import INFORMATIVE, _test
+from rarebox.loop.cycle import _test
 from rarebox.loop.run import Run
 from rarebox.loop.run_folder import RunFolder
 from rarebox.pool import last
 from rarebox.pool.ranking import LazyRanking, still_open
 from rarebox.strategies import box
-from rarebox.types import Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Query, Verdict
+from rarebox.types import JUDGED, Answer, Candidates, GroundTruth, ImageRecord, ImageScores, LabelState, Query, Verdict
 from tests import forked
 from tests.shards import read_all
 from tests.tiny import as_options, make_data, settings
@@ -433,7 +433,7 @@ def test_calibrated_pseudo_labels_weigh_what_the_answers_say_of_their_score(
     changes: dict[str, Any] = {"pseudo__calibrated": True, "budget": [6], "pseudo__class_low": 0.0}
     simulate.simulate(tmp_path / "run", settings(pictures, **changes), share=finished)
     with Store(RunFolder(tmp_path / "run").store) as store:
-        told = [(q, a) for q, a in store.answered(2) if a.verdict in INFORMATIVE]
+        told = [(q, a) for q, a in store.answered(2) if a.verdict in JUDGED]
     shown = np.array([q.why["score"] for q, _ in told if q.why])
     right = np.array([q.guess in a.labels for q, a in told])
     found = read_all(tmp_path / "run/cycle_02/candidates")

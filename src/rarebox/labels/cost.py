@@ -56,7 +56,7 @@ Pace = dict[Action, float]
 EVIDENCE = 5
 """The weight of the price when a pace is fitted, in answers."""
 
-JUDGED = {
+ACTION_WITHOUT_BOX = {
     Verdict.NOT_AN_OBJECT: Action.REJECT,
     Verdict.ALREADY_LABELLED: Action.REJECT,
     Verdict.CANNOT_TELL: Action.CANNOT_TELL,
@@ -82,7 +82,7 @@ def actions_of(query: Query, answer: Answer, new_image: bool = True, proposals: 
         return Counter({Action.DRAW: len(answer.boxes)})
     look = Counter({Action.LOOK: int(new_image)})
     if not len(answer.boxes):
-        return look + Counter({JUDGED.get(answer.verdict, Action.REJECT): 1})
+        return look + Counter({ACTION_WITHOUT_BOX.get(answer.verdict, Action.REJECT): 1})
     kept = paired_iou(query.box, answer.boxes).max() >= SAME_BOX
     judged = Action.CONFIRM if kept else Action.MEND
     corrected = query.guess not in answer.labels.tolist()

@@ -32,10 +32,7 @@ from rarebox.pool import ranking
 from rarebox.pool.candidates import Shards
 from rarebox.pool.ranking import LazyRanking
 from rarebox.pool.similar import BoxFeatures
-from rarebox.types import Candidates, Floats, ImageLabels, Targets, Verdict
-
-INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
-"""Verdicts that show whether a guess was right."""
+from rarebox.types import JUDGED, Candidates, Floats, ImageLabels, Targets
 
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 NOTHING_SAID = ImageLabels(NO_BOXES, np.zeros(0, dtype=np.int64), NO_BOXES, NO_BOXES, complete=False)
@@ -173,7 +170,7 @@ def score_map(run: Run, cycle: int) -> tuple[Floats, Floats]:
     """The points of the map from scores to conf(b) of Eq. 5: the identity, or calibrated on the cycle's answers."""
     if not run.settings.pseudo.calibrated:
         return np.array([0.0, 1.0]), np.array([0.0, 1.0])
-    asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in INFORMATIVE]
+    asked = [(q, a) for q, a in run.store.answered(cycle) if q.why and "score" in q.why and a.verdict in JUDGED]
     shown = np.array([q.why["score"] for q, _ in asked if q.why])
     return calibration(shown, np.array([q.guess in a.labels for q, a in asked], dtype=bool))
 

@@ -10,10 +10,7 @@ from rarebox.loop.run import Run
 from rarebox.loop.shards import scored_pool
 from rarebox.method import hit_evidence, hit_probability
 from rarebox.strategies.box import evidence
-from rarebox.types import Bools, Candidates, Floats, Verdict
-
-JUDGED = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
-"""Verdicts that show whether a box shows an object."""
+from rarebox.types import JUDGED, Bools, Candidates, Floats, Verdict
 
 NEEDED = {"score", "uncertainty", "box_consistency"}
 """What a question must say about its box. One about another detector's box does not."""

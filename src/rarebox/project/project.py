@@ -14,7 +14,7 @@ from rarebox.core.progress import Progress, silent
 from rarebox.data.classes import class_key
 from rarebox.data.contents import Contents
 from rarebox.errors import Damaged, UserError
-from rarebox.labels.leases import People
+from rarebox.labels.leases import People, Question
 from rarebox.labels.store import Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, is_store
@@ -327,6 +327,11 @@ class Project:
             wanted,
             None if images else self.read_predictions(),
         )
+
+
+def is_further(query: Query | Question) -> bool:
+    """Whether a question only fills the time in which people would wait for the trainer."""
+    return FURTHER in (query.why or {})
 
 
 def held_out_in(store: Store) -> set[int]:

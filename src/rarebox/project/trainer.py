@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue as Mailbox
@@ -30,11 +31,11 @@ from rarebox.loop.scoring import kept_features
 from rarebox.pool import last
 from rarebox.pool.ranking import LazyRanking, on_images
 from rarebox.project.photo_folder import photos_there
-from rarebox.project.project import FURTHER, HELD_OUT, Project
+from rarebox.project.project import HELD_OUT, Project, is_further
 from rarebox.project.run import open_project
 from rarebox.strategies import IMAGE
 from rarebox.strategies.greedy import k_center
-from rarebox.types import ImageScores, LabelState, Query
+from rarebox.types import ImageRecord, ImageScores, LabelState, Query
 
 MOST_COMPARED = 1000
 """The number of random images from which the initial images, the most different ones, are chosen."""
@@ -43,74 +44,90 @@ EXAMPLES = 50
 """The labelled boxes of each class whose features are kept for comparison, if there are as many."""
 
 
-def advance(now: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
+def advance(project: Project, tell: Progress, train: bool = False, engine: Engine | None = None) -> str | None:
     """Do the next step that is due, and return its name. Return None if annotators must answer first.
 
     Cycle 1 asks about whole images. When the questions of a cycle are answered, the trainer trains and evaluates a
     model, then scores and ranks the pool and opens the next cycle.
     """
-    cycle = now.cycle
-    if cycle <= 1 and not awaits_first(now) and not is_due(now, 1, train):
-        return "questions" if ask_first_images(now, tell) else None
-    now.note_numbers()
-    run = open_project(now.folder, now.settings, now.store, tell, engine)
-    records = now.folder.records()
+    cycle = project.cycle
+    if cycle <= 1 and not awaits_first(project) and not is_due(project, 1, train):
+        return "questions" if ask_first_images(project, tell) else None
+    project.note_numbers()
+    run = open_project(project.folder, project.settings, project.store, tell, engine)
+    records = project.folder.records()
     if len(records) >= cycle:
         run.cycle = cycle + 1
-        return "questions" if prepare(now, run, cycle + 1) else None
+        return "questions" if prepare(project, run, cycle + 1) else None
     trained = len(records) + 1
-    if trained < cycle or is_due(now, cycle, train):  # an earlier cycle, if its record was lost
+    if trained < cycle or is_due(project, cycle, train):  # an earlier cycle, if its record was lost
         run.cycle = trained
-        write_json(now.folder.metrics, [*records, train_cycle(run, trained, ranked_before(now, run, trained))])
+        write_json(project.folder.metrics, [*records, train_cycle(run, trained, ranked_before(project, run, trained))])
         return "trained"
-    if cycle > 1 and not now.has_ranking(cycle):  # its ranking was lost
+    if cycle > 1 and not project.has_ranking(cycle):  # its ranking was lost
         run.cycle = cycle
-        rank(now, run, cycle)
+        rank(project, run, cycle)
         return "questions"
     return None
 
 
-def asked_first(now: Project) -> bool:
+def asked_first(project: Project) -> bool:
     """Whether the initial images have been asked about. Imported labels and further images do not count."""
-    return any(query.asked_by is None and FURTHER not in (query.why or {}) for query in now.store.queries(1))
+    return any(query.asked_by is None and not is_further(query) for query in project.store.queries(1))
 
 
-def awaits_first(now: Project) -> bool:
+def awaits_first(project: Project) -> bool:
     """Whether an initial image is unanswered. Training does not wait for further ones, which only fill its time."""
-    return any(FURTHER not in (query.why or {}) for query in now.store.unanswered(1))
+    return not all(map(is_further, project.store.unanswered(1)))
 
 
-def is_due(now: Project, cycle: int, train: bool) -> bool:
+def is_due(project: Project, cycle: int, train: bool) -> bool:
     """Whether to train the model of a cycle: its budget is spent, ``train`` is set, or a training was interrupted."""
-    said = now.store.labels()
-    if not any(len(labels.boxes) for labels in said.values()) or not now.store.classes():
+    said = project.store.labels()
+    if not any(len(labels.boxes) for labels in said.values()) or not project.store.classes():
         return False
-    if train or (now.folder.cycle(cycle) / "targets.parquet").exists():
+    if train or (project.folder.cycle(cycle) / "targets.parquet").exists():
         return True
     if cycle == 1:
         # Imported labels may replace the initial images.
-        further = {query.image_id for query in now.store.queries(1) if FURTHER in (query.why or {})}
+        further = {query.image_id for query in project.store.queries(1) if is_further(query)}
         labelled = sum(one.complete or len(one.boxes) > 0 for i, one in said.items() if i not in further)
-        images = len(now.store.images().keys() - further)
-        enough = asked_first(now) or labelled >= min(now.settings.initial_images, images)
-        return enough and not awaits_first(now)
-    return now.budget(cycle).left <= 0
+        images = len(project.store.images().keys() - further)
+        enough = asked_first(project) or labelled >= min(project.settings.initial_images, images)
+        return enough and not awaits_first(project)
+    return project.budget(cycle).left <= 0
 
 
-def ask_first_images(now: Project, tell: Progress) -> bool:
-    """Ask about the images that differ most, from each other and from those labelled or asked about before, in the
-    features of the pretrained backbone. Hold out some of them. Return False if every image is labelled. The trainer
-    asks again if the first images show no object at all.
+def ask_first_images(project: Project, tell: Progress) -> bool:
+    """Ask about the images that differ most, from each other and from those labelled or asked about before, and hold
+    out some of them. Return False if every image is labelled. The trainer asks again if the first images show no object
+    at all.
     """
-    store, settings = now.store, now.settings
-    known, records = store.labels(), [*photos_there(now.folder, settings, store).values()]
-    if all(record.id in known for record in records):
+    store, settings = project.store, project.settings
+    records = [*photos_there(project.folder, settings, store).values()]
+    if {record.id for record in records} <= store.labels().keys():
         return False
-    chance = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_COMPARED]
-    compared = [records[i] for i in sorted(map(int, chance))]
+    order = most_different(project, records, tell)
+    with store.transaction(writes=True):  # people may have answered in the meantime
+        seen = project.seen_images()
+        left = [image_id for image_id in order if image_id not in seen]
+        first = left[: settings.initial_images]
+        held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
+        store.open_cycle(1)
+        store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
+    project.keep_further_images(left[settings.initial_images :])
+    return bool(first)
+
+
+def most_different(project: Project, records: Sequence[ImageRecord], tell: Progress) -> list[int]:
+    """The ids of images, at most MOST_COMPARED random ones: first the one that differs most from all images seen
+    before, then the next one, in the features of the pretrained backbone. If none was seen, a typical one is first."""
+    settings = project.settings
+    drawn = seeds.stream(settings.seed, "first images").permutation(len(records))[:MOST_COMPARED]
+    compared = [records[i] for i in sorted(map(int, drawn))]
     detector = detectors.build(
         **settings.detector.model_dump(),
-        num_classes=max(1, len(store.classes())),
+        num_classes=max(1, len(project.store.classes())),
         device=settings.device,
         training=settings.training,
         seed=settings.seed,
@@ -122,30 +139,21 @@ def ask_first_images(now: Project, tell: Progress) -> bool:
         tell("looking for the most different photos", len(features), len(compared), "images")
     points = np.stack([features[i] for i in range(len(compared))])
     typical = int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())
-    known = now.seen_images()
-    centres = points[[row for row, record in enumerate(compared) if record.id in known]]
-    order = [compared[row].id for row, _ in k_center(points, centres, typical)]
-    with store.transaction(writes=True):  # people may have answered in the meantime
-        known = now.seen_images()
-        left = [image_id for image_id in order if image_id not in known]
-        first = left[: settings.initial_images]
-        held_out = rules.held_out(settings.seed, len(first), rules.FEWEST_TO_HOLD_OUT)
-        store.open_cycle(1)
-        store.ask(1, [Query(i, why={"rank": p, HELD_OUT: float(p in held_out)}) for p, i in enumerate(first)])
-    now.keep_further_images(left[settings.initial_images :])
-    return bool(first)
+    seen = project.seen_images()
+    centres = points[[row for row, record in enumerate(compared) if record.id in seen]]
+    return [compared[row].id for row, _ in k_center(points, centres, typical)]
 
 
-def prepare(now: Project, run: Run, cycle: int) -> bool:
+def prepare(project: Project, run: Run, cycle: int) -> bool:
     """Score and rank the pool for a cycle, and open the cycle. Return False if nothing is left to ask about.
 
     If no candidate is left, it asks about random whole images.
     """
-    store, settings = now.store, now.settings
-    if not now.has_ranking(cycle):
-        rank(now, run, cycle)
+    store, settings = project.store, project.settings
+    if not project.has_ranking(cycle):
+        rank(project, run, cycle)
     whole: list[int] = []
-    if not len(now.read_ranking(cycle).candidates):
+    if not len(project.read_ranking(cycle).candidates):
         whole = rules.images_to_explore(settings, store, cycle, (record.id for record in run.pool.records))
         if not whole:
             return False
@@ -155,14 +163,14 @@ def prepare(now: Project, run: Run, cycle: int) -> bool:
     return True
 
 
-def rank(now: Project, run: Run, cycle: int) -> None:
+def rank(project: Project, run: Run, cycle: int) -> None:
     """Score and rank the pool for a cycle, and store the ranking and the features of some labelled boxes."""
     ranked = rank_pool(run, cycle)
     if kept_features(run.settings):
         labels = some_of_each_class(run.store.labels(up_to_cycle=cycle - 1), EXAMPLES)
         known = labelled_features(run, cycle, labels)
-        now.write_examples(cycle, replace(known, features=last.sketch(known.features)))
-    now.write_ranking(cycle, boxes_in_order(run, ranked), ranked.state.class_frequency, ranked.open_per_class)
+        project.write_examples(cycle, replace(known, features=last.sketch(known.features)))
+    project.write_ranking(cycle, boxes_in_order(run, ranked), ranked.state.class_frequency, ranked.open_per_class)
 
 
 def boxes_in_order(run: Run, ranked: Ranked) -> LazyRanking:
@@ -172,28 +180,28 @@ def boxes_in_order(run: Run, ranked: Ranked) -> LazyRanking:
     return on_images(run.settings, ranked.pool, run.store.labels(up_to_cycle=ranked.cycle - 1), ranked.queue)
 
 
-def rank_on(now: Project, tell: Progress, engine: Engine | None = None) -> bool:
+def rank_on(project: Project, tell: Progress, engine: Engine | None = None) -> bool:
     """Double the stored part of a used-up ranking. Return False if it was already complete."""
-    cycle = now.cycle
-    if not now.has_ranking(cycle):
+    cycle = project.cycle
+    if not project.has_ranking(cycle):
         return False
-    kept = now.read_ranking(cycle)
+    kept = project.read_ranking(cycle)
     if len(kept.candidates) >= kept.open_per_class.sum():
         return False
-    run = open_project(now.folder, now.settings, now.store, tell, engine)
+    run = open_project(project.folder, project.settings, project.store, tell, engine)
     run.cycle = cycle
     queue = boxes_in_order(run, rank_pool(run, cycle))
-    now.write_ranking(cycle, queue, kept.class_frequency, kept.open_per_class, 2 * len(kept.candidates))
-    return len(now.read_ranking(cycle).candidates) > len(kept.candidates)
+    project.write_ranking(cycle, queue, kept.class_frequency, kept.open_per_class, 2 * len(kept.candidates))
+    return len(project.read_ranking(cycle).candidates) > len(kept.candidates)
 
 
-def ranked_before(now: Project, run: Run, cycle: int) -> Ranked | None:
+def ranked_before(project: Project, run: Run, cycle: int) -> Ranked | None:
     """Read from disk how a cycle was scored and ranked. Lost files are computed again."""
     if cycle == 1:
         return None
-    if not now.has_ranking(cycle) or not shards.is_scored(run, cycle):
-        rank(now, run, cycle)
-    kept = now.read_ranking(cycle)
+    if not project.has_ranking(cycle) or not shards.is_scored(run, cycle):
+        rank(project, run, cycle)
+    kept = project.read_ranking(cycle)
     state = LabelState(kept.class_frequency, np.zeros(0, np.int64), ImageScores.none(0))
     return Ranked(cycle, shards.scored_pool(run, cycle), kept.queue, state, kept.open_per_class)
 
@@ -211,13 +219,13 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    now = Project(Path(root))
-    last = 0.0
+    project = Project(Path(root))
+    reported = 0.0
 
     def progress(stage: str, done: int, of: int, note: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.3 or done == of:
-            last = time.monotonic()
+        nonlocal reported
+        if time.monotonic() - reported > 0.3 or done == of:
+            reported = time.monotonic()
             say(event="progress", stage=stage, done=done, of=of, note=note)
 
     say(event="ready")
@@ -228,11 +236,11 @@ def main(root: str, engine: str = "local", address: str | None = None) -> None:
             with cluster.connected(engine, address) as where:  # for each command, as the next may come days later
                 how = where.score if where else None
                 if what == "rank on":
-                    if rank_on(now, progress, how):
+                    if rank_on(project, progress, how):
                         say(event="questions")
                     else:
-                        train = now.budget(now.cycle).spent > 0
-                while step := advance(now, progress, train, how):
+                        train = project.budget(project.cycle).spent > 0
+                while step := advance(project, progress, train, how):
                     train = False
                     say(event=step)
             say(event="idle")

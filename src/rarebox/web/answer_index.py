@@ -19,16 +19,13 @@ from rarebox.labels.cost import Action, Actions, Pace, actions_of, expected_seco
 from rarebox.labels.leases import Given, Lease, Question, agreement
 from rarebox.pool.similar import SIMILARITY
 from rarebox.project.project import HELD_OUT
-from rarebox.types import Ints, Verdict
+from rarebox.types import JUDGED, Ints, Verdict
 
 Merged = Mapping[int, int]
 """Labels of merged classes, and the labels that they count as."""
 
 Sum = tuple[str | int, ...]
 """The key of a sum: what it counts, and for which cycle, label or person."""
-
-INFORMATIVE = (Verdict.OBJECT, Verdict.NOT_AN_OBJECT)
-"""Answers that say whether a guess was right."""
 
 
 Unit = Literal["images", "labels", "reviews"]
@@ -121,7 +118,7 @@ class History:
         if question.asked_by is None and query.guess is not None:
             yield ("asked about", query.guess), 1
         guess = None if SIMILARITY in (query.why or {}) else query.guess  # the detector's
-        if question.asked_by is None and guess is not None and latest.answer.verdict in INFORMATIVE:
+        if question.asked_by is None and guess is not None and latest.answer.verdict in JUDGED:
             labels = latest.answer.labels.tolist()
             yield ("guesses", cycle), 1
             yield ("right guesses", cycle), int(right(guess, labels, merged))

@@ -12,7 +12,7 @@ from rarebox.loop import rules
 from rarebox.loop.metrics import CycleRecord, Meter
 from rarebox.pool.candidates import rows_by_image
 from rarebox.pool.similar import Search
-from rarebox.project.project import FURTHER, Project
+from rarebox.project.project import Project, is_further
 from rarebox.types import Candidates, ImageRecord, Ints
 from rarebox.web.answer_index import AnswerIndex
 from rarebox.web.writer import Mark
@@ -136,7 +136,7 @@ class ProjectMemory:
         """Whether the trainer has chosen the initial images, or imported labels replace them. Until then, people are
         asked about random ones."""
         asked = (history.question for history in self.answer_index.queries.values())
-        return self.cycle > 1 or any(one.cycle == 1 and FURTHER not in (one.why or {}) for one in asked)
+        return self.cycle > 1 or any(one.cycle == 1 and not is_further(one) for one in asked)
 
     def class_of(self, guess: int | None) -> int | None:
         """A question's guess, after merges of classes."""

@@ -13,7 +13,7 @@ from rarebox.core.files import real
 from rarebox.labels.leases import Given, Outcome
 from rarebox.pool.proposals import MOST_SHOWN
 from rarebox.pool.similar import SIMILARITY
-from rarebox.project.project import FURTHER
+from rarebox.project.project import is_further
 from rarebox.types import Floats, ImageRecord, Query
 from rarebox.web import replies, wording
 from rarebox.web.answer_index import Unit
@@ -257,7 +257,7 @@ class Presenter:
             why = query.why or {}
             later = wording.RANKED_IMAGE if "image_rank" in why else wording.EXPLORED
             further = wording.FURTHER_IMAGE if self._now.initial_are_chosen else wording.RANDOM_IMAGE
-            first = further if FURTHER in why else wording.FIRST_IMAGE
+            first = further if is_further(query) else wording.FIRST_IMAGE
             return later if why.get("cycle", 1) > 1 else first
         if query.guess is None:
             return wording.DRAWN

@@ -13,7 +13,7 @@ from rarebox.errors import UserError
 from rarebox.labels.leases import Lease, Outcome, Submission
 from rarebox.loop import rules
 from rarebox.pool.similar import MOST, SIMILARITY, Search, rows_of
-from rarebox.project.project import FURTHER, Project
+from rarebox.project.project import Project, is_further
 from rarebox.types import Floats, Ints, Query, Verdict, as_boxes
 from rarebox.web import likeness
 from rarebox.web.grid_review import AHEAD, Crop, grid_of
@@ -100,7 +100,7 @@ class AnnotationService:
                 key=lambda query: (
                     query.id not in reopened,
                     not (sought and sought.found(query.why)),
-                    later and FURTHER in (query.why or {}),
+                    later and is_further(query),
                 )
             )
             if any(query.id > memory.answer_index.last_question for query in queries):
@@ -259,14 +259,19 @@ class AnnotationService:
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
 
     @property
+    def _trains(self) -> bool:
+        """Whether the trainer is at work."""
+        return self.trainer is not None and self.trainer.working
+
+    @property
     def _before_first_model(self) -> bool:
         """Whether the trainer is choosing the initial images or training the first model."""
         memory = self.memory
-        return self.trainer is not None and self.trainer.working and 0 <= memory.cycle <= 1 and not memory.records
+        return self._trains and 0 <= memory.cycle <= 1 and not memory.records
 
     def _at_most(self, want: int, budget: rules.Budget) -> int:
         """How many of ``want`` further questions may be asked. During a training, the budget is no limit."""
-        over = budget.left <= 0 and self.trainer is not None and self.trainer.working
+        over = budget.left <= 0 and self._trains
         return want if over else min(want, budget.to_ask)
 
     def _grid(self, holder: str, names: Sequence[str], certain: bool = False) -> list[Crop]:
@@ -281,10 +286,10 @@ class AnnotationService:
             return []
         index, cycle, leases = memory.answer_index, memory.cycle, self.people.leases(holder)
         held = index.held(holder, names, leases)
-        whys = {query: index.queries[query].question for query in (*held, *index.open_to(holder, names, cycle, leases))}
+        open_ones = (*held, *index.open_to(holder, names, cycle, leases))
         places = {
-            int(asked.why["rank"]): query
-            for query, asked in whys.items()
+            int(asked.why["rank"]): asked.id
+            for asked in (index.queries[number].question for number in open_ones)
             if asked.cycle == cycle and asked.why and "rank" in asked.why and SIMILARITY not in asked.why
         }
         next_ones = asker.ahead(self._at_most(AHEAD, memory.budget_of(cycle)), certain)
@@ -323,7 +328,7 @@ class AnnotationService:
         budget = self.memory.budget_of(self.memory.cycle)
         if budget.left > 0:
             return ceil(budget.left / budget.most_each)
-        return MOST if self.trainer is not None and self.trainer.working else 0
+        return MOST if self._trains else 0
 
     def _most_for(self, holder: str, leases: Sequence[Lease]) -> int:
         """How many questions one tab may hold. One question is open per image at a time, so with few images the tabs
