@@ -51,9 +51,10 @@ test("the pen is named on whole images only once it has a class", () => {
   assert.match(reason(2), /“shark”/);
 });
 
-test("facts name score, uncertainty and cycle of a box, and the photo alone of an old answer", () => {
+test("facts say how sure the detector is of a box, and in which cycle; of an old answer, the photo alone", () => {
   const names = (task, phase) => factsOf(task, phase).map(([name]) => name);
-  assert.deepEqual(names(makeTask(question(1)), "asking"), ["score", "uncertainty", "cycle", "photo"]);
+  assert.deepEqual(names(makeTask(question(1)), "asking"), ["sure", "cycle", "photo"]);
+  assert.match(factsOf(makeTask(question(1)), "asking")[0][2], /score.* u\(b\): 0\.50/);
   assert.deepEqual(names(makeTask(question(1, null)), "first_images"), ["photo"]);
   assert.deepEqual(names(makeTask(question(1), { kind: "edit" }), "asking"), ["photo"]);
 });
@@ -187,5 +188,5 @@ test("a search is named by its class, and its end is reported unless the person 
 
 test("the similarity to an example is among the facts", () => {
   const task = makeTask({ ...question(1), score: null, uncertainty: null, similarity: 0.87 });
-  assert.deepEqual(factsOf(task, "asking")[0], ["similarity", "87%"]);
+  assert.deepEqual(factsOf(task, "asking")[0], ["similarity", "87%", "How much it looks like the example."]);
 });

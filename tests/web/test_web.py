@@ -94,7 +94,7 @@ def test_the_state_of_the_first_images(house: House) -> None:
     assert state["budget"] == {"spent": 0, "of": 3, "unit": "images"}
     assert state["trainer"]["state"] == "idle"
     assert (state["records"], state["people"], state["can_train"], state["advice"]) == ([], [], False, None)
-    aside = "One of every five initial images is held out to measure AP. No model is trained on it."
+    aside = "One of every five initial images is held out to measure accuracy. No model is trained on it."
     assert state["held_out"] == {"images": 0, "boxes": 0, "note": aside}
     assert state["speed"] == {"per_minute": None, "minutes_left": None}
     assert state["agreement"] == {"with_guesses": None, "between_people": None, "disagreements": 0}
@@ -140,7 +140,7 @@ def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
         note(query=kept["id"], verdict="cannot_tell")
         assert "One of every five" in note(query=empty["id"], boxes=[], labels=[])
         last = note(query=second["id"])
-        assert last == "AP cannot be measured: there are no boxes on the 1 held-out image."
+        assert last == "Accuracy cannot be measured: there are no boxes on the 1 held-out image."
         before = anna.get("/api/answers")["answers"]
         skipped = next(one["answer"] for one in before if one["query"] == kept["id"])
         assert "would rest on 1 held-out box, and fewer than 20" in note(query=kept["id"], after=skipped)
@@ -151,7 +151,7 @@ def test_the_page_states_what_ap_is_measured_on(tmp_path: Path) -> None:
         kept_now = next(one["answer"] for one in anna.get("/api/answers")["answers"] if one["query"] == kept["id"])
         many = [[4.0 * i, 0.0, 4.0 * i + 3, 9.0] for i in range(20)]
         said = note(query=kept["id"], after=kept_now, boxes=many, labels=[0] * 20)
-        assert said == "AP is measured on 2 held-out images (20 boxes). Read it as a rough trend."
+        assert said == "Accuracy (AP50) is measured on 2 held-out images (20 boxes). Read it as a rough trend."
         assert [anna.get("/api/state")["records"][0][name] for name in shown] == [0.1, None]
         project.folder.cycle(1).mkdir()
         write_json(project.folder.cycle(1) / "evaluated.json", {"ap50_interval": [0.05, 0.2]})

@@ -1,4 +1,4 @@
-"""The sentences of the page: why a question is asked, what AP is measured on, and whether to label more."""
+"""The sentences of the page: why a question is asked, what accuracy is measured on, and whether to label more."""
 
 from collections.abc import Mapping, Sequence
 
@@ -45,7 +45,7 @@ def reason(name: str, count: int, total: int, classes: int, why: Mapping[str, fl
 
 
 def held_out(images: int, boxes: int, asking: bool) -> str:
-    """What AP is measured on. ``asking``: initial images are still being labelled."""
+    """What the accuracy is measured on. ``asking``: initial images are still being labelled."""
     if 0 < boxes < FEWEST_BOXES:
         return (
             f"No accuracy is shown: it would rest on {counted(boxes, 'held-out box', 'held-out boxes')}, and fewer "
@@ -53,13 +53,13 @@ def held_out(images: int, boxes: int, asking: bool) -> str:
             "rarebox init … --set initial_images=20."
         )
     if boxes:
-        note = f"AP is measured on {counted(images, 'held-out image')} ({counted(boxes, 'box', 'boxes')})."
+        note = f"Accuracy (AP50) is measured on {counted(images, 'held-out image')} ({counted(boxes, 'box', 'boxes')})."
         return f"{note} Read it as a rough trend." if images < FEW_IMAGES else note
     if asking:
-        return "One of every five initial images is held out to measure AP. No model is trained on it."
+        return "One of every five initial images is held out to measure accuracy. No model is trained on it."
     if images:
-        return f"AP cannot be measured: there are no boxes on the {counted(images, 'held-out image')}."
-    return "AP is not measured: no initial image was held out. With five or more of them, a random fifth is."
+        return f"Accuracy cannot be measured: there are no boxes on the {counted(images, 'held-out image')}."
+    return "Accuracy is not measured: no initial image was held out. With five or more of them, a random fifth is."
 
 
 def advice(measured: Sequence[tuple[int, float]], confirmed: float | None) -> str | None:
@@ -69,10 +69,11 @@ def advice(measured: Sequence[tuple[int, float]], confirmed: float | None) -> st
     if len(measured) < 2 or (reviews := measured[-1][0] - measured[-2][0]) < 1:
         return agreed or None
     gain = (measured[-1][1] - measured[-2][1]) / reviews * 100
+    change = f"by {gain:+.2f} per 100 answers in the last cycle"
     if gain >= 0.01:
-        said = f"AP50 rose by {gain:.2f} per 100 answers in the last cycle: more labels are worthwhile."
+        said = f"Accuracy (AP50) rose {change}: more labels are worthwhile."
     elif confirmed is not None and confirmed >= 0.9:
-        said = f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle: the labels may be enough."
+        said = f"Accuracy (AP50) changed {change}: the labels may be enough."
     else:
-        said = f"AP50 changed by {gain:+.2f} per 100 answers in the last cycle: label one more cycle before you stop."
+        said = f"Accuracy (AP50) changed {change}: label one more cycle before you stop."
     return f"{said} {agreed}".strip()

@@ -20,18 +20,13 @@ export function showQuestion(editor) {
   else showWords({ before: "", reason: "" });
 }
 
-/** @param {Words} words @param {[string, string][]} [facts] */
+/** @param {Words} words @param {Fact[]} [facts] */
 export function showWords({ before, label = null, after = "", reason }, facts = []) {
   setText(byId("reason"), reason);
   replace(
     byId("facts"),
-    ...facts.map(([name, value]) =>
-      el(
-        "span",
-        { title: `${name} ${value}`, "data-fact": name },
-        el("small", { text: name }),
-        el("b", { text: value }),
-      ),
+    ...facts.map(([name, value, title]) =>
+      el("span", { title, "data-fact": name }, el("small", { text: name }), el("b", { text: value })),
     ),
   );
   const node = byId("question");
@@ -101,14 +96,20 @@ export function wordsOf(task, { active, guess, justDrawn, pen, view }, touch) {
   return { before: "Box everything in this image", reason: [query.reason, drawing].filter(Boolean).join(" ") };
 }
 
-/** @param {Task} task @param {string} [phase] of the project @returns {[string, string][]} */
+/** A name, a value, and what the pointer shows of it. @typedef {[string, string, string]} Fact */
+
+/** @param {Task} task @param {string} [phase] of the project @returns {Fact[]} */
 export function factsOf({ kind, query }, phase) {
-  /** @type {[string, string][]} */
-  const facts = [["photo", query.image.name]];
+  const { image, cycle, box, score, similarity, uncertainty } = query;
+  /** @type {Fact[]} */
+  const facts = [["photo", image.name, image.name]];
   if (kind !== "ask") return facts;
-  if (phase !== "first_images") facts.unshift(["cycle", String(query.cycle)]);
-  if (query.box && query.uncertainty !== null) facts.unshift(["uncertainty", query.uncertainty.toFixed(2)]);
-  if (query.similarity != null) facts.unshift(["similarity", percent(query.similarity)]);
-  if (query.box && query.score !== null) facts.unshift(["score", percent(query.score)]);
+  if (!["first_images", "preparing"].includes(phase ?? ""))
+    facts.unshift(["cycle", String(cycle), `The questions of cycle ${cycle} follow training ${cycle - 1}.`]);
+  if (similarity != null) facts.unshift(["similarity", percent(similarity), "How much it looks like the example."]);
+  if (box && score !== null) {
+    const more = uncertainty === null ? "" : ` Its uncertainty u(b): ${uncertainty.toFixed(2)}.`;
+    facts.unshift(["sure", percent(score), `How sure the detector is: its score.${more}`]);
+  }
   return facts;
 }

@@ -50,7 +50,7 @@ const STAGES = {
   starting: "loading the training process",
   features: "comparing labelled boxes",
   fit: "training the detector (1 of 3)",
-  evaluate: "measuring AP (2 of 3)",
+  evaluate: "measuring its accuracy (2 of 3)",
   score: "scoring all photos (3 of 3)",
 };
 
