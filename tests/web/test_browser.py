@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rarebox.data.datasets import load
 from rarebox.data.images import image_size
 from rarebox.data.listings import Dataset
+from rarebox.web import wording
 from tests import tiny
 from tests.browser import CHROMIUM, LAPTOP, Person, chromium, rarebox, served
 
@@ -78,8 +78,10 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
     """Draw the true boxes, at most twelve on an image. While the images are chosen, random ones are asked about."""
     by_name = {Path(i.path).name: (i.width, i.height, known.train.truth[i.id]) for i in known.train.images}
     drawn = number = 0
-    while not (number and all_are_boxed(person.state())):
+    while True:
         person.task("image")
+        if wording.FURTHER_IMAGE in person.page.locator("#reason").inner_text():
+            break  # the initial images are boxed, and training has begun
         width, height, objects = by_name[person.photo()]
         assert (width, height) == image_size(photos / person.photo())[:2]
         for box, label in list(zip(objects.boxes, objects.labels, strict=True))[:12]:
@@ -97,10 +99,6 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
         person.saved()
     assert sum(entry["count"] for entry in person.state()["classes"]) == pytest.approx(drawn, abs=2)
     person.shoot("2-training")
-
-
-def all_are_boxed(state: dict[str, Any]) -> bool:
-    return state["phase"] == "first_images" and state["budget"]["spent"] >= state["budget"]["of"]
 
 
 def answer_the_first_questions(person: Person) -> None:
