@@ -1,5 +1,5 @@
 /**
- * Up to twelve boxes that the detector takes for one class, checked at once: a person marks the wrong ones and answers them all.
+ * Up to twelve boxes that the detector takes for one class, checked at once: a person marks those without an object and answers them all.
  * They are ordinary questions: each is answered, undone and corrected like one that was shown by itself.
  */
 
@@ -215,8 +215,8 @@ export class Grid {
     if (!this.open) return;
     const label = this.#crops[0]?.query.guess ?? this.offer?.label ?? null;
     const how = byTouch()
-      ? "Tap what is no object at all, “?” for another class, a poor box or one you can't tell. Then answer all."
-      : `A click or its key marks what is no object at all, “?” another class, a poor box or one you can't tell. ${hint("yes")} answers all.`;
+      ? "Tap a box that shows no object. “?” asks about a box separately: another class, a poor box, or you can't tell. Then answer all."
+      : `Click a box that shows no object, or press its key. “?” asks about a box separately: another class, a poor box, or you can't tell. ${hint("yes")} answers all.`;
     showWords({ before: "Is each of these a correct box of ", label, after: "?", reason: how });
     const ready = this.status === "shown" && this.#since !== null;
     setText(text(this.buttons.answer), answerText(this.#crops.map(({ mark }) => mark)) || "Loading …");

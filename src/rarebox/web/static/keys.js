@@ -37,7 +37,7 @@ export const ACTIONS = [
 export const FIXED = [
   { group: "Answer", title: "Choose that class (0 is the tenth)", keys: ["1 … 9", "0"] },
   { group: "Answer", title: "Choose class 11 to 20", keys: ["Shift + 1 … 0"] },
-  { group: "Several at once", title: "Mark this box as wrong, or unmark it", keys: ["1 … 9", "0", "-", "="] },
+  { group: "Several at once", title: "Mark this box as no object, or unmark it", keys: ["1 … 9", "0", "-", "="] },
   { group: "Several at once", title: "Go to another box; mark it", keys: ["←", "↑", "→", "↓", "Space"] },
   { group: "Several at once", title: "Ask about this box separately", keys: ["Shift + its key", "/"] },
   { group: "Several at once", title: "Answer all", keys: ["Enter"] },
