@@ -258,6 +258,62 @@ def test_a_guess_stays_a_guess_after_another_tool_has_saved_it(tmp_path: Path, f
     assert found.incomplete == {1}
 
 
+def with_a_guess(folder: Path, name: str, format: str, guesses: int = 1) -> None:
+    """Export two boxes of the photo a.jpg: one of a person, and perhaps a pseudo label."""
+    photo(folder / "set" / "a.jpg")
+    record, one = ImageRecord(1, str(folder / "set" / "a.jpg"), *SIZE), np.ones(1 + guesses)
+    boxes = np.array([(60.1, 20.2, 80.3, 50.4), (10.4, 10.3, 30.6, 40.2)])[: 1 + guesses]
+    sources = np.array([Source.HUMAN, Source.PSEUDO], dtype=object)[: 1 + guesses]
+    labels = Annotations(1, boxes, np.arange(1 + guesses), sources, one, one, one, complete=False)
+    export(folder / name, format, ["cat", "dog"], [record], [labels], allow_partial=True, include_pseudo=bool(guesses))
+
+
+def unsure_in(path: Path) -> list[tuple[str, bool]]:
+    """The classes of the objects of the one image, and whether they are guesses. The image is not complete."""
+    found = load(path)
+    [truth], [unsure] = found.train.truth.values(), found.train.unsure.values()
+    assert len(found.train.incomplete) == 1
+    return sorted((found.classes[n], bool(guess)) for n, guess in zip(truth.labels.tolist(), unsure, strict=True))
+
+
+@pytest.mark.parametrize("format", ["yolo", "coco"])
+def test_a_guess_of_a_renamed_class_stays_a_guess(tmp_path: Path, format: str) -> None:
+    with_a_guess(tmp_path, "out", format)
+    save_again(tmp_path / "out", format)
+    file = tmp_path / "out" / ("data.yaml" if format == "yolo" else "annotations.json")
+    file.write_text(file.read_text().replace("dog", "hound"))
+    assert unsure_in(tmp_path / "out") == [("cat", False), ("hound", True)]
+
+
+def test_a_split_export_keeps_its_guesses_and_its_partial_images(tmp_path: Path) -> None:
+    """Its list is further up, and data.yaml elsewhere."""
+    with_a_guess(tmp_path, "out", "yolo")
+    for kind in ("images", "labels"):
+        (tmp_path / "out" / kind / "train").mkdir()
+        for file in (tmp_path / "out" / kind).glob("a.*"):
+            file.rename(file.parent / "train" / file.name)
+    (tmp_path / "split.yaml").write_text("path: out\ntrain: images/train\nnames: [cat, dog]\n")
+    assert unsure_in(tmp_path / "split.yaml") == [("cat", False), ("dog", True)]
+
+
+def test_a_coco_file_below_its_export_keeps_its_guesses_and_its_partial_images(tmp_path: Path) -> None:
+    with_a_guess(tmp_path, "out", "coco")
+    save_again(tmp_path / "out", "coco")
+    (tmp_path / "out" / "annotations").mkdir()
+    file = (tmp_path / "out" / "annotations.json").rename(tmp_path / "out" / "annotations" / "instances_default.json")
+    file.write_text(file.read_text().replace("images/a.jpg", "a.jpg"))
+    begun = Begun(tmp_path / "p", tmp_path / "set", file)
+    assert [name for name, _ in begun.boxes("a.jpg")] == ["cat"]  # the dog is a guess
+    assert not begun.said["a.jpg"].complete
+
+
+def test_a_guess_of_one_of_two_exports_of_a_photo_stays_a_guess(tmp_path: Path) -> None:
+    with_a_guess(tmp_path, "first", "yolo", guesses=0)
+    with_a_guess(tmp_path, "second", "yolo")
+    (tmp_path / "both.yaml").write_text("train: [first/images, second/images]\nnames: [cat, dog]\n")
+    assert unsure_in(tmp_path / "both.yaml") == [("cat", False), ("dog", True)]
+
+
 @pytest.mark.parametrize("damage", ["", "[]", '{"images": {"a.j'])
 def test_an_export_whose_list_is_damaged_is_refused(tmp_path: Path, damage: str) -> None:
     """Its pseudo labels would count as a person's."""

@@ -185,6 +185,7 @@ def joined(listing: Listing) -> Listing:
                 complete=False if False in said else None if None in said else True,
                 lost=any(one.lost for one in (first, *same)) or len(same) < len(others),
                 labelled=any(one.labelled for one in (first, *same)),
+                guesses=[guess for one in (first, *same) for guess in one.guesses],
             )
             if any(one.boxes for one in others if one not in same):
                 what = "it is listed in several sizes. The boxes of entries in other sizes than the first are dropped."

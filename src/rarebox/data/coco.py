@@ -20,7 +20,7 @@ from rarebox.core.parsing import from_json
 from rarebox.core.text import read_text
 from rarebox.data import foreign
 from rarebox.data.disk import Disk, place_key, searchable, slashes
-from rarebox.data.exported import Exported
+from rarebox.data.exported import Exports
 from rarebox.data.fitting import CornerCheck
 from rarebox.data.images import UnreadableImage, files_below, image_size
 from rarebox.data.listings import EXPORT_MARK, ListedBox, ListedImage, Listing, Problem, Reader, listed_size, upright
@@ -156,7 +156,7 @@ def _listing(path: Path) -> Listing:
     problems: list[Problem] = []
     names, numbers = _names(path, content, problems)
     boxes, lost = _boxes(path, content, names, problems)
-    images = _images(path, content, boxes, lost, problems)
+    images = _images(path, content, boxes, lost, {*names.values()}, problems)
     if _corners_of(images, lambda image: image.size).doubts:
         _corners_of(images, _size_of_file).refuse(path)  # the listed sizes may be wrong, not the boxes
     categories = {key: name for key, name in names.items() if isinstance(key, int)}
@@ -333,6 +333,7 @@ def _images(
     content: _Content,
     boxes: Mapping[Key, list[ListedBox]],
     lost: set[Key],
+    classes: Collection[str],
     problems: list[Problem],
 ) -> list[ListedImage]:
     entries: dict[Key, list[_Entry]] = defaultdict(list)
@@ -343,7 +344,7 @@ def _images(
             where = f"{path}: image {index + 1} in the list"
             problems.append(Problem("unreadable image", where, "it has no id or no file_name. It is skipped."))
     images: list[ListedImage] = []
-    export = Exported.of(path.parent)
+    exports = Exports(path.parent)
     found = _located(path, {entry.name for same in entries.values() for entry in same}, problems)
     strays = boxes.keys() - entries.keys()  # boxes with an unknown image_id, perhaps of an image that seems empty
     for key, same in entries.items():
@@ -352,9 +353,10 @@ def _images(
         if len({entry.name for entry in same}) == 1:
             image = _image(path, same[0], boxes.get(key, []), found[same[0].name], problems)
             file = slashes(same[0].name).rsplit("/", 1)[-1]
+            export = exports.named(file)
             if place_key(file) in export.incomplete:
                 image = replace(image, complete=False)
-            image = replace(image, guesses=export.guesses(file))
+            image = replace(image, guesses=export.guesses(file, classes))
             empty = key not in boxes and key not in lost and not image.lost
             images.append(replace(image, lost=image.lost or key in lost, labelled=not empty or not strays))
             if empty and image.complete is not False:

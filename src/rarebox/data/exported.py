@@ -1,6 +1,6 @@
 """What a rarebox export says about its images and its label files have no field for."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,9 @@ from rarebox.errors import UserError
 
 INCOMPLETE = "incomplete.txt"
 """The file of an export that lists the images that are not fully labelled."""
+
+LEVELS = 2
+"""How many folders further up are searched for the export of an image."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,22 @@ class Exported:
             return False if self else None
         return bool(entry.get("complete"))
 
-    def guesses(self, name: str) -> tuple[Guess, ...]:
-        """The pseudo labels of the image with that file name. Lines that rarebox has not written are left out."""
+    def lists(self, name: str) -> bool:
+        """Whether the export has an image with that file name."""
+        return place_key(name) in self.images
+
+    def guesses(self, name: str, classes: Collection[str] | None = None) -> tuple[Guess, ...]:
+        """The pseudo labels of the image with that file name. Lines that rarebox has not written are left out.
+
+        ``classes`` are the names in the label files, if they list them. A class that is not among them was renamed.
+        """
         found: list[Guess] = []
         for line in as_list(self.images.get(place_key(name), {}).get("pseudo")):
             with suppress(ValueError, IndexError):
                 label, x, y, width, height = str(line).split()
-                found.append(Guess(self.classes[int(label)], float(x), float(y), float(width), float(height)))
+                known = self.classes[int(label)]
+                guessed = known if classes is None or known in classes else None
+                found.append(Guess(guessed, float(x), float(y), float(width), float(height)))
         return tuple(found)
 
 
@@ -88,18 +100,30 @@ def _damaged(file: Path, error: object) -> UserError:
 
 
 class Exports:
-    """The exports that images belong to: of the folder above an image's own, or else of the ``folder`` that is read."""
+    """The exports that images belong to. ``folder`` holds the label file that is read."""
 
     def __init__(self, folder: Path) -> None:
-        self._here = Exported.of(folder)
-        self._of: dict[Path, Exported] = {folder: self._here}
+        self._folder = folder
+        self._read: dict[Path, Exported] = {}
 
     def of(self, image: Path) -> Exported:
-        """The export that an image belongs to; empty if there is none."""
-        folder = image.parent.parent
-        if folder not in self._of:
-            self._of[folder] = Exported.of(folder)
-        return self._of[folder] or self._here
+        """The export of an image: that of the folder above its own, or of one further up that lists it, as after a
+        split into ``images/train`` and ``images/val``; else that of the label file. Empty if there is none."""
+        near = image.parent.parent
+        return self._in(near) or self._listing(image.name, near.parents) or self._in(self._folder)
+
+    def named(self, name: str) -> Exported:
+        """The export of the image with that file name: that of the label file, or of a folder above that lists it."""
+        return self._in(self._folder) or self._listing(name, self._folder.parents)
+
+    def _in(self, folder: Path) -> Exported:
+        if folder not in self._read:
+            self._read[folder] = Exported.of(folder)
+        return self._read[folder]
+
+    def _listing(self, name: str, folders: Sequence[Path]) -> Exported:
+        found = (self._in(folder) for folder in folders[:LEVELS])
+        return next((one for one in found if one.lists(name)), Exported(self._folder))
 
 
 def incomplete_in(folder: Path) -> Collection[str]:

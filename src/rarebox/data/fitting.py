@@ -114,7 +114,8 @@ def fitted(image: ListedImage, size: Size | None, problems: list[Problem]) -> Fi
 
 
 def _marked(guesses: Sequence[Guess], boxes: Floats, listed: Sequence[ListedBox], size: Size) -> list[ListedBox]:
-    """The boxes, those that are pseudo labels of an export marked as such: of the same class and place.
+    """The boxes, those that are pseudo labels of an export marked as such: of the same class and place, or of the same
+    place if the class was renamed.
 
     Tools that save the labels again drop the source, and round boxes, some to whole pixels (:data:`ROUNDED`).
     """
@@ -123,7 +124,7 @@ def _marked(guesses: Sequence[Guess], boxes: Floats, listed: Sequence[ListedBox]
     near: Bools = np.abs(boxes[:, None].astype(np.float64) - places).max(axis=2) <= ROUNDED
     names = np.array([guess.name for guess in guesses], dtype=object)
     return [
-        box._replace(source=Source.PSEUDO) if box.name in names[row] else box
+        box._replace(source=Source.PSEUDO) if {box.name, None} & {*names[row]} else box
         for box, row in zip(listed, near, strict=True)
     ]
 

@@ -166,9 +166,10 @@ def listed_size(width: object, height: object, where: str, problems: list[Proble
 
 
 class Guess(NamedTuple):
-    """A pseudo label in an export: its class, and its centre and sides in fractions of the image's sides."""
+    """A pseudo label in an export: its class, None if that was renamed since; its centre and sides in fractions of the
+    image's sides."""
 
-    name: str
+    name: str | None
     x: float
     y: float
     width: float

@@ -502,7 +502,9 @@ def _image(path: Path, form: _Form, problems: list[Problem]) -> ListedImage:
     read = [_box(line, f"{file}, line {n}", names, form, problems) for n, line in lines]
     boxes = [box for box in read if box is not None]
     lost = len(boxes) < len(lines)
-    return ListedImage(path, boxes, relative=True, complete=complete, lost=lost, guesses=export.guesses(path.name))
+    return ListedImage(
+        path, boxes, relative=True, complete=complete, lost=lost, guesses=export.guesses(path.name, form.classes)
+    )
 
 
 def _box(line: str, where: str, names: _Names, form: _Form, problems: list[Problem]) -> ListedBox | None:
