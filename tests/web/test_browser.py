@@ -78,10 +78,7 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
     """Draw the true boxes, at most twelve on an image. While the images are chosen, random ones are asked about."""
     by_name = {Path(i.path).name: (i.width, i.height, known.train.truth[i.id]) for i in known.train.images}
     drawn = number = 0
-    while True:
-        person.task("image")
-        if wording.FURTHER_IMAGE in person.page.locator("#reason").inner_text():
-            break  # the initial images are boxed, and training has begun
+    while an_initial_image_is_shown(person):
         width, height, objects = by_name[person.photo()]
         assert (width, height) == image_size(photos / person.photo())[:2]
         for box, label in list(zip(objects.boxes, objects.labels, strict=True))[:12]:
@@ -99,6 +96,16 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
         person.saved()
     assert sum(entry["count"] for entry in person.state()["classes"]) == pytest.approx(drawn, abs=2)
     person.shoot("2-training")
+
+
+def an_initial_image_is_shown(person: Person) -> bool:
+    """Wait for a question. False once the training has begun or is over."""
+    person.page.wait_for_function(
+        "() => ['image', 'box'].includes(document.body.dataset.task) && document.querySelector('#waiting').hidden",
+        timeout=400_000,
+    )
+    whole = person.page.evaluate("() => document.body.dataset.task") == "image"
+    return whole and wording.FURTHER_IMAGE not in person.page.locator("#reason").inner_text()
 
 
 def answer_the_first_questions(person: Person) -> None:

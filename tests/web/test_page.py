@@ -585,6 +585,7 @@ def test_a_full_browser_storage_is_reported_and_loses_nothing(office: Office) ->
     assert len(office.given()) == 1
 
 
+@pytest.mark.slow
 def test_another_project_on_the_same_port_does_not_receive_the_answers(office: Office, tmp_path: Path) -> None:
     """The browser is signed in to both projects, and cookies do not distinguish ports."""
     records = [ImageRecord(i, f"{i}.jpg", 640, 480) for i in range(1, 11)]

@@ -67,7 +67,7 @@ def test_the_most_similar_come_next_with_the_class_as_the_guess(house: House, an
     assert images_of([first, second]) == LIKE_THE_FIRST[:2]
     assert (first["guess"], first["score"], first["box"]) == (2, None, BOX)
     assert first["similarity"] == pytest.approx(np.cos(np.radians(10)), abs=1e-3)
-    assert "similarity 98%" in first["reason"]
+    assert "resembles it (98%)" in first["reason"]
     assert give_all(anna) == [*LIKE_THE_FIRST, 5, 7, 9, 12]  # then the others by their rank, and none twice
     assert anna.get("/api/state")["search"] is None
     asked = house.project.store.queries(2)
