@@ -94,7 +94,8 @@ def box_the_initial_images(person: Person, known: Dataset, photos: Path) -> None
             "name => document.querySelector('[data-fact=photo] b')?.innerText !== name", arg=before
         )
         person.saved()
-    assert sum(entry["count"] for entry in person.state()["classes"]) == pytest.approx(drawn, abs=2)
+    # A drag that begins on the handle of a box moves that box.
+    assert sum(entry["count"] for entry in person.state()["classes"]) == pytest.approx(drawn, rel=0.1)
     person.shoot("2-training")
 
 
