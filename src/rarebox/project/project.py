@@ -3,7 +3,6 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -294,10 +293,12 @@ class Project:
             order: list[int] = [int(i) for i in read_json(self._further, list)]
         except (Damaged, TypeError, ValueError):
             order = seeds.stream(self.settings.seed, "further images").permutation(sorted(images)).tolist()
-        known = self.seen_images()
-        left = (i for i in order if i in images and i not in known and photos.is_there(images[i]))
+        seen = self.seen_images()
+        left = (i for i in order if i in images and i not in seen and photos.is_there(images[i]))
+        if (image_id := next(left, None)) is None:
+            return []
         self.store.open_cycle(1)
-        return self.store.ask(1, [Query(i, why={FURTHER: 1.0}) for i in islice(left, 1)])
+        return self.store.ask(1, [Query(image_id, why={FURTHER: 1.0})])
 
     def seen_images(self) -> set[int]:
         """The ids of the images that are labelled or that cycle 1 has asked about."""

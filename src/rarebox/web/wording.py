@@ -69,11 +69,11 @@ def advice(measured: Sequence[tuple[int, float]], confirmed: float | None) -> st
     if len(measured) < 2 or (reviews := measured[-1][0] - measured[-2][0]) < 1:
         return agreed or None
     gain = (measured[-1][1] - measured[-2][1]) / reviews * 100
-    change = f"by {gain:+.2f} per 100 answers in the last cycle"
+    when = "per 100 answers in the last cycle"
     if gain >= 0.01:
-        said = f"Accuracy (AP50) rose {change}: more labels are worthwhile."
+        said = f"Accuracy (AP50) rose by {gain:.2f} {when}: more labels are worthwhile."
     elif confirmed is not None and confirmed >= 0.9:
-        said = f"Accuracy (AP50) changed {change}: the labels may be enough."
+        said = f"Accuracy (AP50) changed by {gain:+.2f} {when}: the labels may be enough."
     else:
-        said = f"Accuracy (AP50) changed {change}: label one more cycle before you stop."
+        said = f"Accuracy (AP50) changed by {gain:+.2f} {when}: label one more cycle before you stop."
     return f"{said} {agreed}".strip()
