@@ -244,19 +244,30 @@ class AnnotationService:
         found += islice(others, max(want - held - len(found), 0))
         if want and not held and not found and self._before_first_model:
             found += [query.id for query in self.project.ask_further()]
-        if (missing := want - held - len(found)) > 0 and memory.asker:
-            budget = memory.budget_of(cycle)
-            if (most := self._at_most(missing, budget)) > 0:
-                busy, in_hand = answer_index.busy(cycle), answer_index.in_hand(leases, cycle)
-                asked = memory.asker.ask(most, busy=busy, in_hand=in_hand)
-                if not asked and not held and not found:
-                    asked = memory.asker.ask(1, skip_busy=True, busy=busy, in_hand=in_hand)
-                memory.exhausted = not asked and not budget.open and budget.left > 0
-                found += [query.id for query in asked]
+        found += self._ask_anew(want - held - len(found), leases, idle=not held and not found)
         seconds = self.project.settings.people.lease_seconds
         if want and not held and not found and self.people.leave_other_tabs(holder, by, seconds, former):
             return self._assign(holder, by, former, want)  # the remaining ones were leased to a closed tab
         return self.people.claim(holder, by, want, seconds, among=found, former=former)
+
+    def _ask_anew(self, want: int, leases: Sequence[Lease], *, idle: bool) -> list[int]:
+        """Ask up to ``want`` new questions of the ranking, within the budget, and return their ids.
+
+        An ``idle`` annotator gets one even if the box that is next must wait, because its image has an open question.
+        """
+        memory = self.memory
+        if want <= 0 or not memory.asker:
+            return []
+        budget = memory.budget_of(memory.cycle)
+        if (most := self._at_most(want, budget)) <= 0:
+            return []
+        busy = memory.answer_index.busy(memory.cycle)
+        in_hand = memory.answer_index.in_hand(leases, memory.cycle)
+        asked = memory.asker.ask(most, busy=busy, in_hand=in_hand)
+        if not asked and idle:
+            asked = memory.asker.ask(1, skip_busy=True, busy=busy, in_hand=in_hand)
+        memory.exhausted = not asked and not budget.open and budget.left > 0
+        return [query.id for query in asked]
 
     @property
     def _trains(self) -> bool:
