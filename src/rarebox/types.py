@@ -396,7 +396,8 @@ class ImageLabels:
     ``boxes`` (G, 4) with ``labels`` (G,) are the human boxes. ``rejected`` (R, 4) are the rejected boxes. ``skipped``
     (S, 4) are the skipped boxes: the annotator could not tell, or the object had its label already. ``complete``:
     the image is fully labelled (a query about the whole image got an answer other than CANNOT_TELL), so everything
-    outside the boxes is background.
+    outside the boxes is background. ``difficult`` (D, 4) with ``difficult_labels`` (D,) are those skipped boxes that
+    hold an object marked as difficult, which training ignores.
     """
 
     boxes: Floats
@@ -404,6 +405,8 @@ class ImageLabels:
     rejected: Floats
     skipped: Floats
     complete: bool
+    difficult: Floats = field(default_factory=lambda: as_boxes(()))
+    difficult_labels: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def of(

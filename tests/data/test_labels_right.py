@@ -25,10 +25,15 @@ from rarebox.data.export import Annotations, export
 from rarebox.data.listings import NOT_USED, Dataset, Problem
 from rarebox.data.review import Batch, Region, Returned
 from rarebox.errors import UserError
+from rarebox.labels.targets import remaining
 from rarebox.loop import simulate
+from rarebox.loop.cycle import training_targets
+from rarebox.pool.ranking import still_open
+from rarebox.project.collect import collect
 from rarebox.project.create import create
 from rarebox.project.exchange.importing import bring_in
 from rarebox.project.project import Project
+from rarebox.project.run import open_project
 from rarebox.types import ImageRecord, Source, Verdict
 
 SIZE = (160, 120)
@@ -202,11 +207,38 @@ def test_images_skipped_by_a_simulation_are_listed_and_the_rest_is_kept(tmp_path
     assert [Path(p.where).name for p in data.problems if p.kind == NOT_USED] == ["a.jpg"]
 
 
-def test_a_difficult_object_keeps_its_label(tmp_path: Path) -> None:
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_a_difficult_object_stays_one_from_import_to_training_and_export(
+    tmp_path: Path, format: str, partial: bool
+) -> None:
     voc(tmp_path / "set", "a", item("cat", CAT), item("dog", DOG, difficult=1))
-    begun = Begun(tmp_path / "p", tmp_path / "set", tmp_path / "set")
-    assert begun.boxes("a.jpg") == [("cat", CAT), ("dog", DOG)]
-    assert begun.said["a.jpg"].complete
+    begun = Begun(tmp_path / "p", tmp_path / "set", tmp_path / "set", partial=partial)
+    now, said = begun.project, begun.said["a.jpg"]
+    assert (begun.boxes("a.jpg"), said.complete) == ([("cat", CAT)], not partial)
+    assert not still_open(said.difficult, said, 0.5).any()  # nobody is asked about it
+    run = open_project(now.folder, now.settings, now.store, lambda *_: None)
+    (targets,) = training_targets(run, 1, None).values()
+    assert targets.source.tolist() == ["human", "difficult"]
+    assert targets.class_weight.tolist() == targets.box_weight.tolist() == [1, 0]
+    assert (targets.boxes[1].tolist(), targets.background.any()) == (DOG, False)
+    assert not remaining(said.difficult, said, now.settings.pseudo).any()  # no pseudo label there either
+    images, classes, labels = collect(now.folder.root)
+    export(tmp_path / "out", format, classes, images, labels)
+    again = load(tmp_path / "out").train
+    assert (again.truth[1].boxes.tolist(), again.truth[1].difficult.tolist()) == ([CAT, DOG], [False, True])
+    assert bool(again.incomplete) == partial
+    for tool in ("cvat", "labelstudio"):  # it would return as an ordinary object
+        export(tmp_path / tool, tool, classes, images, labels)
+    assert (tmp_path / "cvat" / "annotations.xml").read_text().count("<box ") == 1
+
+
+def test_a_difficult_object_is_difficult_when_a_project_measures(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        voc(tmp_path / "set", name, item("cat", CAT), item("dog", DOG, difficult=1))
+    now = Begun(tmp_path / "p", tmp_path / "set", tmp_path / "set").project
+    run = open_project(now.folder, now.settings, now.store, lambda *_: None)
+    assert [one.difficult.tolist() for one in run.test_truth.values()] == [[False, True]] * 2
 
 
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])

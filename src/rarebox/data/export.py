@@ -221,7 +221,7 @@ def _labelled(items: Sequence[_Item]) -> list[ReviewTask]:
 
 
 def _as_queries(item: _Item) -> list[Query]:
-    labels = item.labels
+    labels = item.labels.only(item.labels.source != Source.DIFFICULT)  # it would return as an ordinary object
     return [Query(item.record.id, box, int(label)) for box, label in zip(labels.boxes, labels.labels, strict=True)]
 
 

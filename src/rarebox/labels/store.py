@@ -27,6 +27,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     create_engine,
     event,
     func,
@@ -43,6 +44,7 @@ from sqlalchemy.schema import CreateColumn
 
 from rarebox.core.boxes import overlapping
 from rarebox.core.files import real
+from rarebox.data.narrow import is_object
 from rarebox.errors import Unavailable, UserError
 from rarebox.labels import schema, sqlite
 from rarebox.labels.rows import Box, Cells, Rows, Unreadable, is_box, is_text
@@ -55,6 +57,9 @@ LONGEST_TIME = 10**9
 WRITERS_LOCK = 0x7261726562  # an arbitrary number: PostgreSQL's lock for writers of the whole database
 MANY = 64  # boxes of an image
 SAME_IOU = 0.9999  # two boxes of one label that overlap this much are the same object
+
+DIFFICULT = "difficult"
+"""In the ``why`` of a query that was answered CANNOT_TELL: the box holds a difficult object of the guess."""
 
 _json = JSONDecoder()
 
@@ -102,6 +107,8 @@ _LABELS = (
         schema.answers.c.boxes,
         schema.answers.c.labels,
         schema.answers.c.id.label("answer_id"),
+        schema.queries.c.guess,
+        case((schema.answers.c.verdict == Verdict.CANNOT_TELL.value, schema.queries.c.why)).label("why"),
     )
     .join_from(schema.queries, schema.answers)
     .where(schema.is_latest)
@@ -580,7 +587,9 @@ class Store:
         if not whole and not is_box(shown):
             self.rows.report("queries", row.id, "box", shown, "the box shown is lost; the labels are kept")
             shown = None
-        return Said(boxes, labels, verdict, shown, whole)
+        marked = is_object(row.why) and DIFFICULT in row.why and verdict is Verdict.CANNOT_TELL
+        difficult = row.guess if marked and shown is not None and self._is_label(row.guess) else None
+        return Said(boxes, labels, verdict, shown, whole, difficult)
 
     def _read_images(self, connection: Connection) -> dict[int, ImageRecord]:
         rows = connection.execute(select(schema.images).order_by(schema.images.c.id)).all()
@@ -773,13 +782,17 @@ def _answer_row(answer: Answer, classes: int) -> dict[str, object]:
 
 
 class Said(NamedTuple):
-    """A latest answer as it is stored, and the box ``shown``, if it is readable; ``whole`` for a whole image."""
+    """A latest answer as it is stored, and the box ``shown``, if it is readable; ``whole`` for a whole image.
+
+    ``difficult`` is the label of the object there that is marked as difficult, if one is.
+    """
 
     boxes: list[Box]
     labels: list[int]
     verdict: Verdict
     shown: Box | None
     whole: bool
+    difficult: int | None
 
 
 def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
@@ -787,6 +800,7 @@ def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
     boxes = as_boxes([box for one in said for box in one.boxes])
     labels = counts_as[np.array([label for one in said for label in one.labels], dtype=np.int64)]
     once = _first_of_each(boxes, labels)
+    difficult = [one for one in said if one.difficult is not None]
     fruitless = [(one.shown, one.verdict) for one in said if one.shown is not None and not one.boxes]
     return ImageLabels(
         boxes=boxes[once],
@@ -794,6 +808,8 @@ def _image_labels(said: Sequence[Said], counts_as: Ints) -> ImageLabels:
         rejected=as_boxes([shown for shown, verdict in fruitless if verdict is Verdict.NOT_AN_OBJECT]),
         skipped=as_boxes([shown for shown, verdict in fruitless if verdict is not Verdict.NOT_AN_OBJECT]),
         complete=any(one.whole and one.verdict is not Verdict.CANNOT_TELL for one in said),
+        difficult=as_boxes([one.shown for one in difficult]),
+        difficult_labels=counts_as[np.array([one.difficult for one in difficult], dtype=np.int64)],
     )
 
 

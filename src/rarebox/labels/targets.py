@@ -26,9 +26,10 @@ def make_targets(
     """The training targets of one image, with the weights of Eq. 7.
 
     ``candidates`` are those of this image, from the model before retraining; a fully labelled image needs none.
-    ``difficult`` (D, 4) are objects that training ignores or treats as background. ``settings`` default to the paper's
-    soft pseudo labels (Eq. 5, 6).
+    ``difficult`` (D, 4), and those of ``human``, are objects that training ignores or treats as background.
+    ``settings`` default to the paper's soft pseudo labels (Eq. 5, 6).
     """
+    difficult = np.concatenate([human.difficult, difficult])
     parts = [Targets.of(human.boxes, human.labels)]
     if settings.difficult == "ignore":
         parts.append(Targets.of(difficult, np.zeros(len(difficult)), Source.DIFFICULT, 0.0, 0.0))
@@ -59,8 +60,9 @@ def calibration(shown: Floats, right: Bools) -> tuple[Floats, Floats]:
 
 
 def remaining(boxes: Floats, human: ImageLabels, settings: PseudoSettings) -> Bools:
-    """Which boxes (T, 4) of one image may be pseudo labels, because no human or rejected box is near: (T,)."""
-    return far_from(boxes, human.boxes, settings.human_iou, strict=True) & far_from(
+    """Which boxes (T, 4) of one image may be pseudo labels, because no object or rejected box is near: (T,)."""
+    objects = np.concatenate([human.boxes, human.difficult])
+    return far_from(boxes, objects, settings.human_iou, strict=True) & far_from(
         boxes, human.rejected, settings.rejected_iou
     )
 

@@ -18,7 +18,7 @@ from rarebox.labels.store import Store
 from rarebox.labels.targets import read_targets, remaining
 from rarebox.loop.run_folder import RunFolder
 from rarebox.project.photo_folder import check_photos
-from rarebox.types import Bools, Floats, ImageLabels, ImageRecord, Ints, Source, Targets
+from rarebox.types import Bools, Floats, ImageLabels, ImageRecord, Ints, Source, Targets, concatenate
 
 SAME_OBJECT = 0.5
 """A pseudo label is left out if its IoU with a human box, joined from tiles, is at least this."""
@@ -27,7 +27,8 @@ SAME_OBJECT = 0.5
 def collect(
     run: Path, damage: list[str] | None = None, warnings: list[str] | None = None, progress: Progress = silent
 ) -> tuple[list[ImageRecord], tuple[str, ...], list[Annotations]]:
-    """Images, class names and annotations of a run: human boxes, and the last cycle's pseudo labels.
+    """Images, class names and annotations of a run: human and difficult boxes, and the last cycle's pseudo
+    labels.
 
     Later answers count: there is no pseudo label near a box that a person has drawn, rejected or skipped since the
     training, or on a fully labelled image, and each has its current class. Classes that were merged into others are
@@ -116,19 +117,9 @@ def _guesses(targets: Targets, said: ImageLabels, settings: PseudoSettings, coun
 
 
 def _annotations(image_id: int, said: ImageLabels, guessed: Targets | None) -> Annotations:
-    """The human boxes of the store, and the pseudo labels beside them."""
-    human = np.ones(len(said.boxes))
-    if guessed is None:
-        source = np.array([Source.HUMAN] * len(human), dtype=object)
-        return Annotations(image_id, said.boxes, said.labels, source, human, human, human, said.complete)
-    source = [Source.HUMAN] * len(human) + [Source.PSEUDO] * len(guessed)
-    return Annotations(
-        image_id,
-        np.concatenate([said.boxes, guessed.boxes]),
-        np.concatenate([said.labels, guessed.labels]),
-        np.array(source, dtype=object),
-        np.concatenate([human, guessed.class_weight]),
-        np.concatenate([human, guessed.class_weight]),
-        np.concatenate([human, guessed.box_weight]),
-        said.complete,
-    )
+    """The human and difficult boxes of the store, and the pseudo labels beside them."""
+    human = Targets.of(said.boxes, said.labels)
+    difficult = Targets.of(said.difficult, said.difficult_labels, Source.DIFFICULT)
+    every = concatenate([human, difficult, *([] if guessed is None else [guessed])])
+    weights = every.class_weight, every.class_weight, every.box_weight
+    return Annotations(image_id, every.boxes, every.labels, every.source, *weights, said.complete)

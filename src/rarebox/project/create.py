@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from rarebox.data.naming import ByName
 from rarebox.data.remote import is_list, is_url, listing, location, trust
 from rarebox.errors import UserError
 from rarebox.labels.leases import clean_name
-from rarebox.labels.store import Store
+from rarebox.labels.store import DIFFICULT, Store
 from rarebox.loop import rules
 from rarebox.loop.run_folder import RunFolder, answers_in, discard_store
 from rarebox.project.photo_folder import NOT_READ, find_moved_images, photos_in, read_images
@@ -157,13 +157,20 @@ def _class_names(names: Sequence[str], problems: list[listings.Problem]) -> list
 
 @dataclass(frozen=True, eq=False)
 class _Labels:
-    """The imported labels of a photo: boxes (N, 4) in its pixels, their labels (N,) in the project, and which of them
-    are crowds. ``complete``: every object has a box."""
+    """The imported labels of a photo: boxes (N, 4) in its pixels, their labels (N,) in the project, which of them are
+    crowds, and which are single objects marked as difficult. ``complete``: every object has a box."""
 
     boxes: Floats
     labels: Ints
     crowds: Bools
+    difficult: Bools
     complete: bool
+
+    def only_difficult(self) -> "_Labels":
+        rows = self.difficult
+        return replace(
+            self, boxes=self.boxes[rows], labels=self.labels[rows], crowds=self.crowds[rows], difficult=rows[rows]
+        )
 
     def joined(self, other: "_Labels") -> "_Labels":
         """These labels and the further ones of another entry for the same photo."""
@@ -174,6 +181,7 @@ class _Labels:
             np.concatenate([self.boxes, other.boxes[new]]),
             np.concatenate([self.labels, other.labels[new]]),
             np.concatenate([self.crowds, other.crowds[new]]),
+            np.concatenate([self.difficult, other.difficult[new]]),
             self.complete and other.complete,
         )
 
@@ -183,7 +191,7 @@ def _take_in(
 ) -> list[listings.Problem]:
     """Import labels as answers: to whole images where they are complete, else to single boxes.
 
-    A crowd is not an object, and the objects in it have no boxes, so nobody is asked about it.
+    Nobody is asked about a crowd, which is not an object and whose objects have no boxes, nor about a difficult object.
     """
     problems: list[listings.Problem] = []
     found = _labels_of_photos(known, records, store.digests(), Classes(store.classes()), problems)
@@ -196,11 +204,13 @@ def _take_in(
     for record, one in found:
         if one.complete and not partial:
             asked.append(Query(record.id, why={HELD_OUT: 1.0} if record.id in held_out else None, asked_by=IMPORTED))
-            said.append((one.boxes, one.labels.tolist(), Verdict.OBJECT))
-            continue
-        for box, label, crowd in zip(one.boxes, one.labels.tolist(), one.crowds, strict=True):
-            asked.append(Query(record.id, box, label, asked_by=IMPORTED))
-            said.append((nothing, [], Verdict.CANNOT_TELL) if crowd else (box[None], [label], Verdict.OBJECT))
+            said.append((one.boxes[~one.difficult], one.labels[~one.difficult].tolist(), Verdict.OBJECT))
+            one = one.only_difficult()
+        rows = zip(one.boxes, one.labels.tolist(), one.crowds, one.difficult, strict=True)
+        for box, label, crowd, difficult in rows:
+            asked.append(Query(record.id, box, label, why={DIFFICULT: 1.0} if difficult else None, asked_by=IMPORTED))
+            plain = not (crowd or difficult)
+            said.append((box[None], [label], Verdict.OBJECT) if plain else (nothing, [], Verdict.CANNOT_TELL))
     queries = store.ask(1, asked)
     store.record(
         [
@@ -305,4 +315,5 @@ def _labels_of(split: listings.Split, image: ImageRecord, photo: ImageRecord, nu
     complete = image.id not in split.incomplete and not unsure.any()
     by_people = ~unsure | truth.difficult  # boxes of a model are asked about again
     boxes, labels = as_boxes(truth.boxes * factors), numbers[truth.labels]
-    return _Labels(boxes[by_people], labels[by_people], unsure[by_people], complete)
+    difficult = (truth.difficult & ~unsure)[by_people]
+    return _Labels(boxes[by_people], labels[by_people], unsure[by_people], difficult, complete)

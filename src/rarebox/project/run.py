@@ -13,7 +13,7 @@ from rarebox.loop.run_folder import RunFolder
 from rarebox.project import predictions
 from rarebox.project.photo_folder import photos_there
 from rarebox.project.project import held_out_in
-from rarebox.types import GroundTruth
+from rarebox.types import GroundTruth, ImageLabels
 
 
 def open_project(
@@ -27,11 +27,7 @@ def open_project(
     settings, lacking = begun(folder, settings, progress)
     said, classes = store.labels(), store.classes()
     held = held_out_in(store)
-    truth = {
-        i: GroundTruth(said[i].boxes, said[i].labels, np.zeros(len(said[i].boxes), dtype=bool))
-        for i in sorted(held)
-        if i in said and said[i].complete
-    }
+    truth = {i: _truth(said[i]) for i in sorted(held) if i in said and said[i].complete}
     images = photos_there(folder, settings, store)
     truth = {i: said_of for i, said_of in truth.items() if i in images}
     pool = listings.Split(tuple(image for i, image in images.items() if i not in held), {})
@@ -44,3 +40,12 @@ def open_project(
     if added is not None:
         added = added[np.isin(added.image_id, [image.id for image in pool.images])]
     return Run(folder, settings, dataset, pictures, tested, truth, store, None, progress, how, notes=notes, added=added)
+
+
+def _truth(said: ImageLabels) -> GroundTruth:
+    """The objects of a fully labelled image."""
+    return GroundTruth(
+        np.concatenate([said.boxes, said.difficult]),
+        np.concatenate([said.labels, said.difficult_labels]),
+        np.repeat([False, True], [len(said.boxes), len(said.difficult)]),
+    )
