@@ -1,7 +1,9 @@
 """Images of every kind come out upright, 8-bit and RGB, or say why they cannot."""
 
+import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import threading
@@ -11,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from rarebox.data import images
 from rarebox.data.images import UnreadableImage, image_files, image_size, read_image, read_picture, working_size
 from rarebox.data.memory_limit import MemoryLimit
 from rarebox.types import ImageRecord
+from rarebox.web.pictures import picture_of
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 
@@ -102,6 +105,35 @@ def test_exif_rotation_is_undone(tmp_path: Path, orientation: int, suffix: str) 
         assert told == orientation
     picture = read_picture(ImageRecord(1, str(path), width, height), min(width, height), max(width, height))
     assert np.array_equal(picture.pixels, upright)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+AS_LONG = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 4, 1, 6, 0)
+TWO = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 2, 6, 6, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")  # of two orientations
+@pytest.mark.parametrize(
+    ("suffix", "more"),
+    [("jpg", {"xmp": XMP}), ("webp", {"xmp": XMP}), ("jpg", {"exif": AS_LONG}), ("jpg", {"exif": TWO}), ("tif", None)],
+)
+def test_an_orientation_that_browsers_ignore_is_ignored(tmp_path: Path, suffix: str, more: dict[str, Any]) -> None:
+    path, stored = tmp_path / f"image.{suffix}", corners((40, 20))
+    if suffix == "tif":
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info[700] = XMP
+        more = {"tiffinfo": info}
+    stored.save(path, quality=95, **more)
+    assert image_size(path) == (40, 20, 1)
+    assert np.abs(read_image(path).astype(int) - np.asarray(stored)).mean() < 3
+    assert read_picture(ImageRecord(1, str(path), 40, 20), 20, 40).pixels.shape == (20, 40, 3)
+    # other browsers may turn it, so the page gets a plain copy
+    sent = picture_of(ImageRecord(1, str(path), 40, 20), None)
+    with Image.open(io.BytesIO(sent.body)) as shown:
+        assert (shown.size, shown.getexif().get(0x0112)) == ((40, 20), None)
 
 
 def test_a_broken_exif_block_does_not_spoil_the_pixels(tmp_path: Path) -> None:

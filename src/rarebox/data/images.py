@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import struct
 import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 # EXIF orientation -> the operation that makes the picture upright (EXIF 2.32, tag 0x0112)
 _ORIENTATION_TAG = 0x0112
+_SHORT = 3  # the type of a TIFF field
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -258,6 +260,8 @@ def opened(path: str | Path, content: bytes | None = None) -> Generator[Image.Im
         try:
             image = Image.open(path if content is None else io.BytesIO(content), formats=_formats())
             held.enter_context(image)
+            if image.format == "TIFF":
+                image.info.pop("xmp", None)  # Pillow would turn the pixels by its orientation, but not the size
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice this
                 raise Image.DecompressionBombError
@@ -298,14 +302,44 @@ def _formats() -> tuple[str, ...]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) if there is none. Call it before the pixels are loaded."""
+    """The EXIF orientation, 1 (upright) if there is none. Call it before the pixels are loaded.
+
+    Like browsers, it ignores an orientation in XMP, or one that is not a single SHORT.
+    """
     if image.format == "TIFF":
         return 1  # Pillow rotates these itself
-    try:  # the base class's method, because that of PNG files decodes all pixels in search of a late EXIF block
-        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    try:
+        return _orientation_in(_exif_block(image))
     except Exception:  # a broken EXIF block raises anything, but the pixels are fine
         return 1
-    return orientation if isinstance(orientation, int) else 1
+
+
+def _exif_block(image: Image.Image) -> bytes:
+    """The EXIF block, a TIFF file without pixels. Pillow reads it as text from PNG files of ImageMagick."""
+    if "Raw profile type exif" in image.info:
+        block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+    else:
+        block = image.info.get("exif", b"")
+    return block.removeprefix(b"Exif\0\0")
+
+
+def _orientation_in(block: bytes) -> int:
+    order = {b"II": "<", b"MM": ">"}[block[:2]]
+    (start,) = struct.unpack_from(f"{order}I", block, 4)
+    (entries,) = struct.unpack_from(f"{order}H", block, start)
+    for place in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, count, value = struct.unpack_from(f"{order}HHIH", block, place)
+        if tag == _ORIENTATION_TAG:
+            return value if (kind, count) == (_SHORT, 1) else 1
+    return 1
+
+
+def seen_alike(image: Image.Image) -> bool:
+    """Whether every program turns the open image as rarebox does: its orientation is plain, and not only in XMP."""
+    try:  # the base class's method, because that of PNG files decodes all pixels in search of a late EXIF block
+        return Image.Image.getexif(image).get(_ORIENTATION_TAG, 1) == _orientation(image)
+    except Exception:
+        return True  # a broken EXIF block
 
 
 def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:

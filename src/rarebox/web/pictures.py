@@ -5,7 +5,7 @@ import io
 from fastapi.responses import FileResponse, Response
 from PIL import ExifTags, Image
 
-from rarebox.data.images import content_of, opened, read_picture
+from rarebox.data.images import content_of, opened, read_picture, seen_alike
 from rarebox.types import ImageRecord
 
 LARGEST_SIDE = 4096
@@ -35,6 +35,8 @@ def _plain(record: ImageRecord, content: bytes | None) -> str | None:
     try:
         with opened(record.path, content) as image:
             if image.mode not in ("RGB", "L") or set(image.size) != {record.width, record.height}:
+                return None
+            if not seen_alike(image):
                 return None
             if image.format in ("JPEG", "MPO"):  # phones write MPO: a JPEG followed by more data
                 return "image/jpeg"
