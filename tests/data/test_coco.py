@@ -137,12 +137,47 @@ def test_a_class_that_only_test_has_comes_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    [{"iscrowd": 1}, {"difficult": 1}, {"attributes": {"difficult": True}}, {"extra": {"difficult": "1"}}],
+    [
+        {"iscrowd": 1},
+        {"difficult": 1},
+        {"attributes": {"difficult": True}},
+        {"extra": {"difficult": "1"}},
+        {"IsGroupOf": 1},
+        {"attributes": {"is_group_of": True}},
+    ],
 )
 def test_crowds_and_the_flag_are_difficult(tmp_path: Path, flag: dict[str, Any]) -> None:
     plain = box(2, 1, [0, 0, 5, 5], iscrowd=0, difficult=0, attributes={"difficult": False}, extra={"difficult": "0"})
     write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1, **flag), plain])
     assert load(tmp_path).train.truth[1].difficult.tolist() == [True, False]
+
+
+def test_boxes_with_scores_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1, score=0.31), box(2, 1, [0, 0, 5, 5], score=1)])
+    with pytest.raises(UserError, match=r"has a score, as in the output of a detector.* to --predictions"):
+        load(tmp_path)
+    write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1, score=0.31), box(2, 1, [0, 0, 5, 5])])
+    data = load(tmp_path)
+    assert (data.train.truth[1].boxes.tolist(), data.train.incomplete) == ([[0, 0, 5, 5]], {1})
+    assert "score" in only(data, "box dropped").what
+
+
+@pytest.mark.parametrize("score", [{"score": 1.0}, {"score": None}, {"score": 0.5, "attributes": {"source": "human"}}])
+def test_a_score_that_no_detector_gave_does_no_harm(tmp_path: Path, score: dict[str, Any]) -> None:
+    write(tmp_path / "train.json", [image(1, "a.png")], [box(1, 1, **score)])
+    assert len(load(tmp_path).train.truth[1].boxes) == 1
+
+
+def test_an_image_on_which_people_looked_for_some_classes_only_is_partially_labelled(tmp_path: Path) -> None:
+    checked = [{"neg_category_ids": [1]}, {"neg_category_ids": []}, {"not_exhaustive_category_ids": [1]}]
+    whole = [{"not_exhaustive_category_ids": []}, {"neg_category_ids": [], "attributes": {"complete": True}}]
+    images = [image(id, "a.png") | {"file_name": f"{id}.png"} | more for id, more in enumerate([*checked, *whole], 1)]
+    for these, incomplete in ((images[:4], {1, 2, 3}), (images, {1, 2, 3, 4})):  # one says that it is complete
+        write(tmp_path / "train.json", these, [box(entry["id"], entry["id"]) for entry in these])
+        data = load(tmp_path)
+        assert data.train.incomplete == incomplete
+        (problem,) = (problem for problem in data.problems if problem.kind == "classes not checked")
+        assert problem.what.startswith("in 3 images")
 
 
 def test_boxes_are_clipped_or_dropped_and_listed(tmp_path: Path) -> None:

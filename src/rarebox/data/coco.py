@@ -95,6 +95,10 @@ _TEST_NAMES = ("test", "valid", "val")
 _ROBOFLOW = "_annotations.coco.json"
 _OBJECTS = ("annotations", "objects", "boxes", "bboxes", "bbox")
 _TRUE = (1, True, "1", "true", "True")
+_DETECTED = (
+    "it has a score, as in the output of a detector, which is no label. Give the list 'annotations' to --predictions. "
+    "If people drew the boxes, remove the scores."
+)
 
 
 def find(path: Path) -> Reader | None:
@@ -249,6 +253,7 @@ def _boxes(
     """Image id -> its boxes; and the ids of images with an object whose box or class cannot be used."""
     boxes: dict[Key, list[ListedBox]] = defaultdict(list)
     lost: set[Key] = set()
+    scored = any(_score(annotation) not in (None, 1) for annotation in content.annotations)
     seen: dict[Key, Object] = {}
     for index, annotation in enumerate(content.annotations):
         if not is_object(annotation):
@@ -261,6 +266,8 @@ def _boxes(
             box, fault = _corners(annotation), ""
         except ValueError as error:
             box, fault = None, str(error)
+        if scored and _score(annotation) is not None:
+            box, fault = None, _DETECTED
         if "id" in annotation and _is_repeated(annotation, seen, where, problems):
             continue
         image_id = _key(annotation.get("image_id"))
@@ -303,6 +310,14 @@ def _corners(annotation: Object) -> tuple[float, float, float, float]:
     return upright((x, y, x + width, y + height), said)
 
 
+def _score(annotation: object) -> float | None:
+    """The score that a detector gave the box, unless the file says where the box comes from, as exports do."""
+    if not is_object(annotation) or "source" in _attributes(annotation):
+        return None
+    score = annotation.get("score")
+    return score if isinstance(score, int | float) and not isinstance(score, bool) else None
+
+
 def _attributes(entry: Object) -> Object:
     """The attributes of an image or annotation, where rarebox's own export writes what COCO has no field for.
 
@@ -314,8 +329,10 @@ def _attributes(entry: Object) -> Object:
 
 
 def _crowd(annotation: Object) -> bool:
-    """Whether the box is around several objects (``iscrowd``), or an ignore region (``ignore``)."""
-    return annotation.get("iscrowd") in _TRUE or annotation.get("ignore") in _TRUE
+    """Whether the box is around several objects (``iscrowd``, Open Images' ``IsGroupOf``), or an ignore region
+    (``ignore``)."""
+    groups = (place.get(name) for place in _places(annotation) for name in ("IsGroupOf", "is_group_of"))
+    return any(flag in _TRUE for flag in (annotation.get("iscrowd"), annotation.get("ignore"), *groups))
 
 
 def _difficult(annotation: Object) -> bool:
@@ -366,6 +383,12 @@ def _images(
         for box in boxes[key]:
             what = f"image_id {key!r} is not among the images. The box is dropped."
             problems.append(Problem("annotation without image", box.where, what))
+    if federated := [same[0].name for same in entries.values() if _is_federated(same[0].raw)]:
+        what = (
+            f"in {len(federated)} images people looked for some classes only, as in LVIS. They count as partially "
+            "labelled."
+        )
+        problems.append(Problem("classes not checked", f"{path}: {federated[0]}", what))
     if not any(image.complete for image in images):
         return images
     for image in (image for image in images if image.complete is None):
@@ -383,6 +406,12 @@ def _duplicates(path: Path, same: list[_Entry]) -> list[Problem]:
     return [Problem("duplicate id", where, what)]
 
 
+def _is_federated(image: Object) -> bool:
+    """Whether people looked for some classes only (LVIS), and the image does not say that it is complete."""
+    checked = "neg_category_ids" in image or bool(image.get("not_exhaustive_category_ids"))
+    return checked and "complete" not in _attributes(image)
+
+
 def _image(
     path: Path, entry: _Entry, boxes: list[ListedBox], place: Path | str, problems: list[Problem]
 ) -> ListedImage:
@@ -392,7 +421,7 @@ def _image(
     key = _key(raw["id"])
     own = key if type(key) is int else None
     attributes = _attributes(raw)
-    complete = attributes["complete"] in _TRUE if "complete" in attributes else None
+    complete = attributes["complete"] in _TRUE if "complete" in attributes else False if _is_federated(raw) else None
     inside = next((name for name in _OBJECTS if as_list(raw.get(name))), None)
     if inside:
         what = f"the image's own list '{inside}' is not read. Move its objects to the file's list 'annotations'."
