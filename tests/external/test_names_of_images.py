@@ -1,16 +1,26 @@
 """Detections may name photos differently from the labels: a labelled photo is recognised, or the command reports it."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from rarebox import config, external
+from rarebox.cli.label import init_project
+from rarebox.cli.main import app
+from rarebox.data.export import export
 from rarebox.errors import UserError
 from rarebox.labels.store import Store
-from rarebox.types import ImageRecord
+from rarebox.project.collect import collect
+from rarebox.project.create import create
+from rarebox.project.predictions import read_all
+from rarebox.project.project import Project
+from rarebox.types import Answer, ImageRecord, Query, Verdict
 
 SETTINGS = config.resolve("laptop", None, {"selection.strategy": "uncertainty"})
 
@@ -101,3 +111,62 @@ def test_two_photos_of_a_folder_do_not_become_one_labelled_image(tmp_path: Path)
         rank(tmp_path, labels, "c/p0.png", images=tmp_path / "photos")
     (tmp_path / "photos" / "d" / "p0.png").unlink()
     assert rank(tmp_path, labels, "c/p0.png", images=tmp_path / "photos")[0] == []
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Path:
+    """A project of ``x/a.png``, ``y/a.png`` and ``y/b.png``, the first two labelled, and its export ``e``."""
+    for number, name in enumerate(("x/a.png", "y/a.png", "y/b.png")):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (200, 200), (number, 0, 0)).save(tmp_path / "photos" / name)
+    create(tmp_path / "p", tmp_path / "photos", ["cat"])
+    with Store(tmp_path / "p" / "labels.sqlite") as store:
+        store.open_cycle(1)
+        box = np.array([[10, 10, 60, 60]], np.float32)
+        store.record(
+            [Answer(q.id, box, np.array([0]), Verdict.OBJECT, "ann") for q in store.ask(1, [Query(1), Query(2)])]
+        )
+    images, classes, labels = collect(tmp_path / "p")
+    export(tmp_path / "e", "coco", classes, images, labels)
+    export(tmp_path / "copied", "coco", classes, images, labels, copy_images=True)
+    for place in ("e", "copied"):
+        result = {"category_id": 1, "score": 0.8}
+        results = [{**result, "image_id": image.id, "bbox": [5, 5, 40 + image.id, 40]} for image in images]
+        (tmp_path / place / "results.json").write_text(json.dumps(results))
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["e", "copied"])
+@pytest.mark.parametrize("names", [["x/a.png", "y/a.png", "y/b.png"], ["x/a.png", "a-2.png", "b.png"]])
+def test_a_photo_and_its_image_in_an_export_are_one(alike: Path, place: str, names: list[str]) -> None:
+    listed, notes = rank(alike, alike / place / "annotations.json", *names, images=alike / "photos")
+    assert listed == [str(alike / "photos" / "y" / "b.png")]  # the others are fully labelled
+    assert "2 of 2 labelled images" in notes
+
+
+@pytest.mark.parametrize("place", ["e", "copied"])
+def test_results_on_an_export_go_to_the_photos_that_it_shows(alike: Path, place: str) -> None:
+    results, labels = str(alike / place / "results.json"), alike / place / "annotations.json"
+    app_runs("predictions", "add", str(alike / "p"), results, "--images", str(labels))
+    init_project(alike / "n", alike / "photos", None, labels, False, Path(results), "laptop", {})
+    for project in ("p", "n"):
+        with closing(Project(alike / project).store) as store:
+            found = read_all(alike / project, store.counts_as())
+            assert found is not None
+            paths = [Path(store.images()[i].path).relative_to(alike / "photos") for i in found.image_id.tolist()]
+        width = dict(zip(map(str, paths), (found.boxes[:, 2] - 45).tolist(), strict=True))
+        assert width == {"x/a.png": 1, "y/a.png": 2, "y/b.png": 3}
+
+
+def test_a_name_of_several_photos_costs_only_its_own_boxes(alike: Path) -> None:
+    said = app_runs("predictions", "add", str(alike / "p"), str(found_on(alike, "a.png", "b.png")))
+    assert "1 image skipped, since several photos fit: 'a.png' may be" in said
+    assert "1 box on 1 photo" in said
+    refused = CliRunner().invoke(app, ["predictions", "add", str(alike / "p"), str(found_on(alike, "a.png"))])
+    assert "several photos fit" in str(refused.exception)
+
+
+def app_runs(*words: str) -> str:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())

@@ -375,7 +375,8 @@ def init_project(
     if predictions:
         settings = config.resolve(preset, None, changes)
         here = images if isinstance(images, Path) else None
-        predicted = external.read(predictions, settings, images=here, numbers=numbers_in_use(names, labels))
+        numbers = numbers_in_use(names, labels)
+        predicted = external.read(predictions, settings, images=here, numbers=numbers, skip_ambiguous=True)
         for note in predicted.notes:
             if note != (here and left_out(here)):  # create returns it, too
                 console.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -52,6 +52,7 @@ def add(
             labels=None if images else project,
             images=images,
             classes=class_names(classes) or None,
+            skip_ambiguous=True,
             report=lambda done, of: progress("read", done, of, "images"),
         )
         for note in found.notes:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,9 @@ from rarebox.data.disk import place_key
 from rarebox.data.images import readers
 from rarebox.data.listings import EXPORT_MARK, Listing
 from rarebox.data.narrow import as_object, is_object
+from rarebox.data.remote import is_url
 from rarebox.errors import Damaged, UserError
+from rarebox.types import ImageRecord
 
 JUST_NOW = 2 * 10**9
 """Nanoseconds. A file that changed this recently may change again without a new time stamp, so its hash is not kept."""
@@ -85,6 +88,27 @@ class Contents:
             return known is not None and known[0] == stat_of(os.stat(path))
         except (OSError, ValueError):
             return False
+
+
+def same_photos(files: Iterable[str], images: Iterable[ImageRecord]) -> dict[str, int]:
+    """The id of the image that each file is: by a link, or by being the only one with its content.
+
+    Names without a file and URLs are left out.
+    """
+    local = [image for image in images if not is_url(image.path) and os.path.isfile(image.path)]
+    places = {os.path.realpath(image.path): image.id for image in local}
+    of_size, contents = defaultdict[int, list[ImageRecord]](list), Contents()
+    for image in local:
+        of_size[os.stat(image.path).st_size].append(image)
+    found: dict[str, int] = {}
+    for file in files:
+        if is_url(file) or not os.path.isfile(file):
+            continue
+        alike = of_size[os.stat(file).st_size] if os.path.realpath(file) not in places else []
+        same = [image.id for image in alike if contents.of(image.path) == contents.of(file) is not None]
+        if (there := places.get(os.path.realpath(file), same[0] if len(same) == 1 else None)) is not None:
+            found[file] = there
+    return found
 
 
 def _four(values: Sequence[int]) -> Stat:

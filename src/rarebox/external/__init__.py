@@ -15,6 +15,7 @@ from rarebox import strategies
 from rarebox.config import Settings
 from rarebox.core import seeds
 from rarebox.core.boxes import clip, rescaling
+from rarebox.core.text import counted
 from rarebox.data import detections
 from rarebox.data.detections import CocoResults, DetectionFile, Image, Line, concatenated
 from rarebox.data.fitting import CornerCheck, has_area, reach_out
@@ -144,14 +145,15 @@ def read(
     views_map: Path | None = None,
     labels_complete: bool = False,
     numbers: Numbers | None = None,
+    skip_ambiguous: bool = False,
     report: Report = lambda done, of: None,
 ) -> Read:
     """Read a file of detections.
 
     ``labels`` is a COCO file, the folder of a run or project, or a label store; with ``labels_complete`` all its images
     count as fully labelled. ``images`` is a folder or COCO file that lists the images. ``numbers`` says what the
-    numbers of classes and images mean, for a project that is created from labels. Raises UserError for invalid
-    files and arguments.
+    numbers of classes and images mean, for a project that is created from labels. With ``skip_ambiguous`` a name that
+    several images have costs only its own detections. Raises UserError for invalid files and arguments.
     """
     file, file_of_views = detections.open_detections(found), views and detections.open_detections(views)
     if isinstance(file_of_views, detections.CocoResults):
@@ -161,7 +163,13 @@ def read(
     given = pool.add_labels(labels, labels_complete) if labels else None
     if images:
         pool.add_images(images, notes)
-    placed = pool.place(file.images(), found, closed=images is not None)
+    several = pool.several(file.images()) if skip_ambiguous else {}
+    placed = pool.place([name for name in file.images() if name not in several], found, closed=images is not None)
+    if several:
+        skipped = f"{counted(len(several), 'image')} skipped, since several photos fit: {next(iter(several.values()))}"
+        if not placed:
+            raise UserError(f"{found}: {skipped}")
+        notes.append(skipped)
     if pool.otherwise:
         notes.append(_otherwise(pool, found))
     if pool.disputed:

@@ -12,11 +12,13 @@ from rarebox.core.boxes import rescaling
 from rarebox.core.text import counted
 from rarebox.data import coco, fitting, listings
 from rarebox.data.assembly import file_of, joined
+from rarebox.data.contents import same_photos
 from rarebox.data.detections import Image
 from rarebox.data.disk import slashes
 from rarebox.data.image_list import named_images
 from rarebox.data.images import SUFFIXES, UnreadableImage, image_size, left_out, none_readable
 from rarebox.data.listings import ListedImage, Problem, Size
+from rarebox.data.naming import ByName
 from rarebox.data.remote import is_list, is_url
 from rarebox.errors import UserError
 from rarebox.external.names import Names
@@ -76,6 +78,7 @@ class Pool:
         self._aliases = dict[int, int]()  # further numbers of an image that a COCO file lists several times
         self._ambiguous = False
         self._known: Names | None = None
+        self._also = ByName[int]()  # further paths of the same photos
         self._given: set[int] = set()
         self._internal: set[int] = set()
 
@@ -109,6 +112,7 @@ class Pool:
             if image in self.otherwise:
                 return self.otherwise[image]
             found = self._names().by_path.find(image)
+            found = self._also.find(image) if found is None else found
             is_stem = found is None and PurePath(slashes(image)).suffix.lower() not in SUFFIXES
             return self._called(image) if is_stem else found
         if image in self._given:
@@ -137,6 +141,16 @@ class Pool:
             self._known = Names(self.records.values())
         return self._known
 
+    def several(self, images: Sequence[Image]) -> dict[Image, str]:
+        """The names of a file that several images have, and what they may be."""
+        found: dict[Image, str] = {}
+        for image in images:
+            try:
+                self.find(image)
+            except UserError as error:
+                found[image] = str(error)
+        return found
+
     def place(self, images: Sequence[Image], file: Path, closed: bool) -> dict[int, list[Image]]:
         """The id of every image of a file, with its names in that file.
 
@@ -144,8 +158,11 @@ class Pool:
         own. Unknown images get ids: their own number, or the next free one in the order of their names. Raises
         UserError for unknown images if the pool is ``closed``, and for a name that may be several images.
         """
-        own = {image: self.find(image) for image in images}
         named = {image: self._paths.get(image, image) if isinstance(image, int) else image for image in images}
+        strange = [name for image, name in named.items() if _is_text(name) and self.find(image) is None]
+        for name, image_id in same_photos(strange, self.records.values()).items():
+            self._also.add(name, image_id)
+        own = {image: self.find(image) for image in images}
         strange = [named[image] for image, found in own.items() if found is None]
         taken = set(own.values())
         try:
@@ -172,7 +189,10 @@ class Pool:
         return placed
 
     def add_images(self, path: Path, notes: list[str]) -> None:
-        """Add the images of a folder, a text file of paths or a COCO file. Images known by name keep their ids."""
+        """Add the images of a folder, a text file of paths or a COCO file.
+
+        Images known by content or name keep their ids.
+        """
         every: Sequence[ListedImage] = ()
         if path.is_dir() or is_list(path):
             unreadable: list[UnreadableImage] = []
@@ -195,7 +215,8 @@ class Pool:
             listed = [(i.id, str(i.path), size[0], size[1]) for i, size in sized]
         if not listed:
             raise UserError(f"{path} holds no image")
-        own = {name: self._names().by_path.find(name) for _, name, _, _ in listed}
+        same = self._same([name for _, name, _, _ in listed])
+        own = {name: same.get(name) or self._names().by_path.find(name) for _, name, _, _ in listed}
         taken = set(own.values())
 
         def is_missing(record: ImageRecord) -> bool:
@@ -207,8 +228,18 @@ class Pool:
             if known is None:
                 free = max(self.records, default=0) + 1
                 known = free if image_id is None or image_id in self.records else image_id
+            elif self.records[known].path != name:
+                self._also.add(self.records[known].path, known)
             self.add(ImageRecord(known, name, width, height), given=known == image_id)
         self._note_aliases(every)
+
+    def _same(self, files: Sequence[str]) -> dict[str, int]:
+        """The ids of the images that are these files; if several are one, of that with the same name."""
+        same = same_photos(files, self.records.values())
+        once: dict[int, str] = {}
+        for file in sorted(same, key=lambda file: PurePath(file).name != PurePath(self.records[same[file]].path).name):
+            once.setdefault(same[file], file)
+        return {file: image_id for image_id, file in once.items()}
 
     def add_labels(self, path: Path, all_complete: bool) -> Given:
         """The labels from a store or a COCO file, whose images are added."""

@@ -19,6 +19,7 @@ from rarebox.core.boxes import rescaling
 from rarebox.core.files import damaged
 from rarebox.core.text import counted
 from rarebox.data.classes import Classes
+from rarebox.data.contents import same_photos
 from rarebox.data.naming import ByName
 from rarebox.errors import UserError, unknown_name
 from rarebox.strategies.box import entropies
@@ -79,18 +80,20 @@ def files(root: Path) -> dict[str, Path]:
 def matched(found: Found, photos: Mapping[int, ImageRecord], classes: Sequence[str]) -> Matched:
     """Boxes of a detector with the ids, labels and pixels of a project's photos.
 
-    Boxes on other images and of other classes are left out. Raises UserError if a photo has another shape than the
-    image that the detector saw.
+    Boxes on other images and of other classes are left out. A photo is found by its file (images of our exports are
+    links or copies with other names), else by name. Raises UserError if a photo has another shape than the image that
+    the detector saw.
     """
-    by_name, known, boxes = ByName[int](), Classes(classes), found.candidates
-    for image_id, photo in photos.items():
-        by_name.add(photo.path, image_id)
+    known, boxes = Classes(classes), found.candidates
     seen = [found.images[i] for i in np.unique(boxes.image_id).tolist()]
-    photo_of = {image.id: photo for image in seen if (photo := by_name.match(image.path)) is not None}
+    photo_of, ambiguous = _photos_of(seen, photos)
     label_of = np.array([_or_none(known.find(name)) for name in found.classes], dtype=np.int64)
     there, labels = np.isin(boxes.image_id, [*photo_of]), label_of[boxes.labels]
     kept, notes = there & (labels != NONE), list[str]()
-    if lacking := [image.path for image in seen if image.id not in photo_of]:
+    if ambiguous:
+        notes.append(f"{counted(len(ambiguous), 'image')} skipped, since several photos fit: {ambiguous[0][1]}")
+    unclear = {image_id for image_id, _ in ambiguous}
+    if lacking := [image.path for image in seen if image.id not in photo_of and image.id not in unclear]:
         notes.append(f"{counted(len(lacking), 'image')} skipped, not among the project's photos: {_few(lacking)}")
     if strange := sorted({found.classes[int(i)] for i in boxes.labels[there & ~kept].tolist()}):
         count = counted(int((there & ~kept).sum()), "box", "boxes")
@@ -102,6 +105,26 @@ def matched(found: Found, photos: Mapping[int, ImageRecord], classes: Sequence[s
     scaled = boxes.boxes[kept] * np.reshape([factors[i] for i in ids], (-1, 4))
     found_here = as_candidates(np.array([photo_of[i] for i in ids]), scaled, labels[kept], boxes.scores[kept])
     return Matched(found_here, tuple(notes))
+
+
+def _photos_of(
+    seen: Sequence[ImageRecord], photos: Mapping[int, ImageRecord]
+) -> tuple[dict[int, int], list[tuple[int, str]]]:
+    """The id of the photo that each image shows, by the image's id; and the images that may be several, with why."""
+    by_name = ByName[int]()
+    for image_id, photo in photos.items():
+        by_name.add(photo.path, image_id)
+    same = same_photos([image.path for image in seen], photos.values())
+    photo_of, ambiguous = dict[int, int](), list[tuple[int, str]]()
+    for image in seen:
+        try:
+            photo = same.get(image.path) or by_name.match(image.path)
+        except UserError as error:
+            ambiguous.append((image.id, str(error)))
+            continue
+        if photo is not None:
+            photo_of[image.id] = photo
+    return photo_of, ambiguous
 
 
 def _or_none(label: int | None) -> int:
