@@ -741,6 +741,7 @@ def test_a_photo_that_was_renamed_since_it_was_sent_keeps_its_answers(project: P
         ({"image": "0 ä.png", "image2": "1 ä.png"}, "image", 4),
         ({"image": "0 ä.png", "note": "a dog"}, "img", 4),
         ({"image": "0 ä.png", "image2": "1 ä.png"}, "img", None),
+        ({"photo": "0 ä.png", "note": "a dog", "page": "https://x.org/dog"}, "img", 4),
     ],
 )
 def test_boxes_go_to_the_image_of_the_task_that_they_are_on(
@@ -755,6 +756,9 @@ def test_boxes_go_to_the_image_of_the_task_that_they_are_on(
         return
     bring_in(store, labelstudio.read(file), "labelstudio")
     assert list(store.labels()) == [wanted]
+    if "image2" not in data:  # an empty annotation does not say what it is on
+        file.write_text(file.read_text().replace(json.dumps([drawn]), "[]"))
+        assert [one.image for one in labelstudio.read(file).returned] == ["0 ä.png"]
 
 
 def test_numbers_with_thousands_of_digits_name_no_query(tmp_path: Path, fresh: Store) -> None:

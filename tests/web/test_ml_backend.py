@@ -319,6 +319,7 @@ def test_other_events_and_skipped_tasks_change_nothing(client: TestClient, proje
         ({"task": task(1, "unknown.jpg")}, "unknown.jpg' is not in the store"),
         ({"task": None}, "payload"),
         ({"task": {"data": {"text": "no image"}}}, "names no"),
+        ({"task": {"data": {"one": "a.png", "other": "b.png"}}}, "nor a single picture"),
     ],
 )
 def test_invalid_events_are_refused(client: TestClient, project: Project, change: Any, wanted: str) -> None:

@@ -367,15 +367,19 @@ def _query_and_name(region: object) -> tuple[int | None, str | None]:
 def image_of(data: object, where: str, regions: Sequence[Object] = ()) -> tuple[str, int | None]:
     """The image's address in a task's data (see :class:`~rarebox.data.naming.ByName`), and its id, if rarebox wrote it.
 
-    Raises `UserError` if the data has no image, or several of which the ``regions`` name none.
+    It is the value on which the ``regions`` are, else that of "image", else the only one that names a picture. Raises
+    `UserError` if the data has no image, or several of which the ``regions`` name none.
     """
     fields = as_object(data)
     drawn_on = next((str(region["to_name"]) for region in regions if "to_name" in region), "")
-    field = drawn_on if isinstance(fields.get(drawn_on), str) else IMAGE
+    pictures = [name for name, value in fields.items() if isinstance(value, str) and _is_picture(value)]
+    only = pictures[0] if len(pictures) == 1 else IMAGE
+    field = next((name for name in (drawn_on, IMAGE) if isinstance(fields.get(name), str)), only)
     image = fields.get(field)
     if not isinstance(image, str):
-        raise UserError(f'{where}: its data names no "{IMAGE}". Export only tasks with an image.')
-    pictures = [name for name, value in fields.items() if isinstance(value, str) and _is_picture(value)]
+        raise UserError(
+            f'{where}: its data names no "{IMAGE}", nor a single picture. Export only tasks with one image.'
+        )
     if regions and drawn_on not in fields and len(pictures) > 1:
         raise UserError(
             f"{where}: its data has several images ({', '.join(pictures)}), and its regions do not say which one they "
